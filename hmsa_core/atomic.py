@@ -1,0 +1,319 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder.
+
+POSIX promises nothing about bytes that were not synced before power was lost, so every caller that
+must know keeps the SHA-256 that the functions here return. All file operations go through the one
+object `ops`, so that a test can make the n-th of them fail and look at what is left on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from hmsa_core.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "AtomicFile",
+    "FileOps",
+    "append_line",
+    "canonical_json",
+    "digest",
+    "open_atomic",
+    "ops",
+    "publish_file",
+    "publish_tree",
+    "read_json",
+    "remove_tree",
+    "sha256_bytes",
+    "sha256_file",
+    "sweep_temps",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_TEMP = re.compile(r"^\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+
+
+class FileOps:
+    """The file operations that matter for crash safety, one method each (replaceable in tests)."""
+
+    def open_new(self, path: Path) -> IO[bytes]:
+        """Create `path`, which must not exist, for writing."""
+        return path.open("xb")
+
+    def write(self, file: IO[bytes], data: bytes | memoryview) -> int:
+        """Write all of `data`."""
+        return file.write(data)
+
+    def fsync(self, file: IO[bytes]) -> None:
+        """Flush Python's and the kernel's buffers of an open file to the device."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replace `target` by `source` in one step."""
+        source.replace(target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give `source` a second name."""
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove one name of a file."""
+        path.unlink()
+
+    def mkdir(self, path: Path) -> None:
+        """Create a folder and its parents."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make renames and links inside a folder durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+ops = FileOps()
+
+
+def _temp_name(path: Path) -> Path:
+    # The folder is the target's own (rename must not cross a file system); the process id lets a
+    # later start tell a leftover of a dead writer from the work of a living one.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+class AtomicFile:
+    """A writable binary file object that hashes what passes and only becomes visible on commit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        ops.mkdir(path.parent)
+        self._temp = _temp_name(path)
+        self._file = ops.open_new(self._temp)
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was committed or aborted."""
+        return self._file.closed
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of everything written so far."""
+        return self._hash.hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes written so far."""
+        return self._size
+
+    def writable(self) -> bool:
+        """Say that this is an output (pyarrow asks)."""
+        return True
+
+    def readable(self) -> bool:
+        """Say that this is no input."""
+        return False
+
+    def seekable(self) -> bool:
+        """Say that the position cannot be moved: the digest follows the order of writing."""
+        return False
+
+    def tell(self) -> int:
+        """Position = number of bytes written."""
+        return self._size
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write bytes and add them to the digest."""
+        view = memoryview(data).cast("B")
+        ops.write(self._file, view)
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Flush Python's buffer (durability comes with `commit`)."""
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Do nothing: only `commit` publishes and only `abort` discards (writers call close)."""
+
+    def commit(self) -> str:
+        """Sync, rename, sync the folder; return the hex SHA-256."""
+        ops.fsync(self._file)
+        self._file.close()
+        ops.rename(self._temp, self.path)
+        ops.fsync_dir(self.path.parent)
+        return self.sha256
+
+    def abort(self) -> None:
+        """Remove the temporary file; the target keeps its old state."""
+        if not self._file.closed:
+            try:
+                self._file.close()
+            except OSError:  # a full disk reports again on close; the old state is what matters
+                self._temp.unlink(missing_ok=True)
+                return
+        self._temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[AtomicFile]:
+    """Yield a binary file that replaces `path` when the block ends without an error."""
+    file = AtomicFile(Path(path))
+    try:
+        yield file
+        file.commit()
+    except BaseException:
+        file.abort()
+        raise
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
+    """Write a whole file atomically; return its hex SHA-256."""
+    with open_atomic(path) as file:
+        file.write(data)
+    return file.sha256
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> str:
+    """Write a UTF-8 text file atomically; return its hex SHA-256."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. NaN is refused."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8")
+
+
+def digest(value: object) -> str:
+    """Hex SHA-256 of `canonical_json(value)`: the key of whatever `value` describes."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def write_json(path: str | os.PathLike[str], value: object, *, indent: int | None = 1) -> str:
+    """Write JSON atomically (sorted keys, trailing newline, NaN refused); return its hex SHA-256."""
+    text = json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object; a torn or foreign file is an IntegrityError that names it."""
+    where = Path(path)
+    try:
+        value = json.loads(where.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hex SHA-256 of bytes in memory."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Append one line to a small text file so that readers see the old or the new file, never half.
+
+    The file is rewritten under a new name: an in-place append could leave half a line.
+    """
+    target = Path(path)
+    old = target.read_bytes() if target.exists() else b""
+    write_bytes(target, old + line.rstrip("\n").encode("utf-8") + b"\n")
+
+
+def publish_file(source: Path, target: Path) -> None:
+    """Give a finished file a second name (hard link; copied where links cannot be made).
+
+    A published file is never opened for writing again. The link appears by rename, so that a
+    target that exists is replaced in one step.
+    """
+    ops.mkdir(target.parent)
+    temp = _temp_name(target)
+    try:
+        try:
+            ops.link(source, temp)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            with open_atomic(target) as out, source.open("rb") as file:
+                shutil.copyfileobj(file, out, 1 << 20)
+            return
+        ops.rename(temp, target)
+        # rename(2) of two names of the same file does nothing and leaves both names.
+        temp.unlink(missing_ok=True)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    ops.fsync_dir(target.parent)
+
+
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def publish_tree(source: Path, target: Path, *, last: tuple[str, ...] = ()) -> None:
+    """Publish every file below `source` under `target`; names in `last` come last (commit points).
+
+    Files of `target` that `source` lacks are removed first, so that the result mirrors `source`.
+    """
+    wanted = {p.relative_to(source) for p in source.rglob("*") if p.is_file() and not _TEMP.match(p.name)}
+    if target.exists():
+        for path in sorted(target.rglob("*")):
+            if path.is_file() and path.relative_to(target) not in wanted:
+                ops.unlink(path)
+    ops.mkdir(target)
+    for relative in sorted(wanted, key=lambda p: (p.name in last, p)):
+        publish_file(source / relative, target / relative)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def sweep_temps(folder: Path) -> list[Path]:
+    """Remove temporary files that dead writers left below `folder`; return what was removed."""
+    removed = []
+    for path in sorted(folder.rglob(".*.tmp")) if folder.exists() else []:
+        match = _TEMP.match(path.name)
+        if match and not _is_alive(int(match["pid"])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,108 @@
+"""Parents, children and signals: a job never outlives the command that started it.
+
+The chain is dvc -> `autolabel stage` -> torchrun -> ranks. Each asks the kernel for a signal when
+its parent dies (Linux prctl), because neither dvc nor torchrun passes on a SIGKILL. The request is
+tied to the parent's *thread*: children are started from the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+
+__all__ = ["StopRequest", "die_with_parent", "run_child"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> None:
+    """Ask the kernel to send `sig` to this process when its parent dies (no-op outside Linux).
+
+    Args:
+        sig: signal to receive.
+        parent: process id the parent had when this process was started; if it is already gone, exit now.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    # The parent may have died between fork and prctl: then no signal will ever come.
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), sig)
+
+
+class StopRequest:
+    """A flag that SIGTERM and SIGINT set; a second signal ends the process at once with 143."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[int], None]] = []
+
+    def install(self) -> StopRequest:
+        """Install the handlers (main thread only)."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def on_stop(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(signum)` when the first signal arrives."""
+        self._callbacks.append(callback)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if self._event.is_set():
+            os._exit(143)
+        self._event.set()
+        for callback in self._callbacks:
+            callback(signum)
+
+    def is_set(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """Ask for a stop from inside the program."""
+        self._event.set()
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    stop: StopRequest,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: Iterable[int] = (),
+    grace_s: float = 30.0,
+) -> int:
+    """Run a child that dies with us, forward a stop request to it, and return its exit status.
+
+    After a stop the child has `grace_s` seconds to save its progress; then it is killed.
+    """
+    me = os.getpid()
+
+    def before_exec() -> None:
+        die_with_parent(signal.SIGTERM, parent=me)
+
+    child = subprocess.Popen(  # noqa: PLW1509 - the parent is single-threaded here
+        list(command), env=dict(env) if env is not None else None, cwd=cwd,
+        pass_fds=tuple(pass_fds), preexec_fn=before_exec,
+    )
+
+    def forward(_signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
+
+    stop.on_stop(forward)
+    while True:
+        try:
+            return child.wait(timeout=grace_s if stop.is_set() else 0.5)
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                child.kill()

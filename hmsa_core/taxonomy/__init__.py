@@ -1,0 +1,230 @@
+"""Class tables: Cityscapes, Mapillary Vistas v1.2 and v2.0, and plain files like CamVid's.
+
+Train ids are 0..C-1; 255 means ignore, everywhere. Label files hold *ids*; one 256-entry look-up
+table maps them, never a sequence of in-place replacements.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.atomic import digest, read_json
+from hmsa_core.errors import InputError
+
+__all__ = [
+    "GROUPS",
+    "IGNORE",
+    "ClassTable",
+    "cityscapes",
+    "from_file",
+    "from_vistas_config",
+    "mapillary",
+    "mapillary_to_cityscapes",
+]
+
+IGNORE = 255
+
+# Groups to which thresholds of classes with little evidence are shrunk (design: pooled policy).
+GROUPS = ("flat", "construction", "thin", "nature", "sky", "person", "vehicle", "other")
+
+_GROUP_OF = {
+    "road": "flat", "sidewalk": "flat", "pavement": "flat", "building": "construction", "wall": "construction",
+    "fence": "construction", "pole": "thin", "traffic light": "thin", "traffic sign": "thin", "signsymbol": "thin",
+    "vegetation": "nature", "terrain": "nature", "tree": "nature", "sky": "sky", "person": "person",
+    "pedestrian": "person", "rider": "person", "bicyclist": "person", "car": "vehicle", "truck": "vehicle",
+    "bus": "vehicle", "train": "vehicle", "motorcycle": "vehicle", "bicycle": "vehicle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of one data set: names and colours in trainId order, and the map from file ids.
+
+    Attributes:
+        name: short name, e.g. "cityscapes".
+        classes: class names, index = trainId.
+        colours: RGB 0..255, index = trainId.
+        groups: one of GROUPS for each class.
+        id_to_train: 256 entries uint8, file id -> trainId or 255.
+        valid_ids: 256 entries bool, False for a value that a label file must not hold.
+        train_to_id: file id to write for each trainId.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    groups: tuple[str, ...]
+    id_to_train: NDArray[np.uint8]
+    valid_ids: NDArray[np.bool_]
+    train_to_id: tuple[int, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of trained classes C."""
+        return len(self.classes)
+
+    def index(self, class_name: str) -> int:
+        """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""
+        for i, name in enumerate(self.classes):
+            if name.lower() == class_name.lower():
+                return i
+        raise InputError(f"unknown class {class_name!r}; the classes are: {', '.join(self.classes)}")
+
+    def palette(self) -> NDArray[np.uint8]:
+        """(256, 3) RGB; 255 and unused entries are black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: self.num_classes] = self.colours
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` rebuilds the table."""
+        return {
+            "name": self.name,
+            "classes": [
+                {"name": n, "colour": list(c), "group": g, "id": i}
+                for n, c, g, i in zip(self.classes, self.colours, self.groups, self.train_to_id, strict=True)
+            ],
+            "id_to_train": [int(v) for v in self.id_to_train],
+            "valid_ids": [int(i) for i in np.flatnonzero(self.valid_ids)],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ClassTable:
+        """Rebuild a table from `to_json`."""
+        rows = value["classes"]
+        valid = np.zeros(256, bool)
+        valid[value["valid_ids"]] = True
+        return cls(
+            name=value["name"], classes=tuple(r["name"] for r in rows),
+            colours=tuple(tuple(r["colour"]) for r in rows), groups=tuple(r["group"] for r in rows),
+            id_to_train=np.array(value["id_to_train"], np.uint8), valid_ids=valid,
+            train_to_id=tuple(r["id"] for r in rows),
+        )  # fmt: skip
+
+    def digest(self) -> str:
+        """Digest of names, colours and maps: two tables are the same when this is."""
+        return digest(self.to_json())
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClassTable) and self.digest() == other.digest()
+
+
+def _packaged(name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))
+    return value
+
+
+def _group(name: str, category: str = "") -> str:
+    by_category = {
+        "flat": "flat", "construction": "construction", "object": "thin", "nature": "nature", "sky": "sky",
+        "human": "person", "vehicle": "vehicle",
+    }  # fmt: skip
+    return _GROUP_OF.get(name.lower(), by_category.get(category, "other"))
+
+
+@cache
+def cityscapes() -> ClassTable:
+    """The 19 evaluated classes of Cityscapes; label files hold ids 0..33."""
+    labels = _packaged("cityscapes.json")["labels"]
+    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
+    for row in labels:
+        if row["id"] >= 0:  # the licence plate, id -1, is never drawn
+            valid[row["id"]] = True
+            lut[row["id"]] = row["trainId"] if 0 <= row["trainId"] < IGNORE else IGNORE
+    rows = sorted((r for r in labels if 0 <= r["trainId"] < IGNORE), key=lambda r: r["trainId"])
+    return ClassTable(
+        "cityscapes", tuple(r["name"] for r in rows), tuple(tuple(r["colour"]) for r in rows),
+        tuple(_group(r["name"], r["category"]) for r in rows), lut, valid, tuple(r["id"] for r in rows),
+    )  # fmt: skip
+
+
+_VISTAS_GROUPS = {
+    "animal": "other", "construction--flat": "flat", "construction--barrier": "construction",
+    "construction--structure": "construction", "human": "person", "marking": "flat", "nature--sky": "sky",
+    "nature": "nature", "object--vehicle": "vehicle", "object--support": "thin", "object--traffic": "thin",
+    "object": "other", "void": "other",
+}  # fmt: skip
+
+
+def _vistas_group(key: str) -> str:
+    best = max((p for p in _VISTAS_GROUPS if key.startswith(p)), key=len, default="")
+    return _VISTAS_GROUPS.get(best, "other")
+
+
+@cache
+def mapillary(version: str = "v1.2") -> ClassTable:
+    """Mapillary Vistas: 65 classes + ignore 65 (v1.2 and before) or 123 + ignore 123 (v2.0)."""
+    if version not in ("v1.2", "v2.0"):
+        raise InputError(f"unknown Mapillary Vistas version {version!r}: expected v1.2 or v2.0")
+    return _from_config(f"mapillary_{version}", _packaged(f"mapillary_{version}.json")["labels"])
+
+
+def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:
+    n = len(labels) - 1  # the last label is unlabeled = ignore in every release
+    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
+    lut[:n] = np.arange(n)
+    valid[: n + 1] = True
+    return ClassTable(
+        name, tuple(str(r.get("readable") or r["name"]) for r in labels[:n]),
+        tuple(tuple(r.get("colour") or r["color"]) for r in labels[:n]),
+        tuple(_vistas_group(str(r.get("name") or "")) for r in labels[:n]), lut, valid, tuple(range(n)),
+    )  # fmt: skip
+
+
+def from_vistas_config(path: Path) -> ClassTable:
+    """Read a release's own config*.json: the position in its list is the id (66 or 124 labels)."""
+    labels = read_json(path).get("labels")
+    versions = {66: "v1.2", 124: "v2.0"}
+    if not isinstance(labels, list) or len(labels) not in versions:
+        raise InputError(f"{path}: expected a list of 66 or 124 labels, as in Mapillary Vistas' config.json")
+    return _from_config(f"mapillary_{versions[len(labels)]}", labels)
+
+
+def mapillary_to_cityscapes() -> NDArray[np.uint8]:
+    """256-entry table: Vistas v1.2 id -> Cityscapes trainId or 255 (our default mapping)."""
+    lut = np.full(256, IGNORE, np.uint8)
+    for row in _packaged("mapillary_to_cityscapes.json")["classes"]:
+        lut[row["id"]] = row["trainId"]
+    return lut
+
+
+def from_file(path: str | Path) -> ClassTable:
+    """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
+
+    Ids must be 0..C-1 without gaps (they are the trainIds); a value that is neither a class nor the ignore id is invalid.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise InputError(f"{where}: class file not found")
+    value = read_json(where)
+    rows = value.get("classes")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f'{where}: expected {{"classes": [{{"id": 0, "name": ..., "colour": [r, g, b]}}, ...]}}')
+    try:
+        rows = sorted(rows, key=lambda r: int(r["id"]))
+        ids = [int(r["id"]) for r in rows]
+        names = tuple(str(r["name"]) for r in rows)
+        colours = tuple(tuple(int(v) for v in (r.get("colour") or r["color"])) for r in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: each class needs id, name and colour ({error!r})") from error
+    if ids != list(range(len(ids))) or len(ids) >= IGNORE:
+        raise InputError(f"{where}: class ids must be 0..{len(ids) - 1} without gaps, found {ids[:5]}...")
+    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
+    lut[: len(ids)] = ids
+    valid[: len(ids)] = True
+    valid[int(value.get("ignore_id", IGNORE))] = True
+    return ClassTable(
+        str(value.get("dataset", where.stem)), names, tuple((c[0], c[1], c[2]) for c in colours),
+        tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)), lut, valid, tuple(ids),
+    )  # fmt: skip
