@@ -1,0 +1,85 @@
+"""Entry point of `autolabel`: parse, import one subcommand, turn errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from hmsa_core import __version__
+from hmsa_core.errors import HmsaError, translate_os_error
+
+# Subcommand -> (module, help). Modules offer add_arguments(parser) and run(args) -> int. Only the
+# chosen one is imported, so that `autolabel --help` is instant and torch-free.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("pipeline.cli.init", "make a workspace: params.yaml, dvc.yaml, git and DVC set up"),
+    "demo-data": ("pipeline.cli.demo_data", "generate the synthetic street scenes of a workspace"),
+    "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
+    "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
+    "inspect": ("pipeline.cli.inspect", "what a threshold keeps: per class, per image, from the statistics alone"),
+    "serve": ("pipeline.cli.serve", "the web page: drag the threshold, watch the mask"),
+    "diff": ("pipeline.cli.diff", "what changed between two label stores"),
+    "verify": ("pipeline.cli.verify", "check every byte of a label store"),
+    "evaluate": ("pipeline.cli.evaluate", "score a checkpoint on a folder of images and labels"),
+    "predict": ("pipeline.cli.predict", "label, confidence and scale weights of images as pictures"),
+    "export": ("pipeline.cli.export", "write a label store as PNG masks, released layout or submission"),
+    "import": ("pipeline.cli.import_", "read PNG labels of other tools into a label store"),
+    "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth into safetensors + JSON"),
+    "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
+    "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks and stores; say how to mend them"),
+}  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:18} {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="autolabel",
+        description="Auto-labelling for semantic segmentation with measured thresholds.",
+        epilog=f"commands:\n{lines}\n\n`autolabel COMMAND --help` explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"autolabel {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; bad input gives one line on standard error and the error's exit status."""
+    chosen = _parser().parse_args(argv)
+    module = importlib.import_module(COMMANDS[chosen.command][0])
+    parser = argparse.ArgumentParser(
+        prog=f"autolabel {chosen.command}", description=module.__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    module.add_arguments(parser)
+    args = parser.parse_args(chosen.rest)
+    try:
+        return int(module.run(args) or 0)
+    except HmsaError as error:
+        return _report(error)
+    except BrokenPipeError:
+        # `autolabel inspect ... | head` closed our output: not an error, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _report(translate_os_error(error, f"autolabel {chosen.command}:"))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _report(error: HmsaError) -> int:
+    if os.environ.get("AUTOLABEL_TRACEBACK"):
+        traceback.print_exception(error)
+    sys.stderr.write(f"error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
