@@ -1,0 +1,96 @@
+# Every target sets the environment up first. VENV=/somewhere shares one environment between checkouts.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+WORKSPACE ?= .
+CAMVID ?= ../shared/camvid
+BIN := $(abspath $(VENV))/bin
+PY := $(BIN)/python
+LOCK_ID := $(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.ready-$(LOCK_ID)
+SLOW := slow or gpu
+PROCESS := chain or fault or browser
+
+# This checkout's code wins over whatever checkout the environment was built from.
+export PYTHONPATH := $(CURDIR)
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit licences clean \
+	orchestrate orchestrate-stop ablation-scales ablation-labels ablation-threshold camvid-table results
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(PY) || python3 -m venv $(VENV)
+	if command -v uv >/dev/null; then \
+	  uv pip install --quiet --python $(PY) --no-deps --require-hashes --compile-bytecode -r requirements.lock; \
+	else \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock; \
+	fi
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# pip check cannot see that a newer fastapi breaks prefect's server: import it once.
+	$(PY) -c "import torch, torchvision, cv2, pyarrow, dvc.api; from prefect.server.api.server import create_app"
+	rm -f $(VENV)/.ready-* && touch $@
+
+setup: $(STAMP)  ## build .venv from the lock (VENV= overrides)
+
+lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra orchestrate --extra dev --override requirements.overrides --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+
+demo: setup  ## synthetic streets, the whole chain, report/index.html (<= 15 minutes on 2 cores)
+	autolabel demo-data
+	dvc repro
+	@echo "report: $(CURDIR)/report/index.html"
+
+camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minutes on 2 cores)
+	test -f workspaces/camvid/dvc.yaml || autolabel init workspaces/camvid --profile camvid --data $(abspath $(CAMVID))
+	cd workspaces/camvid && dvc repro
+	autolabel stage --summary --workspace workspaces/camvid
+
+test-fast: setup  ## in-process tests, < 3 minutes
+	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))"
+
+test: setup  ## all that CI runs, <= 25 minutes
+	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))" --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
+	$(PY) -m pytest -m "($(PROCESS)) and not ($(SLOW))" --durations=15
+
+test-slow: setup  ## the big counts
+	$(PY) -m pytest -m "slow and not gpu" --durations=20
+
+coverage: setup  ## branch coverage of the fast tests, line by line
+	$(PY) -m pytest -n 2 -q -m "not ($(SLOW) or $(PROCESS))" --cov --cov-branch --cov-report=term-missing:skip-covered
+
+bench: setup  ## ratios side by side; writes benchmarks/results and docs/benchmarks.md
+	$(PY) -m benchmarks.run
+
+lint: setup  ## ruff
+	$(PY) -m ruff check .
+
+type: setup  ## mypy --strict
+	$(PY) -m mypy
+
+audit: setup  ## known vulnerabilities of the locked packages (asks the network)
+	$(PY) -m pip_audit --disable-pip --require-hashes -r requirements.lock
+
+orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=.)
+	$(PY) -m pipeline.flow.up --workspace $(WORKSPACE)
+
+orchestrate-stop: setup  ## end all of it
+	$(PY) -m pipeline.flow.down --workspace $(WORKSPACE)
+
+ablation-scales ablation-labels ablation-threshold camvid-table: setup  ## tables of docs/results.md, resumable
+	$(PY) -m benchmarks.ablation $@
+
+results: setup  ## docs/results.md from the committed metric files
+	$(PY) -m benchmarks.results
+
+clean:  ## remove what runs left, keep .venv
+	rm -rf work report evaluation calibration labels plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf models/pretrain models/teacher models/student models/control
