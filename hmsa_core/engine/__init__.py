@@ -1,0 +1,1 @@
+"""Jobs: training, inference and evaluation as processes, alone or under torchrun."""
