@@ -58,7 +58,7 @@ class AugmentConfig(Section):
     scale_min: Positive = 0.5
     scale_max: Positive = 2.0
     flip: Share = 0.5  # probability
-    colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25  # strength of brightness, contrast, saturation, hue/2
+    colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25  # strength of all four colour jitters
     blur: Share = 0.5  # probability of a Gaussian blur
     blur_sigma: Positive = 1.5  # pixels, upper end
 
@@ -154,7 +154,8 @@ class TrainConfig(Section):
         per_pass = self.runtime.ranks * self.runtime.nodes * self.batch_per_rank
         if self.global_batch % per_pass:
             raise ValueError(
-                f"global_batch {self.global_batch} is not a multiple of ranks x nodes x batch_per_rank = {per_pass}"
+                f"global_batch {self.global_batch} is not a multiple of "
+                f"ranks x nodes x batch_per_rank = {per_pass}"
             )
         if self.pseudo.fine_only_epochs > self.epochs:
             raise ValueError("pseudo.fine_only_epochs must not exceed epochs")

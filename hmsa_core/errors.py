@@ -133,5 +133,5 @@ def translate_os_error(error: OSError, doing: str) -> HmsaError:
     """Turn an OSError into ours, so that a full disk always has its own exit status."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left on device while {doing}{where}", hint="free some space, run again")
+        return NoSpaceError(f"no space left on device while {doing}{where}", hint="free space, run again")
     return InputError(f"{doing}{where} failed: {error.strerror or error}")

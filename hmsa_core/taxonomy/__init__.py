@@ -36,8 +36,9 @@ IGNORE = 255
 GROUPS = ("flat", "construction", "thin", "nature", "sky", "person", "vehicle", "other")
 
 _GROUP_OF = {
-    "road": "flat", "sidewalk": "flat", "pavement": "flat", "building": "construction", "wall": "construction",
-    "fence": "construction", "pole": "thin", "traffic light": "thin", "traffic sign": "thin", "signsymbol": "thin",
+    "road": "flat", "sidewalk": "flat", "pavement": "flat",
+    "building": "construction", "wall": "construction", "fence": "construction",
+    "pole": "thin", "traffic light": "thin", "traffic sign": "thin", "signsymbol": "thin",
     "vegetation": "nature", "terrain": "nature", "tree": "nature", "sky": "sky", "person": "person",
     "pedestrian": "person", "rider": "person", "bicyclist": "person", "car": "vehicle", "truck": "vehicle",
     "bus": "vehicle", "train": "vehicle", "motorcycle": "vehicle", "bicycle": "vehicle",
@@ -202,7 +203,7 @@ def mapillary_to_cityscapes() -> NDArray[np.uint8]:
 def from_file(path: str | Path) -> ClassTable:
     """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
 
-    Ids must be 0..C-1 without gaps (they are the trainIds); a value that is neither a class nor the ignore id is invalid.
+    Ids must be 0..C-1 without gaps (they are the trainIds); any other value but the ignore id is invalid.
     """
     where = Path(path)
     if not where.is_file():
@@ -210,7 +211,7 @@ def from_file(path: str | Path) -> ClassTable:
     value = read_json(where)
     rows = value.get("classes")
     if not isinstance(rows, list) or not rows:
-        raise InputError(f'{where}: expected {{"classes": [{{"id": 0, "name": ..., "colour": [r, g, b]}}, ...]}}')
+        raise InputError(f'{where}: expected {{"classes": [{{"id", "name", "colour": [r, g, b]}}, ...]}}')
     try:
         rows = sorted(rows, key=lambda r: int(r["id"]))
         ids = [int(r["id"]) for r in rows]
@@ -226,5 +227,6 @@ def from_file(path: str | Path) -> ClassTable:
     valid[int(value.get("ignore_id", IGNORE))] = True
     return ClassTable(
         str(value.get("dataset", where.stem)), names, tuple((c[0], c[1], c[2]) for c in colours),
-        tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)), lut, valid, tuple(ids),
+        tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)),
+        lut, valid, tuple(ids),
     )  # fmt: skip

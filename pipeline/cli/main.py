@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo-data": ("pipeline.cli.demo_data", "generate the synthetic street scenes of a workspace"),
     "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
-    "inspect": ("pipeline.cli.inspect", "what a threshold keeps: per class, per image, from the statistics alone"),
+    "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),
     "serve": ("pipeline.cli.serve", "the web page: drag the threshold, watch the mask"),
     "diff": ("pipeline.cli.diff", "what changed between two label stores"),
     "verify": ("pipeline.cli.verify", "check every byte of a label store"),
@@ -26,9 +26,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("pipeline.cli.predict", "label, confidence and scale weights of images as pictures"),
     "export": ("pipeline.cli.export", "write a label store as PNG masks, released layout or submission"),
     "import": ("pipeline.cli.import_", "read PNG labels of other tools into a label store"),
-    "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth into safetensors + JSON"),
+    "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
-    "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks and stores; say how to mend them"),
+    "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what mends them"),
 }  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""Atomic files: whatever operation fails, the old or the new state is there, never a mix."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa_core import atomic
+from hmsa_core.errors import IntegrityError, NoSpaceError, translate_os_error
+from tests.support.faults import every_exit, every_fault
+
+ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_failed_write_leaves_the_old_or_the_new_file(tmp_path: Path, error: int, persistent: bool) -> None:
+    target = tmp_path / "deep" / "file.bin"
+    points = 0
+
+    def reset() -> None:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        atomic.write_bytes(target, b"old" * 1000)
+
+    reset()
+    for _ in every_fault(lambda: atomic.write_bytes(target, b"new" * 2000) and None, error, persistent=persistent):
+        points += 1
+        assert target.read_bytes() in (b"old" * 1000, b"new" * 2000)
+        assert os.listdir(target.parent) == ["file.bin"], "a temporary file was left behind"
+        reset()
+    assert points >= 5, "open, write, fsync, rename and folder sync must each be a fault point"
+    assert target.read_bytes() == b"new" * 2000
+
+
+def test_a_process_that_ends_at_any_operation_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    target = tmp_path / "file.bin"
+    atomic.write_bytes(target, b"old")
+    for _ in every_exit(lambda: atomic.write_bytes(target, b"new" * 99) and None):
+        assert target.read_bytes() in (b"old", b"new" * 99)
+        atomic.write_bytes(target, b"old")
+    atomic.sweep_temps(tmp_path)
+    assert os.listdir(tmp_path) == ["file.bin"], "the sweep removes what dead writers left"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_failed_publish_never_shows_half_a_tree_as_complete(tmp_path: Path, error: int) -> None:
+    source, target = tmp_path / "work", tmp_path / "out"
+    for i in range(3):
+        atomic.write_bytes(source / f"shard-{i}", b"x" * i)
+    atomic.write_json(source / "manifest.json", {"shards": 3})
+
+    def publish() -> None:
+        atomic.publish_tree(source, target, last=("manifest.json",))
+
+    for _ in every_fault(publish, error):
+        if (target / "manifest.json").exists():
+            assert sorted(p.name for p in target.iterdir() if p.name.startswith("shard")) == [
+                "shard-0", "shard-1", "shard-2"]  # fmt: skip
+        shutil.rmtree(target, ignore_errors=True)
+    publish()
+    assert {p.name for p in target.iterdir()} == {"shard-0", "shard-1", "shard-2", "manifest.json"}
+
+
+def test_publish_mirrors_the_source_and_shares_its_bytes(tmp_path: Path) -> None:
+    source, target = tmp_path / "work", tmp_path / "out"
+    atomic.write_bytes(source / "a", b"1")
+    atomic.write_bytes(target / "stale", b"2")
+    atomic.publish_tree(source, target)
+    assert os.listdir(target) == ["a"]
+    assert (target / "a").stat().st_ino == (source / "a").stat().st_ino
+    atomic.publish_tree(source, target)  # a second time: rename of two names of one file must leave no temp
+    assert os.listdir(target) == ["a"]
+
+
+def test_a_living_writers_temporary_file_is_not_swept(tmp_path: Path) -> None:
+    file = atomic.AtomicFile(tmp_path / "x")
+    file.write(b"partial")
+    assert atomic.sweep_temps(tmp_path) == []
+    file.commit()
+    assert (tmp_path / "x").read_bytes() == b"partial"
+
+
+def test_the_digest_returned_is_the_digest_on_disk(tmp_path: Path) -> None:
+    sha = atomic.write_text(tmp_path / "t", "Grüße\n")
+    assert sha == atomic.sha256_file(tmp_path / "t") == atomic.sha256_bytes("Grüße\n".encode())
+
+
+def test_torn_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"a": ')
+    with pytest.raises(IntegrityError, match=r"m\.json.*not valid JSON"):
+        atomic.read_json(tmp_path / "m.json")
+    (tmp_path / "l.json").write_text("[1]")
+    with pytest.raises(IntegrityError, match="expected a JSON object"):
+        atomic.read_json(tmp_path / "l.json")
+
+
+def test_nan_is_refused_in_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        atomic.write_json(tmp_path / "x.json", {"miou": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_append_keeps_all_earlier_lines_when_it_fails(tmp_path: Path) -> None:
+    log = tmp_path / "review.jsonl"
+    atomic.append_line(log, '{"id": 1}')
+    before = log.read_bytes()
+    for _ in every_fault(lambda: atomic.append_line(log, '{"id": 2}'), errno.ENOSPC):
+        assert log.read_bytes() in (before, before + b'{"id": 2}\n')
+        atomic.write_bytes(log, before)
+    assert log.read_bytes() == before + b'{"id": 2}\n'
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
+def test_the_key_of_a_value_does_not_depend_on_the_order_of_its_parts(value: dict[str, object]) -> None:
+    assert atomic.digest(value) == atomic.digest(dict(reversed(list(value.items()))))
+
+
+def test_a_full_disk_has_its_own_exit_status() -> None:
+    error = translate_os_error(OSError(errno.ENOSPC, "No space left on device", "/x/y"), "writing")
+    assert isinstance(error, NoSpaceError)
+    assert error.exit_code == 28
+    assert "/x/y" in error.message

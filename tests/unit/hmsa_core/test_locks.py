@@ -1,0 +1,90 @@
+"""Kernel locks: one owner, named in the message, free the moment it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.errors import LockedError
+from hmsa_core.locks import FileLock, device_lock_path, probe_locks
+
+HOLD = """
+import sys, time
+from hmsa_core.locks import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _holder(path: Path) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def test_the_second_owner_is_refused_at_once_and_told_who_holds_it(tmp_path: Path) -> None:
+    child = _holder(tmp_path / "a.lock")
+    try:
+        start = time.monotonic()
+        with pytest.raises(LockedError, match=f"process {child.pid}") as caught:
+            FileLock(tmp_path / "a.lock", what="stage teacher-train").acquire()
+        assert time.monotonic() - start < 1.0
+        assert caught.value.exit_code == 75
+        assert "stage teacher-train" in caught.value.message
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_killed_owner_leaves_no_stale_lock_even_if_its_process_id_lives_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    child = _holder(path)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    # The file still names an owner; let it name a living process, as a reused process id would.
+    path.write_text(json.dumps({"pid": os.getpid(), "command": "somebody else"}))
+    with FileLock(path, wait_s=5):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_handed_to_a_child_lives_as_long_as_the_child(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock(path).acquire()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock.fd,))
+    try:
+        lock.release()
+        assert not FileLock(path).is_free()
+    finally:
+        child.kill()
+        child.wait()
+    with FileLock(path, wait_s=5):
+        pass
+
+
+def test_waiting_gets_the_lock_when_its_owner_leaves(tmp_path: Path) -> None:
+    child = _holder(tmp_path / "a.lock")
+    with pytest.raises(LockedError):
+        FileLock(tmp_path / "a.lock", wait_s=0.2).acquire()
+    child.terminate()
+    child.communicate()
+    with FileLock(tmp_path / "a.lock", wait_s=5) as lock:
+        assert not lock.is_free()
+    assert lock.is_free()
+
+
+def test_the_probe_accepts_a_file_system_with_working_locks(tmp_path: Path) -> None:
+    probe_locks(tmp_path)
+
+
+def test_device_locks_are_shared_by_all_workspaces() -> None:
+    assert device_lock_path("GPU-12/34") == device_lock_path("GPU-12/34")
+    assert "/" not in device_lock_path("GPU-12/34").name

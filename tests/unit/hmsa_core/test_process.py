@@ -1,0 +1,93 @@
+"""The process chain: a child never outlives its parent; a stop is forwarded; a second one is final."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PARENT = """
+import os, sys
+from hmsa_core.process import StopRequest, run_child
+code = run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], stop=StopRequest().install(), grace_s=float(sys.argv[3]))
+sys.exit(code if code >= 0 else 100)
+"""
+SLEEPER = """
+import os, sys, time
+open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
+"""
+POLITE = """
+import signal, sys, os, time
+def stop(*_):
+    open(sys.argv[1] + ".saved", "w").write("yes"); sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
+"""
+STUBBORN = """
+import signal, sys, os, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
+"""
+
+
+def _start(script: str, mark: Path, grace_s: float = 30.0) -> tuple[subprocess.Popen[bytes], int]:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(mark), str(grace_s)])
+    deadline = time.monotonic() + 20
+    while not (mark.exists() and mark.read_text()):
+        assert time.monotonic() < deadline, "the child did not start"
+        time.sleep(0.02)
+    return parent, int(mark.read_text())
+
+
+def _gone(pid: int, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
+    parent, child = _start(SLEEPER, tmp_path / "pid")
+    parent.kill()
+    parent.wait()
+    assert _gone(child)
+
+
+def test_a_stop_is_forwarded_and_the_child_may_save_its_progress(tmp_path: Path) -> None:
+    parent, child = _start(POLITE, tmp_path / "pid")
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=10) == 143
+    assert (tmp_path / "pid.saved").exists()
+    assert _gone(child)
+
+
+def test_a_child_that_ignores_the_stop_is_killed_after_the_grace_time(tmp_path: Path) -> None:
+    parent, child = _start(STUBBORN, tmp_path / "pid", grace_s=0.5)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=10) == 100
+    assert _gone(child)
+
+
+def test_a_second_signal_ends_the_parent_at_once(tmp_path: Path) -> None:
+    parent, child = _start(STUBBORN, tmp_path / "pid", grace_s=30)
+    parent.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    start = time.monotonic()
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=5) == 143
+    assert time.monotonic() - start < 2
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_parent_that_is_gone_before_the_request_is_noticed() -> None:
+    code = "from hmsa_core.process import die_with_parent; die_with_parent(15, parent=1234567)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGTERM

@@ -1,0 +1,84 @@
+"""Class tables: the facts of the data sets, and class files of users."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core import taxonomy
+from hmsa_core.errors import InputError
+
+
+def test_cityscapes_has_its_19_classes_and_maps_every_other_id_to_ignore() -> None:
+    table = taxonomy.cityscapes()
+    assert table.num_classes == 19
+    assert table.classes[0] == "road"
+    assert table.classes[18] == "bicycle"
+    assert table.id_to_train[7] == 0
+    assert table.id_to_train[33] == 18
+    assert sorted(set(table.id_to_train.tolist())) == [*range(19), 255]
+    assert table.valid_ids.sum() == 34
+    assert not table.valid_ids[34]
+    assert [int(table.id_to_train[i]) for i in table.train_to_id] == list(range(19))
+
+
+@pytest.mark.parametrize(("version", "classes"), [("v1.2", 65), ("v2.0", 123)])
+def test_vistas_ignores_its_last_class(version: str, classes: int) -> None:
+    table = taxonomy.mapillary(version)
+    assert table.num_classes == classes
+    assert table.id_to_train[classes] == 255
+    assert table.valid_ids[classes]
+    assert not table.valid_ids[255]
+
+
+def test_an_unknown_vistas_version_is_refused() -> None:
+    with pytest.raises(InputError, match=r"v3\.0"):
+        taxonomy.mapillary("v3.0")
+
+
+def test_parking_and_tunnels_stay_ignored_in_the_mapping_to_cityscapes() -> None:
+    table = taxonomy.mapillary()
+    to_city = taxonomy.mapillary_to_cityscapes()
+    assert to_city[table.classes.index("Parking")] == 255
+    assert to_city[table.classes.index("Road")] == 0
+    assert to_city[65] == 255
+
+
+def test_a_table_survives_json_and_compares_by_content() -> None:
+    table = taxonomy.cityscapes()
+    again = taxonomy.ClassTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert again == table
+    assert again != taxonomy.mapillary()
+    assert np.array_equal(again.valid_ids, table.valid_ids)
+
+
+def test_a_class_file_with_gaps_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in (0, 2)]
+    path.write_text(json.dumps({"classes": rows}))
+    with pytest.raises(InputError, match=r"classes\.json.*without gaps"):
+        taxonomy.from_file(path)
+
+
+def test_an_unknown_class_name_lists_the_known_ones() -> None:
+    assert taxonomy.cityscapes().index("Rider") == 12
+    with pytest.raises(InputError, match="unknown class 'ridder'.*rider"):
+        taxonomy.cityscapes().index("ridder")
+
+
+def test_every_class_belongs_to_a_known_group() -> None:
+    for table in (taxonomy.cityscapes(), taxonomy.mapillary(), taxonomy.mapillary("v2.0")):
+        assert set(table.groups) <= set(taxonomy.GROUPS)
+
+
+def test_a_release_config_is_read_in_its_own_order(tmp_path: Path) -> None:
+    labels = [{"name": f"construction--flat--x{i}", "readable": f"X{i}", "color": [i, i, i]} for i in range(66)]
+    path = tmp_path / "config_v1.2.json"
+    path.write_text(json.dumps({"labels": labels}))
+    assert taxonomy.from_vistas_config(path).classes[3] == "X3"
+    path.write_text(json.dumps({"labels": labels[:10]}))
+    with pytest.raises(InputError, match="66 or 124"):
+        taxonomy.from_vistas_config(path)
