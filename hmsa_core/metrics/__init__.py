@@ -1,0 +1,29 @@
+"""What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
+
+from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou
+from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band, boundary_confusion
+from hmsa_core.metrics.confusion import (
+    ConfusionMatrix,
+    category_iou,
+    cityscapes_categories,
+    confusion_counts,
+    iou_of,
+    mean_iou_of,
+)
+from hmsa_core.metrics.reliability import Reliability
+
+__all__ = [
+    "BoundaryIoU",
+    "ConfusionMatrix",
+    "Interval",
+    "Reliability",
+    "bootstrap_difference",
+    "bootstrap_iou",
+    "boundary_band",
+    "boundary_confusion",
+    "category_iou",
+    "cityscapes_categories",
+    "confusion_counts",
+    "iou_of",
+    "mean_iou_of",
+]
