@@ -1,0 +1,76 @@
+"""List registered models, let one teach, or go back to the one before.
+
+autolabel models list
+autolabel models promote VERSION --reason "better on rain"
+autolabel models rollback
+autolabel models pin VERSION        (the reference that catches slow losses)
+autolabel models register DIR       (give a checkpoint folder a version)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from hmsa_core.errors import ConfigError
+from pipeline.registry import Registry, Version
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register"])
+    parser.add_argument("version", nargs="?", help="version (or checkpoint folder for register)")
+    parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
+    parser.add_argument("--reason", default="", help="kept in the history")
+    parser.add_argument("--by", default="", help="who decided; default: the user's name")
+    parser.add_argument("--json", action="store_true", help="list as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    registry = Registry(args.workspace.resolve())
+    current = registry.current()
+    if args.action == "list":
+        _list(registry, current, as_json=args.json)
+        return 0
+    if args.action == "rollback":
+        sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
+        return 0
+    if not args.version:
+        raise ConfigError(f"autolabel models {args.action}: which version? see `autolabel models list`")
+    if args.action == "register":
+        version = registry.register(Path(args.version), role="student", metrics={}, verdict=None)
+        sys.stdout.write(f"registered: {version.name}\n")
+        return 0
+    version = registry.get(args.version)
+    if args.action == "pin":
+        registry.pin_champion(version)
+        sys.stdout.write(f"reference champion: {version.name}\n")
+        return 0
+    registry.promote(version, by=args.by, reason=args.reason)
+    sys.stdout.write(f"teacher: models/registry/{version.name} (was {current})\n")
+    return 0
+
+
+def _list(registry: Registry, current: str, *, as_json: bool) -> None:
+    versions = registry.versions()
+    champion = registry.champion()
+    if as_json:
+        rows = [{"version": v.name, "current": _is(v, current), **v.record} for v in versions]
+        sys.stdout.write(json.dumps({"teacher": current, "versions": rows}, indent=1, sort_keys=True) + "\n")
+        return
+    sys.stdout.write(f"teacher now: {current}\n")
+    for version in versions:
+        miou = version.record.get("metrics", {}).get("mean_iou")
+        told = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
+        marks = " <- teaches" if _is(version, current) else ""
+        marks += " (champion)" if champion and champion.name == version.name else ""
+        sys.stdout.write(f"{version.name}  {told}  {version.record.get('role', '')}{marks}\n")
+    if not versions:
+        sys.stdout.write("no version is registered yet: a promoted student becomes the first\n")
+
+
+def _is(version: Version, current: str) -> bool:
+    return current.endswith(f"/{version.name}")

@@ -1,0 +1,302 @@
+"""The promotion gate: is the candidate good enough to teach tomorrow, and how sure can we be?
+
+Judged on images that are in nobody's lineage, in blocks (drives, cities), paired with the incumbent:
+
+1. Mean gain. Standard error = paired block bootstrap and, added in squares, what two trainings of the
+   same recipe differ by (A/A trainings: `seed_sd`). The lower bound of the gain must exceed `min_gain`.
+2. Each class, non-inferior: the loss's upper bound stays under its allowance, Holm over the judged
+   classes. A class is *not judged* when it lies in too few blocks, or when its own noise is wider than
+   the allowance, so that even a perfect tie could not be shown; a significant loss counts all the same.
+3. Veto classes (persons, riders): a recall that is significantly lower, or lower by more than its
+   allowance, stops the promotion.
+4. A pinned reference champion: slow losses, each too small to see, must not add up.
+
+Looks at the report set are counted and alpha is spent: the k-th look gets alpha / (k (k + 1)), which
+sums to alpha over all nights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, Strict
+
+from hmsa_core.config import Section
+from hmsa_core.errors import InputError
+
+__all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
+
+_NORMAL = NormalDist()
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+
+class GateConfig(Section):
+    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
+
+    enabled: bool = True  # False: never promote, only report
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05  # one-sided, over all nights together
+    min_gain: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # mean IoU; the lower bound must exceed it
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = None  # of one training's mean IoU; None = from A/A runs
+    min_aa_runs: Annotated[int, Field(ge=2)] = 3  # A/A trainings before a seed variance counts as known
+    class_allowance: Share = 0.02  # IoU a class may lose
+    class_allowances: dict[str, Share] = Field(default_factory=dict)  # by class name
+    min_blocks: Annotated[int, Field(ge=2)] = 10  # blocks that show a class, or it is not judged
+    veto_recall: Names = ("person", "rider", "pedestrian", "bicyclist")
+    recall_allowance: Share = 0.01
+    champion_allowance: Share = 0.01  # mean IoU below the pinned reference champion
+    draws: Annotated[int, Field(ge=200)] = 2000
+    power: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.8  # for the smallest gain that could have been seen
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model's result on the report images: int64 confusions (N, C, C), rows = truth, and their names."""
+
+    name: str
+    confusions: NDArray[np.int64]
+    images: tuple[str, ...]
+
+
+def alpha_of_look(alpha: float, look: int) -> float:
+    """Share of alpha for the `look`-th look (1, 2, ...): alpha / (k (k + 1)); all looks together spend alpha."""
+    return alpha / (look * (look + 1))
+
+
+def seed_sd_of(values: Sequence[float], min_runs: int) -> float | None:
+    """Standard deviation of one training's mean IoU from trainings of one recipe; None when too few."""
+    if len(values) < min_runs:
+        return None
+    return float(np.std(np.asarray(values, np.float64), ddof=1))
+
+
+def judge(
+    candidate: Judged, incumbent: Judged, blocks: Sequence[str], classes: Sequence[str], config: GateConfig, *,
+    looks: int = 1, champion: Judged | None = None, aa_mean_iou: Sequence[float] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare a candidate with the incumbent; return the verdict as JSON (see the module's text).
+
+    Args:
+        candidate, incumbent, champion: results on the same images in the same order.
+        blocks: unit of resampling of each image.
+        classes: class names, index = trainId.
+        config: thresholds and allowances.
+        looks: which look at this report set this is (1 = the first).
+        aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images.
+        seed: of the bootstrap draws.
+
+    Returns:
+        {"promote": bool, "sentence": str, "reasons": [...], "gain": {...}, "classes": [...], ...}.
+
+    Raises:
+        InputError: results belong to different images.
+    """
+    _same_images(candidate, incumbent, champion, blocks)
+    alpha = alpha_of_look(config.alpha, looks)
+    z = _NORMAL.inv_cdf(1 - alpha)
+    weights, inverse = _draws(blocks, config.draws, seed)
+    new, old = (_Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
+
+    seed_sd = config.seed_sd if config.seed_sd is not None else seed_sd_of(aa_mean_iou, config.min_aa_runs)
+    gain = float(new.mean - old.mean)
+    boot_se = float(np.std(new.mean_draws - old.mean_draws, ddof=1))
+    # Candidate and incumbent are one training each: their difference carries the seed variance twice.
+    se = float(np.hypot(boot_se, np.sqrt(2.0) * (seed_sd or 0.0)))
+    mean: dict[str, Any] = {
+        "value": gain, "low": gain - z * se, "high": gain + z * se, "standard_error": se,
+        "bootstrap_se": boot_se, "seed_sd": seed_sd,
+        "smallest_detectable": (z + _NORMAL.inv_cdf(config.power)) * se,
+        "candidate": float(new.mean), "incumbent": float(old.mean),
+    }  # fmt: skip
+
+    rows = _class_rows(new, old, classes, config, alpha)
+    reasons = []
+    if seed_sd is None:
+        reasons.append(
+            f"seed variance is unknown: {len(aa_mean_iou)} of {config.min_aa_runs} A/A trainings are there"
+        )
+    if not mean["low"] > config.min_gain:
+        reasons.append(
+            f"the gain {100 * gain:+.2f} points has its lower bound at {100 * mean['low']:+.2f}, "
+            f"not above {100 * config.min_gain:+.2f}"
+        )
+    reasons += [f"{row['name']}: {row['why']}" for row in rows if row["verdict"] in ("inferior", "veto")]
+    champion_row = _champion(new, champion, inverse, weights, config, z)
+    if champion_row and champion_row["loss"] > config.champion_allowance:
+        reasons.append(
+            f"{100 * champion_row['loss']:.2f} points below the reference champion {champion_row['name']}"
+        )
+    if not config.enabled:
+        reasons.append("promotion is switched off (evaluate.gate.enabled)")
+    verdict = {
+        "promote": not reasons, "reasons": reasons, "gain": mean, "classes": rows, "champion": champion_row,
+        "look": looks, "alpha": alpha, "alpha_total": config.alpha, "blocks": int(weights.shape[1]),
+        "images": len(blocks), "candidate": candidate.name, "incumbent": incumbent.name,
+    }  # fmt: skip
+    verdict["sentence"] = _sentence(verdict)
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """IoU and recall of all data and of each draw."""
+
+    iou: NDArray[np.float64]  # (C,)
+    iou_draws: NDArray[np.float64]  # (draws, C)
+    recall: NDArray[np.float64]
+    recall_draws: NDArray[np.float64]
+    blocks_with: NDArray[np.int64]  # (C,) blocks whose truth shows the class
+
+    @property
+    def mean(self) -> float:
+        return float(np.nanmean(self.iou))
+
+    @property
+    def mean_draws(self) -> NDArray[np.float64]:
+        # A class that a draw misses is missing for both models: the pair stays a pair.
+        result: NDArray[np.float64] = np.nanmean(self.iou_draws, axis=1)
+        return result
+
+    @classmethod
+    def of(cls, confusions: NDArray[np.int64], inverse: NDArray[np.intp], weights: NDArray[np.float64]) -> _Scores:
+        c = confusions.shape[1]
+        square = confusions[:, :, :c].astype(np.float64)
+        hits = np.diagonal(square, axis1=1, axis2=2)
+        truth = confusions.sum(2).astype(np.float64)  # a prediction outside the classes is a miss too
+        parts = np.stack([hits, truth + square.sum(1) - hits, truth], axis=1)
+        sums = np.zeros((weights.shape[1], 3, c))
+        np.add.at(sums, inverse, parts)
+        whole, drawn = sums.sum(0), np.tensordot(weights, sums, axes=1)
+        return cls(
+            iou=_ratio(whole[0], whole[1]), iou_draws=_ratio(drawn[:, 0], drawn[:, 1]),
+            recall=_ratio(whole[0], whole[2]), recall_draws=_ratio(drawn[:, 0], drawn[:, 2]),
+            blocks_with=(sums[:, 2] > 0).sum(0),
+        )  # fmt: skip
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    result = np.full(np.broadcast(part, whole).shape, np.nan)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
+
+
+def _draws(blocks: Sequence[str], draws: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    names, inverse = np.unique(np.asarray(blocks, str), return_inverse=True)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    n = len(names)
+    return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64), inverse
+
+
+def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, blocks: Sequence[str]) -> None:
+    for other in (incumbent, champion):
+        if other is not None and other.images != candidate.images:
+            raise InputError(
+                f"gate: {candidate.name} and {other.name} were judged on different images "
+                f"({len(candidate.images)} and {len(other.images)})",
+                hint="evaluate both on the same selection",
+            )
+    if len(blocks) != len(candidate.images) or not blocks:
+        raise InputError(f"gate: {len(candidate.images)} images but {len(blocks)} block ids")
+
+
+def _class_rows(
+    new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig, alpha: float
+) -> list[dict[str, Any]]:
+    veto = {name.lower() for name in config.veto_recall}
+    rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
+    judged = [row for row in rows if row["verdict"] == "judged"]
+    # Holm: the smallest p is compared with alpha / m, the next with alpha / (m - 1), ...; the first
+    # that fails stops all later ones.
+    alive = True
+    for rank, row in enumerate(sorted(judged, key=lambda r: float(r["p"]))):
+        alive = alive and row["p"] <= alpha / (len(judged) - rank)
+        row["verdict"] = "non-inferior" if alive else "inferior"
+        if not alive:
+            row["why"] = (
+                f"a loss of {100 * row['allowance']:.1f} points cannot be ruled out (measured {100 * row['gain']:+.2f})"
+            )
+    for c, row in enumerate(rows):
+        _significant_loss(row, alpha / max(1, len(rows)))
+        if row["name"].lower() in veto:
+            _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c],
+                         config, alpha)  # fmt: skip
+    return rows
+
+
+def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
+    allowance = {k.lower(): v for k, v in config.class_allowances.items()}.get(name.lower(), config.class_allowance)
+    difference = new.iou_draws[:, c] - old.iou_draws[:, c]
+    difference = difference[np.isfinite(difference)]
+    gain = float(new.iou[c] - old.iou[c])
+    row: dict[str, Any] = {
+        "name": name, "candidate": _number(new.iou[c]), "incumbent": _number(old.iou[c]), "gain": _number(gain),
+        "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
+        "why": "",
+    }  # fmt: skip
+    if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
+        row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
+        return row
+    se = float(np.std(difference, ddof=1))
+    row["se"] = se
+    # p of "the loss is at least the allowance", one-sided normal.
+    row["p"] = 1.0 - _NORMAL.cdf((gain + allowance) / se) if se > 0 else float(gain <= -allowance)
+    if se * _NORMAL.inv_cdf(1 - config.alpha) > allowance:
+        row["why"] = f"noise of {100 * se:.1f} points is too wide for an allowance of {100 * allowance:.1f}"
+        return row
+    row["verdict"] = "judged"
+    return row
+
+
+def _significant_loss(row: dict[str, Any], alpha: float) -> None:
+    if row["verdict"] == "not judged" and row["se"] and row["gain"] is not None:
+        z = _NORMAL.inv_cdf(1 - alpha)
+        if row["gain"] + z * row["se"] < 0:
+            row["verdict"] = "inferior"
+            row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
+
+
+def _recall_veto(
+    row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig, alpha: float
+) -> None:
+    draws = draws[np.isfinite(draws)]
+    row["recall_change"] = _number(change)
+    if len(draws) < 2 or not np.isfinite(change):
+        return
+    se = float(np.std(draws, ddof=1))
+    if change < -config.recall_allowance or change + _NORMAL.inv_cdf(1 - alpha) * se < 0:
+        row["verdict"] = "veto"
+        row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"
+
+
+def _champion(
+    new: _Scores, champion: Judged | None, inverse: NDArray[np.intp], weights: NDArray[np.float64],
+    config: GateConfig, z: float,
+) -> dict[str, Any] | None:  # fmt: skip
+    if champion is None:
+        return None
+    best = _Scores.of(champion.confusions, inverse, weights)
+    se = float(np.std(best.mean_draws - new.mean_draws, ddof=1))
+    loss = float(best.mean - new.mean)
+    return {
+        "name": champion.name, "mean_iou": best.mean, "loss": loss, "low": loss - z * se, "high": loss + z * se,
+        "allowance": config.champion_allowance,
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return None if not np.isfinite(value) else float(value)
+
+
+def _sentence(verdict: dict[str, Any]) -> str:
+    gain = verdict["gain"]
+    told = (
+        f"{verdict['candidate']} {100 * gain['value']:+.2f} points against {verdict['incumbent']} "
+        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]; the smallest gain this set could have shown is "
+        f"{100 * gain['smallest_detectable']:.2f}."
+    )
+    return ("Promote: " if verdict["promote"] else "Keep the incumbent: ") + told

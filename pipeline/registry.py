@@ -1,0 +1,151 @@
+"""The model registry: plain files that say who teaches, who promoted it, and why.
+
+    models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
+    models/registry/VERSION/        checkpoint folder (hard links) + record.json
+    models/registry/history.jsonl   one line a promotion or rollback, oldest first
+    models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
+
+`promote` writes the version first and `current.json` last: a kill in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import atomic
+from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.locks import FileLock
+
+__all__ = ["STAGE_PREFIX", "Registry", "Version"]
+
+STAGE_PREFIX = "stage:"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model: its name, folder and record."""
+
+    name: str
+    path: Path
+    record: dict[str, Any]
+
+
+class Registry:
+    """Registered models of one workspace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "models" / "registry"
+        self.current_file = root / "models" / "current.json"
+
+    def current(self) -> str:
+        """Who teaches: "stage:NAME" or a path relative to the workspace."""
+        if not self.current_file.exists():
+            raise ConfigError(
+                f"{self.current_file}: missing",
+                hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
+            )
+        teacher = atomic.read_json(self.current_file).get("teacher")
+        if not isinstance(teacher, str) or not teacher:
+            raise ConfigError(f'{self.current_file}: expected {{"teacher": "stage:teacher-train"}}')
+        return teacher
+
+    def versions(self) -> list[Version]:
+        """All registered models, oldest first."""
+        records = sorted(self.folder.glob("v*/record.json"))
+        found = [Version(path.parent.name, path.parent, atomic.read_json(path)) for path in records]
+        return sorted(found, key=lambda v: int(v.record.get("number", 0)))
+
+    def get(self, name: str) -> Version:
+        """One version by name or by a unique beginning of it."""
+        hits = [v for v in self.versions() if v.name == name] or [
+            v for v in self.versions() if v.name.startswith(name)
+        ]
+        if len(hits) != 1:
+            known = ", ".join(v.name for v in self.versions()) or "none"
+            raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})")
+        return hits[0]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Promotions and rollbacks, oldest first."""
+        path = self.folder / "history.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+    def register(
+        self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
+    ) -> Version:
+        """Give a checkpoint folder a version (the same weights get the same version)."""
+        meta = atomic.read_json(checkpoint / "model.json")
+        weights = str(meta["weights_sha256"])
+        if atomic.sha256_file(checkpoint / "model.safetensors") != weights:
+            raise IntegrityError(f"{checkpoint / 'model.safetensors'}: its bytes differ from model.json's digest")
+        for version in self.versions():
+            if version.record.get("weights_sha256") == weights:
+                return version
+        number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
+        path = self.folder / f"v{number:04d}-{weights[:8]}"
+        atomic.publish_tree(checkpoint, path, last=("model.json",))
+        record = {
+            "number": number, "role": role, "weights_sha256": weights, "metrics": metrics, "verdict": verdict,
+            "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
+            "incumbent": self.current(),
+        }  # fmt: skip
+        atomic.write_json(path / "record.json", record)
+        return Version(path.name, path, record)
+
+    def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
+        """Let a version teach: append to the history, then rewrite `current.json` and nothing else."""
+        with self._lock():
+            self._switch("promote", f"models/registry/{version.name}", by, reason)
+            champion = self.folder / "champion.json"
+            if not champion.exists():
+                atomic.write_json(champion, {"version": version.name})
+
+    def rollback(self, *, by: str = "", reason: str = "") -> str:
+        """Return to whoever taught before the last switch; return its name."""
+        with self._lock():
+            now = self.current()
+            # What the present teacher replaced when it was promoted: a second rollback goes one further back.
+            promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
+            before = promotions[-1]["from"] if promotions else None
+            if before is None:
+                raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
+            if not before.startswith(STAGE_PREFIX) and not (self.root / before / "model.json").exists():
+                raise InputError(f"cannot roll back: {self.root / before} is not there any more")
+            self._switch("rollback", before, by, reason)
+            return str(before)
+
+    def pin_champion(self, version: Version) -> None:
+        """Make a version the reference that later candidates must not fall behind."""
+        atomic.write_json(self.folder / "champion.json", {"version": version.name})
+
+    def champion(self) -> Version | None:
+        """The pinned reference, if there is one."""
+        path = self.folder / "champion.json"
+        return self.get(str(atomic.read_json(path)["version"])) if path.exists() else None
+
+    def _switch(self, action: str, target: str, by: str, reason: str) -> None:
+        now = self.current()
+        if now == target:
+            return
+        line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
+        history = self.folder / "history.jsonl"
+        atomic.append_line(history, json.dumps(line, sort_keys=True, ensure_ascii=False))
+        atomic.write_json(self.current_file, {"teacher": target})
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.root / "work" / "locks" / "registry.lock", what="the model registry", wait_s=10)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have a user id without a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,86 @@
+"""The registry: promotion writes current.json and nothing else of the workspace; a fault changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from pipeline.cli.main import main
+from pipeline.registry import Registry
+from tests.support.faults import every_fault
+
+
+def _checkpoint(folder: Path, content: bytes) -> Path:
+    sha = atomic.write_bytes(folder / "model.safetensors", content)
+    atomic.write_json(folder / "model.json", {"weights_sha256": sha, "lineage": {"parents": ["p"]}})
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    atomic.write_json(tmp_path / "models" / "current.json", {"teacher": "stage:teacher-train"})
+    return Registry(tmp_path)
+
+
+def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
+    first = registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={"mean_iou": 0.5}, verdict=None)
+    registry.promote(first, by="ann", reason="better")
+    second = registry.register(_checkpoint(tmp_path / "b", b"b"), role="student", metrics={}, verdict=None)
+    registry.promote(second)
+    assert registry.current() == f"models/registry/{second.name}"
+    assert registry.champion() is not None
+    assert registry.champion().name == first.name  # type: ignore[union-attr]
+    assert registry.rollback() == f"models/registry/{first.name}"
+    assert registry.rollback() == "stage:teacher-train"
+    with pytest.raises(InputError, match="nothing to roll back"):
+        registry.rollback()
+    assert [h["action"] for h in registry.history()] == ["promote", "promote", "rollback", "rollback"]
+    assert registry.history()[0]["by"] == "ann"
+
+
+def test_the_same_weights_are_registered_once(registry: Registry, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "a", b"a")
+    versions = [registry.register(checkpoint, role="student", metrics={}, verdict=None) for _ in range(2)]
+    assert versions[0].name == versions[1].name
+    assert len(registry.versions()) == 1
+
+
+def test_a_changed_weight_file_is_refused(registry: Registry, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "a", b"a")
+    (checkpoint / "model.safetensors").write_bytes(b"b")
+    with pytest.raises(IntegrityError, match="differ"):
+        registry.register(checkpoint, role="student", metrics={}, verdict=None)
+
+
+def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
+    version = registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={}, verdict=None)
+    saved = tmp_path / "saved"
+    shutil.copytree(tmp_path / "models", saved)
+    for _ in every_fault(lambda: registry.promote(version), errno.ENOSPC):
+        assert registry.current() in ("stage:teacher-train", f"models/registry/{version.name}")
+        shutil.rmtree(tmp_path / "models")
+        shutil.copytree(saved, tmp_path / "models")
+    assert registry.current().endswith(version.name)
+
+
+def test_the_command_lists_and_refuses_in_one_line(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.promote(registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={"mean_iou": 0.5}, verdict=None))
+    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
+    assert "50.00" in capsys.readouterr().out
+    assert main(["models", "list", "--json", "--workspace", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"][0]["current"] is True
+    assert main(["models", "promote", "v9", "--workspace", str(tmp_path)]) == 3
+    assert capsys.readouterr().err.startswith("error: no single version 'v9'")
+
+
+def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"current\.json: missing"):
+        Registry(tmp_path).current()
