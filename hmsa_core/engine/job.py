@@ -1,0 +1,145 @@
+"""Run one job: `python -m hmsa_core.engine.job SPEC.json`, alone, under torchrun, or under srun.
+
+Order matters. First the request to die with the parent (a rank that outlives torchrun would write into a
+folder that the next run owns), then the spec is checked and the rank's lock taken, and only then is torch
+imported, which takes seconds. A job that fails leaves `work/error.json` {exit_code, message, hint}; the
+first rank that fails writes it, and every rank exits with that kind of status (SIGTERM: 143).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmsa_core.process import StopRequest, die_with_parent
+
+if TYPE_CHECKING:
+    from hmsa_core.engine.context import JobContext
+    from hmsa_core.engine.spec import JobSpec
+    from hmsa_core.errors import HmsaError
+
+__all__ = ["ERROR_FILE", "main", "run_spec"]
+
+ERROR_FILE = "error.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job named on the command line; return the exit status."""
+    # Under torchrun nobody waits for our last words; alone, SIGTERM lets us save first.
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
+    stop = StopRequest().install()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m hmsa_core.engine.job SPEC.json\n")
+        return 2
+    from hmsa_core.engine.spec import load_spec
+    from hmsa_core.errors import HmsaError, translate_os_error
+
+    spec: JobSpec | None = None
+    try:
+        spec = load_spec(arguments[0])
+        run_spec(spec, stop)
+    except HmsaError as error:
+        return _fail(error, spec)
+    except OSError as error:
+        traceback.print_exc()
+        return _fail(translate_os_error(error, f"{spec.job if spec else 'job'}:"), spec)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: the record must say what happened
+        traceback.print_exc()
+        return _fail(HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above"), spec)
+    return 0
+
+
+def run_spec(spec: JobSpec, stop: StopRequest) -> None:
+    """Take the rank's lock, meet the other ranks and run the job; errors are raised."""
+    from hmsa_core.engine.spec import runtime_of
+    from hmsa_core.locks import FileLock
+
+    runtime = runtime_of(spec)
+    _set_threads(runtime.threads)
+    rank = _early_rank()
+    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
+    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
+        if rank == 0:
+            (spec.work / ERROR_FILE).unlink(missing_ok=True)
+        from hmsa_core.engine.context import JobContext
+        from hmsa_core.engine.distributed import start_ranks
+        from hmsa_core.engine.logs import JsonLog
+
+        ranks = start_ranks(runtime)
+        log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
+        _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
+        ranks.barrier()
+        ranks.stop()
+
+
+def _dispatch(spec: JobSpec, context: JobContext) -> None:
+    from hmsa_core.engine.spec import InferSpec, TrainSpec
+
+    if isinstance(spec, TrainSpec):
+        from hmsa_core.engine import train
+
+        train.run(spec, context)
+    elif isinstance(spec, InferSpec):
+        from hmsa_core.engine import infer
+
+        infer.run(spec, context)
+    else:
+        from hmsa_core.engine import evaluate
+
+        evaluate.run(spec, context)
+
+
+def _early_rank() -> int:
+    """Rank before torch is there; Slurm's variables are translated for what follows."""
+    from hmsa_core.engine.slurm import apply_slurm
+
+    apply_slurm(os.environ)
+    return int(os.environ.get("RANK", "0"))
+
+
+def _set_threads(threads: int) -> None:
+    # Libraries read these when they are first loaded; the spec wins over torchrun's default of 1.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def _fail(error: HmsaError, spec: JobSpec | None) -> int:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    sys.stderr.flush()
+    if spec is not None:
+        record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
+        _write_first(spec.work / ERROR_FILE, record, rank)
+    return error.exit_code
+
+
+def _write_first(path: Path, record: dict[str, object], rank: str) -> None:
+    """Publish the record unless another rank was first: its error is the cause, ours a consequence."""
+    from hmsa_core.atomic import ops, write_bytes
+
+    own = path.with_name(f".{path.name}.rank{rank}")
+    # On a full disk there is no record; the exit status and standard error still tell.
+    with contextlib.suppress(OSError):
+        write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
+        with contextlib.suppress(FileExistsError):
+            ops.link(own, path)
+        own.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        # Teardown of a broken process group or of loader workers can hang; the kernel frees locks and pipes.
+        os._exit(status)
