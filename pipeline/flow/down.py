@@ -1,0 +1,37 @@
+"""End worker and server of a workspace: `make orchestrate-stop`. Runs in progress save their state first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.errors import HmsaError
+from pipeline.flow.services import Services
+
+
+def down(services: Services) -> list[str]:
+    """Stop the worker (its flow ends with it and saves a checkpoint), then the server."""
+    said = []
+    for name in ("worker", "server"):
+        said.append(f"{name} stopped" if services.stop(name) else f"{name} was not running")
+    services.forget()
+    return said
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `make orchestrate-stop`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", type=Path, default=Path())
+    args = parser.parse_args(argv)
+    try:
+        lines = down(Services(args.workspace))
+    except HmsaError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Mark flow runs as Crashed whose process is gone: after a full kill nobody else ever will.
+
+A run holds the workspace's `nightly` lock for its whole life. A run that Prefect calls Running while
+the lock is free, or is held by another run, is dead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from hmsa_core.locks import FileLock
+
+__all__ = ["nightly_lock", "reap"]
+
+FLOW = "auto-label"
+
+
+def nightly_lock(workspace: Path) -> FileLock:
+    """The lock that a nightly run of a workspace holds."""
+    return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"a nightly run of {workspace}")
+
+
+async def _reap(workspace: Path, keep: UUID | None) -> list[str]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    alive = (StateType.RUNNING, StateType.CANCELLING)
+    said = []
+    async with get_client() as client:
+        runs = await client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(alive)))),
+        )
+        for run in runs:
+            if run.id == keep or not _belongs(run.parameters, workspace):
+                continue
+            state = Crashed(message="its process is gone (the workspace's lock is free): marked by the reaper")
+            await client.set_flow_run_state(run.id, state, force=True)
+            said.append(f"run {run.name} was left behind as {run.state_name}: marked Crashed")
+    return said
+
+
+def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
+    given = parameters.get("workspace")
+    return not given or Path(given).resolve() == workspace.resolve()
+
+
+def reap(workspace: Path, *, keep: UUID | None = None) -> list[str]:
+    """Mark dead runs of a workspace as Crashed; return a line for each.
+
+    Args:
+        workspace: whose runs.
+        keep: the run that holds the lock (the caller), if any; without it nothing is done while
+            somebody holds the lock.
+    """
+    if keep is None and not nightly_lock(workspace).is_free():
+        return []
+    return asyncio.run(_reap(workspace, keep))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: `python -m pipeline.flow.reaper --workspace DIR`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", type=Path, default=Path())
+    args = parser.parse_args(argv)
+    for line in reap(args.workspace.resolve()):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

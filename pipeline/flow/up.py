@@ -1,0 +1,94 @@
+"""Start server, work pool, deployment `auto-label/nightly` and worker of a workspace (idempotent, no prompts).
+
+`make orchestrate` calls this: `python -m pipeline.flow.up --workspace DIR [--port N]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hmsa_core.errors import ConfigError, HmsaError
+from pipeline.flow.services import HOST, POOL, REPO, Services
+
+
+def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
+    """Bring everything up; return what was done, one line each."""
+    if not (services.workspace / "dvc.yaml").exists():
+        raise ConfigError(
+            f"{services.workspace}: not a workspace (no dvc.yaml)",
+            hint="make one: autolabel init DIR --profile tiny",
+        )
+    services.folder.mkdir(parents=True, exist_ok=True)
+    env = services.environment()
+    said = [_server(services, env, wait_s)]
+    _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
+    _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(_deployment_file(services))], services, env)
+    said.append("deployment auto-label/nightly is registered")
+    # Runs that a killed server or worker left behind would stay "Running" for ever.
+    reaped = subprocess.run(
+        [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(services.workspace)],
+        env=dict(env), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said += [line for line in reaped.stdout.splitlines() if line]
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"worker-{services.port}",
+              "--limit", "1", "--install-policy", "never"]  # fmt: skip
+    pid = services.start("worker", worker, env)
+    said.append("worker runs already" if pid is None else f"worker started (process {pid})")
+    if not services.is_external:
+        services.remember()
+    said.append(f"web page: {services.api_url.removesuffix('/api')}")
+    said.append("now: prefect deployment run auto-label/nightly")
+    return said
+
+
+def _server(services: Services, env: Mapping[str, str], wait_s: float) -> str:
+    if services.is_external:
+        services.wait_healthy(5.0)
+        return f"using the server at {services.api_url}"
+    if services.is_running("server"):
+        services.wait_healthy(wait_s)
+        return f"server runs already at {services.api_url}"
+    services.check_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(services.port)]
+    server_env = {k: v for k, v in env.items() if k != "PREFECT_API_URL"}
+    pid = services.start("server", command, server_env)
+    services.wait_healthy(wait_s)
+    return f"server started at {services.api_url} (process {pid})"
+
+
+def _deployment_file(services: Services) -> Path:
+    own = services.workspace / "prefect.yaml"
+    return own if own.exists() else REPO / "prefect.yaml"
+
+
+def _prefect(args: list[str], services: Services, env: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *args], env=dict(env), cwd=REPO, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    if done.returncode:
+        tail = " | ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        raise HmsaError(f"prefect {' '.join(args[:2])} failed against {services.api_url}: {tail}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `make orchestrate`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", type=Path, default=Path())
+    parser.add_argument("--port", type=int, default=None)
+    args = parser.parse_args(argv)
+    try:
+        lines = up(Services(args.workspace, port=args.port))
+    except HmsaError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
