@@ -59,6 +59,12 @@ class StopRequest:
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self._event.is_set():
             os._exit(143)
+        self.request(signum)
+
+    def request(self, signum: int = signal.SIGTERM) -> None:
+        """Ask for a stop as a signal would; asking again changes nothing."""
+        if self._event.is_set():
+            return
         self._event.set()
         for callback in self._callbacks:
             callback(signum)
@@ -80,8 +86,12 @@ def run_child(
     cwd: str | None = None,
     pass_fds: Iterable[int] = (),
     grace_s: float = 30.0,
+    own_group: bool = False,
 ) -> int:
     """Run a child that dies with us, forward a stop request to it, and return its exit status.
+
+    With `own_group` a signal to our process group (Ctrl-C in a terminal) reaches the child once, through
+    us, and not twice: a second signal would end it before its progress is saved.
 
     After a stop the child has `grace_s` seconds to save its progress; then it is killed.
     """
@@ -90,9 +100,9 @@ def run_child(
     def before_exec() -> None:
         die_with_parent(signal.SIGTERM, parent=me)
 
-    child = subprocess.Popen(  # noqa: PLW1509 - the parent is single-threaded here
+    child = subprocess.Popen(
         list(command), env=dict(env) if env is not None else None, cwd=cwd,
-        pass_fds=tuple(pass_fds), preexec_fn=before_exec,
+        pass_fds=tuple(pass_fds), preexec_fn=before_exec, process_group=0 if own_group else None,
     )
 
     def forward(_signum: int) -> None:
@@ -100,6 +110,8 @@ def run_child(
             child.terminate()
 
     stop.on_stop(forward)
+    if stop.is_set():  # the request came while the child was being started
+        forward(signal.SIGTERM)
     while True:
         try:
             return child.wait(timeout=grace_s if stop.is_set() else 0.5)

@@ -1,0 +1,45 @@
+"""torchrun with an exit status that says what happened, and without its page of traceback.
+
+`python -m hmsa_core.engine.agent TORCHRUN-ARGUMENTS` starts the ranks exactly as
+`python -m torch.distributed.run` does. Differences: the exit status is that of the first rank that
+failed (torchrun always says 1), 128 + n when a signal n killed it, 143 when the agent itself was asked to
+stop; and what the rank has already said in one line is not repeated in fifty.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from hmsa_core.errors import InterruptedRunError, one_line
+from hmsa_core.process import die_with_parent
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ranks to their end and return the exit status described above."""
+    die_with_parent()
+    arguments = sys.argv[1:] if argv is None else argv
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # The elastic agent reports each failed rank in its log; the ranks have written error.json.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sys.stderr.write(f"rank {rank} was ended by signal {-failure.exitcode}\n")
+            return 128 - failure.exitcode
+        return failure.exitcode or 1
+    except SignalException as error:
+        sys.stderr.write(f"stopped: {one_line(error)}\n")
+        return InterruptedRunError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

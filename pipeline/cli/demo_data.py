@@ -1,0 +1,44 @@
+"""Generate the synthetic street scenes of a workspace (profiles tiny and demo) below data/demo.
+
+The same seed gives the same bytes; what is already there and complete is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel demo-data`."""
+    parser.add_argument(
+        "workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder"
+    )
+    parser.add_argument("--profile", help="tiny or demo (default: the workspace's)")
+    parser.add_argument("--out", type=Path, help="another folder than WORKSPACE/data/demo (then no workspace is needed)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate the data."""
+    from pipeline.demodata import default_spec, generate
+    from pipeline.init import GENERATED
+
+    if args.workers < 1:
+        raise ConfigError(f"--workers: expected at least 1, found {args.workers}")
+    profile, out = args.profile, args.out
+    if profile is None or out is None:
+        from pipeline.strict_yaml import read_yaml
+        from pipeline.workspace import Workspace
+
+        ws = Workspace.find(args.workspace)
+        profile = profile or read_yaml(ws.path("params.yaml")).values.get("profile")
+        out = out or ws.path("data/demo")
+    if profile not in GENERATED:
+        raise ConfigError(f"profile {profile} has no generated data: expected one of {', '.join(GENERATED)}")
+    generate(default_spec(profile), out, args.workers)
+    sys.stderr.write(f"{out}: street scenes of profile {profile}\n")
+    return 0

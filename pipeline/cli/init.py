@@ -1,0 +1,40 @@
+"""Make a workspace: a folder with params.yaml and dvc.yaml of a profile, git and DVC set up.
+
+profiles: tiny (the whole chain in two minutes), demo (generated street scenes), camvid (real photographs),
+cityscapes (the paper's recipe; fill in two paths), paper-final (all fine data learn: an unverified twin).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel init`."""
+    parser.add_argument("dir", metavar="DIR", type=Path, help="new or empty folder")
+    parser.add_argument("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH",
+        help="root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)",
+    )  # fmt: skip
+    parser.add_argument("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
+    parser.add_argument("--no-data", action="store_true", help="do not generate the demo data now")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the workspace, or say that it is there."""
+    from pipeline.init import GENERATED, InitRequest, init_workspace
+
+    request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data)
+    if not init_workspace(request):
+        sys.stderr.write(f"{args.dir}: already a workspace of profile {args.profile}; nothing changed\n")
+        return 0
+    sys.stderr.write(f"{args.dir}: workspace of profile {args.profile}\n")
+    if args.profile in GENERATED and args.no_data and args.data is None:
+        sys.stderr.write(f"next: autolabel demo-data {args.dir}\n")
+    if args.profile in ("cityscapes", "paper-final") and args.data is None:
+        sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
+    sys.stderr.write(f"next: cd {args.dir} && dvc repro\n")
+    return 0

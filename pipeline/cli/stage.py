@@ -1,0 +1,68 @@
+"""Run one stage of the chain: what dvc.yaml calls. Resumes where an interrupted run stopped.
+
+The stage ends when its parent (dvc) dies, and is the only one of its name that runs in a workspace (exit
+status 75 otherwise). SIGTERM or Ctrl-C save progress and end with 143; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from hmsa_core.errors import ConfigError, InterruptedRunError
+from hmsa_core.process import die_with_parent
+from pipeline.stages import STAGES
+from pipeline.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel stage`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
+    parser.add_argument("--summary", action="store_true", help="print the workspace's results instead of running")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the stage, or print the summary."""
+    # First of all, before anything can take time: dvc does not pass its own death on. SIGHUP, because a
+    # signal to dvc's whole group reaches us as well, and two SIGTERMs mean "at once, without saving".
+    die_with_parent(signal.SIGHUP)
+    if args.summary:
+        from pipeline.summary import summary_text
+
+        sys.stdout.write(summary_text(Workspace.find(args.workspace)))
+        return 0
+    if args.name not in STAGES:
+        given = "no stage named" if args.name is None else f"unknown stage {args.name!r}"
+        raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
+    ws = Workspace.find(args.workspace)
+    with ws.lock(args.name):
+        _prepare_process(ws)
+        from pipeline.stages.runner import run_stage
+
+        run_stage(ws, args.name)
+    return 0
+
+
+def _prepare_process(ws: Workspace) -> None:
+    """Signals, log lines and thread counts; before numpy is imported, which reads the latter once."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    ws.stop.install()
+
+    def stop_here(_signum: int) -> None:
+        # While a job runs it is the job that stops and saves; our own loops end by this exception.
+        if not ws.job_running:
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
+
+    def parent_died(signum: int, _frame: FrameType | None) -> None:
+        ws.stop.request(signum)
+
+    ws.stop.on_stop(stop_here)
+    signal.signal(signal.SIGHUP, parent_died)

@@ -1,0 +1,104 @@
+"""Which accelerators this machine has, and one kernel lock for each that a job uses.
+
+No torch here: the driver's own tool lists the devices, and their UUIDs are both the names of the locks
+(the same for every workspace and program of this user) and what CUDA_VISIBLE_DEVICES takes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from hmsa_core.errors import ConfigError, LockedError
+from hmsa_core.locks import FileLock, device_lock_path
+
+__all__ = ["Claim", "claim_devices", "visible_devices"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Devices that a job may use: ids for CUDA_VISIBLE_DEVICES (none = CPU) and the locks' descriptors."""
+
+    devices: tuple[str, ...] = ()
+    fds: tuple[int, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the job's environment needs; empty on a CPU."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
+
+
+def visible_devices(env: Mapping[str, str] | None = None) -> list[str]:
+    """UUIDs of the GPUs that this process may use, in CUDA_VISIBLE_DEVICES' order; empty without a driver."""
+    env = os.environ if env is None else env
+    chosen = env.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None and chosen.strip() in ("", "-1", "none", "NoDevFiles"):
+        return []
+    present = _driver_list()
+    if chosen is None:
+        return present
+    wanted = [part.strip() for part in chosen.split(",") if part.strip()]
+    # A number is a position in the driver's list; anything else is already an id (GPU-..., MIG-...).
+    return [present[int(w)] if w.isdigit() and int(w) < len(present) else w for w in wanted]
+
+
+def _driver_list() -> list[str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []  # a tool without a working driver: the machine computes on its CPU
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+@contextmanager
+def claim_devices(device: str, count: int, *, env: Mapping[str, str] | None = None) -> Iterator[Claim]:
+    """Lock `count` free devices for the length of the block (none for `cpu`, or `auto` without a GPU).
+
+    Raises:
+        ConfigError: `cuda` asked for, or more ranks than GPUs.
+        LockedError: too few are free; the message names an owner.
+    """
+    present = [] if device == "cpu" else visible_devices(env)
+    if not present:
+        if device == "cuda":
+            raise ConfigError(
+                "runtime.device is cuda, but no GPU is visible", hint="set it to auto, or mend the driver"
+            )
+        yield Claim()
+        return
+    if count > len(present):
+        raise ConfigError(
+            f"runtime.ranks is {count}, but {len(present)} GPU(s) are visible: one rank needs one GPU",
+            hint=f"set runtime.ranks to at most {len(present)}",
+        )
+    with ExitStack() as stack:
+        taken, busy = _take(present, count, stack)
+        if len(taken) < count:
+            raise LockedError(
+                f"{count} GPU(s) needed, {len(taken)} free: {busy}", hint="wait for the other job, or stop it"
+            )
+        yield Claim(tuple(name for name, _ in taken), tuple(lock.fd for _, lock in taken))
+
+
+def _take(present: list[str], count: int, stack: ExitStack) -> tuple[list[tuple[str, FileLock]], str]:
+    taken: list[tuple[str, FileLock]] = []
+    busy = ""
+    for name in present:
+        if len(taken) == count:
+            break
+        lock = FileLock(device_lock_path(name), what=name)
+        try:
+            stack.enter_context(lock)
+        except LockedError as error:
+            busy = error.message
+            continue
+        taken.append((name, lock))
+    return taken, busy

@@ -1,0 +1,224 @@
+"""Make a workspace: params.yaml of a profile, dvc.yaml, git and DVC set up, demo data generated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from hmsa_core import atomic
+from hmsa_core.errors import ConfigError, InputError, one_line
+from pipeline.strict_yaml import read_yaml
+
+__all__ = ["GENERATED", "PROFILES", "InitRequest", "init_workspace", "profile_text", "render_dvc_yaml"]
+
+PROFILES = ("tiny", "demo", "camvid", "cityscapes", "paper-final")
+GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
+CAMVID_ENV = "AUTOLABEL_CAMVID"
+_PACKAGE = resources.files("pipeline")
+_LOG = logging.getLogger(__name__)
+_UNFINISHED = ".autolabel-init"  # there while a workspace is being made: a killed `init` can be repeated
+_DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = true\n"
+_IDENTITY = ("-c", "user.name=autolabel", "-c", "user.email=autolabel@localhost", "-c", "commit.gpgsign=false")
+
+
+@dataclass(frozen=True)
+class InitRequest:
+    """What `autolabel init` was asked for."""
+
+    folder: Path
+    profile: str
+    data: Path | None = None  # root of the target data set (tiny, demo: a folder made by `demo-data`)
+    pretrain_data: Path | None = None
+    make_data: bool = True
+
+
+def init_workspace(request: InitRequest) -> bool:
+    """Make the workspace; False when it was already there (then nothing is changed).
+
+    Raises:
+        ConfigError: unknown profile. InputError: the folder holds other things, or the data are not there.
+    """
+    if request.profile not in PROFILES:
+        raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
+    folder = request.folder.resolve()
+    if _is_finished(folder, request.profile):
+        return False
+    roots = _data_roots(request, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
+    _write_files(folder, request.profile, roots)
+    _set_up_version_control(folder)
+    if request.profile in GENERATED and request.data is None and request.make_data:
+        generate_data(folder, request.profile)
+    (folder / _UNFINISHED).unlink()
+    return True
+
+
+def generate_data(folder: Path, profile: str, *, workers: int = 2) -> None:
+    """Generate a profile's street scenes below `folder`/data/demo."""
+    from pipeline.demodata import default_spec, generate
+
+    generate(default_spec(profile), folder / "data" / "demo", workers)
+
+
+def profile_text(profile: str) -> str:
+    """A profile's params.yaml as it is shipped, comments included."""
+    return _PACKAGE.joinpath("profiles", f"{profile}.yaml").read_text("utf-8")
+
+
+def render_dvc_yaml(*, has_pretrain: bool) -> str:
+    """dvc.yaml of a workspace; a pretraining root is a dependency only where there is one."""
+    text = _template("dvc.yaml")
+    if has_pretrain:
+        return text.replace("# @pretrain ", "- ")
+    return re.sub(r"^ *# @pretrain .*\n", "", text, flags=re.MULTILINE)
+
+
+def _template(name: str) -> str:
+    return _PACKAGE.joinpath("templates", name).read_text("utf-8")
+
+
+def _is_finished(folder: Path, profile: str) -> bool:
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder")
+    names = {p.name for p in folder.iterdir()}
+    if not names or _UNFINISHED in names:
+        return False
+    if {"params.yaml", "dvc.yaml"} <= names:
+        there = read_yaml(folder / "params.yaml").values.get("profile")
+        if there == profile:
+            return True
+        raise InputError(f"{folder}: is already a workspace of profile {there}", hint="choose another folder")
+    raise InputError(
+        f"{folder}: holds other things ({', '.join(sorted(names)[:3])}...) and is not a workspace",
+        hint="choose an empty or a new folder",
+    )
+
+
+def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
+    """Values for data.target.root and data.pretrain.root where they differ from the profile's own."""
+    roots: dict[str, str] = {}
+    if request.profile in GENERATED and request.data is not None:
+        base = _existing(request.data)
+        roots = {"target": str(base / "cityscapes"), "pretrain": str(base / "mapillary")}
+    elif request.profile == "camvid":
+        roots["target"] = _camvid_root(request, folder)
+    elif request.data is not None:
+        roots["target"] = str(_existing(request.data))
+    if request.pretrain_data is not None:
+        if request.profile == "camvid":
+            raise ConfigError("profile camvid has no pretraining set: --pretrain-data does not apply")
+        roots["pretrain"] = str(_existing(request.pretrain_data))
+    return roots
+
+
+def _existing(path: Path) -> Path:
+    where = path.expanduser().resolve()
+    if not where.is_dir():
+        raise InputError(f"{where}: data folder not found")
+    return where
+
+
+def _camvid_root(request: InitRequest, folder: Path) -> str:
+    given = request.data or (Path(os.environ[CAMVID_ENV]) if os.environ.get(CAMVID_ENV) else None)
+    if given is not None:
+        return str(_existing(given))
+    default = (Path(str(_PACKAGE)).parent / ".." / "shared" / "camvid").resolve()
+    if not (default / "splits.json").is_file():
+        raise InputError(f"{default}: CamVid is not there", hint=f"give its folder: --data PATH, or {CAMVID_ENV}=PATH")
+    # Relative, so that checkout and data can move together.
+    return os.path.relpath(default, folder)
+
+
+def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
+    atomic.write_text(folder / "params.yaml", profile_text(profile))
+    document = read_yaml(folder / "params.yaml")
+    for name, root in roots.items():
+        _replace_root(folder / "params.yaml", document.lines[("data", name, "root")], root)
+    has_pretrain = document.values["data"].get("pretrain") is not None
+    atomic.write_text(folder / "dvc.yaml", render_dvc_yaml(has_pretrain=has_pretrain))
+    atomic.write_text(folder / ".gitignore", _template("gitignore"))
+    atomic.write_text(folder / ".dvcignore", _template("dvcignore"))
+    atomic.write_text(folder / "README.md", _template("README.md").replace("@PROFILE", profile))
+    if not (folder / "models" / "current.json").exists():
+        atomic.write_json(folder / "models" / "current.json", {"teacher": "stage:teacher-train"})
+
+
+def _replace_root(path: Path, line: int, root: str) -> None:
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    value = root if re.fullmatch(r"[\w./+-]+", root) else json.dumps(root)
+    changed, count = re.subn(r"(root:\s*)(\"[^\"]*\"|[^\s#]+)", lambda m: m[1] + value, lines[line - 1], count=1)
+    if count != 1:
+        raise AssertionError(f"{path}:{line}: no root value to replace")
+    lines[line - 1] = changed
+    atomic.write_text(path, "".join(lines))
+
+
+def _set_up_version_control(folder: Path) -> None:
+    if shutil.which("git") is None:
+        _LOG.warning("git is not installed: the workspace works, but `dvc metrics diff` and `dvc exp` need it")
+    own_git = shutil.which("git") is not None and not _in_git_tree(folder)
+    if own_git and not (folder / ".git").exists():
+        _run(["git", "init", "-q", "-b", "main"], folder)
+    _set_up_dvc(folder)
+    if own_git and not _has_commit(folder):
+        _run(["git", "add", "-A"], folder)
+        _run(["git", *_IDENTITY, "commit", "-q", "--no-verify", "-m", "Workspace"], folder)
+
+
+def _set_up_dvc(folder: Path) -> None:
+    if importlib.util.find_spec("dvc") is None:
+        _LOG.warning("DVC is not installed: run the stages one by one with `autolabel stage NAME`")
+        return
+    if (folder / ".dvc" / "config").exists() or (not (folder / ".git").exists() and _dvc_above(folder)):
+        return
+    options = [] if (folder / ".git").exists() else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
+    shutil.rmtree(folder / ".dvc", ignore_errors=True)
+    _run([sys.executable, "-m", "dvc", "init", "-q", *options], folder)
+    atomic.write_text(folder / ".dvc" / "config", _DVC_CONFIG + ("" if "--no-scm" not in options else "    no_scm = true\n"))
+
+
+def _dvc_above(folder: Path) -> bool:
+    return any((parent / ".dvc").is_dir() for parent in folder.parents)
+
+
+def _in_git_tree(folder: Path) -> bool:
+    """Whether the folder belongs to a surrounding repository (one that git ignores does not)."""
+    if (folder / ".git").exists():
+        return False  # it is a repository of its own
+    return _git(folder, "rev-parse", "--is-inside-work-tree") and not _git(folder, "check-ignore", "-q", str(folder))
+
+
+def _has_commit(folder: Path) -> bool:
+    return _git(folder, "rev-parse", "-q", "--verify", "HEAD")
+
+
+def _git(folder: Path, *arguments: str) -> bool:
+    if shutil.which("git") is None:
+        return False
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=folder, env=_clean_env(), capture_output=True, check=False).returncode == 0
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, env=_clean_env(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = one_line(done.stderr or done.stdout)[-300:]
+        raise InputError(f"{folder}: `{' '.join(command[:3])}` failed: {said}")
+
+
+def _clean_env() -> dict[str, str]:
+    # A caller's hook sets GIT_DIR and friends: they would point our commands at its repository.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    return env | {"DVC_NO_ANALYTICS": "1"}

@@ -1,0 +1,72 @@
+"""Keys of work folders: the digest of everything that determines a result, and which old keys are kept.
+
+A key never holds a time, a path or a machine's name. Values that only say how fast or where a job runs
+(ranks, nodes, loader workers, how often it saves) are left out, so that an interrupted training can go on
+with another number of GPUs; what changes the result (threads, precision, batch per rank) is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import atomic
+from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
+
+__all__ = ["KEPT", "infer_material", "open_work", "runtime_material", "train_material", "work_key"]
+
+KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
+_SPEED_ONLY = {"ranks", "nodes", "workers"}
+
+
+def work_key(material: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of the digest of `material` (JSON values only)."""
+    return atomic.digest(dict(material))[:16]
+
+
+def runtime_material(runtime: RuntimeConfig) -> dict[str, Any]:
+    """What of the runtime changes a result: threads, device, precision, memory format, compile."""
+    return runtime.model_dump(mode="json", exclude=_SPEED_ONLY)
+
+
+def train_material(config: TrainConfig) -> dict[str, Any]:
+    """What of a training configuration determines the weights."""
+    values = config.model_dump(mode="json", exclude={"runtime", "checkpoint_every", "keep_checkpoints"})
+    return values | {"runtime": runtime_material(config.runtime)}
+
+
+def infer_material(config: InferConfig) -> dict[str, Any]:
+    """What of an inference configuration determines labels and codes, and the shards they lie in."""
+    return config.model_dump(mode="json", exclude={"runtime"}) | {"runtime": runtime_material(config.runtime)}
+
+
+def open_work(folder: Path, job: str, material: Mapping[str, Any], *, kept: int = KEPT) -> Path:
+    """Make or reopen `folder`/KEY for a job and remove its keys before the last `kept`.
+
+    Args:
+        folder: `work/<stage>` of a workspace (the stage's lock is held).
+        job: which of the stage's jobs; each keeps its own list of keys.
+        material: what determines the result; written to `key.json` for people.
+        kept: number of keys of this job that stay on disk.
+    """
+    key = work_key({"job": job} | dict(material))
+    work = folder / key
+    work.mkdir(parents=True, exist_ok=True)
+    described = work / "key.json"
+    if not described.exists():
+        atomic.write_json(described, {"job": job} | dict(material))
+    atomic.sweep_temps(work)
+    _retain(folder, job, key, kept)
+    return work
+
+
+def _retain(folder: Path, job: str, key: str, kept: int) -> None:
+    # Order of use is a list in a file: clocks jump, and restored folders carry any time.
+    ledger = folder / "keys.json"
+    used: dict[str, Any] = atomic.read_json(ledger) if ledger.exists() else {}
+    order = [k for k in used.get(job, []) if k != key] + [key]
+    if order != used.get(job):
+        atomic.write_json(ledger, used | {job: order[-kept:]})
+    for old in order[:-kept]:
+        atomic.remove_tree(folder / old)

@@ -1,0 +1,139 @@
+"""Start a job of `hmsa_core.engine` as a process or under torchrun, and bring its outcome home.
+
+The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. Each asks the kernel for a signal when
+its parent dies, a stop request is passed down, thread counts are pinned (they change the last bits of a
+result), and every GPU in use is locked. A rank that a signal killed is started again from its last
+checkpoint, a bounded number of times; an error that the rank explained is raised here as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hmsa_core import errors
+from hmsa_core.atomic import read_json
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.engine.spec import JobSpec, runtime_of, save_spec
+from hmsa_core.process import StopRequest, run_child
+from pipeline.devices import claim_devices
+
+__all__ = ["RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
+
+RELAUNCHES = 2
+_LOG = logging.getLogger(__name__)
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Every error of ours by exit status; subclasses share their parent's, so the parent is what comes back.
+_BY_STATUS: dict[int, type[errors.HmsaError]] = {
+    kind.exit_code: kind
+    for kind in (
+        errors.HmsaError, errors.ConfigError, errors.InputError, errors.IntegrityError, errors.LeakageError,
+        errors.TrainingError, errors.LockedError, errors.NoSpaceError, errors.InterruptedRunError,
+    )
+}  # fmt: skip
+
+
+def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -> None:
+    """Run a job to its end; its results lie below `spec.work` afterwards.
+
+    Raises:
+        HmsaError: what the job itself reported (the class belongs to its exit status), InterruptedRunError
+            when `stop` was set, LockedError when a GPU is taken, or a rank that died more often than
+            `relaunches` times.
+    """
+    work = Path(spec.work)
+    path = work / "spec.json"
+    save_spec(path, spec)
+    runtime = runtime_of(spec)
+    with claim_devices(runtime.device, runtime.ranks) as claim:
+        environment = job_environment(runtime, os.environ) | claim.environment
+        for attempt in range(relaunches + 1):
+            if stop.is_set():
+                raise errors.InterruptedRunError("stopped before the job was started")
+            status = _run_once(path, runtime, stop, environment, claim.fds)
+            if status == 0:
+                return
+            _raise_reported(work, status, stop)
+            _LOG.warning(
+                "a rank of %s was lost (status %d); start %d of %d from the last checkpoint",
+                spec.job, status, attempt + 2, relaunches + 1,
+            )  # fmt: skip
+    raise errors.HmsaError(
+        f"the {spec.job} job died {relaunches + 1} times without an error of its own (last status {status})",
+        hint=f"a killed rank often means too little memory: see {work / 'log.jsonl'} and the kernel's log",
+    )
+
+
+def _run_once(
+    spec: Path, runtime: RuntimeConfig, stop: StopRequest, environment: Mapping[str, str], fds: tuple[int, ...]
+) -> int:
+    (spec.parent / "error.json").unlink(missing_ok=True)
+    command = job_command(spec, runtime, os.environ)
+    if runtime.nodes > 1:
+        _LOG.info("start the same command on the other nodes: %s", shlex.join(command))
+    return run_child(command, stop=stop, env=environment, pass_fds=fds, own_group=True)
+
+
+def _raise_reported(work: Path, status: int, stop: StopRequest) -> None:
+    """Raise what the job said about its end; return when it was killed and may be started again."""
+    if stop.is_set():
+        raise errors.InterruptedRunError("stopped on request; progress is saved, run again to go on")
+    record = work / "error.json"
+    told = read_json(record) if record.exists() else {}
+    code = int(told.get("exit_code", status))
+    was_killed = status < 0 or (status > 128 and status != errors.InterruptedRunError.exit_code)
+    if was_killed:
+        return  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
+    kind = _BY_STATUS.get(code, errors.HmsaError)
+    message = str(told.get("message") or f"the job ended with status {status}; its output is above")
+    raise kind(message, hint=str(told.get("hint", "")))
+
+
+def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of all ranks: pinned threads, unbuffered output, loopback within one node."""
+    result = dict(env) | {name: str(runtime.threads) for name in _THREADS}
+    result["PYTHONUNBUFFERED"] = "1"
+    if runtime.nodes == 1 and runtime.ranks > 1 and sys.platform.startswith("linux"):
+        # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
+        result.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        result.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    return result
+
+
+def job_command(spec: Path, runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
+    """Command line of a job: a plain process for one rank, torchrun's agent for several."""
+    job = ["-m", "hmsa_core.engine.job", str(spec)]
+    if runtime.ranks == 1 and runtime.nodes == 1:
+        return [sys.executable, *job]
+    return [sys.executable, "-m", "hmsa_core.engine.agent", *agent_arguments(runtime, env), *job]
+
+
+def agent_arguments(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
+    """torchrun's arguments: stand-alone on one node, a rendezvous from the environment on several.
+
+    Several nodes need AUTOLABEL_RDZV_ENDPOINT (host:port of any one of them); AUTOLABEL_RDZV_ID separates
+    jobs that share it. Under Slurm both have working defaults from the job's own variables.
+    """
+    shared = ["--nproc-per-node", str(runtime.ranks), "--max-restarts", "0"]
+    if runtime.nodes == 1:
+        return ["--standalone", "--local-addr", "127.0.0.1", *shared]
+    endpoint = env.get("AUTOLABEL_RDZV_ENDPOINT") or _slurm_endpoint(env)
+    if not endpoint:
+        raise errors.ConfigError(
+            f"runtime.nodes is {runtime.nodes}, but no rendezvous is given",
+            hint="set AUTOLABEL_RDZV_ENDPOINT=HOST:PORT to an address that all nodes can reach",
+        )
+    identity = env.get("AUTOLABEL_RDZV_ID") or env.get("SLURM_JOB_ID") or "autolabel"
+    return [
+        "--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint,
+        "--rdzv-id", identity, *shared,
+    ]  # fmt: skip
+
+
+def _slurm_endpoint(env: Mapping[str, str]) -> str:
+    host = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    return f"{host}:29400" if host else ""

@@ -1,0 +1,159 @@
+"""Read YAML as YAML 1.2 does and refuse what hides mistakes: duplicate keys, anchors, NaN.
+
+PyYAML speaks YAML 1.1, where `5e-4` is a string and `no` is false; DVC reads the same params.yaml with a
+1.2 parser. Both must see the same values, so the scalar rules of the 1.2 core schema are used here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hmsa_core.errors import ConfigError, one_line
+
+__all__ = ["Document", "read_yaml"]
+
+_MAX_BYTES = 1 << 20  # a params file is a few kilobytes; anything larger is not one
+
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_INT = re.compile(r"^[-+]?[0-9]+$")
+_FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
+_NOT_FINITE = re.compile(r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping as plain Python values, and the line on which each key stands."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
+
+    def where(self, key: tuple[str | int, ...]) -> str:
+        """`file:line` of a key, or of the nearest parent that is in the file."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self.lines:
+                return f"{self.path}:{self.lines[key[:end]]}"
+        return str(self.path)
+
+
+def read_yaml(path: str | Path) -> Document:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: missing or unreadable file, a syntax error, a duplicate key, an anchor or alias, a number
+            that is not finite, a document that is not a mapping; one line with the file's line number.
+    """
+    where = Path(path)
+    try:
+        raw = where.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"{where}: {len(raw)} bytes; a params file has at most {_MAX_BYTES}")
+    try:
+        root = yaml.compose(raw.decode("utf-8"), Loader=_Loader)
+        document = _Reader(where)
+        values = document.value(root, ()) if root is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(f"{where}:{line}: {one_line(error.problem or error)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not a YAML text ({one_line(error)})") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected `key: value` lines, found {_describe(values)}")
+    return Document(where, values, document.lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's parser without its YAML 1.1 guesses about scalars, and without aliases."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's name
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(
+                None, None, "anchors and aliases (&, *) are not used here: write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+class _Reader:
+    """Turns the node graph into values and notes lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[tuple[str | int, ...], int] = {}
+
+    def value(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._item(child, (*key, i)) for i, child in enumerate(node.value)]
+        return self._scalar(node, key)
+
+    def _item(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
+        self.lines[key] = node.start_mark.line + 1
+        return self.value(node, key)
+
+    def _mapping(self, node: yaml.MappingNode, key: tuple[str | int, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            line = name_node.start_mark.line + 1
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise ConfigError(f"{self.path}:{line}: a key must be a plain word")
+            name = name_node.value
+            if name in values:
+                first = self.lines[(*key, name)]
+                dotted = ".".join(str(part) for part in (*key, name))
+                raise ConfigError(f"{self.path}:{line}: {dotted} is given twice (first on line {first})")
+            self.lines[(*key, name)] = line
+            values[name] = self.value(value_node, (*key, name))
+        return values
+
+    def _scalar(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
+        text = str(node.value)
+        if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+            return text  # quoted: always text
+        if node.tag not in ("tag:yaml.org,2002:str", "!"):
+            raise ConfigError(f"{self._at(node)}: {_dotted(key)}: tags such as {node.tag} are not used here")
+        return self._plain(text, node, key)
+
+    def _plain(self, text: str, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
+        if _NULL.match(text):
+            return None
+        if _BOOL.match(text):
+            return text.lower() == "true"
+        if _INT.match(text):
+            if len(text) > 30:
+                raise ConfigError(f"{self._at(node)}: {_dotted(key)}: {text[:12]}... is too long for a number")
+            return int(text)
+        if _NOT_FINITE.match(text):
+            raise ConfigError(f"{self._at(node)}: {_dotted(key)}: expected a finite number, found {text}")
+        if _FLOAT.match(text):
+            number = float(text)
+            if not math.isfinite(number):
+                raise ConfigError(f"{self._at(node)}: {_dotted(key)}: {text} is too large for a number")
+            return number
+        return text
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
+
+
+def _dotted(key: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in key)
+
+
+def _describe(value: object) -> str:
+    kinds = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true/false"}
+    return kinds.get(type(value), "nothing" if value is None else type(value).__name__)

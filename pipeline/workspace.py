@@ -1,0 +1,105 @@
+"""A workspace: a folder with params.yaml, dvc.yaml, models/current.json and all outputs of the stages."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmsa_core.errors import ConfigError
+from hmsa_core.locks import FileLock
+from hmsa_core.process import StopRequest
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+__all__ = ["Workspace"]
+
+_MARKS = ("params.yaml", "dvc.yaml")
+TEACHER_STAGE = "stage:teacher-train"
+
+
+class Workspace:
+    """Paths and parameters of one workspace.
+
+    Light on purpose: parameters are read (and their packages imported) on first use, so that a stage can
+    take its lock before anything heavy happens.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).resolve()
+        self.stop = StopRequest()  # `autolabel stage` installs it as the handler of SIGTERM and SIGINT
+        self.job_running = False  # while a job runs, a stop request is the job's to answer
+
+    @classmethod
+    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
+        """The workspace that `start` (default: the current folder) is, or lies in."""
+        here = Path(start) if start is not None else Path.cwd()
+        for folder in (here.resolve(), *here.resolve().parents):
+            if all((folder / mark).is_file() for mark in _MARKS):
+                return cls(folder)
+        raise ConfigError(
+            f"{here}: not a workspace (no {' and '.join(_MARKS)} here or above)",
+            hint="make one with `autolabel init DIR --profile tiny`",
+        )
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of something in the workspace."""
+        return self.root / relative
+
+    @cached_property
+    def params(self) -> Params:
+        """The checked params.yaml."""
+        from pipeline.params import Params
+
+        return Params.load(self.root / "params.yaml")
+
+    @property
+    def roots(self) -> dict[str, Path]:
+        """Named roots that image paths in indexes and stores are relative to."""
+        data = self.params.data
+        sources = {"target": data.target, "pretrain": data.pretrain}
+        return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
+
+    def resolve(self, path: str | os.PathLike[str]) -> Path:
+        """A path as params.yaml writes it: absolute, or relative to the workspace."""
+        return (self.root / Path(path).expanduser()).resolve()
+
+    def work(self, stage: str) -> Path:
+        """Folder of a stage's resumable progress (keys below it: `pipeline.keys.open_work`)."""
+        return self.root / "work" / stage
+
+    def lock(self, stage: str) -> FileLock:
+        """The kernel lock that makes a stage's run the only one in this workspace."""
+        return FileLock(self.root / "work" / "locks" / f"{stage}.lock", what=f"stage {stage} of {self.root}")
+
+    def teacher(self) -> Path:
+        """Checkpoint folder of the model that teaches: what models/current.json names."""
+        from pipeline.registry import Registry
+
+        current = Registry(self.root).current()
+        folder = self.path("models/teacher") if current == TEACHER_STAGE else self._registered(current)
+        if not (folder / "model.json").is_file():
+            raise ConfigError(
+                f"{folder}: no checkpoint there (models/current.json names {current!r} as the teacher)",
+                hint="run `dvc repro teacher-train`, or `autolabel models rollback`",
+            )
+        return folder
+
+    def is_promoted(self) -> bool:
+        """Whether the teacher is a registered model and not this workspace's own teacher-train."""
+        from pipeline.registry import Registry
+
+        return Registry(self.root).current() != TEACHER_STAGE
+
+    def _registered(self, current: str) -> Path:
+        registry = self.path("models/registry").resolve()
+        folder = (self.root / current).resolve()
+        if folder.parent != registry:
+            raise ConfigError(
+                f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or '
+                f'"models/registry/VERSION"',
+                hint="`autolabel models list` shows the versions",
+            )
+        return folder
