@@ -12,9 +12,7 @@ from pipeline.flow.services import Services
 
 def down(services: Services) -> list[str]:
     """Stop the worker (its flow ends with it and saves a checkpoint), then the server."""
-    said = []
-    for name in ("worker", "server"):
-        said.append(f"{name} stopped" if services.stop(name) else f"{name} was not running")
+    said = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]
     services.forget()
     return said
 

@@ -28,7 +28,7 @@ from hmsa_core.errors import ConfigError
 from hmsa_core.process import die_with_parent
 from pipeline.flow import discover, morning, overrides
 from pipeline.flow.reaper import nightly_lock, reap
-from pipeline.flow.runner import StageFailed, run_stage
+from pipeline.flow.runner import StageFailedError, run_stage
 from pipeline.gatekeeper import apply_verdict
 from pipeline.machine import check_machine
 from pipeline.stages import STAGES
@@ -82,7 +82,7 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
     unchanged = dvc_unchanged(ws.root)
     for stage in STAGES:
         if stage in chosen:
-            stage_task(stage).with_options(name=stage)(stage, ws, skip=unchanged)
+            stage_task.with_options(name=stage)(stage, ws, skip=unchanged)
     verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
     return publish_task(ws, arrived, verdict, changes)
 
@@ -117,21 +117,17 @@ def discover_task(ws: Workspace) -> dict[str, Any]:
 
 def _worth_a_retry(_task: Any, _run: TaskRun, state: State) -> bool:
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, StageFailed) or error.is_worth_a_retry
+    return not isinstance(error, StageFailedError) or error.is_worth_a_retry
 
 
 @task(retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
-def _stage(stage: str, ws: Workspace, *, skip: bool) -> float:
+def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
+    """Run one stage under DVC; the task bears the stage's name."""
     log = get_run_logger()
     if skip:
         log.info("%s: unchanged, nothing to do", stage)
         return 0.0
     return run_stage(stage, ws.root, say=log.info, alive=_api_watch())
-
-
-def stage_task(_stage_name: str) -> Any:
-    """The task of a stage (all share one body; the name tells them apart)."""
-    return _stage
 
 
 def _api_watch() -> Any:

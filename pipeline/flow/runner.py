@@ -17,7 +17,7 @@ from pathlib import Path
 from hmsa_core.errors import HmsaError
 from hmsa_core.process import die_with_parent
 
-__all__ = ["PERMANENT", "StageFailed", "run_stage"]
+__all__ = ["PERMANENT", "StageFailedError", "run_stage"]
 
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
@@ -26,7 +26,7 @@ _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 12.0
 
 
-class StageFailed(HmsaError):
+class StageFailedError(HmsaError):
     """A stage ended with an error; `status` is the exit status of the stage itself."""
 
     def __init__(self, stage: str, status: int, tail: list[str]) -> None:
@@ -56,7 +56,7 @@ def run_stage(
         env: environment of the child; default: ours.
 
     Raises:
-        StageFailed: the stage ended with an error.
+        StageFailedError: the stage ended with an error.
     """
     start = time.monotonic()
     me = os.getpid()
@@ -80,7 +80,7 @@ def run_stage(
         raise
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
-        raise StageFailed(stage, found[-1] if found else status, list(tail))
+        raise StageFailedError(stage, found[-1] if found else status, list(tail))
     return time.monotonic() - start
 
 

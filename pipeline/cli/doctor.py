@@ -1,0 +1,46 @@
+"""Check machine, versions, disk, locks, checkpoints and label stores; print the command that mends each fault."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pipeline.doctor import examine, repair_dvc_lock
+from pipeline.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
+    parser.add_argument("--fix", action="store_true", help="mend what can be mended without losing anything")
+    parser.add_argument("--quick", action="store_true", help="do not read every byte of the label stores")
+    parser.add_argument("--json", action="store_true", help="findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand: exit status 1 when something is broken."""
+    root = args.workspace.resolve()
+    if args.fix and (root / "dvc.yaml").exists():
+        _fix(root)
+    findings = examine(root, deep=not args.quick)
+    if args.json:
+        sys.stdout.write(json.dumps([f.to_json() for f in findings], indent=1) + "\n")
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.state:8} {finding.name}: {finding.text}\n")
+            if finding.mend:
+                sys.stdout.write(f"{'':8} mend: {finding.mend}\n")
+    return 1 if any(f.state == "broken" for f in findings) else 0
+
+
+def _fix(root: Path) -> None:
+    from pipeline.flow.overrides import restore
+
+    ws = Workspace(root)
+    done = repair_dvc_lock(ws)
+    if done:
+        sys.stderr.write(f"{done}\n")
+    if ws.lock("nightly").is_free() and restore(root):
+        sys.stderr.write("restored params.yaml\n")

@@ -1,0 +1,223 @@
+"""What is wrong with this machine or workspace, and the exact command that mends it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hmsa_core import atomic
+from hmsa_core.errors import HmsaError
+from hmsa_core.locks import probe_locks
+from pipeline.machine import disk_need, torch_pair, versions
+from pipeline.workspace import Workspace
+
+__all__ = ["Finding", "examine", "repair_dvc_lock"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ok, warning or broken, in a line, with what mends it."""
+
+    name: str
+    state: str  # "ok" | "warning" | "broken"
+    text: str
+    mend: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def examine(root: Path, *, deep: bool = True) -> list[Finding]:
+    """Look at everything; never raises for what it finds.
+
+    Args:
+        root: workspace (a folder without dvc.yaml gets the machine's part only).
+        deep: also verify every byte of the label stores.
+    """
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages]
+    if (root / "dvc.yaml").exists():
+        ws = Workspace(root)
+        checks += [
+            lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _leftovers(ws),
+            lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
+        ]  # fmt: skip
+    found = []
+    for check in checks:
+        try:
+            found += list(check())
+        except HmsaError as error:
+            found.append(Finding("check", "broken", error.message, error.hint))
+    return found
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    yield Finding("python", "ok" if good else "broken", version, "" if good else "install Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Finding]:
+    wrong = torch_pair()
+    have = versions()
+    text = ", ".join(f"{k} {v}" for k, v in have.items() if v)
+    yield Finding("packages", "broken" if wrong else "ok", wrong or text, "make setup" if wrong else "")
+    missing = [k for k, v in have.items() if not v]
+    if missing:
+        yield Finding("packages", "warning", f"not installed: {', '.join(missing)}", "make setup")
+
+
+def _params(ws: Workspace) -> Iterator[Finding]:
+    params = ws.params
+    yield Finding("params.yaml", "ok", f"profile {params.profile}")
+    for name, path in ws.roots.items():
+        if path.is_dir():
+            yield Finding(f"data {name}", "ok", str(path))
+        else:
+            mend = "autolabel demo-data" if params.profile in ("tiny", "demo") else f"correct data.{name}.root in params.yaml"
+            yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
+
+
+def _locks(ws: Workspace) -> Iterator[Finding]:
+    folder = ws.path("work/locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    probe_locks(folder)
+    yield Finding("file locks", "ok", "work on this file system")
+    for path in sorted(folder.glob("*.lock")):
+        stage = path.stem
+        lock = ws.lock(stage)
+        if not lock.is_free():
+            yield Finding(f"lock {stage}", "warning", f"held by {lock.owner()}", "wait for it, or stop that process")
+
+
+def _disk(ws: Workspace) -> Iterator[Finding]:
+    need = disk_need(ws)
+    text = f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed by a full run"
+    good = need.free > need.total + (512 << 20)
+    yield Finding("disk", "ok" if good else "broken", text, "" if good else "free space, or `dvc gc --workspace`")
+
+
+def _rwlock(ws: Workspace) -> Path:
+    return ws.path(".dvc/tmp/rwlock")
+
+
+def _dvc_lock(ws: Workspace) -> Iterator[Finding]:
+    path = _rwlock(ws)
+    if not path.exists():
+        yield Finding("dvc lock", "ok", "free")
+        return
+    data = path.read_bytes()
+    try:
+        entries = json.loads(data)
+    except ValueError:
+        # DVC rewrites this file in place: a kill or a full disk in between leaves it torn, and every
+        # later `dvc repro` fails until it is gone (dvc issue 7615).
+        text = "is empty" if not data else "is torn"
+        if _dvc_is_running(ws):
+            yield Finding("dvc lock", "warning", f"{path} {text}, but a dvc process is at work", "wait for it")
+        else:
+            yield Finding("dvc lock", "broken", f"{path} {text}: every dvc repro fails", "autolabel doctor --fix")
+        return
+    dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
+    living = sorted({pid for pid in _pids(entries) if _lives(pid)})
+    if living:
+        yield Finding("dvc lock", "warning", f"held by process {living[0]}", "wait for it, or stop that process")
+    elif dead:
+        yield Finding("dvc lock", "ok", f"names dead process {dead[0]}: dvc drops it by itself at the next run")
+    else:
+        yield Finding("dvc lock", "ok", "free")
+
+
+def _pids(entries: object) -> Iterator[int]:
+    if isinstance(entries, dict):
+        for key, value in entries.items():
+            if key == "pid" and isinstance(value, int):
+                yield value
+            else:
+                yield from _pids(value)
+    elif isinstance(entries, list):
+        for value in entries:
+            yield from _pids(value)
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _dvc_is_running(ws: Workspace) -> bool:
+    """Whether somebody holds DVC's own lock file (a kernel lock, so a dead holder holds nothing)."""
+    path = ws.path(".dvc/tmp/lock")
+    if not path.exists():
+        return False
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def repair_dvc_lock(ws: Workspace) -> str | None:
+    """Remove a torn DVC lock file when no dvc process and no stage is at work; say what was done."""
+    findings = list(_dvc_lock(ws))
+    if not any(f.state == "broken" for f in findings):
+        return None
+    for path in ws.path("work/locks").glob("*.lock"):
+        if not ws.lock(path.stem).is_free():
+            return None
+    _rwlock(ws).unlink()
+    return f"removed {_rwlock(ws)}"
+
+
+def _leftovers(ws: Workspace) -> Iterator[Finding]:
+    if ws.path("work/nightly/params.saved.yaml").exists() and ws.lock("nightly").is_free():
+        yield Finding(
+            "params.yaml", "warning", "a killed nightly run left its own parameters in params.yaml",
+            "autolabel doctor --fix",
+        )  # fmt: skip
+    temps = [p for p in ws.path("work").rglob(".*.tmp")] if ws.path("work").exists() else []
+    if temps:
+        size = sum(p.stat().st_size for p in temps)
+        yield Finding("leftovers", "ok", f"{len(temps)} temporary files of killed writers, {size} bytes, swept at the next run")
+
+
+def _checkpoints(ws: Workspace) -> Iterator[Finding]:
+    for meta in sorted(ws.path("models").rglob("model.json")):
+        folder = meta.parent
+        name = str(folder.relative_to(ws.root))
+        want = atomic.read_json(meta).get("weights_sha256")
+        weights = folder / "model.safetensors"
+        if not weights.exists():
+            yield Finding(name, "broken", f"{weights} is missing", _restore_hint(name))
+        elif atomic.sha256_file(weights) != want:
+            yield Finding(name, "broken", f"{weights}: bytes differ from model.json's digest", _restore_hint(name))
+        else:
+            yield Finding(name, "ok", "weights match their digest")
+
+
+def _restore_hint(name: str) -> str:
+    if "registry" in name:
+        return "autolabel models rollback"
+    return f"rm -r {name} && dvc checkout {name}"
+
+
+def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
+    from hmsa_core.labels import LabelStore
+
+    for name in ("labels/raw", "labels/final"):
+        path = ws.path(name)
+        if not (path / "manifest.json").exists():
+            continue
+        problems = LabelStore.open(path).verify() if deep else []
+        for problem in problems:
+            yield Finding(name, "broken", str(problem), f"rm -r {name} && dvc checkout {name}")
+        if not problems:
+            yield Finding(name, "ok", "every shard matches its digest" if deep else "manifest is readable")

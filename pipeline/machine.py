@@ -1,0 +1,118 @@
+"""What this machine has and a run needs: versions, disk, locks. No torch is imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from hmsa_core.atomic import read_json
+from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError
+from hmsa_core.locks import probe_locks
+from pipeline.workspace import Workspace
+
+__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "torch_pair", "versions"]
+
+PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
+            "prefect", "fastapi")  # fmt: skip
+_MINIMUM = {"torch": (2, 11)}
+_RESERVE = 512 << 20  # bytes that stay free: a full system disk breaks more than this run
+
+
+@dataclass(frozen=True)
+class Need:
+    """Disk that a workspace's run will use, in bytes, with the sum's parts in words."""
+
+    total: int
+    parts: dict[str, int]
+    free: int
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter ("" = not installed)."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def torch_pair() -> str | None:
+    """What is wrong with the torch and torchvision installed, or None.
+
+    torchvision's own metadata names the exact torch that it was built for.
+    """
+    have = versions()
+    for name, least in _MINIMUM.items():
+        if tuple(int(p) for p in have[name].split("+")[0].split(".")[:2] if p.isdigit()) < least:
+            return f"{name} {have[name] or 'is missing'}: {'.'.join(map(str, least))} or newer is needed"
+    if not have["torchvision"]:
+        return "torchvision is missing"
+    needs = [r for r in metadata.requires("torchvision") or [] if r.split(";")[0].strip().startswith("torch=")]
+    for need in needs:
+        wanted = need.split(";")[0].split("==")[-1].strip()
+        if have["torch"].split("+")[0] != wanted:
+            return f"torchvision {have['torchvision']} was built for torch {wanted}, installed is {have['torch']}"
+    return None
+
+
+def disk_need(ws: Workspace) -> Need:
+    """Estimate of what a full run writes: labels by pixels, checkpoints by parameters, DVC's copy of both.
+
+    Bytes per pixel were measured on the generator's scenes and CamVid (docs/benchmarks.md); they are taken
+    generously, since a run that stops in the middle of the night costs more than a warning.
+    """
+    summary = ws.path("data/index/summary.json")
+    pixels = int(read_json(summary).get("pixels", 0)) if summary.exists() else 0
+    checkpoints = {
+        name: sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        for name in ("pretrain", "teacher", "student", "control")
+        if (folder := ws.path(f"models/{name}")).exists()
+    }
+    largest = max(checkpoints.values(), default=64 << 20)
+    parts = {
+        "raw and final labels": int(pixels * 0.9),
+        "checkpoints and training states": 4 * largest * (1 + 2 * 2),
+        "DVC's cache": int(pixels * 0.9) + 4 * largest,
+    }
+    return Need(sum(parts.values()), parts, shutil.disk_usage(ws.root).free)
+
+
+def check_machine(ws: Workspace) -> list[str]:
+    """Refuse to start what cannot finish; return what was found, a line each.
+
+    Raises:
+        ConfigError: torch and torchvision do not fit, or locks do not work here.
+        NoSpaceError: the run's estimate exceeds the free space.
+    """
+    wrong = torch_pair()
+    if wrong:
+        raise ConfigError(wrong, hint="make setup")
+    probe_locks(_made(ws.path("work/locks")))
+    need = disk_need(ws)
+    if need.total + _RESERVE > need.free:
+        raise NoSpaceError(
+            f"{ws.root}: about {need.total / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
+            hint="free some space, or `dvc gc --workspace` to drop old label stores",
+        )
+    return [
+        f"{os.cpu_count()} processors, {_memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
+        f"about {need.total / 2**30:.1f} GiB needed",
+        ", ".join(f"{k} {v}" for k, v in versions().items() if v),
+    ]
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _memory_gib() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError) as error:
+        raise HmsaError(f"cannot read the memory size: {error}") from error
