@@ -79,7 +79,8 @@ def _params(ws: Workspace) -> Iterator[Finding]:
         if path.is_dir():
             yield Finding(f"data {name}", "ok", str(path))
         else:
-            mend = "autolabel demo-data" if params.profile in ("tiny", "demo") else f"correct data.{name}.root in params.yaml"
+            synthetic = params.profile in ("tiny", "demo")
+            mend = "autolabel demo-data" if synthetic else f"correct data.{name}.root in params.yaml"
             yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
 
 
@@ -183,10 +184,11 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
             "params.yaml", "warning", "a killed nightly run left its own parameters in params.yaml",
             "autolabel doctor --fix",
         )  # fmt: skip
-    temps = [p for p in ws.path("work").rglob(".*.tmp")] if ws.path("work").exists() else []
+    temps = list(ws.path("work").rglob(".*.tmp")) if ws.path("work").exists() else []
     if temps:
         size = sum(p.stat().st_size for p in temps)
-        yield Finding("leftovers", "ok", f"{len(temps)} temporary files of killed writers, {size} bytes, swept at the next run")
+        text = f"{len(temps)} temporary files of killed writers, {size} bytes, swept at the next run"
+        yield Finding("leftovers", "ok", text)
 
 
 def _checkpoints(ws: Workspace) -> Iterator[Finding]:
