@@ -125,14 +125,14 @@ def _fail(error: HmsaError, spec: JobSpec | None) -> int:
 
 def _write_first(path: Path, record: dict[str, object], rank: str) -> None:
     """Publish the record unless another rank was first: its error is the cause, ours a consequence."""
-    from hmsa_core.atomic import ops, write_bytes
+    from hmsa_core import atomic
 
     own = path.with_name(f".{path.name}.rank{rank}")
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):
-        write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
+        atomic.write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
         with contextlib.suppress(FileExistsError):
-            ops.link(own, path)
+            atomic.ops.link(own, path)
         own.unlink(missing_ok=True)
 
 
