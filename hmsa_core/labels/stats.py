@@ -1,0 +1,120 @@
+"""Statistics of a store at any threshold, from its sidecar tables alone: no pixel is touched."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hmsa_core.errors import InputError, StoreError
+from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.labels.manifest import read_manifest
+from hmsa_core.labels.parquet import FileRecord, open_parquet, parquet_errors, read_table
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+__all__ = ["StoreStatistics"]
+
+
+class StoreStatistics:
+    """Counts of a store. N images in the manifest's order, C classes, codes 0..255."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.classes = ClassTable.from_json(manifest["classes"])
+        self.names: list[str] = [image[0] for shard in manifest["shards"] for image in shard["images"]]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> StoreStatistics:
+        """Open the sidecar tables of a store; a missing or damaged one is a StoreError when it is used."""
+        return cls(Path(path), read_manifest(path))
+
+    def _table_path(self, name: str) -> tuple[Path, FileRecord]:
+        record = FileRecord(**self.manifest["statistics"][name])
+        return self.path / record.file, record
+
+    @cached_property
+    def _kept_file(self) -> tuple[pq.ParquetFile, list[int]]:
+        """The open table and the class of each of its row groups."""
+        path, record = self._table_path("kept")
+        file = open_parquet(path, record)
+        groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
+        if any(s is None or s.min != s.max for s in groups):
+            raise StoreError(f"{path}: row groups without a single class", hint="make the store again")
+        return file, [int(s.min) for s in groups]
+
+    def kept(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
+        """Pixels kept when class c needs `codes[c]` (256 = withheld), as int64 (N, C)."""
+        wanted = self._codes(codes)
+        file, class_of_group = self._kept_file
+        counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
+        with parquet_errors(self._table_path("kept")[0]):
+            for group, class_id in enumerate(class_of_group):
+                code = int(wanted[class_id])
+                if code < NUM_CODES:
+                    table = file.read_row_group(group, columns=["image", f"k{code:03d}"], use_threads=False)
+                    counts[table[0].to_numpy(), class_id] = table[1].to_numpy()
+        return counts
+
+    def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
+        n = self.classes.num_classes
+        wanted = np.broadcast_to(np.asarray(codes, np.int64), (n,) if np.ndim(codes) == 0 else np.shape(codes))
+        if wanted.shape != (n,) or wanted.min() < 0 or wanted.max() > NUM_CODES:
+            raise InputError(f"codes must be {n} values in 0..{NUM_CODES}, got {np.asarray(codes).tolist()}")
+        return wanted
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """Name, city, paths, height, width, image_sha256, shard, row of each image."""
+        return read_table(*self._table_path("images"))
+
+    @cached_property
+    def cities(self) -> list[str]:
+        """City (or camera, drive) of each image."""
+        return list(self.images["city"].to_pylist())
+
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """Number of pixels of each image, ignored ones included, (N,)."""
+        height, width = self.images["height"].to_numpy(), self.images["width"].to_numpy()
+        return np.asarray(height.astype(np.int64) * width, np.int64)
+
+    @cached_property
+    def _totals(self) -> pa.Table:
+        return read_table(*self._table_path("totals"))
+
+    def pairs(self, city: str | None = None) -> NDArray[np.int64]:
+        """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
+        c, table = self.classes.num_classes, self._totals
+        ids = table["class"].to_numpy()
+        mine = ids != IGNORE
+        if city is not None:
+            mine &= np.array([x == city for x in table["city"].to_pylist()], bool)
+        human = np.minimum(table["human"].to_numpy()[mine], c)
+        counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
+        np.add.at(counts, (human, ids[mine], table["code"].to_numpy()[mine]), table["pixels"].to_numpy()[mine])
+        return counts
+
+    def totals(self, city: str | None = None) -> NDArray[np.int64]:
+        """Pixels of each class and code, int64 (C, 256), of all images or of one city's."""
+        return np.asarray(self.pairs(city).sum(axis=0))
+
+    def city_names(self) -> list[str]:
+        """All cities of the store, sorted."""
+        return sorted(set(self.cities))
+
+    @property
+    def conflicts(self) -> NDArray[np.int64]:
+        """Pixels of each (human class, teacher's class) pair, int64 (C, C); the diagonal is agreement."""
+        return np.asarray(self.pairs().sum(axis=2)[:-1])
+
+    def close(self) -> None:
+        """Close the open table."""
+        if "_kept_file" in self.__dict__:
+            self._kept_file[0].close()
+            del self.__dict__["_kept_file"]
