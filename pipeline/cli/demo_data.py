@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder"
     )
     parser.add_argument("--profile", help="tiny or demo (default: the workspace's)")
-    parser.add_argument("--out", type=Path, help="another folder than WORKSPACE/data/demo (then no workspace is needed)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
 
 

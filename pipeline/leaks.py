@@ -1,0 +1,144 @@
+"""Nobody is judged on what it learned from: find images of a judged model's lineage and leave them out.
+
+An image counts as learned when the model's lineage holds its bytes (SHA-256), a near copy (perceptual hash
+within `max_distance` bits), or a neighbour in time (the same sequence, at most `max_gap` frames away).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core.data.index import Sample
+from hmsa_core.engine.lineage import LearnedImage, Lineage, lineage_of_checkpoint
+from hmsa_core.errors import InputError, LeakageError
+
+__all__ = ["Judgement", "Leak", "find_leaks", "judge_only_unseen"]
+
+_CHUNK = 1024  # judged images compared with all learned ones at a time: chunk x N x 8 bytes
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A judged image that a model learned from, and how that is known."""
+
+    name: str
+    model: str
+    learned: str  # name of the learned image
+    why: str  # "same file" | "perceptual hash, N bits apart" | "N frames apart in sequence S"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Which images may judge, which may not and why, and what could not be traced."""
+
+    names: tuple[str, ...]
+    leaks: tuple[Leak, ...]
+    unknown: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For metrics files: counts, the list, and gaps in the models' lineage."""
+        return {
+            "judged": len(self.names),
+            "left_out": len({leak.name for leak in self.leaks}),
+            "leaks": [asdict(leak) for leak in self.leaks],
+            "unknown_lineage": list(self.unknown),
+        }
+
+
+def judge_only_unseen(
+    samples: Sequence[Sample],
+    models: Mapping[str, Path],
+    *,
+    max_leaked: float,
+    max_gap: int,
+    max_distance: int,
+) -> Judgement:
+    """Images that are in no model's lineage.
+
+    Args:
+        samples: candidates (role `calibrate` or `report`).
+        models: name -> checkpoint folder of every model that will be judged on them.
+        max_leaked: share of `samples` that may be left out.
+        max_gap, max_distance: see the module's text.
+
+    Raises:
+        InputError: there are no candidates. LeakageError: more than `max_leaked` of them were learned.
+    """
+    if not samples:
+        raise InputError("there is no image to judge on", hint="give some cities or sequences a role in data.roles")
+    leaks: list[Leak] = []
+    unknown: list[str] = []
+    for model, checkpoint in models.items():
+        lineage = lineage_of_checkpoint(checkpoint)
+        unknown += [f"{model}: {gap}" for gap in lineage.unknown]
+        leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
+    seen = {leak.name for leak in leaks}
+    if len(seen) > max_leaked * len(samples):
+        few = ", ".join(f"{leak.name} ({leak.model}: {leak.why} {leak.learned})" for leak in leaks[:3])
+        raise LeakageError(
+            f"{len(seen)} of {len(samples)} judged images are in a model's lineage, at most "
+            f"{100 * max_leaked:g} % may be: {few}",
+            hint="take other cities or sequences for this role in data.roles, or train without them",
+        )
+    names = tuple(s.name for s in samples if s.name not in seen)
+    return Judgement(names, tuple(leaks), tuple(unknown))
+
+
+def find_leaks(
+    samples: Sequence[Sample], lineage: Lineage, *, model: str, max_gap: int, max_distance: int
+) -> list[Leak]:
+    """The first reason found for each sample that the lineage knows, in the order of `samples`."""
+    images = list(lineage.images.values())
+    by_time = _by_sequence(images)
+    near = _nearest_hashes([s.phash for s in samples], [i.phash for i in images])
+    leaks = []
+    for sample, (index, bits) in zip(samples, near, strict=True):
+        same = lineage.images.get(sample.image_sha256)
+        neighbour = _neighbour(sample, by_time, max_gap)
+        if same is not None:
+            leaks.append(Leak(sample.name, model, same.name, "same file"))
+        elif neighbour is not None:
+            apart = abs(neighbour.frame - sample.frame)
+            leaks.append(Leak(sample.name, model, neighbour.name, f"{apart} frames apart in sequence {sample.sequence}"))
+        elif 0 <= bits <= max_distance:
+            leaks.append(Leak(sample.name, model, images[index].name, f"perceptual hash, {bits} bits apart"))
+    return leaks
+
+
+def _by_sequence(images: Sequence[LearnedImage]) -> dict[str, list[LearnedImage]]:
+    groups: dict[str, list[LearnedImage]] = defaultdict(list)
+    for image in images:
+        if image.sequence and image.frame >= 0:
+            groups[image.sequence].append(image)
+    return groups
+
+
+def _neighbour(sample: Sample, by_time: Mapping[str, list[LearnedImage]], max_gap: int) -> LearnedImage | None:
+    if max_gap <= 0 or sample.frame < 0 or not sample.sequence:
+        return None
+    close = [i for i in by_time.get(sample.sequence, ()) if abs(i.frame - sample.frame) <= max_gap]
+    return min(close, key=lambda i: abs(i.frame - sample.frame), default=None)
+
+
+def _nearest_hashes(judged: Sequence[str], learned: Sequence[str]) -> list[tuple[int, int]]:
+    """(index of the nearest learned hash, bits apart) of each judged hash; (-1, -1) where there is none."""
+    known = np.array([int(h, 16) for h in learned if h], np.uint64)
+    places = [i for i, h in enumerate(learned) if h]
+    if not len(known):
+        return [(-1, -1)] * len(judged)
+    result: list[tuple[int, int]] = []
+    for start in range(0, len(judged), _CHUNK):
+        block = judged[start : start + _CHUNK]
+        values = np.array([int(h or "0", 16) for h in block], np.uint64)
+        apart = np.bitwise_count(values[:, None] ^ known[None, :])
+        best = apart.argmin(axis=1)
+        result += [
+            (places[int(b)], int(row[b])) if h else (-1, -1) for h, b, row in zip(block, best, apart, strict=True)
+        ]
+    return result

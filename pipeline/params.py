@@ -1,0 +1,253 @@
+"""params.yaml as typed sections: one section a stage, one line of explanation for every mistake.
+
+Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, Strict, ValidationError, field_validator, model_validator
+
+from hmsa_core.config import InferConfig, Section, TrainConfig
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.engine.spec import EvaluationSetting
+from hmsa_core.errors import ConfigError, one_line
+from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
+from pipeline.gate import GateConfig
+from pipeline.stages import VERSIONS
+from pipeline.strict_yaml import Document, read_yaml
+
+__all__ = [
+    "DataConfig",
+    "EvaluateConfig",
+    "Params",
+    "PrepareConfig",
+    "PretrainConfig",
+    "PseudoLabelConfig",
+    "ReportConfig",
+    "StudentConfig",
+]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
+
+
+class DataConfig(Section):
+    """Where the data lie and which image does what."""
+
+    target: SourceSpec
+    pretrain: SourceSpec | None = None
+    roles: RolesSpec = RolesSpec()
+
+
+class PrepareConfig(Section):
+    """Indexing: decode checks, centroids, near-duplicates."""
+
+    max_pixels: PositiveInt = 64_000_000  # pixels; an image with more is quarantined before it is decoded
+    duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 0  # bits of 64 between perceptual hashes
+    workers: PositiveInt = 2  # processes
+
+
+class PretrainConfig(TrainConfig):
+    """Training on the pretraining set: a single scale, no attention."""
+
+    init_from: str | None = None  # checkpoint folder (`autolabel import-checkpoint`) whose weights start it
+
+
+class TeacherConfig(TrainConfig):
+    """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
+
+    init_from: str | None = None  # another checkpoint folder to start from, instead of models/pretrain
+
+
+class StudentConfig(TrainConfig):
+    """Fine-tuning of the teacher on fine and auto-labelled images."""
+
+    control: bool = True  # also train models/control/: same start, same steps, fine labels only
+
+
+class PseudoLabelConfig(Section):
+    """From raw labels to training labels."""
+
+    threshold: float | str = "policy"  # "policy" (measured), a number on the code grid, or a policy file
+    merge: MergeConfig = MergeConfig()
+    workers: PositiveInt = 2  # processes
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_known(cls, value: float | str) -> float | str:
+        if isinstance(value, str):
+            if value == "policy" or value.endswith(".json"):
+                return value
+            raise ValueError('"policy", a number from 0 to 0.9999, or the path of a policy file (*.json)')
+        if not 0.0 <= value < 1.0:
+            raise ValueError('a number from 0 to 0.9999, "policy", or the path of a policy file (*.json)')
+        return value
+
+
+class EvaluateConfig(Section):
+    """Who is judged, on what, and when a student is good enough."""
+
+    max_leaked: Share = 0.05  # share of judged images that may be in a lineage before the stage fails
+    max_gap: Count = 0  # frames: images this close in one sequence to a learned one count as learned
+    max_distance: Annotated[int, Field(ge=0, le=16)] = 2  # bits of 64 between perceptual hashes
+    settings: Settings = (
+        EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
+        EvaluationSetting(name="single", scales=(1.0,), flip=False),
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95  # of the intervals
+    draws: Annotated[int, Field(ge=200)] = 2000  # bootstrap draws of blocks
+    seed: Count = 0  # of the bootstrap
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _one_main_setting(self) -> EvaluateConfig:
+        if len({s.name for s in self.settings}) != len(self.settings):
+            raise ValueError("settings must have different names")
+        return self
+
+
+class ReportConfig(Section):
+    """The report page."""
+
+    title: str = "Auto-labelling report"
+    pictures: Count = 6  # images shown with label, confidence and scale weights
+
+
+class VersionsConfig(Section):
+    """Code version of each stage (`pipeline.stages.VERSIONS`), where DVC can see it."""
+
+    prepare: PositiveInt
+    teacher_pretrain: PositiveInt
+    teacher_train: PositiveInt
+    calibrate: PositiveInt
+    auto_infer: PositiveInt
+    pseudo_label: PositiveInt
+    student_train: PositiveInt
+    evaluate: PositiveInt
+    report: PositiveInt
+
+
+class Params(Section):
+    """A workspace's params.yaml."""
+
+    profile: Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
+    versions: VersionsConfig
+    data: DataConfig
+    prepare: PrepareConfig
+    teacher_pretrain: PretrainConfig
+    teacher_train: TeacherConfig
+    calibrate: CalibrateConfig
+    auto_infer: InferConfig
+    pseudo_label: PseudoLabelConfig
+    student_train: StudentConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+    @model_validator(mode="after")
+    def _versions_are_ours(self) -> Params:
+        for stage, ours in VERSIONS.items():
+            name = stage.replace("-", "_")
+            theirs = getattr(self.versions, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"versions.{name} is {theirs}, this program's {stage} has code version {ours}: write {ours} "
+                    f"to accept it (the stage and those after it run again)"
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Params:
+        """Read and check a params.yaml; ConfigError with one line for the first mistake."""
+        return cls.parse(read_yaml(path))
+
+    @classmethod
+    def parse(cls, document: Document) -> Params:
+        """Check the values of a document that was read."""
+        try:
+            return cls.model_validate(document.values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, document, cls)) from None
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
+    """The first mistake as one line: place, key, what was expected, what is there, nearest valid key."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    key, owner = _resolve(model, first["loc"], document.values)
+    dotted = ".".join(str(part) for part in key) or "(file)"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    place = document.where(key)
+    if first["type"] == "extra_forbidden":
+        return one_line(f"{place}: {dotted}: unknown key{_nearest(str(key[-1]), owner)}{more}")
+    if first["type"] == "missing":
+        return one_line(f"{place}: {dotted}: missing{more}")
+    found = "" if isinstance(first["input"], Mapping | BaseModel) else f", found {_show(first['input'])}"
+    return one_line(f"{place}: {dotted}: {_expected(first)}{found}{more}")
+
+
+def _resolve(
+    model: type[BaseModel], loc: tuple[int | str, ...], values: object
+) -> tuple[tuple[int | str, ...], type[BaseModel]]:
+    """Drop the parts of a location that name a branch of a union; find the section the key belongs to."""
+    key: list[int | str] = []
+    owner = model
+    here: object = values
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        if isinstance(here, dict):
+            if part not in here and not (last and (part in owner.model_fields)):
+                continue
+            section = _section_of(owner, str(part))
+            here = here.get(part)
+            key.append(part)
+            if section is not None and not last:
+                owner = section
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+            key.append(part)
+    return tuple(key), owner
+
+
+def _section_of(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = owner.model_fields.get(name)
+    return None if field is None else next(iter(_models_in(field.annotation)), None)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+def _nearest(name: str, owner: type[BaseModel]) -> str:
+    known = sorted(owner.model_fields)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; the keys here are: {', '.join(known)}"
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    text = str(fault["msg"])
+    for old, new in (
+        ("Input should be a valid ", "expected a "),
+        ("Input should be ", "expected "),
+        ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
+        ("String should match pattern", "expected text that matches"),
+    ):
+        text = text.replace(old, new)
+    return text.replace("a integer", "an integer")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

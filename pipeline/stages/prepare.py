@@ -1,0 +1,103 @@
+"""prepare: index the data sets, check every file, find class centroids; one small index a role.
+
+Checked results stay in `work/prepare/<key>/`; files with a known digest are not decoded again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import atomic, taxonomy
+from hmsa_core.config import SamplingConfig
+from hmsa_core.data import prepare
+from hmsa_core.data.index import ROLES, Index
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.engine.progress import Progress
+from pipeline import keys, plots
+from pipeline.stages import VERSIONS
+from pipeline.stages.support import INDEX, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "prepare"
+_LOG = logging.getLogger(__name__)
+
+
+def disk_estimate(ws: Workspace) -> int:  # noqa: ARG001 - the same for every stage
+    """Bytes: an index row takes about half a kilobyte, centroids some more."""
+    return 64 << 20
+
+
+def run(ws: Workspace) -> None:
+    """Build the indexes and publish them."""
+    params = ws.params
+    material = {
+        "version": VERSIONS[STAGE],
+        "data": params.data.model_dump(mode="json"),
+        "sampling": [_grid(params.teacher_train.sampling), _grid(params.teacher_pretrain.sampling)],
+    }
+    work = keys.open_work(ws.work(STAGE), "index", material)
+    out = work / "index"
+    target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
+    if params.data.pretrain is None:
+        note = "no pretraining set is given: teacher-train starts from scratch"
+        pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
+    else:
+        pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
+    _write_roles(out / "target.parquet")
+    atomic.publish_tree(out, ws.path(INDEX))
+    write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
+    _plot(ws.path("plots/prepare-classes.png"), target)
+
+
+# Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.
+_ALL_LEARN = RolesSpec(learn_splits=("training", "train", "all"), unlabelled_splits=())
+
+
+def _grid(sampling: SamplingConfig) -> list[int]:
+    return [sampling.tile, sampling.min_pixels]
+
+
+def _build(
+    ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig
+) -> prepare.Summary:
+    located = source.model_copy(update={"root": str(ws.resolve(source.root))})
+    bars: list[Progress] = []
+
+    def report(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(total, what=f"prepare {source.name}", stream=sys.stderr))
+        bars[0].update(done - bars[0].done)
+
+    try:
+        return prepare.build(
+            located, roles, out, workers=ws.params.prepare.workers, tile=sampling.tile, min_pixels=sampling.min_pixels,
+            previous=out if out.exists() else None, progress=report,
+        )  # fmt: skip
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def _write_roles(path: Path) -> None:
+    index = Index.load(path)
+    for role in ROLES:
+        if role != "guard":
+            Index.write(path.with_name(f"{role}.parquet"), index.select(roles=(role,)), index.classes, index.root)
+
+
+def _figures(summary: prepare.Summary) -> dict[str, Any]:
+    return {
+        "images": summary.images, "by_role": summary.by_role, "by_kind": summary.by_kind,
+        "refused_images": summary.refused_images, "refused": summary.refused, "cities": summary.cities,
+    }  # fmt: skip
+
+
+def _plot(path: Path, target: prepare.Summary) -> None:
+    names = list(target.centroids)
+    groups: dict[str, list[float | None]] = {"tiles": [float(target.centroids[n]) for n in names]}
+    plots.bars(path, names, groups, title="Tiles of the learning images that show a class", x="tiles")

@@ -1,0 +1,237 @@
+"""What several stages share: digests of inputs, jobs in keyed work folders, publishing, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import __version__, atomic
+from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.engine.spec import (
+    EvaluateSpec,
+    EvaluationSetting,
+    FineData,
+    InferSpec,
+    JobSpec,
+    PseudoData,
+    Selection,
+    TrainSpec,
+)
+from hmsa_core.errors import IntegrityError, StoreError
+from hmsa_core.labels.manifest import listed_files, read_manifest
+from hmsa_core.models import read_meta
+from pipeline import keys, launcher
+from pipeline.stages import VERSIONS
+from pipeline.workspace import Workspace
+
+__all__ = [
+    "evaluate_model",
+    "fine_data",
+    "infer_store",
+    "publish_checkpoint",
+    "role_index",
+    "run_job",
+    "samples_digest",
+    "train_model",
+    "weights_of",
+    "write_metrics",
+]
+
+INDEX = "data/index"
+
+
+def role_index(ws: Workspace, role: str) -> Path:
+    """Index of the target images of one role; a file of its own, so that DVC re-runs only what reads it."""
+    return ws.path(f"{INDEX}/{role}.parquet")
+
+
+def fine_data(index: Path, centroids: Path) -> FineData:
+    """The images that learn from fine labels."""
+    return FineData(selection=Selection(index=index, roles=("learn",), kinds=("fine",)), centroids=centroids)
+
+
+def weights_of(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's weights, from its JSON."""
+    return str(read_meta(checkpoint)["weights_sha256"])
+
+
+def samples_digest(samples: list[Sample]) -> str:
+    """Digest of which images and labels a list holds, in order."""
+    return atomic.digest([[s.name, s.image_sha256, s.label_sha256, s.coarse_sha256] for s in samples])
+
+
+def run_job(ws: Workspace, spec: JobSpec) -> None:
+    """Run a job; a stop request is its to answer meanwhile."""
+    ws.job_running = True
+    try:
+        launcher.run_job(spec, stop=ws.stop)
+    finally:
+        ws.job_running = False
+
+
+def provenance(stage: str) -> dict[str, Any]:
+    """What every result records besides its inputs."""
+    return {"stage": stage, "code_version": f"{__version__}, {stage} {VERSIONS[stage]}"}
+
+
+def train_model(
+    ws: Workspace,
+    stage: str,
+    job: str,
+    config: TrainConfig,
+    fine: FineData,
+    *,
+    pseudo: PseudoData | None = None,
+    init_from: Path | None = None,
+) -> Path:
+    """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
+
+    The key holds the config, the learning images with their labels, the start weights and the labels of the
+    auto-labelled half, all by content.
+    """
+    index = Index.load(fine.selection.index)
+    learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
+    material = {
+        "version": VERSIONS[stage],
+        "config": keys.train_material(config),
+        "classes": index.classes.digest(),
+        "fine": samples_digest(learning),
+        "centroids": atomic.sha256_file(fine.centroids),
+        "init_from": weights_of(init_from) if init_from else None,
+        "pseudo": _pseudo_digest(pseudo),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    if not _is_trained(work / "model"):
+        # `control` and the like are ours: the job gets the training part alone.
+        plain = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+        run_job(
+            ws,
+            TrainSpec(
+                work=work, roots=root_paths(ws), stage=stage, config=plain, fine=fine, pseudo=pseudo,
+                init_from=init_from, lineage=provenance(stage) | {"job": job},
+            ),
+        )  # fmt: skip
+    return work
+
+
+def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:
+    if pseudo is None:
+        return None
+    return {
+        "store": str(read_manifest(pseudo.store)["digest"]),
+        "centroids": atomic.sha256_file(pseudo.centroids),
+    }
+
+
+def root_paths(ws: Workspace) -> dict[str, Path]:
+    """Named roots for a job."""
+    return dict(ws.roots)
+
+
+def _is_trained(model: Path) -> bool:
+    if not (model / "model.json").exists():
+        return False
+    if atomic.sha256_file(model / "model.safetensors") != weights_of(model):
+        raise IntegrityError(
+            f"{model / 'model.safetensors'}: changed since it was written",
+            hint=f"delete {model.parent} and run the stage again",
+        )
+    return True
+
+
+def infer_store(
+    ws: Workspace, stage: str, job: str, config: InferConfig, checkpoint: Path, index: Path, names: tuple[str, ...]
+) -> Path:
+    """Label images into a raw store below `work/`, only those that it lacks; return the store's folder.
+
+    Which images are wanted is not in the key: new ones are appended to the store of the same teacher and
+    settings. A store that holds images no longer wanted (or changed ones) is left, and another one begun.
+    """
+    wanted = {s.name: s.image_sha256 for s in Index.load(index).select(names=names)}
+    material: dict[str, Any] = {
+        "version": VERSIONS[stage],
+        "config": keys.infer_material(config),
+        "teacher": weights_of(checkpoint),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    held = _images_of(work / "store") | _planned(work / "plan.json")
+    if any(wanted.get(name) != sha for name, sha in held.items()):
+        work = keys.open_work(ws.work(stage), job, material | {"images": atomic.digest(sorted(wanted.items()))})
+        held = _images_of(work / "store")
+    if held != wanted or not _is_whole(work / "store"):
+        run_job(
+            ws,
+            InferSpec(
+                work=work, roots=root_paths(ws), config=config, checkpoint=checkpoint,
+                selection=Selection(index=index, names=names), lineage=provenance(stage),
+            ),
+        )  # fmt: skip
+    return work / "store"
+
+
+def _images_of(store: Path) -> dict[str, str]:
+    """Images that a finished store accounts for: labelled, or left out with a reason."""
+    if not (store / "manifest.json").exists():
+        return {}
+    images: dict[str, str] = {}
+    for shard in read_manifest(store)["shards"]:
+        images |= {str(name): str(sha) for name, sha in shard["images"]}
+    return images
+
+
+def _planned(plan: Path) -> dict[str, str]:
+    if not plan.exists():
+        return {}
+    shards = atomic.read_json(plan).get("shards", [])
+    return {n: h for s in shards for n, h in zip(s["names"], s["image_sha256s"], strict=True)}
+
+
+def _is_whole(store: Path) -> bool:
+    """Whether all files of a finished store are there (their digests are checked when they are read)."""
+    try:
+        return all((store / file).exists() for file in listed_files(read_manifest(store)))
+    except StoreError:
+        return False
+
+
+def evaluate_model(
+    ws: Workspace,
+    stage: str,
+    job: str,
+    checkpoint: Path,
+    index: Path,
+    names: tuple[str, ...],
+    settings: tuple[EvaluationSetting, ...],
+    runtime: RuntimeConfig,
+) -> Path:
+    """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
+    samples = Index.load(index).select(names=names)
+    material = {
+        "version": VERSIONS[stage],
+        "weights": weights_of(checkpoint),
+        "images": samples_digest(samples),
+        "settings": [s.model_dump(mode="json") for s in settings],
+        "runtime": keys.runtime_material(runtime),
+    }
+    work = keys.open_work(ws.work(stage), job, material)
+    if not (work / "summary.json").exists():
+        run_job(
+            ws,
+            EvaluateSpec(
+                work=work, roots=root_paths(ws), checkpoint=checkpoint, settings=settings, runtime=runtime,
+                selection=Selection(index=index, names=names), lineage=provenance(stage),
+            ),
+        )  # fmt: skip
+    return work
+
+
+def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
+    """Hard-link a checkpoint folder into an output; `model.json`, its commit point, comes last."""
+    atomic.publish_tree(model, ws.path(target), last=("model.json",))
+
+
+def write_metrics(ws: Workspace, stage: str, values: Mapping[str, Any]) -> None:
+    """Write metrics/<stage>.json: what `dvc metrics show` and `diff` read. No times: they differ every run."""
+    atomic.write_json(ws.path(f"metrics/{stage}.json"), dict(values))

@@ -1,0 +1,47 @@
+"""teacher-pretrain: train on the pretraining set (65 classes, single scale), or record that there is none."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hmsa_core import atomic
+from hmsa_core.data.index import Index
+from pipeline import plots
+from pipeline.stages import training
+from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, train_model, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["SKIPPED", "disk_estimate", "run"]
+
+STAGE = "teacher-pretrain"
+SKIPPED = "skipped.json"  # instead of a checkpoint
+_LOG = logging.getLogger(__name__)
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes of checkpoints and training states."""
+    return training.disk_estimate(ws.params.teacher_pretrain) if ws.params.data.pretrain else 0
+
+
+def run(ws: Workspace) -> None:
+    """Train and publish models/pretrain, or write its record."""
+    config = ws.params.teacher_pretrain
+    index = ws.path(f"{INDEX}/pretrain.parquet")
+    if not Index.load(index).select(roles=("learn",), kinds=("fine",)):
+        _record_skip(ws, "no pretraining set is given (data.pretrain): teacher-train starts from scratch")
+        return
+    init_from = ws.resolve(config.init_from) if config.init_from else None
+    fine = fine_data(index, ws.path(f"{INDEX}/centroids-pretrain.parquet"))
+    work = train_model(ws, STAGE, "pretrain", config, fine, init_from=init_from)
+    publish_checkpoint(ws, work / "model", "models/pretrain")
+    training.report(ws, STAGE, {"pretrain": work})
+
+
+def _record_skip(ws: Workspace, reason: str) -> None:
+    _LOG.info("%s: %s", STAGE, reason)
+    out: Path = ws.path("models/pretrain")
+    atomic.remove_tree(out)
+    atomic.write_json(out / SKIPPED, {"reason": reason})
+    write_metrics(ws, STAGE, {"skipped": reason})
+    plots.lines(ws.path(f"plots/{STAGE}-loss.png"), {}, title="No pretraining", x="step", y="loss")

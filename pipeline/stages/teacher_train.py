@@ -1,0 +1,36 @@
+"""teacher-train: train the teacher on the fine labels of role `learn`, from the pretraining checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.stages import training
+from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "teacher-train"
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes of checkpoints and training states."""
+    return training.disk_estimate(ws.params.teacher_train)
+
+
+def run(ws: Workspace) -> None:
+    """Train and publish models/teacher."""
+    config = ws.params.teacher_train
+    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    work = train_model(ws, STAGE, "teacher", config, fine, init_from=_start(ws))
+    publish_checkpoint(ws, work / "model", "models/teacher")
+    training.report(ws, STAGE, {"teacher": work})
+
+
+def _start(ws: Workspace) -> Path | None:
+    """The given checkpoint, else the pretraining's, else none (from scratch)."""
+    given = ws.params.teacher_train.init_from
+    if given:
+        return ws.resolve(given)
+    pretrained = ws.path("models/pretrain")
+    return pretrained if (pretrained / "model.json").exists() else None

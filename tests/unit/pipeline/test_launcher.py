@@ -1,0 +1,175 @@
+"""The launcher: outcomes of a job come home as errors of ours, lost ranks are started again, GPUs are locked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import errors
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.engine.spec import InferSpec, Selection
+from hmsa_core.locks import FileLock, device_lock_path
+from hmsa_core.process import StopRequest
+from pipeline import devices, launcher
+
+RECORD = "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
+LOSE_SOME = """
+import os, pathlib, signal
+count = pathlib.Path({work!r}) / "starts"
+n = int(count.read_text()) + 1 if count.exists() else 1
+count.write_text(str(n))
+if n <= {losses}: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _spec(work: Path, **runtime: object) -> InferSpec:
+    return InferSpec(
+        work=work, roots={"target": work}, checkpoint=work, selection=Selection(index=work / "i.parquet"),
+        config={"runtime": {"device": "cpu", **runtime}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run(script: str, *, stop: StopRequest | None = None, **runtime: object) -> None:
+        monkeypatch.setattr(launcher, "job_command", lambda *_: [sys.executable, "-S", "-c", script])
+        launcher.run_job(_spec(tmp_path, **runtime), stop=stop or StopRequest())
+
+    return run
+
+
+def test_a_job_that_ends_well_leaves_its_spec_and_no_error(tmp_path: Path, run_script) -> None:
+    (tmp_path / "error.json").write_text('{"exit_code": 2, "message": "of an earlier run"}')
+    run_script("pass")
+    assert json.loads((tmp_path / "spec.json").read_text())["job"] == "infer"
+    assert not (tmp_path / "error.json").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [errors.ConfigError, errors.InputError, errors.IntegrityError, errors.TrainingError, errors.LockedError,
+     errors.NoSpaceError, errors.InterruptedRunError],
+)  # fmt: skip
+def test_what_a_rank_reports_is_raised_with_its_class_message_and_hint(tmp_path: Path, run_script, kind) -> None:
+    record = json.dumps({"exit_code": kind.exit_code, "message": "loss is not finite at step 7", "hint": "lower lr"})
+    with pytest.raises(kind, match="loss is not finite at step 7") as caught:
+        run_script(RECORD.format(work=str(tmp_path), record=record, status=kind.exit_code))
+    assert caught.value.exit_code == kind.exit_code
+    assert caught.value.hint == "lower lr"
+
+
+def test_a_lost_rank_is_started_again_until_it_succeeds(tmp_path: Path, run_script) -> None:
+    run_script(LOSE_SOME.format(work=str(tmp_path), losses=2))
+    assert (tmp_path / "starts").read_text() == "3"
+
+
+def test_a_rank_that_is_always_lost_is_given_up_after_a_bounded_number_of_starts(tmp_path: Path, run_script) -> None:
+    with pytest.raises(errors.HmsaError, match="died 3 times"):
+        run_script(LOSE_SOME.format(work=str(tmp_path), losses=99))
+    assert (tmp_path / "starts").read_text() == "3"
+
+
+def test_a_reported_error_is_not_tried_again(tmp_path: Path, run_script) -> None:
+    script = (
+        f"import pathlib,sys; p = pathlib.Path({str(tmp_path / 'starts')!r});"
+        "p.write_text(p.read_text() + 'x' if p.exists() else 'x'); sys.exit(2)"
+    )
+    with pytest.raises(errors.ConfigError, match="status 2"):
+        run_script(script)
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_stop_request_reaches_the_job_and_is_reported_as_interrupted(tmp_path: Path, run_script) -> None:
+    script = (
+        "import signal,sys,time,pathlib\n"
+        f"w = pathlib.Path({str(tmp_path)!r})\n"
+        "def save(*_):\n (w/'saved').write_text('yes'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save); (w/'up').write_text('1'); time.sleep(60)\n"
+    )
+    stop = StopRequest()
+
+    def stop_when_up() -> None:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        stop.request(signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_when_up)
+    thread.start()
+    with pytest.raises(errors.InterruptedRunError, match="run again"):
+        run_script(script, stop=stop)
+    thread.join()
+    assert (tmp_path / "saved").read_text() == "yes"
+
+
+def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    run_script(
+        f"import os,pathlib; pathlib.Path({str(tmp_path / 'env')!r}).write_text("
+        "os.environ['OMP_NUM_THREADS'] + os.environ['MKL_NUM_THREADS'])",
+        threads=3,
+    )
+    assert (tmp_path / "env").read_text() == "33"
+
+
+def test_one_rank_is_a_plain_process_and_two_run_under_torchrun_on_loopback(tmp_path: Path) -> None:
+    alone = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=1), {})
+    assert alone[1:] == ["-m", "hmsa_core.engine.job", str(tmp_path / "s.json")]
+    two = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=2), {})
+    assert two[2] == "hmsa_core.engine.agent"
+    assert "--standalone" in two
+    assert two[two.index("--nproc-per-node") + 1] == "2"
+    assert two[two.index("--max-restarts") + 1] == "0"
+
+
+def test_several_nodes_meet_at_the_endpoint_of_the_environment() -> None:
+    two_nodes = RuntimeConfig(ranks=4, nodes=2)
+    with pytest.raises(errors.ConfigError, match="rendezvous"):
+        launcher.agent_arguments(two_nodes, {})
+    given = launcher.agent_arguments(two_nodes, {"AUTOLABEL_RDZV_ENDPOINT": "node7:29500", "SLURM_JOB_ID": "42"})
+    assert given[given.index("--rdzv-endpoint") + 1] == "node7:29500"
+    assert given[given.index("--rdzv-id") + 1] == "42"
+    slurm = launcher.agent_arguments(two_nodes, {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_JOB_ID": "42"})
+    assert slurm[slurm.index("--rdzv-endpoint") + 1] == "10.0.0.7:29400"
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+
+
+def test_a_second_job_takes_the_other_gpu_and_a_third_is_told_who_holds_them(two_gpus) -> None:
+    with devices.claim_devices("auto", 1, env={}) as first, devices.claim_devices("cuda", 1, env={}) as second:
+        assert {first.devices, second.devices} == {("GPU-aaaa",), ("GPU-bbbb",)}
+        assert first.environment == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
+        with pytest.raises(errors.LockedError, match=f"process {os.getpid()}"), devices.claim_devices("cuda", 1, env={}):
+            pass
+    assert FileLock(device_lock_path("GPU-aaaa")).is_free()
+
+
+def test_visible_devices_follow_cuda_visible_devices(two_gpus) -> None:
+    assert devices.visible_devices({}) == ["GPU-aaaa", "GPU-bbbb"]
+    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": "1"}) == ["GPU-bbbb"]
+    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": "GPU-cccc"}) == ["GPU-cccc"]
+    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_more_ranks_than_gpus_and_cuda_without_a_gpu_are_configuration_errors(two_gpus) -> None:
+    with pytest.raises(errors.ConfigError, match=r"runtime\.ranks is 3, but 2"), devices.claim_devices("auto", 3, env={}):
+        pass
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    with pytest.raises(errors.ConfigError, match="no GPU is visible"), devices.claim_devices("cuda", 1, env=no_gpu):
+        pass
+    with devices.claim_devices("auto", 2, env=no_gpu) as claim:
+        assert claim.environment == {}
