@@ -45,7 +45,7 @@ def _class_polygons(
 ) -> list[NamedPolygon]:
     height = mask.shape[0]
     thin = name in _THIN
-    shrink = max(height // 180, 1) if thin else max(height // 45, 2)
+    shrink = max(height // 180, 1) if thin else max(height // 40, 2)
     if name == "pole":
         shrink = height // 360
     padded = cv2.copyMakeBorder(mask, shrink, shrink, shrink, shrink, cv2.BORDER_REPLICATE)
@@ -68,7 +68,7 @@ def _class_polygons(
 def _few_vertices(region: IntArray, height: int, thin: bool, shrink: int, rng: Rng) -> list[tuple[int, int]]:
     tolerance = height / (110 if thin else 45)
     simple = cv2.approxPolyDP(region.astype(np.int32), tolerance, closed=True).reshape(-1, 2)
-    jitter = max(shrink if not thin else shrink - 1, 0)
+    jitter = shrink + (height // 128 if thin else height // 64)
     return [(int(x) + rng.integer(-jitter, jitter), int(y) + rng.integer(-jitter, jitter)) for x, y in simple]
 
 

@@ -66,13 +66,15 @@ def _block(canvas: Canvas, street: Street, lot: Lot, front: float, height: float
     salt = rng.integer(0, 9999)
     back = front + lot.side * rng.uniform(9.0, 13.0)
     weather = street.weather
+    gable = plain(mix(style.wall, (90, 90, 90), 50), salt, 9)
     with canvas.label("building"):
         if rng.chance(0.6):
             tiles = vary(rng, rng.choice(((112, 66, 52), (84, 76, 74), (96, 84, 78))), 12)
-            ridge = front + lot.side * 4.5
-            canvas.plane([(front, height, lot.start), (front, height, lot.end), (ridge, height + 3.6, lot.end - 0.5), (ridge, height + 3.6, lot.start + 0.5)],
+            ridge, top = (front + back) / 2.0, height + 3.4
+            canvas.plane([(front, height, lot.start), (back, height, lot.start), (ridge, top, lot.start)], gable, light=weather.front)
+            canvas.plane([(front, height, lot.start), (front, height, lot.end), (ridge, top, lot.end), (ridge, top, lot.start)],
                          bricks(tiles, salt, 400, 340, 14), light=weather.facing(lot.side))
-        _end(canvas, front, back, lot.start, height, plain(mix(style.wall, (90, 90, 90), 50), salt, 9), weather.front)
+        _end(canvas, front, back, lot.start, height, gable, weather.front)
         _upright(canvas, front, lot.start, lot.end, height, facade(style, salt), weather.facing(lot.side))
 
 

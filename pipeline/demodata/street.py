@@ -17,14 +17,14 @@ LANE_M = 3.2
 # What a drive is sure to show, besides what every street may have. Cycling through them keeps rare classes
 # present in every split without making them common.
 THEMES = (
-    "bus near", "riders", "wall", "truck ahead", "train near", "motorcycles", "fence", "bus crossing", "crowd", "truck near",
-    "train ahead", "signals", "bus ahead", "truck crossing", "open", "motorcyclists",
+    "bus near", "riders", "wall", "plain", "train ahead", "motorcycles", "fence", "truck near", "crowd", "bus ahead",
+    "signals", "train near", "open", "motorcyclists", "truck ahead", "plain", "cyclists", "crossing",
 )
 _DISTRICTS: dict[str, tuple[tuple[str, int], ...]] = {
-    "centre": (("building", 30), ("wall", 2), ("fence", 2), ("park", 3), ("gap", 1)),
-    "suburb": (("building", 6), ("house", 14), ("wall", 6), ("fence", 7), ("hedge", 6), ("park", 4), ("parking", 2)),
+    "centre": (("building", 30), ("wall", 2), ("fence", 2), ("park", 6), ("gap", 1)),
+    "suburb": (("building", 6), ("house", 14), ("wall", 6), ("fence", 7), ("hedge", 6), ("park", 7), ("parking", 2)),
     "works": (("hall", 10), ("wall", 9), ("fence", 9), ("parking", 4), ("park", 3), ("building", 4)),
-    "edge": (("park", 12), ("wall", 5), ("guard rail", 6), ("fence", 4), ("house", 4), ("hall", 3), ("field", 8)),
+    "edge": (("park", 16), ("wall", 5), ("guard rail", 6), ("fence", 4), ("house", 4), ("hall", 3), ("field", 8)),
 }
 _LENGTHS = {"building": (9.0, 24.0), "house": (11.0, 18.0), "hall": (22.0, 45.0), "gap": (3.0, 7.0)}
 
@@ -83,10 +83,10 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
     asphalt = vary(city, city.choice(ASPHALT), 8)
     asphalt = vary(rng, asphalt, 10)
     paving = mix(asphalt, rng.choice(((150, 144, 136), (128, 122, 120), (140, 128, 116))), rng.integer(20, 200))
-    strips = (("none", 5), ("parking", 4), ("grass", 2))
+    strips = (("none", 4), ("parking", 3), ("grass", 4))
     return Street(
         rng=rng, theme=theme, district=district, road=road,
-        walk=(rng.uniform(1.6, 4.0), rng.uniform(1.6, 4.0)),
+        walk=(rng.uniform(2.0, 5.0), rng.uniform(2.0, 5.0)),
         strip=(rng.weighted(strips), rng.weighted(strips)),
         bend=rng.weighted(((0.0, 5), (1.0, 2), (-1.0, 2))) * rng.uniform(0.0004, 0.0024),
         lanes=(left, right), asphalt=asphalt, paving=paving, paved=rng.choice(("slabs", "asphalt", "small slabs")),
@@ -99,7 +99,7 @@ def crossings(street: Street, low: float, high: float) -> list[tuple[float, floa
     """(start, end) of the side streets that meet this stretch."""
     found = []
     phase = street.rng.fork("crossing").uniform(0.25, 0.75)
-    if "crossing" in street.theme or street.theme == "signals":
+    if street.theme in ("crossing", "signals"):
         phase = 14.0 / street.crossing_every
     first = int(low // street.crossing_every) - 1
     for index in range(first, int(high // street.crossing_every) + 2):

@@ -68,6 +68,10 @@ def _two_wheeler(kind: str, d: float, s: float, rng: Rng, heading: tuple[float, 
     return Item(d, s, paint, shadow=(0.35, 0.8), turned=heading[0] > 0.7)
 
 
+def _tree(d: float, s: float, rng: Rng) -> Item:
+    return Item(d, s, lambda canvas: draw_tree(canvas, d, s, rng))
+
+
 _SLANTS = ((0.0, 1.0), (0.0, -1.0), (0.6, 0.8), (-0.6, 0.8), (0.8, -0.6), (0.96, 0.28), (-0.96, 0.28))
 
 
@@ -97,10 +101,10 @@ def _chunk(street: Street, rng: Rng, side: int, s0: float, cuts: list[tuple[floa
     busy = {"centre": 1.0, "suburb": 0.55, "works": 0.35, "edge": 0.2}[street.district]
     if strip == "parking":
         items += _parked(street, rng.fork("parked"), side, edge + side * 1.1, s0, cuts)
-    if strip == "grass" and rng.chance(0.6):
-        s = s0 + rng.uniform(2.0, 18.0)
-        spot = rng.fork("tree")
-        items.append(Item(kerb + side * 1.2, s, lambda canvas: draw_tree(canvas, kerb + side * 1.2, s, spot)))
+    for k in range(2):
+        spot = rng.fork("tree", k)
+        if spot.chance(0.7 if strip == "grass" else 0.22):
+            items.append(_tree(kerb + side * 1.2, s0 + 10.0 * k + spot.uniform(0.0, 9.0), spot))
     items += _kerbside(street, rng.fork("kerbside"), side, kerb, s0, cuts)
     for k in range(rng.weighted(((0, 4), (1, 3), (2, 2), (3, 1)))):
         spot = rng.fork("walker", k)
@@ -176,11 +180,19 @@ def _corner(street: Street, start: float, end: float) -> list[Item]:
 def theme_items(street: Street, episode: int, start: float, frame: int) -> list[Item]:
     """The drive's theme and its moving traffic: `start` = camera at the episode's first frame, `frame` within it."""
     rng = street.rng.fork("episode", episode)
-    items = _traffic(street, rng.fork("traffic"), start, frame)
     extra = _THEME_ITEMS.get(street.theme)
-    if extra is not None:
-        items += extra(street, rng.fork("theme"), start, frame)
-    return items
+    chosen = extra(street, rng.fork("theme"), start, frame) if extra is not None else []
+    others = _traffic(street, rng.fork("traffic"), start, frame)
+    return chosen + [item for item in others if not any(_overlap(item, other) for other in chosen)]
+
+
+def _overlap(a: Item, b: Item) -> bool:
+    """Whether two vehicles stand (almost) in each other."""
+    reach = []
+    for item in (a, b):
+        wide, long = item.shadow or (0.0, 0.0)
+        reach.append((long, wide) if item.turned else (wide, long))
+    return abs(a.d - b.d) < reach[0][0] + reach[1][0] and abs(a.s - b.s) < reach[0][1] + reach[1][1] + 1.0
 
 
 def _traffic(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
@@ -224,14 +236,13 @@ def _ahead(kind: str, low: float, high: float) -> Callable[[Street, Rng, float, 
     return place
 
 
-def _crossing(kind: str) -> Callable[[Street, Rng, float, int], list[Item]]:
-    def place(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
-        way = float(rng.choice((-1, 1)))
-        d = rng.uniform(-4.0, 4.0) + way * 1.5 * frame
-        s = start + rng.uniform(9.0, 14.0) + street.step * 0.8 * frame
-        return [_vehicle(street, kind, d, s, rng, (way, 0.0))]
-
-    return place
+def _crossing(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
+    """Something long passes at right angles close ahead; only its wheels and ends tell it from a house."""
+    kind = rng.choice(("bus", "truck", "train", "car"))
+    way = float(rng.choice((-1, 1)))
+    d = rng.uniform(-4.0, 4.0) + way * 1.5 * frame
+    s = start + rng.uniform(9.0, 14.0) + street.step * 0.8 * frame
+    return [_vehicle(street, kind, d, s, rng, (way, 0.0))]
 
 
 def _riders(kind: str, *, parked: int, ridden: int) -> Callable[[Street, Rng, float, int], list[Item]]:
@@ -265,7 +276,6 @@ def _crowd(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
 _THEME_ITEMS: dict[str, Callable[[Street, Rng, float, int], list[Item]]] = {
     "bus near": _near("bus", 4.0, 12.0), "truck near": _near("truck", 4.0, 11.0), "train near": _near("train", 10.0, 22.0),
     "bus ahead": _ahead("bus", 7.0, 18.0), "truck ahead": _ahead("truck", 6.0, 16.0), "train ahead": _ahead("train", 8.0, 22.0),
-    "bus crossing": _crossing("bus"), "truck crossing": _crossing("truck"),
-    "riders": _riders("bicycle", parked=3, ridden=4), "motorcycles": _riders("motorcycle", parked=4, ridden=1),
+    "crossing": _crossing, "riders": _riders("bicycle", parked=3, ridden=3), "cyclists": _riders("bicycle", parked=1, ridden=4), "motorcycles": _riders("motorcycle", parked=4, ridden=1),
     "motorcyclists": _riders("motorcycle", parked=1, ridden=4), "crowd": _crowd,
 }

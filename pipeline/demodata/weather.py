@@ -102,11 +102,11 @@ def camera_look(rng: Rng, *, consumer: bool) -> Look:
         warm = rng.integer(-22, 22)
         return Look(
             cast=(256 + warm, 256 + rng.integer(-6, 10), 256 - warm), contrast=rng.integer(230, 310), vignette=rng.integer(20, 110),
-            soften=rng.integer(0, 1), motion_px=rng.weighted(((0, 7), (1, 2), (2, 1))), grain=rng.integer(4, 14),
+            soften=rng.integer(0, 1), motion_px=rng.weighted(((0, 7), (1, 2), (2, 1))), grain=rng.integer(3, 10),
         )
     return Look(
         cast=(250 + rng.integer(-5, 5), 256, 250 + rng.integer(-5, 5)), contrast=rng.integer(232, 276), vignette=rng.integer(0, 30),
-        soften=rng.weighted(((0, 3), (1, 1))), motion_px=rng.weighted(((0, 6), (1, 1))), grain=rng.integer(3, 12),
+        soften=rng.weighted(((0, 3), (1, 1))), motion_px=rng.weighted(((0, 6), (1, 1))), grain=rng.integer(2, 8),
     )
 
 
