@@ -1,0 +1,57 @@
+// Where data comes from: the server, or (in a static export) files beside the page.
+
+/** An answer that is an error; `message` is one line for the user. */
+export class ApiError extends Error {
+  constructor(message, { status = 0, hint = "", code = "" } = {}) {
+    super(message);
+    Object.assign(this, { status, hint, code });
+  }
+}
+
+const token = () => document.querySelector('meta[name="autolabel-token"]')?.content ?? "";
+
+async function failure(response) {
+  let body = {};
+  try {
+    body = await response.json();
+  } catch {
+    body = { message: `the server answered ${response.status}` };
+  }
+  return new ApiError(body.message ?? `the server answered ${response.status}`, { status: response.status, hint: body.hint, code: body.error });
+}
+
+async function send(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("the server does not answer", { code: "offline", hint: "what is loaded still works; start `autolabel serve` again for more" });
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+// A list as value becomes a repeated parameter.
+const address = (path, params) => {
+  const pairs = Object.entries(params).flatMap(([key, value]) => [value].flat().map((one) => [key, one]));
+  return pairs.length ? `api/${path}?${new URLSearchParams(pairs)}` : `api/${path}`;
+};
+
+class Server {
+  isExport = false;
+  url = (path, params = {}) => address(path, params);
+  json = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).json();
+  bytes = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).arrayBuffer();
+  post = async (path, body) =>
+    (await send(address(path, {}), {
+      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Autolabel-Token": token() },
+    })).json();
+}
+
+export let api = new Server();
+
+/** Use another source (the static export does). */
+export function useSource(source) {
+  api = source;
+}

@@ -1,0 +1,204 @@
+// Starts the page: store, address, parts, keyboard.
+
+import "./export.js";
+import { api } from "./api.js";
+import { startAudit, openAudit } from "./audit.js";
+import { startClasses, useStats } from "./classes.js";
+import { parseThreshold } from "./cuts.js";
+import { byId, plain, setText } from "./dom.js";
+import { count, openGrid, positionOf, refresh, rowAt, reveal, startGrid } from "./grid.js";
+import { placeIcons } from "./icons.js";
+import { keyGroup, startKeys } from "./keys.js";
+import { noImage, startNumbers, useImage } from "./numbers.js";
+import { startOverlay } from "./overlay.js";
+import { nudge, startPanel } from "./panel.js";
+import { savePolicy, startPolicy } from "./policy.js";
+import { cancelRegion, closeRegion, mark, startRegion, startReview } from "./review.js";
+import { ahead, onScene, scene, show, startScene } from "./scene.js";
+import { cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
+import { online, report, toast } from "./toast.js";
+import { LAYERS, startToolbar, toggleCompare, toggleLayer } from "./toolbar.js";
+import { actualSize, fit, startViewport, zoomBy } from "./viewport.js";
+import { startWeights } from "./weights.js";
+
+let store = null;
+
+function badThreshold(text) {
+  const { neighbours } = parseThreshold(text, store);
+  return new Error(neighbours.length
+    ? `threshold ${text} is not an edge of the confidence code; the nearest are ${neighbours.join(" and ")}`
+    : `“${text}” is not a threshold from 0 to 1`);
+}
+
+function parse(text) {
+  const { code } = parseThreshold(text, store);
+  if (code === null) throw badThreshold(text);
+  return code;
+}
+
+async function go(step) {
+  const here = Math.max(0, positionOf(state.image));
+  try {
+    const row = await rowAt(here + step);
+    if (row) update({ image: row.name, zoom: state.zoom });
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function lookAhead() {
+  const here = positionOf(state.image);
+  if (here < 0) return;
+  const rows = await Promise.all([rowAt(here + 1), rowAt(here - 1)].map((row) => row.catch(() => null)));
+  ahead(rows.map((row) => row?.name));
+}
+
+function showImageState() {
+  const failed = scene.error;
+  setText(byId("image-name"), state.image ?? "no image");
+  byId("image-name").title = scene.details?.city ? `${state.image} · ${scene.details.city}` : state.image ?? "";
+  byId("problem").hidden = !failed;
+  if (failed) {
+    setText(byId("problem-title"), failed.code === "StoreError" || failed.code === "IntegrityError" ? "This image's shard is damaged" : "This image cannot be shown");
+    setText(byId("problem-text"), failed.message);
+    setText(byId("problem-hint"), failed.hint ?? "");
+  }
+  const position = positionOf(state.image);
+  setText(byId("image-position"), position >= 0 ? `${plain(position + 1)} / ${plain(count())}` : "");
+  byId("no-picture").hidden = Boolean(failed) || !scene.details || scene.details.picture;
+}
+
+function followScene() {
+  onScene((_, what, error) => {
+    if (what === "image") {
+      useImage(scene.planes);
+      online();
+      openGrid();
+      lookAhead();
+      if (!performance.getEntriesByName("first-picture").length) performance.measure("first-picture", { start: 0, end: performance.now() });
+      document.documentElement.dataset.ready = "true";
+    }
+    if (what === "error") { noImage(); openGrid(); }
+    if (["human-error", "compare-error"].includes(what)) report(error);
+    if (what === "picture-error") toast("The picture could not be loaded", { kind: "bad" });
+    if (what === "image" || what === "error") showImageState();
+  });
+  watch(["image"], showImageState);
+}
+
+let asking = null;
+async function askStats() {
+  asking?.abort();
+  asking = new AbortController();
+  try {
+    useStats(await api.json("stats", cutParams(state, store), asking.signal));
+    online();
+  } catch (error) {
+    if (error.name !== "AbortError") report(error);
+  }
+}
+
+function registerKeys() {
+  keyGroup("Images", [
+    { keys: ["ArrowRight"], show: "→", text: "next image", run: () => go(1) },
+    { keys: ["ArrowLeft"], show: "←", text: "previous image", run: () => go(-1) },
+    { keys: ["ArrowDown"], show: "↓", text: "a row down", run: () => go(2) },
+    { keys: ["ArrowUp"], show: "↑", text: "a row up", run: () => go(-2) },
+    { keys: ["/"], show: "/", text: "filter by name", run: () => byId("filter").focus() },
+  ]);
+  keyGroup("Threshold", [
+    { keys: ["["], show: "[", text: "one edge lower", run: () => nudge(-1) },
+    { keys: ["]"], show: "]", text: "one edge higher", run: () => nudge(1) },
+    { keys: ["{"], show: "{", text: "ten edges lower", run: () => nudge(-10) },
+    { keys: ["}"], show: "}", text: "ten edges higher", run: () => nudge(10) },
+    { keys: ["p"], show: "p", text: "policy or one threshold", run: () => store.policy && update({ base: state.base === "policy" ? store.startCode : "policy" }) },
+    { keys: ["s"], ctrl: true, show: "Ctrl+S", text: "save policy", run: savePolicy },
+  ]);
+  keyGroup("Layers and view", [
+    ...LAYERS.map((name, i) => ({ keys: [String(i + 1)], show: String(i + 1), text: { labels: "label overlay", heat: "confidence heat map", human: "human label", dropped: "dropped pixels", weights: "scale weights" }[name] ?? name, run: () => toggleLayer(name) })),
+    { keys: ["c"], show: "c", text: "compare, swipe", run: toggleCompare },
+    { keys: ["+", "="], show: "+", text: "zoom in", run: () => zoomBy(1.4) },
+    { keys: ["-"], show: "-", text: "zoom out", run: () => zoomBy(1 / 1.4) },
+    { keys: ["0", "z"], show: "0", text: "whole picture", run: fit },
+    { keys: ["x"], show: "x", text: "one pixel to one pixel", run: actualSize },
+  ]);
+  keyGroup("Review", [
+    { keys: ["a"], show: "a", text: "accept image or region", run: () => mark("accept") },
+    { keys: ["f"], show: "f", text: "flag image or region", run: () => mark("flag") },
+    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
+    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
+    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
+    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
+  ]);
+  keyGroup("Page", [
+    { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },
+    { keys: ["Escape"], show: "Esc", text: "leave field, region or compare", run: () => cancelRegion() || (document.activeElement !== document.body ? document.activeElement.blur() : update({ compare: null, focus: -1 })) },
+  ]);
+  startKeys();
+}
+
+function describeStore() {
+  setText(byId("store-name"), store.name);
+  byId("store-name").title = store.path;
+  setText(byId("store-kind"), store.kind);
+  setText(byId("store-size"), `${plain(store.images)} images`);
+  setText(byId("teacher"), store.teacher ? `teacher ${store.teacher.slice(0, 8)}` : "");
+  document.title = `${store.name} · autolabel inspector`;
+  byId("problems").hidden = !store.problems.length;
+  if (store.problems.length) setText(byId("problems-text"), store.problems.length === 1 ? store.problems[0] : `${store.problems.length} problems: ${store.problems[0]}`);
+}
+
+function wire() {
+  byId("previous").addEventListener("click", () => go(-1));
+  byId("next").addEventListener("click", () => go(1));
+  byId("open-audit").addEventListener("click", openAudit);
+  byId("open-audit").disabled = api.isExport || store.kind !== "raw";
+  byId("open-help").addEventListener("click", () => byId("help").showModal());
+  byId("retry").addEventListener("click", () => show(state.image));
+  byId("copy-link").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(location.href).catch(() => {});
+    toast("Address copied: it holds the whole view");
+  });
+  document.querySelectorAll("dialog [data-close]").forEach((button) => button.addEventListener("click", () => button.closest("dialog").close()));
+  document.addEventListener("wantstats", askStats);
+}
+
+async function firstImage() {
+  if (state.image) return;
+  const row = await rowAt(0);
+  if (row) update({ image: row.name });
+}
+
+function fatal(error) {
+  byId("fatal").hidden = false;
+  setText(byId("fatal-text"), error.message);
+  setText(byId("fatal-hint"), error.hint ?? "");
+  document.documentElement.dataset.ready = "error";
+}
+
+async function start() {
+  placeIcons();
+  store = await api.json("store");
+  store.edgeValues = store.edges.map(Number);
+  startNumbers(store);
+  const patch = { base: store.policy ? "policy" : store.startCode, ...fromQuery(location.search, store, parse) };
+  if (patch.base === "policy" && !store.policy) throw new Error("the address asks for a policy, but the server was started without --policy");
+  Object.assign(state, patch);
+  for (const part of [startViewport, startScene, startGrid, startOverlay, startToolbar, startPanel, startClasses, startPolicy]) part(store);
+  startWeights();
+  startReview(() => refresh({ keepTiles: true }));
+  startAudit(store, askStats);
+  describeStore();
+  followScene();
+  registerKeys();
+  wire();
+  mirrorAddress(store);
+  if (state.image) show(state.image);
+  await refresh();
+  await firstImage();
+  reveal();
+  showImageState();
+  if (!api.isExport) askStats();
+}
+
+start().catch(fatal);

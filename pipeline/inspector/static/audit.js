@@ -1,0 +1,210 @@
+// Click audit: kept pixels drawn at random, class by class, shown one at a time; the answers become
+// evidence for the precision of each class.
+
+import { api } from "./api.js";
+import { byId, fill, h, percent, setText } from "./dom.js";
+import { loadPlanes, prefetch } from "./loader.js";
+import { coloursOf, css } from "./palette.js";
+import { cutParams, state } from "./state.js";
+import { report } from "./toast.js";
+
+const dialog = byId("audit");
+const CROP = 220; // pixels of the picture across the close view
+let store = null;
+let audit = null; // {id, items: [{name, class, x, y, verdict}], results, overall}
+let at = 0;
+let maskShown = true;
+let finished = () => {};
+
+const answered = () => audit.items.filter((item) => item.verdict).length;
+
+function progress() {
+  const done = answered();
+  byId("audit-progress").max = audit.items.length;
+  byId("audit-progress").value = done;
+  setText(byId("audit-count"), `${done} of ${audit.items.length}`);
+  const rows = audit.results.map((row) => {
+    const name = store.classes[row.class].name;
+    const known = row.right + row.wrong > 0;
+    return h("tr", { class: row.class === audit.items[at]?.class ? "current" : "" },
+      h("th", { scope: "row" }, h("i.dot", { css: { "--swatch": css(coloursOf(store)[row.class]) } }), name),
+      h("td", {}, `${row.right + row.wrong + row.unsure}/${row.drawn}`),
+      h("td", {}, known ? percent(row.precision, 1, 0) : "–"),
+      h("td.muted", {}, known ? `${percent(row.low, 1, 0)} – ${percent(row.high, 1, 0)}` : ""));
+  });
+  fill(byId("audit-results"), rows);
+  const { overall } = audit;
+  setText(byId("audit-overall"), overall ? `${percent(overall.precision, 1, 1)} right (${percent(overall.low, 1, 1)} – ${percent(overall.high, 1, 1)})` : "no answer yet");
+}
+
+function drawMask(planes, item, canvas, left, top, size) {
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(size, size);
+  const pixels = new Uint32Array(image.data.buffer);
+  const cut = audit.codes[item.class];
+  const [r, g, b] = coloursOf(store)[item.class];
+  for (let y = 0; y < size; y++) {
+    for (let x = 0; x < size; x++) {
+      const [px, py] = [left + x, top + y];
+      if (px < 0 || py < 0 || px >= planes.width || py >= planes.height) continue;
+      const joined = planes.index[py * planes.width + px];
+      if (joined >> 8 === item.class && (joined & 255) >= cut) pixels[y * size + x] = ((110 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+async function pictureOf(name) {
+  const picture = new Image();
+  picture.src = api.url("picture", { name });
+  await picture.decode();
+  return picture;
+}
+
+function drawCrop(canvas, picture, planes, left, top, size) {
+  const context = canvas.getContext("2d");
+  [canvas.width, canvas.height] = [size, size];
+  context.fillStyle = "#222";
+  context.fillRect(0, 0, size, size);
+  if (!picture) return;
+  const scale = picture.naturalWidth / planes.width;
+  context.drawImage(picture, left * scale, top * scale, size * scale, size * scale, 0, 0, size, size);
+}
+
+let turn = 0;
+async function showItem() {
+  const mine = ++turn;
+  const item = audit.items[at];
+  progress();
+  byId("audit-done").hidden = Boolean(item);
+  byId("audit-work").hidden = !item;
+  if (!item) return finish();
+  const { name } = store.classes[item.class];
+  setText(byId("audit-class"), name);
+  byId("audit-swatch").style.setProperty("--swatch", css(coloursOf(store)[item.class]));
+  setText(byId("audit-where"), `${item.name} · ${item.x}, ${item.y}`);
+  const size = CROP;
+  const [left, top] = [item.x - size / 2, item.y - size / 2].map(Math.round);
+  try {
+    const [planes, picture] = await Promise.all([loadPlanes(item.name), store.hasPictures ? pictureOf(item.name).catch(() => null) : null]);
+    if (mine !== turn) return;
+    drawCrop(byId("audit-close"), picture, planes, left, top, size);
+    [byId("audit-mask").width, byId("audit-mask").height] = [size, size];
+    drawMask(planes, item, byId("audit-mask"), left, top, size);
+    const wide = byId("audit-wide");
+    [wide.width, wide.height] = [480, Math.round((480 * planes.height) / planes.width)];
+    if (picture) wide.getContext("2d").drawImage(picture, 0, 0, wide.width, wide.height);
+    byId("audit-box").style.setProperty("--x", `${(100 * item.x) / planes.width}%`);
+    byId("audit-box").style.setProperty("--y", `${(100 * item.y) / planes.height}%`);
+    byId("audit-close").dataset.item = String(at);
+  } catch (error) {
+    report(error);
+  }
+  prefetch([...new Set(audit.items.slice(at + 1, at + 3).map((next) => next.name))]);
+}
+
+function finish() {
+  setText(byId("audit-summary"), audit.overall
+    ? `${answered()} pixels judged. ${percent(audit.overall.precision, 1, 1)} of kept pixels are right (95 % interval ${percent(audit.overall.low, 1, 1)} to ${percent(audit.overall.high, 1, 1)}).`
+    : "Nothing was judged.");
+  setText(byId("audit-file"), audit.file);
+  finished();
+}
+
+/** Record an answer ("right", "wrong", "unsure") and go on. */
+async function answer(verdict) {
+  const item = audit?.items[at];
+  if (!item) return;
+  const number = at;
+  item.verdict = verdict;
+  at += 1;
+  while (at < audit.items.length && audit.items[at].verdict) at += 1;
+  showItem();
+  try {
+    const reply = await api.post("audit/answer", { audit: audit.id, item: number, verdict });
+    audit.results = reply.results;
+    audit.overall = reply.overall;
+    if (audit.items[at]) progress();
+    else showItem();
+  } catch (error) {
+    item.verdict = null;
+    at = number;
+    showItem();
+    report(error);
+  }
+}
+
+function back() {
+  if (at === 0) return;
+  at -= 1;
+  audit.items[at].verdict = null;
+  showItem();
+}
+
+async function begin(event) {
+  event.preventDefault();
+  byId("audit-start").disabled = true;
+  try {
+    const perClass = Number(byId("audit-per-class").value);
+    const classes = state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : [];
+    open(await api.post("audit", { per_class: perClass, seed: Number(byId("audit-seed").value), classes, ...cutParams(state, store) }));
+  } catch (error) {
+    report(error);
+  } finally {
+    byId("audit-start").disabled = false;
+  }
+}
+
+function open(found) {
+  audit = found;
+  at = audit.items.findIndex((item) => !item.verdict);
+  if (at < 0) at = audit.items.length;
+  byId("audit-setup").hidden = true;
+  byId("audit-run").hidden = false;
+  showItem();
+}
+
+const KEYS = { ArrowRight: "right", j: "right", 1: "right", ArrowLeft: "wrong", k: "wrong", 2: "wrong", ArrowDown: "unsure", l: "unsure", 3: "unsure" };
+
+function key(event) {
+  if (byId("audit-run").hidden || event.target.closest("input, select")) return;
+  if (KEYS[event.key]) answer(KEYS[event.key]);
+  else if (event.key === "Backspace" || event.key === "ArrowUp") back();
+  else if (event.key === " ") byId("audit-mask").classList.toggle("off", (maskShown = !maskShown) === false);
+  else return;
+  event.preventDefault();
+}
+
+/** Open the audit: the one under way, or the form for a new one. */
+export async function openAudit() {
+  byId("audit-setup").hidden = false;
+  byId("audit-run").hidden = true;
+  byId("audit-focus-line").hidden = state.focus < 0;
+  if (state.focus >= 0) setText(byId("audit-focus-name"), `only ${store.classes[state.focus].name}`);
+  dialog.showModal();
+  try {
+    const { current } = await api.json("audit");
+    byId("audit-resume").hidden = !current;
+    if (current) byId("audit-resume").onclick = () => open(current);
+  } catch (error) {
+    report(error);
+  }
+}
+
+export function startAudit(data, onFinished) {
+  store = data;
+  finished = onFinished;
+  byId("audit-form").addEventListener("submit", begin);
+  dialog.addEventListener("keydown", key);
+  dialog.addEventListener("close", () => { turn += 1; if (audit) finished(); });
+  for (const verdict of ["right", "wrong", "unsure"]) byId(`audit-${verdict}`).addEventListener("click", () => answer(verdict));
+  byId("audit-back").addEventListener("click", back);
+  byId("audit-close-button").addEventListener("click", () => dialog.close());
+  byId("audit-finish").addEventListener("click", () => dialog.close());
+  const estimate = () => {
+    const n = Number(byId("audit-per-class").value) * store.classes.length;
+    setText(byId("audit-estimate"), `up to ${n} clicks, about ${Math.max(1, Math.round((n * 4) / 60))} min`);
+  };
+  byId("audit-per-class").addEventListener("input", estimate);
+  estimate();
+}

@@ -1,0 +1,236 @@
+// The list of images: thousands of rows, of which only those in view exist. Thumbnails carry their own
+// small label and code planes, so the whole list follows the slider.
+
+import { api } from "./api.js";
+import { byId, debounce, fill, h, percent, plain, setText } from "./dom.js";
+import { icon } from "./icons.js";
+import { labelTable, paint, makeLayer } from "./paint.js";
+import { coloursOf } from "./palette.js";
+import { decodeGrey } from "./png.js";
+import { scene } from "./scene.js";
+import { cutParams, state, update, watch } from "./state.js";
+
+const COLUMNS = 2;
+const ROW = 122; // CSS pixels, as in grid.css
+const PAGE = 60;
+const MINIS = 120;
+
+const list = byId("grid");
+const spacer = byId("grid-space");
+let store = null;
+let total = 0;
+let pages = new Map(); // page number -> rows, or a promise of them
+let generation = 0;
+let order = new Map(); // name -> position, as far as known
+const tiles = new Map(); // position -> tile in the document
+const minis = new Map(); // name -> {width, height, index}
+const table = new Uint32Array(65536);
+
+/** Query parameters of what is selected (thresholds, sort, filters), for any endpoint that lists or counts. */
+export function selection() {
+  const params = { sort: state.sort === "drop" ? `drop:${state.dropFrom}:${state.dropTo}` : state.sort };
+  if (state.focus >= 0) params.class = store.classes[state.focus].name;
+  if (state.query) params.q = state.query;
+  if (state.city) params.city = state.city;
+  if (state.review) params.review = state.review;
+  if (api.isExport) params.codes = scene.cuts;
+  else Object.assign(params, cutParams(state, store));
+  return params;
+}
+
+async function page(number) {
+  const mine = generation;
+  const answer = await api.json("images", { ...selection(), offset: number * PAGE, limit: PAGE });
+  if (mine !== generation) return null;
+  total = answer.total;
+  answer.images.forEach((row, i) => order.set(row.name, number * PAGE + i));
+  pages.set(number, answer.images);
+  return answer.images;
+}
+
+/** Row at a position of the list, loading its page if need be (null past the end). */
+export async function rowAt(position) {
+  if (position < 0 || (pages.size && position >= total)) return null;
+  const number = Math.floor(position / PAGE);
+  if (!pages.has(number)) pages.set(number, page(number).catch((error) => { pages.delete(number); throw error; }));
+  const rows = await pages.get(number);
+  return rows?.[position % PAGE] ?? null;
+}
+
+export const positionOf = (name) => order.get(name) ?? -1;
+export const count = () => total;
+
+const BADGES = { accept: ["check", "accepted"], flag: ["flag", "flagged"] };
+
+function makeTile(position) {
+  const tile = h("div.tile", { role: "option", id: `tile-${position}`, css: { top: `${Math.floor(position / COLUMNS) * ROW}px`, left: `${(position % COLUMNS) * 50}%` } });
+  tile.picture = h("img", { alt: "", loading: "lazy", decoding: "async" });
+  tile.mask = h("canvas", { width: 1, height: 1 });
+  tile.layer = makeLayer(tile.mask);
+  tile.badge = h("span.badge");
+  tile.caption = h("span.tile-name");
+  tile.share = h("span.tile-share");
+  tile.bar = h("span.bar", {}, h("i"));
+  tile.append(h("span.frame", {}, tile.picture, tile.mask, tile.badge), h("span.tile-line", {}, tile.caption, tile.share), tile.bar);
+  tile.addEventListener("click", () => tile.row && update({ image: tile.row.name, zoom: null }));
+  return tile;
+}
+
+function repaint(tile) {
+  const mini = tile.row && minis.get(tile.row.name);
+  if (!mini || !scene.cuts) return;
+  tile.layer.resize(mini.width, mini.height);
+  paint(tile.layer, mini.index, table);
+}
+
+async function loadMini(tile, name) {
+  if (!minis.has(name)) {
+    const stacked = await decodeGrey(await api.bytes("mini", { name }));
+    const n = (stacked.width * stacked.height) / 2; // labels above, codes below
+    const index = Uint16Array.from({ length: n }, (_, i) => (stacked.data[i] << 8) | stacked.data[n + i]);
+    minis.set(name, { width: stacked.width, height: stacked.height / 2, index });
+    if (minis.size > MINIS) minis.delete(minis.keys().next().value);
+  }
+  if (tile.row?.name === name) repaint(tile);
+}
+
+function metric(row) {
+  if (state.sort === "conflict") return `${compactShare(row.conflict, row.pixels)} conflict`;
+  if (state.sort === "uncertain") return `${(100 * row.uncertain).toFixed(1)} % in doubt`;
+  if (state.sort === "drop") return `−${compactShare(row.drop, row.pixels)}`;
+  return compactShare(row.kept, row.pixels);
+}
+
+const compactShare = (part, whole) => percent(part, whole, 1);
+
+function fillTile(tile, row) {
+  tile.row = row;
+  setText(tile.caption, row.name);
+  tile.title = row.city ? `${row.name} · ${row.city}` : row.name;
+  setText(tile.share, metric(row));
+  tile.bar.firstChild.style.width = row.pixels ? `${(100 * row.kept) / row.pixels}%` : "0";
+  fill(tile.badge, BADGES[row.review] && icon(BADGES[row.review][0]));
+  tile.badge.className = `badge ${row.review || ""}`;
+  tile.setAttribute("aria-label", `${row.name}, ${metric(row)}${BADGES[row.review] ? `, ${BADGES[row.review][1]}` : ""}`);
+  tile.setAttribute("aria-selected", String(row.name === state.image));
+  tile.picture.hidden = !row.picture;
+  queue.push({ tile, row });
+  drain();
+}
+
+// Pictures of the list wait for the big one: at most three requests at a time, newest first.
+const queue = [];
+let running = 0;
+let open = false;
+
+async function loadTile({ tile, row }) {
+  if (tile.row !== row || !tile.isConnected) return;
+  if (row.picture) tile.picture.src = api.url("thumb", { name: row.name });
+  try {
+    await loadMini(tile, row.name);
+  } catch (error) {
+    tile.classList.add("damaged");
+    tile.title = error.message;
+  }
+}
+
+function drain() {
+  while (open && running < 3 && queue.length) {
+    running += 1;
+    loadTile(queue.pop()).finally(() => {
+      running -= 1;
+      drain();
+    });
+  }
+}
+
+/** Let thumbnails load (called when the first picture is there). */
+export function openGrid() {
+  open = true;
+  drain();
+}
+
+async function layout() {
+  const mine = generation;
+  spacer.style.height = `${Math.ceil(total / COLUMNS) * ROW}px`;
+  const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 1) * COLUMNS;
+  const last = Math.min(total, (Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 1) * COLUMNS);
+  for (const [position, tile] of tiles) {
+    if (position < first || position >= last) {
+      tile.remove();
+      tiles.delete(position);
+    }
+  }
+  for (let position = first; position < last; position++) {
+    if (tiles.has(position)) continue;
+    const tile = makeTile(position);
+    tiles.set(position, tile);
+    spacer.append(tile);
+    rowAt(position).then((row) => mine === generation && row && fillTile(tile, row)).catch(() => tile.classList.add("damaged"));
+  }
+}
+
+function mark() {
+  for (const tile of tiles.values()) tile.setAttribute("aria-selected", String(tile.row?.name === state.image));
+  const position = positionOf(state.image);
+  if (position >= 0) list.setAttribute("aria-activedescendant", `tile-${position}`);
+}
+
+/** Scroll the current image into view. */
+export function reveal() {
+  const position = positionOf(state.image);
+  if (position < 0) return;
+  const top = Math.floor(position / COLUMNS) * ROW;
+  if (top < list.scrollTop) list.scrollTop = top;
+  else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+}
+
+function announce(error = null) {
+  const words = state.focus >= 0 ? ` with ${store.classes[state.focus].name}` : "";
+  setText(byId("grid-count"), error ? error.message : `${plain(total)} image${total === 1 ? "" : "s"}${words}`);
+  byId("grid-empty").hidden = total > 0 || Boolean(error);
+}
+
+/** Ask the server for the list anew (sort, filter or thresholds changed). */
+export async function refresh({ keepTiles = false } = {}) {
+  generation += 1;
+  const [oldPages, oldOrder] = [pages, order];
+  pages = new Map();
+  order = new Map();
+  try {
+    const number = keepTiles ? Math.floor(list.scrollTop / ROW / (PAGE / COLUMNS)) : 0;
+    await page(number);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    [pages, order] = [oldPages, oldOrder]; // without the server the old list stays usable
+    announce(error);
+    return;
+  }
+  tiles.forEach((tile) => tile.remove());
+  tiles.clear();
+  queue.length = 0;
+  if (!keepTiles) list.scrollTop = 0;
+  announce();
+  await layout();
+  mark();
+}
+
+function recolour() {
+  if (!scene.cuts) return;
+  const alpha = store.classes.map((_, c) => ((state.alphas[c] ?? 100) > 0 && (state.focus < 0 || state.focus === c) ? 190 : 0));
+  labelTable(table, { cuts: scene.cuts, colours: coloursOf(store), alpha, dropped: 0 });
+  tiles.forEach(repaint);
+}
+
+export function startGrid(data) {
+  store = data;
+  list.addEventListener("scroll", layout, { passive: true });
+  new ResizeObserver(layout).observe(list);
+  const soon = debounce(recolour, 40);
+  const reorder = debounce(() => refresh({ keepTiles: true }), 350);
+  watch(["base", "pins"], () => { soon(); reorder(); });
+  watch(["alphas", "palette", "focus"], soon);
+  watch(["focus", "sort", "dropFrom", "dropTo", "query", "city", "review"], debounce(() => refresh(), 120));
+  watch(["image"], () => { mark(); reveal(); });
+  recolour();
+}

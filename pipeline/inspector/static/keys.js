@@ -1,0 +1,38 @@
+// The keyboard: one table of keys, used for acting and for the help page.
+
+import { byId, fill, h } from "./dom.js";
+
+const groups = [];
+
+/** Register keys: [{keys: ["ArrowLeft"], show: "←", text, run}] under a title. */
+export function keyGroup(title, entries) {
+  groups.push({ title, entries });
+}
+
+function find(event) {
+  for (const { entries } of groups) {
+    for (const entry of entries) if (entry.keys.includes(event.key) && Boolean(entry.ctrl) === (event.ctrlKey || event.metaKey)) return entry;
+  }
+  return null;
+}
+
+function typing(event) {
+  const field = event.target.closest?.("input, select, textarea");
+  return field && !(field.type === "checkbox" || (field.type === "range" && !event.key.startsWith("Arrow") && event.key !== "Home" && event.key !== "End"));
+}
+
+function handle(event) {
+  if (event.altKey || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  const entry = find(event);
+  if (!entry || (typing(event) && !entry.ctrl && event.key !== "Escape")) return;
+  if (event.target.closest?.("button, [role=slider]") && (event.key === "Enter" || event.key === " ")) return;
+  event.preventDefault();
+  entry.run(event);
+}
+
+export function startKeys() {
+  document.addEventListener("keydown", handle);
+  const list = ({ title, entries }) => h("section", {}, h("h3", {}, title),
+    h("dl", {}, entries.map((entry) => [h("dt", {}, entry.show.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, entry.text)]).flat()));
+  fill(byId("help-keys"), groups.map(list));
+}

@@ -1,0 +1,50 @@
+// Fetches and decodes the planes of an image, keeps the last few, and fetches neighbours ahead.
+
+import { api } from "./api.js";
+import { join } from "./paint.js";
+import { decodeGrey } from "./png.js";
+
+const KEEP = 6;
+const cache = new Map();
+
+async function fetchPlanes(name, side) {
+  const where = { name, side };
+  const started = performance.now();
+  const [label, code] = await Promise.all(["label", "confidence"].map((plane) => api.bytes("plane", { ...where, plane })));
+  const fetched = performance.now();
+  const planes = join(await decodeGrey(label), await decodeGrey(code));
+  performance.measure("decode", { start: fetched, end: performance.now(), detail: { name, fetch: fetched - started } });
+  return planes;
+}
+
+function remember(key, make) {
+  if (cache.has(key)) {
+    const hit = cache.get(key);
+    cache.delete(key);
+    cache.set(key, hit);
+    return hit;
+  }
+  const promise = make().catch((error) => {
+    cache.delete(key);
+    throw error;
+  });
+  cache.set(key, promise);
+  if (cache.size > KEEP) cache.delete(cache.keys().next().value);
+  return promise;
+}
+
+/** Planes of an image of store `side` ("a" or "b"): {width, height, index, histogram}. */
+export const loadPlanes = (name, side = "a") => remember(`${side}/${name}`, () => fetchPlanes(name, side));
+
+/** The human label of an image as a plane of train ids, or null where there is none. */
+export async function loadHuman(name) {
+  return decodeGrey(await api.bytes("plane", { name, side: "a", plane: "human" }));
+}
+
+/** Load quietly when nothing else is going on. */
+export function prefetch(names) {
+  const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
+  idle(() => {
+    for (const name of names) loadPlanes(name).catch(() => {}); // shown when the user gets there
+  });
+}

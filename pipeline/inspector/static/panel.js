@@ -1,0 +1,174 @@
+// The right-hand panel: one threshold for all, live totals, the two charts.
+
+import { api } from "./api.js";
+import { binOf, makeCurve, makeHistogram } from "./charts.js";
+import { at, CODES, edgeText, nearestCode, parseThreshold } from "./cuts.js";
+import { byId, clamp, compact, debounce, fill, h, percent, plain, setText, sharp } from "./dom.js";
+import { imageSums, measure, storeSums } from "./numbers.js";
+import { onScene, scene } from "./scene.js";
+import { state, update, watch } from "./state.js";
+
+let store = null;
+let draw = null;
+const slider = byId("threshold");
+const field = byId("threshold-value");
+
+/** Code that the global slider shows: the base, or (under a policy) the smallest cut of its classes. */
+export function globalCode() {
+  return typeof state.base === "number" ? state.base : Math.min(CODES - 1, ...scene.cuts);
+}
+
+/** Use one threshold for every class that has no pin. */
+export function setGlobal(code) {
+  update({ base: clamp(code, 0, CODES - 1) });
+}
+
+/** Move the cut of the class in focus, or of all classes, by edges. */
+export function nudge(steps) {
+  if (store.kind !== "raw") return;
+  if (state.focus < 0) return setGlobal(globalCode() + steps);
+  return setPin(state.focus, clamp(Math.min(scene.cuts[state.focus], CODES - 1) + steps, 0, CODES - 1));
+}
+
+/** Give one class its own threshold (code null: back to the base). */
+export function setPin(c, code) {
+  const pins = { ...state.pins };
+  if (code === null) delete pins[c];
+  else pins[c] = code;
+  update({ pins });
+}
+
+function drawEdges() {
+  const { context, width, height } = sharp(byId("edges"));
+  const style = getComputedStyle(byId("edges"));
+  const usable = width - 16; // the thumb's half width on either side, as in base.css
+  store.edgeValues.forEach((value, code) => {
+    const isCut = code === globalCode();
+    const tall = isCut ? height : code % 10 === 0 && code <= 90 ? 7 : 4;
+    context.fillStyle = style.getPropertyValue(isCut ? "--ink-cut" : "--ink-axis");
+    context.fillRect(8 + value * usable - (isCut ? 1 : 0.25), 0, isCut ? 2 : 0.5, tall);
+  });
+}
+
+function showShare(node, { kept, pixels }) {
+  node.dataset.kept = String(kept);
+  setText(node, percent(kept, pixels));
+}
+
+function showTotals() {
+  const whole = measure(storeSums(), scene.cuts);
+  showShare(byId("kept-share-total"), whole);
+  setText(byId("kept-total-detail"), `${compact(whole.kept)} of ${compact(whole.pixels)} pixels`);
+  setText(byId("precision-total"), whole.precision === null ? "–" : percent(whole.precision, 1));
+  const here = imageSums();
+  if (here) {
+    const one = measure(here, scene.cuts);
+    showShare(byId("kept-share"), one);
+    setText(byId("kept-detail"), `${compact(one.kept)} of ${compact(one.pixels)} pixels`);
+    setText(byId("precision-image"), one.precision === null ? "–" : percent(one.precision, 1));
+  } else {
+    setText(byId("kept-share"), "–");
+    delete byId("kept-share").dataset.kept;
+    setText(byId("kept-detail"), "no image");
+    setText(byId("precision-image"), "–");
+  }
+  if (state.compare) {
+    const other = measure(storeSums(state.compare.store), scene.cutsB);
+    setText(byId("kept-total-b"), `${percent(other.kept, other.pixels)} in B`);
+  }
+  byId("kept-total-b").hidden = !state.compare;
+}
+
+function sliderText(code) {
+  if (state.base === "policy") return "policy";
+  return edgeText(store, code);
+}
+
+function showSlider() {
+  const code = globalCode();
+  slider.value = String(store.edgeValues[code]);
+  slider.setAttribute("aria-valuetext", state.base === "policy" ? `policy, lowest cut ${store.edges[code]}` : `${store.edges[code]}, edge ${code} of ${CODES}`);
+  slider.dataset.edge = store.edges[code];
+  if (document.activeElement !== field) field.value = sliderText(code);
+  setText(byId("threshold-code"), state.base === "policy" ? "per class, measured" : `edge ${code} of ${CODES}`);
+  byId("base-one").setAttribute("aria-pressed", String(typeof state.base === "number"));
+  byId("base-policy").setAttribute("aria-pressed", String(state.base === "policy"));
+  const pinned = Object.keys(state.pins).length;
+  setText(byId("pins-note"), pinned ? `${pinned} class${pinned > 1 ? "es have" : " has"} a threshold of ${pinned > 1 ? "their" : "its"} own` : "");
+  byId("pins-clear").hidden = !pinned;
+}
+
+function showCharts() {
+  const sums = storeSums();
+  const c = state.focus;
+  const C = store.classes.length;
+  const cut = c >= 0 ? scene.cuts[c] : globalCode();
+  setText(byId("chart-scope"), c >= 0 ? store.classes[c].name : "all classes");
+  const all = c >= 0 ? at(sums.count, c, 0) : sums.pixels;
+  const now = c >= 0
+    ? { coverage: all ? at(sums.count, c, cut) / all : 0, precision: sums.right && at(sums.count, c, cut) ? at(sums.right, c, cut) / at(sums.count, c, cut) : null }
+    : (({ kept, pixels, precision }) => ({ coverage: kept / pixels, precision }))(measure(sums, scene.cuts));
+  const described = `keeps ${percent(now.coverage, 1, 1)}${now.precision === null ? "" : `, expected precision ${percent(now.precision, 1, 1)}`}`;
+  draw.histogram({ count: (k) => binOf(sums.count, c, k, C), cut, described });
+  draw.curve({ count: sums.count, right: sums.right, c, cut: Math.min(cut, CODES - 1), dot: c < 0 ? now : null, target: store.policy?.target ?? 0, described });
+  setText(byId("curve-note"), described);
+}
+
+function showAll() {
+  showSlider();
+  drawEdges();
+  showTotals();
+  showCharts();
+}
+
+/** Act on a threshold typed as text: take it, or show its two neighbours as buttons. */
+function typed() {
+  const { code, neighbours } = parseThreshold(field.value, store);
+  const message = byId("threshold-error");
+  field.setAttribute("aria-invalid", String(code === null));
+  message.hidden = code !== null;
+  if (code !== null) return setGlobal(code);
+  const take = (edge) => h("button.chip", { type: "button", onclick: () => { message.hidden = true; field.setAttribute("aria-invalid", "false"); field.value = edge; typed(); } }, edge);
+  return fill(message, neighbours.length ? `${field.value} is not an edge of the code. Nearest: ` : "Give a number from 0 to 1. ", ...neighbours.map(take));
+}
+
+const fetchSources = debounce(() => {
+  if (!api.isExport) document.dispatchEvent(new CustomEvent("wantstats"));
+}, 250);
+
+export function startPanel(data) {
+  store = data;
+  const move = (code) => (state.focus < 0 ? setGlobal(code) : setPin(state.focus, code));
+  draw = { histogram: makeHistogram(byId("histogram"), store, { onCode: move }), curve: makeCurve(byId("curve"), store, { onCode: move }) };
+  slider.addEventListener("input", () => setGlobal(nearestCode(store.edgeValues, Number(slider.value))));
+  slider.addEventListener("change", showSlider); // the thumb snaps to the edge
+  slider.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -CODES, End: CODES }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    setGlobal(globalCode() + step);
+  });
+  byId("threshold-down").addEventListener("click", () => nudge(-1));
+  byId("threshold-up").addEventListener("click", () => nudge(1));
+  field.addEventListener("change", typed);
+  field.addEventListener("focus", () => field.select());
+  byId("base-one").addEventListener("click", () => typeof state.base !== "number" && setGlobal(store.startCode));
+  byId("base-policy").addEventListener("click", () => update({ base: "policy" }));
+  byId("base-policy").hidden = !store.policy;
+  byId("pins-clear").addEventListener("click", () => update({ pins: {} }));
+  for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
+  byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
+  byId("thresholded-note").hidden = store.kind === "raw";
+  setText(byId("precision-source"), store.precision ? store.precision.source : "needs a policy: start with --policy");
+  let queued = false;
+  const soon = () => {
+    if (!queued) requestAnimationFrame(() => { queued = false; showAll(); });
+    queued = true;
+  };
+  watch(["base", "pins", "focus", "compare", "theme"], soon);
+  watch(["base", "pins"], fetchSources);
+  onScene((_, what) => (what === "image" || what === "error") && soon());
+  new ResizeObserver(soon).observe(byId("panel"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", soon);
+  showAll();
+}

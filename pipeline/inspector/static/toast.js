@@ -1,0 +1,22 @@
+// Short messages at the foot of the page, and the line that says the server is gone.
+
+import { byId, h } from "./dom.js";
+import { icon } from "./icons.js";
+
+/** Show a message; `kind` is "", "good" or "bad". Errors stay longer and carry their hint. */
+export function toast(message, { kind = "", hint = "" } = {}) {
+  const note = h(`div.toast${kind ? `.${kind}` : ""}`, { role: kind === "bad" ? "alert" : "status" }, h("span", {}, message), hint && h("small", {}, hint));
+  note.append(h("button.ghost", { type: "button", "aria-label": "dismiss", onclick: () => note.remove() }, icon("close")));
+  byId("toasts").append(note);
+  while (byId("toasts").childElementCount > 3) byId("toasts").firstChild.remove();
+  setTimeout(() => note.remove(), kind === "bad" ? 9000 : 3500);
+}
+
+/** Report an error of any kind. */
+export function report(error) {
+  if (error.name === "AbortError") return;
+  if (error.code === "offline") byId("offline").hidden = false;
+  else toast(error.message, { kind: "bad", hint: error.hint });
+}
+
+export const online = () => { byId("offline").hidden = true; };
