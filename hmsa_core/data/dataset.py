@@ -1,0 +1,251 @@
+"""torch data sets: training crops of an epoch plan, and whole images for inference and evaluation.
+
+An item depends on its crop request alone: no global random state, no order of calls, no worker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from hmsa_core.config import AugmentConfig
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Sample
+from hmsa_core.data.plan import CropRequest, EpochPlan
+from hmsa_core.data.spec import MAX_PIXELS
+from hmsa_core.data.transforms import Dice, JointAugment, mix_pair
+from hmsa_core.errors import InputError
+from hmsa_core.process import die_with_parent
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "CropDataset", "ImageDataset", "init_worker", "normalise"]
+
+UInt8 = NDArray[np.uint8]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class LabelReader(Protocol):
+    """What is used of a label store."""
+
+    def read(self, name: str) -> tuple[UInt8, UInt8]:
+        """(label, code) of an image, uint8 HxW each."""
+
+
+def normalise(
+    image: UInt8, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> torch.Tensor:
+    """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values a channel."""
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for c, channel in enumerate(cv2.split(image)):
+        table = ((np.arange(256) / 255.0 - mean[c]) / std[c]).astype(np.float32)
+        out[c] = cv2.LUT(channel, table)
+    return torch.from_numpy(out)
+
+
+def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with the number
+    """Set up a loader process: it ignores SIGTERM and SIGINT, dies with its rank, uses one thread.
+
+    A signal for the whole group must not kill loaders before the rank has saved its state.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+class _Cache:
+    """Decoded arrays up to a number of bytes; what comes later is not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._kept: dict[tuple[str, str], UInt8] = {}
+
+    def get(self, key: tuple[str, str], read: Callable[[], UInt8]) -> UInt8:
+        found = self._kept.get(key)
+        if found is None:
+            found = read()
+            if found.nbytes <= self._left:
+                self._left -= found.nbytes
+                self._kept[key] = found
+        return found
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """Crops of one epoch, or of a whole run, in plan order.
+
+    Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
+
+    Args:
+        plan: what to fetch.
+        epoch: its epoch; None = all epochs, indexed by the position in the run (`plan.at`).
+        root: folder that the samples' paths are relative to.
+        classes: class table of the label files.
+        crop: (height, width) in pixels.
+        augment: ranges and probabilities.
+        open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path);
+            called once in each process that reads from it.
+        pseudo_root: folder of the auto-labelled images; None = `root`.
+        long_edge: pixels; images are first brought to it (Mapillary: 2177).
+        mean: of RGB in [0, 1].
+        std: as mean.
+        cache_bytes: decoded images and labels to keep in memory, a process.
+        verify: re-check each file's digest (IntegrityError).
+        max_pixels: ceiling of `read_image`.
+        transform: a torchvision.transforms.v2 transform of {"image": tv_tensors.Image uint8, "label":
+            tv_tensors.Mask uint8}, applied last before normalisation under a seed of its own.
+    """
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        epoch: int | None = None,
+        *,
+        root: str | Path,
+        classes: ClassTable,
+        crop: tuple[int, int],
+        augment: AugmentConfig | None = None,
+        open_store: Callable[[], LabelReader] | None = None,
+        pseudo_root: str | Path | None = None,
+        long_edge: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        cache_bytes: int = 0,
+        verify: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        self.plan, self.epoch, self.classes = plan, epoch, classes
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._roots = {"fine": Path(root), "pseudo": Path(pseudo_root or root)}
+        self._open_store = open_store
+        self._opened: tuple[int, LabelReader] | None = None  # (process, store)
+        self._verify, self._max_pixels, self._transform = verify, max_pixels, transform
+        config = augment or AugmentConfig()
+        self._augment = {
+            "fine": JointAugment(crop, config, None, long_edge),
+            "pseudo": JointAugment(crop, config, plan.pseudo_config.colour, long_edge),
+        }
+        self._cache = _Cache(cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.plan) if self.epoch is None else self.plan.length(self.epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The crop at an index of the epoch (or position of the run)."""
+        request = self.plan.at(index) if self.epoch is None else self.plan.crops(self.epoch)[index]
+        image, label = self.arrays(request)
+        if self._transform is not None:
+            image, label = self._apply(self._transform, image, label, request.seed)
+        return {
+            "image": normalise(image, self.mean, self.std),
+            "label": torch.from_numpy(label).long(),
+            "name": request.sample.name,
+            "source": request.source,
+        }
+
+    def arrays(self, request: CropRequest) -> tuple[UInt8, UInt8]:
+        """The augmented crop as uint8 hxwx3 and uint8 hxw."""
+        image, label = self._crop(request)
+        mix = self.plan.pseudo_config.mix
+        if mix == "none" or request.source == "fine":
+            return image, label
+        other = self._crop(self.plan.partner(request))
+        return mix_pair(image, label, *other, mix, Dice(request.seed, 1))
+
+    def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8]:
+        image, label = self.read(request.sample, request.source)
+        centre = (request.x, request.y) if request.x >= 0 else None
+        return self._augment[request.source](image, label, centre, Dice(request.seed))
+
+    def read(self, sample: Sample, source: str) -> tuple[UInt8, UInt8]:
+        """Whole image and label of a sample; label from its file ("fine") or from the store ("pseudo")."""
+        root = self._roots[source]
+        image = self._cache.get((str(root), sample.image), lambda: self._read_image(root, sample))
+        read = self._read_fine if source == "fine" else self._read_pseudo
+        label = self._cache.get((source, sample.name), lambda: read(root, sample))
+        if label.shape != image.shape[:2]:
+            raise InputError(
+                f"{sample.name}: the {source} label is {label.shape[1]}x{label.shape[0]}, "
+                f"the image {image.shape[1]}x{image.shape[0]}"
+            )
+        return image, label
+
+    def _read_image(self, root: Path, sample: Sample) -> UInt8:
+        digest = sample.image_sha256 if self._verify else ""
+        return read_image(root / sample.image, max_pixels=self._max_pixels, sha256=digest)
+
+    def _read_fine(self, root: Path, sample: Sample) -> UInt8:
+        digest = sample.label_sha256 if self._verify else ""
+        return read_label(root / sample.label, self.classes, max_pixels=self._max_pixels, sha256=digest)
+
+    def _read_pseudo(self, _root: Path, sample: Sample) -> UInt8:
+        if self._open_store is None:
+            raise InputError(f"{sample.name}: an auto-labelled crop is asked for, but no label store is given")
+        if self._opened is None or self._opened[0] != os.getpid():
+            # Forked processes would share the position of an open file.
+            self._opened = (os.getpid(), self._open_store())
+        return self._opened[1].read(sample.name)[0]
+
+    @staticmethod
+    def _apply(
+        transform: Callable[[dict[str, Any]], dict[str, Any]], image: UInt8, label: UInt8, seed: int
+    ) -> tuple[UInt8, UInt8]:
+        pair = {
+            "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+            "label": tv_tensors.Mask(torch.from_numpy(label)),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pair = transform(pair)
+        out = pair["image"].permute(1, 2, 0).contiguous().numpy()
+        return np.asarray(out, np.uint8), np.asarray(pair["label"].contiguous().numpy(), np.uint8)
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Whole images one by one, for inference (without labels) and evaluation (with fine labels).
+
+    Items: {"image": float32 3xHxW normalised, "name": str} and, with `classes`, "label": int64 HxW.
+    `verify` (default) re-checks the digests that `prepare` recorded: IntegrityError when a file has changed.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        root: str | Path,
+        *,
+        classes: ClassTable | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        verify: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.samples, self.root, self.classes = tuple(samples), Path(root), classes
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._verify, self._max_pixels = verify, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The image at an index."""
+        sample = self.samples[index]
+        digest = sample.image_sha256 if self._verify else ""
+        image = read_image(self.root / sample.image, max_pixels=self._max_pixels, sha256=digest)
+        item: dict[str, Any] = {"image": normalise(image, self.mean, self.std), "name": sample.name}
+        if self.classes is not None:
+            digest = sample.label_sha256 if self._verify else ""
+            label = read_label(self.root / sample.label, self.classes, max_pixels=self._max_pixels, sha256=digest)
+            item["label"] = torch.from_numpy(label).long()
+        return item

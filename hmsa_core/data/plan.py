@@ -1,0 +1,265 @@
+"""Which crops an epoch holds, in which order: a pure function of (seed, epoch, index).
+
+Ranks, workers and restarts only decide who fetches a crop, never which crop it is. Random numbers come
+from raw PCG64 output (whose stream numpy guarantees), keyed by (seed, epoch, purpose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hmsa_core.config import PseudoConfig, SamplingConfig
+from hmsa_core.data.draw import Allotment, allot, cycle_capped, permutation, raw
+from hmsa_core.data.index import Sample
+from hmsa_core.data.sampling import CLASS, Centroids
+from hmsa_core.errors import ConfigError, InputError
+
+__all__ = ["CropRequest", "EpochPlan", "EpochReport", "shard"]
+
+Source = Literal["fine", "pseudo"]
+# Purposes of random numbers: parts of their key.
+_LEFT_OVER, _CLASS, _RANDOM, _ORDER, _SEEDS = range(10, 15)
+
+
+@dataclass(frozen=True)
+class CropRequest:
+    """One crop to fetch.
+
+    Attributes:
+        sample: the image.
+        source: "fine" reads the sample's label file, "pseudo" the label store.
+        class_id: class that the crop was chosen for, -1 = any.
+        x: centre to cover, pixels of the stored image, -1 = anywhere.
+        y: as x.
+        seed: of the augmentation, 63 bits.
+    """
+
+    sample: Sample
+    source: Source
+    class_id: int
+    x: int
+    y: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch's crops were chosen for (for the log)."""
+
+    epoch: int
+    crops: int
+    fine: int
+    pseudo: int
+    per_class: dict[str, list[int]]  # source -> crops chosen for each class
+    random: dict[str, int]  # source -> crops chosen for no class
+    empty: dict[str, list[int]]  # source -> classes without any centroid
+    capped: dict[str, list[int]]  # source -> classes whose share was cut by `max_repeats`
+
+
+class _Half:
+    """The images of one source, and for each class the rows of its centroids."""
+
+    def __init__(self, source: Source, samples: Sequence[Sample], centroids: Centroids, num_classes: int) -> None:
+        self.source = source
+        self.samples = tuple(samples)
+        self.centroids = centroids.of([s.name for s in self.samples])
+        self.rows = [np.flatnonzero(self.centroids.values[:, CLASS] == c) for c in range(num_classes)]
+        self.images = [len(np.unique(self.centroids.image[rows])) for rows in self.rows]
+
+    def at_centroid(self, row: int, seed: int) -> CropRequest:
+        """The crop that covers a centroid."""
+        class_id, x, y, _ = (int(v) for v in self.centroids.values[row])
+        return CropRequest(self.samples[self.centroids.image[row]], self.source, class_id, x, y, seed)
+
+    def anywhere(self, image: int, seed: int) -> CropRequest:
+        """A crop from anywhere in an image."""
+        return CropRequest(self.samples[image], self.source, -1, -1, -1, seed)
+
+
+class EpochPlan:
+    """The crops of every epoch of a run.
+
+    Args:
+        fine: images with fine labels.
+        fine_centroids: centroids of those labels.
+        num_classes: C.
+        seed: of the run.
+        epochs: number of epochs of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
+        epoch_samples: crops an epoch; None = number of fine images.
+        sampling: class-uniform sampling.
+        pseudo: auto-labelled images, with `pseudo_centroids` of their final labels.
+        pseudo_config: share and end of the auto-labelled part.
+
+    Raises:
+        ConfigError: no images, or settings that leave an epoch empty.
+    """
+
+    def __init__(
+        self,
+        fine: Sequence[Sample],
+        fine_centroids: Centroids,
+        *,
+        num_classes: int,
+        seed: int,
+        epochs: int,
+        epoch_samples: int | None = None,
+        sampling: SamplingConfig | None = None,
+        pseudo: Sequence[Sample] = (),
+        pseudo_centroids: Centroids | None = None,
+        pseudo_config: PseudoConfig | None = None,
+    ) -> None:
+        self.num_classes, self.seed, self.epochs = num_classes, seed, epochs
+        self.sampling = sampling or SamplingConfig()
+        self.pseudo_config = pseudo_config or PseudoConfig()
+        self._fine = _Half("fine", fine, fine_centroids, num_classes)
+        self._pseudo = _Half("pseudo", pseudo, pseudo_centroids or Centroids(), num_classes)
+        self.epoch_samples = epoch_samples or len(self._fine.samples)
+        if not self._fine.samples and min(self.pseudo_share(0), self.pseudo_share(epochs - 1)) < 1.0:
+            raise ConfigError("no image with a fine label to learn from: check roles and splits of the selection")
+        # An instance attribute, so that a plan (and its cache) can be freed and pickled.
+        self._cached: dict[int, tuple[list[CropRequest], EpochReport]] = {}
+
+    def __len__(self) -> int:
+        """Crops of all epochs."""
+        return self.start(self.epochs)
+
+    def pseudo_share(self, epoch: int) -> float:
+        """Share of auto-labelled crops in an epoch."""
+        last = self.epochs - self.pseudo_config.fine_only_epochs
+        return self.pseudo_config.share if self._pseudo.samples and epoch < last else 0.0
+
+    def crops(self, epoch: int) -> list[CropRequest]:
+        """All crops of an epoch in their global order."""
+        return self._epoch(epoch)[0]
+
+    def report(self, epoch: int) -> EpochReport:
+        """What the crops of an epoch were chosen for."""
+        return self._epoch(epoch)[1]
+
+    def length(self, epoch: int) -> int:
+        """Crops of an epoch (`epoch_samples`, fewer with `empty_classes: released`)."""
+        return len(self.crops(epoch))
+
+    def start(self, epoch: int) -> int:
+        """Crops of all epochs before `epoch`: position of its first crop in the run."""
+        if self.sampling.empty_classes == "redistribute":
+            return epoch * self.epoch_samples
+        fine_only = max(0, epoch - (self.epochs - self.pseudo_config.fine_only_epochs))
+        mixed = epoch - fine_only
+        ends = [(mixed, 0), (fine_only, self.epochs - 1)]
+        return sum(count * self.length(at) for count, at in ends if count)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(epoch, index in it) of a crop's position in the run."""
+        if not 0 <= position < len(self):
+            raise InputError(f"position {position} is outside the run's {len(self)} crops")
+        low, high = 0, self.epochs - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.start(middle) <= position else (low, middle - 1)
+        return low, position - self.start(low)
+
+    def at(self, position: int) -> CropRequest:
+        """The crop at a position of the run."""
+        epoch, index = self.locate(position)
+        return self.crops(epoch)[index]
+
+    def partner(self, crop: CropRequest) -> CropRequest:
+        """The fine crop that CutMix or ClassMix pastes into `crop`: a class first, then one of its centroids."""
+        pick_class, pick_row, seed = (int(v) for v in raw(crop.seed, 2, count=3))
+        filled = [rows for rows in self._fine.rows if len(rows)]
+        if not filled:
+            return self._fine.anywhere(pick_row % len(self._fine.samples), seed >> 1)
+        rows = filled[pick_class % len(filled)]
+        return self._fine.at_centroid(int(rows[pick_row % len(rows)]), seed >> 1)
+
+    def _epoch(self, epoch: int) -> tuple[list[CropRequest], EpochReport]:
+        if not 0 <= epoch < self.epochs:
+            raise InputError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
+        if epoch not in self._cached:
+            if len(self._cached) >= 2:
+                self._cached.pop(next(iter(self._cached)))
+            self._cached[epoch] = self._make(epoch)
+        return self._cached[epoch]
+
+    def _make(self, epoch: int) -> tuple[list[CropRequest], EpochReport]:
+        pseudo = int(self.epoch_samples * self.pseudo_share(epoch) + 0.5)
+        picks: list[tuple[_Half, bool, int]] = []
+        shares: dict[str, Allotment] = {}
+        for half, count, stream in ((self._fine, self.epoch_samples - pseudo, 0), (self._pseudo, pseudo, 1)):
+            if not count:
+                continue
+            shares[half.source], rows, images = self._pick(half, count, epoch, stream)
+            picks += [(half, True, row) for row in rows] + [(half, False, image) for image in images]
+        seeds = raw(self.seed, epoch, _SEEDS, count=len(picks))
+        crops = []
+        for i, number in zip(permutation(len(picks), self.seed, epoch, _ORDER), seeds, strict=True):
+            half, at_centroid, what = picks[i]
+            make = half.at_centroid if at_centroid else half.anywhere
+            crops.append(make(what, int(number) >> 1))
+        fine = sum(crop.source == "fine" for crop in crops)
+        report = EpochReport(
+            epoch, len(crops), fine, len(crops) - fine,
+            {s: list(a.counts) for s, a in shares.items()},
+            {s: sum(c.source == s and c.class_id < 0 for c in crops) for s in shares},
+            {s: list(a.empty) for s, a in shares.items()}, {s: list(a.capped) for s, a in shares.items()},
+        )  # fmt: skip
+        return crops, report
+
+    def _pick(self, half: _Half, count: int, epoch: int, stream: int) -> tuple[Allotment, list[int], list[int]]:
+        """Choose `count` crops of one source: centroid rows for classes, then images at random for the rest."""
+        released = self.sampling.empty_classes == "released"
+        cap = count if released else self.sampling.max_repeats
+        share = allot(
+            count, self.sampling.class_uniform, [cap * n for n in half.images],
+            permutation(self.num_classes, self.seed, epoch, _LEFT_OVER, stream), released=released,
+        )  # fmt: skip
+        rows: list[int] = []
+        for class_id, wanted in enumerate(share.counts):
+            if wanted:
+                order = permutation(len(half.rows[class_id]), self.seed, epoch, _CLASS, stream, class_id)
+                pool = half.rows[class_id][order]
+                rows += (int(row) for row in cycle_capped(pool, half.centroids.image[pool], wanted, cap))
+        images: list[int] = []
+        for turn in range(-(-share.random // len(half.samples)) if half.samples else 0):
+            order = permutation(len(half.samples), self.seed, epoch, _RANDOM, stream, turn)
+            images += (int(i) for i in order[: share.random - len(images)])
+        return share, rows, images
+
+
+def shard(
+    total: int, rank: int, world: int, global_batch: int, *, start: int = 0, tail: Literal["keep", "drop"] = "keep"
+) -> Iterator[list[int]]:
+    """Positions that one rank fetches, one list a step; all ranks together visit start..total-1 once, in order.
+
+    Args:
+        total: number of positions (of an epoch, or of a whole run).
+        rank: this rank.
+        world: number of ranks; it must divide `global_batch`.
+        global_batch: positions a step over all ranks.
+        start: first position that is not done yet (resume).
+        tail: an incomplete last step is spread over the ranks as evenly as possible ("keep"; a rank may get
+            an empty list), or left out ("drop").
+
+    Raises:
+        ConfigError: the ranks cannot keep the global batch.
+    """
+    if world < 1 or not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} of {world} ranks does not exist")
+    if global_batch < 1 or global_batch % world:
+        raise ConfigError(
+            f"{world} ranks cannot keep a global batch of {global_batch}: it is not a multiple",
+            hint="use a number of ranks that divides the global batch",
+        )
+    if not 0 <= start <= total:
+        raise ConfigError(f"start {start} is outside 0..{total}")
+    for first in range(start, total, global_batch):
+        size = min(global_batch, total - first)
+        if size < global_batch and tail == "drop":
+            return
+        low, high = first + size * rank // world, first + size * (rank + 1) // world
+        yield list(range(low, high))

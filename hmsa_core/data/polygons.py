@@ -1,0 +1,67 @@
+"""Cityscapes' polygon files as label maps, for releases or tools that leave out `labelIds.png`."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core import taxonomy
+from hmsa_core.errors import DecodeError
+
+__all__ = ["label_ids", "rasterise"]
+
+
+@cache
+def label_ids() -> dict[str, int]:
+    """All labels of Cityscapes by name: {"unlabeled": 0, ..., "license plate": -1}."""
+    text = resources.files(taxonomy).joinpath("cityscapes.json").read_text("utf-8")
+    return {row["name"]: int(row["id"]) for row in json.loads(text)["labels"]}
+
+
+def rasterise(data: bytes, where: str, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Draw a `*_polygons.json` to label ids, uint8 HxW: in list order, later over earlier, canvas 0.
+
+    Objects marked `deleted` and labels with negative ids are skipped; an unknown label that ends with `group`
+    is its class without an instance. Vertices outside the picture are clipped by drawing. DecodeError otherwise.
+    """
+    try:
+        value = json.loads(data)
+        height, width = int(value["imgHeight"]), int(value["imgWidth"])
+        objects = [(str(o["label"]), o["polygon"]) for o in value["objects"] if not o.get("deleted")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DecodeError(f"{where}: not a polygon file ({error!r})", reason="corrupt") from error
+    if height <= 0 or width <= 0:
+        raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
+    if height * width > max_pixels:
+        raise DecodeError(f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large")
+    canvas = np.zeros((height, width), np.uint8)
+    for label, polygon in objects:
+        number = _id_of(label, where)
+        if number >= 0:
+            cv2.fillPoly(canvas, [_vertices(polygon, where)], number)
+    return canvas
+
+
+def _id_of(label: str, where: str) -> int:
+    ids = label_ids()
+    name = label if label in ids else label.removesuffix("group")
+    if name not in ids:
+        raise DecodeError(f"{where}: unknown label {label!r}", reason="ids-out-of-range")
+    return ids[name]
+
+
+def _vertices(polygon: Any, where: str) -> NDArray[np.int32]:
+    try:
+        points = np.asarray(polygon, np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 1 or not np.isfinite(points).all():
+            raise ValueError(f"polygon of shape {points.shape}")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DecodeError(f"{where}: bad polygon ({error})", reason="corrupt") from error
+    # OpenCV clips, but its coordinates are 16.16 fixed point: keep far-off vertices in range.
+    return np.asarray(np.clip(np.rint(points), -32000, 32000), np.int32)

@@ -1,0 +1,274 @@
+"""From a folder of files to an index: scan, pair, check every file by content, assign roles, find duplicates.
+
+One bad file is a quarantine row, and the run goes on. It stops when a whole folder is missing, or when a
+larger share of images is bad than `max_bad` allows. The result does not depend on the number of workers,
+on clocks or on the folder's place.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.atomic import read_json, write_json
+from hmsa_core.data import cityscapes, folder, vistas
+from hmsa_core.data.index import Index, QuarantineRow, Sample, read_quarantine, write_quarantine
+from hmsa_core.data.layout import Refused, Scan
+from hmsa_core.data.phash import near_duplicates
+from hmsa_core.data.roles import assign_blocks, assign_roles
+from hmsa_core.data.sampling import Centroids
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.verify import Checked, Task, Verifier
+from hmsa_core.errors import InputError, LayoutError
+from hmsa_core.process import die_with_parent
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = ["CHECKS", "Summary", "build", "scan", "write_empty"]
+
+CHECKS = 1  # raise it when a check changes: then an earlier index is no proof any more
+Progress = Callable[[int, int], None]
+
+_SCANNERS = {
+    "cityscapes": cityscapes.scan,
+    "mapillary": vistas.scan,
+    "camvid": folder.scan_camvid,
+    "folder": folder.scan,
+}
+
+
+@dataclass
+class Summary:
+    """Counts of one root, for people and for the report (`summary.json` holds one a root)."""
+
+    root: str
+    layout: str = ""
+    images: int = 0
+    by_role: dict[str, int] = field(default_factory=dict)
+    by_kind: dict[str, int] = field(default_factory=dict)
+    by_split: dict[str, int] = field(default_factory=dict)
+    cities: int = 0
+    blocks: dict[str, int] = field(default_factory=dict)  # by role
+    refused: dict[str, int] = field(default_factory=dict)  # by reason
+    refused_images: int = 0
+    reused: int = 0  # images that an earlier index vouched for
+    centroids: dict[str, int] = field(default_factory=dict)  # by class name
+    near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
+    near_duplicate_examples: list[list[str]] = field(default_factory=list)  # pairs of different roles first
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def scan(source: SourceSpec) -> Scan:
+    """Read the layout of a data set and pair its files by name; nothing is opened."""
+    root = Path(source.root)
+    if not root.is_dir():
+        raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")
+    result = _SCANNERS[source.kind](root, source)
+    if not result.found:
+        raise LayoutError(f"{root}: no usable image of kind {source.kind} found ({result.layout})")
+    return result
+
+
+def build(
+    source: SourceSpec,
+    roles: RolesSpec,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    tile: int = 1024,
+    min_pixels: int = 0,
+    previous: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Index one data set into the folder `out`.
+
+    Writes `<name>.parquet`, `centroids-<name>.parquet` (of `learn` images), and this root's part of
+    `quarantine.parquet` and `summary.json`, other roots' parts are kept.
+
+    Args:
+        source: where and in which layout.
+        roles: who may use what.
+        out: folder of the results.
+        workers: processes that check files; 1 = this one.
+        tile: side of the tiles for class centroids, in pixels.
+        min_pixels: fewest pixels of a class in a tile.
+        previous: an earlier `out` folder: files with the same digest are not decoded again.
+        progress: called with (done, total).
+
+    Raises:
+        LayoutError: a whole folder is missing or holds nothing usable.
+        InputError: more than `source.max_bad` of the images are refused.
+    """
+    scanned = scan(source)
+    role_of = assign_roles(scanned.found, roles)
+    block_of = assign_blocks(scanned.found, role_of, source)
+    earlier = _Earlier.load(previous, source.name, scanned.classes, tile, min_pixels)
+    tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in _unique(scanned)]
+    verifier = Verifier(Path(source.root), scanned.classes, source.max_pixels, tile, min_pixels)
+    checked = list(_run(verifier, tasks, workers, progress))
+    refused = scanned.refused + [r for c in checked for r in c.refused]
+    samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
+    refused += duplicates
+    summary = _summarise(source, scanned, samples, refused)
+    summary.reused = sum(c.reused for c in checked)
+    _check_share(source, summary)
+    kept = {s.name for s in samples}
+    centroids = Centroids.collect(
+        (c.sample.name, c.centroids)
+        for c in checked
+        if c.sample is not None and c.centroids is not None and c.sample.name in kept
+    )
+    counts = centroids.counts(scanned.classes.num_classes)
+    summary.centroids = {name: int(n) for name, n in zip(scanned.classes.classes, counts, strict=True)}
+    _near(samples, source.near_duplicate_bits, summary)
+    _write(Path(out), source, scanned.classes, samples, centroids, refused, summary, tile, min_pixels)
+    return summary
+
+
+def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> Summary:
+    """Write the index of a root that is not given (no pretraining set): no rows, and a note that says so."""
+    summary = Summary(name, notes=[note])
+    source = SourceSpec(kind="folder", name=name)
+    _write(Path(out), source, classes, [], Centroids(), [], summary, 0, 0)
+    return summary
+
+
+def _unique(scanned: Scan) -> Iterator[Any]:
+    """Found images by name; a second one of the same name is refused."""
+    seen: dict[str, str] = {}
+    for found in sorted(scanned.found, key=lambda f: (f.name, f.image)):
+        if found.name in seen:
+            detail = f"{seen[found.name]} has the same name"
+            scanned.refused.append(
+                Refused(found.name, found.image, "image", found.split, "duplicate-name", detail)
+            )
+        else:
+            seen[found.name] = found.image
+            yield found
+
+
+@dataclass
+class _Earlier:
+    """What an earlier index knows, if it was made with the same checks and settings."""
+
+    samples: dict[str, Sample] = field(default_factory=dict)
+    centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path | None, name: str, classes: ClassTable, tile: int, min_pixels: int
+    ) -> _Earlier:
+        if folder is None or not (Path(folder) / f"{name}.parquet").is_file():
+            return cls()
+        index = Index.load(Path(folder) / f"{name}.parquet")
+        if index.extra.get("checks") != CHECKS or index.classes != classes:
+            return cls()
+        earlier = cls({s.name: s for s in index.samples})
+        path = Path(folder) / f"centroids-{name}.parquet"
+        if path.is_file() and Centroids.settings(path) == {"tile": tile, "min_pixels": min_pixels}:
+            none = np.zeros((0, 4), np.int32)
+            earlier.centroids = {s.name: none for s in index.samples if s.role == "learn"}
+            earlier.centroids |= Centroids.load(path).split()
+        return earlier
+
+    def task(self, found: Any, role: str, block: str) -> Task:
+        return Task(found, role, block, self.samples.get(found.name), self.centroids.get(found.name))
+
+
+def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Progress | None) -> Iterator[Checked]:
+    """Results in the order of the tasks, whatever the number of workers."""
+    if workers <= 1:
+        yield from _counted(map(verifier, tasks), len(tasks), progress)
+        return
+    # fork: nothing here holds threads yet, and a fresh interpreter would import everything again.
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent)
+    try:
+        yield from _counted(pool.map(verifier, tasks, chunksize=4), len(tasks), progress)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that checks images died (out of memory?)", hint="run again with fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _counted(results: Iterable[Checked], total: int, progress: Progress | None) -> Iterator[Checked]:
+    for done, result in enumerate(results, 1):
+        yield result
+        if progress:
+            progress(done, total)
+
+
+def _drop_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Refused]]:
+    """Keep one image of each digest: the one that is judged, else the one with the best label, else the first."""
+    roles = ("report", "calibrate", "learn", "unlabelled", "guard")
+    kept: dict[str, Sample] = {}
+    for s in sorted(samples, key=lambda s: (roles.index(s.role), s.name)):
+        kept.setdefault(s.image_sha256, s)
+    refused = [
+        Refused(s.name, s.image, "image", s.split, "duplicate", f"duplicate of {kept[s.image_sha256].name}")
+        for s in samples
+        if kept[s.image_sha256] is not s
+    ]
+    return [s for s in samples if kept[s.image_sha256] is s], refused
+
+
+def _summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], refused: Sequence[Refused]) -> Summary:
+    def count(key: Callable[[Any], str], rows: Iterable[Any]) -> dict[str, int]:
+        return dict(sorted(Counter(key(r) for r in rows).items()))
+
+    block_roles = {(s.role, s.block) for s in samples}
+    return Summary(
+        source.name, scanned.layout, len(samples), count(lambda s: s.role, samples), count(lambda s: s.kind, samples),
+        count(lambda s: s.split, samples), len({s.city for s in samples} - {""}), count(lambda b: b[0], block_roles),
+        count(lambda r: r.reason, refused), len({r.name for r in refused} - {s.name for s in samples}),
+        notes=list(scanned.notes),
+    )  # fmt: skip
+
+
+def _check_share(source: SourceSpec, summary: Summary) -> None:
+    bad, total = summary.refused_images, summary.refused_images + summary.images
+    if bad > source.max_bad * total:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
+        raise InputError(
+            f"{source.root}: {bad} of {total} images cannot be used ({reasons}); allowed are {source.max_bad:.0%}",
+            hint="mend the files, or raise `max_bad`",
+        )
+
+
+def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
+    pairs = [(samples[i], samples[j], d) for i, j, d in near_duplicates([s.phash for s in samples], bits)]
+    counts = Counter("-".join(sorted((a.role, b.role))) for a, b, _ in pairs)
+    summary.near_duplicates = dict(sorted(counts.items()))
+    # Pairs across roles matter: one of them may be judged with a model that learned from the other.
+    pairs.sort(key=lambda p: (p[0].role == p[1].role, p[2], p[0].name, p[1].name))
+    summary.near_duplicate_examples = [[a.name, b.name] for a, b, _ in pairs[:20]]
+
+
+def _write(
+    out: Path, source: SourceSpec, classes: ClassTable, samples: Sequence[Sample], centroids: Centroids,
+    refused: Sequence[Refused], summary: Summary, tile: int, min_pixels: int,
+) -> None:  # fmt: skip
+    quarantine, figures = out / "quarantine.parquet", out / "summary.json"
+    others = [r for r in read_quarantine(quarantine) if r.root != source.name] if quarantine.is_file() else []
+    rows = others + [QuarantineRow(**asdict(r), root=source.name) for r in refused]
+    roots = dict(read_json(figures)) if figures.is_file() else {}
+    centroids.write(out / f"centroids-{source.name}.parquet", tile=tile, min_pixels=min_pixels)
+    write_quarantine(quarantine, rows)
+    write_json(figures, {**roots, source.name: summary.to_json()})
+    # Last: who finds the index finds the rest.
+    Index.write(out / f"{source.name}.parquet", samples, classes, source.name, checks=CHECKS)
+

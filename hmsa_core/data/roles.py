@@ -1,0 +1,110 @@
+"""Who may learn from an image and who is judged on it; and which images are resampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby, pairwise
+from statistics import median
+
+from hmsa_core.data.cityscapes import cv_split
+from hmsa_core.data.layout import Found
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.errors import ConfigError
+
+__all__ = ["assign_blocks", "assign_roles"]
+
+# Images of benchmarks whose labels are held back: they never teach by accident.
+_HELD_BACK = ("test", "testing")
+
+
+def assign_roles(found: Sequence[Found], roles: RolesSpec) -> dict[str, str]:
+    """{image name: role}. A city or sequence in the settings that no image has is a ConfigError."""
+    if any(f.role for f in found):
+        return {f.name: f.role for f in found}
+    places = {f.city for f in found} | {f.sequence for f in found}
+    for key, names in (("calibrate", roles.calibrate), ("report", roles.report)):
+        missing = sorted(set(names) - places)
+        if missing:
+            known = ", ".join(sorted({f.city for f in found} - {""})) or "none"
+            raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; the cities are: {known}")
+    report_cities = _cv_cities(found, roles)
+    chosen = {f.name: _role(f, roles, report_cities) for f in found}
+    return _guard(found, chosen, roles.guard_frames) if roles.guard_frames else chosen
+
+
+def _cv_cities(found: Iterable[Found], roles: RolesSpec) -> set[str]:
+    if roles.cv in (None, 3):
+        return set()
+    by_split: dict[str, set[str]] = {"train": set(), "val": set()}
+    for f in found:
+        by_split.get(f.split, set()).add(f.city)
+    _, val = cv_split(roles.cv or 0, sorted(by_split["train"]), sorted(by_split["val"]))
+    return set(val)
+
+
+def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
+    if not f.label:
+        allowed = f.split not in _HELD_BACK if roles.unlabelled_splits is None else f.split in roles.unlabelled_splits
+        return "unlabelled" if allowed else "guard"
+    if f.city in roles.calibrate or f.sequence in roles.calibrate:
+        return "calibrate"
+    if f.city in roles.report or f.sequence in roles.report or f.city in cv_cities:
+        return "report"
+    if f.split in roles.report_splits:
+        return "report"
+    return "learn" if f.split in roles.learn_splits else "guard"
+
+
+def _guard(found: Sequence[Found], chosen: dict[str, str], frames: int) -> dict[str, str]:
+    """Take images out of `learn` that lie within `frames` of a judged one in the same sequence."""
+    judged: dict[str, list[int]] = {}
+    for f in found:
+        if chosen[f.name] in ("calibrate", "report") and f.frame >= 0:
+            judged.setdefault(f.sequence, []).append(f.frame)
+    for f in found:
+        near = any(abs(f.frame - other) <= frames for other in judged.get(f.sequence, ()))
+        if chosen[f.name] == "learn" and f.frame >= 0 and near:
+            chosen[f.name] = "guard"
+    return chosen
+
+
+def assign_blocks(found: Sequence[Found], role_of: dict[str, str], source: SourceSpec) -> dict[str, str]:
+    """{image name: block}: city, sequence, the image itself, or runs of neighbouring images of one city and role."""
+    rule = source.block or _default_rule(found, source)
+    if rule == "run":
+        return _runs(found, role_of, source.run_length)
+    key: dict[str, Callable[[Found], str]] = {
+        "city": lambda f: f.city or f.name,
+        "sequence": lambda f: f.sequence or f.city or f.name,
+        "image": lambda f: f.name,
+    }
+    return {f.name: key[rule](f) for f in found}
+
+
+def _default_rule(found: Sequence[Found], source: SourceSpec) -> str:
+    if source.kind in ("cityscapes", "camvid"):
+        return "run"
+    return "sequence" if any(f.sequence for f in found) else "image"
+
+
+def _runs(found: Sequence[Found], role_of: dict[str, str], length: int) -> dict[str, str]:
+    """Runs of `length` consecutive images; a gap in time of a sequence starts a new run."""
+    blocks: dict[str, str] = {}
+    ordered = sorted(found, key=lambda f: (f.city or f.name, role_of[f.name], f.sequence, f.frame, f.name))
+    for (city, role), group in groupby(ordered, key=lambda f: (f.city or f.name, role_of[f.name])):
+        members = list(group)
+        limit = _gap_limit(members)
+        run, filled, last = -1, length, members[0]
+        for f in members:
+            gap = f.sequence == last.sequence and f.frame - last.frame > limit
+            if filled == length or gap:
+                run, filled = run + 1, 0
+            blocks[f.name] = f"{city}/{role}/{run:04d}"
+            filled, last = filled + 1, f
+    return blocks
+
+
+def _gap_limit(members: Sequence[Found]) -> float:
+    """Four times the usual distance of neighbours in the same sequence."""
+    steps = [b.frame - a.frame for a, b in pairwise(members) if a.sequence == b.sequence]
+    return 4.0 * median(steps) if steps else float("inf")

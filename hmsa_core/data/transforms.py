@@ -1,0 +1,221 @@
+"""Joint augmentation of an image and its label map, in uint8 and only on the pixels that the crop needs.
+
+The window of the stored image that a crop shows is cut out first and then resized, so a crop costs the same
+for any image size. Images: area averaging down, bicubic up; labels: the nearest pixel, so no class and no
+ignored pixel is invented. Colour is one affine map of RGB (brightness, contrast, saturation and hue in random
+order, composed before a pixel is touched). Every random number comes from the crop's own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.config import AugmentConfig
+from hmsa_core.data.draw import raw
+from hmsa_core.data.geometry import Placement, place, window
+from hmsa_core.taxonomy import IGNORE
+
+__all__ = ["Dice", "JointAugment", "colour_matrix", "mix_pair", "resize_label", "take_crop"]
+
+UInt8 = NDArray[np.uint8]
+Size = tuple[int, int]
+Mix = Literal["cutmix", "classmix"]
+
+_GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G, B in brightness (ITU-R BT.601)
+_MIN_SIGMA = 0.15  # pixels; a weaker blur changes nothing
+_CUT_AREA = (0.1, 0.5)  # share of the crop that CutMix replaces
+
+
+class Dice:
+    """Random numbers of one crop: a pure function of its seed, the same on any machine and numpy version."""
+
+    def __init__(self, seed: int, purpose: int = 0, count: int = 32) -> None:
+        self._numbers = iter(raw(seed, purpose, count=count).tolist())
+
+    def unit(self) -> float:
+        """Uniform in [0, 1)."""
+        return float(next(self._numbers) >> 11) / (1 << 53)
+
+    def between(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
+        return low + (high - low) * self.unit()
+
+    def randint(self, low: int, high: int) -> int:
+        """Uniform integer, both ends included."""
+        return low + int(next(self._numbers) % (high - low + 1))
+
+    def order(self, n: int) -> list[int]:
+        """A random order of 0..n-1."""
+        keys = [next(self._numbers) for _ in range(n)]
+        return sorted(range(n), key=keys.__getitem__)
+
+
+@dataclass(frozen=True)
+class JointAugment:
+    """Random scale, crop, flip, colour and blur for training.
+
+    Attributes:
+        crop: size of the result in pixels (height, width).
+        config: ranges and probabilities.
+        colour: strength of colour changes; None = `config.colour` (auto-labelled crops may have their own).
+        long_edge: the image is first brought to this long edge (None = its own size).
+        placement: "released" reproduces the crop placement of the released code, see `geometry.place`.
+    """
+
+    crop: Size
+    config: AugmentConfig
+    colour: float | None = None
+    long_edge: int | None = None
+    placement: Placement = "mended"
+
+    def __call__(
+        self, image: UInt8, label: UInt8, centre_xy: tuple[int, int] | None, dice: Dice
+    ) -> tuple[UInt8, UInt8]:
+        """Augment.
+
+        Args:
+            image: uint8 HxWx3 RGB.
+            label: uint8 HxW trainIds.
+            centre_xy: point of the stored image that the crop should cover, None = anywhere.
+            dice: random numbers of this crop.
+
+        Returns:
+            Image uint8 hxwx3 (padding is black) and label uint8 hxw (padding is 255), both contiguous.
+        """
+        config = self.config
+        height, width = label.shape
+        scale = dice.between(config.scale_min, config.scale_max)
+        if self.long_edge:
+            scale *= self.long_edge / max(height, width)
+        scaled = max(1, int(height * scale)), max(1, int(width * scale))
+        centre = None
+        if centre_xy is not None:
+            centre = int(centre_xy[0] * scaled[1] / width), int(centre_xy[1] * scaled[0] / height)
+        corner = place(scaled, self.crop, centre, dice.randint, rule=self.placement)
+        flip = dice.unit() < config.flip
+        strength = config.colour if self.colour is None else self.colour
+        order, factors = dice.order(4), [dice.between(-1.0, 1.0) for _ in range(4)]
+        sigma = dice.between(_MIN_SIGMA, max(config.blur_sigma, _MIN_SIGMA)) if dice.unit() < config.blur else 0.0
+
+        def look(patch: UInt8) -> UInt8:
+            if strength > 0.0:
+                matrix = colour_matrix(patch, order, [strength * f for f in factors])
+                patch = np.asarray(cv2.transform(patch, matrix), np.uint8)
+            return np.asarray(cv2.GaussianBlur(patch, (0, 0), sigma), np.uint8) if sigma else patch
+
+        return take_crop(image, label, scaled, self.crop, corner, flip=flip, look=look)
+
+
+def take_crop(
+    image: UInt8,
+    label: UInt8,
+    scaled: Size,
+    crop: Size,
+    corner: tuple[int, int],
+    *,
+    flip: bool = False,
+    look: Callable[[UInt8], UInt8] | None = None,
+) -> tuple[UInt8, UInt8]:
+    """The crop at `corner` of the image scaled to `scaled`; `look` is applied to its pixels before padding."""
+    w = window(label.shape, scaled, crop, corner)
+    patch = _resize_image(image[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
+    ids = resize_label(label[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
+    if flip:
+        patch, ids = np.asarray(cv2.flip(patch, 1), np.uint8), np.asarray(cv2.flip(ids, 1), np.uint8)
+    if look is not None:
+        patch = look(patch)
+    if (w.height, w.width) == crop:
+        return np.ascontiguousarray(patch), np.ascontiguousarray(ids)
+    left = crop[1] - w.left - w.width if flip else w.left
+    out = np.zeros((*crop, 3), np.uint8)
+    out_ids = np.full(crop, IGNORE, np.uint8)
+    out[w.top : w.top + w.height, left : left + w.width] = patch
+    out_ids[w.top : w.top + w.height, left : left + w.width] = ids
+    return out, out_ids
+
+
+def _resize_image(image: UInt8, size: Size) -> UInt8:
+    if image.shape[:2] == size:
+        return image
+    # Averaging only where both sides shrink; cv2 would fall back to bilinear for the other one.
+    shrink = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    how = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
+
+
+def resize_label(label: UInt8, size: Size) -> UInt8:
+    """Resize a label map to (height, width) by the nearest pixel centre: values are only ever copied."""
+    if label.shape == size:
+        return label
+    return np.asarray(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def colour_matrix(image: UInt8, order: list[int], change: list[float]) -> NDArray[np.float32]:
+    """One 3x4 affine map for brightness, contrast, saturation and hue.
+
+    Args:
+        image: uint8 HxWx3; contrast needs its mean colour.
+        order: in which order the four are applied (0 brightness, 1 contrast, 2 saturation, 3 hue).
+        change: signed strength of each; brightness, contrast and saturation are multiplied by 1 + change, hue is
+            turned by change / 2 of the full circle about the grey axis.
+    """
+    linear, offset = np.eye(3), np.zeros(3)
+    mean = np.array(cv2.mean(image)[:3])
+    for which in order:
+        factor = 1.0 + change[which]
+        if which == 0:
+            step, shift = factor * np.eye(3), np.zeros(3)
+        elif which == 1:
+            step = factor * np.eye(3)
+            shift = np.full(3, (1.0 - factor) * float(_GREY @ (linear @ mean + offset)))
+        elif which == 2:
+            step, shift = factor * np.eye(3) + (1.0 - factor) * np.outer(np.ones(3), _GREY), np.zeros(3)
+        else:
+            step, shift = _turn_hue(np.pi * change[which]), np.zeros(3)
+        linear, offset = step @ linear, step @ offset + shift
+    return np.hstack([linear, offset[:, None]]).astype(np.float32)
+
+
+def _turn_hue(angle: float) -> NDArray[np.float64]:
+    """Rotation about the grey axis (1, 1, 1)."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    axis = np.full((3, 3), 1.0 / 3.0)
+    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
+    return np.asarray(cosine * np.eye(3) + sine * cross + (1.0 - cosine) * axis)
+
+
+def mix_pair(
+    image: UInt8, label: UInt8, fine_image: UInt8, fine_label: UInt8, kind: Mix, dice: Dice
+) -> tuple[UInt8, UInt8]:
+    """Paste a part of a fine crop into an auto-labelled crop of the same size.
+
+    "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021), "cutmix" a
+    rectangle (Yun et al. 2019) with its ignored pixels. The arguments are not changed.
+    """
+    height, width = label.shape
+    mask = np.zeros((height, width), bool)
+    if kind == "classmix":
+        present = np.unique(fine_label)
+        present = present[present != IGNORE]
+        chosen = np.zeros(256, bool)
+        chosen[[present[i] for i in _some(len(present), dice)]] = True
+        mask = chosen[fine_label]
+    else:
+        area = dice.between(*_CUT_AREA)
+        rows = max(1, int(height * area ** dice.between(0.3, 0.7)))
+        columns = min(width, max(1, int(height * width * area / rows)))
+        y, x = dice.randint(0, height - rows), dice.randint(0, width - columns)
+        mask[y : y + rows, x : x + columns] = True
+    return np.where(mask[..., None], fine_image, image), np.where(mask, fine_label, label)
+
+
+def _some(n: int, dice: Dice) -> list[int]:
+    """Half of 0..n-1, rounded up, at random. Sorting raw numbers needs more of them than Dice may have left."""
+    seed = dice.randint(0, (1 << 62) - 1)
+    return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
