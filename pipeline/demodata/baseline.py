@@ -1,7 +1,7 @@
 """How far colour and position alone get: a histogram classifier without any context.
 
-The demo's scenes are of use only if a network has to look at shapes and surroundings. This classifier sees one pixel at a
-time, its colour and its place in the picture, and is the bar that a trained teacher has to clear by a wide margin.
+The demo's scenes are of use only if a network has to look at shapes and surroundings. This classifier sees one pixel
+at a time, its colour and its place in the picture, and is the bar that a trained teacher has to clear by far.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _cells(image: Image, level: tuple[int, int, int]) -> npt.NDArray[np.int64]:
     across = np.abs(2 * np.arange(width, dtype=np.int64)[None, :] - width + 1)
     column = np.minimum(across * columns // width, columns - 1)
     cell = (rgb[..., 0] * colours + rgb[..., 1]) * colours + rgb[..., 2]
-    return ((cell * rows + row) * columns + column).reshape(-1)
+    return np.asarray(((cell * rows + row) * columns + column).reshape(-1))
 
 
 def _count(level: tuple[int, int, int]) -> int:
@@ -77,15 +77,14 @@ def colour_position_baseline(
     return _score(confusion)
 
 
-def _predict(image: Image, tables: list[npt.NDArray[np.float32]], weight: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _predict(
+    image: Image, tables: list[npt.NDArray[np.float32]], weight: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
     strength = 12.0  # a coarser cell counts like this many pixels of the finer one
-    belief: npt.NDArray[np.float32] | None = None
+    belief = np.zeros((image.shape[0] * image.shape[1], weight.size), dtype=np.float32)
     for table, level in zip(reversed(tables), reversed(_LEVELS), strict=True):
-        counts = table[_cells(image, level)]
-        if belief is not None:
-            counts = counts + strength * belief
+        counts = table[_cells(image, level)] + strength * belief
         belief = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-9)
-    assert belief is not None
     return np.asarray((belief * weight).argmax(axis=1))
 
 

@@ -47,11 +47,7 @@ class Camera:
         """World metres to camera metres (x right, y up, z forward)."""
         ahead = point[2] - self.z
         side = point[0] - self.x + self.bend * ahead * ahead
-        return (
-            self.cos * side - self.sin * ahead,
-            point[1] - self.y,
-            self.sin * side + self.cos * ahead,
-        )
+        return (self.cos * side - self.sin * ahead, point[1] - self.y, self.sin * side + self.cos * ahead)
 
     def project(self, view: Point3) -> Point2:
         """Camera metres to continuous pixel coordinates (pixel p covers [p, p+1))."""
@@ -75,11 +71,7 @@ def _clip_near(points: Sequence[Point3]) -> list[Point3]:
         if (current[2] >= NEAR_M) != (previous[2] >= NEAR_M):
             t = (NEAR_M - previous[2]) / (current[2] - previous[2])
             out.append(
-                (
-                    previous[0] + t * (current[0] - previous[0]),
-                    previous[1] + t * (current[1] - previous[1]),
-                    NEAR_M,
-                )
+                (previous[0] + t * (current[0] - previous[0]), previous[1] + t * (current[1] - previous[1]), NEAR_M)
             )
         if current[2] >= NEAR_M:
             out.append(current)
@@ -94,10 +86,7 @@ def _clip_axis(points: list[Point2], axis: int, bound: float, *, keep_above: boo
         was_inside = previous[axis] >= bound if keep_above else previous[axis] <= bound
         if inside != was_inside:
             t = (bound - previous[axis]) / (current[axis] - previous[axis])
-            crossing = (
-                previous[0] + t * (current[0] - previous[0]),
-                previous[1] + t * (current[1] - previous[1]),
-            )
+            crossing = (previous[0] + t * (current[0] - previous[0]), previous[1] + t * (current[1] - previous[1]))
             out.append(crossing)
         if inside:
             out.append(current)

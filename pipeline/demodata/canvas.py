@@ -7,6 +7,7 @@ Cityscapes script does) *is* the label, so `polygons.json` and `labelIds.png` ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def _minus(a: Point3, b: Point3) -> Point3:
 
 
 def _unit(a: Point3) -> Point3:
-    length = _dot(a, a) ** 0.5
+    length = math.sqrt(_dot(a, a))
     return a[0] / length, a[1] / length, a[2] / length
 
 
@@ -221,4 +222,4 @@ class Canvas:
             return self.rgb
         s = self.scale
         blocks = self.rgb.reshape(self.camera.height, s, self.camera.width, s, 3)
-        return (blocks.sum(axis=(1, 3)) + s * s // 2) // (s * s)
+        return np.asarray((blocks.sum(axis=(1, 3)) + s * s // 2) // (s * s))

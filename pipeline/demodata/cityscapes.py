@@ -15,7 +15,7 @@ from pipeline.demodata.files import put, to_png
 from pipeline.demodata.kinds import cityscapes
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.scene import city_picture
-from pipeline.demodata.spec import City, DemoSpec
+from pipeline.demodata.spec import DemoSpec
 
 __all__ = ["CityJob", "city_jobs", "write_city_picture"]
 

@@ -1,7 +1,7 @@
-"""Coarse labels as an annotator draws them: few-vertex polygons well inside each thing, the thin and small mostly left out.
+"""Coarse labels as an annotator draws them: few-vertex polygons inside each thing, the thin and small mostly left out.
 
-Per class: erode the fine mask, outline it with few vertices, jitter them by less than was eroded (so that almost all that
-is labelled is right), drop small regions, draw from back to front. Lengths are fractions of the image height.
+Per class: erode the fine mask, outline it with few vertices, jitter them by little more than was eroded (so that about
+99 % of what is labelled is right), drop small regions, draw from back to front. Lengths scale with the image height.
 """
 
 from __future__ import annotations
@@ -19,17 +19,35 @@ __all__ = ["coarse_polygons"]
 
 # Back to front, with what share of the regions an annotator in a hurry bothers to outline.
 _ORDER: tuple[tuple[str, float], ...] = (
-    ("sky", 1.0), ("building", 0.95), ("road", 1.0), ("sidewalk", 0.9), ("terrain", 0.85), ("parking", 0.6), ("vegetation", 0.9),
-    ("wall", 0.85), ("fence", 0.8), ("guard rail", 0.4), ("train", 1.0), ("bus", 1.0), ("truck", 0.95), ("caravan", 0.7),
-    ("trailer", 0.7), ("car", 0.92), ("motorcycle", 0.8), ("bicycle", 0.75), ("rider", 0.8), ("person", 0.75),
-    ("traffic sign", 0.6), ("traffic light", 0.55), ("pole", 0.14), ("ego vehicle", 1.0),
+    ("sky", 1.0),
+    ("building", 0.95),
+    ("road", 1.0),
+    ("sidewalk", 0.9),
+    ("terrain", 0.85),
+    ("parking", 0.6),
+    ("vegetation", 0.9),
+    ("wall", 0.85),
+    ("fence", 0.8),
+    ("guard rail", 0.4),
+    ("train", 1.0),
+    ("bus", 1.0),
+    ("truck", 0.95),
+    ("caravan", 0.7),
+    ("trailer", 0.7),
+    ("car", 0.92),
+    ("motorcycle", 0.8),
+    ("bicycle", 0.75),
+    ("rider", 0.8),
+    ("person", 0.75),
+    ("traffic sign", 0.6),
+    ("traffic light", 0.55),
+    ("pole", 0.14),
+    ("ego vehicle", 1.0),
 )
 _THIN = frozenset({"pole", "traffic light", "traffic sign", "person", "rider", "bicycle", "motorcycle", "fence"})
 
 
-def coarse_polygons(
-    labels: npt.NDArray[np.uint8], instances: npt.NDArray[np.uint16], rng: Rng
-) -> list[NamedPolygon]:
+def coarse_polygons(labels: npt.NDArray[np.uint8], instances: npt.NDArray[np.uint16], rng: Rng) -> list[NamedPolygon]:
     """Polygons of a gtCoarse annotation from fine (labelIds, instanceIds)."""
     found: list[NamedPolygon] = []
     for name, share in _ORDER:

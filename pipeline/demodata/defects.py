@@ -1,4 +1,4 @@
-"""Files as they go wrong in practice, planted so that tests and the report's quarantine table have something to find."""
+"""Files as they go wrong in practice, planted so that tests and the report's quarantine table find something."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.demodata.canvas import IntArray
 from pipeline.demodata.cityscapes import CityJob, city_jobs
 from pipeline.demodata.files import put, to_png
 from pipeline.demodata.rng import white_noise
@@ -24,7 +25,7 @@ def plant_defects(spec: DemoSpec, root: Path) -> list[str]:
         return []
     first, second, third = extra[0], extra[1], extra[2]
     width, height = spec.size
-    planted = [
+    return [
         _black(root, CityJob("train_extra", "troisdorf", 73, 0), width, height),
         _truncated(root, first),
         _unpaired(root, second),
@@ -32,7 +33,6 @@ def plant_defects(spec: DemoSpec, root: Path) -> list[str]:
         _copy(root, extra[-1], near=False),
         _copy(root, extra[-2], near=True),
     ]
-    return planted
 
 
 def _image(root: Path, job: CityJob) -> Path:
@@ -83,7 +83,7 @@ def _unpaired(root: Path, job: CityJob) -> str:
     return _say(root, "label without image", _label(root, alone, "labelIds.png"))
 
 
-def _read_rgb(path: Path) -> np.ndarray:  # type: ignore[type-arg]  # cv2 has no types
+def _read_rgb(path: Path) -> IntArray:
     return np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR))[:, :, ::-1].astype(np.int64)
 
 

@@ -15,16 +15,15 @@ __all__ = ["palette_png", "put", "to_jpeg", "to_png"]
 
 def to_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
     """PNG of L, RGB, RGBA (8 bit) or L (16 bit) pixels; zlib level 1, since it is read more than it is kept."""
-    if pixels.ndim == 3:
-        order = [2, 1, 0] if pixels.shape[2] == 3 else [2, 1, 0, 3]
-        pixels = np.ascontiguousarray(pixels[:, :, order])
-    _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    # OpenCV wants the channels as BGR(A).
+    ordered = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]] if pixels.ndim == 3 else pixels
+    _, data = cv2.imencode(".png", np.ascontiguousarray(ordered), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return bytes(data)
 
 
 def palette_png(ids: npt.NDArray[np.uint8], palette: list[int]) -> bytes:
     """Mode P PNG whose indices are class ids."""
-    image = Image.fromarray(ids, mode=None).convert("L")
+    image = Image.fromarray(ids)
     image.putpalette(palette)
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)

@@ -5,22 +5,35 @@ from __future__ import annotations
 from pipeline.demodata.canvas import Canvas, Colour
 from pipeline.demodata.palette import BRIGHT, MASONRY, METAL, VEHICLE, vary
 from pipeline.demodata.rng import Rng
-from pipeline.demodata.solids import CIRCLE, Frame, box, disc, facing_frame, stroke
+from pipeline.demodata.solids import CIRCLE, Frame, box, disc, facing_frame, plate, stroke
 
 __all__ = ["draw_bin", "draw_bollards", "draw_lamp", "draw_mast", "draw_poster", "draw_sign", "draw_traffic_light"]
 
 _SIGN_RED: Colour = (170, 38, 36)
 _SIGN_BLUE: Colour = (36, 76, 148)
 _SIGN_WHITE: Colour = (214, 214, 208)
+_FACES = ((_SIGN_RED, _SIGN_WHITE), (_SIGN_BLUE, _SIGN_WHITE), (_SIGN_WHITE, (190, 150, 30)), (_SIGN_BLUE, _SIGN_BLUE))
+_OUTLINES: tuple[tuple[tuple[float, float], ...], ...] = (
+    CIRCLE,
+    ((-1.0, -0.8), (1.0, -0.8), (0.0, 0.95)),
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((-1.8, -0.7), (1.8, -0.7), (1.8, 0.7), (-1.8, 0.7)),
+    ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)),
+)
+# Green, amber, red from below: off and on.
+_SIGNALS: tuple[tuple[Colour, Colour], ...] = (
+    ((34, 70, 40), (90, 236, 130)),
+    ((76, 62, 26), (246, 190, 60)),
+    ((74, 26, 24), (246, 60, 48)),
+)
 
 
 def _pole(canvas: Canvas, frame: Frame, height: float, width: float, colour: Colour, kind: str = "pole") -> None:
     with canvas.label(kind):
-        canvas.plane([frame.at(0, -width / 2, 0), frame.at(0, width / 2, 0), frame.at(0, width / 2, height),
-                      frame.at(0, -width / 2, height)], colour)
+        plate(canvas, frame, 0.0, (-width / 2, width / 2), (0.0, height), colour)
 
 
-def draw_lamp(canvas: Canvas, x: float, z: float, reach: float, rng: Rng, *, lit: bool) -> None:
+def draw_lamp(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float, lit: bool) -> None:
     """A street lamp whose arm reaches `reach` metres over the road (negative: to the left)."""
     frame = Frame(x, z, (0.0, 1.0))
     colour = vary(rng, rng.choice(METAL), 10)
@@ -29,7 +42,13 @@ def draw_lamp(canvas: Canvas, x: float, z: float, reach: float, rng: Rng, *, lit
         stroke(canvas, facing_frame(canvas, x, z), ((0.0, 0.0), (0.0, height)), 0.17, colour)
         stroke(canvas, frame, ((0.0, height), (reach, height + 0.5)), 0.12, colour)
     with canvas.label("street light"):
-        stroke(canvas, frame, ((reach, height + 0.46), (reach * 1.35, height + 0.5)), 0.22, (255, 232, 170) if lit else (66, 68, 70))
+        stroke(
+            canvas,
+            frame,
+            ((reach, height + 0.46), (reach * 1.35, height + 0.5)),
+            0.22,
+            (255, 232, 170) if lit else (66, 68, 70),
+        )
 
 
 def draw_mast(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
@@ -46,7 +65,7 @@ def draw_bollards(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
         _pole(canvas, facing_frame(canvas, x, z + 1.6 * k), 0.95, 0.13, colour)
 
 
-def draw_traffic_light(canvas: Canvas, x: float, z: float, reach: float, rng: Rng) -> None:
+def draw_traffic_light(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float) -> None:
     """Signal on a pole, and a second head over the lane when `reach` is not zero."""
     colour = vary(rng, rng.choice(METAL), 10)
     frame = facing_frame(canvas, x, z)
@@ -61,9 +80,8 @@ def draw_traffic_light(canvas: Canvas, x: float, z: float, reach: float, rng: Rn
         _pole(canvas, frame, 3.3, 0.14, colour)
     for side, low in heads:
         with canvas.label("traffic light"):
-            canvas.plane([frame.at(0, side - 0.19, low), frame.at(0, side + 0.19, low), frame.at(0, side + 0.19, low + 0.98),
-                          frame.at(0, side - 0.19, low + 0.98)], (28, 30, 28))
-            for k, (dark, bright) in enumerate((((34, 70, 40), (90, 236, 130)), ((76, 62, 26), (246, 190, 60)), ((74, 26, 24), (246, 60, 48)))):
+            plate(canvas, frame, 0.0, (side - 0.19, side + 0.19), (low, low + 0.98), (28, 30, 28))
+            for k, (dark, bright) in enumerate(_SIGNALS):
                 disc(canvas, frame, (0.0, side, low + 0.18 + 0.31 * k), 0.12, bright if k == on else dark, across=True)
 
 
@@ -80,23 +98,23 @@ def draw_sign(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
 
 
 def _plate(canvas: Canvas, frame: Frame, bottom: float, rng: Rng, *, back: bool) -> None:
-    shape = rng.choice(("round", "triangle", "square", "wide", "diamond"))
-    rim, inner = rng.choice(((_SIGN_RED, _SIGN_WHITE), (_SIGN_BLUE, _SIGN_WHITE), (_SIGN_WHITE, (190, 150, 30)), (_SIGN_BLUE, _SIGN_BLUE)))
+    outline = rng.choice(_OUTLINES)
+    rim, inner = rng.choice(_FACES)
     if back:
         rim = inner = (120, 122, 122)
     radius = rng.uniform(0.32, 0.42)
-    outlines = {
-        "round": tuple(CIRCLE), "triangle": ((-1.0, -0.8), (1.0, -0.8), (0.0, 0.95)), "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-        "wide": ((-1.8, -0.7), (1.8, -0.7), (1.8, 0.7), (-1.8, 0.7)), "diamond": ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)),
-    }
     for colour, size in ((rim, 1.0), (inner, 0.62)):
-        canvas.plane([frame.at(0.0, radius * size * a, bottom + radius + radius * size * b) for a, b in outlines[shape]], colour)
+        canvas.plane(
+            [frame.at(0.0, radius * size * a, bottom + radius + radius * size * b) for a, b in outline], colour
+        )
 
 
 def draw_bin(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """Bin, letter box or switch box: void to Cityscapes, classes of their own in Vistas."""
     kind = rng.choice(("trash can", "junction box", "mailbox"))
-    colour = {"trash can": vary(rng, rng.choice(VEHICLE), 12), "junction box": vary(rng, (122, 124, 116), 12), "mailbox": (196, 160, 40)}[kind]
+    colour = vary(
+        rng, {"trash can": rng.choice(VEHICLE), "junction box": (122, 124, 116), "mailbox": (196, 160, 40)}[kind], 12
+    )
     size = {"trash can": (0.6, 0.6, 1.0), "junction box": (0.5, 1.1, 1.25), "mailbox": (0.4, 0.5, 1.2)}[kind]
     with canvas.label(kind):
         box(canvas, Frame(x, z), size, {"body": colour}, (270, 240, 220))
@@ -107,6 +125,5 @@ def draw_poster(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     frame = facing_frame(canvas, x, z)
     kind, (low, high, half) = rng.choice((("billboard", (1.2, 3.6, 1.7)), ("banner", (0.5, 1.6, 1.2))))
     with canvas.label(kind):
-        canvas.plane([frame.at(0, -half, low), frame.at(0, half, low), frame.at(0, half, high), frame.at(0, -half, high)], vary(rng, rng.choice(BRIGHT + MASONRY), 20))
-        canvas.plane([frame.at(0, -half * 0.8, low + 0.3), frame.at(0, half * 0.3, low + 0.3), frame.at(0, half * 0.3, high - 0.3),
-                      frame.at(0, -half * 0.8, high - 0.3)], vary(rng, rng.choice(BRIGHT), 20))
+        plate(canvas, frame, 0.0, (-half, half), (low, high), vary(rng, rng.choice(BRIGHT + MASONRY), 20))
+        plate(canvas, frame, 0.0, (-half * 0.8, half * 0.3), (low + 0.3, high - 0.3), vary(rng, rng.choice(BRIGHT), 20))

@@ -6,13 +6,15 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, translate_os_error
+from hmsa_core.locks import FileLock
+from hmsa_core.process import die_with_parent
 from pipeline.demodata.cityscapes import CityJob, city_jobs, write_city_picture
 from pipeline.demodata.defects import plant_defects
 from pipeline.demodata.spec import DemoSpec
@@ -40,35 +42,48 @@ def generate(spec: DemoSpec, out: Path, workers: int = 1) -> None:
 
     Raises:
         ConfigError: `out` exists, is not empty and was not made by this function.
+        LockedError: another process is generating the same folder.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     wanted = {"spec": spec.to_json(), "generator": generator_digest()}
     key = atomic.digest(wanted)
-    if out.exists() and any(out.iterdir()):
-        stamp = out / STAMP
-        if not stamp.is_file():
-            raise ConfigError(f"demo data: {out} is not empty and was not made by demo-data; choose another folder or empty it")
-        if atomic.read_json(stamp).get("key") == key:
-            _LOG.info("demo data: %s is up to date", out)
-            return
-    build = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        planted = _build(spec, build, workers)
-        atomic.write_json(build / STAMP, {"key": key, **wanted, "planted": planted})
-        _publish(build, out)
-    finally:
-        if build.exists():
-            shutil.rmtree(build)
+    if _is_current(out, key):
+        _LOG.info("demo data: %s is up to date", out)
+        return
+    build, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    with FileLock(out.with_name(f".{out.name}.lock"), what=f"demo data folder {out}"):
+        _tidy(out, build, old)
+        try:
+            planted = _build(spec, build, workers)
+            atomic.write_json(build / STAMP, {"key": key, **wanted, "planted": planted})
+            if out.exists():
+                atomic.ops.rename(out, old)
+            atomic.ops.rename(build, out)
+            atomic.ops.fsync_dir(out.parent)
+        except OSError as error:
+            raise translate_os_error(error, "writing demo data") from error
+        finally:
+            _tidy(out, build, old)
 
 
-def _publish(build: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        out.rename(old)
-    atomic.ops.rename(build, out)
-    atomic.ops.fsync_dir(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+def _tidy(out: Path, build: Path, old: Path) -> None:
+    """Remove what a killed run left; a set that was moved aside but not yet replaced goes back to its place."""
+    atomic.remove_tree(build)
+    if old.exists() and not out.exists():
+        atomic.ops.rename(old, out)
+    atomic.remove_tree(old)
+
+
+def _is_current(out: Path, key: str) -> bool:
+    """Whether `out` holds what is wanted; refuses a folder that somebody else filled."""
+    if not out.exists():
+        return False
+    stamp = out / STAMP
+    if stamp.is_file():
+        return atomic.read_json(stamp).get("key") == key
+    if not out.is_dir() or any(out.iterdir()):
+        raise ConfigError(f"demo data: {out} was not made by demo-data; choose another folder, or empty it")
+    return False
 
 
 def _write(spec: DemoSpec, root: Path, job: CityJob | VistasJob) -> None:
@@ -84,7 +99,9 @@ def _build(spec: DemoSpec, root: Path, workers: int) -> list[str]:
     work = partial(_write, spec, root)
     if workers > 1 and len(jobs) > 8:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        # A killed parent must leave nobody behind.
+        start = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=start) as pool:
             for _ in pool.map(work, jobs, chunksize=max(len(jobs) // (workers * 8), 1)):
                 pass
     else:

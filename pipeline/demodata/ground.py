@@ -32,7 +32,11 @@ def _strip(canvas: Canvas, d0: float, d1: float, s0: float, s1: float, material:
     # The texture lies along the street, so it does not swim when the camera moves.
     anchor = float(int(canvas.camera.z // 40) * 40)
     shift = -canvas.camera.bend * (anchor - canvas.camera.z) * (anchor - canvas.camera.z)
-    basis: tuple[Point3, Point3, Point3] = ((shift, 0.0, anchor), (shift + 1.0, 0.0, anchor), (shift, 0.0, anchor + 1.0))
+    basis: tuple[Point3, Point3, Point3] = (
+        (shift, 0.0, anchor),
+        (shift + 1.0, 0.0, anchor),
+        (shift, 0.0, anchor + 1.0),
+    )
     canvas.plane(outline, material, basis=basis)
 
 
@@ -55,7 +59,7 @@ def draw_ground(canvas: Canvas, street: Street) -> None:
             _strip(canvas, street.road[1] - 0.1, 70.0, start, end, road)
     if street.rails is not None:
         _rails(canvas, street, low, high)
-    _markings(canvas, street, cuts, low, high)
+    _markings(canvas, street, cuts, low)
 
 
 def _side(canvas: Canvas, street: Street, side: int, low: float, high: float) -> None:
@@ -73,7 +77,14 @@ def _side(canvas: Canvas, street: Street, side: int, low: float, high: float) ->
         _strip(canvas, at, front, low, high, sidewalk_material(street, 23 + side))
     if strip == "grass":
         with canvas.label("terrain"):
-            _strip(canvas, at + side * 0.2, at + side * 2.2, low, high, foliage(vary(street.rng.fork("verge", side), GREENS[1], 14), 9, 60))
+            _strip(
+                canvas,
+                at + side * 0.2,
+                at + side * 2.2,
+                low,
+                high,
+                foliage(vary(street.rng.fork("verge", side), GREENS[1], 14), 9, 60),
+            )
     with canvas.label("curb"):
         _strip(canvas, at, at + side * 0.18, low, high, kerb)
 
@@ -89,7 +100,7 @@ def _rails(canvas: Canvas, street: Street, low: float, high: float) -> None:
         _strip(canvas, centre + offset - 0.02, centre + offset + 0.02, low, high, (150, 150, 150))
 
 
-def _markings(canvas: Canvas, street: Street, cuts: list[tuple[float, float]], low: float, high: float) -> None:
+def _markings(canvas: Canvas, street: Street, cuts: list[tuple[float, float]], low: float) -> None:
     white = mix(street.asphalt, (226, 226, 220), street.rng.fork("paint").integer(110, 220))
 
     def blocked(s: float) -> bool:
@@ -110,13 +121,23 @@ def _markings(canvas: Canvas, street: Street, cuts: list[tuple[float, float]], l
                 while d < street.road[1] - 0.5:
                     _strip(canvas, d, d + 0.5, start - 3.6, start - 0.8, white)
                     d += 1.0
-            _strip(canvas, street.road[0] if street.lanes[0] == 0 else -1.5, street.road[1] - 0.2, start - 4.9, start - 4.5, white)
+            _strip(
+                canvas,
+                street.road[0] if street.lanes[0] == 0 else -1.5,
+                street.road[1] - 0.2,
+                start - 4.9,
+                start - 4.5,
+                white,
+            )
     rng = street.rng.fork("manholes")
     for k in range(int(low // 17), int((canvas.camera.z + 40.0) // 17)):
         spot = rng.fork(k)
         d, s = spot.uniform(-1.4, 1.4), k * 17.0 + spot.uniform(0.0, 9.0)
         with canvas.label("manhole"):
-            canvas.plane([(d, 0, s), (d + 0.6, 0, s), (d + 0.6, 0, s + 0.6), (d, 0, s + 0.6)], mix(street.asphalt, (40, 40, 40), 90))
+            canvas.plane(
+                [(d, 0, s), (d + 0.6, 0, s), (d + 0.6, 0, s + 0.6), (d, 0, s + 0.6)],
+                mix(street.asphalt, (40, 40, 40), 90),
+            )
 
 
 def draw_lot_shadow(canvas: Canvas, street: Street, lot: Lot) -> None:
@@ -129,4 +150,7 @@ def draw_lot_shadow(canvas: Canvas, street: Street, lot: Lot) -> None:
     far, slant = front - lot.side * reach, reach * 0.4
     if lot.end < canvas.camera.z or lot.start > canvas.camera.z + VIEW_M:
         return
-    canvas.darken([(front, 0, lot.start), (front, 0, lot.end), (far, 0, lot.end - slant), (far, 0, lot.start - slant)], weather.shadow)
+    canvas.darken(
+        [(front, 0, lot.start), (front, 0, lot.end), (far, 0, lot.end - slant), (far, 0, lot.start - slant)],
+        weather.shadow,
+    )

@@ -6,10 +6,10 @@ from pipeline.demodata.canvas import Canvas, Colour, Material
 from pipeline.demodata.nature import draw_bush, draw_hedge, draw_tree
 from pipeline.demodata.palette import BRIGHT, GREENS, MASONRY, METAL, VEHICLE, vary
 from pipeline.demodata.rng import Rng
+from pipeline.demodata.solids import Frame
 from pipeline.demodata.street import Lot, Street
 from pipeline.demodata.textures import FacadeStyle, asphalt, bars, bricks, facade, foliage, mix, panels, plain, slabs
 from pipeline.demodata.vehicles import draw_vehicle
-from pipeline.demodata.solids import Frame
 
 __all__ = ["draw_backdrop", "draw_lot"]
 
@@ -18,17 +18,30 @@ def draw_lot(canvas: Canvas, street: Street, lot: Lot) -> None:
     """Paint one lot with its ground; far lots first."""
     front = street.front(lot.side)
     painter = {
-        "building": _building_row, "house": _house, "hall": _hall, "wall": _wall, "fence": _fence, "hedge": _hedge,
-        "park": _park, "field": _park, "parking": _car_park, "guard rail": _guard_rail, "gap": _park,
+        "building": _building_row,
+        "house": _house,
+        "hall": _hall,
+        "wall": _wall,
+        "fence": _fence,
+        "hedge": _hedge,
+        "park": _park,
+        "field": _park,
+        "parking": _car_park,
+        "guard rail": _guard_rail,
+        "gap": _park,
     }[lot.kind]
     painter(canvas, street, lot, front)
 
 
-def _upright(canvas: Canvas, x: float, s0: float, s1: float, height: float, material: Material | Colour, light: int) -> None:
+def _upright(
+    canvas: Canvas, x: float, s0: float, s1: float, height: float, material: Material | Colour, light: int
+) -> None:
     canvas.plane([(x, 0.0, s0), (x, 0.0, s1), (x, height, s1), (x, height, s0)], material, light=light)
 
 
-def _end(canvas: Canvas, x0: float, x1: float, s: float, height: float, material: Material | Colour, light: int) -> None:
+def _end(
+    canvas: Canvas, x0: float, x1: float, s: float, height: float, material: Material | Colour, light: int
+) -> None:
     canvas.plane([(x0, 0.0, s), (x1, 0.0, s), (x1, height, s), (x0, height, s)], material, light=light)
 
 
@@ -39,18 +52,26 @@ def _lawn(canvas: Canvas, lot: Lot, front: float, depth: float = 45.0, kind: str
         material = asphalt(vary(lot.rng.fork("lawn"), (100, 98, 98), 12), 7)
     far = front + lot.side * depth
     with canvas.label(kind):
-        canvas.plane([(front, 0.0, lot.start), (far, 0.0, lot.start), (far, 0.0, lot.end), (front, 0.0, lot.end)], material,
-                     basis=((0.0, 0.0, lot.start), (1.0, 0.0, lot.start), (0.0, 0.0, lot.start + 1.0)))
+        canvas.plane(
+            [(front, 0.0, lot.start), (far, 0.0, lot.start), (far, 0.0, lot.end), (front, 0.0, lot.end)],
+            material,
+            basis=((0.0, 0.0, lot.start), (1.0, 0.0, lot.start), (0.0, 0.0, lot.start + 1.0)),
+        )
 
 
 def _facade_style(rng: Rng, *, shops: bool) -> FacadeStyle:
     wall = vary(rng, rng.choice(MASONRY), 14)
     bay = rng.integer(1700, 3200)
     return FacadeStyle(
-        wall=wall, frame=rng.choice(((206, 202, 194), mix(wall, (30, 30, 30), 90), mix(wall, (240, 240, 236), 120))),
-        glass=vary(rng, (62, 70, 78), 14), bay=bay, floor=rng.integer(2900, 3700), sill=rng.integer(700, 1000),
+        wall=wall,
+        frame=rng.choice(((206, 202, 194), mix(wall, (30, 30, 30), 90), mix(wall, (240, 240, 236), 120))),
+        glass=vary(rng, (62, 70, 78), 14),
+        bay=bay,
+        floor=rng.integer(2900, 3700),
+        sill=rng.integer(700, 1000),
         window=(int(bay * rng.uniform(0.4, 0.7)), rng.integer(1300, 1900)),
-        ground_floor=rng.integer(3400, 4200) if shops else 0, courses=rng.weighted(((0, 3), (140, 1), (240, 1))),
+        ground_floor=rng.integer(3400, 4200) if shops else 0,
+        courses=rng.weighted(((0, 3), (140, 1), (240, 1))),
         lit=60 if rng.chance(0.25) else 6,
     )
 
@@ -59,7 +80,15 @@ def _building_row(canvas: Canvas, street: Street, lot: Lot, front: float) -> Non
     rng = lot.rng.fork("building")
     height = rng.uniform(7.0, 19.0)
     front += lot.side * rng.choice((0.0, 0.0, 0.6))
-    _block(canvas, street, lot, front, height, _facade_style(rng, shops=street.district == "centre" and rng.chance(0.6)), rng)
+    _block(
+        canvas,
+        street,
+        lot,
+        front,
+        height,
+        _facade_style(rng, shops=street.district == "centre" and rng.chance(0.6)),
+        rng,
+    )
 
 
 def _block(canvas: Canvas, street: Street, lot: Lot, front: float, height: float, style: FacadeStyle, rng: Rng) -> None:
@@ -71,9 +100,16 @@ def _block(canvas: Canvas, street: Street, lot: Lot, front: float, height: float
         if rng.chance(0.6):
             tiles = vary(rng, rng.choice(((112, 66, 52), (84, 76, 74), (96, 84, 78))), 12)
             ridge, top = (front + back) / 2.0, height + 3.4
-            canvas.plane([(front, height, lot.start), (back, height, lot.start), (ridge, top, lot.start)], gable, light=weather.front)
-            canvas.plane([(front, height, lot.start), (front, height, lot.end), (ridge, top, lot.end), (ridge, top, lot.start)],
-                         bricks(tiles, salt, 400, 340, 14), light=weather.facing(lot.side))
+            canvas.plane(
+                [(front, height, lot.start), (back, height, lot.start), (ridge, top, lot.start)],
+                gable,
+                light=weather.front,
+            )
+            canvas.plane(
+                [(front, height, lot.start), (front, height, lot.end), (ridge, top, lot.end), (ridge, top, lot.start)],
+                bricks(tiles, salt, 400, 340, 14),
+                light=weather.facing(lot.side),
+            )
         _end(canvas, front, back, lot.start, height, gable, weather.front)
         _upright(canvas, front, lot.start, lot.end, height, facade(style, salt), weather.facing(lot.side))
 
@@ -85,7 +121,9 @@ def _house(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     set_back = front + lot.side * rng.uniform(2.5, 6.0)
     _block(canvas, street, inner, set_back, rng.uniform(4.5, 7.5), _facade_style(rng, shops=False), rng)
     for k in range(rng.integer(0, 2)):
-        (draw_tree if rng.chance(0.4) else draw_bush)(canvas, front + lot.side * rng.uniform(1.0, 2.4), lot.end - 3.0 - 4.0 * k, rng)
+        (draw_tree if rng.chance(0.4) else draw_bush)(
+            canvas, front + lot.side * rng.uniform(1.0, 2.4), lot.end - 3.0 - 4.0 * k, rng
+        )
     barrier = rng.choice(("wall", "fence", "hedge", "none"))
     if barrier == "hedge":
         draw_hedge(canvas, front, lot.start, lot.end, lot.side, rng, street.weather.facing(lot.side))
@@ -112,14 +150,28 @@ def _hall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
 def _wall_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rng, height: float) -> None:
     colour = vary(rng, rng.choice(MASONRY), 14)
     salt = rng.integer(0, 999)
-    material = rng.choice((
-        bricks(colour, salt), plain(colour, salt, 12), panels(colour, mix(colour, (60, 60, 60), 60), salt, rng.integer(1500, 3500), (0, 350)),
-        bricks(colour, salt, 900, 450, 18),
-    ))
+    material = rng.choice(
+        (
+            bricks(colour, salt),
+            plain(colour, salt, 12),
+            panels(colour, mix(colour, (60, 60, 60), 60), salt, rng.integer(1500, 3500), (0, 350)),
+            bricks(colour, salt, 900, 450, 18),
+        )
+    )
     thick = front + lot.side * 0.35
     with canvas.label("wall"):
-        _end(canvas, front, thick, lot.start, height, plain(mix(colour, (60, 60, 60), 50), salt, 6), street.weather.front)
-        canvas.plane([(front, height, lot.start), (front, height, lot.end), (thick, height, lot.end), (thick, height, lot.start)], mix(colour, (230, 230, 230), 40))
+        _end(
+            canvas, front, thick, lot.start, height, plain(mix(colour, (60, 60, 60), 50), salt, 6), street.weather.front
+        )
+        canvas.plane(
+            [
+                (front, height, lot.start),
+                (front, height, lot.end),
+                (thick, height, lot.end),
+                (thick, height, lot.start),
+            ],
+            mix(colour, (230, 230, 230), 40),
+        )
         _upright(canvas, front, lot.start, lot.end, height, material, street.weather.facing(lot.side))
 
 
@@ -133,12 +185,14 @@ def _wall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
 
 def _fence_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rng, height: float) -> None:
     salt, top = rng.integer(0, 999), int(height * 1000)
-    material = rng.choice((
-        bars(vary(rng, rng.choice(MASONRY), 12), salt, 160, 130, (250, top - 250)),
-        bars(vary(rng, rng.choice(METAL), 14), salt, 130, 45, (120, top - 160), 70),
-        bars(vary(rng, rng.choice(VEHICLE), 12), salt, 2200, 90, (0, top // 2, top - 90), 110),
-        bars(vary(rng, rng.choice(METAL), 12), salt, 90, 36, (100, top - 100), 60),
-    ))
+    material = rng.choice(
+        (
+            bars(vary(rng, rng.choice(MASONRY), 12), salt, 160, 130, (250, top - 250)),
+            bars(vary(rng, rng.choice(METAL), 14), salt, 130, 45, (120, top - 160), 70),
+            bars(vary(rng, rng.choice(VEHICLE), 12), salt, 2200, 90, (0, top // 2, top - 90), 110),
+            bars(vary(rng, rng.choice(METAL), 12), salt, 90, 36, (100, top - 100), 60),
+        )
+    )
     with canvas.label("fence"):
         _upright(canvas, front, lot.start, lot.end, height, material, street.weather.facing(lot.side))
 
@@ -171,7 +225,15 @@ def _park(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     x = front + lot.side * 16.0
     light = street.weather.facing(lot.side)
     with canvas.label("vegetation"):
-        _upright(canvas, x, lot.start, lot.end, rng.uniform(4.0, 9.0), foliage(vary(rng, rng.choice(GREENS), 14), rng.integer(0, 99), 220), light)
+        _upright(
+            canvas,
+            x,
+            lot.start,
+            lot.end,
+            rng.uniform(4.0, 9.0),
+            foliage(vary(rng, rng.choice(GREENS), 14), rng.integer(0, 99), 220),
+            light,
+        )
     _greenery(canvas, lot, front, rng, 4)
 
 
@@ -205,16 +267,28 @@ def draw_backdrop(canvas: Canvas, street: Street, rng: Rng, depth: float) -> Non
     if rng.chance(0.3):
         with canvas.label("mountain"):
             hill = vary(rng, (96, 106, 96), 10)
-            canvas.plane([(base - 110, 0, far), (base + 110, 0, far), (base + 110, 4, far), (base + 40, rng.uniform(8, 16), far),
-                          (base - 50, rng.uniform(6, 14), far), (base - 110, 5, far)], hill)
+            canvas.plane(
+                [
+                    (base - 110, 0, far),
+                    (base + 110, 0, far),
+                    (base + 110, 4, far),
+                    (base + 40, rng.uniform(8, 16), far),
+                    (base - 50, rng.uniform(6, 14), far),
+                    (base - 110, 5, far),
+                ],
+                hill,
+            )
     at = base - 90.0
     while at < base + 90.0:
         wide = rng.uniform(7.0, 18.0)
         tall = rng.uniform(3.0, 11.0)
         green = rng.chance(0.45)
         with canvas.label("vegetation" if green else "building"):
-            material: Material = (foliage(vary(rng, rng.choice(GREENS), 12), rng.integer(0, 99), 400) if green
-                                  else facade(_facade_style(rng, shops=False), rng.integer(0, 99)))
+            material: Material = (
+                foliage(vary(rng, rng.choice(GREENS), 12), rng.integer(0, 99), 400)
+                if green
+                else facade(_facade_style(rng, shops=False), rng.integer(0, 99))
+            )
             _end(canvas, at, at + wide, far, tall, material, street.weather.front)
         at += wide
 

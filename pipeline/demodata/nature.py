@@ -11,7 +11,15 @@ from pipeline.demodata.textures import foliage, plain
 __all__ = ["draw_bush", "draw_hedge", "draw_tree"]
 
 
-def _crown(canvas: Canvas, frame: Frame, centre: float, radius: tuple[float, float], rng: Rng, colour: Colour, side: float = 0.0) -> None:
+def _crown(
+    canvas: Canvas,
+    frame: Frame,
+    centre: float,
+    radius: tuple[float, float],
+    rng: Rng,
+    colour: Colour,
+    side: float = 0.0,
+) -> None:
     points = []
     for c, s in CIRCLE:
         swell = rng.uniform(0.78, 1.12)
@@ -28,14 +36,28 @@ def draw_tree(canvas: Canvas, x: float, z: float, rng: Rng, base: float = 0.0) -
     trunk = rng.uniform(0.12, 0.26)
     bark = vary(rng, (84, 74, 62), 16)
     with canvas.label("vegetation"):
-        canvas.plane([frame.at(0, -trunk, 0), frame.at(0, trunk, 0), frame.at(0, trunk * 0.7, clear * 1.4),
-                      frame.at(0, -trunk * 0.7, clear * 1.4)], plain(bark, rng.integer(0, 99), 10))
+        canvas.plane(
+            [
+                frame.at(0, -trunk, 0),
+                frame.at(0, trunk, 0),
+                frame.at(0, trunk * 0.7, clear * 1.4),
+                frame.at(0, -trunk * 0.7, clear * 1.4),
+            ],
+            plain(bark, rng.integer(0, 99), 10),
+        )
         colour = vary(rng, rng.choice(GREENS), 12)
         middle, half = (clear + height) / 2.0, (height - clear) / 2.0
         _crown(canvas, frame, middle, (half * rng.uniform(0.75, 1.1), half), rng, colour)
         for side in (-1.0, 1.0):
-            _crown(canvas, frame, middle - half * rng.uniform(0.0, 0.4), (half * 0.55, half * 0.5), rng, vary(rng, colour, 12),
-                   side * half * rng.uniform(0.3, 0.6))
+            _crown(
+                canvas,
+                frame,
+                middle - half * rng.uniform(0.0, 0.4),
+                (half * 0.55, half * 0.5),
+                rng,
+                vary(rng, colour, 12),
+                side * half * rng.uniform(0.3, 0.6),
+            )
 
 
 def draw_bush(canvas: Canvas, x: float, z: float, rng: Rng, base: float = 0.0) -> None:
@@ -43,7 +65,14 @@ def draw_bush(canvas: Canvas, x: float, z: float, rng: Rng, base: float = 0.0) -
     frame = facing_frame(canvas, x, z, base)
     height = rng.uniform(0.7, 2.4)
     with canvas.label("vegetation"):
-        _crown(canvas, frame, height * 0.42, (height * rng.uniform(0.6, 1.1), height * 0.55), rng, vary(rng, rng.choice(GREENS), 12))
+        _crown(
+            canvas,
+            frame,
+            height * 0.42,
+            (height * rng.uniform(0.6, 1.1), height * 0.55),
+            rng,
+            vary(rng, rng.choice(GREENS), 12),
+        )
 
 
 def draw_hedge(canvas: Canvas, x0: float, s0: float, s1: float, side: int, rng: Rng, light: int) -> None:

@@ -90,14 +90,13 @@ def hash_grid(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], salt: int) -> 
         z = (z ^ (z >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
         z = (z ^ (z >> np.uint32(12))) * np.uint32(0x297A2D39)
         z = z ^ (z >> np.uint32(15))
-    return (z & np.uint32(255)).astype(np.int64)
+    return np.asarray(z & np.uint32(255), dtype=np.int64)
 
 
 def white_noise(shape: tuple[int, int], salt: int) -> npt.NDArray[np.int64]:
     """Independent bytes 0..255 for each pixel of an image."""
-    rows = np.arange(shape[0], dtype=np.int64)[:, None]
-    cols = np.arange(shape[1], dtype=np.int64)[None, :]
-    return hash_grid(*np.broadcast_arrays(rows, cols), salt)
+    rows, cols = np.indices(shape, dtype=np.int64)
+    return hash_grid(rows, cols, salt)
 
 
 @lru_cache(maxsize=8)
@@ -107,7 +106,7 @@ def noise_tile(level: int) -> npt.NDArray[np.int16]:
     size = 1 << level
     for axis in (0, 1):
         if size > 1:
-            tile = sum((np.roll(tile, k, axis) for k in range(size)), np.zeros_like(tile))
+            tile = np.sum([np.roll(tile, k, axis) for k in range(size)], axis=0)
     # A box mean of n cells shrinks the spread n-fold in each axis' square root; bring it back.
     peak = max(int(np.abs(tile).max()), 1)
     return (tile * 64 // peak).astype(np.int16)

@@ -10,10 +10,12 @@ import numpy.typing as npt
 from pipeline.demodata.camera import Camera, rotation
 from pipeline.demodata.canvas import Canvas, IntArray, LabelObject
 from pipeline.demodata.ground import draw_ground, draw_lot_shadow
+from pipeline.demodata.items import Item, shadow_of
 from pipeline.demodata.lots import draw_backdrop, draw_lot
 from pipeline.demodata.rng import Rng
+from pipeline.demodata.roadside import ambient_items
 from pipeline.demodata.street import THEMES, VIEW_M, Street, lots, make_street
-from pipeline.demodata.traffic import Item, ambient_items, shadow_of, theme_items
+from pipeline.demodata.traffic import theme_items
 from pipeline.demodata.weather import camera_look, develop, paint_sky
 
 __all__ = ["Picture", "city_picture", "vistas_picture"]
@@ -40,7 +42,9 @@ def city_picture(
     """A Cityscapes-like picture; `frame` counts from 0 along the drive, `size` = (width, height)."""
     style = Rng(seed, "cityscapes", city)
     drive = Rng(seed, "cityscapes", split, city, sequence)
-    theme = THEMES[(sequence + style.fork("themes").integer(0, len(THEMES) - 1) + 3 * (frame // EPISODE_FRAMES)) % len(THEMES)]
+    theme = THEMES[
+        (sequence + style.fork("themes").integer(0, len(THEMES) - 1) + 3 * (frame // EPISODE_FRAMES)) % len(THEMES)
+    ]
     street = make_street(drive, style.fork("streets"), theme)
     width, height = size
     pose = drive.fork("pose")
@@ -48,9 +52,17 @@ def city_picture(
     cos, sin = rotation(yaw)
     optics = style.fork("optics")
     camera = Camera(
-        width=width, height=height, focal=width * optics.uniform(1.02, 1.14), cx=width * optics.uniform(0.48, 0.52),
-        cy=height * (optics.uniform(0.41, 0.46) + pose.spread(0.03)), x=pose.spread(0.5), y=optics.uniform(1.2, 1.5),
-        z=street.step * frame, cos=cos, sin=sin, bend=street.bend,
+        width=width,
+        height=height,
+        focal=width * optics.uniform(1.02, 1.14),
+        cx=width * optics.uniform(0.48, 0.52),
+        cy=height * (optics.uniform(0.41, 0.46) + pose.spread(0.03)),
+        x=pose.spread(0.5),
+        y=optics.uniform(1.2, 1.5),
+        z=street.step * frame,
+        cos=cos,
+        sin=sin,
+        bend=street.bend,
     )
     canvas = _paint(camera, street, frame, supersample)
     _paint_car(canvas, style.fork("car"))
@@ -68,8 +80,17 @@ def vistas_picture(seed: int, split: str, index: int, size: tuple[int, int], sup
     walking = shot.chance(0.25)
     x = street.front(1) - 1.0 if walking else shot.spread(1.2)
     camera = Camera(
-        width=width, height=height, focal=max(width, height) * shot.uniform(0.68, 1.0), cx=width * 0.5,
-        cy=height * shot.uniform(0.38, 0.6), x=x, y=shot.uniform(1.1, 2.5), z=0.0, cos=cos, sin=sin, bend=street.bend,
+        width=width,
+        height=height,
+        focal=max(width, height) * shot.uniform(0.68, 1.0),
+        cx=width * 0.5,
+        cy=height * shot.uniform(0.38, 0.6),
+        x=x,
+        y=shot.uniform(1.1, 2.5),
+        z=0.0,
+        cos=cos,
+        sin=sin,
+        bend=street.bend,
     )
     canvas = _paint(camera, street, 0, supersample)
     if shot.chance(0.2):
@@ -111,12 +132,24 @@ def _paint_car(canvas: Canvas, rng: Rng) -> None:
     top = height * rng.uniform(0.885, 0.925)
     tone = rng.integer(24, 80)
     dip = height * 0.05
-    hood = [(0.0, height + 2.0), (0.0, top + dip), (width * 0.16, top + dip * 0.2), (width * 0.38, top - dip * 0.2),
-            (width * 0.62, top - dip * 0.2), (width * 0.84, top + dip * 0.2), (width + 0.0, top + dip), (width + 0.0, height + 2.0)]
+    hood = [
+        (0.0, height + 2.0),
+        (0.0, top + dip),
+        (width * 0.16, top + dip * 0.2),
+        (width * 0.38, top - dip * 0.2),
+        (width * 0.62, top - dip * 0.2),
+        (width * 0.84, top + dip * 0.2),
+        (width + 0.0, top + dip),
+        (width + 0.0, height + 2.0),
+    ]
 
     def shine(rows: IntArray, cols: IntArray) -> IntArray:
         edge = int(top * canvas.scale)
-        change = tone + np.clip(40 - (rows - edge) * 4 // canvas.scale, 0, 40) + (np.abs(cols - canvas.width // 2) * 12 // canvas.width)
+        change = (
+            tone
+            + np.clip(40 - (rows - edge) * 4 // canvas.scale, 0, 40)
+            + (np.abs(cols - canvas.width // 2) * 12 // canvas.width)
+        )
         return np.repeat(change[:, None], 3, axis=1)
 
     with canvas.label("ego vehicle"):
@@ -125,8 +158,19 @@ def _paint_car(canvas: Canvas, rng: Rng) -> None:
     low = height - edge - 0.5
     strips = (
         ("border", [(-1.0, -1.0), (edge - 0.5, -1.0), (edge - 0.5, height + 1.0), (-1.0, height + 1.0)]),
-        ("border", [(width - edge + 0.5, -1.0), (width + 1.0, -1.0), (width + 1.0, height + 1.0), (width - edge + 0.5, height + 1.0)]),
-        ("out of roi", [(-1.0, low + 0.5), (width + 1.0, low + 0.5), (width + 1.0, height + 1.0), (-1.0, height + 1.0)]),
+        (
+            "border",
+            [
+                (width - edge + 0.5, -1.0),
+                (width + 1.0, -1.0),
+                (width + 1.0, height + 1.0),
+                (width - edge + 0.5, height + 1.0),
+            ],
+        ),
+        (
+            "out of roi",
+            [(-1.0, low + 0.5), (width + 1.0, low + 0.5), (width + 1.0, height + 1.0), (-1.0, height + 1.0)],
+        ),
     )
     for kind, polygon in strips:
         with canvas.label(kind):
@@ -138,5 +182,13 @@ def _paint_dashboard(canvas: Canvas, rng: Rng) -> None:
     top = height * rng.uniform(0.88, 0.95)
     tone = rng.integer(16, 60)
     with canvas.label("ego vehicle"):
-        canvas.screen([(-1.0, height + 2.0), (-1.0, top + 3), (width * 0.5, top), (width + 1.0, top + 3), (width + 1.0, height + 2.0)],
-                      lambda rows, _cols: np.full((rows.size, 3), tone, dtype=np.int64))
+        canvas.screen(
+            [
+                (-1.0, height + 2.0),
+                (-1.0, top + 3),
+                (width * 0.5, top),
+                (width + 1.0, top + 3),
+                (width + 1.0, height + 2.0),
+            ],
+            lambda rows, _cols: np.full((rows.size, 3), tone, dtype=np.int64),
+        )

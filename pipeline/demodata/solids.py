@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.demodata.camera import Point3
 from pipeline.demodata.canvas import Canvas, Colour, Material
 
-__all__ = ["CIRCLE", "Frame", "Profile", "box", "disc", "extrude", "facing_frame", "stroke"]
+__all__ = ["CIRCLE", "Frame", "Profile", "box", "disc", "extrude", "facing_frame", "plate", "stroke"]
 
 # Cosine and sine of 16 equal steps, written out: libm may differ between machines.
 _HALF = (1.0, 0.923880, 0.707107, 0.382683, 0.0, -0.382683, -0.707107, -0.923880)
@@ -61,11 +63,7 @@ class Profile:
 
 
 def extrude(
-    canvas: Canvas,
-    frame: Frame,
-    profile: Profile,
-    paint: dict[str, Material | Colour],
-    light: tuple[int, int, int],
+    canvas: Canvas, frame: Frame, profile: Profile, paint: dict[str, Material | Colour], light: tuple[int, int, int]
 ) -> float:
     """Paint the visible strips and the visible side; returns the side's offset (its sign is the side seen).
 
@@ -78,9 +76,7 @@ def extrude(
         (l0, h0), (l1, h1) = profile.points[i], profile.points[i + 1]
         if tag == "none" or not _strip_visible(canvas, frame, (l0, h0), (l1, h1)):
             continue
-        corners = [
-            frame.at(l0, -half, h0), frame.at(l0, half, h0), frame.at(l1, half, h1), frame.at(l1, -half, h1)
-        ]
+        corners = [frame.at(l0, -half, h0), frame.at(l0, half, h0), frame.at(l1, half, h1), frame.at(l1, -half, h1)]
         depth = sum(canvas.camera.to_view(corner)[2] for corner in corners)
         strips.append((-depth, i, tag, corners))
     for _, i, tag, corners in sorted(strips, key=lambda strip: strip[:2]):
@@ -95,9 +91,7 @@ def extrude(
     return side
 
 
-def _strip_visible(
-    canvas: Canvas, frame: Frame, start: tuple[float, float], end: tuple[float, float]
-) -> bool:
+def _strip_visible(canvas: Canvas, frame: Frame, start: tuple[float, float], end: tuple[float, float]) -> bool:
     # Outward normal of a strip walked from the front over the roof: turn the edge to the left.
     normal = (end[1] - start[1], -(end[0] - start[0]))
     middle = ((start[0] + end[0]) / 2.0, (start[1] + end[1]) / 2.0)
@@ -120,6 +114,27 @@ def box(
     half = length / 2.0
     points = ((half, lift), (half, top), (-half, top), (-half, lift))
     return extrude(canvas, frame, Profile(points, ("front", "roof", "rear"), width), paint, light)
+
+
+def plate(
+    canvas: Canvas,
+    frame: Frame,
+    length: float,
+    sides: tuple[float, float],
+    heights: tuple[float, float],
+    material: Material | Colour,
+    *,
+    light: int = 256,
+) -> None:
+    """An upright rectangle across the heading, `length` ahead of the frame's origin."""
+    (left, right), (low, high) = sides, heights
+    corners = [
+        frame.at(length, left, low),
+        frame.at(length, right, low),
+        frame.at(length, right, high),
+        frame.at(length, left, high),
+    ]
+    canvas.plane(corners, material, light=light)
 
 
 def disc(
@@ -156,8 +171,8 @@ def stroke(
     def at(offset: float, height: float) -> Point3:
         return frame.at(0.0, offset, height) if across else frame.at(offset, 0.0, height)
 
-    for (a0, h0), (a1, h1) in zip(path, path[1:], strict=False):
-        length = ((a1 - a0) * (a1 - a0) + (h1 - h0) * (h1 - h0)) ** 0.5 or 1.0
+    for (a0, h0), (a1, h1) in pairwise(path):
+        length = math.sqrt((a1 - a0) * (a1 - a0) + (h1 - h0) * (h1 - h0)) or 1.0
         dx, dy = (h1 - h0) / length * width / 2.0, -(a1 - a0) / length * width / 2.0
         corners = [at(a0 + dx, h0 + dy), at(a1 + dx, h1 + dy), at(a1 - dx, h1 - dy), at(a0 - dx, h0 - dy)]
         canvas.plane(corners, colour, light=light)

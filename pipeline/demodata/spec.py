@@ -10,7 +10,7 @@ from hmsa_core.errors import ConfigError
 __all__ = ["CALIBRATION_CITIES", "City", "DemoSpec", "default_spec"]
 
 SPLITS = ("train", "val", "test", "train_extra")
-# Cities of `train` that the demo profiles take out for calibration; listed here so that counts are chosen with them in mind.
+# Cities of `train` that the profiles tiny and demo take out for calibration: the counts below are chosen for that.
 CALIBRATION_CITIES = ("ulm", "weimar", "zurich")
 
 
@@ -49,15 +49,17 @@ class DemoSpec:
     def __post_init__(self) -> None:
         sizes = (self.size, *self.vistas_sizes)
         if any(side < 32 or side > 8192 for size in sizes for side in size):
-            raise ConfigError(f"demo data: an image size in {sizes} is outside 32..8192 pixels; mend size or vistas_sizes")
+            raise ConfigError(f"demo data: size or vistas_sizes has a side outside 32..8192 pixels: {sizes}")
         if not 1 <= self.supersample <= 4:
             raise ConfigError(f"demo data: supersample is {self.supersample}, expected 1 to 4")
         seen: set[tuple[str, str]] = set()
         for city in self.cities:
             if city.split not in SPLITS:
-                raise ConfigError(f"demo data: city {city.name} has split {city.split!r}, expected one of {', '.join(SPLITS)}")
+                raise ConfigError(f"demo data: city {city.name} has split {city.split!r}, expected one of {SPLITS}")
             if "_" in city.name or city.sequences < 1 or city.frames < 1 or (city.split, city.name) in seen:
-                raise ConfigError(f"demo data: city {city.name!r} of {city.split} is listed twice, holds an underscore or has no pictures")
+                raise ConfigError(
+                    f"demo data: city {city.name!r} of {city.split} is listed twice, has an underscore or no pictures"
+                )
             seen.add((city.split, city.name))
 
     def count(self, split: str) -> int:
@@ -87,16 +89,56 @@ class _Counts:
 
 
 _DEMO = (
-    _Counts("train", {"aachen": (16, 1), "bochum": (1, 9), "bremen": (14, 1), "cologne": (12, 1), "hamburg": (1, 9), "jena": (12, 1),
-                      "stuttgart": (12, 1), "tubingen": (12, 1), "ulm": (10, 1), "weimar": (10, 1), "zurich": (8, 1)}),
+    _Counts(
+        "train",
+        {
+            "aachen": (16, 1),
+            "bochum": (1, 9),
+            "bremen": (14, 1),
+            "cologne": (12, 1),
+            "hamburg": (1, 9),
+            "jena": (12, 1),
+            "stuttgart": (12, 1),
+            "tubingen": (12, 1),
+            "ulm": (10, 1),
+            "weimar": (10, 1),
+            "zurich": (8, 1),
+        },
+    ),
     _Counts("val", {"frankfurt": (2, 6), "lindau": (8, 1), "munster": (10, 1)}),
-    _Counts("test", {"berlin": (12, 3), "bielefeld": (12, 3), "bonn": (11, 3), "leverkusen": (11, 3), "mainz": (11, 3), "munich": (11, 3)}),
-    _Counts("train_extra", {"augsburg": (20, 1), "bad-honnef": (16, 1), "bamberg": (20, 1), "dortmund": (24, 1), "dresden": (20, 1),
-                            "erlangen": (20, 1), "heidelberg": (8, 3), "konstanz": (20, 1), "muhlheim-ruhr": (16, 1), "troisdorf": (8, 1),
-                            "wuppertal": (12, 1)}),
+    _Counts(
+        "test",
+        {
+            "berlin": (12, 3),
+            "bielefeld": (12, 3),
+            "bonn": (11, 3),
+            "leverkusen": (11, 3),
+            "mainz": (11, 3),
+            "munich": (11, 3),
+        },
+    ),
+    _Counts(
+        "train_extra",
+        {
+            "augsburg": (20, 1),
+            "bad-honnef": (16, 1),
+            "bamberg": (20, 1),
+            "dortmund": (24, 1),
+            "dresden": (20, 1),
+            "erlangen": (20, 1),
+            "heidelberg": (8, 3),
+            "konstanz": (20, 1),
+            "muhlheim-ruhr": (16, 1),
+            "troisdorf": (8, 1),
+            "wuppertal": (12, 1),
+        },
+    ),
 )
 _TINY = (
-    _Counts("train", {"aachen": (4, 1), "bochum": (1, 4), "jena": (4, 1), "stuttgart": (4, 1), "ulm": (4, 1), "zurich": (4, 1)}),
+    _Counts(
+        "train",
+        {"aachen": (4, 1), "bochum": (1, 4), "jena": (4, 1), "stuttgart": (4, 1), "ulm": (4, 1), "zurich": (4, 1)},
+    ),
     _Counts("val", {"frankfurt": (1, 3), "lindau": (3, 1)}),
     _Counts("test", {"berlin": (5, 1), "munich": (5, 1)}),
     _Counts("train_extra", {"augsburg": (4, 1), "bad-honnef": (4, 1), "troisdorf": (4, 1)}),
@@ -117,7 +159,11 @@ def default_spec(profile: Literal["tiny", "demo"]) -> DemoSpec:
         return DemoSpec(cities=_cities(_DEMO), vistas_training=120, vistas_validation=16, defects=True)
     if profile == "tiny":
         return DemoSpec(
-            size=(128, 64), cities=_cities(_TINY), vistas_training=8, vistas_validation=2,
-            vistas_sizes=((144, 108), (108, 144), (160, 90)), defects=True,
+            size=(128, 64),
+            cities=_cities(_TINY),
+            vistas_training=8,
+            vistas_validation=2,
+            vistas_sizes=((144, 108), (108, 144), (160, 90)),
+            defects=True,
         )
     raise ConfigError(f"demo data: there is no profile {profile!r}, expected tiny or demo")

@@ -10,15 +10,31 @@ from pipeline.demodata.rng import Rng
 from pipeline.demodata.textures import mix
 from pipeline.demodata.weather import Weather, make_weather
 
-__all__ = ["THEMES", "Lot", "Street", "VIEW_M", "crossings", "lots", "make_street"]
+__all__ = ["THEMES", "VIEW_M", "Lot", "Street", "crossings", "lots", "make_street"]
 
 VIEW_M = 120.0
 LANE_M = 3.2
 # What a drive is sure to show, besides what every street may have. Cycling through them keeps rare classes
 # present in every split without making them common.
 THEMES = (
-    "bus near", "riders", "wall", "plain", "train ahead", "motorcycles", "fence", "truck near", "crowd", "bus ahead",
-    "signals", "train near", "open", "motorcyclists", "truck ahead", "plain", "cyclists", "crossing",
+    "bus near",
+    "riders",
+    "wall",
+    "plain",
+    "train ahead",
+    "motorcycles",
+    "fence",
+    "truck near",
+    "crowd",
+    "bus ahead",
+    "signals",
+    "train near",
+    "open",
+    "motorcyclists",
+    "truck ahead",
+    "plain",
+    "cyclists",
+    "crossing",
 )
 _DISTRICTS: dict[str, tuple[tuple[str, int], ...]] = {
     "centre": (("building", 30), ("wall", 2), ("fence", 2), ("park", 6), ("gap", 1)),
@@ -85,13 +101,21 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
     paving = mix(asphalt, rng.choice(((150, 144, 136), (128, 122, 120), (140, 128, 116))), rng.integer(20, 200))
     strips = (("none", 4), ("parking", 3), ("grass", 4))
     return Street(
-        rng=rng, theme=theme, district=district, road=road,
+        rng=rng,
+        theme=theme,
+        district=district,
+        road=road,
         walk=(rng.uniform(2.0, 5.0), rng.uniform(2.0, 5.0)),
         strip=(rng.weighted(strips), rng.weighted(strips)),
         bend=rng.weighted(((0.0, 5), (1.0, 2), (-1.0, 2))) * rng.uniform(0.0004, 0.0024),
-        lanes=(left, right), asphalt=asphalt, paving=paving, paved=rng.choice(("slabs", "asphalt", "small slabs")),
+        lanes=(left, right),
+        asphalt=asphalt,
+        paving=paving,
+        paved=rng.choice(("slabs", "asphalt", "small slabs")),
         rails=-LANE_M if rails else None,
-        crossing_every=rng.uniform(45.0, 95.0), step=rng.uniform(1.6, 3.2), weather=make_weather(rng.fork("weather")),
+        crossing_every=rng.uniform(45.0, 95.0),
+        step=rng.uniform(1.6, 3.2),
+        weather=make_weather(rng.fork("weather")),
     )
 
 

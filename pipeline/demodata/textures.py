@@ -24,9 +24,7 @@ def mix(a: Colour, b: Colour, share: int) -> Colour:
 
 def _noise(u: IntArray, v: IntArray, level: int, cell_mm: int, salt: int) -> IntArray:
     tile = noise_tile(level)
-    return tile[
-        (v // cell_mm + salt * 37) % NOISE_SIZE, (u // cell_mm + salt * 91) % NOISE_SIZE
-    ].astype(np.int64)
+    return tile[(v // cell_mm + salt * 37) % NOISE_SIZE, (u // cell_mm + salt * 91) % NOISE_SIZE].astype(np.int64)
 
 
 def _grey(colour: Colour, change: IntArray) -> IntArray:

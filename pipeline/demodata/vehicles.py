@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.demodata.canvas import Canvas, Colour, IntArray, Material
 from pipeline.demodata.palette import BRIGHT, MASONRY, VEHICLE, vary
 from pipeline.demodata.rng import Rng
-from pipeline.demodata.solids import Frame, Profile, box, disc, extrude
+from pipeline.demodata.solids import Frame, Profile, box, disc, extrude, plate
 from pipeline.demodata.textures import FacadeStyle, facade, mix, panels, plain
 
 __all__ = ["LENGTH_M", "draw_vehicle"]
@@ -14,24 +14,39 @@ Light = tuple[int, int, int]
 LENGTH_M = {"car": 4.4, "truck": 9.0, "bus": 12.0, "train": 27.0, "trailer": 4.0, "caravan": 5.5}
 _GLASS: Colour = (46, 52, 58)
 _TYRE: Colour = (26, 26, 28)
+# Front and rear lamps, off and on.
+_LAMPS: dict[bool, tuple[Colour, Colour]] = {
+    True: ((214, 214, 206), (255, 246, 214)),
+    False: ((150, 34, 30), (232, 44, 34)),
+}
 _SEDAN = Profile(
     ((2.2, 0.32), (2.2, 0.72), (1.25, 0.95), (0.45, 1.43), (-1.05, 1.45), (-1.75, 1.02), (-2.2, 0.95), (-2.2, 0.32)),
-    ("front", "hood", "glass", "roof", "glass", "hood", "rear"), 1.8,
+    ("front", "hood", "glass", "roof", "glass", "hood", "rear"),
+    1.8,
 )
 _HATCH = Profile(
     ((1.95, 0.32), (1.95, 0.75), (1.1, 1.0), (0.4, 1.5), (-1.5, 1.52), (-1.85, 1.0), (-1.95, 0.32)),
-    ("front", "hood", "glass", "roof", "glass", "rear"), 1.75,
+    ("front", "hood", "glass", "roof", "glass", "rear"),
+    1.75,
 )
 _VAN = Profile(
     ((2.4, 0.36), (2.4, 0.95), (1.75, 1.15), (1.05, 1.95), (-2.3, 2.0), (-2.4, 1.1), (-2.4, 0.36)),
-    ("front", "hood", "glass", "roof", "glass", "rear"), 1.95,
+    ("front", "hood", "glass", "roof", "glass", "rear"),
+    1.95,
 )
 _WINDOWS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
-    "sedan": (((1.05, 0.97), (0.42, 1.34), (-0.25, 1.36), (-0.25, 0.97)),
-              ((-0.35, 0.97), (-0.35, 1.36), (-0.98, 1.35), (-1.5, 1.0))),
-    "hatch": (((0.95, 1.0), (0.38, 1.4), (-0.3, 1.42), (-0.3, 1.0)),
-              ((-0.4, 1.0), (-0.4, 1.42), (-1.35, 1.42), (-1.6, 1.02))),
-    "van": (((1.65, 1.2), (1.05, 1.82), (0.2, 1.84), (0.2, 1.2)), ((0.05, 1.2), (0.05, 1.84), (-2.1, 1.84), (-2.1, 1.2))),
+    "sedan": (
+        ((1.05, 0.97), (0.42, 1.34), (-0.25, 1.36), (-0.25, 0.97)),
+        ((-0.35, 0.97), (-0.35, 1.36), (-0.98, 1.35), (-1.5, 1.0)),
+    ),
+    "hatch": (
+        ((0.95, 1.0), (0.38, 1.4), (-0.3, 1.42), (-0.3, 1.0)),
+        ((-0.4, 1.0), (-0.4, 1.42), (-1.35, 1.42), (-1.6, 1.02)),
+    ),
+    "van": (
+        ((1.65, 1.2), (1.05, 1.82), (0.2, 1.84), (0.2, 1.2)),
+        ((0.05, 1.2), (0.05, 1.84), (-2.1, 1.84), (-2.1, 1.2)),
+    ),
 }
 
 
@@ -55,14 +70,12 @@ def _ends(canvas: Canvas, frame: Frame, length: float, width: float, height: flo
     if not front and not rear:
         return
     at = length / 2.0 + 0.02 if front else -length / 2.0 - 0.02
-    colour: Colour = ((255, 246, 214) if lamps else (214, 214, 206)) if front else ((232, 44, 34) if lamps else (150, 34, 30))
+    colour = _LAMPS[front][lamps]
     for sign in (-1.0, 1.0):
         inner, outer = sign * width * 0.28, sign * width * 0.46
-        canvas.plane([frame.at(at, inner, height), frame.at(at, outer, height), frame.at(at, outer, height + 0.16),
-                      frame.at(at, inner, height + 0.16)], colour)
+        plate(canvas, frame, at, (inner, outer), (height, height + 0.16), colour)
     with canvas.label("license plate"):
-        canvas.plane([frame.at(at, -0.26, height - 0.2), frame.at(at, 0.26, height - 0.2),
-                      frame.at(at, 0.26, height - 0.08), frame.at(at, -0.26, height - 0.08)], (216, 214, 204))
+        plate(canvas, frame, at, (-0.26, 0.26), (height - 0.2, height - 0.08), (216, 214, 204))
 
 
 def _car(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> None:
@@ -70,8 +83,12 @@ def _car(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> N
     profile = {"sedan": _SEDAN, "hatch": _HATCH, "van": _VAN}[shape]
     body = vary(rng, rng.choice(BRIGHT if rng.chance(0.12) else VEHICLE), 12)
     paint: dict[str, Material | Colour] = {
-        "body": body, "glass": mix(_GLASS, (140, 150, 160), rng.integer(0, 110)), "hood": mix(body, (255, 255, 255), 24),
-        "side": plain(body, rng.integer(0, 99), 4), "rear": mix(body, (0, 0, 0), 40), "front": mix(body, (0, 0, 0), 50),
+        "body": body,
+        "glass": mix(_GLASS, (140, 150, 160), rng.integer(0, 110)),
+        "hood": mix(body, (255, 255, 255), 24),
+        "side": plain(body, rng.integer(0, 99), 4),
+        "rear": mix(body, (0, 0, 0), 40),
+        "front": mix(body, (0, 0, 0), 50),
     }
     side = extrude(canvas, frame, profile, paint, light)
     for window in _WINDOWS[shape]:
@@ -86,25 +103,32 @@ def _box_skin(rng: Rng, salt: int) -> Material:
     colour = vary(rng, rng.choice(MASONRY), 12)
     stripe = vary(rng, rng.choice(BRIGHT + MASONRY), 10)
     low = rng.integer(1200, 2200)
-    return rng.choice((
-        panels(colour, stripe, salt, rng.integer(500, 1300), (low, low + rng.integer(200, 1200))),
-        plain(colour, salt, 9),
-    ))
+    return rng.choice(
+        (
+            panels(colour, stripe, salt, rng.integer(500, 1300), (low, low + rng.integer(200, 1200))),
+            plain(colour, salt, 9),
+        )
+    )
 
 
 def _truck(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> None:
     cab_colour = vary(rng, rng.choice(VEHICLE + BRIGHT), 10)
     length, height, width = rng.uniform(5.5, 8.0), rng.uniform(2.1, 2.8), 2.45
     skin = _box_skin(rng, rng.integer(0, 99))
-    cab = Profile(((1.0, 0.5), (1.05, 1.5), (0.75, 2.6), (-0.9, 2.75), (-0.9, 0.5)), ("front", "glass", "roof", "rear"), 2.35)
+    cab = Profile(
+        ((1.0, 0.5), (1.05, 1.5), (0.75, 2.6), (-0.9, 2.75), (-0.9, 0.5)), ("front", "glass", "roof", "rear"), 2.35
+    )
     cab_frame = Frame(*_shift(frame, length / 2.0 + 1.0), frame.heading, frame.base)
     cab_paint: dict[str, Material | Colour] = {"body": cab_colour, "glass": _GLASS, "rear": (40, 40, 42)}
     load_paint: dict[str, Material | Colour] = {"body": skin, "roof": (120, 120, 120)}
 
     def draw_cab() -> None:
         side = extrude(canvas, cab_frame, cab, cab_paint, light)
-        canvas.plane([cab_frame.at(x, side * 1.004, h) for x, h in ((0.8, 1.5), (0.6, 2.3), (-0.3, 2.35), (-0.3, 1.5))],
-                     _GLASS, light=light[1])
+        canvas.plane(
+            [cab_frame.at(x, side * 1.004, h) for x, h in ((0.8, 1.5), (0.6, 2.3), (-0.3, 2.35), (-0.3, 1.5))],
+            _GLASS,
+            light=light[1],
+        )
         _ends(canvas, cab_frame, 2.05, 2.3, 0.75, lamps)
 
     def draw_load() -> None:
@@ -129,13 +153,20 @@ def _shift(frame: Frame, length: float) -> tuple[float, float]:
 def _windows(wall: Colour, salt: int, sill: int, height: int, bay: int) -> Material:
     """One row of windows: the very material of a house front, at a vehicle's height."""
     style = FacadeStyle(
-        wall=wall, frame=mix(wall, (20, 20, 20), 150), glass=(58, 66, 74), bay=bay, floor=20_000, sill=sill,
+        wall=wall,
+        frame=mix(wall, (20, 20, 20), 150),
+        glass=(58, 66, 74),
+        bay=bay,
+        floor=20_000,
+        sill=sill,
         window=(bay - 140, height),
     )
     return facade(style, salt)
 
 
-def _coach(canvas: Canvas, frame: Frame, rng: Rng, light: Light, size: tuple[float, float, float], lift: float) -> float:
+def _coach(
+    canvas: Canvas, frame: Frame, rng: Rng, light: Light, size: tuple[float, float, float], lift: float
+) -> float:
     length, width, height = size
     wall = vary(rng, rng.choice(MASONRY if rng.chance(0.75) else BRIGHT), 12)
     salt = rng.integer(0, 99)
@@ -149,13 +180,18 @@ def _coach(canvas: Canvas, frame: Frame, rng: Rng, light: Light, size: tuple[flo
         out[(v > int(height * 870)) & (u > 400) & (u < int(width * 1000) - 400)] = (34, 34, 36)
         return out
 
-    paint: dict[str, Material | Colour] = {"body": wall, "side": side, "front": face, "rear": face, "roof": mix(wall, (60, 60, 60), 120)}
+    paint: dict[str, Material | Colour] = {
+        "body": wall,
+        "side": side,
+        "front": face,
+        "rear": face,
+        "roof": mix(wall, (60, 60, 60), 120),
+    }
     half = length / 2.0
     top = lift + height
     profile = Profile(((half, lift), (half, top), (-half, top), (-half, lift)), ("front", "roof", "rear"), width)
-    # Walk the front upwards and the rear upwards, too, so that `face` has v up on both.
-    seen = extrude(canvas, frame, profile, {**paint, "rear": _flip(face, height)}, light)
-    return seen
+    # The rear strip is walked from the roof down: turn its texture over.
+    return extrude(canvas, frame, profile, {**paint, "rear": _flip(face, height)}, light)
 
 
 def _flip(material: Material, height: float) -> Material:
@@ -182,8 +218,10 @@ def _tram(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> 
     _ends(canvas, frame, 26.7, 2.4, 0.8, lamps)
     top = Frame(frame.x, frame.z, frame.heading, frame.base)
     for a, b in (((0.4, 3.6), (-0.5, 4.3)), ((-0.5, 4.3), (0.3, 5.0))):
-        canvas.plane([top.at(a[0], -0.06, a[1]), top.at(b[0], -0.06, b[1]), top.at(b[0], 0.06, b[1]), top.at(a[0], 0.06, a[1])],
-                     (52, 54, 56))
+        canvas.plane(
+            [top.at(a[0], -0.06, a[1]), top.at(b[0], -0.06, b[1]), top.at(b[0], 0.06, b[1]), top.at(a[0], 0.06, a[1])],
+            (52, 54, 56),
+        )
 
 
 def _trailer(canvas: Canvas, frame: Frame, rng: Rng, light: Light, _lamps: bool) -> None:

@@ -94,12 +94,14 @@ def write_vistas_picture(spec: DemoSpec, root: Path, job: VistasJob) -> None:
 
 
 def _polygons(picture: Picture, names: dict[str, str]) -> dict[str, object]:
-    objects = []
+    objects: list[dict[str, object]] = []
     for item in picture.objects:
         key = KINDS[item.kind][1]
         if key is not None:
-            objects += [{"id": len(objects) + n, "label": names.get(key, key), "polygon": [list(p) for p in polygon]}
-                        for n, polygon in enumerate(item.polygons)]
+            objects += [
+                {"id": len(objects) + n, "label": names.get(key, key), "polygon": [list(p) for p in polygon]}
+                for n, polygon in enumerate(item.polygons)
+            ]
     return {"width": picture.size[1], "height": picture.size[0], "objects": objects}
 
 
@@ -115,7 +117,9 @@ def _panoptic(
         ys, xs = np.nonzero(ids == segment)
         box = [int(xs.min()), int(ys.min()), int(xs.max() - xs.min() + 1), int(ys.max() - ys.min() + 1)]
         # Categories count from 1 in panoptic JSON.
-        rows.append({"id": segment, "category_id": (segment - 1) // 256 + 1, "area": int(xs.size), "bbox": box, "iscrowd": 0})
+        rows.append(
+            {"id": segment, "category_id": (segment - 1) // 256 + 1, "area": int(xs.size), "bbox": box, "iscrowd": 0}
+        )
     return rgb, rows
 
 
@@ -124,11 +128,21 @@ def write_vistas_metadata(spec: DemoSpec, root: Path) -> None:
     for version in _versions(spec):
         table = vistas(version)
         labels = [
-            {"color": list(e.colour), "instances": e.has_instances, "readable": e.readable, "name": e.name, "evaluate": e.id != table.void_id}
+            {
+                "color": list(e.colour),
+                "instances": e.has_instances,
+                "readable": e.readable,
+                "name": e.name,
+                "evaluate": e.id != table.void_id,
+            }
             for e in table.entries
         ]
-        config = {"labels": labels, "version": version.removeprefix("v"), "mapping": "public" if version == "v1.2" else "full",
-                  "folder_structure": "{split}/{version}/{content}/{key:.{22}}.{ext}"}
+        config = {
+            "labels": labels,
+            "version": version.removeprefix("v"),
+            "mapping": "public" if version == "v1.2" else "full",
+            "folder_structure": "{split}/{version}/{content}/{key:.{22}}.{ext}",
+        }
         put(root / f"config_{version}.json", json.dumps(config, indent=1).encode())
         for split in sorted({job.split for job in vistas_jobs(spec)}):
             _join_panoptic(spec, root / split / version / "panoptic", split, version)
@@ -145,7 +159,13 @@ def _join_panoptic(spec: DemoSpec, folder: Path, split: str, version: str) -> No
         annotations.append({"image_id": key, "file_name": f"{key}.png", "segments_info": json.loads(part.read_bytes())})
         part.unlink()
     categories = [
-        {"id": e.id + 1, "name": e.readable, "supercategory": e.name, "isthing": int(e.has_instances), "color": list(e.colour)}
+        {
+            "id": e.id + 1,
+            "name": e.readable,
+            "supercategory": e.name,
+            "isthing": int(e.has_instances),
+            "color": list(e.colour),
+        }
         for e in vistas(version).entries[:-1]
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}

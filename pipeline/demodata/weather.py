@@ -60,9 +60,20 @@ def make_weather(rng: Rng) -> Weather:
     haze = mix(low, (150, 150, 150), 90)
     air = Atmosphere(haze, rng.uniform(0.5, 1.6), 150)
     return Weather(
-        name=name, sky_low=low, sky_high=high, clouds=rng.integer(0, 40) if name != "overcast" else rng.integer(8, 26),
-        sun_side=rng.choice((-1, 1)), lit=lit, shade=shade, front=front, shadow=shadow, tint=tint,
-        exposure=exposure, glow=glow, air=air, lamps=name == "dusk" and rng.chance(0.8),
+        name=name,
+        sky_low=low,
+        sky_high=high,
+        clouds=rng.integer(0, 40) if name != "overcast" else rng.integer(8, 26),
+        sun_side=rng.choice((-1, 1)),
+        lit=lit,
+        shade=shade,
+        front=front,
+        shadow=shadow,
+        tint=tint,
+        exposure=exposure,
+        glow=glow,
+        air=air,
+        lamps=name == "dusk" and rng.chance(0.8),
     )
 
 
@@ -77,7 +88,7 @@ def paint_sky(canvas: Canvas, weather: Weather, salt: int) -> None:
         base = high + (((low - high) * share[:, None]) >> 8)
         step = max(canvas.width // 220, 1)
         cloud = tile[(rows * 3 // step + salt) % 256, (cols // step + 3 * salt) % 256].astype(np.int64)
-        return base + (np.maximum(cloud, 0) * weather.clouds >> 6)[:, None]
+        return np.asarray(base + (np.maximum(cloud, 0) * weather.clouds >> 6)[:, None])
 
     width, height = canvas.camera.width, canvas.camera.height
     with canvas.label("sky"):
@@ -101,22 +112,28 @@ def camera_look(rng: Rng, *, consumer: bool) -> Look:
     if consumer:
         warm = rng.integer(-22, 22)
         return Look(
-            cast=(256 + warm, 256 + rng.integer(-6, 10), 256 - warm), contrast=rng.integer(230, 310), vignette=rng.integer(20, 110),
-            soften=rng.integer(0, 1), motion_px=rng.weighted(((0, 7), (1, 2), (2, 1))), grain=rng.integer(3, 10),
+            cast=(256 + warm, 256 + rng.integer(-6, 10), 256 - warm),
+            contrast=rng.integer(230, 310),
+            vignette=rng.integer(20, 110),
+            soften=rng.integer(0, 1),
+            motion_px=rng.weighted(((0, 7), (1, 2), (2, 1))),
+            grain=rng.integer(3, 10),
         )
     return Look(
-        cast=(250 + rng.integer(-5, 5), 256, 250 + rng.integer(-5, 5)), contrast=rng.integer(232, 276), vignette=rng.integer(0, 30),
-        soften=rng.weighted(((0, 3), (1, 1))), motion_px=rng.weighted(((0, 6), (1, 1))), grain=rng.integer(2, 8),
+        cast=(250 + rng.integer(-5, 5), 256, 250 + rng.integer(-5, 5)),
+        contrast=rng.integer(232, 276),
+        vignette=rng.integer(0, 30),
+        soften=rng.weighted(((0, 3), (1, 1))),
+        motion_px=rng.weighted(((0, 6), (1, 1))),
+        grain=rng.integer(2, 8),
     )
 
 
 def _smooth(image: IntArray, axis: int) -> IntArray:
-    padded = np.concatenate(
-        [np.take(image, [0], axis), image, np.take(image, [-1], axis)], axis=axis
-    )
+    padded = np.concatenate([np.take(image, [0], axis), image, np.take(image, [-1], axis)], axis=axis)
     n = image.shape[axis]
     before, here, after = (np.take(padded, range(k, k + n), axis) for k in range(3))
-    return (before + 2 * here + after + 2) >> 2
+    return np.asarray((before + 2 * here + after + 2) >> 2)
 
 
 def _glow(image: IntArray, canvas: Canvas, weather: Weather) -> IntArray:
@@ -127,7 +144,7 @@ def _glow(image: IntArray, canvas: Canvas, weather: Weather) -> IntArray:
     rows, cols = np.arange(height)[:, None], np.arange(width)[None, :]
     square = (cols - x) ** 2 + (rows - y) ** 2
     veil = weather.glow * width * width // (width * width + 24 * square)
-    return image + (((np.array((255, 244, 214)) - image) * veil[..., None]) >> 8)
+    return np.asarray(image + (((np.array((255, 244, 214)) - image) * veil[..., None]) >> 8))
 
 
 def develop(canvas: Canvas, weather: Weather, look: Look, salt: int) -> npt.NDArray[np.uint8]:
@@ -151,4 +168,4 @@ def develop(canvas: Canvas, weather: Weather, look: Look, salt: int) -> npt.NDAr
     grain = sum((white_noise((height, width), salt + k) for k in range(2)), np.zeros((height, width), np.int64)) - 255
     chroma = [white_noise((height, width), salt + 11 + c) - 128 for c in range(3)]
     image = image + (grain * look.grain >> 7)[..., None] + (np.stack(chroma, axis=2) * look.grain >> 9)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)
