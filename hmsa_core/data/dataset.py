@@ -23,16 +23,14 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.spec import MAX_PIXELS
-from hmsa_core.data.transforms import Dice, JointAugment, mix_pair
+from hmsa_core.data.transforms import MEAN, STD, Dice, JointAugment, mix_pair, normalise
 from hmsa_core.errors import InputError
 from hmsa_core.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "CropDataset", "ImageDataset", "init_worker", "normalise"]
+__all__ = ["CropDataset", "ImageDataset", "init_worker"]
 
 UInt8 = NDArray[np.uint8]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class LabelReader(Protocol):
@@ -40,17 +38,6 @@ class LabelReader(Protocol):
 
     def read(self, name: str) -> tuple[UInt8, UInt8]:
         """(label, code) of an image, uint8 HxW each."""
-
-
-def normalise(
-    image: UInt8, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> torch.Tensor:
-    """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values a channel."""
-    out = np.empty((3, *image.shape[:2]), np.float32)
-    for c, channel in enumerate(cv2.split(image)):
-        table = ((np.arange(256) / 255.0 - mean[c]) / std[c]).astype(np.float32)
-        out[c] = cv2.LUT(channel, table)
-    return torch.from_numpy(out)
 
 
 def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with the number
@@ -119,8 +106,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         open_store: Callable[[], LabelReader] | None = None,
         pseudo_root: str | Path | None = None,
         long_edge: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
         cache_bytes: int = 0,
         verify: bool = False,
         max_pixels: int = MAX_PIXELS,
@@ -226,8 +213,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         root: str | Path,
         *,
         classes: ClassTable | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
         verify: bool = True,
         max_pixels: int = MAX_PIXELS,
     ) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["distance", "near_duplicates", "perceptual_hash"]
+__all__ = ["hamming", "near_duplicates", "perceptual_hash"]
 
 _SIDE, _LOW = 32, 8
 
@@ -24,7 +24,7 @@ def perceptual_hash(image: NDArray[np.uint8]) -> str:
     return f"{int.from_bytes(np.packbits(bits).tobytes(), 'big'):016x}"
 
 
-def distance(a: str, b: str) -> int:
+def hamming(a: str, b: str) -> int:
     """Number of different bits of two hashes."""
     return (int(a, 16) ^ int(b, 16)).bit_count()
 

@@ -66,8 +66,8 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self)
+        """A JSON object; without `reused`, which tells about the run and not about the data."""
+        return {key: value for key, value in asdict(self).items() if key != "reused"}
 
 
 def scan(source: SourceSpec) -> Scan:

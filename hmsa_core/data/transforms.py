@@ -8,9 +8,9 @@ order, composed before a pixel is touched). Every random number comes from the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -21,12 +21,17 @@ from hmsa_core.data.draw import raw
 from hmsa_core.data.geometry import Placement, place, window
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["Dice", "JointAugment", "colour_matrix", "mix_pair", "resize_label", "take_crop"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MEAN", "STD", "Dice", "JointAugment", "colour_matrix", "mix_pair", "normalise", "resize_label", "take_crop"]
 
 UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]
 Mix = Literal["cutmix", "classmix"]
 
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G, B in brightness (ITU-R BT.601)
 _MIN_SIGMA = 0.15  # pixels; a weaker blur changes nothing
 _CUT_AREA = (0.1, 0.5)  # share of the crop that CutMix replaces
@@ -219,3 +224,15 @@ def _some(n: int, dice: Dice) -> list[int]:
     """Half of 0..n-1, rounded up, at random. Sorting raw numbers needs more of them than Dice may have left."""
     seed = dice.randint(0, (1 << 62) - 1)
     return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
+
+
+def normalise(image: UInt8, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
+    """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values a channel."""
+    # Imported here: everything else in this module serves programs without torch, too.
+    import torch
+
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for c, channel in enumerate(cv2.split(image)):
+        table = ((np.arange(256) / 255.0 - mean[c]) / std[c]).astype(np.float32)
+        out[c] = cv2.LUT(channel, table)
+    return torch.from_numpy(out)
