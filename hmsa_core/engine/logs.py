@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class JsonLog:
         with self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
 
-    def rewind(self, step: int) -> None:
-        """Forget lines about steps after `step`: a resumed run does these steps again."""
+    def rewind(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Forget lines about what a resumed run does again."""
         if self.path is None or not self.path.exists():
             return
-        kept = [line for line in read_log(self.path) if int(line.get("step", 0)) <= step]
+        kept = [line for line in read_log(self.path) if is_kept(line)]
         text = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in kept)
         write_bytes(self.path, text.encode())
 

@@ -50,20 +50,18 @@ class LearningRate:
     Attributes:
         config: rate, power, unit ("epoch": constant within an epoch, as released; "step": every step), warm-up.
         global_batch: crops a step.
-        steps_per_epoch, epochs: length of the run.
+        total_steps, epochs: length of the run.
     """
 
     config: OptimiserConfig
     global_batch: int
-    steps_per_epoch: int
+    total_steps: int
     epochs: int
 
-    def at(self, step: int) -> float:
-        """Rate in force during optimiser step `step` (0-based)."""
-        if self.config.poly_unit == "epoch":
-            factor = poly(step // self.steps_per_epoch, self.epochs, self.config.poly_power)
-        else:
-            factor = poly(step, self.steps_per_epoch * self.epochs, self.config.poly_power)
+    def at(self, step: int, epoch: int) -> float:
+        """Rate in force during optimiser step `step` of epoch `epoch` (both 0-based)."""
+        done, total = (epoch, self.epochs) if self.config.poly_unit == "epoch" else (step, self.total_steps)
+        factor = poly(done, total, self.config.poly_power)
         # The first step must move something, hence step + 1: warm-up ends at the full rate.
         warm = min(1.0, (step + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         return scaled_lr(self.config, self.global_batch) * factor * warm

@@ -29,6 +29,7 @@ __all__ = [
     "PseudoData",
     "Selection",
     "TrainSpec",
+    "ValidationData",
     "load_spec",
     "parse_spec",
     "runtime_of",
@@ -65,6 +66,13 @@ class PseudoData(Section):
     index: FilePath
 
 
+class ValidationData(Section):
+    """Images that the running model is scored on at ends of epochs (single scale, for the log alone)."""
+
+    selection: Selection
+    every_epochs: Annotated[int, Field(ge=1)] = 1
+
+
 class _JobSpec(Section):
     """What all jobs have: a progress folder and the folders that images are relative to."""
 
@@ -77,6 +85,8 @@ class TrainSpec(_JobSpec):
     """One training run: pretraining, teacher, student or control.
 
     `init_from` is a checkpoint whose weights start the run (heads with another class count start anew).
+    `teacher` is the checkpoint that made the pseudo labels, if `init_from` is not it: its images count as
+    learned from. Nothing is chosen by `validation`: the last (or averaged) weights are the result.
     """
 
     job: Literal["train"] = "train"
@@ -85,6 +95,8 @@ class TrainSpec(_JobSpec):
     fine: FineData
     pseudo: PseudoData | None = None
     init_from: FilePath | None = None
+    teacher: FilePath | None = None
+    validation: ValidationData | None = None
 
 
 class InferSpec(_JobSpec):

@@ -1,0 +1,131 @@
+"""A tiny data set on disk and specs that train on it in about a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from hmsa_core.atomic import sha256_file
+from hmsa_core.config import TrainConfig
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.engine.context import JobContext
+from hmsa_core.engine.distributed import Ranks
+from hmsa_core.engine.logs import JsonLog
+from hmsa_core.engine.spec import FineData, PseudoData, Selection, TrainSpec
+from hmsa_core.labels import LabelStore
+from hmsa_core.process import StopRequest
+from hmsa_core.taxonomy import ClassTable
+
+CLASSES = ("road", "building", "car", "sky")
+
+
+def class_table(names: tuple[str, ...] = CLASSES) -> ClassTable:
+    n = len(names)
+    lut, valid = np.full(256, 255, np.uint8), np.zeros(256, bool)
+    lut[:n] = np.arange(n)
+    valid[:n] = valid[255] = True
+    colours = tuple((40 * i, 255 - 40 * i, 128) for i in range(n))
+    return ClassTable("toy", names, colours, ("other",) * n, lut, valid, tuple(range(n)))
+
+
+def picture(seed: int, classes: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rectangles of classes with a colour each plus noise; the border of the label is ignored."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    label = np.full(size, rng.integers(classes), np.uint8)
+    for _ in range(6):
+        y, x = rng.integers(height - 8), rng.integers(width - 8)
+        label[y : y + rng.integers(8, height), x : x + rng.integers(8, width)] = rng.integers(classes)
+    image = np.stack([60 * label, 255 - 60 * label, 20 + 30 * label], -1).astype(np.int16)
+    image = np.clip(image + rng.integers(-20, 20, image.shape), 0, 255).astype(np.uint8)
+    label[:2] = 255
+    return image, label
+
+
+def write_data(
+    folder: Path, *, images: int = 8, size: tuple[int, int] = (64, 96), names: tuple[str, ...] = CLASSES,
+    role: str = "learn", prefix: str = "toy", first_seed: int = 0,
+) -> Path:  # fmt: skip
+    """Write images, labels, `<prefix>.parquet` and `<prefix>-centroids.parquet`; returns the index's path."""
+    table = class_table(names)
+    samples, parts = [], []
+    (folder / prefix).mkdir(parents=True, exist_ok=True)
+    for i in range(images):
+        image, label = picture(first_seed + i, len(names), size)
+        name = f"{prefix}_{i:03d}"
+        paths = {"image": f"{prefix}/{name}.png", "label": f"{prefix}/{name}_label.png"}
+        cv2.imwrite(str(folder / paths["image"]), image[..., ::-1])
+        cv2.imwrite(str(folder / paths["label"]), label)
+        samples.append(
+            Sample(
+                name=name, **paths, coarse="", kind="fine", split="train", role=role, city="toytown",
+                sequence=f"{prefix}_0", frame=i, block="0", height=size[0], width=size[1],
+                image_sha256=sha256_file(folder / paths["image"]), label_sha256=sha256_file(folder / paths["label"]),
+                coarse_sha256="", phash=f"{i:016x}",
+            )  # fmt: skip
+        )
+        parts.append((name, find_centroids(label, len(names), 32)))
+    Index.write(folder / f"{prefix}.parquet", samples, table, "target")
+    Centroids.collect(parts).write(folder / f"{prefix}-centroids.parquet")
+    return folder / f"{prefix}.parquet"
+
+
+def config(**changes: Any) -> TrainConfig:
+    """Settings of a run of 12 steps (3 epochs of 8 crops, batch 2), changed by dotted keys with `__`."""
+    values: dict[str, Any] = {
+        "model": {"kind": "hierarchical", "trunk": "hrnet_micro", "dropout": 0.1},
+        "optimiser": {"lr": 0.05, "lr_scaling": "none", "poly_unit": "step", "poly_power": 1.0},
+        "sampling": {"tile": 32},
+        "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "channels_last": False},
+        "crop": [64, 96], "epochs": 3, "global_batch": 2, "batch_per_rank": 1, "checkpoint_every": 4,
+        "ema_decay": 0.9, "seed": 5,
+    }  # fmt: skip
+    for key, value in changes.items():
+        at = values
+        *path, last = key.split("__")
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return TrainConfig.model_validate(values)
+
+
+def train_spec(data: Path, work: Path, *, index: str = "toy", **changes: Any) -> TrainSpec:
+    """Spec of a run on the data that `write_data` made in `data`."""
+    top = {k: changes.pop(k) for k in ("init_from", "teacher", "validation", "pseudo", "stage") if k in changes}
+    return TrainSpec(
+        work=work, roots={"target": data}, stage=top.pop("stage", "teacher-train"), config=config(**changes),
+        fine=FineData(
+            selection=Selection(index=data / f"{index}.parquet", roles=("learn",)),
+            centroids=data / f"{index}-centroids.parquet",
+        ),
+        lineage={"asked_by": "a test"}, **top,
+    )  # fmt: skip
+
+
+def pseudo_data(data: Path, store: Path, *, index: str = "extra") -> PseudoData:
+    return PseudoData(store=store, centroids=data / f"{index}-centroids.parquet", index=data / f"{index}.parquet")
+
+
+def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | None = None) -> JobContext:
+    """Context of a job that runs alone in this process."""
+    torch.set_num_threads(1)
+    return JobContext(
+        spec.work, ranks or Ranks(0, 1, 0, torch.device("cpu")), spec.config.runtime, stop or StopRequest(),
+        JsonLog(spec.work / "log.jsonl"),
+    )  # fmt: skip
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+__all__ = [
+    "CLASSES", "LabelStore", "class_table", "config", "context", "folder_bytes", "pseudo_data", "train_spec",
+    "write_data",
+]  # fmt: skip
