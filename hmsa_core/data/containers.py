@@ -8,7 +8,7 @@ from typing import IO
 
 from hmsa_core.errors import DecodeError
 
-__all__ = ["PLAIN_CHUNKS", "check_png", "sniff", "webp_size"]
+__all__ = ["PLAIN_CHUNKS", "check_png", "check_png_length", "sniff", "webp_size"]
 
 # Chunks that do not change what the pixels of a grey or RGB PNG mean.
 PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"tEXt", b"zTXt", b"iTXt"}
@@ -67,3 +67,46 @@ def check_png(file: IO[bytes], where: str) -> set[bytes]:
             raise DecodeError(f"{where}: wrong CRC in a {kind!r} chunk", reason="corrupt")
         seen.add(kind)
     return seen
+
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def check_png_length(file: IO[bytes], where: str) -> None:
+    """Inflate the pixels of a PNG without keeping them; DecodeError when there are too few.
+
+    Pillow takes a stream that ends early, if it ends properly, and leaves the missing rows black.
+    """
+    file.seek(8)
+    left = -1
+    inflate = zlib.decompressobj()
+    while True:
+        length, kind = struct.unpack(">I4s", file.read(8))
+        data = file.read(length)
+        file.read(4)
+        if kind == b"IHDR":
+            left = _raw_length(data)
+        elif kind == b"IEND":
+            break
+        while kind == b"IDAT" and data and left > 0:
+            try:
+                left -= len(inflate.decompress(data, _BLOCK))
+            except zlib.error as error:
+                raise DecodeError(f"{where}: damaged pixel data ({error})", reason="corrupt") from error
+            data = inflate.unconsumed_tail
+    if left > 0:
+        raise DecodeError(f"{where}: {left} bytes of pixel data are missing", reason="truncated")
+
+
+def _raw_length(header: bytes) -> int:
+    """Bytes of the inflated pixel data: rows with one filter byte each."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+    bits = depth * _CHANNELS.get(colour, 1)
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    total = 0
+    for x0, y0, step_x, step_y in passes:
+        columns, rows = -(-(width - x0) // step_x), -(-(height - y0) // step_y)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total

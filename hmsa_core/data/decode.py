@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmsa_core.data.containers import PLAIN_CHUNKS, check_png, sniff, webp_size
+from hmsa_core.data.containers import PLAIN_CHUNKS, check_png, check_png_length, sniff, webp_size
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.errors import DecodeError, IntegrityError
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -108,11 +108,9 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
                     f"{where}: colour mode {header.mode} is not read as an image", reason="wrong-mode",
                     hint="convert it to 8-bit RGB",
                 )  # fmt: skip
-            if header.plain and header.mode in ("L", "RGB"):
-                fast = _decode_cv2(file, cv2.IMREAD_COLOR_RGB)
-                if fast is not None:
-                    return fast
-            return _to_rgb(_decode(image, header, where), where)
+            if header.plain:
+                return _decode_cv2(file, cv2.IMREAD_COLOR_RGB, where)
+            return _to_rgb(_decode(image, header, file, where), where)
 
 
 def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -155,11 +153,9 @@ def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: st
                     f"{where}: a {header.format} of mode {header.mode} is no label map", reason="wrong-mode",
                     hint="label maps are lossless 8-bit grey (ids) or palette images",
                 )  # fmt: skip
-            if header.plain and header.mode == "L":
-                fast = _decode_cv2(file, cv2.IMREAD_GRAYSCALE)
-                if fast is not None:
-                    return fast
-            return np.array(_decode(image, header, where))
+            if header.plain:
+                return _decode_cv2(file, cv2.IMREAD_GRAYSCALE, where)
+            return np.array(_decode(image, header, file, where))
 
 
 def is_constant(pixels: UInt8) -> bool:
@@ -245,11 +241,13 @@ def _judge(
         raise DecodeError(f"{where}: holds several frames or pages", reason="many-frames")
     mode = image.mode
     if kind == "TIFF":
-        _check_tiff(image, where, max_pixels)
+        _guarded(lambda: _check_tiff(image, where, max_pixels), where)
     if kind == "PNG" and head[24] < 8 and mode == "L":
         # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids.
         mode = "1"
-    orientation = int(_guarded(lambda: image.getexif().get(0x0112, 1), where) or 1)
+    # Asked for the EXIF data of a PNG without any, Pillow decodes the whole picture to look behind it.
+    has_exif = kind != "PNG" or b"eXIf" in chunks
+    orientation = _guarded(lambda: int(image.getexif().get(0x0112) or 1), where) if has_exif else 1
     if 5 <= orientation <= 8:
         width, height = height, width
     plain = kind == "PNG" and chunks <= PLAIN_CHUNKS and orientation == 1 and mode in ("L", "RGB")
@@ -299,14 +297,18 @@ def _guarded(call: Any, where: str) -> Any:
         raise DecodeError(f"{where}: cannot be decoded ({error or type(error).__name__})", reason=reason) from error
 
 
-def _decode_cv2(file: IO[bytes], flags: int) -> UInt8 | None:
-    """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster. None where it gives up."""
+def _decode_cv2(file: IO[bytes], flags: int, where: str) -> UInt8:
+    """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster, and with less memory."""
     file.seek(0)
     pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else np.asarray(pixels, np.uint8)
+    if pixels is None:
+        raise DecodeError(f"{where}: damaged pixel data", reason="corrupt")
+    return np.asarray(pixels, np.uint8)
 
 
-def _decode(image: Image.Image, header: Header, where: str) -> Image.Image:
+def _decode(image: Image.Image, header: Header, file: IO[bytes], where: str) -> Image.Image:
+    if header.format == "PNG":
+        check_png_length(file, where)
     _guarded(image.load, where)
     if header.orientation in _UPRIGHT:
         return image.transpose(_UPRIGHT[header.orientation])

@@ -7,14 +7,16 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from hmsa_core import taxonomy
 from hmsa_core.errors import DecodeError
 
 __all__ = ["label_ids", "rasterise"]
+
+_FAR = 1 << 20  # pixels; drawing clips, this only keeps absurd vertices in the range of C integers
 
 
 @cache
@@ -40,12 +42,14 @@ def rasterise(data: bytes, where: str, *, max_pixels: int) -> NDArray[np.uint8]:
         raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
     if height * width > max_pixels:
         raise DecodeError(f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large")
-    canvas = np.zeros((height, width), np.uint8)
+    # Pillow's polygons, as in the official script: OpenCV's borders differ by a pixel.
+    canvas = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(canvas)
     for label, polygon in objects:
-        number = _id_of(label, where)
+        number, vertices = _id_of(label, where), _vertices(polygon, where)
         if number >= 0:
-            cv2.fillPoly(canvas, [_vertices(polygon, where)], number)
-    return canvas
+            draw.polygon(vertices, fill=number)
+    return np.array(canvas)
 
 
 def _id_of(label: str, where: str) -> int:
@@ -56,12 +60,12 @@ def _id_of(label: str, where: str) -> int:
     return ids[name]
 
 
-def _vertices(polygon: Any, where: str) -> NDArray[np.int32]:
+def _vertices(polygon: Any, where: str) -> list[tuple[int, int]]:
     try:
         points = np.asarray(polygon, np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 1 or not np.isfinite(points).all():
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
             raise ValueError(f"polygon of shape {points.shape}")
     except (TypeError, ValueError, OverflowError) as error:
         raise DecodeError(f"{where}: bad polygon ({error})", reason="corrupt") from error
-    # OpenCV clips, but its coordinates are 16.16 fixed point: keep far-off vertices in range.
-    return np.asarray(np.clip(np.rint(points), -32000, 32000), np.int32)
+    near = np.clip(np.rint(points), -_FAR, _FAR).astype(int)
+    return [(x, y) for x, y in near.tolist()]

@@ -234,9 +234,14 @@ def _summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], ref
     return Summary(
         source.name, scanned.layout, len(samples), count(lambda s: s.role, samples), count(lambda s: s.kind, samples),
         count(lambda s: s.split, samples), len({s.city for s in samples} - {""}), count(lambda b: b[0], block_roles),
-        count(lambda r: r.reason, refused), len({r.name for r in refused} - {s.name for s in samples}),
+        count(lambda r: r.reason, refused), len(_lost(refused) - {s.name for s in samples}),
         notes=list(scanned.notes),
     )  # fmt: skip
+
+
+def _lost(refused: Iterable[Refused]) -> set[str]:
+    """Names of images that cannot be used; a copy of another image, or a label without one, is no loss."""
+    return {r.name for r in refused if r.reason != "duplicate" and (r.part, r.reason) != ("label", "unpaired")}
 
 
 def _check_share(source: SourceSpec, summary: Summary) -> None:

@@ -1,0 +1,158 @@
+"""Small data sets on disk, made of real PNG and JPEG files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = (48, 96)  # height, width of most pictures here
+CITYSCAPES_IDS = (0, 1, 7, 8, 11, 17, 21, 23, 26, 33)
+
+
+def picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A smooth colourful image: no two seeds look alike, and JPEG changes it little."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def blocks(seed: int, ids: tuple[int, ...] = CITYSCAPES_IDS, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A label map of 8x8 blocks."""
+    rng = np.random.default_rng(seed)
+    small = np.array(ids, np.uint8)[rng.integers(0, len(ids), (-(-size[0] // 8), -(-size[1] // 8)))]
+    return np.kron(small, np.ones((8, 8), np.uint8))[: size[0], : size[1]]
+
+
+def save(path: Path, array: np.ndarray, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def encode(array: np.ndarray, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, form, **options)
+    return out.getvalue()
+
+
+class CityTree:
+    """Writes Cityscapes files in root convention A or B."""
+
+    def __init__(self, root: Path, convention: str = "A", size: tuple[int, int] = SIZE) -> None:
+        self.root, self.size = root, size
+        b = convention == "B"
+        self.images = {
+            s: root / ("leftImg8bit_trainextra" if s == "train_extra" else "leftImg8bit_trainvaltest") / "leftImg8bit" / s
+            if b
+            else root / "leftImg8bit" / s
+            for s in ("train", "val", "test", "train_extra")
+        }
+        self.fine = root / ("gtFine_trainvaltest/gtFine" if b else "gtFine")
+        self.coarse = root / ("gtCoarse/gtCoarse" if b else "gtCoarse")
+        self._seed = 0
+
+    def image(self, split: str, stem: str, array: np.ndarray | None = None) -> Path:
+        self._seed += 1
+        array = picture(self._seed, self.size) if array is None else array
+        return save(self.images[split] / stem.rsplit("_", 2)[0] / f"{stem}_leftImg8bit.png", array)
+
+    def label(self, split: str, stem: str, array: np.ndarray | None = None, *, suffix: str = "labelIds") -> Path:
+        folder, kind = (self.coarse, "gtCoarse") if split == "train_extra" else (self.fine, "gtFine")
+        array = blocks(self._seed, size=self.size) if array is None else array
+        return save(folder / split / stem.rsplit("_", 2)[0] / f"{stem}_{kind}_{suffix}.png", array)
+
+    def coarse_of(self, split: str, stem: str, array: np.ndarray | None = None) -> Path:
+        array = blocks(self._seed, size=self.size) if array is None else array
+        return save(self.coarse / split / stem.rsplit("_", 2)[0] / f"{stem}_gtCoarse_labelIds.png", array)
+
+    def pair(self, split: str, stem: str) -> CityTree:
+        self.image(split, stem)
+        self.label(split, stem)
+        return self
+
+    def standard(self) -> CityTree:
+        for i in range(4):
+            self.pair("train", f"aachen_{i:06d}_000019").pair("train", f"ulm_{i:06d}_000019")
+        for i in range(3):
+            self.pair("val", f"frankfurt_000000_{i * 300:06d}")
+        for i in range(2):
+            self.image("test", f"berlin_{i:06d}_000019")
+            self.label("test", f"berlin_{i:06d}_000019", np.full(self.size, 3, np.uint8))  # the release's dummies
+            self.pair("train_extra", f"bad-honnef_{i:06d}_000019")
+        return self
+
+
+class VistasTree:
+    """Writes Mapillary Vistas files: layout "v1" or "combined"."""
+
+    KEYS = ("--NSVcUgfVhFd6uzkqHOOg", "0035fkbjWljhaftpVM37-g", "_1Gn_xkw7sa_i9GU4mkxxQ")
+
+    def __init__(self, root: Path, layout: str = "v1") -> None:
+        self.root, self.layout = root, layout
+        names = {"v1": {"config.json": 66}, "combined": {"config_v1.2.json": 66, "config_v2.0.json": 124}}[layout]
+        for name, count in names.items():
+            labels = [
+                {"name": f"object--thing-{i}", "readable": f"Thing {i}", "color": [i, 2 * i % 256, 3], "instances": False,
+                 "evaluate": True}
+                for i in range(count)
+            ]  # fmt: skip
+            root.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(json.dumps({"labels": labels, "version": 1.1, "mapping": "public"}))
+
+    def folder(self, split: str, version: str) -> Path:
+        return self.root / split / ("labels" if self.layout == "v1" else f"{version}/labels")
+
+    def standard(self) -> VistasTree:
+        for i, key in enumerate(self.KEYS):
+            split = "validation" if i == 2 else "training"
+            size = ((60, 80), (80, 60), (64, 64))[i]
+            save(self.root / split / "images" / f"{key}.jpg", picture(50 + i, size), quality=90)
+            for version, last in (("v1.2", 65), ("v2.0", 123)):
+                ids = blocks(i, (0, 13, 27, last), size)
+                image = Image.fromarray(ids).convert("P")
+                image.putdata(list(ids.ravel()))
+                image.putpalette([v for k in range(256) for v in (k, 255 - k, 7)])
+                path = self.folder(split, version) / f"{key}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if self.layout == "combined" or version == "v1.2":
+                    image.save(path)
+        return self
+
+
+@pytest.fixture
+def cities(tmp_path: Path) -> Callable[..., CityTree]:
+    return lambda convention="A", **k: CityTree(tmp_path / f"cityscapes{convention}", convention, **k)
+
+
+@pytest.fixture
+def vistas(tmp_path: Path) -> Callable[..., VistasTree]:
+    return lambda layout="v1": VistasTree(tmp_path / f"vistas-{layout}", layout).standard()
+
+
+@pytest.fixture
+def camvid_tree(tmp_path: Path) -> Path:
+    root = tmp_path / "camvid"
+    classes = [{"id": i, "name": n, "colour": [9 * i, 5, 7]} for i, n in enumerate(("Sky", "Road", "Pole"))]
+    subsets: dict[str, list[str]] = {"fine": [], "calibration": [], "selection": [], "unlabelled": [], "guard": []}
+    for i in range(20):
+        drive, stem = ("0001TP", f"0001TP_{6690 + 30 * i:06d}") if i < 8 else ("0006R0", f"0006R0_f{30 * i:05d}")
+        subset = ("fine", "fine", "guard", "calibration", "selection")[i % 5] if drive == "0001TP" else "unlabelled"
+        if i < 18:
+            subsets[subset].append(stem)
+        save(root / "train/images" / f"{stem}.jpg", picture(200 + i), quality=92)
+        save(root / "train_coarse" / f"{stem}.png", blocks(i, (0, 1, 255)))
+        if subset != "unlabelled" or i == 10:
+            save(root / "train/labels" / f"{stem}.png", blocks(i, (0, 1, 2, 255)))
+    save(root / "val/images/0016E5_07959.jpg", picture(400), quality=92)
+    save(root / "val/labels/0016E5_07959.png", blocks(3, (0, 1, 2)))
+    (root / "classes.json").write_text(json.dumps({"dataset": "CamVid", "classes": classes, "ignore_id": 255}))
+    splits = {"default": {"how": "blocks", **subsets}, "val_official": ["0016E5_07959"]}
+    (root / "splits.json").write_text(json.dumps(splits))
+    return root

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core import taxonomy
+from hmsa_core.data import cityscapes
+from hmsa_core.data.decode import read_label, read_label_ids
+from hmsa_core.data.prepare import scan
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.errors import ConfigError, DecodeError, InputError, LayoutError
+
+from .conftest import SIZE, blocks, picture, save
+
+REFERENCE = Path(__file__).resolve().parents[3] / "reference"
+
+
+def source(kind: str, root: Path, **options) -> SourceSpec:
+    return SourceSpec(kind=kind, root=str(root), **options)
+
+
+@pytest.mark.parametrize("convention", ["A", "B"])
+def test_both_cityscapes_conventions_are_read_and_named(cities, convention):
+    tree = cities(convention).standard()
+    found = scan(source("cityscapes", tree.root))
+    assert found.layout == f"cityscapes, root convention {convention}"
+    assert len(found.found) == 8 + 3 + 2 + 2
+    assert not found.refused
+    sample = next(f for f in found.found if f.name == "bad-honnef_000001_000019")
+    assert (sample.city, sample.sequence, sample.frame) == ("bad-honnef", "bad-honnef_000001", 19)
+    assert sample.label == ""
+    assert (tree.root / sample.coarse).is_file()
+    assert all((tree.root / f.image).is_file() for f in found.found)
+
+
+def test_a_mixture_of_conventions_is_read_and_named(cities):
+    tree = cities("A").standard()
+    (tree.root / "gtCoarse").rename(tree.root / "moved")
+    (tree.root / "gtCoarse").mkdir()
+    (tree.root / "moved").rename(tree.root / "gtCoarse" / "gtCoarse")
+    assert scan(source("cityscapes", tree.root)).layout == "cityscapes, root convention A+B"
+
+
+def test_dummy_labels_of_the_test_split_are_never_used(cities):
+    tree = cities().standard()
+    of_test = [f for f in scan(source("cityscapes", tree.root)).found if f.split == "test"]
+    assert len(of_test) == 2
+    assert all(f.label == "" for f in of_test)
+    labelled = scan(source("cityscapes", tree.root, test_is_labelled=True))
+    assert all(f.label for f in labelled.found if f.split == "test")
+
+
+def test_train_id_maps_come_before_ids_and_ids_before_polygons(cities):
+    tree = cities()
+    tree.pair("train", "aachen_000000_000019").pair("train", "aachen_000001_000019")
+    tree.label("train", "aachen_000000_000019", blocks(1, (0, 255)), suffix="labelTrainIds")
+    tree.label("train", "aachen_000001_000019", blocks(1).astype(np.uint8), suffix="instanceIds")
+    labels = {f.name: f.label for f in scan(source("cityscapes", tree.root)).found}
+    assert labels["aachen_000000_000019"].endswith("_gtFine_labelTrainIds.png")
+    assert labels["aachen_000001_000019"].endswith("_gtFine_labelIds.png")
+
+
+def polygons(objects: list[dict], size=SIZE) -> str:
+    return json.dumps({"imgHeight": size[0], "imgWidth": size[1], "objects": objects})
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def test_polygons_stand_in_for_missing_label_maps(cities):
+    tree = cities()
+    image = tree.image("train", "aachen_000000_000019")
+    path = tree.fine / "train" / "aachen" / "aachen_000000_000019_gtFine_polygons.json"
+    path.parent.mkdir(parents=True)
+    objects = [
+        {"label": "road", "polygon": box(-50, 20, 500, 900)},
+        {"label": "cargroup", "polygon": box(10, 25, 30, 40)},
+        {"label": "person", "polygon": box(20, 25, 25, 30), "deleted": 1},
+        {"label": "license plate", "polygon": box(12, 30, 14, 32)},
+        {"label": "sky", "polygon": box(0, 0, 95, 9), "deleted": 0, "verified": 1, "user": "x", "date": "y", "id": 3},
+        {"label": "pole", "polygon": box(28, 5, 29, 45)},
+    ]
+    path.write_text(polygons(objects))
+    (sample,) = scan(source("cityscapes", tree.root)).found
+    assert sample.label.endswith("_polygons.json")
+    assert image.is_file()
+    ids = read_label_ids(path)
+    at = {"road": ids[44, 90], "car": ids[30, 22], "sky": ids[5, 90], "pole": ids[30, 28], "nothing": ids[15, 60]}
+    assert at == {"road": 7, "car": 26, "sky": 23, "pole": 17, "nothing": 0}
+    assert read_label(path, taxonomy.cityscapes())[15, 60] == 255
+
+
+def test_polygons_are_drawn_as_the_official_script_draws_them(tmp_path):
+    official = pytest.importorskip("cityscapesscripts.preparation.json2labelImg")
+    from cityscapesscripts.helpers.annotation import Annotation
+
+    rng = np.random.default_rng(5)
+    names = ["road", "cargroup", "person", "sky", "pole", "license plate", "static", "bicyclegroup", "train"]
+    objects = [
+        {"label": str(rng.choice(names)), "polygon": rng.integers(-20, 130, (int(rng.integers(3, 9)), 2)).tolist()}
+        for _ in range(60)
+    ]
+    path = tmp_path / "aachen_000000_000019_gtFine_polygons.json"
+    path.write_text(polygons(objects))
+    annotation = Annotation()
+    annotation.fromJsonText(path.read_text())
+    expected = np.asarray(official.createLabelImage(annotation, "ids"))
+    assert np.array_equal(read_label_ids(path), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "corrupt"),
+        ("[]", "corrupt"),
+        ('{"imgHeight": 4, "imgWidth": 4}', "corrupt"),
+        (polygons([{"label": "road", "polygon": [[1]]}]), "corrupt"),
+        (polygons([{"label": "road", "polygon": [[1, None]]}]), "corrupt"),
+        (polygons([{"label": "road", "polygon": []}]), "corrupt"),
+        (polygons([{"label": "unicorn", "polygon": box(0, 0, 2, 2)}]), "ids-out-of-range"),
+        (polygons([], size=(0, 5)), "empty"),
+        (polygons([], size=(90_000, 90_000)), "too-large"),
+        ("[" * 100_000, "corrupt"),
+    ],
+)
+def test_bad_polygon_files_are_refused(tmp_path, text, reason):
+    path = tmp_path / "aachen_000000_000019_gtFine_polygons.json"
+    path.write_text(text)
+    with pytest.raises(DecodeError) as caught:
+        read_label(path, taxonomy.cityscapes())
+    assert caught.value.reason == reason
+
+
+def test_names_that_do_not_fit_are_refused_one_by_one(cities):
+    tree = cities().pair("train", "aachen_000000_000019")
+    for name in ("bremen_000000_000019_leftImg8bit.png", "aachen_0_19_leftImg8bit.png"):
+        save(tree.images["train"] / "aachen" / name, picture(5))
+    (tree.images["train"] / "aachen" / "notes.txt").write_text("x")
+    (tree.images["train"] / "aachen" / ".hidden_leftImg8bit.png").write_text("x")
+    result = scan(source("cityscapes", tree.root))
+    assert [f.name for f in result.found] == ["aachen_000000_000019"]
+    assert [r.reason for r in result.refused] == ["bad-name", "bad-name"]
+
+
+def test_unpaired_files_are_named(cities):
+    tree = cities().pair("train", "aachen_000000_000019")
+    tree.image("train", "aachen_000001_000019")
+    tree.label("train", "aachen_000002_000019")
+    result = scan(source("cityscapes", tree.root))
+    assert [(r.name, r.part, r.reason) for r in result.refused] == [
+        ("aachen_000002_000019", "label", "unpaired"),
+        ("aachen_000001_000019", "image", "unpaired"),
+    ]
+
+
+def test_extra_images_without_coarse_labels_stay_as_unlabelled(cities):
+    tree = cities().pair("train_extra", "bamberg_000000_000019")
+    tree.image("train_extra", "bamberg_000001_000019")
+    found = {f.name: f.coarse for f in scan(source("cityscapes", tree.root)).found}
+    assert found["bamberg_000001_000019"] == ""
+    assert found["bamberg_000000_000019"]
+
+
+@pytest.mark.parametrize("convention", ["A", "B"])
+@pytest.mark.parametrize("gone", ["images", "gtFine", "split", "root"])
+def test_a_missing_folder_is_one_clear_line(cities, convention, gone, tmp_path):
+    tree = cities(convention).standard()
+    options = {}
+    if gone == "images":
+        for folder in {p.parent for p in tree.images.values()}:
+            folder.rename(folder.with_name("gone"))
+    elif gone == "gtFine":
+        tree.fine.rename(tree.fine.with_name("gone"))
+    elif gone == "split":
+        tree.images["val"].rename(tree.images["val"].with_name("gone"))
+        options = {"splits": ("train", "val")}
+    root = tmp_path / "nowhere" if gone == "root" else tree.root
+    with pytest.raises(LayoutError) as caught:
+        scan(source("cityscapes", root, **options))
+    assert str(root) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_an_empty_folder_is_a_layout_error(cities):
+    tree = cities()
+    (tree.images["train"] / "aachen").mkdir(parents=True)
+    with pytest.raises(LayoutError, match="no file ends with _leftImg8bit.png"):
+        scan(source("cityscapes", tree.root))
+
+
+def test_cross_validation_splits_are_the_released_ones():
+    golden = json.loads((REFERENCE / "data_cv_splits.json").read_text())
+    golden = {key: [c.split("/")[-1] for c in golden[key]] for key in golden if key != "_note"}
+    for cv in range(4):
+        train, val = cityscapes.cv_split(cv)
+        assert sorted(train) == sorted(golden[f"cv{cv}_train"])
+        assert val == golden[f"cv{cv}_val"]
+    with pytest.raises(InputError, match="0, 1, 2 or 3"):
+        cityscapes.cv_split(4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "variant", "labels_in", "classes"),
+    [("v1", None, "labels", 65), ("combined", None, "v1.2/labels", 65), ("combined", "v2.0", "v2.0/labels", 123)],
+)
+def test_vistas_layouts_are_read_with_their_own_class_list(vistas, layout, variant, labels_in, classes):
+    tree = vistas(layout)
+    result = scan(source("mapillary", tree.root, variant=variant))
+    assert result.classes.num_classes == classes
+    assert result.classes.classes[3] == "Thing 3"
+    first = min(result.found, key=lambda f: f.name)
+    assert first.name == "--NSVcUgfVhFd6uzkqHOOg"
+    assert first.label == f"training/{labels_in}/--NSVcUgfVhFd6uzkqHOOg.png"
+    label = read_label(tree.root / first.label, result.classes)
+    assert set(np.unique(label)) <= {0, 13, 27, 255}
+
+
+def test_vistas_ids_beyond_the_list_are_refused(vistas):
+    tree = vistas("combined")
+    classes = scan(source("mapillary", tree.root, variant="v1.2")).classes
+    with pytest.raises(DecodeError, match="values 123 are not ids"):
+        read_label(tree.folder("training", "v2.0") / f"{tree.KEYS[0]}.png", classes)
+
+
+def test_vistas_pairs_are_checked_and_testing_needs_no_labels(vistas):
+    tree = vistas()
+    (tree.folder("training", "v1.2") / f"{tree.KEYS[0]}.png").unlink()
+    save(tree.folder("training", "v1.2") / "without-image.png", blocks(1, (0,)))
+    save(tree.root / "testing" / "images" / "abc.jpg", picture(77))
+    result = scan(source("mapillary", tree.root, splits=("training", "testing")))
+    assert sorted((r.part, r.reason) for r in result.refused) == [("image", "unpaired"), ("label", "unpaired")]
+    assert [(f.name, f.label) for f in result.found if f.split == "testing"] == [("abc", "")]
+
+
+def test_vistas_problems_are_one_clear_line(vistas, tmp_path):
+    tree = vistas()
+    with pytest.raises(LayoutError, match="holds the labels of mapillary_v1.2, asked for was v2.0"):
+        scan(source("mapillary", tree.root, variant="v2.0"))
+    (tree.root / "config.json").write_text('{"labels": [1, 2]}')
+    with pytest.raises(InputError, match="66 or 124 labels"):
+        scan(source("mapillary", tree.root))
+    (tree.root / "config.json").unlink()
+    with pytest.raises(LayoutError, match="no Mapillary Vistas config"):
+        scan(source("mapillary", tree.root))
+    combined = vistas("combined")
+    (combined.root / "training").rename(combined.root / "gone")
+    with pytest.raises(LayoutError, match="folder not found"):
+        scan(source("mapillary", combined.root, splits=("training",)))
+    (combined.root / "validation").rename(combined.root / "gone2")
+    with pytest.raises(LayoutError, match="no Mapillary Vistas split"):
+        scan(source("mapillary", combined.root))
+
+
+def test_camvid_roles_drives_and_frames_come_from_its_files(camvid_tree):
+    result = scan(source("camvid", camvid_tree))
+    by_name = {f.name: f for f in result.found}
+    assert len(by_name) == 18
+    assert result.notes == ["2 images are in no list of variant default and are not used"]
+    day = by_name["0006R0_f00300"]
+    assert (day.sequence, day.frame, day.role, day.label) == ("0006R0", 300, "unlabelled", "")
+    assert day.coarse == "train_coarse/0006R0_f00300.png"
+    assert (camvid_tree / "train/labels/0006R0_f00300.png").is_file()  # it is there, and is not looked at
+    assert by_name["0001TP_006750"].role == "guard"
+    assert by_name["0001TP_006750"].label == ""
+    assert {by_name[n].role for n in ("0001TP_006690", "0001TP_006720")} == {"learn"}
+    assert by_name["0001TP_006780"].role == "calibrate"
+    assert "0016E5_07959" not in by_name
+
+
+def test_camvid_official_val_is_only_indexed_when_asked_for(camvid_tree):
+    found = scan(source("camvid", camvid_tree, official_val=True)).found
+    (clip,) = [f for f in found if f.split == "val"]
+    assert (clip.name, clip.role) == ("0016E5_07959", "guard")
+    assert clip.label
+
+
+def test_camvid_problems_are_named(camvid_tree):
+    (camvid_tree / "train/images/0001TP_006690.jpg").unlink()
+    (camvid_tree / "train/labels/0001TP_006720.png").unlink()
+    result = scan(source("camvid", camvid_tree))
+    assert sorted((r.name, r.reason) for r in result.refused) == [
+        ("0001TP_006690", "unpaired"),
+        ("0001TP_006720", "unpaired"),
+    ]
+    with pytest.raises(LayoutError, match="no variant 'drive_shift'"):
+        scan(source("camvid", camvid_tree, variant="drive_shift"))
+    (camvid_tree / "splits.json").write_text("{")
+    with pytest.raises(LayoutError, match="not valid JSON"):
+        scan(source("camvid", camvid_tree))
+    (camvid_tree / "splits.json").unlink()
+    with pytest.raises(LayoutError, match="splits.json: not found"):
+        scan(source("camvid", camvid_tree))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    root = tmp_path / "plain"
+    for i in range(3):
+        save(root / "images" / f"cam1_drive{i}_{i:03d}.png", picture(300 + i))
+        save(root / "labels" / f"cam1_drive{i}_{i:03d}.png", blocks(i, (0, 1)))
+    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate("ab")]
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+    return root
+
+
+def test_plain_folders_pair_by_stem_and_read_names_by_pattern(plain):
+    pattern = r"^(?P<city>[a-z0-9]+)_(?P<sequence>drive\d)_(?P<frame>\d+)$"
+    result = scan(source("folder", plain, pattern=pattern))
+    assert [(f.city, f.sequence, f.frame) for f in result.found] == [("cam1", f"drive{i}", i) for i in range(3)]
+    assert result.classes.classes == ("a", "b")
+    save(plain / "images" / "odd.png", picture(310))
+    save(plain / "labels" / "odd.png", blocks(1, (0, 1)))
+    assert [r.reason for r in scan(source("folder", plain, pattern=pattern)).refused] == ["bad-name"]
+
+
+def test_plain_folders_name_what_does_not_pair(plain):
+    save(plain / "images" / "alone.png", picture(320))
+    save(plain / "labels" / "lost.png", blocks(1, (0, 1)))
+    save(plain / "images" / "cam1_drive0_000.jpg", picture(321))
+    result = scan(source("folder", plain))
+    assert sorted((r.name, r.part, r.reason) for r in result.refused) == [
+        ("alone", "image", "unpaired"),
+        ("cam1_drive0_000", "image", "duplicate-name"),
+        ("lost", "label", "unpaired"),
+    ]
+
+
+def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):
+    save(plain / "coarse" / "extra.png", blocks(1, (0, 1)))
+    save(plain / "images" / "extra.png", picture(330))
+    found = {f.name: f for f in scan(source("folder", plain, coarse="coarse")).found}
+    assert (found["extra"].label, found["extra"].coarse) == ("", "coarse/extra.png")
+    nothing = scan(source("folder", plain, labels="", classes="cityscapes"))
+    assert all(f.label == "" for f in nothing.found)
+    assert nothing.classes.num_classes == 19
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            save(plain / part / split / f"{split}.png", picture(5) if part == "images" else blocks(1, (0, 1)))
+    split = scan(source("folder", plain, splits=("train", "val"), classes="mapillary_v2.0"))
+    assert [(f.name, f.split) for f in split.found] == [("train", "train"), ("val", "val")]
+
+
+def test_plain_folder_problems_are_one_clear_line(plain):
+    with pytest.raises(ConfigError, match="no regular expression"):
+        scan(source("folder", plain, pattern="("))
+    with pytest.raises(LayoutError, match="folder not found"):
+        scan(source("folder", plain, images="pictures"))
+    with pytest.raises(InputError, match="class file not found"):
+        scan(source("folder", plain, classes="none.json"))
+    (plain / "empty").mkdir()
+    with pytest.raises(LayoutError, match="no image files"):
+        scan(source("folder", plain, labels="empty"))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"kind": "cityscapes", "splits": ("training",)}, "'training' is not a split of cityscapes"),
+        ({"kind": "mapillary", "variant": "v3"}, "'v3' is unknown for mapillary"),
+        ({"kind": "folder", "variant": "default"}, "folder has no variants"),
+        ({"kind": "mapillary", "name": "Bad Name"}, "String should match"),
+    ],
+)
+def test_impossible_sources_are_refused(values, match):
+    with pytest.raises(ValueError, match=match):
+        SourceSpec(**values)
+    with pytest.raises(ValueError, match="less than or equal to 3"):
+        RolesSpec(cv=4)
