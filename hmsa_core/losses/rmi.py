@@ -1,0 +1,240 @@
+"""Region mutual information loss: 0.5 binary cross-entropy + 0.5 RMI (Zhao et al. 2019; the released recipe).
+
+One autograd function goes through the classes in blocks that fit the cache. The forward pass keeps the
+logits (which exist anyway) and the derivative by the pooled probabilities (1/16 of their size); the backward
+pass computes the sigmoid again, cheaper than reading it back, and writes the gradient once.
+
+Legend: N images, C classes, H x W pixels, h x w pooled cells (cell i covers pixels 4i-2 .. 4i+1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.losses.cross_entropy import check_shapes, valid_pixels
+from hmsa_core.losses.regions import ABSENT, RADIUS, region_terms, valid_regions
+
+__all__ = ["RmiParts", "released_bce", "rmi_loss", "rmi_parts"]
+
+POOL = 4
+PAD = POOL // 2
+PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+RmiIgnore = Literal["released", "masked"]
+
+
+class RmiParts(NamedTuple):
+    """The loss and its two halves; only `total` carries a gradient."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    mutual_information: Tensor
+
+
+class _Settings(NamedTuple):
+    cross_entropy_weight: float
+    rmi_weight: float
+    rmi_ignore: RmiIgnore
+
+
+def rmi_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released"
+) -> Tensor:
+    """Return 0.5 BCE + 0.5 RMI, a scalar; finite for any finite logits and any label map.
+
+    Args:
+        logits: N x C x H x W raw scores; half precision is computed in float32, moments in float64.
+        labels: N x H x W, any integer dtype.
+        ignore_index: label that does not count (nor does any outside 0..C-1).
+        rmi_ignore: "released": ignored pixels count as zeros in labels and probabilities, and every class
+            absent from an image adds the constant 0.25 ln(5e-4) / N = -1.90 / N. "masked": only regions
+            without an ignored pixel count, and a class absent from them adds nothing.
+
+    Note:
+        Covariances are sums over regions as released, not means: the value grows with the crop.
+    """
+    return rmi_parts(logits, labels, ignore_index=ignore_index, rmi_ignore=rmi_ignore).total
+
+
+def rmi_parts(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released"
+) -> RmiParts:
+    """Return `rmi_loss` with its two halves (unweighted) for the log."""
+    if rmi_ignore not in ("released", "masked"):
+        raise ConfigError(f"rmi_ignore = {rmi_ignore!r}: choose released or masked")
+    return _apply(logits, labels, ignore_index, _Settings(0.5, 0.5, rmi_ignore))
+
+
+def released_bce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Sigmoid cross-entropy summed over classes and pixels, divided by (valid pixels + 1), as released."""
+    return _apply(logits, labels, ignore_index, _Settings(1.0, 0.0, "released")).total
+
+
+def _apply(logits: Tensor, labels: Tensor, ignore_index: int, settings: _Settings) -> RmiParts:
+    check_shapes(logits, labels)
+    if settings.rmi_weight and min(logits.shape[2:]) < POOL * (RADIUS - 1):
+        raise InputError(f"RMI needs crops of at least 8 x 8 pixels, got {tuple(logits.shape[2:])}")
+    valid = valid_pixels(labels, logits.shape[1], ignore_index)
+    # A narrow dtype: this map is compared with every class. Ignored pixels equal no class.
+    dtype = torch.uint8 if logits.shape[1] < 255 else torch.int16
+    target = torch.where(valid, labels, logits.shape[1]).to(dtype)
+    wants_gradient = torch.is_grad_enabled() and logits.requires_grad
+    with torch.autocast(logits.device.type, enabled=False):
+        parts = _RegionMutualInformation.apply(  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+            logits.contiguous(), target, settings, wants_gradient
+        )
+    return RmiParts(*parts)
+
+
+class _RegionMutualInformation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, settings: _Settings, wants_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        valid = (target < logits.shape[1]).unsqueeze(1).to(_work_dtype(logits))
+        summed, truth, guess = _pixel_pass(logits, target, valid, pool=settings.rmi_weight != 0.0)
+        count = valid.sum(dtype=torch.float64) + 1.0
+        cross_entropy = summed / count
+        mutual, by_guess = torch.zeros_like(cross_entropy), None
+        if truth is not None and guess is not None:
+            keep = _kept_regions(valid) if settings.rmi_ignore == "masked" else None
+            floor = PROBABILITY_FLOOR * _pool(torch.ones_like(valid[:1]))[0, 0].double()
+            mutual, by_guess = _region_pass(truth, guess, floor, keep, with_gradient=wants_gradient)
+        total = settings.cross_entropy_weight * cross_entropy + settings.rmi_weight * mutual
+        ctx.settings = settings
+        ctx.save_for_backward(logits, target, valid, count, by_guess)
+        out = (total.to(valid.dtype), cross_entropy.to(valid.dtype), mutual.to(valid.dtype))
+        ctx.mark_non_differentiable(*out[1:])
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]  # torch leaves it untyped
+    def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, target, valid, count, by_guess = ctx.saved_tensors
+        factor = (by_total.double() * ctx.settings.cross_entropy_weight / count).to(valid.dtype)
+        cells = None
+        if by_guess is not None:
+            per_pixel = by_total.double() * (ctx.settings.rmi_weight / POOL**2)
+            # One more row and column: pixels behind the last whole cell belong to none.
+            cells = F.pad((by_guess * per_pixel).to(valid.dtype), (0, 1, 0, 1))
+        gradient = torch.empty_like(logits)
+        for images, classes in _blocks(logits):
+            block = torch.sigmoid(logits[images, classes].to(valid.dtype))
+            slope = None if cells is None else _times_cells(block - block * block, cells[images, classes])
+            block -= _onehot(target[images], classes, logits.shape[1]).to(block.dtype)
+            block *= factor
+            if slope is not None:
+                block += slope
+            gradient[images, classes] = block.mul_(valid[images])
+        return gradient, None, None, None
+
+
+def _work_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+
+
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut N x C into blocks of images x classes whose full-size maps stay in the cache (or fit the GPU)."""
+    count, classes, height, width = logits.shape
+    maps = max(1, _BLOCK_BYTES.get(logits.device.type, 64 << 20) // (height * width * 4))
+    step_classes = min(classes, maps)
+    step_images = max(1, maps // classes)
+    for image in range(0, count, step_images):
+        for start in range(0, classes, step_classes):
+            yield slice(image, image + step_images), slice(start, min(start + step_classes, classes))
+
+
+def _onehot(target_NHW: Tensor, classes: slice, num_classes: int) -> Tensor:
+    ids = torch.arange(num_classes, device=target_NHW.device, dtype=target_NHW.dtype)[classes]
+    return target_NHW.unsqueeze(1) == ids.view(1, -1, 1, 1)
+
+
+def _pool(maps: Tensor) -> Tensor:
+    """Average over 4 x 4 cells; the zeros around the map count as pixels, as released."""
+    return F.avg_pool2d(maps, kernel_size=POOL, stride=POOL, padding=PAD)
+
+
+def _pixel_pass(
+    logits: Tensor, target: Tensor, valid_N1HW: Tensor, *, pool: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sum the cross-entropy (double) and pool labels and probabilities, block by block."""
+    dtype, num_classes = valid_N1HW.dtype, logits.shape[1]
+    summed = torch.zeros((), dtype=torch.float64, device=logits.device)
+    truth = guess = None
+    if pool:
+        height, width = logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1
+        truth = logits.new_empty((*logits.shape[:2], height, width), dtype=dtype)
+        guess = torch.empty_like(truth)
+    for images, classes in _blocks(logits):
+        scores = logits[images, classes].to(dtype)
+        onehot = _onehot(target[images], classes, num_classes)
+        if truth is not None and guess is not None:
+            truth[images, classes] = _pool(onehot.to(dtype))
+            guess[images, classes] = _pool(torch.sigmoid(scores).mul_(valid_N1HW[images]))
+        # softplus(-x) at the label, softplus(x) elsewhere: exact where the usual difference cancels
+        surprise = F.softplus(torch.where(onehot, -scores, scores)).mul_(valid_N1HW[images])
+        summed += surprise.sum()
+    return summed, truth, guess
+
+
+def _kept_regions(valid_N1HW: Tensor) -> Tensor:
+    """Find the regions without an ignored pixel: bool, N x P."""
+    whole = _pool(torch.ones_like(valid_N1HW[:1]))
+    return valid_regions((_pool(valid_N1HW) >= whole - 1e-6).squeeze(1))
+
+
+def _region_pass(
+    truth: Tensor, guess: Tensor, floor_hw: Tensor, keep_NP: Tensor | None, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Mean over images, sum over classes of the region terms; derivative by `guess` if asked for.
+
+    Only classes that occur in an image are computed: without them Cov(y) is zero, so that the term is a
+    constant with no gradient ("released") or left out ("masked").
+    """
+    count, classes = truth.shape[:2]
+    flat_truth, flat_guess = truth.flatten(0, 1), guess.flatten(0, 1)
+    pairs = _present(truth, keep_NP).flatten().nonzero().squeeze(1)
+    by_guess = torch.zeros_like(flat_guess) if with_gradient else None
+    absent = count * classes - len(pairs) if keep_NP is None else 0
+    total = torch.full((), absent * ABSENT, dtype=torch.float64, device=truth.device)
+    region_bytes = 2 * RADIUS**2 * truth.shape[2] * truth.shape[3] * 8
+    step = max(1, 2 * _BLOCK_BYTES.get(truth.device.type, 64 << 20) // region_bytes)
+    for chunk in pairs.split(step):
+        keep = None if keep_NP is None else keep_NP[chunk // classes]
+        terms = region_terms(flat_truth[chunk], flat_guess[chunk], floor_hw, keep, with_gradient=with_gradient)
+        total += terms.loss.sum()
+        if by_guess is not None and terms.gradient is not None:
+            by_guess[chunk] = terms.gradient / count
+    return total / count, None if by_guess is None else by_guess.view_as(guess)
+
+
+def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
+    """Say which classes occur in the pooled labels (masked: in a region that counts): bool, N x C."""
+    if keep_NP is None:
+        return truth_NChw.flatten(2).amax(dim=2) > 0
+    height, width = truth_NChw.shape[2] - RADIUS + 1, truth_NChw.shape[3] - RADIUS + 1
+    keep = keep_NP.view(-1, 1, height, width).to(truth_NChw.dtype)
+    used = F.max_pool2d(F.pad(keep, (RADIUS - 1,) * 4), kernel_size=RADIUS, stride=1)
+    return (truth_NChw * used).flatten(2).amax(dim=2) > 0
+
+
+def _times_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Multiply pixels by the value of their cell, in place (cells have one spare row and column)."""
+    height, width = maps.shape[-2:]
+    columns = cells.repeat_interleave(POOL, dim=3)[..., PAD : PAD + width]
+    whole = (height - PAD) // POOL
+    middle = slice(PAD, PAD + POOL * whole)
+    maps[..., :PAD, :] *= columns[..., :1, :]
+    rows = maps[..., middle, :].unflatten(-2, (whole, POOL))
+    rows *= columns[..., 1 : 1 + whole, None, :]
+    if PAD + POOL * whole < height:
+        maps[..., PAD + POOL * whole :, :] *= columns[..., 1 + whole : 2 + whole, :]
+    return maps

@@ -1,0 +1,186 @@
+"""Our checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
+
+The JSON is written last; it holds what is needed to build the model again, who made it (`lineage`), how it
+is meant to be run (`inference`) and the SHA-256 of the weight file, which is checked before any tensor is
+used. The weight file depends on names, shapes and values only, so its digest identifies the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
+from hmsa_core.errors import CheckpointError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor, nn
+
+    from hmsa_core.models.hmsa import MultiScaleModel
+
+__all__ = ["FORMAT", "VERSION", "load", "read_meta", "read_weights", "save", "write_checkpoint"]
+
+FORMAT = "hmsa-model"
+VERSION = 1
+WEIGHTS = "model.safetensors"
+META = "model.json"
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "trunk": str,
+    "num_classes": int,
+    "options": dict,
+    "weights_sha256": str,
+    "lineage": dict,
+}
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    class_table: Mapping[str, Any] | None,
+    lineage: Mapping[str, Any],
+    inference: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a model of `build` into the folder `path` and return the SHA-256 of its weights.
+
+    Args:
+        model: may be wrapped by DistributedDataParallel or torch.compile.
+        path: the checkpoint folder; a checkpoint that is there is replaced.
+        class_table: ClassTable.to_json() of the classes, or None where the classes have no names.
+        lineage: any JSON object; what is not known is recorded as unknown by the caller.
+        inference: how the model is meant to be run: scales, flip, mean, std.
+        extra: any JSON object.
+    """
+    bare = unwrap(model)
+    meta = {
+        "kind": bare.options.kind,
+        "trunk": bare.options.trunk,
+        "num_classes": bare.options.num_classes,
+        "options": bare.options.to_json(),
+        "class_table": dict(class_table) if class_table is not None else None,
+        "lineage": dict(lineage),
+        "inference": dict(inference) if inference is not None else None,
+        "extra": dict(extra) if extra is not None else {},
+    }
+    return write_checkpoint(Path(path), bare.state_dict(), meta)
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """Write tensors, then the JSON; a kill in between leaves no checkpoint rather than a mixed one."""
+    from safetensors.torch import save as to_bytes
+
+    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    (folder / META).unlink(missing_ok=True)
+    sha256 = write_bytes(folder / WEIGHTS, data)
+    parameters = sum(tensor.numel() for tensor in state.values())
+    write_json(
+        folder / META,
+        {
+            **meta,
+            "format": FORMAT,
+            "version": VERSION,
+            "weights_sha256": sha256,
+            "tensors": len(state),
+            "values": parameters,
+        },
+    )
+    return sha256
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's JSON (no torch, no tensors); `path` is the folder or either file in it.
+
+    Raises:
+        CheckpointError: nothing there, unfinished, another format, a field missing or of another type.
+    """
+    folder = _folder(Path(path))
+    file = folder / META
+    if not file.exists():
+        what = "an unfinished save (weights without model.json)" if (folder / WEIGHTS).exists() else "no checkpoint"
+        raise CheckpointError(f"{folder}: {what}; give a folder with model.json and model.safetensors")
+    try:
+        meta = read_json(file)
+    except IntegrityError as error:
+        raise CheckpointError(error.message) from error
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: format {meta.get('format')!r} is not {FORMAT!r}")
+    if meta.get("version") != VERSION:
+        raise CheckpointError(
+            f"{file}: version {meta.get('version')!r}, this program reads version {VERSION}: use a newer program"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(meta.get(name), kind):
+            raise CheckpointError(f"{file}: field {name!r} is missing or of another type")
+    return meta
+
+
+def load(
+    path: str | Path, map_location: str | torch.device = "cpu", *, kind: str | None = None
+) -> MultiScaleModel:
+    """Load one of our checkpoints, in evaluation mode, with its JSON as `model.meta`.
+
+    Args:
+        path: the folder or either file in it.
+        map_location: device of the result.
+        kind: run the same weights under another fusion kind ("single", "average" and "max" have one state
+            dict; from "hierarchical" they leave the attention head behind).
+
+    Raises:
+        IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.
+    """
+    from hmsa_core.models.builder import as_kind, build_empty
+    from hmsa_core.models.options import make_options
+    from hmsa_core.models.states import check_state
+
+    meta = read_meta(path)
+    folder = _folder(Path(path))
+    if meta["kind"] == "trunk":
+        raise CheckpointError(
+            f"{folder}: holds only the weights of a trunk ({meta['trunk']}): start a training from it (init_from)"
+        )
+    state = read_weights(folder, meta)
+    model = build_empty(make_options(meta["kind"], meta["trunk"], meta["num_classes"], meta["options"]))
+    check_state(str(folder / WEIGHTS), model.state_dict(), state)
+    model.load_state_dict(state, assign=True)
+    model.to(map_location).eval()
+    model.meta = meta
+    return model if kind is None or kind == model.kind else as_kind(model, kind)
+
+
+def read_weights(folder: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint folder after its digest was checked, on the CPU."""
+    from hmsa_core.models.states import safetensors_from_bytes
+
+    file = folder / WEIGHTS
+    if not file.exists():
+        raise CheckpointError(f"{file}: missing, though model.json is there; copy the whole folder again")
+    data = file.read_bytes()
+    found = sha256_bytes(data)
+    if found != meta["weights_sha256"]:
+        raise IntegrityError(
+            f"{file}: SHA-256 is {found[:16]}..., model.json says {str(meta['weights_sha256'])[:16]}...: "
+            "the weights were changed or damaged; copy the folder again"
+        )
+    return safetensors_from_bytes(str(file), data)
+
+
+def unwrap(model: nn.Module) -> MultiScaleModel:
+    """Take the model out of DistributedDataParallel and torch.compile."""
+    from hmsa_core.models.hmsa import MultiScaleModel as Model
+
+    inner: object = model
+    while not isinstance(inner, Model):
+        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if wrapped is None:
+            raise TypeError(f"not a model of hmsa_core.models.build: {type(model).__name__}")
+        inner = wrapped
+    return inner
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in (WEIGHTS, META) else path

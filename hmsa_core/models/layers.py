@@ -1,0 +1,84 @@
+"""Small pieces that every network here is made of: resizing, convolution + batch norm + ReLU, initialisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["batch_norm_relu", "conv", "conv_bn", "init_weights", "keep_statistics", "promote", "resize", "scaled_size"]
+
+BN_MOMENTUM = 0.1  # as released; torch's default
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def resize(maps_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bilinearly (corners not aligned, no antialias); the same size returns the input itself."""
+    if tuple(maps_BCHW.shape[-2:]) == tuple(size):
+        return maps_BCHW
+    return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def scaled_size(size: tuple[int, int], scale: float, *, rounding: str = "floor") -> tuple[int, int]:
+    """Pixel size (height, width) of an image at a scale: floor as in hierarchical inference, or round."""
+    rounded = math.floor if rounding == "floor" else round
+    return max(1, rounded(size[0] * scale)), max(1, rounded(size[1] * scale))
+
+
+def promote(maps: Tensor) -> Tensor:
+    """Take half precision scores to float32; fusing and losses add many of them."""
+    return maps.float() if maps.dtype in LOW_PRECISION else maps
+
+
+def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """Make a convolution padded so that stride 1 keeps the size."""
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    """Make convolution, batch norm and (if asked) ReLU: indexes 0, 1, 2 in the state dict."""
+    layers: list[nn.Module] = [conv(inputs, outputs, kernel, stride=stride)]
+    layers.append(nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM))
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def batch_norm_relu(channels: int) -> nn.Sequential:
+    """Make batch norm and ReLU as one unit: the released OCR code nests them, and with them the keys."""
+    return nn.Sequential(nn.BatchNorm2d(channels, momentum=BN_MOMENTUM), nn.ReLU(inplace=True))
+
+
+def init_weights(model: nn.Module) -> None:
+    """Initialise for training from scratch: He et al. 2015 for convolutions, identity for batch norms.
+
+    The released code draws trunk weights with a standard deviation of 0.001 since it always loads
+    ImageNet weights next; from scratch that starts almost dead.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics alone inside the block (an activation checkpoint computes it a second time)."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        if norm.training:
+            norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, before, strict=True):
+            norm.track_running_stats = tracked
