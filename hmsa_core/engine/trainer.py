@@ -178,8 +178,9 @@ class Trainer:
     def _give_up(self, before: list[Tensor]) -> None:
         for buffer, old in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(old)
-        self.settle()
+        self.refuse_failure(self.meters.flush(stop=False))
         self.meters.forget(self.step)
+        self.meters.fold()
 
     def _update(self) -> None:
         if self.config.optimiser.clip_norm:

@@ -15,9 +15,9 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.engine.context import JobContext
 from hmsa_core.engine.distributed import Ranks
-from hmsa_core.engine.logs import JsonLog
+from hmsa_core.engine.logs import JsonLog, read_log
 from hmsa_core.engine.spec import FineData, PseudoData, Selection, TrainSpec
-from hmsa_core.labels import LabelStore
+from hmsa_core.labels.shards import ShardWriter, plan_shards, write_manifest
 from hmsa_core.process import StopRequest
 from hmsa_core.taxonomy import ClassTable
 
@@ -67,12 +67,29 @@ def write_data(
                 sequence=f"{prefix}_0", frame=i, block="0", height=size[0], width=size[1],
                 image_sha256=sha256_file(folder / paths["image"]), label_sha256=sha256_file(folder / paths["label"]),
                 coarse_sha256="", phash=f"{i:016x}",
-            )  # fmt: skip
+            )
         )
         parts.append((name, find_centroids(label, len(names), 32)))
     Index.write(folder / f"{prefix}.parquet", samples, table, "target")
     Centroids.collect(parts).write(folder / f"{prefix}-centroids.parquet")
     return folder / f"{prefix}.parquet"
+
+
+def write_store(data: Path, store: Path, *, index: str = "extra", teacher: str = "unknown") -> Path:
+    """A thresholded label store of an index's images: their labels with a third of the pixels withheld."""
+    found = Index.load(data / f"{index}.parquet")
+    plans = plan_shards([], [(s.name, s.image_sha256) for s in found.samples], 4, "0" * 64)
+    by_name, lineage = found.by_name(), {"teacher": teacher}
+    for plan in plans:
+        writer = ShardWriter(store, plan, classes=found.classes, kind="thresholded")
+        for name in plan.names:
+            label = cv2.imread(str(data / by_name[name].label), cv2.IMREAD_UNCHANGED)
+            label[:, ::3] = 255
+            code = np.full_like(label, 250)
+            writer.add_coded(name, label, code, source=(label != 255).astype(np.uint8))
+        writer.close()
+    write_manifest(store, plans, lineage, classes=found.classes)
+    return store
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -114,18 +131,24 @@ def pseudo_data(data: Path, store: Path, *, index: str = "extra") -> PseudoData:
 def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | None = None) -> JobContext:
     """Context of a job that runs alone in this process."""
     torch.set_num_threads(1)
-    return JobContext(
-        spec.work, ranks or Ranks(0, 1, 0, torch.device("cpu")), spec.config.runtime, stop or StopRequest(),
-        JsonLog(spec.work / "log.jsonl"),
-    )  # fmt: skip
+    ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
+    log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
+    return JobContext(spec.work, ranks, spec.config.runtime, stop or StopRequest(), log)
+
+
+def log_of(work: Path) -> list[dict[str, Any]]:
+    """Lines about what was trained, without clocks and memory."""
+    lines = []
+    for line in read_log(work / "log.jsonl"):
+        if line["event"] in ("train", "epoch", "validation"):
+            lines.append({k: v for k, v in line.items() if k not in _MEASURED})
+    return lines
+
+
+_MEASURED = ("time", "images_per_s", "data_wait", "memory_mb")
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """All files below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
-
-__all__ = [
-    "CLASSES", "LabelStore", "class_table", "config", "context", "folder_bytes", "pseudo_data", "train_spec",
-    "write_data",
-]  # fmt: skip
