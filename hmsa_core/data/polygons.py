@@ -63,7 +63,7 @@ def _id_of(label: str, where: str) -> int:
 def _vertices(polygon: Any, where: str) -> list[tuple[int, int]]:
     try:
         points = np.asarray(polygon, np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
             raise ValueError(f"polygon of shape {points.shape}")
     except (TypeError, ValueError, OverflowError) as error:
         raise DecodeError(f"{where}: bad polygon ({error})", reason="corrupt") from error

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core import taxonomy
+from hmsa_core.data import verify
+from hmsa_core.data.index import Index, Sample, read_quarantine
+from hmsa_core.data.layout import Found
+from hmsa_core.data.prepare import build, write_empty
+from hmsa_core.data.roles import assign_blocks, assign_roles
+from hmsa_core.data.sampling import Centroids
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.errors import ConfigError, InputError, IntegrityError, LayoutError
+
+from .conftest import SIZE, blocks, picture, save
+
+ROLES = RolesSpec(calibrate=("ulm",), learn_splits=("train",), report_splits=("val",))
+
+
+def source(tree, kind: str = "cityscapes", **options) -> SourceSpec:
+    return SourceSpec(kind=kind, root=str(tree if isinstance(tree, Path) else tree.root), **{"max_bad": 1.0, **options})
+
+
+def quarantine(out: Path) -> list[tuple[str, str, str]]:
+    return [(r.name, r.part, r.reason) for r in read_quarantine(out / "quarantine.parquet")]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_index_holds_what_the_files_hold(cities, tmp_path):
+    tree = cities().standard()
+    summary = build(source(tree), ROLES, tmp_path / "out", tile=16)
+    index = Index.load(tmp_path / "out/target.parquet")
+    assert (index.root, index.classes.name, len(index)) == ("target", "cityscapes", summary.images)
+    for sample in index.samples:
+        assert (sample.height, sample.width) == SIZE
+        assert sample.image_sha256 == hashlib.sha256((tree.root / sample.image).read_bytes()).hexdigest()
+        for path, digest in ((sample.label, sample.label_sha256), (sample.coarse, sample.coarse_sha256)):
+            assert digest == (hashlib.sha256((tree.root / path).read_bytes()).hexdigest() if path else "")
+    roles = Counter((s.split, s.role, s.kind) for s in index.samples)
+    assert roles == {
+        ("train", "learn", "fine"): 4, ("train", "calibrate", "fine"): 4, ("val", "report", "fine"): 3,
+        ("test", "guard", "unlabelled"): 2, ("train_extra", "unlabelled", "coarse"): 2,
+    }  # fmt: skip
+    assert {s.city for s in index.select(roles=["calibrate"])} == {"ulm"}
+    assert summary.by_role == {"calibrate": 4, "guard": 2, "learn": 4, "report": 3, "unlabelled": 2}
+
+
+def test_centroids_come_from_learning_images_only(cities, tmp_path):
+    tree = cities().standard()
+    summary = build(source(tree), ROLES, tmp_path / "out", tile=16, min_pixels=3)
+    centroids = Centroids.load(tmp_path / "out/centroids-target.parquet")
+    assert set(centroids.names) == {f"aachen_{i:06d}_000019" for i in range(4)}
+    assert Centroids.settings(tmp_path / "out/centroids-target.parquet") == {"tile": 16, "min_pixels": 3}
+    assert sum(summary.centroids.values()) == len(centroids) > 0
+
+
+def test_every_kind_of_bad_file_becomes_one_row_and_the_run_goes_on(cities, tmp_path):
+    tree = cities().standard()
+    black = np.zeros(SIZE, np.uint8)
+    tree.image("train_extra", "troisdorf_000000_000073", black)
+    tree.label("train_extra", "troisdorf_000000_000073", black)
+    cut = tree.image("train", "bremen_000000_000019")
+    tree.label("train", "bremen_000000_000019")
+    cut.write_bytes(cut.read_bytes()[:-60])
+    tree.image("train", "bremen_000001_000019")
+    tree.label("train", "bremen_000001_000019", np.full(SIZE, 77, np.uint8))
+    tree.image("train", "bremen_000002_000019")
+    tree.label("train", "bremen_000002_000019", blocks(1, size=(SIZE[0], SIZE[1] + 1)))
+    tree.image("train", "bremen_000003_000019")
+    tree.label("train", "bremen_000003_000019", np.zeros(SIZE, np.uint8))
+    tree.image("train", "bremen_000004_000019")
+    tree.image("train_extra", "bamberg_000000_000019")
+    tree.label("train_extra", "bamberg_000000_000019").write_bytes(b"\x89PNG\r\n\x1a\n")
+    tree.label("train", "bremen_000005_000019")
+    twin = tree.image("train_extra", "bamberg_000001_000019")
+    shutil.copy(tree.images["train"] / "aachen/aachen_000000_000019_leftImg8bit.png", twin)
+    summary = build(source(tree), ROLES, tmp_path / "out")
+    assert quarantine(tmp_path / "out") == [
+        ("bremen_000000_000019", "image", "truncated"),
+        ("bremen_000001_000019", "label", "ids-out-of-range"),
+        ("bremen_000002_000019", "label", "size-mismatch"),
+        ("bremen_000003_000019", "label", "empty"),
+        ("bremen_000004_000019", "image", "unpaired"),
+        ("bremen_000005_000019", "label", "unpaired"),
+        ("bamberg_000000_000019", "coarse", "truncated"),
+        ("bamberg_000001_000019", "image", "duplicate"),
+        ("troisdorf_000000_000073", "image", "constant"),
+    ]
+    rows = read_quarantine(tmp_path / "out/quarantine.parquet")
+    assert rows[7].detail == "duplicate of aachen_000000_000019"
+    assert rows[2].detail == f"label is {SIZE[1] + 1}x{SIZE[0]}, image is {SIZE[1]}x{SIZE[0]}"
+    assert all(str(tmp_path) not in row.detail and row.root == "target" for row in rows)
+    names = {s.name: s for s in Index.load(tmp_path / "out/target.parquet").samples}
+    assert names["bamberg_000000_000019"].kind == "unlabelled"  # its image is fine
+    assert names["bamberg_000000_000019"].coarse == ""
+    assert "bremen_000004_000019" not in names
+    assert summary.refused == {
+        "constant": 1, "duplicate": 1, "empty": 1, "ids-out-of-range": 1, "size-mismatch": 1, "truncated": 2, "unpaired": 2,
+    }  # fmt: skip
+    assert summary.refused_images == 6  # a copy, a label without an image and a bad coarse label lose no image
+
+
+def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
+    tree = cities().standard()
+    for path in (tree.images["train"] / "ulm").iterdir():
+        path.write_bytes(b"GIF89a" + bytes(50))
+    with pytest.raises(InputError, match=r"4 of 15 images cannot be used \(4 not-an-image\); allowed are 5%"):
+        build(source(tree, max_bad=0.05), ROLES, tmp_path / "out")
+    assert not (tmp_path / "out/target.parquet").exists()
+
+
+def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
+    tree = cities().standard()
+    build(source(tree), ROLES, tmp_path / "one", workers=1, tile=16)
+    moved = tmp_path / "elsewhere" / "data"
+    shutil.copytree(tree.root, moved)
+    for i, path in enumerate(sorted(moved.rglob("*.png"))):
+        os.utime(path, (1e9 - i, 1e9 - i))
+    build(source(moved), ROLES, tmp_path / "two", workers=3, tile=16)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_progress_counts_every_image(cities, tmp_path):
+    seen: list[tuple[int, int]] = []
+    build(source(cities().standard()), ROLES, tmp_path / "out", progress=lambda *p: seen.append(p))
+    assert seen == [(i, 15) for i in range(1, 16)]
+
+
+def test_unchanged_files_are_hashed_but_not_decoded_again(cities, tmp_path, monkeypatch):
+    tree = cities().standard()
+    build(source(tree), ROLES, tmp_path / "one", tile=16)
+    tree.image("train", "aachen_000001_000019", picture(900))
+    tree.label("train", "ulm_000001_000019", blocks(901))
+    read: list[str] = []
+    plain_image, plain_label = verify.read_image, verify.read_label
+    monkeypatch.setattr(verify, "read_image", lambda p, **k: read.append(p.name) or plain_image(p, **k))
+    monkeypatch.setattr(verify, "read_label", lambda p, *a, **k: read.append(p.name) or plain_label(p, *a, **k))
+    summary = build(source(tree), ROLES, tmp_path / "two", tile=16, previous=tmp_path / "one")
+    assert summary.reused == 13
+    assert sorted(read) == [
+        "aachen_000001_000019_gtFine_labelIds.png",
+        "aachen_000001_000019_leftImg8bit.png",
+        "ulm_000001_000019_gtFine_labelIds.png",
+    ]
+    build(source(tree), ROLES, tmp_path / "fresh", tile=16)
+    assert digests(tmp_path / "two") == digests(tmp_path / "fresh")
+
+
+def test_other_tiles_or_roles_read_labels_again(cities, tmp_path):
+    tree = cities().standard()
+    build(source(tree), ROLES, tmp_path / "one", tile=16)
+    for name, roles, tile in (("tile", ROLES, 24), ("role", RolesSpec(calibrate=("aachen",)), 16)):
+        build(source(tree), roles, tmp_path / name, tile=tile, previous=tmp_path / "one")
+        build(source(tree), roles, tmp_path / f"{name}-fresh", tile=tile)
+        assert digests(tmp_path / name) == digests(tmp_path / f"{name}-fresh")
+
+
+def test_a_bad_file_is_refused_again_when_it_was_refused_before(cities, tmp_path):
+    tree = cities().standard()
+    tree.image("train_extra", "bamberg_000000_000019")
+    tree.label("train_extra", "bamberg_000000_000019", np.full(SIZE, 99, np.uint8))
+    build(source(tree), ROLES, tmp_path / "one")
+    build(source(tree), ROLES, tmp_path / "two", previous=tmp_path / "one")
+    assert quarantine(tmp_path / "two") == [("bamberg_000000_000019", "coarse", "ids-out-of-range")]
+
+
+def test_roots_share_one_quarantine_and_summary(cities, vistas, tmp_path):
+    tree, other = cities().standard(), vistas()
+    save(other.root / "training/images/lonely.jpg", picture(700))
+    tree.image("train", "bremen_000004_000019")
+    out = tmp_path / "out"
+    build(source(tree), ROLES, out)
+    build(source(other, "mapillary", name="pretrain"), RolesSpec(), out)
+    build(source(tree), ROLES, out)  # again: replaces its own part only
+    assert quarantine(out) == [
+        ("lonely", "image", "unpaired"),
+        ("bremen_000004_000019", "image", "unpaired"),
+    ]
+    assert set(json.loads((out / "summary.json").read_text())) == {"target", "pretrain"}
+    index = Index.load(out / "pretrain.parquet")
+    assert index.root == "pretrain"
+    assert [s.name for s in index.samples] == sorted(other.KEYS)
+    assert [(s.height, s.width) for s in index.samples if s.name.startswith("--")] == [(60, 80)]
+    assert {s.block for s in index.samples} == set(other.KEYS)
+
+
+def test_no_pretraining_set_leaves_an_empty_index_that_says_so(tmp_path):
+    write_empty(tmp_path, "pretrain", taxonomy.mapillary(), "no pretraining set is given")
+    index = Index.load(tmp_path / "pretrain.parquet")
+    assert len(index) == 0
+    assert len(Centroids.load(tmp_path / "centroids-pretrain.parquet")) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["pretrain"]["notes"] == ["no pretraining set is given"]
+
+
+def test_exact_copies_keep_the_judged_one(cities, tmp_path):
+    tree = cities().standard()
+    val = tree.images["val"] / "frankfurt/frankfurt_000000_000300_leftImg8bit.png"
+    shutil.copy(val, tree.images["train"] / "aachen/aachen_000002_000019_leftImg8bit.png")
+    build(source(tree), ROLES, tmp_path / "out")
+    assert quarantine(tmp_path / "out") == [("aachen_000002_000019", "image", "duplicate")]
+    assert "frankfurt_000000_000300" in Index.load(tmp_path / "out/target.parquet").by_name()
+
+
+def test_near_copies_across_roles_are_named_first(cities, tmp_path):
+    tree = cities().standard()
+    original = picture(55)
+    tree.image("train", "aachen_000000_000019", original)
+    tree.image("val", "frankfurt_000000_000000", np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8))
+    summary = build(source(tree), ROLES, tmp_path / "out")
+    assert summary.near_duplicates == {"learn-report": 1}
+    assert summary.near_duplicate_examples == [["aachen_000000_000019", "frankfurt_000000_000000"]]
+
+
+def test_a_file_that_cannot_be_read_is_quarantined(cities, tmp_path, monkeypatch):
+    tree = cities().standard()
+    bad = tree.images["train"] / "aachen/aachen_000000_000019_leftImg8bit.png"
+    bad.unlink()
+    bad.symlink_to(tmp_path / "gone.png")
+    build(source(tree), ROLES, tmp_path / "out")
+    assert quarantine(tmp_path / "out") == [("aachen_000000_000019", "image", "unreadable")]
+
+
+def test_a_dying_worker_is_one_clear_error(cities, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "read_image", lambda *a, **k: os._exit(9))
+    with pytest.raises(InputError, match="a process that checks images died"):
+        build(source(cities().standard()), ROLES, tmp_path / "out", workers=2)
+
+
+def test_camvid_is_indexed_with_runs_of_three(camvid_tree, tmp_path):
+    summary = build(source(camvid_tree, "camvid"), RolesSpec(), tmp_path / "out", tile=16)
+    assert summary.by_role == {"calibrate": 1, "guard": 2, "learn": 4, "report": 1, "unlabelled": 10}
+    index = Index.load(tmp_path / "out/target.parquet")
+    unlabelled = [s for s in index.samples if s.role == "unlabelled"]
+    assert all(s.label == "" and s.kind == "coarse" for s in unlabelled)
+    assert max(Counter(s.block for s in unlabelled).values()) == 3
+
+
+def test_full_size_pictures_pass_in_both_conventions(cities, tmp_path):
+    for convention in "AB":
+        tree = cities(convention, size=(1024, 2048))
+        tree.pair("train", "aachen_000000_000019").pair("val", "lindau_000000_000019")
+        build(source(tree), RolesSpec(), tmp_path / convention)
+        index = Index.load(tmp_path / convention / "target.parquet")
+        assert [(s.height, s.width) for s in index.samples] == [(1024, 2048)] * 2
+
+
+def found(city: str, sequence: int, frame: int, split: str = "train", label: str = "x") -> Found:
+    name = f"{city}_{sequence:06d}_{frame:06d}"
+    return Found(name, name, label, "", split, city, f"{city}_{sequence:06d}", frame)
+
+
+def test_roles_by_city_sequence_and_split():
+    images = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
+    role = assign_roles(images, RolesSpec(calibrate=("aachen_000001",), report=("ulm",), report_splits=("val",)))
+    assert list(role.values()) == ["learn", "calibrate", "report", "report"]
+    assert set(assign_roles(images, RolesSpec()).values()) == {"learn"}  # paper-final: train and val learn
+    assert assign_roles(images, RolesSpec(learn_splits=("train",)))["lindau_000000_000000"] == "guard"
+    with pytest.raises(ConfigError, match=r"roles.calibrate: no image is of 'paris'; the cities are: aachen"):
+        assign_roles(images, RolesSpec(calibrate=("paris",)))
+
+
+def test_unlabelled_images_of_a_test_split_never_teach_unless_asked():
+    images = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
+    assert list(assign_roles(images, RolesSpec()).values()) == ["guard", "unlabelled"]
+    asked = RolesSpec(unlabelled_splits=("test",))
+    assert list(assign_roles(images, asked).values()) == ["unlabelled", "guard"]
+
+
+def test_cross_validation_takes_its_cities_out_of_learning():
+    images = [found(c, 0, 0) for c in ("aachen", "bochum", "bremen", "cologne", "jena", "ulm")]
+    images += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
+    role = {n.split("_")[0]: r for n, r in assign_roles(images, RolesSpec(cv=1)).items()}
+    assert [c for c, r in role.items() if r == "report"] == ["aachen", "bochum"]  # window of 2 at 1 * 8 // 3
+    assert role["frankfurt"] == "learn"
+    assert set(assign_roles(images, RolesSpec(cv=3)).values()) == {"learn"}
+
+
+def test_guard_frames_keep_learning_away_from_judged_frames():
+    images = [found("aachen", 0, f) for f in range(0, 100, 10)] + [found("aachen", 1, 50), found("ulm", 0, 50)]
+    roles = RolesSpec(guard_frames=15)
+    role = assign_roles(images, roles)
+    assert set(role.values()) == {"learn"}
+    judged = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(0, 100, 10)]
+    role = assign_roles([*judged, found("aachen", 1, 50)], RolesSpec(guard_frames=15, report_splits=("val",)))
+    assert [n for n, r in role.items() if r == "guard"] == ["aachen_000000_000040", "aachen_000000_000060"]
+    assert role["aachen_000001_000050"] == "learn"
+
+
+def test_blocks_by_city_sequence_image_or_run():
+    images = [found("aachen", 0, f) for f in range(0, 70, 10)] + [found("aachen", 0, 900), found("ulm", 3, 1)]
+    role = {f.name: "learn" if f.frame < 40 else "report" for f in images}
+
+    def blocks_of(**options) -> list[str]:
+        block = assign_blocks(images, role, SourceSpec(**options))
+        return [block[f.name] for f in images]
+
+    assert set(blocks_of(block="city")) == {"aachen", "ulm"}
+    assert set(blocks_of(block="sequence")) == {"aachen_000000", "ulm_000003"}
+    assert len(set(blocks_of(block="image"))) == len(images)
+    runs = blocks_of(block="run", block_frames=3)
+    assert runs[:4] == ["aachen/learn/0000"] * 3 + ["aachen/learn/0001"]
+    assert runs[4:7] == ["aachen/report/0000"] * 3
+    assert runs[7] == "aachen/report/0001"  # a long gap in time ends a run
+    assert runs[8] == "ulm/learn/0000"
+
+
+def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"x")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "b.png").write_bytes(b"x")
+    spec = SourceSpec(kind="folder", root=str(tmp_path), classes="cityscapes")
+    with pytest.raises(LayoutError, match="no usable image"):
+        build(spec, RolesSpec(), tmp_path / "out")
+
+
+def sample(name: str, **values) -> Sample:
+    base = {
+        "name": name, "image": f"{name}.png", "label": "", "coarse": "", "kind": "fine", "split": "train", "role": "learn",
+        "city": "", "sequence": "", "frame": -1, "block": name, "height": 4, "width": 4, "image_sha256": "", "label_sha256": "",
+        "coarse_sha256": "", "phash": "0" * 16,
+    }  # fmt: skip
+    return Sample(**{**base, **values})
+
+
+def test_selection_filters_and_names_what_it_does_not_know():
+    samples = [sample("a"), sample("b", role="report", split="val"), sample("c", kind="coarse", role="unlabelled")]
+    index = Index(samples, taxonomy.cityscapes(), "target")
+    assert [s.name for s in index.select(roles=["learn", "report"])] == ["a", "b"]
+    assert [s.name for s in index.select(kinds=["coarse"])] == ["c"]
+    assert [s.name for s in index.select(splits=["val"], roles=["report"])] == ["b"]
+    assert [s.name for s in index.select(names=["c", "a"])] == ["a", "c"]
+    with pytest.raises(InputError, match="no role 'teach': expected learn"):
+        index.select(roles=["teach"])
+    with pytest.raises(InputError, match="no name 'zzz'"):
+        index.select(names=["zzz"])
+
+
+def test_an_index_refuses_two_images_of_one_name(tmp_path):
+    with pytest.raises(InputError, match="two images are named 'a'"):
+        Index.write(tmp_path / "i.parquet", [sample("a"), sample("a")], taxonomy.cityscapes(), "target")
+
+
+def test_damaged_or_foreign_index_files_are_refused(tmp_path):
+    path = tmp_path / "i.parquet"
+    Index.write(path, [sample(f"image-{i}") for i in range(50)], taxonomy.cityscapes(), "target")
+    good = Index.load(path)
+    data = path.read_bytes()
+    caught = 0
+    for at in np.linspace(0, len(data) - 1, 150).astype(int):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        try:
+            index = Index.load(path)
+        except IntegrityError:
+            caught += 1
+        else:  # only bytes without a meaning may change unseen, e.g. the writer's name
+            assert (index.samples, index.classes, index.root) == (good.samples, good.classes, good.root)
+    assert caught > 75
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(IntegrityError, match="damaged"):
+        Index.load(path)
+    Centroids().write(path)
+    with pytest.raises(IntegrityError, match="not a file of format hmsa-index"):
+        Index.load(path)
+    with pytest.raises(InputError, match="not found"):
+        Index.load(tmp_path / "none.parquet")
