@@ -49,10 +49,8 @@ class DataConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Indexing: decode checks, centroids, near-duplicates."""
+    """Indexing and checking; what is checked is told with each data set (`data`)."""
 
-    max_pixels: PositiveInt = 64_000_000  # pixels; an image with more is quarantined before it is decoded
-    duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 0  # bits of 64 between perceptual hashes
     workers: PositiveInt = 2  # processes
 
 

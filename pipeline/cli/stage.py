@@ -54,6 +54,7 @@ def _prepare_process(ws: Workspace) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache
     ws.stop.install()
 
     def stop_here(_signum: int) -> None:

@@ -49,6 +49,7 @@ def run(ws: Workspace) -> None:
     else:
         pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
     _write_roles(out / "target.parquet")
+    _forget_reuse(out / "summary.json")
     atomic.publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
@@ -88,6 +89,12 @@ def _write_roles(path: Path) -> None:
     for role in ROLES:
         if role != "guard":
             Index.write(path.with_name(f"{role}.parquet"), index.select(roles=(role,)), index.classes, index.root)
+
+
+def _forget_reuse(path: Path) -> None:
+    """How much an earlier run had checked already is no property of the data: the output must not tell."""
+    roots = atomic.read_json(path)
+    atomic.write_json(path, {name: {k: v for k, v in root.items() if k != "reused"} for name, root in roots.items()})
 
 
 def _figures(summary: prepare.Summary) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _curve(log: Path) -> tuple[list[float], list[float]]:
     """(steps, loss) of the lines that have both; a step that was done again counts once, the last time."""
     by_step: dict[int, float] = {}
     for line in read_log(log):
-        if isinstance(line.get("loss"), int | float) and isinstance(line.get("step"), int):
+        if line["event"] == "train" and isinstance(line.get("loss"), int | float):
             by_step[line["step"]] = float(line["loss"])
     steps = sorted(by_step)
     return [float(s) for s in steps], [by_step[s] for s in steps]

@@ -1,0 +1,32 @@
+"""Convert published weights (.pth, .safetensors) into a checkpoint folder: safetensors + JSON, never pickle.
+
+Takes released checkpoints of the method, bare HRNet ImageNet weights and timm's hrnet_* (a trunk alone
+becomes a checkpoint to start a training from: `init_from`). Every left-over, missing or mis-shaped key is
+an error; nothing is written then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel import-checkpoint`."""
+    parser.add_argument("source", metavar="IN", type=Path, help="weight file")
+    parser.add_argument("target", metavar="OUT", type=Path, help="new checkpoint folder")
+    parser.add_argument("--verbose", action="store_true", help="name every key that does not fit")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and print what came in and its digests."""
+    if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
+        raise InputError(f"{args.target}: exists already", hint="choose a new folder")
+    from hmsa_core.models import import_checkpoint
+
+    report = import_checkpoint(args.source, args.target, verbose=args.verbose)
+    sys.stdout.write("\n".join([*report.lines(), f"written to {args.target}"]) + "\n")
+    return 0
