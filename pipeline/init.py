@@ -186,7 +186,9 @@ def _set_up_dvc(folder: Path) -> None:
     options = [] if (folder / ".git").exists() else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
     shutil.rmtree(folder / ".dvc", ignore_errors=True)
     _run([sys.executable, "-m", "dvc", "init", "-q", *options], folder)
-    atomic.write_text(folder / ".dvc" / "config", _DVC_CONFIG + ("" if "--no-scm" not in options else "    no_scm = true\n"))
+    atomic.write_text(
+        folder / ".dvc" / "config", _DVC_CONFIG + ("" if "--no-scm" not in options else "    no_scm = true\n")
+    )
 
 
 def _dvc_above(folder: Path) -> bool:

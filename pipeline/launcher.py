@@ -113,7 +113,7 @@ def job_command(spec: Path, runtime: RuntimeConfig, env: Mapping[str, str]) -> l
 
 
 def agent_arguments(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
-    """torchrun's arguments: stand-alone on one node, a rendezvous from the environment on several.
+    """Torchrun's arguments: stand-alone on one node, a rendezvous from the environment on several.
 
     Several nodes need AUTOLABEL_RDZV_ENDPOINT (host:port of any one of them); AUTOLABEL_RDZV_ID separates
     jobs that share it. Under Slurm both have working defaults from the job's own variables.
