@@ -1,0 +1,187 @@
+"""Training as real processes: torchrun, SIGKILL of the group, SIGTERM with loader workers, two agents."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.atomic import read_json
+from hmsa_core.engine.spec import TrainSpec
+from hmsa_core.engine.state import StateStore
+from tests.support.jobs import (
+    agent,
+    errors_of,
+    finish,
+    last_logged_step,
+    processes_of,
+    started,
+    wait_for_step,
+    wait_until_gone,
+)
+from tests.support.ranks import free_port
+from tests.support.training import folder_bytes, log_of, train_spec, write_data
+
+pytestmark = pytest.mark.chain
+
+TWO_RANKS = agent("--standalone", "--nproc-per-node", "2")
+STEPS = 60  # 15 epochs of 8 crops, batch 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+def spec_of(data: Path, work: Path, **changes: object) -> TrainSpec:
+    return train_spec(data, work, epochs=15, checkpoint_every=7, **changes)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = spec_of(data, tmp_path_factory.mktemp("two"))
+    assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
+    return spec.work
+
+
+@pytest.fixture(scope="module")
+def one_rank(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = spec_of(data, tmp_path_factory.mktemp("one"))
+    assert finish(spec) == 0, errors_of(spec)
+    return spec.work
+
+
+def kill_at_random(spec: TrainSpec, seed: int) -> int:
+    """SIGKILL torchrun's process group at a random time between first and last step; returns the step seen."""
+    dice = random.Random(seed)
+    target = dice.randint(1, STEPS - 14)
+    with started(spec, *TWO_RANKS) as process:
+        wait_for_step(spec.work, process, target)
+        time.sleep(dice.uniform(0.0, 0.2))
+        assert process.poll() is None, f"seed {seed}: the job was over before the kill"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_until_gone(spec.work)
+    return last_logged_step(spec.work)
+
+
+def assert_killed_run_resumes(data: Path, whole: Path, work: Path, seed: int) -> None:
+    spec = spec_of(data, work)
+    step = kill_at_random(spec, seed)
+    note = f"seed {seed}, killed after step {step}"
+    assert 1 <= step < STEPS, note
+    assert not (work / "model" / "model.json").exists(), note
+    assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
+    assert folder_bytes(work / "model") == folder_bytes(whole / "model"), note
+    last = f"state/step-{STEPS:08d}"
+    assert folder_bytes(work / last) == folder_bytes(whole / last), note
+    assert log_of(work) == log_of(whole), note
+
+
+@pytest.mark.fault
+def test_two_ranks_killed_at_a_random_time_resume_to_the_same_bytes(
+    data: Path, two_ranks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = random.SystemRandom().randrange(2**31)
+    with capsys.disabled():
+        os.write(1, f"[kill seed {seed}] ".encode())
+    assert_killed_run_resumes(data, two_ranks, tmp_path / "work", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_runs_resume_to_the_same_bytes_twenty_times(
+    data: Path, two_ranks: Path, tmp_path: Path, seed: int
+) -> None:
+    assert_killed_run_resumes(data, two_ranks, tmp_path / "work", seed)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_to_the_group_saves_the_state_and_exits_143_in_time(
+    data: Path, one_rank: Path, tmp_path: Path, workers: int
+) -> None:
+    spec = spec_of(data, tmp_path / "work", runtime__workers=workers)
+    with started(spec) as process:
+        wait_for_step(spec.work, process, 9)
+        if workers:
+            assert len(processes_of(spec.work)) == 1 + workers, "loader workers run"
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert time.monotonic() - start < 10.0
+    wait_until_gone(spec.work)
+    record = read_json(spec.work / "error.json")
+    assert record["exit_code"] == 143
+    saved = StateStore(spec.work / "state", key="").steps()[-1]
+    assert f"at step {saved} of {STEPS}" in record["message"]
+    assert 9 <= saved < STEPS
+    assert finish(spec) == 0, errors_of(spec)
+    assert not (spec.work / "error.json").exists(), "a new start removes the old error"
+    assert folder_bytes(spec.work / "model") == same_but_for_workers(one_rank, spec.work)
+
+
+def same_but_for_workers(whole: Path, work: Path) -> dict[str, bytes]:
+    """The uninterrupted run's folder, if its record differs in the number of workers alone."""
+    found, expected = (read_json(w / "model" / "model.json") for w in (work, whole))
+    workers = found["lineage"]["config"]["runtime"]["workers"]
+    expected["lineage"]["config"]["runtime"]["workers"] = workers
+    assert found == expected
+    return folder_bytes(whole / "model") | {"model.json": (work / "model" / "model.json").read_bytes()}
+
+
+@pytest.mark.fault
+def test_sigterm_to_torchrun_stops_all_ranks_at_one_step(data: Path, two_ranks: Path, tmp_path: Path) -> None:
+    spec = spec_of(data, tmp_path / "work", runtime__workers=1)
+    with started(spec, *TWO_RANKS) as process:
+        wait_for_step(spec.work, process, 5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+    wait_until_gone(spec.work)
+    assert read_json(spec.work / "error.json")["exit_code"] == 143
+    assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
+    assert folder_bytes(spec.work / "model") == same_but_for_workers(two_ranks, spec.work)
+
+
+@pytest.mark.fault
+def test_a_second_signal_ends_the_job_at_once(data: Path, tmp_path: Path) -> None:
+    spec = spec_of(data, tmp_path / "work", runtime__workers=2)
+    with started(spec) as process:
+        wait_for_step(spec.work, process, 4)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 143
+        assert time.monotonic() - start < 2.0
+    wait_until_gone(spec.work)
+
+
+@pytest.mark.fault
+def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_torch(data: Path, tmp_path: Path) -> None:
+    from hmsa_core.locks import FileLock
+
+    spec = spec_of(data, tmp_path / "work")
+    with FileLock(spec.work / "rank0.lock"), started(spec) as process:
+        # The lock is taken before torch is imported; a dying owner is given 30 s, so look at the process.
+        time.sleep(1.5)
+        assert process.poll() is None
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" not in maps
+        assert not (spec.work / "log.jsonl").exists()
+
+
+def test_two_agents_on_loopback_equal_one_with_the_same_ranks(data: Path, two_ranks: Path, tmp_path: Path) -> None:
+    spec = spec_of(data, tmp_path / "work")
+    meeting = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d")
+    both = agent(*meeting, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "test")
+    with started(spec, *both, name="first.json") as first, started(spec, *both, name="second.json") as second:
+        assert first.wait(120) == 0, (spec.work / "first.json.stderr").read_text()
+        assert second.wait(30) == 0, (spec.work / "second.json.stderr").read_text()
+    assert folder_bytes(spec.work / "model") == folder_bytes(two_ranks / "model")

@@ -1,0 +1,90 @@
+"""Jobs as real processes: alone or under torchrun, watched through their log, killed by signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hmsa_core.engine.logs import read_log
+from hmsa_core.engine.spec import JobSpec, save_spec
+
+JOB = ["-m", "hmsa_core.engine.job"]
+REPO = Path(__file__).resolve().parents[2]
+
+
+def agent(*arguments: str) -> list[str]:
+    return ["-m", "hmsa_core.engine.agent", "--local-addr", "127.0.0.1", "--max-restarts", "0", *arguments]
+
+
+@contextmanager
+def started(spec: JobSpec, *before: str, name: str = "spec.json") -> Iterator[subprocess.Popen[bytes]]:
+    """Start `python BEFORE... -m hmsa_core.engine.job SPEC` in its own session; kill what is left afterwards."""
+    path = Path(spec.work) / name
+    save_spec(path, spec)
+    env = os.environ | {
+        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    with (Path(spec.work) / f"{name}.stderr").open("ab") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *before, *JOB, str(path)], env=env, stderr=stderr, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finish(spec: JobSpec, *before: str, timeout_s: float = 120.0) -> int:
+    """Run to the end and return the exit status."""
+    with started(spec, *before) as process:
+        return process.wait(timeout_s)
+
+
+def errors_of(spec: JobSpec) -> str:
+    return (Path(spec.work) / "spec.json.stderr").read_text()
+
+
+def last_logged_step(work: Path) -> int:
+    """Newest step in the log, 0 before the first."""
+    log = work / "log.jsonl"
+    steps = [int(line["step"]) for line in read_log(log) if line["event"] == "train"] if log.exists() else []
+    return max(steps, default=0)
+
+
+def wait_for_step(work: Path, process: subprocess.Popen[bytes], step: int = 1, timeout_s: float = 90.0) -> None:
+    """Wait until the log says that this many steps are done."""
+    deadline = time.monotonic() + timeout_s
+    while last_logged_step(work) < step:
+        if process.poll() is not None:
+            raise AssertionError(f"the job ended with {process.returncode} before step {step}")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"no step {step} within {timeout_s} s")
+        time.sleep(0.02)
+
+
+def processes_of(work: Path) -> list[int]:
+    """Ids of living processes whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if str(work).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(work: Path, timeout_s: float = 10.0) -> None:
+    """No process of the job is left."""
+    deadline = time.monotonic() + timeout_s
+    while left := processes_of(work):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"processes {left} outlived their job")
+        time.sleep(0.05)
