@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from hmsa_core import atomic
@@ -23,7 +22,7 @@ __all__ = ["GENERATED", "PROFILES", "InitRequest", "init_workspace", "profile_te
 PROFILES = ("tiny", "demo", "camvid", "cityscapes", "paper-final")
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
-_PACKAGE = resources.files("pipeline")
+_PACKAGE = Path(__file__).resolve().parent
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = ".autolabel-init"  # there while a workspace is being made: a killed `init` can be repeated
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = true\n"
@@ -134,7 +133,7 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
     given = request.data or (Path(os.environ[CAMVID_ENV]) if os.environ.get(CAMVID_ENV) else None)
     if given is not None:
         return str(_existing(given))
-    default = (Path(str(_PACKAGE)).parent / ".." / "shared" / "camvid").resolve()
+    default = (_PACKAGE.parent / ".." / "shared" / "camvid").resolve()
     if not (default / "splits.json").is_file():
         raise InputError(f"{default}: CamVid is not there", hint=f"give its folder: --data PATH, or {CAMVID_ENV}=PATH")
     # Relative, so that checkout and data can move together.

@@ -1,0 +1,217 @@
+"""Workspaces: `init` makes them once and completely; paths, roots and the current teacher are found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hmsa_core.errors import ConfigError, InputError, LockedError
+from pipeline import init
+from pipeline.cli import stage as stage_cli
+from pipeline.cli.main import main
+from pipeline.init import InitRequest, init_workspace
+from pipeline.workspace import Workspace
+
+REPO = Path(__file__).resolve().parents[3]
+FAKE_CAMVID = "splits.json"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def _make(folder: Path, profile: str = "tiny", **more: object) -> Workspace:
+    init_workspace(InitRequest(folder, profile, make_data=False, **more))
+    return Workspace(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One tiny workspace without data that tests only look at."""
+    return _make(tmp_path_factory.mktemp("made") / "ws")
+
+
+@pytest.fixture
+def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave git and DVC out where a test is about files: they take a second."""
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+
+
+def test_a_new_workspace_is_a_committed_git_and_dvc_repository(made: Workspace) -> None:
+    assert _git(made.root, "status", "--porcelain") == ""
+    assert _git(made.root, "log", "--format=%an").strip() == "autolabel"
+    config = (made.root / ".dvc" / "config").read_text()
+    for line in ("analytics = false", "check_update = false", "autostage = true"):
+        assert line in config
+    assert not (made.root / ".autolabel-init").exists()
+
+
+def test_dvc_reads_the_new_workspace(made: Workspace) -> None:
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--names-only"]
+    listed = subprocess.run(command, cwd=made.root, capture_output=True, text=True, check=True).stdout.split()
+    assert len(listed) == 9
+
+
+def test_git_ignores_every_cached_output_and_keeps_lock_and_metrics(made: Workspace) -> None:
+    stages = yaml.safe_load((made.root / "dvc.yaml").read_text())["stages"].values()
+    outputs = [out for s in stages for out in [*s["outs"], *s.get("plots", ())]]
+    for out in [*outputs, "work/teacher-train/0123", "data/demo/cityscapes", "models/registry/v1"]:
+        assert subprocess.run(["git", "check-ignore", "-q", out], cwd=made.root, check=False).returncode == 0, out
+    for kept in ("dvc.lock", "params.yaml", "metrics/evaluate.json", "models/current.json"):
+        assert subprocess.run(["git", "check-ignore", "-q", kept], cwd=made.root, check=False).returncode == 1, kept
+
+
+def test_the_repositorys_root_is_a_workspace_of_profile_demo() -> None:
+    ws = Workspace.find(REPO / "pipeline")
+    assert ws.root == REPO
+    assert ws.params.profile == "demo"
+    assert (REPO / "dvc.yaml").read_text() == init.render_dvc_yaml(has_pretrain=True)
+    assert json.loads((REPO / "models" / "current.json").read_text())["teacher"].startswith(("stage:", "models/"))
+
+
+def test_init_again_says_so_and_changes_nothing(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in made.root.rglob("*")}
+    assert main(["init", str(made.root), "--profile", "tiny"]) == 0
+    assert "already a workspace of profile tiny; nothing changed" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in made.root.rglob("*")} == before
+
+
+def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="already a workspace of profile tiny"):
+        _make(made.root, "demo")
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"holds other things \(thesis\.tex"):
+        _make(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex"]
+    with pytest.raises(ConfigError, match="unknown profile 'huge': expected one of tiny, demo"):
+        _make(tmp_path / "new", "huge")
+
+
+def test_an_init_that_was_killed_can_be_repeated(tmp_path: Path, no_tools: None, monkeypatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(init, "generate_data", die)
+    folder = tmp_path / "ws"
+    with pytest.raises(KeyboardInterrupt):
+        init_workspace(InitRequest(folder, "tiny"))
+    monkeypatch.setattr(init, "generate_data", lambda *_: None)
+    assert init_workspace(InitRequest(folder, "tiny"))
+    assert not init_workspace(InitRequest(folder, "tiny"))
+
+
+def test_inside_a_git_tree_no_second_repository_is_made_but_in_an_ignored_folder_it_is(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("/workspaces/\n")
+    inside = _make(tmp_path / "sub" / "ws")
+    assert not (inside.root / ".git").exists()
+    assert (inside.root / ".dvc" / "config").exists()
+    ignored = _make(tmp_path / "workspaces" / "ws")
+    assert (ignored.root / ".git").is_dir()
+    assert _git(ignored.root, "log", "--oneline").count("\n") == 1
+
+
+def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path: Path, monkeypatch) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    _git(other, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    ws = _make(tmp_path / "ws")
+    monkeypatch.delenv("GIT_DIR")
+    assert _git(ws.root, "log", "--format=%s").strip() == "Workspace"
+
+
+def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(tmp_path: Path, no_tools, monkeypatch) -> None:
+    data = tmp_path / "my data" / "camvid"
+    data.mkdir(parents=True)
+    (data / FAKE_CAMVID).write_text("{}")
+    by_option = _make(tmp_path / "a", "camvid", data=data)
+    monkeypatch.setenv("AUTOLABEL_CAMVID", str(data))
+    by_environment = _make(tmp_path / "b", "camvid")
+    assert by_option.roots == by_environment.roots == {"target": data}
+    assert "data.pretrain.root" not in (tmp_path / "a" / "dvc.yaml").read_text()
+    monkeypatch.setenv("AUTOLABEL_CAMVID", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere: data folder not found"):
+        _make(tmp_path / "c", "camvid")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path: Path, no_tools) -> None:
+    (tmp_path / "cs").mkdir()
+    (tmp_path / "mv").mkdir()
+    ws = _make(tmp_path / "ws", "cityscapes", data=tmp_path / "cs", pretrain_data=tmp_path / "mv")
+    assert ws.roots == {"target": tmp_path / "cs", "pretrain": tmp_path / "mv"}
+    line = next(row for row in (ws.root / "params.yaml").read_text().splitlines() if str(tmp_path / "cs") in row)
+    assert "# folder" in line
+
+
+def test_demo_data_of_one_workspace_can_serve_another(tmp_path: Path, no_tools) -> None:
+    for name in ("cityscapes", "mapillary"):
+        (tmp_path / "shared" / name).mkdir(parents=True)
+    ws = _make(tmp_path / "ws", "tiny", data=tmp_path / "shared")
+    assert ws.roots["pretrain"] == tmp_path / "shared" / "mapillary"
+
+
+def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(made: Workspace, tmp_path: Path) -> None:
+    assert Workspace.find(made.root / "models").root == made.root
+    with pytest.raises(ConfigError, match="not a workspace") as caught:
+        Workspace.find(tmp_path)
+    assert "autolabel init" in caught.value.hint
+
+
+def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made: Workspace, tmp_path: Path) -> None:
+    root = tmp_path / "ws"
+    shutil.copytree(made.root, root, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    ws = Workspace(root)
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        ws.teacher()
+    for folder in ("models/teacher", "models/registry/v0001-abc"):
+        ws.path(folder).mkdir(parents=True)
+        (ws.path(folder) / "model.json").write_text("{}")
+    assert ws.teacher() == ws.path("models/teacher")
+    assert not ws.is_promoted()
+    ws.path("models/current.json").write_text('{"teacher": "models/registry/v0001-abc"}')
+    assert ws.teacher() == ws.path("models/registry/v0001-abc")
+    assert ws.is_promoted()
+
+
+@pytest.mark.parametrize("teacher", ["../elsewhere", "models/registry/../../x", "/etc", "stage:student-train", "models/teacher"])
+def test_a_teacher_outside_the_registry_is_refused(tmp_path: Path, teacher: str) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "current.json").write_text(json.dumps({"teacher": teacher}))
+    with pytest.raises(ConfigError, match="expected \"stage:teacher-train\""):
+        Workspace(tmp_path).teacher()
+
+
+def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_first(made: Workspace) -> None:
+    command = [sys.executable, "-m", "pipeline.cli.main", "stage", "prepare", "--workspace", str(made.root)]
+    with made.lock("prepare"):
+        took = 9.0
+        for _ in range(3):  # the best of three: the machine may be busy with other things
+            start = time.monotonic()
+            done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+            took = min(took, time.monotonic() - start)
+        with pytest.raises(LockedError):
+            made.lock("prepare").acquire()
+    assert done.returncode == 75
+    assert "stage prepare of" in done.stderr
+    assert "is in use by process" in done.stderr
+    assert done.stderr.count("\n") == 2  # error and hint, nothing else
+    assert took < 1.0, f"{took:.2f} s"
+
+
+@pytest.mark.parametrize("arguments", [["stage", "prepar"], ["stage"]])
+def test_an_unknown_stage_is_one_line_with_the_names(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "expected one of prepare, teacher-pretrain, teacher-train" in error
+    assert error.count("\n") == 1
