@@ -6,6 +6,7 @@ only raw 64-bit output is used where results must be the same for ever.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ __all__ = ["Allotment", "allot", "cycle_capped", "permutation", "raw"]
 
 
 def raw(*key: int, count: int) -> NDArray[np.uint64]:
-    """`count` random 64-bit numbers that belong to the key (non-negative integers)."""
-    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    """`count` random 64-bit numbers that belong to the key, any sequence of integers."""
+    # Hashed first: numpy's SeedSequence cannot tell (1,) from (1, 0), nor a long number from two short ones.
+    text = ",".join(str(int(part)) for part in key)
+    words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u4")
+    return np.random.PCG64(np.random.SeedSequence(words.tolist())).random_raw(count)
 
 
 def permutation(n: int, *key: int) -> NDArray[np.intp]:
@@ -59,10 +63,11 @@ def allot(
         return Allotment(counts, total - each * classes, empty, ())
     filled, left = [0] * classes, int(total * share)
     open_classes = [int(c) for c in order if capacity[c] > 0]
+    # All open classes have the same number at any time, so the result is as even as the capacities allow.
     while left and open_classes:
-        each, extra = divmod(left, len(open_classes))
-        for place, c in enumerate(open_classes):
-            taken = min(each + (place < extra), capacity[c] - filled[c])
+        each = left // len(open_classes)
+        for c in open_classes if each else open_classes[:left]:
+            taken = min(max(each, 1), capacity[c] - filled[c])
             filled[c] += taken
             left -= taken
         open_classes = [c for c in open_classes if filled[c] < capacity[c]]

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmsa_core import taxonomy
+from hmsa_core.config import PseudoConfig, SamplingConfig
+from hmsa_core.data.draw import allot, cycle_capped, permutation, raw
+from hmsa_core.data.index import Sample
+from hmsa_core.data.plan import EpochPlan, shard
+from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.errors import ConfigError, InputError
+
+REFERENCE = Path(__file__).resolve().parents[3] / "reference"
+MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
+GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
+
+
+def images(count: int, prefix: str = "fine") -> list[Sample]:
+    return [
+        Sample(
+            f"{prefix}-{i:04d}", f"{prefix}-{i:04d}.png", "", "", "fine", "train", "learn", "", "", -1, "", 8, 8, "", "", "", ""
+        )
+        for i in range(count)
+    ]
+
+
+def scattered(samples: list[Sample], classes: int, seed: int, density: float = 0.4) -> Centroids:
+    """Random centroids: most images show some classes, some more than once."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for sample in samples:
+        rows = [
+            (c, int(rng.integers(0, 100)), int(rng.integers(0, 100)), 5)
+            for c in range(classes)
+            for _ in range(int(rng.integers(1, 4)) if rng.random() < density else 0)
+        ]
+        parts.append((sample.name, np.array(rows, np.int32).reshape(-1, 4)))
+    return Centroids.collect(parts)
+
+
+def make_plan(fine: int = 117, pseudo: int = 0, classes: int = 7, **options) -> EpochPlan:
+    samples, extra = images(fine), images(pseudo, "pseudo")
+    centroids = options.pop("centroids", None)
+    centroids = scattered(samples, classes, 1) if centroids is None else centroids
+    more = {"pseudo": extra, "pseudo_centroids": scattered(extra, classes, 2)} if pseudo else {}
+    return EpochPlan(samples, centroids, num_classes=classes, **{"seed": 5, "epochs": 3, **more, **options})
+
+
+def key(crop) -> tuple:
+    return (crop.sample.name, crop.source, crop.class_id, crop.x, crop.y, crop.seed)
+
+
+@pytest.mark.parametrize("share", ["0.25", "0.5", "1.0"])
+def test_released_epochs_have_the_released_counts(share):
+    golden = GOLDEN["epoch"][share]
+    samples = images(len(MAPS))
+    lut = taxonomy.cityscapes().id_to_train
+    centroids = Centroids.collect((s.name, find_centroids(lut[m], 19, 128)) for s, m in zip(samples, MAPS, strict=True))
+    plan = EpochPlan(
+        samples, centroids, num_classes=19, seed=5, epochs=2, epoch_samples=golden["items_in"],
+        sampling=SamplingConfig(class_uniform=float(share), empty_classes="released"),
+    )  # fmt: skip
+    crops = plan.crops(0)
+    assert len(crops) == golden["items_out"] == plan.length(0)
+    per_class = Counter(c.class_id for c in crops)
+    assert per_class.pop(-1) == golden["random_items"] == plan.report(0).random["fine"]
+    assert {str(c): n for c, n in per_class.items()} == golden["per_class"]
+    for c, expected in golden["distinct_min_max_use_per_class"].items():
+        uses = Counter((k.sample.name, k.x, k.y) for k in crops if k.class_id == int(c))
+        assert [len(uses), min(uses.values()), max(uses.values())] == expected
+    assert plan.report(0).empty["fine"] == [16]
+    assert (plan.start(1), len(plan)) == (len(crops), 2 * len(crops))
+
+
+def test_empty_classes_shares_go_to_the_others():
+    plan = make_plan(classes=7, centroids=scattered(images(117), 5, 1))
+    report = plan.report(0)
+    assert report.crops == 117
+    assert report.empty["fine"] == [5, 6]
+    counts = report.per_class["fine"]
+    assert sum(counts) == 58
+    assert counts[5:] == [0, 0]
+    assert max(counts[:5]) - min(counts[:5]) <= 1
+    assert report.random["fine"] == 59
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 8), st.integers(0, 10_000), st.integers(1, 300), st.integers(1, 4),
+    st.floats(0, 1), st.floats(0.01, 0.9),
+)  # fmt: skip
+def test_an_epoch_is_complete_and_no_image_repeats_too_often_for_a_class(
+    fine, classes, seed, length, cap, share, density
+):
+    samples = images(fine)
+    plan = EpochPlan(
+        samples, scattered(samples, classes, seed, density), num_classes=classes, seed=seed, epochs=2, epoch_samples=length,
+        sampling=SamplingConfig(class_uniform=share, max_repeats=cap),
+    )  # fmt: skip
+    crops = plan.crops(1)
+    assert len(crops) == length
+    uses = Counter((c.class_id, c.sample.name) for c in crops if c.class_id >= 0)
+    assert max(uses.values(), default=0) <= cap
+    anywhere = Counter(c.sample.name for c in crops if c.class_id < 0)
+    if anywhere:  # random images are used evenly
+        assert max(anywhere.values()) - min([*anywhere.values()] + [0] * (len(anywhere) < fine)) <= 1
+    assert sum(n for (c, _), n in uses.items() if c >= 0) <= int(length * share)
+    assert all((c.x >= 0) == (c.class_id >= 0) for c in crops)
+
+
+@pytest.mark.parametrize(("fine", "pseudo", "length"), [(3, 300, 100), (300, 3, 300), (117, 117, 118), (5, 500, None)])
+def test_the_mix_is_exactly_half_and_half_at_any_sizes(fine, pseudo, length):
+    plan = make_plan(fine, pseudo, epoch_samples=length, epochs=4, pseudo_config=PseudoConfig(fine_only_epochs=1))
+    total = length or fine
+    for epoch in range(3):
+        sources = Counter(c.source for c in plan.crops(epoch))
+        assert sources["pseudo"] == (total + 1) // 2
+        assert sources["fine"] == total // 2
+        assert plan.report(epoch).pseudo == sources["pseudo"]
+    assert {c.source for c in plan.crops(3)} == {"fine"}
+    assert len(plan.crops(3)) == total
+
+
+def test_other_shares_are_kept_to_a_crop():
+    for share in (0.0, 0.1, 0.25, 0.75, 1.0):
+        plan = make_plan(40, 60, epoch_samples=80, pseudo_config=PseudoConfig(share=share))
+        assert Counter(c.source for c in plan.crops(0))["pseudo"] == round(80 * share)
+
+
+def test_fine_only_epochs_take_their_share_of_images_evenly():
+    plan = make_plan(40, 60, epoch_samples=80, epochs=2, pseudo_config=PseudoConfig(fine_only_epochs=2))
+    assert all(c.source == "fine" for epoch in range(2) for c in plan.crops(epoch))
+
+
+def test_epochs_differ_and_seeds_differ_but_nothing_else_does():
+    plan, again, other = make_plan(), make_plan(), make_plan(seed=6)
+    assert [key(c) for c in plan.crops(0)] == [key(c) for c in again.crops(0)]
+    assert [key(c) for c in plan.crops(0)] != [key(c) for c in plan.crops(1)]
+    assert [key(c) for c in plan.crops(0)] != [key(c) for c in other.crops(0)]
+    assert len({c.seed for epoch in range(3) for c in plan.crops(epoch)}) == 3 * 117
+    assert all(0 <= c.seed < 1 << 63 for c in plan.crops(0))
+    # asked for in another order, from a copy, after others were dropped from the cache
+    copy = pickle.loads(pickle.dumps(again))
+    assert [key(copy.at(p)) for p in (350, 0, 200)] == [key(plan.at(p)) for p in (350, 0, 200)]
+
+
+def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
+    program = (
+        "from test_data_plan import make_plan, key; import hashlib; "
+        "print(hashlib.sha256(repr([key(c) for e in range(3) for c in make_plan(pseudo=50).crops(e)]).encode()).hexdigest())"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+            env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).resolve().parents[4]}", "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "12345")
+    }  # fmt: skip
+    assert len(prints) == 1
+
+
+def test_random_numbers_are_pinned():
+    # These may never change: a resumed run would go on with other crops.
+    assert raw(1, 2, 3, count=2).tolist() == [11579615010858559842, 9315557155380561176]
+    assert permutation(8, 5, 0).tolist() == [0, 3, 1, 4, 7, 6, 2, 5]
+
+
+def test_positions_of_a_run_lead_to_epochs_and_back():
+    for mode in ("redistribute", "released"):
+        plan = make_plan(
+            37, 20, epochs=5, epoch_samples=50, sampling=SamplingConfig(empty_classes=mode),
+            centroids=scattered(images(37), 5, 1), pseudo_config=PseudoConfig(fine_only_epochs=2),
+        )  # fmt: skip
+        lengths = [plan.length(e) for e in range(5)]
+        assert len(plan) == sum(lengths)
+        assert [plan.start(e) for e in range(5)] == [sum(lengths[:e]) for e in range(5)]
+        expected = [(e, i) for e in range(5) for i in range(lengths[e])]
+        assert [plan.locate(p) for p in range(len(plan))] == expected
+        assert key(plan.at(len(plan) - 1)) == key(plan.crops(4)[-1])
+    with pytest.raises(InputError, match="outside the run"):
+        plan.at(len(plan))
+    with pytest.raises(InputError, match="outside the run"):
+        plan.crops(5)
+
+
+def test_capped_classes_are_named_and_their_rest_is_given_away():
+    samples = images(50)
+    rare = [(samples[7].name, np.array([[0, 3, 4, 9], [0, 30, 40, 9]], np.int32))]
+    common = [(s.name, np.array([[1, 5, 5, 9]], np.int32)) for s in samples if s is not samples[7]]
+    plan = EpochPlan(
+        samples, Centroids.collect(rare + common), num_classes=2, seed=1, epochs=1, epoch_samples=40,
+        sampling=SamplingConfig(max_repeats=4),
+    )  # fmt: skip
+    report = plan.report(0)
+    assert report.per_class["fine"] == [4, 16]
+    assert report.capped["fine"] == [0]
+    places = Counter((c.x, c.y) for c in plan.crops(0) if c.class_id == 0)
+    assert places == {(3, 4): 2, (30, 40): 2}
+
+
+def test_partners_are_fine_crops_and_depend_on_the_crop_alone():
+    plan = make_plan(20, 30, epoch_samples=60)
+    partners = [plan.partner(c) for c in plan.crops(0) if c.source == "pseudo"]
+    assert all(p.source == "fine" and p.class_id >= 0 for p in partners)
+    assert len({key(p) for p in partners}) > 20
+    assert [key(plan.partner(c)) for c in plan.crops(0) if c.source == "pseudo"] == [key(p) for p in partners]
+    bare = make_plan(20, 30, centroids=Centroids())
+    assert bare.partner(next(c for c in bare.crops(0) if c.source == "pseudo")).class_id == -1
+
+
+def test_nothing_to_learn_from_is_a_clear_error():
+    with pytest.raises(ConfigError, match="no image with a fine label"):
+        EpochPlan([], Centroids(), num_classes=3, seed=1, epochs=1)
+    with pytest.raises(ConfigError, match="no image with a fine label"):
+        make_plan(0, 10, epoch_samples=10, pseudo_config=PseudoConfig(share=1.0, fine_only_epochs=1))
+    assert len(make_plan(0, 10, epoch_samples=10, pseudo_config=PseudoConfig(share=1.0)).crops(0)) == 10
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_all_ranks_together_visit_each_position_once_in_order(world):
+    for total in (0, 1, 7, 8, 117, 351):
+        for tail in ("keep", "drop"):
+            steps = [list(shard(total, r, world, 8, tail=tail)) for r in range(world)]
+            assert len({len(s) for s in steps}) == 1
+            merged = [p for parts in zip(*steps, strict=True) for part in parts for p in part]
+            assert merged == list(range(total if tail == "keep" else total // 8 * 8))
+
+
+def test_resuming_at_every_offset_goes_on_with_the_same_positions():
+    for start in range(118):
+        for world in (1, 2, 4, 8):
+            steps = [list(shard(117, r, world, 8, start=start)) for r in range(world)]
+            assert [p for parts in zip(*steps, strict=True) for part in parts for p in part] == list(range(start, 117))
+
+
+def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="3 ranks cannot keep a global batch of 8: it is not a multiple"):
+        list(shard(117, 0, 3, 8))
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        list(shard(117, 2, 2, 8))
+    with pytest.raises(ConfigError, match="start 118"):
+        list(shard(117, 0, 1, 8, start=118))
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(0, 500), st.floats(0, 1), st.lists(st.integers(0, 60), min_size=1, max_size=12), st.booleans(), st.randoms()
+)
+def test_shares_add_up_and_respect_capacities(total, share, capacity, released, random):
+    order = list(range(len(capacity)))
+    random.shuffle(order)
+    result = allot(total, share, capacity, order, released=released)
+    assert result.empty == tuple(c for c, n in enumerate(capacity) if n == 0)
+    assert all(result.counts[c] == 0 for c in result.empty)
+    if released:
+        each = int(total * share / len(capacity))
+        assert set(result.counts) <= {0, each}
+        assert result.random == total - each * len(capacity)
+        return
+    assert sum(result.counts) + result.random == total
+    assert all(n <= cap for n, cap in zip(result.counts, capacity, strict=True))
+    wanted = int(total * share)
+    assert sum(result.counts) == min(wanted, sum(capacity))
+    # as even as the capacities allow: an uncapped class never has two fewer than another
+    open_counts = [n for n, cap in zip(result.counts, capacity, strict=True) if n < cap]
+    assert not open_counts or max(result.counts) - min(open_counts) <= 1
+
+
+def test_asking_for_more_than_the_caps_allow_is_an_error():
+    with pytest.raises(ValueError, match="cannot give 5"):
+        cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hmsa_core import taxonomy
+from hmsa_core.data.phash import hamming, near_duplicates, perceptual_hash
+from hmsa_core.data.sampling import Centroids, class_centroids, find_centroids
+from hmsa_core.errors import InputError, IntegrityError
+
+from .conftest import encode, picture
+
+REFERENCE = Path(__file__).resolve().parents[3] / "reference"
+MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
+GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
+TRAIN_ID = taxonomy.cityscapes().id_to_train
+
+labels = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.sampled_from([0, 1, 2, 5, 255]))
+
+
+def test_centroids_are_exactly_the_released_ones():
+    found: dict[str, list[list[int]]] = {str(c): [] for c in range(19)}
+    for image, ids in enumerate(MAPS):
+        for class_id, points in class_centroids(TRAIN_ID[ids], 19, GOLDEN["config"]["tile"]).items():
+            found[str(class_id)] += [[image, x, y] for x, y in points]
+    assert {c: points for c, points in found.items() if points} == GOLDEN["centroids_trainid"]
+    assert found["16"] == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(labels, st.integers(1, 20), st.sampled_from(["drop", "keep"]))
+def test_centroids_agree_with_a_plain_computation(label, tile, edge):
+    expected = []
+    height, width = label.shape
+    for y0 in range(0, height if edge == "keep" else height // tile * tile, tile):
+        for x0 in range(0, width if edge == "keep" else width // tile * tile, tile):
+            part = label[y0 : y0 + tile, x0 : x0 + tile]
+            for class_id in range(6):
+                ys, xs = np.nonzero(part == class_id)
+                if len(ys):
+                    expected.append([class_id, x0 + int(xs.mean()), y0 + int(ys.mean()), len(ys)])
+    assert find_centroids(label, 6, tile, edge=edge).tolist() == expected
+
+
+def test_remainders_at_the_edges_are_only_lost_where_the_released_code_loses_them():
+    label = np.full((10, 25), 255, np.uint8)
+    label[8:, 20:] = 1
+    assert class_centroids(label, 2, 10) == {0: [], 1: []}
+    assert find_centroids(label, 2, 10).tolist() == [[1, 22, 8, 10]]
+
+
+def test_few_pixels_and_small_pieces_give_no_centroid():
+    label = np.full((16, 16), 255, np.uint8)
+    label[0, ::2] = 1  # 8 speckles
+    label[8:11, 8:11] = 2  # one piece of 9
+    kept = [row[0] for row in find_centroids(label, 3, 16).tolist()]
+    assert kept == [1, 2]
+    assert [row[0] for row in find_centroids(label, 3, 16, min_pixels=9).tolist()] == [2]
+    assert [row[0] for row in find_centroids(label, 3, 16, min_component=2).tolist()] == [2]
+
+
+def test_a_tile_without_pixels_is_refused():
+    with pytest.raises(InputError, match="tile size 0"):
+        class_centroids(np.zeros((4, 4), np.uint8), 2, 0)
+
+
+def test_centroid_tables_survive_writing_and_splitting(tmp_path):
+    parts = [(f"image-{i}", find_centroids(TRAIN_ID[m], 19, 128)) for i, m in enumerate(MAPS)]
+    parts.insert(2, ("nothing", np.zeros((0, 4), np.int32)))
+    table = Centroids.collect(parts)
+    table.write(tmp_path / "c.parquet", tile=128)
+    read = Centroids.load(tmp_path / "c.parquet")
+    assert Centroids.settings(tmp_path / "c.parquet") == {"tile": 128}
+    split = read.split()
+    assert sorted(split) == sorted(name for name, values in parts if len(values))
+    assert all(np.array_equal(split[name], values) for name, values in parts if len(values))
+    assert read.counts(19).tolist() == [GOLDEN["count_per_class"][str(c)] for c in range(19)]
+    assert read.counts(25)[:19].tolist() == read.counts(19).tolist()
+    some = read.of(["image-3", "unknown", "image-0"])
+    assert some.names == ("image-3", "unknown", "image-0")
+    assert sorted(some.split()) == ["image-0", "image-3"]
+    assert np.array_equal(some.split()["image-3"], split["image-3"])
+
+
+def test_empty_centroid_tables_are_legal(tmp_path):
+    Centroids().write(tmp_path / "c.parquet")
+    read = Centroids.load(tmp_path / "c.parquet")
+    assert (len(read), read.split(), read.counts(3).tolist()) == (0, {}, [0, 0, 0])
+    assert len(read.of(["a"])) == 0
+
+
+def test_a_damaged_centroid_table_is_refused(tmp_path):
+    path = tmp_path / "c.parquet"
+    Centroids.collect([("a", find_centroids(TRAIN_ID[MAPS[0]], 19, 128))]).write(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 16
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        Centroids.load(path)
+
+
+def test_perceptual_hash_survives_compression_size_and_brightness_but_tells_pictures_apart():
+    import io
+
+    from PIL import Image
+
+    for seed in range(20):
+        image = picture(seed, (120, 200))
+        own = perceptual_hash(image)
+        assert len(own) == 16
+        jpeg = np.asarray(Image.open(io.BytesIO(encode(image, "JPEG", quality=60))).convert("RGB"))
+        small = np.asarray(Image.fromarray(image).resize((100, 60), Image.Resampling.BILINEAR))
+        darker = (image * 0.8).astype(np.uint8)
+        assert max(hamming(own, perceptual_hash(v)) for v in (jpeg, small, darker)) <= 4
+        assert hamming(own, perceptual_hash(picture(seed + 100, (120, 200)))) > 8
+
+
+def test_near_duplicates_are_all_found_in_chunks():
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 2**63, 500, np.uint64)
+    values[77] = values[400] ^ np.uint64(0b101)
+    values[10] = values[11]
+    hashes = [f"{int(v):016x}" for v in values]
+    expected = sorted(
+        (i, j, hamming(a, b)) for i, a in enumerate(hashes) for j, b in enumerate(hashes) if i < j and hamming(a, b) <= 3
+    )
+    assert near_duplicates(hashes, 3, chunk=64) == expected == [(10, 11, 0), (77, 400, 2)]
+    assert near_duplicates([], 3) == []
+
+
+@pytest.mark.slow
+def test_near_duplicates_among_twenty_thousand_images_take_seconds():
+    import time
+
+    values = np.random.default_rng(4).integers(0, 2**63, 20_000, np.uint64)
+    started = time.perf_counter()
+    near_duplicates([f"{int(v):016x}" for v in values], 4)
+    assert time.perf_counter() - started < 20
