@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from hmsa_core.data.transforms import MEAN, STD
 from hmsa_core.engine.fast_rows import (
     Array,
     Backend,
@@ -38,11 +39,8 @@ from hmsa_core.engine.fast_weights import effective_precision, optimise
 from hmsa_core.errors import CheckpointError, ConfigError, HmsaError, InputError
 from hmsa_core.models.hmsa import MultiScaleModel
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImagePass", "Predictor"]
+__all__ = ["ImagePass", "Predictor"]
 
-# What the published trunk weights were trained with; a checkpoint may say otherwise (`inference`).
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of fused scores at once: second-level cache, GPU memory
 _HAS_ATTENTION = ("hierarchical", "explicit")
 
@@ -69,8 +67,8 @@ class Predictor:
         if self.num_classes > 254:
             raise ConfigError(f"labels are bytes: at most 254 classes, the model has {self.num_classes}")
         inference = model.meta.get("inference") or {}
-        self.mean = np.array(inference.get("mean") or IMAGENET_MEAN, np.float32)
-        self.std = np.array(inference.get("std") or IMAGENET_STD, np.float32)
+        self.mean = np.array(inference.get("mean") or MEAN, np.float32)
+        self.std = np.array(inference.get("std") or STD, np.float32)
         if self.mean.shape != (3,) or self.std.shape != (3,):
             raise CheckpointError("the checkpoint's mean and std must be three numbers each")
         self._model = optimise(model, self.device, self.precision)
