@@ -150,6 +150,8 @@ def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
     atomic.write_text(folder / ".gitignore", _template("gitignore"))
     atomic.write_text(folder / ".dvcignore", _template("dvcignore"))
     atomic.write_text(folder / "README.md", _template("README.md").replace("@PROFILE", profile))
+    atomic.write_text(folder / "policies" / "README.md", _template("policies.md"))
+    atomic.write_text(folder / "labels" / "raw.review.jsonl", "")  # `autolabel serve` appends to it
     if not (folder / "models" / "current.json").exists():
         atomic.write_json(folder / "models" / "current.json", {"teacher": "stage:teacher-train"})
 

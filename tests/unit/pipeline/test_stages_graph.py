@@ -35,6 +35,8 @@ GOLDEN: dict[str, set[str]] = {
     "versions.auto_infer": {"auto-infer"} | AFTER_LABELS,
     "file:models/current.json": {"calibrate", "auto-infer"} | AFTER_LABELS,
     "file:data/index/unlabelled.parquet": {"auto-infer"} | AFTER_LABELS,
+    "file:labels/raw.review.jsonl": AFTER_LABELS,
+    "file:policies": AFTER_LABELS,
     "file:data/index/report.parquet": {"evaluate", "report"},
 }
 

@@ -1,0 +1,104 @@
+"""Nobody is judged on what it learned from: same file, near copy, neighbour in time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from hmsa_core.data.index import Sample
+from hmsa_core.engine.lineage import LearnedImage, Lineage
+from hmsa_core.errors import InputError, LeakageError
+from pipeline.leaks import find_leaks, judge_only_unseen
+
+
+def _sample(name: str, *, sha: str = "", phash: str = "ffff0000ffff0000", sequence: str = "", frame: int = -1) -> Sample:
+    return Sample(
+        name=name, image=f"{name}.png", label=f"{name}_l.png", coarse="", kind="fine", split="test", role="report",
+        city="berlin", sequence=sequence, frame=frame, block=name, height=8, width=8, image_sha256=sha or f"sha-{name}",
+        label_sha256="", coarse_sha256="", phash=phash,
+    )  # fmt: skip
+
+
+def _lineage(*learned: LearnedImage, unknown: tuple[str, ...] = ()) -> Lineage:
+    return Lineage({i.sha256: i for i in learned}, (), unknown)
+
+
+def _learned(name: str, *, sha: str = "", phash: str = "0123456789abcdef", sequence: str = "", frame: int = -1) -> LearnedImage:
+    return LearnedImage(sha or f"sha-{name}", name, "target", phash, sequence, frame, "fine")
+
+
+def _why(sample: Sample, learned: LearnedImage, *, max_gap: int = 30, max_distance: int = 2) -> list[str]:
+    found = find_leaks([sample], _lineage(learned), model="teacher", max_gap=max_gap, max_distance=max_distance)
+    return [leak.why for leak in found]
+
+
+def test_the_same_file_under_another_name_is_found() -> None:
+    assert _why(_sample("a", sha="x"), _learned("b", sha="x")) == ["same file"]
+
+
+@pytest.mark.parametrize(("bits", "found"), [(0, True), (2, True), (3, False), (64, False)])
+def test_a_near_copy_is_found_up_to_the_given_number_of_bits(bits: int, found: bool) -> None:
+    phash = f"{int('0123456789abcdef', 16) ^ ((1 << bits) - 1):016x}"
+    assert _why(_sample("a", phash=phash), _learned("b")) == ([f"perceptual hash, {bits} bits apart"] if found else [])
+
+
+@pytest.mark.parametrize(("frame", "found"), [(130, True), (131, False), (70, True), (69, False)])
+def test_a_neighbour_in_the_same_sequence_is_found_within_the_gap(frame: int, found: bool) -> None:
+    sample = _sample("a", sequence="0016E5", frame=frame)
+    assert bool(_why(sample, _learned("b", sequence="0016E5", frame=100))) == found
+    assert not _why(sample, _learned("b", sequence="0001TP", frame=frame))
+    assert not _why(sample, _learned("b", sequence="0016E5", frame=100), max_gap=0)
+
+
+def test_images_without_sequence_or_hash_are_never_neighbours() -> None:
+    assert not _why(_sample("a", frame=5), _learned("b", frame=5))
+    assert not _why(_sample("a", phash=""), _learned("b", phash=""))
+
+
+def test_an_empty_lineage_leaks_nothing() -> None:
+    assert find_leaks([_sample("a")], Lineage(), model="t", max_gap=9, max_distance=9) == []
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path):
+    """Write a checkpoint's JSON and lineage; the weights themselves are not looked at."""
+
+    def write(name: str, lineage: Lineage) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        sha = lineage.save(folder / "lineage.json")
+        meta = {"format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 19,
+                "options": {}, "weights_sha256": "0" * 64, "lineage": lineage.summary(sha)}  # fmt: skip
+        atomic.write_json(folder / "model.json", meta)
+        return folder
+
+    return write
+
+
+def test_learned_images_are_left_out_and_listed_for_every_judged_model(checkpoint) -> None:
+    samples = [_sample(f"s{i}", phash=f"{i * 0x0F0F0F0F0F:016x}") for i in range(40)]
+    models = {
+        "teacher": checkpoint("teacher", _lineage(_learned("s3"))),
+        "student": checkpoint("student", _lineage(_learned("s3"), _learned("s7"), unknown=("weights abc: unlisted",))),
+    }
+    judged = judge_only_unseen(samples, models, max_leaked=0.05, max_gap=0, max_distance=0)
+    assert set(judged.names) == {s.name for s in samples} - {"s3", "s7"}
+    told = judged.to_json()
+    assert (told["judged"], told["left_out"]) == (38, 2)
+    assert [(leak["name"], leak["model"]) for leak in told["leaks"]] == [("s3", "teacher"), ("s3", "student"), ("s7", "student")]
+    assert told["unknown_lineage"] == ["student: weights abc: unlisted"]
+
+
+def test_more_leaks_than_allowed_fail_with_names_and_reasons(checkpoint) -> None:
+    samples = [_sample(f"s{i}", phash=f"{i * 0x0F0F0F0F0F:016x}") for i in range(10)]
+    models = {"teacher": checkpoint("teacher", _lineage(_learned("s3")))}
+    with pytest.raises(LeakageError, match=r"1 of 10 judged images .* at most 5 %.*s3 \(teacher: same file s3\)"):
+        judge_only_unseen(samples, models, max_leaked=0.05, max_gap=0, max_distance=0)
+    assert len(judge_only_unseen(samples, models, max_leaked=0.1, max_gap=0, max_distance=0).names) == 9
+
+
+def test_no_image_to_judge_on_is_an_input_error(checkpoint) -> None:
+    with pytest.raises(InputError, match="no image to judge on"):
+        judge_only_unseen([], {"t": checkpoint("t", Lineage())}, max_leaked=0.05, max_gap=0, max_distance=0)
