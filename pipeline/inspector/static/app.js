@@ -138,7 +138,7 @@ function registerKeys() {
 }
 
 function describeStore() {
-  setText(byId("store-name"), store.name);
+  setText(byId("store-name"), store.path.split("/").slice(-2).join("/"));
   byId("store-name").title = store.path;
   setText(byId("store-kind"), store.kind);
   setText(byId("store-size"), `${plain(store.images)} images`);

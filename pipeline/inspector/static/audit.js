@@ -30,7 +30,7 @@ function progress() {
       h("th", { scope: "row" }, h("i.dot", { css: { "--swatch": css(coloursOf(store)[row.class]) } }), name),
       h("td", {}, `${row.right + row.wrong + row.unsure}/${row.drawn}`),
       h("td", {}, known ? percent(row.precision, 1, 0) : "–"),
-      h("td.muted", {}, known ? `${percent(row.low, 1, 0)} – ${percent(row.high, 1, 0)}` : ""));
+      h("td.muted", {}, known ? `${Math.round(100 * row.low)}–${Math.round(100 * row.high)} %` : ""));
   });
   fill(byId("audit-results"), rows);
   const { overall } = audit;
@@ -71,6 +71,20 @@ function drawCrop(canvas, picture, planes, left, top, size) {
   context.drawImage(picture, left * scale, top * scale, size * scale, size * scale, 0, 0, size, size);
 }
 
+/** Position of an item's pixel, asked of the server once. */
+function locate(number) {
+  const item = audit.items[number];
+  if (!item) return Promise.resolve(null);
+  if (item.x !== undefined) return Promise.resolve(item);
+  item.asked ??= api.json("audit/item", { audit: audit.id, item: number }).then((found) => Object.assign(item, found, { verdict: item.verdict })).finally(() => { item.asked = null; });
+  return item.asked;
+}
+
+async function lookAhead(from) {
+  const next = await Promise.all([from, from + 1].map((number) => locate(number).catch(() => null)));
+  prefetch([...new Set(next.filter(Boolean).map((item) => item.name))]);
+}
+
 let turn = 0;
 async function showItem() {
   const mine = ++turn;
@@ -82,10 +96,12 @@ async function showItem() {
   const { name } = store.classes[item.class];
   setText(byId("audit-class"), name);
   byId("audit-swatch").style.setProperty("--swatch", css(coloursOf(store)[item.class]));
-  setText(byId("audit-where"), `${item.name} · ${item.x}, ${item.y}`);
   const size = CROP;
-  const [left, top] = [item.x - size / 2, item.y - size / 2].map(Math.round);
   try {
+    await locate(at);
+    if (mine !== turn) return;
+    setText(byId("audit-where"), `${item.name} · ${item.x}, ${item.y}`);
+    const [left, top] = [item.x - size / 2, item.y - size / 2].map(Math.round);
     const [planes, picture] = await Promise.all([loadPlanes(item.name), store.hasPictures ? pictureOf(item.name).catch(() => null) : null]);
     if (mine !== turn) return;
     drawCrop(byId("audit-close"), picture, planes, left, top, size);
@@ -100,7 +116,7 @@ async function showItem() {
   } catch (error) {
     report(error);
   }
-  prefetch([...new Set(audit.items.slice(at + 1, at + 3).map((next) => next.name))]);
+  if (mine === turn) lookAhead(at + 1);
 }
 
 function finish() {

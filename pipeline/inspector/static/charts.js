@@ -1,7 +1,7 @@
 // Histogram of confidence with the cut, and the precision-coverage curve with its dot. Both are sliders:
 // they can be dragged, and with focus the arrow keys move them from edge to edge.
 
-import { at, CODES, curve, WITHHELD } from "./cuts.js";
+import { at, CODES, curve, nearestCode, WITHHELD } from "./cuts.js";
 import { clamp, compact, sharp } from "./dom.js";
 
 const LABELLED = ["0", "0.5", "0.9", "0.95", "0.99", "0.999", "0.9999"];
@@ -43,36 +43,41 @@ function describe(node, cut, store, text) {
   node.setAttribute("aria-valuetext", cut >= WITHHELD ? "withheld" : `${store.edges[cut]}, ${text}`);
 }
 
-/** Histogram chart: `draw({counts: (code) => pixels, cut})`. */
+/** Histogram chart: `draw({bins: [{all, kept}], cut})`; cut null = each class has its own. */
 export function makeHistogram(node, store, { onCode }) {
   let cutNow = 0;
   const codeAt = (event) => codeAtX(event.clientX - node.getBoundingClientRect().left, node.clientWidth);
   slide(node, { onCode, codeAt, current: () => cutNow });
-  const marks = LABELLED.map((text) => [text, store.edges.indexOf(text)]).filter(([, code]) => code >= 0);
+  const marks = LABELLED.map((text) => [text, nearestCode(store.edgeValues, Number(text))]);
 
-  return ({ count, cut, described }) => {
-    cutNow = cut;
+  return ({ bins, cut, described }) => {
+    cutNow = cut ?? 0;
     const { context, width, height } = sharp(node);
     const ink = inkOf(node);
     const bottom = height - PAD.bottom;
-    const counts = Array.from({ length: CODES }, (_, k) => count(k));
-    const top = Math.log10(1 + Math.max(10, ...counts));
-    const barWidth = (width - PAD.left - PAD.right) / CODES;
-    counts.forEach((n, k) => {
-      if (!n) return;
-      const tall = (Math.log10(1 + n) / top) * (bottom - PAD.top);
-      context.fillStyle = ink(k >= cut ? "kept" : "dropped");
-      context.fillRect(axisX(k, width), bottom - tall, Math.max(0.6, barWidth - 0.15), tall);
-    });
+    const top = Math.log10(1 + Math.max(10, ...bins.map((bin) => bin.all)));
+    const tall = (n) => (n ? (Math.log10(1 + n) / top) * (bottom - PAD.top) : 0);
+    for (const [key, colour] of [["all", ink("dropped")], ["kept", ink("kept")]]) {
+      context.fillStyle = colour;
+      bins.forEach((bin, k) => {
+        const [from, to] = [Math.round(axisX(k, width)), Math.round(axisX(k + 1, width))];
+        context.fillRect(from, bottom - tall(bin[key]), Math.max(1, to - from), tall(bin[key]));
+      });
+    }
     context.fillStyle = ink("axis");
     context.fillRect(PAD.left, bottom, width - PAD.left - PAD.right, 1);
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "center";
-    for (const [text, code] of marks) {
+    let free = width;
+    for (const [text, code] of [...marks].reverse()) {
+      const half = context.measureText(text).width / 2;
+      const x = Math.min(axisX(code, width), width - half);
       context.fillStyle = ink("axis");
       context.fillRect(axisX(code, width), bottom, 1, 4);
+      if (x + half > free) continue;
+      free = x - half - 5;
       context.fillStyle = ink("text");
-      context.fillText(text, clamp(axisX(code, width), PAD.left + 6, width - PAD.right - 12), height - 5);
+      context.fillText(text, x, height - 5);
     }
     context.textAlign = "right";
     for (let power = 2; power < top; power += 2) {
@@ -82,13 +87,14 @@ export function makeHistogram(node, store, { onCode }) {
       context.fillStyle = ink("text");
       context.fillText(compact(10 ** power), PAD.left - 5, y + 3);
     }
+    describe(node, cutNow, store, described);
+    if (cut === null) return;
     const x = axisX(Math.min(cut, CODES), width);
     context.fillStyle = ink("cut");
     context.fillRect(x - 1, PAD.top - 4, 2, bottom - PAD.top + 4);
     context.beginPath();
     context.roundRect(x - 4, PAD.top - 6, 8, 12, 3);
     context.fill();
-    describe(node, cut, store, described);
   };
 }
 
@@ -176,10 +182,16 @@ export function makeCurve(node, store, { onCode }) {
   };
 }
 
-/** Pixels with exactly code k of one class, or of all (c < 0), from suffix sums. */
-export function binOf(sums, c, k, numClasses) {
-  if (c >= 0) return at(sums, c, k) - at(sums, c, k + 1);
-  let total = 0;
-  for (let i = 0; i < numClasses; i++) total += at(sums, i, k) - at(sums, i, k + 1);
-  return total;
+/** Pixels of each code, and how many of them the cuts keep: of one class, or of all (c < 0). */
+export function binsOf(sums, c, cuts) {
+  const bins = Array.from({ length: CODES }, () => ({ all: 0, kept: 0 }));
+  cuts.forEach((cut, i) => {
+    if (c >= 0 && i !== c) return;
+    bins.forEach((bin, k) => {
+      const n = at(sums, i, k) - at(sums, i, k + 1);
+      bin.all += n;
+      if (k >= cut) bin.kept += n;
+    });
+  });
+  return bins;
 }

@@ -10,6 +10,7 @@ import { scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
 
 const CHIPS = {
+  given: ["own", "given by hand"],
   measured: ["good", "measured on images the teacher never saw"],
   estimate: ["warn", "an estimate: too few independent blocks for a promise"],
   pooled: ["warn", "too little evidence of its own: shared with its class group"],
@@ -23,8 +24,6 @@ let store = null;
 let rows = [];
 let measured = new Map(); // class id -> row of /api/stats for the cuts it was asked with
 
-const SOURCES = { audit: "audited", "coarse-corrected": "corrected", calibration: "expected" };
-
 /** Status of a class under the present state. */
 function statusOf(c) {
   if (c in state.pins) return state.pins[c] >= WITHHELD ? "withheld" : "yours";
@@ -32,19 +31,30 @@ function statusOf(c) {
   return "one for all";
 }
 
+/** Lines of the tooltip: what was measured for this very cut, beside what the table expects of this store. */
+function evidence(known) {
+  if (!known || known.precision === null) return "";
+  const range = known.precision_high === null ? `at least ${percent(known.precision_low, 1, 1)}` : `${percent(known.precision_low, 1, 1)} to ${percent(known.precision_high, 1, 1)}`;
+  if (known.precision_source === "audit") return `audited here: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
+  if (known.precision_source === "calibration") return `on calibration images: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
+  return "";
+}
+
 function precisionOf(c) {
-  const known = measured.get(c);
   const cut = scene.cuts[c];
-  if (known && known.code === cut && known.precision !== null && known.precision_source === "audit") {
-    return { text: percent(known.precision, 1, 1), title: `audited: ${percent(known.precision_low, 1, 1)} to ${percent(known.precision_high, 1, 1)} (95 %)`, source: "audit" };
-  }
+  const known = measured.get(c)?.code === cut ? measured.get(c) : null;
   const { count, right } = storeSums();
   const kept = at(count, c, cut);
-  if (!right || !kept) return { text: "–", title: right ? "nothing of this class is kept" : "no policy was given", source: "" };
-  const marginal = at(count, c, cut) - at(count, c, cut + 1);
-  const edge = marginal ? `, at the cut itself ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}` : "";
-  const source = known?.precision_source ?? store.precision.source;
-  return { text: percent(at(right, c, cut), kept, 1), title: `${SOURCES[source] ?? source} precision of what is kept${edge}`, source };
+  const lines = [evidence(known)];
+  if (right && kept) {
+    const marginal = at(count, c, cut) - at(count, c, cut + 1);
+    lines.push(`expected of what is kept here: ${percent(at(right, c, cut), kept, 1)}`);
+    if (marginal) lines.push(`at the cut itself: ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}`);
+  }
+  const title = lines.filter(Boolean).join("\n");
+  if (known?.precision_source === "audit") return { text: percent(known.precision, 1, 1), title, source: "audit" };
+  if (right && kept) return { text: percent(at(right, c, cut), kept, 1), title, source: "" };
+  return { text: "–", title: kept ? "no policy was given" : "nothing of this class is kept", source: "" };
 }
 
 function toggleVisible(c, solo) {
@@ -101,8 +111,8 @@ function makeRow(c) {
     setPin(c, Math.min(CODES - 1, Math.max(0, Math.min(scene.cuts[c], CODES - 1) + step)));
   });
   parts.node = h("li.class-row", { dataset: { class: name } },
-    parts.eye, parts.name, parts.chip, parts.value,
-    h("span.class-slider", {}, parts.slider, parts.bar), parts.kept, parts.precision);
+    parts.eye, parts.name, parts.value, parts.kept, parts.precision,
+    h("span.class-status", {}, parts.chip), parts.slider, parts.bar);
   return parts;
 }
 
@@ -120,7 +130,7 @@ function showRow(c) {
   row.chip.className = `chip ${tone}`;
   setText(row.chip, status);
   row.chip.title = why;
-  row.chip.hidden = status === "one for all";
+  row.chip.hidden = status === "one for all" || status === "as stored";
   setText(row.value, edgeText(store, cut));
   row.slider.value = String(cut >= WITHHELD ? 1 : store.edgeValues[cut]);
   row.slider.setAttribute("aria-valuetext", edgeText(store, cut));
@@ -143,7 +153,9 @@ function showRows() {
 
 function openDetail() {
   document.querySelector(".class-detail")?.remove();
-  if (state.focus >= 0) rows[state.focus].node.append(detail(state.focus));
+  if (state.focus < 0) return;
+  rows[state.focus].node.append(detail(state.focus));
+  rows[state.focus].node.scrollIntoView({ block: "nearest" });
 }
 
 /** Take the measured precision of /api/stats (with intervals and audits). */

@@ -2,7 +2,7 @@
 // small label and code planes, so the whole list follows the slider.
 
 import { api } from "./api.js";
-import { byId, debounce, fill, h, percent, plain, setText } from "./dom.js";
+import { byId, compact, debounce, fill, h, percent, plain, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { labelTable, paint, makeLayer } from "./paint.js";
 import { coloursOf } from "./palette.js";
@@ -97,7 +97,7 @@ async function loadMini(tile, name) {
 function metric(row) {
   if (state.sort === "conflict") return `${compactShare(row.conflict, row.pixels)} conflict`;
   if (state.sort === "uncertain") return `${(100 * row.uncertain).toFixed(1)} % in doubt`;
-  if (state.sort === "drop") return `−${compactShare(row.drop, row.pixels)}`;
+  if (state.sort === "drop") return `−${compact(row.drop)} px`;
   return compactShare(row.kept, row.pixels);
 }
 

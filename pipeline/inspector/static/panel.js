@@ -1,10 +1,11 @@
 // The right-hand panel: one threshold for all, live totals, the two charts.
 
 import { api } from "./api.js";
-import { binOf, makeCurve, makeHistogram } from "./charts.js";
+import { binsOf, makeCurve, makeHistogram } from "./charts.js";
 import { at, CODES, edgeText, nearestCode, parseThreshold } from "./cuts.js";
 import { byId, clamp, compact, debounce, fill, h, percent, plain, setText, sharp } from "./dom.js";
 import { imageSums, measure, storeSums } from "./numbers.js";
+import { coloursOf, css } from "./palette.js";
 import { onScene, scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
 
@@ -13,9 +14,9 @@ let draw = null;
 const slider = byId("threshold");
 const field = byId("threshold-value");
 
-/** Code that the global slider shows: the base, or (under a policy) the smallest cut of its classes. */
+/** Code that the global slider stands for: the base, or (under a policy) where it would start. */
 export function globalCode() {
-  return typeof state.base === "number" ? state.base : Math.min(CODES - 1, ...scene.cuts);
+  return typeof state.base === "number" ? state.base : store.startCode;
 }
 
 /** Use one threshold for every class that has no pin. */
@@ -42,12 +43,15 @@ function drawEdges() {
   const { context, width, height } = sharp(byId("edges"));
   const style = getComputedStyle(byId("edges"));
   const usable = width - 16; // the thumb's half width on either side, as in base.css
-  store.edgeValues.forEach((value, code) => {
-    const isCut = code === globalCode();
-    const tall = isCut ? height : code % 10 === 0 && code <= 90 ? 7 : 4;
-    context.fillStyle = style.getPropertyValue(isCut ? "--ink-cut" : "--ink-axis");
-    context.fillRect(8 + value * usable - (isCut ? 1 : 0.25), 0, isCut ? 2 : 0.5, tall);
-  });
+  const tick = (code, colour, wide, tall) => {
+    context.fillStyle = colour;
+    context.fillRect(8 + store.edgeValues[code] * usable - wide / 2, 0, wide, tall);
+  };
+  store.edges.forEach((_, code) => tick(code, style.getPropertyValue("--ink-axis"), 0.5, code % 10 === 0 && code <= 90 ? 7 : 4));
+  // Where the classes' own cuts lie, in their colours; one common cut in the colour of the cut.
+  const own = (c) => typeof state.base !== "number" || c in state.pins;
+  scene.cuts.forEach((code, c) => own(c) && code < CODES && tick(code, css(coloursOf(store)[c]), 2.5, height));
+  if (typeof state.base === "number") tick(state.base, style.getPropertyValue("--ink-cut"), 2, height);
 }
 
 function showShare(node, { kept, pixels }) {
@@ -87,7 +91,8 @@ function sliderText(code) {
 function showSlider() {
   const code = globalCode();
   slider.value = String(store.edgeValues[code]);
-  slider.setAttribute("aria-valuetext", state.base === "policy" ? `policy, lowest cut ${store.edges[code]}` : `${store.edges[code]}, edge ${code} of ${CODES}`);
+  slider.classList.toggle("idle", typeof state.base !== "number");
+  slider.setAttribute("aria-valuetext", state.base === "policy" ? "each class has its own, from the policy" : `${store.edges[code]}, edge ${code} of ${CODES}`);
   slider.dataset.edge = store.edges[code];
   if (document.activeElement !== field) field.value = sliderText(code);
   setText(byId("threshold-code"), state.base === "policy" ? "per class, measured" : `edge ${code} of ${CODES}`);
@@ -101,15 +106,15 @@ function showSlider() {
 function showCharts() {
   const sums = storeSums();
   const c = state.focus;
-  const C = store.classes.length;
   const cut = c >= 0 ? scene.cuts[c] : globalCode();
+  const common = c >= 0 || (typeof state.base === "number" && !Object.keys(state.pins).length);
   setText(byId("chart-scope"), c >= 0 ? store.classes[c].name : "all classes");
   const all = c >= 0 ? at(sums.count, c, 0) : sums.pixels;
   const now = c >= 0
     ? { coverage: all ? at(sums.count, c, cut) / all : 0, precision: sums.right && at(sums.count, c, cut) ? at(sums.right, c, cut) / at(sums.count, c, cut) : null }
     : (({ kept, pixels, precision }) => ({ coverage: kept / pixels, precision }))(measure(sums, scene.cuts));
   const described = `keeps ${percent(now.coverage, 1, 1)}${now.precision === null ? "" : `, expected precision ${percent(now.precision, 1, 1)}`}`;
-  draw.histogram({ count: (k) => binOf(sums.count, c, k, C), cut, described });
+  draw.histogram({ bins: binsOf(sums.count, c, scene.cuts), cut: common ? cut : null, described });
   draw.curve({ count: sums.count, right: sums.right, c, cut: Math.min(cut, CODES - 1), dot: c < 0 ? now : null, target: store.policy?.target ?? 0, described });
   setText(byId("curve-note"), described);
 }
@@ -159,13 +164,13 @@ export function startPanel(data) {
   for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
   byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
   byId("thresholded-note").hidden = store.kind === "raw";
-  setText(byId("precision-source"), store.precision ? store.precision.source : "needs a policy: start with --policy");
+  setText(byId("precision-source"), store.precision ? "by the calibration table" : "needs a policy: start with --policy");
   let queued = false;
   const soon = () => {
     if (!queued) requestAnimationFrame(() => { queued = false; showAll(); });
     queued = true;
   };
-  watch(["base", "pins", "focus", "compare", "theme"], soon);
+  watch(["base", "pins", "focus", "compare", "theme", "palette"], soon);
   watch(["base", "pins"], fetchSources);
   onScene((_, what) => (what === "image" || what === "error") && soon());
   new ResizeObserver(soon).observe(byId("panel"));

@@ -1,0 +1,67 @@
+"""The web page of a label store: drag the threshold, watch the mask, review, audit, save the policy.
+
+autolabel serve labels/raw --policy calibration/policy.json --images data/cityscapes
+autolabel serve labels/raw --compare other/labels/raw        (two stores, swipe)
+autolabel serve labels/raw --export page --limit 24          (the same page as plain files)
+
+Listens on 127.0.0.1; from another machine use an SSH tunnel, or --host with --token. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
+    parser.add_argument("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
+    parser.add_argument("--images", type=Path, metavar="ROOT", help="root that the store's image paths are relative to "
+                        "(default: the data root of the workspace that holds the store)")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
+    parser.add_argument("--compare", type=Path, metavar="STORE", help="second store to swipe against")
+    parser.add_argument("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
+    parser.add_argument("--save-policy", type=Path, metavar="F", help="where the page saves (default: STORE.policy.json)")
+    parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
+    parser.add_argument("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
+    parser.add_argument("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write the page as static files and end")
+    parser.add_argument("--limit", type=int, default=24, metavar="N", help="images in an export (default: %(default)s)")
+    parser.add_argument("--sort", default="coverage", help="which images an export holds (as in `inspect`)")
+    parser.add_argument("--threshold", metavar="T", help="threshold of an export (default: the policy, else 0.9)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, or export."""
+    # Imported here: the server's packages take longer than `--help` may.
+    from pipeline.inspector.session import Session
+    from pipeline.inspector.workspace_roots import image_root
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    images = args.images if args.images is not None else image_root(args.store)
+    session = Session(
+        args.store, policy=args.policy, images=images, other=args.compare, other_policy=args.compare_policy,
+        save_to=args.save_policy, reviewer=_user() if args.reviewer is None else args.reviewer,
+    )  # fmt: skip
+    if args.export is not None:
+        from pipeline.inspector.export import export_page
+
+        export_page(session, args.export, limit=args.limit, sort=args.sort, threshold=args.threshold)
+        return 0
+    from pipeline.inspector.server import ServeOptions, serve
+
+    serve(session, ServeOptions(args.host, args.port, args.token, tuple(args.host_name), args.checkpoint, args.open))
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in the password file, as in many containers
+        return ""

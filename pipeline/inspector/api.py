@@ -1,0 +1,296 @@
+"""The HTTP surface: page, static files, read-only figures by GET, and the few writes by POST.
+
+Names of images are query parameters and are looked up in the store; no part of a request ever becomes a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, LockedError
+from pipeline.inspector.cuts import Cuts, OffGridError
+from pipeline.inspector.page import StaticFiles, error_page
+from pipeline.inspector.safety import Guard, SafetyMiddleware
+from pipeline.inspector.session import Session
+from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
+from pipeline.inspector.weights import WeightJobs
+
+__all__ = ["Api", "make_app"]
+
+MAX_ROWS = 1000
+_KEEP = {"cache-control": "private, max-age=600"}  # pictures never change while a store is served
+
+
+def _status(error: HmsaError) -> int:
+    if isinstance(error, ConfigError):
+        return 400
+    if isinstance(error, IntegrityError | LockedError):
+        return 409
+    return 404 if isinstance(error, InputError) else 500
+
+
+def error_response(error: HmsaError) -> Response:
+    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
+    body: dict[str, Any] = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    if isinstance(error, OffGridError):
+        body["neighbours"] = list(error.neighbours)
+    return JSONResponse(body, status_code=_status(error))
+
+
+def _whole_number(request: Request, key: str, usual: int, highest: int) -> int:
+    text = request.query_params.get(key, str(usual))
+    if not text.isascii() or not text.isdigit() or int(text) > highest:
+        raise ConfigError(f"{key}={text}: expected a whole number from 0 to {highest}")
+    return int(text)
+
+
+def _name(request: Request) -> str:
+    name = request.query_params.get("name")
+    if not name:
+        raise ConfigError("which image? give name=NAME")
+    return name
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        value = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("the body is not JSON") from error
+    if not isinstance(value, dict):
+        raise ConfigError("the body must be a JSON object")
+    return value
+
+
+def _field(body: dict[str, Any], key: str, kind: type, usual: Any) -> Any:
+    value = body.get(key, usual)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{key}: expected {kind.__name__}")
+    return value
+
+
+class Api:
+    """Handlers over one session; blocking work runs in two small pools, so that thumbnails never delay a click."""
+
+    def __init__(self, session: Session, weights: WeightJobs | None, foreground: Executor, background: Executor) -> None:
+        self._session, self._weights = session, weights
+        self._foreground, self._background = foreground, background
+
+    async def _run(self, work: Callable[[], Any], *, background: bool = False) -> Any:
+        pool = self._background if background else self._foreground
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def _cuts(self, request: Request) -> Cuts:
+        query = request.query_params
+        return self._session.cuts(query.get("threshold"), query.getlist("cut"))
+
+    async def store(self, _: Request) -> Response:
+        """All that the page computes with."""
+        described = await self._run(self._session.describe)
+        return JSONResponse({**described, "canWeigh": self._weights is not None})
+
+    async def stats(self, request: Request) -> Response:
+        """Figures per class: the same object as `autolabel inspect --json`."""
+        cuts, name = self._cuts(request), request.query_params.get("class")
+        view = self._session.view
+        class_id = None if not name else view.classes.index(name)
+        sources = self._session.sources(cuts.policy)
+        return JSONResponse(await self._run(lambda: store_stats(view, cuts, sources, class_id)))
+
+    async def images(self, request: Request) -> Response:
+        """One page of the sorted, filtered list of images."""
+        session, query = self._session, request.query_params
+        cuts, name = self._cuts(request), query.get("class")
+        wanted = ImageQuery(
+            parse_sort(query.get("sort", "name")), session.view.classes.index(name) if name else None,
+            query.get("q", ""), query.get("city", ""), query.get("review", ""),
+        )  # fmt: skip
+        offset, limit = _whole_number(request, "offset", 0, 10**9), _whole_number(request, "limit", 100, MAX_ROWS)
+
+        def rows() -> dict[str, Any]:
+            statuses = session.review.statuses()
+            total, found = image_rows(session.view, cuts, wanted, offset=offset, limit=limit, statuses=statuses)
+            for row in found:
+                row["picture"] = session.view.has_picture(row["name"])
+                row["damaged"] = not session.view.is_served(row["name"])
+            return {"total": total, "offset": offset, "images": found}
+
+        return JSONResponse(await self._run(rows))
+
+    async def image(self, request: Request) -> Response:
+        """What is known of one image."""
+        name = _name(request)
+        return JSONResponse(await self._run(lambda: self._session.image_details(name)))
+
+    async def plane(self, request: Request) -> Response:
+        """Label, confidence or human map as 8-bit grey PNG."""
+        name, query = _name(request), request.query_params
+        view = self._session.image(name, query.get("side", "a"))
+        data = await self._run(lambda: view.plane_png(name, query.get("plane", "label")))
+        return Response(data, media_type="image/png", headers=_KEEP)
+
+    async def mini(self, request: Request) -> Response:
+        """Small label map above small code map."""
+        name = _name(request)
+        view = self._session.image(name)
+        return Response(await self._run(lambda: view.mini_png(name), background=True), media_type="image/png", headers=_KEEP)
+
+    async def thumb(self, request: Request) -> Response:
+        """Small photograph."""
+        name = _name(request)
+        view = self._session.image(name)
+        return Response(await self._run(lambda: view.thumb(name), background=True), media_type="image/jpeg", headers=_KEEP)
+
+    async def picture(self, request: Request) -> Response:
+        """The photograph."""
+        name = _name(request)
+        view = self._session.image(name)
+        data, media = await self._run(lambda: view.picture(name))
+        return Response(data, media_type=media, headers=_KEEP)
+
+    async def reviews(self, request: Request) -> Response:
+        """Marks of one image, or of all."""
+        name = request.query_params.get("name")
+        review = self._session.review
+        marks = await self._run(lambda: review.of(name) if name else review.marks())
+        return JSONResponse({"entries": [mark.to_json() for mark in marks]})
+
+    async def add_review(self, request: Request) -> Response:
+        """Append a mark, or take one back."""
+        body, session = await _body(request), self._session
+        name = _field(body, "name", str, "")
+        session.image(name)
+
+        def write() -> dict[str, Any]:
+            if "withdraws" in body:
+                session.review.withdraw(name, _field(body, "withdraws", str, ""))
+            else:
+                session.review.add(
+                    name, _field(body, "verdict", str, ""), region=body.get("region"),
+                    note=_field(body, "note", str, ""), reviewer=session.reviewer,
+                )  # fmt: skip
+            marks = session.review.of(name)
+            return {"entries": [mark.to_json() for mark in marks], "status": session.review.statuses().get(name, "")}
+
+        return JSONResponse(await self._run(write))
+
+    async def save_policy(self, request: Request) -> Response:
+        """Write the thresholds as a policy file."""
+        body, session = await _body(request), self._session
+        cuts = session.cuts(_field(body, "threshold", str, "") or None, _field(body, "cut", list, []))
+        path, digest = await self._run(lambda: session.save_policy(cuts))
+        hint = f"train with it: pseudo_label.threshold: {path.name} in params.yaml (path from the workspace)"
+        return JSONResponse({"file": str(path), "digest": digest, "hint": hint})
+
+    async def audit(self, _: Request) -> Response:
+        """The audit of this store, if there is one."""
+        audit = self._session.audits.current
+        found = None if audit is None else {**audit.to_json(), "file": str(self._session.audits.path)}
+        return JSONResponse({"current": found})
+
+    async def audit_item(self, request: Request) -> Response:
+        """One item with the position of its pixel."""
+        audit = self._session.audits.current
+        if audit is None or audit.id != request.query_params.get("audit"):
+            raise InputError("no such audit is under way")
+        item = _whole_number(request, "item", 0, 10**6)
+        return JSONResponse(await self._run(lambda: audit.located(self._session.view, item)))
+
+    async def draw_audit(self, request: Request) -> Response:
+        """Draw a new audit."""
+        body, session = await _body(request), self._session
+        cuts = session.cuts(_field(body, "threshold", str, "") or None, _field(body, "cut", list, []))
+        per_class, seed = _field(body, "per_class", int, 16), _field(body, "seed", int, 0)
+        if not 0 <= seed < 10**6:
+            raise ConfigError("seed: expected 0 to 999999")
+        names = _field(body, "classes", list, [])
+        audit = await self._run(lambda: session.draw_audit(cuts, per_class=per_class, seed=seed, classes=names))
+        return JSONResponse({**audit.to_json(), "file": str(session.audits.path)})
+
+    async def answer_audit(self, request: Request) -> Response:
+        """Record one answer."""
+        body, audits = await _body(request), self._session.audits
+        which, item = _field(body, "audit", str, ""), _field(body, "item", int, -1)
+        verdict = _field(body, "verdict", str, "")
+        audit = await self._run(lambda: audits.answer(which, item, verdict))
+        return JSONResponse({"results": audit.results(), "overall": audit.overall()})
+
+    def _weigher(self) -> WeightJobs:
+        if self._weights is None:
+            raise InputError("scale weights need a checkpoint", hint="start with --checkpoint F")
+        return self._weights
+
+    async def start_weights(self, request: Request) -> Response:
+        """Compute the scale weights of one image in a process of its own."""
+        name = _field(await _body(request), "name", str, "")
+        self._session.image(name)
+        return JSONResponse(self._weigher().start(name))
+
+    async def weights_state(self, request: Request) -> Response:
+        """Whether the weights of an image are there yet."""
+        return JSONResponse(self._weigher().state(_name(request)))
+
+    async def weight(self, request: Request) -> Response:
+        """Weight of one scale as grey PNG, 255 = 1.0."""
+        data = self._weigher().plane(_name(request), request.query_params.get("scale", ""))
+        return Response(data, media_type="image/png")
+
+    def routes(self) -> list[Route]:
+        """All routes below /api."""
+        gets = {
+            "store": self.store, "stats": self.stats, "images": self.images, "image": self.image, "plane": self.plane,
+            "mini": self.mini, "thumb": self.thumb, "picture": self.picture, "review": self.reviews,
+            "audit": self.audit, "audit/item": self.audit_item, "weights": self.weights_state, "weight": self.weight,
+        }  # fmt: skip
+        posts = {
+            "review": self.add_review, "policy": self.save_policy, "audit": self.draw_audit,
+            "audit/answer": self.answer_audit, "weights": self.start_weights,
+        }  # fmt: skip
+        return [Route(f"/api/{path}", handler, methods=["GET"]) for path, handler in gets.items()] + [
+            Route(f"/api/{path}", handler, methods=["POST"]) for path, handler in posts.items()
+        ]
+
+
+def make_app(
+    session: Session, guard: Guard, *, weights: WeightJobs | None, foreground: Executor, background: Executor
+) -> SafetyMiddleware:
+    """The whole application, guarded."""
+    api, files = Api(session, weights, foreground, background), StaticFiles(guard.token)
+
+    async def page(request: Request) -> Response:
+        # A link with a threshold that does not exist must say so, not show something near it.
+        query = request.query_params
+        try:
+            session.cuts(query.get("threshold"), query.getlist("cut"))
+            if query.get("compare"):
+                session.cuts(query.get("compare"))
+        except ConfigError as error:
+            return error_page(error, request.query_params.multi_items())
+        return files.page()
+
+    async def static(request: Request) -> Response:
+        return files.answer(request.path_params["file"])
+
+    async def on_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HmsaError)  # registered for it alone  # noqa: S101
+        return error_response(error)
+
+    async def on_http_error(_: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        return JSONResponse({"error": "NotFound", "message": "nothing here", "hint": ""}, status_code=status)
+
+    app = Starlette(
+        routes=[Route("/", page, methods=["GET"]), Route("/static/{file}", static, methods=["GET"]), *api.routes()],
+        exception_handlers={HmsaError: on_error, HTTPException: on_http_error},
+    )
+    app.router.redirect_slashes = False
+    return SafetyMiddleware(app, guard)

@@ -1,0 +1,197 @@
+"""Click audit: kept pixels drawn at random per class, judged by a person, turned into intervals.
+
+Each class is a stratum. Within it pixels are drawn independently and uniformly from all kept pixels of the
+store: an image with probability proportional to its kept pixels, then a rank among them. So the answers are
+independent, and the binomial interval of a class is exact however the errors cluster.
+The file `<policy or store>.audit.json` holds draw, answers and results; it is rewritten after each answer.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.atomic import digest, read_json, write_json
+from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
+from pipeline.inspector.cuts import Cuts
+from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
+from pipeline.inspector.precision import AuditAnswer
+from pipeline.inspector.view import StoreView
+
+__all__ = ["Audit", "AuditFile", "audit_path"]
+
+Verdict = Literal["right", "wrong", "unsure"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+FORMAT, VERSION = "hmsa-click-audit", 1
+LIMIT = 500  # pixels a class
+
+
+def audit_path(store: str | os.PathLike[str], policy: str | os.PathLike[str] | None) -> Path:
+    """Where an audit is kept: beside the policy it is evidence for, else beside the store."""
+    base = Path(policy).with_suffix("") if policy is not None else Path(store)
+    return base.with_name(f"{base.name}.audit.json")
+
+
+class Audit:
+    """One drawn sample with the answers so far; `value` is what the file holds."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self.id: str = value["id"]
+
+    @classmethod
+    def draw(cls, view: StoreView, cuts: Cuts, *, per_class: int, seed: int, classes: Sequence[int] = ()) -> Audit:
+        """Draw `per_class` kept pixels of each class (of `classes`, default all); the same seed draws the same.
+
+        Raises:
+            ConfigError: a size out of range, or nothing is kept.
+        """
+        if not 1 <= per_class <= LIMIT:
+            raise ConfigError(f"{per_class} pixels per class: expected 1 to {LIMIT}")
+        wanted = sorted(set(classes)) or list(range(view.classes.num_classes))
+        kept = view.kept(cuts.codes)
+        items: list[dict[str, Any]] = []
+        strata = []
+        for c in wanted:
+            total = int(kept[:, c].sum())
+            if not total:
+                continue
+            rng = np.random.default_rng([seed, c])
+            drawn = _ranks(kept[:, c], np.sort(rng.integers(0, total, per_class)))
+            strata.append({"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class,
+                           "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})  # fmt: skip
+            items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
+        if not items:
+            raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
+        body = {
+            "format": FORMAT, "version": VERSION, "store": view.digest, "teacher": view.lineage.get("teacher"),
+            "seed": seed, "per_class": per_class, "codes": [int(code) for code in cuts.codes],
+            "thresholds": [ConfidenceCode().threshold(int(code)) for code in cuts.codes],
+            "strata": strata, "items": items,
+        }  # fmt: skip
+        return cls({"id": digest(body)[:16], **body})
+
+    def located(self, view: StoreView, item: int) -> dict[str, Any]:
+        """An item with the position (x, y) and code of its pixel, which is looked up when first needed.
+
+        Raises:
+            IntegrityError: the image's maps do not hold what its histogram says.
+        """
+        if not 0 <= item < len(self.value["items"]):
+            raise InputError(f"item {item}: this audit has {len(self.value['items'])}")
+        found: dict[str, Any] = self.value["items"][item]
+        if "code" not in found:
+            label, code = view.read(found["name"])
+            where = np.flatnonzero((label == found["class"]) & (code >= self.value["codes"][found["class"]]))
+            if found["rank"] >= len(where):
+                raise IntegrityError(
+                    f"image {found['name']!r}: its maps and its histogram differ", hint="run `autolabel verify`"
+                )
+            y, x = divmod(int(where[found["rank"]]), code.shape[1])
+            found.update(x=x, y=y, code=int(code[y, x]))
+        return found
+
+    def answer(self, view: StoreView, item: int, verdict: str) -> None:
+        """Record or change the answer to one item."""
+        if verdict not in VERDICTS:
+            raise InputError(f"verdict {verdict!r}: expected {', '.join(VERDICTS)}")
+        self.located(view, item)["verdict"] = verdict
+
+    def results(self) -> list[dict[str, Any]]:
+        """Per class: answers, precision and its exact 95 % interval; "can't tell" counts for neither side."""
+        rows = []
+        for stratum in self.value["strata"]:
+            verdicts = [i["verdict"] for i in self.value["items"] if i["class"] == stratum["class"]]
+            right, wrong, unsure = (verdicts.count(v) for v in VERDICTS)
+            n = right + wrong
+            low, high = clopper_pearson(right, n)
+            rows.append({
+                **{k: stratum[k] for k in ("class", "name", "kept", "drawn", "threshold")}, "right": right,
+                "wrong": wrong, "unsure": unsure, "precision": right / n if n else None, "low": low, "high": high,
+                "precision_if_unsure_is_wrong": right / (n + unsure) if n + unsure else None,
+            })  # fmt: skip
+        return rows
+
+    def overall(self) -> dict[str, Any] | None:
+        """Precision over all judged classes, weighted with what each keeps; None without an answer."""
+        strata = [Stratum(r["right"], r["right"] + r["wrong"], float(r["kept"])) for r in self.results()]
+        share = stratified(strata)
+        if share is None:
+            return None
+        asked = all(s.n for s in strata)
+        return {"precision": share.value, "low": share.low, "high": share.high, "answers": int(share.n),
+                "all_classes_answered": asked, "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %"}  # fmt: skip
+
+    def answers(self) -> list[AuditAnswer]:
+        """Decided answers."""
+        return [
+            AuditAnswer(i["class"], i["code"], i["verdict"] == "right")
+            for i in self.value["items"] if i["verdict"] in ("right", "wrong")
+        ]  # fmt: skip
+
+    def audited(self, num_classes: int) -> list[int]:
+        """Per class the code from which on pixels were drawn; 256 for classes that were not."""
+        codes = [NUM_CODES] * num_classes
+        for stratum in self.value["strata"]:
+            codes[stratum["class"]] = stratum["code"]
+        return codes
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content, results included."""
+        return {**self.value, "results": self.results(), "overall": self.overall()}
+
+
+def _ranks(kept: NDArray[np.int64], drawn: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(image, rank among its kept pixels) of positions in the row of all kept pixels of a class."""
+    ends = np.cumsum(kept)
+    images = np.searchsorted(ends, drawn, side="right")
+    return list(zip(images.tolist(), (drawn - (ends[images] - kept[images])).tolist(), strict=True))
+
+
+class AuditFile:
+    """The audit beside a policy or store: loads it, draws a new one, records answers."""
+
+    def __init__(self, path: Path, view: StoreView) -> None:
+        self.path, self._view = path, view
+        self._lock = threading.Lock()
+        self._audit: Audit | None = None
+        if path.is_file():
+            value = read_json(path)
+            if value.get("format") != FORMAT or value.get("version") != VERSION:
+                raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
+            if value["store"] == view.digest:  # evidence about other labels is not evidence about these
+                self._audit = Audit({k: v for k, v in value.items() if k not in ("results", "overall")})
+
+    @property
+    def current(self) -> Audit | None:
+        """The audit of this very store, finished or not."""
+        return self._audit
+
+    def start(self, audit: Audit) -> Audit:
+        """Keep a new audit; one that was answered is put aside under its id, never lost."""
+        with self._lock:
+            old = self._audit
+            if old is not None and old.id != audit.id and old.answers():
+                write_json(self.path.with_name(f"{self.path.stem}-{old.id}.json"), old.to_json())
+            if old is not None and old.id == audit.id:
+                return old
+            self._audit = audit
+            write_json(self.path, audit.to_json())
+            return audit
+
+    def answer(self, audit_id: str, item: int, verdict: str) -> Audit:
+        """Record an answer and rewrite the file."""
+        with self._lock:
+            audit = self._audit
+            if audit is None or audit.id != audit_id:
+                raise InputError(f"no audit {audit_id!r} is under way", hint="draw a new one")
+            audit.answer(self._view, item, verdict)
+            write_json(self.path, audit.to_json())
+            return audit

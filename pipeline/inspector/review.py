@@ -1,0 +1,172 @@
+"""The review file beside a store: what people accepted or flagged, one JSON object a line, only ever appended.
+
+`STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag", "region": [[x, y], ...] | null, "note",
+"reviewer"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are polygons in pixels
+of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag sets pixels to
+ignore, an accept lifts earlier flags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.atomic import append_line, digest
+from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.locks import FileLock
+
+__all__ = ["Mark", "ReviewFile", "flagged_pixels", "review_path"]
+
+Region = tuple[tuple[float, float], ...]
+Verdict = Literal["accept", "flag"]
+NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners
+
+
+def review_path(store: str | os.PathLike[str]) -> Path:
+    """Path of the review file of a store."""
+    folder = Path(store)
+    return folder.with_name(f"{folder.name}.review.jsonl")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One verdict on an image (region None) or on a polygon of it."""
+
+    id: str
+    name: str
+    verdict: Verdict
+    region: Region | None = None
+    note: str = ""
+    reviewer: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def _region(value: object) -> Region | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 3 <= len(value) <= REGION_LIMIT:
+        raise InputError(f"a region needs 3 to {REGION_LIMIT} corners [x, y]")
+    try:
+        corners = tuple((float(x), float(y)) for x, y in value)
+    except (TypeError, ValueError) as error:
+        raise InputError("a region is a list of corners [x, y] in pixels") from error
+    if not np.isfinite(corners).all() or np.abs(corners).max() > 1e6:
+        raise InputError("a corner of the region lies outside of any image")
+    return corners
+
+
+def _mark(value: dict[str, Any]) -> Mark:
+    if value.get("verdict") not in ("accept", "flag"):
+        raise InputError(f"verdict {value.get('verdict')!r}: expected accept or flag")
+    note, reviewer = value.get("note", ""), value.get("reviewer", "")
+    if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
+        raise InputError(f"a note is text of at most {NOTE_LIMIT} characters")
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], _region(value.get("region")), note, reviewer)
+
+
+class ReviewFile:
+    """Reads and appends marks. Writers take a lock; readers always see whole lines."""
+
+    def __init__(self, store: str | os.PathLike[str]) -> None:
+        self.path = review_path(store)
+        self._seen: tuple[tuple[int, int], list[Mark]] | None = None
+
+    def marks(self) -> list[Mark]:
+        """Marks that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return []
+        stamp = (stat.st_mtime_ns, stat.st_ino)  # each append makes a new file
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = (stamp, self._parse())
+        return list(self._seen[1])
+
+    def _parse(self) -> list[Mark]:
+        standing: dict[str, Mark] = {}
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            try:
+                value = json.loads(line)
+                if "withdraws" in value:
+                    standing.pop(str(value["withdraws"]), None)
+                else:
+                    mark = _mark(value)
+                    standing[mark.id] = mark
+            except (ValueError, TypeError, KeyError, InputError) as error:
+                raise IntegrityError(
+                    f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line",
+                ) from error  # fmt: skip
+        return list(standing.values())
+
+    def of(self, name: str) -> list[Mark]:
+        """Marks of one image, oldest first."""
+        return [mark for mark in self.marks() if mark.name == name]
+
+    def by_name(self) -> dict[str, list[Mark]]:
+        """Marks of every reviewed image, oldest first."""
+        found: dict[str, list[Mark]] = {}
+        for mark in self.marks():
+            found.setdefault(mark.name, []).append(mark)
+        return found
+
+    def statuses(self) -> dict[str, str]:
+        """Per reviewed image: "flag" if any flag stands, else "accept"."""
+        return {name: status(marks) for name, marks in self.by_name().items()}
+
+    def _lines(self) -> int:
+        return len(self.path.read_bytes().splitlines()) if self.path.exists() else 0
+
+    def add(self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "") -> Mark:
+        """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
+        with self._lock():
+            body = {"name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
+            mark = _mark({**body, "id": digest([self._lines(), body])[:16]})
+            append_line(self.path, json.dumps(mark.to_json(), ensure_ascii=False, sort_keys=True))
+        return mark
+
+    def withdraw(self, name: str, mark_id: str) -> None:
+        """Take a mark back by appending a line that says so."""
+        with self._lock():
+            if mark_id not in {mark.id for mark in self.of(name)}:
+                raise InputError(f"no mark {mark_id!r} on image {name!r}")
+            line = {"id": digest([self._lines(), name, mark_id])[:16], "name": name, "withdraws": mark_id}
+            append_line(self.path, json.dumps(line, ensure_ascii=False, sort_keys=True))
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"review file {self.path}", wait_s=10.0)
+
+
+def status(marks: list[Mark]) -> str:
+    """ "flag", "accept" or "" of an image's marks: an accepted image has no flag after it."""
+    found = ""
+    for mark in marks:
+        if mark.verdict == "accept" and mark.region is None:
+            found = "accept"
+        elif mark.verdict == "flag":
+            found = "flag"
+        else:
+            found = found or "accept"
+    return found
+
+
+def flagged_pixels(marks: list[Mark], height: int, width: int) -> NDArray[np.bool_]:
+    """Pixels (bool HxW) that must not be learned; marks of one image in order, the last word counts."""
+    flagged = np.zeros((height, width), np.uint8)
+    for mark in marks:
+        value = 1 if mark.verdict == "flag" else 0
+        if mark.region is None:
+            flagged[:] = value
+        else:
+            corners = np.round(np.array(mark.region) - 0.5).astype(np.int32)  # corner x.0 is the pixel's left edge
+            cv2.fillPoly(flagged, [corners], value)
+    return flagged.astype(bool)

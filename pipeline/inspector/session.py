@@ -1,0 +1,184 @@
+"""What one `autolabel serve` works on: stores, policies, review file, audit, and the answers the page needs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels.codes import ConfidenceCode
+from hmsa_core.labels.manifest import binding
+from hmsa_core.labels.policy import ThresholdPolicy
+from pipeline.inspector.audit import Audit, AuditFile, audit_path
+from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
+from pipeline.inspector.palette import safe_colours
+from pipeline.inspector.precision import PrecisionSources
+from pipeline.inspector.review import ReviewFile
+from pipeline.inspector.view import StoreView, find_curves, load_policy
+
+__all__ = ["DEFAULT_THRESHOLD", "Session"]
+
+DEFAULT_THRESHOLD = "0.9"  # the paper's
+
+
+class Session:
+    """One store, optionally a second one and policies to compare with.
+
+    Args:
+        store: folder of the label store.
+        policy: policy file that the page starts with, or None.
+        images: root of the photographs (and human labels), or None.
+        other: second store for compare; must have the same classes.
+        other_policy: second policy for compare.
+        save_to: where "Save policy" writes; default `STORE.policy.json`, beside the store.
+        reviewer: name that marks carry.
+        curves: calibration counts behind the policy; default: `curves.json` beside the policy, if it is there.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        *,
+        policy: str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+        other: str | os.PathLike[str] | None = None,
+        other_policy: str | os.PathLike[str] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        reviewer: str = "",
+        curves: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.view = StoreView(store, images=images)
+        self.other = None if other is None else StoreView(other, images=images)
+        if self.other is not None and self.other.classes != self.view.classes:
+            raise ConfigError(f"{other} and {store} have different classes and cannot be compared")
+        self.policies: dict[str, ThresholdPolicy] = {}
+        self.policy_names: dict[str, str] = {}
+        for key, path in (("policy", policy), ("policy-b", other_policy)):
+            if path is not None:
+                bound_to = self.view if key == "policy" or self.other is None else self.other
+                self.policies[key] = load_policy(path, bound_to)
+                self.policy_names[key] = Path(path).name
+        self.curves = find_curves(self.view, policy, curves)
+        folder = self.view.path.resolve()
+        self.save_path = Path(save_to) if save_to is not None else folder.with_name(f"{folder.name}.policy.json")
+        if policy is not None and self.save_path.resolve() == Path(policy).resolve():
+            # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
+            raise ConfigError(f"{self.save_path}: would overwrite the policy it starts from", hint="choose another --save-policy")
+        self.reviewer = reviewer
+        self.review = ReviewFile(folder)
+        self.audits = AuditFile(audit_path(folder, policy), self.view)
+        self._write = threading.Lock()
+
+    def side(self, side: str) -> StoreView:
+        """Store "a" or "b"."""
+        if side == "a":
+            return self.view
+        if side == "b" and self.other is not None:
+            return self.other
+        raise InputError(f"side {side!r}: expected a{' or b' if self.other else ''}")
+
+    def image(self, name: str, side: str = "a") -> StoreView:
+        """The store that holds an image; an unknown name is an InputError."""
+        view = self.side(side)
+        if name not in view:
+            raise InputError(f"no image named {name!r} in this store")
+        return view
+
+    def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
+        """Thresholds as the address, the API and the page write them; absent ones mean the start values."""
+        if self.view.kind != "raw":
+            if threshold is not None or pins:
+                raise ConfigError(
+                    f"{self.view.path}: this store is already thresholded; it shows what is in it",
+                    hint="leave the threshold out, or open the raw store",
+                )
+            return Cuts(np.zeros(self.view.classes.num_classes, np.int64), ("as stored",) * self.view.classes.num_classes, "0.00")
+        start = "policy" if "policy" in self.policies else DEFAULT_THRESHOLD
+        return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
+
+    @cached_property
+    def _totals_b(self) -> dict[str, Any] | None:
+        return None if self.other is None else _totals_json(self.other)
+
+    def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
+        """What is known about precision now."""
+        audit = self.audits.current
+        return PrecisionSources(
+            self.view.totals, policy or self.policies.get("policy"), self.curves, audit.answers() if audit else (),
+            audit.audited(self.view.classes.num_classes) if audit else (),
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
+        view, sources = self.view, self.sources()
+        classes = view.classes
+        order = np.argsort(-view.totals.sum(axis=1), kind="stable")
+        safe = np.zeros((classes.num_classes, 3), int)
+        safe[order] = safe_colours(classes.num_classes)  # frequent classes get the colours farthest apart
+        table = sources.table
+        return {
+            "name": view.name, "path": str(view.path), "kind": view.kind, "digest": view.digest,
+            "teacher": _text(view.lineage.get("teacher")), "images": len(view.names),
+            "classes": [
+                {"name": n, "colour": list(c), "group": g}
+                for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)
+            ],
+            "safeColours": safe.tolist(), "edges": list(ConfidenceCode().edges),
+            "startCode": ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0,
+            "cities": [c for c in view.statistics.city_names() if c], "problems": [str(p) for p in view.problems],
+            "hasPictures": view.images_root is not None, "hasConflicts": view.has_human, "canWeigh": False,
+            "precision": None if table is None else {"table": table.round(6).tolist()},
+            "policy": self._policy_json("policy"), "policyB": self._policy_json("policy-b"),
+            "other": self._totals_b, **_totals_json(view),
+        }  # fmt: skip
+
+    def _policy_json(self, key: str) -> dict[str, Any] | None:
+        policy = self.policies.get(key)
+        if policy is None:
+            return None
+        return {
+            "name": self.policy_names[key], "codes": policy.codes().tolist(),
+            "statuses": [entry.status for entry in policy.entries], "target": policy.settings.get("target"),
+        }  # fmt: skip
+
+    def image_details(self, name: str) -> dict[str, Any]:
+        """What is known of one image."""
+        view = self.image(name)
+        row = view.info[name]
+        return {
+            "name": name, "city": row["city"], "width": row["width"], "height": row["height"],
+            "picture": view.has_picture(name), "human": view.has_human_label(name),
+            "reviews": [mark.to_json() for mark in self.review.of(name)],
+        }  # fmt: skip
+
+    def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
+        """Write the cuts as a policy file that training reads; returns path and digest."""
+        if self.view.kind != "raw":
+            raise ConfigError("a thresholded store has no policy to save")
+        policy = to_policy(cuts, self.view.classes, self.policies.get("policy"))
+        if policy.binding is None:
+            policy.binding = binding(self.view.lineage)  # chosen on these labels, so for this teacher alone
+        audit = self.audits.current
+        if audit is not None and audit.answers():
+            policy.evidence["audit"] = {"file": self.audits.path.name, "id": audit.id, "overall": audit.overall(),
+                                        "classes": audit.results()}  # fmt: skip
+        with self._write:
+            return self.save_path, policy.save(self.save_path)
+
+    def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:
+        """Draw and keep a new audit."""
+        wanted = [self.view.classes.index(name) for name in classes]
+        return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
+
+
+def _totals_json(view: StoreView) -> dict[str, Any]:
+    return {"name": view.name, "kind": view.kind, "pixels": int(view.pixels.sum()), "totals": view.totals.reshape(-1).tolist()}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and value != "unknown" else ""

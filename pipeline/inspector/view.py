@@ -1,0 +1,307 @@
+"""One label store as the inspector sees it: statistics, maps of an image, its picture and human label."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.labels import codec
+from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.labels.manifest import binding
+from hmsa_core.labels.parquet import FileRecord, read_table
+from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.stats import StoreStatistics
+from hmsa_core.labels.store import LabelStore
+from hmsa_core.taxonomy import IGNORE
+
+if TYPE_CHECKING:
+    from hmsa_core.labels.curves import Curves
+
+__all__ = ["ImageInfo", "StoreView", "find_curves", "load_policy"]
+
+UInt8 = NDArray[np.uint8]
+_MINI_WIDTH = 176  # pixels of a thumbnail's label map
+# Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
+DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
+
+
+def load_policy(path: str | os.PathLike[str], store: StoreView) -> ThresholdPolicy:
+    """Read a policy and refuse one that was measured for other classes or another teacher."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: policy file not found")
+    policy = ThresholdPolicy.load(path)
+    policy.check(store.lineage, store.classes, where=str(store.path))
+    return policy
+
+
+def find_curves(
+    store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
+) -> Curves | None:
+    """The calibration counts that belong to a store: the named file, or `curves.json` beside the policy."""
+    path = Path(curves) if curves is not None else Path(policy or "").with_name("curves.json") if policy else None
+    if path is None or (curves is None and not path.is_file()):
+        return None
+    from hmsa_core.labels.curves import Curves
+
+    if not path.is_file():
+        raise InputError(f"{path}: curves file not found")
+    found = Curves.load(path)
+    if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
+        raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
+    return found
+
+
+class ImageInfo:
+    """Paths and sizes of all images, looked up by name."""
+
+    def __init__(self, statistics: StoreStatistics) -> None:
+        table = statistics.images
+        self._columns = {n: table[n] for n in ("city", "image_path", "coarse_path", "height", "width")}
+        self.position = {name: i for i, name in enumerate(statistics.names)}
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        row = self.position.get(name)
+        if row is None:
+            raise InputError(f"no image named {name!r} in this store")
+        return {key: column[row].as_py() for key, column in self._columns.items()}
+
+
+class StoreView:
+    """A store opened for looking at: thread-safe, constant memory.
+
+    Args:
+        path: folder of the store.
+        images: root that `image_path` and `coarse_path` of the store are relative to, or None.
+
+    Raises:
+        StoreError: no store there, or its manifest is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path)
+        self._store = LabelStore.open(self.path)
+        self.statistics = StoreStatistics(self.path, self._store.manifest)
+        self.classes, self.kind, self.lineage = self._store.classes, self._store.kind, self._store.lineage
+        self.digest = self._store.digest
+        self.problems = list(self._store.problems)
+        self.images_root = None if images is None else Path(images).resolve()
+        if self.images_root is not None and not self.images_root.is_dir():
+            raise ConfigError(f"{images}: image root not found")
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """Name of the store's folder."""
+        return self.path.resolve().name
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images in order."""
+        return self.statistics.names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._store
+
+    @cached_property
+    def info(self) -> ImageInfo:
+        """Paths and sizes of all images."""
+        with self._lock:
+            return ImageInfo(self.statistics)
+
+    def is_served(self, name: str) -> bool:
+        """Whether the image's shard passed the checks at opening."""
+        return self._store.is_served(name)
+
+    # --- counts -------------------------------------------------------------------------------------
+
+    def kept(self, codes: NDArray[np.integer] | int) -> NDArray[np.int64]:
+        """Kept pixels, int64 (N, C), under one code per class; the last few answers are remembered."""
+        wanted = np.broadcast_to(np.asarray(codes, np.int64), (self.classes.num_classes,))
+        key = wanted.tobytes()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self.statistics.kept(wanted)
+                if len(self._kept) > 4:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Pixels of each image and class whatever their confidence, int64 (N, C)."""
+        with self._lock:
+            return self.statistics.kept(0)
+
+    @cached_property
+    def totals(self) -> NDArray[np.int64]:
+        """Pixels of each class and code over the whole store, int64 (C, 256)."""
+        with self._lock:
+            return self.statistics.totals()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """Pixels of each image, ignored ones included, int64 (N,)."""
+        with self._lock:
+            return self.statistics.pixels
+
+    @cached_property
+    def doubt(self) -> NDArray[np.float32]:
+        """Sum of (1 - confidence) of each image and class, float32 (N, C), by trapezoids over DOUBT_EDGES."""
+        from hmsa_core.labels.codes import ConfidenceCode
+
+        grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
+        with self._lock:
+            above = [self.predicted, *(self.statistics.kept(ConfidenceCode().code_for(e)) for e in DOUBT_EDGES)]
+        above.append(np.zeros_like(self.predicted))
+        sure = np.zeros(self.predicted.shape, np.float64)
+        for i in range(len(grid) - 1):
+            sure += (grid[i + 1] - grid[i]) * (above[i] + above[i + 1]) / 2
+        return np.asarray(self.predicted - sure, np.float32)
+
+    @cached_property
+    def has_human(self) -> bool:
+        """Whether human labels were known when the store was written."""
+        with self._lock:
+            return bool(self.statistics.pairs()[:-1].sum())
+
+    def conflict(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Kept pixels of each image and class that contradict the human label, int64 (N, C)."""
+        counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
+        if not self.has_human:
+            return counts
+        need = np.full(256, NUM_CODES, np.int64)
+        need[: len(codes)] = codes
+        first = 0
+        for shard in self._store.manifest["shards"]:
+            record = FileRecord(**shard["sidecar"])
+            table = read_table(self.path / record.file, record, ["row", "class", "human", "code", "pixels"])
+            row, ids, human, code, pixels = (table[i].to_numpy() for i in range(5))
+            hit = (human != IGNORE) & (ids != IGNORE) & (human != ids) & (code >= need[ids])
+            np.add.at(counts, (first + row[hit].astype(np.int64), ids[hit]), pixels[hit])
+            first += len(shard["images"])
+        return counts
+
+    # --- maps and pictures --------------------------------------------------------------------------
+
+    def _reader(self) -> LabelStore:
+        # Open Parquet files are not for several threads at once: each thread has a copy with its own.
+        if not hasattr(self._local, "store"):
+            self._local.store = copy.copy(self._store)
+        return self._local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
+
+    def read(self, name: str) -> tuple[UInt8, UInt8]:
+        """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
+        return self._reader().read(name)
+
+    def plane_png(self, name: str, plane: str) -> bytes:
+        """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
+        if plane == "human":
+            return codec.encode(self.human(name), "label", "png")
+        if plane not in ("label", "confidence"):
+            raise InputError(f"plane {plane!r}: expected label, confidence or human")
+        label, code = self.read(name)
+        return codec.encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
+
+    def mini_png(self, name: str) -> bytes:
+        """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
+        label, code = self.read(name)
+        step = max(1, -(-label.shape[1] // _MINI_WIDTH))
+        small = [np.ascontiguousarray(plane[step // 2 :: step, step // 2 :: step]) for plane in (label, code)]
+        return codec.encode(np.concatenate(small), "label", "png")
+
+    def _file(self, name: str, column: str) -> Path | None:
+        """A file of an image below the image root; None when there is none. Names come from the store alone."""
+        relative = self.info[name][column]
+        if self.images_root is None or not relative:
+            return None
+        path = (self.images_root / str(relative)).resolve()
+        if not path.is_relative_to(self.images_root):
+            raise StoreError(f"image {name!r}: its {column} leads outside of the image root")
+        return path if path.is_file() else None
+
+    def has_picture(self, name: str) -> bool:
+        """Whether the photograph is there."""
+        try:
+            return self._file(name, "image_path") is not None
+        except StoreError:
+            return False
+
+    def has_human_label(self, name: str) -> bool:
+        """Whether a human label file is there."""
+        try:
+            return self._file(name, "coarse_path") is not None
+        except StoreError:
+            return False
+
+    def picture_path(self, name: str) -> Path:
+        """Path of the photograph, inside the image root."""
+        path = self._file(name, "image_path")
+        if path is None:
+            raise InputError(f"image {name!r}: no photograph", hint="give the folder of the images with --images ROOT")
+        return path
+
+    def picture(self, name: str) -> tuple[bytes, str]:
+        """The photograph's bytes and media type; formats that browsers cannot show are turned into PNG."""
+        path = self.picture_path(name)
+        data = path.read_bytes()
+        for magic, media in _MEDIA.items():
+            if data.startswith(magic) and (media != "image/webp" or data[8:12] == b"WEBP"):
+                return data, media
+        return _encode(self._decode(path), ".png"), "image/png"
+
+    @staticmethod
+    def _decode(path: Path) -> UInt8:
+        from hmsa_core.data.decode import read_image
+
+        return read_image(path)
+
+    def thumb(self, name: str, width: int = 288) -> bytes:
+        """A small JPEG of the photograph."""
+        from hmsa_core.data.decode import read_header
+
+        path = self.picture_path(name)
+        read_header(path)  # refuses bombs and what is no picture before a decoder sees it
+        image = _reduced(path)
+        if image is None:
+            image = cv2.cvtColor(self._decode(path), cv2.COLOR_RGB2BGR)
+        height = max(1, round(image.shape[0] * width / image.shape[1]))
+        return _encode(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), ".jpg", bgr=True)
+
+    def human(self, name: str) -> UInt8:
+        """The human label as trainIds (uint8 HxW)."""
+        from hmsa_core.data.decode import read_label
+
+        path = self._file(name, "coarse_path")
+        if path is None:
+            raise InputError(f"image {name!r}: no human label")
+        return read_label(path, self.classes)
+
+
+_MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
+
+
+def _reduced(path: Path) -> NDArray[Any] | None:
+    """Decode at a quarter of the size where the format allows it (JPEG); None when OpenCV cannot."""
+    try:
+        return cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_4)
+    except cv2.error:
+        return None
+
+
+def _encode(image: NDArray[Any], suffix: str, *, bgr: bool = False) -> bytes:
+    done, data = cv2.imencode(suffix, image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise StoreError(f"could not encode a picture as {suffix}")
+    return bytes(data.tobytes())
