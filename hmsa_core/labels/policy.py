@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,11 @@ from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.manifest import binding
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["WITHHELD", "ClassPolicy", "Status", "ThresholdPolicy", "from_threshold", "keep"]
+if TYPE_CHECKING:
+    from hmsa_core.labels.curves import Curves
+    from hmsa_core.labels.spec import CalibrateConfig
+
+__all__ = ["WITHHELD", "ClassPolicy", "Status", "ThresholdPolicy", "from_threshold", "keep", "measure"]
 
 FORMAT, VERSION = "hmsa-threshold-policy", 1
 WITHHELD = NUM_CODES  # 256: no code reaches it
@@ -150,3 +154,10 @@ def from_threshold(threshold: str | float, classes: ClassTable) -> ThresholdPoli
     code = _CODE.code_for(threshold)
     entries = tuple(ClassPolicy(name, code, "given") for name in classes.classes)
     return ThresholdPolicy(classes, entries, settings={"threshold": _CODE.threshold(code)})
+
+
+def measure(curves: Curves, config: CalibrateConfig) -> ThresholdPolicy:
+    """Pick thresholds from precision curves (hmsa_core.labels.measure explains how)."""
+    from hmsa_core.labels import measure as implementation  # it builds on this module
+
+    return implementation.measure(curves, config)

@@ -30,8 +30,8 @@ class CalibrateConfig(Section):
     ceiling_px: Positive = 2.0  # pixels at 1024 lines: band left out for the ceiling of the target
     cross_fit: bool = True  # thresholds are judged on blocks that did not choose them
     folds: Annotated[int, Field(ge=2)] = 5  # of blocks, for cross-fitting
-    shift_limit: Share = 0.15  # drop of shift-adjusted precision below target = "not covered by evidence"
-    overrides: dict[str, str | float] = {}  # class name -> threshold on the grid, or "withheld"
+    shift_limit: Share = 0.25  # Kolmogorov-Smirnov distance of confidences; more = "not covered by evidence"
+    overrides: dict[str, str | float] = Field(default_factory=dict)  # class -> threshold, or "withheld"
 
     @field_validator("overrides")
     @classmethod
