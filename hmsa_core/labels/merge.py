@@ -1,0 +1,217 @@
+"""Merging the teacher's labels with human coarse labels, by rules measured where the truth is known.
+
+Outside human polygons the teacher fills, where it passed its threshold. Inside, a human pixel stays, unless
+the teacher surely says another class; then a rule per (human, teacher) pair decides: keep the human's, ignore
+(the default), or take the teacher's. So a human pixel only stays or becomes 255 unless its pair is listed, and
+255 becomes a class only through a label that passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.errors import InputError, StoreError
+from hmsa_core.labels import sealed
+from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.labels.curves import Curves
+from hmsa_core.labels.intervals import lower_bound
+from hmsa_core.labels.schema import SOURCES
+from hmsa_core.labels.spec import MergeConfig
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+__all__ = ["HUMAN", "IGNORED", "TEACHER", "MergeRules", "corrected_precision", "measure_rules", "merge_labels"]
+
+FORMAT, VERSION = "hmsa-merge-rules", 1
+HUMAN, IGNORED, TEACHER = 0, 1, 2
+_ACTIONS = {"human": HUMAN, "ignore": IGNORED, "teacher": TEACHER}
+_NAMES = {v: k for k, v in _ACTIONS.items()}
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MergeRules:
+    """What to do with each (human class, teacher class) pair that differs: uint8 (C, C) of HUMAN, IGNORED, TEACHER.
+
+    The diagonal means agreement and is always HUMAN (both are the same label). `evidence` lists the pairs that
+    were measured or set by hand; every other pair has the default.
+    """
+
+    classes: ClassTable
+    actions: NDArray[np.uint8]
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        c = self.classes.num_classes
+        if self.actions.shape != (c, c) or self.actions.dtype != np.uint8 or self.actions.max(initial=0) > TEACHER:
+            raise InputError(f"merge rules must be uint8 ({c}, {c}) of 0, 1, 2, got {self.actions.shape}")
+        if np.diagonal(self.actions).any():
+            raise InputError("merge rules: a pair of equal classes is no conflict and has no rule")
+
+    @classmethod
+    def default(cls, classes: ClassTable, config: MergeConfig | None = None) -> MergeRules:
+        """The default for every pair, then the rules that were written by hand."""
+        config = config or MergeConfig()
+        actions = np.full((classes.num_classes,) * 2, _ACTIONS[config.default], np.uint8)
+        np.fill_diagonal(actions, HUMAN)
+        rules = cls(classes, actions)
+        return rules.with_hand_rules(config)
+
+    def with_hand_rules(self, config: MergeConfig) -> MergeRules:
+        """These rules with those of the parameters on top."""
+        actions, evidence = self.actions.copy(), list(self.evidence)
+        for rule in config.rules:
+            human, teacher = self.classes.index(rule.human), self.classes.index(rule.teacher)
+            if human == teacher:
+                raise InputError(f"merge rule {rule.human} / {rule.teacher}: equal classes are no conflict")
+            actions[human, teacher] = _ACTIONS[rule.action]
+            evidence.append({
+                "human": rule.human, "teacher": rule.teacher, "action": rule.action, "source": "set by hand"
+            })  # fmt: skip
+        return MergeRules(self.classes, actions, evidence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Class table, the actions of all pairs by name, and the evidence."""
+        return {
+            "class_table": self.classes.to_json(), "evidence": self.evidence,
+            "actions": [[_NAMES[int(a)] for a in row] for row in self.actions],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MergeRules:
+        """Rebuild rules from `to_json`."""
+        actions = np.array([[_ACTIONS[a] for a in row] for row in value["actions"]], np.uint8)
+        return cls(ClassTable.from_json(value["class_table"]), actions, list(value["evidence"]))
+
+    def save(self, path: str | Path) -> str:
+        """Write a sealed JSON file; return its digest."""
+        return sealed.write(Path(path), {"format": FORMAT, "version": VERSION, **self.to_json()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> MergeRules:
+        """Read a rules file; a damaged one is a StoreError."""
+        value = sealed.read(Path(path))
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise StoreError(f"{path}: not a rules file of version {VERSION}")
+        return cls.from_json(value)
+
+
+def merge_labels(pseudo: Labels, human: Labels | None, rules: MergeRules) -> Labels:
+    """Final labels from thresholded teacher labels and human ones.
+
+    Args:
+        pseudo: uint8 HxW, the teacher's labels that passed (255 = unsure).
+        human: uint8 HxW trainIds or 255 (outside polygons); None = no human label.
+        rules: what happens on a conflict.
+    """
+    return merge_with_source(pseudo, human, rules)[0]
+
+
+def merge_with_source(pseudo: Labels, human: Labels | None, rules: MergeRules) -> tuple[Labels, Labels]:
+    """`merge_labels`, and where each pixel comes from (uint8, schema.SOURCES)."""
+    if human is None:
+        human = np.full_like(pseudo, IGNORE)
+    if pseudo.shape != human.shape or pseudo.dtype != np.uint8 or human.dtype != np.uint8:
+        raise InputError(
+            f"teacher's and human label must be uint8 of one shape, got {pseudo.dtype} {pseudo.shape} "
+            f"and {human.dtype} {human.shape}"
+        )
+    label_of, source_of = _tables(rules)
+    key = (human.astype(np.uint16) << 8) | pseudo
+    return label_of[key], source_of[key]
+
+
+def _tables(rules: MergeRules) -> tuple[Labels, Labels]:
+    """Result and source for every (human, teacher) pair of bytes, 65,536 entries each."""
+    c = rules.classes.num_classes
+    label = np.full((256, 256), IGNORE, np.uint8)
+    source = np.full((256, 256), SOURCES["none"], np.uint8)
+    ids = np.arange(c, dtype=np.uint8)
+    label[IGNORE, :c], source[IGNORE, :c] = ids, SOURCES["teacher"]
+    label[:c, IGNORE], source[:c, IGNORE] = ids, SOURCES["human"]
+    human, teacher = np.broadcast_to(ids[:, None], (c, c)), np.broadcast_to(ids[None, :], (c, c))
+    label[:c, :c] = np.choose(rules.actions, [human, np.full((c, c), IGNORE, np.uint8), teacher])
+    codes = np.array([SOURCES["human"], SOURCES["none"], SOURCES["teacher"]], np.uint8)
+    source[:c, :c] = codes[rules.actions]
+    source[ids, ids] = SOURCES["both"]
+    return label.reshape(-1), source.reshape(-1)
+
+
+def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfig, confidence: float) -> MergeRules:
+    """Rules for the pairs in which one side surely wins, from images with human, fine and teacher's labels.
+
+    Args:
+        curves: measured with human labels.
+        codes: the policy's codes: only teacher pixels that pass count, as in merging.
+        config: needed win rate, number of blocks, default and rules by hand.
+        confidence: of the lower bound on the win rate (blocks are the unit, as everywhere).
+    """
+    rules = MergeRules.default(curves.classes, config.model_copy(update={"rules": ()}))
+    if not config.measure:
+        return rules.with_hand_rules(config)
+    actions, evidence = rules.actions.copy(), []
+    c, found = curves.classes.num_classes, curves.conflicts
+    passed = (found.code >= np.asarray(codes)[found.teacher]) & (found.human != found.teacher)
+    wins = np.zeros((len(curves.blocks), c, c, 3), np.int64)
+    np.add.at(wins, tuple(a[passed] for a in (found.block, found.human, found.teacher, found.outcome)),
+              found.pixels[passed])  # fmt: skip
+    total = wins.sum(axis=3)
+    bounds = [lower_bound(total, wins[..., i], confidence) for i in (0, 1)]
+    for human, teacher in np.argwhere(total.sum(axis=0) > 0):
+        blocks = int(np.count_nonzero(total[:, human, teacher]))
+        low = [float(b[human, teacher]) for b in bounds]
+        if blocks >= config.min_blocks and max(low) >= config.win_rate:
+            actions[human, teacher] = HUMAN if low[0] >= low[1] else TEACHER
+        shares = wins[:, human, teacher].sum(axis=0) / total[:, human, teacher].sum()
+        evidence.append({
+            "human": curves.classes.classes[human], "teacher": curves.classes.classes[teacher],
+            "action": _NAMES[int(actions[human, teacher])], "source": "measured", "blocks": blocks,
+            "pixels": int(total[:, human, teacher].sum()), "human_right": round(float(shares[0]), 4),
+            "teacher_right": round(float(shares[1]), 4), "human_lower": round(low[0], 4),
+            "teacher_lower": round(low[1], 4),
+        })  # fmt: skip
+    return MergeRules(curves.classes, actions, evidence).with_hand_rules(config)
+
+
+def corrected_precision(
+    pairs: NDArray[np.int64], calibration_pairs: NDArray[np.int64], curves: Curves, codes: NDArray[np.integer]
+) -> list[dict[str, float | None]]:
+    """Precision per class on images that only have coarse labels, corrected by what coarse labels get wrong.
+
+    Coarse polygons lie in the middle of things, so agreement with them flatters the teacher. On calibration
+    images both figures are known; their difference is added: estimate + (true - estimate there).
+
+    Args:
+        pairs: StoreStatistics.pairs() of the unlabelled images, (C+1, C, 256).
+        calibration_pairs: the same of the calibration images.
+        curves: true counts on the calibration images.
+        codes: the policy's codes (C,).
+    """
+    there = _agreement(calibration_pairs, codes)
+    here = _agreement(pairs, codes)
+    result = []
+    for c, code in enumerate(np.asarray(codes).tolist()):
+        total = int(curves.kept("total")[:, c, code].sum()) if code < NUM_CODES else 0
+        true = float(curves.kept("correct")[:, c, code].sum()) / total if total else None
+        estimate, reference = here[c], there[c]
+        corrected = None
+        if estimate is not None and reference is not None and true is not None:
+            corrected = min(1.0, max(0.0, estimate + true - reference))
+        result.append({
+            "coarse": estimate, "calibration_coarse": reference, "calibration": true, "corrected": corrected
+        })  # fmt: skip
+    return result
+
+
+def _agreement(pairs: NDArray[np.int64], codes: NDArray[np.integer]) -> list[float | None]:
+    shares: list[float | None] = []
+    for c, code in enumerate(np.asarray(codes).tolist()):
+        kept = pairs[:-1, c, min(code, NUM_CODES) :].sum(axis=1)
+        shares.append(float(kept[c]) / float(kept.sum()) if kept.sum() else None)
+    return shares
