@@ -67,10 +67,11 @@ class Predictor:
         if self.num_classes > 254:
             raise ConfigError(f"labels are bytes: at most 254 classes, the model has {self.num_classes}")
         inference = model.meta.get("inference") or {}
-        self.mean = np.array(inference.get("mean") or MEAN, np.float32)
-        self.std = np.array(inference.get("std") or STD, np.float32)
-        if self.mean.shape != (3,) or self.std.shape != (3,):
-            raise CheckpointError("the checkpoint's mean and std must be three numbers each")
+        mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
+        if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+            raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
+        # 256 values a channel: (value / 255 - mean) / std, as in training.
+        self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
         self._model = optimise(model, self.device, self.precision)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.ops: Backend = NumpyBackend() if self.device.type == "cpu" else TorchBackend(self.device)
@@ -105,10 +106,7 @@ class ImagePass:
     def __init__(self, predictor: Predictor, image: NDArray[np.uint8]) -> None:
         self._predictor = predictor
         self.size: Size = (image.shape[0], image.shape[1])
-        pixels = image.astype(np.float32)
-        pixels *= np.float32(1 / 255) / predictor.std
-        pixels -= predictor.mean / predictor.std
-        self._pixels = pixels
+        self._pixels = np.asarray(cv2.LUT(np.ascontiguousarray(image), predictor.table), np.float32)
         self._outputs: dict[tuple[Size, bool], _Output] = {}
 
     def label(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.engine.fast import Predictor
+from hmsa_core.engine.fast import ImagePass, Predictor
 from hmsa_core.engine.memory import is_out_of_memory, release_memory
 from hmsa_core.errors import InputError, TrainingError
 
@@ -32,6 +32,15 @@ class Window(NamedTuple):
 
     seen: tuple[slice, slice]
     kept: tuple[slice, slice]
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The kept part in coordinates of the tile."""
+        (seen_y, seen_x), (kept_y, kept_x) = self
+        return (
+            slice(kept_y.start - seen_y.start, kept_y.stop - seen_y.start),
+            slice(kept_x.start - seen_x.start, kept_x.stop - seen_x.start),
+        )
 
 
 def windows(size: tuple[int, int], tile: int) -> Iterator[Window]:
@@ -68,6 +77,7 @@ class Tiler:
         self.predictor = predictor
         self._whole_pixels, self._tile = whole_pixels, tile
         self._fits: dict[tuple[int, int], int] = {}  # image size -> tile side that did fit after a failure
+        self._last: tuple[NDArray[np.uint8], ImagePass] | None = None
 
     def label(
         self,
@@ -80,12 +90,14 @@ class Tiler:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
 
+        The same array again, with other settings, shares what the model has computed for it already.
+
         Raises:
             TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
             InputError: an image that must be tiled was asked for at another size than its own.
         """
         shape = (image.shape[0], image.shape[1])
-        tile = self._fits.get(shape, max(shape) if shape[0] * shape[1] <= self._whole_pixels else self._tile)
+        tile = self._side(shape)
         while True:
             try:
                 return self._label_at(image, scales, flip, kind, size, tile)
@@ -94,6 +106,7 @@ class Tiler:
                     raise
                 smaller = _floor(min(tile, max(shape)) // 2)
             # Outside of the handler: its traceback would keep the failed pass's tensors alive.
+            self._last = None
             release_memory(self.predictor.device)
             if smaller < _SMALLEST:
                 raise TrainingError(
@@ -103,21 +116,41 @@ class Tiler:
             _LOG.warning("an image of %dx%d does not fit: tiles of %d pixels now", *shape, smaller)
             self._fits[shape] = tile = smaller
 
+    def weights(
+        self, image: NDArray[np.uint8], scales: Sequence[float], flip: bool, *, kind: str = "model"
+    ) -> dict[float, NDArray[np.float32]]:
+        """Weight of each scale at each pixel of an image that `label` has been called for before."""
+        shape = (image.shape[0], image.shape[1])
+        tile = self._side(shape)
+        if max(shape) <= tile:
+            return self._open(image).weights(scales, flip, kind=kind)
+        maps = {scale: np.empty(shape, np.float32) for scale in sorted(scales)}
+        for window in windows(shape, tile):
+            part = self._open(np.ascontiguousarray(image[window.seen])).weights(scales, flip, kind=kind)
+            for scale, values in part.items():
+                maps[scale][window.kept] = values[window.inner]
+        return maps
+
+    def _side(self, shape: tuple[int, int]) -> int:
+        whole = shape[0] * shape[1] <= self._whole_pixels
+        return self._fits.get(shape, max(shape) if whole else self._tile)
+
+    def _open(self, image: NDArray[np.uint8]) -> ImagePass:
+        if self._last is None or self._last[0] is not image:
+            self._last = (image, self.predictor.open(image))
+        return self._last[1]
+
     def _label_at(
         self, image: NDArray[np.uint8], scales: Sequence[float], flip: bool, kind: str,
         size: tuple[int, int] | None, tile: int,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # fmt: skip
         shape = (image.shape[0], image.shape[1])
         if max(shape) <= tile:
-            return self.predictor.open(image).label(scales, flip, kind=kind, size=size)
+            return self._open(image).label(scales, flip, kind=kind, size=size)
         if size is not None and size != shape:
             raise InputError(f"an image of {shape[0]}x{shape[1]} is tiled and cannot be scored at another size")
         label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for window in windows(shape, tile):
-            part = self.predictor.open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
-            inner = tuple(
-                slice(kept.start - seen.start, kept.stop - seen.start)
-                for seen, kept in zip(window.seen, window.kept, strict=True)
-            )
-            label[window.kept], confidence[window.kept] = part[0][inner], part[1][inner]
+            part = self._open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
+            label[window.kept], confidence[window.kept] = (maps[window.inner] for maps in part)
         return label, confidence

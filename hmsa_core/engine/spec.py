@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validator
 
 from hmsa_core.atomic import write_json
-from hmsa_core.config import InferConfig, RuntimeConfig, Scales, Section, TrainConfig
+from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, TrainConfig
 from hmsa_core.errors import ConfigError
 
 __all__ = [
@@ -115,6 +115,8 @@ class EvaluationSetting(Section):
     scales: Scales = (0.5, 1.0, 2.0)
     flip: bool = True
     mode: Literal["model", "average", "max", "single"] = "model"
+    long_edge: PositiveInt | None = None  # pixels; images are first brought to it (Mapillary: 2177)
+    score_at: Literal["original", "resized"] = "original"  # resized: labels too, as the released code scores
 
 
 class EvaluateSpec(_JobSpec):
@@ -125,6 +127,7 @@ class EvaluateSpec(_JobSpec):
     selection: Selection
     settings: Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
     runtime: RuntimeConfig = RuntimeConfig()
+    details: bool = False  # also boundary IoU, boundary bands, reliability, weights of the scales
 
     @model_validator(mode="after")
     def _different_names(self) -> EvaluateSpec:
