@@ -66,7 +66,7 @@ def generate_data(folder: Path, profile: str, *, workers: int = 2) -> None:
     """Generate a profile's street scenes below `folder`/data/demo."""
     from pipeline.demodata import default_spec, generate
 
-    generate(default_spec(profile), folder / "data" / "demo", workers)
+    generate(default_spec("tiny" if profile == "tiny" else "demo"), folder / "data" / "demo", workers)
 
 
 def profile_text(profile: str) -> str:

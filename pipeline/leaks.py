@@ -105,7 +105,8 @@ def find_leaks(
             leaks.append(Leak(sample.name, model, same.name, "same file"))
         elif neighbour is not None:
             apart = abs(neighbour.frame - sample.frame)
-            leaks.append(Leak(sample.name, model, neighbour.name, f"{apart} frames apart in sequence {sample.sequence}"))
+            why = f"{apart} frames apart in sequence {sample.sequence}"
+            leaks.append(Leak(sample.name, model, neighbour.name, why))
         elif 0 <= bits <= max_distance:
             leaks.append(Leak(sample.name, model, images[index].name, f"perceptual hash, {bits} bits apart"))
     return leaks

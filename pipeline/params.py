@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Strict, ValidationError, field_validator, model_validator
 
-from hmsa_core.config import InferConfig, Section, TrainConfig
+from hmsa_core.config import InferConfig, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.spec import EvaluationSetting
 from hmsa_core.errors import ConfigError, one_line
@@ -77,6 +77,7 @@ class PseudoLabelConfig(Section):
 
     threshold: float | str = "policy"  # "policy" (measured), a number on the code grid, or a policy file
     merge: MergeConfig = MergeConfig()
+    min_component: Count = 0  # pixels; a smaller connected piece of a class gives no centroid to sample at
     workers: PositiveInt = 2  # processes
 
     @field_validator("threshold")
@@ -101,9 +102,11 @@ class EvaluateConfig(Section):
         EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
         EvaluationSetting(name="single", scales=(1.0,), flip=False),
     )
+    details: bool = True  # also boundary IoU, reliability and the weight of each scale per class
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95  # of the intervals
     draws: Annotated[int, Field(ge=200)] = 2000  # bootstrap draws of blocks
     seed: Count = 0  # of the bootstrap
+    runtime: RuntimeConfig = RuntimeConfig()
     gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")

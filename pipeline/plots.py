@@ -34,7 +34,8 @@ def write_figure(path: Path, figure: Figure) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    FigureCanvasAgg(figure)
+    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
     write_bytes(path, data.getvalue())
 
 
@@ -71,8 +72,9 @@ def bars(
         shown = [np.nan if v is None else v for v in values]
         axes.barh(at, shown, height * 0.92, color=COLOURS[i % len(COLOURS)], label=group)
         for row, ends in zip(at, (intervals or {}).get(group, ()), strict=False):
-            if None not in ends:
-                axes.plot(list(ends), [row, row], color="black", linewidth=0.8)
+            low, high = ends
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color="black", linewidth=0.8)
     axes.set_yticks(rows, list(names), fontsize=7)
     axes.invert_yaxis()
     _dress(axes, title, x, "")

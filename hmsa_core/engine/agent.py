@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     # The elastic agent reports each failed rank in its log; the ranks have written error.json.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        run(parse_args(arguments))
+        run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

@@ -85,11 +85,12 @@ def train_model(
     *,
     pseudo: PseudoData | None = None,
     init_from: Path | None = None,
+    teacher: Path | None = None,
 ) -> Path:
     """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
 
     The key holds the config, the learning images with their labels, the start weights and the labels of the
-    auto-labelled half, all by content.
+    auto-labelled half, all by content. `teacher` made those labels, where `init_from` did not.
     """
     index = Index.load(fine.selection.index)
     learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
@@ -110,7 +111,7 @@ def train_model(
             ws,
             TrainSpec(
                 work=work, roots=root_paths(ws), stage=stage, config=plain, fine=fine, pseudo=pseudo,
-                init_from=init_from, lineage=provenance(stage) | {"job": job},
+                init_from=init_from, teacher=teacher, lineage=provenance(stage) | {"job": job},
             ),
         )  # fmt: skip
     return work
@@ -205,6 +206,8 @@ def evaluate_model(
     names: tuple[str, ...],
     settings: tuple[EvaluationSetting, ...],
     runtime: RuntimeConfig,
+    *,
+    details: bool = False,
 ) -> Path:
     """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
     samples = Index.load(index).select(names=names)
@@ -214,6 +217,7 @@ def evaluate_model(
         "images": samples_digest(samples),
         "settings": [s.model_dump(mode="json") for s in settings],
         "runtime": keys.runtime_material(runtime),
+        "details": details,
     }
     work = keys.open_work(ws.work(stage), job, material)
     if not (work / "summary.json").exists():
@@ -221,7 +225,7 @@ def evaluate_model(
             ws,
             EvaluateSpec(
                 work=work, roots=root_paths(ws), checkpoint=checkpoint, settings=settings, runtime=runtime,
-                selection=Selection(index=index, names=names), lineage=provenance(stage),
+                selection=Selection(index=index, names=names), details=details, lineage=provenance(stage),
             ),
         )  # fmt: skip
     return work

@@ -27,6 +27,7 @@ GOLDEN: dict[str, set[str]] = {
     "auto_infer.scales": {"calibrate", "auto-infer"} | AFTER_LABELS,
     "pseudo_label.threshold": AFTER_LABELS,
     "pseudo_label.merge": AFTER_LABELS,
+    "student_train.sampling.tile": AFTER_LABELS,
     "student_train.epochs": {"student-train", "evaluate", "report"},
     "evaluate.draws": {"evaluate", "report"},
     "evaluate.max_leaked": {"calibrate", "evaluate"} | AFTER_LABELS,

@@ -1,0 +1,64 @@
+"""auto-infer: label coarse and unlabelled images with the current teacher; only images that are new to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hmsa_core.data.index import Index
+from hmsa_core.errors import InputError
+from hmsa_core.labels import ConfidenceCode, StoreStatistics
+from hmsa_core.labels.manifest import publish_store
+from pipeline import plots
+from pipeline.stages.support import infer_store, role_index, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "auto-infer"
+# Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; twice, for DVC's copy.
+_BYTES_PER_PIXEL = 2 * 0.8
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes of the store and of DVC's copy of it."""
+    return int(_BYTES_PER_PIXEL * sum(s.height * s.width for s in Index.load(role_index(ws, "unlabelled")).samples))
+
+
+def run(ws: Workspace) -> None:
+    """Label what is new and publish labels/raw."""
+    index = role_index(ws, "unlabelled")
+    names = tuple(s.name for s in Index.load(index).samples)
+    if not names:
+        raise InputError(
+            "there is no image to label: no split has the role `unlabelled`",
+            hint="see data.roles.unlabelled_splits in params.yaml",
+        )
+    store = infer_store(ws, STAGE, "auto-infer", ws.params.auto_infer, ws.teacher(), index, names)
+    publish_store(store, ws.path("labels/raw"))
+    _report(ws, StoreStatistics.open(ws.path("labels/raw")))
+
+
+def _report(ws: Workspace, statistics: StoreStatistics) -> None:
+    totals = statistics.totals()
+    every = int(totals.sum())
+    kept = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1]  # pixels with at least each code
+    at = {t: int(kept[:, ConfidenceCode().code_for(t)].sum()) / max(1, every) for t in (0.5, 0.9, 0.98)}
+    write_metrics(
+        ws, STAGE,
+        {
+            "images": len(statistics.names),
+            "pixels": int(statistics.pixels.sum()),
+            "kept_share": {f"{t:g}": share for t, share in at.items()},
+            "class_share": {
+                name: int(row.sum()) / max(1, every)
+                for name, row in zip(statistics.classes.classes, totals, strict=True)
+            },
+        },
+    )  # fmt: skip
+    edges = [float(e) for e in ConfidenceCode().edges]
+    shares = (kept.sum(axis=0) / max(1, every)).tolist()
+    plots.lines(
+        ws.path(f"plots/{STAGE}-confidence.png"), {"all classes": (edges, shares)},
+        title="Auto-labels: pixels with at least this confidence", x="threshold", y="share of pixels",
+        limits=(0.0, 1.02),
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""calibrate: how often is the teacher right, by class and confidence, on images it never saw; thresholds from it.
+
+Curves (counts), calibration table and policy are three files: a new target precision needs no new inference,
+and a new calibration changes no label store.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+
+from hmsa_core import atomic
+from hmsa_core.labels import StoreStatistics
+from hmsa_core.labels.calibration import save_table
+from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.policy import measure as choose_thresholds
+from pipeline import plots
+from pipeline.stages import precision
+from pipeline.stages.precision import PAIRS, Precision
+from pipeline.stages.support import role_index, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "calibrate"
+SKIPPED = "skipped.json"
+_LOG = logging.getLogger(__name__)
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes of the calibration images' labels (at most one byte a pixel) and of the curves."""
+    pixels = sum(s.height * s.width for s in precision.fine_samples(ws, "calibrate"))
+    return pixels + (32 << 20)
+
+
+def run(ws: Workspace) -> None:
+    """Measure and publish calibration/."""
+    samples = precision.fine_samples(ws, "calibrate")
+    if not samples:
+        _record_skip(ws)
+        return
+    teacher = ws.teacher()
+    judgement = precision.judge(ws, samples, {"teacher": teacher})
+    found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names, teacher)
+    policy = choose_thresholds(found.curves, ws.params.calibrate)
+    out = ws.path("calibration")
+    atomic.remove_tree(out)
+    found.curves.save(out / "curves.json")
+    if policy.table is None:
+        raise AssertionError("a measured policy has a calibration table")
+    save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
+    atomic.write_json(out / "leaks.json", judgement.to_json())
+    np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
+    atomic.write_bytes(out / PAIRS, buffer.getvalue())
+    policy.save(out / "policy.json")
+    write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
+    precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.curves, title="Calibration images")
+    for warning in policy.evidence.get("warnings", ()):
+        _LOG.warning("calibrate: %s", warning)
+
+
+def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:
+    kept = precision.kept_figures(found.curves, policy, ws.params.calibrate)
+    codes = policy.codes()
+    return {
+        "images": len(found.curves.images),
+        "blocks": len(found.curves.blocks),
+        "precision": kept["precision"],
+        "coverage": kept["coverage"],
+        "class_mean_coverage": kept["class_mean_coverage"],
+        "thresholds": {e.name: precision.edge_of(int(codes[c])) for c, e in enumerate(policy.entries)},
+        "status": {e.name: e.status for e in policy.entries},
+    }
+
+
+def _record_skip(ws: Workspace) -> None:
+    reason = (
+        f"no image has the role `calibrate` ({role_index(ws, 'calibrate').name}): nothing can be measured; "
+        "pseudo_label.threshold must be a number or a policy file"
+    )
+    _LOG.warning("%s: %s", STAGE, reason)
+    out = ws.path("calibration")
+    atomic.remove_tree(out)
+    atomic.write_json(out / SKIPPED, {"reason": reason})
+    write_metrics(ws, STAGE, {"skipped": reason})
+    plots.lines(ws.path(f"plots/{STAGE}-curves.png"), {}, title="No calibration", x="coverage", y="precision")

@@ -1,0 +1,233 @@
+"""evaluate: teacher, student, control and incumbent on images in nobody's lineage, with intervals and a verdict.
+
+All models are judged on the same images: those that none of them learned from. The unit of every interval is
+the block (drive, city, run of frames).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core import atomic
+from hmsa_core.data.index import Index
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
+from pipeline import gate, plots
+from pipeline.leaks import Judgement
+from pipeline.registry import Registry
+from pipeline.stages import precision
+from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "evaluate"
+OUT = "evaluation"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model under one setting."""
+
+    names: tuple[str, ...]
+    blocks: tuple[str, ...]
+    confusions: NDArray[np.int64]  # (N, C, C), rows = truth
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read an evaluate job's file."""
+        with np.load(path) as file:
+            return cls(tuple(file["names"].tolist()), tuple(file["blocks"].tolist()), file["confusions"])
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """IoU by class, NaN where a class is not scored."""
+        return iou_of(self.confusions.sum(axis=0))
+
+
+Results = dict[str, dict[str, Scores]]  # model -> setting -> scores
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes: confusions of five models under all settings, and the teacher's labels of the report images."""
+    index = Index.load(role_index(ws, "report"))
+    counts = 8 * index.classes.num_classes**2 * 5 * (1 + len(ws.params.evaluate.settings)) * len(index)
+    return counts + sum(s.height * s.width for s in index.samples)
+
+
+def run(ws: Workspace) -> None:
+    """Judge and publish evaluation/."""
+    out = ws.path(OUT)
+    models = _models(ws)
+    samples = precision.fine_samples(ws, "report")
+    if not samples:
+        _record_unverified(ws, models)
+        return
+    judgement = precision.judge(ws, samples, models)
+    folders = {name: _score(ws, name, path, judgement) for name, path in models.items()}
+    results: Results = {
+        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in ws.params.evaluate.settings}
+        for name, folder in folders.items()
+    }
+    found = precision.measure(ws, STAGE, "kept", "report", judgement.names, ws.teacher())
+    kept = precision.kept_figures(
+        found.curves, precision.chosen_policy(ws, found.store), ws.params.calibrate
+    )
+    classes = found.curves.classes.classes
+    verdict = _verdict(ws, models, results, classes)
+
+    atomic.remove_tree(out)
+    _publish_counts(ws, folders)
+    atomic.write_json(out / "metrics.json", _metrics(ws, models, results, judgement, kept, classes))
+    atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
+    found.curves.save(out / "curves.json")
+    atomic.write_json(out / "verdict.json", verdict)
+    write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
+    _plot(ws, results, classes)
+
+
+def _models(ws: Workspace) -> dict[str, Path]:
+    """Who is judged: name -> checkpoint folder. The incumbent is the teacher until a version is promoted."""
+    models = {"teacher": ws.path("models/teacher"), "student": ws.path("models/student")}
+    if (ws.path("models/control") / "model.json").exists():
+        models["control"] = ws.path("models/control")
+    if ws.is_promoted():
+        models["incumbent"] = ws.teacher()
+    champion = Registry(ws.root).champion()
+    if champion is not None and weights_of(champion.path) not in {weights_of(m) for m in models.values()}:
+        models["champion"] = champion.path
+    return models
+
+
+def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> Path:
+    config = ws.params.evaluate
+    return evaluate_model(
+        ws, STAGE, name, checkpoint, role_index(ws, "report"), judgement.names, config.settings, config.runtime,
+        details=config.details,
+    )  # fmt: skip
+
+
+def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The gate's verdict on the student against the incumbent under the main setting."""
+    config = ws.params.evaluate
+    main = config.settings[0].name
+    judged = {name: gate.Judged(name, r[main].confusions, r[main].names) for name, r in results.items()}
+    incumbent = "incumbent" if "incumbent" in models else "teacher"
+    verdict = gate.judge(
+        judged["student"], judged[incumbent], results["student"][main].blocks, classes, config.gate,
+        champion=judged.get("champion"), seed=config.seed,
+    )  # fmt: skip
+    return verdict | {
+        "candidate_weights_sha256": weights_of(models["student"]),
+        "incumbent_weights_sha256": weights_of(models[incumbent]),
+    }
+
+
+def _metrics(
+    ws: Workspace, models: Mapping[str, Path], results: Results, judgement: Judgement, kept: dict[str, Any],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    config = ws.params.evaluate
+    options: dict[str, Any] = {"draws": config.draws, "level": config.confidence, "seed": config.seed}
+    return {
+        "main_setting": config.settings[0].name,
+        "settings": [s.model_dump(mode="json") for s in config.settings],
+        "judgement": judgement.to_json(),
+        "models": {
+            name: {
+                "weights_sha256": weights_of(models[name]),
+                "settings": {
+                    setting: bootstrap_iou(s.confusions, s.blocks, **options).to_json(classes)
+                    for setting, s in by_setting.items()
+                },
+            }
+            for name, by_setting in results.items()
+        },
+        "differences": {
+            f"{a} - {b}": bootstrap_difference(x.confusions, y.confusions, x.blocks, **options).to_json(classes)
+            for a, x, b, y in _pairs(ws, results)
+        },
+        "kept": {"threshold": ws.params.pseudo_label.threshold, **kept},
+    }
+
+
+def _pairs(ws: Workspace, results: Results) -> list[tuple[str, Scores, str, Scores]]:
+    """Comparisons that matter, each on the same images: (name, scores, baseline, scores)."""
+    main, *others = (s.name for s in ws.params.evaluate.settings)
+    pairs = [
+        (a, results[a][main], b, results[b][main])
+        for a, b in (("student", "control"), ("student", "teacher"), ("student", "incumbent"), ("control", "teacher"))
+        if a in results and b in results
+    ]
+    teacher = results["teacher"]
+    return pairs + [(f"teacher {main}", teacher[main], f"teacher {o}", teacher[o]) for o in others]
+
+
+def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: {
+            "iou": {
+                model: {setting: _number(s.iou[c]) for setting, s in by_setting.items()}
+                for model, by_setting in results.items()
+            },
+            "kept": kept["classes"][name],
+        }
+        for c, name in enumerate(classes)
+    }
+
+
+def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """What `dvc metrics diff` compares."""
+    means = {
+        model: {setting: _number(np.nanmean(s.iou)) for setting, s in by_setting.items()}
+        for model, by_setting in results.items()
+    }
+    return {
+        "mean_iou": means,
+        "gain": {f"{a} - {b}": _number(np.nanmean(x.iou) - np.nanmean(y.iou)) for a, x, b, y in _pairs(ws, results)},
+        "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")},
+        "promote": verdict["promote"],
+    }
+
+
+def _publish_counts(ws: Workspace, folders: Mapping[str, Path]) -> None:
+    """confusions-MODEL.npz of the main setting, confusions-MODEL-SETTING.npz of the others, summary-MODEL.json."""
+    main, *others = (s.name for s in ws.params.evaluate.settings)
+    out = ws.path(OUT)
+    for model, folder in folders.items():
+        atomic.publish_file(folder / f"{main}.npz", out / f"confusions-{model}.npz")
+        atomic.publish_file(folder / "summary.json", out / f"summary-{model}.json")
+        for other in others:
+            atomic.publish_file(folder / f"{other}.npz", out / f"confusions-{model}-{other}.npz")
+
+
+def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
+    main = ws.params.evaluate.settings[0].name
+    groups = {model: [_number(v) for v in r[main].iou] for model, r in results.items()}
+    plots.bars(ws.path(f"plots/{STAGE}-iou.png"), classes, groups, title=f"IoU, setting {main}", x="IoU")
+    counts = results["student"][main].confusions.sum(axis=0)
+    plots.confusion(ws.path(f"plots/{STAGE}-confusion.png"), counts, classes, title="Student: share of each true class")
+
+
+def _number(value: float | np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
+    """Profile paper-final: all fine data learned, nobody is left to judge."""
+    reason = "no image has the role `report`: this student is unverified (a release twin is judged by the test server)"
+    out = ws.path(OUT)
+    atomic.remove_tree(out)
+    weights = {name: weights_of(path) for name, path in models.items()}
+    atomic.write_json(out / "metrics.json", {"unverified": reason, "models": weights})
+    atomic.write_json(out / "per_class.json", {})
+    verdict = {"promote": False, "sentence": reason, "reasons": [reason]}
+    atomic.write_json(out / "verdict.json", verdict | {"candidate_weights_sha256": weights["student"]})
+    write_metrics(ws, STAGE, {"unverified": reason, "promote": False})
+    plots.bars(ws.path(f"plots/{STAGE}-iou.png"), ["none"], {"IoU": [None]}, title="Nobody was judged", x="IoU")
+    plots.confusion(ws.path(f"plots/{STAGE}-confusion.png"), np.zeros((1, 1)), ["none"], title="Nobody was judged")

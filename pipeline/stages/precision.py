@@ -1,0 +1,126 @@
+"""Precision of a teacher on images with fine labels: one inference into a store, then counts on stored codes.
+
+`calibrate` measures on the calibration images and chooses thresholds; `evaluate` measures what they do on the
+report images. Both run in the precision of `auto-infer`, because they use its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
+from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.labels.curves import CalibrationImage, Curves
+from hmsa_core.labels.measure import figures
+from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.spec import CalibrateConfig
+from pipeline import plots
+from pipeline.leaks import Judgement, judge_only_unseen
+from pipeline.stages.support import infer_store, role_index
+from pipeline.workspace import Workspace
+
+__all__ = ["PAIRS", "Precision", "chosen_policy", "fine_samples", "judge", "kept_figures", "measure", "plot_curves"]
+
+PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Curves of one teacher on one role's images, and the store they were counted on."""
+
+    store: LabelStore
+    curves: Curves
+
+
+def fine_samples(ws: Workspace, role: str) -> list[Sample]:
+    """Images of a role that have fine labels."""
+    return Index.load(role_index(ws, role)).select(kinds=("fine",))
+
+
+def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> Judgement:
+    """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
+    config = ws.params.evaluate
+    return judge_only_unseen(
+        samples, models, max_leaked=config.max_leaked, max_gap=config.max_gap, max_distance=config.max_distance
+    )
+
+
+def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...], teacher: Path) -> Precision:
+    """Label the named images of a role and count right and wrong pixels by class and code."""
+    index_path = role_index(ws, role)
+    folder = infer_store(ws, stage, job, ws.params.auto_infer, teacher, index_path, names)
+    store = LabelStore.open(folder, strict=True)
+    index = Index.load(index_path)
+    pairs = _pairs(store, index, ws.roots[index.root], names)
+    curves = Curves.measure(pairs, store.classes, config=ws.params.calibrate, lineage=store.lineage)
+    return Precision(store, curves)
+
+
+def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
+    for sample in index.select(names=names):
+        if sample.name not in store:
+            continue  # its bytes changed since `prepare`: listed as skipped in the store's manifest
+        label, code = store.read(sample.name)
+        truth = read_label(root / sample.label, index.classes, sha256=sample.label_sha256)
+        human = None
+        if sample.coarse:
+            human = read_label(root / sample.coarse, index.classes, sha256=sample.coarse_sha256)
+        yield CalibrationImage(sample.name, sample.block, label, code, truth, human)
+
+
+def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
+    """The policy that `pseudo_label.threshold` names, refused where it was not made for this store."""
+    threshold = ws.params.pseudo_label.threshold
+    if isinstance(threshold, float | int):
+        return from_threshold(float(threshold), store.classes)
+    path = ws.path("calibration/policy.json") if threshold == "policy" else ws.resolve(threshold)
+    policy = ThresholdPolicy.load(path)
+    policy.check(store.lineage, store.classes, str(store.path))
+    return policy
+
+
+def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
+    """What a policy keeps on the images of the curves: per class, all pixels together, and the class means."""
+    codes = policy.codes()
+    rows = {e.name: figures(curves, c, int(codes[c]), config.confidence) for c, e in enumerate(policy.entries)}
+    for entry in policy.entries:
+        rows[entry.name]["status"] = entry.status
+    total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
+    picked = [(c, int(code)) for c, code in enumerate(codes) if code < NUM_CODES]
+    kept = sum(int(total[c, code]) for c, code in picked)
+    right = sum(int(correct[c, code]) for c, code in picked)
+    precisions = [row["precision"] for row in rows.values() if row["precision"] is not None]
+    return {
+        "classes": rows,
+        "precision": right / kept if kept else None,
+        "coverage": kept / int(total[:, 0].sum()) if total[:, 0].any() else None,
+        "class_mean_precision": float(np.mean(precisions)) if precisions else None,
+        "class_mean_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
+        "worst_precision": min(precisions, default=None),
+    }
+
+
+def plot_curves(path: Path, curves: Curves, *, title: str) -> None:
+    """Precision over coverage of each class that the teacher gave on these images."""
+    total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
+    series = {}
+    for c, name in enumerate(curves.classes.classes):
+        if not total[c, 0]:
+            continue
+        used = np.flatnonzero(total[c])
+        coverage, precision = total[c, used] / total[c, 0], correct[c, used] / total[c, used]
+        series[name] = (coverage.tolist(), precision.tolist())
+    plots.lines(path, series, title=title, x="coverage (kept share of the class's pixels)", y="precision",
+                limits=(0.0, 1.02))  # fmt: skip
+
+
+def edge_of(code: int) -> float | None:
+    """Threshold of a code as a number; None for a withheld class (DVC's metrics want numbers)."""
+    return None if code >= NUM_CODES else float(ConfidenceCode().threshold(code))

@@ -1,0 +1,185 @@
+"""pseudo-label: thresholds, human coarse labels, camera masks and reviews turn raw labels into training labels.
+
+No model runs here: another threshold or target precision costs seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core import atomic
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.index import Index
+from hmsa_core.engine.progress import Progress
+from hmsa_core.errors import InterruptedRunError
+from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels.curves import Curves
+from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise
+from hmsa_core.labels.manifest import binding, publish_store
+from hmsa_core.labels.masks import MaskCounter, read_mask
+from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
+from hmsa_core.labels.shift import shift_report
+from hmsa_core.taxonomy import ClassTable
+from pipeline import keys, plots
+from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
+from pipeline.stages import VERSIONS, precision
+from pipeline.stages.precision import PAIRS
+from pipeline.stages.support import provenance, role_index, write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "pseudo-label"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CoarseLabels:
+    """Reads the human coarse label of a row of the raw store (checked against the digest of `prepare`)."""
+
+    root: Path
+    classes: ClassTable
+    sha256: Mapping[str, str]
+
+    def __call__(self, row: Mapping[str, Any]) -> NDArray[np.uint8] | None:
+        """Label of the row's image as trainIds, or None without a coarse label."""
+        if not row["coarse_path"]:
+            return None
+        return read_label(self.root / row["coarse_path"], self.classes, sha256=self.sha256[row["name"]])
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """Pixels that people flagged in the review file."""
+
+    marks: Mapping[str, list[Mark]]
+
+    def __call__(self, name: str, height: int, width: int) -> NDArray[np.bool_] | None:
+        """Bool HxW, or None when nobody looked at the image."""
+        return flagged_pixels(self.marks[name], height, width) if name in self.marks else None
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes: the final store is at most as large as the raw one, whose confidences it drops; and DVC's copy."""
+    return 2 * sum(p.stat().st_size for p in ws.path("labels/raw").rglob("*.parquet"))
+
+
+def run(ws: Workspace) -> None:
+    """Write and publish labels/final and labels/shift.json."""
+    raw = LabelStore.open(ws.path("labels/raw"), strict=True)
+    policy = precision.chosen_policy(ws, raw)
+    curves = _curves(ws, raw)
+    recipe = _recipe(ws, raw, policy, curves)
+    material = {"version": VERSIONS[STAGE], "recipe": recipe.key(raw)}
+    work = keys.open_work(ws.work(STAGE), "labels", material)
+    with Progress(len(raw), what=STAGE, stream=sys.stderr) as progress:
+        statistics = finalise(
+            raw, recipe, work / "store", lineage=provenance(STAGE), workers=ws.params.pseudo_label.workers,
+            advance=progress.update, check_stop=lambda: _check_stop(ws),
+        )  # fmt: skip
+    publish_store(work / "store", ws.path("labels/final"))
+    atomic.write_json(ws.path("labels/shift.json"), _shift(ws, policy, curves))
+    _report(ws, statistics)
+
+
+def _check_stop(ws: Workspace) -> None:
+    if ws.stop.is_set():
+        raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
+
+
+def _curves(ws: Workspace, raw: LabelStore) -> Curves | None:
+    """Curves of the calibration images, if they belong to this teacher and inference."""
+    path = ws.path("calibration/curves.json")
+    if not path.exists():
+        return None
+    curves = Curves.load(path)
+    if binding(curves.lineage) != binding(raw.lineage):
+        _LOG.warning("%s: %s is of another teacher or inference; merge rules are not measured", STAGE, path)
+        return None
+    return curves
+
+
+def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Curves | None) -> Recipe:
+    config, sampling = ws.params.pseudo_label, ws.params.student_train.sampling
+    index = Index.load(role_index(ws, "unlabelled"))
+    coarse = {s.name: s.coarse_sha256 for s in index.samples if s.coarse}
+    marks = ReviewFile(raw.path).by_name()
+    rules = None
+    if config.merge.use_coarse:
+        rules = (
+            MergeRules.default(raw.classes, config.merge)
+            if curves is None
+            else measure_rules(curves, policy.codes(), config.merge, ws.params.calibrate.confidence)
+        )
+    return Recipe(
+        policy=policy,
+        rules=rules,
+        human=CoarseLabels(ws.roots[index.root], index.classes, coarse) if rules is not None else None,
+        masks=_masks(ws, raw),
+        flagged=Flagged(marks) if marks else None,
+        centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
+        material={"coarse": coarse, "marks": {n: [m.to_json() for m in ms] for n, ms in sorted(marks.items())}},
+    )
+
+
+def _masks(ws: Workspace, raw: LabelStore) -> dict[tuple[int, int], NDArray[np.bool_]]:
+    """Static camera masks by image size: the given one, or what is void in nearly all fine labels."""
+    merge = ws.params.pseudo_label.merge
+    if merge.mask is not None:
+        mask = read_mask(ws.resolve(merge.mask))
+        return {(mask.shape[0], mask.shape[1]): mask}
+    if merge.mask_void_share is None:
+        return {}
+    masks = MaskCounter.of(_fine_labels(ws)).masks(merge.mask_void_share, merge.mask_min_images)
+    for (height, width), mask in masks.items():
+        _LOG.info("%s: camera mask of %dx%d leaves out %.1f %%", STAGE, width, height, 100 * mask.mean())
+    return masks
+
+
+def _fine_labels(ws: Workspace) -> Iterator[NDArray[np.uint8]]:
+    index = Index.load(role_index(ws, "learn"))
+    for sample in index.select(kinds=("fine",)):
+        yield read_label(ws.roots[index.root] / sample.label, index.classes, sha256=sample.label_sha256)
+
+
+def _shift(ws: Workspace, policy: ThresholdPolicy, curves: Curves | None) -> dict[str, Any]:
+    """Does the evidence cover these images: per class and city, and precision judged by coarse labels."""
+    if curves is None:
+        return {"skipped": "no calibration for this teacher: nothing to compare with"}
+    statistics = StoreStatistics.open(ws.path("labels/raw"))
+    histograms = {city: statistics.totals(city) for city in statistics.city_names()}
+    report: dict[str, Any] = {"cities": shift_report(curves, histograms, policy, ws.params.calibrate.shift_limit)}
+    pairs = ws.path(f"calibration/{PAIRS}")
+    if pairs.exists():
+        with np.load(pairs) as file:
+            by_class = corrected_precision(statistics.pairs(), file["pairs"], curves, policy.codes())
+        report["coarse"] = dict(zip(curves.classes.classes, by_class, strict=True))
+    return report
+
+
+def _report(ws: Workspace, statistics: dict[str, Any]) -> None:
+    rows = statistics["classes"]
+    write_metrics(
+        ws, STAGE,
+        {
+            "images": statistics["images"], "labelled_share": statistics["labelled_share"],
+            "left_out": len(statistics["skipped"]),
+            "conflict_pixels": sum(c["pixels"] for c in statistics["conflicts"]),
+            "classes": {r["name"]: {"coverage": r["coverage"], "final": r["final"]} for r in rows},
+        },
+    )  # fmt: skip
+    pixels = max(1, statistics["pixels"])
+    groups: dict[str, list[float | None]] = {
+        source: [r[key] / pixels for r in rows]
+        for source, key in (("teacher alone", "from_teacher"), ("both", "both"), ("human alone", "from_human"))
+    }
+    names = [r["name"] for r in rows]
+    plots.bars(ws.path(f"plots/{STAGE}-coverage.png"), names, groups, title="Final labels", x="share of all pixels")

@@ -1,0 +1,22 @@
+"""report: one self-contained page from the files of the other stages."""
+
+from __future__ import annotations
+
+from pipeline.report import build
+from pipeline.stages.support import write_metrics
+from pipeline.workspace import Workspace
+
+__all__ = ["disk_estimate", "run"]
+
+STAGE = "report"
+
+
+def disk_estimate(ws: Workspace) -> int:
+    """Bytes of the page: pictures are embedded."""
+    return (4 + ws.params.report.pictures) << 20
+
+
+def run(ws: Workspace) -> None:
+    """Write report/index.html."""
+    build(ws)
+    write_metrics(ws, STAGE, {"pages": len(list(ws.path("report").glob("*.html")))})

@@ -1,0 +1,65 @@
+"""A workspace's results on one screen (`autolabel stage --summary`): who scores what, what the thresholds keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hmsa_core.atomic import read_json
+from hmsa_core.errors import InputError
+from pipeline.workspace import Workspace
+
+__all__ = ["summary_text"]
+
+
+def summary_text(ws: Workspace) -> str:
+    """Mean IoU of every judged model with its interval; kept precision and coverage of each class.
+
+    Raises:
+        InputError: `evaluate` has not run yet.
+    """
+    path = ws.path("evaluation/metrics.json")
+    if not path.exists():
+        raise InputError(f"{path}: not there", hint="run `dvc repro` first")
+    metrics = read_json(path)
+    if "unverified" in metrics:
+        return f"{metrics['unverified']}\n"
+    lines = [f"{ws.root}: {metrics['judgement']['judged']} report images", "", *_models(metrics), "", *_kept(metrics)]
+    sentence = read_json(ws.path("evaluation/verdict.json")).get("sentence", "")
+    return "\n".join([*lines, "", sentence]) + "\n"
+
+
+def _models(metrics: dict[str, Any]) -> list[str]:
+    rows = [f"{'mean IoU, points':<26}{'setting':<10}{'value':>7}   95 % interval (blocks)"]
+    for name, model in metrics["models"].items():
+        for setting, interval in model["settings"].items():
+            rows.append(f"{name:<26}{setting:<10}{_points(interval)}")
+    main = metrics["main_setting"]
+    for name, interval in metrics["differences"].items():
+        rows.append(f"{name:<26}{main if name.startswith(('student', 'control')) else '':<10}{_points(interval, '+')}")
+    return rows
+
+
+def _points(interval: dict[str, Any], sign: str = "") -> str:
+    value, low, high = (100 * interval[k] for k in ("value", "low", "high"))
+    return f"{value:{sign}7.2f}   [{low:{sign}.2f}, {high:{sign}.2f}] ({interval['blocks']})"
+
+
+def _kept(metrics: dict[str, Any]) -> list[str]:
+    kept = metrics["kept"]
+    rows = [
+        f"pixels kept by threshold {kept['threshold']} on the report images",
+        f"{'class':<20}{'status':<11}{'threshold':>9}{'precision':>11}{'coverage':>10}",
+    ]
+    for name, row in kept["classes"].items():
+        rows.append(
+            f"{name:<20}{row['status']:<11}{row['threshold'] or '-':>9}{_percent(row['precision']):>11}"
+            f"{_percent(row['coverage']):>10}"
+        )
+    for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_")):
+        precision, coverage = kept[f"{prefix}precision"], kept[f"{prefix}coverage"]
+        rows.append(f"{name:<40}{_percent(precision):>11}{_percent(coverage):>10}")
+    return rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
