@@ -1,0 +1,46 @@
+"""Predict images: label, confidence, weight of each scale as pictures, and one contact sheet an image (white = 1)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.errors import InputError
+from pipeline.cli.inference_options import add_options, pin_threads, read_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel predict`."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument(
+        "--mode", choices=("model", "single", "average", "max"), default="model",
+        help="how scales are fused (default: as the model was trained)",
+    )  # fmt: skip
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the pictures and print the path of each sheet."""
+    _check_stems(args.images)
+    options = read_options(args, threads=pin_threads(args))
+    from hmsa_core.data.decode import read_image
+    from hmsa_core.engine.predict import open_tiler, picture, plain_classes, write_pictures
+    from hmsa_core.taxonomy import ClassTable
+
+    tiler = open_tiler(options.checkpoint, options.runtime)
+    table = options.meta.get("class_table")
+    classes = ClassTable.from_json(table) if table else plain_classes(options.meta["num_classes"])
+    for path in args.images:
+        shown = picture(tiler, read_image(path), options.scales, options.flip, mode=args.mode)
+        sheet = write_pictures(args.out, path.stem, shown, classes)[-1]
+        sys.stdout.write(f"{sheet}\n")
+    return 0
+
+
+def _check_stems(images: list[Path]) -> None:
+    stems = [path.stem for path in images]
+    twice = next((s for s in stems if stems.count(s) > 1), None)
+    if twice is not None:
+        raise InputError(f"two of the images are named {twice!r}: their pictures would replace each other")
