@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.atomic import ops, publish_file, sweep_temps
+from hmsa_core.atomic import ops, publish_file, sha256_file, sweep_temps
 from hmsa_core.errors import StoreError
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codes import EDGES
@@ -46,6 +46,7 @@ def write_manifest(
     *,
     classes: ClassTable | None = None,
     policy: Mapping[str, Any] | None = None,
+    extras: Sequence[str] = (),
 ) -> str:
     """Consolidate the sidecars and commit the store; return the manifest's digest.
 
@@ -55,6 +56,7 @@ def write_manifest(
         lineage: any JSON object; see LINEAGE for the entries that readers look for.
         classes: class table; default: Cityscapes. Must be the one that the shards were written with.
         policy: of a thresholded store: digest of the policy, of the raw store, rules.
+        extras: further files in the folder that belong to the store (their digests go in too).
 
     Raises:
         StoreError: a shard is missing, of another plan, or written with other classes.
@@ -73,6 +75,7 @@ def write_manifest(
         "images": sum(len(r["rows"]) for r in receipts),
         "shards": [_shard_entry(root, r) for r in receipts],
         "statistics": {name: record.to_json() for name, record in statistics.items()},
+        "extras": [_extra_entry(root, file) for file in extras],
     }  # fmt: skip
     digest = sealed.write(root / schema.MANIFEST, value)
     _remove_old_statistics(root, {record.file for record in statistics.values()})
@@ -86,6 +89,11 @@ def _shard_entry(root: Path, receipt: dict[str, Any]) -> dict[str, Any]:
         "receipt": {"file": receipt_path(root, plan).relative_to(root).as_posix(), "digest": receipt["digest"]},
         "images": [[row["name"], row["image_sha256"]] for row in receipt["rows"]], "skipped": receipt["skipped"],
     }  # fmt: skip
+
+
+def _extra_entry(root: Path, file: str) -> dict[str, Any]:
+    path = root / file
+    return {"file": file, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _remove_old_statistics(root: Path, current: set[str]) -> None:
@@ -119,7 +127,8 @@ def listed_files(manifest: Mapping[str, Any]) -> list[str]:
     files = []
     for shard in manifest["shards"]:
         files += [shard["file"], shard["sidecar"]["file"], shard["receipt"]["file"]]
-    return [*files, *(r["file"] for r in manifest["statistics"].values()), schema.MANIFEST]
+    others = [*manifest["statistics"].values(), *manifest["extras"]]
+    return [*files, *(r["file"] for r in others), schema.MANIFEST]
 
 
 def publish_store(source: str | Path, target: str | Path) -> None:

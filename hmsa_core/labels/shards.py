@@ -74,6 +74,7 @@ class ShardWriter:
         self._sidecar = SidecarRows()
         self._rows: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
+        self.notes: dict[str, Any] = {}  # any JSON object; goes into the receipt
 
     def _open(self) -> ParquetSink:
         about = {
@@ -202,7 +203,7 @@ class ShardWriter:
                 "format": RECEIPT_FORMAT, "version": schema.VERSION, "kind": self.kind, "codec": self._codec,
                 "classes_sha256": self._classes.digest(), "plan": self.plan.to_json(),
                 "plan_sha256": self.plan.digest, "shard": shard.to_json(), "sidecar": sidecar.to_json(),
-                "rows": self._rows, "skipped": self._skipped,
+                "rows": self._rows, "skipped": self._skipped, "notes": self.notes,
             }  # fmt: skip
             receipt["digest"] = sealed.write(receipt_path(self.root, self.plan), receipt)
             return receipt

@@ -27,24 +27,25 @@ def parse_subset(text: str) -> tuple[int, int]:
 def verify_store(root: Path, manifest: Mapping[str, Any], subset: str = "1/1") -> list[Problem]:
     """Everything that is wrong with the files of a store whose manifest was read and is whole."""
     n, of = parse_subset(subset)
-    parquet = _parquet_digests(manifest)
+    digests = _file_digests(manifest)
     receipts = {s["receipt"]["file"]: s["receipt"]["digest"] for s in manifest["shards"]}
-    mine = sorted([*parquet, *receipts])[n - 1 :: of]
+    mine = sorted([*digests, *receipts])[n - 1 :: of]
     unlisted = _unlisted(root, manifest) if n == 1 else {}
-    by_digest = {sha256: file for file, sha256 in parquet.items()}
+    by_digest = {sha256: file for file, sha256 in digests.items()}
     problems = []
     for file in mine:
         problem = (
-            _check_parquet(root, file, parquet[file], by_digest, unlisted)
-            if file in parquet
+            _check_file(root, file, digests[file], by_digest, unlisted)
+            if file in digests
             else _check_receipt(root, file, receipts[file])
         )
         problems += [problem] if problem else []
     return problems + [_unlisted_problem(root, file, sha256, by_digest) for file, sha256 in unlisted.items()]
 
 
-def _parquet_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
-    records = [r for s in manifest["shards"] for r in (s, s["sidecar"])] + [*manifest["statistics"].values()]
+def _file_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    records = [r for s in manifest["shards"] for r in (s, s["sidecar"])]
+    records += [*manifest["statistics"].values(), *manifest["extras"]]
     return {r["file"]: r["sha256"] for r in records}
 
 
@@ -60,7 +61,7 @@ def _unlisted(root: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _check_parquet(
+def _check_file(
     root: Path, file: str, expected: str, by_digest: dict[str, str], unlisted: dict[str, str]
 ) -> Problem | None:
     path = root / file

@@ -1,0 +1,235 @@
+"""From a raw store to training labels: thresholds, human labels, camera masks, reviews; one shard at a time.
+
+The thresholded store mirrors the raw store's shards. Its `label` is the final one, its `source` says where each
+pixel comes from (schema.SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
+teacher's (or both agree) and 0 elsewhere: what was not kept cannot be brought back from it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core import atomic
+from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.errors import ConfigError
+from hmsa_core.labels.final_counts import ShardCounts, summarise
+from hmsa_core.labels.masks import apply_mask
+from hmsa_core.labels.merge import MergeRules, merge_with_source
+from hmsa_core.labels.policy import ThresholdPolicy, keep
+from hmsa_core.labels.schema import SOURCES
+from hmsa_core.labels.shards import ShardPlan, ShardWriter, read_receipt, shard_done, write_manifest
+from hmsa_core.labels.store import LabelStore
+from hmsa_core.process import die_with_parent
+from hmsa_core.taxonomy import IGNORE
+
+__all__ = ["CENTROIDS", "STATISTICS", "CentroidSettings", "Recipe", "finalise"]
+
+CENTROIDS, STATISTICS = "centroids.parquet", "statistics.json"
+
+Labels = NDArray[np.uint8]
+HumanLabels = Callable[[Mapping[str, Any]], Labels | None]
+Flagged = Callable[[str, int, int], NDArray[np.bool_] | None]
+
+
+@dataclass(frozen=True)
+class CentroidSettings:
+    """See hmsa_core.data.sampling.find_centroids."""
+
+    tile: int = 1024
+    min_pixels: int = 0
+    min_component: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a final label, besides the raw store.
+
+    Attributes:
+        policy: thresholds.
+        rules: merging; None = no human label is used.
+        human: row of the raw store (name, coarse_path, ...) -> trainIds uint8 HxW, or None; must pickle.
+        masks: ignored pixels (True) by image size.
+        flagged: (name, height, width) -> pixels that a review flagged, or None; must pickle.
+        centroids: where classes are looked for.
+        material: digests of what the callables read (human labels, reviews): part of the key.
+    """
+
+    policy: ThresholdPolicy
+    rules: MergeRules | None = None
+    human: HumanLabels | None = None
+    masks: Mapping[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
+    flagged: Flagged | None = None
+    centroids: CentroidSettings = CentroidSettings()
+    material: Any = None
+
+    def key(self, raw: LabelStore) -> str:
+        """Digest of everything that decides the result."""
+        return atomic.digest({
+            "raw": raw.digest, "policy": self.policy.digest, "material": self.material, "code": 1,
+            "rules": self.rules.to_json() if self.rules else None, "centroids": vars(self.centroids),
+            "masks": sorted([*size, atomic.sha256_bytes(np.packbits(m).tobytes())] for size, m in self.masks.items()),
+        })  # fmt: skip
+
+
+def finalise(
+    raw: LabelStore,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    lineage: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    advance: Callable[[int], None] | None = None,
+    check_stop: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Write the thresholded store with its centroids and statistics; return the statistics.
+
+    Args:
+        raw: the raw store; only what its reads verify is used.
+        recipe: thresholds, rules, masks, reviews.
+        out: folder of the result; finished shards of the same recipe in it are kept (resume).
+        lineage: entries that are added to the raw store's.
+        workers: processes.
+        advance: called with the number of images done.
+        check_stop: called between shards; raises to stop (finished shards stay).
+
+    Raises:
+        ConfigError: the policy or the rules are not for this store.
+        StoreError: a raw shard is damaged.
+    """
+    _check(raw, recipe)
+    root, key = Path(out), recipe.key(raw)
+    plans = [
+        ShardPlan(e["index"], tuple(i[0] for i in e["images"]), tuple(i[1] for i in e["images"]), key)
+        for e in raw.manifest["shards"]
+    ]
+    todo = []
+    for plan in plans:
+        if shard_done(root, plan):
+            _report(advance, plan)
+        else:
+            todo.append(plan)
+    for plan in _run(raw, recipe, root, todo, workers, check_stop):
+        _report(advance, plan)
+    return _commit(raw, recipe, root, plans, dict(lineage or {}))
+
+
+def _check(raw: LabelStore, recipe: Recipe) -> None:
+    if raw.kind != "raw":
+        raise ConfigError(f"{raw.path}: is thresholded already", hint="give the raw store")
+    recipe.policy.check(raw.lineage, raw.classes, str(raw.path))
+    if recipe.rules is not None and recipe.rules.classes != raw.classes:
+        raise ConfigError(f"the merge rules are for {recipe.rules.classes.name}, {raw.path} has {raw.classes.name}")
+
+
+def _report(advance: Callable[[int], None] | None, plan: ShardPlan) -> None:
+    if advance is not None:
+        advance(len(plan.names))
+
+
+def _run(
+    raw: LabelStore, recipe: Recipe, root: Path, todo: list[ShardPlan], workers: int,
+    check_stop: Callable[[], None] | None,
+) -> Iterator[ShardPlan]:  # fmt: skip
+    def stoppable(plans: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
+        for plan in plans:
+            if check_stop is not None:
+                check_stop()
+            yield plan
+
+    if workers <= 1 or len(todo) <= 1:
+        for plan in stoppable(todo):
+            _write_shard(raw, recipe, root, plan)
+            yield plan
+        return
+    context = multiprocessing.get_context("spawn")  # fork would copy the caller's threads and open files
+    with ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), raw, recipe, root)) as pool:
+        try:
+            for plan in stoppable(pool.map(_work, todo)):
+                yield plan
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_job: tuple[LabelStore, Recipe, Path] | None = None
+
+
+def _start_worker(parent: int, raw: LabelStore, recipe: Recipe, root: Path) -> None:
+    global _job
+    die_with_parent(signal.SIGTERM, parent=parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    _job = (raw, recipe, root)
+
+
+def _work(plan: ShardPlan) -> ShardPlan:
+    if _job is None:
+        raise RuntimeError("worker was not started by finalise")
+    _write_shard(*_job, plan)
+    return plan
+
+
+def _write_shard(raw: LabelStore, recipe: Recipe, root: Path, plan: ShardPlan) -> None:
+    with ShardWriter(root, plan, classes=raw.classes, kind="thresholded", codec=raw.manifest["codec"]) as shard:
+        counts = ShardCounts(raw.classes.num_classes)
+        for name in plan.names:
+            _write_image(raw, recipe, shard, counts, name)
+        shard.notes = counts.to_json()
+
+
+def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: ShardCounts, name: str) -> None:
+    label, code = raw.read(name)
+    row = raw.row(name)
+    flagged = recipe.flagged(name, *label.shape) if recipe.flagged is not None else None
+    if flagged is not None and flagged.all():
+        shard.skip(name, "flagged in review")
+        return
+    passed = keep(label, code, recipe.policy.codes())
+    human = recipe.human(row) if recipe.rules is not None and recipe.human is not None else None
+    if recipe.rules is None or human is None:
+        final = passed
+        source = np.where(final != IGNORE, np.uint8(SOURCES["teacher"]), np.uint8(SOURCES["none"]))
+    else:
+        final, source = merge_with_source(passed, human, recipe.rules)
+    mask = recipe.masks.get((label.shape[0], label.shape[1]))
+    for ignored in (mask, flagged):
+        if ignored is not None:
+            final = apply_mask(final, ignored, name)
+            source = np.where(ignored, np.uint8(SOURCES["none"]), source)
+    teacher = (source == SOURCES["teacher"]) | (source == SOURCES["both"])
+    shard.add_coded(
+        name, final, np.where(teacher, code, np.uint8(0)), source=source, city=row["city"],
+        image_path=row["image_path"], coarse_path=row["coarse_path"], image_sha256=row["image_sha256"],
+    )  # fmt: skip
+    settings = vars(recipe.centroids)
+    centroids = find_centroids(final, raw.classes.num_classes, **settings)
+    counts.add(name, row["city"], label, passed, human, final, source, centroids)
+
+
+def _commit(
+    raw: LabelStore, recipe: Recipe, root: Path, plans: list[ShardPlan], lineage: dict[str, Any]
+) -> dict[str, Any]:
+    notes = [read_receipt(root, plan)["notes"] for plan in plans]
+    parts = ((name, np.array(rows, np.int32).reshape(-1, 4)) for note in notes for name, rows in note["centroids"])
+    Centroids.collect(parts).write(root / CENTROIDS, **vars(recipe.centroids))
+    statistics = summarise(notes, recipe.policy.entries)
+    statistics["skipped"] = [s for plan in plans for s in read_receipt(root, plan)["skipped"]]
+    atomic.write_json(root / STATISTICS, statistics)
+    write_manifest(
+        root, plans, {**raw.lineage, **lineage}, classes=raw.classes, extras=(CENTROIDS, STATISTICS),
+        policy={
+            "digest": recipe.policy.digest, "raw_store": raw.digest,
+            "thresholds": {e.name: e.threshold for e in recipe.policy.entries},
+            "rules": recipe.rules.evidence if recipe.rules else None,
+        },
+    )  # fmt: skip
+    return statistics
