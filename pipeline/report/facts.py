@@ -1,0 +1,68 @@
+"""What the report tells, read from the workspace's files; a file that is not there leaves its part out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.atomic import read_json
+from hmsa_core.data.index import Index, QuarantineRow, read_quarantine
+from hmsa_core.labels import ThresholdPolicy
+from hmsa_core.labels.curves import Curves
+from hmsa_core.taxonomy import ClassTable
+from pipeline.stages import STAGES
+from pipeline.workspace import Workspace
+
+__all__ = ["MODELS", "Facts", "gather"]
+
+MODELS = ("pretrain", "teacher", "student", "control")
+
+
+@dataclass
+class Facts:
+    """Everything the page shows."""
+
+    title: str
+    profile: str
+    classes: ClassTable
+    summary: dict[str, Any]
+    quarantine: list[QuarantineRow]
+    metrics: dict[str, Any]
+    verdict: dict[str, Any]
+    per_class: dict[str, Any]
+    statistics: dict[str, Any]
+    policy: ThresholdPolicy | None
+    curves: Curves | None
+    report_curves: Curves | None
+    baseline: float | None = None
+    times: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def gather(ws: Workspace) -> Facts:
+    """Read what the stages before `report` wrote."""
+    policy, curves = ws.path("calibration/policy.json"), ws.path("calibration/curves.json")
+    seen = ws.path("evaluation/curves.json")
+    return Facts(
+        title=ws.params.report.title,
+        profile=ws.params.profile,
+        classes=Index.load(ws.path("data/index/target.parquet")).classes,
+        summary=_json(ws.path("data/index/summary.json")),
+        quarantine=read_quarantine(ws.path("data/index/quarantine.parquet")),
+        metrics=_json(ws.path("evaluation/metrics.json")),
+        verdict=_json(ws.path("evaluation/verdict.json")),
+        per_class=_json(ws.path("evaluation/per_class.json")),
+        statistics=_json(ws.path("labels/final/statistics.json")),
+        policy=ThresholdPolicy.load(policy) if policy.exists() else None,
+        curves=Curves.load(curves) if curves.exists() else None,
+        report_curves=Curves.load(seen) if seen.exists() else None,
+        times=[t for s in STAGES if (t := _json(ws.path(f"work/times/{s}.json")))],
+        models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
+        settings=ws.params.model_dump(mode="json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

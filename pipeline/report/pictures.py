@@ -1,0 +1,138 @@
+"""Pictures of the report: image, human coarse label, pseudo label, confidence, weight of each scale."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hmsa_core import atomic
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.errors import HmsaError
+from hmsa_core.labels import ConfidenceCode, LabelStore
+from pipeline.report.html import Raw, data_uri, esc
+from pipeline.workspace import Workspace
+
+__all__ = ["Strip", "choose", "strips"]
+
+UInt8 = NDArray[np.uint8]
+_WIDTH = 400  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One image and everything drawn of it, as (caption, PNG or JPEG data address)."""
+
+    name: str
+    pictures: list[tuple[str, str]]
+
+    def html(self) -> Raw:
+        """The row of pictures."""
+        cells = "".join(
+            f"<figure><img src='{uri}' alt='{esc(caption)} of {esc(self.name)}'><figcaption>{esc(caption)}</figcaption>"
+            "</figure>"
+            for caption, uri in self.pictures
+        )
+        return Raw(f"<div class='card'><h3>{esc(self.name)}</h3><div class='strip'>{cells}</div></div>")
+
+
+def choose(ws: Workspace, count: int) -> list[Sample]:
+    """Images of the raw store spread over cities: every k-th of the sorted names, so the choice is no choice."""
+    index = Index.load(ws.path("data/index/target.parquet"))
+    store = LabelStore.open(ws.path("labels/raw"))
+    known = [s for s in index.samples if s.name in store]
+    if not known or not count:
+        return []
+    step = max(1, len(known) // count)
+    return known[step // 2 :: step][:count]
+
+
+def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
+    """Draw the chosen images; scale weights come from one `predict` job of the teacher."""
+    if not samples:
+        return []
+    index = Index.load(ws.path("data/index/target.parquet"))
+    root, palette = ws.roots[index.root], index.classes.palette()
+    raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
+    weights = _weights(ws, [root / s.image for s in samples])
+    edges = np.array([float(e) for e in ConfidenceCode().edges])
+    drawn = []
+    for sample in samples:
+        image = read_image(root / sample.image)
+        _, code = raw.read(sample.name)
+        pictures = [("image", _jpeg(image))]
+        if sample.coarse:
+            pictures.append(("human, coarse", _labels(read_label(root / sample.coarse, index.classes), palette)))
+        if sample.name in final:
+            pictures.append(("training label (merged, thresholded; black = ignored)",
+                             _labels(final.read(sample.name)[0], palette)))  # fmt: skip
+        pictures.append(("confidence (white = 1)", _grey(np.rint(edges[code] * 255).astype(np.uint8))))
+        for path in sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of):
+            pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", _grey(np.asarray(Image.open(path)))))
+        drawn.append(Strip(sample.name, pictures))
+    return drawn
+
+
+def _scale_of(path: Path) -> float:
+    return float(path.stem.rsplit("_", 1)[1].removesuffix("x"))
+
+
+def _weights(ws: Workspace, images: list[Path]) -> Path:
+    """Folder with one sub-folder an image that holds its `*_weight_*x.png` (cached by content)."""
+    config = ws.params.auto_infer
+    weights = atomic.read_json(ws.teacher() / "model.json")["weights_sha256"]
+    key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]
+    folder = ws.path(f"work/report/{key}")
+    done = folder / "done.json"
+    if done.exists():
+        return folder
+    for image in images:
+        out = folder / image.stem
+        out.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images), "--checkpoint", str(ws.teacher()),
+        "--out", str(folder / "all"), "--scales", *[f"{s:g}" for s in config.scales],
+    ]  # fmt: skip
+    ended = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise HmsaError(f"drawing the scale weights failed: {ended.stderr.strip().splitlines()[-1:]}")
+    for image in images:
+        for path in (folder / "all").glob(f"{image.stem}_weight_*.png"):
+            atomic.publish_file(path, folder / image.stem / path.name)
+    atomic.write_json(done, {"images": len(images)})
+    return folder
+
+
+def _labels(label: UInt8, palette: UInt8) -> str:
+    return _png(Image.fromarray(palette[label]), resample=Image.Resampling.NEAREST)
+
+
+def _grey(values: UInt8) -> str:
+    return _png(Image.fromarray(values), resample=Image.Resampling.BILINEAR)
+
+
+def _png(image: Image.Image, *, resample: Image.Resampling) -> str:
+    buffer = io.BytesIO()
+    _fit(image, resample).save(buffer, "PNG", optimize=True)
+    return data_uri(buffer.getvalue())
+
+
+def _jpeg(image: UInt8) -> str:
+    buffer = io.BytesIO()
+    _fit(Image.fromarray(image), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _fit(image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    height = max(1, round(image.height * _WIDTH / image.width))
+    # Small pictures are enlarged without smoothing, so that a pixel stays a pixel.
+    how = Image.Resampling.NEAREST if image.width < _WIDTH else resample
+    return image.resize((_WIDTH, height), how)

@@ -1,0 +1,180 @@
+"""The sections of the page, each a pure function of the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.report.curves import curve_grid
+from pipeline.report.facts import Facts
+from pipeline.report.html import Raw, esc, number, points, span_of, swatch, table
+
+__all__ = ["data", "headline", "lineage", "results", "thresholds", "times"]
+
+_WORDS = {"pretrain": "pretraining", "teacher": "teacher", "student": "student", "control": "control"}
+
+
+def headline(facts: Facts) -> Raw:
+    """Verdict in a sentence and the numbers that matter."""
+    models = facts.metrics.get("models", {})
+    main = facts.metrics.get("main_setting", "")
+    tiles = []
+    for name in ("teacher", "student", "control"):
+        if name in models and isinstance(models[name], dict):
+            found = models[name]["settings"][main]
+            tiles.append(_tile(points(found["value"]), f"mIoU {name}, {points(found['low'])} to {points(found['high'])}"))
+    for name, label in (("student - control", "student − control"), ("student - teacher", "student − teacher")):
+        gain = facts.metrics.get("differences", {}).get(name)
+        if gain:
+            text = f"points {label}, {_signed(gain['low'])} to {_signed(gain['high'])}"
+            tiles.append(_tile(_signed(gain["value"]), text))
+    kept = facts.metrics.get("kept", {})
+    if kept:
+        tiles.append(_tile(points(kept["precision"], 2), "% of kept pixels right on report images"))
+        tiles.append(_tile(points(kept["coverage"]), "% of pixels kept"))
+    if facts.baseline is not None:
+        tiles.append(_tile(points(facts.baseline), "mIoU of colour + position alone"))
+    sentence = facts.verdict.get("sentence", "")
+    return Raw(f"<p class='lead'>{esc(sentence)}</p><div class='tiles'>{''.join(tiles)}</div>")
+
+
+def _tile(value: str, text: str) -> str:
+    return f"<div class='tile'><b>{esc(value)}</b><span>{esc(text)}</span></div>"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def results(facts: Facts) -> Raw:
+    """IoU per class of every model with intervals."""
+    models = facts.metrics.get("models", {})
+    if facts.metrics.get("unverified") or not models:
+        return Raw(f"<p>{esc(facts.metrics.get('unverified', 'nothing was judged'))}</p>")
+    main = facts.metrics["main_setting"]
+    columns = [(f"{m} · {s}", found) for m, v in models.items() for s, found in v["settings"].items()]
+    columns = [c for c in columns if c[0].endswith(main) or c[0].startswith("teacher")]
+    rows: list[Sequence[object]] = []
+    for name, colour in zip(facts.classes.classes, facts.classes.colours, strict=True):
+        rows.append([_class(name, colour), *(span_of(found["classes"].get(name)) for _, found in columns)])
+    rows.append(["mean", *(span_of([f["value"], f["low"], f["high"]]) for _, f in columns)])
+    first = columns[0][1]
+    judged = facts.metrics.get("judgement", {})
+    left = f" {len(judged.get('left_out', judged.get('leaks', [])))} were left out as known to a model." if judged else ""
+    settings = ", ".join(
+        f"{s['name']} = scales {{{', '.join(f'{x:g}' for x in s['scales'])}}}{' + flip' if s['flip'] else ''}"
+        for s in facts.metrics["settings"]
+    )
+    gains = [
+        [name, _signed(d["value"]), f"{_signed(d['low'])} … {_signed(d['high'])}",
+         "yes" if (d["low"] or 0) > 0 or (d["high"] or 0) < 0 else "no"]
+        for name, d in facts.metrics.get("differences", {}).items()
+    ]  # fmt: skip
+    return Raw(
+        f"<p class='soft'>IoU in percent points with {100 * first['level']:.0f} % intervals from "
+        f"{first['draws']} draws of {first['blocks']} blocks.{left} {esc(settings)}.</p>"
+        + table(["class", *(c for c, _ in columns)], rows, last_is_sum=True)
+        + "<h3>Differences, paired on the same blocks</h3>"
+        + table(["comparison", "points", "interval", "excludes zero"], gains)
+    )
+
+
+def _class(name: str, colour: Sequence[int]) -> Raw:
+    return Raw(f"{swatch(colour)}{esc(name)}")
+
+
+def thresholds(facts: Facts) -> Raw:
+    """What was measured on the calibration images, what it does on the report images."""
+    if facts.policy is None or facts.curves is None:
+        return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
+    target = float(facts.policy.settings.get("target", facts.settings["calibrate"]["target"]))
+    report = facts.metrics.get("kept", {}).get("classes", {})
+    rows = []
+    for entry, colour in zip(facts.policy.entries, facts.classes.colours, strict=True):
+        own, seen = entry.evidence, report.get(entry.name, {})
+        rows.append([
+            _class(entry.name, colour),
+            Raw(f"<span class='chip {entry.status}'>{entry.status}</span>"),
+            entry.threshold or "–", number(own.get("effective_blocks"), 0), number(own.get("components"), 0),
+            points(own.get("precision"), 2), points(own.get("lower"), 2), points(own.get("marginal"), 1),
+            points(own.get("coverage")), points(seen.get("precision"), 2), points(seen.get("coverage")),
+            points(seen.get("void"), 2),
+        ])  # fmt: skip
+    head = ["class", "status", "cut", "blocks", "pieces", "precision", "lower bound", "marginal", "coverage",
+            "precision, report", "coverage, report", "on void"]  # fmt: skip
+    return Raw(
+        f"<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
+        f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
+        f"often enough. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk to its class "
+        f"group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on report "
+        f"images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; dashed: "
+        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}"
+    )
+
+
+def data(facts: Facts) -> Raw:
+    """Counts by role, quarantine with reasons, near-duplicates."""
+    parts = []
+    for root, part in facts.summary.items():
+        if not isinstance(part, dict) or not part.get("images"):
+            continue
+        roles = ", ".join(f"{n} {role}" for role, n in part["by_role"].items())
+        splits = ", ".join(f"{n} {split}" for split, n in part.get("by_split", {}).items())
+        blocks = ", ".join(f"{n} {role}" for role, n in part["blocks"].items())
+        parts.append([root, part["layout"], part["images"], roles, splits, blocks, part["refused_images"]])
+    near = [
+        f"{kind}: {n}" for part in facts.summary.values() if isinstance(part, dict)
+        for kind, n in part.get("near_duplicates", {}).items()
+    ]  # fmt: skip
+    refused = [[row.path, row.reason, Raw(f"<span class='wrap'>{esc(row.detail)}</span>")] for row in facts.quarantine]
+    kept = facts.statistics.get("classes", {})
+    return Raw(
+        table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], parts)
+        + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
+        + f"<h3>Quarantine: {len(refused)} files, and why</h3>"
+        + (table(["file", "reason", "detail"], refused) if refused else Raw("<p>No file was refused.</p>"))
+        + _kept_table(facts, kept)
+    )
+
+
+def _kept_table(facts: Facts, kept: Any) -> Raw:
+    if not isinstance(kept, dict) or not kept:
+        return Raw("")
+    columns = [k for k, v in next(iter(kept.values())).items() if isinstance(v, int | float) or v is None]
+    rows = []
+    for name, colour in zip(facts.classes.classes, facts.classes.colours, strict=True):
+        own = kept.get(name, {})
+        rows.append([_class(name, colour), *(_value(own.get(c)) for c in columns)])
+    head = ["class", *(c.replace("_", " ") for c in columns)]
+    return Raw(f"<h3>Training labels of the auto-labelled images</h3>{table(head, rows)}")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return points(value) + " %" if 0 <= value <= 1 else number(value)
+    return "–" if value is None else f"{value:,}"
+
+
+def times(facts: Facts) -> Raw:
+    """Seconds and memory of each stage."""
+    rows = [[t["stage"], number(t["seconds"], 1), number(t["peak_memory_bytes"] / 2**20, 0)] for t in facts.times]
+    total = sum(t["seconds"] for t in facts.times)
+    rows.append(["all", number(total, 1), ""])
+    return table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True)
+
+
+def lineage(facts: Facts) -> Raw:
+    """Who descends from whom."""
+    rows = []
+    for name, meta in facts.models.items():
+        line = meta.get("lineage", {}) if isinstance(meta.get("lineage"), dict) else {}
+        parents = ", ".join(str(p)[:12] for p in line.get("parents", [])) or "none"
+        images = line.get("images")
+        count = len(images) if isinstance(images, dict | list) else line.get("num_images", images)
+        rows.append([_WORDS[name], str(meta.get("weights_sha256", ""))[:16], parents, meta.get("kind", ""),
+                     meta.get("trunk", ""), "–" if count is None else count])  # fmt: skip
+    return Raw(
+        table(["model", "weights (SHA-256)", "parents", "kind", "trunk", "images learned from"], rows)
+        + "<p class='soft'>Every checkpoint lists the hashes of all images it learned from, through pseudo labels and "
+        "parents; images found there are never used to judge it.</p>"
+    )
