@@ -1,0 +1,141 @@
+"""What changed between two label stores: per class, per pair of classes, and in which images most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels.exchange.files import Selection, target_path, write_png
+from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.store import LabelStore
+from hmsa_core.taxonomy import IGNORE
+
+__all__ = ["StoreDiff", "diff_stores", "write_pictures"]
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class StoreDiff:
+    """Counts over the images that both stores have.
+
+    Attributes:
+        classes: class names.
+        pixels: int64 (C+1, C+1), class in A x class in B; the last row and column is ignore.
+        images: (name, changed pixels, all pixels), most changed share first.
+        only_a, only_b: names that one store lacks.
+        resized: names whose maps differ in size (not compared).
+    """
+
+    classes: tuple[str, ...]
+    pixels: NDArray[np.int64]
+    images: list[tuple[str, int, int]]
+    only_a: list[str]
+    only_b: list[str]
+    resized: list[str]
+
+    def to_json(self, limit: int | None = None) -> dict[str, Any]:
+        """A JSON object; `limit` cuts the list of images."""
+        names = [*self.classes, "ignore"]
+        whole = int(self.pixels.sum())
+        changed = whole - int(np.trace(self.pixels))
+        moves = self.pixels - np.diag(np.diag(self.pixels))
+        order = sorted(np.argwhere(moves).tolist(), key=lambda ij: (-int(moves[ij[0], ij[1]]), ij))
+        return {
+            "images": len(self.images), "pixels": whole, "changed": changed,
+            "changed_share": changed / whole if whole else 0.0,
+            "classes": [
+                {
+                    "name": name, "a": int(self.pixels[i].sum()), "b": int(self.pixels[:, i].sum()),
+                    "same": int(self.pixels[i, i]), "lost": int(moves[i].sum()), "gained": int(moves[:, i].sum()),
+                }
+                for i, name in enumerate(names)
+            ],
+            "moves": [{"a": names[i], "b": names[j], "pixels": int(moves[i, j])} for i, j in order],
+            "most_changed": [
+                {"name": n, "changed": c, "share": c / p if p else 0.0} for n, c, p in self.images[:limit]
+            ],
+            "only_a": self.only_a, "only_b": self.only_b, "resized": self.resized,
+        }  # fmt: skip
+
+
+def diff_stores(
+    a: LabelStore,
+    b: LabelStore,
+    *,
+    policy_a: ThresholdPolicy | None = None,
+    policy_b: ThresholdPolicy | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> StoreDiff:
+    """Compare the labels of two stores, as they are or at thresholds.
+
+    Raises:
+        ConfigError: the class tables differ, or a policy is not for its store.
+        StoreError: a shard of either is damaged.
+    """
+    if a.classes != b.classes:
+        raise ConfigError(f"{a.path} has classes {a.classes.name}, {b.path} {b.classes.name}: nothing to compare")
+    c = a.classes.num_classes
+    pixels = np.zeros((c + 1, c + 1), np.int64)
+    images, resized = [], []
+    pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
+    common = [name for name in a.names() if name in b]
+    for name in common:
+        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
+        if advance is not None:
+            advance(1)
+        if label_a.shape != label_b.shape:
+            resized.append(name)
+            continue
+        counts = _confusion(label_a, label_b, c)
+        pixels += counts
+        images.append((name, int(counts.sum() - np.trace(counts)), label_a.size))
+    images.sort(key=lambda row: (-row[1] / row[2], row[0]))
+    return StoreDiff(
+        a.classes.classes, pixels, images, [n for n in a.names() if n not in b],
+        [n for n in b.names() if n not in a], resized,
+    )  # fmt: skip
+
+
+def _confusion(one: Labels, other: Labels, num_classes: int) -> NDArray[np.int64]:
+    size = num_classes + 1
+    fold = np.minimum(np.arange(256), num_classes)
+    key = fold[one] * size + fold[other]
+    return np.bincount(key.reshape(-1), minlength=size * size).reshape(size, size)
+
+
+def write_pictures(
+    diff: StoreDiff,
+    a: LabelStore,
+    b: LabelStore,
+    out: str | Path,
+    *,
+    policy_a: ThresholdPolicy | None = None,
+    policy_b: ThresholdPolicy | None = None,
+    limit: int = 10,
+) -> list[Path]:
+    """PNGs of the most changed images: A, B and what changed (B's colours, grey where nothing did), side by side."""
+    if limit < 1:
+        raise InputError(f"number of pictures must be at least 1, got {limit}")
+    palette = a.classes.palette()
+    pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
+    written = []
+    for rank, (name, changed, _) in enumerate(diff.images[:limit], 1):
+        if not changed:
+            break
+        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
+        moved = label_a != label_b
+        third = np.where(moved[..., None], palette[label_b], np.uint8(64))
+        third[moved & (label_b == IGNORE)] = (255, 255, 255)  # lost: white, so that it is not taken for "same"
+        gap = np.full((label_a.shape[0], 4, 3), 128, np.uint8)
+        picture = np.concatenate([palette[label_a], gap, palette[label_b], gap, third.astype(np.uint8)], axis=1)
+        path = target_path(Path(out), "", f"{rank:03d}-{name}.png")
+        write_png(path, picture)
+        written.append(path)
+    return written

@@ -1,0 +1,76 @@
+"""What importers and exporters share: safe file names, PNG files, which labels of a store go out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.atomic import write_bytes
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels.policy import ThresholdPolicy, keep
+from hmsa_core.labels.store import LabelStore
+
+__all__ = ["Selection", "city_of", "encode_png", "export_label", "target_path", "write_png"]
+
+_CITYSCAPES_NAME = re.compile(r"^(?P<city>[^_]+)_\d{6}_\d{6}$")
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6]
+
+
+class Selection:
+    """Which labels of a store are exported: all that it holds, or those that a policy keeps."""
+
+    def __init__(self, store: LabelStore, policy: ThresholdPolicy | None = None) -> None:
+        self.store, self._codes = store, None
+        if policy is not None:
+            if store.kind != "raw":
+                raise ConfigError(f"{store.path}: is thresholded already", hint="leave out the threshold or policy")
+            policy.check(store.lineage, store.classes, str(store.path))
+            self._codes = policy.codes()
+
+    def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Label (255 where nothing is kept) and code of one image."""
+        label, code = self.store.read(name)
+        return (label if self._codes is None else keep(label, code, self._codes)), code
+
+
+def export_label(label: NDArray[np.uint8], store: LabelStore, ids: Literal["train", "file"]) -> NDArray[np.uint8]:
+    """The label as trainIds (255 = ignore), or as the ids that the data set's files hold (ignore = 0)."""
+    if ids == "train":
+        return label
+    table = np.zeros(256, np.uint8)
+    table[: store.classes.num_classes] = store.classes.train_to_id
+    return table[label]
+
+
+def encode_png(array: NDArray[np.uint8]) -> bytes:
+    """An 8-bit PNG, grey or (RGB in, as everywhere) colour."""
+    if array.ndim == 3:
+        array = np.ascontiguousarray(array[:, :, ::-1])  # cv2 writes BGR
+    done, data = cv2.imencode(".png", array, PNG)
+    if not done:
+        raise InputError(f"could not encode a PNG of {array.shape}")
+    return data.tobytes()
+
+
+def write_png(path: Path, array: NDArray[np.uint8]) -> None:
+    """Write a PNG atomically."""
+    write_bytes(path, encode_png(array))
+
+
+def target_path(out: Path, folder: str, file: str) -> Path:
+    """`out/folder/file`, refused when a name from a store would leave `out`."""
+    path = out / folder / file
+    if not path.resolve().is_relative_to(out.resolve()) or Path(file).name != file:
+        raise InputError(f"image name {file!r} is not a plain file name", hint="rename the image in the store")
+    return path
+
+
+def city_of(name: str) -> str:
+    """City of a Cityscapes name (`aachen_000000_000019`), "" for others."""
+    match = _CITYSCAPES_NAME.match(name)
+    return match["city"] if match else ""

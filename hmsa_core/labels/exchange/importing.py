@@ -1,0 +1,147 @@
+"""Reading label files of other tools into a raw store. Formats are recognised by content, never by a path's name.
+
+The released code applies a threshold only where "refinement" occurs in the path; here a folder with `_prob.png`
+files holds confidences, whatever it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.decode import read_label, read_label_ids
+from hmsa_core.errors import InputError, LayoutError
+from hmsa_core.labels.codec import Codec
+from hmsa_core.labels.exchange.exporting import IMPORTED_BYTES
+from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.labels.writer import LabelStoreWriter
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+__all__ = ["FoundFile", "find_files", "import_folder"]
+
+_PROB = "_prob.png"
+_IMAGE = "_leftImg8bit"
+_IDS = "_labelIds.png"
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One label file, its confidence file where there is one, and the name that it gets."""
+
+    name: str
+    city: str
+    label: Path
+    prob: Path | None
+
+
+def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
+    """Format ("released", "cityscapes" or "masks") and files of a folder, flat or one folder a city.
+
+    Raises:
+        LayoutError: no PNG, two files of one name, or a confidence file without its label or the other way round.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root}: folder not found")
+    files = sorted(p for p in root.rglob("*.png") if p.is_file())
+    if not files:
+        raise LayoutError(f"{root}: no PNG files below this folder")
+    probs = {p for p in files if p.name.endswith(_PROB)}
+    if probs:
+        fmt, labels = "released", [p for p in files if p not in probs]
+    elif any(p.name.endswith(_IDS) for p in files):
+        fmt, labels = "cityscapes", [p for p in files if p.name.endswith(_IDS)]
+    else:
+        fmt, labels = "masks", files
+    found = [_found(root, p, fmt) for p in labels]
+    _check(root, found, probs)
+    return fmt, found
+
+
+def _found(root: Path, path: Path, fmt: str) -> FoundFile:
+    name = path.name.removesuffix(".png")
+    if fmt == "cityscapes":
+        name = path.name.removesuffix(_IDS).rpartition("_")[0] or path.name.removesuffix(_IDS)
+    name = name.removesuffix(_IMAGE)
+    folder = path.parent.name if path.parent != root else ""
+    prob = path.with_name(path.name.removesuffix(".png") + _PROB) if fmt == "released" else None
+    return FoundFile(name, city_of(name) or folder, path, prob)
+
+
+def _check(root: Path, found: list[FoundFile], probs: set[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for file in found:
+        if file.name in seen:
+            raise LayoutError(f"{file.label} and {seen[file.name]} are both image {file.name!r}")
+        seen[file.name] = file.label
+    without = [str(f.label.relative_to(root)) for f in found if f.prob is not None and f.prob not in probs]
+    left = sorted(str(p.relative_to(root)) for p in probs - {f.prob for f in found})
+    if without or left:
+        problem = f"{without[0]} has no {_PROB} beside it" if without else f"{left[0]} has no label beside it"
+        raise LayoutError(f"{root}: {problem} ({len(without) + len(left)} such files)", hint="complete the folder")
+
+
+def import_folder(
+    folder: str | Path,
+    out: str | Path,
+    classes: ClassTable,
+    *,
+    lineage: Mapping[str, Any] | None = None,
+    ids: Literal["auto", "file", "train"] = "auto",
+    images_per_shard: int = 256,
+    codec: Codec = "png",
+    advance: Callable[[int], None] | None = None,
+) -> tuple[str, int]:
+    """Read a folder into a raw store; return its format and the number of images.
+
+    Confidences of the released layout are bytes floor(255 p); they become the code of byte / 255, which a
+    threshold keeps exactly when the released loader would. Labels without confidences get the highest code.
+
+    Args:
+        folder: what `find_files` understands.
+        out: folder of the new store.
+        classes: table of the label files' ids.
+        lineage: what is known of their making.
+        ids: what the files hold: ids of the data set's files, or trainIds; auto: trainIds in plain masks only.
+        images_per_shard, codec: see LabelStoreWriter.
+        advance: called after each image.
+    """
+    fmt, files = find_files(folder)
+    facts = {
+        "imported_from": fmt, "confidence": IMPORTED_BYTES if fmt == "released" else "none given",
+        **(lineage or {}),
+    }  # fmt: skip
+    with LabelStoreWriter(out, facts, images_per_shard, classes=classes, codec=codec) as writer:
+        train = ids == "train" or (ids == "auto" and fmt == "masks")
+        for file in files:
+            label = _label(file.label, classes, train)
+            writer.add(file.name, label, _confidence(file, label), city=file.city)
+            if advance is not None:
+                advance(1)
+    return fmt, len(files)
+
+
+def _label(path: Path, classes: ClassTable, train: bool) -> NDArray[np.uint8]:
+    if not train:
+        return read_label(path, classes)
+    label = read_label_ids(path)
+    wrong = np.unique(label[(label >= classes.num_classes) & (label != IGNORE)])
+    if len(wrong):
+        raise InputError(
+            f"{path}: holds {wrong.tolist()}, which are no trainIds of {classes.name}", hint="try --ids file"
+        )
+    return label
+
+
+def _confidence(file: FoundFile, label: NDArray[np.uint8]) -> NDArray[np.float32]:
+    if file.prob is None:
+        return np.ones(label.shape, np.float32)
+    prob = read_label_ids(file.prob)
+    if prob.shape != label.shape:
+        raise InputError(f"{file.prob}: is {prob.shape}, its label {label.shape}")
+    return (prob / 255).astype(np.float32)

@@ -1,0 +1,47 @@
+"""Check every byte of a label store (or of a policy, curves or rules file) and name what is wrong.
+
+autolabel verify labels/raw
+autolabel verify labels/raw --subset 1/7        (a slice; 1/7 to 7/7 together check everything)
+Exit status 4 when anything is wrong. Shards that are not named can still be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store, or one sealed JSON file")
+    parser.add_argument("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check and report."""
+    from hmsa_core.errors import StoreError
+    from hmsa_core.labels import sealed
+    from hmsa_core.labels.store import LabelStore
+
+    if args.store.is_file():
+        value = sealed.read(args.store)
+        sys.stdout.write(f"{args.store}: whole ({value.get('format', 'unknown format')})\n")
+        return 0
+    store = LabelStore.open(args.store)
+    problems = store.verify(args.subset)
+    if args.json:
+        answer = {
+            "store": str(args.store), "subset": args.subset, "images": len(store), "whole": not problems,
+            "problems": [asdict(p) for p in problems],
+        }  # fmt: skip
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+    elif problems:
+        sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))
+    else:
+        part = "" if args.subset == "1/1" else f", slice {args.subset}"
+        sys.stdout.write(f"{args.store}: {len(store)} images in {len(store.manifest['shards'])} shards{part}: whole\n")
+    return StoreError.exit_code if problems else 0
