@@ -51,7 +51,7 @@ def auto_label(
     Args:
         workspace: folder with dvc.yaml; default: AUTO_LABEL_ROOT, else the current folder.
         threshold: `pseudo_label.threshold` for this run ("policy", a number, or a policy file).
-        target_precision: `calibrate.target_precision` for this run.
+        target_precision: `calibrate.target` for this run.
         promote: let an accepted student teach from tomorrow on.
         params: any other dotted key of params.yaml for this run, e.g. {"student_train.epochs": 4}.
         stages: only these stages (names of dvc.yaml), in the chain's order; default: all.
@@ -67,7 +67,7 @@ def auto_label(
     if threshold is not None:
         changes["pseudo_label.threshold"] = threshold
     if target_precision is not None:
-        changes["calibrate.target_precision"] = target_precision
+        changes["calibrate.target"] = target_precision
     with nightly_lock(ws.root):
         log = get_run_logger()
         for line in reap(ws.root, keep=_run_id()):

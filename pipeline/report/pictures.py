@@ -75,8 +75,8 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
             pictures.append(("training label (merged, thresholded; black = ignored)",
                              _labels(final.read(sample.name)[0], palette)))  # fmt: skip
         pictures.append(("confidence (white = 1)", _grey(np.rint(edges[code] * 255).astype(np.uint8))))
-        for path in sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of):
-            pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", _grey(np.asarray(Image.open(path)))))
+        maps = sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of)
+        pictures += [(f"weight of {_scale_of(p):g}x (white = 1)", _grey(np.asarray(Image.open(p)))) for p in maps]
         drawn.append(Strip(sample.name, pictures))
     return drawn
 

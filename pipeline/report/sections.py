@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline.report.curves import curve_grid
 from pipeline.report.facts import Facts
@@ -22,7 +21,8 @@ def headline(facts: Facts) -> Raw:
     for name in ("teacher", "student", "control"):
         if name in models and isinstance(models[name], dict):
             found = models[name]["settings"][main]
-            tiles.append(_tile(points(found["value"]), f"mIoU {name}, {points(found['low'])} to {points(found['high'])}"))
+            text = f"mIoU {name}, {points(found['low'])} to {points(found['high'])}"
+            tiles.append(_tile(points(found["value"]), text))
     for name, label in (("student - control", "student − control"), ("student - teacher", "student − teacher")):
         gain = facts.metrics.get("differences", {}).get(name)
         if gain:
@@ -59,8 +59,8 @@ def results(facts: Facts) -> Raw:
         rows.append([_class(name, colour), *(span_of(found["classes"].get(name)) for _, found in columns)])
     rows.append(["mean", *(span_of([f["value"], f["low"], f["high"]]) for _, f in columns)])
     first = columns[0][1]
-    judged = facts.metrics.get("judgement", {})
-    left = f" {len(judged.get('left_out', judged.get('leaks', [])))} were left out as known to a model." if judged else ""
+    leaks = facts.metrics.get("judgement", {}).get("leaks", [])
+    left = f" {len(leaks)} images were left out because a model had learned from them." if leaks else ""
     settings = ", ".join(
         f"{s['name']} = scales {{{', '.join(f'{x:g}' for x in s['scales'])}}}{' + flip' if s['flip'] else ''}"
         for s in facts.metrics["settings"]
@@ -127,32 +127,31 @@ def data(facts: Facts) -> Raw:
         for kind, n in part.get("near_duplicates", {}).items()
     ]  # fmt: skip
     refused = [[row.path, row.reason, Raw(f"<span class='wrap'>{esc(row.detail)}</span>")] for row in facts.quarantine]
-    kept = facts.statistics.get("classes", {})
     return Raw(
         table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], parts)
         + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
         + f"<h3>Quarantine: {len(refused)} files, and why</h3>"
         + (table(["file", "reason", "detail"], refused) if refused else Raw("<p>No file was refused.</p>"))
-        + _kept_table(facts, kept)
+        + _kept_table(facts)
     )
 
 
-def _kept_table(facts: Facts, kept: Any) -> Raw:
-    if not isinstance(kept, dict) or not kept:
+def _kept_table(facts: Facts) -> Raw:
+    own = facts.statistics
+    if not own:
         return Raw("")
-    columns = [k for k, v in next(iter(kept.values())).items() if isinstance(v, int | float) or v is None]
     rows = []
-    for name, colour in zip(facts.classes.classes, facts.classes.colours, strict=True):
-        own = kept.get(name, {})
-        rows.append([_class(name, colour), *(_value(own.get(c)) for c in columns)])
-    head = ["class", *(c.replace("_", " ") for c in columns)]
-    return Raw(f"<h3>Training labels of the auto-labelled images</h3>{table(head, rows)}")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return points(value) + " %" if 0 <= value <= 1 else number(value)
-    return "–" if value is None else f"{value:,}"
+    for row, colour in zip(own["classes"], facts.classes.colours, strict=True):
+        rows.append([
+            _class(row["name"], colour), row["threshold"] or "–", f"{row['teacher_gave']:,}", f"{row['passed']:,}",
+            points(row["coverage"]), f"{row['from_teacher']:,}", f"{row['from_human']:,}", f"{row['both']:,}",
+            f"{row['final']:,}",
+        ])  # fmt: skip
+    head = ["class", "cut", "teacher gave", "passed", "coverage %", "from teacher", "from human", "both", "final"]
+    return Raw(
+        f"<h3>Training labels of {own['images']} auto-labelled images: {points(own['labelled_share'])} % of "
+        f"{own['pixels']:,} pixels carry one</h3>{table(head, rows)}"
+    )
 
 
 def times(facts: Facts) -> Raw:
