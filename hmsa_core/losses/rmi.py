@@ -99,42 +99,48 @@ class _RegionMutualInformation(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, settings: _Settings, wants_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        valid = (target < logits.shape[1]).unsqueeze(1).to(_work_dtype(logits))
-        summed, truth, guess = _pixel_pass(logits, target, valid, pool=settings.rmi_weight != 0.0)
-        count = valid.sum(dtype=torch.float64) + 1.0
+        dtype = _work_dtype(logits)
+        ignored = target == logits.shape[1]
+        summed, guess = _pixel_pass(logits, target, ignored, dtype, pool=settings.rmi_weight != 0.0)
+        count = (~ignored).sum(dtype=torch.float64) + 1.0
         cross_entropy = summed / count
         mutual, by_guess = torch.zeros_like(cross_entropy), None
-        if truth is not None and guess is not None:
-            keep = _kept_regions(valid) if settings.rmi_ignore == "masked" else None
-            floor = PROBABILITY_FLOOR * _pool(torch.ones_like(valid[:1]))[0, 0].double()
-            mutual, by_guess = _region_pass(truth, guess, floor, keep, with_gradient=wants_gradient)
+        if guess is not None:
+            truth = _pooled_labels(target, guess)
+            floor = PROBABILITY_FLOOR * _pool(torch.ones_like(ignored[:1, None], dtype=torch.float64))[0, 0]
+            keep = _kept_regions(ignored) if settings.rmi_ignore == "masked" else None
+            mutual, by_guess = _region_pass(truth, guess, floor, keep, wants_gradient)
         total = settings.cross_entropy_weight * cross_entropy + settings.rmi_weight * mutual
         ctx.settings = settings
-        ctx.save_for_backward(logits, target, valid, count, by_guess)
-        out = (total.to(valid.dtype), cross_entropy.to(valid.dtype), mutual.to(valid.dtype))
+        ctx.save_for_backward(logits, target, ignored, count, by_guess)
+        out = (total.to(dtype), cross_entropy.to(dtype), mutual.to(dtype))
         ctx.mark_non_differentiable(*out[1:])
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]  # torch leaves it untyped
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped
     def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, target, valid, count, by_guess = ctx.saved_tensors
-        factor = (by_total.double() * ctx.settings.cross_entropy_weight / count).to(valid.dtype)
+        logits, target, ignored, count, by_guess = ctx.saved_tensors
+        dtype = _work_dtype(logits)
+        per_pixel = by_total.double() * ctx.settings.cross_entropy_weight / count
+        valid = (~ignored).unsqueeze(1).to(dtype)
+        factor = valid * per_pixel.to(dtype)
         cells = None
         if by_guess is not None:
-            per_pixel = by_total.double() * (ctx.settings.rmi_weight / POOL**2)
+            per_cell = by_total.double() * (ctx.settings.rmi_weight / POOL**2)
             # One more row and column: pixels behind the last whole cell belong to none.
-            cells = F.pad((by_guess * per_pixel).to(valid.dtype), (0, 1, 0, 1))
-        gradient = torch.empty_like(logits)
+            cells = F.pad((by_guess * per_cell).to(dtype), (0, 1, 0, 1))
+        gradient = torch.empty_like(logits, dtype=dtype)
         for images, classes in _blocks(logits):
-            block = torch.sigmoid(logits[images, classes].to(valid.dtype))
-            slope = None if cells is None else _times_cells(block - block * block, cells[images, classes])
-            block -= _onehot(target[images], classes, logits.shape[1]).to(block.dtype)
-            block *= factor
-            if slope is not None:
-                block += slope
-            gradient[images, classes] = block.mul_(valid[images])
-        return gradient, None, None, None
+            probability = torch.sigmoid(logits[images, classes].to(dtype))
+            part = gradient[images, classes]
+            torch.mul(probability, factor[images], out=part)
+            if cells is not None:
+                slope = torch.addcmul(probability, probability, probability, value=-1.0)
+                part += _times_cells(slope.mul_(valid[images]), cells[images, classes])
+        index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
+        gradient.scatter_add_(1, index, -factor)
+        return gradient.to(logits.dtype), None, None, None
 
 
 def _work_dtype(logits: Tensor) -> torch.dtype:
@@ -152,47 +158,75 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(image, image + step_images), slice(start, min(start + step_classes, classes))
 
 
-def _onehot(target_NHW: Tensor, classes: slice, num_classes: int) -> Tensor:
-    ids = torch.arange(num_classes, device=target_NHW.device, dtype=target_NHW.dtype)[classes]
-    return target_NHW.unsqueeze(1) == ids.view(1, -1, 1, 1)
-
-
-def _pool(maps: Tensor) -> Tensor:
-    """Average over 4 x 4 cells; the zeros around the map count as pixels, as released."""
-    return F.avg_pool2d(maps, kernel_size=POOL, stride=POOL, padding=PAD)
-
-
 def _pixel_pass(
-    logits: Tensor, target: Tensor, valid_N1HW: Tensor, *, pool: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sum the cross-entropy (double) and pool labels and probabilities, block by block."""
-    dtype, num_classes = valid_N1HW.dtype, logits.shape[1]
+    logits: Tensor, target: Tensor, ignored: Tensor, dtype: torch.dtype, *, pool: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum the cross-entropy and pool the probabilities, block by block, without one-hot labels.
+
+    Ignored pixels get a score of minus infinity: probability and softplus are 0 then. At the label
+    softplus(x) is taken out again and softplus(-x) put in; sums are double, so that nothing is lost.
+    """
+    blank = torch.zeros(ignored.shape, dtype=dtype, device=logits.device)
+    blank = blank.masked_fill_(ignored, -torch.inf).unsqueeze(1)
     summed = torch.zeros((), dtype=torch.float64, device=logits.device)
-    truth = guess = None
+    guess = None
     if pool:
-        height, width = logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1
-        truth = logits.new_empty((*logits.shape[:2], height, width), dtype=dtype)
-        guess = torch.empty_like(truth)
+        grid = (logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1)
+        guess = logits.new_empty((*logits.shape[:2], *grid), dtype=dtype)
     for images, classes in _blocks(logits):
-        scores = logits[images, classes].to(dtype)
-        onehot = _onehot(target[images], classes, num_classes)
-        if truth is not None and guess is not None:
-            truth[images, classes] = _pool(onehot.to(dtype))
-            guess[images, classes] = _pool(torch.sigmoid(scores).mul_(valid_N1HW[images]))
-        # softplus(-x) at the label, softplus(x) elsewhere: exact where the usual difference cancels
-        surprise = F.softplus(torch.where(onehot, -scores, scores)).mul_(valid_N1HW[images])
-        summed += surprise.sum()
-    return summed, truth, guess
+        scores = logits[images, classes] + blank[images]
+        summed += F.softplus(scores).sum(dtype=torch.float64)
+        if guess is not None:
+            guess[images, classes] = _pool(torch.sigmoid(scores))
+    index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
+    at_label = logits.gather(1, index).to(dtype)
+    put_in = F.softplus(blank - at_label).sum(dtype=torch.float64)
+    return summed - F.softplus(blank + at_label).sum(dtype=torch.float64) + put_in, guess
 
 
-def _kept_regions(valid_N1HW: Tensor) -> Tensor:
+def _pool(maps_NCHW: Tensor) -> Tensor:
+    """Average over 4 x 4 cells that start 2 pixels outside; zeros around the map count, as released.
+
+    The same numbers as avg_pool2d(4, 4, padding=2); whole rows are added first, which vectorises better.
+    """
+    height, width = maps_NCHW.shape[-2:]
+    rows = maps_NCHW.new_zeros((*maps_NCHW.shape[:-2], height // POOL + 1, width + POOL))
+    inner = rows[..., PAD : PAD + width]
+    whole = (height - PAD) // POOL
+    inner[..., 0, :] = maps_NCHW[..., :PAD, :].sum(dim=-2)
+    torch.sum(
+        maps_NCHW[..., PAD : PAD + POOL * whole, :].unflatten(-2, (whole, POOL)), dim=-2, out=inner[..., 1 : 1 + whole, :]
+    )
+    if 1 + whole < inner.shape[-2]:
+        inner[..., 1 + whole, :] = maps_NCHW[..., PAD + POOL * whole :, :].sum(dim=-2)
+    last = POOL * (width // POOL + 1)
+    columns = [rows[..., start:last:POOL] for start in range(POOL)]
+    return (columns[0] + columns[1]).add_(columns[2]).add_(columns[3]).mul_(1.0 / POOL**2)
+
+
+def _pooled_labels(target_NHW: Tensor, like_NChw: Tensor) -> Tensor:
+    """Share of each class in each cell (exact sixteenths), counted instead of pooled from one-hot maps."""
+    count, classes, height, width = like_NChw.shape
+    device = target_NHW.device
+    inside = target_NHW[:, : POOL * height - PAD, : POOL * width - PAD]
+    row = torch.arange(PAD, PAD + inside.shape[1], device=device) // POOL
+    column = torch.arange(PAD, PAD + inside.shape[2], device=device) // POOL
+    cell = row[:, None] * width + column
+    image = torch.arange(count, device=device).view(-1, 1, 1) * (classes + 1)
+    # Ignored pixels are counted in a plane behind the last class.
+    index = (inside + image) * (height * width) + cell
+    shares = like_NChw.new_zeros(count * (classes + 1) * height * width)
+    shares.scatter_add_(0, index.flatten(), shares.new_full((), 1.0 / POOL**2).expand(index.numel()))
+    return shares.view(count, classes + 1, height, width)[:, :classes]
+
+
+def _kept_regions(ignored_NHW: Tensor) -> Tensor:
     """Find the regions without an ignored pixel: bool, N x P."""
-    whole = _pool(torch.ones_like(valid_N1HW[:1]))
-    return valid_regions((_pool(valid_N1HW) >= whole - 1e-6).squeeze(1))
+    return valid_regions(_pool(ignored_NHW.float().unsqueeze(1)).squeeze(1) == 0)
 
 
 def _region_pass(
-    truth: Tensor, guess: Tensor, floor_hw: Tensor, keep_NP: Tensor | None, *, with_gradient: bool
+    truth: Tensor, guess: Tensor, floor_hw: Tensor, keep_NP: Tensor | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Mean over images, sum over classes of the region terms; derivative by `guess` if asked for.
 

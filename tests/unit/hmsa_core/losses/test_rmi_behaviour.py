@@ -1,0 +1,180 @@
+"""Region mutual information beyond the recorded cases: options, layouts, gradients, finite results."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reference.rmi_plain import rmi_plain
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.losses import cross_entropy, released_bce, rmi_loss, rmi_parts
+from hmsa_core.losses import rmi as rmi_module
+
+
+def scene(seed: int, shape: tuple[int, int, int, int], ignored: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    n, classes, height, width = shape
+    labels = torch.randint(0, classes, (n, -(-height // 6), -(-width // 6)), generator=generator)
+    labels = labels.repeat_interleave(6, 1).repeat_interleave(6, 2)[:, :height, :width].clone()
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    logits = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return logits.requires_grad_(), labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 3),
+    classes=st.integers(1, 7),
+    height=st.integers(8, 41),
+    width=st.integers(8, 41),
+    ignored=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+)
+def test_any_shape_gives_what_the_formula_gives(
+    seed: int, n: int, classes: int, height: int, width: int, ignored: float
+) -> None:
+    logits, labels = scene(seed, (n, classes, height, width), ignored)
+    plain = rmi_plain(logits, labels)
+    (expected,) = torch.autograd.grad(plain, logits)
+    ours = rmi_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(ours, logits)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-11)
+
+
+@pytest.mark.parametrize("rmi_ignore", ["released", "masked"])
+def test_the_gradient_agrees_with_finite_differences(rmi_ignore: str) -> None:
+    logits, labels = scene(3, (2, 3, 17, 22), ignored=0.02)
+    assert torch.autograd.gradcheck(
+        lambda x: rmi_loss(x, labels, rmi_ignore=rmi_ignore), (logits,), eps=1e-6, atol=1e-7, rtol=1e-4, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("block_bytes", [1, 20_000, 1 << 30])
+def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = scene(4, (3, 5, 32, 40))
+    whole = rmi_loss(logits, labels)
+    (expected,) = torch.autograd.grad(whole, logits)
+    monkeypatch.setitem(rmi_module._BLOCK_BYTES, "cpu", block_bytes)
+    cut = rmi_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(cut, logits)
+    assert cut.item() == pytest.approx(whole.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("value", [50.0, -50.0, 1e4, -1e4, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_extreme_scores_stay_finite(value: float, dtype: torch.dtype) -> None:
+    _, labels = scene(5, (1, 4, 24, 24))
+    logits = torch.full((1, 4, 24, 24), value, dtype=dtype, requires_grad=True)
+    loss = rmi_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert gradient.dtype == dtype
+
+
+def test_all_ignored_gives_the_constant_and_no_gradient() -> None:
+    logits, labels = scene(6, (1, 19, 32, 32), ignored=1.0)
+    released = rmi_parts(logits, labels)
+    assert released.cross_entropy.item() == 0.0
+    assert released.mutual_information.item() == pytest.approx(19 * 0.5 * math.log(5e-4), rel=1e-6)
+    (gradient,) = torch.autograd.grad(released.total, logits)
+    assert gradient.abs().max() == 0.0
+    assert rmi_loss(logits, labels, rmi_ignore="masked").item() == 0.0
+
+
+def test_masked_leaves_absent_classes_and_touched_regions_out() -> None:
+    logits, labels = scene(7, (1, 3, 40, 40), ignored=0.0)
+    labels[:] = labels % 2  # class 2 does not occur
+    released, masked = (rmi_parts(logits, labels, rmi_ignore=kind) for kind in ("released", "masked"))
+    constant = 0.5 * math.log(5e-4)
+    assert released.mutual_information.item() == pytest.approx(
+        masked.mutual_information.item() + constant, rel=1e-6
+    )
+    # One ignored pixel: only regions around it stop to count, so far-away gradients hardly move ...
+    labels[0, 0, 0] = 255
+    again = rmi_parts(logits, labels, rmi_ignore="masked")
+    (with_hole,) = torch.autograd.grad(again.mutual_information.new_zeros(()) + again.total, logits)
+    # ... and inside the regions that hold it, only the cross-entropy is left.
+    alone = 0.5 * released_bce(logits, labels)
+    (only_bce,) = torch.autograd.grad(alone, logits)
+    torch.testing.assert_close(with_hole[..., :2, :2], only_bce[..., :2, :2])
+    assert (with_hole - only_bce)[..., 20:, 20:].abs().max() > 0
+
+
+def test_masked_is_not_moved_by_scores_under_ignored_pixels() -> None:
+    logits, labels = scene(8, (1, 4, 48, 48), ignored=0.0)
+    labels[:, 10:20, 10:20] = 255
+    changed = logits.detach().clone()
+    changed[:, :, 10:20, 10:20] += 3.0
+    for kind in ("released", "masked"):
+        assert rmi_loss(changed, labels, rmi_ignore=kind).item() == pytest.approx(
+            rmi_loss(logits, labels, rmi_ignore=kind).item(), rel=1e-12
+        )
+    released, masked = (rmi_loss(logits, labels, rmi_ignore=kind).item() for kind in ("released", "masked"))
+    assert released != pytest.approx(masked, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_labels_may_have_any_integer_dtype(dtype: torch.dtype) -> None:
+    logits, labels = scene(9, (1, 5, 24, 30))
+    assert rmi_loss(logits, labels.to(dtype)).item() == rmi_loss(logits, labels).item()
+
+
+def test_more_than_255_classes_and_labels_outside_the_range_are_ignored() -> None:
+    logits, labels = scene(10, (1, 300, 16, 16), ignored=0.0)
+    outside = labels.clone()
+    outside[0, :8] = 300
+    negative = labels.clone()
+    negative[0, :8] = -1
+    chosen = labels.clone()
+    chosen[0, :8] = 255
+    assert rmi_loss(logits, outside).item() == rmi_loss(logits, negative).item()
+    # 255 is a class here unless it is named the ignored one
+    assert rmi_loss(logits, chosen, ignore_index=999).item() != rmi_loss(logits, chosen).item()
+
+
+def test_channels_last_and_half_precision_give_the_same_gradient() -> None:
+    logits, labels = scene(11, (2, 4, 24, 32))
+    single = logits.detach().float()
+    (expected,) = torch.autograd.grad(rmi_loss(single.requires_grad_(), labels), single)
+    strided = single.detach().to(memory_format=torch.channels_last).requires_grad_()
+    (same,) = torch.autograd.grad(rmi_loss(strided, labels), strided)
+    torch.testing.assert_close(same, expected, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = rmi_loss(single, labels)
+    assert inside.item() == rmi_loss(single, labels).item()
+    half = single.detach().bfloat16().requires_grad_()
+    (rough,) = torch.autograd.grad(rmi_loss(half, labels), half)
+    assert (rough.float() - expected).norm() / expected.norm() < 0.02
+
+
+def test_the_gradient_scales_with_what_comes_from_above_and_can_be_asked_for_twice() -> None:
+    logits, labels = scene(12, (1, 4, 24, 24))
+    loss = rmi_loss(logits, labels)
+    (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (scaled,) = torch.autograd.grad(-3.0 * loss, logits)
+    torch.testing.assert_close(scaled, -3.0 * once)
+
+
+def test_wrong_arguments_are_named() -> None:
+    logits, labels = scene(13, (1, 4, 24, 24))
+    with pytest.raises(InputError, match=r"labels \(1, 23, 24\) do not fit"):
+        rmi_loss(logits, labels[:, 1:])
+    with pytest.raises(InputError, match="8 x 8"):
+        rmi_loss(logits[..., :7, :], labels[:, :7])
+    with pytest.raises(ConfigError, match="released or masked"):
+        rmi_loss(logits, labels, rmi_ignore="none")  # type: ignore[arg-type]
+
+
+def test_cross_entropy_is_finite_when_nothing_is_valid() -> None:
+    logits, labels = scene(14, (1, 4, 24, 24), ignored=1.0)
+    loss = cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == 0.0
+    assert gradient.abs().max() == 0.0

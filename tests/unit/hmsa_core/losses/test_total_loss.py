@@ -1,0 +1,89 @@
+"""The training loss: every option moves it, parts are named, weights are those of the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hmsa_core.errors import ConfigError
+from hmsa_core.losses import TotalLoss, cross_entropy, released_bce, rmi_loss
+from hmsa_core.models import ModelOutput
+
+
+@pytest.fixture
+def output() -> ModelOutput:
+    generator = torch.Generator().manual_seed(0)
+    full = [torch.randn(2, 5, 32, 48, generator=generator) for _ in range(3)]
+    low = torch.randn(2, 5, 16, 24, generator=generator)
+    return ModelOutput(full[0], full[1], {0.5: low, 1.0: full[2]}, {})
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, 5, (2, 4, 6), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    blocks[:, 3:9, 10:30] = 255
+    return blocks
+
+
+def test_defaults_are_the_papers(output: ModelOutput, labels: torch.Tensor) -> None:
+    loss = TotalLoss()(output, labels)
+    expected = rmi_loss(output.logits, labels) + 0.4 * cross_entropy(output.aux_logits, labels)
+    torch.testing.assert_close(loss.total, expected)
+    assert set(loss.parts) == {"main", "bce", "rmi", "aux"}
+    torch.testing.assert_close(loss.parts["main"], 0.5 * loss.parts["bce"] + 0.5 * loss.parts["rmi"])
+
+
+def test_the_released_recipe_adds_each_scale(output: ModelOutput, labels: torch.Tensor) -> None:
+    loss = TotalLoss(aux="released_bce", per_scale_weight=0.05)(output, labels)
+    low = torch.nn.functional.interpolate(output.scale_logits[0.5], size=(32, 48), mode="bilinear")
+    expected = (
+        rmi_loss(output.logits, labels)
+        + 0.4 * released_bce(output.aux_logits, labels)
+        + 0.05 * (released_bce(low, labels) + released_bce(output.scale_logits[1.0], labels))
+    )
+    torch.testing.assert_close(loss.total, expected)
+    assert {"scale_0.5", "scale_1"} <= set(loss.parts)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"main": "cross_entropy"},
+        {"main": "bce"},
+        {"aux": "released_bce"},
+        {"aux": "released_rmi"},
+        {"aux_weight": 0.0},
+        {"aux_weight": 1.0},
+        {"per_scale_weight": 0.05},
+        {"rmi_ignore": "masked"},
+        {"ignore_index": 3},
+    ],
+)
+def test_every_option_changes_the_loss(output: ModelOutput, labels: torch.Tensor, option: dict[str, Any]) -> None:
+    default = TotalLoss()(output, labels).total
+    changed = TotalLoss(**option)(output, labels).total
+    assert torch.isfinite(changed)
+    assert abs(changed - default) > 1e-4
+
+
+def test_single_scales_are_judged_by_cross_entropy_where_the_main_loss_is(
+    output: ModelOutput, labels: torch.Tensor
+) -> None:
+    loss = TotalLoss(main="cross_entropy", per_scale_weight=0.05)(output, labels)
+    torch.testing.assert_close(loss.parts["scale_1"], cross_entropy(output.scale_logits[1.0], labels))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"main": "rmj"}, "rmi, cross_entropy, bce"),
+        ({"aux": "none"}, "cross_entropy, released_bce, released_rmi"),
+        ({"rmi_ignore": "zero"}, "released or masked"),
+    ],
+)
+def test_an_unknown_choice_names_the_known_ones(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TotalLoss(**option)

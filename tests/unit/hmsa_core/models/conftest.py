@@ -1,0 +1,29 @@
+"""One W48 with the reference weights for all tests of a process: making it takes seconds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hmsa_core.models.builder import build_empty
+from hmsa_core.models.hmsa import MultiScaleModel
+from hmsa_core.models.options import make_options
+from tests.reference import golden
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def filled_model(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options: object) -> MultiScaleModel:
+    """A model with the reference's weights by formula, in evaluation mode."""
+    model = build_empty(make_options(kind, trunk, num_classes, dict(options)))
+    model.load_state_dict(golden.fill(model.state_dict()), assign=True)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def w48() -> MultiScaleModel:
+    """The released network: HRNet-W48, OCR, attention head, 19 classes."""
+    return filled_model("hierarchical", top_attention="released")
