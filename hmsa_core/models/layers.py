@@ -71,14 +71,18 @@ def init_weights(model: nn.Module) -> None:
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics alone inside the block (an activation checkpoint computes it a second time)."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
+    """Leave running statistics alone inside the block (an activation checkpoint computes it a second time).
+
+    With a momentum of 0 the second pass saves the same tensors for the backward pass as the first, which torch
+    insists on; switching the statistics off would save fewer.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        if norm.training:
-            norm.track_running_stats = False
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, before, strict=True):
-            norm.track_running_stats = tracked
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
