@@ -1,0 +1,103 @@
+"""Small models whose labels vary, and jobs that run them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hmsa_core import models
+from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.engine.context import JobContext
+from hmsa_core.engine.distributed import Ranks
+from hmsa_core.engine.logs import JsonLog
+from hmsa_core.engine.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
+from hmsa_core.models.hmsa import MultiScaleModel
+from hmsa_core.process import StopRequest
+from tests.support.training import CLASSES, class_table
+
+CPU = RuntimeConfig(device="cpu", precision="fp32", threads=1)
+
+
+def small_model(kind: str = "hierarchical", classes: int = len(CLASSES), seed: int = 0) -> MultiScaleModel:
+    """hrnet_micro with lively batch norms, and heads scaled so that every class wins somewhere."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    model = models.build(kind, trunk="hrnet_micro", num_classes=classes).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.8, 1.2)
+                module.weight.uniform_(0.5, 1.0)
+                module.bias.normal_(0, 0.1)
+        scores = model.forward_scale(torch.randn(1, 3, 64, 96))
+        head = model.ocr.cls_head
+        spread = scores.logits.std(dim=(0, 2, 3), keepdim=True)
+        head.weight.mul_(2.0 / spread.reshape(-1, 1, 1, 1))
+        head.bias.sub_(scores.logits.mean(dim=(0, 2, 3))).mul_(2.0 / spread.flatten())
+        if model.options.has_attention:
+            attention = model.scale_attn.conv2
+            attention.weight.mul_(2.0 / attention.weight.abs().sum().clamp(min=1e-3) * 30)
+    return model
+
+
+def save_model(path: Path, model: MultiScaleModel | None = None, **inference: Any) -> Path:
+    model = model or small_model()
+    table = class_table() if model.num_classes == len(CLASSES) else None
+    models.save(
+        model, path, class_table=table.to_json() if table else None, lineage={}, inference=inference or None
+    )
+    return path
+
+
+def noise_image(seed: int, height: int, width: int) -> np.ndarray:
+    """Smooth noise: labels and attention of a small model vary over it."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), np.uint8)
+    return np.ascontiguousarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
+
+
+def infer_spec(data: Path, work: Path, checkpoint: Path, **changes: Any) -> InferSpec:
+    index = changes.pop("index", "toy")
+    selection = Selection(index=data / f"{index}.parquet", **changes.pop("selection", {}))
+    values = {"images_per_shard": 2, "scales": (0.5, 1.0), "flip": True, "runtime": CPU} | changes
+    return InferSpec(
+        work=work, roots={"target": data}, checkpoint=checkpoint, selection=selection, config=InferConfig(**values),
+        lineage={"licences": {"toy": "none"}},
+    )  # fmt: skip
+
+
+def evaluate_spec(
+    data: Path, work: Path, checkpoint: Path, settings: Sequence[EvaluationSetting], **changes: Any
+) -> EvaluateSpec:
+    index = changes.pop("index", "toy")
+    return EvaluateSpec(
+        work=work, roots={"target": data}, checkpoint=checkpoint, runtime=CPU, settings=tuple(settings),
+        selection=Selection(index=data / f"{index}.parquet", **changes.pop("selection", {})), **changes,
+    )  # fmt: skip
+
+
+def job_context(work: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> JobContext:
+    torch.set_num_threads(1)
+    ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
+    log = JsonLog(work / "log.jsonl" if ranks.is_main else None)
+    return JobContext(work, ranks, CPU, stop or StopRequest(), log)
+
+
+class StopAfter(StopRequest):
+    """Is set from the n-th time on that it is asked."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left < 0
