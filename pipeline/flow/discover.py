@@ -11,7 +11,7 @@ from typing import Any
 from hmsa_core.atomic import sha256_file
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
-from hmsa_core.data.phash import distance, perceptual_hash
+from hmsa_core.data.phash import hamming, perceptual_hash
 from hmsa_core.data.prepare import scan
 from hmsa_core.errors import DecodeError
 from pipeline.workspace import Workspace
@@ -60,7 +60,7 @@ def _near(file: Path, known: tuple[Any, ...], bits: int) -> str | None:
     except DecodeError:
         return None  # `prepare` will quarantine it with the reason
     for sample in known:
-        if distance(own, sample.phash) <= bits:
+        if hamming(own, sample.phash) <= bits:
             return str(sample.name)
     return None
 

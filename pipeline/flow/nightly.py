@@ -19,6 +19,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import get_run_context
 from prefect.settings import PREFECT_API_URL
@@ -100,14 +101,14 @@ def _run_id() -> Any:
     return None if flow_run is None else flow_run.id
 
 
-@task(name="check-machine")
+@task(name="check-machine", cache_policy=NO_CACHE)
 def check_machine_task(ws: Workspace) -> None:
     """Refuse to start on a machine or disk that cannot finish."""
     for line in check_machine(ws):
         get_run_logger().info(line)
 
 
-@task(name="discover")
+@task(name="discover", cache_policy=NO_CACHE)
 def discover_task(ws: Workspace) -> dict[str, Any]:
     """Find images that the last index does not know, by content."""
     found = discover.discover(ws)
@@ -120,7 +121,7 @@ def _worth_a_retry(_task: Any, _run: TaskRun, state: State) -> bool:
     return not isinstance(error, StageFailedError) or error.is_worth_a_retry
 
 
-@task(retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
 def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
     """Run one stage under DVC; the task bears the stage's name."""
     log = get_run_logger()
@@ -160,7 +161,7 @@ def dvc_unchanged(root: Path) -> bool:
     return bool(lines) and json.loads(lines[-1]) == {}
 
 
-@task(name="gate")
+@task(name="gate", cache_policy=NO_CACHE)
 def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
     """Promote an accepted student, or say why not."""
     verdict = apply_verdict(ws, promote=promote)
@@ -168,7 +169,7 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
     return verdict
 
 
-@task(name="publish")
+@task(name="publish", cache_policy=NO_CACHE)
 def publish_task(ws: Workspace, arrived: dict[str, Any], verdict: dict[str, Any], changes: dict[str, Any]) -> str:
     """Write the morning page and Prefect's artifacts."""
     page = morning.collect(ws, arrived, verdict, changes)
