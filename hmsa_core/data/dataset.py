@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,7 +47,6 @@ def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with t
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 

@@ -30,6 +30,10 @@ __all__ = ["REASONS", "Header", "is_constant", "read_header", "read_image", "rea
 
 UInt8 = NDArray[np.uint8]
 
+# OpenCV's threads do not survive a fork: a loader process would wait for them for ever. Processes are our
+# parallelism, so there are none.
+cv2.setNumThreads(1)
+
 REASONS = {
     "unreadable": "the file cannot be opened or read",
     "not-an-image": "the content is none of PNG, JPEG, WebP, TIFF",

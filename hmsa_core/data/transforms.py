@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MEAN", "STD", "Dice", "JointAugment", "colour_matrix", "mix_pair", "normalise", "resize_label", "take_crop"]
 
+cv2.setNumThreads(1)  # as in `decode`: threads of OpenCV do not survive the fork of a loader process
+
 UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]
 Mix = Literal["cutmix", "classmix"]

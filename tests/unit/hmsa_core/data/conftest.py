@@ -20,7 +20,7 @@ def picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """A smooth colourful image: no two seeds look alike, and JPEG changes it little."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def blocks(seed: int, ids: tuple[int, ...] = CITYSCAPES_IDS, size: tuple[int, int] = SIZE) -> np.ndarray:

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from hmsa_core import taxonomy
+from hmsa_core.config import AugmentConfig, PseudoConfig
+from hmsa_core.data import dataset as module
+from hmsa_core.data.dataset import CropDataset, ImageDataset, init_worker
+from hmsa_core.data.index import Index
+from hmsa_core.data.plan import EpochPlan, shard
+from hmsa_core.data.prepare import build
+from hmsa_core.data.sampling import Centroids
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.errors import InputError, IntegrityError
+
+from .conftest import SIZE, CityTree, blocks
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's advice for two cores
+CROP = (32, 40)
+
+
+class Store:
+    """Stands in for a thresholded label store."""
+
+    opened = 0
+
+    def __init__(self, size: tuple[int, int] = SIZE) -> None:
+        type(self).opened += 1
+        self.size = size
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        label = blocks(sum(name.encode()), (2, 8, 255), self.size)
+        return label, np.zeros_like(label)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Index, Centroids]:
+    folder = tmp_path_factory.mktemp("data")
+    tree = CityTree(folder / "cityscapes").standard()
+    build(SourceSpec(root=str(tree.root)), RolesSpec(learn_splits=("train",)), folder / "index", tile=16)
+    return tree.root, Index.load(folder / "index/target.parquet"), Centroids.load(folder / "index/centroids-target.parquet")
+
+
+def make_plan(data, length: int = 24, epochs: int = 2, **options) -> EpochPlan:
+    _, index, centroids = data
+    pseudo = index.select(roles=["unlabelled"]) if options.pop("pseudo", True) else []
+    return EpochPlan(
+        index.select(roles=["learn"]), centroids, num_classes=19, seed=3, epochs=epochs, epoch_samples=length, pseudo=pseudo,
+        **options,
+    )  # fmt: skip
+
+
+def crops(data, plan: EpochPlan, epoch: int | None = 0, **options) -> CropDataset:
+    root, index, _ = data
+    return CropDataset(plan, epoch, root=root, classes=index.classes, crop=CROP, open_store=Store, **options)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a["name"] == b["name"] and a["source"] == b["source"] and all(torch.equal(a[k], b[k]) for k in ("image", "label"))
+
+
+def test_items_are_what_training_needs(data):
+    plan = make_plan(data)
+    items = crops(data, plan)
+    assert len(items) == 24
+    for i in range(24):
+        item = items[i]
+        assert (item["image"].shape, item["image"].dtype) == ((3, *CROP), torch.float32)
+        assert (item["label"].shape, item["label"].dtype) == (CROP, torch.int64)
+        request = plan.crops(0)[i]
+        assert (item["name"], item["source"]) == (request.sample.name, request.source)
+        assert set(item["label"].unique().tolist()) <= (set(range(19)) if request.source == "fine" else {2, 8}) | {255}
+
+
+def test_crops_show_the_class_they_were_chosen_for(data):
+    plan = make_plan(data, length=60, pseudo=False)
+    items = crops(data, plan, augment=AugmentConfig(scale_min=1, scale_max=1))
+    chosen = [i for i, c in enumerate(plan.crops(0)) if c.class_id >= 0]
+    shown = [int(plan.crops(0)[i].class_id in items[i]["label"]) for i in chosen]
+    # A centre of mass may lie outside its class, but the crop is far larger than the tile.
+    assert np.mean(shown) > 0.95
+
+
+def test_a_run_is_its_epochs_laid_end_to_end(data):
+    plan = make_plan(data)
+    run = crops(data, plan, None)
+    assert len(run) == 48
+    for epoch in range(2):
+        one = crops(data, plan, epoch)
+        assert all(same(run[epoch * 24 + i], one[i]) for i in (0, 7, 23))
+
+
+def test_cache_and_order_change_nothing(data, monkeypatch):
+    plan = make_plan(data)
+    plain, cached = crops(data, plan), crops(data, plan, cache_bytes=1 << 30)
+    expected = [plain[i] for i in range(24)]
+    order = np.random.default_rng(1).permutation(24)
+    assert all(same(cached[int(i)], expected[i]) for i in order)
+    monkeypatch.setattr(module, "read_image", lambda *a, **k: pytest.fail("decoded again"))
+    monkeypatch.setattr(module, "read_label", lambda *a, **k: pytest.fail("decoded again"))
+    assert all(same(cached[i], expected[i]) for i in range(24))
+
+
+def test_cache_keeps_within_its_bytes(data):
+    plan = make_plan(data)
+    limit = 3 * SIZE[0] * SIZE[1] * 4
+    cached = crops(data, plan, cache_bytes=limit)
+    for i in range(24):
+        cached[i]
+    assert 0 < sum(a.nbytes for a in cached._cache._kept.values()) <= limit
+
+
+class Names(torch.utils.data.Dataset):
+    """The plan without pictures: order is what is tested."""
+
+    def __init__(self, plan: EpochPlan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, position: int) -> tuple[int, str, int]:
+        crop = self.plan.at(position)
+        return position, crop.sample.name, crop.seed
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_ranks_and_loader_processes_never_change_the_global_sequence(data, world, workers):
+    """117 crops, 3 epochs, global batch 8; each rank has its own loader."""
+    plan = make_plan(data, length=117, epochs=3)
+    expected = [(p, plan.at(p).sample.name, plan.at(p).seed) for p in range(351)]
+    per_rank = []
+    for rank in range(world):
+        steps = list(shard(len(plan), rank, world, 8))
+        filled = [s for s in steps if s]
+        loader = DataLoader(
+            Names(plan), batch_sampler=filled, num_workers=workers, collate_fn=list, worker_init_fn=init_worker if workers else None
+        )
+        batches = iter(loader)
+        per_rank.append([next(batches) if s else [] for s in steps])
+    merged = [item for parts in zip(*per_rank, strict=True) for part in parts for item in part]
+    assert merged == expected
+
+
+def test_loader_processes_give_the_same_pixels(data):
+    plan = make_plan(data)
+    expected = [crops(data, plan)[i] for i in range(24)]
+    for workers in (1, 3):
+        loader = DataLoader(crops(data, plan), batch_size=4, num_workers=workers, worker_init_fn=init_worker)
+        for first, batch in zip(range(0, 24, 4), loader, strict=True):
+            assert batch["name"] == [e["name"] for e in expected[first : first + 4]]
+            assert torch.equal(batch["image"], torch.stack([e["image"] for e in expected[first : first + 4]]))
+            assert torch.equal(batch["label"], torch.stack([e["label"] for e in expected[first : first + 4]]))
+
+
+def test_each_process_opens_the_store_for_itself(data):
+    items = crops(data, make_plan(data))
+    before = Store.opened
+    for i in range(24):
+        items[i]
+    assert Store.opened == before + 1
+    items._opened = (os.getpid() + 1, items._opened[1])  # as after a fork
+    items.arrays(next(c for c in items.plan.crops(0) if c.source == "pseudo"))
+    assert Store.opened == before + 2
+
+
+@pytest.mark.parametrize("kind", ["classmix", "cutmix"])
+def test_mixing_happens_on_auto_labelled_crops_only(data, kind):
+    plan, mixed = make_plan(data), make_plan(data, pseudo_config=PseudoConfig(mix=kind))
+    plain_items, mixed_items = crops(data, plan), crops(data, mixed)
+    changed = {"fine": 0, "pseudo": 0}
+    for i, request in enumerate(plan.crops(0)):
+        changed[request.source] += not same(plain_items[i], mixed_items[i])
+        assert same(mixed_items[i], crops(data, mixed)[i])
+    assert changed["fine"] == 0
+    assert changed["pseudo"] >= 10
+
+
+def test_auto_labelled_crops_may_have_stronger_colour(data):
+    strong = make_plan(data, pseudo_config=PseudoConfig(colour=1.0))
+    plain_items, strong_items = crops(data, make_plan(data)), crops(data, strong)
+    for i, request in enumerate(strong.crops(0)):
+        assert same(plain_items[i], strong_items[i]) == (request.source == "fine")
+        assert torch.equal(plain_items[i]["label"], strong_items[i]["label"])
+
+
+def test_torchvision_transforms_can_be_added_and_stay_deterministic(data):
+    plan = make_plan(data)
+    erase = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomPosterize(2, 1.0)])
+    items = crops(data, plan, transform=erase)
+    first = [items[i] for i in range(8)]
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert all(same(items[i], first[i]) for i in range(8))
+    assert torch.equal(torch.get_rng_state(), state)
+    plain = crops(data, plan)
+    flipped = [torch.equal(first[i]["label"], plain[i]["label"].flip(1)) for i in range(8)]
+    kept = [torch.equal(first[i]["label"], plain[i]["label"]) for i in range(8)]
+    assert all(f or k for f, k in zip(flipped, kept, strict=True))
+    assert any(flipped)
+    assert any(kept)
+
+
+def test_a_changed_file_is_caught_by_its_digest(tmp_path):
+    tree = CityTree(tmp_path / "c").standard()
+    build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index", tile=16)
+    index = Index.load(tmp_path / "index/target.parquet")
+    fine = index.select(roles=["learn"], splits=["train"])
+    images = ImageDataset(fine, tree.root, classes=index.classes)
+    assert images[0]["label"].dtype == torch.int64
+    path = tree.root / fine[0].image
+    good = path.read_bytes()
+    tree.image("train", fine[0].name, 255 - np.asarray(module.read_image(path)))
+    with pytest.raises(IntegrityError, match="recorded was"):
+        images[0]
+    assert ImageDataset(fine, tree.root, verify=False)[0]["name"] == fine[0].name
+    path.write_bytes(good)
+    tree.label("train", fine[0].name, blocks(77))
+    with pytest.raises(IntegrityError):
+        images[0]
+    assert "label" not in ImageDataset(fine, tree.root)[0]
+    plan = EpochPlan(fine[:1], Centroids(), num_classes=19, seed=1, epochs=1)
+    with pytest.raises(IntegrityError):
+        CropDataset(plan, 0, root=tree.root, classes=index.classes, crop=CROP, verify=True)[0]
+
+
+def test_missing_store_and_labels_of_other_sizes_are_named(data):
+    root, index, _ = data
+    plan = make_plan(data)
+    at = next(i for i, c in enumerate(plan.crops(0)) if c.source == "pseudo")
+    bare = CropDataset(plan, 0, root=root, classes=index.classes, crop=CROP)
+    with pytest.raises(InputError, match="no label store is given"):
+        bare[at]
+    wrong = CropDataset(plan, 0, root=root, classes=index.classes, crop=CROP, open_store=partial(Store, (8, 8)))
+    with pytest.raises(InputError, match="the pseudo label is 8x8, the image 96x48"):
+        wrong[at]
+
+
+def test_a_fork_after_pictures_were_resized_does_not_hang(data):
+    """OpenCV's thread pool does not survive a fork; the rank has used it before its loaders start."""
+    plan = make_plan(data)
+    items = crops(data, plan)
+    items[0]
+    loader = DataLoader(items, batch_size=4, num_workers=1, worker_init_fn=init_worker, timeout=60)
+    assert len(list(loader)) == 6
+
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.005)
+        return os.getpid()
+
+
+def test_a_signal_for_the_group_leaves_loader_processes_alive():
+    loader = DataLoader(Slow(), batch_size=1, num_workers=2, worker_init_fn=init_worker)
+    batches = iter(loader)
+    workers = {int(next(batches)) for _ in range(6)}
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    assert {int(next(batches)) for _ in range(20)} == workers
+    del batches
+
+
+def test_full_size_crops_fit_the_papers_crop(tmp_path):
+    tree = CityTree(tmp_path / "c", size=(1024, 2048)).pair("train", "aachen_000000_000019")
+    build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index")
+    index = Index.load(tmp_path / "index/target.parquet")
+    plan = EpochPlan(
+        index.samples, Centroids.load(tmp_path / "index/centroids-target.parquet"), num_classes=19, seed=1, epochs=1,
+        epoch_samples=2,
+    )  # fmt: skip
+    items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
+    assert items[0]["image"].shape == (3, 1024, 2048)
+    assert items[1]["label"].shape == (1024, 2048)
