@@ -1,19 +1,86 @@
-"""After `evaluate`: let an accepted student teach, once, or keep the incumbent and say why."""
+"""After `evaluate`: judge the student with everything that earlier nights spent, let it teach once, or say why not.
+
+The stage's own verdict knows one night. Here the looks at the report set are counted (each new candidate that is
+held against the same images spends alpha), and the seed variance comes from A/A trainings:
+
+    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line
+    models/registry/aa.json       {"mean_iou": [...], "recipe": digest}: trainings of one recipe with other seeds
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hmsa_core import atomic
+from hmsa_core.data.index import Index
 from hmsa_core.errors import IntegrityError
+from pipeline import gate
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["apply_verdict"]
+__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight"]
+
+_LOOKS = "models/registry/looks.jsonl"
+
+
+def aa_file(ws: Workspace) -> Path:
+    """Where the A/A trainings' results are kept."""
+    return ws.path("models/registry/aa.json")
+
+
+def judge_tonight(ws: Workspace) -> dict[str, Any]:
+    """The gate's verdict on models/student against whoever teaches, with looks and A/A runs counted.
+
+    Raises:
+        IntegrityError: evaluation/ belongs to other weights than models/student holds.
+    """
+    stored = atomic.read_json(ws.path("evaluation/verdict.json"))
+    weights = atomic.read_json(ws.path("models/student/model.json"))["weights_sha256"]
+    if stored.get("candidate_weights_sha256") != weights:
+        raise IntegrityError(
+            f"{ws.path('evaluation/verdict.json')}: judged other weights than models/student holds",
+            hint="run `dvc repro evaluate`",
+        )
+    if "gain" not in stored:
+        return stored  # unverified: there is no report set (profile paper-final)
+    incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
+    new, blocks = _judged(ws, "student")
+    old, _ = _judged(ws, incumbent)
+    has_champion = ws.path("evaluation/confusions-champion.npz").exists()
+    aa = aa_file(ws)
+    known = atomic.read_json(aa)["mean_iou"] if aa.exists() else []
+    verdict = gate.judge(
+        new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
+        looks=count_look(ws, weights, new.images), champion=_judged(ws, "champion")[0] if has_champion else None,
+        aa_mean_iou=known, seed=ws.params.evaluate.seed,
+    )  # fmt: skip
+    return verdict | {"candidate_weights_sha256": weights}
+
+
+def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
+    with np.load(ws.path(f"evaluation/confusions-{model}.npz")) as file:
+        names, blocks = tuple(file["names"].tolist()), tuple(file["blocks"].tolist())
+        return gate.Judged(model, file["confusions"], names), blocks
+
+
+def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
+    """Number of this look at these report images; the same candidate is looked at once."""
+    path = ws.path(_LOOKS)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.exists() else []
+    report = atomic.digest(list(images))
+    seen = [line["candidate"] for line in lines if line["images"] == report]
+    if candidate not in seen:
+        atomic.append_line(path, json.dumps({"candidate": candidate, "images": report}, sort_keys=True))
+        seen.append(candidate)
+    return seen.index(candidate) + 1
 
 
 def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:
-    """Read evaluation/verdict.json; register and promote the student it accepted.
+    """Judge the student; register and promote it when it was accepted.
 
     Args:
         ws: the workspace.
@@ -22,28 +89,18 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
 
     Returns:
         The verdict with `promoted` (version name, or null) and `decision` in words.
-
-    Raises:
-        IntegrityError: the verdict belongs to other weights than models/student holds.
     """
-    verdict = atomic.read_json(ws.path("evaluation/verdict.json"))
+    verdict = judge_tonight(ws)
     registry = Registry(ws.root)
     verdict["promoted"] = None
     if not verdict.get("promote"):
-        verdict["decision"] = f"kept {registry.current()}"
+        verdict["decision"] = f"kept {registry.current()}: {'; '.join(verdict.get('reasons', []))}"
         return verdict
     if not promote:
         verdict["decision"] = f"kept {registry.current()}: promotion is switched off for this run"
         return verdict
-    student = ws.path("models/student")
-    weights = atomic.read_json(student / "model.json")["weights_sha256"]
-    if verdict.get("candidate_weights_sha256") not in (None, weights):
-        raise IntegrityError(
-            f"{ws.path('evaluation/verdict.json')}: judged other weights than {student} holds",
-            hint="run `dvc repro evaluate`",
-        )
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
-    version = registry.register(student, role="student", metrics=metrics, verdict=verdict)
+    version = registry.register(ws.path("models/student"), role="student", metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):
         verdict["decision"] = f"{version.name} teaches already"
         return verdict

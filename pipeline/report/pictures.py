@@ -99,7 +99,7 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images), "--checkpoint", str(ws.teacher()),
-        "--out", str(folder / "all"), "--scales", *[f"{s:g}" for s in config.scales],
+        "--out", str(folder / "all"), "--scales", ",".join(f"{s:g}" for s in config.scales),
     ]  # fmt: skip
     ended = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
     if ended.returncode:

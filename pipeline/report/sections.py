@@ -54,6 +54,8 @@ def results(facts: Facts) -> Raw:
     main = facts.metrics["main_setting"]
     columns = [(f"{m} · {s}", found) for m, v in models.items() for s, found in v["settings"].items()]
     columns = [c for c in columns if c[0].endswith(main) or c[0].startswith("teacher")]
+    order = {"teacher": 0, "student": 1, "control": 2}
+    columns.sort(key=lambda c: order.get(c[0].split(" ")[0], 3))
     rows: list[Sequence[object]] = []
     for name, colour in zip(facts.classes.classes, facts.classes.colours, strict=True):
         rows.append([_class(name, colour), *(span_of(found["classes"].get(name)) for _, found in columns)])
