@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -92,6 +93,8 @@ class Feed:
     def __init__(
         self, data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
     ) -> None:
+        # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: none from here on.
+        cv2.setNumThreads(1)
         workers = config.runtime.workers
         loader: DataLoader[Any] = DataLoader(
             _Crops(data.dataset),

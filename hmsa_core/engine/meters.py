@@ -64,11 +64,15 @@ class Meters:
         return np.zeros(1 + len(self._parts) + len(self._counters))
 
     def put(self, step: int, parts: Mapping[str, torch.Tensor], counts: _Sums, names: tuple[str, ...]) -> None:
-        """Hand in a pass of this rank: loss parts (on the device), counts, the images that it saw."""
+        """Hand in a pass of this rank: loss parts (on the device), counts, the images that it saw.
+
+        A part that is missing (the loss could not be computed) counts as not finite.
+        """
         if not self._sums:
             self._parts = tuple(sorted(parts))
             self._sums = {span: self._zeros() for span in _SPANS}
-        values = torch.stack([parts[name].detach().float() for name in self._parts])
+        missing = torch.tensor(torch.nan)
+        values = torch.stack([parts.get(name, missing).detach().float() for name in self._parts])
         self._pending.append(_Report(step, values, counts, names))
 
     def exchange(self, *, stop: bool) -> Verdict:

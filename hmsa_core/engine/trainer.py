@@ -132,17 +132,20 @@ class Trainer:
         )
 
     def _pass(self, batch: PassBatch) -> None:
-        failed = False
+        parts: dict[str, Tensor] | None = None
         try:
             loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
+            parts = {**loss.parts, "loss": loss.total}
+        except torch.linalg.LinAlgError:
+            # RMI factorises covariances, which scores that are not finite do not have.
+            parts = {"loss": torch.tensor(torch.nan)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failed = True  # handled below: the traceback keeps the activations alive
-        if failed:
+        if parts is None:  # out here, since the traceback keeps the activations alive
             raise self._out_of_memory(batch)
-        self.meters.put(self.step, {**loss.parts, "loss": loss.total}, batch.counts, batch.names)
+        self.meters.put(self.step, parts, batch.counts, batch.names)
 
     def _loss(self, images: Tensor, labels: Tensor, is_pseudo: tuple[bool, ...]) -> LossParts:
         runtime, device = self.config.runtime, self.ranks.device
