@@ -1,0 +1,131 @@
+"""Inference as real processes: killed and stopped under torchrun, other locales and hash seeds, the command."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.atomic import read_json
+from hmsa_core.labels import LabelStore
+from tests.support.inference import infer_spec, save_model
+from tests.support.jobs import REPO, agent, errors_of, finish, started, wait_until_gone
+from tests.support.training import folder_bytes, write_data
+
+pytestmark = pytest.mark.chain
+
+TWO_RANKS = agent("--standalone", "--nproc-per-node", "2")
+SHARDS = 12
+IMAGES = 2 * SHARDS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, images=IMAGES, size=(96, 128))
+    save_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = infer_spec(data, tmp_path_factory.mktemp("one"), data / "model", scales=(0.5, 1.0, 2.0))
+    assert finish(spec) == 0, errors_of(spec)
+    return spec.work
+
+
+def store_bytes(work: Path) -> dict[str, bytes]:
+    return {k: v for k, v in folder_bytes(work / "store").items() if not k.endswith((".lock", ".tmp"))}
+
+
+def receipts(work: Path) -> set[str]:
+    """Shards that are acknowledged."""
+    manifest_free = (work / "store").rglob("shard-*.json")
+    return {path.stem for path in manifest_free}
+
+
+def wait_for_shards(work: Path, process: subprocess.Popen[bytes], count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(receipts(work)) < count:
+        assert process.poll() is None, "the job was over too early"
+        assert time.monotonic() < deadline, "no shard for two minutes"
+        time.sleep(0.01)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("seed", [1, 2])
+def test_two_killed_ranks_lose_at_most_a_shard_each_and_resume_to_the_same_bytes(data, undisturbed, tmp_path, seed):
+    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
+    dice = random.Random(seed)
+    with started(spec, *TWO_RANKS) as process:
+        wait_for_shards(tmp_path, process, dice.randint(1, SHARDS // 2))
+        time.sleep(dice.uniform(0, 0.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_until_gone(tmp_path)
+    done = receipts(tmp_path)
+    assert 0 < len(done) < SHARDS, f"seed {seed}"
+    shards = {stem: (tmp_path / "store" / f"{stem}.parquet").stat().st_ino for stem in done}
+    assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
+    assert store_bytes(tmp_path) == store_bytes(undisturbed), f"seed {seed}"
+    for stem, inode in shards.items():
+        assert (tmp_path / "store" / f"{stem}.parquet").stat().st_ino == inode, f"{stem} was written twice"
+    summary = read_json(tmp_path / "summary.json")
+    assert summary["images"] == IMAGES - 2 * len(done), "only what was not acknowledged is done again"
+    assert summary["resumed"] == 2 * len(done)
+
+
+@pytest.mark.fault
+def test_sigterm_ends_both_ranks_within_seconds_and_the_rest_is_done_by_one(data, undisturbed, tmp_path):
+    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
+    with started(spec, *TWO_RANKS) as process:
+        wait_for_shards(tmp_path, process, 2)
+        process.terminate()
+        start = time.monotonic()
+        assert process.wait(30) != 0
+        assert time.monotonic() - start < 10
+    wait_until_gone(tmp_path)
+    assert not list((tmp_path / "store").rglob("*.tmp")), "an aborted shard leaves nothing behind"
+    assert finish(spec) == 0, errors_of(spec)
+    assert store_bytes(tmp_path) == store_bytes(undisturbed)
+
+
+@pytest.mark.fault
+def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
+    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
+    with started(spec) as process:
+        wait_for_shards(tmp_path, process, 1)
+        process.terminate()
+        assert process.wait(30) == 143
+    assert read_json(tmp_path / "error.json")["exit_code"] == 143
+
+
+def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(data, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONHASHSEED", "77")
+    monkeypatch.chdir(tmp_path)
+    spec = infer_spec(data, tmp_path / "work", data / "model", scales=(0.5, 1.0, 2.0))
+    assert finish(spec) == 0, errors_of(spec)
+    assert store_bytes(tmp_path / "work") == store_bytes(undisturbed)
+
+
+def test_the_label_command_runs_a_job_of_two_ranks_and_refuses_other_scales(data, tmp_path):
+    def label(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(data / "toy"), "--checkpoint",
+            str(data / "model"), "--out", str(tmp_path / "store"), "--device", "cpu", "--threads", "2", "--ranks", "2",
+            "--images-per-shard", "8", *more,
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO, check=False)
+
+    done = label()
+    assert done.returncode == 0, done.stderr
+    names = LabelStore.open(tmp_path / "store", strict=True).names()
+    assert len(names) == 2 * IMAGES - done.stderr.count("left out: "), "label maps are grey pictures, too"
+    assert label("--scales", "1").returncode == 2

@@ -1,0 +1,147 @@
+"""`autolabel evaluate`: folders in, JSON or a table out, and one clear line for what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.atomic import write_json
+from hmsa_core.engine.fast import Predictor
+from hmsa_core.engine.infer import label_image
+from hmsa_core.metrics import ConfusionMatrix
+from pipeline.cli.main import main
+from tests.support.inference import save_model, small_model
+from tests.support.training import CLASSES, picture
+
+SIZES = ((40, 56), (33, 47), (64, 40))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("own")
+    for part in ("images", "labels"):
+        (root / part).mkdir()
+    for i, size in enumerate(SIZES):
+        image, label = picture(i, 4, size)
+        cv2.imwrite(str(root / f"images/frame{i}.{'jpg' if i == 1 else 'png'}"), image[..., ::-1])
+        cv2.imwrite(str(root / f"labels/frame{i}.png"), label)
+    save_model(root / "model", scales=[0.5, 1.0], flip=False)
+    write_classes(root / "classes.json", CLASSES)
+    return root
+
+
+def write_classes(path: Path, names: tuple[str, ...]) -> None:
+    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(names)]
+    write_json(path, {"classes": rows, "ignore_id": 255})
+
+
+def evaluate(folder: Path, *more: str, images: str = "images", labels: str = "labels", classes: str = "classes.json"):
+    return main(
+        ["evaluate", "--checkpoint", str(folder / "model"), "--images", str(folder / images), "--labels",
+         str(folder / labels), "--classes", str(folder / classes), "--device", "cpu", "--threads", "1", *more]
+    )  # fmt: skip
+
+
+def expected_scores(folder: Path, scales: tuple[float, ...], flip: bool) -> ConfusionMatrix:
+    predictor, matrix = Predictor(small_model()), ConfusionMatrix(4)
+    for path in sorted((folder / "images").iterdir()):
+        image = cv2.imread(str(path))[..., ::-1]
+        label, _ = label_image(predictor, np.ascontiguousarray(image), scales, flip)
+        matrix.update(label, cv2.imread(str(folder / f"labels/{path.stem}.png"), cv2.IMREAD_UNCHANGED))
+    return matrix
+
+
+def test_json_holds_the_scores_of_the_checkpoints_own_scales(folder, capsys):
+    assert evaluate(folder, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = expected_scores(folder, (0.5, 1.0), False)
+    assert found["mean_iou"] == pytest.approx(expected.mean_iou(), abs=1e-3)
+    assert list(found["iou"]) == list(CLASSES)
+    np.testing.assert_allclose(list(found["iou"].values()), expected.iou(), atol=1e-3)
+    assert (found["images"], found["scales"], found["flip"]) == (3, [0.5, 1.0], False)
+
+
+def test_scales_flip_and_mode_can_be_chosen(folder, capsys):
+    assert evaluate(folder, "--json", "--scales", "1,2", "--flip") == 0
+    chosen = json.loads(capsys.readouterr().out)
+    assert (chosen["scales"], chosen["flip"]) == ([1.0, 2.0], True)
+    assert chosen["mean_iou"] == pytest.approx(expected_scores(folder, (1.0, 2.0), True).mean_iou(), abs=1e-3)
+    assert evaluate(folder, "--json", "--mode", "single") == 0
+    single = json.loads(capsys.readouterr().out)
+    assert single["mode"] == "single"
+    assert single["mean_iou"] != chosen["mean_iou"]
+
+
+def test_without_json_a_table_names_every_class(folder, capsys):
+    assert evaluate(folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*CLASSES, "mean"]
+    assert lines[-1].endswith("(3 images)")
+
+
+def one_error_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, captured.err
+    return errors[0]
+
+
+def test_files_without_a_partner_are_counted_and_the_first_is_named(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    (own / "labels/frame1.png").unlink()
+    assert evaluate(own) == 3
+    line = one_error_line(capsys)
+    assert "1 of 3 images have no label of the same stem" in line
+    assert "frame1.jpg" in line
+    (own / "images/frame1.jpg").unlink()
+    (own / "images/frame2.png").unlink()
+    assert evaluate(own) == 3
+    assert "1 of 2 labels have no image of the same stem" in one_error_line(capsys)
+
+
+def test_another_number_or_order_of_classes_is_refused(folder, capsys, tmp_path):
+    write_classes(tmp_path / "five.json", (*CLASSES, "more"))
+    assert evaluate(folder, classes=str(tmp_path / "five.json")) == 2
+    assert "has 5 classes" in one_error_line(capsys)
+    write_classes(tmp_path / "order.json", (CLASSES[1], CLASSES[0], *CLASSES[2:]))
+    assert evaluate(folder, classes=str(tmp_path / "order.json")) == 2
+    assert "class 0 is 'building', in" in one_error_line(capsys)
+
+
+def test_a_label_that_holds_no_class_is_named(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    cv2.imwrite(str(own / "labels/frame0.png"), np.full(SIZES[0], 77, np.uint8))
+    assert evaluate(own) == 3
+    line = one_error_line(capsys)
+    assert "frame0.png" in line
+    assert "77" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"images": "nowhere"}, 3, "no such folder"), ({"classes": "nowhere.json"}, 3, "class file not found"),
+        ({"labels": "model"}, 3, "no JPEG, PNG, WebP or TIFF file in this folder"),
+    ],
+)  # fmt: skip
+def test_missing_folders_and_files_are_one_line(folder, capsys, change, status, message):
+    assert evaluate(folder, **change) == status
+    assert message in one_error_line(capsys)
+
+
+def test_scales_without_one_are_refused(folder, capsys):
+    assert evaluate(folder, "--scales", "0.5,2") == 2
+    assert "--scales 0.5,2: give different positive numbers, one of them 1" in one_error_line(capsys)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(folder, capsys, tmp_path):
+    status = main(["evaluate", "--checkpoint", str(tmp_path), "--images", str(folder / "images"), "--labels",
+                   str(folder / "labels"), "--classes", str(folder / "classes.json")])  # fmt: skip
+    assert status == 3
+    assert "no checkpoint" in one_error_line(capsys)

@@ -1,0 +1,124 @@
+"""`autolabel label`: any folder of images becomes a store; bad ones are listed; the same command resumes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core.engine import infer
+from hmsa_core.engine.fast import Predictor
+from hmsa_core.labels import LabelStore
+from pipeline import launcher
+from pipeline.cli.main import main
+from tests.support.inference import job_context, noise_image, save_model, small_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of several formats and sizes, one turned by EXIF, one in a sub-folder, three bad ones."""
+    root = tmp_path_factory.mktemp("own")
+    images = root / "frames"
+    (images / "more").mkdir(parents=True)
+    Image.fromarray(noise_image(0, 40, 56)).save(images / "a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise_image(1, 32, 64)).save(images / "b.jpg", exif=turned.tobytes())
+    Image.fromarray(noise_image(2, 41, 33)).save(images / "c.webp", lossless=True)
+    Image.fromarray(noise_image(3, 30, 30)).save(images / "more" / "d.tiff")
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    (images / "empty.png").write_bytes(b"")
+    (images / "note.png").write_bytes(b"this is text")
+    save_model(root / "model", scales=[0.5, 1.0], flip=False)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Run the job here instead of in a process of its own (tests/chain does that)."""
+    monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer.run(spec, job_context(spec.work, stop=stop)))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> int:
+    return main(
+        ["label", "--images", str(images or folder / "frames"), "--checkpoint", str(folder / "model"), "--out",
+         str(out), "--device", "cpu", "--threads", "1", "--images-per-shard", "2", *more]
+    )  # fmt: skip
+
+
+def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder, tmp_path, capsys):
+    assert label(folder, tmp_path / "store") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'store'}: 4 images labelled, 0 were labelled before, 3 left out\n"
+    left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 3
+    assert any("note.png: not-an-image" in line for line in left_out)
+    store = LabelStore.open(tmp_path / "store", strict=True)
+    assert sorted(store.names()) == ["a", "b", "c", "d"]
+    assert store.read("b")[0].shape == (64, 32), "turned by EXIF"
+    assert store.row("d")["image_path"] == "frames/more/d.tiff"
+    expected, _ = infer.label_image(Predictor(small_model()), noise_image(0, 40, 56), (0.5, 1.0), False)
+    assert (store.read("a")[0] == expected).mean() > 0.999
+    assert store.lineage["scales"] == [0.5, 1.0]
+
+
+def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, capsys):
+    images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
+    (images / "c.webp").rename(tmp_path / "c.webp")
+    assert label(folder, tmp_path / "store", images=images) == 0
+    first = {p.name: p.stat().st_ino for p in (tmp_path / "store").glob("shard-*.parquet")}
+    (tmp_path / "c.webp").rename(images / "c.webp")
+    capsys.readouterr()
+    assert label(folder, tmp_path / "store", images=images) == 0
+    assert "1 images labelled, 3 were labelled before" in capsys.readouterr().out
+    assert sorted(LabelStore.open(tmp_path / "store", strict=True).names()) == ["a", "b", "c", "d"]
+    for name, inode in first.items():
+        assert (tmp_path / "store" / name).stat().st_ino == inode
+
+
+def test_other_scales_need_another_store(folder, tmp_path, capsys):
+    assert label(folder, tmp_path / "store") == 0
+    before = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
+    assert label(folder, tmp_path / "store", "--scales", "1") == 2
+    assert "labels of another checkpoint, scales" in capsys.readouterr().err
+    after = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_folder_that_is_no_store_of_ours_is_never_touched(folder, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.png").write_bytes(b"dear")
+    assert label(folder, tmp_path / "photos") == 2
+    assert "exists and is no label store" in capsys.readouterr().err
+    assert (tmp_path / "photos" / "holiday.png").read_bytes() == b"dear"
+    assert label(folder, tmp_path / "store") == 0
+    shutil.rmtree(tmp_path / "store.work")
+    assert label(folder, tmp_path / "store") == 2
+    assert "was not made here" in capsys.readouterr().err
+
+
+def test_a_folder_without_usable_images_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    assert label(folder, tmp_path / "store", images=tmp_path / "none") == 3
+    assert "no JPEG, PNG, WebP or TIFF file in this folder or below it" in capsys.readouterr().err
+    (tmp_path / "none" / "x.png").write_bytes(b"text")
+    assert label(folder, tmp_path / "store", images=tmp_path / "none") == 3
+    assert "none of the 1 image files can be used" in capsys.readouterr().err
+    assert label(folder, tmp_path / "store", images=tmp_path / "nowhere") == 3
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_impossible_numbers_are_refused(folder, tmp_path, capsys):
+    assert label(folder, tmp_path / "store", "--ranks", "0") == 2
+    assert "must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        label(folder, tmp_path / "store", "--scales", "a,b")
+    assert ended.value.code == 2

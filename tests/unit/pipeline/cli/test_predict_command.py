@@ -1,0 +1,65 @@
+"""`autolabel predict`: pictures for each image, and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.cli.main import main
+from tests.support.inference import noise_image, save_model
+
+REPO = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), scales=[0.5, 1.0], flip=True)
+
+
+def predict(checkpoint: Path, out: Path, *arguments: str) -> int:
+    return main(
+        ["predict", *arguments, "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", "--threads", "1"]
+    )  # fmt: skip
+
+
+def test_each_image_gets_its_pictures_and_the_sheets_are_printed(checkpoint, tmp_path, capsys):
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f"street{i}.png"), noise_image(i, 40, 60))
+    out = tmp_path / "pictures"
+    assert predict(checkpoint, out, str(tmp_path / "street0.png"), str(tmp_path / "street1.png")) == 0
+    assert capsys.readouterr().out.splitlines() == [str(out / f"street{i}_sheet.png") for i in range(2)]
+    maps = ("label", "confidence", "weight_0.5x", "weight_1x", "sheet")
+    assert sorted(p.name for p in out.iterdir()) == sorted(f"street{i}_{m}.png" for i in range(2) for m in maps)
+    weights = [cv2.imread(str(out / f"street0_weight_{s}x.png"), 0).astype(int) for s in ("0.5", "1")]
+    assert np.abs(sum(weights) - 255).max() <= 1
+
+
+def test_scales_can_be_chosen(checkpoint, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), noise_image(3, 30, 30))
+    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "a.png"), "--scales", "0.25 0.5 1", "--no-flip") == 0
+    assert (tmp_path / "out" / "a_weight_0.25x.png").exists()
+
+
+def test_two_images_of_one_name_and_unreadable_ones_are_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    for name in ("a.png", "b/a.png"):
+        cv2.imwrite(str(tmp_path / name), noise_image(3, 30, 30))
+    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "a.png"), str(tmp_path / "b/a.png")) == 3
+    assert "two of the images are named 'a'" in capsys.readouterr().err
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "broken.png")) == 3
+    assert "not a PNG, JPEG, WebP or TIFF image" in capsys.readouterr().err
+
+
+def test_the_commands_load_neither_torch_nor_numpy_when_they_are_imported():
+    code = (
+        "import sys, pipeline.cli.label, pipeline.cli.predict, pipeline.cli.evaluate;"
+        "print([m for m in ('torch', 'numpy', 'cv2', 'pyarrow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
+    assert found.stdout.strip() == "[]"
