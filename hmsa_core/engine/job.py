@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     # Under torchrun nobody waits for our last words; alone, SIGTERM lets us save first.
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
-    stop = StopRequest().install()
+    _leave_on_signals()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     spec: JobSpec | None = None
     try:
         spec = load_spec(arguments[0])
-        run_spec(spec, stop)
+        run_spec(spec)
     except HmsaError as error:
         return _fail(error, spec)
     except OSError as error:
@@ -59,7 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_spec(spec: JobSpec, stop: StopRequest) -> None:
+def _leave_on_signals() -> None:
+    """Until the job itself begins there is nothing to save: a signal ends the process at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(143))
+
+
+def run_spec(spec: JobSpec) -> None:
     """Take the rank's lock, meet the other ranks and run the job; errors are raised."""
     from hmsa_core.engine.spec import runtime_of
     from hmsa_core.locks import FileLock
@@ -77,6 +83,7 @@ def run_spec(spec: JobSpec, stop: StopRequest) -> None:
 
         ranks = start_ranks(runtime)
         log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
+        stop = StopRequest().install()
         _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
         ranks.barrier()
         ranks.stop()

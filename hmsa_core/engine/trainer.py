@@ -137,7 +137,7 @@ class Trainer:
             loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
             parts = {**loss.parts, "loss": loss.total}
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
             # RMI factorises covariances, which scores that are not finite do not have.
             parts = {"loss": torch.tensor(torch.nan)}
         except (RuntimeError, MemoryError) as error:
