@@ -189,16 +189,20 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
 
 
 def marginal_ends(total: NDArray[Any], share: float) -> NDArray[np.intp]:
-    """For each code k the smallest m > k such that codes k..m-1 hold at least `share` of all pixels.
+    """End m of each code's marginal bin: codes k..m-1 hold about `share` of all pixels, the lowest ones kept.
 
-    `total` counts pixels with at least each code (256,). Where fewer remain, m is past the last code in use.
+    The bin stops before a code that would take it past `share`, so that a heap of sure pixels at the top never
+    hides what lies just above the cut; it takes that code only while it holds less than a tenth of `share`.
+    `total` counts pixels with at least each code (256,).
     """
-    need = share * total[0]
-    extended = np.append(total, 0)
-    ends = np.searchsorted(-extended, -(total - need), side="left")
-    used = int(np.count_nonzero(total))
-    clipped: NDArray[np.intp] = np.clip(ends, np.arange(NUM_CODES) + 1, None)
-    return np.minimum(clipped, max(used, 1))
+    extended = np.append(total, 0).astype(np.float64)
+    codes = np.arange(NUM_CODES)
+    need = share * extended[0]
+    # Largest m with total[k] - total[m] <= need, then the smallest with at least a tenth of it.
+    most = np.searchsorted(-extended, -(extended[:-1] - need) + 1e-9, side="right") - 1
+    least = np.searchsorted(-extended, -(extended[:-1] - need / 10) - 1e-9, side="left")
+    ends: NDArray[np.intp] = np.clip(np.maximum(most, least), codes + 1, NUM_CODES)
+    return ends
 
 
 def marginal_precision(total: NDArray[Any], correct: NDArray[Any], ends: NDArray[np.intp]) -> Floats:

@@ -49,8 +49,10 @@ class ParquetSink:
         self.path, self.schema = path, schema
         self._file = AtomicFile(path)
         try:
+            # Buffered: the tables of statistics are thousands of small column chunks.
+            self._stream = pa.BufferedOutputStream(pa.PythonFile(self._file, mode="w"), 1 << 20)
             self._writer = pq.ParquetWriter(
-                pa.PythonFile(self._file, mode="w"),
+                self._stream,
                 schema,
                 compression=compression,
                 use_dictionary=dictionary or False,
@@ -72,6 +74,7 @@ class ParquetSink:
         """Finish, sync and publish the file; return its record with a path relative to `root`."""
         try:
             self._writer.close()
+            self._stream.flush()
             sha256 = self._file.commit()
         except OSError as error:
             self.abort()
@@ -81,8 +84,13 @@ class ParquetSink:
 
     def abort(self) -> None:
         """Throw away what was written."""
-        if not self._file.closed:
-            self._file.abort()
+        if self._file.closed:
+            return
+        try:
+            self._writer.close()  # while its file is open: its destructor would try again, too late
+        except (OSError, pa.ArrowException):
+            self._writer.is_open = False  # the disk is full: what it could not write is thrown away anyway
+        self._file.abort()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from hmsa_core.labels.parquet import FileRecord, read_table, sink
 
 __all__ = ["SidecarRows", "consolidate"]
 
+_SMALL = 512  # images
 _BLOCK = 4096  # images a row group of `kept`: bounds memory to a few tens of MB
 
 
@@ -58,7 +59,11 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
     where = {name: root / schema.SIDECAR / f"{name}-{sources}.parquet" for name in schema.STATISTICS}
     totals = _Totals(num_classes)
-    with sink(where["kept"], schema.kept_schema(), statistics=["class"], dictionary=["class"]) as kept:
+    # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
+    compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
+    with sink(
+        where["kept"], schema.kept_schema(), compression=compression, statistics=["class"], dictionary=["class"]
+    ) as kept:
         for first, members in _blocks(receipts):
             tables = [_load(root, receipts[i]) for i in members]
             for table, i in zip(tables, members, strict=True):

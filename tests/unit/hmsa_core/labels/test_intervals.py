@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hmsa_core.labels.intervals import (
+    effective_blocks, lower_bound, simulated_coverage, spread_of_errors, t_quantile,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),
+    [(0.95, 1, 6.3138), (0.95, 2, 2.9200), (0.95, 5, 2.0150), (0.95, 10, 1.8125), (0.95, 40, 1.6839),
+     (0.975, 1, 12.706), (0.975, 2, 4.3027), (0.975, 3, 3.1824), (0.975, 10, 2.2281), (0.975, 30, 2.0423),
+     (0.99, 4, 3.7469), (0.9, 7, 1.4149)],
+)  # fmt: skip
+def test_students_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
+    assert float(t_quantile(probability, freedom)) == pytest.approx(expected, rel=3e-3)
+
+
+def test_the_quantile_falls_with_the_degrees_of_freedom() -> None:
+    assert (np.diff(t_quantile(0.975, np.linspace(1, 60, 500))) < 0).all()
+
+
+def test_equal_blocks_count_fully_and_one_large_one_counts_as_one() -> None:
+    assert float(effective_blocks(np.full(7, 50))) == pytest.approx(7)
+    assert float(effective_blocks(np.array([10**6, 1, 1, 1]))) == pytest.approx(1, abs=1e-4)
+    assert float(effective_blocks(np.zeros(3))) == 0
+
+
+@given(hnp.arrays(np.int64, st.integers(3, 30), elements=st.integers(1, 10_000)), st.integers(0, 1000))
+def test_the_bound_lies_below_the_estimate_and_falls_with_confidence(total: np.ndarray, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    correct = rng.binomial(total, 0.95)
+    bound = float(lower_bound(total, correct, 0.95))
+    assert 0 <= bound <= correct.sum() / total.sum()
+    assert float(lower_bound(total, correct, 0.99)) <= bound
+
+
+def test_blocks_that_agree_give_a_tighter_bound_than_blocks_that_differ() -> None:
+    total = np.full(20, 1000)
+    same = lower_bound(total, np.full(20, 980), 0.95)
+    differ = lower_bound(total, np.where(np.arange(20) % 5, 998, 908), 0.95)
+    assert float(differ) < float(same) <= 0.98
+
+
+def test_pixels_are_not_evidence_blocks_are() -> None:
+    """A hundred times the pixels in the same blocks change nothing."""
+    total, correct = np.full(12, 100), np.array([99, 98, 100, 97, 99, 100, 98, 99, 95, 100, 99, 98])
+    assert float(lower_bound(total * 100, correct * 100, 0.95)) == pytest.approx(
+        float(lower_bound(total, correct, 0.95)), abs=1e-9
+    )
+
+
+def test_without_errors_the_bound_is_below_one_and_without_pixels_there_is_none() -> None:
+    total = np.full(10, 100)
+    assert 0.98 < float(lower_bound(total, total, 0.95)) < 1
+    assert np.isnan(lower_bound(np.zeros(4), np.zeros(4), 0.95))
+    assert float(lower_bound(np.array([100, 0, 0]), np.array([100, 0, 0]), 0.95)) == 0  # one block bounds nothing
+
+
+def test_many_cuts_at_once_give_the_same_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    total = rng.integers(0, 50, (9, 4, 6))
+    correct = rng.binomial(total, 0.9)
+    together = lower_bound(total, correct, 0.95)
+    for i, j in np.ndindex(4, 6):
+        assert together[i, j] == pytest.approx(float(lower_bound(total[:, i, j], correct[:, i, j], 0.95)), nan_ok=True)
+
+
+def _draw(rng: np.random.Generator, kind: str, blocks: int, error: float, cv: float, size_cv: float, n: int):
+    sizes = 1e4 * np.exp(np.sqrt(np.log1p(size_cv**2)) * rng.standard_normal((blocks, n)))
+    if kind == "lognormal":
+        s = np.sqrt(np.log1p(cv**2))
+        errors = error * np.exp(s * rng.standard_normal((blocks, n)) - s * s / 2)
+    else:
+        errors = rng.gamma(1 / cv**2, error * cv**2, (blocks, n))
+    return sizes, sizes * (1 - np.minimum(errors, 1))
+
+
+@pytest.mark.parametrize("blocks", [8, 12, 20, 40])
+@pytest.mark.parametrize("kind", ["lognormal", "gamma"])
+@pytest.mark.parametrize(("cv", "size_cv"), [(0.5, 0.3), (1.0, 0.7), (1.25, 0.7)])
+def test_the_bound_covers_nine_of_ten_at_the_block_counts_in_use(
+    blocks: int, kind: str, cv: float, size_cv: float
+) -> None:
+    rng = np.random.default_rng(blocks)
+    total, correct = _draw(rng, kind, 300_000, 0.02, cv, size_cv, 1)
+    truth = correct.sum() / total.sum()
+    covered = np.mean(lower_bound(*_draw(rng, kind, blocks, 0.02, cv, size_cv, 1500), 0.95) <= truth)
+    assert covered >= 0.885  # 0.9 less two standard errors of the simulation
+
+
+def test_where_blocks_differ_too_much_the_simulation_says_so() -> None:
+    assert simulated_coverage(12, 4.0, 1.0, 0.95) < 0.9
+    assert simulated_coverage(20, 0.5, 0.3, 0.95) >= 0.9
+
+
+def test_the_spread_of_block_errors_is_found() -> None:
+    rng = np.random.default_rng(1)
+    total, correct = _draw(rng, "gamma", 4000, 0.05, 1.0, 0.5, 1)
+    error_cv, size_cv = spread_of_errors(total[:, 0].astype(np.int64), correct[:, 0].astype(np.int64))
+    assert error_cv == pytest.approx(1.0, abs=0.15)
+    assert size_cv == pytest.approx(0.5, abs=0.1)
+    assert spread_of_errors(np.array([5]), np.array([5])) == (np.inf, np.inf)
+    assert spread_of_errors(np.array([5, 5]), np.array([5, 5]))[0] == 0

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hmsa_core.errors import InputError, StoreError
+from hmsa_core.labels.curves import CalibrationImage, Curves
+from hmsa_core.labels.merge import (
+    HUMAN, IGNORED, TEACHER, MergeRules, corrected_precision, measure_rules, merge_labels, merge_with_source,
+)  # fmt: skip
+from hmsa_core.labels.spec import MergeConfig, PairRule
+from tests.support.label_maps import toy_classes
+
+CLASSES = toy_classes()
+IDS = st.sampled_from([0, 1, 2, 3, 4, 255])
+LABELS = hnp.arrays(np.uint8, (6, 7), elements=IDS)
+ACTIONS = hnp.arrays(np.uint8, (5, 5), elements=st.sampled_from([HUMAN, IGNORED, TEACHER]))
+
+
+def _rules(actions: np.ndarray) -> MergeRules:
+    actions = actions.copy()
+    np.fill_diagonal(actions, HUMAN)
+    return MergeRules(CLASSES, actions)
+
+
+@given(LABELS, LABELS, ACTIONS)
+@settings(max_examples=500)
+def test_a_human_pixel_stays_or_becomes_255_unless_its_pair_is_listed(
+    pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
+) -> None:
+    rules = _rules(actions)
+    final = merge_labels(pseudo, human, rules)
+    changed = (human != 255) & (final != human) & (final != 255)
+    for h, p, f in zip(human[changed], pseudo[changed], final[changed], strict=True):
+        assert rules.actions[h, p] == TEACHER
+        assert f == p
+
+
+@given(LABELS, LABELS, ACTIONS)
+@settings(max_examples=500)
+def test_255_becomes_a_class_only_through_a_label_that_passed(
+    pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
+) -> None:
+    final, source = merge_with_source(pseudo, human, _rules(actions))
+    filled = (human == 255) & (final != 255)
+    assert np.array_equal(final[filled], pseudo[filled])
+    assert (final[(human == 255) & (pseudo == 255)] == 255).all()
+    assert np.array_equal(source == 0, final == 255)
+    assert np.array_equal(final[source == 1], pseudo[source == 1])
+    assert np.array_equal(final[source == 2], human[source == 2])
+    assert np.array_equal(source == 3, (human == pseudo) & (human != 255))
+
+
+@given(LABELS, LABELS, ACTIONS)
+def test_each_pair_does_what_its_rule_says(pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray) -> None:
+    rules = _rules(actions)
+    final = merge_labels(pseudo, human, rules)
+    for h, p, f in zip(human.flat, pseudo.flat, final.flat, strict=True):
+        if h == 255:
+            expected = p
+        elif p in (255, h):
+            expected = h
+        else:
+            expected = {HUMAN: h, IGNORED: 255, TEACHER: p}[int(rules.actions[h, p])]
+        assert f == expected
+
+
+def test_without_rules_a_conflict_is_ignored_and_without_a_human_label_the_teacher_fills() -> None:
+    pseudo, human = np.array([[1, 2, 255]], np.uint8), np.array([[1, 3, 4]], np.uint8)
+    rules = MergeRules.default(CLASSES)
+    assert merge_labels(pseudo, human, rules).tolist() == [[1, 255, 4]]
+    assert merge_labels(pseudo, None, rules).tolist() == pseudo.tolist()
+    keep_human = MergeRules.default(CLASSES, MergeConfig(default="human"))
+    assert merge_labels(pseudo, human, keep_human).tolist() == [[1, 3, 4]]
+
+
+def test_other_ids_than_the_classes_are_never_let_through() -> None:
+    odd = np.array([[9, 9, 255, 0]], np.uint8)
+    other = np.array([[0, 255, 9, 9]], np.uint8)
+    assert merge_labels(odd, other, MergeRules.default(CLASSES)).tolist() == [[255] * 4]
+
+
+def test_rules_by_hand_win_and_unknown_classes_are_refused() -> None:
+    rule = PairRule(human="road", teacher="sidewalk", action="teacher")
+    rules = MergeRules.default(CLASSES, MergeConfig(rules=(rule,)))
+    assert rules.actions[0, 1] == TEACHER
+    assert (rules.actions != IGNORED).sum() == 1 + 5  # and the diagonal
+    with pytest.raises(InputError, match="unknown class"):
+        MergeRules.default(CLASSES, MergeConfig(rules=(PairRule(human="x", teacher="road", action="human"),)))
+    with pytest.raises(InputError, match="equal classes"):
+        MergeRules.default(CLASSES, MergeConfig(rules=(PairRule(human="road", teacher="road", action="human"),)))
+
+
+def test_rules_survive_their_file(tmp_path: Path) -> None:
+    rules = MergeRules.default(CLASSES, MergeConfig(rules=(PairRule(human="road", teacher="wall", action="human"),)))
+    rules.save(tmp_path / "rules.json")
+    back = MergeRules.load(tmp_path / "rules.json")
+    assert np.array_equal(back.actions, rules.actions)
+    assert back.evidence == rules.evidence
+    with pytest.raises(StoreError):
+        (tmp_path / "rules.json").write_bytes(b"{}")
+        MergeRules.load(tmp_path / "rules.json")
+
+
+def test_wrong_shapes_types_and_actions_are_refused() -> None:
+    rules = MergeRules.default(CLASSES)
+    with pytest.raises(InputError, match="one shape"):
+        merge_labels(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), rules)
+    with pytest.raises(InputError, match="one shape"):
+        merge_labels(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.uint8), rules)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="merge rules must be"):
+        MergeRules(CLASSES, np.zeros((4, 4), np.uint8))
+    with pytest.raises(InputError, match="no conflict"):
+        MergeRules(CLASSES, np.full((5, 5), TEACHER, np.uint8))
+
+
+def _images(count: int) -> list[CalibrationImage]:
+    """Human says road where the teacher says sidewalk: the teacher is right. Human says building, teacher wall:
+    the human is right. Human says building, teacher fence: nobody is."""
+    images = []
+    for i in range(count):
+        human = np.repeat(np.array([0, 2, 2, 2], np.uint8), 25).reshape(4, 25)
+        teacher = np.repeat(np.array([1, 3, 4, 2], np.uint8), 25).reshape(4, 25)
+        truth = np.repeat(np.array([1, 2, 0, 2], np.uint8), 25).reshape(4, 25)
+        code = np.full((4, 25), 240, np.uint8)
+        code[2, :5] = 10  # below the policy's code: never merged, so never counted
+        images.append(CalibrationImage(f"i{i}", f"b{i // 2}", teacher, code, truth, human))
+    return images
+
+
+def test_measured_rules_follow_whoever_is_right_and_need_blocks() -> None:
+    curves = Curves.measure(_images(16), CLASSES)
+    codes = np.full(5, 100)
+    rules = measure_rules(curves, codes, MergeConfig(min_blocks=5), 0.95)
+    assert rules.actions[0, 1] == TEACHER
+    assert rules.actions[2, 3] == HUMAN
+    assert rules.actions[2, 4] == IGNORED
+    fence = next(e for e in rules.evidence if e["teacher"] == "fence")
+    assert (fence["pixels"], fence["human_right"], fence["teacher_right"], fence["blocks"]) == (16 * 20, 0, 0, 8)
+    few = measure_rules(Curves.measure(_images(6), CLASSES), codes, MergeConfig(min_blocks=5), 0.95)
+    assert (few.actions[~np.eye(5, dtype=bool)] == IGNORED).all()
+    off = measure_rules(curves, codes, MergeConfig(measure=False), 0.95)
+    assert (off.actions[~np.eye(5, dtype=bool)] == IGNORED).all()
+    by_hand = MergeConfig(rules=(PairRule(human="road", teacher="sidewalk", action="human"),))
+    assert measure_rules(curves, codes, by_hand, 0.95).actions[0, 1] == HUMAN
+
+
+def test_coarse_precision_is_corrected_by_what_coarse_labels_hide() -> None:
+    curves = Curves.measure(_images(8), CLASSES)
+    pairs = np.zeros((6, 5, 256), np.int64)
+    pairs[2, 2, 240], pairs[0, 2, 240], pairs[5, 2, 240] = 90, 10, 500  # 500 pixels without a human label
+    there = np.zeros((6, 5, 256), np.int64)
+    there[2, 2, 240] = 100
+    row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
+    assert row == {"coarse": 0.9, "calibration_coarse": 1.0, "calibration": 1.0, "corrected": pytest.approx(0.9)}
+    assert corrected_precision(pairs, there, curves, np.full(5, 256))[2]["corrected"] is None

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
+from hmsa_core.labels.codes import EDGES
+from hmsa_core.labels.policy import WITHHELD, ClassPolicy, from_threshold, keep
+from hmsa_core.taxonomy import cityscapes
+from tests.support.label_maps import toy_classes
+
+CODE = ConfidenceCode()
+LINEAGE = {"teacher": "t" * 64, "scales": [0.5, 1.0, 2.0], "flip": True, "precision": "bf16"}
+
+
+def _policy(codes: list[int], **options: object) -> ThresholdPolicy:
+    table = toy_classes(len(codes))
+    entries = tuple(ClassPolicy(n, c, "measured", {"x": 1}) for n, c in zip(table.classes, codes, strict=True))
+    return ThresholdPolicy(table, entries, **options)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 10_000), st.sampled_from(EDGES))
+def test_a_plain_number_keeps_what_the_floats_keep_and_255_elsewhere(seed: int, threshold: str) -> None:
+    rng = np.random.default_rng(seed)
+    p = np.where(rng.random((8, 9)) < 0.2, CODE.values[rng.integers(0, 256, (8, 9))], rng.random((8, 9)))
+    p = p.astype(np.float32)
+    label = rng.choice([*range(19), 255], (8, 9)).astype(np.uint8)
+    kept = from_threshold(threshold, cityscapes()).apply(label, CODE.encode(p))
+    assert np.array_equal(kept, np.where(p >= np.float32(threshold), label, 255))
+
+
+@given(st.lists(st.integers(0, 256), min_size=5, max_size=5), st.integers(0, 4), st.integers(0, 50))
+def test_raising_the_cut_of_a_class_only_takes_its_own_pixels_away(codes: list[int], c: int, more: int) -> None:
+    rng = np.random.default_rng(sum(codes))
+    label, code = rng.integers(0, 5, (20, 20)).astype(np.uint8), rng.integers(0, 256, (20, 20)).astype(np.uint8)
+    low = keep(label, code, np.array(codes))
+    high = keep(label, code, np.array([min(256, v + more) if i == c else v for i, v in enumerate(codes)]))
+    changed = low != high
+    assert (high[changed] == 255).all()
+    assert (low[changed] == c).all()
+
+
+def test_a_withheld_class_keeps_nothing_not_even_code_255() -> None:
+    label = np.array([[0, 1]], np.uint8)
+    code = np.full((1, 2), 255, np.uint8)
+    policy = _policy([WITHHELD, 255])
+    assert policy.apply(label, code).tolist() == [[255, 1]]
+    assert policy.codes().tolist() == [256, 255]
+    assert policy.entries[0].threshold is None
+    assert policy.entries[1].threshold == EDGES[255]
+
+
+def test_ids_outside_of_the_policy_become_255() -> None:
+    assert _policy([0, 0]).apply(np.array([[2, 200, 255]], np.uint8), np.full((1, 3), 255, np.uint8)).min() == 255
+
+
+def test_a_policy_file_gives_back_the_same_policy(tmp_path: Path) -> None:
+    table = np.linspace(0, 1, 2 * 256).reshape(2, 256)
+    policy = _policy([3, WITHHELD], table=table, binding=LINEAGE, settings={"target": 0.98}, evidence={"blocks": 3})
+    digest = policy.save(tmp_path / "p.json")
+    back = ThresholdPolicy.load(tmp_path / "p.json")
+    assert back.digest == policy.digest == digest
+    assert back.entries == policy.entries
+    assert back.classes == policy.classes
+    assert back.table is not None
+    assert np.allclose(back.table, table, atol=1e-6)
+
+
+def test_an_edited_or_flipped_policy_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    _policy([3, 7]).save(path)
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b'"code":7', b'"code":6'))
+    with pytest.raises(StoreError, match=r"p\.json: damaged or edited"):
+        ThresholdPolicy.load(path)
+    for position in range(0, len(original) * 8, 97):
+        changed = bytearray(original)
+        changed[position // 8] ^= 1 << position % 8
+        path.write_bytes(bytes(changed))
+        with pytest.raises(StoreError):
+            ThresholdPolicy.load(path)
+
+
+def test_a_file_of_another_kind_is_no_policy(tmp_path: Path) -> None:
+    from hmsa_core.labels import sealed
+
+    sealed.write(tmp_path / "x.json", {"format": "hmsa-merge-rules", "version": 1})
+    with pytest.raises(StoreError, match="not a policy"):
+        ThresholdPolicy.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("teacher", "u" * 64), ("scales", [1.0]), ("flip", False), ("precision", "fp32")]
+)
+def test_a_measured_policy_is_refused_for_another_teacher_or_inference(key: str, value: object) -> None:
+    policy = _policy([1, 2], binding={**LINEAGE, "scales": [0.5, 1.0, 2.0]})
+    policy.check({**LINEAGE, "scales": [2.0, 0.5, 1.0]}, policy.classes)  # the order of scales means nothing
+    with pytest.raises(ConfigError, match=key):
+        policy.check({**LINEAGE, key: value}, policy.classes)
+
+
+def test_a_plain_number_fits_any_teacher_but_not_other_classes() -> None:
+    policy = from_threshold(0.9, cityscapes())
+    policy.check({"teacher": "whoever"}, cityscapes())
+    with pytest.raises(ConfigError, match="classes"):
+        policy.check({}, toy_classes())
+
+
+def test_wrong_types_and_shapes_are_refused() -> None:
+    policy = from_threshold(0.9, cityscapes())
+    with pytest.raises(InputError, match="uint8"):
+        policy.apply(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="code is"):
+        policy.apply(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
+    with pytest.raises(ConfigError, match="one entry for each class"):
+        ThresholdPolicy(cityscapes(), ())

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.errors import StoreError
+from hmsa_core.labels import sealed
+
+VALUE = {"a": [{"x": 1}, {"x": 2}], "text": "ü", "none": None, "numbers": [1, 2.5]}
+
+
+def test_a_sealed_file_is_plain_json_with_its_digest(tmp_path: Path) -> None:
+    digest = sealed.write(tmp_path / "f.json", VALUE)
+    assert json.loads((tmp_path / "f.json").read_text("utf-8")) == {**VALUE, "digest": digest}
+    assert sealed.read(tmp_path / "f.json") == {**VALUE, "digest": digest}
+
+
+def test_every_single_changed_bit_is_found() -> None:
+    data = sealed.dump(VALUE)
+    for position in range(len(data) * 8):
+        changed = bytearray(data)
+        changed[position // 8] ^= 1 << position % 8
+        with pytest.raises(StoreError):
+            sealed.parse(bytes(changed), "f.json")
+
+
+def test_every_truncation_is_found() -> None:
+    data = sealed.dump(VALUE)
+    for length in range(len(data)):
+        with pytest.raises(StoreError):
+            sealed.parse(data[:length], "f.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"gone\.json: missing"):
+        sealed.read(tmp_path / "gone.json")
+
+
+def test_nothing_can_take_the_place_of_the_digest() -> None:
+    with pytest.raises(ValueError, match="digest"):
+        sealed.dump({"digest": "x"})

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa_core.errors import ConfigError, InputError, LockedError, StoreError
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.shards import ShardPlan, ShardWriter, plan_shards, shard_done, write_manifest
+from tests.support.label_maps import maps
+
+KEY = "k" * 64
+NAMES = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4), unique=True)
+
+
+def _images(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, f"sha-{name}") for name in names]
+
+
+def _write(root: Path, plan: ShardPlan) -> None:
+    with ShardWriter(root, plan) as shard:
+        for name in plan.names:
+            label, confidence = maps(int(name[1:]))
+            shard.add(name, label, confidence, city="c")
+
+
+@given(NAMES, NAMES, st.integers(1, 5))
+def test_plans_hold_each_image_once_and_only_ever_grow(old: list[str], new: list[str], per_shard: int) -> None:
+    first = plan_shards([], _images(old), per_shard, KEY)
+    again = plan_shards([], _images(old[::-1]), per_shard, KEY)
+    assert first == again  # the order of listing does not matter
+    grown = plan_shards(first, _images(sorted({*old, *new})), per_shard, KEY)
+    assert grown[: len(first)] == first
+    placed = [name for plan in grown for name in plan.names]
+    assert sorted(placed) == sorted({*old, *new})
+    assert [plan.index for plan in grown] == list(range(len(grown)))
+    assert all(1 <= len(plan.names) <= per_shard for plan in grown)
+
+
+def test_images_that_are_no_longer_listed_stay_in_their_shard() -> None:
+    plans = plan_shards([], _images(["a", "b"]), 2, KEY)
+    assert plan_shards(plans, _images(["b"]), 2, KEY) == plans
+
+
+def test_a_changed_teacher_never_goes_into_the_old_plan() -> None:
+    plans = plan_shards([], _images(["a"]), 2, KEY)
+    with pytest.raises(ConfigError, match="other parameters"):
+        plan_shards(plans, _images(["a", "b"]), 2, "another")
+
+
+def test_an_image_whose_content_changed_under_its_name_is_refused() -> None:
+    plans = plan_shards([], [("a", "1")], 2, KEY)
+    with pytest.raises(InputError, match="'a' has changed"):
+        plan_shards(plans, [("a", "2")], 2, KEY)
+
+
+def test_a_name_given_twice_and_a_shard_of_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="twice"):
+        plan_shards([], [("a", "1"), ("a", "1")], 2, KEY)
+    with pytest.raises(ConfigError, match="at least 1"):
+        plan_shards([], [], 0, KEY)
+
+
+def test_a_shard_is_done_only_with_its_receipt_and_for_its_own_plan(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
+    assert not shard_done(tmp_path, plan)
+    _write(tmp_path, plan)
+    assert shard_done(tmp_path, plan)
+    assert not shard_done(tmp_path, ShardPlan(0, ("i1", "i2"), ("", ""), "other"))
+    (tmp_path / "receipts" / "shard-00000.json").unlink()
+    assert not shard_done(tmp_path, plan)
+
+
+@pytest.mark.parametrize("file", ["shard-00000.parquet", "sidecar/shard-00000.parquet"])
+def test_a_shard_whose_bytes_changed_is_not_done(tmp_path: Path, file: str) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    _write(tmp_path, plan)
+    data = bytearray((tmp_path / file).read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / file).write_bytes(bytes(data))
+    assert not shard_done(tmp_path, plan)
+    assert shard_done(tmp_path, plan, check_bytes=False)  # the size is what it was
+
+
+def test_an_aborted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
+    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, plan) as shard:
+        shard.add("i1", *maps(1))
+        raise RuntimeError("stop")
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and ".locks" not in p.parts] == []
+
+
+def test_an_incomplete_shard_cannot_be_acknowledged(tmp_path: Path) -> None:
+    shard = ShardWriter(tmp_path, ShardPlan(0, ("i1", "i2"), ("", ""), KEY))
+    shard.add("i1", *maps(1))
+    with pytest.raises(StoreError, match="1 of its images were not written"):
+        shard.close()
+    assert not (tmp_path / "shard-00000.parquet").exists()
+
+
+def test_images_come_in_the_order_of_the_plan_and_with_its_content(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, ShardPlan(0, ("i1", "i2"), ("a", ""), KEY)) as shard:
+        with pytest.raises(InputError, match="not the plan's next"):
+            shard.add("i2", *maps(2))
+        with pytest.raises(InputError, match="changed since it was planned"):
+            shard.add("i1", *maps(1), image_sha256="b")
+        shard.add("i1", *maps(1), image_sha256="a")
+        shard.add("i2", *maps(2), image_sha256="b")
+        with pytest.raises(InputError, match="no further image"):
+            shard.add("i3", *maps(3))
+
+
+def test_a_skipped_image_is_told_with_its_reason(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
+    with ShardWriter(tmp_path, plan) as shard:
+        shard.skip("i1", "truncated")
+        shard.add("i2", *maps(2))
+    write_manifest(tmp_path, [plan], {})
+    store = LabelStore.open(tmp_path, strict=True)
+    assert store.names() == ["i2"]
+    assert store.manifest["shards"][0]["skipped"] == [{"name": "i1", "reason": "truncated"}]
+
+
+def test_two_writers_never_share_a_shard(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    with ShardWriter(tmp_path, plan) as shard:
+        with pytest.raises(LockedError, match="shard-00000"):
+            ShardWriter(tmp_path, plan)
+        shard.add("i1", *maps(1))
+
+
+def test_a_manifest_needs_every_receipt_and_one_class_table(tmp_path: Path) -> None:
+    plans = [ShardPlan(0, ("i1",), ("",), KEY), ShardPlan(1, ("i2",), ("",), KEY)]
+    _write(tmp_path, plans[0])
+    with pytest.raises(StoreError, match=r"shard-00001\.json: missing"):
+        write_manifest(tmp_path, plans, {})
+    from tests.support.label_maps import toy_classes
+
+    _write(tmp_path, plans[1])
+    with pytest.raises(StoreError, match="class table"):
+        write_manifest(tmp_path, plans, {}, classes=toy_classes())
+
+
+def _digests(root: Path) -> dict[str, bytes]:
+    files = sorted(p for p in root.rglob("*") if p.is_file() and ".locks" not in p.parts)
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
+
+
+def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash_seed(tmp_path: Path) -> None:
+    plans = plan_shards([], [(f"i{i}", "") for i in range(7)], 2, KEY)
+    for plan in plans:
+        _write(tmp_path / "one", plan)
+    write_manifest(tmp_path / "one", plans, {"teacher": "t"})
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.unit.hmsa_core.labels import test_shards as t\n"
+        "from hmsa_core.labels.shards import *\n"
+        "root = Path(sys.argv[1]); plans = plan_shards([], [(f'i{i}', '') for i in range(7)], 2, t.KEY)\n"
+        "[t._write(root, p) for p in plans[::-1]]\n"
+        "write_manifest(root, plans, {'teacher': 't'})\n"
+    )
+    other = tmp_path / "elsewhere" / "two"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(other)], cwd=Path(__file__).parents[4], check=False, capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONPATH": "."}, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert _digests(tmp_path / "one") == _digests(other)
+
+
+def test_receipts_and_manifest_hold_no_absolute_path_and_no_time(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    _write(tmp_path, plan)
+    write_manifest(tmp_path, [plan], {})
+    for file in ("receipts/shard-00000.json", "manifest.json"):
+        text = (tmp_path / file).read_text()
+        assert str(tmp_path) not in text
+        assert "time" not in json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("label", "confidence", "message"),
+    [
+        (np.zeros((4, 4), np.int64), np.zeros((4, 4), np.float32), "uint8 HxW"),
+        (np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 1), np.float32), "uint8 HxW"),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.float32), "confidence is"),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), "float"),
+        (np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.float32), "uint8 HxW"),
+        (np.full((4, 4), 19, np.uint8), np.zeros((4, 4), np.float32), "no trainIds of cityscapes"),
+        (np.full((4, 4), 254, np.uint8), np.zeros((4, 4), np.float32), "no trainIds"),
+        ([[1]], np.zeros((1, 1), np.float32), "numpy array"),
+    ],
+)
+def test_wrong_types_shapes_and_ids_are_refused_and_the_shard_goes_on(
+    tmp_path: Path, label: np.ndarray, confidence: np.ndarray, message: str
+) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    with ShardWriter(tmp_path, plan) as shard:
+        with pytest.raises(InputError, match=message):
+            shard.add("i1", label, confidence)
+        shard.add("i1", *maps(1))
+    assert shard_done(tmp_path, plan)
+
+
+def test_a_human_label_must_have_the_same_size_and_known_ids(tmp_path: Path) -> None:
+    label, confidence = maps(1)
+    with ShardWriter(tmp_path, ShardPlan(0, ("i1",), ("",), KEY)) as shard:
+        with pytest.raises(InputError, match="coarse"):
+            shard.add("i1", label, confidence, coarse=label[1:])
+        with pytest.raises(InputError, match="coarse holds"):
+            shard.add("i1", label, confidence, coarse=np.full_like(label, 33))
+        shard.add("i1", label, confidence, coarse=label)

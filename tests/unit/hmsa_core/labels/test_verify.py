@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.errors import ConfigError, HmsaError, StoreError
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.manifest import listed_files
+from hmsa_core.labels.parquet import footer_sha256
+from tests.support.label_maps import write_store
+
+SHARD, OTHER = "shard-00001.parquet", "shard-00000.parquet"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "store"
+    write_store(path, 6, per_shard=2)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "store"))
+
+
+def _named(path: Path) -> set[str]:
+    return {problem.file for problem in LabelStore.open(path).verify()}
+
+
+def _served(path: Path, whole: Path, damaged: str) -> None:
+    """All other shards are served unchanged; the damaged one's images raise or are as they were, never else."""
+    store, reference = LabelStore.open(path), LabelStore.open(whole)
+    for name in reference.names():
+        expected = reference.read(name)
+        try:
+            label, code = store.read(name)
+        except StoreError as error:
+            assert store.shard_of(name) == damaged
+            assert damaged in str(error)
+            continue
+        assert np.array_equal(label, expected[0])
+        assert np.array_equal(code, expected[1])
+
+
+def _refused(path: Path) -> None:
+    with pytest.raises(HmsaError, match=r"refused|damaged|missing|not one of our files"):
+        LabelStore.open(path, strict=True)
+
+
+def test_a_whole_store_has_no_problem(whole: Path) -> None:
+    assert LabelStore.open(whole).verify() == []
+    assert LabelStore.open(whole).problems == []
+
+
+def _flip(path: Path, position: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+def test_200_flipped_bits_50_of_them_in_the_footer_are_all_named_and_never_read(whole: Path, store: Path) -> None:
+    path = store / SHARD
+    original = path.read_bytes()
+    footer = int.from_bytes(original[-8:-4], "little") + 8
+    draw = random.Random(1)
+    places = [draw.randrange(len(original) - footer, len(original)) for _ in range(50)]
+    places += [draw.randrange(len(original)) for _ in range(150)]
+    reference = LabelStore.open(whole)
+    names = [n for n in reference.names() if reference.shard_of(n) == SHARD]
+    expected = {n: reference.read(n) for n in names}
+    for position in places:
+        _flip(path, position, draw.randrange(8))
+        opened = LabelStore.open(store)
+        problems = opened.verify()
+        assert [p.file for p in problems] == [SHARD]
+        assert str(path) in problems[0].message
+        for name in names:
+            try:
+                got = opened.read(name)
+            except StoreError as error:
+                assert SHARD in str(error)
+            else:  # the bit lies in the other image, or in bytes that nobody reads
+                assert all(np.array_equal(a, b) for a, b in zip(got, expected[name], strict=True))
+        if position % 8 == 0:
+            _refused(store)
+        opened.close()
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize("file", ["sidecar", "receipts"])
+def test_flipped_bits_in_sidecar_tables_and_receipts_are_named(store: Path, file: str) -> None:
+    draw = random.Random(2)
+    for path in sorted((store / file).iterdir()):
+        original = path.read_bytes()
+        for _ in range(6):
+            _flip(path, draw.randrange(len(original)), draw.randrange(8))
+            assert _named(store) == {path.relative_to(store).as_posix()}
+            path.write_bytes(original)
+
+
+def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None:
+    path = store / "manifest.json"
+    original = path.read_bytes()
+    draw = random.Random(3)
+    for _ in range(100):
+        _flip(path, draw.randrange(len(original)), draw.randrange(8))
+        with pytest.raises(StoreError, match=r"manifest\.json"):
+            LabelStore.open(store)
+        path.write_bytes(original)
+
+
+def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: Path) -> None:
+    path = store / SHARD
+    original = path.read_bytes()
+    for i in range(100):
+        path.write_bytes(original[: len(original) * i // 100])
+        assert _named(store) == {SHARD}
+        assert [p.file for p in LabelStore.open(store).problems] == [SHARD]
+    _served(store, whole, SHARD)
+    _refused(store)
+
+
+def _zero_fill(root: Path) -> set[str]:
+    data = bytearray((root / SHARD).read_bytes())
+    data[200:600] = bytes(400)
+    (root / SHARD).write_bytes(bytes(data))
+    return {SHARD}
+
+
+def _delete(root: Path) -> set[str]:
+    (root / SHARD).unlink()
+    return {SHARD}
+
+
+def _swap(root: Path) -> set[str]:
+    (root / SHARD).rename(root / "x")
+    (root / OTHER).rename(root / SHARD)
+    (root / "x").rename(root / OTHER)
+    return {SHARD, OTHER}
+
+
+def _rename(root: Path) -> set[str]:
+    (root / SHARD).rename(root / "renamed.parquet")
+    return {SHARD, "renamed.parquet"}
+
+
+def _duplicate(root: Path) -> set[str]:
+    shutil.copy(root / SHARD, root / "copy.parquet")
+    return {"copy.parquet"}
+
+
+def _overwrite(root: Path) -> set[str]:
+    shutil.copy(root / OTHER, root / SHARD)
+    return {SHARD}
+
+
+def _old_shard(root: Path) -> set[str]:
+    write_store(root.parent / "old", 6, per_shard=2, lineage={"teacher": "older"})
+    shutil.copy(root.parent / "old" / SHARD, root / SHARD)
+    return {SHARD}
+
+
+def _lose_statistics(root: Path) -> set[str]:
+    path = next((root / "sidecar").glob("totals-*"))
+    path.unlink()
+    return {path.relative_to(root).as_posix()}
+
+
+DAMAGE = [_zero_fill, _delete, _swap, _rename, _duplicate, _overwrite, _old_shard, _lose_statistics]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_moved_and_foreign_files_are_named_and_refused_in_training(
+    whole: Path, store: Path, damage: Callable[[Path], set[str]]
+) -> None:
+    expected = damage(store)
+    assert _named(store) == expected
+    _refused(store)
+    if len(expected) == 1:
+        _served(store, whole, next(iter(expected)))
+
+
+def test_messages_say_what_happened(store: Path) -> None:
+    _swap(store)
+    assert {p.kind for p in LabelStore.open(store).verify()} == {"swapped"}
+    _swap(store)
+    _rename(store)
+    kinds = {p.file: p.kind for p in LabelStore.open(store).verify()}
+    assert kinds == {SHARD: "renamed", "renamed.parquet": "unlisted"}
+    (store / "renamed.parquet").rename(store / SHARD)
+    assert _named(store) == set()
+
+
+def test_a_missing_shard_is_known_at_open_and_the_others_are_served(whole: Path, store: Path) -> None:
+    _delete(store)
+    opened = LabelStore.open(store)
+    assert [p.file for p in opened.problems] == [SHARD]
+    assert len(opened.names()) == 6
+    assert sum(opened.is_served(n) for n in opened.names()) == 4
+    _served(store, whole, SHARD)
+
+
+@pytest.mark.parametrize("of", [1, 3, 7, 50])
+def test_slices_together_check_every_file_once(store: Path, of: int) -> None:
+    for relative in listed_files(LabelStore.open(store).manifest):
+        if relative != "manifest.json":
+            _flip(store / relative, 10, 0)
+    opened = LabelStore.open(store)
+    found = [p.file for n in range(1, of + 1) for p in opened.verify(f"{n}/{of}")]
+    assert sorted(found) == sorted(set(listed_files(opened.manifest)) - {"manifest.json"})
+
+
+@pytest.mark.parametrize("bad", ["0/3", "4/3", "x", "1", "1/0", "-1/2"])
+def test_a_slice_that_is_none_is_refused(whole: Path, bad: str) -> None:
+    with pytest.raises(ConfigError, match="n/t"):
+        LabelStore.open(whole).verify(bad)
+
+
+def test_leftovers_of_a_killed_writer_do_not_disturb(store: Path) -> None:
+    (store / ".shard-00009.parquet.999999-0123abcd.tmp").write_bytes(b"half")
+    assert LabelStore.open(store).verify() == []
+    LabelStore.open(store, strict=True)
+
+
+def test_a_footer_that_is_none_is_a_torn_file(tmp_path: Path) -> None:
+    for data in (b"", b"PAR1", b"x" * 100, b"y" * 20 + (10**6).to_bytes(4, "little") + b"PAR1"):
+        (tmp_path / "f").write_bytes(data)
+        with pytest.raises(StoreError, match="torn"):
+            footer_sha256(tmp_path / "f")
