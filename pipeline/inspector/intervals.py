@@ -64,7 +64,7 @@ def _beta_cdf(x: float, a: float, b: float) -> float:
 
 
 def beta_quantile(q: float, a: float, b: float) -> float:
-    """x with P(Beta(a, b) <= x) = q, to 1e-12, by bisection."""
+    """Value x with P(Beta(a, b) <= x) = q, to 1e-12, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -85,8 +85,9 @@ def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[f
 def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> Share | None:
     """Weighted share over strata with a design-based interval; None when nothing was answered.
 
-    Strata without an answer are left out, and the result then speaks for the others alone. Where no stratum
-    shows any variance (all right or all wrong) the effective size follows from the unequal weights (Kish).
+    Strata without an answer are left out, and the result then speaks for the others alone. The design effect is
+    taken at shares with one right and one wrong answer added to each stratum, so that a stratum in which
+    everything is right still counts as uncertain.
     """
     asked = [s for s in strata if s.n > 0 and s.weight > 0]
     if not asked:
@@ -94,10 +95,9 @@ def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> Share | N
     total = sum(s.weight for s in asked)
     n = sum(s.n for s in asked)
     value = sum(s.weight * s.right / s.n for s in asked) / total
-    variance = sum(
-        (s.weight / total) ** 2 * (s.right / s.n) * (1 - s.right / s.n) / max(1, s.n - 1) for s in asked
-    )
-    kish = 1.0 / sum((s.weight / total) ** 2 / s.n for s in asked)
-    effective = min(float(n), value * (1 - value) / variance) if variance > 0 else min(float(n), kish)
+    careful = [(s, (s.right + 1) / (s.n + 2)) for s in asked]
+    variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
+    middle = sum(s.weight * p for s, p in careful) / total
+    effective = min(float(n), middle * (1 - middle) / variance)
     low, high = clopper_pearson(value * effective, effective, confidence)
     return Share(value, low, high, n)

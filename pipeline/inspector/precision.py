@@ -1,25 +1,30 @@
 """How right the kept pixels are, and how that is known: best evidence first.
 
 1. audit: a person judged random kept pixels of this very store (an interval that rests on the draw alone).
-2. calibration: counted on images the teacher never saw, with a lower bound over blocks (needs the curves file).
-3. expected: the policy's table code -> P(correct), weighted with this store's own histogram; no interval.
+2. coarse-corrected: agreement with coarse human labels of these images, corrected by what such labels get wrong
+   where the truth is known (needs `curves.json` and `pairs.npz` of `calibrate`, and coarse labels).
+3. calibration: counted on images the teacher never saw, with a lower bound over blocks; from the curves file at any
+   cut, or from the policy's own evidence at its own cut.
+4. expected: the policy's table code -> P(correct), weighted with this store's own histogram; no interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.curves import Curves
-from hmsa_core.labels.intervals import lower_bound
 from hmsa_core.labels.policy import ThresholdPolicy
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 
-__all__ = ["AuditAnswer", "Precision", "PrecisionSources"]
+if TYPE_CHECKING:
+    from hmsa_core.labels.curves import Curves
+
+__all__ = ["AuditAnswer", "Coarse", "Precision", "PrecisionSources"]
 
 CONFIDENCE = 0.95  # of intervals and bounds
 FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
@@ -45,6 +50,14 @@ class AuditAnswer:
     right: bool
 
 
+@dataclass(frozen=True)
+class Coarse:
+    """Counts over (human class, class, code) of this store and of the calibration images."""
+
+    here: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+
+
 class PrecisionSources:
     """Everything that is known about precision for one store.
 
@@ -52,6 +65,7 @@ class PrecisionSources:
         totals: pixels of each class and code in the store, (C, 256).
         policy: policy with a calibration table, or None.
         curves: the calibration counts behind the policy, or None.
+        coarse: counts against coarse labels, or None; needs `curves`.
         answers: judged pixels of an audit of this store.
         audited: per class the code from which on the audit drew pixels (256 = not drawn).
     """
@@ -61,11 +75,13 @@ class PrecisionSources:
         totals: NDArray[np.int64],
         policy: ThresholdPolicy | None = None,
         curves: Curves | None = None,
+        coarse: Coarse | None = None,
         answers: Sequence[AuditAnswer] = (),
         audited: Sequence[int] = (),
     ) -> None:
         self.totals, self.policy = totals, policy
         self.table = None if policy is None else policy.table
+        self._curves, self._coarse = curves, coarse
         self._counts = None if curves is None else (curves.kept("total"), curves.kept("correct"))
         self._answers = list(answers)
         self._audited = list(audited)
@@ -84,8 +100,17 @@ class PrecisionSources:
         kept = np.where(keeps, self.totals, 0)
         return float((kept * self.table).sum() / kept.sum()) if kept.any() else None
 
-    def of_class(self, c: int, code: int) -> Precision | None:
-        """Precision of the pixels of class c with at least `code`; None when nothing is kept or known."""
+    def of_classes(self, codes: NDArray[np.integer]) -> list[Precision | None]:
+        """Precision of what each class keeps from its code on; None where nothing is kept or known."""
+        corrected: list[float | None] = [None] * len(codes)
+        if self._curves is not None and self._coarse is not None:
+            from hmsa_core.labels.merge import corrected_precision
+
+            rows = corrected_precision(self._coarse.here, self._coarse.calibration, self._curves, codes)
+            corrected = [row["corrected"] for row in rows]
+        return [self._of_class(c, int(code), corrected[c]) for c, code in enumerate(codes)]
+
+    def _of_class(self, c: int, code: int, corrected: float | None) -> Precision | None:
         if not self.totals[c, min(code, NUM_CODES) :].any():
             return None
         marginal = None if self.table is None else float(self.table[c, code])
@@ -93,10 +118,21 @@ class PrecisionSources:
         if len(judged) >= FEW:
             low, high = clopper_pearson(sum(judged), len(judged))
             return Precision(sum(judged) / len(judged), low, high, "audit", marginal)
+        if corrected is not None:
+            return Precision(corrected, None, None, "coarse-corrected", marginal)
+        return self._calibrated(c, code, marginal)
+
+    def _calibrated(self, c: int, code: int, marginal: float | None) -> Precision | None:
         if self._counts is not None and self._counts[0][:, c, code].sum():
+            from hmsa_core.labels.intervals import lower_bound
+
             total, correct = (counts[:, c, code] for counts in self._counts)
             bound = float(lower_bound(total, correct, CONFIDENCE))
             return Precision(float(correct.sum() / total.sum()), bound, None, "calibration", marginal)
+        entry = None if self.policy is None else self.policy.entries[c]
+        if entry is not None and entry.code == code and entry.evidence.get("precision") is not None:
+            known = entry.evidence
+            return Precision(float(known["precision"]), known.get("lower"), None, "calibration", marginal)
         only = np.full(len(self.totals), NUM_CODES)
         only[c] = code
         value = self.expected(only)
@@ -105,14 +141,11 @@ class PrecisionSources:
     def overall(self, codes: NDArray[np.integer]) -> Precision | None:
         """Precision of everything that is kept: from the audit when it covers every kept class, else expected."""
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
-        total = sum(kept)
-        if not total:
-            return None
         strata = []
         for c, code in enumerate(codes):
             judged = self._judged(c, int(code))
             strata.append(Stratum(sum(judged), len(judged), float(kept[c])))
-        if all(s.n >= FEW for s in strata if s.weight):
+        if any(kept) and all(s.n >= FEW for s in strata if s.weight):
             share = stratified(strata)
             if share is not None:
                 return Precision(share.value, share.low, share.high, "audit")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,8 +129,8 @@ class ReviewFile:
     def add(self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "") -> Mark:
         """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
         with self._lock():
-            body = {"name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
-            mark = _mark({**body, "id": digest([self._lines(), body])[:16]})
+            mark = _mark({"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer})
+            mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
             append_line(self.path, json.dumps(mark.to_json(), ensure_ascii=False, sort_keys=True))
         return mark
 
@@ -147,7 +147,7 @@ class ReviewFile:
 
 
 def status(marks: list[Mark]) -> str:
-    """ "flag", "accept" or "" of an image's marks: an accepted image has no flag after it."""
+    """What an image's marks come to: "flag", "accept" or "" (an accept of the whole image lifts earlier flags)."""
     found = ""
     for mark in marks:
         if mark.verdict == "accept" and mark.region is None:
@@ -167,6 +167,6 @@ def flagged_pixels(marks: list[Mark], height: int, width: int) -> NDArray[np.boo
         if mark.region is None:
             flagged[:] = value
         else:
-            corners = np.round(np.array(mark.region) - 0.5).astype(np.int32)  # corner x.0 is the pixel's left edge
-            cv2.fillPoly(flagged, [corners], value)
+            # The pixel under each corner and the outline between them belong to the region.
+            cv2.fillPoly(flagged, [np.floor(np.array(mark.region)).astype(np.int32)], value)
     return flagged.astype(bool)

@@ -77,15 +77,19 @@ def open_app(session: Session, options: ServeOptions, stack: ExitStack) -> tuple
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         why = "is taken by another program" if taken else f"cannot be used ({error})"
-        raise ConfigError(f"port {port} on {host} {why}", hint="choose another with --port N, or --port 0 for any") from None
+        hint = "choose another with --port N, or --port 0 for any"
+        raise ConfigError(f"port {port} on {host} {why}", hint=hint) from None
     return listener
 
 

@@ -63,7 +63,7 @@ class Session:
                 bound_to = self.view if key == "policy" or self.other is None else self.other
                 self.policies[key] = load_policy(path, bound_to)
                 self.policy_names[key] = Path(path).name
-        self.curves = find_curves(self.view, policy, curves)
+        self.curves, self.coarse = find_curves(self.view, policy, curves)
         folder = self.view.path.resolve()
         self.save_path = Path(save_to) if save_to is not None else folder.with_name(f"{folder.name}.policy.json")
         if policy is not None and self.save_path.resolve() == Path(policy).resolve():
@@ -109,8 +109,8 @@ class Session:
         """What is known about precision now."""
         audit = self.audits.current
         return PrecisionSources(
-            self.view.totals, policy or self.policies.get("policy"), self.curves, audit.answers() if audit else (),
-            audit.audited(self.view.classes.num_classes) if audit else (),
+            self.view.totals, policy or self.policies.get("policy"), self.curves, self.coarse,
+            audit.answers() if audit else (), audit.audited(self.view.classes.num_classes) if audit else (),
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -121,6 +121,7 @@ class Session:
         safe = np.zeros((classes.num_classes, 3), int)
         safe[order] = safe_colours(classes.num_classes)  # frequent classes get the colours farthest apart
         table = sources.table
+        start = ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0
         return {
             "name": view.name, "path": str(view.path), "kind": view.kind, "digest": view.digest,
             "teacher": _text(view.lineage.get("teacher")), "images": len(view.names),
@@ -129,8 +130,8 @@ class Session:
                 for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)
             ],
             "safeColours": safe.tolist(), "edges": list(ConfidenceCode().edges),
-            "startCode": ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0,
-            "cities": [c for c in view.statistics.city_names() if c], "problems": [str(p) for p in view.problems],
+            "startCode": start, "start": "policy" if "policy" in self.policies else start,
+            "cities": [c for c in view.statistics.city_names() if c], "problems": view.problems,
             "hasPictures": view.images_root is not None, "hasConflicts": view.has_human, "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
             "policy": self._policy_json("policy"), "policyB": self._policy_json("policy-b"),
@@ -149,7 +150,7 @@ class Session:
     def image_details(self, name: str) -> dict[str, Any]:
         """What is known of one image."""
         view = self.image(name)
-        row = view.info[name]
+        row = view.info(name)
         return {
             "name": name, "city": row["city"], "width": row["width"], "height": row["height"],
             "picture": view.has_picture(name), "human": view.has_human_label(name),

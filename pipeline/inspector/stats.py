@@ -35,7 +35,7 @@ class Sort:
 def parse_sort(text: str) -> Sort:
     """Read "name", "coverage", "conflict", "uncertain" or "drop:LOW:HIGH"."""
     kind, *edges = text.split(":")
-    if kind not in SORTS or (kind == "drop") != (len(edges) == 2):
+    if kind not in SORTS or len(edges) != (2 if kind == "drop" else 0):
         raise ConfigError(f"sort {text!r}: expected coverage, conflict, uncertain, name or drop:0.8:0.95")
     if kind != "drop":
         return Sort(kind)
@@ -93,6 +93,7 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
     keeps = np.arange(NUM_CODES)[None, :] >= cuts.codes[:, None]
     kept = np.where(keeps, totals, 0).sum(axis=1)
     chosen = range(view.classes.num_classes) if class_id is None else [class_id]
+    known = sources.of_classes(cuts.codes)
     rows = []
     for c in chosen:
         predicted = int(totals[c].sum())
@@ -100,12 +101,12 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
             "id": c, "name": view.classes.classes[c], "threshold": cuts.edge(c), "code": int(cuts.codes[c]),
             "status": cuts.statuses[c], "predicted": predicted, "kept": int(kept[c]),
             "coverage": _share(int(kept[c]), predicted),
-            **_precision_json(sources.of_class(c, int(cuts.codes[c]))),
+            **_precision_json(known[c]),
             "expected_precision": _rounded(sources.expected(_only(cuts.codes, c))),
         })  # fmt: skip
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
-    found = sources.overall(cuts.codes) if class_id is None else sources.of_class(class_id, int(cuts.codes[class_id]))
+    found = sources.overall(cuts.codes) if class_id is None else known[class_id]
     return {
         "store": str(view.path), "kind": view.kind, "images": len(view.names), "threshold": cuts.threshold,
         "policy": cuts.base if cuts.policy is not None else None, "pixels": whole, "kept": all_kept,

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from hmsa_core.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import codec
 from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.manifest import binding
+from hmsa_core.labels.manifest import binding, read_manifest
 from hmsa_core.labels.parquet import FileRecord, read_table
 from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.stats import StoreStatistics
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
+from pipeline.inspector.precision import Coarse
 
 if TYPE_CHECKING:
     from hmsa_core.labels.curves import Curves
 
-__all__ = ["ImageInfo", "StoreView", "find_curves", "load_policy"]
+__all__ = ["StoreView", "find_curves", "load_policy"]
 
 UInt8 = NDArray[np.uint8]
 _MINI_WIDTH = 176  # pixels of a thumbnail's label map
@@ -39,18 +40,23 @@ def load_policy(path: str | os.PathLike[str], store: StoreView) -> ThresholdPoli
     """Read a policy and refuse one that was measured for other classes or another teacher."""
     if not Path(path).is_file():
         raise InputError(f"{path}: policy file not found")
-    policy = ThresholdPolicy.load(path)
+    policy = ThresholdPolicy.load(Path(path))
     policy.check(store.lineage, store.classes, where=str(store.path))
     return policy
 
 
 def find_curves(
     store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
-) -> Curves | None:
-    """The calibration counts that belong to a store: the named file, or `curves.json` beside the policy."""
-    path = Path(curves) if curves is not None else Path(policy or "").with_name("curves.json") if policy else None
+) -> tuple[Curves | None, Coarse | None]:
+    """The calibration counts that belong to a store: the named file, or `curves.json` beside the policy.
+
+    With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
+    coarse-corrected precision, where the store knows coarse labels.
+    """
+    beside = None if policy is None else Path(policy).with_name("curves.json")
+    path = Path(curves) if curves is not None else beside
     if path is None or (curves is None and not path.is_file()):
-        return None
+        return None, None
     from hmsa_core.labels.curves import Curves
 
     if not path.is_file():
@@ -58,22 +64,11 @@ def find_curves(
     found = Curves.load(path)
     if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
         raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
-    return found
-
-
-class ImageInfo:
-    """Paths and sizes of all images, looked up by name."""
-
-    def __init__(self, statistics: StoreStatistics) -> None:
-        table = statistics.images
-        self._columns = {n: table[n] for n in ("city", "image_path", "coarse_path", "height", "width")}
-        self.position = {name: i for i, name in enumerate(statistics.names)}
-
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        row = self.position.get(name)
-        if row is None:
-            raise InputError(f"no image named {name!r} in this store")
-        return {key: column[row].as_py() for key, column in self._columns.items()}
+    pairs = path.with_name("pairs.npz")
+    if not pairs.is_file() or not store.has_human:
+        return found, None
+    with np.load(pairs) as file:
+        return found, Coarse(store.statistics.pairs(), file["pairs"])
 
 
 class StoreView:
@@ -89,17 +84,28 @@ class StoreView:
 
     def __init__(self, path: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
-        self._store = LabelStore.open(self.path)
-        self.statistics = StoreStatistics(self.path, self._store.manifest)
-        self.classes, self.kind, self.lineage = self._store.classes, self._store.kind, self._store.lineage
-        self.digest = self._store.digest
-        self.problems = list(self._store.problems)
+        self.manifest = read_manifest(self.path)
+        self.statistics = StoreStatistics(self.path, self.manifest)
+        self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
+        self.lineage: dict[str, Any] = self.manifest["lineage"]
+        self.digest = str(self.manifest["digest"])
         self.images_root = None if images is None else Path(images).resolve()
         if self.images_root is not None and not self.images_root.is_dir():
             raise ConfigError(f"{images}: image root not found")
         self._local = threading.local()
         self._lock = threading.RLock()
         self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
+
+    @cached_property
+    def _store(self) -> LabelStore:
+        # Opened when first needed: it looks at every shard, which figures from the sidecar do not need.
+        with self._lock:
+            return LabelStore.open(self.path)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the store's files, as far as sizes and footers tell."""
+        return [str(problem) for problem in self._store.problems]
 
     @property
     def name(self) -> str:
@@ -112,13 +118,24 @@ class StoreView:
         return self.statistics.names
 
     def __contains__(self, name: object) -> bool:
-        return name in self._store
+        return name in self._positions
 
     @cached_property
-    def info(self) -> ImageInfo:
-        """Paths and sizes of all images."""
+    def _positions(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.statistics.names)}
+
+    def position(self, name: str) -> int:
+        """Number of an image; an unknown name is an InputError."""
+        if name not in self._positions:
+            raise InputError(f"no image named {name!r} in this store")
+        return self._positions[name]
+
+    def info(self, name: str) -> dict[str, Any]:
+        """City, paths and size of an image."""
+        row = self.position(name)
         with self._lock:
-            return ImageInfo(self.statistics)
+            table = self.statistics.images
+        return {n: table[n][row].as_py() for n in ("city", "image_path", "coarse_path", "height", "width")}
 
     def is_served(self, name: str) -> bool:
         """Whether the image's shard passed the checks at opening."""
@@ -184,7 +201,7 @@ class StoreView:
         need = np.full(256, NUM_CODES, np.int64)
         need[: len(codes)] = codes
         first = 0
-        for shard in self._store.manifest["shards"]:
+        for shard in self.manifest["shards"]:
             record = FileRecord(**shard["sidecar"])
             table = read_table(self.path / record.file, record, ["row", "class", "human", "code", "pixels"])
             row, ids, human, code, pixels = (table[i].to_numpy() for i in range(5))
@@ -223,7 +240,7 @@ class StoreView:
 
     def _file(self, name: str, column: str) -> Path | None:
         """A file of an image below the image root; None when there is none. Names come from the store alone."""
-        relative = self.info[name][column]
+        relative = self.info(name)[column]
         if self.images_root is None or not relative:
             return None
         path = (self.images_root / str(relative)).resolve()

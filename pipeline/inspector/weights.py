@@ -1,8 +1,8 @@
-"""Scale weights of an image on demand: one process at a time, so that the server itself never imports torch."""
+"""Scale weights of an image on demand: `autolabel predict`, one process at a time, so that no server imports torch."""
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.errors import InputError, one_line
-from hmsa_core.process import die_with_parent
 from pipeline.inspector.view import StoreView
 
 __all__ = ["WeightJobs"]
 
 _KEEP = 8  # images whose weights stay on disk
 _TIMEOUT_S = 900
+_WEIGHT = re.compile(r"_weight_([0-9.]+)x\.png$")
 
 
 class WeightJobs:
-    """Starts `hmsa_core.engine.predict` for an image and serves what it wrote.
+    """Starts `autolabel predict` for an image and serves the weights that it wrote.
 
     Args:
         view: the store whose images are asked for.
@@ -38,9 +38,14 @@ class WeightJobs:
         self._lock = threading.Lock()  # held while a process runs: one at a time
         self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._numbers = 0
+        self._closed = False
+        self._process: subprocess.Popen[str] | None = None
 
     def close(self) -> None:
-        """Remove what was computed."""
+        """End what is running and remove what was computed."""
+        self._closed = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
         self._folder.cleanup()
 
     def start(self, name: str) -> dict[str, Any]:
@@ -51,7 +56,7 @@ class WeightJobs:
             self._numbers += 1
             state = {"out": Path(self._folder.name) / str(self._numbers), "since": time.monotonic()}
             self._states[name] = state
-            threading.Thread(target=self._work, args=(name, path, state), daemon=True).start()
+            threading.Thread(target=self._work, args=(path, state), daemon=True).start()
             self._forget()
         return self.state(name)
 
@@ -62,26 +67,32 @@ class WeightJobs:
 
     def _command(self, path: Path, out: Path) -> list[str]:
         return [
-            sys.executable, "-m", "hmsa_core.engine.predict", "--checkpoint", str(self._checkpoint),
-            "--out", str(out), "--weights-only", str(path),
+            sys.executable, "-m", "pipeline.cli.main", "predict", str(path), "--checkpoint", str(self._checkpoint),
+            "--out", str(out),
         ]  # fmt: skip
 
-    def _work(self, name: str, path: Path, state: dict[str, Any]) -> None:
+    def _work(self, path: Path, state: dict[str, Any]) -> None:
         out: Path = state["out"]
-        parent = os.getpid()
         with self._lock:
-            try:
-                done = subprocess.run(
-                    self._command(path, out), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
-                    preexec_fn=lambda: die_with_parent(parent=parent),  # noqa: PLW1509 - only prctl happens there
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                state["error"] = f"took longer than {_TIMEOUT_S} s"
+            if self._closed:
                 return
-        if done.returncode != 0:
-            state["error"] = one_line(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message")
+            self._process = subprocess.Popen(
+                self._command(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            with self._process as process:
+                try:
+                    _, said = process.communicate(timeout=_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    state["error"] = f"took longer than {_TIMEOUT_S} s"
+                    return
+        if process.returncode != 0:
+            state["error"] = _reason(said)
             return
-        state["scales"] = sorted((p.stem.removeprefix("weight-") for p in out.glob("weight-*.png")), key=float)
+        found = [_WEIGHT.search(file.name) for file in sorted(out.glob("*_weight_*x.png"))]
+        state["scales"] = sorted((match[1] for match in found if match), key=float)
+        if not state["scales"]:
+            state["error"] = "this model's fusion has no weights"
 
     def state(self, name: str) -> dict[str, Any]:
         """{"state": "running", "seconds"} or {"state": "done", "scales"}; a failure is an InputError."""
@@ -99,4 +110,12 @@ class WeightJobs:
         state = self._states.get(name, {})
         if scale not in state.get("scales", ()):
             raise InputError(f"no weight of scale {scale!r} for image {name!r}")
-        return bytes((state["out"] / f"weight-{scale}.png").read_bytes())
+        (file,) = state["out"].glob(f"*_weight_{scale}x.png")
+        return bytes(file.read_bytes())
+
+
+def _reason(stderr: str) -> str:
+    """The line that says what went wrong."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return one_line((said or lines or ["it ended without a message"])[-1])

@@ -49,9 +49,10 @@ class Server {
     })).json();
 }
 
-export let api = new Server();
+/** The source in use: {isExport, url, json, bytes, post}. */
+export const api = { ...new Server() };
 
 /** Use another source (the static export does). */
 export function useSource(source) {
-  api = source;
+  Object.assign(api, source);
 }

@@ -15,7 +15,7 @@ import { nudge, startPanel } from "./panel.js";
 import { savePolicy, startPolicy } from "./policy.js";
 import { cancelRegion, closeRegion, mark, startRegion, startReview } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
-import { cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
+import { addressQuery, cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
 import { online, report, toast } from "./toast.js";
 import { LAYERS, startToolbar, toggleCompare, toggleLayer } from "./toolbar.js";
 import { actualSize, fit, startViewport, zoomBy } from "./viewport.js";
@@ -141,7 +141,7 @@ function describeStore() {
   setText(byId("store-name"), store.path.split("/").slice(-2).join("/"));
   byId("store-name").title = store.path;
   setText(byId("store-kind"), store.kind);
-  setText(byId("store-size"), `${plain(store.images)} images`);
+  setText(byId("store-size"), store.exported ? `${plain(store.exported)} of ${plain(store.images)} images` : `${plain(store.images)} images`);
   setText(byId("teacher"), store.teacher ? `teacher ${store.teacher.slice(0, 8)}` : "");
   document.title = `${store.name} · autolabel inspector`;
   byId("problems").hidden = !store.problems.length;
@@ -181,7 +181,7 @@ async function start() {
   store = await api.json("store");
   store.edgeValues = store.edges.map(Number);
   startNumbers(store);
-  const patch = { base: store.policy ? "policy" : store.startCode, ...fromQuery(location.search, store, parse) };
+  const patch = { base: store.start, ...fromQuery(addressQuery(), store, parse) };
   if (patch.base === "policy" && !store.policy) throw new Error("the address asks for a policy, but the server was started without --policy");
   Object.assign(state, patch);
   for (const part of [startViewport, startScene, startGrid, startOverlay, startToolbar, startPanel, startClasses, startPolicy]) part(store);

@@ -34,6 +34,7 @@ function statusOf(c) {
 /** Lines of the tooltip: what was measured for this very cut, beside what the table expects of this store. */
 function evidence(known) {
   if (!known || known.precision === null) return "";
+  if (known.precision_source === "coarse-corrected") return `by coarse human labels, corrected: ${percent(known.precision, 1, 1)}`;
   const range = known.precision_high === null ? `at least ${percent(known.precision_low, 1, 1)}` : `${percent(known.precision_low, 1, 1)} to ${percent(known.precision_high, 1, 1)}`;
   if (known.precision_source === "audit") return `audited here: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
   if (known.precision_source === "calibration") return `on calibration images: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;

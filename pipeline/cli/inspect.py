@@ -1,0 +1,107 @@
+"""What a threshold keeps: per class and for the images most affected, from the store's statistics alone.
+
+autolabel inspect labels/raw --threshold 0.9
+autolabel inspect labels/raw --threshold 0.8 --threshold 0.95          (what the step costs)
+autolabel inspect labels/raw --policy calibration/policy.json --class rider --sort drop:0.8:0.95
+autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .coverage]'
+
+Precision has a source: audit (judged by a person on this store), calibration (counted on images the teacher
+never saw; with the curves file beside the policy) or expected (the policy's table on this store's histogram).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hmsa_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.inspector.cuts import Cuts
+    from pipeline.inspector.session import Session
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
+    parser.add_argument("--threshold", action="append", default=[], metavar="T",
+                        help="a threshold on the grid of the confidence code; twice = side by side")  # fmt: skip
+    parser.add_argument("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
+    parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: curves.json beside F)")
+    parser.add_argument("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="look at one class only")
+    parser.add_argument("--sort", metavar="ORDER", help="list images by coverage, conflict, uncertain or drop:0.8:0.95")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="images in the list (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print tables, or JSON."""
+    # Imported here, because the data packages take longer than `--help` may.
+    from pipeline.inspector.session import Session
+
+    session = Session(args.store, policy=args.policy, curves=args.curves)
+    chosen = _chosen(session, args)
+    answer = _figures(session, chosen, args)
+    if args.json:
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+    else:
+        _print(session, answer, args)
+    return 0
+
+
+def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
+    """Cuts to show: those of each threshold, then the policy's."""
+    if args.limit < 0:
+        raise ConfigError(f"--limit {args.limit}: expected 0 or more")
+    wanted: list[str | None] = list(args.threshold)
+    if args.policy is not None and len(wanted) < 2:
+        wanted.append("policy")
+    if session.view.kind != "raw" and not args.threshold:
+        return [session.cuts()]
+    if not 1 <= len(wanted) <= 2:
+        raise ConfigError(
+            "which threshold? give --threshold T or --policy F" if not wanted else "at most two thresholds side by side",
+            hint="for example: --threshold 0.9",
+        )
+    return [session.cuts(threshold, args.cut) for threshold in wanted]
+
+
+def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
+
+    view = session.view
+    class_id = None if args.class_name is None else view.classes.index(args.class_name)
+    each = [store_stats(view, cuts, session.sources(cuts.policy), class_id) for cuts in chosen]
+    answer = dict(each[0]) if len(each) == 1 else {"store": each[0]["store"], "thresholds": each}
+    if len(each) == 2:
+        answer["step"] = {
+            "kept": each[1]["kept"] - each[0]["kept"],
+            "classes": [
+                {"id": a["id"], "name": a["name"], "kept": b["kept"] - a["kept"]}
+                for a, b in zip(each[0]["classes"], each[1]["classes"], strict=True)
+            ],
+        }
+    if args.sort is not None:
+        query = ImageQuery(parse_sort(args.sort), class_id)
+        total, rows = image_rows(view, chosen[-1], query, limit=args.limit, statuses=session.review.statuses())
+        answer["image_count"], answer["most_affected"] = total, rows
+    return answer
+
+
+def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.inspector.terminal import print_images, print_stats, print_step
+
+    # Into a pipe the whole table goes out, without colour and without folding at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    if "thresholds" in answer:
+        print_step(console, *answer["thresholds"], session.view.classes)
+    else:
+        print_stats(console, answer, session.view.classes)
+    if "most_affected" in answer:
+        print_images(console, answer["most_affected"], answer["image_count"], args.sort, args.class_name)

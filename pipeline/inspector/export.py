@@ -1,0 +1,149 @@
+"""The page as static files: plain scripts and pictures that open from a folder, without a server or a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hmsa_core.atomic import write_bytes, write_text
+from hmsa_core.errors import ConfigError, StoreError
+from pipeline.inspector.cuts import Cuts
+from pipeline.inspector.page import static_sources
+from pipeline.inspector.safety import POLICY
+from pipeline.inspector.session import Session
+from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort
+
+__all__ = ["bundle_modules", "export_page"]
+
+_IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.js";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
+_JPEG_QUALITY = 92
+_MARK = "export.json"
+
+
+def bundle_modules(sources: dict[str, str], entry: str = "app") -> str:
+    """Join the page's modules into one classic script, because a browser loads no module from a folder.
+
+    Each module becomes a function that returns its exports; imports become constants. That works for the plain
+    forms that the page uses: named imports and exports, none of them reassigned, no cycles.
+    """
+    done: list[str] = []
+    parts: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise StoreError(f"static/{name}.js imports itself through {' -> '.join(above)}")
+        if name in done:
+            return
+        text = sources[f"{name}.js"]
+        for _, other in _IMPORT.findall(text):
+            visit(other, (*above, name))
+        body = _IMPORT.sub(lambda m: f"const {{{m[1]}}} = ${m[2]};\n" if m[1] else "", text)
+        names = ", ".join(_EXPORT.findall(text))
+        body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
+        parts.append(f"const ${name} = (() => {{\n{body}\nreturn {{ {names} }};\n}})();\n")
+        done.append(name)
+
+    visit(entry, ())
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and any(target.iterdir()) and not (target / _MARK).is_file():
+        raise ConfigError(f"{target}: not empty and not an earlier export", hint="choose a new folder")
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _picture(session: Session, name: str) -> bytes:
+    """The photograph as JPEG: it is there to be looked at, the labels are exact."""
+    data, media = session.view.picture(name)
+    if media == "image/jpeg":
+        return data
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise StoreError(f"image {name!r}: its photograph could not be decoded")
+    done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not done:
+        raise StoreError(f"image {name!r}: its photograph could not be encoded")
+    return bytes(jpeg.tobytes())
+
+
+def _histogram(session: Session, name: str) -> list[list[int]]:
+    label, code = session.view.read(name)
+    counts = np.bincount((label.astype(np.int64) << 8 | code).reshape(-1), minlength=65536)
+    hit = np.flatnonzero(counts[: session.view.classes.num_classes * 256])
+    return [[int(i >> 8), int(i & 255), int(counts[i])] for i in hit]
+
+
+def _export_image(session: Session, row: dict[str, Any], number: int, target: Path) -> dict[str, Any]:
+    """Write the files of one image; returns what the page's script knows of it."""
+    name, view = row["name"], session.view
+    details = session.image_details(name)
+    planes = {"label": _text(view.plane_png(name, "label")), "confidence": _text(view.plane_png(name, "confidence"))}
+    if details["human"]:
+        planes["human"] = _text(view.plane_png(name, "human"))
+    files = {"data": f"data/{number:05d}.js", "picture": f"pictures/{number:05d}.jpg", "thumb": f"thumbs/{number:05d}.jpg"}
+    write_text(target / files["data"], f"window.autolabelPlanes = {json.dumps(planes)};\n")
+    if details["picture"]:
+        write_bytes(target / files["picture"], _picture(session, name))
+        write_bytes(target / files["thumb"], view.thumb(name))
+    return {
+        **files, "name": name, "city": row["city"], "pixels": details["height"] * details["width"], "details": details,
+        "mini": _text(view.mini_png(name)), "histogram": _histogram(session, name),
+        "row": {k: row[k] for k in ("name", "city", "review", "conflict")} | {"picture": details["picture"]},
+    }  # fmt: skip
+
+
+def export_page(session: Session, target: Path, *, limit: int, sort: str, threshold: str | None) -> int:
+    """Write the page with `limit` images, the first ones of an order; returns how many there are.
+
+    Figures for the whole store are those of the whole store. Sorting and filtering work among the exported
+    images; review, audit and saving need the server.
+
+    Raises:
+        ConfigError: `target` holds something else.
+    """
+    if not 1 <= limit <= 1000:
+        raise ConfigError(f"--limit {limit}: expected 1 to 1000 images")
+    _check_target(target)
+    cuts: Cuts = session.cuts(threshold)
+    order = parse_sort(sort)
+    _, rows = image_rows(session.view, cuts, ImageQuery(order), limit=limit, statuses=session.review.statuses())
+    conflict = session.view.conflict(cuts.codes).sum(axis=1)
+    images = []
+    for row in rows:
+        if session.view.is_served(row["name"]):
+            row["conflict"] = int(conflict[session.view.position(row["name"])])
+            images.append(_export_image(session, row, len(images), target))
+    store = session.describe() | {"exported": len(images), "start": "policy" if cuts.policy else int(cuts.codes[0])}
+    marks = [mark.to_json() for mark in session.review.marks()]
+    bundle = {"store": store, "images": images, "reviews": marks}
+    write_text(target / "static" / "data.js", f"window.autolabelExport = {json.dumps(bundle)};\n")
+    _write_page(target)
+    write_text(target / _MARK, json.dumps({"format": "autolabel-page", "store": session.view.digest}) + "\n")
+    return len(images)
+
+
+def _write_page(target: Path) -> None:
+    sources = static_sources()
+    page = sources.pop("index.html").replace("{{token}}", "")
+    policy = POLICY.replace("; frame-ancestors 'none'", "")  # only a server can send that one
+    page = page.replace("<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta charset', 1)
+    page = page.replace(
+        '<script type="module" src="static/app.js"></script>',
+        '<script defer src="static/data.js"></script>\n<script defer src="static/page.js"></script>',
+    )
+    write_text(target / "static" / "page.js", bundle_modules(sources))
+    for name, text in sources.items():
+        if not name.endswith(".js"):
+            write_text(target / "static" / name, text)
+    write_text(target / "index.html", page)

@@ -1,0 +1,122 @@
+"""Tables of `autolabel inspect`: what a threshold keeps, per class and per image, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = ["print_images", "print_stats", "print_step"]
+
+_TONES = {"measured": "green", "estimate": "yellow", "pooled": "yellow", "withheld": "red", "given": "cyan", "yours": "cyan"}
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f} %"
+
+
+def _share(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _swatch(colour: tuple[int, int, int]) -> Text:
+    return Text("■ ", style=Style(color=f"rgb({colour[0]},{colour[1]},{colour[2]})"))
+
+
+def _class_name(classes: ClassTable, row: dict[str, Any]) -> Text:
+    return _swatch(classes.colours[row["id"]]) + Text(row["name"])
+
+
+def _bar(share: float | None, width: int = 10) -> Text:
+    if share is None:
+        return Text("")
+    full = round(width * share / 100)
+    return Text("━" * full, style="blue") + Text("─" * (width - full), style="bright_black")
+
+
+def _range(row: dict[str, Any]) -> str:
+    low, high = row["precision_low"], row["precision_high"]
+    if low is None:
+        return ""
+    return f"≥ {_share(low)}" if high is None else f"{_share(low)} – {_share(high)}"
+
+
+def _title(stats: dict[str, Any]) -> str:
+    return f"threshold {stats['threshold']}" if stats["threshold"] is not None else f"{stats['policy']}"
+
+
+def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable) -> None:
+    """One row a class: threshold, kept, coverage, precision and how it is known."""
+    table = Table(title=f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}", title_justify="left",
+                  show_footer=True, expand=False)  # fmt: skip
+    table.add_column("class", footer="all")
+    table.add_column("threshold", justify="right")
+    table.add_column("status")
+    table.add_column("kept pixels", justify="right", footer=f"{stats['kept']:,}")
+    table.add_column("coverage", justify="right", footer=_percent(stats["kept_share"]))
+    table.add_column("")
+    table.add_column("precision", justify="right", footer=_share(stats["precision"]))
+    table.add_column("95 %", justify="right", footer=_range(stats))
+    table.add_column("source", footer=stats["precision_source"] or "")
+    table.add_column("at the cut", justify="right")
+    for row in stats["classes"]:
+        table.add_row(
+            _class_name(classes, row), row["threshold"], Text(row["status"], style=_TONES.get(row["status"], "")),
+            f"{row['kept']:,}", _percent(row["coverage"]), _bar(row["coverage"]), _share(row["precision"]), _range(row),
+            row["precision_source"] or "", _share(row["marginal_precision"], 0),
+        )  # fmt: skip
+    console.print(table)
+    if stats["precision"] is None:
+        console.print("No precision: give --policy for the calibration, or audit some pixels (`autolabel serve`).", style="dim")
+
+
+def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], classes: ClassTable) -> None:
+    """Two thresholds side by side: what the step costs in pixels and brings in precision."""
+    table = Table(title=f"{first['store']}  ·  {_title(first)} → {_title(second)}", title_justify="left", show_footer=True)
+    table.add_column("class", footer="all")
+    for stats in (first, second):
+        table.add_column(f"coverage\n{_title(stats)}", justify="right", footer=_percent(stats["kept_share"]))
+    table.add_column("pixels", justify="right", footer=f"{second['kept'] - first['kept']:+,}")
+    for stats in (first, second):
+        table.add_column(f"precision\n{_title(stats)}", justify="right", footer=_share(stats["precision"]))
+    table.add_column("source", footer=second["precision_source"] or "")
+    for a, b in zip(first["classes"], second["classes"], strict=True):
+        change = b["kept"] - a["kept"]
+        table.add_row(
+            _class_name(classes, a), _percent(a["coverage"]), _percent(b["coverage"]),
+            Text(f"{change:+,}" if change else "0", style="red" if change < 0 else "green" if change else ""),
+            _share(a["precision"]), _share(b["precision"]), b["precision_source"] or "",
+        )  # fmt: skip
+    console.print(table)
+
+
+_METRIC = {"coverage": "kept", "conflict": "conflict", "uncertain": "in doubt", "drop": "lost pixels", "name": "kept"}
+
+
+def print_images(console: Console, rows: Sequence[dict[str, Any]], total: int, sort: str, class_name: str | None) -> None:
+    """Images most affected, in the chosen order."""
+    kind = sort.partition(":")[0]
+    what = f" with {class_name}" if class_name else ""
+    table = Table(title=f"{len(rows)} of {total:,} images{what}, by {sort}", title_justify="left")
+    table.add_column("image")
+    table.add_column("city")
+    table.add_column("kept", justify="right")
+    if kind not in ("coverage", "name"):
+        table.add_column(_METRIC[kind], justify="right")
+    table.add_column("review")
+    for row in rows:
+        cells = [Text(row["name"]), Text(row["city"]), _percent(row["kept_share"])]
+        if kind == "drop":
+            cells.append(f"{row['drop']:,}")
+        elif kind == "conflict":
+            cells.append(_percent(100 * row["conflict"] / row["pixels"] if row["pixels"] else None))
+        elif kind == "uncertain":
+            cells.append(_share(row["uncertain"]))
+        table.add_row(*cells, row["review"])
+    console.print(table)

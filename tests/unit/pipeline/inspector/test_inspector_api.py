@@ -1,0 +1,296 @@
+"""What scripts and the page get from the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.shards import ShardWriter
+from pipeline.cli.main import main
+from pipeline.inspector import weights as weights_module
+from pipeline.inspector.api import make_app
+from pipeline.inspector.review import ReviewFile
+from pipeline.inspector.safety import Guard
+from pipeline.inspector.session import Session
+from pipeline.inspector.weights import WeightJobs
+from tests.support.asgi import AsgiClient
+from tests.support.label_scenes import LINEAGE, Scenes
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def inspect_json(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    assert main(["inspect", *args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_api_and_command_line_say_the_same(client: AsgiClient, own_scenes: Scenes, capsys) -> None:
+    said = inspect_json(capsys, str(own_scenes.store), "--threshold", "0.9", "--cut", "rider:0.6")
+    found = client.get("/api/stats", threshold="0.9", cut="rider:0.6").json()
+    assert found["kept"] == said["kept"]
+    assert [row["kept"] for row in found["classes"]] == [row["kept"] for row in said["classes"]]
+    listed = inspect_json(capsys, str(own_scenes.store), "--threshold", "0.9", "--sort", "coverage", "--limit", "3")
+    images = client.get("/api/images", threshold="0.9", sort="coverage", limit=3).json()["images"]
+    assert [row["name"] for row in images] == [row["name"] for row in listed["most_affected"]]
+
+
+def test_without_a_threshold_the_policy_speaks(client: AsgiClient, own_scenes: Scenes) -> None:
+    stats = client.get("/api/stats").json()
+    codes = ThresholdPolicy.load(own_scenes.policy).codes().tolist()
+    assert [row["code"] for row in stats["classes"]] == codes
+    assert stats["precision_source"] == "expected"
+
+
+@pytest.mark.parametrize(("given", "near"), [("0.9051", ["0.905", "0.906"]), ("0.123", ["0.12", "0.13"]), ("1", ["0.99999"]), ("-1", ["0.00"])])
+def test_an_off_grid_threshold_is_refused_with_its_neighbours(client: AsgiClient, given: str, near: list[str]) -> None:
+    for path in ("/api/stats", "/api/images"):
+        reply = client.get(path, threshold=given)
+        assert reply.status == 400
+        assert reply.json()["neighbours"] == near
+    page = client.get("/", threshold=given, image="x")
+    assert page.status == 400
+    assert all(f"threshold={edge}" in page.text for edge in near)
+    assert client.get("/", threshold="0.9", cut=f"rider:{given}").status == 400
+    assert client.get("/", threshold="0.9", compare=given).status == 400
+    assert client.post("/api/policy", {"threshold": given}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "status"),
+    [("stats", {"threshold": "x"}, 400), ("stats", {"class": "nobody"}, 404), ("images", {"limit": "-1"}, 400),
+     ("images", {"limit": "1001"}, 400), ("images", {"sort": "size"}, 400), ("image", {}, 400), ("image", {"name": "x"}, 404),
+     ("plane", {"name": "x"}, 404), ("weights", {"name": "x"}, 404), ("nothing", {}, 404), ("images", {"limit": "²"}, 400)],
+)  # fmt: skip
+def test_a_bad_question_gets_one_clear_line(client: AsgiClient, path: str, params: dict[str, str], status: int) -> None:
+    reply = client.get(f"/api/{path}", **params)
+    assert reply.status == status
+    assert "\n" not in reply.json()["message"]
+
+
+def test_planes_are_the_stores_own_bytes(client: AsgiClient, own_scenes: Scenes) -> None:
+    store = LabelStore.open(own_scenes.store)
+    for name in own_scenes.names:
+        for plane, expected in zip(("label", "confidence"), store.read(name), strict=True):
+            png = client.get("/api/plane", name=name, plane=plane).body
+            assert np.array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), expected)
+            assert png[24:26] == b"\x08\x00"  # 8 bit grey: what the page's decoder reads
+
+
+def test_a_picture_a_thumbnail_and_a_human_label_are_served(client: AsgiClient, own_scenes: Scenes) -> None:
+    name = own_scenes.names[0]
+    picture = client.get("/api/picture", name=name)
+    assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
+    thumb = cv2.imdecode(np.frombuffer(client.get("/api/thumb", name=name).body, np.uint8), cv2.IMREAD_COLOR)
+    assert thumb.shape[1] == 288
+    human = cv2.imdecode(np.frombuffer(client.get("/api/plane", name=name, plane="human").body, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(human)) <= {*range(19), 255}
+
+
+def test_a_tiff_is_turned_into_something_a_browser_shows(client: AsgiClient, own_scenes: Scenes, session: Session) -> None:
+    name = own_scenes.names[1]
+    path = own_scenes.images / session.view.info(name)["image_path"]
+    image = cv2.imread(str(path))
+    cv2.imwrite(str(path.with_suffix(".tif")), image)
+    path.with_suffix(".tif").rename(path)
+    reply = client.get("/api/picture", name=name)
+    assert reply.status == 404  # a TIFF named .jpg is refused by name, not guessed
+    assert "tif" in reply.json()["message"].lower()
+
+
+def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes) -> None:
+    first = sorted(own_scenes.store.rglob("shard-*.parquet"))[0]
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    first.write_bytes(data)
+    session = Session(own_scenes.store, images=own_scenes.images)
+    with ThreadPoolExecutor(1) as pool:
+        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+        replies = {n: client.get("/api/plane", name=n, plane=p) for n in own_scenes.names for p in ("label", "confidence")}
+        bad = {name: reply for name, reply in replies.items() if reply.status != 200}
+        assert 1 <= len(bad) <= 3
+        for reply in bad.values():
+            assert reply.status == 409
+            assert reply.json()["error"] == "StoreError"
+            assert first.name in reply.json()["message"]
+        assert client.get("/api/stats", threshold="0.9").status == 200
+
+
+def test_a_torn_shard_is_told_at_once(own_scenes: Scenes) -> None:
+    first = sorted(own_scenes.store.rglob("shard-00000*.parquet"))[0]
+    first.write_bytes(first.read_bytes()[:-100])
+    session = Session(own_scenes.store)
+    problems = session.describe()["problems"]
+    assert len(problems) == 1
+    assert first.name in problems[0]
+    assert not session.view.is_served(own_scenes.names[0])
+
+
+def test_saving_a_policy_writes_what_training_reads(client: AsgiClient, own_scenes: Scenes) -> None:
+    measured = own_scenes.policy.read_bytes()
+    reply = client.post("/api/policy", {"threshold": "0.8", "cut": ["rider:0.95", "train:withheld"]})
+    assert reply.status == 200
+    path = Path(reply.json()["file"])
+    assert path == own_scenes.store.with_name("raw.policy.json")
+    policy = ThresholdPolicy.load(path)
+    assert policy.digest == reply.json()["digest"]
+    assert (policy.codes()[0], policy.codes()[12], policy.codes()[16]) == (80, 140, 256)
+    policy.check(LINEAGE, policy.classes)
+    other = {**LINEAGE, "teacher": "0" * 64}
+    with pytest.raises(ConfigError, match="teacher"):
+        policy.check(other, policy.classes)
+    assert own_scenes.policy.read_bytes() == measured
+
+
+def test_the_page_never_overwrites_the_policy_it_started_from(own_scenes: Scenes) -> None:
+    with pytest.raises(ConfigError, match="overwrite"):
+        Session(own_scenes.store, policy=own_scenes.policy, save_to=own_scenes.policy)
+
+
+def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -> None:
+    name = own_scenes.names[2]
+    reply = client.post("/api/review", {"name": name, "verdict": "flag", "region": [[1, 1], [9, 1], [9, 9]], "note": SCRIPT})
+    assert reply.json()["status"] == "flag"
+    (entry,) = reply.json()["entries"]
+    assert (entry["note"], entry["reviewer"]) == (SCRIPT, "tester")
+    assert client.get("/api/images", review="flag").json()["total"] == 1
+    assert client.get("/api/image", name=name).json()["reviews"] == [entry]
+    assert client.post("/api/review", {"name": name, "withdraws": entry["id"]}).json() == {"entries": [], "status": ""}
+    assert ReviewFile(own_scenes.store).marks() == []
+
+
+@pytest.mark.parametrize(
+    "body", [{"verdict": "flag"}, {"name": "nobody", "verdict": "flag"}, {"name": 3, "verdict": "flag"}, {}, [],
+             {"name": "NAME", "verdict": "burn"}, {"name": "NAME", "verdict": "flag", "note": "x" * 2001},
+             {"name": "NAME", "verdict": "flag", "region": [[0, 0]]}, {"name": "NAME", "verdict": "flag", "region": "all"}],
+)  # fmt: skip
+def test_a_mark_that_means_nothing_is_refused(client: AsgiClient, own_scenes: Scenes, body: object) -> None:
+    if isinstance(body, dict) and body.get("name") == "NAME":
+        body = {**body, "name": own_scenes.names[0]}
+    assert client.post("/api/review", body).status in (400, 404)
+    assert not ReviewFile(own_scenes.store).path.exists()
+
+
+def test_an_audit_by_script_becomes_the_source_of_precision(client: AsgiClient, own_scenes: Scenes) -> None:
+    audit = client.post("/api/audit", {"threshold": "0.9", "per_class": 6, "seed": 2, "classes": ["road"]}).json()
+    assert len(audit["items"]) == 6
+    for number in range(6):
+        item = client.get("/api/audit/item", audit=audit["id"], item=number).json()
+        assert {"x", "y", "code", "name"} <= set(item)
+        reply = client.post("/api/audit/answer", {"audit": audit["id"], "item": number, "verdict": "right" if number else "wrong"})
+    assert reply.json()["results"][0]["precision"] == pytest.approx(5 / 6)
+    road = client.get("/api/stats", threshold="0.9").json()["classes"][0]
+    assert (road["precision_source"], road["precision"]) == ("audit", pytest.approx(5 / 6, abs=1e-5))
+    assert road["expected_precision"] is not None
+    saved = client.post("/api/policy", {"threshold": "0.9"}).json()
+    assert ThresholdPolicy.load(saved["file"]).evidence["audit"]["id"] == audit["id"]
+
+
+def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes: Scenes) -> None:
+    from dataclasses import replace
+
+    from hmsa_core.labels import LabelStoreWriter
+    from hmsa_core.taxonomy import cityscapes
+
+    table = cityscapes()
+    table = replace(table, classes=(SCRIPT, *table.classes[1:]))
+    name = '"><img src=x onerror=alert(1)>'
+    with LabelStoreWriter(tmp_path / "raw", {**LINEAGE}, classes=table) as writer:
+        writer.add(name, np.zeros((8, 8), np.uint8), np.full((8, 8), 0.95, np.float32), city=SCRIPT)
+    session = Session(tmp_path / "raw")
+    with ThreadPoolExecutor(1) as pool:
+        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+        for path in ("/api/store", "/api/images", "/api/stats"):
+            reply = client.get(path)
+            assert reply.headers["content-type"] == "application/json"
+        assert client.get("/api/plane", name=name).status == 200
+        page = client.get("/", image=name, threshold=SCRIPT)
+        assert page.status == 400
+        assert SCRIPT not in page.text
+        assert SCRIPT not in client.get("/", image=name, q=SCRIPT).text
+
+
+def thresholded(folder: Path, scenes: Scenes) -> Path:
+    """A final store as `pseudo-label` makes it, from the policy's labels."""
+    from hmsa_core.labels.plans import plan_shards
+    from hmsa_core.labels.shards import write_manifest
+
+    raw, policy = LabelStore.open(scenes.store), ThresholdPolicy.load(scenes.policy)
+    plans = plan_shards((), [(name, "") for name in raw.names()], 3, "k")
+    for plan in plans:
+        writer = ShardWriter(folder, plan, classes=raw.classes, kind="thresholded")
+        for name in plan.names:
+            label, code = raw.read(name)
+            final = policy.apply(label, code)
+            writer.add_coded(name, final, code, source=(final != 255).astype(np.uint8))
+        writer.close()
+    write_manifest(folder, plans, LINEAGE, classes=raw.classes, policy={"digest": policy.digest})
+    return folder
+
+
+def test_a_thresholded_store_shows_what_is_in_it_and_takes_no_threshold(tmp_path: Path, scenes: Scenes, capsys) -> None:
+    final = thresholded(tmp_path / "final", scenes)
+    session = Session(final)
+    kept = sum(int((LabelStore.open(final).read(n)[0] != 255).sum()) for n in scenes.names)
+    with ThreadPoolExecutor(1) as pool:
+        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+        assert client.get("/api/stats").json()["kept"] == kept
+        assert client.get("/api/stats", threshold="0.9").status == 400
+        assert client.post("/api/policy", {}, {"X-Autolabel-Token": "x"}).status == 403
+        described = client.get("/api/store").json()
+        assert (described["kind"], described["start"]) == ("thresholded", 0)
+    assert inspect_json(capsys, str(final))["kept"] == kept
+    assert main(["inspect", str(final), "--threshold", "0.9"]) == 2
+    assert "already thresholded" in capsys.readouterr().err
+
+
+def test_scale_weights_come_from_a_process_of_their_own(session: Session, tmp_path: Path, monkeypatch) -> None:
+    script = tmp_path / "predict.py"
+    script.write_text(
+        "import sys, cv2, numpy as np, pathlib\nout = pathlib.Path(sys.argv[2]); out.mkdir(parents=True)\n"
+        "for s in ('0.5', '1', '2'):\n    cv2.imwrite(str(out / f'x_weight_{s}x.png'), np.full((4, 4), 85, np.uint8))\n"
+    )
+    checkpoint = tmp_path / "model"
+    checkpoint.mkdir()
+    jobs = WeightJobs(session.view, checkpoint)
+    monkeypatch.setattr(jobs, "_command", lambda path, out: [sys.executable, str(script), str(path), str(out)])
+    name = session.view.names[0]
+    assert jobs.start(name)["state"] == "running"
+    for _ in range(100):
+        state = jobs.state(name)
+        if state["state"] == "done":
+            break
+        time.sleep(0.1)
+    assert state["scales"] == ["0.5", "1", "2"]
+    assert jobs.plane(name, "0.5").startswith(b"\x89PNG")
+    with pytest.raises(InputError):
+        jobs.plane(name, "../../x")
+    folder = Path(jobs._folder.name)
+    jobs.close()
+    assert not folder.exists()
+
+
+def test_a_failed_computation_says_why(session: Session, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "model").mkdir()
+    jobs = WeightJobs(session.view, tmp_path / "model")
+    monkeypatch.setattr(weights_module.sys, "executable", "/bin/false")
+    jobs.start(session.view.names[0])
+    with pytest.raises(InputError, match="ended without"):
+        for _ in range(100):
+            jobs.state(session.view.names[0])
+            time.sleep(0.05)
+    jobs.close()
+
+
+def test_the_server_imports_no_torch() -> None:
+    code = "import sys, pipeline.inspector.server, pipeline.inspector.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

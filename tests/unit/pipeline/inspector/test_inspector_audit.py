@@ -1,0 +1,137 @@
+"""The click audit: uniform draws, honest estimates, answers that survive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels import LabelStore
+from pipeline.inspector.audit import Audit, AuditFile, audit_path
+from pipeline.inspector.cuts import Cuts, parse_cuts
+from pipeline.inspector.view import StoreView
+from tests.support.label_scenes import Scenes
+
+
+@pytest.fixture(scope="module")
+def view(scenes: Scenes) -> StoreView:
+    return StoreView(scenes.store)
+
+
+@pytest.fixture
+def cuts(view: StoreView) -> Cuts:
+    return parse_cuts(view.classes, "0.8", ["car:0.95", "sky:withheld"])
+
+
+def test_every_drawn_pixel_is_a_kept_pixel_of_its_class(view: StoreView, cuts: Cuts) -> None:
+    audit = Audit.draw(view, cuts, per_class=4, seed=1)
+    for number, item in enumerate(audit.value["items"]):
+        label, code = view.read(item["name"])
+        found = audit.located(view, number)
+        assert label[found["y"], found["x"]] == item["class"]
+        assert code[found["y"], found["x"]] == found["code"] >= cuts.codes[item["class"]]
+    drawn = {item["class"] for item in audit.value["items"]}
+    assert view.classes.index("sky") not in drawn
+    assert {0, view.classes.index("car")} <= drawn
+
+
+def test_the_same_seed_draws_the_same_pixels(view: StoreView, cuts: Cuts) -> None:
+    one, two, other = (Audit.draw(view, cuts, per_class=5, seed=seed) for seed in (3, 3, 4))
+    assert one.value == two.value
+    assert one.value["items"] != other.value["items"]
+
+
+def test_draws_are_uniform_over_kept_pixels(view: StoreView, cuts: Cuts) -> None:
+    car = view.classes.index("car")
+    audit = Audit.draw(view, cuts, per_class=500, seed=0, classes=[car])
+    kept = view.kept(cuts.codes)[:, car]
+    expected = 500 * kept / kept.sum()
+    drawn = np.array([sum(item["name"] == name for item in audit.value["items"]) for name in view.names])
+    some = expected > 0
+    chi_square = float(((drawn - expected)[some] ** 2 / expected[some]).sum())
+    assert chi_square < 20.5  # 99.9 % of chi-square with 5 degrees of freedom
+    assert (drawn[~some] == 0).all()
+
+
+def test_a_perfect_judge_finds_the_true_precision(view: StoreView, cuts: Cuts, scenes: Scenes) -> None:
+    road = view.classes.index("road")
+    audit = Audit.draw(view, cuts, per_class=300, seed=5, classes=[road])
+    right = kept = 0
+    for name in view.names:
+        label, code = view.read(name)
+        mask = (label == road) & (code >= cuts.codes[road])
+        kept += int(mask.sum())
+        right += int((scenes.truth[name][mask] == road).sum())
+    for number in range(300):
+        item = audit.located(view, number)
+        truth = scenes.truth[item["name"]][item["y"], item["x"]]
+        audit.answer(view, number, "right" if truth == road else "wrong")
+    (result,) = audit.results()
+    assert result["low"] <= right / kept <= result["high"]
+    assert result["high"] - result["low"] < 0.12
+    overall = audit.overall()
+    assert overall is not None
+    assert overall["precision"] == pytest.approx(result["precision"])
+
+
+def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts) -> None:
+    audit = Audit.draw(view, cuts, per_class=4, seed=0, classes=[0])
+    for number, verdict in enumerate(["right", "right", "unsure", "wrong"]):
+        audit.answer(view, number, verdict)
+    (row,) = audit.results()
+    assert row["precision"] == pytest.approx(2 / 3)
+    assert row["precision_if_unsure_is_wrong"] == pytest.approx(2 / 4)
+    assert [a.right for a in audit.answers()] == [True, True, False]
+
+
+def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+    path = audit_path(tmp_path / "raw", None)
+    assert path.name == "raw.audit.json"
+    file = AuditFile(path, view)
+    audit = file.start(Audit.draw(view, cuts, per_class=3, seed=0))
+    file.answer(audit.id, 2, "wrong")
+    on_disk = json.loads(path.read_text())
+    assert on_disk["items"][2]["verdict"] == "wrong"
+    assert on_disk["results"][0]["wrong"] == 1
+    again = AuditFile(path, view).current
+    assert again is not None
+    assert again.results() == audit.results()
+    file.answer(audit.id, 2, "right")  # a changed mind
+    assert AuditFile(path, view).current.results()[0]["right"] == 1
+
+
+def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+    file = AuditFile(tmp_path / "raw.audit.json", view)
+    first = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    file.answer(first.id, 0, "right")
+    assert file.start(Audit.draw(view, cuts, per_class=2, seed=0)) is first  # the same draw goes on
+    second = file.start(Audit.draw(view, cuts, per_class=2, seed=1))
+    kept = json.loads((tmp_path / f"raw.audit-{first.id}.json").read_text())
+    assert kept["items"][0]["verdict"] == "right"
+    with pytest.raises(InputError):
+        file.answer(first.id, 0, "wrong")
+    assert file.current is second
+
+
+def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tmp_path: Path, scenes: Scenes) -> None:
+    path = tmp_path / "raw.audit.json"
+    audit = Audit.draw(view, cuts, per_class=2, seed=0)
+    audit.value["store"] = "f" * 64
+    AuditFile(path, view).start(audit)
+    assert AuditFile(path, view).current is None
+    assert LabelStore.open(scenes.store).digest == view.digest
+
+
+@pytest.mark.parametrize("per_class", [0, 501, -1])
+def test_an_audit_of_no_pixels_or_too_many_is_refused(view: StoreView, cuts: Cuts, per_class: int) -> None:
+    with pytest.raises(ConfigError):
+        Audit.draw(view, cuts, per_class=per_class, seed=0)
+
+
+def test_nothing_kept_is_nothing_to_judge(view: StoreView) -> None:
+    withheld = [f"{name}:withheld" for name in view.classes.classes]
+    with pytest.raises(ConfigError, match="nothing is kept"):
+        Audit.draw(view, parse_cuts(view.classes, "0.9", withheld), per_class=3, seed=0)

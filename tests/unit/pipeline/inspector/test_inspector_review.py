@@ -1,0 +1,110 @@
+"""The review file: append-only, whole lines, last word counts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa_core.errors import InputError, IntegrityError
+from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
+from tests.support.faults import every_fault
+
+BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
+
+
+def test_marks_are_lines_beside_the_store_and_carry_no_time(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag", region=BOX, note="ghost <b>car</b>", reviewer="kim")
+    review.add("b", "accept")
+    lines = [json.loads(line) for line in (tmp_path / "raw.review.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["a", "b"]
+    assert lines[0]["region"] == BOX
+    assert lines[0]["note"] == "ghost <b>car</b>"
+    assert set(lines[0]) == {"id", "name", "verdict", "region", "note", "reviewer"}
+
+
+def test_the_same_marks_make_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        review = ReviewFile(tmp_path / folder / "raw")
+        review.add("a", "flag", note="x")
+        review.add("a", "flag", note="x")
+    one, two = ((tmp_path / folder / "raw.review.jsonl").read_bytes() for folder in ("one", "two"))
+    assert one == two
+    assert len(set(one.splitlines())) == 2  # the same mark twice is still two marks
+
+
+def test_a_withdrawn_mark_no_longer_counts_but_stays_in_the_file(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    first = review.add("a", "flag")
+    review.withdraw("a", first.id)
+    assert review.marks() == []
+    assert len(review.path.read_text().splitlines()) == 2
+    with pytest.raises(InputError, match="no mark"):
+        review.withdraw("a", first.id)
+
+
+def test_the_last_word_counts_pixel_by_pixel() -> None:
+    marks = [Mark("1", "a", "flag"), Mark("2", "a", "accept", ((2, 1), (5, 1), (5, 3), (2, 3)))]
+    flagged = flagged_pixels(marks, 8, 10)
+    assert flagged[0, 0]
+    assert not flagged[1:4, 2:6].any()
+    assert flagged.sum() == 80 - 12
+
+
+@given(st.lists(st.tuples(st.sampled_from(["flag", "accept"]), st.integers(0, 9), st.integers(0, 7)), max_size=6))
+def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: list[tuple[str, int, int]]) -> None:
+    marks = [Mark(str(i), "a", v, ((x, y), (x + 3, y), (x + 3, y + 2), (x, y + 2))) for i, (v, x, y) in enumerate(steps)]
+    expected = np.zeros((8, 10), bool)
+    for verdict, x, y in steps:
+        expected[y : y + 3, x : x + 4] = verdict == "flag"
+    assert np.array_equal(flagged_pixels(marks, 8, 10), expected)
+
+
+@pytest.mark.parametrize(
+    "region", [[[0, 0]], [[0, 0], [1, 1], [2]], [[0, 0], [1, float("nan")], [2, 2]], "box", [[0, 0], [1e9, 0], [1, 1]],
+               [[0, 0]] * 501],
+)  # fmt: skip
+def test_a_region_that_is_none_is_refused_and_nothing_is_written(tmp_path: Path, region: object) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    with pytest.raises(InputError):
+        review.add("a", "flag", region=region)
+    assert not review.path.exists()
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    def write(who: str) -> None:
+        review = ReviewFile(tmp_path / "raw")
+        for i in range(10):
+            review.add(f"{who}{i}", "flag")
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(ReviewFile(tmp_path / "raw").marks()) == 20
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(review.path.read_text() + '{"id": 1, "verdict"')
+    with pytest.raises(IntegrityError, match="line 2"):
+        review.marks()
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_failed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path, error: int) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    old = review.path.read_bytes()
+    for _ in every_fault(lambda: review.add("b", "accept"), error):
+        names = [mark.name for mark in ReviewFile(tmp_path / "raw").marks()]
+        assert names in (["a"], ["a", "b"])
+        review.path.write_bytes(old)
+    assert [mark.name for mark in review.marks()] == ["a", "b"]

@@ -1,0 +1,86 @@
+"""The real server process: starts, answers raw requests, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.cli.main import main
+from tests.support.label_scenes import Scenes
+
+
+@pytest.fixture(scope="module")
+def port(scenes: Scenes) -> Iterator[int]:
+    """Port of a running `autolabel serve`."""
+    command = [sys.executable, "-m", "pipeline.cli.main", "serve", str(scenes.store), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("inspector: http://127.0.0.1:")
+            yield int(line.rsplit(":", 1)[1].strip("/\n"))
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(10) in (0, -signal.SIGTERM)
+
+
+def raw(port: int, request: str) -> str:
+    """Status line of the answer to bytes as they are."""
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 5)) as connection:
+        connection.sendall(request.encode("latin-1"))
+        return connection.makefile("rb").readline().decode("latin-1")
+
+
+def test_a_loopback_host_is_served(port: int) -> None:
+    assert " 200 " in raw(port, f"GET /api/stats?threshold=0.9 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n")
+    assert " 200 " in raw(port, f"GET / HTTP/1.1\r\nHost: [::1]:{port}\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    ["GET / HTTP/1.1\r\nHost: evil.test\r\n", "GET / HTTP/1.1\r\nHost: 127.0.0.1.evil\r\n", "GET / HTTP/1.1\r\nHost:\r\n",
+     "GET / HTTP/1.0\r\n", "GET / HTTP/1.1\r\n", "GET http://evil.test/ HTTP/1.1\r\nHost: localhost\r\n",
+     "GET http://localhost/ HTTP/1.1\r\nHost: evil.test\r\n", "GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
+     "GET / HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n", "GET /\0 HTTP/1.1\r\nHost: localhost\r\n",
+     "GET ../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n",
+     "CONNECT evil.test:443 HTTP/1.1\r\nHost: localhost\r\n"],
+)  # fmt: skip
+def test_a_crooked_request_is_refused(port: int, request_head: str) -> None:
+    status = raw(port, request_head + "\r\n").split(" ")[1]
+    assert status in ("400", "403", "404", "405")
+
+
+def test_a_taken_port_is_one_clear_line(port: int, scenes: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(scenes.store), "--port", str(port)]) == 2
+    assert "is taken by another program" in capsys.readouterr().err
+
+
+def test_other_machines_are_not_let_in_without_a_token(scenes: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(scenes.store), "--host", "0.0.0.0", "--port", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "--token" in error
+    assert error.count("\n") == 2  # the line and its hint
+
+
+def test_it_listens_on_loopback_alone(port: int) -> None:
+    try:
+        outside = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        pytest.skip("this machine has no address of its own")
+    if outside.startswith("127."):
+        pytest.skip("this machine has no address of its own")
+    with pytest.raises(OSError), contextlib.closing(socket.create_connection((outside, port), 2)):  # noqa: PT012
+        pass
+
+
+def test_what_is_no_store_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 4
+    assert "no label store here" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
