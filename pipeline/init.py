@@ -151,7 +151,8 @@ def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
     atomic.write_text(folder / ".dvcignore", _template("dvcignore"))
     atomic.write_text(folder / "README.md", _template("README.md").replace("@PROFILE", profile))
     atomic.write_text(folder / "policies" / "README.md", _template("policies.md"))
-    atomic.write_text(folder / "labels" / "raw.review.jsonl", "")  # `autolabel serve` appends to it
+    # `autolabel serve` appends to it. Its first line says nothing: DVC warns about an empty file all the time.
+    atomic.write_text(folder / "labels" / "raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')
     if not (folder / "models" / "current.json").exists():
         atomic.write_json(folder / "models" / "current.json", {"teacher": "stage:teacher-train"})
 

@@ -58,8 +58,9 @@ def run(ws: Workspace) -> None:
     policy.save(out / "policy.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
     precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.curves, title="Calibration images")
-    for warning in policy.evidence.get("warnings", ()):
-        _LOG.warning("calibrate: %s", warning)
+    scarce = [e.name for e in policy.entries if "warning" in e.evidence]
+    if scarce:
+        _LOG.warning("calibrate: little of %s is kept (calibration/policy.json says why)", ", ".join(scarce))
 
 
 def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:

@@ -123,14 +123,14 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         policy=policy,
         rules=rules,
         human=CoarseLabels(ws.roots[index.root], index.classes, coarse) if rules is not None else None,
-        masks=_masks(ws, raw),
+        masks=_masks(ws),
         flagged=Flagged(marks) if marks else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         material={"coarse": coarse, "marks": {n: [m.to_json() for m in ms] for n, ms in sorted(marks.items())}},
     )
 
 
-def _masks(ws: Workspace, raw: LabelStore) -> dict[tuple[int, int], NDArray[np.bool_]]:
+def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
     """Static camera masks by image size: the given one, or what is void in nearly all fine labels."""
     merge = ws.params.pseudo_label.merge
     if merge.mask is not None:
