@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core.data.sampling import class_centroids
+from hmsa_core.errors import ConfigError, HmsaError, InputError, LayoutError
+from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
+from hmsa_core.labels.exchange.exporting import export_store, prob_bytes, prob_bytes_of_codes
+from hmsa_core.labels.exchange.importing import find_files, import_folder
+from hmsa_core.labels.policy import from_threshold
+from hmsa_core.taxonomy import cityscapes
+from tests.support.label_maps import maps, opened, toy_classes, write_store
+
+REFERENCE = Path(__file__).parents[4] / "reference"
+CODE = ConfidenceCode()
+STEM = "aachen_000000_000019"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(REFERENCE / "labels_autolabel.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict:
+    return json.loads((REFERENCE / "labels_autolabel.json").read_text())
+
+
+def _dump(folder: Path, golden: dict[str, np.ndarray], stem: str = STEM) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / f"{stem}_leftImg8bit.png"), golden["dumped_label_png"])
+    cv2.imwrite(str(folder / f"{stem}_leftImg8bit_prob.png"), golden["dumped_prob_png"])
+
+
+# --- the released layout -------------------------------------------------------------------------
+
+
+def test_bytes_are_truncated_as_in_the_released_dump(golden: dict[str, np.ndarray], facts: dict) -> None:
+    assert np.array_equal(prob_bytes(golden["prob_float32"]), golden["dumped_prob_png"])
+    p, expected = zip(*facts["_edge_probs_and_bytes"], strict=True)
+    assert prob_bytes(np.float32(p)).tolist() == list(expected)
+
+
+def test_ids_are_written_as_in_the_released_dump(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with LabelStoreWriter(tmp_path / "store", {}) as writer:
+        writer.add(STEM, golden["pred_trainid"], golden["prob_float32"], city="aachen")
+    export_store(opened(tmp_path / "store"), tmp_path / "out", "released")
+    written = np.asarray(Image.open(tmp_path / "out" / "aachen" / f"{STEM}_leftImg8bit.png"))
+    assert np.array_equal(written, golden["dumped_label_png"])
+
+
+@pytest.mark.parametrize("threshold", ["0", "0.5", "0.9"])
+@pytest.mark.parametrize("folder", ["", "aachen", "not_called_by_its_name/aachen"])
+def test_an_import_thresholds_like_the_released_loader_whatever_the_folder_is_called(
+    golden: dict[str, np.ndarray], facts: dict, tmp_path: Path, threshold: str, folder: str
+) -> None:
+    _dump(tmp_path / "in" / folder, golden)
+    fmt, count = import_folder(tmp_path / "in", tmp_path / "store", cityscapes())
+    assert (fmt, count) == ("released", 1)
+    store = opened(tmp_path / "store")
+    assert store.names() == [STEM]
+    assert store.row(STEM)["city"] == "aachen"
+    kept = from_threshold(threshold, store.classes).apply(*store.read(STEM))
+    assert np.array_equal(kept, golden[f"loaded_thr{threshold}"])
+    known = facts[f"thr{threshold}"]
+    assert np.bincount(kept.ravel(), minlength=256)[:19].tolist() == known["hist"]
+    assert np.count_nonzero(kept == 255) == known["ignored"]
+
+
+def test_centroids_of_an_import_are_those_of_the_released_code(
+    golden: dict[str, np.ndarray], facts: dict, tmp_path: Path
+) -> None:
+    _dump(tmp_path / "in", golden)
+    import_folder(tmp_path / "in", tmp_path / "store", cityscapes())
+    label = opened(tmp_path / "store").read_label(STEM)
+    expected = {int(k): [tuple(xy) for xy in v] for k, v in facts["centroids_tile32_dropNone"].items()}
+    assert class_centroids(label, 19, 32) == expected
+
+
+@pytest.mark.parametrize("fmt", ["released", "released-flat"])
+def test_import_and_export_give_back_every_byte_from_230_on(
+    golden: dict[str, np.ndarray], tmp_path: Path, fmt: str
+) -> None:
+    _dump(tmp_path / "in" / "aachen", golden)
+    import_folder(tmp_path / "in", tmp_path / "store", cityscapes())
+    export_store(opened(tmp_path / "store"), tmp_path / "out", fmt)
+    folder = tmp_path / "out" / ("aachen" if fmt == "released" else "")
+    label = np.asarray(Image.open(folder / f"{STEM}_leftImg8bit.png"))
+    prob = np.asarray(Image.open(folder / f"{STEM}_leftImg8bit_prob.png"))
+    assert np.array_equal(label, golden["dumped_label_png"])
+    high = golden["dumped_prob_png"] >= 230
+    assert high.any()
+    assert np.array_equal(prob[high], golden["dumped_prob_png"][high])
+    assert (np.abs(prob.astype(int) - golden["dumped_prob_png"])[~high] <= 2).all()
+
+
+def test_exported_bytes_never_claim_more_than_the_confidence_was() -> None:
+    p = np.random.default_rng(0).random(20_000, dtype=np.float32)
+    exported = prob_bytes_of_codes(CODE.encode(p))
+    assert (exported <= prob_bytes(p)).all()
+    assert prob_bytes_of_codes(np.uint8([90, 255])).tolist() == [229, 254]
+
+
+def test_ignored_pixels_leave_with_probability_0(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", 1, coarse=False)
+    store = opened(tmp_path / "store")
+    name = store.names()[0]
+    export_store(store, tmp_path / "out", "released-flat", policy=from_threshold(0.9, store.classes))
+    prob = np.asarray(Image.open(tmp_path / "out" / f"{name}_leftImg8bit_prob.png"))
+    label = np.asarray(Image.open(tmp_path / "out" / f"{name}_leftImg8bit.png"))
+    dropped = store.read(name)[1] < CODE.code_for(0.9)
+    assert dropped.any()
+    assert (prob[dropped] == 0).all()
+    assert (label[dropped] == 0).all()
+
+
+def test_an_incomplete_released_folder_is_refused_with_the_file(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    _dump(tmp_path, golden)
+    _dump(tmp_path, golden, "bonn_000001_000019")
+    (tmp_path / "bonn_000001_000019_leftImg8bit_prob.png").unlink()
+    with pytest.raises(LayoutError, match=r"bonn_000001_000019_leftImg8bit\.png has no _prob\.png"):
+        find_files(tmp_path)
+    (tmp_path / "bonn_000001_000019_leftImg8bit.png").unlink()
+    (tmp_path / f"{STEM}_leftImg8bit.png").rename(tmp_path / "x_leftImg8bit.png")
+    with pytest.raises(LayoutError, match="has no"):
+        find_files(tmp_path)
+
+
+def test_a_confidence_of_another_size_and_unknown_ids_are_refused(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    _dump(tmp_path / "in", golden)
+    cv2.imwrite(str(tmp_path / "in" / f"{STEM}_leftImg8bit_prob.png"), golden["dumped_prob_png"][:-1])
+    with pytest.raises(InputError, match="_prob.png"):
+        import_folder(tmp_path / "in", tmp_path / "store", cityscapes())
+    cv2.imwrite(str(tmp_path / "in" / f"{STEM}_leftImg8bit.png"), np.full((63, 96), 200, np.uint8))
+    with pytest.raises(HmsaError, match="200"):
+        import_folder(tmp_path / "in", tmp_path / "store2", cityscapes())
+
+
+# --- Cityscapes, submission, masks ---------------------------------------------------------------
+
+
+def test_cityscapes_files_hold_ids_train_ids_and_colours_and_come_back(tmp_path: Path) -> None:
+    given = write_store(tmp_path / "store", 3, coarse=False)
+    export_store(opened(tmp_path / "store"), tmp_path / "out", "cityscapes")
+    table = cityscapes()
+    for name, (label, _, _) in given.items():
+        stem = tmp_path / "out" / name.split("_")[0] / f"{name}_gtCoarse"
+        assert np.array_equal(table.id_to_train[np.asarray(Image.open(f"{stem}_labelIds.png"))], label)
+        assert np.array_equal(np.asarray(Image.open(f"{stem}_labelTrainIds.png")), label)
+        assert np.array_equal(np.asarray(Image.open(f"{stem}_color.png")), table.palette()[label])
+    fmt, count = import_folder(tmp_path / "out", tmp_path / "back", table)
+    assert (fmt, count) == ("cityscapes", 3)
+    back = opened(tmp_path / "back")
+    for name, (label, _, _) in given.items():
+        got, code = back.read(name)
+        assert np.array_equal(got, label)
+        assert (code == 255).all()
+
+
+def test_plain_masks_hold_train_ids_and_come_back(tmp_path: Path) -> None:
+    classes = toy_classes()
+    label = np.array([[0, 4, 255], [1, 2, 3]], np.uint8)
+    with LabelStoreWriter(tmp_path / "store", {}, classes=classes) as writer:
+        writer.add("-key_A", label, np.full((2, 3), 0.5, np.float32))
+    export_store(opened(tmp_path / "store"), tmp_path / "out", "masks")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "-key_A.png")), label)
+    assert import_folder(tmp_path / "out", tmp_path / "back", classes) == ("masks", 1)
+    assert np.array_equal(opened(tmp_path / "back").read_label("-key_A"), label)
+
+
+def test_masks_with_file_ids_need_to_be_told_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.uint8([[7, 26], [0, 33]]))
+    with pytest.raises(InputError, match="no trainIds"):
+        import_folder(tmp_path / "in", tmp_path / "s1", cityscapes())
+    import_folder(tmp_path / "in", tmp_path / "s2", cityscapes(), ids="file")
+    assert opened(tmp_path / "s2").read_label("a").tolist() == [[0, 13], [255, 18]]
+
+
+def test_a_submission_is_one_zip_of_ids_at_native_size(tmp_path: Path) -> None:
+    label, confidence = maps(0, (1024, 2048))
+    with LabelStoreWriter(tmp_path / "store", {}) as writer:
+        writer.add("berlin_000000_000019", label, confidence)
+    store = opened(tmp_path / "store")
+    export_store(store, tmp_path / "a.zip", "cityscapes-submission")
+    export_store(store, tmp_path / "b.zip", "cityscapes-submission")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["berlin_000000_000019_pred_labelIds.png"]
+        with archive.open(archive.namelist()[0]) as file:
+            ids = np.asarray(Image.open(file))
+    assert np.array_equal(cityscapes().id_to_train[ids], label)
+    with pytest.raises(ConfigError, match="every pixel"):
+        export_store(store, tmp_path / "c.zip", "cityscapes-submission", policy=from_threshold(0.5, store.classes))
+    with pytest.raises(ConfigError, match="one zip file"):
+        export_store(store, tmp_path / "folder", "cityscapes-submission")
+    write_store(tmp_path / "small", 1)
+    with pytest.raises(InputError, match="labels are"):
+        export_store(LabelStore.open(tmp_path / "small"), tmp_path / "d.zip", "cityscapes-submission")
+    assert not (tmp_path / "d.zip").exists()
+
+
+def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
+    for i, name in enumerate(("../evil", "a/b", "/abs")):
+        with LabelStoreWriter(tmp_path / f"s{i}", {}) as writer:
+            writer.add(name, *maps(0))
+        with pytest.raises(InputError, match="plain file name"):
+            export_store(opened(tmp_path / f"s{i}"), tmp_path / "out", "masks")
+    assert not (tmp_path / "evil.png").exists()
+    with LabelStoreWriter(tmp_path / "city", {}) as writer:
+        writer.add("n", *maps(0), city="../../up")
+    with pytest.raises(InputError):
+        export_store(opened(tmp_path / "city"), tmp_path / "out", "released")
+
+
+def test_unknown_formats_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", 1)
+    with pytest.raises(ConfigError, match="unknown export format"):
+        export_store(LabelStore.open(tmp_path / "store"), tmp_path, "tiff")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LayoutError, match="no PNG"):
+        find_files(tmp_path / "empty")
+    with pytest.raises(InputError, match="not found"):
+        find_files(tmp_path / "nowhere")
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for city in ("a", "b"):
+        (tmp_path / city).mkdir()
+        cv2.imwrite(str(tmp_path / city / "x.png"), np.zeros((2, 2), np.uint8))
+    with pytest.raises(LayoutError, match="both image 'x'"):
+        find_files(tmp_path)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.errors import ConfigError, StoreError
+from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
+from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
+from hmsa_core.labels.merge import MergeRules, merge_labels
+from hmsa_core.labels.policy import ClassPolicy, from_threshold
+from hmsa_core.taxonomy import cityscapes
+from tests.support.label_maps import coarse_of, maps, opened, toy_classes, write_store
+
+CODE = ConfidenceCode()
+POLICY = from_threshold(0.7, cityscapes())
+RULES = MergeRules.default(cityscapes())
+
+
+@dataclass(frozen=True)
+class Human:
+    """Human labels of every second image (a class, because workers get a copy)."""
+
+    def __call__(self, row: Mapping[str, Any]) -> np.ndarray | None:
+        i = int(row["name"].split("_")[1])
+        return coarse_of(maps(i)[0], i) if i % 2 else None
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Image 2 is flagged as a whole, image 1 in its left columns."""
+
+    def __call__(self, name: str, height: int, width: int) -> np.ndarray | None:
+        flagged = np.zeros((height, width), bool)
+        if "_000002_" in name:
+            flagged[:] = True
+        elif "_000001_" in name:
+            flagged[:, :5] = True
+        else:
+            return None
+        return flagged
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    path = tmp_path_factory.mktemp("raw") / "store"
+    write_store(path, 6)
+    return LabelStore.open(path)
+
+
+def _recipe(**changes: Any) -> Recipe:
+    options: dict[str, Any] = {
+        "policy": POLICY, "rules": RULES, "human": Human(), "centroids": CentroidSettings(tile=16),
+    }  # fmt: skip
+    return Recipe(**{**options, **changes})
+
+
+def _expected(raw: LabelStore, name: str) -> np.ndarray:
+    i = int(name.split("_")[1])
+    label, confidence = maps(i)
+    passed = np.where(confidence >= np.float32(0.7), label, 255).astype(np.uint8)
+    return merge_labels(passed, Human()(raw.row(name)), RULES)
+
+
+def test_the_final_store_holds_thresholded_merged_labels_and_their_sources(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(), tmp_path)
+    final = opened(tmp_path)
+    assert final.kind == "thresholded"
+    assert final.names() == raw.names()
+    for name in final.names():
+        label, code = final.read(name)
+        assert np.array_equal(label, _expected(raw, name))
+        source, raw_code = final.read_source(name), raw.read(name)[1]
+        teacher = np.isin(source, (1, 3))
+        assert np.array_equal(code, np.where(teacher, raw_code, 0))
+        assert np.array_equal(source == 0, label == 255)
+        assert final.row(name)["city"] == raw.row(name)["city"]
+
+
+def test_statistics_and_centroids_are_those_of_the_final_labels(raw: LabelStore, tmp_path: Path) -> None:
+    statistics = finalise(raw, _recipe(), tmp_path)
+    assert json.loads((tmp_path / STATISTICS).read_text()) == statistics
+    labels = {name: _expected(raw, name) for name in raw.names()}
+    stacked = np.stack(list(labels.values()))
+    counts = np.bincount(stacked.ravel(), minlength=256)
+    assert [c["final"] for c in statistics["classes"]] == counts[:19].tolist()
+    assert statistics["labelled"] == stacked.size - counts[255]
+    assert sum(c["images"] for c in statistics["cities"].values()) == statistics["images"] == 6
+    conflicts = 0
+    for i in (1, 3, 5):
+        label, confidence = maps(i)
+        human = coarse_of(label, i)
+        conflicts += np.count_nonzero((human != 255) & (confidence >= np.float32(0.7)) & (human != label))
+    assert sum(c["pixels"] for c in statistics["conflicts"]) == conflicts > 0
+    expected = Centroids.collect((n, find_centroids(label, 19, 16)) for n, label in labels.items())
+    found = Centroids.load(tmp_path / CENTROIDS)
+    assert np.array_equal(found.values, expected.values)
+
+
+def test_the_manifest_names_policy_raw_store_and_rules(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(), tmp_path, lineage={"stage": "pseudo-label"})
+    manifest = opened(tmp_path).manifest
+    assert manifest["policy"]["digest"] == POLICY.digest
+    assert manifest["policy"]["raw_store"] == raw.digest
+    assert manifest["policy"]["thresholds"]["road"] == "0.70"
+    assert manifest["lineage"]["teacher"] == raw.lineage["teacher"]
+    assert manifest["lineage"]["stage"] == "pseudo-label"
+    assert {e["file"] for e in manifest["extras"]} == {CENTROIDS, STATISTICS}
+
+
+def _bytes(root: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*")) if p.is_file() and ".locks" not in p.parts
+    }  # fmt: skip
+
+
+def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
+    raw: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finalise(raw, _recipe(), tmp_path / "whole")
+    calls = 0
+
+    def stop_at_third() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finalise(raw, _recipe(), tmp_path / "parts", check_stop=stop_at_third)
+    done = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("shard-*.parquet")}
+    assert len(done) == 2
+    seen: list[int] = []
+    finalise(raw, _recipe(), tmp_path / "parts", advance=seen.append)
+    assert seen == [2, 2, 2]
+    assert {n: (tmp_path / "parts" / n).stat().st_mtime_ns for n in done} == done
+    assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "parts")
+
+
+def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(flagged=Flags()), tmp_path / "one")
+    finalise(raw, _recipe(flagged=Flags()), tmp_path / "two", workers=2)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+
+
+def test_shards_of_another_recipe_are_never_reused(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(), tmp_path)
+    finalise(raw, _recipe(policy=from_threshold(0.99, cityscapes()), rules=None), tmp_path)
+    name = raw.names()[0]
+    label, confidence = maps(0)
+    assert np.array_equal(opened(tmp_path).read_label(name), np.where(confidence >= np.float32(0.99), label, 255))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"policy": from_threshold(0.71, cityscapes())}, {"rules": None}, {"material": "other labels"},
+     {"masks": {(24, 40): np.ones((24, 40), bool)}}, {"centroids": CentroidSettings(tile=8)}],
+)  # fmt: skip
+def test_the_key_changes_with_everything_that_decides_a_label(raw: LabelStore, change: dict[str, Any]) -> None:
+    assert _recipe(**change).key(raw) != _recipe().key(raw)
+
+
+def test_reviews_and_camera_masks_win_over_everything(raw: LabelStore, tmp_path: Path) -> None:
+    mask = np.zeros((24, 40), bool)
+    mask[-3:] = True
+    statistics = finalise(raw, _recipe(flagged=Flags(), masks={(24, 40): mask}), tmp_path)
+    final = opened(tmp_path)
+    assert len(final) == 5
+    assert [s["name"] for s in statistics["skipped"]] == ["city2_000002_000019"]
+    for name in final.names():
+        expected = np.where(mask, 255, _expected(raw, name))
+        if "_000001_" in name:
+            expected[:, :5] = 255
+        assert np.array_equal(final.read_label(name), expected)
+        assert (final.read_source(name)[mask] == 0).all()
+
+
+def test_a_policy_of_another_teacher_or_class_table_is_refused_before_anything_is_written(
+    raw: LabelStore, tmp_path: Path
+) -> None:
+    entries = tuple(ClassPolicy(n, 9, "measured") for n in cityscapes().classes)
+    bound = {"teacher": "x", "scales": [1.0], "flip": False, "precision": "fp32"}
+    other = ThresholdPolicy(cityscapes(), entries, binding=bound)
+    with pytest.raises(ConfigError, match="another teacher"):
+        finalise(raw, _recipe(policy=other), tmp_path)
+    with pytest.raises(ConfigError, match="classes"):
+        finalise(raw, _recipe(policy=from_threshold(0.5, toy_classes())), tmp_path)
+    with pytest.raises(ConfigError, match="merge rules"):
+        finalise(raw, _recipe(rules=MergeRules.default(toy_classes())), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_final_store_cannot_be_thresholded_again(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(), tmp_path / "final")
+    with pytest.raises(ConfigError, match="thresholded already"):
+        finalise(LabelStore.open(tmp_path / "final"), _recipe(), tmp_path / "again")
+
+
+def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "raw", 4)
+    (tmp_path / "raw" / "shard-00001.parquet").write_bytes(b"")
+    with pytest.raises(StoreError, match="shard-00001"):
+        finalise(LabelStore.open(tmp_path / "raw"), _recipe(), tmp_path / "final")
+    assert not (tmp_path / "final" / "manifest.json").exists()

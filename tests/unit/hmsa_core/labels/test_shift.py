@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hmsa_core.labels.curves import Curves
+from hmsa_core.labels.measure import measure
+from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.shift import compare, estimate_prior, shift_report
+from hmsa_core.labels.spec import CalibrateConfig
+from tests.support.label_maps import toy_classes
+from tests.support.label_worlds import world
+
+CLASSES = toy_classes()
+
+
+def _histogram(images) -> np.ndarray:
+    counts = np.zeros((5, 256), np.int64)
+    for image in images:
+        np.add.at(counts, (image.label, image.code), 1)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def curves() -> Curves:
+    return Curves.measure(world(30, 2, seed=0), CLASSES)
+
+
+def test_a_shifted_prior_is_found_from_labels_and_codes_alone(curves: Curves) -> None:
+    bias = (0.8, 0, 0, -0.5, -1.5)
+    images = list(world(30, 2, seed=9, bias=bias))
+    found = estimate_prior(curves.joint, _histogram(images))
+    true = np.bincount(np.concatenate([i.truth.ravel() for i in images]), minlength=256)[:5]
+    true = true / true.sum()
+    before = curves.joint.sum(axis=(1, 2)) / curves.joint.sum()
+    assert found.sum() == pytest.approx(1)
+    assert np.abs(found - true).max() < np.abs(before - true).max() / 2
+    assert found[0] == pytest.approx(true[0], abs=0.04)
+
+
+def test_images_like_the_calibration_images_are_covered(curves: Curves) -> None:
+    policy = measure(curves, CalibrateConfig(target=0.9, min_components=5, cross_fit=False))
+    same = compare(curves, _histogram(world(30, 2, seed=4)), policy, 0.25)
+    kept = [s for s in same if s.status != "nothing kept"]
+    assert len(kept) >= 4
+    assert {s.status for s in kept} <= {"covered"}
+    for shift in kept:
+        assert shift.adjusted == pytest.approx(shift.precision, abs=0.03)
+
+
+def test_a_class_with_other_confidences_is_not_covered_by_evidence(curves: Curves) -> None:
+    policy = from_threshold(0.5, CLASSES)
+    histogram = _histogram(world(30, 2, seed=4))
+    histogram[1] = 0
+    histogram[1, 255] = 50_000  # suddenly sure of everything
+    rows = compare(curves, histogram, policy, 0.25)
+    assert rows[1].status == "not covered by evidence"
+    assert rows[1].distance is not None
+    assert rows[1].distance > 0.25
+    assert rows[0].status == "covered"
+
+
+def test_a_rarer_class_is_kept_less_precisely_after_adjustment(curves: Curves) -> None:
+    """The same label is wrong more often where the class is rarer: Bayes."""
+    policy = from_threshold(0.5, CLASSES)
+    rare = _histogram(world(40, 2, seed=8, bias=(0, 0, 0, -0.5, -2.2)))
+    row = compare(curves, rare, policy, 0.9)[4]
+    assert row.adjusted is not None
+    assert row.precision is not None
+    assert row.prior < row.calibration_prior
+    assert row.adjusted < row.precision
+
+
+def test_few_pixels_say_nothing_and_none_say_so(curves: Curves) -> None:
+    policy = from_threshold(0.5, CLASSES)
+    few = np.zeros((5, 256), np.int64)
+    few[0, 200] = 20
+    rows = compare(curves, few, policy, 0.25)
+    assert rows[0].status == "not covered by evidence"
+    assert rows[0].distance is None
+    assert {r.status for r in rows[1:]} == {"nothing kept"}
+
+
+def test_a_report_lists_every_city_and_all_of_them(curves: Curves) -> None:
+    histograms = {"b": _histogram(world(5, 1, seed=2)), "a": _histogram(world(5, 1, seed=3))}
+    report = shift_report(curves, histograms, from_threshold(0.5, CLASSES), 0.25)
+    assert list(report) == ["all", "a", "b"]
+    assert report["all"][0]["pixels"] == report["a"][0]["pixels"] + report["b"][0]["pixels"]
+    assert np.isclose(estimate_prior(curves.joint, np.zeros((5, 256), np.int64)).sum(), 1)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.policy import from_threshold
+from hmsa_core.taxonomy import cityscapes
+from pipeline.cli.main import main
+from tests.support.label_maps import write_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    write_store(tmp_path / "store", 4)
+    return tmp_path / "store"
+
+
+def test_verify_says_that_all_is_well_or_names_what_is_not(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(store)]) == 0
+    assert "4 images in 2 shards: whole" in capsys.readouterr().out
+    (store / "shard-00001.parquet").unlink()
+    assert main(["verify", str(store)]) == 4
+    out = capsys.readouterr().out
+    assert "missing" in out
+    assert "shard-00001.parquet" in out
+    assert main(["verify", str(store), "--json"]) == 4
+    answer = json.loads(capsys.readouterr().out)
+    assert [p["file"] for p in answer["problems"]] == ["shard-00001.parquet"]
+    assert not answer["whole"]
+
+
+def test_verify_in_slices_finds_the_damage_in_exactly_one(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (store / "shard-00000.parquet").write_bytes(b"torn")
+    assert sorted(main(["verify", str(store), "--subset", f"{n}/5"]) for n in range(1, 6)) == [0, 0, 0, 0, 4]
+    assert main(["verify", str(store), "--subset", "6/5"]) == 2
+    assert "n/t" in capsys.readouterr().err
+
+
+def test_verify_checks_single_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "policy.json"
+    from_threshold(0.9, cityscapes()).save(policy)
+    assert main(["verify", str(policy)]) == 0
+    policy.write_bytes(policy.read_bytes().replace(b'"given"', b'"giver"', 1))
+    assert main(["verify", str(policy)]) == 4
+    assert "damaged or edited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["verify"], ["export", "OUT"], ["diff"]])
+def test_a_folder_that_is_no_store_gives_one_line(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = [str(tmp_path)] if command[0] == "diff" else [str(tmp_path / "out")] if command[0] == "export" else []
+    assert main([command[0], str(tmp_path), *second]) == 4
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith("error: ")
+    assert "no label store here" in error[0]
+    assert len(error) == 2  # and the hint
+
+
+def test_masks_go_out_at_a_threshold_and_come_back(store: Path, tmp_path: Path) -> None:
+    assert main(["export", str(store), str(tmp_path / "out"), "--threshold", "0.9"]) == 0
+    opened = LabelStore.open(store)
+    policy = from_threshold(0.9, opened.classes)
+    for name in opened.names():
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert np.array_equal(mask, policy.apply(*opened.read(name)))
+    assert main(["import", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    assert set(LabelStore.open(tmp_path / "back").names()) == set(opened.names())
+
+
+def test_one_image_can_be_exported_with_a_policy_file(store: Path, tmp_path: Path) -> None:
+    from_threshold(0.5, cityscapes()).save(tmp_path / "p.json")
+    name = LabelStore.open(store).names()[2]
+    arguments = ["--policy", str(tmp_path / "p.json"), "--name", name, "--format", "released"]
+    assert main(["export", str(store), str(tmp_path / "out"), *arguments]) == 0
+    files = sorted(p.name for p in (tmp_path / "out").rglob("*.png"))
+    assert files == [f"{name}_leftImg8bit.png", f"{name}_leftImg8bit_prob.png"]
+
+
+def test_a_threshold_off_the_grid_is_refused_with_neighbours(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(store), str(tmp_path / "out"), "--threshold", "0.123"]) == 2
+    error = capsys.readouterr().err
+    assert "0.12" in error
+    assert "0.13" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_never_touches_an_existing_store(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.zeros((3, 3), np.uint8))
+    assert main(["import", str(tmp_path / "in"), str(store)]) == 2
+    assert "new folder" in capsys.readouterr().err
+    assert len(LabelStore.open(store, strict=True)) == 4
+
+
+def test_an_import_takes_a_class_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.uint8([[0, 1, 255]]))
+    rows = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("Sky", "Road"))]
+    (tmp_path / "classes.json").write_text(json.dumps({"dataset": "two", "classes": rows, "ignore_id": 255}))
+    assert main(["import", str(tmp_path / "in"), str(tmp_path / "s"), "--classes", str(tmp_path / "classes.json")]) == 0
+    store = LabelStore.open(tmp_path / "s")
+    assert store.classes.classes == ("Sky", "Road")
+    assert store.lineage["imported_from"] == "masks"
+
+
+def test_diff_prints_classes_and_pictures_and_json(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store(tmp_path / "other", 5, lineage={"teacher": "b"}, start=0)
+    assert main(["diff", str(store), str(tmp_path / "other"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["changed"] == 0
+    assert len(answer["only_b"]) == 1
+    write_store(tmp_path / "third", 4, shape=(24, 40), start=3)
+    shared = sorted(set(LabelStore.open(store).names()) & set(LabelStore.open(tmp_path / "third").names()))
+    assert main(["diff", str(store), str(tmp_path / "third")]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(shared)} images in both" in out
+    assert "only in A" in out
+
+
+def test_diff_writes_pictures_of_what_changed(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(store), str(store), "--policy-b", str(tmp_path / "p.json"), "--pictures", str(tmp_path / "pics")]
+    from_threshold(0.9, cityscapes()).save(tmp_path / "p.json")
+    assert main(["diff", *arguments, "--limit", "2"]) == 0
+    assert len(list((tmp_path / "pics").glob("*.png"))) == 2
+    assert "ignore" in capsys.readouterr().out
+    assert main(["diff", *arguments, "--threshold", "0.9"]) == 2
+    assert main(["diff", *arguments, "--limit", "0"]) == 2
