@@ -39,14 +39,14 @@ def draw_lamp(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float, lit
     colour = vary(rng, rng.choice(METAL), 10)
     height = rng.uniform(6.0, 8.5)
     with canvas.label("pole"):
-        stroke(canvas, facing_frame(canvas, x, z), ((0.0, 0.0), (0.0, height)), 0.17, colour)
-        stroke(canvas, frame, ((0.0, height), (reach, height + 0.5)), 0.12, colour)
+        stroke(canvas, facing_frame(canvas, x, z), ((0.0, 0.0), (0.0, height)), 0.26, colour)
+        stroke(canvas, frame, ((0.0, height), (reach, height + 0.5)), 0.2, colour)
     with canvas.label("street light"):
         stroke(
             canvas,
             frame,
             ((reach, height + 0.46), (reach * 1.35, height + 0.5)),
-            0.22,
+            0.3,
             (255, 232, 170) if lit else (66, 68, 70),
         )
 
@@ -55,14 +55,14 @@ def draw_mast(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """A bare pole: tram mast, telephone pole, flag pole."""
     kind = "utility pole" if rng.chance(0.4) else "pole"
     colour = vary(rng, (96, 82, 66) if kind == "utility pole" else rng.choice(METAL), 12)
-    _pole(canvas, facing_frame(canvas, x, z), rng.uniform(5.0, 9.0), rng.uniform(0.16, 0.28), colour, kind)
+    _pole(canvas, facing_frame(canvas, x, z), rng.uniform(5.0, 9.0), rng.uniform(0.24, 0.38), colour, kind)
 
 
 def draw_bollards(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """Two or three short posts along the kerb."""
     colour = vary(rng, rng.choice(METAL), 12)
     for k in reversed(range(rng.integer(2, 3))):
-        _pole(canvas, facing_frame(canvas, x, z + 1.6 * k), 0.95, 0.13, colour)
+        _pole(canvas, facing_frame(canvas, x, z + 1.6 * k), 1.0, 0.2, colour)
 
 
 def draw_traffic_light(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float) -> None:
@@ -70,26 +70,27 @@ def draw_traffic_light(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: f
     colour = vary(rng, rng.choice(METAL), 10)
     frame = facing_frame(canvas, x, z)
     on = rng.integer(0, 2)
-    heads = [(0.0, 2.35)]
+    heads = [(0.0, 2.2)]
     if reach:
-        _pole(canvas, frame, 5.4, 0.17, colour)
+        _pole(canvas, frame, 5.4, 0.26, colour)
         with canvas.label("pole"):
-            stroke(canvas, frame, ((0.0, 5.3), (reach, 5.5)), 0.12, colour)
+            stroke(canvas, frame, ((0.0, 5.3), (reach, 5.5)), 0.2, colour)
         heads.append((reach, 4.7))
     else:
-        _pole(canvas, frame, 3.3, 0.14, colour)
+        _pole(canvas, frame, 3.4, 0.22, colour)
     for side, low in heads:
         with canvas.label("traffic light"):
-            plate(canvas, frame, 0.0, (side - 0.19, side + 0.19), (low, low + 0.98), (28, 30, 28))
+            plate(canvas, frame, 0.0, (side - 0.34, side + 0.34), (low - 0.06, low + 1.42), (186, 186, 180))
+            plate(canvas, frame, 0.0, (side - 0.25, side + 0.25), (low, low + 1.36), (28, 30, 28))
             for k, (dark, bright) in enumerate(_SIGNALS):
-                disc(canvas, frame, (0.0, side, low + 0.18 + 0.31 * k), 0.12, bright if k == on else dark, across=True)
+                disc(canvas, frame, (0.0, side, low + 0.26 + 0.42 * k), 0.18, bright if k == on else dark, across=True)
 
 
 def draw_sign(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """A traffic sign on its pole; sometimes only its grey back is seen."""
     frame = facing_frame(canvas, x, z)
     low = rng.uniform(2.0, 2.5)
-    _pole(canvas, frame, low + 0.5, 0.09, vary(rng, rng.choice(METAL), 10))
+    _pole(canvas, frame, low + 0.5, 0.17, vary(rng, rng.choice(METAL), 10))
     back = rng.chance(0.15)
     for k in range(rng.weighted(((1, 3), (2, 1)))):
         bottom = low + 0.75 * k - 0.4
@@ -102,7 +103,7 @@ def _plate(canvas: Canvas, frame: Frame, bottom: float, rng: Rng, *, back: bool)
     rim, inner = rng.choice(_FACES)
     if back:
         rim = inner = (120, 122, 122)
-    radius = rng.uniform(0.32, 0.42)
+    radius = rng.uniform(0.42, 0.56)
     for colour, size in ((rim, 1.0), (inner, 0.62)):
         canvas.plane(
             [frame.at(0.0, radius * size * a, bottom + radius + radius * size * b) for a, b in outline], colour

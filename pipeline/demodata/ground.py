@@ -11,7 +11,7 @@ from pipeline.demodata.textures import asphalt, foliage, mix
 
 __all__ = ["draw_ground", "draw_lot_shadow"]
 
-_FAR_M = 150.0
+_FAR_M = 120.0
 
 
 def _stops(low: float, high: float, here: float) -> list[float]:

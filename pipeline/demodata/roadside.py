@@ -17,19 +17,20 @@ from pipeline.demodata.furniture import (
 from pipeline.demodata.items import SLANTS, Draw, Item, person, thing, two_wheeler, vehicle
 from pipeline.demodata.nature import draw_tree
 from pipeline.demodata.rng import Rng
-from pipeline.demodata.street import VIEW_M, Street, crossings
+from pipeline.demodata.street import Street, crossings
 
 __all__ = ["ambient_items"]
 
 _CHUNK_M = 20.0
+_FAR_M = 60.0  # counted from the stretch the camera is in; beyond, a person is a pixel or two wide
 
 
 def ambient_items(street: Street, here: float) -> list[Item]:
     """What any street has: keyed by stretches of 20 m, so it stays put while the camera moves."""
     items: list[Item] = []
-    cuts = crossings(street, here - 20.0, here + VIEW_M)
+    cuts = crossings(street, here - 20.0, here + _FAR_M)
     first = int((here - 4.0) // _CHUNK_M)
-    for index in range(first, first + int(VIEW_M / _CHUNK_M)):
+    for index in range(first, first + int(_FAR_M / _CHUNK_M)):
         for side in (-1, 1):
             items += _chunk(street, street.rng.fork("chunk", index, side), side, index * _CHUNK_M, cuts)
     for start, end in cuts:
@@ -87,8 +88,8 @@ def _parked(street: Street, rng: Rng, side: int, d: float, s0: float, cuts: list
 
 # Thing, chance in a stretch of 20 m, metres behind the kerb.
 _KERBSIDE: tuple[tuple[Draw, float, float], ...] = (
-    (draw_mast, 0.22, 0.55),
-    (draw_sign, 0.42, 0.55),
+    (draw_mast, 0.16, 0.55),
+    (draw_sign, 0.36, 0.55),
     (draw_bin, 0.14, 0.55),
     (draw_bollards, 0.12, 0.55),
     (draw_poster, 0.05, 1.55),
@@ -107,7 +108,7 @@ def _kerbside(
             items.append(thing(draw, kerb + side * behind, s, spot))
     spot = rng.fork("lamp")
     s = s0 + spot.uniform(0.0, _CHUNK_M)
-    if spot.chance(0.42) and _free(s, cuts, 0.0):
+    if spot.chance(0.34) and _free(s, cuts, 0.0):
         draw_arm = partial(draw_lamp, reach=-side * 1.6, lit=street.weather.lamps)
         items.append(thing(draw_arm, kerb + side * 0.55, s, spot))
     return items

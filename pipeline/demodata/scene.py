@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.demodata.camera import Camera, rotation
 from pipeline.demodata.canvas import Canvas, IntArray, LabelObject
 from pipeline.demodata.ground import draw_ground, draw_lot_shadow
-from pipeline.demodata.items import Item, shadow_of
+from pipeline.demodata.items import Item, far_to_near, overlap, shadow_of
 from pipeline.demodata.lots import draw_backdrop, draw_lot
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.roadside import ambient_items
@@ -42,10 +42,8 @@ def city_picture(
     """A Cityscapes-like picture; `frame` counts from 0 along the drive, `size` = (width, height)."""
     style = Rng(seed, "cityscapes", city)
     drive = Rng(seed, "cityscapes", split, city, sequence)
-    theme = THEMES[
-        (sequence + style.fork("themes").integer(0, len(THEMES) - 1) + 3 * (frame // EPISODE_FRAMES)) % len(THEMES)
-    ]
-    street = make_street(drive, style.fork("streets"), theme)
+    first = sequence + style.fork("themes").integer(0, len(THEMES) - 1)
+    street = make_street(drive, style.fork("streets"), THEMES[first % len(THEMES)])
     width, height = size
     pose = drive.fork("pose")
     yaw = pose.spread(0.08) if pose.chance(0.8) else pose.spread(0.24)
@@ -54,7 +52,7 @@ def city_picture(
     camera = Camera(
         width=width,
         height=height,
-        focal=width * optics.uniform(1.02, 1.14),
+        focal=width * optics.uniform(1.34, 1.48),
         cx=width * optics.uniform(0.48, 0.52),
         cy=height * (optics.uniform(0.41, 0.46) + pose.spread(0.03)),
         x=pose.spread(0.5),
@@ -64,7 +62,8 @@ def city_picture(
         sin=sin,
         bend=street.bend,
     )
-    canvas = _paint(camera, street, frame, supersample)
+    theme = THEMES[(first + 3 * (frame // EPISODE_FRAMES)) % len(THEMES)]
+    canvas = _paint(camera, street, theme, frame, supersample)
     _paint_car(canvas, style.fork("car"))
     look = camera_look(drive.fork("look"), consumer=False)
     salt = drive.fork("grain", frame).integer(0, 1 << 30)
@@ -82,7 +81,7 @@ def vistas_picture(seed: int, split: str, index: int, size: tuple[int, int], sup
     camera = Camera(
         width=width,
         height=height,
-        focal=max(width, height) * shot.uniform(0.68, 1.0),
+        focal=max(width, height) * shot.uniform(0.85, 1.25),
         cx=width * 0.5,
         cy=height * shot.uniform(0.38, 0.6),
         x=x,
@@ -92,17 +91,17 @@ def vistas_picture(seed: int, split: str, index: int, size: tuple[int, int], sup
         sin=sin,
         bend=street.bend,
     )
-    canvas = _paint(camera, street, 0, supersample)
+    canvas = _paint(camera, street, street.theme, 0, supersample)
     if shot.chance(0.2):
         _paint_dashboard(canvas, shot.fork("dash"))
     look = camera_look(shot.fork("look"), consumer=True)
     return Picture(develop(canvas, street.weather, look, shot.integer(0, 1 << 30)), tuple(canvas.objects))
 
 
-def _paint(camera: Camera, street: Street, frame: int, supersample: int) -> Canvas:
+def _paint(camera: Camera, street: Street, theme: str, frame: int, supersample: int) -> Canvas:
     canvas = Canvas(camera, street.weather.air, supersample)
     paint_sky(canvas, street.weather, street.rng.fork("sky").integer(0, 255))
-    draw_backdrop(canvas, street, street.rng.fork("backdrop", int(camera.z // 60)), 145.0)
+    draw_backdrop(canvas, street, street.rng.fork("backdrop", int(camera.z // 60)), 115.0)
     draw_ground(canvas, street)
     sides = [lot for side in (-1, 1) for lot in lots(street, side, camera.z + VIEW_M)]
     seen = [lot for lot in sides if lot.end > camera.z - 3.0]
@@ -110,20 +109,20 @@ def _paint(camera: Camera, street: Street, frame: int, supersample: int) -> Canv
         draw_lot(canvas, street, lot)
     for lot in seen:
         draw_lot_shadow(canvas, street, lot)
-    items = _items(street, frame)
-    depth = {id(item): camera.to_view((item.d, 0.0, item.s))[2] for item in items}
-    visible = [item for item in items if depth[id(item)] > -6.0]
-    for item in visible:
+    items = [item for item in _items(street, theme, frame) if item.s + item.half[1] > camera.z - 2.0]
+    for item in items:
         shadow_of(canvas, item, street)
-    for item in sorted(visible, key=lambda item: -depth[id(item)]):
+    for item in far_to_near(items, (camera.x, camera.z)):
         item.paint(canvas)
     return canvas
 
 
-def _items(street: Street, frame: int) -> list[Item]:
+def _items(street: Street, theme: str, frame: int) -> list[Item]:
     episode = frame // EPISODE_FRAMES
     first = episode * EPISODE_FRAMES
-    return ambient_items(street, street.step * frame) + theme_items(street, episode, street.step * first, frame - first)
+    moving = theme_items(street, theme, episode, street.step * first, frame - first)
+    standing = ambient_items(street, street.step * frame)
+    return moving + [item for item in standing if item.half[1] < 1.0 or not any(overlap(item, m) for m in moving)]
 
 
 def _paint_car(canvas: Canvas, rng: Rng) -> None:

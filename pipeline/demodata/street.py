@@ -12,7 +12,7 @@ from pipeline.demodata.weather import Weather, make_weather
 
 __all__ = ["THEMES", "VIEW_M", "Lot", "Street", "crossings", "lots", "make_street"]
 
-VIEW_M = 120.0
+VIEW_M = 100.0
 LANE_M = 3.2
 # What a drive is sure to show, besides what every street may have. Cycling through them keeps rare classes
 # present in every split without making them common.
@@ -91,14 +91,14 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
     district = rng.weighted((("centre", 9), ("suburb", 6), ("works", 3), ("edge", 3)))
     if theme in ("open",):
         district = "edge"
-    rails = theme.startswith("train")
+    rails = theme.startswith("train") or rng.fork("rails").chance(0.1)
     left, right = rng.weighted((((1, 0), 6), ((1, 1), 3), ((2, 1), 3), ((2, 0), 2)))
     if rails or theme in ("bus near", "truck near"):
         left, right = 2, right
     road = (-(left + 0.5) * LANE_M, (right + 0.5) * LANE_M)
     asphalt = vary(city, city.choice(ASPHALT), 8)
     asphalt = vary(rng, asphalt, 10)
-    paving = mix(asphalt, rng.choice(((150, 144, 136), (128, 122, 120), (140, 128, 116))), rng.integer(20, 200))
+    paving = mix(asphalt, rng.choice(((166, 158, 148), (140, 134, 130), (156, 134, 118))), rng.integer(60, 240))
     strips = (("none", 4), ("parking", 3), ("grass", 4))
     return Street(
         rng=rng,
@@ -111,7 +111,7 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
         lanes=(left, right),
         asphalt=asphalt,
         paving=paving,
-        paved=rng.choice(("slabs", "asphalt", "small slabs")),
+        paved=rng.weighted((("slabs", 3), ("small slabs", 2), ("asphalt", 1))),
         rails=-LANE_M if rails else None,
         crossing_every=rng.uniform(45.0, 95.0),
         step=rng.uniform(1.6, 3.2),

@@ -12,11 +12,14 @@ from pipeline.demodata.vehicles import LENGTH_M
 __all__ = ["theme_items"]
 
 
-def theme_items(street: Street, episode: int, start: float, frame: int) -> list[Item]:
+def theme_items(street: Street, theme: str, episode: int, start: float, frame: int) -> list[Item]:
     """The drive's theme and its moving traffic: `start` = camera at the episode's first frame, `frame` within it."""
     rng = street.rng.fork("episode", episode)
-    extra = _THEME_ITEMS.get(street.theme)
-    chosen = extra(street, rng.fork("theme"), start, frame) if extra is not None else []
+    extra = _THEME_ITEMS.get(theme)
+    if extra is None or (theme.startswith("train") and street.rails is None):
+        chosen: list[Item] = []
+    else:
+        chosen = extra(street, rng.fork("theme"), start, frame)
     others = _traffic(street, rng.fork("traffic"), start, frame)
     return chosen + [item for item in others if not any(overlap(item, other) for other in chosen)]
 
@@ -26,9 +29,12 @@ def _traffic(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
     lanes = [(k, 1.0) for k in range(0, street.lanes[1] + 1)] + [(-k, -1.0) for k in range(1, street.lanes[0] + 1)]
     for lane, way in lanes:
         s = start + (rng.uniform(13.0, 34.0) if way > 0 else rng.uniform(5.0, 26.0))
-        if street.theme.endswith("near") and lane == -1:
+        if lane == -1 and street.rails is not None:
+            items += _tram_ahead(street, rng.fork("tram"), start, frame)
             continue
-        while s < start + 95.0:
+        if lane == -1 and street.theme.endswith("near"):
+            continue
+        while s < start + 60.0:
             spot = rng.fork(lane, int(s * 10))
             kind = spot.weighted((("car", 60), ("truck", 4), ("bus", 3), ("motorcyclist", 3), ("none", 40)))
             speed = way * street.step * spot.uniform(0.5, 1.1)
@@ -39,6 +45,14 @@ def _traffic(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
                 items.append(vehicle(street, kind, lane * LANE_M + spot.spread(0.3), at, spot, (0.0, way)))
             s += LENGTH_M.get(kind, 3.0) + spot.uniform(5.0, 22.0)
     return items
+
+
+def _tram_ahead(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
+    if not rng.chance(0.75):
+        return []
+    way = float(rng.choice((-1, 1)))
+    s = start + rng.uniform(18.0, 60.0) + way * street.step * 0.6 * frame
+    return [vehicle(street, "train", -LANE_M, s, rng, (0.0, way))]
 
 
 def _near(kind: str, low: float, high: float) -> Callable[[Street, Rng, float, int], list[Item]]:

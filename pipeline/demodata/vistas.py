@@ -139,7 +139,7 @@ def write_vistas_metadata(spec: DemoSpec, root: Path) -> None:
         ]
         config = {
             "labels": labels,
-            "version": version.removeprefix("v"),
+            "version": float(version.removeprefix("v")),
             "mapping": "public" if version == "v1.2" else "full",
             "folder_structure": "{split}/{version}/{content}/{key:.{22}}.{ext}",
         }

@@ -51,7 +51,7 @@ def make_weather(rng: Rng) -> Weather:
         lit, shade, front, shadow, tint = 300, 186, 226, 150, (264, 258, 244)
     elif name == "dusk":
         low, high = (214, 168, 140), (104, 112, 150)
-        lit, shade, front, shadow, tint, exposure = 236, 214, 210, 228, (252, 240, 262), 186
+        lit, shade, front, shadow, tint, exposure = 236, 214, 210, 228, (252, 240, 262), 206
     elif name == "backlight":
         low, high = (250, 240, 214), (206, 212, 214)
         lit, shade, front, shadow, tint, exposure, glow = 206, 180, 158, 170, (268, 256, 236), 226, 110
@@ -117,15 +117,15 @@ def camera_look(rng: Rng, *, consumer: bool) -> Look:
             vignette=rng.integer(20, 110),
             soften=rng.integer(0, 1),
             motion_px=rng.weighted(((0, 7), (1, 2), (2, 1))),
-            grain=rng.integer(3, 10),
+            grain=rng.integer(2, 8),
         )
     return Look(
         cast=(250 + rng.integer(-5, 5), 256, 250 + rng.integer(-5, 5)),
         contrast=rng.integer(232, 276),
         vignette=rng.integer(0, 30),
-        soften=rng.weighted(((0, 3), (1, 1))),
-        motion_px=rng.weighted(((0, 6), (1, 1))),
-        grain=rng.integer(2, 8),
+        soften=rng.weighted(((0, 5), (1, 1))),
+        motion_px=rng.weighted(((0, 8), (1, 1))),
+        grain=rng.integer(1, 5),
     )
 
 
