@@ -19,7 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ABSENT", "RADIUS", "RegionTerms", "region_terms", "valid_regions"]
+__all__ = [
+    "ABSENT",
+    "RADIUS",
+    "Moments",
+    "PooledMaps",
+    "region_gradient",
+    "region_moments",
+    "unexplained_logdet",
+    "valid_regions",
+]
 
 RADIUS = 3
 SIZE = RADIUS * RADIUS
@@ -28,11 +37,20 @@ LOG_FLOOR = 1e-8  # added to the Cholesky diagonal inside the logarithm
 ABSENT = math.log(math.sqrt(EPSILON) + LOG_FLOOR)  # term of a class that does not occur: M = e I, about -3.80
 
 
-class RegionTerms(NamedTuple):
-    """Loss of each map pair and its derivative by the pooled probabilities."""
+class PooledMaps(NamedTuple):
+    """R pairs of pooled maps, one for each class that occurs in an image."""
 
-    loss: Tensor  # R, double
-    gradient: Tensor | None  # R x h x w in the maps' dtype, or None if not asked for
+    truth: Tensor  # R x h x w shares of the class, float
+    guess: Tensor  # R x h x w probabilities, float
+    floor: Tensor  # h x w, added to all probabilities in double: next to a 1 it would be rounded away
+    keep: Tensor | None  # R x P regions that count (bool), or None for all of them
+
+
+class Moments(NamedTuple):
+    """Centred second moments of the stacked maps (sums over regions) and their means, double."""
+
+    covariance: Tensor  # R x 18 x 18
+    mean: Tensor  # R x 18 x 1
 
 
 def valid_regions(is_whole_Rhw: Tensor) -> Tensor:
@@ -45,66 +63,53 @@ def valid_regions(is_whole_Rhw: Tensor) -> Tensor:
     return whole.flatten(1)
 
 
-def region_terms(
-    truth_Rhw: Tensor, guess_Rhw: Tensor, floor_hw: Tensor, keep_RP: Tensor | None, *, with_gradient: bool
-) -> RegionTerms:
-    """Compute logdet(M) / 18 for R pairs of pooled maps.
-
-    Args:
-        truth_Rhw: pooled one-hot labels, float.
-        guess_Rhw: pooled probabilities, float, same shape.
-        floor_hw: what is added to all of them, in double: next to a probability of 1 it would be rounded away.
-        keep_RP: regions that count (bool), or None for all of them.
-        with_gradient: also compute the derivative by `guess_Rhw`.
-    """
-    height, width = _grid(truth_Rhw)
-    stacked = _stack(truth_Rhw, guess_Rhw.double() + floor_hw)
-    if keep_RP is None:
-        count: Tensor | int = height * width
+def region_moments(maps: PooledMaps) -> Moments:
+    """Sum X X^T over the regions that count and take the means out."""
+    stacked = _stack(maps)
+    if maps.keep is None:
+        count: Tensor | int = stacked.shape[2]
     else:
-        stacked *= keep_RP.unsqueeze(1)
-        count = keep_RP.sum(dim=1).clamp(min=1).view(-1, 1, 1).double()
+        count = maps.keep.sum(dim=1).clamp(min=1).view(-1, 1, 1).double()
     mean = stacked.sum(dim=2, keepdim=True) / count
-    moments = stacked @ stacked.transpose(1, 2) - count * (mean @ mean.transpose(1, 2))
-    loss, by_stacked = _logdet(moments, with_gradient=with_gradient)
-    if by_stacked is None:
-        return RegionTerms(loss, None)
-    by_region = by_stacked @ stacked - by_stacked @ mean
-    if keep_RP is not None:
-        by_region *= keep_RP.unsqueeze(1)
-    return RegionTerms(loss, _fold(by_region, guess_Rhw))
+    return Moments(stacked @ stacked.transpose(1, 2) - count * (mean @ mean.transpose(1, 2)), mean)
+
+
+def region_gradient(maps: PooledMaps, by_stacked: Tensor, mean: Tensor) -> Tensor:
+    """Carry the derivative by the moments back to the pooled probabilities: R x h x w, their dtype."""
+    by_region = torch.baddbmm(-(by_stacked @ mean), by_stacked, _stack(maps))
+    if maps.keep is not None:
+        by_region *= maps.keep.unsqueeze(1)
+    return _fold(by_region, maps.guess)
 
 
 def _grid(maps_Rhw: Tensor) -> tuple[int, int]:
     return maps_Rhw.shape[-2] - RADIUS + 1, maps_Rhw.shape[-1] - RADIUS + 1
 
 
-def _stack(truth_Rhw: Tensor, guess_Rhw: Tensor) -> Tensor:
+def _stack(maps: PooledMaps) -> Tensor:
     """Stack shifted labels over shifted probabilities: R x 18 x P, double, rows of the neighbourhood first."""
-    height, width = _grid(truth_Rhw)
-    count = truth_Rhw.shape[0]
-    out = torch.empty((count, 2, RADIUS, RADIUS, height, width), dtype=torch.float64, device=truth_Rhw.device)
-    for index, maps in enumerate((truth_Rhw, guess_Rhw)):
+    height, width = _grid(maps.truth)
+    count = maps.truth.shape[0]
+    out = torch.empty((count, 2, RADIUS, RADIUS, height, width), dtype=torch.float64, device=maps.truth.device)
+    for index, one in enumerate((maps.truth, maps.guess.double() + maps.floor)):
         # R x h x w -> R x row shift x column shift x height x width, a view
-        shifted = maps.unfold(1, height, 1).unfold(2, width, 1)
-        out[:, index] = shifted
-    return out.view(count, 2 * SIZE, height * width)
+        out[:, index] = one.unfold(1, height, 1).unfold(2, width, 1)
+    stacked = out.view(count, 2 * SIZE, height * width)
+    return stacked if maps.keep is None else stacked.mul_(maps.keep.unsqueeze(1))
 
 
-def _logdet(moments: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Return logdet(M)/18 (R) and the 9 x 18 matrix that maps centred X to the derivative by its guess half."""
-    ridge = EPSILON * torch.eye(SIZE, dtype=moments.dtype, device=moments.device)
-    cov_truth = moments[:, :SIZE, :SIZE]
-    cross = moments[:, :SIZE, SIZE:]
+def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logdet(M)/18 (R) and the 9 x 18 matrices that map centred X to the derivative by its guess half."""
+    ridge = EPSILON * torch.eye(SIZE, dtype=covariance.dtype, device=covariance.device)
+    cov_truth = covariance[:, :SIZE, :SIZE]
+    cross = covariance[:, :SIZE, SIZE:]
     # S is symmetric positive definite: K = cross S^-1 through its Cholesky factor
-    factor_guess = torch.linalg.cholesky(moments[:, SIZE:, SIZE:] + ridge)
+    factor_guess = torch.linalg.cholesky(covariance[:, SIZE:, SIZE:] + ridge)
     regression = torch.cholesky_solve(cross.transpose(1, 2), factor_guess).transpose(1, 2)
     unexplained = cov_truth - regression @ cross.transpose(1, 2)
     factor = torch.linalg.cholesky((unexplained + unexplained.transpose(1, 2)) / 2 + ridge)
     diagonal = torch.diagonal(factor, dim1=1, dim2=2)
     loss = torch.log(diagonal + LOG_FLOOR).sum(dim=1) / SIZE
-    if not with_gradient:
-        return loss, None
     # d/dM of 2 sum log(diag chol(M) + floor) = L^-T diag(l / (l + floor)) L^-1; the loss is that / 18
     inverse = torch.linalg.solve_triangular(factor, ridge / EPSILON, upper=False)
     by_unexplained = inverse.transpose(1, 2) @ ((diagonal / (diagonal + LOG_FLOOR)).unsqueeze(2) * inverse)

@@ -18,15 +18,23 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.losses.cells import POOL, pool, pool_labels, times_cells
 from hmsa_core.losses.cross_entropy import check_shapes, valid_pixels
-from hmsa_core.losses.regions import ABSENT, RADIUS, region_terms, valid_regions
+from hmsa_core.losses.regions import (
+    ABSENT,
+    RADIUS,
+    PooledMaps,
+    region_gradient,
+    region_moments,
+    unexplained_logdet,
+    valid_regions,
+)
 
 __all__ = ["RmiParts", "released_bce", "rmi_loss", "rmi_parts"]
 
-POOL = 4
-PAD = POOL // 2
 PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
-_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # full-size maps of one block
+_REGION_BYTES = {"cpu": 10 << 20, "cuda": 512 << 20}  # stacked regions of one chunk
 
 RmiIgnore = Literal["released", "masked"]
 
@@ -88,7 +96,7 @@ def _apply(logits: Tensor, labels: Tensor, ignore_index: int, settings: _Setting
     target = torch.where(valid, labels, logits.shape[1]).to(dtype)
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        parts = _RegionMutualInformation.apply(  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+        parts = _RegionMutualInformation.apply(
             logits.contiguous(), target, settings, wants_gradient
         )
     return RmiParts(*parts)
@@ -101,13 +109,13 @@ class _RegionMutualInformation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = _work_dtype(logits)
         ignored = target == logits.shape[1]
-        summed, guess = _pixel_pass(logits, target, ignored, dtype, pool=settings.rmi_weight != 0.0)
+        summed, guess = _pixel_pass(logits, target, ignored, dtype, with_cells=settings.rmi_weight != 0.0)
         count = (~ignored).sum(dtype=torch.float64) + 1.0
         cross_entropy = summed / count
         mutual, by_guess = torch.zeros_like(cross_entropy), None
         if guess is not None:
-            truth = _pooled_labels(target, guess)
-            floor = PROBABILITY_FLOOR * _pool(torch.ones_like(ignored[:1, None], dtype=torch.float64))[0, 0]
+            truth = pool_labels(target, guess)
+            floor = PROBABILITY_FLOOR * pool(torch.ones_like(ignored[:1, None], dtype=torch.float64))[0, 0]
             keep = _kept_regions(ignored) if settings.rmi_ignore == "masked" else None
             mutual, by_guess = _region_pass(truth, guess, floor, keep, wants_gradient)
         total = settings.cross_entropy_weight * cross_entropy + settings.rmi_weight * mutual
@@ -137,7 +145,7 @@ class _RegionMutualInformation(torch.autograd.Function):
             torch.mul(probability, factor[images], out=part)
             if cells is not None:
                 slope = torch.addcmul(probability, probability, probability, value=-1.0)
-                part += _times_cells(slope.mul_(valid[images]), cells[images, classes])
+                part += times_cells(slope.mul_(valid[images]), cells[images, classes])
         index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
         gradient.scatter_add_(1, index, -factor)
         return gradient.to(logits.dtype), None, None, None
@@ -159,7 +167,7 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _pixel_pass(
-    logits: Tensor, target: Tensor, ignored: Tensor, dtype: torch.dtype, *, pool: bool
+    logits: Tensor, target: Tensor, ignored: Tensor, dtype: torch.dtype, *, with_cells: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Sum the cross-entropy and pool the probabilities, block by block, without one-hot labels.
 
@@ -170,59 +178,23 @@ def _pixel_pass(
     blank = blank.masked_fill_(ignored, -torch.inf).unsqueeze(1)
     summed = torch.zeros((), dtype=torch.float64, device=logits.device)
     guess = None
-    if pool:
+    if with_cells:
         grid = (logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1)
         guess = logits.new_empty((*logits.shape[:2], *grid), dtype=dtype)
     for images, classes in _blocks(logits):
         scores = logits[images, classes] + blank[images]
         summed += F.softplus(scores).sum(dtype=torch.float64)
         if guess is not None:
-            guess[images, classes] = _pool(torch.sigmoid(scores))
+            guess[images, classes] = pool(torch.sigmoid(scores))
     index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
     at_label = logits.gather(1, index).to(dtype)
     put_in = F.softplus(blank - at_label).sum(dtype=torch.float64)
     return summed - F.softplus(blank + at_label).sum(dtype=torch.float64) + put_in, guess
 
 
-def _pool(maps_NCHW: Tensor) -> Tensor:
-    """Average over 4 x 4 cells that start 2 pixels outside; zeros around the map count, as released.
-
-    The same numbers as avg_pool2d(4, 4, padding=2); whole rows are added first, which vectorises better.
-    """
-    height, width = maps_NCHW.shape[-2:]
-    rows = maps_NCHW.new_zeros((*maps_NCHW.shape[:-2], height // POOL + 1, width + POOL))
-    inner = rows[..., PAD : PAD + width]
-    whole = (height - PAD) // POOL
-    inner[..., 0, :] = maps_NCHW[..., :PAD, :].sum(dim=-2)
-    torch.sum(
-        maps_NCHW[..., PAD : PAD + POOL * whole, :].unflatten(-2, (whole, POOL)), dim=-2, out=inner[..., 1 : 1 + whole, :]
-    )
-    if 1 + whole < inner.shape[-2]:
-        inner[..., 1 + whole, :] = maps_NCHW[..., PAD + POOL * whole :, :].sum(dim=-2)
-    last = POOL * (width // POOL + 1)
-    columns = [rows[..., start:last:POOL] for start in range(POOL)]
-    return (columns[0] + columns[1]).add_(columns[2]).add_(columns[3]).mul_(1.0 / POOL**2)
-
-
-def _pooled_labels(target_NHW: Tensor, like_NChw: Tensor) -> Tensor:
-    """Share of each class in each cell (exact sixteenths), counted instead of pooled from one-hot maps."""
-    count, classes, height, width = like_NChw.shape
-    device = target_NHW.device
-    inside = target_NHW[:, : POOL * height - PAD, : POOL * width - PAD]
-    row = torch.arange(PAD, PAD + inside.shape[1], device=device) // POOL
-    column = torch.arange(PAD, PAD + inside.shape[2], device=device) // POOL
-    cell = row[:, None] * width + column
-    image = torch.arange(count, device=device).view(-1, 1, 1) * (classes + 1)
-    # Ignored pixels are counted in a plane behind the last class.
-    index = (inside + image) * (height * width) + cell
-    shares = like_NChw.new_zeros(count * (classes + 1) * height * width)
-    shares.scatter_add_(0, index.flatten(), shares.new_full((), 1.0 / POOL**2).expand(index.numel()))
-    return shares.view(count, classes + 1, height, width)[:, :classes]
-
-
 def _kept_regions(ignored_NHW: Tensor) -> Tensor:
     """Find the regions without an ignored pixel: bool, N x P."""
-    return valid_regions(_pool(ignored_NHW.float().unsqueeze(1)).squeeze(1) == 0)
+    return valid_regions(pool(ignored_NHW.float().unsqueeze(1)).squeeze(1) == 0)
 
 
 def _region_pass(
@@ -236,18 +208,27 @@ def _region_pass(
     count, classes = truth.shape[:2]
     flat_truth, flat_guess = truth.flatten(0, 1), guess.flatten(0, 1)
     pairs = _present(truth, keep_NP).flatten().nonzero().squeeze(1)
-    by_guess = torch.zeros_like(flat_guess) if with_gradient else None
     absent = count * classes - len(pairs) if keep_NP is None else 0
+    by_guess = torch.zeros_like(flat_guess) if with_gradient else None
     total = torch.full((), absent * ABSENT, dtype=torch.float64, device=truth.device)
+    if len(pairs) == 0:
+        return total / count, None if by_guess is None else by_guess.view_as(guess)
     region_bytes = 2 * RADIUS**2 * truth.shape[2] * truth.shape[3] * 8
-    step = max(1, 2 * _BLOCK_BYTES.get(truth.device.type, 64 << 20) // region_bytes)
-    for chunk in pairs.split(step):
+    chunks = torch.split(pairs, max(1, _REGION_BYTES.get(truth.device.type, 64 << 20) // region_bytes))
+
+    def maps(chunk: Tensor) -> PooledMaps:
         keep = None if keep_NP is None else keep_NP[chunk // classes]
-        terms = region_terms(flat_truth[chunk], flat_guess[chunk], floor_hw, keep, with_gradient=with_gradient)
-        total += terms.loss.sum()
-        if by_guess is not None and terms.gradient is not None:
-            by_guess[chunk] = terms.gradient / count
-    return total / count, None if by_guess is None else by_guess.view_as(guess)
+        return PooledMaps(flat_truth[chunk], flat_guess[chunk], floor_hw, keep)
+
+    # The stacked regions are made twice, which is cheaper than to keep them; the 9 x 9 problems are solved at once.
+    moments = [region_moments(maps(chunk)) for chunk in chunks]
+    loss, by_stacked = unexplained_logdet(torch.cat([one.covariance for one in moments]))
+    total += loss.sum()
+    if by_guess is None:
+        return total / count, None
+    for chunk, by_chunk, one in zip(chunks, torch.split(by_stacked, [len(c) for c in chunks]), moments, strict=True):
+        by_guess[chunk] = region_gradient(maps(chunk), by_chunk, one.mean) / count
+    return total / count, by_guess.view_as(guess)
 
 
 def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
@@ -258,17 +239,3 @@ def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
     keep = keep_NP.view(-1, 1, height, width).to(truth_NChw.dtype)
     used = F.max_pool2d(F.pad(keep, (RADIUS - 1,) * 4), kernel_size=RADIUS, stride=1)
     return (truth_NChw * used).flatten(2).amax(dim=2) > 0
-
-
-def _times_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Multiply pixels by the value of their cell, in place (cells have one spare row and column)."""
-    height, width = maps.shape[-2:]
-    columns = cells.repeat_interleave(POOL, dim=3)[..., PAD : PAD + width]
-    whole = (height - PAD) // POOL
-    middle = slice(PAD, PAD + POOL * whole)
-    maps[..., :PAD, :] *= columns[..., :1, :]
-    rows = maps[..., middle, :].unflatten(-2, (whole, POOL))
-    rows *= columns[..., 1 : 1 + whole, None, :]
-    if PAD + POOL * whole < height:
-        maps[..., PAD + POOL * whole :, :] *= columns[..., 1 + whole : 2 + whole, :]
-    return maps

@@ -20,7 +20,7 @@ from hmsa_core.models.trunks import Trunk, make_trunk, trunk_defaults
 __all__ = ["as_kind", "build"]
 
 
-def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:  # noqa: ANN401
+def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
     """Build a model with fresh weights (He initialisation, so that it also learns from scratch).
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> object:
     try:
-        with safe_globals(_PLAIN_NUMPY):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # An open file, not a path: newer torch would choose the format by the name's ending.
+        with file.open("rb") as stream, safe_globals(_PLAIN_NUMPY), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on old pickle protocols; what fails is an error below
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = _GLOBAL.search(str(error))
         if asked is None:
@@ -77,7 +80,7 @@ def _plain_scalar(dtype: np.dtype[Any], data: bytes) -> object:
     return np.frombuffer(data, dtype=dtype, count=1)[0].item()
 
 
-_NUMBERS = "Float16 Float32 Float64 Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Bool".split()
+_NUMBERS = ("Float16", "Float32", "Float64", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
 _PLAIN_NUMPY: list[Any] = [
     (_plain_scalar, "numpy.core.multiarray.scalar"),
     (_plain_scalar, "numpy._core.multiarray.scalar"),

@@ -23,7 +23,8 @@ class Level(NamedTuple):
 
     scale: float
     values: Tensor  # B x C x Hs x Ws
-    attention: Tensor | None = None  # hierarchical: sigmoid, B x 1 x Hs x Ws; explicit: B x 1 x H x W, sums to 1; None: not computed
+    # hierarchical: sigmoid, B x 1 x Hs x Ws; explicit: B x 1 x H x W, sums to 1 over scales; None: not computed
+    attention: Tensor | None = None
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

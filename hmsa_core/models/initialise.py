@@ -44,6 +44,7 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
     heads = ("ocr", "scale_attn") if meta["kind"] == "trunk" else _HEADS
     own = bare.state_dict()
     fresh = [head for head in heads if _differs(own, state, head)]
+    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if any(_belongs(k, head) for k in own)]
     for head in fresh:
         for key in [key for key in state if _belongs(key, head)]:
             del state[key]
@@ -52,7 +53,6 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
     if difference:
         raise CheckpointError(f"{folder}: does not fit the model: {difference.describe()}")
     bare.load_state_dict(state, strict=False)
-    named = [_reason(head, meta, bare.num_classes) for head in fresh if any(_belongs(key, head) for key in own)]
     _log.info("initialised %d tensors from %s; fresh: %s", len(state), folder, ", ".join(named) or "nothing")
     return named
 
@@ -66,9 +66,9 @@ def _differs(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], head:
     return shapes != {key: tuple(t.shape) for key, t in state.items() if _belongs(key, head)}
 
 
-def _reason(head: str, meta: dict[str, object], classes: int) -> str:
-    if head == "scale_attn" or meta["kind"] == "trunk":
+def _reason(head: str, meta: dict[str, object], state: dict[str, torch.Tensor], classes: int) -> str:
+    if not any(_belongs(key, head) for key in state):
         return f"{head} (not in the checkpoint)"
-    if meta["num_classes"] != classes:
+    if head != "scale_attn" and meta["num_classes"] != classes:
         return f"{head} ({meta['num_classes']} classes in the checkpoint, {classes} here)"
     return f"{head} (another form in the checkpoint)"

@@ -71,18 +71,16 @@ def init_weights(model: nn.Module) -> None:
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics alone inside the block (an activation checkpoint computes it a second time).
+    """Keep running statistics as they are inside the block: an activation checkpoint runs it a second time.
 
-    With a momentum of 0 the second pass saves the same tensors for the backward pass as the first, which torch
-    insists on; switching the statistics off would save fewer.
+    The norms work on copies of their buffers, so that torch sees the same saved tensors both times.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    originals = [norm._buffers for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None
+        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, buffers in zip(norms, originals, strict=True):
+            norm._buffers = buffers

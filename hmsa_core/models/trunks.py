@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from hmsa_core.errors import ConfigError
@@ -79,13 +78,9 @@ class DeepLabTrunk(nn.Module):
         from torchvision.models import segmentation  # heavy, and HRNet users never need it
 
         full = getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=1)
-        self.checkpointing = False
         self.backbone = full.backbone
-        self.context = full.classifier[:-1]
+        self.context = nn.Sequential(*list(full.classifier)[:-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ASPP features."""
-        features = self.backbone(images)["out"]
-        if self.checkpointing and torch.is_grad_enabled():
-            raise ConfigError("activation checkpointing is offered for HRNet trunks only: switch it off")
-        return cast("Tensor", self.context(features))
+        return cast("Tensor", self.context(self.backbone(images)["out"]))

@@ -163,7 +163,9 @@ def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Re
         _width(where, state, "classes", ("ocr.cls_head.weight", "ocr.cls_head.bias", "ocr.aux_head.2.bias")),
         {
             "ocr_mid": _width(where, state, "OCR channels", _keys("ocr.conv3x3_ocr", "0.weight", "0.bias", "1.0.bias")),
-            "ocr_key": _width(where, state, "OCR keys", _keys(_OCB, "f_pixel.0.weight", "f_pixel.1.0.bias", "f_down.1.0.bias")),
+            "ocr_key": _width(
+                where, state, "OCR keys", _keys(_OCB, "f_pixel.0.weight", "f_pixel.1.0.bias", "f_down.1.0.bias")
+            ),
             "attention_channels": _width(
                 where, state, "attention channels", _keys("scale_attn", "conv0.weight", "bn0.bias", "bn1.bias")
             )

@@ -1,0 +1,229 @@
+"""Our checkpoint folder: same weights back, digest first, no half-written state, parents by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmsa_core import models, taxonomy
+from hmsa_core.errors import CheckpointError, IntegrityError
+from hmsa_core.models.checkpoint import unwrap
+
+TABLE = taxonomy.cityscapes().to_json()
+
+
+def micro(kind: str = "hierarchical", classes: int = 5, seed: int = 0, **options: Any) -> models.MultiScaleModel:
+    torch.manual_seed(seed)
+    return models.build(kind, trunk="hrnet_micro", num_classes=classes, **options)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    models.save(
+        micro(head="paper", low_scale=0.4),
+        tmp_path / "model",
+        class_table=TABLE,
+        lineage={"images": {"ab": "aachen_000000_000019"}},
+        inference={"scales": [0.5, 1.0], "flip": False},
+        extra={"epochs": 3},
+    )
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["", "model.json", "model.safetensors"])
+def test_the_folder_or_either_file_gives_the_same_model_back(folder: Path, name: str) -> None:
+    model = models.load(folder / name)
+    original = micro(head="paper", low_scale=0.4)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in original.state_dict().items())
+    assert model.options == original.options
+    assert not model.training
+    assert model.meta["class_table"] == TABLE
+    assert model.meta["lineage"] == {"images": {"ab": "aachen_000000_000019"}}
+    assert model.meta["inference"] == {"scales": [0.5, 1.0], "flip": False}
+    assert model.meta["extra"] == {"epochs": 3}
+    image = torch.ones(1, 3, 32, 32)
+    assert torch.equal(model.predict(image).logits, original.predict(image).logits)
+
+
+def test_a_loaded_model_can_be_trained_on(folder: Path) -> None:
+    model = models.load(folder).train()
+    model(torch.ones(2, 3, 32, 32)).logits.sum().backward()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
+    model = micro()
+    first = models.save(model, tmp_path / "a", class_table=None, lineage={})
+    other = models.save(
+        micro().to(memory_format=torch.channels_last), tmp_path / "b", class_table=TABLE, lineage={"x": 1}
+    )
+    with torch.no_grad():
+        model.backbone.conv1.weight[0, 0, 0, 0] += 1e-6
+    changed = models.save(model, tmp_path / "c", class_table=None, lineage={})
+    assert first == other != changed
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_reading_the_json_needs_no_torch(folder: Path) -> None:
+    code = f"""
+import sys
+from hmsa_core.models import read_meta
+meta = read_meta({str(folder)!r})
+assert meta["kind"] == "hierarchical" and meta["num_classes"] == 5
+assert "torch" not in sys.modules and "safetensors" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["single", "average", "max"])
+def test_one_checkpoint_serves_the_baselines(folder: Path, kind: str) -> None:
+    model = models.load(folder, kind=kind)
+    assert model.kind == kind
+    image = torch.randn(1, 3, 32, 32)
+    expected = models.as_kind(models.load(folder), kind).predict(image, (0.5, 1.0)).logits
+    assert torch.equal(model.predict(image, (0.5, 1.0)).logits, expected)
+    models.save(model, folder.parent / "plain", class_table=None, lineage={})
+    assert "scale_attn.conv0.weight" not in models.load(folder.parent / "plain").state_dict()
+    with pytest.raises(Exception, match="attention head"):
+        models.load(folder.parent / "plain", kind="hierarchical")
+
+
+def test_wrapped_models_are_unwrapped(tmp_path: Path) -> None:
+    class Wrapper(torch.nn.Module):  # DistributedDataParallel and torch.compile keep the model like this
+        def __init__(self, inner: torch.nn.Module, name: str) -> None:
+            super().__init__()
+            setattr(self, name, inner)
+
+    model = micro()
+    wrapped = Wrapper(Wrapper(model, "_orig_mod"), "module")
+    assert unwrap(wrapped) is model
+    assert models.save(wrapped, tmp_path / "m", class_table=None, lineage={}) == models.save(
+        model, tmp_path / "n", class_table=None, lineage={}
+    )
+    with pytest.raises(TypeError, match="Linear"):
+        unwrap(torch.nn.Linear(1, 1))
+
+
+# ------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("position", [8, 300, -1, 0.3, 0.7])
+def test_a_flipped_bit_is_found_before_a_tensor_is_used(folder: Path, position: float) -> None:
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    index = int(position * len(data)) if isinstance(position, float) else position
+    data[index] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        models.load(folder)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        models.initialise_from(micro(), folder)
+
+
+def test_a_save_that_was_cut_short_is_no_checkpoint(folder: Path) -> None:
+    (folder / "model.json").unlink()
+    with pytest.raises(CheckpointError, match="unfinished save"):
+        models.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        models.load(folder)
+
+
+def test_overwriting_never_leaves_new_weights_under_an_old_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hmsa_core.models import checkpoint
+
+    def full_disk(*_args: object, **_kwargs: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        models.save(micro(seed=1), folder, class_table=None, lineage={})
+    with pytest.raises(CheckpointError, match="unfinished save"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "format 'other'"),
+        ({"version": 2}, "version 2"),
+        ({"kind": None}, "'kind' is missing"),
+        ({"num_classes": "5"}, "'num_classes'"),
+        ({"num_classes": 6}, "keys do not fit: 4 of another shape"),
+        ({"kind": "single"}, "13 left over"),
+        ({"trunk": "hrnet_tiny"}, "missing"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    meta = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**meta, **change}))
+    with pytest.raises(CheckpointError, match=message):
+        models.load(folder)
+
+
+def test_a_torn_record_and_missing_weights_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing"):
+        models.load(folder)
+    (folder / "model.json").write_text('{"kind": ')
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        models.read_meta(folder)
+
+
+def test_weights_that_are_not_finite_are_not_loaded(tmp_path: Path) -> None:
+    model = micro()
+    with torch.no_grad():
+        model.ocr.cls_head.bias[0] = float("nan")
+    models.save(model, tmp_path / "bad", class_table=None, lineage={})
+    with pytest.raises(CheckpointError, match=r"NaN or infinity \(ocr.cls_head.bias\)"):
+        models.load(tmp_path / "bad")
+
+
+# ------------------------------------------------------------------------------------------ parents
+
+
+def test_heads_of_another_class_count_are_re_initialised_and_named(tmp_path: Path) -> None:
+    parent = micro("single", classes=7)
+    models.save(parent, tmp_path / "parent", class_table=None, lineage={})
+    child = micro("hierarchical", classes=5, seed=1)
+    fresh = {key: value.clone() for key, value in child.state_dict().items()}
+    named = models.initialise_from(child, tmp_path / "parent")
+    assert named == [
+        "ocr.cls_head (7 classes in the checkpoint, 5 here)",
+        "ocr.aux_head.2 (7 classes in the checkpoint, 5 here)",
+        "scale_attn (not in the checkpoint)",
+    ]
+    own = ("ocr.cls_head.", "ocr.aux_head.2.", "scale_attn.")
+    for key, value in child.state_dict().items():
+        expected = fresh[key] if key.startswith(own) else parent.state_dict()[key]
+        assert torch.equal(value, expected), key
+
+
+def test_a_student_takes_everything_from_its_teacher(tmp_path: Path) -> None:
+    teacher = micro(seed=3)
+    models.save(teacher, tmp_path / "teacher", class_table=None, lineage={})
+    student = micro(seed=4)
+    assert models.initialise_from(student, tmp_path / "teacher" / "model.json") == []
+    assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in student.state_dict().items())
+    plain = micro("single", seed=5)  # leaves the teacher's attention behind
+    assert models.initialise_from(plain, tmp_path / "teacher") == []
+
+
+def test_another_form_of_head_is_named_and_another_trunk_refused(tmp_path: Path) -> None:
+    models.save(micro(), tmp_path / "parent", class_table=None, lineage={})
+    assert models.initialise_from(micro(head="paper", attention_channels=8), tmp_path / "parent") == [
+        "ocr.cls_head (another form in the checkpoint)",
+        "scale_attn (another form in the checkpoint)",
+    ]
+    with pytest.raises(CheckpointError, match="trunk hrnet_micro, the model has hrnet_tiny"):
+        models.initialise_from(models.build("single", trunk="hrnet_tiny", num_classes=5), tmp_path / "parent")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        models.initialise_from(micro(ocr_mid=24), tmp_path / "parent")
