@@ -275,7 +275,7 @@ def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise DecodeError(
             f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large",
-            hint="raise `max_pixels` if such images are meant",
+            hint="make the picture smaller",
         )  # fmt: skip
 
 

@@ -36,10 +36,19 @@ def scan(root: Path, source: SourceSpec) -> Scan:
     for split in source.splits or ("",):
         below = f"/{split}" if split else ""
         images = _by_stem(root, source.images + below, "image", result)
-        labels = _by_stem(root, source.labels + below, "label", result) if source.labels else {}
+        labels = _labels(root, source, split, result)
         coarse = _by_stem(root, source.coarse + below, "coarse", result) if source.coarse else {}
         _pair(images, labels, coarse, split or "all", pattern, result)
     return result
+
+
+def _labels(root: Path, source: SourceSpec, split: str, out: Scan) -> dict[str, str]:
+    if not source.labels:
+        return {}
+    if split and not (root / source.labels / split).is_dir() and (root / source.labels).is_dir():
+        out.notes.append(f"split {split} has no folder in {source.labels}/: its images are unlabelled")
+        return {}
+    return _by_stem(root, f"{source.labels}/{split}" if split else source.labels, "label", out)
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:

@@ -8,6 +8,7 @@ on clocks or on the folder's place.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +36,7 @@ from hmsa_core.taxonomy import ClassTable
 __all__ = ["CHECKS", "Summary", "build", "scan", "write_empty"]
 
 CHECKS = 1  # raise it when a check changes: then an earlier index is no proof any more
+_MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]
 
 _SCANNERS = {
@@ -194,7 +196,7 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
         return
     # fork: nothing here holds threads yet, and a fresh interpreter would import everything again.
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
         yield from _counted(pool.map(verifier, tasks, chunksize=4), len(tasks), progress)
     except BrokenProcessPool as error:
@@ -203,6 +205,13 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _init_worker() -> None:
+    """A signal for the whole group is the parent's to handle; its death ends the workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
 
 
 def _counted(results: Iterable[Checked], total: int, progress: Progress | None) -> Iterator[Checked]:
@@ -255,7 +264,10 @@ def _check_share(source: SourceSpec, summary: Summary) -> None:
 
 
 def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
-    pairs = [(samples[i], samples[j], d) for i, j, d in near_duplicates([s.phash for s in samples], bits)]
+    found = near_duplicates([s.phash for s in samples], bits, limit=_MOST_PAIRS)
+    if len(found) == _MOST_PAIRS:
+        summary.notes.append(f"more than {_MOST_PAIRS} pairs of near duplicates; the rest is not counted")
+    pairs = [(samples[i], samples[j], d) for i, j, d in found]
     counts = Counter("-".join(sorted((a.role, b.role))) for a, b, _ in pairs)
     summary.near_duplicates = dict(sorted(counts.items()))
     # Pairs across roles matter: one of them may be judged with a model that learned from the other.

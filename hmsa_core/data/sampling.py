@@ -83,20 +83,19 @@ def _starts(length: int, tile: int, edge: Edge) -> range:
 
 
 def _tile_centroids(part: NDArray[np.uint8], num_classes: int) -> list[tuple[int, int, int, int]]:
-    """(class, x, y, pixels) of the classes in a tile, from histograms of its rows and columns."""
+    """(class, x, y, pixels) of the classes in a tile, from the number of their pixels in each row and column."""
     height, width = part.shape
-    values = part.astype(np.intp)
-    by_row = np.bincount((values + 256 * np.arange(height)[:, None]).ravel(), minlength=256 * height)
-    by_column = np.bincount((values + 256 * np.arange(width)).ravel(), minlength=256 * width)
-    rows_HC = by_row.reshape(height, 256)[:, :num_classes]
-    columns_WC = by_column.reshape(width, 256)[:, :num_classes]
-    counts_C = rows_HC.sum(0)
-    sum_y_C, sum_x_C = np.arange(height) @ rows_HC, np.arange(width) @ columns_WC
-    # Integer division is the truncated centre of mass, without any rounding of floats.
-    return [
-        (int(c), int(sum_x_C[c] // counts_C[c]), int(sum_y_C[c] // counts_C[c]), int(counts_C[c]))
-        for c in np.flatnonzero(counts_C)
-    ]
+    present = cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()[:num_classes] > 0
+    found = []
+    for class_id in np.flatnonzero(present).tolist():
+        mask = (part == class_id).view(np.uint8)
+        rows, columns = (cv2.reduce(mask, d, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() for d in (1, 0))
+        pixels = int(rows.sum(dtype=np.int64))
+        # Integer division is the truncated centre of mass, without any rounding of floats.
+        x = int(np.arange(width) @ columns.astype(np.int64)) // pixels
+        y = int(np.arange(height) @ rows.astype(np.int64)) // pixels
+        found.append((class_id, x, y, pixels))
+    return found
 
 
 def _has_component(part: NDArray[np.uint8], class_id: int, minimum: int) -> bool:

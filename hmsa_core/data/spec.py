@@ -37,13 +37,13 @@ class SourceSpec(Section):
     test_is_labelled: bool = False  # cityscapes: `test` holds real labels instead of the release's dummies
     official_val: bool = False  # camvid: also index the official val clip (role guard, split val)
     images: str = "images"  # folder: relative to root, in it `<split>/` folders if `splits` is given
-    labels: str = "labels"  # folder: same stems as the images; "" = no labels at all
+    labels: str = "labels"  # folder: same stems; "" = none; a split without a folder there is unlabelled
     coarse: str = ""  # folder: coarse labels with the same stems; "" = none
     classes: str = "classes.json"  # folder: class file, relative to root; or cityscapes, mapillary_v1.2, ...
     pattern: str = ""  # folder: regular expression on the stem with groups city, sequence, frame (any of them)
     block: BlockRule | None = None  # unit of resampling; None: cityscapes, camvid run; else sequence or image
     block_frames: PositiveInt | None = None  # images in a run; None: camvid 3, else 10
-    max_pixels: PositiveInt = MAX_PIXELS
+    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     max_bad: Share = 0.05  # a larger share of refused images stops `prepare`
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4  # perceptual hashes this close are reported
 

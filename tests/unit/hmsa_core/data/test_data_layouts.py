@@ -342,6 +342,10 @@ def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):
             save(plain / part / split / f"{split}.png", picture(5) if part == "images" else blocks(1, (0, 1)))
     split = scan(source("folder", plain, splits=("train", "val"), classes="mapillary_v2.0"))
     assert [(f.name, f.split) for f in split.found] == [("train", "train"), ("val", "val")]
+    save(plain / "images" / "extra" / "more.png", picture(6))
+    extra = scan(source("folder", plain, splits=("train", "extra"), classes="cityscapes"))
+    assert [(f.name, f.label) for f in extra.found] == [("train", "labels/train/train.png"), ("more", "")]
+    assert extra.notes == ["split extra has no folder in labels/: its images are unlabelled"]
 
 
 def test_plain_folder_problems_are_one_clear_line(plain):
