@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["StoreView", "find_curves", "load_policy"]
 
 UInt8 = NDArray[np.uint8]
+_OPEN_SHARDS = 4  # a thread
 _MINI_WIDTH = 176  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
@@ -212,15 +213,23 @@ class StoreView:
 
     # --- maps and pictures --------------------------------------------------------------------------
 
-    def _reader(self) -> LabelStore:
-        # Open Parquet files are not for several threads at once: each thread has a copy with its own.
-        if not hasattr(self._local, "store"):
-            self._local.store = copy.copy(self._store)
-        return self._local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
+    def _reader(self, name: str) -> LabelStore:
+        # Open Parquet files are not for several threads at once: each thread has a copy with its own. It holds few
+        # of them open, because the footers of hundreds of shards are what would make the server grow.
+        local = self._local
+        if not hasattr(local, "store"):
+            local.store, local.shards = copy.copy(self._store), set()
+        if name in self:
+            shard = self._store.shard_of(name)
+            if shard not in local.shards and len(local.shards) >= _OPEN_SHARDS:
+                local.store.close()
+                local.shards.clear()
+            local.shards.add(shard)
+        return local.store  # type: ignore[no-any-return]  # thread-local attributes are Any
 
     def read(self, name: str) -> tuple[UInt8, UInt8]:
         """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
-        return self._reader().read(name)
+        return self._reader(name).read(name)
 
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""

@@ -98,6 +98,13 @@ async function askStats() {
   }
 }
 
+/** One step back at a time: out of a field, then out of a region, then out of compare and the chosen class. */
+function escape() {
+  const field = document.activeElement;
+  if (field && field !== document.body && field !== byId("stage")) field.blur();
+  else if (!cancelRegion()) update({ compare: null, focus: -1 });
+}
+
 function registerKeys() {
   keyGroup("Images", [
     { keys: ["ArrowRight"], show: "→", text: "next image", run: () => go(1) },
@@ -132,7 +139,7 @@ function registerKeys() {
   ]);
   keyGroup("Page", [
     { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },
-    { keys: ["Escape"], show: "Esc", text: "leave field, region or compare", run: () => cancelRegion() || (document.activeElement !== document.body ? document.activeElement.blur() : update({ compare: null, focus: -1 })) },
+    { keys: ["Escape"], show: "Esc", text: "leave field, region, compare or class", run: escape },
   ]);
   startKeys();
 }

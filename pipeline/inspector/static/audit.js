@@ -177,13 +177,14 @@ function open(found) {
   if (at < 0) at = audit.items.length;
   byId("audit-setup").hidden = true;
   byId("audit-run").hidden = false;
+  byId("audit-run").focus();
   showItem();
 }
 
 const KEYS = { ArrowRight: "right", j: "right", 1: "right", ArrowLeft: "wrong", k: "wrong", 2: "wrong", ArrowDown: "unsure", l: "unsure", 3: "unsure" };
 
 function key(event) {
-  if (byId("audit-run").hidden || event.target.closest("input, select")) return;
+  if (!dialog.open || byId("audit-run").hidden || event.target.closest("input, select")) return;
   if (KEYS[event.key]) answer(KEYS[event.key]);
   else if (event.key === "Backspace" || event.key === "ArrowUp") back();
   else if (event.key === " ") byId("audit-mask").classList.toggle("off", (maskShown = !maskShown) === false);
@@ -211,7 +212,7 @@ export function startAudit(data, onFinished) {
   store = data;
   finished = onFinished;
   byId("audit-form").addEventListener("submit", begin);
-  dialog.addEventListener("keydown", key);
+  document.addEventListener("keydown", key); // the focus may be on a part that was just hidden
   dialog.addEventListener("close", () => { turn += 1; if (audit) finished(); });
   for (const verdict of ["right", "wrong", "unsure"]) byId(`audit-${verdict}`).addEventListener("click", () => answer(verdict));
   byId("audit-back").addEventListener("click", back);

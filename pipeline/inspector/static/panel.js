@@ -121,8 +121,8 @@ function showCharts() {
 
 function showAll() {
   showSlider();
-  drawEdges();
   showTotals();
+  drawEdges();
   showCharts();
 }
 
@@ -170,6 +170,8 @@ export function startPanel(data) {
     if (!queued) requestAnimationFrame(() => { queued = false; showAll(); });
     queued = true;
   };
+  // Numbers at once, so that a script that moved the slider reads the new ones; drawings with the next frame.
+  watch(["base", "pins", "compare"], () => { showSlider(); showTotals(); });
   watch(["base", "pins", "focus", "compare", "theme", "palette"], soon);
   watch(["base", "pins"], fetchSources);
   onScene((_, what) => (what === "image" || what === "error") && soon());

@@ -1,0 +1,222 @@
+"""Review, audit, saving, export, and what the page does when things are broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
+from hmsa_core.labels.finalise import Recipe, finalise
+from pipeline.cli.main import main
+from pipeline.inspector.review import ReviewFile, flagged_pixels
+from tests.support.browser_page import Page, serving
+from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
+
+
+def copy_of(street: Scenes, folder: Path) -> Path:
+    shutil.copytree(street.store, folder / "raw")
+    return folder / "raw"
+
+
+def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--policy", str(street.policy), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.87")
+        page.set_threshold("0.95", page.js("return '#' + document.querySelector('[data-class=car] input[type=range]').id"))
+        kept = page.kept()
+        page.control("s")
+        page.until(lambda: page.text("#save-label") == "Policy saved")
+        assert "raw.policy.json" in page.text("#toasts")
+        assert page.console() == []
+    policy = ThresholdPolicy.load(tmp_path / "raw.policy.json")
+    raw = LabelStore.open(store)
+    finalise(raw, Recipe(policy), tmp_path / "final")
+    final = LabelStore.open(tmp_path / "final")
+    assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept
+
+
+def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    note = "ghost <img src=x onerror=alert(1)>"
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=street.names[2])
+        page.keys("r")
+        stage = page.find("#stage")
+        ActionChains(browser, duration=30).move_to_element(stage).click_and_hold().move_by_offset(90, 60).release().perform()
+        page.until(lambda: "drawn" in page.text("#region-label"))
+        page.keys("n", note, Keys.ESCAPE)
+        page.keys("f")
+        page.until(lambda: page.all(".mark-item"))
+        assert note in page.text("#marks")
+        assert "kim" in page.text("#marks")
+        page.until(lambda: page.all(".badge.flag"))
+        assert page.console() == []
+        page.open(threshold="0.9", review="flag")
+        assert page.image() == street.names[2]
+        page.find(".mark-item .ghost").click()
+        page.until(lambda: not page.all(".mark-item"))
+        page.keys("f")
+        page.until(lambda: page.all(".mark-item"))
+    marks = ReviewFile(store).by_name()[street.names[2]]
+    assert [(mark.verdict, mark.region) for mark in marks] == [("flag", None)]
+    lines = [json.loads(line) for line in ReviewFile(store).path.read_text().splitlines()]
+    assert len(lines) == 3
+    assert lines[0]["note"] == note
+    (x0, y0), _, (x1, y1), _ = lines[0]["region"]
+    assert x1 - x0 > 20
+    assert y1 - y0 > 10
+    assert flagged_pixels(marks, 256, 512).all()
+
+
+def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", **{"class": "road"})
+        page.keys("u")
+        page.until(lambda: page.find("#audit-form").is_displayed())
+        page.find("#audit-focus").click()
+        count = page.find("#audit-per-class")
+        count.clear()
+        count.send_keys("10", Keys.ENTER)
+        page.until(lambda: page.text("#audit-class") == "road")
+        for number in range(10):
+            page.until(lambda n=number: page.find("#audit-close").get_attribute("data-item") == str(n))
+            page.keys(Keys.ARROW_LEFT if number == 0 else Keys.ARROW_RIGHT)
+        page.until(lambda: page.find("#audit-done").is_displayed())
+        page.until(lambda: "90.0 %" in page.text("#audit-summary"))
+        page.find("#audit-finish").click()
+        page.until(lambda: page.text("[data-class=road] .class-precision").endswith("90.0 %"))
+        assert page.console() == []
+    audit = json.loads((tmp_path / "raw.audit.json").read_text())
+    assert [item["verdict"] for item in audit["items"]] == ["wrong"] + ["right"] * 9
+    for item in audit["items"]:
+        label, code = LabelStore.open(store).read(item["name"])
+        assert label[item["y"], item["x"]] == 0
+        assert code[item["y"], item["x"]] >= 90
+    road = inspect(store, "--threshold", "0.9", "--class", "road")
+    assert (road["precision"], road["precision_source"]) == (0.9, "audit")
+    assert road["precision_low"] < 0.9 < road["precision_high"]
+
+
+def test_an_export_opens_from_a_folder_and_follows_the_slider(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:
+    command = ["serve", str(street.store), "--policy", str(street.policy), "--images", str(street.images)]
+    assert main([*command, "--export", str(tmp_path / "page"), "--limit", "5"]) == 0
+    page = Page(browser, (tmp_path / "page" / "index.html").as_uri())
+    page.open()
+    assert page.kept() == inspect(street.store, "--policy", street.policy)["kept"]
+    for threshold in ("0.5", "0.95"):
+        page.set_threshold(threshold)
+        assert page.kept() == inspect(street.store, "--threshold", threshold)["kept"]
+    first = page.image()
+    page.keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.image() != first)
+    page.js("const s = document.getElementById('sort'); s.value = 'coverage'; s.dispatchEvent(new Event('change'))")
+    page.until(lambda: "sort=coverage" in page.browser.current_url)
+    page.until(lambda: len(page.all(".tile img[src]")) == 5)
+    assert page.find("#open-audit").get_attribute("disabled")
+    address = page.browser.current_url
+    browser.get("about:blank")
+    browser.get(address)
+    page.until(lambda: page.js("return document.documentElement.dataset.ready") == "true")
+    assert page.find("#threshold").get_attribute("data-edge") == "0.95"
+    assert page.console() == []
+
+
+def test_a_damaged_shard_is_named_and_the_rest_stays_usable(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    shard = sorted(store.rglob("shard-00000*.parquet"))[0]
+    shard.write_bytes(shard.read_bytes()[:-64])
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(wait=False, threshold="0.9", image=street.names[0])
+        page.until(lambda: page.find("#problem").is_displayed())
+        assert page.text("#problem-title") == "This image's shard is damaged"
+        assert shard.name in page.text("#problem-text")
+        assert shard.name in page.text("#problems")
+        assert page.find("#kept-share").get_attribute("data-kept") is None
+        page.keys(Keys.END)
+        page.open(threshold="0.9", image=street.names[5])
+        assert not page.find("#problem").is_displayed()
+        assert page.kept("kept-share") > 0
+
+
+def test_with_the_server_gone_the_slider_still_moves_mask_and_numbers(browser: Any, street: Scenes) -> None:
+    with serving(str(street.store), "--images", str(street.images)) as (address, server):
+        page = Page(browser, address)
+        page.open(threshold="0.9")
+        page.frame()
+        server.kill()
+        server.wait(10)
+        before = page.mask(), page.kept(), page.kept("kept-share")
+        page.find("#threshold").send_keys(Keys.PAGE_DOWN, Keys.PAGE_DOWN)
+        after = page.mask(), page.kept(), page.kept("kept-share")
+        assert all(a != b for a, b in zip(after, before, strict=True))
+        page.set_threshold("0.99")
+        assert page.kept() < before[1]
+        page.until(lambda: page.find("#offline").is_displayed())
+        assert page.painted() == page.kept("kept-share")
+
+
+def test_scripts_in_names_and_notes_are_shown_as_text(browser: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from hmsa_core.taxonomy import cityscapes
+
+    bad = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    table = replace(cityscapes(), classes=(bad, *cityscapes().classes[1:]))
+    label = np.tile(np.arange(16, dtype=np.uint8) % 3, (16, 1))
+    with LabelStoreWriter(tmp_path / "raw", LINEAGE, classes=table) as writer:
+        for number in range(2):
+            writer.add(f"{number} {bad}", label, np.full((16, 16), 0.95, np.float32), city=bad)
+    ReviewFile(tmp_path / "raw").add(f"0 {bad}", "flag", note=bad, reviewer=bad)
+    with serving(str(tmp_path / "raw")) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=f"0 {bad}", **{"class": bad})
+        page.until(lambda: page.all(".mark-item"))
+        assert bad in page.text("#marks")
+        assert bad in page.find("#image-name").text
+        assert bad in page.js("return document.querySelector('.class-name').textContent")
+        page.keys("c", "?", Keys.ESCAPE, "u")
+        time.sleep(0.3)
+        assert page.js("return document.title") != "owned"
+        assert page.js("return document.querySelectorAll('main img[src=x], #classes img, #marks img, #left img[src=x]').length") == 0
+        assert page.console() == []
+
+
+def test_without_pictures_the_page_says_how_to_get_them(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9")
+        assert "--images ROOT" in page.text("#no-picture")
+        assert page.kept("kept-share") == page.painted()
+
+
+def test_a_page_that_cannot_start_says_why(browser: Any, server: str) -> None:
+    page = Page(browser, server)
+    page.open(wait=False, **{"class": "nobody"})
+    page.until(lambda: page.find("#fatal").is_displayed())
+    assert "nobody" in page.text("#fatal-text")
+
+
+def test_two_stores_are_compared(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    other = make_scenes(tmp_path, frames=1, size=(512, 256), teacher_seed=1)
+    with serving(str(street.store), "--images", str(street.images), "--compare", str(other.store)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", compare="0.9", image=street.names[0], **{"with": "b"})
+        text = page.until(lambda: "different class" in page.text("#difference") and page.text("#difference"))
+        assert "different class 0.00 %" not in text
+        ours, theirs = (LabelStore.open(s).read(street.names[0]) for s in (street.store, other.store))
+        both = (ours[1] >= 90) & (theirs[1] >= 90) & (ours[0] != theirs[0])
+        assert f"different class {100 * both.mean():.2f} %" in text
+        assert page.console() == []
