@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -78,6 +79,9 @@ def run_stage(
     except BaseException:
         stop_group(child)
         raise
+    finally:
+        if child.poll() is not None and child.stdout is not None:
+            child.stdout.close()
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))
@@ -90,8 +94,10 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
 
     def read() -> None:
         assert child.stdout is not None  # noqa: S101 - it was asked for
-        for line in child.stdout:
-            lines.put(line.rstrip())
+        # The pipe is closed under us when the stage was stopped.
+        with contextlib.suppress(ValueError):
+            for line in child.stdout:
+                lines.put(line.rstrip())
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

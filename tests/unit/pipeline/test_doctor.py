@@ -1,0 +1,110 @@
+"""The doctor: each fault is named with the command that mends it; a repair never takes a lock from the living."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from pipeline import doctor, machine
+from pipeline.cli.main import main
+from pipeline.flow import overrides
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPO / name, tmp_path / name)
+    (tmp_path / "data/demo/cityscapes").mkdir(parents=True)
+    (tmp_path / "data/demo/mapillary").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
+    return Workspace(tmp_path)
+
+
+def _states(root: Path) -> dict[str, str]:
+    return {f.name: f.state for f in doctor.examine(root)}
+
+
+def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
+    assert "broken" not in _states(workspace.root).values()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])
+def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(
+    workspace: Workspace, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(content)
+    assert main(["doctor", "--workspace", str(workspace.root)]) == 1
+    assert "autolabel doctor --fix" in capsys.readouterr().out
+    assert rwlock.exists(), "without --fix nothing is touched"
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert not rwlock.exists()
+
+
+def test_a_torn_dvc_lock_is_left_alone_while_a_stage_is_at_work(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(b"")
+    with workspace.lock("auto-infer"):
+        assert doctor.repair_dvc_lock(workspace) is None
+    assert rwlock.exists()
+
+
+def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> None:
+    entry = {"write": {"models": {"pid": 99_999_999, "cmd": "dvc repro"}}, "read": {}}
+    workspace.path(".dvc/tmp/rwlock").write_text(json.dumps(entry))
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert found[0].state == "ok"
+    assert "drops it by itself" in found[0].text
+
+
+def test_changed_weights_are_named(workspace: Workspace) -> None:
+    sha = atomic.write_bytes(workspace.path("models/teacher/model.safetensors"), b"weights")
+    atomic.write_json(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
+    assert _states(workspace.root)["models/teacher"] == "ok"
+    workspace.path("models/teacher/model.safetensors").write_bytes(b"weightz")
+    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
+    assert found[0].state == "broken"
+    assert "dvc checkout models/teacher" in found[0].mend
+
+
+def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.path("data/demo/mapillary"))
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert found["data pretrain"].state == "broken"
+    assert found["data pretrain"].mend == "autolabel demo-data"
+    text = workspace.path("params.yaml").read_text().replace("calibrate:\n", "calibrat:\n")
+    workspace.path("params.yaml").write_text(text)
+    assert any(f.state == "broken" and "calibrat" in f.text for f in doctor.examine(workspace.root))
+
+
+def test_parameters_of_a_killed_night_are_restored(workspace: Workspace) -> None:
+    original = workspace.path("params.yaml").read_bytes()
+    overrides.overridden(workspace.root, {"pseudo_label.threshold": 0.5}).__enter__()
+    assert "autolabel doctor --fix" in {f.mend for f in doctor.examine(workspace.root)}
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert workspace.path("params.yaml").read_bytes() == original
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = machine.versions() | {"torch": "2.12.0"}
+    monkeypatch.setattr(machine, "versions", lambda: have)
+    assert "was built for torch" in str(machine.torch_pair())
+    monkeypatch.setattr(machine, "versions", lambda: have | {"torch": "2.4.1"})
+    assert "2.11 or newer" in str(machine.torch_pair())
+
+
+def test_too_little_disk_stops_the_night_before_it_starts(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hmsa_core.errors import NoSpaceError
+
+    monkeypatch.setattr(machine, "disk_need", lambda _ws: machine.Need(10 << 30, {}, 1 << 30))
+    with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
+        machine.check_machine(workspace)

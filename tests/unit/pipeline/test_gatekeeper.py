@@ -1,0 +1,90 @@
+"""The gatekeeper: looks are counted per report set, a verdict for other weights is refused, promotion happens once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core import atomic, taxonomy
+from hmsa_core.data.index import Index
+from hmsa_core.errors import IntegrityError
+from pipeline.gatekeeper import apply_verdict, count_look
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+
+CLASSES = 19
+
+
+def _confusions(accuracy: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    result = np.zeros((120, CLASSES, CLASSES), np.int64)
+    for image in range(120):
+        hits = rng.binomial(2000, np.clip(accuracy + rng.normal(0, 0.01, CLASSES), 0, 1))
+        result[image] = np.diag(hits)
+        for c in range(CLASSES):
+            result[image, c, (c + 1) % CLASSES] = 2000 - hits[c]
+    return result
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPO / name, tmp_path / name)
+    atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
+    Index.write(tmp_path / "data/index/target.parquet", [], taxonomy.cityscapes(), "target")
+    return Workspace(tmp_path)
+
+
+def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
+    sha = atomic.write_bytes(ws.path("models/student/model.safetensors"), weights)
+    atomic.write_json(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
+    names = np.array([f"i{i}" for i in range(120)])
+    blocks = np.array([f"b{i // 3}" for i in range(120)])
+    for model, level, seed in (("teacher", 0.8, 1), ("student", accuracy, 2)):
+        path = ws.path(f"evaluation/confusions-{model}.npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, names=names, blocks=blocks, confusions=_confusions(level, seed))
+    atomic.write_json(ws.path("evaluation/verdict.json"), {"candidate_weights_sha256": sha, "gain": {}})
+
+
+def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.9, b"good")
+    first = apply_verdict(workspace)
+    assert first["promoted"], first["decision"]
+    assert workspace.is_promoted()
+    again = apply_verdict(workspace)
+    assert again["promoted"] is None
+    assert "teaches already" in again["decision"]
+
+
+def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.7, b"bad")
+    assert "kept stage:teacher-train" in apply_verdict(workspace)["decision"]
+    _night(workspace, 0.9, b"good")
+    assert "switched off" in apply_verdict(workspace, promote=False)["decision"]
+    assert not workspace.is_promoted()
+
+
+def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    assert "0 of 3 A/A trainings" in apply_verdict(workspace)["decision"]
+
+
+def test_a_verdict_on_other_weights_is_refused(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    sha = atomic.write_bytes(workspace.path("models/student/model.safetensors"), b"other")
+    atomic.write_json(workspace.path("models/student/model.json"), {"weights_sha256": sha})
+    with pytest.raises(IntegrityError, match="judged other weights"):
+        apply_verdict(workspace)
+
+
+def test_looks_are_counted_by_candidate_and_report_set(workspace: Workspace) -> None:
+    assert count_look(workspace, "a", ("x", "y")) == 1
+    assert count_look(workspace, "a", ("x", "y")) == 1, "the same candidate again is no new look"
+    assert count_look(workspace, "b", ("x", "y")) == 2
+    assert count_look(workspace, "c", ("z",)) == 1, "another report set starts anew"

@@ -1,0 +1,54 @@
+"""Parameters of one run: checked first, undone whatever ends the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.errors import ConfigError
+from pipeline.flow import overrides
+from pipeline.params import Params
+from tests.conftest import REPO
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
+    return tmp_path
+
+
+def test_a_run_sees_its_parameters_and_the_file_is_restored_with_its_comments(workspace: Path) -> None:
+    original = (workspace / "params.yaml").read_bytes()
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        assert Params.load(workspace / "params.yaml").pseudo_label.threshold == 0.85
+        assert (workspace / "params.yaml").read_text().count("#") == original.decode().count("#")
+    assert (workspace / "params.yaml").read_bytes() == original
+
+
+def test_a_killed_runs_parameters_are_undone_by_the_next_start(workspace: Path) -> None:
+    original = (workspace / "params.yaml").read_bytes()
+    block = overrides.overridden(workspace, {"pseudo_label.threshold": 0.85})
+    block.__enter__()  # and nobody leaves it: the process was killed
+    assert (workspace / "params.yaml").read_bytes() != original
+    with overrides.overridden(workspace, {}):
+        assert (workspace / "params.yaml").read_bytes() == original
+    assert not overrides.restore(workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pseudo_label.threshold": 1.5}, "pseudo_label.threshold"),
+        ({"pseudo_labl.threshold": 0.5}, "no section 'pseudo_labl'"),
+        ({"student_train.epoch": 3}, "did you mean epochs"),
+        ({"student_train.epochs": "many"}, "student_train.epochs"),
+    ],
+)
+def test_a_bad_parameter_is_named_and_nothing_is_written(workspace: Path, changes: dict[str, object], told: str) -> None:
+    original = (workspace / "params.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=told), overrides.overridden(workspace, changes):
+        pytest.fail("the run must not start")
+    assert (workspace / "params.yaml").read_bytes() == original
+    assert sorted(p.name for p in (workspace / "work" / "nightly").glob("*") if p.is_file()) == []

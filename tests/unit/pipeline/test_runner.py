@@ -1,0 +1,70 @@
+"""Running a stage as a child: its status is understood, and stopping it leaves time to save."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.flow import runner
+from pipeline.flow.runner import StageFailedError, run_stage, stop_group
+
+
+def _fake_dvc(tmp_path: Path, script: str) -> dict[str, str]:
+    """An environment in which `python -m dvc` runs a script of ours."""
+    (tmp_path / "dvc.py").write_text(script)
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_the_stages_own_exit_status_and_error_line_are_told(tmp_path: Path) -> None:
+    env = _fake_dvc(
+        tmp_path,
+        "print('Running stage'); print('error: shard 3 is torn'); "
+        "print('ERROR: failed to reproduce: failed to run: autolabel stage x, exited with 4'); raise SystemExit(255)",
+    )
+    lines: list[str] = []
+    with pytest.raises(StageFailedError, match="auto-infer failed with status 4: shard 3 is torn") as caught:
+        run_stage("auto-infer", tmp_path, say=lines.append, env=env)
+    assert not caught.value.is_worth_a_retry
+    assert "Running stage" in lines
+
+
+def test_a_killed_stage_is_worth_a_retry(tmp_path: Path) -> None:
+    env = _fake_dvc(tmp_path, "print('ERROR: failed to run: autolabel stage x, exited with -9'); raise SystemExit(255)")
+    with pytest.raises(StageFailedError, match="killed by signal 9") as caught:
+        run_stage("auto-infer", tmp_path, say=lambda _: None, env=env)
+    assert caught.value.is_worth_a_retry
+
+
+def test_a_silent_server_stops_the_stage(tmp_path: Path) -> None:
+    env = _fake_dvc(tmp_path, "import time; time.sleep(60)")
+    start = time.monotonic()
+    with pytest.raises(Exception, match="server is gone"):
+        run_stage("auto-infer", tmp_path, say=lambda _: None, env=env, alive=lambda: False)
+    assert time.monotonic() - start < 20
+
+
+POLITE_CHILD = """
+import ctypes, os, signal, sys, time
+def stop(*_):
+    time.sleep(1); open(sys.argv[1], "w").write("saved"); os._exit(143)
+signal.signal(signal.SIGTERM, stop)
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+print("ready", flush=True); time.sleep(60)
+"""
+
+
+def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> None:
+    mark = tmp_path / "saved"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {POLITE_CHILD!r}, {str(mark)!r}])"
+    child = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    stop_group(child)
+    assert mark.read_text() == "saved"
+    assert not runner._group_lives(child.pid)
+    child.stdout.close()
