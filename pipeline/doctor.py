@@ -13,7 +13,7 @@ from pathlib import Path
 from hmsa_core import atomic
 from hmsa_core.errors import HmsaError
 from hmsa_core.locks import probe_locks
-from pipeline.machine import disk_need, torch_pair, versions
+from pipeline.machine import disk_need, torch_pair, torch_works, versions
 from pipeline.workspace import Workspace
 
 __all__ = ["Finding", "examine", "repair_dvc_lock"]
@@ -40,7 +40,7 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         root: workspace (a folder without dvc.yaml gets the machine's part only).
         deep: also verify every byte of the label stores.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages]
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, lambda: _packages(deep=deep)]
     if (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
@@ -62,8 +62,8 @@ def _python() -> Iterator[Finding]:
     yield Finding("python", "ok" if good else "broken", version, "" if good else "install Python 3.11 or newer")
 
 
-def _packages() -> Iterator[Finding]:
-    wrong = torch_pair()
+def _packages(*, deep: bool) -> Iterator[Finding]:
+    wrong = torch_pair() or (torch_works() if deep else None)
     have = versions()
     text = ", ".join(f"{k} {v}" for k, v in have.items() if v)
     yield Finding("packages", "broken" if wrong else "ok", wrong or text, "make setup" if wrong else "")

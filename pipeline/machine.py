@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from hmsa_core.atomic import read_json
-from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError
+from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, one_line
 from hmsa_core.locks import probe_locks
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "torch_pair", "versions"]
+__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "torch_pair", "torch_works", "versions"]
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
             "prefect", "fastapi")  # fmt: skip
@@ -44,7 +48,7 @@ def versions() -> dict[str, str]:
 def torch_pair() -> str | None:
     """What is wrong with the torch and torchvision installed, or None.
 
-    torchvision's own metadata names the exact torch that it was built for.
+    torchvision's own metadata names the torch that it needs.
     """
     have = versions()
     for name, least in _MINIMUM.items():
@@ -52,12 +56,25 @@ def torch_pair() -> str | None:
             return f"{name} {have[name] or 'is missing'}: {'.'.join(map(str, least))} or newer is needed"
     if not have["torchvision"]:
         return "torchvision is missing"
-    needs = [r for r in metadata.requires("torchvision") or [] if r.split(";")[0].strip().startswith("torch=")]
-    for need in needs:
-        wanted = need.split(";")[0].split("==")[-1].strip()
-        if have["torch"].split("+")[0] != wanted:
-            return f"torchvision {have['torchvision']} was built for torch {wanted}, installed is {have['torch']}"
+    for line in metadata.requires("torchvision") or []:
+        need = Requirement(line)
+        own = need.name == "torch" and need.marker is None
+        if own and not need.specifier.contains(have["torch"].split("+")[0], prereleases=True):
+            return f"torchvision {have['torchvision']} needs torch {need.specifier}, installed is {have['torch']}"
     return None
+
+
+def torch_works() -> str | None:
+    """What goes wrong when torch and torchvision work together, or None (starts a process: some seconds).
+
+    Versions can fit on paper while the compiled parts do not: then torchvision's own operators are missing.
+    """
+    code = (
+        "import torch, torchvision; "
+        "torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else one_line(done.stderr.strip().splitlines()[-1])
 
 
 def disk_need(ws: Workspace) -> Need:

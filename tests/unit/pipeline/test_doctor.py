@@ -27,6 +27,11 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_torch_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "torch_works", lambda: None)  # seconds each time; tested once below
+
+
 def _states(root: Path) -> dict[str, str]:
     return {f.name: f.state for f in doctor.examine(root)}
 
@@ -86,7 +91,8 @@ def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> N
 
 def test_parameters_of_a_killed_night_are_restored(workspace: Workspace) -> None:
     original = workspace.path("params.yaml").read_bytes()
-    overrides.overridden(workspace.root, {"pseudo_label.threshold": 0.5}).__enter__()
+    killed = overrides.overridden(workspace.root, {"pseudo_label.threshold": 0.5})
+    killed.__enter__()  # and nobody leaves it: the process was killed
     assert "autolabel doctor --fix" in {f.mend for f in doctor.examine(workspace.root)}
     assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
     assert workspace.path("params.yaml").read_bytes() == original
@@ -95,7 +101,8 @@ def test_parameters_of_a_killed_night_are_restored(workspace: Workspace) -> None
 def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     have = machine.versions() | {"torch": "2.12.0"}
     monkeypatch.setattr(machine, "versions", lambda: have)
-    assert "was built for torch" in str(machine.torch_pair())
+    monkeypatch.setattr(machine.metadata, "requires", lambda _name: ["torch==2.15.0", "numpy"])
+    assert "needs torch ==2.15.0, installed is 2.12.0" in str(machine.torch_pair())
     monkeypatch.setattr(machine, "versions", lambda: have | {"torch": "2.4.1"})
     assert "2.11 or newer" in str(machine.torch_pair())
 
@@ -108,3 +115,7 @@ def test_too_little_disk_stops_the_night_before_it_starts(
     monkeypatch.setattr(machine, "disk_need", lambda _ws: machine.Need(10 << 30, {}, 1 << 30))
     with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
         machine.check_machine(workspace)
+
+
+def test_torch_and_torchvision_of_this_environment_work_together() -> None:
+    assert machine.torch_works() is None
