@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,13 @@ class ParquetSink:
 
     def abort(self) -> None:
         """Throw away what was written."""
-        if self._file.closed:
-            return
-        try:
-            self._writer.close()  # while its file is open: its destructor would try again, too late
-        except (OSError, pa.ArrowException):
-            self._writer.is_open = False  # the disk is full: what it could not write is thrown away anyway
+        if not self._file.closed:
+            # Closed while the file is open: destructors would try again, too late. What a full disk
+            # refuses here is thrown away anyway.
+            for closing in (self._writer, self._stream):
+                with suppress(OSError, ValueError, pa.ArrowException):
+                    closing.close()
+            self._writer.is_open = False
         self._file.abort()
 
 

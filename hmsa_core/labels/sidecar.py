@@ -3,7 +3,8 @@
 `sidecar/shard-NNNNN.parquet` is the source: one sparse table a shard, sorted by class. From all of them
 `consolidate` makes three tables whose file names carry the digest of their sources, so that an old manifest
 never meets new statistics:
-  kept-<digest>    row group = (block of images, class), one column a code: a threshold reads 2 of 258 columns
+  kept-<digest>    rows (image, class) sorted by class in each block of images, one column a code: a threshold
+                   reads a few of the 258 columns
   totals-<digest>  sums by city: totals, conflicts with human labels, confidence histograms for the shift check
   images-<digest>  where each image lies and what is known of it
 """
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hmsa_core.atomic import digest
 from hmsa_core.labels import schema
 from hmsa_core.labels.histogram import Histogram, cumulative
-from hmsa_core.labels.parquet import FileRecord, read_table, sink
+from hmsa_core.labels.parquet import FileRecord, ParquetSink, read_table, sink
 
 __all__ = ["SidecarRows", "consolidate"]
 
 _SMALL = 512  # images
-_BLOCK = 4096  # images a row group of `kept`: bounds memory to a few tens of MB
+_BLOCK = 4096  # images that are looked at together: bounds memory to a few tens of MB
+_GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 
 
 class SidecarRows:
@@ -92,7 +95,10 @@ def _load(root: Path, receipt: dict[str, Any]) -> pa.Table:
     return read_table(root / record.file, record, ["row", "class", "human", "code", "pixels"])
 
 
-def _write_kept(out: Any, tables: list[pa.Table], sizes: list[int], first: int, num_classes: int) -> None:
+def _write_kept(
+    out: ParquetSink, tables: list[pa.Table], sizes: list[int], first: int, num_classes: int
+) -> None:
+    waiting: list[tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint32]]] = []
     starts = first + np.concatenate([[0], np.cumsum(sizes)])
     for class_id in range(num_classes):
         images, codes, pixels = [], [], []
@@ -110,10 +116,20 @@ def _write_kept(out: Any, tables: list[pa.Table], sizes: list[int], first: int, 
         counts = np.zeros((len(present), 256), np.uint32)
         # One image lists a code once for each human class, so the counts have to be added up.
         np.add.at(counts, (position, np.concatenate(codes)), np.concatenate(pixels))
-        columns = cumulative(counts).astype(np.uint32).T
-        arrays = [pa.array(present.astype(np.uint32)), pa.array(np.full(len(present), class_id, np.uint8))]
-        arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
-        out.append(pa.Table.from_arrays(arrays, schema=schema.kept_schema()))
+        waiting.append((present, np.full(len(present), class_id, np.uint8), cumulative(counts).astype(np.uint32)))
+        if sum(len(part[0]) for part in waiting) >= _GROUP_ROWS:
+            _append_kept(out, waiting)
+            waiting = []
+    if waiting:
+        _append_kept(out, waiting)
+
+
+def _append_kept(out: ParquetSink, parts: list[tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint32]]]) -> None:
+    image, class_id = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    columns = np.concatenate([part[2] for part in parts]).T
+    arrays = [pa.array(image.astype(np.uint32)), pa.array(class_id)]
+    arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
+    out.append(pa.Table.from_arrays(arrays, schema=schema.kept_schema()))
 
 
 class _Totals:

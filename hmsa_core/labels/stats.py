@@ -47,26 +47,31 @@ class StoreStatistics:
         return path, record
 
     @cached_property
-    def _kept_file(self) -> tuple[pq.ParquetFile, list[int]]:
-        """The open table and the class of each of its row groups."""
+    def _kept_file(self) -> tuple[pq.ParquetFile, list[tuple[int, int]]]:
+        """The open table, and the lowest and highest class of each of its row groups."""
         path, record = self._table_path("kept")
         file = open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
-        if any(s is None or s.min != s.max for s in groups):
-            raise StoreError(f"{path}: row groups without a single class", hint="make the store again")
-        return file, [int(s.min) for s in groups]
+        if any(s is None or not s.has_min_max for s in groups):
+            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
+        return file, [(int(s.min), int(s.max)) for s in groups]
 
     def kept(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
         """Pixels kept when class c needs `codes[c]` (256 = withheld), as int64 (N, C)."""
         wanted = self._codes(codes)
-        file, class_of_group = self._kept_file
+        file, classes_of_group = self._kept_file
         counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
         with parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
-            for group, class_id in enumerate(class_of_group):
-                code = int(wanted[class_id])
-                if code < NUM_CODES:
-                    table = file.read_row_group(group, columns=["image", f"k{code:03d}"], use_threads=False)
-                    counts[table[0].to_numpy(), class_id] = table[1].to_numpy()
+            for group, (low, high) in enumerate(classes_of_group):
+                columns = {c: f"k{wanted[c]:03d}" for c in range(low, high + 1) if wanted[c] < NUM_CODES}
+                if not columns:
+                    continue
+                names = ["image", "class", *dict.fromkeys(columns.values())]
+                table = file.read_row_group(group, columns=names, use_threads=False)
+                image, ids = table["image"].to_numpy(), table["class"].to_numpy()
+                for class_id, column in columns.items():
+                    start, end = np.searchsorted(ids, [class_id, class_id + 1])
+                    counts[image[start:end], class_id] = table[column].to_numpy()[start:end]
         return counts
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:

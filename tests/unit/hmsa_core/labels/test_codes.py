@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ PROBABILITIES = hnp.arrays(np.float32, st.integers(0, 200), elements=st.floats(0
 
 def test_there_are_256_strictly_increasing_edges_also_as_float32() -> None:
     assert len(EDGES) == 256
-    assert all(Decimal(a) < Decimal(b) for a, b in zip(EDGES, EDGES[1:], strict=False))
+    assert all(Decimal(a) < Decimal(b) for a, b in pairwise(EDGES))
     assert (np.diff(CODE.values) > 0).all()
     assert EDGES[0] == "0.00"
     assert Decimal(EDGES[-1]) < 1

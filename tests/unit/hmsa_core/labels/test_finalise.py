@@ -144,6 +144,7 @@ def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
     assert _bytes(tmp_path / "whole") == _bytes(tmp_path / "parts")
 
 
+@pytest.mark.chain
 def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path) -> None:
     finalise(raw, _recipe(flagged=Flags()), tmp_path / "one")
     finalise(raw, _recipe(flagged=Flags()), tmp_path / "two", workers=2)

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hmsa_core.labels.intervals import (
-    effective_blocks, lower_bound, simulated_coverage, spread_of_errors, t_quantile,
+    effective_blocks,
+    lower_bound,
+    simulated_coverage,
+    spread_of_errors,
+    t_quantile,
 )  # fmt: skip
 
 

@@ -8,7 +8,12 @@ import pytest
 from hmsa_core.errors import ConfigError
 from hmsa_core.labels.curves import COUNTS, Conflicts, Curves
 from hmsa_core.labels.measure import (
-    ceiling, figures, marginal_ends, marginal_precision, measure, smallest_global_code,
+    ceiling,
+    figures,
+    marginal_ends,
+    marginal_precision,
+    measure,
+    smallest_global_code,
 )  # fmt: skip
 from hmsa_core.labels.policy import WITHHELD, ThresholdPolicy
 from hmsa_core.labels.spec import CalibrateConfig

@@ -11,7 +11,14 @@ from hypothesis.extra import numpy as hnp
 from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels.curves import CalibrationImage, Curves
 from hmsa_core.labels.merge import (
-    HUMAN, IGNORED, TEACHER, MergeRules, corrected_precision, measure_rules, merge_labels, merge_with_source,
+    HUMAN,
+    IGNORED,
+    TEACHER,
+    MergeRules,
+    corrected_precision,
+    measure_rules,
+    merge_labels,
+    merge_with_source,
 )  # fmt: skip
 from hmsa_core.labels.spec import MergeConfig, PairRule
 from tests.support.label_maps import toy_classes
@@ -102,8 +109,8 @@ def test_rules_survive_their_file(tmp_path: Path) -> None:
     back = MergeRules.load(tmp_path / "rules.json")
     assert np.array_equal(back.actions, rules.actions)
     assert back.evidence == rules.evidence
+    (tmp_path / "rules.json").write_bytes(b"{}")
     with pytest.raises(StoreError):
-        (tmp_path / "rules.json").write_bytes(b"{}")
         MergeRules.load(tmp_path / "rules.json")
 
 

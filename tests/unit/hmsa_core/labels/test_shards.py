@@ -91,9 +91,13 @@ def test_a_shard_whose_bytes_changed_is_not_done(tmp_path: Path, file: str) -> N
 
 def test_an_aborted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
     plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
-    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, plan) as shard:
-        shard.add("i1", *maps(1))
-        raise RuntimeError("stop")
+    def stopped() -> None:
+        with ShardWriter(tmp_path, plan) as shard:
+            shard.add("i1", *maps(1))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
     assert [p for p in tmp_path.rglob("*") if p.is_file() and ".locks" not in p.parts] == []
 
 

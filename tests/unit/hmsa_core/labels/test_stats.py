@@ -75,6 +75,7 @@ def test_many_blocks_of_images_give_the_same_numbers_as_one(
 
     monkeypatch.setattr(sidecar, "_BLOCK", 2)
     monkeypatch.setattr(sidecar, "_SMALL", 1)
+    monkeypatch.setattr(sidecar, "_GROUP_ROWS", 5)
     write_store(tmp_path, 7, per_shard=1)
     assert np.array_equal(StoreStatistics.open(tmp_path).kept(80), _pixels(tmp_path, np.full(19, 80)))
 

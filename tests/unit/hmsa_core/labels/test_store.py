@@ -125,9 +125,15 @@ def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), LabelStoreWriter(tmp_path, {}) as writer:
-        writer.add("a", *maps(0))
-        raise RuntimeError
+    writer = LabelStoreWriter(tmp_path, {})
+
+    def stopped() -> None:
+        with writer:
+            writer.add("a", *maps(0))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
     with pytest.raises(StoreError):
         LabelStore.open(tmp_path)
     with pytest.raises(InputError, match="closed"):

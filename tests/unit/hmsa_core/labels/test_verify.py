@@ -33,19 +33,24 @@ def _named(path: Path) -> set[str]:
     return {problem.file for problem in LabelStore.open(path).verify()}
 
 
+def _read_or_error(store: LabelStore, name: str) -> tuple[np.ndarray, np.ndarray] | StoreError:
+    try:
+        return store.read(name)
+    except StoreError as error:
+        return error
+
+
 def _served(path: Path, whole: Path, damaged: str) -> None:
     """All other shards are served unchanged; the damaged one's images raise or are as they were, never else."""
     store, reference = LabelStore.open(path), LabelStore.open(whole)
     for name in reference.names():
         expected = reference.read(name)
-        try:
-            label, code = store.read(name)
-        except StoreError as error:
+        got = _read_or_error(store, name)
+        if isinstance(got, StoreError):
             assert store.shard_of(name) == damaged
-            assert damaged in str(error)
-            continue
-        assert np.array_equal(label, expected[0])
-        assert np.array_equal(code, expected[1])
+            assert damaged in str(got)
+        else:
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def _refused(path: Path) -> None:
@@ -81,10 +86,9 @@ def test_200_flipped_bits_50_of_them_in_the_footer_are_all_named_and_never_read(
         assert [p.file for p in problems] == [SHARD]
         assert str(path) in problems[0].message
         for name in names:
-            try:
-                got = opened.read(name)
-            except StoreError as error:
-                assert SHARD in str(error)
+            got = _read_or_error(opened, name)
+            if isinstance(got, StoreError):
+                assert SHARD in str(got)
             else:  # the bit lies in the other image, or in bytes that nobody reads
                 assert all(np.array_equal(a, b) for a, b in zip(got, expected[name], strict=True))
         if position % 8 == 0:
@@ -118,8 +122,8 @@ def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None
 def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: Path) -> None:
     path = store / SHARD
     original = path.read_bytes()
-    for i in range(100):
-        path.write_bytes(original[: len(original) * i // 100])
+    for i in range(50):
+        path.write_bytes(original[: len(original) * i // 50])
         assert _named(store) == {SHARD}
         assert [p.file for p in LabelStore.open(store).problems] == [SHARD]
     _served(store, whole, SHARD)
