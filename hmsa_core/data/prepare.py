@@ -103,7 +103,8 @@ def build(
         source: where and in which layout.
         roles: who may use what.
         out: folder of the results.
-        workers: processes that check files; 1 = this one.
+        workers: processes that check files; 1 = this one. More are fresh interpreters, so a script that asks for
+            them needs the usual `if __name__ == "__main__":`.
         tile: side of the tiles for class centroids, in pixels.
         min_pixels: fewest pixels of a class in a tile.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
@@ -194,8 +195,9 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
     if workers <= 1:
         yield from _counted(map(verifier, tasks), len(tasks), progress)
         return
-    # fork: nothing here holds threads yet, and a fresh interpreter would import everything again.
-    context = multiprocessing.get_context("fork")
+    # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Verifier.__module__])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
         yield from _counted(pool.map(verifier, tasks, chunksize=4), len(tasks), progress)

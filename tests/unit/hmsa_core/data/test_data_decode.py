@@ -349,6 +349,10 @@ def test_digest_is_checked_on_the_bytes_that_are_decoded(tmp_path):
     read_image(path)  # a changed JPEG still decodes: only the digest tells
     with pytest.raises(IntegrityError, match="SHA-256"):
         read_image(path, sha256=good)
+    for other in (b"", data + bytes(40 << 20)):
+        path.write_bytes(other)
+        with pytest.raises(IntegrityError, match="recorded"):
+            read_image(path, sha256=good, max_pixels=1_000_000)
 
 
 def test_constant_pictures_are_recognised():

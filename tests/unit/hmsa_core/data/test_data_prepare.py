@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hmsa_core import taxonomy
-from hmsa_core.data import verify
+from hmsa_core.data import prepare, verify
 from hmsa_core.data.index import Index, Sample, read_quarantine
 from hmsa_core.data.layout import Found
 from hmsa_core.data.prepare import build, write_empty
@@ -232,7 +233,7 @@ def test_a_file_that_cannot_be_read_is_quarantined(cities, tmp_path, monkeypatch
 
 
 def test_a_dying_worker_is_one_clear_error(cities, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "read_image", lambda *a, **k: os._exit(9))
+    monkeypatch.setattr(prepare, "_init_worker", partial(os._exit, 9))
     with pytest.raises(InputError, match="a process that checks images died"):
         build(source(cities().standard()), ROLES, tmp_path / "out", workers=2)
 

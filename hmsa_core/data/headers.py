@@ -1,0 +1,203 @@
+"""What an image file says about itself before a pixel is decoded, and whether it may be decoded at all.
+
+Format by content, size, depth, mode, frames, EXIF rotation. Memory for pixels is taken only after the
+verdict; see docs/data.md for what is read as what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from PIL import Image
+
+from hmsa_core.data.containers import PLAIN_CHUNKS, check_png, sniff, webp_size
+from hmsa_core.data.spec import MAX_PIXELS
+from hmsa_core.errors import DecodeError, IntegrityError
+
+__all__ = ["REASONS", "Header", "guarded", "inspect", "opened", "read_header"]
+
+T = TypeVar("T")
+_CHANGED = "the file changed after `prepare`: restore it, or run `prepare` again"
+
+REASONS = {
+    "unreadable": "the file cannot be opened or read",
+    "not-an-image": "the content is none of PNG, JPEG, WebP, TIFF",
+    "wrong-extension": "the name says one format, the content is another",
+    "too-large": "more pixels than the ceiling, or more bytes than such a picture can need",
+    "empty": "no pixels; or a label map without one labelled pixel",
+    "truncated": "the file ends early",
+    "corrupt": "the content contradicts itself or its checksums",
+    "wrong-mode": "a colour mode or depth that is not defined here (CMYK, 16 bit, transparency, colour labels)",
+    "many-frames": "an animation or a file of several pages",
+    "constant": "all pixels are the same",
+    "ids-out-of-range": "the label map holds a value that is no id of its classes",
+    "size-mismatch": "image and label map differ in size",
+    "bad-name": "the file name does not fit the layout",
+    "unpaired": "an image without its label, or a label without its image",
+    "duplicate": "the same bytes as another image",
+    "duplicate-name": "two images have one name",
+}
+
+_EXTENSIONS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+# All that Pillow's readers of these four formats are known to raise on damaged content.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
+    MemoryError, RuntimeError, struct.error, zlib.error, Warning, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes say, after EXIF rotation."""
+
+    format: str
+    mode: str
+    height: int
+    width: int
+    orientation: int
+    plain: bool  # a PNG without anything that could change the meaning of its pixels
+
+
+def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and mode of an image file without decoding it; DecodeError as in `read_image`."""
+    with opened(Path(path), max_pixels, "") as file:
+        header, image = inspect(file, str(path), max_pixels)
+        image.close()
+        return header
+
+
+def opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
+    """Open a file whose length is plausible; with a digest, its bytes in memory once they agree with it."""
+    try:
+        file = path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error
+    if sha256 and not 0 < size <= _most_bytes(max_pixels):
+        file.close()
+        raise IntegrityError(f"{path}: has {size} bytes now, its recorded SHA-256 was {sha256}", hint=_CHANGED)
+    if size == 0:
+        file.close()
+        raise DecodeError(f"{path}: the file is empty", reason="truncated")
+    if size > _most_bytes(max_pixels):
+        file.close()
+        raise DecodeError(f"{path}: {size} bytes are too many for {max_pixels} pixels", reason="too-large")
+    if not sha256:
+        return file
+    with file:
+        data = file.read()
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise IntegrityError(f"{path}: SHA-256 is {found}, recorded was {sha256}", hint=_CHANGED)
+    return io.BytesIO(data)
+
+
+def _most_bytes(max_pixels: int) -> int:
+    """No format here needs more bytes than raw 8-bit RGBA plus some metadata."""
+    return 4 * max_pixels + (16 << 20)
+
+
+def inspect(file: IO[bytes], where: str, max_pixels: int) -> tuple[Header, Image.Image]:
+    """Judge the header; returns Pillow's image with pixels still unread."""
+    head = file.read(64)
+    kind = sniff(head)
+    if kind is None:
+        raise DecodeError(f"{where}: not a PNG, JPEG, WebP or TIFF image", reason="not-an-image")
+    named = _EXTENSIONS.get(Path(where).suffix.lower(), kind)
+    if named != kind:
+        raise DecodeError(
+            f"{where}: the name says {named}, the content is {kind}", reason="wrong-extension", hint="rename it"
+        )
+    if kind == "WEBP":  # Pillow would take memory for the whole canvas already when it opens the file
+        _check_size(*webp_size(head, where), where, max_pixels)
+    chunks: set[bytes] = set()
+    if kind == "PNG":
+        depth, _, width, height = _png_header(head, where)
+        _check_size(height, width, where, max_pixels)
+        if depth == 16:
+            raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+        file.seek(0)
+        chunks = check_png(file, where)
+    file.seek(0)
+    image = guarded(lambda: Image.open(file, formats=[kind]), where)
+    try:
+        return _judge(image, kind, where, max_pixels, chunks, head), image
+    except BaseException:
+        image.close()
+        raise
+
+
+def _judge(
+    image: Image.Image, kind: str, where: str, max_pixels: int, chunks: set[bytes], head: bytes
+) -> Header:
+    width, height = image.size
+    _check_size(height, width, where, max_pixels)
+    if kind != "JPEG" and guarded(lambda: getattr(image, "n_frames", 1), where) != 1:
+        raise DecodeError(f"{where}: holds several frames or pages", reason="many-frames")
+    mode = image.mode
+    if kind == "TIFF":
+        guarded(lambda: _check_tiff(image, where, max_pixels), where)
+    if kind == "PNG" and head[24] < 8 and mode == "L":
+        # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids.
+        mode = "1"
+    # Asked for the EXIF data of a PNG without any, Pillow decodes the whole picture to look behind it.
+    has_exif = kind != "PNG" or b"eXIf" in chunks
+    orientation = guarded(lambda: int(image.getexif().get(0x0112) or 1), where) if has_exif else 1
+    if 5 <= orientation <= 8:
+        width, height = height, width
+    plain = kind == "PNG" and chunks <= PLAIN_CHUNKS and orientation == 1 and mode in ("L", "RGB")
+    return Header(kind, mode, height, width, orientation, plain)
+
+
+def _check_tiff(image: Image.Image, where: str, max_pixels: int) -> None:
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]  # only TIFF images have it
+    bits = tags.get(258, (1,))
+    if max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+        raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+    # libtiff takes memory for one whole tile, whatever the size of the picture.
+    tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
+    if tile > max_pixels:
+        raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
+
+
+def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
+    if height <= 0 or width <= 0:
+        raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
+    if height * width > max_pixels:
+        raise DecodeError(
+            f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large",
+            hint="make the picture smaller",
+        )  # fmt: skip
+
+
+def _png_header(head: bytes, where: str) -> tuple[int, int, int, int]:
+    """(depth, colour type, width, height) from the IHDR chunk."""
+    if len(head) < 29 or head[12:16] != b"IHDR":
+        raise DecodeError(f"{where}: PNG without a header", reason="truncated" if len(head) < 29 else "corrupt")
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+    return depth, colour, width, height
+
+
+def guarded(call: Callable[[], T], where: str) -> T:
+    """Call into Pillow: whatever it raises or warns about a damaged file becomes a DecodeError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return call()
+    except _DAMAGE as error:
+        text = str(error).lower()
+        reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
+        if isinstance(error, (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            reason = "too-large"
+        raise DecodeError(f"{where}: cannot be decoded ({error or type(error).__name__})", reason=reason) from error
