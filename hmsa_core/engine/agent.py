@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from hmsa_core.errors import InterruptedRunError, one_line
+from hmsa_core.errors import InterruptedRunError
 from hmsa_core.process import die_with_parent
 
 __all__ = ["main"]
@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # The elastic agent reports each failed rank in its log; the ranks have written error.json.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The elastic agent reports each failed rank and each signal in its log; the ranks have told already.
+    logging.disable(logging.ERROR)
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
     except ChildFailedError as error:
@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"rank {rank} was ended by signal {-failure.exitcode}\n")
             return 128 - failure.exitcode
         return failure.exitcode or 1
-    except SignalException as error:
-        sys.stderr.write(f"stopped: {one_line(error)}\n")
+    except SignalException:
         return InterruptedRunError.exit_code
     return 0
 

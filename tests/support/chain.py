@@ -1,0 +1,74 @@
+"""Real workspaces: commands as a user types them, with what they said, how long they took, which stages ran."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    text: str
+    status: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def ran(self) -> list[str]:
+        """Stages that DVC ran."""
+        return re.findall(r"Running stage '([a-z-]+)'", self.text)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A workspace after one `dvc repro`, how that went, and whether the machine had nothing else to do."""
+
+    root: Path
+    done: Done
+    was_idle: bool
+
+
+def environment() -> dict[str, str]:
+    """As in a user's shell with the virtual environment active; this checkout's code wins."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return env | {"PATH": f"{BIN}:{env['PATH']}", "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1"}
+
+
+def run(folder: Path, *command: str, status: int | None = 0) -> Done:
+    """Run a command to its end; any other exit status than `status` fails the test (None = any is fine)."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
+    text = done.stdout + done.stderr
+    assert status is None or done.returncode == status, text[-3000:]
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Done(text, done.returncode, seconds, cpu)
+
+
+def dvc(folder: Path, *arguments: str, status: int | None = 0) -> Done:
+    """Run `dvc ARGUMENTS`."""
+    return run(folder, sys.executable, "-m", "dvc", *arguments, status=status)
+
+
+def change_param(workspace: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a piece of params.yaml."""
+    path = workspace / "params.yaml"
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new, 1))
+
+
+def lock_file(workspace: Path) -> str:
+    """Content of dvc.lock: digests of everything."""
+    return (workspace / "dvc.lock").read_text()
