@@ -7,7 +7,9 @@ would sum in another order than the uninterrupted one, and a resume has to be bi
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hmsa_core.engine.distributed import Ranks
 
-__all__ = ["FlatReplicas", "GpuReplicas", "Replicas", "replicate"]
+__all__ = ["DdpReplicas", "FlatReplicas", "Replicas", "replicate"]
+
+
+# Statistics need no broadcast before each pass; torch 2.15 gave the option that says so another name.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 
 
 class Replicas:
@@ -91,13 +101,17 @@ def _views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     return views
 
 
-class GpuReplicas(Replicas):
-    """GPU ranks: DistributedDataParallel; statistics are equal already (SyncBatchNorm)."""
+class DdpReplicas(Replicas):
+    """GPU ranks: DistributedDataParallel; statistics are equal already (SyncBatchNorm).
+
+    Not with a static graph: that does not go together with `no_sync`, which accumulation needs.
+    """
 
     def __init__(self, forward: nn.Module, ranks: Ranks) -> None:
+        options: dict[str, Any] = {_SYNC_BUFFERS: False}
         self._ddp = DistributedDataParallel(
-            forward, device_ids=[ranks.device], gradient_as_bucket_view=True, broadcast_buffers=False,
-            static_graph=False,  # static graphs do not allow no_sync: gradient accumulation needs it
+            forward, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+            gradient_as_bucket_view=True, **options,
         )  # fmt: skip
         super().__init__(self._ddp)
 
@@ -107,12 +121,12 @@ class GpuReplicas(Replicas):
 
 
 def replicate(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Replicas:
-    """Start from rank 0's weights on all ranks; convert batch norm first, see `synchronise_batch_norm`."""
+    """Put a model (batch norm synchronised already, where that is wanted) on the ranks, with rank 0's weights."""
     forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]  # a module too
     if ranks.world == 1:
         return Replicas(forward)
     if ranks.device.type == "cuda":
-        return GpuReplicas(forward, ranks)
+        return DdpReplicas(forward, ranks)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor, src=0)
