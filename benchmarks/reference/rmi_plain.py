@@ -20,15 +20,18 @@ EPSILON = 5e-4
 def rmi_plain(logits_NCHW: Tensor, label_NHW: Tensor) -> Tensor:
     """Return 0.5 BCE + 0.5 RMI as a scalar; pixels whose label is not below C are ignored."""
     classes = logits_NCHW.shape[1]
-    valid = label_NHW < classes
-    mask = valid.to(logits_NCHW.dtype).unsqueeze(1)
-    onehot = F.one_hot(torch.where(valid, label_NHW, 0), classes).permute(0, 3, 1, 2).to(logits_NCHW.dtype) * mask
+    valid_NHW = label_NHW < classes
+    mask_NHW = valid_NHW.to(logits_NCHW.dtype)
+    onehot_NHWC = F.one_hot(torch.where(valid_NHW, label_NHW, 0), classes).to(logits_NCHW.dtype)
+    onehot_NHWC = onehot_NHWC * mask_NHW.unsqueeze(3)
+    # Cross-entropy: one row a pixel, one column a class
+    rows = logits_NCHW.permute(0, 2, 3, 1).reshape(-1, classes)
     summed = F.binary_cross_entropy_with_logits(
-        logits_NCHW, onehot, weight=mask.expand_as(logits_NCHW), reduction="sum"
+        rows, onehot_NHWC.view(-1, classes), weight=mask_NHW.view(-1, 1), reduction="sum"
     )
-    cross_entropy = summed / (mask.sum() + 1.0)
-    probability = torch.sigmoid(logits_NCHW) * mask + 1e-6
-    truth = _regions(onehot)
+    cross_entropy = summed / (mask_NHW.sum() + 1.0)
+    probability = torch.sigmoid(logits_NCHW) * mask_NHW.unsqueeze(1) + 1e-6
+    truth = _regions(onehot_NHWC.permute(0, 3, 1, 2))
     guess = _regions(probability)
     return 0.5 * cross_entropy + 0.5 * _mutual_information(truth, guess)
 

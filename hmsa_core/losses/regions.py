@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "ABSENT",
     "RADIUS",
     "Moments",
     "PooledMaps",
+    "Workspace",
     "region_gradient",
     "region_moments",
     "unexplained_logdet",
@@ -53,6 +55,30 @@ class Moments(NamedTuple):
     mean: Tensor  # R x 18 x 1
 
 
+class Workspace:
+    """The two large buffers of a chunk of maps, made once: fresh memory costs more than the arithmetic."""
+
+    def __init__(self, regions: int, height: int, width: int, device: torch.device) -> None:
+        rows, columns = height - RADIUS + 1, width - RADIUS + 1
+        self._columns = torch.empty((regions, 2, RADIUS, height, columns), dtype=torch.float64, device=device)
+        self._by_region = torch.empty((regions, SIZE, rows * columns), dtype=torch.float64, device=device)
+
+    def columns(self, maps: PooledMaps) -> Tensor:
+        """Stack the maps shifted by 0, 1, 2 columns, labels first: R x 6 x h x (w-2), double.
+
+        Shifts by rows are windows of it (`_window`), so that X with its 18 rows is never made.
+        """
+        out = self._columns[: maps.truth.shape[0]]
+        width = out.shape[-1]
+        for index, one in enumerate((maps.truth, maps.guess.double() + maps.floor)):
+            out[:, index] = one.unfold(2, width, 1).transpose(1, 2)
+        return out.flatten(1, 2)
+
+    def by_region(self, maps: PooledMaps) -> Tensor:
+        """Room for the derivatives by nine shifts, R x 9 x P."""
+        return self._by_region[: maps.truth.shape[0]]
+
+
 def valid_regions(is_whole_Rhw: Tensor) -> Tensor:
     """Say which regions consist of whole cells only: bool R x h x w -> R x (h-2)(w-2)."""
     height, width = _grid(is_whole_Rhw)
@@ -63,39 +89,84 @@ def valid_regions(is_whole_Rhw: Tensor) -> Tensor:
     return whole.flatten(1)
 
 
-def region_moments(maps: PooledMaps) -> Moments:
+def region_moments(maps: PooledMaps, workspace: Workspace) -> Moments:
     """Sum X X^T over the regions that count and take the means out."""
-    stacked = _stack(maps)
+    columns = workspace.columns(maps)
+    height, width = _grid(maps.truth)
     if maps.keep is None:
-        count: Tensor | int = stacked.shape[2]
+        products, sums = _whole_products(columns, height)
+        count: Tensor | int = height * width
     else:
+        products, sums = _kept_products(columns, maps.keep.view(-1, 1, height, width), height)
         count = maps.keep.sum(dim=1).clamp(min=1).view(-1, 1, 1).double()
-    mean = stacked.sum(dim=2, keepdim=True) / count
-    return Moments(stacked @ stacked.transpose(1, 2) - count * (mean @ mean.transpose(1, 2)), mean)
+    regions = columns.shape[0]
+    # (row shift, label or guess, column shift) -> (label or guess, row shift, column shift)
+    by_map = products.view(regions, RADIUS, RADIUS, 2, RADIUS, 2, RADIUS).permute(0, 3, 1, 4, 5, 2, 6)
+    second = by_map.reshape(regions, 2 * SIZE, 2 * SIZE)
+    mean = sums.view(regions, RADIUS, 2, RADIUS).transpose(1, 2).reshape(regions, 2 * SIZE, 1) / count
+    return Moments(second - count * (mean @ mean.transpose(1, 2)), mean)
 
 
-def region_gradient(maps: PooledMaps, by_stacked: Tensor, mean: Tensor) -> Tensor:
+def region_gradient(maps: PooledMaps, by_stacked: Tensor, mean: Tensor, workspace: Workspace) -> Tensor:
     """Carry the derivative by the moments back to the pooled probabilities: R x h x w, their dtype."""
-    by_region = torch.baddbmm(-(by_stacked @ mean), by_stacked, _stack(maps))
+    columns = workspace.columns(maps)
+    height, _ = _grid(maps.truth)
+    by_row = by_stacked.view(-1, SIZE, 2, RADIUS, RADIUS)
+    by_region = workspace.by_region(maps)
+    by_region.copy_(-(by_stacked @ mean))
+    for row in range(RADIUS):
+        by_region.baddbmm_(by_row[:, :, :, row].flatten(2), _window(columns, row, height))
     if maps.keep is not None:
         by_region *= maps.keep.unsqueeze(1)
-    return _fold(by_region, maps.guess)
+    # Add the nine shifted maps back onto the pooled grid
+    return F.fold(by_region, maps.guess.shape[1:], RADIUS).squeeze(1).to(maps.guess.dtype)
 
 
 def _grid(maps_Rhw: Tensor) -> tuple[int, int]:
     return maps_Rhw.shape[-2] - RADIUS + 1, maps_Rhw.shape[-1] - RADIUS + 1
 
 
-def _stack(maps: PooledMaps) -> Tensor:
-    """Stack shifted labels over shifted probabilities: R x 18 x P, double, rows of the neighbourhood first."""
-    height, width = _grid(maps.truth)
-    count = maps.truth.shape[0]
-    out = torch.empty((count, 2, RADIUS, RADIUS, height, width), dtype=torch.float64, device=maps.truth.device)
-    for index, one in enumerate((maps.truth, maps.guess.double() + maps.floor)):
-        # R x h x w -> R x row shift x column shift x height x width, a view
-        out[:, index] = one.unfold(1, height, 1).unfold(2, width, 1)
-    stacked = out.view(count, 2 * SIZE, height * width)
-    return stacked if maps.keep is None else stacked.mul_(maps.keep.unsqueeze(1))
+def _window(columns: Tensor, row: int, height: int) -> Tensor:
+    """Rows of X with one row shift: R x 6 x P, a view."""
+    return columns[:, :, row : row + height].flatten(2)
+
+
+def _whole_products(columns: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """Products of all pairs of row shifts over all regions, R x 3 x 3 x 6 x 6, and sums, R x 3 x 6.
+
+    Pairs with the same difference of shifts differ by the first and last rows only: one product over all
+    rows a difference, minus the rows that a pair does not cover.
+    """
+    regions = columns.shape[0]
+    products = columns.new_empty((regions, RADIUS, RADIUS, 2 * RADIUS, 2 * RADIUS))
+    for shift in range(RADIUS):
+        last = columns.shape[2] - shift
+        everywhere = columns[:, :, :last].flatten(2) @ columns[:, :, shift:].flatten(2).transpose(1, 2)
+        for row in range(RADIUS - shift):
+            outside = [*range(row), *range(row + height, last)]
+            pair = everywhere
+            for edge in outside:
+                pair = pair - columns[:, :, edge] @ columns[:, :, edge + shift].transpose(1, 2)
+            products[:, row, row + shift] = pair
+            products[:, row + shift, row] = pair.transpose(1, 2)
+    by_line = columns.sum(dim=3)
+    sums = torch.stack([by_line[:, :, row : row + height].sum(dim=2) for row in range(RADIUS)], dim=1)
+    return products, sums
+
+
+def _kept_products(columns: Tensor, keep_R1hw: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """`_whole_products` over the regions that count."""
+    regions = columns.shape[0]
+    products = columns.new_empty((regions, RADIUS, RADIUS, 2 * RADIUS, 2 * RADIUS))
+    sums = columns.new_empty((regions, RADIUS, 2 * RADIUS))
+    for row in range(RADIUS):
+        kept = (columns[:, :, row : row + height] * keep_R1hw).flatten(2)
+        sums[:, row] = kept.sum(dim=2)
+        for other in range(row, RADIUS):
+            pair = kept @ _window(columns, other, height).transpose(1, 2)
+            products[:, row, other] = pair
+            products[:, other, row] = pair.transpose(1, 2)
+    return products, sums
 
 
 def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,12 +175,14 @@ def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
     cov_truth = covariance[:, :SIZE, :SIZE]
     cross = covariance[:, :SIZE, SIZE:]
     # S is symmetric positive definite: K = cross S^-1 through its Cholesky factor
-    factor_guess = torch.linalg.cholesky(covariance[:, SIZE:, SIZE:] + ridge)
+    factor_guess, failed_guess = torch.linalg.cholesky_ex(covariance[:, SIZE:, SIZE:] + ridge)
     regression = torch.cholesky_solve(cross.transpose(1, 2), factor_guess).transpose(1, 2)
     unexplained = cov_truth - regression @ cross.transpose(1, 2)
-    factor = torch.linalg.cholesky((unexplained + unexplained.transpose(1, 2)) / 2 + ridge)
+    factor, failed = torch.linalg.cholesky_ex((unexplained + unexplained.transpose(1, 2)) / 2 + ridge)
     diagonal = torch.diagonal(factor, dim1=1, dim2=2)
     loss = torch.log(diagonal + LOG_FLOOR).sum(dim=1) / SIZE
+    # Both are positive definite unless a score is not finite: then the loss says so, as other losses do.
+    loss = loss.masked_fill((failed_guess != 0) | (failed != 0), torch.nan)
     # d/dM of 2 sum log(diag chol(M) + floor) = L^-T diag(l / (l + floor)) L^-1; the loss is that / 18
     inverse = torch.linalg.solve_triangular(factor, ridge / EPSILON, upper=False)
     by_unexplained = inverse.transpose(1, 2) @ ((diagonal / (diagonal + LOG_FLOOR)).unsqueeze(2) * inverse)
@@ -118,13 +191,3 @@ def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
     by_cross_T = -2 * product.transpose(1, 2)
     by_guess = 2 * (regression.transpose(1, 2) @ product)
     return loss, torch.cat([by_cross_T, by_guess], dim=2)
-
-
-def _fold(by_region_R9P: Tensor, like_Rhw: Tensor) -> Tensor:
-    """Add the nine shifted maps back onto the pooled grid (the transpose of `_stack`)."""
-    height, width = _grid(like_Rhw)
-    out = torch.zeros(like_Rhw.shape, dtype=torch.float64, device=like_Rhw.device)
-    for index in range(SIZE):
-        row, column = divmod(index, RADIUS)
-        out[:, row : row + height, column : column + width] += by_region_R9P[:, index].view(-1, height, width)
-    return out.to(like_Rhw.dtype)

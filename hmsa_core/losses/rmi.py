@@ -24,6 +24,7 @@ from hmsa_core.losses.regions import (
     ABSENT,
     RADIUS,
     PooledMaps,
+    Workspace,
     region_gradient,
     region_moments,
     unexplained_logdet,
@@ -34,7 +35,7 @@ __all__ = ["RmiParts", "released_bce", "rmi_loss", "rmi_parts"]
 
 PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
 _BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # full-size maps of one block
-_REGION_BYTES = {"cpu": 10 << 20, "cuda": 512 << 20}  # stacked regions of one chunk
+_REGION_BYTES = {"cpu": 6 << 20, "cuda": 512 << 20}  # stacked regions of one chunk
 
 RmiIgnore = Literal["released", "masked"]
 
@@ -56,7 +57,7 @@ class _Settings(NamedTuple):
 def rmi_loss(
     logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released"
 ) -> Tensor:
-    """Return 0.5 BCE + 0.5 RMI, a scalar; finite for any finite logits and any label map.
+    """Return 0.5 BCE + 0.5 RMI, a scalar; finite for any finite logits and any label map, NaN for others.
 
     Args:
         logits: N x C x H x W raw scores; half precision is computed in float32, moments in float64.
@@ -91,14 +92,12 @@ def _apply(logits: Tensor, labels: Tensor, ignore_index: int, settings: _Setting
     if settings.rmi_weight and min(logits.shape[2:]) < POOL * (RADIUS - 1):
         raise InputError(f"RMI needs crops of at least 8 x 8 pixels, got {tuple(logits.shape[2:])}")
     valid = valid_pixels(labels, logits.shape[1], ignore_index)
-    # A narrow dtype: this map is compared with every class. Ignored pixels equal no class.
+    # Ignored pixels get the number behind the last class; a narrow dtype, kept until the backward pass.
     dtype = torch.uint8 if logits.shape[1] < 255 else torch.int16
     target = torch.where(valid, labels, logits.shape[1]).to(dtype)
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        parts = _RegionMutualInformation.apply(
-            logits.contiguous(), target, settings, wants_gradient
-        )
+        parts = _RegionMutualInformation.apply(logits.contiguous(), target, settings, wants_gradient)
     return RmiParts(*parts)
 
 
@@ -139,12 +138,14 @@ class _RegionMutualInformation(torch.autograd.Function):
             # One more row and column: pixels behind the last whole cell belong to none.
             cells = F.pad((by_guess * per_cell).to(dtype), (0, 1, 0, 1))
         gradient = torch.empty_like(logits, dtype=dtype)
+        p_buffer, slope_buffer = _buffers(logits, dtype)
         for images, classes in _blocks(logits):
-            probability = torch.sigmoid(logits[images, classes].to(dtype))
             part = gradient[images, classes]
-            torch.mul(probability, factor[images], out=part)
+            p, slope = p_buffer[: part.shape[0], : part.shape[1]], slope_buffer[: part.shape[0], : part.shape[1]]
+            torch.sigmoid(logits[images, classes], out=p)
+            torch.mul(p, factor[images], out=part)
             if cells is not None:
-                slope = torch.addcmul(probability, probability, probability, value=-1.0)
+                torch.addcmul(p, p, p, value=-1.0, out=slope)
                 part += times_cells(slope.mul_(valid[images]), cells[images, classes])
         index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
         gradient.scatter_add_(1, index, -factor)
@@ -166,6 +167,13 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(image, image + step_images), slice(start, min(start + step_classes, classes))
 
 
+def _buffers(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two buffers of the largest block: fresh memory for each block would cost more than the arithmetic."""
+    images, classes = next(_blocks(logits))
+    shape = logits[images, classes].shape
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=dtype)
+
+
 def _pixel_pass(
     logits: Tensor, target: Tensor, ignored: Tensor, dtype: torch.dtype, *, with_cells: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -181,11 +189,14 @@ def _pixel_pass(
     if with_cells:
         grid = (logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1)
         guess = logits.new_empty((*logits.shape[:2], *grid), dtype=dtype)
+    scores, work = _buffers(logits, dtype)
     for images, classes in _blocks(logits):
-        scores = logits[images, classes] + blank[images]
-        summed += F.softplus(scores).sum(dtype=torch.float64)
+        part = logits[images, classes]
+        x, y = scores[: part.shape[0], : part.shape[1]], work[: part.shape[0], : part.shape[1]]
+        torch.add(part, blank[images], out=x)
+        summed += F.softplus(x, out=y).sum(dtype=torch.float64)  # type: ignore[call-arg]  # missing in the stub
         if guess is not None:
-            guess[images, classes] = pool(torch.sigmoid(scores))
+            guess[images, classes] = pool(torch.sigmoid(x, out=y))
     index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
     at_label = logits.gather(1, index).to(dtype)
     put_in = F.softplus(blank - at_label).sum(dtype=torch.float64)
@@ -213,21 +224,23 @@ def _region_pass(
     total = torch.full((), absent * ABSENT, dtype=torch.float64, device=truth.device)
     if len(pairs) == 0:
         return total / count, None if by_guess is None else by_guess.view_as(guess)
-    region_bytes = 2 * RADIUS**2 * truth.shape[2] * truth.shape[3] * 8
-    chunks = torch.split(pairs, max(1, _REGION_BYTES.get(truth.device.type, 64 << 20) // region_bytes))
+    region_bytes = RADIUS**2 * truth.shape[2] * truth.shape[3] * 8  # the derivative by nine shifts is the largest
+    step = min(len(pairs), max(1, _REGION_BYTES.get(truth.device.type, 64 << 20) // region_bytes))
+    chunks = torch.split(pairs, step)
+    workspace = Workspace(step, truth.shape[2], truth.shape[3], truth.device)
 
     def maps(chunk: Tensor) -> PooledMaps:
         keep = None if keep_NP is None else keep_NP[chunk // classes]
         return PooledMaps(flat_truth[chunk], flat_guess[chunk], floor_hw, keep)
 
     # The stacked regions are made twice, which is cheaper than to keep them; the 9 x 9 problems are solved at once.
-    moments = [region_moments(maps(chunk)) for chunk in chunks]
+    moments = [region_moments(maps(chunk), workspace) for chunk in chunks]
     loss, by_stacked = unexplained_logdet(torch.cat([one.covariance for one in moments]))
     total += loss.sum()
     if by_guess is None:
         return total / count, None
     for chunk, by_chunk, one in zip(chunks, torch.split(by_stacked, [len(c) for c in chunks]), moments, strict=True):
-        by_guess[chunk] = region_gradient(maps(chunk), by_chunk, one.mean) / count
+        by_guess[chunk] = region_gradient(maps(chunk), by_chunk, one.mean, workspace) / count
     return total / count, by_guess.view_as(guess)
 
 

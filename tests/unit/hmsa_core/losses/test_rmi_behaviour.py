@@ -78,6 +78,15 @@ def test_extreme_scores_stay_finite(value: float, dtype: torch.dtype) -> None:
     assert gradient.dtype == dtype
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_give_a_loss_that_is_not(value: float) -> None:
+    logits, labels = scene(15, (1, 4, 24, 24), ignored=0.0)
+    with torch.no_grad():
+        logits[0, 1, 5, 5] = value
+    assert not torch.isfinite(rmi_loss(logits, labels))
+    assert not torch.isfinite(released_bce(logits, labels))
+
+
 def test_all_ignored_gives_the_constant_and_no_gradient() -> None:
     logits, labels = scene(6, (1, 19, 32, 32), ignored=1.0)
     released = rmi_parts(logits, labels)
