@@ -1,7 +1,7 @@
 """Bytes of one map as a standard lossless image: PNG, or WebP where a store asks for it.
 
 PNG settings were chosen by measuring (benchmarks/bench_store.py): run-length strategy with filter Up for
-labels and Paeth for codes is 5 to 10 times faster to write than Pillow's default at 0.85 to 1.05 of its bytes.
+labels and Paeth for codes is 5 to 10 times faster to write than Pillow's default at 0.85 to 1.03 of its bytes.
 """
 
 from __future__ import annotations
@@ -22,27 +22,39 @@ Codec = Literal["png", "webp"]
 CODECS: tuple[Codec, ...] = ("png", "webp")
 _WEBP_MAX_SIDE = 16383  # limit of the format
 
-_FILTER_UP, _FILTER_PAETH = 32, 128  # libpng's flags
+_NONE, _UP, _PAETH = 8, 32, 128  # libpng's flags of row filters
 _FILTER_KEY = getattr(cv2, "IMWRITE_PNG_FILTER", None)  # older OpenCV chooses the filter itself: larger, same pixels
+_RLE, _FILTERED = cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_STRATEGY_FILTERED
+_SMALL = 1 << 19  # pixels
 
 
-def _png_options(filter_flag: int) -> list[int]:
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    return options if _FILTER_KEY is None else [*options, _FILTER_KEY, filter_flag]
+def _png(strategy: int, level: int, row_filter: int) -> list[int]:
+    options = [cv2.IMWRITE_PNG_COMPRESSION, level, cv2.IMWRITE_PNG_STRATEGY, strategy]
+    return options if _FILTER_KEY is None else [*options, _FILTER_KEY, row_filter]
 
 
-_OPTIONS = {"label": _png_options(_FILTER_UP), "confidence": _png_options(_FILTER_PAETH)}
-_OPTIONS["source"] = _OPTIONS["label"]
+# The smallest result is kept. Slow settings are only tried on small maps, where they win and cost little.
+_LABEL = [_png(_RLE, 3, _UP), _png(_RLE, 3, _NONE)]
+_LARGE = {"label": _LABEL, "source": _LABEL, "confidence": [_png(_RLE, 3, _PAETH)]}
+_EXTRA = {
+    "label": [_png(_FILTERED, 9, _NONE)], "source": [_png(_FILTERED, 9, _NONE)],
+    "confidence": [_png(_FILTERED, 9, _PAETH), _png(_FILTERED, 6, _UP)],
+}  # fmt: skip
 
 
 def encode(array: NDArray[np.uint8], what: Literal["label", "confidence", "source"], codec: Codec) -> bytes:
     """Losslessly compress a uint8 HxW map."""
     if codec == "webp":
         return _encode_webp(array)
-    done, data = cv2.imencode(".png", array, _OPTIONS[what])
-    if not done:
-        raise StoreError(f"could not encode a {what} map of {array.shape} as PNG")
-    return data.tobytes()
+    candidates = _LARGE[what] + (_EXTRA[what] if array.size <= _SMALL else [])
+    smallest = b""
+    for options in candidates:
+        done, data = cv2.imencode(".png", array, options)
+        if not done:
+            raise StoreError(f"could not encode a {what} map of {array.shape} as PNG")
+        if not smallest or len(data) < len(smallest):
+            smallest = data.tobytes()
+    return smallest
 
 
 def _encode_webp(array: NDArray[np.uint8]) -> bytes:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +53,12 @@ def keep(
     kept = np.flatnonzero(np.asarray(codes) < NUM_CODES)
     need, name = np.zeros(256, np.uint8), np.full(256, IGNORE, np.uint8)
     need[kept], name[kept] = np.asarray(codes)[kept], kept
-    return np.where(code >= need[label], name[label], np.uint8(IGNORE))
+    # 255 is the largest label, so that "ignore where the code is too low" is a maximum.
+    if not label.size:
+        return label.copy()
+    ids, given = (np.ascontiguousarray(a).reshape(1, -1) for a in (label, code))  # cv2 wants two dimensions
+    low = cv2.compare(cv2.LUT(ids, need), given, cv2.CMP_GT)
+    return np.asarray(cv2.max(cv2.LUT(ids, name), low), np.uint8).reshape(label.shape)
 
 
 class ThresholdPolicy:

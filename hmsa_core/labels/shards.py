@@ -20,7 +20,7 @@ from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codec import Codec, encode
 from hmsa_core.labels.codes import ConfidenceCode
-from hmsa_core.labels.histogram import count
+from hmsa_core.labels.histogram import count, present_values
 from hmsa_core.labels.manifest import publish_store, write_manifest
 from hmsa_core.labels.parquet import FileRecord, ParquetSink
 from hmsa_core.labels.plans import ShardPlan, plan_shards
@@ -253,7 +253,7 @@ def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> N
 
 
 def _check_ids(name: str, what: str, ids: NDArray[np.uint8], classes: ClassTable) -> None:
-    present = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=256))
+    present = present_values(ids)
     wrong = present[(present >= classes.num_classes) & (present != IGNORE)]
     if len(wrong):
         raise InputError(

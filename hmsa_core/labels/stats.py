@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import sha256_file
 from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.labels.histogram import cumulative
 from hmsa_core.labels.manifest import read_manifest
 from hmsa_core.labels.parquet import FileRecord, open_parquet, parquet_errors, read_table
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["StoreStatistics"]
 
-_HASHED_BYTES = 256 << 20
+_HASHED_BYTES = 16 << 20
 _MEND = "run `autolabel verify` on the store; make it again"
 
 
@@ -41,7 +42,7 @@ class StoreStatistics:
     def _table_path(self, name: str) -> tuple[Path, FileRecord]:
         record = FileRecord(**self.manifest["statistics"][name])
         path = self.path / record.file
-        # Page checksums miss flips in page headers; up to this size the whole file is hashed in a fraction of a second.
+        # Page checksums miss flips in page headers. Small tables are hashed; a large one is checked by its sums.
         if record.size_bytes <= _HASHED_BYTES and path.is_file() and sha256_file(path) != record.sha256:
             raise StoreError(f"{path}: changed or torn (its sha256 is not the recorded one)", hint=_MEND)
         return path, record
@@ -72,7 +73,14 @@ class StoreStatistics:
                 for class_id, column in columns.items():
                     start, end = np.searchsorted(ids, [class_id, class_id + 1])
                     counts[image[start:end], class_id] = table[column].to_numpy()[start:end]
+        self._check_sums(counts, wanted)
         return counts
+
+    def _check_sums(self, counts: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
+        """The sums over all images are known from another table: a damaged number cannot hide."""
+        expected = np.append(cumulative(self._all_totals), np.zeros((len(codes), 1), np.int64), axis=1)
+        if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
+            raise StoreError(f"{self._table_path('kept')[0]}: damaged (its sums are not those of totals)", hint=_MEND)
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
         n = self.classes.num_classes
@@ -112,6 +120,10 @@ class StoreStatistics:
         counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
         np.add.at(counts, (human, ids[mine], table["code"].to_numpy()[mine]), table["pixels"].to_numpy()[mine])
         return counts
+
+    @cached_property
+    def _all_totals(self) -> NDArray[np.int64]:
+        return self.totals()
 
     def totals(self, city: str | None = None) -> NDArray[np.int64]:
         """Pixels of each class and code, int64 (C, 256), of all images or of one city's."""
