@@ -53,8 +53,9 @@ class ConfidenceCode:
 
     def encode(self, p: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Codes (uint8, shape of `p`) of confidences in [0, 1]; NaN, negative or > 1.001 is an InputError."""
-        if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
-            raise InputError(f"confidences must be a float array, got {getattr(p, 'dtype', type(p).__name__)}")
+        p = np.asarray(p)
+        if not np.issubdtype(p.dtype, np.floating):
+            raise InputError(f"confidences must be a float array, got {p.dtype}")
         flat = np.ascontiguousarray(p, np.float32).reshape(-1)
         if flat.size and not (flat.min() >= 0 and flat.max() <= _ROUNDING):  # also False for NaN
             raise InputError("confidences must lie in [0, 1]; found NaN or a value outside")

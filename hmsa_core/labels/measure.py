@@ -67,7 +67,7 @@ def measure(curves: Curves, config: CalibrateConfig) -> ThresholdPolicy:
     entries = []
     for c, name in enumerate(curves.classes.classes):
         code, status, why = overrides[c] if c in overrides else picks[c]
-        numbers = figures(curves, c, code, config.confidence)
+        numbers = figures(curves, c, code, config.confidence, config.marginal_share)
         numbers["reason"] = why
         numbers["cross_fit"] = honest.get(c)
         if status == "measured":
@@ -265,7 +265,9 @@ def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[i
     }  # fmt: skip
 
 
-def figures(curves: Curves, class_id: int, code: int, confidence: float) -> dict[str, Any]:
+def figures(
+    curves: Curves, class_id: int, code: int, confidence: float, marginal_share: float = 0.02
+) -> dict[str, Any]:
     """What a cut does to a class on the images of the curves (None where nothing is kept).
 
     precision, lower: of kept labelled pixels; boundary, interior: in and away from the boundary band;
@@ -276,7 +278,7 @@ def figures(curves: Curves, class_id: int, code: int, confidence: float) -> dict
     kept = {name: a[:, code] if code < NUM_CODES else np.zeros(len(a), np.int64) for name, a in at.items()}
     total, every = at["total"].sum(axis=0), int(at["total"][:, 0].sum())
     n = int(kept["total"].sum())
-    marginal = marginal_precision(total, at["correct"].sum(axis=0), marginal_ends(total, 0.02))
+    marginal = marginal_precision(total, at["correct"].sum(axis=0), marginal_ends(total, marginal_share))
     void = int(kept["void"].sum())
     return {
         "threshold": None if code >= NUM_CODES else _CODE.threshold(code),

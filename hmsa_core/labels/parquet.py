@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hmsa_core.atomic import AtomicFile
 from hmsa_core.errors import NoSpaceError, StoreError, translate_os_error
 
-__all__ = ["FileRecord", "ParquetSink", "footer_sha256", "open_parquet", "read_table"]
+__all__ = ["FileRecord", "ParquetSink", "check_footer", "footer_sha256", "open_parquet", "read_table"]
 
 _MAGIC = b"PAR1"
 
@@ -134,16 +134,22 @@ def parquet_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: damaged ({error})", hint="run `autolabel verify` on the store") from error
 
 
+def check_footer(path: Path, record: FileRecord) -> None:
+    """Size and footer of a file against its record: cheap, and finds torn, swapped and foreign files."""
+    with parquet_errors(path):
+        size = path.stat().st_size
+        if size != record.size_bytes:
+            raise StoreError(f"{path}: torn or changed ({size} bytes, recorded {record.size_bytes})")
+        actual = footer_sha256(path)
+        if actual != record.footer_sha256:
+            raise StoreError(f"{path}: changed (footer digest {actual}, recorded {record.footer_sha256})")
+
+
 def open_parquet(path: Path, record: FileRecord | None = None) -> pq.ParquetFile:
     """Open with page checksums on; with a record, size and footer digest are checked first."""
+    if record is not None:
+        check_footer(path, record)
     with parquet_errors(path):
-        if record is not None:
-            size = path.stat().st_size
-            if size != record.size_bytes:
-                raise StoreError(f"{path}: torn or changed ({size} bytes, recorded {record.size_bytes})")
-            actual = footer_sha256(path)
-            if actual != record.footer_sha256:
-                raise StoreError(f"{path}: changed (footer digest {actual}, recorded {record.footer_sha256})")
         return pq.ParquetFile(path, page_checksum_verification=True)
 
 

@@ -106,19 +106,24 @@ class StoreStatistics:
         return np.asarray(height.astype(np.int64) * width, np.int64)
 
     @cached_property
-    def _totals(self) -> pa.Table:
-        return read_table(*self._table_path("totals"))
+    def _totals(self) -> dict[str, NDArray[Any]]:
+        """Columns of the table of sums; `city` as a position in `_total_cities`."""
+        table = read_table(*self._table_path("totals"))
+        city = table["city"].combine_chunks().dictionary_encode()
+        self._total_cities: list[str] = city.dictionary.to_pylist()
+        columns = {name: table[name].to_numpy() for name in ("class", "human", "code", "pixels")}
+        return {**columns, "city": city.indices.to_numpy()}
 
     def pairs(self, city: str | None = None) -> NDArray[np.int64]:
         """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
         c, table = self.classes.num_classes, self._totals
-        ids = table["class"].to_numpy()
-        mine = ids != IGNORE
+        mine = table["class"] != IGNORE
         if city is not None:
-            mine &= np.array([x == city for x in table["city"].to_pylist()], bool)
-        human = np.minimum(table["human"].to_numpy()[mine], c)
+            known = {name: i for i, name in enumerate(self._total_cities)}
+            mine = mine & (table["city"] == known.get(city, -1))
+        human = np.minimum(table["human"][mine], c)
         counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
-        np.add.at(counts, (human, ids[mine], table["code"].to_numpy()[mine]), table["pixels"].to_numpy()[mine])
+        np.add.at(counts, (human, table["class"][mine], table["code"][mine]), table["pixels"][mine])
         return counts
 
     @cached_property

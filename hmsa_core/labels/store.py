@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels import codec, schema
 from hmsa_core.labels.manifest import read_manifest
-from hmsa_core.labels.parquet import FileRecord, open_parquet, parquet_errors, read_table
+from hmsa_core.labels.parquet import FileRecord, check_footer, open_parquet, parquet_errors, read_table
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["LabelStore", "Problem"]
@@ -89,7 +89,7 @@ class LabelStore:
 
     def _look_at(self, record: FileRecord) -> None:
         try:
-            open_parquet(self.path / record.file, record).close()
+            check_footer(self.path / record.file, record)
         except StoreError as error:
             kind = "changed" if (self.path / record.file).exists() else "missing"
             self.problems.append(Problem(record.file, kind, error.message))
