@@ -20,10 +20,9 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import get_run_context
 from prefect.settings import PREFECT_API_URL
-from prefect.states import State
 
 from hmsa_core.errors import ConfigError
 from hmsa_core.process import die_with_parent
@@ -116,7 +115,7 @@ def discover_task(ws: Workspace) -> dict[str, Any]:
     return found
 
 
-def _worth_a_retry(_task: Any, _run: TaskRun, state: State) -> bool:
+def _worth_a_retry(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     return not isinstance(error, StageFailedError) or error.is_worth_a_retry
 

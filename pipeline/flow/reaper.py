@@ -47,7 +47,7 @@ async def _reap(workspace: Path, keep: UUID | None) -> list[str]:
         for run in runs:
             if run.id == keep or not _belongs(run.parameters, workspace):
                 continue
-            state = Crashed(message="its process is gone (the workspace's lock is free): marked by the reaper")
+            state: Any = Crashed(message="its process is gone (the workspace's lock is free): marked by the reaper")
             await client.set_flow_run_state(run.id, state, force=True)
             said.append(f"run {run.name} was left behind as {run.state_name}: marked Crashed")
     return said
