@@ -64,7 +64,7 @@ def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
         return [session.cuts()]
     if not 1 <= len(wanted) <= 2:
         raise ConfigError(
-            "which threshold? give --threshold T or --policy F" if not wanted else "at most two thresholds side by side",
+            "at most two thresholds side by side" if wanted else "which threshold? give --threshold T or --policy F",
             hint="for example: --threshold 0.9",
         )
     return [session.cuts(threshold, args.cut) for threshold in wanted]
@@ -100,7 +100,8 @@ def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace) -
     # Into a pipe the whole table goes out, without colour and without folding at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if "thresholds" in answer:
-        print_step(console, *answer["thresholds"], session.view.classes)
+        first, second = answer["thresholds"]
+        print_step(console, first, second, session.view.classes)
     else:
         print_stats(console, answer, session.view.classes)
     if "most_affected" in answer:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
     parser.add_argument("--compare", type=Path, metavar="STORE", help="second store to swipe against")
     parser.add_argument("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    parser.add_argument("--save-policy", type=Path, metavar="F", help="where the page saves (default: STORE.policy.json)")
+    parser.add_argument("--save-policy", type=Path, metavar="F", help="where it saves (default: STORE.policy.json)")
     parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")

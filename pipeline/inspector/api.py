@@ -81,7 +81,9 @@ def _field(body: dict[str, Any], key: str, kind: type, usual: Any) -> Any:
 class Api:
     """Handlers over one session; blocking work runs in two small pools, so that thumbnails never delay a click."""
 
-    def __init__(self, session: Session, weights: WeightJobs | None, foreground: Executor, background: Executor) -> None:
+    def __init__(
+        self, session: Session, weights: WeightJobs | None, foreground: Executor, background: Executor
+    ) -> None:
         self._session, self._weights = session, weights
         self._foreground, self._background = foreground, background
 
@@ -120,7 +122,7 @@ class Api:
             statuses = session.review.statuses()
             total, found = image_rows(session.view, cuts, wanted, offset=offset, limit=limit, statuses=statuses)
             for row in found:
-                row["picture"] = session.view.has_picture(row["name"])
+                row["picture"] = session.view.pictures.has_picture(row["name"])
                 row["damaged"] = not session.view.is_served(row["name"])
             return {"total": total, "offset": offset, "images": found}
 
@@ -142,19 +144,21 @@ class Api:
         """Small label map above small code map."""
         name = _name(request)
         view = self._session.image(name)
-        return Response(await self._run(lambda: view.mini_png(name), background=True), media_type="image/png", headers=_KEEP)
+        data = await self._run(lambda: view.mini_png(name), background=True)
+        return Response(data, media_type="image/png", headers=_KEEP)
 
     async def thumb(self, request: Request) -> Response:
         """Small photograph."""
         name = _name(request)
         view = self._session.image(name)
-        return Response(await self._run(lambda: view.thumb(name), background=True), media_type="image/jpeg", headers=_KEEP)
+        data = await self._run(lambda: view.pictures.thumb(name), background=True)
+        return Response(data, media_type="image/jpeg", headers=_KEEP)
 
     async def picture(self, request: Request) -> Response:
         """The photograph."""
         name = _name(request)
         view = self._session.image(name)
-        data, media = await self._run(lambda: view.picture(name))
+        data, media = await self._run(lambda: view.pictures.picture(name))
         return Response(data, media_type=media, headers=_KEEP)
 
     async def reviews(self, request: Request) -> Response:

@@ -126,8 +126,11 @@ class Audit:
         if share is None:
             return None
         asked = all(s.n for s in strata)
-        return {"precision": share.value, "low": share.low, "high": share.high, "answers": int(share.n),
-                "all_classes_answered": asked, "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %"}  # fmt: skip
+        return {
+            "precision": share.value, "low": share.low, "high": share.high, "answers": int(share.n),
+            "all_classes_answered": asked,
+            "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %",
+        }  # fmt: skip
 
     def answers(self) -> list[AuditAnswer]:
         """Decided answers."""

@@ -65,7 +65,7 @@ def _text(data: bytes) -> str:
 
 def _picture(session: Session, name: str) -> bytes:
     """The photograph as JPEG: it is there to be looked at, the labels are exact."""
-    data, media = session.view.picture(name)
+    data, media = session.view.pictures.picture(name)
     if media == "image/jpeg":
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -91,11 +91,12 @@ def _export_image(session: Session, row: dict[str, Any], number: int, target: Pa
     planes = {"label": _text(view.plane_png(name, "label")), "confidence": _text(view.plane_png(name, "confidence"))}
     if details["human"]:
         planes["human"] = _text(view.plane_png(name, "human"))
-    files = {"data": f"data/{number:05d}.js", "picture": f"pictures/{number:05d}.jpg", "thumb": f"thumbs/{number:05d}.jpg"}
+    stem = f"{number:05d}"
+    files = {"data": f"data/{stem}.js", "picture": f"pictures/{stem}.jpg", "thumb": f"thumbs/{stem}.jpg"}
     write_text(target / files["data"], f"window.autolabelPlanes = {json.dumps(planes)};\n")
     if details["picture"]:
         write_bytes(target / files["picture"], _picture(session, name))
-        write_bytes(target / files["thumb"], view.thumb(name))
+        write_bytes(target / files["thumb"], view.pictures.thumb(name))
     return {
         **files, "name": name, "city": row["city"], "pixels": details["height"] * details["width"], "details": details,
         "mini": _text(view.mini_png(name)), "histogram": _histogram(session, name),
@@ -119,7 +120,7 @@ def export_page(session: Session, target: Path, *, limit: int, sort: str, thresh
     order = parse_sort(sort)
     _, rows = image_rows(session.view, cuts, ImageQuery(order), limit=limit, statuses=session.review.statuses())
     conflict = session.view.conflict(cuts.codes).sum(axis=1)
-    images = []
+    images: list[dict[str, Any]] = []
     for row in rows:
         if session.view.is_served(row["name"]):
             row["conflict"] = int(conflict[session.view.position(row["name"])])
@@ -137,7 +138,8 @@ def _write_page(target: Path) -> None:
     sources = static_sources()
     page = sources.pop("index.html").replace("{{token}}", "")
     policy = POLICY.replace("; frame-ancestors 'none'", "")  # only a server can send that one
-    page = page.replace("<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta charset', 1)
+    header = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    page = page.replace("<meta charset", f"{header}\n<meta charset", 1)
     page = page.replace(
         '<script type="module" src="static/app.js"></script>',
         '<script defer src="static/data.js"></script>\n<script defer src="static/page.js"></script>',

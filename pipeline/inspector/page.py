@@ -65,9 +65,10 @@ def error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Response
             links += f'<li><a href="./?{html.escape(urlencode(fixed), quote=True)}">{html.escape(near)}</a></li>'
     body = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Not on the grid</title>'
-        '<link rel="icon" href="static/icon.svg"><link rel="stylesheet" href="static/base.css"></head><body><div id="fatal" class="card" role="alert">'
-        f"<h1>This address cannot be shown</h1><p>{html.escape(error.message)}</p><p class=\"muted\">"
-        f'{html.escape(error.hint)}</p><ul>{links}</ul><p><a href="./">Open without an address</a></p></div></body></html>'
+        '<link rel="icon" href="static/icon.svg"><link rel="stylesheet" href="static/base.css"></head>'
+        '<body><div id="fatal" class="card" role="alert"><h1>This address cannot be shown</h1>'
+        f'<p>{html.escape(error.message)}</p><p class="muted">{html.escape(error.hint)}</p>'
+        f'<ul>{links}</ul><p><a href="./">Open without an address</a></p></div></body></html>'
     )
     return HTMLResponse(body, status_code=400)
 

@@ -129,7 +129,8 @@ class ReviewFile:
     def add(self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "") -> Mark:
         """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
         with self._lock():
-            mark = _mark({"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer})
+            value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
+            mark = _mark(value)
             mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
             append_line(self.path, json.dumps(mark.to_json(), ensure_ascii=False, sort_keys=True))
         return mark

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Guard", "SafetyMiddleware", "is_loopback"]
 
-TOKEN_HEADER = "x-autolabel-token"
+TOKEN_HEADER = "x-autolabel-token"  # noqa: S105 - a header's name
 BODY_LIMIT = 1 << 20  # bytes
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -124,7 +124,9 @@ class Guard:
             jar = SimpleCookie(headers.get("cookie", ""))
         except CookieError:
             return False
-        return self.cookie_name in jar and hmac.compare_digest(jar[self.cookie_name].value.encode(), self.cookie.encode())
+        if self.cookie_name not in jar:
+            return False
+        return hmac.compare_digest(jar[self.cookie_name].value.encode(), self.cookie.encode())
 
 
 def _refuse(status: int, message: str) -> Response:
@@ -193,4 +195,5 @@ class SafetyMiddleware:
             # "lax": a link from another page may open this one, nothing else from there may.
             answer.set_cookie(self._guard.cookie_name, self._guard.cookie, httponly=True, samesite="lax", path="/")
             return answer
-        return _refuse(401, "this server asks for its token: open /?token=TOKEN once, or send Authorization: Bearer TOKEN")
+        how = "open /?token=TOKEN once, or send Authorization: Bearer TOKEN"
+        return _refuse(401, f"this server asks for its token: {how}")

@@ -68,7 +68,9 @@ class Session:
         self.save_path = Path(save_to) if save_to is not None else folder.with_name(f"{folder.name}.policy.json")
         if policy is not None and self.save_path.resolve() == Path(policy).resolve():
             # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
-            raise ConfigError(f"{self.save_path}: would overwrite the policy it starts from", hint="choose another --save-policy")
+            raise ConfigError(
+                f"{self.save_path}: would overwrite the policy it starts from", hint="choose another --save-policy"
+            )
         self.reviewer = reviewer
         self.review = ReviewFile(folder)
         self.audits = AuditFile(audit_path(folder, policy), self.view)
@@ -97,7 +99,8 @@ class Session:
                     f"{self.view.path}: this store is already thresholded; it shows what is in it",
                     hint="leave the threshold out, or open the raw store",
                 )
-            return Cuts(np.zeros(self.view.classes.num_classes, np.int64), ("as stored",) * self.view.classes.num_classes, "0.00")
+            count = self.view.classes.num_classes
+            return Cuts(np.zeros(count, np.int64), ("as stored",) * count, "0.00")
         start = "policy" if "policy" in self.policies else DEFAULT_THRESHOLD
         return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
@@ -132,7 +135,7 @@ class Session:
             "safeColours": safe.tolist(), "edges": list(ConfidenceCode().edges),
             "startCode": start, "start": "policy" if "policy" in self.policies else start,
             "cities": [c for c in view.statistics.city_names() if c], "problems": view.problems,
-            "hasPictures": view.images_root is not None, "hasConflicts": view.has_human, "canWeigh": False,
+            "hasPictures": view.pictures.root is not None, "hasConflicts": view.has_human, "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
             "policy": self._policy_json("policy"), "policyB": self._policy_json("policy-b"),
             "other": self._totals_b, **_totals_json(view),
@@ -153,7 +156,7 @@ class Session:
         row = view.info(name)
         return {
             "name": name, "city": row["city"], "width": row["width"], "height": row["height"],
-            "picture": view.has_picture(name), "human": view.has_human_label(name),
+            "picture": view.pictures.has_picture(name), "human": view.pictures.has_human_label(name),
             "reviews": [mark.to_json() for mark in self.review.of(name)],
         }  # fmt: skip
 
@@ -178,7 +181,8 @@ class Session:
 
 
 def _totals_json(view: StoreView) -> dict[str, Any]:
-    return {"name": view.name, "kind": view.kind, "pixels": int(view.pixels.sum()), "totals": view.totals.reshape(-1).tolist()}
+    totals = view.totals.reshape(-1).tolist()
+    return {"name": view.name, "kind": view.kind, "pixels": int(view.pixels.sum()), "totals": totals}
 
 
 def _text(value: object) -> str:

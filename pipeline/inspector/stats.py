@@ -107,11 +107,12 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
     found = sources.overall(cuts.codes) if class_id is None else known[class_id]
+    shown = cuts.codes if class_id is None else _only(cuts.codes, class_id)
     return {
         "store": str(view.path), "kind": view.kind, "images": len(view.names), "threshold": cuts.threshold,
         "policy": cuts.base if cuts.policy is not None else None, "pixels": whole, "kept": all_kept,
         "kept_share": _share(all_kept, whole), **_precision_json(found),
-        "expected_precision": _rounded(sources.expected(cuts.codes if class_id is None else _only(cuts.codes, class_id))),
+        "expected_precision": _rounded(sources.expected(shown)),
         "classes": rows,
     }  # fmt: skip
 
@@ -134,7 +135,9 @@ def _order(view: StoreView, query: ImageQuery, columns: Mapping[str, NDArray[Any
     return np.asarray(np.argsort(keys[query.sort.kind], kind="stable"), np.int64)
 
 
-def _matching(view: StoreView, query: ImageQuery, pixels: NDArray[Any], statuses: Mapping[str, str]) -> NDArray[np.bool_]:
+def _matching(
+    view: StoreView, query: ImageQuery, pixels: NDArray[Any], statuses: Mapping[str, str]
+) -> NDArray[np.bool_]:
     chosen = np.ones(len(view.names), bool)
     if query.class_id is not None:
         chosen &= pixels > 0
@@ -165,9 +168,9 @@ def image_rows(
     zeros = np.zeros(len(view.names), np.int64)
     columns["conflict"] = _over_classes(view.conflict(cuts.codes), c) if sort.kind == "conflict" else zeros
     columns["doubt"] = _over_classes(view.doubt, c) if sort.kind == "uncertain" else zeros
-    columns["drop"] = (
-        _over_classes(view.kept(sort.low), c) - _over_classes(view.kept(sort.high), c) if sort.kind == "drop" else zeros
-    )
+    columns["drop"] = zeros
+    if sort.kind == "drop":
+        columns["drop"] = _over_classes(view.kept(sort.low), c) - _over_classes(view.kept(sort.high), c)
     order = _order(view, query, columns)
     order = order[_matching(view, query, pixels, reviewed)[order]]
     rows = []
@@ -175,8 +178,12 @@ def image_rows(
         name = view.names[i]
         here = int(pixels[i])
         row: dict[str, Any] = {
-            "name": name, "city": view.statistics.cities[i], "pixels": here, "kept": int(columns["kept"][i]),
-            "kept_share": _share(int(columns["kept"][i]), here), "review": reviewed.get(name, ""),
+            "name": name,
+            "city": view.statistics.cities[i],
+            "pixels": here,
+            "kept": int(columns["kept"][i]),
+            "kept_share": _share(int(columns["kept"][i]), here),
+            "review": reviewed.get(name, ""),
         }
         if sort.kind == "conflict":
             row["conflict"] = int(columns["conflict"][i])

@@ -14,7 +14,9 @@ from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["print_images", "print_stats", "print_step"]
 
-_TONES = {"measured": "green", "estimate": "yellow", "pooled": "yellow", "withheld": "red", "given": "cyan", "yours": "cyan"}
+_TONES = {
+    "measured": "green", "estimate": "yellow", "pooled": "yellow", "withheld": "red", "given": "cyan", "yours": "cyan",
+}  # fmt: skip
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -73,12 +75,14 @@ def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable) ->
         )  # fmt: skip
     console.print(table)
     if stats["precision"] is None:
-        console.print("No precision: give --policy for the calibration, or audit some pixels (`autolabel serve`).", style="dim")
+        advice = "No precision: give --policy for the calibration, or audit some pixels (`autolabel serve`)."
+        console.print(advice, style="dim")
 
 
 def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], classes: ClassTable) -> None:
     """Two thresholds side by side: what the step costs in pixels and brings in precision."""
-    table = Table(title=f"{first['store']}  ·  {_title(first)} → {_title(second)}", title_justify="left", show_footer=True)
+    title = f"{first['store']}  ·  {_title(first)} → {_title(second)}"
+    table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("class", footer="all")
     for stats in (first, second):
         table.add_column(f"coverage\n{_title(stats)}", justify="right", footer=_percent(stats["kept_share"]))
@@ -99,7 +103,9 @@ def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], 
 _METRIC = {"coverage": "kept", "conflict": "conflict", "uncertain": "in doubt", "drop": "lost pixels", "name": "kept"}
 
 
-def print_images(console: Console, rows: Sequence[dict[str, Any]], total: int, sort: str, class_name: str | None) -> None:
+def print_images(
+    console: Console, rows: Sequence[dict[str, Any]], total: int, sort: str, class_name: str | None
+) -> None:
     """Images most affected, in the chosen order."""
     kind = sort.partition(":")[0]
     what = f" with {class_name}" if class_name else ""
@@ -111,7 +117,7 @@ def print_images(console: Console, rows: Sequence[dict[str, Any]], total: int, s
         table.add_column(_METRIC[kind], justify="right")
     table.add_column("review")
     for row in rows:
-        cells = [Text(row["name"]), Text(row["city"]), _percent(row["kept_share"])]
+        cells: list[Text | str] = [Text(row["name"]), Text(row["city"]), _percent(row["kept_share"])]
         if kind == "drop":
             cells.append(f"{row['drop']:,}")
         elif kind == "conflict":

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.stats import StoreStatistics
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
+from pipeline.inspector.pictures import Pictures
 from pipeline.inspector.precision import Coarse
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ class StoreView:
         self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
         self.lineage: dict[str, Any] = self.manifest["lineage"]
         self.digest = str(self.manifest["digest"])
-        self.images_root = None if images is None else Path(images).resolve()
-        if self.images_root is not None and not self.images_root.is_dir():
-            raise ConfigError(f"{images}: image root not found")
+        self.pictures = Pictures(images, self.info, self.classes)
         self._local = threading.local()
         self._lock = threading.RLock()
         self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
@@ -234,7 +232,7 @@ class StoreView:
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
         if plane == "human":
-            return codec.encode(self.human(name), "label", "png")
+            return codec.encode(self.pictures.human(name), "label", "png")
         if plane not in ("label", "confidence"):
             raise InputError(f"plane {plane!r}: expected label, confidence or human")
         label, code = self.read(name)
@@ -246,88 +244,3 @@ class StoreView:
         step = max(1, -(-label.shape[1] // _MINI_WIDTH))
         small = [np.ascontiguousarray(plane[step // 2 :: step, step // 2 :: step]) for plane in (label, code)]
         return codec.encode(np.concatenate(small), "label", "png")
-
-    def _file(self, name: str, column: str) -> Path | None:
-        """A file of an image below the image root; None when there is none. Names come from the store alone."""
-        relative = self.info(name)[column]
-        if self.images_root is None or not relative:
-            return None
-        path = (self.images_root / str(relative)).resolve()
-        if not path.is_relative_to(self.images_root):
-            raise StoreError(f"image {name!r}: its {column} leads outside of the image root")
-        return path if path.is_file() else None
-
-    def has_picture(self, name: str) -> bool:
-        """Whether the photograph is there."""
-        try:
-            return self._file(name, "image_path") is not None
-        except StoreError:
-            return False
-
-    def has_human_label(self, name: str) -> bool:
-        """Whether a human label file is there."""
-        try:
-            return self._file(name, "coarse_path") is not None
-        except StoreError:
-            return False
-
-    def picture_path(self, name: str) -> Path:
-        """Path of the photograph, inside the image root."""
-        path = self._file(name, "image_path")
-        if path is None:
-            raise InputError(f"image {name!r}: no photograph", hint="give the folder of the images with --images ROOT")
-        return path
-
-    def picture(self, name: str) -> tuple[bytes, str]:
-        """The photograph's bytes and media type; formats that browsers cannot show are turned into PNG."""
-        path = self.picture_path(name)
-        data = path.read_bytes()
-        for magic, media in _MEDIA.items():
-            if data.startswith(magic) and (media != "image/webp" or data[8:12] == b"WEBP"):
-                return data, media
-        return _encode(self._decode(path), ".png"), "image/png"
-
-    @staticmethod
-    def _decode(path: Path) -> UInt8:
-        from hmsa_core.data.decode import read_image
-
-        return read_image(path)
-
-    def thumb(self, name: str, width: int = 288) -> bytes:
-        """A small JPEG of the photograph."""
-        from hmsa_core.data.decode import read_header
-
-        path = self.picture_path(name)
-        read_header(path)  # refuses bombs and what is no picture before a decoder sees it
-        image = _reduced(path)
-        if image is None:
-            image = cv2.cvtColor(self._decode(path), cv2.COLOR_RGB2BGR)
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        return _encode(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), ".jpg", bgr=True)
-
-    def human(self, name: str) -> UInt8:
-        """The human label as trainIds (uint8 HxW)."""
-        from hmsa_core.data.decode import read_label
-
-        path = self._file(name, "coarse_path")
-        if path is None:
-            raise InputError(f"image {name!r}: no human label")
-        return read_label(path, self.classes)
-
-
-_MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
-
-
-def _reduced(path: Path) -> NDArray[Any] | None:
-    """Decode at a quarter of the size where the format allows it (JPEG); None when OpenCV cannot."""
-    try:
-        return cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_4)
-    except cv2.error:
-        return None
-
-
-def _encode(image: NDArray[Any], suffix: str, *, bgr: bool = False) -> bytes:
-    done, data = cv2.imencode(suffix, image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise StoreError(f"could not encode a picture as {suffix}")
-    return bytes(data.tobytes())

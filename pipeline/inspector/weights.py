@@ -52,7 +52,7 @@ class WeightJobs:
         """Begin to compute the weights of an image, unless they are there or under way."""
         state = self._states.get(name)
         if state is None or "error" in state:
-            path = self._view.picture_path(name)
+            path = self._view.pictures.picture_path(name)
             self._numbers += 1
             state = {"out": Path(self._folder.name) / str(self._numbers), "since": time.monotonic()}
             self._states[name] = state

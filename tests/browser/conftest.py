@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from tests.support.label_scenes import Scenes, make_scenes
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = (
-    "--headless=new --no-sandbox --disable-dev-shm-usage --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --hide-scrollbars"
-).split()
+    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,7 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def browser() -> Iterator[Any]:
     """One browser for the whole run."""
     if not (CHROMIUM.exists() and DRIVER.exists()):
-        pytest.skip("needs Debian's chromium and chromium-driver: apt-get install chromium chromium-driver")
+        why = "needs Debian's chromium and chromium-driver: apt-get install chromium chromium-driver"
+        if os.environ.get("AUTOLABEL_REQUIRE_BROWSER"):
+            pytest.fail(why)
+        pytest.skip(why)
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

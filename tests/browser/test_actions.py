@@ -25,12 +25,16 @@ def copy_of(street: Scenes, folder: Path) -> Path:
     return folder / "raw"
 
 
-def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(browser: Any, street: Scenes, tmp_path: Path) -> None:
+def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
     store = copy_of(street, tmp_path)
     with serving(str(store), "--policy", str(street.policy), "--images", str(street.images)) as (address, _):
         page = Page(browser, address)
         page.open(threshold="0.87")
-        page.set_threshold("0.95", page.js("return '#' + document.querySelector('[data-class=car] input[type=range]').id"))
+        page.set_threshold(
+            "0.95", page.js("return '#' + document.querySelector('[data-class=car] input[type=range]').id")
+        )
         kept = page.kept()
         page.control("s")
         page.until(lambda: page.text("#save-label") == "Policy saved")
@@ -43,7 +47,9 @@ def test_a_saved_policy_keeps_in_training_labels_what_the_page_shows(browser: An
     assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept
 
 
-def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(browser: Any, street: Scenes, tmp_path: Path) -> None:
+def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
     store = copy_of(street, tmp_path)
     note = "ghost <img src=x onerror=alert(1)>"
     with serving(str(store), "--images", str(street.images)) as (address, _):
@@ -51,7 +57,9 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(browser:
         page.open(threshold="0.9", image=street.names[2])
         page.keys("r")
         stage = page.find("#stage")
-        ActionChains(browser, duration=30).move_to_element(stage).click_and_hold().move_by_offset(90, 60).release().perform()
+        ActionChains(browser, duration=30).move_to_element(stage).click_and_hold().move_by_offset(
+            90, 60
+        ).release().perform()
         page.until(lambda: "drawn" in page.text("#region-label"))
         page.keys("n", note, Keys.ESCAPE)
         page.keys("f")
@@ -108,7 +116,9 @@ def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, t
     assert road["precision_low"] < 0.9 < road["precision_high"]
 
 
-def test_an_export_opens_from_a_folder_and_follows_the_slider(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:
+def test_an_export_opens_from_a_folder_and_follows_the_slider(
+    browser: Any, street: Scenes, tmp_path: Path, inspect
+) -> None:
     command = ["serve", str(street.store), "--policy", str(street.policy), "--images", str(street.images)]
     assert main([*command, "--export", str(tmp_path / "page"), "--limit", "5"]) == 0
     page = Page(browser, (tmp_path / "page" / "index.html").as_uri())
@@ -189,7 +199,12 @@ def test_scripts_in_names_and_notes_are_shown_as_text(browser: Any, tmp_path: Pa
         page.keys("c", "?", Keys.ESCAPE, "u")
         time.sleep(0.3)
         assert page.js("return document.title") != "owned"
-        assert page.js("return document.querySelectorAll('main img[src=x], #classes img, #marks img, #left img[src=x]').length") == 0
+        assert (
+            page.js(
+                "return document.querySelectorAll('main img[src=x], #classes img, #marks img, #left img[src=x]').length"
+            )
+            == 0
+        )
         assert page.console() == []
 
 
@@ -219,4 +234,29 @@ def test_two_stores_are_compared(browser: Any, street: Scenes, tmp_path: Path) -
         ours, theirs = (LabelStore.open(s).read(street.names[0]) for s in (street.store, other.store))
         both = (ours[1] >= 90) & (theirs[1] >= 90) & (ours[0] != theirs[0])
         assert f"different class {100 * both.mean():.2f} %" in text
+        assert page.console() == []
+
+
+def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    """With a real (untrained) model: the server starts `autolabel predict` and shows what it wrote."""
+    import torch
+
+    from hmsa_core import models
+    from hmsa_core.taxonomy import cityscapes
+
+    torch.manual_seed(0)
+    model = models.build("hierarchical", trunk="hrnet_micro", num_classes=19)
+    models.save(model, tmp_path / "model", class_table=cityscapes().to_json(), lineage={})
+    command = [str(street.store), "--images", str(street.images), "--checkpoint", str(tmp_path / "model")]
+    with serving(*command) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=street.names[0])
+        page.keys("6")
+        page.until(lambda: page.find("#scales").is_displayed())
+        page.until(lambda: page.find("#layer-weights").is_displayed(), seconds=90)
+        buttons = [button.text for button in page.all("#scales button")]
+        assert buttons == ["×0.5", "×1", "×2"]
+        page.all("#scales button")[2].click()
+        page.until(lambda: "scale=2" in page.browser.current_url)
+        page.until(lambda: page.find("#layer-weights").is_displayed())
         assert page.console() == []

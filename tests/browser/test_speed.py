@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter
+from hmsa_core.taxonomy import cityscapes
 from pipeline.demodata.annotate import cityscapes_polygons, draw_cityscapes
 from pipeline.demodata.scene import city_picture
-from hmsa_core.taxonomy import cityscapes
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 
@@ -87,7 +87,7 @@ def test_the_servers_memory_stays_flat_over_500_images(big: tuple[str, int]) -> 
 
     def look_at(name: str) -> None:
         for path in ("plane?plane=label&", "mini?"):
-            with urllib.request.urlopen(f"{address}api/{path}name={quote(name)}", timeout=20) as reply:  # noqa: S310 - loopback
+            with urllib.request.urlopen(f"{address}api/{path}name={quote(name)}", timeout=20) as reply:
                 assert reply.read()
 
     names = [f"a_{i % LARGE:05d}" if i % 10 == 0 else f"b_{LARGE + 8 * i:05d}" for i in range(600)]

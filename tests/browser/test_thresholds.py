@@ -50,7 +50,9 @@ def test_the_slider_by_mouse_snaps_to_an_edge_and_shows_it(page: Page, street: S
 
 
 @pytest.mark.parametrize("threshold", ["0.00", "0.37", "0.9", "0.985", "0.9995", "0.9999", "0.99999"])
-def test_kept_pixels_of_image_and_store_equal_the_command_line(page: Page, street: Scenes, inspect, threshold: str) -> None:
+def test_kept_pixels_of_image_and_store_equal_the_command_line(
+    page: Page, street: Scenes, inspect, threshold: str
+) -> None:
     page.open(threshold="0.8", image=street.names[1])
     page.set_threshold(threshold)
     found = inspect(street.store, "--threshold", threshold, "--sort", "name", "--limit", "100")

@@ -38,7 +38,9 @@ def test_filters_narrow_the_list(page: Page, street: Scenes) -> None:
     page.until(lambda: page.text("#grid-count") == "4 images")
     page.keys(Keys.ESCAPE)
     page.find("#filter").clear()
-    page.js("const f = document.getElementById('filter'); f.value = 'nothing like it'; f.dispatchEvent(new Event('input'))")
+    page.js(
+        "const f = document.getElementById('filter'); f.value = 'nothing like it'; f.dispatchEvent(new Event('input'))"
+    )
     page.until(lambda: page.find("#grid-empty").is_displayed())
     assert "No image matches" in page.text("#grid-empty")
     page.open(threshold="0.9", city="aachen", **{"class": "car"})
@@ -142,7 +144,9 @@ def test_zoom_by_wheel_and_keys(page: Page) -> None:
     page.until(lambda: page.text("#zoom-level") != fitted)
     page.keys("0")
     page.until(lambda: page.text("#zoom-level") == fitted)
-    page.js("document.getElementById('stage').dispatchEvent(new WheelEvent('wheel', {deltaY: -300, clientX: 700, clientY: 400, cancelable: true}))")
+    page.js(
+        "document.getElementById('stage').dispatchEvent(new WheelEvent('wheel', {deltaY: -300, clientX: 700, clientY: 400, cancelable: true}))"
+    )
     page.until(lambda: page.text("#zoom-level") != fitted)
 
 
@@ -157,7 +161,9 @@ def test_every_control_has_a_name_and_shows_its_focus(page: Page) -> None:
     page.keys(Keys.TAB)
     for _ in range(6):
         page.keys(Keys.TAB)
-        width = page.js("const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' ? parseFloat(s.outlineWidth) : 0")
+        width = page.js(
+            "const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' ? parseFloat(s.outlineWidth) : 0"
+        )
         assert width >= 2
 
 

@@ -83,11 +83,17 @@ class Page:
 
     def frame(self) -> None:
         """Let two frames pass."""
-        self.browser.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)))")
+        self.browser.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)))"
+        )
 
     def set_threshold(self, value: str, css: str = "#threshold") -> None:
         """Move a slider as a script does."""
-        self.js("const s = document.querySelector(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('input', {bubbles: true}))", css, value)
+        self.js(
+            "const s = document.querySelector(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('input', {bubbles: true}))",
+            css,
+            value,
+        )
 
     def mask(self) -> str:
         """Fingerprint of the label layer's pixels."""
@@ -117,7 +123,9 @@ class Page:
 def serving(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A running `autolabel serve`: its address and process."""
     command = [sys.executable, "-m", "pipeline.cli.main", "serve", *args, "--port", "0", "--reviewer", "kim"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as server:
         assert server.stdout is not None
         try:
             line = server.stdout.readline()

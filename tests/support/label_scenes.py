@@ -127,7 +127,10 @@ def make_scenes(
             if coarse:
                 polygons = coarse_polygons(ids, instances, Rng(seed, "coarse", city, frame))
                 coarse_ids, _ = draw_cityscapes(picture.size, polygons)
-                human, coarse_path = np.asarray(table.id_to_train[coarse_ids], np.uint8), f"gtCoarse/{name}_labelIds.png"
+                human, coarse_path = (
+                    np.asarray(table.id_to_train[coarse_ids], np.uint8),
+                    f"gtCoarse/{name}_labelIds.png",
+                )
                 (images / coarse_path).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(images / coarse_path), coarse_ids)
             writer.add(name, label, confidence, city=city, image_path=image_path, coarse_path=coarse_path, coarse=human)

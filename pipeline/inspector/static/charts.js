@@ -5,7 +5,7 @@ import { at, CODES, curve, nearestCode, WITHHELD } from "./cuts.js";
 import { clamp, compact, sharp } from "./dom.js";
 
 const LABELLED = ["0", "0.5", "0.9", "0.95", "0.99", "0.999", "0.9999"];
-const PAD = { left: 34, right: 10, top: 8, bottom: 20 };
+const PAD = { left: 30, right: 8, top: 8, bottom: 18 };
 
 const inkOf = (node) => {
   const style = getComputedStyle(node);
@@ -142,13 +142,13 @@ export function makeCurve(node, store, { onCode }) {
     const { floor, y } = scaleOf(points.filter((p) => p.coverage > 0.002));
     const x = (p) => PAD.left + p.coverage * (width - PAD.left - PAD.right);
     context.font = "10px system-ui, sans-serif";
-    for (let i = 0; i <= 4; i++) {
+    for (let i = 0; i <= 4; i += 2) {
       const value = floor + ((1 - floor) * i) / 4;
       context.fillStyle = ink("grid");
       context.fillRect(PAD.left, y(value, bottom), width - PAD.left - PAD.right, 1);
       context.fillStyle = ink("text");
       context.textAlign = "right";
-      if (right && i % 2 === 0) context.fillText((100 * value).toFixed(floor >= 0.99 ? 1 : 0), PAD.left - 5, y(value, bottom) + 3);
+      if (right) context.fillText((100 * value).toFixed(floor >= 0.99 ? 1 : 0), PAD.left - 5, y(value, bottom) + 3);
       context.textAlign = i === 4 ? "right" : "center";
       context.fillText(`${i * 25} %`, PAD.left + (i / 4) * (width - PAD.left - PAD.right) + (i === 4 ? 6 : 0), height - 5);
     }

@@ -104,6 +104,7 @@ function metric(row) {
 const compactShare = (part, whole) => percent(part, whole, 1);
 
 function fillTile(tile, row) {
+  const isSame = tile.row?.name === row.name;
   tile.row = row;
   setText(tile.caption, row.name);
   tile.title = row.city ? `${row.name} · ${row.city}` : row.name;
@@ -114,7 +115,10 @@ function fillTile(tile, row) {
   tile.setAttribute("aria-label", `${row.name}, ${metric(row)}${BADGES[row.review] ? `, ${BADGES[row.review][1]}` : ""}`);
   tile.setAttribute("aria-selected", String(row.name === state.image));
   tile.picture.hidden = !row.picture;
-  queue.push({ tile, row });
+  if (isSame) return;
+  tile.classList.remove("damaged");
+  tile.layer.clear();
+  queue.push({ tile, name: row.name, picture: row.picture });
   drain();
 }
 
@@ -123,11 +127,11 @@ const queue = [];
 let running = 0;
 let open = false;
 
-async function loadTile({ tile, row }) {
-  if (tile.row !== row || !tile.isConnected) return;
-  if (row.picture) tile.picture.src = api.url("thumb", { name: row.name });
+async function loadTile({ tile, name, picture }) {
+  if (tile.row?.name !== name || !tile.isConnected) return;
+  if (picture) tile.picture.src = api.url("thumb", { name });
   try {
-    await loadMini(tile, row.name);
+    await loadMini(tile, name);
   } catch (error) {
     tile.classList.add("damaged");
     tile.title = error.message;
@@ -150,8 +154,12 @@ export function openGrid() {
   drain();
 }
 
-async function layout() {
+function place(position, tile) {
   const mine = generation;
+  rowAt(position).then((row) => mine === generation && row && fillTile(tile, row)).catch(() => tile.classList.add("damaged"));
+}
+
+function layout() {
   spacer.style.height = `${Math.ceil(total / COLUMNS) * ROW}px`;
   const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 1) * COLUMNS;
   const last = Math.min(total, (Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 1) * COLUMNS);
@@ -166,7 +174,7 @@ async function layout() {
     const tile = makeTile(position);
     tiles.set(position, tile);
     spacer.append(tile);
-    rowAt(position).then((row) => mine === generation && row && fillTile(tile, row)).catch(() => tile.classList.add("damaged"));
+    place(position, tile);
   }
 }
 
@@ -199,19 +207,17 @@ export async function refresh({ keepTiles = false } = {}) {
   order = new Map();
   try {
     const number = keepTiles ? Math.floor(list.scrollTop / ROW / (PAGE / COLUMNS)) : 0;
-    await page(number);
+    if (!(await page(number))) return; // overtaken by a later question
   } catch (error) {
     if (error.name === "AbortError") return;
     [pages, order] = [oldPages, oldOrder]; // without the server the old list stays usable
     announce(error);
     return;
   }
-  tiles.forEach((tile) => tile.remove());
-  tiles.clear();
-  queue.length = 0;
   if (!keepTiles) list.scrollTop = 0;
   announce();
-  await layout();
+  layout();
+  tiles.forEach((tile, position) => place(position, tile));
   mark();
 }
 

@@ -41,10 +41,16 @@ export function heatTable(table, ramp, numClasses) {
   return table;
 }
 
-/** Paint `index` through `table` into a canvas of the same size. */
-export function paint(layer, index, table) {
+/** Paint `index` through `table` into a canvas of the same size; a second table makes diagonal stripes. */
+export function paint(layer, index, table, stripes = null) {
   const { context, image, pixels } = layer;
-  for (let i = 0; i < index.length; i++) pixels[i] = table[index[i]];
+  if (stripes) {
+    const { width } = image;
+    const shift = width > 1400 ? 4 : width > 400 ? 3 : 2;
+    for (let i = 0, y = 0; i < index.length; y++) {
+      for (let x = 0; x < width; x++, i++) pixels[i] = ((x + y) >> shift) & 1 ? stripes[index[i]] : table[index[i]];
+    }
+  } else for (let i = 0; i < index.length; i++) pixels[i] = table[index[i]];
   context.putImageData(image, 0, 0);
 }
 

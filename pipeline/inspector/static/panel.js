@@ -62,13 +62,13 @@ function showShare(node, { kept, pixels }) {
 function showTotals() {
   const whole = measure(storeSums(), scene.cuts);
   showShare(byId("kept-share-total"), whole);
-  setText(byId("kept-total-detail"), `${compact(whole.kept)} of ${compact(whole.pixels)} pixels`);
+  setText(byId("kept-total-detail"), `${compact(whole.kept)} of ${compact(whole.pixels)}`);
   setText(byId("precision-total"), whole.precision === null ? "–" : percent(whole.precision, 1));
   const here = imageSums();
   if (here) {
     const one = measure(here, scene.cuts);
     showShare(byId("kept-share"), one);
-    setText(byId("kept-detail"), `${compact(one.kept)} of ${compact(one.pixels)} pixels`);
+    setText(byId("kept-detail"), `${compact(one.kept)} of ${compact(one.pixels)}`);
     setText(byId("precision-image"), one.precision === null ? "–" : percent(one.precision, 1));
   } else {
     setText(byId("kept-share"), "–");
@@ -116,7 +116,7 @@ function showCharts() {
   const described = `keeps ${percent(now.coverage, 1, 1)}${now.precision === null ? "" : `, expected precision ${percent(now.precision, 1, 1)}`}`;
   draw.histogram({ bins: binsOf(sums.count, c, scene.cuts), cut: common ? cut : null, described });
   draw.curve({ count: sums.count, right: sums.right, c, cut: Math.min(cut, CODES - 1), dot: c < 0 ? now : null, target: store.policy?.target ?? 0, described });
-  setText(byId("curve-note"), described);
+  setText(byId("curve-note"), now.precision === null ? `keeps ${percent(now.coverage, 1, 1)}` : `keeps ${percent(now.coverage, 1, 1)}, ${percent(now.precision, 1, 1)} right`);
 }
 
 function showAll() {
@@ -164,7 +164,7 @@ export function startPanel(data) {
   for (const id of ["threshold", "threshold-value", "threshold-down", "threshold-up", "base-one", "base-policy"]) byId(id).disabled = store.kind !== "raw";
   byId("threshold-section").classList.toggle("fixed", store.kind !== "raw");
   byId("thresholded-note").hidden = store.kind === "raw";
-  setText(byId("precision-source"), store.precision ? "by the calibration table" : "needs a policy: start with --policy");
+  setText(byId("precision-source"), store.precision ? "calibration table" : "needs a policy: start with --policy");
   let queued = false;
   const soon = () => {
     if (!queued) requestAnimationFrame(() => { queued = false; showAll(); });

@@ -12,8 +12,9 @@ import { setSize } from "./viewport.js";
 
 const layers = Object.fromEntries(["labels", "other", "heat", "human"].map((name) => [name, makeLayer(byId(`layer-${name}`))]));
 const picture = byId("layer-image");
-const tables = { a: new Uint32Array(65536), b: new Uint32Array(65536), heat: new Uint32Array(65536) };
-const DROPPED = [236, 72, 153, 150];
+const tables = { labels: new Uint32Array(65536), stripes: new Uint32Array(65536), heat: new Uint32Array(65536) };
+// Stripes, because no single colour is free: every hue is some class's.
+const DROPPED = [rgba(0, 0, 0, 190), rgba(255, 255, 255, 130)];
 
 let store = null;
 /** What is on the screen: image name, details, planes of both sides, human plane, cuts of both sides. */
@@ -40,12 +41,17 @@ function alphas() {
 
 const shown = (name) => state.layers.has(name);
 
+function paintSide(layer, index, cuts) {
+  const settings = { cuts, colours: coloursOf(store), alpha: alphas() };
+  const striped = shown("dropped");
+  labelTable(tables.labels, { ...settings, dropped: striped ? DROPPED[0] : 0 });
+  if (striped) labelTable(tables.stripes, { ...settings, dropped: DROPPED[1] });
+  paint(layer, index, tables.labels, striped ? tables.stripes : null);
+}
+
 function paintLabels() {
-  const settings = { colours: coloursOf(store), alpha: alphas(), dropped: shown("dropped") ? rgba(...DROPPED) : 0 };
-  paint(layers.labels, scene.planes.index, labelTable(tables.a, { cuts: scene.cuts, ...settings }));
-  if (state.compare && scene.other) {
-    paint(layers.other, scene.other.index, labelTable(tables.b, { cuts: scene.cutsB, ...settings }));
-  }
+  paintSide(layers.labels, scene.planes.index, scene.cuts);
+  if (state.compare && scene.other) paintSide(layers.other, scene.other.index, scene.cutsB);
 }
 
 function paintHeat() {

@@ -57,7 +57,17 @@ def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, capsy
 
 
 def test_tables_show_the_same_without_colour_codes_in_a_pipe(store: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli.main", "inspect", str(store), "--threshold", "0.9", "--sort", "drop:0.8:0.95"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "inspect",
+        str(store),
+        "--threshold",
+        "0.9",
+        "--sort",
+        "drop:0.8:0.95",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\x1b" not in done.stdout
     assert "rider" in done.stdout

@@ -51,7 +51,10 @@ def test_without_a_threshold_the_policy_speaks(client: AsgiClient, own_scenes: S
     assert stats["precision_source"] == "expected"
 
 
-@pytest.mark.parametrize(("given", "near"), [("0.9051", ["0.905", "0.906"]), ("0.123", ["0.12", "0.13"]), ("1", ["0.99999"]), ("-1", ["0.00"])])
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("0.9051", ["0.905", "0.906"]), ("0.123", ["0.12", "0.13"]), ("1", ["0.99999"]), ("-1", ["0.00"])],
+)
 def test_an_off_grid_threshold_is_refused_with_its_neighbours(client: AsgiClient, given: str, near: list[str]) -> None:
     for path in ("/api/stats", "/api/images"):
         reply = client.get(path, threshold=given)
@@ -92,11 +95,15 @@ def test_a_picture_a_thumbnail_and_a_human_label_are_served(client: AsgiClient, 
     assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
     thumb = cv2.imdecode(np.frombuffer(client.get("/api/thumb", name=name).body, np.uint8), cv2.IMREAD_COLOR)
     assert thumb.shape[1] == 288
-    human = cv2.imdecode(np.frombuffer(client.get("/api/plane", name=name, plane="human").body, np.uint8), cv2.IMREAD_UNCHANGED)
+    human = cv2.imdecode(
+        np.frombuffer(client.get("/api/plane", name=name, plane="human").body, np.uint8), cv2.IMREAD_UNCHANGED
+    )
     assert set(np.unique(human)) <= {*range(19), 255}
 
 
-def test_a_tiff_is_turned_into_something_a_browser_shows(client: AsgiClient, own_scenes: Scenes, session: Session) -> None:
+def test_a_tiff_is_turned_into_something_a_browser_shows(
+    client: AsgiClient, own_scenes: Scenes, session: Session
+) -> None:
     name = own_scenes.names[1]
     path = own_scenes.images / session.view.info(name)["image_path"]
     image = cv2.imread(str(path))
@@ -115,7 +122,9 @@ def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes
     session = Session(own_scenes.store, images=own_scenes.images)
     with ThreadPoolExecutor(1) as pool:
         client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
-        replies = {n: client.get("/api/plane", name=n, plane=p) for n in own_scenes.names for p in ("label", "confidence")}
+        replies = {
+            n: client.get("/api/plane", name=n, plane=p) for n in own_scenes.names for p in ("label", "confidence")
+        }
         bad = {name: reply for name, reply in replies.items() if reply.status != 200}
         assert 1 <= len(bad) <= 3
         for reply in bad.values():
@@ -158,7 +167,9 @@ def test_the_page_never_overwrites_the_policy_it_started_from(own_scenes: Scenes
 
 def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -> None:
     name = own_scenes.names[2]
-    reply = client.post("/api/review", {"name": name, "verdict": "flag", "region": [[1, 1], [9, 1], [9, 9]], "note": SCRIPT})
+    reply = client.post(
+        "/api/review", {"name": name, "verdict": "flag", "region": [[1, 1], [9, 1], [9, 9]], "note": SCRIPT}
+    )
     assert reply.json()["status"] == "flag"
     (entry,) = reply.json()["entries"]
     assert (entry["note"], entry["reviewer"]) == (SCRIPT, "tester")
@@ -186,7 +197,9 @@ def test_an_audit_by_script_becomes_the_source_of_precision(client: AsgiClient, 
     for number in range(6):
         item = client.get("/api/audit/item", audit=audit["id"], item=number).json()
         assert {"x", "y", "code", "name"} <= set(item)
-        reply = client.post("/api/audit/answer", {"audit": audit["id"], "item": number, "verdict": "right" if number else "wrong"})
+        reply = client.post(
+            "/api/audit/answer", {"audit": audit["id"], "item": number, "verdict": "right" if number else "wrong"}
+        )
     assert reply.json()["results"][0]["precision"] == pytest.approx(5 / 6)
     road = client.get("/api/stats", threshold="0.9").json()["classes"][0]
     assert (road["precision_source"], road["precision"]) == ("audit", pytest.approx(5 / 6, abs=1e-5))
@@ -283,11 +296,14 @@ def test_a_failed_computation_says_why(session: Session, tmp_path: Path, monkeyp
     (tmp_path / "model").mkdir()
     jobs = WeightJobs(session.view, tmp_path / "model")
     monkeypatch.setattr(weights_module.sys, "executable", "/bin/false")
-    jobs.start(session.view.names[0])
+    name = session.view.names[0]
+    jobs.start(name)
+    for _ in range(200):
+        if "error" in jobs._states[name]:
+            break
+        time.sleep(0.05)
     with pytest.raises(InputError, match="ended without"):
-        for _ in range(100):
-            jobs.state(session.view.names[0])
-            time.sleep(0.05)
+        jobs.state(name)
     jobs.close()
 
 

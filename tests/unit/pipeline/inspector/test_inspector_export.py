@@ -74,5 +74,19 @@ def test_an_export_replaces_an_earlier_one_but_nothing_else(session: Session, tm
 
 def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Path) -> None:
     target = tmp_path / "page"
-    assert main(["serve", str(own_scenes.store), "--images", str(own_scenes.images), "--export", str(target), "--limit", "2"]) == 0
+    assert (
+        main(
+            [
+                "serve",
+                str(own_scenes.store),
+                "--images",
+                str(own_scenes.images),
+                "--export",
+                str(target),
+                "--limit",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert len(bundle_of(target)["images"]) == 2

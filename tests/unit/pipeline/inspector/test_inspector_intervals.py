@@ -13,7 +13,13 @@ from pipeline.inspector.intervals import Stratum, beta_quantile, clopper_pearson
 @pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     # Values of R's binom.test (published tables of Clopper and Pearson agree to the digits shown).
-    [(7, 10, 0.3475, 0.9333), (0, 10, 0.0, 0.3085), (10, 10, 0.6915, 1.0), (95, 100, 0.8872, 0.9836), (1, 2, 0.0126, 0.9874)],
+    [
+        (7, 10, 0.3475, 0.9333),
+        (0, 10, 0.0, 0.3085),
+        (10, 10, 0.6915, 1.0),
+        (95, 100, 0.8872, 0.9836),
+        (1, 2, 0.0126, 0.9874),
+    ],
 )
 def test_the_exact_interval_matches_published_values(right: int, n: int, low: float, high: float) -> None:
     assert clopper_pearson(right, n) == pytest.approx((low, high), abs=5e-5)

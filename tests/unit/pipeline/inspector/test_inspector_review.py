@@ -60,7 +60,9 @@ def test_the_last_word_counts_pixel_by_pixel() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["flag", "accept"]), st.integers(0, 9), st.integers(0, 7)), max_size=6))
 def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: list[tuple[str, int, int]]) -> None:
-    marks = [Mark(str(i), "a", v, ((x, y), (x + 3, y), (x + 3, y + 2), (x, y + 2))) for i, (v, x, y) in enumerate(steps)]
+    marks = [
+        Mark(str(i), "a", v, ((x, y), (x + 3, y), (x + 3, y + 2), (x, y + 2))) for i, (v, x, y) in enumerate(steps)
+    ]
     expected = np.zeros((8, 10), bool)
     for verdict, x, y in steps:
         expected[y : y + 3, x : x + 4] = verdict == "flag"

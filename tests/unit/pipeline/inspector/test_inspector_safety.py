@@ -70,7 +70,12 @@ def test_writing_needs_the_token_and_json(client: AsgiClient, scenes: Scenes) ->
     assert client.post("/api/review", mark, {"X-Autolabel-Token": ""}).status == 403
     assert client.post("/api/review", mark, {"Content-Type": "text/plain"}).status == 415
     assert client.post("/api/review", {"name": "x" * (1 << 20)}).status == 413
-    assert client.request("POST", "/api/review", {"X-Autolabel-Token": client.token, "Content-Type": "application/json"}).status == 413
+    assert (
+        client.request(
+            "POST", "/api/review", {"X-Autolabel-Token": client.token, "Content-Type": "application/json"}
+        ).status
+        == 413
+    )
     assert len(client.get("/api/review").json()["entries"]) == 1
 
 
@@ -88,7 +93,16 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_no_get_writes_anything(client: AsgiClient, own_scenes: Scenes) -> None:
     before = snapshot(own_scenes.store.parent)
     name = own_scenes.names[0]
-    for path in ("/", "/static/app.js", "/api/store", "/api/stats", "/api/review", "/api/audit", "/api/policy", "/api/audit/answer"):
+    for path in (
+        "/",
+        "/static/app.js",
+        "/api/store",
+        "/api/stats",
+        "/api/review",
+        "/api/audit",
+        "/api/policy",
+        "/api/audit/answer",
+    ):
         client.get(path)
     for path in ("image", "plane", "mini", "thumb", "picture", "weights", "weight", "audit/item"):
         client.get(f"/api/{path}", name=name, verdict="flag", plane="human")
@@ -100,7 +114,11 @@ def test_no_get_writes_anything(client: AsgiClient, own_scenes: Scenes) -> None:
 def test_every_answer_carries_the_headers_that_keep_scripts_out(client: AsgiClient, scenes: Scenes) -> None:
     name = scenes.names[0]
     replies = [client.get(p) for p in ("/", "/static/app.js", "/static/nothing", "/nothing", "/api/stats")]
-    replies += [client.get("/api/picture", name=name), client.get("/api/plane", name="nobody"), client.get("/?threshold=0.12345")]
+    replies += [
+        client.get("/api/picture", name=name),
+        client.get("/api/plane", name="nobody"),
+        client.get("/?threshold=0.12345"),
+    ]
     replies.append(client.request("GET", "/", {"Host": "evil.test"}))
     for reply in replies:
         policy = reply.headers["content-security-policy"]
@@ -121,7 +139,10 @@ def test_the_page_has_no_inline_code_and_loads_nothing_from_elsewhere(client: As
     sources = Path(make_app.__code__.co_filename).parent / "static"
     for file in sources.iterdir():
         text = file.read_text()
-        assert not re.search(r"""(?:src|href|url|from|import)\s*[=(]?\s*["']?(?:https?:)?//""", text.replace("http://www.w3.org/2000/svg", ""))
+        assert not re.search(
+            r"""(?:src|href|url|from|import)\s*[=(]?\s*["']?(?:https?:)?//""",
+            text.replace("http://www.w3.org/2000/svg", ""),
+        )
         assert "innerHTML" not in text
         assert "insertAdjacentHTML" not in text
         assert "eval(" not in text
@@ -130,18 +151,54 @@ def test_the_page_has_no_inline_code_and_loads_nothing_from_elsewhere(client: As
 
 # --- paths -----------------------------------------------------------------------------------------------
 
-_UP = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..%5c", "..\\", "%252e%252e%252f", "..%c0%af", "..%ef%bc%8f", ".%2e/", "....//", "..;/"]
+_UP = [
+    "../",
+    "..%2f",
+    "%2e%2e/",
+    "%2e%2e%2f",
+    "..%5c",
+    "..\\",
+    "%252e%252e%252f",
+    "..%c0%af",
+    "..%ef%bc%8f",
+    ".%2e/",
+    "....//",
+    "..;/",
+]
 _TARGETS = ["etc/passwd", "secret.txt", "raw-other/secret.txt", "raw.review.jsonl", "policy.json"]
 _PLACES = ["/", "/static/", "/api/"]
 
 
 def traversal_forms(root: Path) -> list[str]:
     """More than 200 request lines that try to leave the store or the page's own files."""
-    forms = [place + up * depth + target for place, up, target in itertools.product(_PLACES, _UP, _TARGETS) for depth in (1, 6)]
-    absolute = [str(root / "secret.txt"), "/etc/passwd", "//etc/passwd", "file:///etc/passwd", str(root / "raw-other" / "secret.txt")]
+    forms = [
+        place + up * depth + target
+        for place, up, target in itertools.product(_PLACES, _UP, _TARGETS)
+        for depth in (1, 6)
+    ]
+    absolute = [
+        str(root / "secret.txt"),
+        "/etc/passwd",
+        "//etc/passwd",
+        "file:///etc/passwd",
+        str(root / "raw-other" / "secret.txt"),
+    ]
     for text in absolute:
-        forms += [f"/static/{text}", f"/static{text}", text, f"/static/{quote(text, safe='')}", f"/{quote(text, safe='')}"]
-    forms += ["/static/app.js%00.txt", "/static/%00", "/%00", "/static/app.js/..", "/static/./app.js/../../secret.txt", "/static/~root"]
+        forms += [
+            f"/static/{text}",
+            f"/static{text}",
+            text,
+            f"/static/{quote(text, safe='')}",
+            f"/{quote(text, safe='')}",
+        ]
+    forms += [
+        "/static/app.js%00.txt",
+        "/static/%00",
+        "/%00",
+        "/static/app.js/..",
+        "/static/./app.js/../../secret.txt",
+        "/static/~root",
+    ]
     return forms
 
 
@@ -208,7 +265,9 @@ def test_listening_beyond_loopback_demands_a_token(host: str) -> None:
 def test_with_a_token_nothing_is_shown_without_it(session: Session) -> None:
     guard = make_guard(ServeOptions(host="0.0.0.0", token="long enough for us"))
     with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, guard, weights=None, foreground=pool, background=pool), host="192.168.1.5:80")
+        client = AsgiClient(
+            make_app(session, guard, weights=None, foreground=pool, background=pool), host="192.168.1.5:80"
+        )
         for path in ("/", "/api/stats", "/static/app.js", "/?token=wrong", "/api/stats?token=long+enough+for+us"):
             assert client.request("GET", path).status == 401
         assert client.get("/api/stats", {"Authorization": "Bearer long enough for us"}).status == 200

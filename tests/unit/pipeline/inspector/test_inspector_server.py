@@ -76,11 +76,11 @@ def test_it_listens_on_loopback_alone(port: int) -> None:
         pytest.skip("this machine has no address of its own")
     if outside.startswith("127."):
         pytest.skip("this machine has no address of its own")
-    with pytest.raises(OSError), contextlib.closing(socket.create_connection((outside, port), 2)):  # noqa: PT012
+    with pytest.raises(OSError), contextlib.closing(socket.create_connection((outside, port), 2)):
         pass
 
 
 def test_what_is_no_store_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(tmp_path), "--port", "0"]) == 4
     assert "no label store here" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == []  # noqa: PTH208
+    assert os.listdir(tmp_path) == []

@@ -77,7 +77,7 @@ def test_conflict_counts_kept_pixels_that_contradict_the_coarse_label(view: Stor
     _, rows = image_rows(view, cuts, ImageQuery(parse_sort("conflict")))
     assert sum(row["conflict"] for row in rows) > 0
     for row in rows:
-        human = view.human(row["name"])
+        human = view.pictures.human(row["name"])
         label, code = maps[row["name"]]
         conflict = (human != 255) & (human != label) & (code >= cuts.codes[label])
         assert row["conflict"] == int(conflict.sum())

@@ -1,0 +1,76 @@
+"""From the slider to the training labels: a policy saved on the page, read by the real `pseudo-label` stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmsa_core.data.index import Index
+from hmsa_core.labels import LabelStore, LabelStoreWriter
+from tests.support.browser_page import Page, serving
+from tests.support.label_scenes import LINEAGE, imitate_teacher
+
+pytestmark = pytest.mark.chain
+
+
+def autolabel(*args: str, cwd: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli.main", *args], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def set_params(workspace: Path, **changes: str) -> None:
+    """Change single lines of params.yaml, as a person would in an editor."""
+    path = workspace / "params.yaml"
+    lines = path.read_text().splitlines()
+    for key, value in changes.items():
+        (number,) = [i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:")]
+        indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
+        lines[number] = f"{indent}{key}: {value}"
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
+    """A tiny workspace after `prepare`, with raw labels of a simulated teacher."""
+    folder = tmp_path_factory.mktemp("chain") / "tiny"
+    autolabel("init", str(folder), "--profile", "tiny", cwd=repo)
+    autolabel("stage", "prepare", "--workspace", str(folder), cwd=repo)
+    set_params(folder, use_coarse="false", mask_void_share="null")
+    index = Index.load(folder / "data" / "index" / "unlabelled.parquet")
+    with LabelStoreWriter(folder / "labels" / "raw", LINEAGE, 4, classes=index.classes) as writer:
+        for number, sample in enumerate(index.samples):
+            truth = np.zeros((sample.height, sample.width), np.uint8)
+            truth[sample.height // 2 :] = 13
+            label, confidence = imitate_teacher(truth, number)
+            writer.add(sample.name, label, confidence, city=sample.city, image_path=sample.image,
+                       coarse_path=sample.coarse, image_sha256=sample.image_sha256)  # fmt: skip
+    return folder
+
+
+def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace: Path, repo: Path) -> None:
+    raw = workspace / "labels" / "raw"
+    with serving(str(raw)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.95", cut="car:0.8")
+        assert not page.find("#no-picture").is_displayed()  # the workspace knows where its pictures are
+        page.find("#save-policy").click()
+        page.until(lambda: page.text("#save-label") == "Policy saved")
+        kept = page.kept()
+        assert page.console() == []
+    set_params(workspace, threshold="labels/raw.policy.json")
+    autolabel("stage", "pseudo-label", "--workspace", str(workspace), cwd=repo)
+    final = LabelStore.open(workspace / "labels" / "final")
+    assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept
+    with serving(str(workspace / "labels" / "final")) as (address, _):
+        page = Page(browser, address)
+        page.open()
+        assert page.kept() == kept
+        assert "already thresholded" in page.text("#thresholded-note")
+        assert not page.find("#threshold").is_displayed()
