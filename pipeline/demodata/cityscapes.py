@@ -53,7 +53,9 @@ def city_jobs(spec: DemoSpec) -> list[CityJob]:
 
 def write_city_picture(spec: DemoSpec, root: Path, job: CityJob) -> None:
     """Paint one picture and write its image and annotation files below `root`."""
-    picture = city_picture(spec.seed, job.split, job.city, job.sequence, job.frame, spec.size, spec.supersample)
+    picture = city_picture(
+        spec.seed, job.split, job.city, job.sequence, job.frame, spec.size, spec.supersample, spec.clutter
+    )
     put(root / "leftImg8bit" / job.split / job.city / f"{job.stem}_leftImg8bit.png", to_png(picture.rgb))
     fine = cityscapes_polygons(picture.objects)
     labels, instances = draw_cityscapes(picture.size, fine)

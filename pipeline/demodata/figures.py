@@ -14,6 +14,11 @@ _SKIN: tuple[Colour, ...] = ((188, 148, 124), (150, 110, 86), (206, 168, 146), (
 _HAIR: tuple[Colour, ...] = ((40, 32, 28), (92, 66, 44), (150, 124, 84), (120, 116, 112))
 
 
+def _clothes(rng: Rng) -> tuple[Colour, Colour]:
+    """Coat and trousers, from the same lists for people on foot and on wheels."""
+    return vary(rng, rng.choice(BRIGHT if rng.chance(0.35) else CLOTHES), 14), vary(rng, rng.choice(CLOTHES), 12)
+
+
 def _limb(
     canvas: Canvas, frame: Frame, a: tuple[float, float], b: tuple[float, float], width: float, colour: Colour
 ) -> None:
@@ -24,7 +29,7 @@ def draw_person(canvas: Canvas, x: float, z: float, rng: Rng, base: float = 0.0)
     """A standing or walking person who is seen from wherever the camera is."""
     frame = facing_frame(canvas, x, z, base)
     size = rng.uniform(0.88, 1.08) * (0.72 if rng.chance(0.1) else 1.0)
-    coat, trousers = vary(rng, rng.choice(CLOTHES), 14), vary(rng, rng.choice(CLOTHES), 12)
+    coat, trousers = _clothes(rng)
     stride, swing = rng.uniform(0.04, 0.3) * size, rng.uniform(0.02, 0.22) * size
     hip, shoulder = 0.9 * size, 1.45 * size
     with canvas.label("person"):
@@ -138,7 +143,7 @@ def draw_two_wheeler(canvas: Canvas, kind: str, frame: Frame, rng: Rng) -> None:
     (draw_bicycle if kind == "bicycle" else draw_motorcycle)(canvas, frame, rng)
     seat = 0.9 if kind == "bicycle" else 0.82
     lean = 0.28 if kind == "bicycle" else 0.14
-    coat, trousers = vary(rng, rng.choice(CLOTHES), 14), vary(rng, rng.choice(CLOTHES), 12)
+    coat, trousers = _clothes(rng)
     across = facing_frame(canvas, frame.x, frame.z, frame.base)
     with canvas.label("bicyclist" if kind == "bicycle" else "motorcyclist"):
         for foot, shade in (((-0.05, 0.3), 50), ((0.1, 0.42), 0)):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pipeline.demodata.camera import Point3
 from pipeline.demodata.canvas import Canvas, Colour, Material
-from pipeline.demodata.lots import sidewalk_material
 from pipeline.demodata.palette import GREENS, vary
 from pipeline.demodata.street import VIEW_M, Lot, Street, crossings
-from pipeline.demodata.textures import asphalt, foliage, mix
+from pipeline.demodata.textures import asphalt, foliage, mix, slabs
 
 __all__ = ["draw_ground", "draw_lot_shadow"]
 
@@ -66,7 +65,7 @@ def _side(canvas: Canvas, street: Street, side: int, low: float, high: float) ->
     index = 0 if side < 0 else 1
     edge = street.edge(side)
     strip = street.strip[index]
-    kerb = mix(street.paving, (190, 188, 182), 110)
+    kerb = mix(street.paving, (206, 204, 198), 140)
     at = edge
     if strip == "parking":
         with canvas.label("parking" if street.rng.fork("bays", side).chance(0.25) else "road"):
@@ -74,7 +73,7 @@ def _side(canvas: Canvas, street: Street, side: int, low: float, high: float) ->
         at += side * 2.2
     front = street.front(side)
     with canvas.label("sidewalk"):
-        _strip(canvas, at, front, low, high, sidewalk_material(street, 23 + side))
+        _strip(canvas, at, front, low, high, _sidewalk_material(street, 23 + side))
     if strip == "grass":
         with canvas.label("terrain"):
             _strip(
@@ -86,7 +85,14 @@ def _side(canvas: Canvas, street: Street, side: int, low: float, high: float) ->
                 foliage(vary(street.rng.fork("verge", side), GREENS[1], 14), 9, 60),
             )
     with canvas.label("curb"):
-        _strip(canvas, at, at + side * 0.18, low, high, kerb)
+        _strip(canvas, at, at + side * 0.25, low, high, kerb)
+
+
+def _sidewalk_material(street: Street, salt: int) -> Material:
+    """Paving of the sidewalks: slabs, or the very asphalt of the road."""
+    if street.paved == "asphalt":
+        return asphalt(street.paving, salt)
+    return slabs(street.paving, salt, 700 if street.paved == "slabs" else 320)
 
 
 def _rails(canvas: Canvas, street: Street, low: float, high: float) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.demodata.canvas import Canvas, Colour, Material
 from pipeline.demodata.nature import draw_bush, draw_hedge, draw_tree
 from pipeline.demodata.palette import BRIGHT, GREENS, MASONRY, METAL, VEHICLE, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame
 from pipeline.demodata.street import Lot, Street
-from pipeline.demodata.textures import FacadeStyle, asphalt, bars, bricks, facade, foliage, mix, panels, plain, slabs
+from pipeline.demodata.textures import FacadeStyle, asphalt, bars, bricks, facade, foliage, mix, panels, plain
 from pipeline.demodata.vehicles import draw_vehicle
 
 __all__ = ["draw_backdrop", "draw_lot"]
@@ -95,7 +97,8 @@ def _block(canvas: Canvas, street: Street, lot: Lot, front: float, height: float
     salt = rng.integer(0, 9999)
     back = front + lot.side * rng.uniform(9.0, 13.0)
     weather = street.weather
-    gable = plain(mix(style.wall, (90, 90, 90), 50), salt, 9)
+    dull = mix(style.wall, (90, 90, 90), 50)
+    gable = facade(replace(style, wall=dull, ground_floor=0), salt + 1) if rng.chance(0.65) else plain(dull, salt, 9)
     with canvas.label("building"):
         if rng.chance(0.6):
             tiles = vary(rng, rng.choice(((112, 66, 52), (84, 76, 74), (96, 84, 78))), 12)
@@ -128,7 +131,7 @@ def _house(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     if barrier == "hedge":
         draw_hedge(canvas, front, lot.start, lot.end, lot.side, rng, street.weather.facing(lot.side))
     elif barrier == "fence":
-        _fence_panel(canvas, street, lot, front, rng, rng.uniform(0.9, 1.5))
+        _fence_panel(canvas, street, lot, front, rng, rng.uniform(1.1, 1.7))
     elif barrier == "wall":
         _wall_panel(canvas, street, lot, front, rng, rng.uniform(0.8, 1.6))
 
@@ -179,7 +182,7 @@ def _wall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     rng = lot.rng.fork("wall")
     _lawn(canvas, lot, front)
     _greenery(canvas, lot, front, rng, 3)
-    height = rng.uniform(1.8, 4.2) if street.theme == "wall" else rng.uniform(1.4, 3.4)
+    height = rng.uniform(2.2, 4.6) if street.theme == "wall" else rng.uniform(1.8, 3.6)
     _wall_panel(canvas, street, lot, front, rng, height)
 
 
@@ -201,7 +204,7 @@ def _fence(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     rng = lot.rng.fork("fence")
     _lawn(canvas, lot, front, kind=rng.choice(("terrain", "terrain", "parking")))
     _greenery(canvas, lot, front, rng, 2)
-    _fence_panel(canvas, street, lot, front, rng, rng.uniform(1.3, 2.6))
+    _fence_panel(canvas, street, lot, front, rng, rng.uniform(1.7, 3.0))
 
 
 def _greenery(canvas: Canvas, lot: Lot, front: float, rng: Rng, most: int) -> None:
@@ -291,10 +294,3 @@ def draw_backdrop(canvas: Canvas, street: Street, rng: Rng, depth: float) -> Non
             )
             _end(canvas, at, at + wide, far, tall, material, street.weather.front)
         at += wide
-
-
-def sidewalk_material(street: Street, salt: int) -> Material:
-    """Paving of the sidewalks: slabs, or the very asphalt of the road."""
-    if street.paved == "asphalt":
-        return asphalt(street.paving, salt)
-    return slabs(street.paving, salt, 700 if street.paved == "slabs" else 320)

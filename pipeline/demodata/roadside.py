@@ -22,7 +22,7 @@ from pipeline.demodata.street import Street, crossings
 __all__ = ["ambient_items"]
 
 _CHUNK_M = 20.0
-_FAR_M = 60.0  # counted from the stretch the camera is in; beyond, a person is a pixel or two wide
+_FAR_M = 40.0  # from the stretch the camera is in; beyond, a person is a pixel or two wide
 
 
 def ambient_items(street: Street, here: float) -> list[Item]:
@@ -48,12 +48,12 @@ def _chunk(street: Street, rng: Rng, side: int, s0: float, cuts: list[tuple[floa
     strip, edge = street.strip[index], street.edge(side)
     kerb = edge + (side * 2.2 if strip == "parking" else 0.0)
     walk_to = street.front(side)
-    busy = {"centre": 1.0, "suburb": 0.55, "works": 0.35, "edge": 0.2}[street.district]
+    busy = {"centre": 1.0, "suburb": 0.55, "works": 0.35, "edge": 0.2}[street.district] * street.clutter
     if strip == "parking":
         items += _parked(street, rng.fork("parked"), side, edge + side * 1.1, s0, cuts)
     for k in range(2):
         spot = rng.fork("tree", k)
-        if spot.chance(0.7 if strip == "grass" else 0.22):
+        if spot.chance((0.6 if strip == "grass" else 0.2) * street.clutter):
             items.append(thing(draw_tree, kerb + side * 1.2, s0 + 10.0 * k + spot.uniform(0.0, 9.0), spot))
     items += _kerbside(street, rng.fork("kerbside"), side, kerb, s0, cuts)
     for k in range(rng.weighted(((0, 4), (1, 3), (2, 2), (3, 1)))):
@@ -76,7 +76,7 @@ def _parked(street: Street, rng: Rng, side: int, d: float, s0: float, cuts: list
     while s < s0 + _CHUNK_M - 2.0:
         spot = rng.fork(int(s * 10))
         kind = spot.weighted((("car", 40), ("truck", 1), ("trailer", 1), ("motorcycle", 2)))
-        if spot.chance(0.72) and _free(s, cuts, 3.5):
+        if spot.chance(0.72 * street.clutter) and _free(s, cuts, 3.5):
             if kind == "motorcycle":
                 items.append(two_wheeler(kind, d, s, spot, spot.choice(SLANTS), ridden=False))
             elif kind != "truck" or s < s0 + 10.0:
@@ -104,11 +104,11 @@ def _kerbside(
     for draw, probability, behind in _KERBSIDE:
         spot = rng.fork(draw.__name__)
         s = s0 + spot.uniform(0.0, _CHUNK_M)
-        if spot.chance(probability) and _free(s, cuts, 0.0):
+        if spot.chance(probability * street.clutter) and _free(s, cuts, 0.0):
             items.append(thing(draw, kerb + side * behind, s, spot))
     spot = rng.fork("lamp")
     s = s0 + spot.uniform(0.0, _CHUNK_M)
-    if spot.chance(0.34) and _free(s, cuts, 0.0):
+    if spot.chance(0.34 * street.clutter) and _free(s, cuts, 0.0):
         draw_arm = partial(draw_lamp, reach=-side * 1.6, lit=street.weather.lamps)
         items.append(thing(draw_arm, kerb + side * 0.55, s, spot))
     return items

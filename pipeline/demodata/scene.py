@@ -37,13 +37,20 @@ class Picture:
 
 
 def city_picture(
-    seed: int, split: str, city: str, sequence: int, frame: int, size: tuple[int, int], supersample: int
+    seed: int,
+    split: str,
+    city: str,
+    sequence: int,
+    frame: int,
+    size: tuple[int, int],
+    supersample: int,
+    clutter: float = 1.0,
 ) -> Picture:
     """A Cityscapes-like picture; `frame` counts from 0 along the drive, `size` = (width, height)."""
     style = Rng(seed, "cityscapes", city)
     drive = Rng(seed, "cityscapes", split, city, sequence)
     first = sequence + style.fork("themes").integer(0, len(THEMES) - 1)
-    street = make_street(drive, style.fork("streets"), THEMES[first % len(THEMES)])
+    street = make_street(drive, style.fork("streets"), THEMES[first % len(THEMES)], clutter)
     width, height = size
     pose = drive.fork("pose")
     yaw = pose.spread(0.08) if pose.chance(0.8) else pose.spread(0.24)
@@ -70,10 +77,12 @@ def city_picture(
     return Picture(develop(canvas, street.weather, look, salt), tuple(canvas.objects))
 
 
-def vistas_picture(seed: int, split: str, index: int, size: tuple[int, int], supersample: int) -> Picture:
+def vistas_picture(
+    seed: int, split: str, index: int, size: tuple[int, int], supersample: int, clutter: float = 1.0
+) -> Picture:
     """A Mapillary-like picture: any camera, any height, any place on the street."""
     shot = Rng(seed, "vistas", split, index)
-    street = make_street(shot.fork("street"), shot.fork("city"), THEMES[index % len(THEMES)])
+    street = make_street(shot.fork("street"), shot.fork("city"), THEMES[index % len(THEMES)], clutter)
     width, height = size
     cos, sin = rotation(shot.spread(0.3))
     walking = shot.chance(0.25)

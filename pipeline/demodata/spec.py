@@ -31,12 +31,14 @@ class City:
 class DemoSpec:
     """Everything that the generated files depend on, besides the generator's own version.
 
-    Sizes are (width, height) in pixels. `supersample` sub-pixels per pixel and axis soften the edges.
+    Sizes are (width, height) in pixels. `supersample` sub-pixels per pixel and axis soften the edges. `clutter` in
+    [0, 1] thins out what every street may have (parked cars, walkers, poles); what a drive is about stays.
     """
 
     seed: int = 1
     size: tuple[int, int] = (256, 128)
     supersample: int = 2
+    clutter: float = 1.0
     cities: tuple[City, ...] = ()
     vistas_training: int = 0
     vistas_validation: int = 0
@@ -50,6 +52,8 @@ class DemoSpec:
         sizes = (self.size, *self.vistas_sizes)
         if any(side < 32 or side > 8192 for size in sizes for side in size):
             raise ConfigError(f"demo data: size or vistas_sizes has a side outside 32..8192 pixels: {sizes}")
+        if not 0.0 <= self.clutter <= 1.0:
+            raise ConfigError(f"demo data: clutter is {self.clutter}, expected 0 to 1")
         if not 1 <= self.supersample <= 4:
             raise ConfigError(f"demo data: supersample is {self.supersample}, expected 1 to 4")
         seen: set[tuple[str, str]] = set()
@@ -156,11 +160,12 @@ def _cities(plan: tuple[_Counts, ...]) -> tuple[City, ...]:
 def default_spec(profile: Literal["tiny", "demo"]) -> DemoSpec:
     """The data of `autolabel demo-data` for a profile; any other name is a ConfigError."""
     if profile == "demo":
-        return DemoSpec(cities=_cities(_DEMO), vistas_training=120, vistas_validation=16, defects=True)
+        return DemoSpec(cities=_cities(_DEMO), vistas_training=120, vistas_validation=16, clutter=0.6, defects=True)
     if profile == "tiny":
         return DemoSpec(
             size=(128, 64),
             cities=_cities(_TINY),
+            clutter=0.6,
             vistas_training=8,
             vistas_validation=2,
             vistas_sizes=((144, 108), (108, 144), (160, 90)),

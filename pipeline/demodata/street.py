@@ -28,11 +28,12 @@ THEMES = (
     "crowd",
     "bus ahead",
     "signals",
+    "wall",
     "train near",
     "open",
     "motorcyclists",
     "truck ahead",
-    "plain",
+    "fence",
     "cyclists",
     "crossing",
 )
@@ -64,6 +65,7 @@ class Street:
     crossing_every: float
     step: float
     weather: Weather
+    clutter: float
 
     def edge(self, side: int) -> float:
         """Where the carriageway ends on this side."""
@@ -86,7 +88,7 @@ class Lot:
     rng: Rng
 
 
-def make_street(rng: Rng, city: Rng, theme: str) -> Street:
+def make_street(rng: Rng, city: Rng, theme: str, clutter: float) -> Street:
     """Draw a drive's street; `city` fixes what the city's streets have in common."""
     district = rng.weighted((("centre", 9), ("suburb", 6), ("works", 3), ("edge", 3)))
     if theme in ("open",):
@@ -98,14 +100,14 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
     road = (-(left + 0.5) * LANE_M, (right + 0.5) * LANE_M)
     asphalt = vary(city, city.choice(ASPHALT), 8)
     asphalt = vary(rng, asphalt, 10)
-    paving = mix(asphalt, rng.choice(((166, 158, 148), (140, 134, 130), (156, 134, 118))), rng.integer(60, 240))
-    strips = (("none", 4), ("parking", 3), ("grass", 4))
+    paving = mix(asphalt, rng.choice(((176, 168, 158), (158, 150, 144), (166, 138, 118))), rng.integer(140, 256))
+    strips = (("none", 5), ("parking", 3), ("grass", 3))
     return Street(
         rng=rng,
         theme=theme,
         district=district,
         road=road,
-        walk=(rng.uniform(2.0, 5.0), rng.uniform(2.0, 5.0)),
+        walk=(rng.uniform(2.6, 5.5), rng.uniform(2.6, 5.5)),
         strip=(rng.weighted(strips), rng.weighted(strips)),
         bend=rng.weighted(((0.0, 5), (1.0, 2), (-1.0, 2))) * rng.uniform(0.0004, 0.0024),
         lanes=(left, right),
@@ -116,6 +118,7 @@ def make_street(rng: Rng, city: Rng, theme: str) -> Street:
         crossing_every=rng.uniform(45.0, 95.0),
         step=rng.uniform(1.6, 3.2),
         weather=make_weather(rng.fork("weather")),
+        clutter=clutter,
     )
 
 

@@ -34,9 +34,10 @@ def _traffic(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
             continue
         if lane == -1 and street.theme.endswith("near"):
             continue
-        while s < start + 60.0:
+        while s < start + 50.0:
             spot = rng.fork(lane, int(s * 10))
-            kind = spot.weighted((("car", 60), ("truck", 4), ("bus", 3), ("motorcyclist", 3), ("none", 40)))
+            kind = spot.weighted((("car", 60), ("truck", 4), ("bus", 3), ("motorcyclist", 3), ("none", 35)))
+            kind = kind if spot.chance(street.clutter) else "none"
             speed = way * street.step * spot.uniform(0.5, 1.1)
             at = s + speed * frame
             if kind == "motorcyclist":
@@ -58,8 +59,9 @@ def _tram_ahead(street: Street, rng: Rng, start: float, frame: int) -> list[Item
 def _near(kind: str, low: float, high: float) -> Callable[[Street, Rng, float, int], list[Item]]:
     def place(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
         lane = -LANE_M if street.rails is None or kind == "train" else -2 * LANE_M
-        if kind != "train" and rng.chance(0.4):
-            lane = street.road[1] + (1.2 if street.strip[1] == "parking" else -0.2)
+        right = LANE_M if street.lanes[1] else street.road[1] + 1.3
+        if kind != "train" and rng.chance(0.5) and (street.lanes[1] or street.strip[1] == "parking"):
+            lane = right
         way = 1.0 if lane > 0 or rng.chance(0.5) else -1.0
         s = start + rng.uniform(low, high) + street.step * 0.7 * frame
         return [vehicle(street, kind, lane, s, rng, (0.0, way))]

@@ -213,7 +213,8 @@ def _tram(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> 
     depth = [(canvas.camera.to_view(frame.at(part, 0.0, 0.0))[2], part) for part in parts]
     for _, part in sorted(depth, reverse=True):
         car = Frame(*_shift(frame, part), frame.heading, frame.base)
-        _coach(canvas, car, tone.fork("same"), light, (8.7, 2.4, 3.0), 0.3)
+        box(canvas, car, (8.2, 2.2, 0.4), {"body": (30, 30, 32)}, light, 0.02)
+        _coach(canvas, car, tone.fork("same"), light, (8.7, 2.4, 3.0), 0.35)
         box(canvas, car, (7.0, 1.9, 0.35), {"body": (70, 72, 74)}, light, 3.3)
     _ends(canvas, frame, 26.7, 2.4, 0.8, lamps)
     top = Frame(frame.x, frame.z, frame.heading, frame.base)

@@ -76,7 +76,7 @@ def write_vistas_picture(spec: DemoSpec, root: Path, job: VistasJob) -> None:
     """Paint one picture and write its image, labels, instances and panoptic image below `root`."""
     rng = Rng(spec.seed, "vistas size", job.split, job.index)
     size = rng.choice(spec.vistas_sizes)
-    picture = vistas_picture(spec.seed, job.split, job.index, size, spec.supersample)
+    picture = vistas_picture(spec.seed, job.split, job.index, size, spec.supersample, spec.clutter)
     key = vistas_key(spec.seed, job.split, job.index)
     put(root / job.split / "images" / f"{key}.jpg", to_jpeg(picture.rgb, rng.integer(*spec.jpeg_quality)))
     for version in _versions(spec):

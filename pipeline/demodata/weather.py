@@ -13,7 +13,7 @@ from pipeline.demodata.textures import mix
 
 __all__ = ["Look", "Weather", "camera_look", "develop", "make_weather", "paint_sky"]
 
-_TIMES = (("overcast", 8), ("sun", 7), ("dusk", 4), ("backlight", 3))
+_TIMES = (("overcast", 9), ("sun", 7), ("dusk", 3), ("backlight", 2))
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def make_weather(rng: Rng) -> Weather:
         lit, shade, front, shadow, tint, exposure = 236, 214, 210, 228, (252, 240, 262), 206
     elif name == "backlight":
         low, high = (250, 240, 214), (206, 212, 214)
-        lit, shade, front, shadow, tint, exposure, glow = 206, 180, 158, 170, (268, 256, 236), 226, 110
+        lit, shade, front, shadow, tint, exposure, glow = 206, 180, 158, 170, (268, 256, 236), 232, 84
     low, high = (mix(colour, (128, 128, 128), rng.integer(0, 40)) for colour in (low, high))
     exposure += rng.integer(-24, 24)
     haze = mix(low, (150, 150, 150), 90)
-    air = Atmosphere(haze, rng.uniform(0.5, 1.6), 150)
+    air = Atmosphere(haze, rng.uniform(0.3, 1.1), 130)
     return Weather(
         name=name,
         sky_low=low,
