@@ -47,6 +47,27 @@ class DataConfig(Section):
     pretrain: SourceSpec | None = None
     roles: RolesSpec = RolesSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_roots(cls, value: Any) -> Any:
+        """Indexes and checkpoints know the roots by these names: they are not for a user to choose."""
+        if not isinstance(value, dict):
+            return value
+        named = {
+            name: {**source, "name": name}
+            for name, source in value.items()
+            if name in ("target", "pretrain") and isinstance(source, dict) and "name" not in source
+        }
+        return {**value, **named}
+
+    @model_validator(mode="after")
+    def _names_are_kept(self) -> DataConfig:
+        for name in ("target", "pretrain"):
+            source = getattr(self, name)
+            if source is not None and source.name != name:
+                raise ValueError(f"{name}.name must be {name} (leave the key out)")
+        return self
+
 
 class PrepareConfig(Section):
     """Indexing and checking; what is checked is told with each data set (`data`)."""

@@ -92,7 +92,7 @@ def test_every_knob_of_a_profile_is_explained_on_its_line(profile: str) -> None:
         ("  threshold: policy", "  threshold: 1.5", r"pseudo_label\.threshold: expected .*0\.9999.*, found 1\.5"),
         ("  threshold: policy", "  threshold: polcy", r"pseudo_label\.threshold: expected .*policy.*found 'polcy'"),
         ("  threshold: policy", "  threshold: true", r"pseudo_label\.threshold: expected .*, found True"),
-        ("  global_batch: 4", "  global_batch: 5", r"global_batch 5 is not a multiple of ranks x nodes x batch_per_rank = 4"),
+        ("  global_batch: 4", "  global_batch: 5", r"global_batch 5 is not a multiple of ranks x nodes x batch_per_rank = 2"),
         ("  scales: [0.5, 1.0, 2.0]", "  scales: [0.5, 2.0]", r"auto_infer: scales must contain 1\.0"),
         ("  crop: [64, 96]", "  crop: [64, wide]", r"crop\.1: expected an integer, found 'wide'"),
         ("profile: tiny", "profile: tinny", r"profile: expected .*'tiny'.*found 'tinny'"),

@@ -1,0 +1,61 @@
+"""Keys of work folders: what changes a result changes the key, what only changes speed does not; old ones go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.atomic import read_json
+from hmsa_core.config import InferConfig, TrainConfig
+from pipeline.keys import infer_material, open_work, train_material, work_key
+
+
+def _train(**changes: object) -> str:
+    runtime = {"ranks": 1, "threads": 1, **changes.pop("runtime", {})}  # type: ignore[dict-item]
+    return work_key(train_material(TrainConfig.model_validate({"global_batch": 32, "runtime": runtime, **changes})))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"epochs": 3}, {"crop": [64, 64]}, {"batch_per_rank": 2}, {"optimiser": {"lr": 0.1}},
+     {"pseudo": {"share": 0.4}}, {"runtime": {"threads": 2}}, {"runtime": {"precision": "fp32"}}],
+)  # fmt: skip
+def test_what_changes_the_weights_changes_the_key(change: dict[str, object]) -> None:
+    assert _train(**change) != _train()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"runtime": {"ranks": 4}}, {"runtime": {"nodes": 2}}, {"runtime": {"workers": 8}}, {"checkpoint_every": 7},
+     {"keep_checkpoints": 5}],
+)  # fmt: skip
+def test_a_run_goes_on_with_another_number_of_gpus(change: dict[str, object]) -> None:
+    assert _train(**change) == _train()
+
+
+def test_scales_flip_and_codec_make_another_store_and_workers_do_not() -> None:
+    def key(**changes: object) -> str:
+        return work_key(infer_material(InferConfig.model_validate(changes)))
+
+    assert len({key(), key(scales=[0.5, 1.0]), key(flip=False), key(codec="webp"), key(images_per_shard=8)}) == 5
+    assert key(runtime={"workers": 4, "ranks": 8}) == key()
+
+
+def test_the_folder_says_what_its_key_was_made_of(tmp_path: Path) -> None:
+    work = open_work(tmp_path, "teacher", {"seed": 3})
+    assert read_json(work / "key.json") == {"job": "teacher", "seed": 3}
+    (work / "progress").write_text("half")
+    assert open_work(tmp_path, "teacher", {"seed": 3}) == work
+    assert (work / "progress").read_text() == "half"
+
+
+def test_the_last_two_keys_of_each_job_stay_in_order_of_use_not_of_time(tmp_path: Path) -> None:
+    first, second = (open_work(tmp_path, "student", {"seed": s}) for s in (1, 2))
+    other = open_work(tmp_path, "control", {"seed": 1})
+    open_work(tmp_path, "student", {"seed": 1})  # used again: the second one is now the older
+    third = open_work(tmp_path, "student", {"seed": 3})
+    assert first.exists()
+    assert third.exists()
+    assert other.exists(), "jobs of one stage do not push each other out"
+    assert not second.exists()

@@ -1,0 +1,188 @@
+"""Stages in this process on a small data set of plain folders: indexes by role, records, checks before the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core import atomic
+from hmsa_core.data.index import Index
+from hmsa_core.engine.lineage import Lineage
+from hmsa_core.errors import ConfigError, NoSpaceError
+from pipeline import init
+from pipeline.init import InitRequest, init_workspace
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, teacher_pretrain
+from pipeline.summary import summary_text
+from pipeline.workspace import Workspace
+
+REPO = Path(__file__).resolve().parents[3]
+SOURCE = """    kind: folder
+    root: {root}
+    splits: [train, extra]
+    classes: classes.json
+    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
+    max_bad: 0.5
+"""
+CITIES = {"learn": "abcd", "calibrate": "ef", "report": "gh", "unlabelled": "ij"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of ten cities; two of them without labels."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.Generator(np.random.PCG64(7))
+    for folder in ("images/train", "images/extra", "labels/train"):
+        (root / folder).mkdir(parents=True)
+    for city in "abcdefghij":
+        noise = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
+        split = "extra" if city in CITIES["unlabelled"] else "train"
+        Image.fromarray(noise).resize((48, 32)).save(root / "images" / split / f"{city}_0001.png")
+        if split == "train":
+            truth = rng.integers(0, 3, (32, 48), dtype=np.uint8)
+            Image.fromarray(truth).save(root / "labels" / split / f"{city}_0001.png")
+    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+    return root
+
+
+@pytest.fixture
+def ws(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace over the photographs with roles by city, without a pretraining set."""
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    root = tmp_path / "ws"
+    init_workspace(InitRequest(root, "tiny", make_data=False))
+    text = (root / "params.yaml").read_text()
+    before, rest = text.split("  target:\n")
+    _, roles = rest.split("  roles:\n")
+    roles = roles.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[ulm, zurich]", "[e, f]")
+    roles = roles.replace("    report: []", "    report: [g, h]").replace("[train_extra]", "[extra]").replace("[test]", "[]")
+    changed = f"{before}  target:\n{SOURCE.format(root=photographs)}  pretrain: null\n  roles:\n{roles}"
+    (root / "params.yaml").write_text(changed)
+    return Workspace(root)
+
+
+def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
+    """A checkpoint's JSON and lineage; nobody opens the weights in these tests."""
+    folder = ws.path(f"models/{name}")
+    folder.mkdir(parents=True)
+    sha = Lineage().save(folder / "lineage.json")
+    atomic.write_json(folder / "model.json", {
+        "format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 3,
+        "options": {}, "weights_sha256": digit * 64, "lineage": Lineage().summary(sha),
+    })  # fmt: skip
+
+
+def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace) -> None:
+    prepare.run(ws)
+    for role, cities in CITIES.items():
+        index = Index.load(ws.path(f"data/index/{role}.parquet"))
+        assert sorted(s.name[0] for s in index.samples) == list(cities), role
+    first = {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()}
+    prepare.run(ws)  # everything is known now
+    assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
+    shutil.rmtree(ws.path("work"))
+    prepare.run(ws)
+    assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
+
+
+def test_new_unlabelled_images_change_no_other_index(ws: Workspace, photographs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photographs, tmp_path / "more")
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    prepare.run(ws)
+    before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
+    noise = np.random.Generator(np.random.PCG64(99)).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data / "images" / "extra" / "k_0001.png")
+    prepare.run(ws)
+    changed = [role for role in CITIES if ws.path(f"data/index/{role}.parquet").read_bytes() != before[role]]
+    assert changed == ["unlabelled"]
+
+
+def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
+    prepare.run(ws)
+    teacher_pretrain.run(ws)
+    record = json.loads(ws.path("models/pretrain/skipped.json").read_text())
+    assert "starts from scratch" in record["reason"]
+    assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
+    assert ws.path("plots/teacher-pretrain-loss.png").is_file()
+
+
+def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    text = params.read_text().replace("report: [g, h]", "report: []").replace("calibrate: [e, f]", "calibrate: []")
+    params.write_text(text.replace("threshold: policy", "threshold: 0.9"))
+    prepare.run(ws)
+    for name, digit in (("teacher", "a"), ("student", "b"), ("control", "c")):
+        _checkpoint(ws, name, digit)
+    calibrate.run(ws)
+    assert "nothing can be measured" in json.loads(ws.path("calibration/skipped.json").read_text())["reason"]
+    evaluate.run(ws)
+    verdict = json.loads(ws.path("evaluation/verdict.json").read_text())
+    assert verdict["promote"] is False
+    assert verdict["candidate_weights_sha256"] == "b" * 64
+    assert "unverified" in summary_text(ws)
+
+
+def test_a_control_that_is_switched_off_leaves_a_record(ws: Workspace) -> None:
+    student_train._publish_control(ws, None)
+    assert "control is false" in json.loads(ws.path("models/control/skipped.json").read_text())["reason"]
+
+
+def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.run(ws)
+    usage = shutil.disk_usage(ws.root)._replace(free=70 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(NoSpaceError, match=r"teacher-train needs about .* GiB in .*, 0\.07 GiB are free") as caught:
+        runner.run_stage(ws, "teacher-train")
+    assert caught.value.exit_code == 28
+    assert not ws.path("models/teacher").exists()
+    assert auto_infer.disk_estimate(ws) > 0
+
+
+def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspace) -> None:
+    runner.run_stage(ws, "prepare")
+    record = json.loads(ws.path("work/times/prepare.json").read_text())
+    assert record["seconds"] >= 0
+    assert record["peak_memory_bytes"] > 10 << 20
+    assert "seconds" not in ws.path("metrics/prepare.json").read_text()
+
+
+def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
+    path = ws.path("params.yaml")
+    path.write_text(path.read_text().replace("  epochs: 2 ", "  epochs: none "))
+    with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
+        runner.run_stage(ws, "prepare")
+    assert not ws.path("data/index").exists()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws: Workspace, sig: signal.Signals) -> None:
+    # A stage that takes its time: the loop is ours, so the signal has to break into it.
+    code = (
+        "import sys, time; import pipeline.stages.prepare as p; "
+        "p.run = lambda ws: (sys.stderr.write('running\\n'), sys.stderr.flush(), time.sleep(60)); "
+        "from pipeline.cli.main import main; sys.exit(main(['stage', 'prepare', '--workspace', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", code, str(ws.root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPO, env=os.environ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "running\n"
+        start = time.monotonic()
+        process.send_signal(sig)
+        said = process.stderr.read()
+        assert process.wait(timeout=10) == 143
+    assert time.monotonic() - start < 5
+    assert said.startswith("error: stopped by a signal")
+    assert ws.lock("prepare").is_free()
