@@ -76,7 +76,7 @@ def test_dark(browser: Any, avenue: str) -> None:
 def test_compare(browser: Any, avenue: str) -> None:
     page = Page(browser, avenue)
     page.open(
-        theme="dark", threshold="0.97", compare="0.60", swipe="0.52", image="zurich_000000_000000", sort="uncertain"
+        theme="dark", threshold="0.97", compare="0.60", swipe="0.52", image="zurich_000000_000020", sort="uncertain"
     )
     page.until(lambda: "only A" in page.text("#difference"))
     shoot(page, "compare")

@@ -101,9 +101,13 @@ async function showItem() {
     await locate(at);
     if (mine !== turn) return;
     setText(byId("audit-where"), `${item.name} · ${item.x}, ${item.y}`);
-    const [left, top] = [item.x - size / 2, item.y - size / 2].map(Math.round);
     const [planes, picture] = await Promise.all([loadPlanes(item.name), store.hasPictures ? pictureOf(item.name).catch(() => null) : null]);
     if (mine !== turn) return;
+    // The window stays inside the picture; near its edge the mark moves instead.
+    const inside = (at, length) => Math.max(Math.min(0, (length - size) / 2), Math.min(Math.round(at - size / 2), length - size));
+    const [left, top] = [inside(item.x, planes.width), inside(item.y, planes.height)].map(Math.round);
+    byId("audit-cross").style.setProperty("--x", `${(100 * (item.x + 0.5 - left)) / size}%`);
+    byId("audit-cross").style.setProperty("--y", `${(100 * (item.y + 0.5 - top)) / size}%`);
     drawCrop(byId("audit-close"), picture, planes, left, top, size);
     [byId("audit-mask").width, byId("audit-mask").height] = [size, size];
     drawMask(planes, item, byId("audit-mask"), left, top, size);
