@@ -67,7 +67,7 @@ def _keys(model: BaseModel, prefix: str = "") -> list[str]:
 def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for name, value in values.items():
-        is_section = isinstance(value, dict) and value
+        is_section = isinstance(value, dict) and name not in ("overrides", "class_allowances")  # free keys there
         found += _flat(value, f"{prefix}{name}.") if is_section else [prefix + name]
     return found
 
