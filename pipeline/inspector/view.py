@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import codec
 from hmsa_core.labels.codes import NUM_CODES
 from hmsa_core.labels.manifest import binding, read_manifest

@@ -69,10 +69,11 @@ def test_a_class_has_its_own_slider(page: Page, street: Scenes, inspect) -> None
     page.set_threshold("0.6", f"#{car}")
     found = inspect(street.store, "--threshold", "0.9", "--cut", "car:0.6")
     assert page.kept() == found["kept"]
-    assert int(page.find("[data-class=car] .class-kept").get_attribute("data-kept")) == kept_of(found, "car")
-    assert page.text("[data-class=car] .chip") == "yours"
+    row = "[data-class=car] .class-kept"
+    page.until(lambda: int(page.find(row).get_attribute("data-kept")) == kept_of(found, "car"))
+    page.until(lambda: page.text("[data-class=car] .chip") == "yours")
     page.find(f"#{car}").send_keys(Keys.ARROW_UP)
-    assert page.text("[data-class=car] .class-value") == "0.61"
+    page.until(lambda: page.text("[data-class=car] .class-value") == "0.61")
     page.find("#pins-clear").click()
     assert page.kept() == inspect(street.store, "--threshold", "0.9")["kept"]
 
@@ -80,7 +81,7 @@ def test_a_class_has_its_own_slider(page: Page, street: Scenes, inspect) -> None
 def test_a_withheld_class_disappears(page: Page, street: Scenes, inspect) -> None:
     page.open(threshold="0.9", **{"class": "car"})
     page.until(lambda: page.all(".class-detail button"))[0].click()
-    assert page.text("[data-class=car] .class-value") == "withheld"
+    page.until(lambda: page.text("[data-class=car] .class-value") == "withheld")
     assert page.kept() == inspect(street.store, "--threshold", "0.9", "--cut", "car:withheld")["kept"]
 
 
@@ -126,7 +127,7 @@ def test_dragging_in_the_histogram_and_on_the_curve_moves_the_cut(page: Page) ->
 def test_policy_and_one_threshold_can_be_switched(page: Page, street: Scenes, inspect) -> None:
     page.open()
     assert page.kept() == inspect(street.store, "--policy", street.policy)["kept"]
-    assert page.text("[data-class=road] .chip") == "measured"
+    page.until(lambda: page.text("[data-class=road] .chip") == "measured")
     page.keys("p")
     assert page.kept() == inspect(street.store, "--threshold", "0.9")["kept"]
     page.find("#base-policy").click()

@@ -174,7 +174,8 @@ export function startClasses(data) {
     if (!queued) requestAnimationFrame(() => { queued = false; showRows(); });
     queued = true;
   };
-  watch(["base", "pins", "focus", "alphas", "palette"], soon);
+  watch(["base", "pins"], showRows); // at once, for scripts that read the numbers
+  watch(["focus", "alphas", "palette"], soon);
   watch(["focus"], openDetail);
   byId("show-all").prepend(icon("eye"));
   byId("show-all").addEventListener("click", () => update({ alphas: {} }));
