@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no failure: nothing here tests time. The same examples at every run, so that a red run is
-# the change's doing; `make test-slow` draws its own.
+# the change's doing.
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
