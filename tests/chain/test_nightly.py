@@ -17,7 +17,8 @@ import pytest
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
 from pipeline.flow.services import Services
-from tests.chain.conftest import command, processes_of, wait_for
+from tests.support.chain import Whole
+from tests.support.nightly import command, processes_of, wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
@@ -35,14 +36,14 @@ def _up(folder: Path, port: int, *, check: bool = True) -> str:
 
 
 @pytest.fixture
-def orchestrated(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the finished workspace with its own server, worker and deployment."""
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    _up(tiny, _free_port())
-    yield tiny
-    command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(tiny), cwd=tiny)
-    wait_for("all processes of the workspace end", lambda: not processes_of(tiny), 20)
+    _up(workspace, _free_port())
+    yield workspace
+    command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
+    wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
 
 
 def _start(folder: Path, **parameters: object) -> str:
@@ -122,11 +123,11 @@ def test_bad_parameters_are_refused_before_anything_starts(orchestrated: Path) -
 
 @pytest.mark.fault
 def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same_store(
-    orchestrated: Path, finished_tiny: Path, tmp_path: Path
+    orchestrated: Path, whole: Whole, tmp_path: Path
 ) -> None:
     changed = {"auto_infer.scales": [0.5, 1.0], "auto_infer.images_per_shard": 1}
     twin = tmp_path / "twin"
-    shutil.copytree(finished_tiny, twin, symlinks=True)
+    shutil.copytree(whole.root, twin, symlinks=True)
     from pipeline.flow.overrides import apply
 
     text = apply((twin / "params.yaml").read_text(), changed)
@@ -157,18 +158,18 @@ def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same
     assert (orchestrated / "params.yaml").read_bytes() == params, "the killed run's parameters are undone"
 
 
-def test_orchestrate_twice_and_with_a_taken_port(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = int(taken.getsockname()[1])
-        said = _up(tiny, port, check=False)
+        said = _up(workspace, port, check=False)
         assert f"port {port} on 127.0.0.1 is taken" in said
     try:
-        assert "server started" in _up(tiny, port)
-        assert "server runs already" in _up(tiny, port)
+        assert "server started" in _up(workspace, port)
+        assert "server runs already" in _up(workspace, port)
     finally:
-        command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(tiny), cwd=tiny)
-    wait_for("all processes of the workspace end", lambda: not processes_of(tiny), 20)
-    assert not (tiny / "prefect.toml").exists()
+        command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
+    wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
+    assert not (workspace / "prefect.toml").exists()
