@@ -16,7 +16,7 @@ from PIL import Image
 
 from hmsa_core.errors import InputError, StoreError
 
-__all__ = ["CODECS", "Codec", "decode", "encode"]
+__all__ = ["CODECS", "Codec", "decode", "encode", "png_bytes"]
 
 Codec = Literal["png", "webp"]
 CODECS: tuple[Codec, ...] = ("png", "webp")
@@ -47,14 +47,15 @@ def encode(array: NDArray[np.uint8], what: Literal["label", "confidence", "sourc
     if codec == "webp":
         return _encode_webp(array)
     candidates = _LARGE[what] + (_EXTRA[what] if array.size <= _SMALL else [])
-    smallest = b""
-    for options in candidates:
-        done, data = cv2.imencode(".png", array, options)
-        if not done:
-            raise StoreError(f"could not encode a {what} map of {array.shape} as PNG")
-        if not smallest or len(data) < len(smallest):
-            smallest = data.tobytes()
-    return smallest
+    return min((png_bytes(array, options) for options in candidates), key=len)
+
+
+def png_bytes(array: NDArray[np.uint8], options: list[int] | None = None) -> bytes:
+    """An 8-bit PNG, grey or (RGB in, as everywhere) colour, by default as small as is quick to make."""
+    if array.ndim == 3:
+        array = np.ascontiguousarray(array[:, :, ::-1])  # cv2 writes BGR
+    _, data = cv2.imencode(".png", array, options or [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    return data.tobytes()
 
 
 def _encode_webp(array: NDArray[np.uint8]) -> bytes:

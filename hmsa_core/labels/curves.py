@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels import sealed
 from hmsa_core.labels.codes import NUM_CODES
 from hmsa_core.labels.histogram import cumulative
@@ -264,9 +264,3 @@ def _components(
         large = stats[1:, cv2.CC_STAT_AREA] >= smallest
         counts[class_id] = np.bincount(highest[1:][large], minlength=NUM_CODES)
     return counts
-
-
-def check_same_classes(curves: Curves, classes: ClassTable) -> None:
-    """Refuse curves of another class table."""
-    if curves.classes != classes:
-        raise ConfigError(f"the curves are of {curves.classes.name}, the labels of {classes.name}")

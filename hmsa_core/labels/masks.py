@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.atomic import write_bytes
 from hmsa_core.errors import InputError
+from hmsa_core.labels.codec import png_bytes
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["MaskCounter", "apply_mask", "read_mask", "write_mask"]
@@ -63,10 +64,7 @@ def read_mask(path: str | Path) -> Mask:
 
 def write_mask(path: str | Path, mask: Mask) -> str:
     """Write a mask as `read_mask` reads it; return the file's SHA-256."""
-    done, data = cv2.imencode(".png", np.where(mask, 0, 255).astype(np.uint8))
-    if not done:
-        raise InputError(f"{path}: could not encode a mask of {mask.shape}")
-    return write_bytes(path, data.tobytes())
+    return write_bytes(path, png_bytes(np.where(mask, 0, 255).astype(np.uint8)))
 
 
 def apply_mask(label: NDArray[np.uint8], mask: Mask, where: str = "the mask") -> NDArray[np.uint8]:

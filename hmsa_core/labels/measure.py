@@ -50,8 +50,10 @@ class _Evidence:
     def blocks(self, code: int) -> int:
         return int(np.count_nonzero(self.total[:, code])) if code < NUM_CODES else 0
 
-    def pieces(self, code: int) -> int:
-        return int(self.components[:, code].sum()) if code < NUM_CODES else 0
+    @property
+    def pieces(self) -> int:
+        """Connected pieces of the class, kept or not: how often the teacher met it at all."""
+        return int(self.components[:, 0].sum())
 
 
 def measure(curves: Curves, config: CalibrateConfig) -> ThresholdPolicy:
@@ -128,13 +130,13 @@ def _pick(
     if not lack:
         if code < NUM_CODES:
             return code, "measured", "reaches the target"
-        return WITHHELD, "withheld", _best_bound(own, target, config)
+        return WITHHELD, "withheld", _best_bound(own, target, config, min_blocks)
     pooled, members = _pooled(curves, class_id, own)
     code = _lowest_code(pooled, target, config) if members else WITHHELD
     if code == WITHHELD or _lacking(pooled, code, config, min_blocks):
         return WITHHELD, "withheld", f"little evidence ({lack}), and its group does not make up for it"
-    if own.precision[code] < config.floor or not own.total[:, code].any():
-        return WITHHELD, "withheld", f"little evidence ({lack}), and what there is disagrees with its group"
+    if not own.precision[code] >= target:  # also without any pixel there: a group never speaks against its class
+        return WITHHELD, "withheld", f"little evidence ({lack}), and what there is does not reach the target"
     names = ", ".join(curves.classes.classes[i] for i in members)
     return code, "pooled", f"little evidence ({lack}); shrunk to its group with {names}"
 
@@ -143,15 +145,19 @@ def _lacking(evidence: _Evidence, code: int, config: CalibrateConfig, min_blocks
     lack = []
     if evidence.blocks(code) < min_blocks:
         lack.append(f"{evidence.blocks(code)} blocks of {min_blocks:g}")
-    if evidence.pieces(code) < config.min_components:
-        lack.append(f"{evidence.pieces(code)} components of {config.min_components}")
+    if evidence.pieces < config.min_components:
+        lack.append(f"{evidence.pieces} components of {config.min_components}")
     return " and ".join(lack)
 
 
-def _best_bound(own: _Evidence, target: float, config: CalibrateConfig) -> str:
-    bound = lower_bound(own.total, own.correct, config.confidence)
-    best = int(np.nanargmax(bound))
-    return f"target {target:.3f} not reached: best lower bound {bound[best]:.3f} at {_CODE.threshold(best)}"
+def _best_bound(own: _Evidence, target: float, config: CalibrateConfig, min_blocks: float) -> str:
+    enough = np.count_nonzero(own.total, axis=0) >= min_blocks
+    bound = np.where(enough, lower_bound(own.total, own.correct, config.confidence), -1.0)
+    best = int(np.argmax(bound))
+    return (
+        f"target {target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
+        f"at {_CODE.threshold(best)} (of cuts with {min_blocks:g} blocks)"
+    )
 
 
 def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, list[int]]:

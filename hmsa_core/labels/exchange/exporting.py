@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from hmsa_core.atomic import open_atomic
 from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.codes import EDGES, ConfidenceCode
 from hmsa_core.labels.exchange.files import (
     Selection,
     city_of,
-    encode_png,
-    export_label,
+    file_ids,
     target_path,
     write_png,
 )
@@ -117,7 +117,7 @@ def _cityscapes(
 ) -> None:
     del code, flat
     folder = _city(store, name)
-    write_png(target_path(out, folder, f"{name}_{suffix}_labelIds.png"), export_label(label, store, "file"))
+    write_png(target_path(out, folder, f"{name}_{suffix}_labelIds.png"), file_ids(label, store))
     write_png(target_path(out, folder, f"{name}_{suffix}_labelTrainIds.png"), label)
     write_png(target_path(out, folder, f"{name}_{suffix}_color.png"), store.classes.palette()[label])
 
@@ -131,7 +131,7 @@ def _released(
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
     prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
     write_png(target_path(out, folder, f"{stem}_prob.png"), prob)
-    write_png(target_path(out, folder, f"{stem}.png"), export_label(label, store, "file"))
+    write_png(target_path(out, folder, f"{stem}.png"), file_ids(label, store))
 
 
 def _submission(
@@ -149,7 +149,7 @@ def _submission(
             _check_submission(name, label)
             # A fixed date: the same labels give the same bytes.
             member = zipfile.ZipInfo(f"{name}_pred_labelIds.png", date_time=(1980, 1, 1, 0, 0, 0))
-            archive.writestr(member, encode_png(export_label(label, store, "file")))
+            archive.writestr(member, png_bytes(file_ids(label, store)))
             _report(advance)
     return len(names)
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import write_bytes
 from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.policy import ThresholdPolicy, keep
 from hmsa_core.labels.store import LabelStore
 
-__all__ = ["Selection", "city_of", "encode_png", "export_label", "target_path", "write_png"]
+__all__ = ["Selection", "city_of", "file_ids", "target_path", "write_png"]
 
 _CITYSCAPES_NAME = re.compile(r"^(?P<city>[^_]+)_\d{6}_\d{6}$")
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
 
 class Selection:
@@ -38,28 +36,16 @@ class Selection:
         return (label if self._codes is None else keep(label, code, self._codes)), code
 
 
-def export_label(label: NDArray[np.uint8], store: LabelStore, ids: Literal["train", "file"]) -> NDArray[np.uint8]:
-    """The label as trainIds (255 = ignore), or as the ids that the data set's files hold (ignore = 0)."""
-    if ids == "train":
-        return label
+def file_ids(label: NDArray[np.uint8], store: LabelStore) -> NDArray[np.uint8]:
+    """The label with the ids that the data set's files hold (ignore becomes 0)."""
     table = np.zeros(256, np.uint8)
     table[: store.classes.num_classes] = store.classes.train_to_id
     return table[label]
 
 
-def encode_png(array: NDArray[np.uint8]) -> bytes:
-    """An 8-bit PNG, grey or (RGB in, as everywhere) colour."""
-    if array.ndim == 3:
-        array = np.ascontiguousarray(array[:, :, ::-1])  # cv2 writes BGR
-    done, data = cv2.imencode(".png", array, PNG)
-    if not done:
-        raise InputError(f"could not encode a PNG of {array.shape}")
-    return data.tobytes()
-
-
 def write_png(path: Path, array: NDArray[np.uint8]) -> None:
-    """Write a PNG atomically."""
-    write_bytes(path, encode_png(array))
+    """Write an 8-bit PNG, grey or RGB, atomically."""
+    write_bytes(path, png_bytes(array))
 
 
 def target_path(out: Path, folder: str, file: str) -> Path:

@@ -59,3 +59,14 @@ def test_the_table_file_keeps_values_classes_and_binding(tmp_path: Path) -> None
     (tmp_path / "t.json").write_bytes(data.replace(b"0.5", b"0.6", 1))
     with pytest.raises(StoreError):
         load_table(tmp_path / "t.json")
+
+
+def test_a_foreign_or_misshapen_table_is_refused(tmp_path: Path) -> None:
+    from hmsa_core.labels import sealed
+
+    sealed.write(tmp_path / "x.json", {"format": "x", "version": 1})
+    with pytest.raises(StoreError, match="not a calibration table"):
+        load_table(tmp_path / "x.json")
+    save_table(tmp_path / "short.json", np.zeros((5, 9)), CLASSES, {})
+    with pytest.raises(StoreError, match="table is"):
+        load_table(tmp_path / "short.json")

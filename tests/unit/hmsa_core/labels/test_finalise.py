@@ -210,3 +210,11 @@ def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="shard-00001"):
         finalise(LabelStore.open(tmp_path / "raw"), _recipe(), tmp_path / "final")
     assert not (tmp_path / "final" / "manifest.json").exists()
+
+
+def test_a_worker_that_nobody_started_does_nothing() -> None:
+    from hmsa_core.labels import finalise as module
+    from hmsa_core.labels.plans import ShardPlan
+
+    with pytest.raises(RuntimeError, match="not started"):
+        module._work(ShardPlan(0, (), (), ""))

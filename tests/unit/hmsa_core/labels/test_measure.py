@@ -238,3 +238,22 @@ def test_the_smallest_global_threshold_reaches_the_worst_precision() -> None:
     code = smallest_global_code(curves, 0.985, [0])
     assert figures(curves, 0, code, 0.95)["precision"] >= 0.985 > figures(curves, 0, code - 1, 0.95)["precision"]
     assert smallest_global_code(curves, 1.1, [0]) == WITHHELD
+
+
+def test_held_out_blocks_that_fall_short_make_an_estimate() -> None:
+    """A large last fold is bad below code 200; the other folds cannot know that, and cut lower."""
+    total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.05, scale=0.05)
+    total[32:], correct[32:] = 20 * total[32:], 20 * correct[32:]
+    correct[32:, :, :200] = np.round(0.6 * correct[32:, :, :200])
+    entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
+    assert entry.code >= 200
+    assert entry.evidence["precision"] >= 0.98 > entry.evidence["cross_fit"]["precision"]
+    assert entry.status == "estimate"
+    assert "held-out blocks reach" in entry.evidence["reason"]
+
+
+def test_a_single_block_cannot_be_cross_fitted_and_promises_nothing() -> None:
+    total, correct, _ = _teacher(np.random.default_rng(0), 1, cv=0.3)
+    entry = measure(curves_of(total, correct, components=99), CalibrateConfig()).entries[0]
+    assert entry.status == "withheld"
+    assert entry.evidence["cross_fit"] is None

@@ -166,3 +166,11 @@ def test_coarse_precision_is_corrected_by_what_coarse_labels_hide() -> None:
     row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
     assert row == {"coarse": 0.9, "calibration_coarse": 1.0, "calibration": 1.0, "corrected": pytest.approx(0.9)}
     assert corrected_precision(pairs, there, curves, np.full(5, 256))[2]["corrected"] is None
+
+
+def test_a_file_of_another_kind_holds_no_rules(tmp_path: Path) -> None:
+    from hmsa_core.labels import sealed
+
+    sealed.write(tmp_path / "x.json", {"format": "x", "version": 1})
+    with pytest.raises(StoreError, match="not a rules file"):
+        MergeRules.load(tmp_path / "x.json")

@@ -119,3 +119,24 @@ def test_wrong_types_and_shapes_are_refused() -> None:
         policy.apply(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
     with pytest.raises(ConfigError, match="one entry for each class"):
         ThresholdPolicy(cityscapes(), ())
+
+
+def test_one_dimensional_and_empty_maps_keep_their_shape() -> None:
+    policy = from_threshold(0.5, cityscapes())
+    assert policy.apply(np.uint8([1, 2]), np.uint8([0, 255])).tolist() == [255, 2]
+    assert policy.apply(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8)).shape == (0, 4)
+    batch = np.zeros((2, 3, 4), np.uint8)
+    assert policy.apply(batch, batch + 255).tolist() == batch.tolist()
+    strided = np.zeros((4, 6), np.uint8)[:, ::2]
+    assert policy.apply(strided, strided).shape == (4, 3)
+
+
+def test_an_entry_whose_code_and_threshold_disagree_is_refused(tmp_path: Path) -> None:
+    from hmsa_core.labels import sealed
+
+    _policy([3, 7]).save(tmp_path / "p.json")
+    value = {k: v for k, v in sealed.read(tmp_path / "p.json").items() if k != "digest"}
+    value["classes"][1]["threshold"] = "0.99"
+    sealed.write(tmp_path / "p.json", value)
+    with pytest.raises(StoreError, match="code 7 is not threshold"):
+        ThresholdPolicy.load(tmp_path / "p.json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -41,3 +42,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_nothing_can_take_the_place_of_the_digest() -> None:
     with pytest.raises(ValueError, match="digest"):
         sealed.dump({"digest": "x"})
+
+
+@pytest.mark.parametrize(("body", "message"), [(b'"a":}\n', "not valid JSON"), (b"\xff}\n", "not valid JSON")])
+def test_a_right_digest_over_what_is_no_json_is_refused(body: bytes, message: str) -> None:
+    head = b'{"digest":"' + hashlib.sha256(body).hexdigest().encode() + b'",\n'
+    with pytest.raises(StoreError, match=message):
+        sealed.parse(head + body, "f.json")

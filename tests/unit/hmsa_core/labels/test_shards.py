@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa_core.errors import ConfigError, InputError, LockedError, StoreError
+from hmsa_core.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.shards import ShardPlan, ShardWriter, plan_shards, shard_done, write_manifest
 from tests.support.label_maps import maps
@@ -221,3 +221,36 @@ def test_a_human_label_must_have_the_same_size_and_known_ids(tmp_path: Path) -> 
         with pytest.raises(InputError, match="coarse holds"):
             shard.add("i1", label, confidence, coarse=np.full_like(label, 33))
         shard.add("i1", label, confidence, coarse=label)
+
+
+def test_a_source_map_belongs_to_thresholded_shards_only(tmp_path: Path) -> None:
+    label = maps(1)[0]
+    with ShardWriter(tmp_path / "raw", ShardPlan(0, ("i1",), ("",), KEY)) as shard:
+        with pytest.raises(InputError, match="source map"):
+            shard.add_coded("i1", label, label, source=label)
+        shard.add("i1", *maps(1))
+    with ShardWriter(tmp_path / "final", ShardPlan(0, ("i1",), ("",), KEY), kind="thresholded") as shard:
+        with pytest.raises(InputError, match="source map"):
+            shard.add_coded("i1", label, label)
+        shard.add_coded("i1", label, label, source=label)
+
+
+def test_a_shard_that_cannot_be_opened_gives_its_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    (tmp_path / "shard-00000.parquet").mkdir()
+    shard = ShardWriter(tmp_path, plan)
+    shard.add("i1", *maps(1))
+    with pytest.raises(HmsaError, match="shard-00000"):
+        shard.close()
+    (tmp_path / "shard-00000.parquet").rmdir()
+    monkeypatch.setattr("hmsa_core.labels.shards.ParquetSink", _fail)
+    with pytest.raises(OSError, match="no"):
+        ShardWriter(tmp_path, plan)
+    monkeypatch.undo()
+    _write(tmp_path, plan)
+    (tmp_path / "sidecar" / "shard-00000.parquet").unlink()
+    assert not shard_done(tmp_path, plan)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise OSError("no")

@@ -118,3 +118,17 @@ def test_sparse_histograms_add_up_to_the_image(seed: int, with_human: bool) -> N
 def test_cumulative_counts_pixels_with_at_least_each_code() -> None:
     counts = np.array([[1, 0, 2, 5]])
     assert cumulative(counts).tolist() == [[8, 7, 7, 5]]
+
+
+def test_sums_that_do_not_fit_the_totals_are_refused(tmp_path: Path) -> None:
+    """A number that changed without any checksum noticing still contradicts the table of sums."""
+    write_store(tmp_path, 2)
+    statistics = StoreStatistics.open(tmp_path)
+    statistics.totals()
+    statistics._all_totals[3, 200] += 1
+    with pytest.raises(StoreError, match="sums"):
+        statistics.kept(90)
+
+
+def test_an_unknown_city_has_no_pixels(store: Path) -> None:
+    assert StoreStatistics.open(store).totals("nowhere").sum() == 0

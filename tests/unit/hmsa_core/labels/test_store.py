@@ -256,3 +256,70 @@ def test_a_thousand_rows_are_written_verified_and_read_in_little_memory(tmp_path
 @pytest.mark.slow
 def test_twenty_thousand_rows_are_written_verified_and_read_in_300_mb(tmp_path: Path) -> None:
     assert _memory(tmp_path, 20_000) < 300
+
+
+def test_a_store_of_no_images_a_shard_and_closing_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        LabelStoreWriter(tmp_path, {}, 0)
+    writer = LabelStoreWriter(tmp_path, {})
+    writer.add("a", *maps(0))
+    assert writer.close() == writer.close() == opened(tmp_path).digest
+    writer.abort()  # nothing is left to give up
+    assert len(opened(tmp_path)) == 1
+
+
+def _rewrite(root: Path, **changes: object) -> None:
+    """Make a manifest that matches a changed shard: what an error of a writer would leave."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from hmsa_core.atomic import sha256_file
+    from hmsa_core.labels import sealed
+    from hmsa_core.labels.parquet import footer_sha256
+
+    path = root / "shard-00000.parquet"
+    table = pq.read_table(path)
+    for column, value in changes.items():
+        at = table.schema.get_field_index(column)
+        table = table.set_column(at, table.schema.field(at), pa.array([value], table.schema.field(at).type))
+    pq.write_table(table, path, row_group_size=1, write_page_checksum=True)
+    value = {k: v for k, v in sealed.read(root / "manifest.json").items() if k != "digest"}
+    value["shards"][0] |= {
+        "size_bytes": path.stat().st_size, "sha256": sha256_file(path), "footer_sha256": footer_sha256(path),
+    }  # fmt: skip
+    sealed.write(root / "manifest.json", value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"label_sha256": "0" * 64}, "label is damaged"), ({"height": 9}, "recorded"), ({"name": "other"}, "manifest says")],
+)
+def test_a_row_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with LabelStoreWriter(tmp_path, {}) as writer:
+        writer.add("a", *maps(0))
+    _rewrite(tmp_path, **changes)
+    with pytest.raises(StoreError, match=message):
+        LabelStore.open(tmp_path).read("a")
+
+
+def test_a_row_group_of_several_rows_is_refused(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with LabelStoreWriter(tmp_path, {}) as writer:
+        writer.add("a", *maps(0))
+        writer.add("b", *maps(1))
+    path = tmp_path / "shard-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path)
+    store = LabelStore.open(tmp_path)
+    assert [p.file for p in store.problems] == ["shard-00000.parquet"]
+    store._bad.clear()
+    store.manifest["shards"][0] |= {"size_bytes": path.stat().st_size, "footer_sha256": _footer(path)}
+    with pytest.raises(StoreError, match="holds 2 rows"):
+        store.read("a")
+
+
+def _footer(path: Path) -> str:
+    from hmsa_core.labels.parquet import footer_sha256
+
+    return footer_sha256(path)

@@ -237,3 +237,10 @@ def test_a_footer_that_is_none_is_a_torn_file(tmp_path: Path) -> None:
         (tmp_path / "f").write_bytes(data)
         with pytest.raises(StoreError, match="torn"):
             footer_sha256(tmp_path / "f")
+
+
+def test_a_receipt_in_the_place_of_another_is_named(store: Path) -> None:
+    shutil.copy(store / "receipts" / "shard-00000.json", store / "receipts" / "shard-00001.json")
+    problems = LabelStore.open(store).verify()
+    assert [(p.file, p.kind) for p in problems] == [("receipts/shard-00001.json", "swapped")]
+    assert str(problems[0]) == problems[0].message

@@ -239,3 +239,26 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / city / "x.png"), np.zeros((2, 2), np.uint8))
     with pytest.raises(LayoutError, match="both image 'x'"):
         find_files(tmp_path)
+
+
+def test_a_submission_takes_cityscapes_names_and_no_ignored_pixel(tmp_path: Path) -> None:
+    full = np.zeros((1024, 2048), np.uint8)
+    for name, label, message in (("x", full, "named"), (STEM, np.full_like(full, 255), "ignored pixels")):
+        with LabelStoreWriter(tmp_path / name, {}) as writer:
+            writer.add(name, label, np.ones(full.shape, np.float32))
+        with pytest.raises(InputError, match=message):
+            export_store(opened(tmp_path / name), tmp_path / "a.zip", "cityscapes-submission")
+
+
+def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
+    from hmsa_core.labels.finalise import Recipe, finalise
+
+    write_store(tmp_path / "raw", 2)
+    raw = opened(tmp_path / "raw")
+    finalise(raw, Recipe(policy=from_threshold(0.9, raw.classes)), tmp_path / "final")
+    final = opened(tmp_path / "final")
+    with pytest.raises(ConfigError, match="thresholded already"):
+        export_store(final, tmp_path / "out", "masks", policy=from_threshold(0.5, raw.classes))
+    assert export_store(final, tmp_path / "out", "masks", names=final.names()[:1]) == 1
+    name = final.names()[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
