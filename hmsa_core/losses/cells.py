@@ -18,17 +18,18 @@ PAD = POOL // 2
 def pool(maps_NCHW: Tensor) -> Tensor:
     """Average over the cells, N x C x H x W -> N x C x h x w; whole rows are added first, which vectorises better."""
     height, width = maps_NCHW.shape[-2:]
-    rows = maps_NCHW.new_zeros((*maps_NCHW.shape[:-2], height // POOL + 1, width + POOL))
-    inner = rows[..., PAD : PAD + width]
     whole = (height - PAD) // POOL
-    inner[..., 0, :] = maps_NCHW[..., :PAD, :].sum(dim=-2)
+    rows = maps_NCHW.new_empty((*maps_NCHW.shape[:-2], height // POOL + 1, width + POOL))
+    rows[..., :PAD] = 0.0
+    rows[..., PAD + width :] = 0.0
+    inner = rows[..., PAD : PAD + width]
+    torch.sum(maps_NCHW[..., :PAD, :], dim=-2, out=inner[..., 0, :])
     middle = maps_NCHW[..., PAD : PAD + POOL * whole, :].view(*maps_NCHW.shape[:-2], whole, POOL, width)
     torch.sum(middle, dim=-2, out=inner[..., 1 : 1 + whole, :])
     if 1 + whole < inner.shape[-2]:
-        inner[..., 1 + whole, :] = maps_NCHW[..., PAD + POOL * whole :, :].sum(dim=-2)
-    last = POOL * (width // POOL + 1)
-    columns = [rows[..., start:last:POOL] for start in range(POOL)]
-    return (columns[0] + columns[1]).add_(columns[2]).add_(columns[3]).mul_(1.0 / POOL**2)
+        torch.sum(maps_NCHW[..., PAD + POOL * whole :, :], dim=-2, out=inner[..., 1 + whole, :])
+    cells = width // POOL + 1
+    return rows[..., : POOL * cells].view(*rows.shape[:-1], cells, POOL).sum(dim=-1).mul_(1.0 / POOL**2)
 
 
 def pool_labels(target_NHW: Tensor, like_NChw: Tensor) -> Tensor:

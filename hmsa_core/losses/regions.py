@@ -62,6 +62,7 @@ class Workspace:
         rows, columns = height - RADIUS + 1, width - RADIUS + 1
         self._columns = torch.empty((regions, 2, RADIUS, height, columns), dtype=torch.float64, device=device)
         self._by_region = torch.empty((regions, SIZE, rows * columns), dtype=torch.float64, device=device)
+        self._holds: PooledMaps | None = None
 
     def columns(self, maps: PooledMaps) -> Tensor:
         """Stack the maps shifted by 0, 1, 2 columns, labels first: R x 6 x h x (w-2), double.
@@ -69,6 +70,9 @@ class Workspace:
         Shifts by rows are windows of it (`_window`), so that X with its 18 rows is never made.
         """
         out = self._columns[: maps.truth.shape[0]]
+        if maps is self._holds:
+            return out.flatten(1, 2)
+        self._holds = maps
         width = out.shape[-1]
         for index, one in enumerate((maps.truth, maps.guess.double() + maps.floor)):
             out[:, index] = one.unfold(2, width, 1).transpose(1, 2)

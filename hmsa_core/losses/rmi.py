@@ -34,8 +34,9 @@ from hmsa_core.losses.regions import (
 __all__ = ["RmiParts", "released_bce", "rmi_loss", "rmi_parts"]
 
 PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
-_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # full-size maps of one block
-_REGION_BYTES = {"cpu": 6 << 20, "cuda": 512 << 20}  # stacked regions of one chunk
+# Small enough for the cache, large enough that threads do not meet after every few microseconds of work
+_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # full-size maps of one block
+_REGION_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # derivatives by nine shifts of one chunk
 
 RmiIgnore = Literal["released", "masked"]
 
@@ -129,26 +130,26 @@ class _RegionMutualInformation(torch.autograd.Function):
     def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target, ignored, count, by_guess = ctx.saved_tensors
         dtype = _work_dtype(logits)
-        per_pixel = by_total.double() * ctx.settings.cross_entropy_weight / count
-        valid = (~ignored).unsqueeze(1).to(dtype)
-        factor = valid * per_pixel.to(dtype)
+        per_pixel = (by_total.double() * ctx.settings.cross_entropy_weight / count).to(dtype)
         cells = None
         if by_guess is not None:
             per_cell = by_total.double() * (ctx.settings.rmi_weight / POOL**2)
             # One more row and column: pixels behind the last whole cell belong to none.
             cells = F.pad((by_guess * per_cell).to(dtype), (0, 1, 0, 1))
+        blank = _blank(ignored, dtype)
         gradient = torch.empty_like(logits, dtype=dtype)
         p_buffer, slope_buffer = _buffers(logits, dtype)
         for images, classes in _blocks(logits):
             part = gradient[images, classes]
             p, slope = p_buffer[: part.shape[0], : part.shape[1]], slope_buffer[: part.shape[0], : part.shape[1]]
-            torch.sigmoid(logits[images, classes], out=p)
-            torch.mul(p, factor[images], out=part)
-            if cells is not None:
+            torch.add(logits[images, classes], blank[images], out=p).sigmoid_()
+            if cells is None:
+                torch.mul(p, per_pixel, out=part)
+            else:
                 torch.addcmul(p, p, p, value=-1.0, out=slope)
-                part += times_cells(slope.mul_(valid[images]), cells[images, classes])
+                torch.addcmul(times_cells(slope, cells[images, classes]), p, per_pixel, out=part)
         index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
-        gradient.scatter_add_(1, index, -factor)
+        gradient.scatter_add_(1, index, (~ignored).unsqueeze(1) * -per_pixel)
         return gradient.to(logits.dtype), None, None, None
 
 
@@ -174,6 +175,12 @@ def _buffers(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=dtype)
 
 
+def _blank(ignored_NHW: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make what is added to all scores, N x 1 x H x W: minus infinity at ignored pixels, 0 elsewhere."""
+    blank = torch.zeros(ignored_NHW.shape, dtype=dtype, device=ignored_NHW.device)
+    return blank.masked_fill_(ignored_NHW, -torch.inf).unsqueeze(1)
+
+
 def _pixel_pass(
     logits: Tensor, target: Tensor, ignored: Tensor, dtype: torch.dtype, *, with_cells: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -182,8 +189,7 @@ def _pixel_pass(
     Ignored pixels get a score of minus infinity: probability and softplus are 0 then. At the label
     softplus(x) is taken out again and softplus(-x) put in; sums are double, so that nothing is lost.
     """
-    blank = torch.zeros(ignored.shape, dtype=dtype, device=logits.device)
-    blank = blank.masked_fill_(ignored, -torch.inf).unsqueeze(1)
+    blank = _blank(ignored, dtype)
     summed = torch.zeros((), dtype=torch.float64, device=logits.device)
     guess = None
     if with_cells:
@@ -228,19 +234,19 @@ def _region_pass(
     step = min(len(pairs), max(1, _REGION_BYTES.get(truth.device.type, 64 << 20) // region_bytes))
     chunks = torch.split(pairs, step)
     workspace = Workspace(step, truth.shape[2], truth.shape[3], truth.device)
-
-    def maps(chunk: Tensor) -> PooledMaps:
-        keep = None if keep_NP is None else keep_NP[chunk // classes]
-        return PooledMaps(flat_truth[chunk], flat_guess[chunk], floor_hw, keep)
-
-    # The stacked regions are made twice, which is cheaper than to keep them; the 9 x 9 problems are solved at once.
-    moments = [region_moments(maps(chunk), workspace) for chunk in chunks]
+    maps = [
+        PooledMaps(flat_truth[c], flat_guess[c], floor_hw, None if keep_NP is None else keep_NP[c // classes])
+        for c in chunks
+    ]
+    # All 9 x 9 problems are solved at once, then the chunks are gone through again, backwards: the last is still there.
+    moments = [region_moments(one, workspace) for one in maps]
     loss, by_stacked = unexplained_logdet(torch.cat([one.covariance for one in moments]))
     total += loss.sum()
     if by_guess is None:
         return total / count, None
-    for chunk, by_chunk, one in zip(chunks, torch.split(by_stacked, [len(c) for c in chunks]), moments, strict=True):
-        by_guess[chunk] = region_gradient(maps(chunk), by_chunk, one.mean, workspace) / count
+    by_chunks = torch.split(by_stacked / count, step)
+    for index in reversed(range(len(chunks))):
+        by_guess[chunks[index]] = region_gradient(maps[index], by_chunks[index], moments[index].mean, workspace)
     return total / count, by_guess.view_as(guess)
 
 

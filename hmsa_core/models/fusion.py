@@ -51,10 +51,10 @@ def fuse_hierarchical(levels: Iterable[Level], size: tuple[int, int]) -> Tensor:
         weight = _attention(level)
         if level.scale >= 1.0:
             below = resize(fused, _size(level.values))
-            fused = weight * level.values + (1 - weight) * below
+            fused = torch.addcmul(weight * level.values, 1 - weight, below)
         else:
             term = resize(weight * level.values, _size(fused))
-            fused = term + (1 - resize(weight, _size(fused))) * fused
+            fused = torch.addcmul(term, 1 - resize(weight, _size(fused)), fused)
     if fused is None:
         raise ValueError("no level to fuse")
     return resize(fused, size)
