@@ -61,7 +61,9 @@ class Recipe:
         masks: ignored pixels (True) by image size.
         flagged: (name, height, width) -> pixels that a review flagged, or None; must pickle.
         centroids: where classes are looked for.
-        material: digests of what the callables read (human labels, reviews): part of the key.
+        material: digests of what the callables read: part of the key.
+        per_image: the same for single images (name -> any JSON value, such as the digest of its human label and
+            its reviews): only the shards of images whose value changed are made again.
     """
 
     policy: ThresholdPolicy
@@ -71,14 +73,28 @@ class Recipe:
     flagged: Flagged | None = None
     centroids: CentroidSettings = CentroidSettings()
     material: Any = None
+    per_image: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, raw: LabelStore) -> str:
-        """Digest of everything that decides the result."""
+        """Digest of everything that decides labels, except what differs by shard: raw bytes and `per_image`.
+
+        So images that are appended to the raw store leave the key, and the finished shards of others, as they are.
+        """
         return atomic.digest({
-            "raw": raw.digest, "policy": self.policy.digest, "material": self.material, "code": 1,
+            "lineage": raw.lineage, "classes": raw.classes.digest(), "policy": self.policy.digest,
+            "material": self.material, "code": 2,
             "rules": self.rules.to_json() if self.rules else None, "centroids": vars(self.centroids),
             "masks": sorted([*size, atomic.sha256_bytes(np.packbits(m).tobytes())] for size, m in self.masks.items()),
         })  # fmt: skip
+
+    def plans(self, raw: LabelStore) -> list[ShardPlan]:
+        """One shard for each of the raw store's, keyed by its content."""
+        key, plans = self.key(raw), []
+        for entry in raw.manifest["shards"]:
+            names = tuple(image[0] for image in entry["images"])
+            own = atomic.digest([key, entry["sha256"], [self.per_image.get(name) for name in names]])
+            plans.append(ShardPlan(entry["index"], names, tuple(image[1] for image in entry["images"]), own))
+        return plans
 
 
 def finalise(
@@ -107,12 +123,7 @@ def finalise(
         StoreError: a raw shard is damaged.
     """
     _check(raw, recipe)
-    root, key = Path(out), recipe.key(raw)
-    plans = [
-        ShardPlan(e["index"], tuple(i[0] for i in e["images"]), tuple(i[1] for i in e["images"]), key)
-        for e in raw.manifest["shards"]
-    ]
-    todo = []
+    root, plans, todo = Path(out), recipe.plans(raw), []
     for plan in plans:
         if shard_done(root, plan):
             _report(advance, plan)

@@ -218,3 +218,28 @@ def test_a_worker_that_nobody_started_does_nothing() -> None:
 
     with pytest.raises(RuntimeError, match="not started"):
         module._work(ShardPlan(0, (), (), ""))
+
+
+def test_appended_images_leave_finished_shards_alone(tmp_path: Path) -> None:
+    write_store(tmp_path / "raw", 4)
+    finalise(LabelStore.open(tmp_path / "raw"), _recipe(), tmp_path / "final")
+    before = {p.name: p.stat().st_ino for p in (tmp_path / "final").glob("shard-*.parquet")}
+    write_store(tmp_path / "raw", 2, start=4)
+    grown = LabelStore.open(tmp_path / "raw")
+    statistics = finalise(grown, _recipe(), tmp_path / "final")
+    assert statistics["images"] == 6
+    assert opened(tmp_path / "final").names() == grown.names()
+    after = {p.name: p.stat().st_ino for p in (tmp_path / "final").glob("shard-*.parquet")}
+    assert len(after) == 3
+    assert before.items() <= after.items()
+
+
+def test_a_review_of_one_image_remakes_its_shard_only(raw: LabelStore, tmp_path: Path) -> None:
+    finalise(raw, _recipe(), tmp_path)
+    before = {p.name: p.stat().st_ino for p in tmp_path.glob("shard-*.parquet")}
+    recipe = _recipe(flagged=Flags(), per_image={"city1_000001_000019": "flagged on the left"})
+    assert recipe.key(raw) == _recipe().key(raw)
+    finalise(raw, recipe, tmp_path)
+    changed = [p.name for p in sorted(tmp_path.glob("shard-*.parquet")) if before[p.name] != p.stat().st_ino]
+    assert changed == ["shard-00000.parquet"]
+    assert (opened(tmp_path).read_label("city1_000001_000019")[:, :5] == 255).all()

@@ -246,7 +246,7 @@ def test_held_out_blocks_that_fall_short_make_an_estimate() -> None:
     total[32:], correct[32:] = 20 * total[32:], 20 * correct[32:]
     correct[32:, :, :200] = np.round(0.6 * correct[32:, :, :200])
     entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
-    assert entry.code >= 200
+    assert entry.code >= 195
     assert entry.evidence["precision"] >= 0.98 > entry.evidence["cross_fit"]["precision"]
     assert entry.status == "estimate"
     assert "held-out blocks reach" in entry.evidence["reason"]
