@@ -63,7 +63,7 @@ def _encode_webp(array: NDArray[np.uint8]) -> bytes:
         raise InputError(f"a map of {array.shape} is too large for WebP", hint="use codec png")
     # Grey goes into all three channels; the subtract-green transform makes the copies free.
     file = io.BytesIO()
-    Image.fromarray(array).convert("RGB").save(file, "WEBP", lossless=True, quality=0, method=0, exact=True)
+    Image.fromarray(array).convert("RGB").save(file, "WEBP", lossless=True, quality=40, method=2, exact=True)
     return file.getvalue()
 
 

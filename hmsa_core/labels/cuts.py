@@ -76,7 +76,7 @@ def figures(
 
 
 def share(part: Any, whole: Any) -> float | None:
-    """part / whole for JSON; None for nothing of nothing."""
+    """The ratio of two counts for JSON; None for nothing of nothing."""
     return round(float(part) / float(whole), 6) if whole else None
 
 
