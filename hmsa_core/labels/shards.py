@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import canonical_json, sha256_file, sweep_temps
-from hmsa_core.errors import InputError, StoreError
+from hmsa_core.errors import InputError, LockedError, StoreError
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codec import Codec, encode
 from hmsa_core.labels.codes import ConfidenceCode
@@ -29,7 +29,10 @@ from hmsa_core.labels.sidecar import SidecarRows
 from hmsa_core.locks import FileLock
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
-__all__ = ["ShardPlan", "ShardWriter", "plan_shards", "publish_store", "read_receipt", "shard_done", "write_manifest"]
+__all__ = [
+    "ShardPlan", "ShardWriter", "claim_shard", "plan_shards", "publish_store", "read_receipt", "shard_done",
+    "write_manifest",
+]  # fmt: skip
 
 _CODE = ConfidenceCode()
 
@@ -261,6 +264,23 @@ def _check_ids(name: str, what: str, ids: NDArray[np.uint8], classes: ClassTable
             f"(0..{classes.num_classes - 1} or {IGNORE})",
             hint="map ids to trainIds first, or give the right class table",
         )
+
+
+def claim_shard(store: str | Path, plan: ShardPlan, **options: Any) -> ShardWriter | None:
+    """A writer for a shard that is neither done nor in another process's hands; None otherwise.
+
+    Done is asked again under the lock: its last owner may have finished it a moment ago.
+    """
+    if shard_done(store, plan):
+        return None
+    try:
+        writer = ShardWriter(store, plan, **options)
+    except LockedError:
+        return None
+    if shard_done(store, plan):
+        writer.abort()
+        return None
+    return writer
 
 
 def shard_done(store: str | Path, plan: ShardPlan, *, check_bytes: bool = True) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.shards import ShardPlan, ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, plan_shards, shard_done, write_manifest
 from tests.support.label_maps import maps
 
 KEY = "k" * 64
@@ -254,3 +254,46 @@ def test_a_shard_that_cannot_be_opened_gives_its_lock_back(tmp_path: Path, monke
 
 def _fail(*_: object, **__: object) -> None:
     raise OSError("no")
+
+
+_WORKER = """
+import os, sys
+from pathlib import Path
+from hmsa_core.labels.shards import claim_shard, plan_shards
+from tests.support.label_maps import maps
+root = Path(sys.argv[1])
+for plan in plan_shards([], [(f"i{i}", "") for i in range(60)], 3, "k" * 64):
+    shard = claim_shard(root, plan)
+    if shard is None:
+        continue
+    with (root.parent / "claims").open("a") as file:
+        file.write(f"{plan.index}\\n")
+    with shard:
+        for name in plan.names:
+            shard.add(name, *maps(int(name[1:]), (6, 7)))
+"""
+
+
+@pytest.mark.chain
+def test_processes_that_race_for_shards_write_each_exactly_once(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    workers = [
+        subprocess.Popen([sys.executable, "-c", _WORKER, str(root)], cwd=Path(__file__).parents[4]) for _ in range(4)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0] * 4
+    plans = plan_shards([], [(f"i{i}", "") for i in range(60)], 3, KEY)
+    assert all(shard_done(root, plan) for plan in plans)
+    claims = (tmp_path / "claims").read_text().split()
+    assert sorted(map(int, claims)) == [plan.index for plan in plans]
+    write_manifest(root, plans, {})
+    LabelStore.open(root, strict=True)
+
+
+def test_a_claim_is_refused_while_another_writes_and_after_it_is_done(tmp_path: Path) -> None:
+    plan = ShardPlan(0, ("i1",), ("",), KEY)
+    shard = claim_shard(tmp_path, plan)
+    assert shard is not None
+    assert claim_shard(tmp_path, plan) is None
+    shard.add("i1", *maps(1))
+    shard.close()
+    assert claim_shard(tmp_path, plan) is None
