@@ -117,12 +117,8 @@ class Feed:
         with self._clock.waiting():
             try:
                 batch = next(self._iterator)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise TrainingError(
-                    f"a loader process died: {error}", hint="often too little memory: lower runtime.workers"
-                ) from error
+            except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
+                raise _death(error) from error
         if isinstance(batch, _Fault):
             raise batch.raised()
         return batch
@@ -135,3 +131,12 @@ class Feed:
     ) -> None:
         # Dropping the iterator ends its workers; a traceback that is kept must not keep them alive.
         del self._iterator
+        # torch reports a dead worker from a signal handler: the error can come out of any line.
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise _death(error) from error
+
+
+def _death(error: BaseException) -> TrainingError:
+    return TrainingError(
+        f"a loader process died: {error}", hint="often too little memory: lower runtime.workers"
+    )

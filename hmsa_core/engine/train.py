@@ -6,6 +6,7 @@ Below `work`: `state/` (see `state`), `log.jsonl`, and in the end `model/` (chec
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from hmsa_core.config import TrainConfig
 from hmsa_core.engine.clock import StepClock
 from hmsa_core.engine.context import JobContext
 from hmsa_core.engine.distributed import Ranks
@@ -27,12 +29,13 @@ from hmsa_core.engine.state import StateStore
 from hmsa_core.engine.timeline import Timeline, passes_a_step
 from hmsa_core.engine.trainer import Trainer
 from hmsa_core.engine.validate import Validation
-from hmsa_core.errors import InterruptedRunError
+from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
 
 __all__ = ["run"]
 
 LOG_EVERY = 10  # steps between log lines
+_COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 
 
 def run(spec: TrainSpec, context: JobContext) -> None:
@@ -43,12 +46,26 @@ def run(spec: TrainSpec, context: JobContext) -> None:
         TrainingError: the loss is not finite, or memory ran out.
         InterruptedRunError: SIGTERM or SIGINT on any rank; the state is saved.
     """
-    passes_a_step(spec.config, context.world)  # refuse an impossible number of ranks before reading data
+    # Refuse what cannot work before any data are read.
+    passes_a_step(spec.config, context.world)
+    _refuse_small_crop(spec.config)
     data = open_run_data(spec, context.ranks)
     if _is_finished(spec.work / "model", data.key):
         context.log.write("finished", step=Timeline(data.plan, spec.config.global_batch).total_steps)
         return
     _Run(spec, context, data).run()
+
+
+def _refuse_small_crop(config: TrainConfig) -> None:
+    """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
+    scale = config.model.low_scale if config.model.kind in ("hierarchical", "explicit") else 1.0
+    rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
+    if rows * columns * config.batch_per_rank < 2:
+        raise ConfigError(
+            f"crop {config.crop[0]}x{config.crop[1]} leaves one position on the coarsest grid at scale {scale:g}:"
+            " batch norm cannot train on it",
+            hint=f"make a side larger than {int(_COARSEST / scale)} pixels, or batch_per_rank at least 2",
+        )
 
 
 def _is_finished(folder: Path, key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -57,5 +58,6 @@ def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> in
         code = 0
     except BaseException:  # noqa: BLE001 - a fork of the test process must end here, whatever happened
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)

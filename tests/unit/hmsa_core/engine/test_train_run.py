@@ -22,6 +22,7 @@ from hmsa_core.engine.trainer import Trainer
 from hmsa_core.errors import ConfigError, DecodeError, HmsaError, IntegrityError, TrainingError
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.models import load, read_meta
+from tests.support.ranks import run_ranks
 from tests.support.training import (
     CLASSES,
     class_table,
@@ -350,6 +351,42 @@ def test_an_image_that_changed_after_indexing_is_named_with_its_own_error(tmp_pa
     assert isinstance(caught.value, (IntegrityError, DecodeError))
     assert caught.value.exit_code in (3, 4)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.fault
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiprocessing
+    import os
+    import signal
+
+    spec = train_spec(data, tmp_path, runtime__workers=1, epochs=20)
+    real = Trainer._update
+
+    def update(self: Trainer) -> None:
+        real(self)
+        if self.step == 2:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+
+    monkeypatch.setattr(Trainer, "_update", update)
+
+    def target(rank: int) -> None:  # a fork: torch goes on reporting the dead worker for as long as it lives
+        try:
+            run(spec)
+        except TrainingError as error:
+            told = "a loader process died" in error.message and "runtime.workers" in error.hint
+            os._exit(error.exit_code if told else 3)
+
+    assert run_ranks(1, target) == [6]
+
+
+def test_a_crop_that_batch_norm_cannot_train_on_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="crop 32x64 leaves one position") as caught:
+        run(train_spec(data, tmp_path, crop=(32, 64)))
+    assert "larger than 64 pixels, or batch_per_rank at least 2" in caught.value.hint
+    run(train_spec(data, tmp_path, crop=(32, 64), batch_per_rank=2, epochs=1))
 
 
 def test_fp16_on_a_cpu_is_refused(data: Path, tmp_path: Path) -> None:
