@@ -47,11 +47,9 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     if actual != expected:
         raise StoreError(f"{where}: damaged or edited (digest is {actual}, recorded {expected})")
     try:
-        value = json.loads(data)
+        value: dict[str, Any] = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{where}: digest matches but it is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{where}: expected a JSON object")
     return value
 
 

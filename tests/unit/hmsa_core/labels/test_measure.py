@@ -15,7 +15,7 @@ from hmsa_core.labels.measure import (
     measure,
     smallest_global_code,
 )  # fmt: skip
-from hmsa_core.labels.policy import WITHHELD, ThresholdPolicy
+from hmsa_core.labels.policy import WITHHELD, ThresholdPolicy, measure
 from hmsa_core.labels.spec import CalibrateConfig
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
