@@ -58,7 +58,7 @@ def test_a_changed_threshold_trains_no_teacher_and_infers_nothing(workspace: Pat
     change_param(workspace, "  threshold: policy", "  threshold: 0.5")
     assert dvc(workspace, "repro").ran == ["pseudo-label", "student-train", "evaluate", "report"]
     policy = LabelStore.open(workspace / "labels" / "final", strict=True).manifest["policy"]
-    assert set(policy["thresholds"].values()) == {"0.5"}
+    assert {float(t) for t in policy["thresholds"].values()} == {0.5}
 
 
 def test_a_threshold_off_the_grid_is_one_line_with_its_neighbours(workspace: Path) -> None:
