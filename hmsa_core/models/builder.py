@@ -11,7 +11,7 @@ from torch import nn
 from hmsa_core.errors import ConfigError
 from hmsa_core.models.attention import AttentionHead
 from hmsa_core.models.hmsa import MultiScaleModel
-from hmsa_core.models.hrnet import HRNet
+from hmsa_core.models.hrnet import HRNet, hrnet_spec
 from hmsa_core.models.layers import init_weights
 from hmsa_core.models.ocr import OCRBlock, PixelHeads
 from hmsa_core.models.options import ModelOptions, make_options
@@ -63,11 +63,11 @@ def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
 
 def _assemble(options: ModelOptions) -> MultiScaleModel:
     defaults = trunk_defaults(options.trunk)
+    if options.activation_checkpointing and hrnet_spec(options.trunk) is None:
+        raise ConfigError(f"activation_checkpointing is offered for HRNet trunks, not for {options.trunk}")
     backbone = make_trunk(options.trunk)
-    if options.activation_checkpointing:
-        if not isinstance(backbone, HRNet):
-            raise ConfigError(f"activation_checkpointing is offered for HRNet trunks, not for {options.trunk}")
-        backbone.checkpointing = True
+    if isinstance(backbone, HRNet):
+        backbone.checkpointing = options.activation_checkpointing
     hidden = options.attention_channels or defaults.attention_channels
     ocr = _context(options, backbone, hidden)
     head = AttentionHead(ocr.out_channels, hidden) if options.has_attention else None

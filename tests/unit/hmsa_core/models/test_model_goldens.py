@@ -162,7 +162,11 @@ def _is_exact_scale(name: str) -> bool:
     return not name.startswith("odd_") and "0.75" not in name and "1.25" not in name
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The long scale lists take half of the time: they run in `make test`.
+LONG = re.compile("n0.25_|n0.5_0.75")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.chain if LONG.search(n) else ()) for n in NAMES])
 def test_every_recorded_array_of_the_released_network_comes_out_again(recomputed: Recomputed, name: str) -> None:
     ours = recomputed.array(name).numpy()
     recorded = RECORD[name]

@@ -43,7 +43,7 @@ scale_lists = st.lists(
 ).flatmap(lambda others: st.permutations([*others, 1.0]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scales=scale_lists, flip=st.booleans(), height=st.integers(20, 45), width=st.integers(20, 45))
 def test_weights_sum_to_one_at_every_pixel_for_any_scales(
     models: dict[str, MultiScaleModel], scales: list[float], flip: bool, height: int, width: int

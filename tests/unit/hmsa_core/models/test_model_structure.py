@@ -113,9 +113,9 @@ def over(*scales: float) -> Any:
         ((1.0,), 19, (512, 1024)),
         ((0.5, 1.0), 19, (512, 1024)),
         ((0.5, 1.0, 2.0), 19, (512, 1024)),
-        ((0.25, 0.5, 1.0, 2.0), 19, (512, 1024)),
-        ((0.5, 1.0, 2.0), 19, (1024, 2048)),
-        ((0.5, 1.0, 2.0), 65, (512, 1024)),
+        pytest.param((0.25, 0.5, 1.0, 2.0), 19, (512, 1024), marks=pytest.mark.chain),  # counting takes seconds
+        pytest.param((0.5, 1.0, 2.0), 19, (1024, 2048), marks=pytest.mark.chain),
+        pytest.param((0.5, 1.0, 2.0), 65, (512, 1024), marks=pytest.mark.chain),
     ],
 )
 def test_multiply_accumulates_are_the_recorded_ones(
