@@ -12,7 +12,6 @@ from hmsa_core.labels.measure import (
     figures,
     marginal_ends,
     marginal_precision,
-    measure,
     smallest_global_code,
 )  # fmt: skip
 from hmsa_core.labels.policy import WITHHELD, ThresholdPolicy, measure
