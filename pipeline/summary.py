@@ -50,7 +50,8 @@ def _kept(metrics: dict[str, Any]) -> list[str]:
         f"pixels kept by threshold {kept['threshold']} on the report images",
         f"{'class':<20}{'status':<11}{'threshold':>9}{'precision':>11}{'coverage':>10}",
     ]
-    for name, row in kept["classes"].items():
+    for name in metrics["classes"]:
+        row = kept["classes"][name]
         rows.append(
             f"{name:<20}{row['status']:<11}{row['threshold'] or '-':>9}{_percent(row['precision']):>11}"
             f"{_percent(row['coverage']):>10}"

@@ -136,6 +136,7 @@ def _metrics(
     options: dict[str, Any] = {"draws": config.draws, "level": config.confidence, "seed": config.seed}
     return {
         "main_setting": config.settings[0].name,
+        "classes": list(classes),
         "settings": [s.model_dump(mode="json") for s in config.settings],
         "judgement": judgement.to_json(),
         "models": {
