@@ -151,6 +151,22 @@ def test_going_through_the_classes_in_chunks_changes_nothing(
         monkeypatch.undo()
 
 
+def test_no_full_size_class_scores_of_a_scale_are_ever_held(
+    models: dict[str, MultiScaleModel], images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def watched(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        out = resize(maps, size)
+        made.append(out.shape[1])
+        return out
+
+    monkeypatch.setattr(hmsa_module, "_CHUNK_BYTES", 2 * 80 * 112 * 4)  # one class of both images at 2.0x
+    monkeypatch.setattr(hmsa_module, "resize", watched)
+    models["hierarchical"].predict(images, (0.5, 1.0, 2.0), flip=True)
+    assert set(made) == {1, 3}  # one class or one attention map at a time, and the images
+
+
 def test_channels_last_and_double_precision_are_welcome(images: torch.Tensor) -> None:
     model = micro()
     expected = model.predict(images).logits
