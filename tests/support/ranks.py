@@ -10,6 +10,9 @@ import time
 import traceback
 from collections.abc import Callable
 
+# The first optimiser imports this for a second or two: once here, instead of in every fork.
+import torch._dynamo  # noqa: F401
+
 
 def free_port() -> int:
     with socket.socket() as s:

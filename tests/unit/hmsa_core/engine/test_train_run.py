@@ -164,9 +164,9 @@ def test_a_changed_lineage_list_is_refused(teacher: Path, tmp_path: Path) -> Non
 
 
 def test_the_average_is_what_is_saved(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path, ema_decay=0.9)
+    spec = train_spec(data, tmp_path, ema_decay=0.9, epochs=1)
     weights = load_file(run(spec) / "model.safetensors")
-    state = tmp_path / "state" / "step-00000012"
+    state = tmp_path / "state" / "step-00000004"
     average, last = load_file(state / "ema.safetensors"), load_file(state / "model.safetensors")
     key = "backbone.conv1.weight"
     assert torch.equal(weights[key], average[key])
@@ -261,8 +261,8 @@ def test_the_weight_of_auto_labelled_crops_scales_their_loss(data: Path, store: 
 
 
 def test_activation_checkpointing_changes_no_bit(data: Path, tmp_path: Path) -> None:
-    a = run(train_spec(data, tmp_path / "a", epochs=1))
-    b = run(train_spec(data, tmp_path / "b", epochs=1, runtime__activation_checkpointing=True))
+    a = run(train_spec(data, tmp_path / "a", epochs=1, epoch_samples=4))
+    b = run(train_spec(data, tmp_path / "b", epochs=1, epoch_samples=4, runtime__activation_checkpointing=True))
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 
@@ -402,11 +402,31 @@ def test_nesterov_without_momentum_is_refused(data: Path, tmp_path: Path) -> Non
         run(train_spec(data, tmp_path, optimiser__nesterov=True, optimiser__momentum=0.0))
 
 
-@pytest.mark.parametrize("change", [{"optimiser__nesterov": True}, {"optimiser__momentum": 0.0}, {"optimiser__weight_decay": 0.1}])
-def test_each_optimiser_option_changes_the_result(data: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    a = run(train_spec(data, tmp_path / "a", epochs=1))
-    b = run(train_spec(data, tmp_path / "b", epochs=1, **change))
-    assert (a / "model.safetensors").read_bytes() != (b / "model.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    spec = train_spec(data, tmp_path_factory.mktemp("plain"), epochs=1, epoch_samples=4)
+    return (run(spec) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimiser__nesterov": True},
+        {"optimiser__momentum": 0.0},
+        {"optimiser__weight_decay": 0.1},
+        {"optimiser__clip_norm": 0.01},
+        {"optimiser__warmup_steps": 9},
+        {"loss__rmi_ignore": "masked"},
+        {"loss__main": "bce"},
+        {"loss__aux": "released_bce"},
+        {"model__head": "released"},
+        {"model__dropout": 0.5},
+        {"seed": 6},
+    ],
+)
+def test_each_option_changes_the_result(data: Path, tmp_path: Path, plain: bytes, change: dict[str, Any]) -> None:
+    spec = train_spec(data, tmp_path, epochs=1, epoch_samples=4, **change)
+    assert (run(spec) / "model.safetensors").read_bytes() != plain
 
 
 def test_the_record_names_steps_and_settings(teacher: Path) -> None:
