@@ -39,8 +39,8 @@ _ORDER: tuple[tuple[str, float], ...] = (
     ("bicycle", 0.75),
     ("rider", 0.8),
     ("person", 0.75),
-    ("traffic sign", 0.6),
-    ("traffic light", 0.55),
+    ("traffic sign", 0.45),
+    ("traffic light", 0.4),
     ("pole", 0.14),
     ("ego vehicle", 1.0),
 )

@@ -39,8 +39,8 @@ def draw_lamp(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float, lit
     colour = vary(rng, rng.choice(METAL), 10)
     height = rng.uniform(6.0, 8.5)
     with canvas.label("pole"):
-        stroke(canvas, facing_frame(canvas, x, z), ((0.0, 0.0), (0.0, height)), 0.26, colour)
-        stroke(canvas, frame, ((0.0, height), (reach, height + 0.5)), 0.2, colour)
+        stroke(canvas, facing_frame(canvas, x, z), ((0.0, 0.0), (0.0, height)), 0.2, colour)
+        stroke(canvas, frame, ((0.0, height), (reach, height + 0.5)), 0.15, colour)
     with canvas.label("street light"):
         stroke(
             canvas,
@@ -55,14 +55,14 @@ def draw_mast(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """A bare pole: tram mast, telephone pole, flag pole."""
     kind = "utility pole" if rng.chance(0.4) else "pole"
     colour = vary(rng, (96, 82, 66) if kind == "utility pole" else rng.choice(METAL), 12)
-    _pole(canvas, facing_frame(canvas, x, z), rng.uniform(5.0, 9.0), rng.uniform(0.24, 0.38), colour, kind)
+    _pole(canvas, facing_frame(canvas, x, z), rng.uniform(5.0, 9.0), rng.uniform(0.2, 0.3), colour, kind)
 
 
 def draw_bollards(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """Two or three short posts along the kerb."""
     colour = vary(rng, rng.choice(METAL), 12)
     for k in reversed(range(rng.integer(2, 3))):
-        _pole(canvas, facing_frame(canvas, x, z + 1.6 * k), 1.0, 0.2, colour)
+        _pole(canvas, facing_frame(canvas, x, z + 1.6 * k), 1.0, 0.17, colour)
 
 
 def draw_traffic_light(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: float) -> None:
@@ -72,12 +72,12 @@ def draw_traffic_light(canvas: Canvas, x: float, z: float, rng: Rng, *, reach: f
     on = rng.integer(0, 2)
     heads = [(0.0, 2.2)]
     if reach:
-        _pole(canvas, frame, 5.4, 0.26, colour)
+        _pole(canvas, frame, 5.4, 0.2, colour)
         with canvas.label("pole"):
-            stroke(canvas, frame, ((0.0, 5.3), (reach, 5.5)), 0.2, colour)
+            stroke(canvas, frame, ((0.0, 5.3), (reach, 5.5)), 0.15, colour)
         heads.append((reach, 4.7))
     else:
-        _pole(canvas, frame, 3.4, 0.22, colour)
+        _pole(canvas, frame, 3.4, 0.18, colour)
     for side, low in heads:
         with canvas.label("traffic light"):
             plate(canvas, frame, 0.0, (side - 0.34, side + 0.34), (low - 0.06, low + 1.42), (186, 186, 180))
@@ -90,7 +90,7 @@ def draw_sign(canvas: Canvas, x: float, z: float, rng: Rng) -> None:
     """A traffic sign on its pole; sometimes only its grey back is seen."""
     frame = facing_frame(canvas, x, z)
     low = rng.uniform(2.0, 2.5)
-    _pole(canvas, frame, low + 0.5, 0.17, vary(rng, rng.choice(METAL), 10))
+    _pole(canvas, frame, low + 0.5, 0.12, vary(rng, rng.choice(METAL), 10))
     back = rng.chance(0.15)
     for k in range(rng.weighted(((1, 3), (2, 1)))):
         bottom = low + 0.75 * k - 0.4

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.demodata.canvas import Canvas, Colour, Material
-from pipeline.demodata.nature import draw_bush, draw_hedge, draw_tree
+from pipeline.demodata.nature import draw_bush, draw_hedge, draw_tree, tree_line
 from pipeline.demodata.palette import BRIGHT, GREENS, MASONRY, METAL, VEHICLE, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame
 from pipeline.demodata.street import Lot, Street
-from pipeline.demodata.textures import FacadeStyle, asphalt, bars, bricks, facade, foliage, mix, panels, plain
+from pipeline.demodata.textures import FacadeStyle, asphalt, bars, bricks, coped, facade, foliage, mix, panels, plain
 from pipeline.demodata.vehicles import draw_vehicle
 
 __all__ = ["draw_backdrop", "draw_lot"]
@@ -175,14 +175,15 @@ def _wall_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rng
             ],
             mix(colour, (230, 230, 230), 40),
         )
-        _upright(canvas, front, lot.start, lot.end, height, material, street.weather.facing(lot.side))
+        coped_wall = coped(material, colour, int(height * 1000), rng.integer(2600, 4200))
+        _upright(canvas, front, lot.start, lot.end, height, coped_wall, street.weather.facing(lot.side))
 
 
 def _wall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     rng = lot.rng.fork("wall")
     _lawn(canvas, lot, front)
     _greenery(canvas, lot, front, rng, 3)
-    height = rng.uniform(2.2, 4.6) if street.theme == "wall" else rng.uniform(1.8, 3.6)
+    height = rng.uniform(1.9, 3.6) if street.theme == "wall" else rng.uniform(1.6, 3.0)
     _wall_panel(canvas, street, lot, front, rng, height)
 
 
@@ -190,10 +191,10 @@ def _fence_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rn
     salt, top = rng.integer(0, 999), int(height * 1000)
     material = rng.choice(
         (
-            bars(vary(rng, rng.choice(MASONRY), 12), salt, 160, 130, (250, top - 250)),
-            bars(vary(rng, rng.choice(METAL), 14), salt, 130, 45, (120, top - 160), 70),
-            bars(vary(rng, rng.choice(VEHICLE), 12), salt, 2200, 90, (0, top // 2, top - 90), 110),
-            bars(vary(rng, rng.choice(METAL), 12), salt, 90, 36, (100, top - 100), 60),
+            bars(vary(rng, rng.choice(MASONRY), 12), salt, 320, 230, (250, top - 250)),
+            bars(vary(rng, rng.choice(METAL), 14), salt, 260, 110, (120, top - 160), 40),
+            bars(vary(rng, rng.choice(VEHICLE), 12), salt, 900, 140, (0, top // 3, 2 * top // 3, top - 90), 60),
+            bars(vary(rng, rng.choice(METAL), 12), salt, 200, 90, (100, top - 100), 40),
         )
     )
     with canvas.label("fence"):
@@ -227,16 +228,16 @@ def _park(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
         return
     x = front + lot.side * 16.0
     light = street.weather.facing(lot.side)
-    with canvas.label("vegetation"):
-        _upright(
-            canvas,
-            x,
-            lot.start,
-            lot.end,
-            rng.uniform(4.0, 9.0),
-            foliage(vary(rng, rng.choice(GREENS), 14), rng.integer(0, 99), 220),
-            light,
-        )
+    colour = vary(rng, rng.choice(GREENS), 14)
+    tree_line(
+        canvas,
+        (x, lot.start),
+        (x, lot.end),
+        rng.uniform(4.0, 9.0),
+        foliage(colour, rng.integer(0, 99), 220),
+        rng,
+        light,
+    )
     _greenery(canvas, lot, front, rng, 4)
 
 
@@ -285,12 +286,11 @@ def draw_backdrop(canvas: Canvas, street: Street, rng: Rng, depth: float) -> Non
     while at < base + 90.0:
         wide = rng.uniform(7.0, 18.0)
         tall = rng.uniform(3.0, 11.0)
-        green = rng.chance(0.45)
-        with canvas.label("vegetation" if green else "building"):
-            material: Material = (
-                foliage(vary(rng, rng.choice(GREENS), 12), rng.integer(0, 99), 400)
-                if green
-                else facade(_facade_style(rng, shops=False), rng.integer(0, 99))
-            )
-            _end(canvas, at, at + wide, far, tall, material, street.weather.front)
+        if rng.chance(0.45):
+            leaves = foliage(vary(rng, rng.choice(GREENS), 12), rng.integer(0, 99), 400)
+            tree_line(canvas, (at, far), (at + wide, far), tall, leaves, rng, street.weather.front)
+        else:
+            with canvas.label("building"):
+                houses = facade(_facade_style(rng, shops=False), rng.integer(0, 99))
+                _end(canvas, at, at + wide, far, tall, houses, street.weather.front)
         at += wide

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.demodata.canvas import Canvas, Colour
+from pipeline.demodata.canvas import Canvas, Colour, Material
 from pipeline.demodata.palette import GREENS, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import CIRCLE, Frame, box, facing_frame
 from pipeline.demodata.textures import foliage, plain
 
-__all__ = ["draw_bush", "draw_hedge", "draw_tree"]
+__all__ = ["draw_bush", "draw_hedge", "draw_tree", "tree_line"]
 
 
 def _crown(
@@ -82,3 +82,24 @@ def draw_hedge(canvas: Canvas, x0: float, s0: float, s1: float, side: int, rng: 
     frame = Frame(x0 + side * 0.5, (s0 + s1) / 2.0)
     with canvas.label("vegetation"):
         box(canvas, frame, (s1 - s0, 1.0, height), {"body": foliage(colour, rng.integer(0, 99), 70)}, (270, light, 220))
+
+
+def tree_line(
+    canvas: Canvas,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    height: float,
+    leaves: Material,
+    rng: Rng,
+    light: int,
+) -> None:
+    """Trees that stand so close that only their common outline is seen, between two (x, z) points."""
+    steps = 8
+    top = []
+    for k in range(steps + 1):
+        x, z = (a + (b - a) * k / steps for a, b in zip(start, end, strict=True))
+        top.append((x, height * rng.uniform(0.72, 1.0), z))
+    outline = [(start[0], 0.0, start[1]), *top, (end[0], 0.0, end[1])]
+    basis = ((start[0], 0.0, start[1]), (end[0], 0.0, end[1]), (start[0], 1.0, start[1]))
+    with canvas.label("vegetation"):
+        canvas.plane(outline, leaves, basis=basis, light=light)

@@ -13,7 +13,20 @@ import numpy as np
 from pipeline.demodata.canvas import Colour, IntArray, Material
 from pipeline.demodata.rng import NOISE_SIZE, hash_grid, noise_tile
 
-__all__ = ["FacadeStyle", "asphalt", "bars", "bricks", "facade", "foliage", "mix", "panels", "plain", "slabs"]
+__all__ = [
+    "FacadeStyle",
+    "asphalt",
+    "banded",
+    "bars",
+    "bricks",
+    "coped",
+    "facade",
+    "foliage",
+    "mix",
+    "panels",
+    "plain",
+    "slabs",
+]
 
 
 def mix(a: Colour, b: Colour, share: int) -> Colour:
@@ -154,6 +167,33 @@ def foliage(colour: Colour, salt: int, cell_mm: int = 110) -> Material:
         out = _grey(colour, clump)
         out[:, 0] += clump >> 2
         out[:, 2] -= clump >> 2
+        return out
+
+    return shade
+
+
+def coped(base: Material, colour: Colour, top_mm: int, pitch_mm: int) -> Material:
+    """A free-standing wall: light coping along the top and a pillar every few metres."""
+
+    def shade(u: IntArray, v: IntArray) -> IntArray:
+        out = base(u, v)
+        out[u % pitch_mm < 420] -= 26
+        out[v > top_mm - 230] = mix(colour, (232, 230, 224), 150)
+        return out
+
+    return shade
+
+
+def banded(base: Material, stripe: Colour, band: tuple[int, int], doors: tuple[int, ...] = ()) -> Material:
+    """A vehicle's flank with a coloured band at some height and dark doors at some places along it."""
+
+    def shade(u: IntArray, v: IntArray) -> IntArray:
+        out = base(u, v)
+        out[(v >= band[0]) & (v < band[1])] = stripe
+        for door in doors:
+            leaf = (u >= door) & (u < door + 1300) & (v > 450) & (v < 2750)
+            out[leaf] = (40, 46, 52)
+            out[leaf & (np.abs(u - door - 650) < 50)] = (22, 22, 24)
         return out
 
     return shade

@@ -6,7 +6,7 @@ from pipeline.demodata.canvas import Canvas, Colour, IntArray, Material
 from pipeline.demodata.palette import BRIGHT, MASONRY, VEHICLE, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame, Profile, box, disc, extrude, plate
-from pipeline.demodata.textures import FacadeStyle, facade, mix, panels, plain
+from pipeline.demodata.textures import FacadeStyle, banded, facade, mix, panels, plain
 
 __all__ = ["LENGTH_M", "draw_vehicle"]
 
@@ -165,12 +165,22 @@ def _windows(wall: Colour, salt: int, sill: int, height: int, bay: int) -> Mater
 
 
 def _coach(
-    canvas: Canvas, frame: Frame, rng: Rng, light: Light, size: tuple[float, float, float], lift: float
+    canvas: Canvas,
+    frame: Frame,
+    rng: Rng,
+    light: Light,
+    size: tuple[float, float, float],
+    lift: float,
+    doors: tuple[int, ...] = (),
 ) -> float:
+    """Body of a bus or tram car: windows all along, a face at both ends."""
     length, width, height = size
     wall = vary(rng, rng.choice(MASONRY if rng.chance(0.75) else BRIGHT), 12)
     salt = rng.integer(0, 99)
-    side = _windows(wall, salt, int((lift + height * 0.42) * 1000), int(height * 400), rng.integer(1100, 1700))
+    sill = int((lift + height * 0.42) * 1000)
+    stripe = vary(rng, rng.choice(BRIGHT + MASONRY), 10)
+    band = (sill - 480, sill - 230) if not doors else (0, int((lift + 0.25) * 1000))
+    side = banded(_windows(wall, salt, sill, int(height * 400), rng.integer(1100, 1700)), stripe, band, doors)
     end = mix(wall, (0, 0, 0), 30)
 
     def face(u: IntArray, v: IntArray) -> IntArray:
@@ -202,7 +212,7 @@ def _flip(material: Material, height: float) -> Material:
 
 
 def _bus(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> None:
-    side = _coach(canvas, frame, rng, light, (12.0, 2.5, 2.75), 0.35)
+    side = _coach(canvas, frame, rng, light, (12.0, 2.5, 2.75), 0.35, doors=(600, 5600, 9900))
     _ends(canvas, frame, 12.0, 2.5, 0.7, lamps)
     _wheels(canvas, frame, side, (3.6, -3.2), 0.5)
 
