@@ -1,33 +1,16 @@
-"""Softmax cross-entropy, finite for every label map."""
+"""Softmax cross-entropy, finite for every label map, without full-size intermediates."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
-from hmsa_core.errors import InputError
+from hmsa_core.losses.blocks import add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
-__all__ = ["check_shapes", "cross_entropy", "valid_pixels"]
-
-_INT64_IGNORE = -100
-
-
-def check_shapes(logits_BCHW: Tensor, label_BHW: Tensor) -> None:
-    """Refuse labels that do not lie on the logits' grid."""
-    if logits_BCHW.ndim != 4 or label_BHW.shape != (logits_BCHW.shape[0], *logits_BCHW.shape[2:]):
-        raise InputError(
-            f"labels {tuple(label_BHW.shape)} do not fit logits {tuple(logits_BCHW.shape)}: "
-            "expected (N, C, H, W) and (N, H, W)"
-        )
-
-
-def valid_pixels(label_BHW: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Say which pixels count: a label in 0..C-1 that is not `ignore_index` (bool, N x H x W).
-
-    The released code only asks `label < num_classes`; the same for 255 and for Mapillary's 65.
-    """
-    return (label_BHW >= 0) & (label_BHW < num_classes) & (label_BHW != ignore_index)
+__all__ = ["cross_entropy"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -38,9 +21,40 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) ->
         labels: N x H x W, any integer dtype.
         ignore_index: label that does not count (nor does any outside 0..C-1).
     """
-    check_shapes(logits, labels)
-    valid = valid_pixels(labels, logits.shape[1], ignore_index)
-    target = torch.where(valid, labels.long(), _INT64_IGNORE)
-    scores = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    total = F.cross_entropy(scores, target, ignore_index=_INT64_IGNORE, reduction="sum")
-    return total / valid.sum().clamp(min=1)
+    target = make_target(logits, labels, ignore_index)
+    with torch.autocast(logits.device.type, enabled=False):
+        loss: Tensor = _CrossEntropy.apply(logits.contiguous(), target)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps one number a pixel (log of the softmax denominator) and makes the softmax again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        dtype = work_dtype(logits)
+        highest = logits.amax(dim=1, keepdim=True).to(dtype)
+        total = torch.zeros_like(highest)
+        (buffer,) = buffers(logits, 1)
+        for images, classes in blocks(logits):
+            part = logits[images, classes]
+            x = buffer[: part.shape[0], : part.shape[1]]
+            total[images] += torch.sub(part, highest[images], out=x).exp_().sum(dim=1, keepdim=True)
+        denominator = highest + total.log_()
+        ignored = target == logits.shape[1]
+        count = (~ignored).sum(dtype=torch.float64).clamp(min=1.0)
+        surprise = (denominator - at_label(logits, target)).masked_fill_(ignored.unsqueeze(1), 0.0)
+        ctx.save_for_backward(logits, target, ignored, denominator, count)
+        return (surprise.sum(dtype=torch.float64) / count).to(dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None]:
+        logits, target, ignored, denominator, count = ctx.saved_tensors
+        scale = (by_loss.double() / count).to(denominator.dtype)
+        shift = blank(ignored, denominator.dtype) - denominator
+        gradient = torch.empty_like(logits, dtype=denominator.dtype)
+        for images, classes in blocks(logits):
+            torch.add(logits[images, classes], shift[images], out=gradient[images, classes]).exp_().mul_(scale)
+        add_at_label(gradient, target, -scale)
+        return gradient.to(logits.dtype), None

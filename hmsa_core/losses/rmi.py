@@ -9,7 +9,6 @@ Legend: N images, C classes, H x W pixels, h x w pooled cells (cell i covers pix
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.losses.blocks import add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 from hmsa_core.losses.cells import POOL, pool, pool_labels, times_cells
-from hmsa_core.losses.cross_entropy import check_shapes, valid_pixels
 from hmsa_core.losses.regions import (
     ABSENT,
     RADIUS,
@@ -34,8 +33,6 @@ from hmsa_core.losses.regions import (
 __all__ = ["RmiParts", "released_bce", "rmi_loss", "rmi_parts"]
 
 PROBABILITY_FLOOR = 1e-6  # added to every probability before pooling, as released
-# Small enough for the cache, large enough that threads do not meet after every few microseconds of work
-_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # full-size maps of one block
 _REGION_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # derivatives by nine shifts of one chunk
 
 RmiIgnore = Literal["released", "masked"]
@@ -89,13 +86,9 @@ def released_bce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> 
 
 
 def _apply(logits: Tensor, labels: Tensor, ignore_index: int, settings: _Settings) -> RmiParts:
-    check_shapes(logits, labels)
+    target = make_target(logits, labels, ignore_index)
     if settings.rmi_weight and min(logits.shape[2:]) < POOL * (RADIUS - 1):
         raise InputError(f"RMI needs crops of at least 8 x 8 pixels, got {tuple(logits.shape[2:])}")
-    valid = valid_pixels(labels, logits.shape[1], ignore_index)
-    # Ignored pixels get the number behind the last class; a narrow dtype, kept until the backward pass.
-    dtype = torch.uint8 if logits.shape[1] < 255 else torch.int16
-    target = torch.where(valid, labels, logits.shape[1]).to(dtype)
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
         parts = _RegionMutualInformation.apply(logits.contiguous(), target, settings, wants_gradient)
@@ -107,7 +100,7 @@ class _RegionMutualInformation(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, settings: _Settings, wants_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = _work_dtype(logits)
+        dtype = work_dtype(logits)
         ignored = target == logits.shape[1]
         summed, guess = _pixel_pass(logits, target, ignored, dtype, with_cells=settings.rmi_weight != 0.0)
         count = (~ignored).sum(dtype=torch.float64) + 1.0
@@ -129,56 +122,27 @@ class _RegionMutualInformation(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped
     def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target, ignored, count, by_guess = ctx.saved_tensors
-        dtype = _work_dtype(logits)
+        dtype = work_dtype(logits)
         per_pixel = (by_total.double() * ctx.settings.cross_entropy_weight / count).to(dtype)
         cells = None
         if by_guess is not None:
             per_cell = by_total.double() * (ctx.settings.rmi_weight / POOL**2)
             # One more row and column: pixels behind the last whole cell belong to none.
             cells = F.pad((by_guess * per_cell).to(dtype), (0, 1, 0, 1))
-        blank = _blank(ignored, dtype)
+        empty = blank(ignored, dtype)
         gradient = torch.empty_like(logits, dtype=dtype)
-        p_buffer, slope_buffer = _buffers(logits, dtype)
-        for images, classes in _blocks(logits):
+        p_buffer, slope_buffer = buffers(logits, 2)
+        for images, classes in blocks(logits):
             part = gradient[images, classes]
             p, slope = p_buffer[: part.shape[0], : part.shape[1]], slope_buffer[: part.shape[0], : part.shape[1]]
-            torch.add(logits[images, classes], blank[images], out=p).sigmoid_()
+            torch.add(logits[images, classes], empty[images], out=p).sigmoid_()
             if cells is None:
                 torch.mul(p, per_pixel, out=part)
             else:
                 torch.addcmul(p, p, p, value=-1.0, out=slope)
                 torch.addcmul(times_cells(slope, cells[images, classes]), p, per_pixel, out=part)
-        index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
-        gradient.scatter_add_(1, index, (~ignored).unsqueeze(1) * -per_pixel)
+        add_at_label(gradient, target, -per_pixel)
         return gradient.to(logits.dtype), None, None, None
-
-
-def _work_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
-
-
-def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut N x C into blocks of images x classes whose full-size maps stay in the cache (or fit the GPU)."""
-    count, classes, height, width = logits.shape
-    maps = max(1, _BLOCK_BYTES.get(logits.device.type, 64 << 20) // (height * width * 4))
-    step_classes = min(classes, maps)
-    step_images = max(1, maps // classes)
-    for image in range(0, count, step_images):
-        for start in range(0, classes, step_classes):
-            yield slice(image, image + step_images), slice(start, min(start + step_classes, classes))
-
-
-def _buffers(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two buffers of the largest block: fresh memory for each block would cost more than the arithmetic."""
-    images, classes = next(_blocks(logits))
-    shape = logits[images, classes].shape
-    return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=dtype)
-
-
-def _blank(ignored_NHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Make what is added to all scores, N x 1 x H x W: minus infinity at ignored pixels, 0 elsewhere."""
-    blank = torch.zeros(ignored_NHW.shape, dtype=dtype, device=ignored_NHW.device)
-    return blank.masked_fill_(ignored_NHW, -torch.inf).unsqueeze(1)
 
 
 def _pixel_pass(
@@ -189,24 +153,23 @@ def _pixel_pass(
     Ignored pixels get a score of minus infinity: probability and softplus are 0 then. At the label
     softplus(x) is taken out again and softplus(-x) put in; sums are double, so that nothing is lost.
     """
-    blank = _blank(ignored, dtype)
+    empty = blank(ignored, dtype)
     summed = torch.zeros((), dtype=torch.float64, device=logits.device)
     guess = None
     if with_cells:
         grid = (logits.shape[2] // POOL + 1, logits.shape[3] // POOL + 1)
         guess = logits.new_empty((*logits.shape[:2], *grid), dtype=dtype)
-    scores, work = _buffers(logits, dtype)
-    for images, classes in _blocks(logits):
+    scores, work = buffers(logits, 2)
+    for images, classes in blocks(logits):
         part = logits[images, classes]
         x, y = scores[: part.shape[0], : part.shape[1]], work[: part.shape[0], : part.shape[1]]
-        torch.add(part, blank[images], out=x)
+        torch.add(part, empty[images], out=x)
         summed += F.softplus(x, out=y).sum(dtype=torch.float64)  # type: ignore[call-arg]  # missing in the stub
         if guess is not None:
             guess[images, classes] = pool(torch.sigmoid(x, out=y))
-    index = target.clamp(max=logits.shape[1] - 1).long().unsqueeze(1)
-    at_label = logits.gather(1, index).to(dtype)
-    put_in = F.softplus(blank - at_label).sum(dtype=torch.float64)
-    return summed - F.softplus(blank + at_label).sum(dtype=torch.float64) + put_in, guess
+    right = at_label(logits, target)
+    put_in = F.softplus(empty - right).sum(dtype=torch.float64)
+    return summed - F.softplus(empty + right).sum(dtype=torch.float64) + put_in, guess
 
 
 def _kept_regions(ignored_NHW: Tensor) -> Tensor:

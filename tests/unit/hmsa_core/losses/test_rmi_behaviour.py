@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.reference.rmi_plain import rmi_plain
 from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.losses import cross_entropy, released_bce, rmi_loss, rmi_parts
-from hmsa_core.losses import rmi as rmi_module
+from hmsa_core.losses import blocks as blocks_module
+from hmsa_core.losses import released_bce, rmi_loss, rmi_parts
 
 
 def scene(seed: int, shape: tuple[int, int, int, int], ignored: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +59,7 @@ def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkey
     logits, labels = scene(4, (3, 5, 32, 40))
     whole = rmi_loss(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setitem(rmi_module._BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setitem(blocks_module.BLOCK_BYTES, "cpu", block_bytes)
     cut = rmi_loss(logits, labels)
     (gradient,) = torch.autograd.grad(cut, logits)
     assert cut.item() == pytest.approx(whole.item(), rel=1e-12)
@@ -179,11 +179,3 @@ def test_wrong_arguments_are_named() -> None:
         rmi_loss(logits[..., :7, :], labels[:, :7])
     with pytest.raises(ConfigError, match="released or masked"):
         rmi_loss(logits, labels, rmi_ignore="none")  # type: ignore[arg-type]
-
-
-def test_cross_entropy_is_finite_when_nothing_is_valid() -> None:
-    logits, labels = scene(14, (1, 4, 24, 24), ignored=1.0)
-    loss = cross_entropy(logits, labels)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.item() == 0.0
-    assert gradient.abs().max() == 0.0
