@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hmsa_core.atomic import read_json
+from hmsa_core.data.index import Index
 from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, one_line
 from hmsa_core.locks import probe_locks
 from pipeline.workspace import Workspace
@@ -83,8 +83,8 @@ def disk_need(ws: Workspace) -> Need:
     Bytes per pixel were measured on the generator's scenes and CamVid (docs/benchmarks.md); they are taken
     generously, since a run that stops in the middle of the night costs more than a warning.
     """
-    summary = ws.path("data/index/summary.json")
-    pixels = int(read_json(summary).get("pixels", 0)) if summary.exists() else 0
+    index = ws.path("data/index/unlabelled.parquet")
+    pixels = sum(s.height * s.width for s in Index.load(index).samples) if index.exists() else 0
     checkpoints = {
         name: sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         for name in ("pretrain", "teacher", "student", "control")

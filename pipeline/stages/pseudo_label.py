@@ -126,7 +126,10 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         masks=_masks(ws),
         flagged=Flagged(marks) if marks else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
-        material={"coarse": coarse, "marks": {n: [m.to_json() for m in ms] for n, ms in sorted(marks.items())}},
+        per_image={
+            name: [coarse.get(name, ""), [mark.to_json() for mark in marks.get(name, [])]]
+            for name in sorted({*coarse, *marks})
+        },
     )
 
 
