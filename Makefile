@@ -20,8 +20,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit licences clean \
-	orchestrate orchestrate-stop ablation-scales ablation-labels ablation-threshold camvid-table results
+.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit clean orchestrate orchestrate-stop
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -79,17 +78,11 @@ type: setup  ## mypy --strict
 audit: setup  ## known vulnerabilities of the locked packages (asks the network)
 	$(PY) -m pip_audit --disable-pip --require-hashes -r requirements.lock
 
-orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=.)
-	$(PY) -m pipeline.flow.up --workspace $(WORKSPACE)
+orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=. PORT=4200)
+	$(PY) -m pipeline.flow.up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
 
 orchestrate-stop: setup  ## end all of it
 	$(PY) -m pipeline.flow.down --workspace $(WORKSPACE)
-
-ablation-scales ablation-labels ablation-threshold camvid-table: setup  ## tables of docs/results.md, resumable
-	$(PY) -m benchmarks.ablation $@
-
-results: setup  ## docs/results.md from the committed metric files
-	$(PY) -m benchmarks.results
 
 clean:  ## remove what runs left, keep .venv
 	rm -rf work report evaluation calibration labels plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
