@@ -29,8 +29,13 @@ SCRIPTS: dict[str, list[str]] = {
     "train_step": ["benchmarks/bench_train_step.py"],
     "infer": ["benchmarks/bench_infer.py"],
 }
-QUICK = {"rmi": ["--rounds", "3", "--shape", "1x19x256x512"], "store": ["--images", "1", "--rows", "2000"],
-         "loader": ["--images", "2", "--repeats", "2"], "train_step": ["--rounds", "2"], "infer": ["--quick"]}  # fmt: skip
+QUICK = {
+    "rmi": ["--rounds", "3", "--shape", "1x19x256x512"],
+    "store": ["--images", "1", "--rows", "2000"],
+    "loader": ["--images", "2", "--repeats", "2"],
+    "train_step": ["--rounds", "2"],
+    "infer": ["--quick"],
+}
 
 
 def machine() -> dict[str, Any]:
@@ -67,8 +72,9 @@ def page() -> str:
     """docs/benchmarks.md from the committed files."""
     lines = [
         "# Benchmarks", "",
-        "Made by `make bench` from `benchmarks/results/*.json`. Both sides of a ratio run in turns in one process or one run; absolute",
-        "times hold for the machine named. `load_before` above about 0.5 means that the machine was busy: then trust ratios only.", "",
+        "Made by `make bench` from `benchmarks/results/*.json`. Both sides of a ratio run in turns in one process or",
+        "one run; absolute times hold for the machine named. `load_before` above about 0.5 means that the machine was",
+        "busy: then trust ratios only.", "",
     ]  # fmt: skip
     for path in sorted(RESULTS.glob("*.json")):
         found = read_json(path)
