@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmsa_core.data.transforms import MEAN, STD
+from hmsa_core.engine.fast_heads import run_scale
 from hmsa_core.engine.fast_rows import (
     Array,
     Backend,
@@ -55,12 +56,17 @@ class Predictor:
     """A model made ready for inference on one device.
 
     Args:
-        model: a model of `hmsa_core.models`, which is not changed.
+        model: a model of `hmsa_core.models`; not changed, unless `in_place`.
         device: where it computes.
         precision: "fp32", "bf16" (fp32 on a CPU without bf16 units: see `.precision`) or "fp16".
+        in_place: rewrite the model itself, which cannot be trained or saved afterwards: no second copy of
+            the weights in memory.
     """
 
-    def __init__(self, model: MultiScaleModel, device: torch.device | str = "cpu", precision: str = "fp32") -> None:
+    def __init__(
+        self, model: MultiScaleModel, device: torch.device | str = "cpu", precision: str = "fp32", *,
+        in_place: bool = False,
+    ) -> None:  # fmt: skip
         self.device = torch.device(device)
         self.precision = effective_precision(precision, self.device)
         self.kind, self.num_classes, self.meta = model.kind, model.num_classes, model.meta
@@ -72,7 +78,7 @@ class Predictor:
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
         # 256 values a channel: (value / 255 - mean) / std, as in training.
         self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
-        self._model = optimise(model, self.device, self.precision)
+        self._model = optimise(model, self.device, self.precision, in_place=in_place)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.ops: Backend = NumpyBackend() if self.device.type == "cpu" else TorchBackend(self.device)
 
@@ -93,10 +99,7 @@ class Predictor:
         """Raw scores and attention (float32, on the trunk's grid) of B x 3 x H x W normalised images."""
         with torch.inference_mode():
             images = images.to(self._dtype, memory_format=torch.channels_last)
-            out = self._model.forward_scale(images, attention=attention)
-            # The auxiliary scores die here: nothing of their size is held while rows are fused.
-            logits, weight = out.logits, out.attention
-            del out
+            logits, weight = run_scale(self._model, images, attention=attention)
             return logits.float().contiguous(), None if weight is None else weight.float().contiguous()
 
 

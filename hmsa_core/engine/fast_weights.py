@@ -8,6 +8,8 @@ rounding it would not be used.
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -35,8 +37,10 @@ def effective_precision(asked: str, device: torch.device) -> str:
     return asked
 
 
-def optimise(model: MultiScaleModel, device: torch.device, precision: str) -> MultiScaleModel:
-    """Return a copy for inference on `device`; the given model stays as it is.
+def optimise(
+    model: MultiScaleModel, device: torch.device, precision: str, *, in_place: bool = False
+) -> MultiScaleModel:
+    """Return a copy for inference on `device`; the given model stays as it is, unless `in_place`.
 
     Args:
         model: in evaluation mode, float32.
@@ -48,7 +52,7 @@ def optimise(model: MultiScaleModel, device: torch.device, precision: str) -> Mu
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.no_grad():
-        fast = copy.deepcopy(model).eval()
+        fast = (model if in_place else copy.deepcopy(model)).eval()
         probe = torch.randn(1, 3, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
         probe = probe.to(next(fast.parameters()).device)
         before = fast.forward_scale(probe)
@@ -62,7 +66,15 @@ def optimise(model: MultiScaleModel, device: torch.device, precision: str) -> Mu
             _pack(fast)
     for parameter in fast.parameters():
         parameter.requires_grad_(False)
+    _return_free_memory()
     return fast
+
+
+def _return_free_memory() -> None:
+    """Give the pages of replaced weights back to the system: glibc keeps what lies between living blocks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _check_same(before: Tensor, after: Tensor) -> None:

@@ -62,7 +62,7 @@ def label_image(
 def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     """Load a checkpoint for this rank's device in the precision that the job asks for."""
     cv2.setNumThreads(context.runtime.threads)
-    return Predictor(models.load(checkpoint), context.device, context.runtime.precision)
+    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
 def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
