@@ -96,8 +96,9 @@ def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_b
     stage = "teacher-train"
     lock, last = lock_file(workspace), max(_steps(workspace, stage))
     with _running(workspace, stage) as process:
-        # 20 = the first saved state of profile tiny, so that even a SIGKILL has something to go on from.
-        _wait(lambda: max(_steps(workspace, stage), default=0) >= 20, process)
+        # The first state of profile tiny is saved at step 20: even a SIGKILL has something to go on from. A line
+        # in the log would not do, the state follows it.
+        _wait(lambda: any((workspace / "work" / stage).glob("*/state/step-*/state.json")), process)
         HITS[hit](process.pid, _stage_pid(workspace, stage))
         process.wait(timeout=GONE_WITHIN_S)
         _assert_all_gone(workspace)
