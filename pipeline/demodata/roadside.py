@@ -22,15 +22,15 @@ from pipeline.demodata.street import Street, crossings
 __all__ = ["ambient_items"]
 
 _CHUNK_M = 20.0
-_FAR_M = 40.0  # from the stretch the camera is in; beyond, a person is a pixel or two wide
+_FAR_M = 32.0  # at least so far ahead; much farther, a person is a pixel or two wide
 
 
 def ambient_items(street: Street, here: float) -> list[Item]:
     """What any street has: keyed by stretches of 20 m, so it stays put while the camera moves."""
     items: list[Item] = []
     cuts = crossings(street, here - 20.0, here + _FAR_M)
-    first = int((here - 4.0) // _CHUNK_M)
-    for index in range(first, first + int(_FAR_M / _CHUNK_M)):
+    first, last = int((here - 2.0) // _CHUNK_M), int((here + _FAR_M) // _CHUNK_M)
+    for index in range(first, last + 1):
         for side in (-1, 1):
             items += _chunk(street, street.rng.fork("chunk", index, side), side, index * _CHUNK_M, cuts)
     for start, end in cuts:
@@ -64,7 +64,7 @@ def _chunk(street: Street, rng: Rng, side: int, s0: float, cuts: list[tuple[floa
                     spot.uniform(min(kerb, walk_to) + 0.4, max(kerb, walk_to) - 0.4), s0 + spot.uniform(0.0, 20.0), spot
                 )
             )
-    if rng.chance(0.18 * busy):
+    if rng.chance(0.36 * busy):
         spot, s = rng.fork("bike"), s0 + rng.uniform(0.0, 20.0)
         items.append(two_wheeler("bicycle", walk_to - side * 0.6, s, spot, spot.choice(SLANTS), ridden=False))
     return items
@@ -89,7 +89,7 @@ def _parked(street: Street, rng: Rng, side: int, d: float, s0: float, cuts: list
 # Thing, chance in a stretch of 20 m, metres behind the kerb.
 _KERBSIDE: tuple[tuple[Draw, float, float], ...] = (
     (draw_mast, 0.16, 0.55),
-    (draw_sign, 0.36, 0.55),
+    (draw_sign, 0.45, 0.55),
     (draw_bin, 0.14, 0.55),
     (draw_bollards, 0.12, 0.55),
     (draw_poster, 0.05, 1.55),
@@ -108,7 +108,7 @@ def _kerbside(
             items.append(thing(draw, kerb + side * behind, s, spot))
     spot = rng.fork("lamp")
     s = s0 + spot.uniform(0.0, _CHUNK_M)
-    if spot.chance(0.34 * street.clutter) and _free(s, cuts, 0.0):
+    if spot.chance(0.36 * street.clutter) and _free(s, cuts, 0.0):
         draw_arm = partial(draw_lamp, reach=-side * 1.6, lit=street.weather.lamps)
         items.append(thing(draw_arm, kerb + side * 0.55, s, spot))
     return items

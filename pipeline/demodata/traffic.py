@@ -11,6 +11,8 @@ from pipeline.demodata.vehicles import LENGTH_M
 
 __all__ = ["theme_items"]
 
+_TRAFFIC = (("car", 60), ("truck", 4), ("bus", 3), ("motorcyclist", 3), ("cyclist", 4), ("none", 31))
+
 
 def theme_items(street: Street, theme: str, episode: int, start: float, frame: int) -> list[Item]:
     """The drive's theme and its moving traffic: `start` = camera at the episode's first frame, `frame` within it."""
@@ -36,12 +38,14 @@ def _traffic(street: Street, rng: Rng, start: float, frame: int) -> list[Item]:
             continue
         while s < start + 50.0:
             spot = rng.fork(lane, int(s * 10))
-            kind = spot.weighted((("car", 60), ("truck", 4), ("bus", 3), ("motorcyclist", 3), ("none", 35)))
+            kind = spot.weighted(_TRAFFIC)
             kind = kind if spot.chance(street.clutter) else "none"
             speed = way * street.step * spot.uniform(0.5, 1.1)
             at = s + speed * frame
             if kind == "motorcyclist":
                 items.append(two_wheeler("motorcycle", lane * LANE_M, at, spot, (0.0, way), ridden=True))
+            elif kind == "cyclist":
+                items.append(two_wheeler("bicycle", lane * LANE_M + way, at, spot, (0.0, way), ridden=True))
             elif kind != "none":
                 items.append(vehicle(street, kind, lane * LANE_M + spot.spread(0.3), at, spot, (0.0, way)))
             s += LENGTH_M.get(kind, 3.0) + spot.uniform(5.0, 22.0)
