@@ -23,20 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmsa_core.data.transforms import MEAN, STD
+from hmsa_core.engine.fast_backends import Array, Backend, NumpyBackend, TorchBackend
 from hmsa_core.engine.fast_heads import run_scale
-from hmsa_core.engine.fast_rows import (
-    Array,
-    Backend,
-    Level,
-    NumpyBackend,
-    Rows,
-    Size,
-    TorchBackend,
-    fuse,
-    resized,
-    weight_rows,
-)
+from hmsa_core.engine.fast_rows import Level, Rows, Size, fuse, resized, weight_rows
 from hmsa_core.engine.fast_weights import effective_precision, optimise
+from hmsa_core.engine.memory import is_out_of_memory, release_memory
 from hmsa_core.errors import CheckpointError, ConfigError, HmsaError, InputError
 from hmsa_core.models.hmsa import MultiScaleModel
 
@@ -80,6 +71,7 @@ class Predictor:
         self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
         self._model = optimise(model, self.device, self.precision, in_place=in_place)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        self.pairs = self.device.type == "cuda"  # image and mirror image in one batch: better use of a GPU
         self.ops: Backend = NumpyBackend() if self.device.type == "cpu" else TorchBackend(self.device)
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
@@ -142,7 +134,7 @@ class ImagePass:
         """Fused class scores as rows of a C x H x W map."""
         kind = self._predictor.check_kind(kind)
         runs = [
-            fuse(kind, self._levels(kind, scales, mirrored), self.size, self._predictor.ops)
+            fuse(kind, self._levels(kind, scales, mirrored, flip), self.size, self._predictor.ops)
             for mirrored in self._mirrors(flip)
         ]
         return _mean(runs)
@@ -156,7 +148,7 @@ class ImagePass:
             raise ConfigError("the maximum over scales has no weights")
         runs = []
         for mirrored in self._mirrors(flip):
-            levels = self._levels(kind, scales, mirrored)
+            levels = self._levels(kind, scales, mirrored, flip)
             runs.append(weight_rows(kind, levels, self.size, self._predictor.ops))
         maps = _mean(runs)(0, self.size[0])
         found = {one.scale: _to_numpy(maps[i]) for i, one in enumerate(levels)}
@@ -166,38 +158,46 @@ class ImagePass:
     def _mirrors(self, flip: bool) -> tuple[bool, ...]:
         return (False, True) if flip else (False,)
 
-    def _levels(self, kind: str, scales: Sequence[float], mirrored: bool) -> list[Level]:
+    def _levels(self, kind: str, scales: Sequence[float], mirrored: bool, flip: bool) -> list[Level]:
         used = [1.0] if kind == "single" else sorted(_checked(scales), reverse=True)
         levels = []
         for i, scale in enumerate(used):
             size = _scaled(self.size, scale, kind)
             needs = kind == "explicit" or (kind == "hierarchical" and i > 0)
-            out = self._output(size, mirrored, needs)
+            out = self._output(size, mirrored, needs, flip)
             levels.append(Level(scale, size, out.logits, out.attention if needs else None))
         return levels
 
-    def prepare(self, scales: Sequence[float], flip: bool, *, kind: str = "model") -> None:
-        """Run what a setting needs, mirror images in one batch with the originals where that is faster."""
-        kind = self._predictor.check_kind(kind)
-        for mirrored in self._mirrors(flip):
-            self._levels(kind, scales, mirrored)
-
-    def _output(self, size: Size, mirrored: bool, attention: bool) -> _Output:
+    def _output(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> _Output:
         known = self._outputs.get((size, mirrored))
         if known is None or (attention and known.attention is None):
-            known = self._run(size, mirrored, attention)
-            self._outputs[size, mirrored] = known
+            both = flip and self._predictor.pairs and self._run_pair(size, attention)
+            if not both:
+                self._run(size, (mirrored,), attention)
+            known = self._outputs[size, mirrored]
         return known
 
-    def _run(self, size: Size, mirrored: bool, attention: bool) -> _Output:
-        predictor = self._predictor
-        images = self._input(size)
-        if mirrored:
-            images = images.flip(3)
-        logits, weight = predictor.run(images, attention=attention)
-        if mirrored:
-            logits, weight = logits.flip(3), None if weight is None else weight.flip(3)
-        return _Output(self._native(logits), None if weight is None else self._native(weight))
+    def _run_pair(self, size: Size, attention: bool) -> bool:
+        """Run the image and its mirror image in one batch; False (from now on) where that does not fit."""
+        try:
+            self._run(size, (False, True), attention)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._predictor.pairs = False
+        else:
+            return True
+        release_memory(self._predictor.device)
+        return False
+
+    def _run(self, size: Size, mirrors: tuple[bool, ...], attention: bool) -> None:
+        image = self._input(size)
+        images = torch.cat([image.flip(3) if mirrored else image for mirrored in mirrors])
+        logits, weight = self._predictor.run(images, attention=attention)
+        for i, mirrored in enumerate(mirrors):
+            self._outputs[size, mirrored] = _Output(
+                self._native(logits[i], mirrored), None if weight is None else self._native(weight[i], mirrored)
+            )
 
     def _input(self, size: Size) -> Tensor:
         device = self._predictor.device
@@ -209,8 +209,9 @@ class ImagePass:
         images = torch.from_numpy(self._pixels).to(device).permute(2, 0, 1)[None]
         return images if size == self.size else F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
-    def _native(self, maps: Tensor) -> Array:
-        return maps[0].numpy() if self._predictor.device.type == "cpu" else maps[0]
+    def _native(self, maps: Tensor, mirrored: bool) -> Array:
+        maps = maps.flip(2) if mirrored else maps
+        return maps.numpy() if self._predictor.device.type == "cpu" else maps
 
 
 def _mean(runs: list[Rows]) -> Rows:

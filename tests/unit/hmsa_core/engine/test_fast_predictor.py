@@ -119,6 +119,30 @@ def test_settings_of_one_image_run_the_network_once_for_each_size_and_mirror_ima
     assert sorted(sizes) == sorted([(32, 48), (64, 96), (128, 192)] * 2)
 
 
+def test_image_and_mirror_image_can_share_a_batch_and_are_run_apart_where_that_does_not_fit():
+    image = noise_image(11, 64, 96)
+    expected = Predictor(small_model()).open(image).label((0.5, 1.0), True)
+    predictor, batches = Predictor(small_model()), []
+    predictor.pairs = True
+    inner, limit = predictor.run, [2]
+
+    def run(images, *, attention):
+        batches.append(len(images))
+        if len(images) > limit[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(images, attention=attention)
+
+    predictor.run = run
+    for size in (2, 1):
+        limit[0] = size
+        found = predictor.open(image).label((0.5, 1.0), True)
+        assert (found[0] == expected[0]).mean() > 0.999
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+    assert batches == [2, 2, 2, 1, 1, 1, 1], "one failure is enough"
+    predictor.open(image).label((0.5, 1.0), False)
+    assert batches[-2:] == [1, 1]
+
+
 def test_the_result_does_not_depend_on_how_many_rows_are_fused_at_once(monkeypatch):
     predictor, image = Predictor(small_model()), noise_image(6, 70, 90)
     whole = predictor.open(image).label((0.5, 1.0, 2.0), True)

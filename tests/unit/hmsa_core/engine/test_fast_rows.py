@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.engine import fast_rows
-from hmsa_core.engine.fast_rows import Level, NumpyBackend, TorchBackend, fuse, resized, weight_rows, whole
+from hmsa_core.engine.fast_backends import NumpyBackend, TorchBackend
+from hmsa_core.engine.fast_rows import Level, fuse, resized, weight_rows, whole
 from hmsa_core.models import fusion
 from hmsa_core.models.layers import resize, scaled_size
 
