@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hmsa_core.engine.fast_rows import taps
 from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.models.hrnet import HRNet
 from hmsa_core.models.ocr import OCRBlock, gather_regions
@@ -109,10 +110,17 @@ def _rows(maps: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
         return maps[:, :, low:high]
     factor, rest = divmod(size[0], height)
     if rest:
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, :, low:high]
+        return _lerp_rows(maps, size, low, high)
     # A source row more on both sides: then the window's edge is not taken for the image's.
     first, last = max(0, low // factor - 1), min(height, -(-high // factor) + 1)
     window = F.interpolate(
         maps[:, :, first:last], size=((last - first) * factor, size[1]), mode="bilinear", align_corners=False
     )
     return window[:, :, low - first * factor : high - first * factor]
+
+
+def _lerp_rows(maps: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
+    """The same for heights without a common measure: rows are mixed first, then columns are resized."""
+    upper, lower, weight = (torch.from_numpy(t[low:high]).to(maps.device) for t in taps(maps.shape[2], size[0]))
+    mixed = torch.lerp(maps[:, :, upper], maps[:, :, lower], weight.to(maps.dtype)[:, None])
+    return F.interpolate(mixed, size=(high - low, size[1]), mode="bilinear", align_corners=False)

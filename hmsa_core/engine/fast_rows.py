@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.engine.fast_backends import Array, Backend
 
-__all__ = ["Level", "Rows", "fuse", "resized", "weight_rows", "whole"]
+__all__ = ["Level", "Rows", "fuse", "resized", "taps", "weight_rows", "whole"]
 
 Size = tuple[int, int]
 Rows = Callable[[int, int], Array]  # (y0, y1) -> K x (y1 - y0) x W
@@ -38,7 +38,7 @@ class Level:
 
 
 @lru_cache(maxsize=256)
-def _taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """Per output position: the two source positions and the weight of the second, as torch computes them."""
     scale = np.float32(source) / np.float32(target)
     position = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
@@ -53,7 +53,7 @@ def _is_one_resize(source: int, middle: int, target: int) -> bool:
     eye = np.eye(source, dtype=np.float32)
 
     def apply(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        upper, lower, t = _taps(len(maps), size)
+        upper, lower, t = taps(len(maps), size)
         return maps[upper] * (1 - t)[:, None] + maps[lower] * t[:, None]
 
     return bool(np.abs(apply(apply(eye, middle), target) - apply(eye, target)).max() < 1e-5)
@@ -68,7 +68,7 @@ def resized(rows: Rows, source: Size, target: Size, ops: Backend) -> Rows:
     """Bilinear resize (corners not aligned, no antialias) of a map given by its rows."""
     if source == target:
         return rows
-    upper, lower, t = _taps(source[0], target[0])
+    upper, lower, t = taps(source[0], target[0])
 
     def compute(y0: int, y1: int) -> Array:
         if source[0] == target[0]:

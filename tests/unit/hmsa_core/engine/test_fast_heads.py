@@ -24,7 +24,7 @@ def pair_of(options, size, *, attention=True):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("size", [(128, 96), (101, 67)])
+@pytest.mark.parametrize("size", [(128, 96), (101, 67), (270, 60)])
 def test_strips_equal_the_whole_pass(options, size, monkeypatch):
     monkeypatch.setattr(fast_heads, "_STRIP_BYTES", {"cpu": 1})  # the fewest rows there can be
     expected, (logits, attention) = pair_of(options, size)
@@ -33,6 +33,16 @@ def test_strips_equal_the_whole_pass(options, size, monkeypatch):
         assert attention is None
     else:
         torch.testing.assert_close(attention, expected.attention, rtol=1e-4, atol=1e-5)
+
+
+def test_no_strip_of_an_awkward_height_enlarges_a_whole_branch(monkeypatch):
+    monkeypatch.setattr(fast_heads, "_STRIP_BYTES", {"cpu": 1})
+    heights = []
+    original = fast_heads.F.interpolate
+    monkeypatch.setattr(fast_heads.F, "interpolate", lambda maps, **k: (heights.append(k["size"][0]), original(maps, **k))[1])
+    pair_of({"kind": "hierarchical"}, (1080, 32))  # branches of 270, 135, 68 and 34 rows
+    calls = [h for h in heights if h <= 60]
+    assert len(calls) > 60, "strips of three branches"
 
 
 def test_attention_is_left_out_where_it_is_not_asked_for(monkeypatch):
