@@ -1,0 +1,118 @@
+"""How much of the 2.0x scale could be skipped with a trained hierarchical model? Measured before writing kernels.
+
+    python benchmarks/gateable_share.py --checkpoint F --images DIR [--fit 8] [--tiles 24,32,64] [--threshold 0.9]
+
+The weight of 2.0x is known before it is computed: w = (1 - a_1) (1 - U(a_0.5)). Without it (its scores replaced by
+those of 1.0x) every score moves by w (L_2 - L_1), so class differences move by at most w q where q is a quantile of
+the spread of L_2 - L_1 over classes, taken from the first `--fit` images. A tile is gated when at none of its
+pixels such a move could change the class or the state kept/withheld at the threshold. Reported on the other
+images, for each tile size and quantile: share of the tiles that are gated, and what gating really changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import torch
+
+from hmsa_core import models
+from hmsa_core.data.decode import read_image
+from hmsa_core.data.layout import list_files
+from hmsa_core.engine.fast import Predictor
+from hmsa_core.engine.fast_rows import fuse
+
+QUANTILES = (0.9, 0.99, 0.999, 1.0)
+
+
+def maps_of(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Fused scores with and without 2.0x, its weight, and the spread of what it adds before weighting."""
+    opened = predictor.open(image)
+    size = image.shape[:2]
+    with_top = opened.scores((0.5, 1.0, 2.0), False)(0, size[0])
+    without = opened.scores((0.5, 1.0), False)(0, size[0])
+    weight = opened.weights((0.5, 1.0, 2.0), False)[2.0]
+    levels = opened._levels("hierarchical", (1.0, 2.0), mirrored=False, flip=False)
+    top, one = (fuse("single", [level], size, predictor.ops)(0, size[0]) for level in levels)
+    change = top - one
+    return {"with": with_top, "without": without, "weight": weight, "spread": change.max(0) - change.min(0)}
+
+
+def decision(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class, its probability, and its lead over the second class."""
+    ordered = np.partition(scores, len(scores) - 2, axis=0)
+    exponents = np.exp(scores - ordered[-1])
+    return scores.argmax(0), 1 / exponents.sum(0), ordered[-1] - ordered[-2]
+
+
+def is_stable(maps: dict[str, np.ndarray], q: float, threshold: float) -> np.ndarray:
+    """Pixels whose class and state cannot change if class differences move by at most weight x q."""
+    move = np.minimum(maps["weight"] * q, 80.0)  # beyond it exp is as good as infinite
+    _, p, lead = decision(maps["without"])
+    odds = np.maximum(1 / p - 1, 1e-12)
+    low, high = 1 / (1 + odds * np.exp(move)), 1 / (1 + odds * np.exp(-move))
+    return (move < lead) & ((low >= threshold) | (high < threshold))
+
+
+def tile_all(mask: np.ndarray, tile: int) -> np.ndarray:
+    """Per pixel: whether its whole tile is set."""
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % tile), (0, -width % tile)), constant_values=True)
+    rows, columns = padded.shape[0] // tile, padded.shape[1] // tile
+    whole = padded.reshape(rows, tile, columns, tile).all(axis=(1, 3))
+    return np.repeat(np.repeat(whole, tile, 0), tile, 1)[:height, :width]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--fit", type=int, default=8, help="images from which the quantile is taken")
+    parser.add_argument("--limit", type=int, default=24, help="images in all")
+    parser.add_argument("--tiles", default="24,32,64")
+    parser.add_argument("--threshold", type=float, default=0.9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    predictor = Predictor(models.load(args.checkpoint), in_place=True)
+    files = [args.images / name for name in list_files(args.images)][: args.limit]
+    found = [maps_of(predictor, read_image(path)) for path in files]
+    fit, judge = found[: args.fit], found[args.fit :]
+    spreads = np.concatenate([m["spread"].ravel()[::7] for m in fit])
+    rows = []
+    for quantile in QUANTILES:
+        q = float(np.quantile(spreads, quantile))
+        for tile in map(int, args.tiles.split(",")):
+            result = judged(judge, q, tile, args.threshold)
+            rows.append({"quantile": quantile, "q": round(q, 3), "tile": tile} | result)
+    print(json.dumps({"images": len(judge), "threshold": args.threshold,
+                      "mean_weight_of_2x": round(float(np.mean([m["weight"].mean() for m in judge])), 4),
+                      "rows": rows}, indent=1))  # fmt: skip
+    return 0
+
+
+def judged(found: list[dict[str, np.ndarray]], q: float, tile: int, threshold: float) -> dict[str, float]:
+    gated = classes = kept = 0.0
+    for maps in found:
+        skip = tile_all(is_stable(maps, q, threshold), tile)
+        label, p, _ = decision(maps["with"])
+        other, other_p, _ = decision(maps["without"])
+        gated += skip.mean()
+        classes += (skip & (label != other)).mean()
+        state = np.where(p >= threshold, label, 255) != np.where(other_p >= threshold, other, 255)
+        kept += (skip & state).mean()
+    n = len(found)
+    return {"gated_share": round(gated / n, 4), "classes_changed": round(classes / n, 5),
+            "thresholded_labels_changed": round(kept / n, 5)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
