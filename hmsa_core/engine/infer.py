@@ -8,6 +8,7 @@ bytes differ from the index is not labelled: it is listed as skipped, and too ma
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,9 @@ def label_image(
 def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     """Load a checkpoint for this rank's device in the precision that the job asks for."""
     cv2.setNumThreads(context.runtime.threads)
+    # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
+    # cost as much as the convolutions (docs/inference.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
@@ -126,6 +130,8 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
 
 def _work(pipeline: Pipeline, mine: list[ShardPlan], context: JobContext) -> None:
     total = sum(len(plan.names) for plan in mine)
+    if not total:
+        return
     what = "infer" if context.world == 1 else f"infer (rank 0 of {context.world})"
     with context.progress(total, what=what) as progress:
         pipeline.run(mine, check_stop=context.check_stop, advance=progress.update, log=context.log.write)

@@ -63,8 +63,6 @@ def pin_threads(args: argparse.Namespace) -> int:
     threads: int = args.threads or len(os.sched_getaffinity(0))
     for name in _THREADS:
         os.environ[name] = str(threads)
-    # Large pages for torch's large tensors: a quarter less time on narrow networks (docs/inference.md).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return threads
 
 
