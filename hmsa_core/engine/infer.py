@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hmsa_core import __version__, models
@@ -66,6 +67,9 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
     # cost as much as the convolutions (docs/inference.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if context.runtime.precision == "fp32":
+        # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
+        torch.backends.cudnn.allow_tf32 = False
     return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
