@@ -31,8 +31,3 @@ class RunningAverage:
             state = model.state_dict()
             for name, tensor in self.tensors.items():
                 state[name].copy_(tensor)
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the values of a saved average."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])

@@ -66,6 +66,30 @@ def test_a_resumed_progress_does_not_count_old_work_into_its_rate() -> None:
     assert progress.rate == 0.0
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_progress_is_one_bar_with_rate_and_time_left() -> None:
+    stream = Terminal()
+    with Progress(4, what="auto-infer", stream=stream) as progress:
+        progress.update(2, loss=0.5)
+        progress.update(2)
+    shown = stream.getvalue()
+    assert "auto-infer: 100%" in shown
+    assert "4/4" in shown
+    assert "images/s" in shown
+
+
+def test_hours_are_shown_as_such() -> None:
+    stream = io.StringIO()
+    progress = Progress(10, what="x", stream=stream, every_s=0.0)
+    progress._start -= 3600
+    progress.update(1)
+    assert "9:00:0" in stream.getvalue(), "nine tenths are left, one took an hour"
+
+
 def test_silent_progress_says_nothing() -> None:
     stream = io.StringIO()
     with Progress(2, what="x", enabled=False, stream=stream, every_s=0.0) as progress:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hmsa_core.atomic import read_json
+from hmsa_core.atomic import read_json, write_json
 from hmsa_core.engine import train
 from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.engine.logs import read_log
@@ -21,7 +21,7 @@ from hmsa_core.engine.state import StateStore
 from hmsa_core.engine.trainer import Trainer
 from hmsa_core.errors import ConfigError, DecodeError, HmsaError, IntegrityError, TrainingError
 from hmsa_core.labels import LabelStoreWriter
-from hmsa_core.models import load, read_meta
+from hmsa_core.models import build, load, read_meta, save
 from tests.support.ranks import run_ranks
 from tests.support.training import (
     CLASSES,
@@ -161,6 +161,28 @@ def test_a_changed_lineage_list_is_refused(teacher: Path, tmp_path: Path) -> Non
     (copy / "lineage.json").unlink()
     with pytest.raises(IntegrityError, match="missing"):
         lineage_of_checkpoint(copy)
+
+
+def test_a_checkpoint_without_a_list_says_that_its_images_are_unknown(data: Path, tmp_path: Path) -> None:
+    bare = build("single", trunk="hrnet_micro", num_classes=4, head="paper")
+    save(bare, tmp_path / "imported", class_table=None, lineage={"source": "somewhere"})
+    found = lineage_of_checkpoint(run(train_spec(data, tmp_path / "work", init_from=tmp_path / "imported", epochs=1)))
+    assert len(found.images) == 8
+    assert len(found.parents) == 1
+    assert "what they learned from is not listed" in found.unknown[0]
+
+
+def test_a_list_of_another_format_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "lineage.json", {"format": "other", "version": 1})
+    with pytest.raises(IntegrityError, match="not a hmsa-lineage file"):
+        Lineage.load(tmp_path / "lineage.json")
+
+
+def test_images_are_brought_to_the_long_edge_for_training_and_validation(data: Path, tmp_path: Path) -> None:
+    held = ValidationData(selection=Selection(index=data / "held.parquet"))
+    spec = train_spec(data, tmp_path, epochs=1, long_edge=192, validation=held)
+    run(spec)
+    assert events(spec, "validation")[0]["images"] == 2
 
 
 def test_the_average_is_what_is_saved(data: Path, tmp_path: Path) -> None:
