@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -16,23 +14,29 @@ import pytest
 
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
+from pipeline.flow.overrides import apply
 from pipeline.flow.services import Services
 from tests.support.chain import Whole
-from tests.support.nightly import command, processes_of, wait_for
+from tests.support.nightly import (
+    command,
+    down,
+    finish,
+    free_port,
+    held,
+    pid_of,
+    processes_of,
+    ranks_of,
+    receipts_of,
+    run_processes_of,
+    start,
+    state,
+    store_bytes,
+    up,
+    wait_for,
+    worker_log,
+)
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _up(folder: Path, port: int, *, check: bool = True) -> str:
-    done = command(sys.executable, "-m", "pipeline.flow.up", "--workspace", str(folder), "--port", str(port),
-                   cwd=folder, check=check)  # fmt: skip
-    return done.stdout + done.stderr
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture
@@ -40,53 +44,17 @@ def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     """A copy of the finished workspace with its own server, worker and deployment."""
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    _up(workspace, _free_port())
+    up(workspace, free_port())
     yield workspace
-    command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
-    wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
-
-
-def _start(folder: Path, **parameters: object) -> str:
-    """Start a run as a user does (the workspace's prefect.toml points at its server); return its id."""
-    given = [f"{name}={json.dumps(value)}" for name, value in parameters.items()]
-    args = [part for text in given for part in ("-p", text)]
-    done = command(sys.executable, "-m", "prefect", "deployment", "run", "auto-label/nightly", *args, cwd=folder)
-    found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
-    assert found, done.stdout
-    return found.group(1)
-
-
-def _state(folder: Path, run: str) -> str:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{Services(folder).api_url}/flow_runs/{run}", timeout=5) as answer:
-        return str(json.load(answer)["state"]["name"])
-
-
-def _finish(folder: Path, run: str, timeout_s: float = 400) -> str:
-    ended = ("Completed", "Failed", "Crashed", "Cancelled")
-    wait_for(f"run {run} ends", lambda: _state(folder, run) in ended, timeout_s)
-    return _state(folder, run)
-
-
-def _worker_log(folder: Path) -> str:
-    return (folder / ".orchestrate" / "worker.log").read_text()
-
-
-def _pid_of(folder: Path, service: str) -> int:
-    return int(json.loads((folder / ".orchestrate" / f"{service}.lock").read_text())["pid"])
-
-
-def _store_bytes(folder: Path) -> dict[str, str]:
-    return {p.name: atomic.sha256_file(p) for p in sorted((folder / "labels" / "raw").iterdir()) if p.is_file()}
+    down(workspace)
 
 
 def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones_inferred(orchestrated: Path) -> None:
     teacher = atomic.sha256_file(orchestrated / "models/teacher/model.safetensors")
     before = set(LabelStore.open(orchestrated / "labels/raw").names())
-    shards = {n: digest for n, digest in _store_bytes(orchestrated).items() if n.startswith("shard-")}
-    assert _finish(orchestrated, _start(orchestrated, promote=False)) == "Completed"
-    log = _worker_log(orchestrated)
+    shards = {n: digest for n, digest in store_bytes(orchestrated).items() if n.startswith("shard-")}
+    assert finish(orchestrated, start(orchestrated, promote=False)) == "Completed"
+    log = worker_log(orchestrated)
     for stage in ("prepare", "teacher-train", "auto-infer", "student-train", "evaluate"):
         assert f"{stage}: unchanged, nothing to do" in log
     page = (orchestrated / "work/nightly/morning.html").read_text()
@@ -100,61 +68,65 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
         from PIL import Image
 
         Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
-    run = _start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
-    assert _finish(orchestrated, run) == "Completed"
+    run = start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
+    assert finish(orchestrated, run) == "Completed"
     after = set(LabelStore.open(orchestrated / "labels/raw").names())
     assert len(after - before) == 5
     assert not before - after
-    assert "5 new images" in _worker_log(orchestrated)
-    kept = [name for name in shards if shards[name] == _store_bytes(orchestrated).get(name)]
+    assert "5 new images" in worker_log(orchestrated)
+    kept = [name for name in shards if shards[name] == store_bytes(orchestrated).get(name)]
     assert len(kept) == len(shards), "shards of images that were labelled before stay as they are"
     assert atomic.sha256_file(orchestrated / "models/teacher/model.safetensors") == teacher
 
 
 def test_bad_parameters_are_refused_before_anything_starts(orchestrated: Path) -> None:
     params = (orchestrated / "params.yaml").read_bytes()
-    assert _finish(orchestrated, _start(orchestrated, threshold=1.5)) == "Failed"
-    assert _finish(orchestrated, _start(orchestrated, stages=["auto-infr"])) == "Failed"
-    log = _worker_log(orchestrated)
+    assert finish(orchestrated, start(orchestrated, threshold=1.5)) == "Failed"
+    assert finish(orchestrated, start(orchestrated, stages=["auto-infr"])) == "Failed"
+    log = worker_log(orchestrated)
     assert "unknown stage 'auto-infr'" in log
     assert "pseudo_label.threshold" in log
     assert (orchestrated / "params.yaml").read_bytes() == params
 
 
+# One image a shard and sixteen times the work of an image: there is something to kill on any machine.
+SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that a run with SLOWLY makes when nobody disturbs it."""
+    twin = shutil.copytree(whole.root, tmp_path_factory.mktemp("undisturbed") / "ws", symlinks=True)
+    params = twin / "params.yaml"
+    params.write_text(apply(params.read_text(), SLOWLY))
+    command(sys.executable, "-m", "dvc", "repro", "--single-item", "auto-infer", cwd=twin)
+    return twin
+
+
 @pytest.mark.fault
 def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same_store(
-    orchestrated: Path, whole: Whole, tmp_path: Path
+    orchestrated: Path, undisturbed: Path
 ) -> None:
-    changed = {"auto_infer.scales": [0.5, 1.0], "auto_infer.images_per_shard": 1}
-    twin = tmp_path / "twin"
-    shutil.copytree(whole.root, twin, symlinks=True)
-    from pipeline.flow.overrides import apply
-
-    text = apply((twin / "params.yaml").read_text(), changed)
-    (twin / "params.yaml").write_text(text)
-    command(sys.executable, "-m", "dvc", "repro", "--single-item", "auto-infer", cwd=twin)
-
     params = (orchestrated / "params.yaml").read_bytes()
-    run = _start(orchestrated, params=changed, stages=["auto-infer"], promote=False)
+    run = start(orchestrated, params=SLOWLY, stages=["auto-infer"], promote=False)
     work = orchestrated / "work" / "auto-infer"
-    known = set(work.rglob("shard-*.parquet"))
-    wait_for("the first new shard", lambda: set(work.rglob("shard-*.parquet")) - known, 120)
-    worker = _pid_of(orchestrated, "worker")
-    os.kill(worker, signal.SIGKILL)
-    server = _pid_of(orchestrated, "server")
-
-    def left() -> dict[int, str]:
-        # The server and its own children go on: only the run's processes must end.
-        return {pid: line for pid, line in processes_of(orchestrated).items() if "prefect server" not in line
-                and "uvicorn" not in line and pid != server}  # fmt: skip
-
-    wait_for("the run's processes end", lambda: not left(), 30)
-    assert len(set(work.rglob("shard-*.parquet")) - known) < 14, "the kill came after the last shard"
-    said = _up(orchestrated, Services(orchestrated).port)
-    assert "marked Crashed" in said, said
-    assert _state(orchestrated, run) == "Crashed"
-    assert _finish(orchestrated, _start(orchestrated, params=changed, stages=["auto-infer"], promote=False)) == "Completed"
-    assert _store_bytes(orchestrated) == _store_bytes(twin)
+    known = receipts_of(work)
+    wait_for("the first new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
+    # The ranks stand still until the request to stop has reached them: what is left to do then is certain.
+    ranks = ranks_of(orchestrated)
+    assert ranks, "nobody infers"
+    with held(ranks) as told:
+        os.kill(pid_of(orchestrated, "worker"), signal.SIGKILL)
+        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 120)
+    wait_for("the run's processes end", lambda: not run_processes_of(orchestrated), 120)
+    done = len(receipts_of(work) - known)
+    assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the kill came after the last shard"
+    # The dying run may still have reached the server, or not: then the next start marks it.
+    said = up(orchestrated, Services(orchestrated).port)
+    assert state(orchestrated, run) == "Crashed", said
+    again = start(orchestrated, params=SLOWLY, stages=["auto-infer"], promote=False)
+    assert finish(orchestrated, again) == "Completed"
+    assert store_bytes(orchestrated) == store_bytes(undisturbed)
     assert (orchestrated / "params.yaml").read_bytes() == params, "the killed run's parameters are undone"
 
 
@@ -164,11 +136,11 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = int(taken.getsockname()[1])
-        said = _up(workspace, port, check=False)
+        said = up(workspace, port, check=False)
         assert f"port {port} on 127.0.0.1 is taken" in said
     try:
-        assert "server started" in _up(workspace, port)
-        assert "server runs already" in _up(workspace, port)
+        assert "server started" in up(workspace, port)
+        assert "server runs already" in up(workspace, port)
     finally:
         command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
     wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)

@@ -1,16 +1,32 @@
-"""Helpers of tests that look at processes from outside."""
+"""A real Prefect server, worker and deployment of a workspace, used as a user does, and its processes from outside."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
+import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hmsa_core import atomic
+from pipeline.flow.services import Services
 from tests.support.chain import environment
 
-__all__ = ["command", "processes_of", "wait_for"]
+__all__ = [
+    "api", "command", "down", "finish", "free_port", "held", "logs_of", "pid_of", "processes_of", "ranks_of",
+    "receipts_of", "run_processes_of", "start", "state", "store_bytes", "up", "wait_for", "worker_log",
+]  # fmt: skip
+
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
 def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -23,6 +39,95 @@ def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> 
     return done
 
 
+def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 60.0, *, every_s: float = 0.1) -> None:
+    """Wait until a condition holds; fail with its name."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(every_s)
+
+
+# -- the services ---------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def up(folder: Path, port: int, *, check: bool = True) -> str:
+    """What `make orchestrate WORKSPACE=folder PORT=port` calls; return what it said."""
+    done = command(sys.executable, "-m", "pipeline.flow.up", "--workspace", str(folder), "--port", str(port),
+                   cwd=folder, check=check)  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def down(folder: Path) -> None:
+    """What `make orchestrate-stop` calls; afterwards nothing of the workspace lives."""
+    command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(folder), cwd=folder)
+    wait_for("all processes of the workspace end", lambda: not processes_of(folder), 60)
+
+
+def pid_of(folder: Path, service: str) -> int:
+    """Process id of the workspace's `server` or `worker`."""
+    return int(json.loads((folder / ".orchestrate" / f"{service}.lock").read_text())["pid"])
+
+
+def worker_log(folder: Path) -> str:
+    """What the worker and its flow runs printed."""
+    return (folder / ".orchestrate" / "worker.log").read_text()
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def start(folder: Path, **parameters: object) -> str:
+    """Start a run as a user does (the workspace's prefect.toml points at its server); return its id."""
+    given = [f"{name}={json.dumps(value)}" for name, value in parameters.items()]
+    args = [part for text in given for part in ("-p", text)]
+    done = command(sys.executable, "-m", "prefect", "deployment", "run", "auto-label/nightly", *args, cwd=folder)
+    found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+    assert found, done.stdout
+    return found.group(1)
+
+
+def api(folder: Path, path: str, **body: Any) -> Any:
+    """Ask the workspace's server: GET, or POST when a body is given."""
+    request = urllib.request.Request(
+        f"{Services(folder).api_url}/{path}", data=json.dumps(body).encode() if body else None,
+        headers={"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def state(folder: Path, run: str) -> str:
+    """Name of a run's state."""
+    return str(api(folder, f"flow_runs/{run}")["state"]["name"])
+
+
+def finish(folder: Path, run: str, timeout_s: float = 1200) -> str:
+    """Wait for a run's end; return its last state."""
+    wait_for(f"run {run} ends", lambda: state(folder, run) in ENDED, timeout_s)
+    return state(folder, run)
+
+
+def logs_of(folder: Path, run: str) -> list[str]:
+    """Messages that Prefect holds of a run, in order."""
+    found: list[str] = []
+    while True:
+        page = api(folder, "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200,
+                   offset=len(found))  # fmt: skip
+        found += [str(line["message"]) for line in page]
+        if len(page) < 200:
+            return found
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
 def processes_of(folder: Path) -> dict[int, str]:
     """Living processes that work in or on a folder: pid -> command line."""
     found = {}
@@ -32,17 +137,65 @@ def processes_of(folder: Path) -> dict[int, str]:
         try:
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             where = (entry / "cwd").readlink()
-            state = (entry / "stat").read_text().rsplit(") ", 1)[1][0]
+            state_ = (entry / "stat").read_text().rsplit(") ", 1)[1][0]
         except (OSError, UnicodeDecodeError):
             continue
-        if state != "Z" and (str(folder) in line or where.is_relative_to(folder)):
+        if state_ != "Z" and (str(folder) in line or where.is_relative_to(folder)):
             found[int(entry.name)] = line
     return found
 
 
-def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds; fail with its name."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(0.1)
+def run_processes_of(folder: Path) -> dict[int, str]:
+    """Those that a run started: neither the server, nor the worker, nor children of the server."""
+    services = {pid_of(folder, name) for name in ("server", "worker")}
+    return {
+        pid: line for pid, line in processes_of(folder).items()
+        if pid not in services and "prefect server" not in line and "uvicorn" not in line
+    }  # fmt: skip
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Processes that compute for a stage: the ranks of its job, without torchrun's agent."""
+    lines = processes_of(folder).items()
+    return [pid for pid, line in lines if "hmsa_core.engine.job" in line and "engine.agent" not in line]
+
+
+@contextmanager
+def held(pids: list[int]) -> Iterator[Callable[[int], bool]]:
+    """Stop processes inside the block, so that nothing depends on how fast they are.
+
+    Yields a function that says whether a signal waits for all of them (or they are gone): a stopped process
+    gets nothing but SIGKILL. When the block ends they go on.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield lambda number: all(_is_told(pid, number) for pid in pids)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _is_told(pid: int, number: int) -> bool:
+    try:
+        lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return True
+    waiting = {key: int(value, 16) for key, _, value in (line.partition(":\t") for line in lines)
+               if key in ("SigPnd", "ShdPnd")}  # fmt: skip
+    return any(mask & 1 << number - 1 for mask in waiting.values())
+
+
+# -- stores ---------------------------------------------------------------------------------------
+
+
+def receipts_of(work: Path) -> set[Path]:
+    """Acknowledged shards below a stage's work folder, of all its stores."""
+    return set(work.glob("*/store/receipts/shard-*.json"))
+
+
+def store_bytes(folder: Path) -> dict[str, str]:
+    """Digest of each file of the workspace's raw store."""
+    store = folder / "labels" / "raw"
+    return {str(p.relative_to(store)): atomic.sha256_file(p) for p in sorted(store.rglob("*")) if p.is_file()}
