@@ -3,7 +3,9 @@
 Judged on images that are in nobody's lineage, in blocks (drives, cities), paired with the incumbent:
 
 1. Mean gain. Standard error = paired block bootstrap and, added in squares, what two trainings of the
-   same recipe differ by (A/A trainings: `seed_sd`). The lower bound of the gain must exceed `min_gain`.
+   same recipe differ by (A/A trainings: `seed_sd`). The lower bound of the gain must exceed `min_gain`. It
+   uses Student's t at Welch-Satterthwaite's degrees of freedom: three A/A trainings know their spread badly,
+   and the normal quantile would promote chance three times too often (tests/unit/pipeline/test_gate.py).
 2. Each class, non-inferior: the loss's upper bound stays under its allowance, Holm over the judged
    classes. A class is *not judged* when it lies in too few blocks, or when its own noise is wider than
    the allowance, so that even a perfect tie could not be shown; a significant loss counts all the same.
@@ -28,6 +30,8 @@ from pydantic import Field, Strict
 
 from hmsa_core.config import Section
 from hmsa_core.errors import InputError
+from hmsa_core.labels.intervals import t_quantile
+from pipeline.gate_scores import Scores, draw_blocks
 
 __all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
@@ -98,35 +102,24 @@ def judge(
     """
     _same_images(candidate, incumbent, champion, blocks)
     alpha = alpha_of_look(config.alpha, looks)
-    z = _NORMAL.inv_cdf(1 - alpha)
-    weights, inverse = _draws(blocks, config.draws, seed)
-    new, old = (_Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
+    weights, inverse = draw_blocks(blocks, config.draws, seed)
+    new, old = (Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
 
-    seed_sd = config.seed_sd if config.seed_sd is not None else seed_sd_of(aa_mean_iou, config.min_aa_runs)
-    gain = float(new.mean - old.mean)
-    boot_se = float(np.std(new.mean_draws - old.mean_draws, ddof=1))
-    # Candidate and incumbent are one training each: their difference carries the seed variance twice.
-    se = float(np.hypot(boot_se, np.sqrt(2.0) * (seed_sd or 0.0)))
-    mean: dict[str, Any] = {
-        "value": gain, "low": gain - z * se, "high": gain + z * se, "standard_error": se,
-        "bootstrap_se": boot_se, "seed_sd": seed_sd,
-        "smallest_detectable": (z + _NORMAL.inv_cdf(config.power)) * se,
-        "candidate": float(new.mean), "incumbent": float(old.mean),
-    }  # fmt: skip
-
+    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, int(weights.shape[1]))
     rows = _class_rows(new, old, classes, config, alpha)
     reasons = []
-    if seed_sd is None:
+    if mean["seed_sd"] is None:
         reasons.append(
-            f"seed variance is unknown: {len(aa_mean_iou)} of {config.min_aa_runs} A/A trainings are there"
+            f"seed variance is unknown: {len(aa_mean_iou)} of {config.min_aa_runs} A/A trainings are there "
+            "(make them: autolabel models aa)"
         )
     if not mean["low"] > config.min_gain:
         reasons.append(
-            f"the gain {100 * gain:+.2f} points has its lower bound at {100 * mean['low']:+.2f}, "
+            f"the gain {100 * mean['value']:+.2f} points has its lower bound at {100 * mean['low']:+.2f}, "
             f"not above {100 * config.min_gain:+.2f}"
         )
     reasons += [f"{row['name']}: {row['why']}" for row in rows if row["verdict"] in ("inferior", "veto")]
-    champion_row = _champion(new, champion, inverse, weights, config, z)
+    champion_row = _champion(new, champion, inverse, weights, config, alpha)
     if champion_row and champion_row["loss"] > config.champion_allowance:
         reasons.append(
             f"{100 * champion_row['loss']:.2f} points below the reference champion {champion_row['name']}"
@@ -142,54 +135,28 @@ def judge(
     return verdict
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """IoU and recall of all data and of each draw."""
-
-    iou: NDArray[np.float64]  # (C,)
-    iou_draws: NDArray[np.float64]  # (draws, C)
-    recall: NDArray[np.float64]
-    recall_draws: NDArray[np.float64]
-    blocks_with: NDArray[np.int64]  # (C,) blocks whose truth shows the class
-
-    @property
-    def mean(self) -> float:
-        return float(np.nanmean(self.iou))
-
-    @property
-    def mean_draws(self) -> NDArray[np.float64]:
-        # A class that a draw misses is missing for both models: the pair stays a pair.
-        result: NDArray[np.float64] = np.nanmean(self.iou_draws, axis=1)
-        return result
-
-    @classmethod
-    def of(cls, confusions: NDArray[np.int64], inverse: NDArray[np.intp], weights: NDArray[np.float64]) -> _Scores:
-        c = confusions.shape[1]
-        square = confusions[:, :, :c].astype(np.float64)
-        hits = np.diagonal(square, axis1=1, axis2=2)
-        truth = confusions.sum(2).astype(np.float64)  # a prediction outside the classes is a miss too
-        parts = np.stack([hits, truth + square.sum(1) - hits, truth], axis=1)
-        sums = np.zeros((weights.shape[1], 3, c))
-        np.add.at(sums, inverse, parts)
-        whole, drawn = sums.sum(0), np.tensordot(weights, sums, axes=1)
-        return cls(
-            iou=_ratio(whole[0], whole[1]), iou_draws=_ratio(drawn[:, 0], drawn[:, 1]),
-            recall=_ratio(whole[0], whole[2]), recall_draws=_ratio(drawn[:, 0], drawn[:, 2]),
-            blocks_with=(sums[:, 2] > 0).sum(0),
-        )  # fmt: skip
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    result = np.full(np.broadcast(part, whole).shape, np.nan)
-    np.divide(part, whole, out=result, where=whole > 0)
-    return result
-
-
-def _draws(blocks: Sequence[str], draws: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    names, inverse = np.unique(np.asarray(blocks, str), return_inverse=True)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    n = len(names)
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64), inverse
+def _mean_gain(
+    new: Scores, old: Scores, config: GateConfig, aa_mean_iou: Sequence[float], alpha: float, blocks: int
+) -> dict[str, Any]:
+    """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
+    known = config.seed_sd is not None
+    seed_sd = config.seed_sd if known else seed_sd_of(aa_mean_iou, config.min_aa_runs)
+    gain = float(new.mean - old.mean)
+    boot_se = float(np.std(new.mean_draws - old.mean_draws, ddof=1))
+    # Drawing n of n blocks shrinks the variance by (n - 1) / n.
+    boot = boot_se**2 * blocks / max(1, blocks - 1)
+    # Candidate and incumbent are one training each: their difference carries the seed variance twice.
+    seed = 2.0 * (seed_sd or 0.0) ** 2
+    se = float(np.sqrt(boot + seed))
+    uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(aa_mean_iou) - 1))
+    freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else 1e6
+    t = float(t_quantile(1 - alpha, min(max(freedom, 1.0), 1e6)))
+    return {
+        "value": gain, "low": gain - t * se, "high": gain + t * se, "standard_error": se,
+        "bootstrap_se": boot_se, "seed_sd": seed_sd, "aa_runs": len(aa_mean_iou), "freedom": freedom,
+        "smallest_detectable": (t + _NORMAL.inv_cdf(config.power)) * se,
+        "candidate": float(new.mean), "incumbent": float(old.mean),
+    }  # fmt: skip
 
 
 def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, blocks: Sequence[str]) -> None:
@@ -205,7 +172,7 @@ def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, 
 
 
 def _class_rows(
-    new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig, alpha: float
+    new: Scores, old: Scores, classes: Sequence[str], config: GateConfig, alpha: float
 ) -> list[dict[str, Any]]:
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
@@ -228,7 +195,7 @@ def _class_rows(
     return rows
 
 
-def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
+def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
     allowance = {k.lower(): v for k, v in config.class_allowances.items()}.get(name.lower(), config.class_allowance)
     difference = new.iou_draws[:, c] - old.iou_draws[:, c]
     difference = difference[np.isfinite(difference)]
@@ -274,13 +241,14 @@ def _recall_veto(
 
 
 def _champion(
-    new: _Scores, champion: Judged | None, inverse: NDArray[np.intp], weights: NDArray[np.float64],
-    config: GateConfig, z: float,
+    new: Scores, champion: Judged | None, inverse: NDArray[np.intp], weights: NDArray[np.float64],
+    config: GateConfig, alpha: float,
 ) -> dict[str, Any] | None:  # fmt: skip
     if champion is None:
         return None
-    best = _Scores.of(champion.confusions, inverse, weights)
+    best = Scores.of(champion.confusions, inverse, weights)
     se = float(np.std(best.mean_draws - new.mean_draws, ddof=1))
+    z = _NORMAL.inv_cdf(1 - alpha)
     loss = float(best.mean - new.mean)
     return {
         "name": champion.name, "mean_iou": best.mean, "loss": loss, "low": loss - z * se, "high": loss + z * se,

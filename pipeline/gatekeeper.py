@@ -4,7 +4,7 @@ The stage's own verdict knows one night. Here the looks at the report set are co
 held against the same images spends alpha), and the seed variance comes from A/A trainings:
 
     models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line
-    models/registry/aa.json       {"mean_iou": [...], "recipe": digest}: trainings of one recipe with other seeds
+    models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}, written by `autolabel models aa`
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.errors import IntegrityError
-from pipeline import gate
+from pipeline import gate, keys
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight"]
+__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "recipe_digest"]
 
 _LOOKS = "models/registry/looks.jsonl"
 
@@ -30,6 +30,13 @@ _LOOKS = "models/registry/looks.jsonl"
 def aa_file(ws: Workspace) -> Path:
     """Where the A/A trainings' results are kept."""
     return ws.path("models/registry/aa.json")
+
+
+def recipe_digest(ws: Workspace) -> str:
+    """Digest of what A/A trainings have in common: the student's configuration but its seed, and the main setting."""
+    config = keys.train_material(ws.params.student_train)
+    config.pop("seed")
+    return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 
 
 def judge_tonight(ws: Workspace) -> dict[str, Any]:
@@ -51,14 +58,21 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     new, blocks = _judged(ws, "student")
     old, _ = _judged(ws, incumbent)
     has_champion = ws.path("evaluation/confusions-champion.npz").exists()
-    aa = aa_file(ws)
-    known = atomic.read_json(aa)["mean_iou"] if aa.exists() else []
+    aa = atomic.read_json(aa_file(ws)) if aa_file(ws).exists() else {}
     verdict = gate.judge(
         new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
         looks=count_look(ws, weights, new.images), champion=_judged(ws, "champion")[0] if has_champion else None,
-        aa_mean_iou=known, seed=ws.params.evaluate.seed,
+        aa_mean_iou=aa.get("mean_iou", []), seed=ws.params.evaluate.seed,
     )  # fmt: skip
-    return verdict | {"candidate_weights_sha256": weights}
+    return verdict | {"candidate_weights_sha256": weights, "notes": _notes(ws, aa)}
+
+
+def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:
+    """What the reader of the verdict should know about its evidence."""
+    if ws.params.evaluate.gate.seed_sd is not None or aa.get("recipe") in (None, recipe_digest(ws)):
+        return []
+    return ["the seed variance comes from A/A trainings of another recipe (student_train or the main setting of "
+            "evaluate is not what it was): measure it again with `autolabel models aa`"]  # fmt: skip
 
 
 def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:

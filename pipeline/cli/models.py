@@ -1,10 +1,11 @@
-"""List registered models, let one teach, or go back to the one before.
+"""List registered models, let one teach, or go back to the one before; measure what trainings differ by.
 
 autolabel models list
 autolabel models promote VERSION --reason "better on rain"
 autolabel models rollback
 autolabel models pin VERSION        (the reference that catches slow losses)
 autolabel models register DIR       (give a checkpoint folder a version)
+autolabel models aa [--runs 3]      (train the student's recipe with other seeds: the gate needs their spread)
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ import sys
 from pathlib import Path
 
 from hmsa_core.errors import ConfigError
+from pipeline.cli.stage import prepare_process
+from pipeline.flow.reaper import nightly_lock
 from pipeline.registry import Registry, Version
+from pipeline.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register"])
+    parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
     parser.add_argument("version", nargs="?", help="version (or checkpoint folder for register)")
     parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
     parser.add_argument("--reason", default="", help="kept in the history")
     parser.add_argument("--by", default="", help="who decided; default: the user's name")
+    parser.add_argument("--runs", type=int, default=3, help="aa: trainings in all, the student's own included (3)")
     parser.add_argument("--json", action="store_true", help="list as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
+    if args.action == "aa":
+        return _aa(Workspace.find(args.workspace), args.runs)
     registry = Registry(args.workspace.resolve())
     current = registry.current()
     if args.action == "list":
@@ -51,6 +58,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     registry.promote(version, by=args.by, reason=args.reason)
     sys.stdout.write(f"teacher: models/registry/{version.name} (was {current})\n")
+    return 0
+
+
+def _aa(ws: Workspace, runs: int) -> int:
+    # One after another with a nightly run, whose GPU and work folders these trainings use.
+    with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
+        prepare_process(ws)
+        from pipeline.aa import measure_aa
+        from pipeline.gatekeeper import aa_file
+
+        found = measure_aa(ws, runs)
+    values = ", ".join(f"{100 * value:.2f}" for value in found["mean_iou"])
+    sys.stdout.write(f"mean IoU of {runs} trainings: {values}; standard deviation {100 * found['sd']:.2f} points\n")
+    sys.stdout.write(f"written to {aa_file(ws)}\n")
     return 0
 
 

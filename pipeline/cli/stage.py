@@ -42,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
     ws = Workspace.find(args.workspace)
     with ws.lock(args.name):
-        _prepare_process(ws)
+        prepare_process(ws)
         from pipeline.stages.runner import run_stage
 
         run_stage(ws, args.name)
     return 0
 
 
-def _prepare_process(ws: Workspace) -> None:
+def prepare_process(ws: Workspace) -> None:
     """Signals, log lines and thread counts; before numpy is imported, which reads the latter once."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -123,6 +123,24 @@ def test_two_trainings_of_one_recipe_are_promoted_no_more_often_than_alpha() -> 
     assert promoted <= 8
 
 
+def test_three_trainings_know_their_spread_badly_and_the_gate_allows_for_it() -> None:
+    """A/A as it is in practice: the spread itself is estimated from three trainings, and luck is most of the noise."""
+    seed_luck = 0.02
+    promoted = normal = 0
+    trials = 150
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        pair = [_confusions(rng, 0.8 + rng.normal(0, seed_luck), spread=0.0) for _ in range(2)]
+        aa = (0.6 + 1.3 * rng.normal(0, seed_luck, 3)).tolist()
+        config = GateConfig(draws=200, class_allowance=0.5, recall_allowance=0.5)
+        gain = judge(_judged("a", pair[0]), _judged("b", pair[1]), BLOCKS, CLASSES, config, aa_mean_iou=aa)["gain"]
+        promoted += gain["low"] > 0
+        normal += gain["value"] > 1.96 * gain["standard_error"]
+    # alpha of the first look is 2.5 %: 3.75 expected of 150; 11 or more has a chance below 0.2 %.
+    assert promoted <= 10
+    assert normal > 10, "the normal quantile would have done: this test proves nothing"
+
+
 def test_the_seed_variance_matters() -> None:
     """The same trials without it would promote far too often: the term is not decoration."""
     promoted = 0

@@ -11,7 +11,9 @@ import pytest
 from hmsa_core import atomic, taxonomy
 from hmsa_core.data.index import Index
 from hmsa_core.errors import IntegrityError
-from pipeline.gatekeeper import apply_verdict, count_look
+from pipeline.cli.main import main
+from pipeline.flow.overrides import apply
+from pipeline.gatekeeper import apply_verdict, count_look, recipe_digest
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 
@@ -50,6 +52,11 @@ def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
     atomic.write_json(ws.path("evaluation/verdict.json"), {"candidate_weights_sha256": sha, "gain": {}})
 
 
+def _change(ws: Workspace, key: str, value: object) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(apply(params.read_text(), {key: value}))
+
+
 def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
     atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     _night(workspace, 0.9, b"good")
@@ -72,7 +79,35 @@ def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: 
 
 def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspace: Workspace) -> None:
     _night(workspace, 0.9, b"good")
-    assert "0 of 3 A/A trainings" in apply_verdict(workspace)["decision"]
+    decision = apply_verdict(workspace)["decision"]
+    assert "0 of 3 A/A trainings" in decision
+    assert "autolabel models aa" in decision, "the message names what mends it"
+
+
+def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    record = {"mean_iou": [0.6, 0.601, 0.602], "recipe": recipe_digest(workspace)}
+    atomic.write_json(workspace.path("models/registry/aa.json"), record)
+    assert apply_verdict(workspace, promote=False)["notes"] == []
+    _change(workspace, "student_train.optimiser.weight_decay", 0.001)
+    (note,) = apply_verdict(Workspace(workspace.root), promote=False)["notes"]
+    assert "another recipe" in note
+    assert "autolabel models aa" in note
+
+
+def test_the_seed_is_no_part_of_the_recipe(workspace: Workspace) -> None:
+    digest = recipe_digest(workspace)
+    _change(workspace, "student_train.seed", 7)
+    assert recipe_digest(Workspace(workspace.root)) == digest
+
+
+def test_aa_trainings_need_labels_and_at_least_two_runs(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "aa", "--workspace", str(workspace.root)]) == 3
+    assert "no auto-labels yet" in capsys.readouterr().err
+    assert main(["models", "aa", "--runs", "1", "--workspace", str(workspace.root)]) == 2
+    assert "at least 2" in capsys.readouterr().err
 
 
 def test_a_verdict_on_other_weights_is_refused(workspace: Workspace) -> None:
