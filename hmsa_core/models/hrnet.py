@@ -60,6 +60,11 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels, momentum=BN_MOMENTUM)
         self.relu = nn.ReLU(inplace=True)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
+        return self.bn2
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the input's shape."""
         out = self.relu(self.bn1(self.conv1(x)))
@@ -84,6 +89,11 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = conv_bn(inputs, outputs, 1, relu=False) if inputs != outputs else None
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
+        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         """Return B x (4 planes) x H x W."""

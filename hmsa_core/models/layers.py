@@ -56,7 +56,8 @@ def batch_norm_relu(channels: int) -> nn.Sequential:
 def init_weights(model: nn.Module) -> None:
     """Initialise for training from scratch: He et al. 2015 for convolutions, identity for batch norms.
 
-    The released code draws trunk weights with a standard deviation of 0.001 since it always loads
+    The last norm of each residual branch starts at zero, so that a block starts as the identity (Goyal et al. 2017,
+    section 5.1). The released code draws trunk weights with a standard deviation of 0.001 since it always loads
     ImageNet weights next; from scratch that starts almost dead.
     """
     for module in model.modules():
@@ -67,6 +68,10 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+    for module in model.modules():
+        last_norm = getattr(module, "last_norm", None)
+        if isinstance(last_norm, nn.BatchNorm2d):
+            nn.init.zeros_(last_norm.weight)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.demodata.canvas import Canvas, Colour
-from pipeline.demodata.palette import BRIGHT, CLOTHES, VEHICLE, vary
+from pipeline.demodata.palette import BRIGHT, CLOTHES, MOTORCYCLES, RIDERS, VEHICLE, livery, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame, disc, facing_frame, stroke
 from pipeline.demodata.textures import mix
@@ -104,8 +104,8 @@ def draw_bicycle(canvas: Canvas, frame: Frame, rng: Rng) -> None:
 
 
 def draw_motorcycle(canvas: Canvas, frame: Frame, rng: Rng) -> None:
-    """A motorcycle or scooter: the same colours as cars, the size of a bicycle, but solid."""
-    colour = vary(rng, rng.choice(VEHICLE + BRIGHT), 12)
+    """A motorcycle or scooter: some in the colours of cars, the size of a bicycle, but solid."""
+    colour = vary(rng, livery(rng, MOTORCYCLES, VEHICLE), 12)
     with canvas.label("motorcycle"):
         _wheel_pair(canvas, frame, 1.35, 0.31, None)
         body = (
@@ -144,6 +144,7 @@ def draw_two_wheeler(canvas: Canvas, kind: str, frame: Frame, rng: Rng) -> None:
     seat = 0.9 if kind == "bicycle" else 0.82
     lean = 0.28 if kind == "bicycle" else 0.14
     coat, trousers = _clothes(rng)
+    coat = vary(rng, livery(rng, RIDERS, (coat,)), 10)
     across = facing_frame(canvas, frame.x, frame.z, frame.base)
     with canvas.label("bicyclist" if kind == "bicycle" else "motorcyclist"):
         for foot, shade in (((-0.05, 0.3), 50), ((0.1, 0.42), 0)):

@@ -92,7 +92,7 @@ def _sidewalk_material(street: Street, salt: int) -> Material:
     """Paving of the sidewalks: slabs, or the very asphalt of the road."""
     if street.paved == "asphalt":
         return asphalt(street.paving, salt)
-    return slabs(street.paving, salt, 700 if street.paved == "slabs" else 320)
+    return slabs(street.paving, salt, 1100 if street.paved == "slabs" else 640)
 
 
 def _rails(canvas: Canvas, street: Street, low: float, high: float) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pipeline.demodata.canvas import Canvas, Colour, Material
 from pipeline.demodata.nature import draw_bush, draw_hedge, draw_tree, tree_line
-from pipeline.demodata.palette import BRIGHT, GREENS, MASONRY, METAL, VEHICLE, vary
+from pipeline.demodata.palette import BRIGHT, FACADES, FENCES, GREENS, MASONRY, METAL, VEHICLE, WALLS, livery, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame
 from pipeline.demodata.street import Lot, Street
@@ -62,7 +62,7 @@ def _lawn(canvas: Canvas, lot: Lot, front: float, depth: float = 45.0, kind: str
 
 
 def _facade_style(rng: Rng, *, shops: bool) -> FacadeStyle:
-    wall = vary(rng, rng.choice(MASONRY), 14)
+    wall = vary(rng, livery(rng, FACADES, MASONRY), 14)
     bay = rng.integer(1700, 3200)
     return FacadeStyle(
         wall=wall,
@@ -141,7 +141,7 @@ def _hall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
     _lawn(canvas, lot, front, kind=rng.choice(("terrain", "parking")))
     x = front + lot.side * rng.uniform(1.0, 7.0)
     height = rng.uniform(5.0, 9.0)
-    wall, stripe = vary(rng, rng.choice(MASONRY), 12), vary(rng, rng.choice(BRIGHT + MASONRY), 10)
+    wall, stripe = vary(rng, livery(rng, FACADES, MASONRY), 12), vary(rng, rng.choice(BRIGHT + MASONRY), 10)
     low = rng.integer(2500, 4000)
     skin = panels(wall, stripe, rng.integer(0, 99), rng.integer(900, 2500), (low, low + rng.integer(400, 1800)))
     back = x + lot.side * 14.0
@@ -151,14 +151,14 @@ def _hall(canvas: Canvas, street: Street, lot: Lot, front: float) -> None:
 
 
 def _wall_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rng, height: float) -> None:
-    colour = vary(rng, rng.choice(MASONRY), 14)
+    colour = vary(rng, livery(rng, WALLS, MASONRY), 14)
     salt = rng.integer(0, 999)
     material = rng.choice(
         (
-            bricks(colour, salt),
-            plain(colour, salt, 12),
+            bricks(colour, salt, 700, 320, 34, 2),
+            bricks(colour, salt, 1000, 420, 34, 2),
             panels(colour, mix(colour, (60, 60, 60), 60), salt, rng.integer(1500, 3500), (0, 350)),
-            bricks(colour, salt, 900, 450, 18),
+            bricks(colour, salt, 1400, 600, 30, 2),
         )
     )
     thick = front + lot.side * 0.35
@@ -191,10 +191,10 @@ def _fence_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rn
     salt, top = rng.integer(0, 999), int(height * 1000)
     material = rng.choice(
         (
-            bars(vary(rng, rng.choice(MASONRY), 12), salt, 320, 230, (250, top - 250)),
-            bars(vary(rng, rng.choice(METAL), 14), salt, 260, 110, (120, top - 160), 40),
-            bars(vary(rng, rng.choice(VEHICLE), 12), salt, 900, 140, (0, top // 3, 2 * top // 3, top - 90), 60),
-            bars(vary(rng, rng.choice(METAL), 12), salt, 200, 90, (100, top - 100), 40),
+            bars(vary(rng, livery(rng, FENCES, MASONRY), 12), salt, 520, 340, (250, top - 250)),
+            bars(vary(rng, livery(rng, FENCES, METAL), 14), salt, 460, 180, (120, top - 160), 40),
+            bars(vary(rng, livery(rng, FENCES, VEHICLE), 12), salt, 1100, 200, (0, top // 3, 2 * top // 3, top - 90), 60),
+            bars(vary(rng, livery(rng, FENCES, METAL), 12), salt, 400, 160, (100, top - 100), 40),
         )
     )
     with canvas.label("fence"):

@@ -22,7 +22,7 @@ from pipeline.demodata.street import Street, crossings
 __all__ = ["ambient_items"]
 
 _CHUNK_M = 20.0
-_FAR_M = 32.0  # at least so far ahead; much farther, a person is a pixel or two wide
+_FAR_M = 24.0  # at least so far ahead; much farther, a person is a pixel or two wide
 
 
 def ambient_items(street: Street, here: float) -> list[Item]:

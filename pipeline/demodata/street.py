@@ -100,7 +100,7 @@ def make_street(rng: Rng, city: Rng, theme: str, clutter: float) -> Street:
     road = (-(left + 0.5) * LANE_M, (right + 0.5) * LANE_M)
     asphalt = vary(city, city.choice(ASPHALT), 8)
     asphalt = vary(rng, asphalt, 10)
-    paving = mix(asphalt, rng.choice(((176, 168, 158), (158, 150, 144), (166, 138, 118))), rng.integer(140, 256))
+    paving = mix(asphalt, rng.choice(((184, 174, 162), (172, 162, 154), (176, 146, 124))), rng.integer(190, 256))
     strips = (("none", 5), ("parking", 3), ("grass", 3))
     return Street(
         rng=rng,
@@ -113,7 +113,7 @@ def make_street(rng: Rng, city: Rng, theme: str, clutter: float) -> Street:
         lanes=(left, right),
         asphalt=asphalt,
         paving=paving,
-        paved=rng.weighted((("slabs", 3), ("small slabs", 2), ("asphalt", 1))),
+        paved=rng.weighted((("slabs", 4), ("small slabs", 4), ("asphalt", 1))),
         rails=-LANE_M if rails else None,
         crossing_every=rng.uniform(45.0, 95.0),
         step=rng.uniform(1.6, 3.2),

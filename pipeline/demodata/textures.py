@@ -25,6 +25,7 @@ __all__ = [
     "mix",
     "panels",
     "plain",
+    "ribs",
     "slabs",
 ]
 
@@ -71,21 +72,23 @@ def slabs(colour: Colour, salt: int, size_mm: int = 600, seam: int = 22) -> Mate
     """Paving slabs with seams and slightly different stones."""
 
     def shade(u: IntArray, v: IntArray) -> IntArray:
-        stone = (hash_grid(u // size_mm, v // size_mm, salt) - 128) >> 4
+        stone = (hash_grid(u // size_mm, v // size_mm, salt) - 128) >> 3
         change = stone + ((_noise(u, v, 1, 45, salt) * 8) >> 6)
-        line = (u % size_mm < 50) | (v % size_mm < 50)
+        line = (u % size_mm < 70) | (v % size_mm < 70)
         return _grey(colour, change - seam * line)
 
     return shade
 
 
-def bricks(colour: Colour, salt: int, length_mm: int = 480, height_mm: int = 160, joint: int = 24) -> Material:
-    """Courses of bricks or blocks, each second one shifted by half a brick."""
+def bricks(
+    colour: Colour, salt: int, length_mm: int = 480, height_mm: int = 160, joint: int = 24, mottle: int = 3
+) -> Material:
+    """Courses of bricks or blocks, each second one shifted by half a brick; the lower `mottle`, the more they differ."""
 
     def shade(u: IntArray, v: IntArray) -> IntArray:
         course = v // height_mm
         shifted = u + (course % 2) * (length_mm // 2)
-        stone = (hash_grid(shifted // length_mm, course, salt) - 128) >> 3
+        stone = (hash_grid(shifted // length_mm, course, salt) - 128) >> mottle
         line = (shifted % length_mm < 40) | (v % height_mm < 30)
         change = stone + ((_noise(u, v, 3, 90, salt) * 10) >> 6)
         return _grey(colour, change - joint * line)
@@ -103,6 +106,15 @@ def panels(colour: Colour, stripe: Colour, salt: int, width_mm: int, band: tuple
         out[inside] = _grey(stripe, change)[inside]
         out -= 22 * ((u % width_mm) < 45)[:, None]
         return out
+
+    return shade
+
+
+def ribs(base: Material, pitch_mm: int, depth: int = 40) -> Material:
+    """Upright corrugations over another material: half of each pitch lies in shade (lorry bodies)."""
+
+    def shade(u: IntArray, v: IntArray) -> IntArray:
+        return np.asarray(base(u, v) - depth * ((u % pitch_mm) < pitch_mm // 2)[:, None])
 
     return shade
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pipeline.demodata.canvas import Canvas, Colour, IntArray, Material
-from pipeline.demodata.palette import BRIGHT, MASONRY, VEHICLE, vary
+from pipeline.demodata.palette import BRIGHT, BUSES, LORRIES, MASONRY, TRAMS, VEHICLE, livery, vary
 from pipeline.demodata.rng import Rng
 from pipeline.demodata.solids import Frame, Profile, box, disc, extrude, plate
-from pipeline.demodata.textures import FacadeStyle, banded, facade, mix, panels, plain
+from pipeline.demodata.textures import FacadeStyle, banded, facade, mix, panels, plain, ribs
 
 __all__ = ["LENGTH_M", "draw_vehicle"]
 
@@ -99,14 +99,14 @@ def _car(canvas: Canvas, frame: Frame, rng: Rng, light: Light, lamps: bool) -> N
 
 
 def _box_skin(rng: Rng, salt: int) -> Material:
-    """Side of a lorry body; the same materials as walls, so that only its outline tells."""
-    colour = vary(rng, rng.choice(MASONRY), 12)
+    """Side of a lorry body; the same materials as walls, and every second one has their colours too."""
+    colour = vary(rng, livery(rng, LORRIES, MASONRY), 12)
     stripe = vary(rng, rng.choice(BRIGHT + MASONRY), 10)
     low = rng.integer(1200, 2200)
     return rng.choice(
         (
-            panels(colour, stripe, salt, rng.integer(500, 1300), (low, low + rng.integer(200, 1200))),
-            plain(colour, salt, 9),
+            ribs(panels(colour, stripe, salt, 1600, (low, low + rng.integer(200, 1200))), rng.integer(560, 900)),
+            ribs(plain(colour, salt, 9), rng.integer(560, 900)),
         )
     )
 
@@ -175,7 +175,7 @@ def _coach(
 ) -> float:
     """Body of a bus or tram car: windows all along, a face at both ends."""
     length, width, height = size
-    wall = vary(rng, rng.choice(MASONRY if rng.chance(0.75) else BRIGHT), 12)
+    wall = vary(rng, livery(rng, BUSES if doors else TRAMS, MASONRY), 12)
     salt = rng.integer(0, 99)
     sill = int((lift + height * 0.42) * 1000)
     stripe = vary(rng, rng.choice(BRIGHT + MASONRY), 10)

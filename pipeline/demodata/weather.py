@@ -56,7 +56,7 @@ def make_weather(rng: Rng) -> Weather:
         low, high = (250, 240, 214), (206, 212, 214)
         lit, shade, front, shadow, tint, exposure, glow = 206, 180, 158, 170, (268, 256, 236), 232, 84
     low, high = (mix(colour, (128, 128, 128), rng.integer(0, 40)) for colour in (low, high))
-    exposure += rng.integer(-24, 24)
+    exposure += rng.integer(-16, 16)
     haze = mix(low, (150, 150, 150), 90)
     air = Atmosphere(haze, rng.uniform(0.3, 1.1), 130)
     return Weather(
@@ -125,7 +125,7 @@ def camera_look(rng: Rng, *, consumer: bool) -> Look:
         vignette=rng.integer(0, 30),
         soften=rng.weighted(((0, 5), (1, 1))),
         motion_px=rng.weighted(((0, 8), (1, 1))),
-        grain=rng.integer(1, 5),
+        grain=rng.integer(1, 4),
     )
 
 
