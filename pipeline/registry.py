@@ -136,8 +136,8 @@ class Registry:
         if now == target:
             return
         line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
-        history = self.folder / "history.jsonl"
-        atomic.append_line(history, json.dumps(line, sort_keys=True, ensure_ascii=False))
+        if self.history()[-1:] != [line]:  # a switch that was cut short after this line is not told twice
+            atomic.append_line(self.folder / "history.jsonl", json.dumps(line, sort_keys=True, ensure_ascii=False))
         atomic.write_json(self.current_file, {"teacher": target})
 
     def _lock(self) -> FileLock:

@@ -1,0 +1,191 @@
+"""Every file operation of writing what must not be lost fails once, for good, or is the process's last one.
+
+Shard writer and manifest from nothing: tests/unit/hmsa_core/labels/test_store_faults.py; training states:
+tests/unit/hmsa_core/engine/test_state_store.py; single files: tests/unit/hmsa_core/test_atomic.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hmsa_core import atomic
+from hmsa_core.errors import CheckpointError, StoreError
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.policy import ThresholdPolicy, from_threshold
+from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.models.checkpoint import read_meta, write_checkpoint
+from pipeline.inspector.review import ReviewFile
+from pipeline.registry import Registry
+from tests.support.faults import every_exit, every_fault
+from tests.support.label_maps import maps, toy_classes
+
+pytestmark = pytest.mark.fault
+
+CLASSES = toy_classes(2)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something on disk: how its old state is made, how it is changed, and what a reader sees (None = nothing).
+
+    With `may_vanish` a reader may also find an unfinished one, which is refused: the folder of a checkpoint that
+    is overwritten.
+    """
+
+    prepare: Callable[[Path], None]
+    change: Callable[[Path], None]
+    read: Callable[[Path], object]
+    may_vanish: bool = False
+
+
+def _save_policy(threshold: float) -> Callable[[Path], None]:
+    return lambda folder: from_threshold(threshold, CLASSES).save(folder / "policy.json") and None
+
+
+def _review(name: str) -> Callable[[Path], None]:
+    def add(folder: Path) -> None:
+        review = ReviewFile(folder / "raw")
+        if name not in {mark.name for mark in review.marks()}:  # whoever sees it written does not write it again
+            review.add(name, "flag", region=[[0, 0], [4, 0], [4, 4]])
+
+    return add
+
+
+def _store(images: int) -> Callable[[Path], None]:
+    plans = plan_shards([], [(f"i{i}", "") for i in range(images)], 1, "key")
+
+    def write(folder: Path) -> None:
+        root = folder / "store"
+        for plan in plans:
+            if not shard_done(root, plan):
+                with ShardWriter(root, plan, classes=CLASSES) as shard:
+                    shard.add(plan.names[0], *maps(int(plan.names[0][1:]), (6, 7), 2))
+        write_manifest(root, plans, {"teacher": "t"}, classes=CLASSES)
+
+    return write
+
+
+def _read_store(folder: Path) -> object:
+    store = LabelStore.open(folder / "store")
+    # A shard that is written, but not in the manifest yet, is told and does no harm.
+    assert [problem for problem in store.verify() if problem.kind != "unlisted"] == []
+    return store.names()
+
+
+def _checkpoint(value: float) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        write_checkpoint(folder / "model", {"w": torch.full((4,), float(value))}, _META)
+
+    return save
+
+
+_META = {"kind": "single", "trunk": "hrnet_micro", "num_classes": 2, "options": {}, "class_table": None, "lineage": {},
+         "inference": None, "extra": {}}  # fmt: skip
+
+
+def _read_checkpoint(folder: Path) -> object:
+    meta = read_meta(folder / "model")
+    assert atomic.sha256_file(folder / "model" / "model.safetensors") == meta["weights_sha256"]
+    return meta["weights_sha256"]
+
+
+def _registered(folder: Path) -> None:
+    atomic.write_json(folder / "models/current.json", {"teacher": "stage:teacher-train"})
+    for value, name in enumerate(("a", "b")):
+        _checkpoint(value)(folder / name)
+    registry = Registry(folder)
+    registry.promote(registry.register(folder / "a" / "model", role="student", metrics={}, verdict=None))
+
+
+def _promote_second(folder: Path) -> None:
+    registry = Registry(folder)
+    registry.promote(registry.register(folder / "b" / "model", role="student", metrics={}, verdict=None))
+
+
+def _read_current(folder: Path) -> object:
+    # Which model teaches; every registered one that a reader can see is whole.
+    for meta in folder.glob("models/registry/*/model.json"):
+        assert atomic.sha256_file(meta.with_name("model.safetensors")) == atomic.read_json(meta)["weights_sha256"]
+    return Registry(folder).current()
+
+
+SUBJECTS = {
+    "policy": Subject(_save_policy(0.9), _save_policy(0.5), lambda f: ThresholdPolicy.load(f / "policy.json").digest),
+    "review file": Subject(_review("a"), _review("b"), lambda f: [m.name for m in ReviewFile(f / "raw").marks()]),
+    "manifest that grows": Subject(_store(1), _store(2), _read_store),
+    "new checkpoint": Subject(lambda _: None, _checkpoint(1.0), _read_checkpoint),
+    "checkpoint that is overwritten": Subject(_checkpoint(1.0), _checkpoint(2.0), _read_checkpoint, may_vanish=True),
+    "promotion": Subject(_registered, _promote_second, _read_current),
+}
+
+
+def _seen(subject: Subject, folder: Path) -> object:
+    try:
+        return subject.read(folder)
+    except (CheckpointError, StoreError):
+        return None
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return SUBJECTS[request.param]
+
+
+def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]], Iterator[int]]) -> None:
+    old, folder = tmp_path / "old", tmp_path / "now"
+    old.mkdir()
+    subject.prepare(old)
+
+    def reset() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(old, folder)
+
+    shutil.copytree(old, tmp_path / "new")
+    subject.change(tmp_path / "new")
+    new_bytes = _bytes(tmp_path / "new")
+    states = [_seen(subject, old), _seen(subject, tmp_path / "new")]
+    assert states[0] != states[1]
+    if subject.may_vanish:
+        states.append(None)
+    points = 0
+    reset()
+    for _ in faults(lambda: subject.change(folder)):
+        points += 1
+        assert _seen(subject, folder) in states
+        atomic.sweep_temps(folder)
+        subject.change(folder)
+        assert _seen(subject, folder) == states[1]
+        assert _bytes(folder) == new_bytes, "other bytes than without the fault, or something was left behind"
+        reset()
+    assert points >= 5, "open, write, sync, rename and the folder's sync are points each"
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["once", "for good"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_a_failing_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
+    subject: Subject, tmp_path: Path, error: int, persistent: bool
+) -> None:
+    _loop(subject, tmp_path, lambda action: every_fault(action, error, persistent=persistent))
+
+
+def test_an_exit_at_any_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
+    subject: Subject, tmp_path: Path
+) -> None:
+    _loop(subject, tmp_path, every_exit)
+
+
+def test_the_maps_of_the_two_stores_differ() -> None:
+    assert not np.array_equal(maps(0, (6, 7), 2)[0], maps(1, (6, 7), 2)[0])
