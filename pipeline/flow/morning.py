@@ -1,59 +1,67 @@
-"""The morning page: what happened tonight, on one screen, with links and exact commands.
+"""The morning page's content: what happened tonight, as one JSON-ready object. `morning_page` draws it.
 
-`work/nightly/history.jsonl` keeps one line a night; it is what "yesterday" and the 30-night lines are read from.
+The page must be readable in a minute by somebody who was asleep: a verdict in a sentence, what differs from
+yesterday, where images went, what can be trusted, what to look at, what it cost, and what to type.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from importlib import resources
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from hmsa_core import __version__, atomic
-from hmsa_core.data.index import read_quarantine
+from hmsa_core import atomic
+from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
+from pipeline.flow import history
+from pipeline.flow.cost import cost_of
+from pipeline.flow.ranking import expected_loss
+from pipeline.gatekeeper import aa_file
 from pipeline.inspector.review import ReviewFile, review_path
 from pipeline.machine import disk_need
-from pipeline.registry import Registry
-from pipeline.report.html import Raw, esc, points, table
-from pipeline.report.pictures import strips
+from pipeline.report.html import points
 from pipeline.workspace import Workspace
 
-__all__ = ["as_markdown", "collect", "write"]
+__all__ = ["INSPECTOR", "PAGE", "Tonight", "as_markdown", "collect", "tables"]
 
 PAGE = "work/nightly/morning.html"
-HISTORY = "work/nightly/history.jsonl"
-_NIGHTS = 30
-_CHOSEN, _RANDOM = 12, 3  # pictures: by loss of coverage, and at random
+INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
+_QUEUE = 20  # images: a minute each
+_CHOSEN, _RANDOM = 12, 3  # pictures: by expected loss, and at random
+_LISTED = 50  # images behind a number
 
 
-def collect(
-    ws: Workspace, arrived: dict[str, Any], verdict: dict[str, Any], changes: dict[str, Any]
-) -> dict[str, Any]:
-    """Read tonight's outputs into one JSON-ready object.
+@dataclass(frozen=True)
+class Tonight:
+    """What the flow itself knows of this night."""
 
-    Args:
-        ws: the workspace.
-        arrived: what `discover` found.
-        verdict: what the gate said ({} when nobody was judged tonight).
-        changes: parameters that were given for this run.
-    """
-    night = {
-        "data": _digest(ws, "data/index/target.parquet"), "params": _digest(ws, "params.yaml"),
-        "code": __version__, "teacher": Registry(ws.root).current(), "overrides": changes,
-    }  # fmt: skip
+    arrived: Mapping[str, Any]  # what `discover` found
+    verdict: Mapping[str, Any] = field(default_factory=dict)  # what the gate said; {} when nobody was judged
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # parameters of this run
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of the stages that had something to do
+    failed: str = ""  # why the night ended early
+    tail: tuple[str, ...] = ()  # last lines of the stage that failed
+
+
+def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
+    """Read tonight's outputs, compare them with last night's, and remember the night."""
+    night = history.describe(ws, tonight.overrides)
     statistics = _json(ws, "labels/final/statistics.json")
+    before = (history.nights(ws) or [{}])[-1]
+    counts, links = _counts(ws, tonight.arrived, statistics)
+    verdict = dict(tonight.verdict)
     page = {
-        "sentence": verdict.get("sentence") or "Nobody was judged tonight.",
-        "decision": verdict.get("decision", ""),
-        "arrived": arrived, "night": night, "differs": _differs(ws, night),
-        "funnel": _funnel(ws, arrived, statistics), "trust": _trust(ws, statistics), "drift": _drift(ws),
-        "queue": _queue(ws), "cost": _cost(ws, statistics), "health": _health(ws), "verdict": verdict,
+        "kind": _kind(tonight), "sentence": _sentence(tonight), "decision": verdict.get("decision", ""),
+        "tail": list(tonight.tail), "night": night, "differs": history.differs(ws, night),
+        "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
+        "trust": _trust(ws, statistics, before.get("coverage", {})), "drift": _drift(ws), "verdict": verdict,
+        "cost": cost_of(ws, tonight.seconds, statistics), "health": _health(ws, tonight),
+        **_worth_a_look(ws),
     }  # fmt: skip
-    page["lines"] = _remember(ws, page, statistics)
+    page["lines"] = history.remember(ws, _line(page, statistics, counts))
     return page
 
 
@@ -62,212 +70,213 @@ def _json(ws: Workspace, relative: str) -> dict[str, Any]:
     return atomic.read_json(path) if path.exists() else {}
 
 
-def _digest(ws: Workspace, relative: str) -> str:
-    path = ws.path(relative)
-    return atomic.sha256_file(path)[:12] if path.exists() else ""
+def _kind(tonight: Tonight) -> str:
+    """One word for the badge."""
+    if tonight.failed:
+        return "failed"
+    if not tonight.verdict:
+        return "not judged"
+    return "promoted" if tonight.verdict.get("promoted") else "kept"
 
 
-def _nights(ws: Workspace) -> list[dict[str, Any]]:
-    path = ws.path(HISTORY)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+def _sentence(tonight: Tonight) -> str:
+    if tonight.failed:
+        return f"The night ended early: {tonight.failed}"
+    return str(tonight.verdict.get("sentence") or "Nobody was judged tonight.")
 
 
-def _differs(ws: Workspace, night: dict[str, Any]) -> list[str]:
-    nights = _nights(ws)
-    if not nights:
-        return ["this is the first night"]
-    before = nights[-1]["night"]
-    words = {"data": "the images", "params": "params.yaml", "code": "the program", "teacher": "the teacher"}
-    changed = [k for k in words if before.get(k) != night[k]]
-    found = [f"{words[k]}: {before.get(k) or 'none'} → {night[k]}" for k in changed]
-    if night["overrides"]:
-        found.append(f"for this run only: {json.dumps(night['overrides'], sort_keys=True)}")
-    return found or ["nothing differs from last night"]
+# -- from arrived to corrected ----------------------------------------------------------------------
 
 
-def _funnel(ws: Workspace, arrived: dict[str, Any], statistics: dict[str, Any]) -> list[dict[str, Any]]:
-    path = ws.path("data/index/quarantine.parquet")
-    rows = read_quarantine(path) if path.exists() else []
-    copies = [r for r in rows if r.reason.startswith("duplicate")]
-    raw = ws.path("labels/raw/manifest.json")
-    store = LabelStore.open(ws.path("labels/raw")) if raw.exists() else None
-    marks = list(ReviewFile(review_path(ws.path("labels/raw"))).marks()) if store else []
-    conflicts = sum(row["pixels"] for row in statistics.get("conflicts", []))
+def _counts(
+    ws: Workspace, arrived: Mapping[str, Any], statistics: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, list[list[str]]]]:
+    """How many images (pixels, per cent) are at each step, and [name, link] of the first of them."""
+    table = ws.path("data/index/quarantine.parquet")
+    rows = [row for row in read_quarantine(table) if row.root == "target"] if table.exists() else []
+    copies = [row for row in rows if row.reason.startswith("duplicate")]
+    refused = [row for row in rows if not row.reason.startswith("duplicate")]
+    index = ws.path("data/index/target.parquet")
+    has_store = ws.path("labels/raw/manifest.json").exists()
+    names = LabelStore.open(ws.path("labels/raw")).names() if has_store else []
+    marks = list(ReviewFile(review_path(ws.path("labels/raw"))).marks()) if has_store else []
+    counts = {
+        "arrived": (len(Index.load(index).samples) if index.exists() else 0) + len({row.name for row in rows}),
+        "duplicate": len(copies), "quarantined": len(refused), "labelled": len(names),
+        "kept": round(100 * statistics.get("labelled_share", 0.0), 2),
+        "conflicts": sum(row["pixels"] for row in statistics.get("conflicts", [])),
+        "corrected": len({mark.name for mark in marks}),
+    }  # fmt: skip
+    examples = arrived.get("examples", {})
+    links = {
+        "arrived": [[name, _file(ws, path)] for name, path in examples.get("arrived", [])],
+        "duplicate": [[f"{row.name} ({row.detail or row.reason})", _file(ws, row.path)] for row in copies[:_LISTED]],
+        "quarantined": [[f"{row.name}: {row.reason}", _file(ws, row.path)] for row in refused[:_LISTED]],
+        "labelled": [["all of them in the inspector", INSPECTOR]] if names else [],
+        "kept": [["those that keep least first", _inspect(sort="coverage")]] if names else [],
+        "conflicts": [["those with most conflicts first", _inspect(sort="conflict")]] if names else [],
+        "corrected": [[name, _inspect(image=name)] for name in sorted({mark.name for mark in marks})[:_LISTED]],
+    }
+    near = [[f"{name} is like {twin}", _file(ws, path)] for name, twin, path in examples.get("near", [])]
+    links["arrived"] = [*near, *links["arrived"]][:_LISTED]
+    return counts, links
+
+
+_STEPS = {
+    "arrived": "images arrived", "duplicate": "copies of known images", "quarantined": "quarantined",
+    "labelled": "labelled by the teacher", "kept": "pixels kept, %", "conflicts": "pixels against a human's label",
+    "corrected": "corrected in review",
+}  # fmt: skip
+
+
+def _funnel(
+    counts: Mapping[str, float], before: Mapping[str, float], links: Mapping[str, list[list[str]]],
+    arrived: Mapping[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row a step: what this night added, and where things stand. Images of `links` hang on the numbers."""
+    added = {key: round(value - before.get(key, 0.0), 2) for key, value in counts.items()}
+    added["arrived"] = arrived.get("arrived", 0)
     return [
-        {"step": "arrived tonight", "count": arrived.get("arrived", 0)},
-        {"step": "copies of known images", "count": len(copies)},
-        {"step": "quarantined", "count": len(rows) - len(copies)},
-        {"step": "labelled", "count": len(store.names()) if store else 0},
-        {"step": "pixels with a label, %", "count": round(100 * statistics.get("labelled_share", 0.0), 2)},
-        {"step": "pixels in conflict with a human", "count": conflicts},
-        {"step": "corrected by review", "count": len(marks)},
+        {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
+        for key, words in _STEPS.items()
     ]
 
 
-def _trust(ws: Workspace, statistics: dict[str, Any]) -> list[dict[str, Any]]:
+def _file(ws: Workspace, path: str) -> str:
+    """Relative address, from the page, of a file of the target root."""
+    return Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix()
+
+
+def _inspect(**query: str) -> str:
+    return f"{INSPECTOR}?{urlencode(query)}"
+
+
+# -- what can be trusted ----------------------------------------------------------------------------
+
+
+def _trust(ws: Workspace, statistics: Mapping[str, Any], before: Mapping[str, float]) -> list[dict[str, Any]]:
     path = ws.path("calibration/policy.json")
     if not path.exists():
         return []
-    before = {}
-    nights = _nights(ws)
-    if nights:
-        before = nights[-1].get("coverage", {})
     now = {row["name"]: row for row in statistics.get("classes", [])}
+    judged = _json(ws, "evaluation/per_class.json")
     rows = []
     for entry in ThresholdPolicy.load(path).entries:
-        own, kept = entry.evidence, now.get(entry.name, {})
-        coverage, old = kept.get("coverage"), before.get(entry.name)
+        own, row = entry.evidence, now.get(entry.name, {})
+        report = judged.get(entry.name, {}).get("kept", {})
+        coverage, old = row.get("coverage"), before.get(entry.name)
         rows.append({
-            "class": entry.name, "status": entry.status, "threshold": entry.threshold or "withheld",
-            "precision": points(own.get("precision"), 2), "source": "calibration",
-            "marginal": points(own.get("marginal")), "coverage": points(coverage),
-            "change": "" if old is None or coverage is None else f"{100 * (coverage - old):+.1f}",
-            "on void": points(own.get("void"), 2),
+            "class": entry.name, "status": row.get("status", entry.status),
+            "threshold": row.get("threshold", entry.threshold) or "–",
+            "precision": points(own.get("precision")), "blocks": own.get("blocks", 0),
+            "report set": points(report.get("precision")), "marginal": points(own.get("marginal")),
+            "coverage": points(coverage),
+            "change": "" if old is None or coverage is None else _signed(100 * (coverage - old)),
+            "on void": points(own.get("void")),
         })  # fmt: skip
     return rows
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "="
+
+
 def _drift(ws: Workspace) -> list[dict[str, Any]]:
+    """Classes whose evidence does not cover a city (drive, camera), worst first."""
     cities = _json(ws, "labels/shift.json").get("cities", {})
-    rows = [{"where": where, **row} for where, classes in cities.items() for row in classes]
-    return [row for row in rows if row["status"] not in ("covered", "nothing kept")][:40]
-
-
-def _queue(ws: Workspace) -> list[dict[str, str]]:
-    """Images for twenty minutes of a person's eyes: the least certain ones, as links into the inspector."""
-    raw = ws.path("labels/raw/manifest.json")
-    policy = ws.path("calibration/policy.json")
-    if not raw.exists() or not policy.exists():
-        return []
-    statistics = StoreStatistics.open(ws.path("labels/raw"))
-    kept = statistics.kept(ThresholdPolicy.load(policy).codes()).sum(axis=1) / statistics.pixels
-    order = kept.argsort(kind="stable")[:20]
-    return [
-        {
-            "name": statistics.names[i], "kept": points(float(kept[i])),
-            "link": "http://127.0.0.1:8765/?" + urlencode({"image": statistics.names[i]}),
-        }
-        for i in order
+    rows = [
+        {"where": where, "class": row["name"], "status": row["status"], "pixels": row["pixels"],
+         "precision": points(row.get("adjusted")), "usual": points(row.get("usual"))}
+        for where, classes in cities.items() for row in classes if row["status"] not in ("covered", "nothing kept")
     ]  # fmt: skip
+    return sorted(rows, key=lambda row: -int(row["pixels"]))
 
 
-def _cost(ws: Workspace, statistics: dict[str, Any]) -> dict[str, Any]:
-    times = [_json(ws, f"work/times/{path.name}") for path in sorted(ws.path("work/times").glob("*.json"))]
-    seconds = sum(float(t.get("seconds", 0.0)) for t in times)
-    images, kept = statistics.get("images", 0), statistics.get("labelled", 0)
-    return {
-        "hours": round(seconds / 3600, 3),
-        "seconds_per_1000_images": round(1000 * seconds / images, 1) if images else None,
-        "seconds_per_million_kept_pixels": round(1e6 * seconds / kept, 2) if kept else None,
-        "stages": {t["stage"]: t["seconds"] for t in times if t},
-    }
+# -- what to look at --------------------------------------------------------------------------------
 
 
-def _health(ws: Workspace) -> dict[str, Any]:
+def _worth_a_look(ws: Workspace) -> dict[str, Any]:
+    """Pictures by expected loss and at random, and twenty minutes of review."""
+    raw, path = ws.path("labels/raw"), ws.path("calibration/policy.json")
+    if not (raw / "manifest.json").exists() or not path.exists():
+        return {"chosen": [], "random": [], "queue": []}
+    statistics = StoreStatistics.open(raw)
+    loss = expected_loss(statistics, ThresholdPolicy.load(path))
+    statistics.close()
+    order = (-loss).argsort(kind="stable")
+    ranked = [statistics.names[i] for i in order]
+    # "At random", and yet the same on a re-run: drawn by the store's own digest.
+    seed = statistics.manifest["digest"]
+    rest = sorted(ranked[_CHOSEN:], key=lambda name: atomic.digest([seed, name]))
+    queue = [
+        {"name": statistics.names[i], "loss": points(float(loss[i])), "link": _inspect(image=statistics.names[i])}
+        for i in order[:_QUEUE]
+    ]
+    chosen = [[row["name"], f"{row['loss']} %"] for row in queue[:_CHOSEN]]
+    return {"chosen": chosen, "random": [[name, "at random"] for name in rest[:_RANDOM]], "queue": queue}
+
+
+# -- health -----------------------------------------------------------------------------------------
+
+
+def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     need = disk_need(ws)
-    return {"free_gib": round(need.free / 2**30, 1), "needed_gib": round(need.total / 2**30, 1)}
+    gate, verdict = ws.params.evaluate.gate, tonight.verdict
+    runs = len(_json(ws, str(aa_file(ws).relative_to(ws.root))).get("mean_iou", []))
+    skipped = _json(ws, "labels/final/statistics.json").get("skipped", [])
+    warnings = list(verdict.get("notes", []))
+    if need.free < 2 * need.total:
+        warnings.append("less than twice the disk that a night needs is free: `dvc gc --workspace`")
+    if gate.seed_sd is None and runs < gate.min_aa_runs:
+        warnings.append(f"{runs} of {gate.min_aa_runs} A/A trainings are there: nothing can be promoted until "
+                        "`autolabel models aa` has run")  # fmt: skip
+    if skipped:
+        warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
+    if tonight.arrived.get("gone"):
+        warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
+    return {
+        "free_gib": round(need.free / 2**30, 1), "needed_gib": round(need.total / 2**30, 1), "aa_runs": runs,
+        "look": verdict.get("look"), "alpha": verdict.get("alpha"), "warnings": warnings,
+    }  # fmt: skip
 
 
-def _remember(ws: Workspace, page: dict[str, Any], statistics: dict[str, Any]) -> list[dict[str, Any]]:
+def _line(page: Mapping[str, Any], statistics: Mapping[str, Any], counts: Mapping[str, float]) -> dict[str, Any]:
+    """What the next nights need to know of this one."""
     gain = page["verdict"].get("gain", {})
-    line = {
-        "night": page["night"], "candidate": gain.get("candidate"), "gain": gain.get("value"),
+    return {
+        "night": page["night"], "kind": page["kind"], "candidate": gain.get("candidate"), "gain": gain.get("value"),
         "kept": statistics.get("labelled_share"), "promoted": page["verdict"].get("promoted"),
-        "images": statistics.get("images"), "hours": page["cost"]["hours"],
+        "images": statistics.get("images"), "hours": page["cost"]["hours"], "counts": dict(counts),
         "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
     }  # fmt: skip
-    nights = _nights(ws)
-    atomic.append_line(ws.path(HISTORY), json.dumps(line, sort_keys=True))
-    return [*nights, line][-_NIGHTS:]
 
 
-def write(ws: Workspace, page: dict[str, Any]) -> Path:
-    """Write the page; return its path."""
-    path = ws.path(PAGE)
-    atomic.write_text(path, _html(ws, page))
-    return path
+# -- Prefect's artifacts ----------------------------------------------------------------------------
 
 
-def _html(ws: Workspace, page: dict[str, Any]) -> str:
-    style = resources.files("pipeline.report").joinpath("style.css").read_text("utf-8")
-    differs = "".join(f"<li>{esc(line)}</li>" for line in page["differs"])
-    sections = [
-        ("What differs from last night", Raw(f"<ul>{differs}</ul>")),
-        ("From arrived to kept", _rows(page["funnel"])),
-        ("Trust, class by class", _rows(page["trust"])),
-        ("Drift by city or drive", _rows(page["drift"]) if page["drift"] else Raw("<p>Covered by the evidence.</p>")),
-        ("Pictures", _pictures(ws, page)),
-        ("Your twenty minutes", _queue_html(page["queue"])),
-        ("Cost", _rows([page["cost"] | {"stages": _stage_seconds(page["cost"]["stages"])}])),
-        (f"Last {len(page['lines'])} nights", _lines(page["lines"])),
-        ("If something is wrong", _commands(ws, page)),
+def as_markdown(page: Mapping[str, Any], path: Path) -> str:
+    """The page's head as Markdown."""
+    lines = [f"## {page['sentence']}", page["decision"], *(f"- {line}" for line in page["differs"])]
+    if page["tail"]:
+        lines.append("```\n" + "\n".join(page["tail"][-15:]) + "\n```")
+    lines += [f"- **{warning}**" for warning in page["health"]["warnings"]]
+    return "\n\n".join(line for line in [*lines, f"Whole page: `{path}`"] if line) + "\n"
+
+
+def tables(page: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Artifact key -> (description, rows of plain values)."""
+    cost = page["cost"]
+    verdict = [
+        {k: row[k] for k in ("name", "candidate", "incumbent", "gain", "verdict", "why")}
+        for row in page["verdict"].get("classes", [])
     ]
-    body = "".join(f"<h2>{esc(title)}</h2>{html}" for title, html in sections)
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>auto-label</title><style>{style}</style></head><body><main><h1>auto-label, last night</h1>"
-        f"<p class='lead'>{esc(page['sentence'])}</p><p class='soft'>{esc(page['decision'])}</p>{body}</main></body>"
-        "</html>\n"
-    )
-
-
-def _stage_seconds(stages: dict[str, float]) -> str:
-    return ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages.items())
-
-
-def _rows(rows: Sequence[dict[str, Any]]) -> Raw:
-    if not rows:
-        return Raw("<p class='soft'>nothing to show</p>")
-    return table(list(rows[0]), [["–" if v is None else v for v in row.values()] for row in rows])
-
-
-def _pictures(ws: Workspace, page: dict[str, Any]) -> Raw:
-    from hmsa_core.data.index import Index
-
-    chosen = [row["name"] for row in page["queue"][:_CHOSEN]]
-    if not chosen:
-        return Raw("<p class='soft'>nothing was labelled</p>")
-    store = LabelStore.open(ws.path("labels/raw"))
-    others = [n for n in store.names() if n not in chosen]
-    # "At random", and yet the same on a re-run: drawn by the store's own digest.
-    others.sort(key=lambda name: atomic.digest([store.digest, name]))
-    samples = Index.load(ws.path("data/index/target.parquet")).select(names=[*chosen[:_CHOSEN], *others[:_RANDOM]])
-    return Raw(f"<div class='pictures'>{''.join(s.html() for s in strips(ws, samples))}</div>")
-
-
-def _queue_html(queue: list[dict[str, str]]) -> Raw:
-    if not queue:
-        return Raw("<p class='soft'>nothing to review</p>")
-    rows = [[Raw(f"<a href='{esc(row['link'])}'>{esc(row['name'])}</a>"), row["kept"]] for row in queue]
-    return Raw(
-        "<p>Start the inspector with <code>autolabel serve labels/raw --policy calibration/policy.json --port 8765"
-        f"</code>, then follow a link; these images keep least.</p>{table(['image', 'kept %'], rows)}"
-    )
-
-
-def _lines(nights: list[dict[str, Any]]) -> Raw:
-    rows = [
-        [i, points(n["candidate"], 2), points(n["gain"], 2), points(n["kept"]), n["images"] or 0, n["promoted"] or ""]
-        for i, n in enumerate(nights, 1)
-    ]
-    return table(["night", "student mIoU", "gain", "kept %", "images", "promoted"], rows)
-
-
-def _commands(ws: Workspace, page: dict[str, Any]) -> Raw:
-    disk = page["health"]
-    lines = [
-        ("go back to the teacher before", "autolabel models rollback"),
-        ("run the night again", "prefect deployment run auto-label/nightly"),
-        ("reproduce without Prefect", f"cd {ws.root} && dvc repro"),
-        ("what is broken", "autolabel doctor"),
-    ]
-    items = "".join(f"<li>{esc(what)}: <code>{esc(command)}</code></li>" for what, command in lines)
-    return Raw(f"<p>{disk['free_gib']} GiB free, about {disk['needed_gib']} GiB needed.</p><ul>{items}</ul>")
-
-
-def as_markdown(page: dict[str, Any], path: Path) -> str:
-    """The page's head as Markdown, for Prefect's artifact."""
-    differs = "\n".join(f"- {line}" for line in page["differs"])
-    return f"## {page['sentence']}\n\n{page['decision']}\n\n{differs}\n\nWhole page: `{path}`\n"
+    found = {
+        "auto-label-funnel": ("From arrived to corrected",
+                              [{k: v for k, v in row.items() if k != "images"} for row in page["funnel"]]),
+        "auto-label-trust": ("Thresholds and precision per class", page["trust"]),
+        "auto-label-verdict": ("Candidate against incumbent, class by class", verdict),
+        "auto-label-cost": ("Seconds of each stage that had something to do",
+                            [{"stage": stage, "seconds": s} for stage, s in cost["stages"].items()]),
+        "auto-label-queue": ("Your twenty minutes", page["queue"]),
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value[1]}

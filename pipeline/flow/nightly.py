@@ -17,18 +17,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import get_run_context
+from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, HmsaError
 from hmsa_core.process import die_with_parent
-from pipeline.flow import discover, morning, overrides
+from pipeline.flow import discover, morning, morning_page, overrides
+from pipeline.flow.morning import Tonight
 from pipeline.flow.reaper import nightly_lock, reap
-from pipeline.flow.runner import StageFailedError, run_stage
+from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage
 from pipeline.gatekeeper import apply_verdict
 from pipeline.machine import check_machine
 from pipeline.stages import STAGES
@@ -80,11 +83,29 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
     check_machine_task(ws)
     arrived = discover_task(ws)
     unchanged = dvc_unchanged(ws.root)
-    for stage in STAGES:
-        if stage in chosen:
-            stage_task.with_options(name=stage)(stage, ws, skip=unchanged)
-    verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
-    return publish_task(ws, arrived, verdict, changes)
+    seconds: dict[str, float] = {}
+    try:
+        for stage in STAGES:
+            if stage in chosen:
+                took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
+                seconds |= {stage: took} if took else {}
+        verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
+    except HmsaError as error:
+        tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
+        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, error.message, tail), error)
+        raise
+    return publish_task(ws, Tonight(arrived, verdict, changes, seconds))
+
+
+def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError) -> None:
+    """A page for the night that ended early, too; what hinders the page must not hide why the night failed."""
+    if isinstance(error, ServerGoneError):
+        write_page(ws, tonight)  # there is nobody to send artifacts to
+        return
+    try:
+        publish_task(ws, tonight)
+    except (HmsaError, OSError, httpx.HTTPError, PrefectException):
+        get_run_logger().exception("no morning page")
 
 
 def _chosen(stages: list[str] | None) -> list[str]:
@@ -100,14 +121,14 @@ def _run_id() -> Any:
     return None if flow_run is None else flow_run.id
 
 
-@task(name="check-machine", cache_policy=NO_CACHE)
+@task(name="check-machine", task_run_name="check-machine", cache_policy=NO_CACHE)
 def check_machine_task(ws: Workspace) -> None:
     """Refuse to start on a machine or disk that cannot finish."""
     for line in check_machine(ws):
         get_run_logger().info(line)
 
 
-@task(name="discover", cache_policy=NO_CACHE)
+@task(name="discover", task_run_name="discover", cache_policy=NO_CACHE)
 def discover_task(ws: Workspace) -> dict[str, Any]:
     """Find images that the last index does not know, by content."""
     found = discover.discover(ws)
@@ -117,21 +138,31 @@ def discover_task(ws: Workspace) -> dict[str, Any]:
 
 def _worth_a_retry(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, StageFailedError) or error.is_worth_a_retry
+    if isinstance(error, StageFailedError):
+        return error.is_worth_a_retry
+    return not isinstance(error, HmsaError)  # our own errors say what to do; trying again is not among it
 
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=1, retry_condition_fn=_worth_a_retry)
 def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
-    """Run one stage under DVC; the task bears the stage's name."""
+    """Run one stage under DVC; the task bears the stage's name. Seconds; 0 when DVC found nothing to do."""
     log = get_run_logger()
     if skip:
         log.info("%s: unchanged, nothing to do", stage)
         return 0.0
-    return run_stage(stage, ws.root, say=log.info, alive=_api_watch())
+    ran = False
+
+    def say(line: str) -> None:
+        nonlocal ran
+        ran = ran or line.startswith("Running stage")
+        log.info(line)
+
+    seconds = run_stage(stage, ws.root, say=say, alive=_api_watch())
+    return seconds if ran else 0.0
 
 
 def _api_watch() -> Any:
-    """A function that says whether the API still answers: False after it was silent for about ten seconds."""
+    """A function that says whether the API still answers: False after it was silent three times, two seconds apart."""
     url = PREFECT_API_URL.value()
     silent = 0
 
@@ -160,7 +191,7 @@ def dvc_unchanged(root: Path) -> bool:
     return bool(lines) and json.loads(lines[-1]) == {}
 
 
-@task(name="gate", cache_policy=NO_CACHE)
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
 def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
     """Promote an accepted student, or say why not."""
     verdict = apply_verdict(ws, promote=promote)
@@ -168,13 +199,18 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
     return verdict
 
 
-@task(name="publish", cache_policy=NO_CACHE)
-def publish_task(ws: Workspace, arrived: dict[str, Any], verdict: dict[str, Any], changes: dict[str, Any]) -> str:
+def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
+    """Write the morning page; return its content and its path."""
+    page = morning.collect(ws, tonight)
+    return page, morning_page.write(ws, page)
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
+def publish_task(ws: Workspace, tonight: Tonight) -> str:
     """Write the morning page and Prefect's artifacts."""
-    page = morning.collect(ws, arrived, verdict, changes)
-    path = morning.write(ws, page)
+    page, path = write_page(ws, tonight)
     create_markdown_artifact(key="auto-label-morning", markdown=morning.as_markdown(page, path))
-    create_table_artifact(key="auto-label-funnel", table=page["funnel"], description="From arrived to kept")
-    create_table_artifact(key="auto-label-trust", table=page["trust"], description="Thresholds and precision per class")
+    for key, (description, rows) in morning.tables(page).items():
+        create_table_artifact(key=key, table=rows, description=description)
     get_run_logger().info("morning page: %s", path)
     return str(page["sentence"])

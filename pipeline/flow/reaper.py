@@ -1,7 +1,8 @@
-"""Mark flow runs as Crashed whose process is gone: after a full kill nobody else ever will.
+"""Settle flow runs whose process is gone: after a full kill nobody else ever will.
 
 A run holds the workspace's `nightly` lock for its whole life. A run that Prefect calls Running while
-the lock is free, or is held by another run, is dead.
+the lock is free, or is held by another run, is dead: Crashed, or Cancelled if that was asked for. A run that
+a worker had taken but not started when it was killed stays Pending for ever: it is scheduled again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def nightly_lock(workspace: Path) -> FileLock:
     return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"a nightly run of {workspace}")
 
 
-async def _reap(workspace: Path, keep: UUID | None) -> list[str]:
+async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[str]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -35,21 +36,27 @@ async def _reap(workspace: Path, keep: UUID | None) -> list[str]:
         FlowRunFilterStateType,
     )
     from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
+    from prefect.states import Cancelled, Crashed, Scheduled
 
-    alive = (StateType.RUNNING, StateType.CANCELLING)
+    lost = "its process is gone (the workspace's lock is free): told by the reaper"
+    settled: dict[StateType, tuple[Any, str]] = {
+        StateType.RUNNING: (Crashed(message=lost), "marked Crashed"),
+        StateType.CANCELLING: (Cancelled(message=lost), "marked Cancelled"),
+    }
+    if pending:
+        settled[StateType.PENDING] = (Scheduled(message="its worker was lost before it started"), "scheduled again")
     said = []
     async with get_client() as client:
         runs = await client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(alive)))),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(settled)))),
         )
         for run in runs:
-            if run.id == keep or not _belongs(run.parameters, workspace):
+            if run.id == keep or run.state_type is None or not _belongs(run.parameters, workspace):
                 continue
-            state: Any = Crashed(message="its process is gone (the workspace's lock is free): marked by the reaper")
+            state, done = settled[run.state_type]
             await client.set_flow_run_state(run.id, state, force=True)
-            said.append(f"run {run.name} was left behind as {run.state_name}: marked Crashed")
+            said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
     return said
 
 
@@ -58,25 +65,27 @@ def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
     return not given or Path(given).resolve() == workspace.resolve()
 
 
-def reap(workspace: Path, *, keep: UUID | None = None) -> list[str]:
-    """Mark dead runs of a workspace as Crashed; return a line for each.
+def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) -> list[str]:
+    """Settle dead runs of a workspace; return a line for each.
 
     Args:
         workspace: whose runs.
         keep: the run that holds the lock (the caller), if any; without it nothing is done while
             somebody holds the lock.
+        pending: also runs that were about to start (only while no worker can be starting one).
     """
     if keep is None and not nightly_lock(workspace).is_free():
         return []
-    return asyncio.run(_reap(workspace, keep))
+    return asyncio.run(_reap(workspace, keep, pending=pending))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: `python -m pipeline.flow.reaper --workspace DIR`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, default=Path())
+    parser.add_argument("--pending", action="store_true", help="no worker is running: also runs about to start")
     args = parser.parse_args(argv)
-    for line in reap(args.workspace.resolve()):
+    for line in reap(args.workspace.resolve(), pending=args.pending):
         sys.stdout.write(line + "\n")
     return 0
 

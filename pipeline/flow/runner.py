@@ -18,13 +18,14 @@ from pathlib import Path
 from hmsa_core.errors import HmsaError
 from hmsa_core.process import die_with_parent
 
-__all__ = ["PERMANENT", "StageFailedError", "run_stage"]
+__all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 12.0
+_ASK_EVERY_S = 2.0
 
 
 class StageFailedError(HmsaError):
@@ -43,6 +44,10 @@ class StageFailedError(HmsaError):
         return self.status not in PERMANENT
 
 
+class ServerGoneError(HmsaError):
+    """The orchestration server did not answer any more; the stage was stopped with its progress saved."""
+
+
 def run_stage(
     stage: str, workspace: Path, *, say: Callable[[str], None], alive: Callable[[], bool] = lambda: True,
     env: dict[str, str] | None = None,
@@ -53,11 +58,12 @@ def run_stage(
         stage: name in dvc.yaml.
         workspace: folder of dvc.yaml.
         say: receives each line of output.
-        alive: asked every few seconds; False stops the stage (with a checkpoint).
+        alive: asked every two seconds; False stops the stage (with a checkpoint).
         env: environment of the child; default: ours.
 
     Raises:
         StageFailedError: the stage ended with an error.
+        ServerGoneError: `alive` said no.
     """
     start = time.monotonic()
     me = os.getpid()
@@ -112,10 +118,10 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
             return
         if line:
             yield line
-        if time.monotonic() - checked > 3.0:
+        if time.monotonic() - checked > _ASK_EVERY_S:
             checked = time.monotonic()
             if not alive():
-                raise HmsaError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
+                raise ServerGoneError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
 
 
 def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hmsa_core.errors import ConfigError, HmsaError
+from pipeline.flow.reaper import nightly_lock
 from pipeline.flow.services import HOST, POOL, REPO, Services
 
 
@@ -24,16 +25,15 @@ def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
         )
     services.folder.mkdir(parents=True, exist_ok=True)
     env = services.environment()
+    had_server = services.is_external or services.is_running("server")
     said = [_server(services, env, wait_s)]
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
     _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(_deployment_file(services))], services, env)
     said.append("deployment auto-label/nightly is registered")
-    # Runs that a killed server or worker left behind would stay "Running" for ever.
-    reaped = subprocess.run(
-        [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(services.workspace)],
-        env=dict(env), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said += [line for line in reaped.stdout.splitlines() if line]
+    if not had_server and nightly_lock(services.workspace).is_free():
+        # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute.
+        services.stop("worker")
+    said += _reap(services, env)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"worker-{services.port}",
               "--limit", "1", "--install-policy", "never"]  # fmt: skip
     pid = services.start("worker", worker, env)
@@ -43,6 +43,15 @@ def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
     said.append(f"web page: {services.api_url.removesuffix('/api')}")
     said.append("now: prefect deployment run auto-label/nightly")
     return said
+
+
+def _reap(services: Services, env: Mapping[str, str]) -> list[str]:
+    """Settle runs that a killed server or worker left behind: they would stay "Running" for ever."""
+    command = [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(services.workspace)]
+    if not services.is_external and not services.is_running("worker"):
+        command.append("--pending")
+    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if line]
 
 
 def _server(services: Services, env: Mapping[str, str], wait_s: float) -> str:

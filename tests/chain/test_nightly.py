@@ -7,21 +7,19 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
-from pipeline.flow.overrides import apply
 from pipeline.flow.services import Services
-from tests.support.chain import Whole
 from tests.support.nightly import (
+    SLOWLY,
+    artifacts_of,
     command,
-    down,
     finish,
-    free_port,
     held,
     pid_of,
     processes_of,
@@ -39,26 +37,17 @@ from tests.support.nightly import (
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
 
 
-@pytest.fixture
-def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished workspace with its own server, worker and deployment."""
-    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    up(workspace, free_port())
-    yield workspace
-    down(workspace)
-
-
 def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones_inferred(orchestrated: Path) -> None:
     teacher = atomic.sha256_file(orchestrated / "models/teacher/model.safetensors")
     before = set(LabelStore.open(orchestrated / "labels/raw").names())
     shards = {n: digest for n, digest in store_bytes(orchestrated).items() if n.startswith("shard-")}
-    assert finish(orchestrated, start(orchestrated, promote=False)) == "Completed"
+    run = start(orchestrated, promote=False)
+    assert finish(orchestrated, run) == "Completed"
     log = worker_log(orchestrated)
     for stage in ("prepare", "teacher-train", "auto-infer", "student-train", "evaluate"):
         assert f"{stage}: unchanged, nothing to do" in log
-    page = (orchestrated / "work/nightly/morning.html").read_text()
-    assert "nothing differs" in page or "first night" in page
+    assert "first night" in (orchestrated / "work/nightly/morning.html").read_text()
+    _check_artifacts(orchestrated, artifacts_of(orchestrated, run))
 
     images = sorted((orchestrated / "data/demo/cityscapes/leftImg8bit/test").rglob("*_leftImg8bit.png"))[:5]
     for i, image in enumerate(images):
@@ -70,6 +59,7 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
         Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
     run = start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
     assert finish(orchestrated, run) == "Completed"
+    assert {row["stage"] for row in artifacts_of(orchestrated, run)["auto-label-cost"]} == {"prepare", "auto-infer"}
     after = set(LabelStore.open(orchestrated / "labels/raw").names())
     assert len(after - before) == 5
     assert not before - after
@@ -77,6 +67,30 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
     kept = [name for name in shards if shards[name] == store_bytes(orchestrated).get(name)]
     assert len(kept) == len(shards), "shards of images that were labelled before stay as they are"
     assert atomic.sha256_file(orchestrated / "models/teacher/model.safetensors") == teacher
+
+
+def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
+    """Prefect's artifacts hold the numbers of the metric files, and nothing else."""
+    read = {name: atomic.read_json(folder / name) for name in (
+        "metrics/pseudo-label.json", "metrics/evaluate.json", "metrics/calibrate.json", "evaluation/per_class.json",
+        "labels/final/statistics.json",
+    )}  # fmt: skip
+    funnel = {row["step"]: row["in all"] for row in found["auto-label-funnel"]}
+    assert funnel["labelled by the teacher"] == atomic.read_json(folder / "metrics/auto-infer.json")["images"]
+    assert funnel["pixels kept, %"] == round(100 * read["labels/final/statistics.json"]["labelled_share"], 2)
+    calibrated = read["metrics/calibrate.json"]
+    for row in found["auto-label-trust"]:
+        coverage = read["metrics/pseudo-label.json"]["classes"][row["class"]]["coverage"]
+        assert row["coverage"] == f"{100 * coverage:.1f}"
+        threshold = calibrated["thresholds"][row["class"]]
+        assert row["threshold"] == "–" if threshold is None else float(row["threshold"]) == threshold
+        assert row["status"] == calibrated["status"][row["class"]]
+    for row in found["auto-label-verdict"]:
+        iou = read["evaluation/per_class.json"][row["name"]]["iou"]
+        assert (row["candidate"], row["incumbent"]) == (iou["student"]["multi"], iou["teacher"]["multi"])
+    gain = 100 * read["metrics/evaluate.json"]["gain"]["student - teacher"]
+    assert f"student {gain:+.2f} points against teacher" in found["auto-label-morning"]
+    assert "auto-label-cost" not in found, "a night in which no stage ran cost nothing"
 
 
 def test_bad_parameters_are_refused_before_anything_starts(orchestrated: Path) -> None:
@@ -87,20 +101,6 @@ def test_bad_parameters_are_refused_before_anything_starts(orchestrated: Path) -
     assert "unknown stage 'auto-infr'" in log
     assert "pseudo_label.threshold" in log
     assert (orchestrated / "params.yaml").read_bytes() == params
-
-
-# One image a shard and sixteen times the work of an image: there is something to kill on any machine.
-SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store that a run with SLOWLY makes when nobody disturbs it."""
-    twin = shutil.copytree(whole.root, tmp_path_factory.mktemp("undisturbed") / "ws", symlinks=True)
-    params = twin / "params.yaml"
-    params.write_text(apply(params.read_text(), SLOWLY))
-    command(sys.executable, "-m", "dvc", "repro", "--single-item", "auto-infer", cwd=twin)
-    return twin
 
 
 @pytest.mark.fault

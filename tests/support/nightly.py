@@ -22,10 +22,13 @@ from pipeline.flow.services import Services
 from tests.support.chain import environment
 
 __all__ = [
-    "api", "command", "down", "finish", "free_port", "held", "logs_of", "pid_of", "processes_of", "ranks_of",
-    "receipts_of", "run_processes_of", "start", "state", "store_bytes", "up", "wait_for", "worker_log",
+    "SLOWLY", "api", "artifacts_of", "command", "down", "finish", "free_port", "held", "logs_of", "pid_of", "processes_of", "ranks_of",
+    "receipts_of", "run_processes_of", "start", "state", "store_bytes",
+    "task_runs", "up", "wait_for", "worker_log",
 ]  # fmt: skip
 
+# One image a shard and sixteen times the work of an image: there is something to kill on any machine.
+SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
@@ -112,6 +115,18 @@ def finish(folder: Path, run: str, timeout_s: float = 1200) -> str:
     """Wait for a run's end; return its last state."""
     wait_for(f"run {run} ends", lambda: state(folder, run) in ENDED, timeout_s)
     return state(folder, run)
+
+
+def task_runs(folder: Path, run: str) -> dict[str, dict[str, Any]]:
+    """Task runs of a run by name; as the API gives them (state_name, run_count, ...)."""
+    found = api(folder, "task_runs/filter", flow_runs={"id": {"any_": [run]}})
+    return {str(task["name"]): task for task in found}
+
+
+def artifacts_of(folder: Path, run: str) -> dict[str, Any]:
+    """Content of a run's artifacts by key: rows of a table, text of a Markdown one."""
+    found = api(folder, "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    return {a["key"]: json.loads(a["data"]) if a["type"] == "table" else str(a["data"]) for a in found}
 
 
 def logs_of(folder: Path, run: str) -> list[str]:

@@ -1,0 +1,97 @@
+"""What earlier nights were: one line a night in work/nightly/history.jsonl, read for "yesterday" and the lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from hmsa_core import __version__, atomic
+from pipeline.flow.services import REPO
+from pipeline.registry import Registry
+from pipeline.workspace import Workspace
+
+__all__ = ["NIGHTS", "describe", "differs", "nights", "remember"]
+
+HISTORY = "work/nightly/history.jsonl"
+NIGHTS = 30
+_NAMED = 4  # changed parameters that are written out
+
+
+def nights(ws: Workspace) -> list[dict[str, Any]]:
+    """All nights so far, oldest first."""
+    path = ws.path(HISTORY)
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+
+def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Append tonight; return the last NIGHTS nights."""
+    before = nights(ws)
+    atomic.append_line(ws.path(HISTORY), json.dumps(dict(line), sort_keys=True))
+    return [*before, dict(line)][-NIGHTS:]
+
+
+def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a night was made with: images, parameters, code, teacher; compared with the night before."""
+    index, summary = ws.path("data/index/target.parquet"), ws.path("data/index/summary.json")
+    roles = atomic.read_json(summary)["target"]["by_role"] if summary.exists() else {}
+    return {
+        "data": atomic.sha256_file(index)[:12] if index.exists() else "", "roles": roles,
+        "params": _flat(ws.params.model_dump(mode="json")), "code": _code(), "teacher": Registry(ws.root).current(),
+        "overrides": dict(overrides),
+    }  # fmt: skip
+
+
+def differs(ws: Workspace, night: Mapping[str, Any]) -> list[str]:
+    """What differs from the night before, one sentence each."""
+    before = nights(ws)
+    if not before:
+        return ["this is the first night"]
+    old = before[-1]["night"]
+    found = [*_data(old, night), *_params(old.get("params") or {}, night["params"])]
+    for key, what in (("code", "program"), ("teacher", "teacher")):
+        if old.get(key) != night[key]:
+            found.append(f"{what}: {old.get(key) or 'none'} → {night[key]}")
+    if night["overrides"]:
+        given = ", ".join(f"{key} = {json.dumps(value)}" for key, value in night["overrides"].items())
+        found.append(f"for this run only: {given}")
+    return found or ["nothing differs from last night: images, parameters, program and teacher are the same"]
+
+
+def _data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if old.get("data") == new["data"]:
+        return []
+    before, now = old.get("roles") or {}, new["roles"]
+    counts = [f"{role} {before.get(role, 0)} → {now.get(role, 0)}" for role in sorted({*before, *now})
+              if before.get(role, 0) != now.get(role, 0)]  # fmt: skip
+    return [f"images: {', '.join(counts) or 'the same number, other content'}"]
+
+
+def _params(old: Any, new: Mapping[str, Any]) -> list[str]:
+    if not isinstance(old, dict):
+        return []
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    told = [f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}" for key in changed[:_NAMED]]
+    return told + ([f"and {len(changed) - _NAMED} more parameters"] if len(changed) > _NAMED else [])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; lists stay whole."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _code() -> str:
+    """Version, and the commit where the program runs from a git checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    commit = done.stdout.strip()
+    return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__

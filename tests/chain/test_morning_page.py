@@ -1,0 +1,144 @@
+"""The morning page of a finished workspace: every number is the metric files', and it fits on one screen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmsa_core import atomic
+from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
+from pipeline.flow import morning, morning_page
+from pipeline.flow.discover import discover
+from pipeline.flow.morning import Tonight
+from pipeline.flow.overrides import apply
+from pipeline.flow.ranking import expected_loss
+from pipeline.gatekeeper import apply_verdict
+from pipeline.inspector.review import ReviewFile, review_path
+from pipeline.workspace import Workspace
+from tests.support.chromium import chromium
+
+pytestmark = pytest.mark.chain
+
+
+def _night(folder: Path, **known: Any) -> tuple[Workspace, dict[str, Any], str]:
+    ws = Workspace(folder)
+    page = morning.collect(ws, Tonight(discover(ws), apply_verdict(ws, promote=False), **known))
+    return ws, page, morning_page.write(ws, page).read_text()
+
+
+def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
+    ws, page, _ = _night(workspace, seconds={"auto-infer": 7.7, "prepare": 2.0})
+    statistics = atomic.read_json(ws.path("labels/final/statistics.json"))
+    summary = atomic.read_json(ws.path("data/index/summary.json"))["target"]
+    funnel = {row["step"]: row["in all"] for row in page["funnel"]}
+    assert funnel["labelled by the teacher"] == len(LabelStore.open(ws.path("labels/raw")).names()) == 14
+    assert funnel["pixels kept, %"] == round(100 * statistics["labelled_share"], 2)
+    assert funnel["pixels against a human's label"] == sum(row["pixels"] for row in statistics["conflicts"])
+    assert funnel["images arrived"] == sum(summary["by_role"].values()) + 5, "four bad images and a copy"
+    assert (funnel["copies of known images"], funnel["quarantined"]) == (1, 4)
+    policy = {e.name: e for e in ThresholdPolicy.load(ws.path("calibration/policy.json")).entries}
+    report = atomic.read_json(ws.path("evaluation/per_class.json"))
+    for row, kept in zip(page["trust"], statistics["classes"], strict=True):
+        name = row["class"]
+        assert row["coverage"] == f"{100 * kept['coverage']:.1f}"
+        assert row["threshold"] == (kept["threshold"] or "–")
+        assert row["blocks"] == policy[name].evidence["blocks"]
+        for key, value in (("precision", policy[name].evidence["precision"]), ("on void", policy[name].evidence["void"]),
+                           ("report set", report[name]["kept"]["precision"])):  # fmt: skip
+            assert row[key] == ("–" if value is None else f"{100 * value:.1f}")
+    assert page["cost"]["hours"] == pytest.approx((2 * 7.7 + 2.0) / 3600, abs=1e-4), "two ranks infer, one prepares"
+    means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
+    assert page["verdict"]["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
+    assert page["verdict"]["gain"]["incumbent"] == pytest.approx(means["teacher"]["multi"])
+    assert len(page["queue"]) == 14
+
+
+def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(workspace: Path) -> None:
+    _, first, _ = _night(workspace)
+    assert first["differs"] == ["this is the first night"]
+    _, second, _ = _night(workspace)
+    assert "nothing differs" in second["differs"][0]
+    assert {row["change"] for row in second["trust"]} == {"="}
+    params = workspace / "params.yaml"
+    params.write_text(apply(params.read_text(), {"student_train.epochs": 3}))
+    statistics = workspace / "labels/final/statistics.json"
+    changed = json.loads(statistics.read_text())
+    changed["classes"][0]["coverage"] += 0.1
+    atomic.write_json(statistics, changed)
+    review = ReviewFile(review_path(workspace / "labels/raw"))
+    review.add(LabelStore.open(workspace / "labels/raw").names()[0], "flag", reviewer="ann")
+    _, third, html = _night(workspace, overrides={"student_train.epochs": 3})
+    assert "student_train.epochs: 2 → 3" in third["differs"]
+    assert "for this run only: student_train.epochs = 3" in third["differs"]
+    assert third["trust"][0]["change"] == "+10.0"
+    corrected = third["funnel"][-1]
+    assert (corrected["tonight"], corrected["in all"], len(corrected["images"])) == (1, 1, 1)
+    assert "dvc exp run -S student_train.epochs=3" in html
+    assert len(third["lines"]) == 3
+
+
+def test_a_failed_night_has_a_page_that_says_why_and_shows_the_last_lines(workspace: Path) -> None:
+    ws = Workspace(workspace)
+    why = "auto-infer was killed by signal 9: no memory <b>"
+    page = morning.collect(ws, Tonight(discover(ws), {}, {}, {}, why, ("one line", "last line")))
+    html = morning_page.write(ws, page).read_text()
+    assert page["kind"] == "failed"
+    assert "The night ended early: auto-infer was killed by signal 9: no memory &lt;b&gt;" in html
+    assert "last line" in html
+    assert "last line" in morning.as_markdown(page, Path("x"))
+
+
+def test_expected_loss_is_the_calibration_tables_share_of_wrong_kept_pixels(workspace: Path) -> None:
+    statistics = StoreStatistics.open(workspace / "labels/raw")
+    policy = ThresholdPolicy.load(workspace / "calibration/policy.json")
+    found = expected_loss(statistics, policy)
+    store = LabelStore.open(workspace / "labels/raw")
+    assert policy.table is not None
+    exact = []
+    for name in statistics.names:
+        label, code = store.read(name)
+        kept = code >= policy.codes()[label]
+        exact.append(float((1 - policy.table[label, code])[kept].sum()) / label.size)
+    assert np.abs(found - exact).max() < 0.03, "one error rate a cell of confidence is close to one a code"
+    assert np.corrcoef(found, exact)[0, 1] > 0.98
+    assert found.sum() * label.size == pytest.approx(sum(exact) * label.size, rel=1e-6), "in all it is exact"
+    numbers = ThresholdPolicy(policy.classes, policy.entries)
+    edges = np.array([float(e) for e in ConfidenceCode().edges])
+    label, code = store.read(statistics.names[0])
+    kept = code >= numbers.codes()[label]
+    raw = float((1 - edges[code])[kept].sum()) / label.size
+    assert expected_loss(statistics, numbers)[0] == pytest.approx(raw, abs=0.03)
+
+
+@pytest.mark.browser
+def test_the_page_fits_on_one_screen_with_every_part_and_loads_nothing(workspace: Path) -> None:
+    for _ in range(3):
+        ws, _, html = _night(workspace, seconds={"prepare": 3.0, "auto-infer": 8.0, "student-train": 20.0})
+    assert "src='http" not in html
+    with chromium(1500, 940) as browser:
+        browser.get(ws.path(morning.PAGE).as_uri())
+        size = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert size[0] <= 1500
+        assert size[1] <= 940
+        cut = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        )
+        assert cut == 0, "a table is wider than its box"
+        titles = [h.text for h in browser.find_elements("css selector", "h2")]
+        for part in ("What differs", "From arrived", "Cost", "Health", "What to type", "Trust", "Drift", "Pictures",
+                     "Your twenty minutes", "The last 30 nights"):  # fmt: skip
+            assert any(title.startswith(part) for title in titles), part
+        assert browser.execute_script("return [...document.images].every(i => i.naturalWidth > 0)")
+        assert len(browser.find_elements("css selector", ".thumbs img")) == 14
+        listed = browser.find_elements("css selector", "details")[1]
+        assert not listed.find_element("css selector", "li").is_displayed()
+        listed.find_element("css selector", "summary").click()
+        link = listed.find_element("css selector", "a")
+        assert link.is_displayed()
+        browser.get(link.get_attribute("href"))
+        assert browser.execute_script("return document.images[0]?.naturalWidth") > 0, "the link shows the image"
+        assert browser.get_log("browser") == []

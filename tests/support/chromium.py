@@ -1,0 +1,42 @@
+"""A headless Chromium for tests outside tests/browser; skipped where Debian's browser is not installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["chromium"]
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars")  # fmt: skip
+
+
+@contextmanager
+def chromium(width: int, height: int) -> Iterator[Any]:
+    """A browser with a screen of that size."""
+    if not (CHROMIUM.exists() and DRIVER.exists()):
+        why = "needs Debian's chromium and chromium-driver: apt-get install chromium chromium-driver"
+        if os.environ.get("AUTOLABEL_REQUIRE_BROWSER"):
+            pytest.fail(why)
+        pytest.skip(why)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        yield found
+    finally:
+        found.quit()
