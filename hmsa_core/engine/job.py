@@ -3,7 +3,7 @@
 Order matters. First the request to die with the parent (a rank that outlives torchrun would write into a
 folder that the next run owns), then the spec is checked and the rank's lock taken, and only then is torch
 imported, which takes seconds. A job that fails leaves `work/error.json` {exit_code, message, hint}; the
-first rank that fails writes it, and every rank exits with that kind of status (SIGTERM: 143).
+first rank that fails writes it and prints the error, and every rank exits with its kind of status (SIGTERM: 143).
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def run_spec(spec: JobSpec) -> None:
     runtime = runtime_of(spec)
     _set_threads(runtime.threads)
     rank = _early_rank()
+    if rank:  # what all ranks know is told once
+        logging.getLogger().setLevel(logging.WARNING)
     # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
     with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
         if rank == 0:
@@ -122,25 +124,29 @@ def _set_threads(threads: int) -> None:
 
 def _fail(error: HmsaError, spec: JobSpec | None) -> int:
     rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    sys.stderr.flush()
-    if spec is not None:
-        record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
-        _write_first(spec.work / ERROR_FILE, record, rank)
+    record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
+    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec is not None else rank == "0"
+    if is_first:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        sys.stderr.flush()
     return error.exit_code
 
 
-def _write_first(path: Path, record: dict[str, object], rank: str) -> None:
-    """Publish the record unless another rank was first: its error is the cause, ours a consequence."""
+def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
+    """Publish the record unless another rank was first (False): its error is the cause, ours a consequence."""
     from hmsa_core import atomic
 
     own = path.with_name(f".{path.name}.rank{rank}")
+    is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):
         atomic.write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
-        with contextlib.suppress(FileExistsError):
+        try:
             atomic.ops.link(own, path)
+        except FileExistsError:
+            is_first = False
         own.unlink(missing_ok=True)
+    return is_first
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from hmsa_core.engine.slurm import apply_slurm, first_host
 from hmsa_core.engine.spec import EvaluateSpec, InferSpec, Selection, load_spec, parse_spec, save_spec
 from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, TrainingError
 from hmsa_core.process import StopRequest
+from tests.support.faults import faulty
 from tests.support.training import train_spec, write_data
 
 
@@ -111,7 +113,9 @@ def test_a_surprise_keeps_its_traceback_and_still_leaves_a_record(
     assert "ZeroDivisionError: division by zero" in read_json(spec_file.parent / "work" / "error.json")["message"]
 
 
-def test_the_first_rank_that_fails_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_rank_that_fails_wins_and_alone_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = train_spec(tmp_path, tmp_path / "work")
     monkeypatch.setenv("RANK", "1")
     job._fail(TrainingError("the cause"), spec)
@@ -120,6 +124,16 @@ def test_the_first_rank_that_fails_wins(tmp_path: Path, monkeypatch: pytest.Monk
     record = read_json(tmp_path / "work" / "error.json")
     assert (record["message"], record["rank"]) == ("the cause", 1)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["error.json"]
+    assert capsys.readouterr().err == "error: the cause\n"
+
+
+def test_without_room_for_a_record_the_error_is_still_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with faulty(1, errno.ENOSPC, persistent=True):
+        assert job._fail(NoSpaceError("no space left on device"), train_spec(tmp_path, tmp_path / "work")) == 28
+    assert capsys.readouterr().err == "error: no space left on device\n"
 
 
 def test_each_kind_of_job_reaches_its_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
