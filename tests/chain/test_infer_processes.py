@@ -16,6 +16,7 @@ from hmsa_core.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, save_model
 from tests.support.jobs import REPO, agent, errors_of, finish, started, wait_until_gone
+from tests.support.planted import Plan
 from tests.support.training import folder_bytes, write_data
 
 pytestmark = pytest.mark.chain
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.chain
 TWO_RANKS = agent("--standalone", "--nproc-per-node", "2")
 SHARDS = 12
 IMAGES = 2 * SHARDS
+OPERATIONS = 12  # a shard: parquet, side table and receipt are opened, written, synced and renamed; then it is done
+SCALES = (0.5, 1.0, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = infer_spec(data, tmp_path_factory.mktemp("one"), data / "model", scales=(0.5, 1.0, 2.0))
+    spec = infer_spec(data, tmp_path_factory.mktemp("one"), data / "model", scales=SCALES)
     assert finish(spec) == 0, errors_of(spec)
     return spec.work
 
@@ -50,67 +53,81 @@ def receipts(work: Path) -> set[str]:
     return {path.stem for path in manifest_free}
 
 
-def wait_for_shards(work: Path, process: subprocess.Popen[bytes], count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(receipts(work)) < count:
-        assert process.poll() is None, "the job was over too early"
-        assert time.monotonic() < deadline, "no shard for two minutes"
-        time.sleep(0.01)
+def after_receipts(count: int, marks: Path) -> Plan:
+    """Every rank waits when it has acknowledged so many shards (each has SHARDS / ranks of them)."""
+    return Plan(marks, r"/receipts/shard-\d+\.json$", "hold", "rename", at=count)
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("seed", [1, 2])
 def test_two_killed_ranks_lose_at_most_a_shard_each_and_resume_to_the_same_bytes(data, undisturbed, tmp_path, seed):
-    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
+    kill_at_random_and_resume(data, undisturbed, tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_killed_ranks_resume_to_the_same_bytes_fifty_times(data, undisturbed, tmp_path, seed):
+    kill_at_random_and_resume(data, undisturbed, tmp_path, seed)
+
+
+def kill_at_random_and_resume(data: Path, undisturbed: Path, folder: Path, seed: int) -> None:
+    """SIGKILL both ranks at a random file operation between the first and the last shard of each."""
+    work = folder / "work"
+    spec = infer_spec(data, work, data / "model", scales=SCALES)
     dice = random.Random(seed)
-    with started(spec, *TWO_RANKS) as process:
-        wait_for_shards(tmp_path, process, dice.randint(1, SHARDS // 2))
-        time.sleep(dice.uniform(0, 0.2))
+    at = dice.randint(OPERATIONS, OPERATIONS * (SHARDS // 2 - 1))
+    plan = Plan(folder / "marks", "/store/.*shard-", "hold", at=at)
+    with started(spec, *TWO_RANKS, plan=plan) as process:
+        plan.wait(process, 2)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    wait_until_gone(tmp_path)
-    done = receipts(tmp_path)
-    assert 0 < len(done) < SHARDS, f"seed {seed}"
-    shards = {stem: (tmp_path / "store" / f"{stem}.parquet").stat().st_ino for stem in done}
+    wait_until_gone(work)
+    done = receipts(work)
+    assert 2 <= len(done) <= SHARDS - 2, f"seed {seed}"
+    shards = {stem: (work / "store" / f"{stem}.parquet").stat().st_ino for stem in done}
     assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
-    assert store_bytes(tmp_path) == store_bytes(undisturbed), f"seed {seed}"
+    assert store_bytes(work) == store_bytes(undisturbed), f"seed {seed}"
     for stem, inode in shards.items():
-        assert (tmp_path / "store" / f"{stem}.parquet").stat().st_ino == inode, f"{stem} was written twice"
-    summary = read_json(tmp_path / "summary.json")
+        assert (work / "store" / f"{stem}.parquet").stat().st_ino == inode, f"{stem} was written twice"
+    summary = read_json(work / "summary.json")
     assert summary["images"] == IMAGES - 2 * len(done), "only what was not acknowledged is done again"
     assert summary["resumed"] == 2 * len(done)
 
 
 @pytest.mark.fault
 def test_sigterm_ends_both_ranks_within_seconds_and_the_rest_is_done_by_one(data, undisturbed, tmp_path):
-    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
-    with started(spec, *TWO_RANKS) as process:
-        wait_for_shards(tmp_path, process, 2)
+    spec = infer_spec(data, tmp_path / "work", data / "model", scales=SCALES)
+    plan = after_receipts(1, tmp_path / "marks")
+    with started(spec, *TWO_RANKS, plan=plan) as process:
+        plan.wait(process, 2)
         process.terminate()
         start = time.monotonic()
         assert process.wait(30) != 0
         assert time.monotonic() - start < 10
-    wait_until_gone(tmp_path)
-    assert not list((tmp_path / "store").rglob("*.tmp")), "an aborted shard leaves nothing behind"
+    wait_until_gone(spec.work)
+    assert not list((spec.work / "store").rglob("*.tmp")), "an aborted shard leaves nothing behind"
+    assert 2 <= len(receipts(spec.work)) < SHARDS
     assert finish(spec) == 0, errors_of(spec)
-    assert store_bytes(tmp_path) == store_bytes(undisturbed)
+    assert store_bytes(spec.work) == store_bytes(undisturbed)
 
 
 @pytest.mark.fault
 def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
-    spec = infer_spec(data, tmp_path, data / "model", scales=(0.5, 1.0, 2.0))
-    with started(spec) as process:
-        wait_for_shards(tmp_path, process, 1)
+    spec = infer_spec(data, tmp_path / "work", data / "model", scales=SCALES)
+    plan = after_receipts(1, tmp_path / "marks")
+    with started(spec, plan=plan) as process:
+        plan.wait(process)
         process.terminate()
         assert process.wait(30) == 143
-    assert read_json(tmp_path / "error.json")["exit_code"] == 143
+    assert read_json(spec.work / "error.json")["exit_code"] == 143
 
 
 def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(data, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("PYTHONHASHSEED", "77")
     monkeypatch.chdir(tmp_path)
-    spec = infer_spec(data, tmp_path / "work", data / "model", scales=(0.5, 1.0, 2.0))
+    spec = infer_spec(data, tmp_path / "work", data / "model", scales=SCALES)
     assert finish(spec) == 0, errors_of(spec)
     assert store_bytes(tmp_path / "work") == store_bytes(undisturbed)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hmsa_core.engine.logs import read_log
 from hmsa_core.engine.spec import JobSpec, save_spec
+from tests.support.planted import Plan, planted
 
 JOB = ["-m", "hmsa_core.engine.job"]
 REPO = Path(__file__).resolve().parents[2]
@@ -23,13 +24,16 @@ def agent(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def started(spec: JobSpec, *before: str, name: str = "spec.json") -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    spec: JobSpec, *before: str, name: str = "spec.json", plan: Plan | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start `python BEFORE... -m hmsa_core.engine.job SPEC` in its own session; kill what is left afterwards."""
     path = Path(spec.work) / name
     save_spec(path, spec)
     env = os.environ | {
         "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
+    env = planted(plan, env) if plan else env
     with (Path(spec.work) / f"{name}.stderr").open("ab") as stderr:
         process = subprocess.Popen(
             [sys.executable, *before, *JOB, str(path)], env=env, stderr=stderr, start_new_session=True
@@ -57,17 +61,6 @@ def last_logged_step(work: Path) -> int:
     log = work / "log.jsonl"
     steps = [int(line["step"]) for line in read_log(log) if line["event"] == "train"] if log.exists() else []
     return max(steps, default=0)
-
-
-def wait_for_step(work: Path, process: subprocess.Popen[bytes], step: int = 1, timeout_s: float = 90.0) -> None:
-    """Wait until the log says that this many steps are done."""
-    deadline = time.monotonic() + timeout_s
-    while last_logged_step(work) < step:
-        if process.poll() is not None:
-            raise AssertionError(f"the job ended with {process.returncode} before step {step}")
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no step {step} within {timeout_s} s")
-        time.sleep(0.02)
 
 
 def processes_of(work: Path) -> list[int]:

@@ -1,0 +1,171 @@
+"""Faults planted into real processes: the n-th file operation that matches is held, fails, or ends the process.
+
+A test that kills a job must hit it in the middle, on a machine of any speed. So it does not race: the job's
+own processes stop at an operation that the test names (`Plan`), wherever in the chain dvc -> stage -> torchrun
+-> ranks they run, and wait there for the blow. The plan travels in the environment; `site/sitecustomize.py`
+installs it in every Python process below, before any other code runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from hmsa_core import atomic
+
+__all__ = ["Plan", "install", "planted"]
+
+_VARIABLE = "HMSA_TEST_PLAN"
+_REPO = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens at which file operation.
+
+    Attributes:
+        marks: folder for `held-PID` (a process waits) and `release` (all go on).
+        match: regular expression that the operation's path must contain.
+        action: "hold" after the operation until a signal arrives or `release` appears, "exit" instead of it,
+            or the name of an errno that it and every later one fail with.
+        operation: name of a method of `FileOps`; "" = any.
+        at: the first matching operation of a process that it happens to, from 1.
+    """
+
+    marks: Path
+    match: str
+    action: str
+    operation: str = ""
+    at: int = 1
+
+    def held(self) -> list[int]:
+        """Processes that wait, living or killed since."""
+        return [int(path.name.removeprefix("held-")) for path in self.marks.glob("held-*")]
+
+    def wait(self, process: subprocess.Popen[bytes], count: int = 1, timeout_s: float = 180.0) -> None:
+        """Wait until so many processes of a job stand at the planned operation."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.held()) < count:
+            assert process.poll() is None, f"ended with {process.returncode} before {count} processes were held"
+            assert time.monotonic() < deadline, f"{len(self.held())} processes are held, not {count}"
+            time.sleep(0.01)
+
+    def release(self) -> None:
+        """Let the waiting processes go on, and nobody wait any more."""
+        (self.marks / "release").touch()
+
+
+def planted(plan: Plan, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process in which, and below which, the plan is at work."""
+    plan.marks.mkdir(parents=True, exist_ok=True)
+    described = json.dumps(asdict(plan) | {"marks": str(plan.marks)})
+    return dict(env) | {_VARIABLE: described, "PYTHONPATH": f"{_REPO / 'tests/support/site'}:{_REPO}"}
+
+
+def install() -> None:
+    """Replace `hmsa_core.atomic.ops` as the environment says."""
+    if _VARIABLE in os.environ:
+        values = json.loads(os.environ[_VARIABLE])
+        atomic.ops = _PlantedOps(Plan(**values | {"marks": Path(values["marks"])}))
+
+
+class _PlantedOps(atomic.FileOps):
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._count, self._lock = plan, 0, threading.Lock()
+
+    def _before(self, operation: str, path: object) -> bool:
+        """Fail or end here if it is due; say whether to hold after the operation."""
+        plan = self._plan
+        if plan.operation not in ("", operation) or not re.search(plan.match, str(path)):
+            return False
+        with self._lock:  # inference writes in a thread
+            self._count += 1
+            count = self._count
+        if plan.action == "hold":
+            return count == plan.at
+        if count < plan.at:
+            return False
+        if plan.action == "exit":
+            os._exit(99)
+        code = int(getattr(errno, plan.action))
+        raise OSError(code, os.strerror(code), str(path))
+
+    def _after(self, is_due: bool) -> None:
+        if not is_due:
+            return
+        (self._plan.marks / f"held-{os.getpid()}").touch()
+        with _Signals() as signals:
+            while not signals.arrived() and not (self._plan.marks / "release").exists():
+                time.sleep(0.01)
+
+    def open_new(self, path: Path) -> IO[bytes]:
+        is_due = self._before("open_new", path)
+        file = super().open_new(path)
+        self._after(is_due)
+        return file
+
+    def write(self, file: IO[bytes], data: bytes | memoryview) -> int:
+        is_due = self._before("write", file.name)
+        written = super().write(file, data)
+        self._after(is_due)
+        return written
+
+    def fsync(self, file: IO[bytes]) -> None:
+        is_due = self._before("fsync", file.name)
+        super().fsync(file)
+        self._after(is_due)
+
+    def rename(self, source: Path, target: Path) -> None:
+        is_due = self._before("rename", target)
+        super().rename(source, target)
+        self._after(is_due)
+
+    def link(self, source: Path, target: Path) -> None:
+        is_due = self._before("link", target)
+        super().link(source, target)
+        self._after(is_due)
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)  # frees space: never a reason to hold or to fail on a full disk
+
+    def mkdir(self, path: Path) -> None:
+        is_due = not path.is_dir() and self._before("mkdir", path)
+        super().mkdir(path)
+        self._after(is_due)
+
+    def fsync_dir(self, path: Path) -> None:
+        is_due = self._before("fsync_dir", path)
+        super().fsync_dir(path)
+        self._after(is_due)
+
+
+class _Signals:
+    """Whether a signal that Python handles came in: its handler runs, and the wait above must end."""
+
+    def __enter__(self) -> _Signals:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if self._is_main:
+            self._before = signal.set_wakeup_fd(self._write)
+        return self
+
+    def arrived(self) -> bool:
+        return bool(select.select([self._read], [], [], 0)[0])
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main:
+            signal.set_wakeup_fd(self._before)
+        os.close(self._read)
+        os.close(self._write)
