@@ -1,0 +1,115 @@
+"""Dependencies: every import is declared, everything declared is locked with hashes, every licence is known."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tools import licences
+from tools.lock import normal, read_lock
+
+REPO = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+OWN = {"hmsa_core", "pipeline", "tests", "benchmarks", "tools", "conftest"}
+
+
+def _declared(*extras: str) -> set[str]:
+    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    return {normal(Requirement(line).name) for line in lines}
+
+
+# What each folder may import: the library gets by with the plain dependencies, the pipeline adds the
+# orchestration, tests and benchmarks the developers' tools.
+MAY_IMPORT = {
+    "hmsa_core": _declared(),
+    "pipeline": _declared("orchestrate"),
+    "tools": _declared("orchestrate", "dev"),
+    "benchmarks": _declared("orchestrate", "dev"),
+    "tests": _declared("orchestrate", "dev"),
+}
+
+
+def _foreign_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found - OWN - set(sys.stdlib_module_names)
+
+
+@pytest.fixture(scope="module")
+def providers() -> dict[str, list[str]]:
+    """Import name -> normal names of the installed distributions that provide it."""
+    return {name: sorted({normal(d) for d in found}) for name, found in metadata.packages_distributions().items()}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_import_belongs_to_a_declared_package(folder: str, providers: dict[str, list[str]]) -> None:
+    unlisted = {}
+    for path in sorted((REPO / folder).rglob("*.py")):
+        for name in _foreign_imports(path):
+            if not set(providers.get(name, [])) & MAY_IMPORT[folder]:
+                unlisted[f"{path.relative_to(REPO)}: {name}"] = providers.get(name, ["not installed"])
+    assert not unlisted, "imported, but not in pyproject.toml for this folder"
+
+
+def test_every_declared_package_is_locked_with_hashes_in_the_declared_range() -> None:
+    locked = read_lock()
+    assert all(entry.hashes for entry in locked), [e.name for e in locked if not e.hashes]
+    versions: dict[str, list[str]] = {}
+    for entry in locked:
+        versions.setdefault(entry.name, []).append(entry.version)
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    for line in lines:
+        wanted = Requirement(line)
+        assert normal(wanted.name) in versions, f"{wanted.name} is not in requirements.lock: make lock"
+        for version in versions[normal(wanted.name)]:
+            assert wanted.specifier.contains(version, prereleases=True), f"{wanted}: locked is {version}"
+
+
+def test_torch_is_new_enough_for_its_safe_loader() -> None:
+    declared = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch")
+    assert not declared.specifier.contains("2.10.9"), "weights_only was bypassed in older versions"
+    assert all(Version(e.version) >= Version("2.11") for e in read_lock() if e.name == "torch")
+
+
+def test_the_licence_list_names_every_locked_package_and_no_other() -> None:
+    locked = {entry.name for entry in read_lock()}
+    assert set(licences.listed()) == locked, "python -m tools.licences"
+
+
+def test_installed_packages_state_the_licences_of_the_list() -> None:
+    stated = {name: licences.installed_licence(name) for name in licences.listed()}
+    differ = {n: (said, licences.listed()[n]) for n, said in stated.items() if said and said != licences.listed()[n]}
+    assert not differ, "python -m tools.licences"
+
+
+def test_every_licence_is_permissive_or_an_exception_with_a_reason_and_a_date() -> None:
+    exceptions = licences.exceptions()
+    forbidden = {n: e for n, e in licences.listed().items() if not licences.permitted(e) and e not in exceptions}
+    assert not forbidden
+    for licence, (reason, until) in exceptions.items():
+        assert licence in licences.listed().values(), f"exception {licence} is needed by nobody"
+        assert len(reason) > 20
+        datetime.date.fromisoformat(until)
+
+
+@pytest.mark.parametrize(
+    ("expression", "fine"),
+    [
+        ("MIT", True), ("GPL-3.0-only", False), ("EPL-2.0 OR GPL-2.0-or-later", True), ("MIT AND GPL-2.0-only", False),
+        ("MPL-2.0 AND (Apache-2.0 OR MIT)", True), ("MPL-2.0 AND (AGPL-3.0 OR GPL-2.0)", False), ("unknown", False),
+    ],
+)  # fmt: skip
+def test_choices_need_one_permitted_part_and_sums_need_all(expression: str, fine: bool) -> None:
+    assert licences.permitted(expression) is fine
