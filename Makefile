@@ -75,8 +75,8 @@ lint: setup  ## ruff
 type: setup  ## mypy --strict
 	$(PY) -m mypy
 
-audit: setup  ## known vulnerabilities of the locked packages (asks the network)
-	$(PY) -m pip_audit --disable-pip --require-hashes -r requirements.lock
+audit: setup  ## known vulnerabilities of the locked packages (asks the network; status 3 = could not look them up)
+	$(PY) -m tools.audit
 
 orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=. PORT=4200)
 	$(PY) -m pipeline.flow.up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))

@@ -18,8 +18,8 @@ __all__ = ["PAGE", "PERMITTED", "installed_licence", "listed", "main", "permitte
 PAGE = REPO / "docs" / "licences.md"
 # What may be installed beside Apache-2.0 code without a word: permissive, or copyleft of single files.
 PERMITTED = {
-    "0BSD", "Apache-2.0", "Artistic-1.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "EPL-1.0",
-    "EPL-2.0", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "ZPL-2.1", "Zlib",
+    "0BSD", "Apache-2.0", "Artistic-1.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python",
+    "EPL-1.0", "EPL-2.0", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "ZPL-2.1", "Zlib",
 }  # fmt: skip
 _SPDX = {
     "apache": "Apache-2.0", "apache 2.0": "Apache-2.0", "apache-2.0": "Apache-2.0", "apache license": "Apache-2.0",

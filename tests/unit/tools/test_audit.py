@@ -1,0 +1,55 @@
+"""The audit: findings, exceptions with an end, and the difference between clean and not looked at."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from tools.audit import Exemption, judge, read_exemptions
+
+TODAY = datetime.date(2026, 11, 20)
+CLEAN: dict[str, Any] = {"name": "six", "version": "1.17.0", "vulns": []}
+HIT: dict[str, Any] = {
+    "name": "pillow", "version": "11.0.0",
+    "vulns": [{"id": "PYSEC-1", "aliases": ["CVE-2"], "fix_versions": ["11.1"], "description": "x"}],
+}  # fmt: skip
+UNKNOWN = {"name": "tqdm", "skip_reason": "Dependency not found on PyPI and could not be audited: tqdm (4.70.1)"}
+
+
+def _exempt(package: str = "pillow", expires: datetime.date = TODAY, name: str = "CVE-2") -> Exemption:
+    return Exemption(name, package, "we decode none of that format", expires)
+
+
+def test_packages_without_findings_pass() -> None:
+    lines, status = judge({"dependencies": [CLEAN]}, [], TODAY)
+    assert status == 0
+    assert lines == ["1 packages, no known vulnerability that is not accepted"]
+
+
+def test_a_finding_is_named_with_the_release_that_mends_it() -> None:
+    lines, status = judge({"dependencies": [CLEAN, HIT]}, [], TODAY)
+    assert status == 1
+    assert lines == ["error: pillow 11.0.0: PYSEC-1; mended in 11.1"]
+
+
+def test_an_exception_holds_until_its_day_for_its_package_and_by_any_of_the_names() -> None:
+    assert judge({"dependencies": [HIT]}, [_exempt()], TODAY)[1] == 0
+    assert judge({"dependencies": [HIT]}, [_exempt(name="PYSEC-1")], TODAY)[1] == 0
+    assert judge({"dependencies": [HIT]}, [_exempt(package="six")], TODAY)[1] == 1
+    lines, status = judge({"dependencies": [HIT]}, [_exempt(expires=TODAY - datetime.timedelta(1))], TODAY)
+    assert status == 1
+    assert "expired on 2026-11-19" in lines[0]
+
+
+@pytest.mark.parametrize("report", [[UNKNOWN], [CLEAN, UNKNOWN], []])
+def test_what_was_not_looked_up_is_an_error_not_a_pass(report: list[dict[str, Any]]) -> None:
+    lines, status = judge({"dependencies": report}, [], TODAY)
+    assert status == 3
+    assert f"of {len(report)} packages could not be audited" in lines[0]
+    assert "proves nothing" in lines[1]
+
+
+def test_the_repositorys_exceptions_are_readable() -> None:
+    assert all(len(exempt.reason) > 20 for exempt in read_exemptions())

@@ -1,0 +1,86 @@
+"""Known vulnerabilities of the locked packages: `python -m tools.audit` (make audit). Asks the network.
+
+pip-audit ends with status 0 when its service knows none of the packages, for want of a network or behind a mirror
+without that service: an audit of nothing. Here that is an error of its own. Status: 0 no known vulnerability, 1 some,
+or an exception that has expired, 3 packages could not be looked up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.lock import LOCK, read_lock
+
+__all__ = ["EXCEPTIONS", "Exemption", "judge", "main", "read_exemptions"]
+
+EXCEPTIONS = Path(__file__).with_name("audit-exceptions.toml")
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """A vulnerability that we live with for a while: why, and until when."""
+
+    id: str
+    package: str
+    reason: str
+    expires: datetime.date
+
+
+def read_exemptions(path: Path = EXCEPTIONS) -> list[Exemption]:
+    """The file's `[[exception]]` tables; a missing or unknown key is a TypeError."""
+    return [Exemption(**table) for table in tomllib.loads(path.read_text("utf-8")).get("exception", [])]
+
+
+def judge(report: Mapping[str, Any], exemptions: list[Exemption], today: datetime.date) -> tuple[list[str], int]:
+    """What pip-audit's JSON report comes to: lines to print and the exit status."""
+    lines, status = [], 0
+    allowed = {e.id: e for e in exemptions}
+    for package in report["dependencies"]:
+        for found in package.get("vulns", []):
+            names = {found["id"], *found.get("aliases", [])}
+            exempt = next((allowed[n] for n in sorted(names) if n in allowed), None)
+            if exempt and exempt.package == package["name"] and today <= exempt.expires:
+                lines.append(f"accepted until {exempt.expires}: {package['name']} {found['id']}: {exempt.reason}")
+                continue
+            why = f" (its exception expired on {exempt.expires})" if exempt else ""
+            mended = ", ".join(found.get("fix_versions", [])) or "no release"
+            lines.append(f"error: {package['name']} {package['version']}: {found['id']}{why}; mended in {mended}")
+            status = 1
+    unknown = [package for package in report["dependencies"] if "skip_reason" in package]
+    total = len(report["dependencies"])
+    if unknown or not total:
+        first = f", first: {unknown[0]['skip_reason']}" if unknown else ""
+        lines.append(f"error: {len(unknown)} of {total} packages could not be audited{first}")
+        lines.append("hint: run it where the vulnerability service can be reached; this run proves nothing about them")
+        status = status or 3
+    elif not status:
+        lines.append(f"{total} packages, no known vulnerability that is not accepted")
+    return lines, status
+
+
+def main() -> int:
+    """Audit requirements.lock."""
+    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "-r", str(LOCK),
+               "--format", "json", "--progress-spinner", "off"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        sys.stdout.write(f"error: nothing was audited: pip-audit ended with {done.returncode}: {last}\n")
+        return 3
+    lines, status = judge(report, read_exemptions(), datetime.datetime.now(datetime.UTC).date())
+    sys.stdout.write("\n".join(lines) + f"\n{len(read_lock())} entries in {LOCK.name}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
