@@ -28,14 +28,16 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
     Args:
         sig: signal to receive.
         parent: process id the parent had when this process was started; if it is already gone, exit now.
+            None = whoever is the parent at this moment.
     """
     if not sys.platform.startswith("linux"):
         return
+    expected = os.getppid() if parent is None else parent
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have died between fork and prctl: then no signal will ever come.
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != expected:
         os.kill(os.getpid(), sig)
 
 

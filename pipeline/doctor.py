@@ -13,7 +13,8 @@ from pathlib import Path
 from hmsa_core import atomic
 from hmsa_core.errors import HmsaError
 from hmsa_core.locks import probe_locks
-from pipeline.machine import disk_need, torch_pair, torch_works, versions
+from pipeline.devices import visible_devices
+from pipeline.machine import disk_need, memory_gib, torch_pair, torch_works, versions
 from pipeline.workspace import Workspace
 
 __all__ = ["Finding", "examine", "repair_dvc_lock"]
@@ -40,12 +41,12 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         root: workspace (a folder without dvc.yaml gets the machine's part only).
         deep: also verify every byte of the label stores.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, lambda: _packages(deep=deep)]
+    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _python, lambda: _packages(deep=deep)]
     if (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
             lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _leftovers(ws),
-            lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
+            lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     found = []
     for check in checks:
@@ -54,6 +55,12 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         except HmsaError as error:
             found.append(Finding("check", "broken", error.message, error.hint))
     return found
+
+
+def _machine() -> Iterator[Finding]:
+    gpus = len(visible_devices())
+    text = f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {gpus or 'no'} GPU{'s' * (gpus != 1)}"
+    yield Finding("machine", "ok", text)
 
 
 def _python() -> Iterator[Finding]:
@@ -191,18 +198,35 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
         yield Finding("leftovers", "ok", text)
 
 
+def _teacher(ws: Workspace) -> Iterator[Finding]:
+    """Whether models/current.json names a model that is there (the stage's own may be untrained yet)."""
+    try:
+        if ws.is_promoted():
+            ws.teacher()
+    except HmsaError as error:
+        yield Finding("teacher", "broken", error.message, "autolabel models rollback")
+
+
 def _checkpoints(ws: Workspace) -> Iterator[Finding]:
-    for meta in sorted(ws.path("models").rglob("model.json")):
-        folder = meta.parent
-        name = str(folder.relative_to(ws.root))
-        want = atomic.read_json(meta).get("weights_sha256")
-        weights = folder / "model.safetensors"
-        if not weights.exists():
-            yield Finding(name, "broken", f"{weights} is missing", _restore_hint(name))
-        elif atomic.sha256_file(weights) != want:
-            yield Finding(name, "broken", f"{weights}: bytes differ from model.json's digest", _restore_hint(name))
+    for folder in sorted({path.parent for path in ws.path("models").rglob("model.*")}):
+        name = folder.relative_to(ws.root).as_posix()
+        wrong = _wrong_with(folder)
+        if wrong:
+            yield Finding(name, "broken", wrong, _restore_hint(name))
         else:
             yield Finding(name, "ok", "weights match their digest")
+
+
+def _wrong_with(checkpoint: Path) -> str:
+    weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
+    for path in (weights, meta):
+        if not path.exists():
+            return f"{path} is missing"
+    try:
+        recorded = atomic.read_json(meta).get("weights_sha256")
+    except HmsaError as error:
+        return error.message
+    return "" if atomic.sha256_file(weights) == recorded else f"{weights}: bytes differ from model.json's digest"
 
 
 def _restore_hint(name: str) -> str:
@@ -218,8 +242,13 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         path = ws.path(name)
         if not (path / "manifest.json").exists():
             continue
-        problems = LabelStore.open(path).verify() if deep else []
+        try:
+            store = LabelStore.open(path)
+            problems = [str(problem) for problem in (store.verify() if deep else store.problems)]
+        except HmsaError as error:
+            problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", str(problem), f"rm -r {name} && dvc checkout {name}")
+            yield Finding(name, "broken", problem, _restore_hint(name))
         if not problems:
-            yield Finding(name, "ok", "every shard matches its digest" if deep else "manifest is readable")
+            text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
+            yield Finding(name, "ok", text)

@@ -17,7 +17,7 @@ from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, one_line
 from hmsa_core.locks import probe_locks
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "torch_pair", "torch_works", "versions"]
+__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "memory_gib", "torch_pair", "torch_works", "versions"]
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
             "prefect", "fastapi")  # fmt: skip
@@ -117,7 +117,7 @@ def check_machine(ws: Workspace) -> list[str]:
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
     return [
-        f"{os.cpu_count()} processors, {_memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
+        f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
         f"about {need.total / 2**30:.1f} GiB needed",
         ", ".join(f"{k} {v}" for k, v in versions().items() if v),
     ]
@@ -128,7 +128,8 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Memory of this machine in GiB."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError) as error:

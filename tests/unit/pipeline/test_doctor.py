@@ -79,6 +79,35 @@ def test_changed_weights_are_named(workspace: Workspace) -> None:
     assert "dvc checkout models/teacher" in found[0].mend
 
 
+@pytest.mark.parametrize("gone", ["model.safetensors", "model.json"])
+def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gone: str) -> None:
+    folder = workspace.path("models/teacher")
+    sha = atomic.write_bytes(folder / "model.safetensors", b"weights")
+    atomic.write_json(folder / "model.json", {"weights_sha256": sha})
+    (folder / gone).unlink()
+    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
+    assert f"{gone} is missing" in found[0].text
+    (folder / "model.json").write_text('{"weights_sha')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
+    assert (found[0].state, found[0].mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
+    assert "model.json: not valid JSON" in found[0].text
+
+
+def test_a_teacher_that_is_gone_is_named(workspace: Workspace) -> None:
+    assert "teacher" not in _states(workspace.root)
+    atomic.write_json(workspace.path("models/current.json"), {"teacher": "models/registry/v0007-01234567"})
+    found = [f for f in doctor.examine(workspace.root) if f.name == "teacher"]
+    assert (found[0].state, found[0].mend) == ("broken", "autolabel models rollback")
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: bool) -> None:
+    atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
+    found = [f for f in doctor.examine(workspace.root, deep=deep) if f.name == "labels/raw"]
+    assert (found[0].state, found[0].mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+
+
 def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> None:
     shutil.rmtree(workspace.path("data/demo/mapillary"))
     found = {f.name: f for f in doctor.examine(workspace.root)}
