@@ -20,7 +20,12 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit clean orchestrate orchestrate-stop
+# Ablations: SEEDS=0,1,2 ROWS=a,b EPOCHS_SCALE=1 RANKS=n choose what is made; finished cells are never made again.
+ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
+  $(if $(RANKS),--ranks $(RANKS))
+
+.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit clean orchestrate orchestrate-stop \
+  ablation-scales ablation-labels ablation-threshold ablation-losses camvid-table results
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -56,6 +61,7 @@ camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minu
 test-fast: setup  ## in-process tests, < 3 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))"
 
+test: export AUTOLABEL_CLEAN_TREE := 1
 test: setup  ## all that CI runs, <= 25 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))" --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
 	$(PY) -m pytest -m "($(PROCESS)) and not ($(SLOW))" --durations=15
@@ -68,6 +74,26 @@ coverage: setup  ## branch coverage of the fast tests, line by line
 
 bench: setup  ## ratios side by side; writes benchmarks/results and docs/benchmarks.md
 	$(PY) -m benchmarks.run
+
+ablation-scales: setup  ## single, average, max, explicit, hierarchical on three sets of scales (SEEDS= ROWS= WORKSPACE=)
+	autolabel ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
+
+ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, auto + coarse
+	autolabel ablate labels --prepare --workspace $(WORKSPACE) $(ABLATE)
+
+ablation-threshold: setup  ## 0, 0.5, ... 0.98 and the measured policy (one seed)
+	autolabel ablate threshold --prepare --workspace $(WORKSPACE) $(ABLATE)
+
+ablation-losses: setup  ## RMI released / masked, BCE, CE at 10, 30, 60 % ignored; CutMix, ClassMix; auxiliary loss
+	autolabel ablate losses --prepare --workspace $(WORKSPACE) $(ABLATE)
+
+camvid-table: setup  ## CamVid: control, coarse, auto, merged for both variants of the splits (CAMVID=folder)
+	autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
+	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
+	  --data $(abspath $(CAMVID)) $(ABLATE)
+
+results: setup  ## docs/results.md from the committed metric files and what these workspaces measured last
+	autolabel results --if-there --collect . --collect workspaces/camvid --collect workspaces/camvid-drive_shift
 
 lint: setup  ## ruff
 	$(PY) -m ruff check .

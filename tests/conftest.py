@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support import afterwards
 
 # A busy machine is no failure: nothing here tests time. The same examples at every run, so that a red run is
 # the change's doing.
@@ -16,6 +19,8 @@ settings.load_profile("project")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault(afterwards.MARK, uuid.uuid4().hex)  # before xdist starts its workers
+afterwards.keep_out_of_home()
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -31,3 +36,27 @@ def shared_reference() -> Path | None:
     """The full set of reference numbers, where it lies beside the checkout."""
     folder = REPO.parent / "shared" / "reference"
     return folder if folder.is_dir() else None
+
+
+_BEFORE = pytest.StashKey[tuple[str, ...]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note what must be the same afterwards (not in xdist's workers)."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[_BEFORE] = afterwards.look()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the whole run when a test left something behind."""
+    if _BEFORE not in session.config.stash or session.config.option.collectonly:
+        return
+    wrong = afterwards.check(session.config.stash[_BEFORE])
+    if wrong:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("")
+            for line in wrong:
+                reporter.write_line(f"ERROR {line}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

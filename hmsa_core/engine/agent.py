@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 
 from hmsa_core.errors import InterruptedRunError
 from hmsa_core.process import die_with_parent
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     # The elastic agent reports each failed rank and each signal in its log; the ranks have told already.
     logging.disable(logging.ERROR)
     try:
-        run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
+        # Torchrun makes a folder for the ranks' log files, even where there are none, and never removes it.
+        with tempfile.TemporaryDirectory(prefix="autolabel-ranks-") as logs:
+            run(parse_args(["--log-dir", logs, *arguments]))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

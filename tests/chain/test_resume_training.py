@@ -192,7 +192,11 @@ def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_tor
         assert not (spec.work / "log.jsonl").exists()
 
 
-def test_two_agents_on_loopback_equal_one_with_the_same_ranks(data: Path, two_ranks: Path, tmp_path: Path) -> None:
+def test_two_agents_on_loopback_equal_one_with_the_same_ranks(
+    data: Path, two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temp"))
     spec = spec_of(data, tmp_path / "work")
     meeting = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d")
     both = agent(*meeting, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "test")
@@ -200,3 +204,4 @@ def test_two_agents_on_loopback_equal_one_with_the_same_ranks(data: Path, two_ra
         assert first.wait(120) == 0, (spec.work / "first.json.stderr").read_text()
         assert second.wait(30) == 0, (spec.work / "second.json.stderr").read_text()
     assert folder_bytes(spec.work / "model") == folder_bytes(two_ranks / "model")
+    assert not list((tmp_path / "temp").iterdir()), "nothing is left in the folder for temporary files"
