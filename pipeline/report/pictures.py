@@ -67,10 +67,11 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
     drawn = []
     for sample in samples:
         image = read_image(root / sample.image)
-        _, code = raw.read(sample.name)
+        label, code = raw.read(sample.name)
         pictures = [("image", _jpeg(image))]
         if sample.coarse:
             pictures.append(("human, coarse", _labels(read_label(root / sample.coarse, index.classes), palette)))
+        pictures.append(("pseudo label, every pixel", _labels(label, palette)))
         if sample.name in final:
             pictures.append(("training label (merged, thresholded; black = ignored)",
                              _labels(final.read(sample.name)[0], palette)))  # fmt: skip
