@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,9 +30,12 @@ def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
     env = services.environment()
     had_server = services.is_external or services.is_running("server")
     said = [_server(services, env, wait_s)]
+    before = _deployed_workspace(services)
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
     _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(_deployment_file(services))], services, env)
     said.append("deployment auto-label/nightly is registered")
+    if before and before != str(services.workspace):
+        said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
     if not had_server and nightly_lock(services.workspace).is_free():
         # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute.
         services.stop("worker")
@@ -67,6 +73,17 @@ def _server(services: Services, env: Mapping[str, str], wait_s: float) -> str:
     pid = services.start("server", command, server_env)
     services.wait_healthy(wait_s)
     return f"server started at {services.api_url} (process {pid})"
+
+
+def _deployed_workspace(services: Services) -> str | None:
+    """Whose workspace the server's deployment is for; None when there is none yet."""
+    try:
+        with urllib.request.urlopen(f"{services.api_url}/deployments/name/auto-label/nightly", timeout=5) as answer:  # noqa: S310 - our own http URL
+            return str(json.load(answer)["parameters"].get("workspace", "")) or None
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise HmsaError(f"{services.api_url}: {error}") from error
 
 
 def _deployment_file(services: Services) -> Path:

@@ -7,6 +7,10 @@ import shutil
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ import pytest
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
 from pipeline.flow.services import Services
+from tests.support.chain import REPO
 from tests.support.nightly import (
     SLOWLY,
+    api,
     artifacts_of,
     command,
     finish,
@@ -29,6 +35,7 @@ from tests.support.nightly import (
     start,
     state,
     store_bytes,
+    task_runs,
     up,
     wait_for,
     worker_log,
@@ -93,14 +100,56 @@ def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     assert "auto-label-cost" not in found, "a night in which no stage ran cost nothing"
 
 
-def test_bad_parameters_are_refused_before_anything_starts(orchestrated: Path) -> None:
+@contextmanager
+def _listening() -> Iterator[tuple[str, list[str]]]:
+    """A web hook on loopback: its address, and what was posted to it."""
+    received: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook", received
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _notify(folder: Path, address: str) -> None:
+    """The documented way: a block, its id in the example, `prefect automation create`."""
+    make = (
+        "from prefect.blocks.notifications import CustomWebhookNotificationBlock as B; "
+        f"print(B(name='ops', url={address!r}, json_data={{'text': '{{{{subject}}}}: {{{{body}}}}'}}).save('ops'))"
+    )
+    block = command(sys.executable, "-c", make, cwd=folder).stdout.split()[-1]
+    example = (REPO / "pipeline/templates/notify.yaml").read_text()
+    (folder / "notify.yaml").write_text(example.replace("00000000-0000-0000-0000-000000000000", block))
+    command(sys.executable, "-m", "prefect", "automation", "create", "--from-file", "notify.yaml", cwd=folder)
+
+
+def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(orchestrated: Path) -> None:
     params = (orchestrated / "params.yaml").read_bytes()
-    assert finish(orchestrated, start(orchestrated, threshold=1.5)) == "Failed"
-    assert finish(orchestrated, start(orchestrated, stages=["auto-infr"])) == "Failed"
-    log = worker_log(orchestrated)
-    assert "unknown stage 'auto-infr'" in log
-    assert "pseudo_label.threshold" in log
-    assert (orchestrated / "params.yaml").read_bytes() == params
+    with _listening() as (address, received):
+        _notify(orchestrated, address)
+        run = start(orchestrated, threshold=1.5)
+        assert finish(orchestrated, run) == "Failed"
+        message = api(orchestrated, f"flow_runs/{run}")["state"]["message"]
+        assert "pseudo_label.threshold" in message
+        assert task_runs(orchestrated, run) == {}, "nothing had started"
+        assert finish(orchestrated, start(orchestrated, stages=["auto-infr"])) == "Failed"
+        assert "unknown stage 'auto-infr'" in worker_log(orchestrated)
+        assert (orchestrated / "params.yaml").read_bytes() == params
+        wait_for("both notifications", lambda: len(received) > 1, 120)
+    assert any("pseudo_label.threshold" in text for text in received)
+    assert all("Failed" in text for text in received)
 
 
 @pytest.mark.fault
