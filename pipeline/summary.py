@@ -59,7 +59,19 @@ def _kept(metrics: dict[str, Any]) -> list[str]:
     for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_")):
         precision, coverage = kept[f"{prefix}precision"], kept[f"{prefix}coverage"]
         rows.append(f"{name:<40}{_percent(precision):>11}{_percent(coverage):>10}")
-    return rows
+    return rows + _beside(kept["beside"])
+
+
+def _beside(beside: dict[str, Any]) -> list[str]:
+    if not beside["classes"]:
+        return []
+    rows = ["", f"one threshold for all instead, on {', '.join(beside['classes'])}",
+            f"{'':<44}{'worst precision':>16}  {'of':<16}{'class-mean coverage':>19}"]  # fmt: skip
+    return rows + [
+        f"{row['name']:<44}{_percent(row['worst_precision']):>16}  {row['worst_class']:<16}"
+        f"{_percent(row['class_mean_coverage']):>19}"
+        for row in beside["rows"]
+    ]
 
 
 def _percent(share: float | None) -> str:

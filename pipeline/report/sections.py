@@ -110,7 +110,22 @@ def thresholds(facts: Facts) -> Raw:
         f"often enough. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk to its class "
         f"group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on report "
         f"images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; dashed: "
-        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}"
+        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}"
+    )
+
+
+def _beside(facts: Facts) -> Raw:
+    beside = facts.metrics.get("kept", {}).get("beside", {})
+    if not beside.get("classes"):
+        return Raw("")
+    rows = [
+        [row["name"], points(row["worst_precision"], 2), row["worst_class"], points(row["class_mean_coverage"])]
+        for row in beside["rows"]
+    ]
+    return Raw(
+        "<h3>One threshold for all classes instead, on the report images</h3><p>Classes with a measured or estimated "
+        f"threshold: {esc(', '.join(beside['classes']))}. The global rival was chosen on these very images, the policy "
+        f"was not.</p>{table(['', 'worst precision %', 'of class', 'class-mean coverage %'], rows)}"
     )
 
 

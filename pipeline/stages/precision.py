@@ -18,7 +18,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.codes import NUM_CODES
 from hmsa_core.labels.curves import CalibrationImage, Curves
-from hmsa_core.labels.measure import figures
+from hmsa_core.labels.measure import figures, smallest_global_code
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.spec import CalibrateConfig
 from pipeline import plots
@@ -104,7 +104,37 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
         "class_mean_precision": float(np.mean(precisions)) if precisions else None,
         "class_mean_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
         "worst_precision": min(precisions, default=None),
+        "beside": beside_global(curves, policy),
     }
+
+
+def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
+    """The policy beside one threshold for all classes, on the classes whose thresholds were measured or estimated.
+
+    The rival is the smallest threshold that is as precise in its worst class *on these very images*, so it is
+    chosen with knowledge that the policy does not have; 0.9 is what the paper takes.
+    """
+    codes = policy.codes()
+    classes = [c for c, e in enumerate(policy.entries) if e.status in ("measured", "estimate") and codes[c] < NUM_CODES]
+    total, correct = curves.kept("total").sum(axis=0), curves.kept("correct").sum(axis=0)
+    classes = [c for c in classes if total[c, int(codes[c])]]
+    if not classes:
+        return {"classes": [], "rows": []}
+
+    def row(name: str, chosen: Mapping[int, int]) -> dict[str, Any]:
+        precision = {c: float(correct[c, k] / total[c, k]) if total[c, k] else 1.0 for c, k in chosen.items()}
+        worst = min(precision, key=lambda c: precision[c])
+        coverage = float(np.mean([total[c, k] / total[c, 0] for c, k in chosen.items()]))
+        return {"name": name, "worst_class": policy.entries[worst].name, "worst_precision": precision[worst],
+                "class_mean_coverage": coverage}  # fmt: skip
+
+    rows = [row("policy", {c: int(codes[c]) for c in classes})]
+    one = smallest_global_code(curves, rows[0]["worst_precision"], classes)
+    if one < NUM_CODES:
+        name = f"smallest global as precise ({ConfidenceCode().threshold(one)})"
+        rows.append(row(name, dict.fromkeys(classes, one)))
+    rows.append(row("global 0.9", dict.fromkeys(classes, int(from_threshold(0.9, curves.classes).codes()[0]))))
+    return {"classes": [policy.entries[c].name for c in classes], "rows": rows}
 
 
 def plot_curves(path: Path, curves: Curves, *, title: str) -> None:
