@@ -96,12 +96,24 @@ def _temp_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def _make_folder(path: Path) -> None:
+    """Create a folder with its parents, each durable: a synced file in a folder that is lost is lost."""
+    missing: list[Path] = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    if missing:
+        ops.mkdir(missing[0])
+        for folder in reversed(missing):
+            ops.fsync_dir(folder.parent)
+
+
 class AtomicFile:
     """A writable binary file object that hashes what passes and only becomes visible on commit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ops.mkdir(path.parent)
+        _make_folder(path.parent)
         self._temp = _temp_name(path)
         self._file = ops.open_new(self._temp)
         self._hash = hashlib.sha256()
@@ -254,7 +266,7 @@ def publish_file(source: Path, target: Path) -> None:
     A published file is never opened for writing again. The link appears by rename, so that a
     target that exists is replaced in one step.
     """
-    ops.mkdir(target.parent)
+    _make_folder(target.parent)
     temp = _temp_name(target)
     try:
         try:
@@ -287,7 +299,7 @@ def publish_tree(source: Path, target: Path, *, last: tuple[str, ...] = ()) -> N
         for path in sorted(target.rglob("*")):
             if path.is_file() and path.relative_to(target) not in wanted:
                 ops.unlink(path)
-    ops.mkdir(target)
+    _make_folder(target)
     for relative in sorted(wanted, key=lambda p: (p.name in last, p)):
         publish_file(source / relative, target / relative)
 
