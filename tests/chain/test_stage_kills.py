@@ -1,146 +1,180 @@
-"""Kill the chain dvc -> stage -> torchrun -> ranks at any link: nothing survives, nothing is lost, same bytes."""
+"""Kill the chain dvc -> stage -> torchrun -> ranks at any link: nothing survives, nothing is lost, same bytes.
+
+No test here races with what it kills: the ranks are held at a planned operation (`tests.support.planted`)
+until the blow falls, so it falls in the middle on a machine of any speed.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hmsa_core.engine.logs import read_log
-from tests.support.chain import dvc, environment, lock_file
+from pipeline.stages import STAGES
+from tests.support.blows import (
+    GONE_WITHIN_S,
+    assert_all_gone,
+    kill_all,
+    receipts,
+    running,
+    stage_pid,
+    steps,
+)
+from tests.support.chain import Whole, change_param, dvc, lock_file, run
+from tests.support.planted import Plan
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault]
 
-GONE_WITHIN_S = 15.0
+TRAINING = "teacher-train"
+FIRST_STATE = 20  # steps; profile tiny saves its training state that often
+LABELLING = ("calibrate", "auto-infer", "pseudo-label")
+RANKS = 2  # processes that write shards in each of these stages
+OPERATIONS = 12  # of a shard: three files are opened, written, synced and renamed; then it is acknowledged
+RECEIPT = r"/receipts/shard-\d+\.json$"
 
 
-def _processes_of(workspace: Path) -> dict[int, str]:
-    """Living processes that work in or on the workspace, ours excluded."""
-    found = {}
-    for proc in Path("/proc").iterdir():
-        if not proc.name.isdigit() or int(proc.name) == os.getpid():
-            continue
-        with suppress(OSError):
-            command = (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state = (proc / "stat").read_text().rpartition(") ")[2][0]
-            inside = (proc / "cwd").resolve() == workspace.resolve()
-            if state != "Z" and (inside or str(workspace) in command):
-                found[int(proc.name)] = command
-    return found
+@pytest.fixture(scope="session")
+def many_shards(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished workspace with one image a shard: there is always a middle to hit. Look, do not touch."""
+    root = tmp_path_factory.mktemp("shards") / "ws"
+    shutil.copytree(whole.root, root, symlinks=True)
+    change_param(root, "images_per_shard: 4", "images_per_shard: 1")
+    assert dvc(root, "repro", "pseudo-label").ran == list(LABELLING)
+    return root
 
 
-@contextmanager
-def _running(workspace: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`dvc repro` of one stage without its earlier progress, in a session of its own."""
-    shutil.rmtree(workspace / "work" / stage)
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", stage]
-    with (workspace.parent / "said.txt").open("wb") as said:
-        process = subprocess.Popen(
-            command, cwd=workspace, env=environment(), stdout=said, stderr=said, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        for pid in [process.pid, *_processes_of(workspace)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert process.poll() is None, (Path(process.args[0]), "ended before it was killed")  # type: ignore[index]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _steps(workspace: Path, stage: str) -> list[int]:
-    logs = (workspace / "work" / stage).glob("*/log.jsonl")
-    return [line["step"] for log in logs for line in read_log(log) if line["event"] == "train"]
-
-
-def _stage_pid(workspace: Path, stage: str) -> int:
-    lock = workspace / "work" / "locks" / f"{stage}.lock"
-    return int(json.loads(lock.read_text())["pid"])
-
-
-def _assert_all_gone(workspace: Path) -> None:
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while left := _processes_of(workspace):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
-
-
-HITS: dict[str, Callable[[int, int], None]] = {
-    "SIGTERM to dvc": lambda dvc_pid, _: os.kill(dvc_pid, signal.SIGTERM),
-    "SIGKILL to dvc": lambda dvc_pid, _: os.kill(dvc_pid, signal.SIGKILL),
-    "SIGKILL to the stage": lambda _, stage_pid: os.kill(stage_pid, signal.SIGKILL),
-    "SIGTERM to the group": lambda dvc_pid, _: os.killpg(dvc_pid, signal.SIGTERM),
-    "SIGINT to the group": lambda dvc_pid, _: os.killpg(dvc_pid, signal.SIGINT),
-    "SIGKILL to the group": lambda dvc_pid, _: os.killpg(dvc_pid, signal.SIGKILL),
+HITS: dict[str, Callable[[Path, int, int], None]] = {
+    "SIGTERM to dvc": lambda _, dvc_pid, __: os.kill(dvc_pid, signal.SIGTERM),
+    "SIGKILL to dvc": lambda _, dvc_pid, __: os.kill(dvc_pid, signal.SIGKILL),
+    "SIGKILL to the stage": lambda _, __, stage: os.kill(stage, signal.SIGKILL),
+    "SIGTERM to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGTERM),
+    "SIGINT to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGINT),
+    "SIGKILL to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGKILL),
+    "SIGKILL to everyone": lambda workspace, _, __: kill_all(workspace),
 }
 
 
 @pytest.mark.parametrize("hit", HITS)
 def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_bytes(workspace: Path, hit: str) -> None:
-    stage = "teacher-train"
-    lock, last = lock_file(workspace), max(_steps(workspace, stage))
-    with _running(workspace, stage) as process:
-        # The first state of profile tiny is saved at step 20: even a SIGKILL has something to go on from. A line
-        # in the log would not do, the state follows it.
-        _wait(lambda: any((workspace / "work" / stage).glob("*/state/step-*/state.json")), process)
-        HITS[hit](process.pid, _stage_pid(workspace, stage))
+    lock, last = lock_file(workspace), max(steps(workspace, TRAINING))
+    # Rank 0 stops right after its first state: even a SIGKILL has something to go on from.
+    plan = Plan(workspace.parent / "marks", r"/state/step-\d+/state\.json$", "hold", "rename")
+    with running(workspace, TRAINING, plan) as process:
+        plan.wait(process)
+        HITS[hit](workspace, process.pid, stage_pid(workspace, TRAINING))
         process.wait(timeout=GONE_WITHIN_S)
-        _assert_all_gone(workspace)
-    done = max(_steps(workspace, stage))
-    assert done < last, "the blow came after the last step: it proves nothing"
-    assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
-    starts = [line["step"] for log in (workspace / "work" / stage).glob("*/log.jsonl") for line in read_log(log)
-              if line["event"] == "start"]  # fmt: skip
+        assert_all_gone(workspace)
+    done = max(steps(workspace, TRAINING))
+    assert FIRST_STATE <= done < last, "the blow came after the last step: it proves nothing"
+    assert dvc(workspace, "repro", "--single-item", "--force", TRAINING).ran == [TRAINING]
+    starts = steps(workspace, TRAINING, "start")
     assert len(starts) == 2, starts
-    assert starts[1] >= (20 if "KILL" in hit else done), "work was done twice"
+    assert starts[1] >= (FIRST_STATE if "KILL" in hit else done), "work was done twice"
     assert lock_file(workspace) == lock
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "auto-infer", "pseudo-label"])
-def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(workspace: Path, stage: str) -> None:
-    lock = lock_file(workspace)
-    work = workspace / "work" / stage
-
-    def receipts() -> list[Path]:
-        return sorted(work.glob("*/store/receipts/shard-*.json"))
-
-    total = len(receipts())
-    with _running(workspace, stage) as process:
-        _wait(lambda: len(receipts()) >= 1, process)
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill_a_labelling_stage(finished: Path, workspace: Path, stage: str, plan: Plan) -> None:
+    """Hold the stage's writers as planned, SIGKILL everyone, run it again: compare with the undisturbed run."""
+    shutil.copytree(finished, workspace, symlinks=True)
+    lock, total = lock_file(workspace), len(receipts(workspace, stage))
+    with running(workspace, stage, plan) as process:
+        plan.wait(process, RANKS)
+        kill_all(workspace)
         process.wait()
-        _assert_all_gone(workspace)
-    kept = {p: p.stat().st_mtime_ns for p in receipts()}
-    assert 1 <= len(kept) < total, "the blow came after the last shard: it proves nothing"
+        assert_all_gone(workspace)
+    kept = {path: path.stat().st_mtime_ns for path in receipts(workspace, stage)}
+    assert RANKS <= len(kept) < total, "the blow came before the first or after the last shard: it proves nothing"
+    begun = {path.stem for path in (workspace / "work" / stage).glob("*/store/shard-*.parquet")}
+    assert len(begun) - len(kept) <= RANKS, "more than one shard a worker is done again"
     assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "finished shards were made again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards were made again"
+    assert len(receipts(workspace, stage)) == total
+    assert not list((workspace / "work" / stage).rglob("*.tmp")), "the dead writers' files are swept"
     assert lock_file(workspace) == lock
 
 
-def test_a_second_repro_of_a_running_stage_changes_nothing_and_names_the_first(workspace: Path) -> None:
-    stage = "teacher-train"
-    with _running(workspace, stage) as process:
-        _wait(lambda: bool(_steps(workspace, stage)), process)
-        first = _stage_pid(workspace, stage)
-        second = subprocess.run(
-            ["autolabel", "stage", stage], cwd=workspace, env=environment(), capture_output=True, text=True, check=False
-        )
-        assert second.returncode == 75
-        assert f"process {first}" in second.stderr
-        assert process.wait(timeout=120) == 0
+@pytest.mark.parametrize("stage", LABELLING)
+def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(
+    many_shards: Path, tmp_path: Path, stage: str
+) -> None:
+    plan = Plan(tmp_path / "marks", RECEIPT, "hold", "rename")
+    _kill_a_labelling_stage(many_shards, tmp_path / "ws", stage, plan)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("stage", LABELLING)
+def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_path: Path, stage: str) -> None:
+    for seed in range(50):
+        dice = random.Random(f"{stage} {seed}")
+        # Any file operation from each writer's first receipt to its second: the writers have three or more.
+        plan = Plan(tmp_path / f"marks-{seed}", "/store/.*shard-", "hold", at=dice.randint(OPERATIONS, 2 * OPERATIONS))
+        _kill_a_labelling_stage(many_shards, tmp_path / f"ws-{seed}", stage, plan)
+        shutil.rmtree(tmp_path / f"ws-{seed}")
+
+
+# The other stages: operations of their progress, and how many of them are held at one time or another.
+OTHERS = {
+    "prepare": (r"/work/prepare/\w+/index/", 40),
+    "teacher-pretrain": (r"/work/teacher-pretrain/\w+/(state|model)/", 20),
+    "student-train": (r"/work/student-train/\w+/(state|model)/", 20),
+    "evaluate": (r"/work/evaluate/\w+/.*(npz|summary\.json)", 8),
+    "report": (r"/(work/report|report)/", 30),
+}
+
+
+def _kill_another_stage(finished: Path, workspace: Path, stage: str, seed: int) -> None:
+    """SIGKILL everyone at a random operation of a stage's progress; the next run gives the same bytes."""
+    shutil.copytree(finished, workspace, symlinks=True)
+    lock, (match, last) = lock_file(workspace), OTHERS[stage]
+    plan = Plan(workspace.parent / f"marks-{seed}", match, "hold", at=random.Random(f"{stage} {seed}").randint(1, last))
+    with running(workspace, stage, plan) as process:
+        plan.wait(process)
+        kill_all(workspace)
+        process.wait()
+        assert_all_gone(workspace)
+    assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
+    assert not list((workspace / "work" / stage).rglob("*.tmp")), "the dead writers' files are swept"
+    assert lock_file(workspace) == lock
+
+
+def test_every_stage_is_killed_in_one_test_or_another() -> None:
+    assert {TRAINING, *LABELLING, *OTHERS} == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    "stage", ["prepare", "evaluate", "report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("teacher-pretrain", "student-train"))]
+)  # fmt: skip
+def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
+    _kill_another_stage(whole.root, tmp_path / "ws", stage, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("stage", OTHERS)
+def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
+    for seed in range(50):
+        _kill_another_stage(whole.root, tmp_path / f"ws-{seed}", stage, seed)
+        shutil.rmtree(tmp_path / f"ws-{seed}")
+
+
+def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(workspace: Path) -> None:
+    lock = lock_file(workspace)
+    plan = Plan(workspace.parent / "marks", r"/state/step-\d+/state\.json$", "hold", "rename")
+    with running(workspace, TRAINING, plan) as process:
+        plan.wait(process)
+        first = stage_pid(workspace, TRAINING)
+        tries = [run(workspace, "autolabel", "stage", TRAINING, status=75) for _ in range(3)]
+        assert all(f"process {first}" in done.text for done in tries)
+        assert min(done.cpu_seconds for done in tries) < 1.0  # on an idle machine these are seconds of the clock
+        other = dvc(workspace, "repro", "--single-item", "--force", TRAINING, status=None)
+        assert other.status != 0
+        assert str(process.pid) in other.text, "DVC names the first run, too"
+        plan.release()
+        assert process.wait(timeout=180) == 0
+    assert lock_file(workspace) == lock

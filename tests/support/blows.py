@@ -1,0 +1,78 @@
+"""Runs of one stage under `dvc repro` that a test stops at a planned operation and then hits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hmsa_core.engine.logs import read_log
+from tests.support.chain import environment
+from tests.support.nightly import processes_of
+from tests.support.planted import Plan, planted
+
+__all__ = ["GONE_WITHIN_S", "assert_all_gone", "kill_all", "receipts", "running", "stage_pid", "steps"]
+
+GONE_WITHIN_S = 60.0  # a second on an idle machine; a busy one is no failure
+
+
+@contextmanager
+def running(workspace: Path, stage: str, plan: Plan) -> Iterator[subprocess.Popen[bytes]]:
+    """`dvc repro` of one stage without its earlier progress, in a session of its own, with a plan at work."""
+    shutil.rmtree(workspace / "work" / stage)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", stage]
+    with (workspace.parent / "said.txt").open("wb") as said:
+        process = subprocess.Popen(
+            command, cwd=workspace, env=planted(plan, environment()), stdout=said, stderr=said, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for pid in [process.pid, *processes_of(workspace)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def kill_all(workspace: Path) -> None:
+    """SIGKILL every process that works in the workspace; none sees another one die."""
+    everyone = list(processes_of(workspace))
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in everyone:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def assert_all_gone(workspace: Path) -> None:
+    """Nobody works in the workspace any more."""
+    _until(lambda: not processes_of(workspace), lambda: f"outlived the run: {processes_of(workspace)}")
+
+
+def _until(condition: Callable[[], bool], why: Callable[[], str]) -> None:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.05)
+
+
+def steps(workspace: Path, stage: str, event: str = "train") -> list[int]:
+    """Steps in the log's lines of one kind."""
+    logs = (workspace / "work" / stage).glob("*/log.jsonl")
+    return [line["step"] for log in logs for line in read_log(log) if line["event"] == event]
+
+
+def stage_pid(workspace: Path, stage: str) -> int:
+    """Process that runs a stage: it has written itself into the stage's lock."""
+    return int(json.loads((workspace / "work" / "locks" / f"{stage}.lock").read_text())["pid"])
+
+
+def receipts(workspace: Path, stage: str) -> list[Path]:
+    """Acknowledged shards of a stage's progress."""
+    return sorted((workspace / "work" / stage).glob("*/store/receipts/shard-*.json"))
