@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("pipeline.cli.import_", "read PNG labels of other tools into a label store"),
     "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
+    "ablate": ("pipeline.cli.ablate", "train and score the rows of an ablation that are missing"),
+    "results": ("pipeline.cli.results", "write docs/results.md from metric files and ablation cells"),
     "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what mends them"),
 }  # fmt: skip
 

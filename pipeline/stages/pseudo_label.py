@@ -35,7 +35,7 @@ from pipeline.stages.precision import PAIRS
 from pipeline.stages.support import provenance, role_index, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run"]
+__all__ = ["disk_estimate", "make_recipe", "run"]
 
 STAGE = "pseudo-label"
 _LOG = logging.getLogger(__name__)
@@ -88,6 +88,11 @@ def run(ws: Workspace) -> None:
     publish_store(work / "store", ws.path("labels/final"))
     atomic.write_json(ws.path("labels/shift.json"), _shift(ws, policy, curves))
     _report(ws, statistics)
+
+
+def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy) -> Recipe:
+    """What this stage does to a raw store under another policy than the workspace's (ablations)."""
+    return _recipe(ws, raw, policy, _curves(ws, raw))
 
 
 def _check_stop(ws: Workspace) -> None:

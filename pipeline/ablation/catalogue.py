@@ -1,0 +1,218 @@
+"""The ablations. All rows of a table see the same number of images; what differs is in the row's own line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hmsa_core.engine.spec import EvaluationSetting
+from hmsa_core.errors import ConfigError
+from pipeline.ablation.plan import Ablation, Comparison, Labels, Row, Training
+from pipeline.params import Params
+
+__all__ = ["NAMES", "make_ablation"]
+
+NAMES = ("scales", "labels", "threshold", "losses", "camvid-table")
+_SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
+_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+_IGNORED = (0.1, 0.3, 0.6)
+_LOSSES: dict[str, tuple[tuple[str, Any], ...]] = {
+    "rmi-released": (("loss.main", "rmi"), ("loss.rmi_ignore", "released")),
+    "rmi-masked": (("loss.main", "rmi"), ("loss.rmi_ignore", "masked")),
+    "bce": (("loss.main", "bce"),),
+    "cross-entropy": (("loss.main", "cross_entropy"),),
+}
+_MIXES = ("none", "cutmix", "classmix")
+
+
+def make_ablation(name: str, params: Params) -> Ablation:
+    """An ablation as the workspace of `params` runs it.
+
+    Tables of another profile than demo carry its name: their cells are other files.
+
+    Raises:
+        ConfigError: an unknown name, or an ablation that the profile cannot run.
+    """
+    makers = {"scales": _scales, "labels": _labels, "threshold": _threshold, "losses": _losses}
+    if name == "camvid-table":
+        return _camvid(params)
+    if name not in makers:
+        raise ConfigError(f"unknown ablation {name!r}: choose one of {', '.join(NAMES)}")
+    suffix = "" if params.profile == "demo" else f"-{params.profile}"
+    return makers[name](f"{name}{suffix}", f"make ablation-{name}", params)
+
+
+def _setting(name: str, scales: tuple[float, ...], *, flip: bool = False, mode: str = "model") -> EvaluationSetting:
+    return EvaluationSetting.model_validate({"name": name, "scales": scales, "flip": flip, "mode": mode})
+
+
+def _main(name: str, params: Params, mode: str | None = None) -> EvaluationSetting:
+    """The workspace's main setting under the row's name."""
+    changes = {"name": name} | ({"mode": mode} if mode else {})
+    return params.evaluate.settings[0].model_copy(update=changes)
+
+
+def _kind(kind: str) -> Training:
+    return Training("teacher_train", "pretrain", (("model.kind", kind),))
+
+
+def _set_name(scales: Iterable[float]) -> str:
+    return "-".join(f"{s:g}" for s in scales)
+
+
+# ------------------------------------------------------------------------------------------------ scales
+
+
+def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG001 - the same for every profile
+    rows = [
+        Row("single-1", "single scale", _kind("single"), _setting("single-1", (1.0,), mode="single")),
+        *_scale_rows("average", "single", mode="average"),
+        *_scale_rows("max", "single", mode="max"),
+        Row("hierarchical-1", "hierarchical, {1} alone", _kind("hierarchical"), _setting("hierarchical-1", (1.0,))),
+        *_scale_rows("hierarchical", "hierarchical"),
+        *_scale_rows("explicit", "explicit"),
+    ]
+    return Ablation(
+        name, "Fusing scales", "teacher-pretrain", tuple(rows), _scale_claims(), command
+    )
+
+
+def _scale_rows(name: str, kind: str, *, mode: str = "model") -> list[Row]:
+    rows = []
+    for scales in _SETS:
+        own = f"{name}-{_set_name(scales)}"
+        title = f"{name}, {{{', '.join(f'{s:g}' for s in scales)}}}"
+        rows.append(Row(own, title, _kind(kind), _setting(own, scales, mode=mode)))
+    return rows
+
+
+def _scale_claims() -> tuple[Comparison, ...]:
+    two, three, four = (_set_name(s) for s in _SETS)
+    return (
+        *(Comparison(f"hierarchical-{s}", f"average-{s}", "hierarchical > average") for s in (two, three, four)),
+        Comparison(f"hierarchical-{three}", f"max-{three}", "hierarchical > max"),
+        Comparison(f"hierarchical-{three}", f"explicit-{three}", "hierarchical > explicit"),
+        Comparison(f"hierarchical-{three}", "single-1", "hierarchical > single scale"),
+        Comparison(f"hierarchical-{three}", "hierarchical-1", "hierarchical > its own single scale"),
+        Comparison(f"hierarchical-{three}", f"hierarchical-{two}", "adding 2x helps hierarchical"),
+        Comparison(f"hierarchical-{four}", f"hierarchical-{three}", "adding 0.25x helps hierarchical"),
+        Comparison(f"average-{three}", f"average-{two}", "adding 2x hurts average", hurts=True),
+        Comparison(f"average-{four}", f"average-{three}", "adding 0.25x hurts average", hurts=True),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def _labels(name: str, command: str, params: Params) -> Ablation:
+    """The paper's table, and where the labels of the other half come from.
+
+    Without attention the model is trained on a single scale and its scales are averaged. The rows without
+    auto-labels see fine labels only; the paper's own baseline sees human coarse labels, which is row `coarse`.
+    """
+    auto, coarse, merged = Labels(), Labels("none", coarse=True), Labels(coarse=True)
+    rows = (
+        Row("baseline", "no attention, fine labels", _on("single"), _main("baseline", params, "average")),
+        Row("attention", "+ attention", _on("hierarchical"), _main("attention", params)),
+        Row("auto", "+ auto-labels", _on("single", auto), _main("auto", params, "average")),
+        Row("both", "+ both", _on("hierarchical", auto), _main("both", params)),
+        Row("coarse", "attention, human coarse labels as drawn", _on("hierarchical", coarse), _main("coarse", params)),
+        Row("both-coarse", "+ both, coarse labels merged", _on("hierarchical", merged), _main("both-coarse", params)),
+    )
+    comparisons = (
+        Comparison("attention", "baseline", "attention > baseline"),
+        Comparison("auto", "baseline", "auto-labels > baseline"),
+        Comparison("both", "attention", "both > attention alone"),
+        Comparison("both", "auto", "both > auto-labels alone"),
+        Comparison("both", "baseline", "both > baseline"),
+        Comparison("both", "coarse", "auto > coarse as drawn"),
+        Comparison("both-coarse", "coarse", "auto + coarse > coarse as drawn"),
+        Comparison("both-coarse", "both", "auto + coarse > auto"),
+    )
+    return Ablation(name, "Attention and labels", "pseudo-label", rows, comparisons, command)
+
+
+def _on(kind: str, labels: Labels | None = None) -> Training:
+    """A whole training from the pretraining; the auto-labelled half is mixed as the student's recipe says."""
+    return Training("teacher_train", "pretrain", (("model.kind", kind),), labels)
+
+
+# --------------------------------------------------------------------------------------------- threshold
+
+
+def _student(changes: tuple[tuple[str, Any], ...] = (), labels: Labels | None = None) -> Training:
+    return Training("student_train", "teacher", changes, labels)
+
+
+def _threshold(name: str, command: str, params: Params) -> Ablation:
+    rows = [Row("control", "fine labels only", _student(), _main("control", params))]
+    rows += [
+        Row(f"t{t:g}", f"threshold {t:g}", _student(labels=Labels(t)), _main(f"t{t:g}", params)) for t in _THRESHOLDS
+    ]
+    rows.append(Row("policy", "policy (measured)", _student(labels=Labels()), _main("policy", params)))
+    comparisons = (
+        *(Comparison("policy", f"t{t:g}", f"policy > {t:g}") for t in _THRESHOLDS),
+        Comparison("policy", "control", "auto-labels > fine labels only"),
+    )
+    return Ablation(name, "Thresholds", "pseudo-label", tuple(rows), comparisons, command)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def _losses(name: str, command: str, params: Params) -> Ablation:
+    """Loss on thresholded masks at three shares of ignored pixels; mixing; the auxiliary loss."""
+    rows = []
+    for share in _IGNORED:
+        for loss, changes in _LOSSES.items():
+            own = f"{loss}-{100 * share:.0f}"
+            title = f"{loss}, {100 * share:.0f} % ignored"
+            rows.append(Row(own, title, _student(changes, Labels(ignored=share)), _main(own, params)))
+    for mix in _MIXES:
+        training = _student((("pseudo.mix", mix),), Labels())
+        rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, _main(f"mix-{mix}", params)))
+    for aux in ("cross_entropy", "released_rmi"):
+        own = f"aux-{aux.replace('_', '-')}"
+        training = Training("teacher_train", "pretrain", (("model.kind", "hierarchical"), ("loss.aux", aux)))
+        rows.append(Row(own, f"auxiliary loss: {aux}", training, _main(own, params)))
+    comparisons = (
+        *(
+            Comparison(f"rmi-masked-{100 * s:.0f}", f"{loss}-{100 * s:.0f}", f"masked RMI > {loss} at {100 * s:.0f} %")
+            for s in _IGNORED
+            for loss in _LOSSES
+            if loss != "rmi-masked"
+        ),
+        *(Comparison(f"mix-{mix}", "mix-none", f"{mix} > no mixing") for mix in _MIXES[1:]),
+        Comparison("aux-cross-entropy", "aux-released-rmi", "auxiliary cross-entropy > auxiliary RMI"),
+    )
+    return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons, command)
+
+
+# ------------------------------------------------------------------------------------------------ CamVid
+
+
+def _camvid(params: Params) -> Ablation:
+    if params.profile != "camvid":
+        raise ConfigError(
+            f"camvid-table is for workspaces of profile camvid, this one has profile {params.profile}",
+            hint="autolabel ablate camvid-table --prepare --workspace workspaces/camvid",
+        )
+    source = params.data.target
+    variant = str(getattr(source, "variant", None) or "default")
+    rows = (
+        Row("teacher", "teacher, as it is", None, _main("teacher", params)),
+        Row("control", "control: fine labels only", _student(), _main("control", params)),
+        Row("coarse", "coarse as drawn", _student(labels=Labels("none", coarse=True)), _main("coarse", params)),
+        Row("auto", "auto-labels", _student(labels=Labels()), _main("auto", params)),
+        Row("merged", "auto-labels + coarse", _student(labels=Labels(coarse=True)), _main("merged", params)),
+    )
+    comparisons = (
+        Comparison("merged", "control", "student > control"),
+        Comparison("auto", "control", "auto-labels > control"),
+        Comparison("coarse", "control", "coarse > control"),
+        Comparison("merged", "coarse", "auto + coarse > coarse as drawn"),
+        Comparison("merged", "auto", "auto + coarse > auto"),
+        Comparison("control", "teacher", "control > teacher"),
+    )
+    title = f"CamVid, variant {variant}"
+    return Ablation(f"camvid-table-{variant}", title, "pseudo-label", rows, comparisons, "make camvid-table")

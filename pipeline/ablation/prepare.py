@@ -1,0 +1,63 @@
+"""Bring a workspace to where an ablation can start: its data, and the stages that come before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from hmsa_core import atomic
+from hmsa_core.errors import ConfigError, HmsaError, InterruptedRunError
+from hmsa_core.process import run_child
+from pipeline.ablation.plan import Ablation
+from pipeline.init import GENERATED, InitRequest, generate_data, init_workspace
+from pipeline.workspace import Workspace
+
+__all__ = ["check_ready", "make_camvid_workspace", "run_stages"]
+
+_LOG = logging.getLogger(__name__)
+_MARKS = {
+    "teacher-pretrain": ("data/index/learn.parquet", "data/index/report.parquet"),
+    "pseudo-label": ("data/index/learn.parquet", "data/index/report.parquet", "calibration/policy.json",
+                     "labels/raw/manifest.json", "models/teacher/model.json"),
+}  # fmt: skip
+
+
+def check_ready(ws: Workspace, ablation: Ablation) -> None:
+    """Refuse to start where a stage has not run (ConfigError names it)."""
+    for mark in _MARKS[ablation.needs]:
+        if not ws.path(mark).exists():
+            raise ConfigError(
+                f"{ws.path(mark)}: not there; {ablation.name} starts after the stage {ablation.needs}",
+                hint=f"run with --prepare, or `dvc repro {ablation.needs}` in {ws.root}",
+            )
+
+
+def run_stages(ws: Workspace, ablation: Ablation) -> None:
+    """Generate a profile's scenes where they are missing, then `dvc repro` up to the stage that is needed."""
+    profile = ws.params.profile
+    if profile in GENERATED and not ws.resolve(ws.params.data.target.root).exists():
+        generate_data(ws.root, profile)
+    _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
+    status = run_child(
+        [sys.executable, "-m", "dvc", "repro", ablation.needs], stop=ws.stop, cwd=str(ws.root), env=dict(os.environ),
+        own_group=True,
+    )  # fmt: skip
+    if ws.stop.is_set():
+        raise InterruptedRunError("stopped while the stages ran; their progress is saved", hint="run it again")
+    if status != 0:
+        raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
+
+
+def make_camvid_workspace(folder: Path, variant: str, data: Path | None) -> None:
+    """Make a workspace of profile camvid for one variant of the splits; one that is there must be of that variant."""
+    from pipeline.flow.overrides import apply
+    from pipeline.params import Params
+
+    if init_workspace(InitRequest(folder, "camvid", data=data)):
+        text = (folder / "params.yaml").read_text("utf-8")
+        atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant}))
+    found = Params.load(folder / "params.yaml").data.target.variant or "default"
+    if found != variant:
+        raise ConfigError(f"{folder}: is a workspace of variant {found}, not {variant}", hint="choose another folder")

@@ -1,0 +1,164 @@
+"""Tables from the committed cells alone: mean over seeds with its interval, and paired comparisons.
+
+Images of one block (drive, run of frames) are drawn together; seeds are drawn first, blocks within them. Two rows are
+compared on the seeds and images that both have, on the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.errors import InputError
+from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou
+from pipeline.ablation.cells import Cell, Counts, cells_of
+from pipeline.ablation.freeze import is_confirming
+from pipeline.ablation.plan import Comparison
+
+__all__ = ["Compared", "RowSummary", "Table", "compare", "load_cells", "summarise"]
+
+Cells = dict[str, dict[int, Cell]]  # row -> seed -> cell
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """One row: its cells by seed, and the interval of its mean IoU."""
+
+    row: str
+    title: str
+    cells: Mapping[int, Cell]
+    interval: Interval
+    boundary: Interval | None
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """Record of the first seed: what all seeds have in common."""
+        return self.cells[min(self.cells)].record
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison with the interval of (row - baseline), and the seeds that both have."""
+
+    comparison: Comparison
+    seeds: tuple[int, ...]
+    images: int
+    interval: Interval
+    boundary: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        """In words: "shown", "not shown" (zero is inside) or "contradicted" (the other way round, without zero)."""
+        if not self.interval.excludes_zero:
+            return "not shown"
+        holds = (self.interval.value < 0) if self.comparison.hurts else (self.interval.value > 0)
+        return "shown" if holds else "contradicted"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that is known of an ablation for one kind of seeds (exploring or confirming)."""
+
+    rows: tuple[RowSummary, ...]
+    compared: tuple[Compared, ...]
+    unequal: tuple[str, ...]  # rows that saw another number of images than most
+    mixed: tuple[str, ...]  # settings that differ between seeds of a row: they cannot be averaged
+
+
+def load_cells(folder: Path, *, confirming: bool) -> Cells:
+    """Cells of an ablation by row and seed; rows without a seed of their own belong to both kinds."""
+    cells: Cells = {}
+    for cell in cells_of(folder):
+        if cell.record["training"] is None or is_confirming(cell.seed) == confirming:
+            cells.setdefault(cell.row, {})[cell.seed] = cell
+    if all(cell.record["training"] is None for by_seed in cells.values() for cell in by_seed.values()):
+        return {}
+    return cells
+
+
+def summarise(cells: Cells, comparisons: Iterable[Comparison], order: Sequence[str], *, draws: int, seed: int) -> Table:
+    """Rows in the given order (others after them), and the comparisons whose two rows share a seed."""
+    names = [n for n in order if n in cells] + sorted(set(cells) - set(order))
+    rows = tuple(_row(name, cells[name], draws, seed) for name in names)
+    found = (compare(cells, c, draws=draws, seed=seed) for c in comparisons)
+    return Table(rows, tuple(c for c in found if c is not None), _unequal(rows), _mixed(rows))
+
+
+def _row(name: str, by_seed: Mapping[int, Cell], draws: int, seed: int) -> RowSummary:
+    counts = [by_seed[k].counts() for k in sorted(by_seed)]
+    blocks = [c.blocks for c in counts]
+    interval = bootstrap_iou([c.confusions() for c in counts], blocks, draws=draws, seed=seed)
+    boundary = None
+    if all(c.boundary is not None for c in counts):
+        at_boundaries = [c.confusions(at_boundaries=True) for c in counts]
+        boundary = bootstrap_iou(at_boundaries, blocks, draws=draws, seed=seed)
+    return RowSummary(name, str(by_seed[min(by_seed)].record["title"]), by_seed, interval, boundary)
+
+
+def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> Compared | None:
+    """Interval of (row - baseline) on the seeds and images that both have; None without a common seed."""
+    pairs = _pairs(cells.get(comparison.row, {}), cells.get(comparison.baseline, {}))
+    if not pairs:
+        return None
+    ours, theirs = [], []
+    for a, b in pairs.values():
+        both = _common(a, b)
+        ours.append(both[0])
+        theirs.append(both[1])
+    blocks = [c.blocks for c in ours]
+
+    def interval(*, at_boundaries: bool) -> Interval:
+        sides = [[c.confusions(at_boundaries=at_boundaries) for c in side] for side in (ours, theirs)]
+        return bootstrap_difference(sides[0], sides[1], blocks, draws=draws, seed=seed)
+
+    has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
+    return Compared(
+        comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
+        interval(at_boundaries=True) if has_boundary else None,
+    )  # fmt: skip
+
+
+def _pairs(ours: Mapping[int, Cell], theirs: Mapping[int, Cell]) -> dict[int, tuple[Cell, Cell]]:
+    """Cells of the same seed; a row without seeds stands beside every seed of the other."""
+    fixed = [next(iter(side.values())) if _is_fixed(side) else None for side in (ours, theirs)]
+    if fixed[0] is not None and fixed[1] is not None:
+        return {0: (fixed[0], fixed[1])}
+    if fixed[1] is not None:
+        return {k: (ours[k], fixed[1]) for k in sorted(ours)}
+    if fixed[0] is not None:
+        return {k: (fixed[0], theirs[k]) for k in sorted(theirs)}
+    return {k: (ours[k], theirs[k]) for k in sorted(ours.keys() & theirs.keys())}
+
+
+def _is_fixed(side: Mapping[int, Cell]) -> bool:
+    return bool(side) and all(cell.record["training"] is None for cell in side.values())
+
+
+def _common(a: Cell, b: Cell) -> tuple[Counts, Counts]:
+    ours, theirs = a.counts(), b.counts()
+    known = set(theirs.names)
+    names = tuple(name for name in ours.names if name in known)
+    if not names:
+        raise InputError(f"{a.path} and {b.path} share no image: they cannot be compared")
+    return ours.of_images(names), theirs.of_images(names)
+
+
+def _unequal(rows: Sequence[RowSummary]) -> tuple[str, ...]:
+    """Rows with another number of images seen than the largest one (untrained rows aside)."""
+    seen = {row.row: row.first["images_seen"] for row in rows if row.first["training"] is not None}
+    usual = max(seen.values(), default=0)
+    return tuple(name for name, images in seen.items() if images != usual)
+
+
+def _mixed(rows: Sequence[RowSummary]) -> tuple[str, ...]:
+    """Rows whose seeds were made with different settings or code (the seed itself aside)."""
+    return tuple(row.row for row in rows if len({_variant(c.record) for c in row.cells.values()}) > 1)
+
+
+def _variant(record: Mapping[str, Any]) -> str:
+    settings = dict(record["settings"])
+    if settings.get("training"):
+        settings["training"] = {k: v for k, v in settings["training"].items() if k != "seed"}
+    return repr((sorted(settings.items(), key=lambda item: item[0]), sorted(record["code"].items())))

@@ -1,0 +1,70 @@
+"""Where and with what a figure was made: machine, versions, commit. No host name, no path, no clock."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import machine
+from pipeline.ablation.code import REPOSITORY
+
+__all__ = ["commit_of", "describe_machine", "describe_run"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
+    """Machine, versions and commit; `files` are those whose uncommitted changes matter."""
+    return {"machine": describe_machine(), "versions": versions(), **commit_of(REPOSITORY, files)}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide numbers."""
+    wanted = ("torch", "torchvision", "numpy", "opencv-python-headless")
+    installed = machine.versions()
+    return {"python": platform.python_version()} | {name: installed[name] for name in wanted}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores and GPUs by name."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpus": _gpus()}
+
+
+def _processor() -> str:
+    if _CPUINFO.exists():
+        for line in _CPUINFO.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
+    """{"commit": hash or None where there is no git, "uncommitted": the given files that differ from it}."""
+    if shutil.which("git") is None:
+        return {"commit": None, "uncommitted": []}
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return {"commit": None, "uncommitted": []}
+    changed = _git(root, "status", "--porcelain", "--", *files) if files else ""
+    return {"commit": head.strip(), "uncommitted": sorted(line[3:] for line in (changed or "").splitlines())}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # A caller's hook sets GIT_DIR and friends: they would point at another repository.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    done = subprocess.run(["git", *arguments], cwd=root, env=env, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

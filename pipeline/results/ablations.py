@@ -1,0 +1,180 @@
+"""Sections of the results page that come from the cells of one ablation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.errors import HmsaError
+from pipeline.ablation.cells import TRIED, Cell
+from pipeline.ablation.code import changed_files
+from pipeline.ablation.freeze import read_freeze
+from pipeline.ablation.plan import Ablation
+from pipeline.ablation.statistics import Cells, Table, load_cells, summarise
+from pipeline.results.tables import claims, points, provenance_lines, rows_table, table
+
+__all__ = ["Options", "ablation_section", "tables_of"]
+
+
+class Options:
+    """Draws and seed of the bootstrap."""
+
+    draws = 2000
+    seed = 0
+
+
+def tables_of(folder: Path, ablation: Ablation) -> dict[str, tuple[Cells, Table]]:
+    """{"exploring" | "confirming": (cells, table)}, without the kinds that have no cells."""
+    found = {}
+    for kind in ("exploring", "confirming"):
+        cells = load_cells(folder, confirming=kind == "confirming")
+        if cells:
+            order = [row.name for row in ablation.rows]
+            made = summarise(cells, ablation.comparisons, order, draws=Options.draws, seed=Options.seed)
+            found[kind] = (cells, made)
+    return found
+
+
+def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
+    """The section of one ablation; what is not measured says how to measure it."""
+    lines = [f"## {ablation.title}", ""]
+    found = tables_of(folder, ablation)
+    if not found:
+        return [*lines, f"Not measured yet: `{ablation.command}`.", ""]
+    lines += [f"`{ablation.command}`; cells: `benchmarks/ablations/{ablation.name}/`.", *_freeze_lines(folder), ""]
+    for kind, (cells, made) in found.items():
+        title = "Exploring seeds" if kind == "exploring" else "Confirming seeds (opened after the freeze)"
+        lines += [f"**{title}**", "", *rows_table(made), ""]
+        lines += [*(claims(made) if made.compared else ["No two rows share a seed yet."]), ""]
+        lines += [*_missing(ablation, cells), *_warnings(made, cells), ""]
+        lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
+    newest = found.get("confirming") or found["exploring"]
+    lines += _details(newest[0], [row.name for row in ablation.rows])
+    return [*lines, *_notes(folder)]
+
+
+def _freeze_lines(folder: Path) -> list[str]:
+    frozen = read_freeze(folder)
+    if frozen is not None:
+        return [
+            f"Frozen before the confirming seeds {', '.join(map(str, frozen['confirming_seeds']))} were opened: "
+            f"{frozen['variants_tried']} variants tried before. {frozen['note']} "
+            f"(digest `{frozen['digest'][:16]}`, commit {(frozen['commit'] or 'no git')[:12]})"
+        ]
+    tried = folder / TRIED
+    lines = [json.loads(line) for line in tried.read_text("utf-8").splitlines()] if tried.exists() else []
+    replaced = f" {len(lines)} results were replaced by later variants (`{TRIED}`)." if lines else ""
+    return [f"Not frozen: these seeds may have been looked at while the recipe was chosen.{replaced}"]
+
+
+def _missing(ablation: Ablation, cells: Cells) -> list[str]:
+    left = [row.name for row in ablation.rows if row.name not in cells]
+    return [f"Not measured yet: rows {', '.join(left)}.", ""] if left else []
+
+
+def _warnings(made: Table, cells: Cells) -> list[str]:
+    lines = []
+    if made.unequal:
+        lines.append(f"Another number of images seen than the others: {', '.join(made.unequal)}.")
+    if made.mixed:
+        lines.append(f"Seeds made with different settings or code: {', '.join(made.mixed)}.")
+    files = _code_differences([c for by in cells.values() for c in by.values()])
+    if files:
+        some = ", ".join(f"`{f}`" for f in files[:4]) + (" and more" if len(files) > 4 else "")
+        lines.append(f"Not all cells were made with the same sources: {some} differ.")
+    lines += [
+        f"Accepted after a change of code: {cell.row} seed {cell.seed} ({note['reason']})."
+        for by in cells.values()
+        for cell in by.values()
+        for note in cell.record.get("accepted", [])
+    ]
+    return lines
+
+
+def _code_differences(cells: Sequence[Cell]) -> list[str]:
+    """Files of which two cells saw different versions."""
+    first: dict[str, str] = {}
+    differing: set[str] = set()
+    for cell in cells:
+        code: Mapping[str, str] = cell.record["code"]
+        shared = {name: digest for name, digest in code.items() if name in first}
+        differing |= set(changed_files({name: first[name] for name in shared}, shared))
+        first |= {name: digest for name, digest in code.items() if name not in first}
+    return sorted(differing)
+
+
+def _details(cells: Cells, order: Sequence[str]) -> list[str]:
+    """Weights of the scales, and the classes of the labels that were learned from."""
+    lines: list[str] = []
+    rows = [name for name in order if name in cells]
+    weighted = [name for name in rows if _records(cells, name)[0]["details"].get("mean_weights")]
+    if weighted:
+        lines += ["Mean weight of each scale, away from boundaries and inside their band (mean of the seeds):", ""]
+        lines += [*_weights_overall(cells, weighted), ""]
+        last = weighted[-1]
+        lines += [f"By class, row `{last}`:", "", *_weights_by_class(_records(cells, last)), ""]
+    labelled = [name for name in rows if _records(cells, name)[0]["labels"]]
+    if labelled:
+        lines += ["Share of all pixels that a class has in the labels of the auto-labelled half, percent:", ""]
+        lines += [*_class_distribution(cells, labelled), ""]
+    return lines
+
+
+def _records(cells: Cells, row: str) -> list[dict[str, Any]]:
+    return [cells[row][seed].record for seed in sorted(cells[row])]
+
+
+def _weights_overall(cells: Cells, rows: Sequence[str]) -> list[str]:
+    lines = []
+    for name in rows:
+        records = _records(cells, name)
+        for scale in records[0]["details"]["mean_weights"]:
+            places = [
+                _mean([r["details"]["mean_weights"][scale][place] for r in records]) for place in ("interior", "band")
+            ]
+            lines.append((name, f"{scale}x", *(_share(p) for p in places)))
+    return table(("row", "scale", "large regions", "boundary band"), lines)
+
+
+def _weights_by_class(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    scales = list(records[0]["details"]["weights"])
+    header = ["class", *(f"{s}x {place}" for s in scales for place in ("region", "band"))]
+    lines = []
+    for name in records[0]["iou"]:
+        values = [
+            _mean([r["details"]["weights"][s][place][name] for r in records])
+            for s in scales
+            for place in ("interior", "band")
+        ]
+        lines.append((name, *(_share(v) for v in values)))
+    return table(header, lines)
+
+
+def _class_distribution(cells: Cells, rows: Sequence[str]) -> list[str]:
+    figures = {name: _records(cells, name)[0]["labels"] for name in rows}
+    classes = list(next(iter(figures.values()))["classes"])
+    lines = [(c, *(points(figures[r]["classes"][c]["share"]) for r in rows)) for c in classes]
+    total = ("all labelled", *(points(figures[r]["labelled_share"]) for r in rows))
+    return table(("class", *rows), [*lines, total])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _notes(folder: Path) -> list[str]:
+    """Explanations by hand (contradictions of the paper, each with its test): benchmarks/ablations/NAME/notes.md."""
+    path = folder / "notes.md"
+    if not path.exists():
+        return []
+    text = path.read_text("utf-8").strip()
+    if text.startswith("#"):
+        raise HmsaError(f"{path}: notes are paragraphs, not sections (a line starts with #)")
+    return [text, ""]

@@ -1,0 +1,96 @@
+"""The figures of a finished workspace as one small file that can be committed: benchmarks/runs/NAME.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import atomic
+from hmsa_core.errors import InputError
+from hmsa_core.models import read_meta
+from pipeline import keys
+from pipeline.ablation.where import describe_run
+from pipeline.params import Params
+from pipeline.stages import STAGES, VERSIONS
+from pipeline.workspace import Workspace
+
+__all__ = ["FORMAT", "collect", "run_name"]
+
+FORMAT = "hmsa-run"
+_KEPT = ("precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold")
+_COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
+
+
+def run_name(params: Params) -> str:
+    """Name of a workspace's file: its profile, with CamVid's variant where it is not the default."""
+    variant = params.data.target.variant if params.profile == "camvid" else None
+    return params.profile if variant in (None, "default") else f"{params.profile}-{variant}"
+
+
+def collect(ws: Workspace, runs: Path) -> Path:
+    """Write the workspace's figures into the folder `runs`; return the file.
+
+    Raises:
+        InputError: `evaluate` has not run, or judged other checkpoints than the workspace holds now.
+    """
+    path = ws.path("evaluation/metrics.json")
+    if not path.exists():
+        raise InputError(f"{path}: not there", hint="run `dvc repro` first")
+    metrics = atomic.read_json(path)
+    if "unverified" in metrics:
+        raise InputError(f"{path}: nobody was judged ({metrics['unverified']})")
+    _check_models(ws, metrics)
+    out = runs / f"{run_name(ws.params)}.json"
+    atomic.write_json(out, _record(ws, metrics))
+    return out
+
+
+def _check_models(ws: Workspace, metrics: dict[str, Any]) -> None:
+    for name in ("teacher", "student", "control"):
+        folder = ws.path(f"models/{name}")
+        judged = metrics["models"].get(name)
+        if judged and (folder / "model.json").exists():
+            there = str(read_meta(folder)["weights_sha256"])
+            if there != judged["weights_sha256"]:
+                raise InputError(f"{folder}: other weights than were judged", hint="run `dvc repro evaluate`")
+
+
+def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
+    params = ws.params
+    trained = ("teacher_pretrain", "teacher_train", "student_train")
+    return {
+        "format": FORMAT, "version": 1, "name": run_name(params), "profile": params.profile,
+        "command": _COMMANDS.get(params.profile, "dvc repro"),
+        "classes": metrics["classes"], "settings": metrics["settings"], "main_setting": metrics["main_setting"],
+        "judged": {k: metrics["judgement"][k] for k in ("judged", "left_out")},
+        "models": metrics["models"], "differences": metrics["differences"],
+        "kept": {k: metrics["kept"][k] for k in _KEPT if k in metrics["kept"]},
+        "kept_classes": {
+            name: {k: row[k] for k in ("status", "threshold", "precision", "coverage")}
+            for name, row in metrics["kept"]["classes"].items()
+        },
+        "training": {name: _training(ws, name) for name in trained},
+        "stage_seconds": _seconds(ws), "stage_versions": VERSIONS,
+        "recipe": {name: keys.work_key(keys.train_material(getattr(params, name))) for name in trained},
+        **describe_run(("hmsa_core", "pipeline")),
+    }  # fmt: skip
+
+
+def _training(ws: Workspace, section: str) -> dict[str, Any]:
+    """Seed, length and network of a training, and what its stage recorded."""
+    config = getattr(ws.params, section)
+    recorded = ws.path(f"metrics/{section.replace('_', '-')}.json")
+    return {
+        "seed": config.seed, "epochs": config.epochs, "global_batch": config.global_batch, "crop": list(config.crop),
+        "trunk": config.model.trunk, "kind": config.model.kind, "loss": config.loss.main,
+        "recorded": atomic.read_json(recorded) if recorded.exists() else None,
+    }  # fmt: skip
+
+
+def _seconds(ws: Workspace) -> dict[str, float]:
+    found = {}
+    for stage in STAGES:
+        path = ws.path(f"work/times/{stage}.json")
+        if path.exists():
+            found[stage] = float(atomic.read_json(path)["seconds"])
+    return found

@@ -1,0 +1,237 @@
+"""docs/results.md and the README's table, from committed files alone: the same files give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import atomic
+from hmsa_core.errors import IntegrityError
+from pipeline.ablation.catalogue import make_ablation
+from pipeline.ablation.plan import Ablation
+from pipeline.params import Params
+from pipeline.results.ablations import ablation_section, tables_of
+from pipeline.results.collect import FORMAT
+from pipeline.results.tables import points, provenance_lines, span, table
+
+__all__ = ["Sources", "readme_table", "results_page"]
+
+_PROFILES = Path(__file__).resolve().parents[1] / "profiles"
+_RUNS = {
+    "demo": ("The demo: generated street scenes", "make demo"),
+    "camvid": ("CamVid: real photographs", "make camvid"),
+}
+_INTRO = """# Results
+
+Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/ablations`, `benchmarks/results`);
+not to be edited by hand. Every number stands with its command, seeds, machine and commit; what is not measured says
+so. Nothing is chosen on a report set: lengths are fixed, the last weights are taken. Values are points of mean IoU
+over classes; intervals are 95 %, from a bootstrap that draws seeds, then blocks of images (a drive, a run of frames),
+the same draws for both sides of a difference. "shown" means that the interval excludes zero, "contradicted" that it
+does so the other way round.
+"""
+_CHAIN = """## What tests hold instead of numbers
+
+The chain runs all nine stages, then does nothing twice, labels only new images, trains no teacher for a new
+threshold, and gets deleted outputs back from DVC's run cache (`tests/chain/test_dvc_tiny.py`). A training that was
+killed gives the same bytes (`tests/chain/test_resume_training.py`). IoU agrees with the benchmark's own scripts to
+1e-6 on 50 pairs with ignored and absent classes (`tests/unit/hmsa_core/metrics/test_confusion.py`).
+Multiply-accumulates are those of the released network (`tests/unit/hmsa_core/models/test_model_structure.py`).
+"""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders of the committed files."""
+
+    runs: Path
+    ablations: Path
+    benchmarks: Path
+
+    @classmethod
+    def of(cls, repository: Path) -> Sources:
+        """Those of a checkout."""
+        base = repository / "benchmarks"
+        return cls(base / "runs", base / "ablations", base / "results")
+
+
+def results_page(sources: Sources) -> str:
+    """The whole page."""
+    lines = [_INTRO]
+    for name, (title, command) in _RUNS.items():
+        lines += _run_section(sources.runs, name, title, command)
+    for path in sorted(sources.runs.glob("*.json")):
+        if path.stem not in _RUNS:
+            lines += _run_section(sources.runs, path.stem, f"Workspace {path.stem}", "dvc repro")
+    for ablation in _ablations(sources.ablations):
+        lines += ablation_section(sources.ablations / ablation.name, ablation)
+    lines += _speed_section(sources.benchmarks)
+    return "\n".join([*lines, _CHAIN.rstrip("\n")]) + "\n"
+
+
+def _ablations(folder: Path) -> list[Ablation]:
+    """Those of the demo and of CamVid's two variants; then tables of other profiles that have cells."""
+    demo, camvid = _params("demo"), _params("camvid")
+    shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
+    shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
+    names = ("scales", "labels", "threshold", "losses")
+    found = [make_ablation(name, demo) for name in names]
+    found += [make_ablation("camvid-table", params) for params in (camvid, shifted)]
+    on_camvid = [make_ablation(name, camvid) for name in names]
+    return found + [_titled(a, "CamVid") for a in on_camvid if (folder / a.name).is_dir()]
+
+
+def _titled(ablation: Ablation, where: str) -> Ablation:
+    return Ablation(
+        ablation.name, f"{ablation.title}, {where}", ablation.needs, ablation.rows, ablation.comparisons,
+        f"{ablation.command} WORKSPACE=workspaces/{where.lower()}",
+    )  # fmt: skip
+
+
+def _params(profile: str) -> Params:
+    return Params.load(_PROFILES / f"{profile}.yaml")
+
+
+# ------------------------------------------------------------------------------------------- workspaces
+
+
+def _run_section(runs: Path, name: str, title: str, command: str) -> list[str]:
+    lines = [f"## {title}", ""]
+    record = _load_run(runs / f"{name}.json")
+    if record is None:
+        return [*lines, f"Not measured yet: `{command}`, then `make results`.", ""]
+    judged = record["judged"]
+    seeds = sorted({t["seed"] for t in record["training"].values()})
+    lines += [
+        f"`{record['command']}`; {judged['judged']} report images ({judged['left_out']} left out, a model had learned "
+        f"from them); {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}.", "",
+        *table(("model", "setting", "mIoU", "blocks"), _models(record)), "",
+        *table(("difference", "points", "blocks"), _differences(record)), "",
+        *_kept(record), "", _lengths(record), "", *_times(record), "", *provenance_lines([record]), "",
+    ]  # fmt: skip
+    notes = runs / f"{name}.md"
+    return [*lines, notes.read_text("utf-8").strip(), ""] if notes.exists() else lines
+
+
+def _load_run(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    record = atomic.read_json(path)
+    if record.get("format") != FORMAT or record.get("version") != 1:
+        raise IntegrityError(f"{path}: not a run of version 1", hint="collect it again: `autolabel results --collect`")
+    return record
+
+
+def _models(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (model, setting, span(interval), str(interval["blocks"]))
+        for model, found in record["models"].items()
+        for setting, interval in found["settings"].items()
+    ]
+
+
+def _differences(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(name, span(one, sign=True), str(one["blocks"])) for name, one in record["differences"].items()]
+
+
+def _kept(record: Mapping[str, Any]) -> list[str]:
+    kept = record["kept"]
+    lines = [
+        f"Threshold `{kept['threshold']}`: {points(kept['precision'])} % of the kept pixels are right, "
+        f"{points(kept['coverage'])} % of all are kept.", "",
+    ]  # fmt: skip
+    rows = [
+        (name, str(row["status"]), str(row["threshold"] or "-"), points(row["precision"]), points(row["coverage"]),
+         *(points(_class_iou(record, model, name)) for model in ("teacher", "control", "student")))
+        for name, row in record["kept_classes"].items()
+    ]  # fmt: skip
+    header = ("class", "status", "threshold", "precision %", "coverage %", "IoU teacher", "control", "student")
+    return [*lines, *table(header, rows)]
+
+
+def _class_iou(record: Mapping[str, Any], model: str, name: str) -> float | None:
+    found = record["models"].get(model)
+    if found is None:
+        return None
+    value: float | None = found["settings"][record["main_setting"]]["classes"][name][0]
+    return value
+
+
+def _lengths(record: Mapping[str, Any]) -> str:
+    told = [
+        f"{name.replace('_', '-')} {t['epochs']} epochs ({t['trunk']}, {t['kind']}, {t['loss']}, crops of "
+        f"{t['crop'][0]}x{t['crop'][1]})"
+        for name, t in record["training"].items()
+    ]
+    return "Trained: " + "; ".join(told) + "."
+
+
+def _times(record: Mapping[str, Any]) -> list[str]:
+    seconds = record["stage_seconds"]
+    if not seconds:
+        return ["Times were not recorded."]
+    told = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    return [f"Seconds of the stages: {told}; together {sum(seconds.values()) / 60:.1f} minutes."]
+
+
+# ------------------------------------------------------------------------------------------------ speed
+
+
+def _speed_section(folder: Path) -> list[str]:
+    lines = ["## Speed", ""]
+    names = sorted(p.stem for p in folder.glob("*.json"))
+    if not names:
+        return [*lines, "Not measured yet: `make bench`.", ""]
+    return [*lines, f"`make bench`: {', '.join(names)}; the figures are in [benchmarks](benchmarks.md).", ""]
+
+
+# ----------------------------------------------------------------------------------------------- README
+
+
+def readme_table(sources: Sources) -> str:
+    """One measured table for the README's first screen: models of both runs, and the headline comparisons."""
+    rows: list[tuple[str, ...]] = []
+    for name in _RUNS:
+        record = _load_run(sources.runs / f"{name}.json")
+        rows += _headline_run(name, record) if record else [(f"{name}: student - control", "not measured yet")]
+    rows += _headline_claims(sources.ablations)
+    return "\n".join(table(("measured, points of mean IoU", "value [95 % interval]"), rows)) + "\n"
+
+
+def _headline_run(name: str, record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    main = record["main_setting"]
+    rows = [
+        (f"{name}: {model}", span(record["models"][model]["settings"][main]))
+        for model in ("teacher", "control", "student")
+        if model in record["models"]
+    ]
+    gain = record["differences"].get("student - control")
+    return [*rows, (f"{name}: student - control", span(gain, sign=True))] if gain else rows
+
+
+def _headline_claims(folder: Path) -> list[tuple[str, ...]]:
+    """All comparisons of the scales and labels tables on the best seeds there are."""
+    rows: list[tuple[str, ...]] = []
+    for name in ("scales", "labels"):
+        ablation = make_ablation(name, _params("demo"))
+        found = tables_of(folder / ablation.name, ablation)
+        chosen = found.get("confirming") or found.get("exploring")
+        if chosen is None:
+            rows.append((f"{ablation.title.lower()}", f"not measured yet: `{ablation.command}`"))
+            continue
+        rows += [(_claim_of(c.comparison.claim, c.comparison.row), span(c.interval, sign=True)) for c in
+                 _first_of_each(chosen[1].compared)]  # fmt: skip
+    return rows
+
+
+def _claim_of(claim: str, row: str) -> str:
+    return f"{claim} (`{row}`)"
+
+
+def _first_of_each(compared: Sequence[Any]) -> list[Any]:
+    seen: dict[str, Any] = {}
+    for one in compared:
+        seen.setdefault(one.comparison.claim, one)
+    return list(seen.values())

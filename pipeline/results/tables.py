@@ -1,0 +1,86 @@
+"""Markdown of the pieces of the results page: tables, intervals, where a number was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hmsa_core.metrics import Interval
+from pipeline.ablation.statistics import RowSummary, Table
+
+__all__ = ["claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return [*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
+
+
+def points(value: float | None, *, sign: bool = False) -> str:
+    """A share in points, two decimals; - where there is none."""
+    if value is None or value != value:
+        return "-"
+    return f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
+
+
+def span(interval: Interval | Mapping[str, Any], *, sign: bool = False) -> str:
+    """`value [low, high]` in points."""
+    if isinstance(interval, Interval):
+        value, low, high = interval.value, interval.low, interval.high
+    else:
+        value, low, high = (interval[k] for k in ("value", "low", "high"))
+    return f"{points(value, sign=sign)} [{points(low, sign=sign)}, {points(high, sign=sign)}]"
+
+
+def giga(macs: float) -> str:
+    """Multiply-accumulates in units of 10^9 (three digits)."""
+    return f"{macs / 1e9:.3g}"
+
+
+def rows_table(found: Table) -> list[str]:
+    """One line a row: seeds, mean IoU with its interval, boundary IoU, images seen, multiply-accumulates."""
+    header = ("row", "seeds", "mIoU", "boundary IoU", "images seen", "GMAC a training", "GMAC an image")
+    return table(header, [_row(row) for row in found.rows])
+
+
+def _row(row: RowSummary) -> tuple[str, ...]:
+    record = row.first
+    trained = record["training"] is not None
+    return (
+        row.title, ", ".join(str(s) for s in sorted(row.cells)) if trained else "-", span(row.interval),
+        span(row.boundary) if row.boundary else "-", f"{record['images_seen']:,}" if trained else "-",
+        giga(record["macs"]["train_total"]) if trained else "-", giga(record["macs"]["inference_per_image"]),
+    )  # fmt: skip
+
+
+def claims(found: Table) -> list[str]:
+    """One line a comparison: the difference with its interval, and what follows."""
+    header = ("claim", "difference, points", "seeds", "images", "blocks", "verdict")
+    return table(
+        header,
+        [
+            (c.comparison.claim + _at(c.comparison.row), span(c.interval, sign=True), ", ".join(map(str, c.seeds)),
+             str(c.images), str(c.interval.blocks), c.verdict)
+            for c in found.compared
+        ],
+    )  # fmt: skip
+
+
+def _at(row: str) -> str:
+    """Name of the row, where the claim alone does not say which one is meant."""
+    return f" (`{row}`)"
+
+
+def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Machines, versions and commits of some records, each named once."""
+    machines = sorted({_machine(r) for r in records})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in records})
+    commits = sorted({(r["commit"] or "no git")[:12] + (" + changes" if r["uncommitted"] else "") for r in records})
+    return [f"Machine: {'; '.join(machines)}. {'; '.join(versions)}. Commit: {', '.join(commits)}."]
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    machine = record["machine"]
+    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
+    return f"{machine['processor']}, {machine['cores']} cores{gpus}"
