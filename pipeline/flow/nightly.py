@@ -12,8 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from pipeline.flow import discover, morning, morning_page, overrides
 from pipeline.flow.morning import Tonight
 from pipeline.flow.reaper import nightly_lock, reap
 from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage
+from pipeline.flow.watch import ServerWatch
 from pipeline.gatekeeper import apply_verdict
 from pipeline.machine import check_machine
 from pipeline.stages import STAGES
@@ -157,27 +156,8 @@ def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
         ran = ran or line.startswith("Running stage")
         log.info(line)
 
-    seconds = run_stage(stage, ws.root, say=say, alive=_api_watch())
+    seconds = run_stage(stage, ws.root, say=say, alive=ServerWatch(PREFECT_API_URL.value()).alive)
     return seconds if ran else 0.0
-
-
-def _api_watch() -> Any:
-    """A function that says whether the API still answers: False after it was silent three times, two seconds apart."""
-    url = PREFECT_API_URL.value()
-    silent = 0
-
-    def alive() -> bool:
-        nonlocal silent
-        if not url:
-            return True
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310 - Prefect's own API
-                silent = 0
-        except (urllib.error.URLError, OSError):
-            silent += 1
-        return silent < 3
-
-    return alive
 
 
 def dvc_unchanged(root: Path) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hmsa_core.errors import ConfigError, HmsaError
+from pipeline.flow.overrides import restore
 from pipeline.flow.reaper import nightly_lock
 from pipeline.flow.services import HOST, POOL, REPO, Services
 
@@ -36,9 +37,12 @@ def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
     said.append("deployment auto-label/nightly is registered")
     if before and before != str(services.workspace):
         said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
-    if not had_server and nightly_lock(services.workspace).is_free():
-        # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute.
-        services.stop("worker")
+    if nightly_lock(services.workspace).is_free():
+        if restore(services.workspace):
+            said.append("params.yaml is what it was before a run that was killed")
+        if not had_server:
+            # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute.
+            services.stop("worker")
     said += _reap(services, env)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"worker-{services.port}",
               "--limit", "1", "--install-policy", "never"]  # fmt: skip
