@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
 from pipeline.flow.services import Services
-from tests.support.chain import REPO
+from tests.support.chain import REPO, Whole
 from tests.support.nightly import (
     SLOWLY,
     api,
     artifacts_of,
     command,
+    down,
     finish,
+    free_port,
     held,
     pid_of,
     processes_of,
     ranks_of,
     receipts_of,
+    run_of,
     run_processes_of,
     start,
     state,
@@ -44,12 +49,23 @@ from tests.support.nightly import (
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
 
 
-def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones_inferred(orchestrated: Path) -> None:
+def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones_inferred(
+    orchestrated: Path, whole: Whole
+) -> None:
     teacher = atomic.sha256_file(orchestrated / "models/teacher/model.safetensors")
     before = set(LabelStore.open(orchestrated / "labels/raw").names())
     shards = {n: digest for n, digest in store_bytes(orchestrated).items() if n.startswith("shard-")}
-    run = start(orchestrated, promote=False)
-    assert finish(orchestrated, run) == "Completed"
+    begin = time.monotonic()
+    watched = command(sys.executable, "-m", "prefect", "deployment", "run", "auto-label/nightly", "-p", "promote=false",
+                      "--watch", cwd=orchestrated)  # fmt: skip
+    seconds = time.monotonic() - begin
+    assert "Completed" in watched.stdout + watched.stderr
+    if whole.was_idle and os.getloadavg()[0] < 1.5:
+        assert seconds <= 25, "a night without new data"
+    run = run_of(watched.stdout)
+    assert state(orchestrated, run) == "Completed"
+    listed = yaml.safe_load((orchestrated / "dvc.yaml").read_text())["stages"]
+    assert set(task_runs(orchestrated, run)) == {"check-machine", "discover", *listed, "gate", "publish"}
     log = worker_log(orchestrated)
     for stage in ("prepare", "teacher-train", "auto-infer", "student-train", "evaluate"):
         assert f"{stage}: unchanged, nothing to do" in log
@@ -194,3 +210,19 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
         command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
     wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
     assert not (workspace / "prefect.toml").exists()
+
+
+def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes_over(
+    orchestrated: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(whole.root, tmp_path / "other", symlinks=True)
+    server = pid_of(orchestrated, "server")
+    monkeypatch.setenv("PREFECT_API_URL", Services(orchestrated).api_url)
+    said = up(other, free_port())
+    assert "using the server at" in said
+    assert f"it was for {orchestrated} and is for {other} now" in said
+    down(other)
+    assert Services(orchestrated).healthy()
+    assert pid_of(orchestrated, "server") == server
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert f"it was for {other} and is for {orchestrated} now" in up(orchestrated, Services(orchestrated).port)

@@ -23,7 +23,7 @@ from tests.support.chain import environment
 
 __all__ = [
     "SLOWLY", "api", "artifacts_of", "command", "down", "finish", "free_port", "held", "logs_of", "pid_of", "processes_of", "ranks_of",
-    "receipts_of", "run_processes_of", "start", "state", "store_bytes",
+    "receipts_of", "run_of", "run_processes_of", "start", "state", "store_bytes",
     "task_runs", "up", "wait_for", "worker_log",
 ]  # fmt: skip
 
@@ -91,8 +91,13 @@ def start(folder: Path, **parameters: object) -> str:
     given = [f"{name}={json.dumps(value)}" for name, value in parameters.items()]
     args = [part for text in given for part in ("-p", text)]
     done = command(sys.executable, "-m", "prefect", "deployment", "run", "auto-label/nightly", *args, cwd=folder)
-    found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
-    assert found, done.stdout
+    return run_of(done.stdout)
+
+
+def run_of(said: str) -> str:
+    """Id of the run that `prefect deployment run` has started."""
+    found = re.search(r"UUID: ([0-9a-f-]{36})", said)
+    assert found, said
     return found.group(1)
 
 
