@@ -1,0 +1,100 @@
+"""Tables from cells: paired on seeds and images, verdicts that can go against the claim, warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.errors import InputError
+from pipeline.ablation.cells import write_cell
+from pipeline.ablation.plan import Comparison
+from pipeline.ablation.statistics import Table, load_cells, summarise
+from tests.support.ablations import counts_of, put_cell, record_of
+
+BETTER = Comparison("good", "bad", "good > bad")
+
+
+def table(folder: Path, *comparisons: Comparison, confirming: bool = False) -> Table:
+    cells = load_cells(folder, confirming=confirming)
+    return summarise(cells, comparisons, ["bad", "good"], draws=300, seed=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in (0, 1, 2):
+        put_cell(tmp_path, "good", seed, 0.8)
+        put_cell(tmp_path, "bad", seed, 0.6)
+    return tmp_path
+
+
+def test_rows_come_in_the_tables_order_with_the_interval_of_all_seeds(folder: Path) -> None:
+    found = table(folder)
+    assert [r.row for r in found.rows] == ["bad", "good"]
+    assert found.rows[1].interval.runs == 3
+    assert found.rows[1].interval.blocks == 8
+    assert found.rows[1].interval.low < found.rows[1].interval.value < found.rows[1].interval.high
+    assert found.rows[1].boundary is not None
+
+
+def test_a_clear_difference_is_shown_and_the_same_one_contradicts_the_opposite_claim(folder: Path) -> None:
+    worse = Comparison("good", "bad", "good hurts", hurts=True)
+    reverse = Comparison("bad", "good", "bad > good")
+    drops = Comparison("bad", "good", "bad hurts", hurts=True)
+    verdicts = [c.verdict for c in table(folder, BETTER, worse, reverse, drops).compared]
+    assert verdicts == ["shown", "contradicted", "contradicted", "shown"]
+
+
+def test_two_rows_that_are_the_same_show_nothing(folder: Path) -> None:
+    for seed in (0, 1, 2):
+        put_cell(folder, "twin", seed, 0.8)
+    (found,) = table(folder, Comparison("twin", "good", "twin > good")).compared
+    assert (found.interval.value, found.verdict) == (0.0, "not shown")
+
+
+def test_only_seeds_that_both_rows_have_are_compared(folder: Path) -> None:
+    put_cell(folder, "good", 7, 0.1)
+    (found,) = table(folder, BETTER).compared
+    assert found.seeds == (0, 1, 2)
+    assert found.interval.runs == 3
+    assert table(folder, Comparison("good", "nobody", "?")).compared == ()
+
+
+def test_only_images_that_both_rows_judged_are_compared(folder: Path) -> None:
+    counts = counts_of(0.6, seed=0)
+    write_cell(folder, record_of("bad", 0), counts.of_images(counts.names[3:]).to_bytes())
+    (found,) = table(folder, BETTER).compared
+    assert found.images == 21
+    strangers = counts.of_images(counts.names[:1])
+    renamed = type(counts)(("x",), strangers.blocks, strangers.hits, strangers.truth, strangers.predicted)
+    write_cell(folder, record_of("bad", 0), renamed.to_bytes())
+    with pytest.raises(InputError, match="share no image"):
+        table(folder, BETTER)
+
+
+def test_a_row_without_seeds_stands_beside_every_seed_of_the_other(tmp_path: Path) -> None:
+    put_cell(tmp_path, "bad", 0, 0.6, training=None, images_seen=0)
+    for seed in (4, 5):
+        put_cell(tmp_path, "good", seed, 0.8)
+    (found,) = table(tmp_path, BETTER).compared
+    assert found.seeds == (4, 5)
+    assert found.verdict == "shown"
+
+
+def test_exploring_and_confirming_seeds_are_never_mixed(folder: Path) -> None:
+    assert load_cells(folder, confirming=True) == {}
+    put_cell(folder, "good", 100, 0.5)
+    put_cell(folder, "bad", 100, 0.8)
+    (explored,) = table(folder, BETTER).compared
+    (confirmed,) = table(folder, BETTER, confirming=True).compared
+    assert (explored.seeds, explored.verdict) == ((0, 1, 2), "shown")
+    assert (confirmed.seeds, confirmed.verdict) == ((100,), "contradicted")
+
+
+def test_unequal_budgets_and_mixed_variants_are_named(folder: Path) -> None:
+    assert table(folder).unequal == ()
+    assert table(folder).mixed == ()
+    put_cell(folder, "short", 0, 0.7, images_seen=500)
+    put_cell(folder, "good", 1, 0.8, settings={"training": {"seed": 1, "lr": 0.2}})
+    assert table(folder).unequal == ("short",)
+    assert table(folder).mixed == ("good",)

@@ -1,0 +1,166 @@
+"""docs/results.md: from files alone, nothing invented, everything with its command, seeds, machine and commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from hmsa_core.errors import HmsaError, InputError
+from pipeline.ablation.catalogue import make_ablation
+from pipeline.ablation.freeze import write_freeze
+from pipeline.ablation.material import Scale
+from pipeline.ablation.run import Request
+from pipeline.cli.main import main
+from pipeline.params import Params
+from pipeline.results.collect import collect
+from pipeline.results.page import _PROFILES, Sources, readme_table, results_page
+from tests.support.ablations import CLASSES, SHA, bare_workspace, put_cell
+
+HALF = {"value": 0.5, "low": 0.4, "high": 0.6, "blocks": 12, "classes": {n: [0.5, 0.4, 0.6] for n in CLASSES}}
+GAIN = HALF | {"value": 0.012, "low": -0.003, "high": 0.02}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    return Sources.of(tmp_path)
+
+
+def finished_workspace(folder: Path, profile: str = "demo"):
+    ws = bare_workspace(folder, profile)
+    kept = {"precision": 0.97, "coverage": 0.8, "class_mean_precision": 0.9, "class_mean_coverage": 0.5,
+            "threshold": "policy", "classes": {
+                n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES}}  # fmt: skip
+    models = {
+        name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
+        for name in ("teacher", "student", "control")
+    }
+    atomic.write_json(
+        ws.path("evaluation/metrics.json"),
+        {"main_setting": "multi", "classes": list(CLASSES), "settings": [], "models": models, "kept": kept,
+         "judgement": {"judged": 204, "left_out": 1}, "differences": {"student - control": GAIN}},
+    )  # fmt: skip
+    for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
+        atomic.write_json(ws.path(f"work/times/{stage}.json"), {"seconds": seconds})
+    return ws
+
+
+def test_without_files_every_section_says_what_to_run_and_no_number_appears(sources: Sources) -> None:
+    page = results_page(sources)
+    for command in ("make demo", "make camvid", "make ablation-scales", "make ablation-labels", "make ablation-threshold",
+                    "make ablation-losses", "make camvid-table", "make bench"):  # fmt: skip
+        assert f"Not measured yet: `{command}`" in page
+    assert page.count("Not measured yet") == 9, "both variants of CamVid"
+    assert "| " not in page
+    assert "not measured yet" in readme_table(sources)
+
+
+def test_a_finished_workspace_is_collected_with_machine_commit_and_times(tmp_path: Path, sources: Sources) -> None:
+    path = collect(finished_workspace(tmp_path / "ws"), sources.runs)
+    assert path.name == "demo.json"
+    record = atomic.read_json(path)
+    assert record["machine"]["cores"] >= 1
+    assert str(tmp_path) not in path.read_text()
+    page = results_page(sources)
+    assert "| student | multi | 50.00 [40.00, 60.00] | 12 |" in page
+    assert "| student - control | +1.20 [-0.30, +2.00] | 12 |" in page
+    assert "`make demo`; 204 report images (1 left out" in page
+    assert "Seconds of the stages: prepare 3, teacher-train 600; together 10.1 minutes." in page
+    assert f"Commit: {record['commit'][:12]}" in page
+    assert "Not measured yet: `make camvid`" in page
+    assert "| demo: student - control | +1.20 [-0.30, +2.00] |" in readme_table(sources)
+
+
+def test_a_workspace_without_results_or_with_other_weights_is_not_collected(tmp_path: Path, sources: Sources) -> None:
+    with pytest.raises(InputError, match=r"metrics\.json: not there"):
+        collect(bare_workspace(tmp_path / "empty"), sources.runs)
+    ws = finished_workspace(tmp_path / "ws")
+    meta = {"format": "hmsa-model", "version": 1, "kind": "x", "trunk": "x", "num_classes": 3, "options": {},
+            "lineage": {}, "weights_sha256": "0" * 64}  # fmt: skip
+    atomic.write_json(ws.path("models/student/model.json"), meta)
+    with pytest.raises(InputError, match="other weights than were judged"):
+        collect(ws, sources.runs)
+    assert not sources.runs.exists()
+
+
+def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    for seed in (0, 1):
+        put_cell(folder, "both", seed, 0.85, title="+ both")
+        put_cell(folder, "attention", seed, 0.6, title="+ attention")
+    page = results_page(sources)
+    assert "| + both | 0, 1 |" in page
+    assert "| both > attention alone (`both`) | +" in page
+    assert "| shown |" in page
+    assert "Not measured yet: rows baseline, auto, coarse, both-coarse." in page
+    assert "Machine: A processor, 2 cores. python 3, torch 2. Commit: c0ffeec0ffee." in page
+    assert "Not frozen" in page
+    assert "both > attention alone" in readme_table(sources)
+
+
+def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    weights = {s: {p: dict.fromkeys(CLASSES, 0.25) for p in ("interior", "band")} for s in ("0.5", "1")}
+    mean = {"0.5": {"interior": 0.75, "band": 0.4}, "1": {"interior": 0.25, "band": None}}
+    labels = {"labelled_share": 0.61, "classes": {n: {"share": 0.2, "human": 0, "teacher": 0} for n in CLASSES}}
+    put_cell(
+        folder, "coarse", 0, 0.8, details={"mean_weights": mean, "weights": weights}, labels=labels,
+        accepted=[{"reason": "bit-identical", "from_key": "k", "differs": []}],
+    )  # fmt: skip
+    (folder / "notes.md").write_text("The paper finds the opposite; `tests/x.py` shows why.\n")
+    page = results_page(sources)
+    assert "| coarse | 0.5x | 0.750 | 0.400 |" in page
+    assert "| coarse | 1x | 0.250 | - |" in page
+    assert "| pole | 20.00 |" in page
+    assert "| all labelled | 61.00 |" in page
+    assert "The paper finds the opposite" in page
+    assert "Accepted after a change of code: coarse seed 0 (bit-identical)." in page
+    (folder / "notes.md").write_text("# A title\n")
+    with pytest.raises(HmsaError, match="paragraphs, not sections"):
+        results_page(sources)
+
+
+def test_cells_of_different_sources_are_told(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    put_cell(folder, "both", 0, 0.8)
+    put_cell(folder, "attention", 0, 0.6, code={"a.py": "2", "b.py": "1"})
+    assert "Not all cells were made with the same sources: `a.py` differ." in results_page(sources)
+
+
+def test_confirming_seeds_stand_apart_under_their_freeze(sources: Sources) -> None:
+    params = Params.load(_PROFILES / "demo.yaml")
+    table = make_ablation("labels", params)
+    request = Request(table, table.rows, (100,), sources.ablations, Scale())
+    write_freeze(params, request, (100,), variants=6, note="Three rates were tried.")
+    folder = sources.ablations / "labels"
+    for seed in (0, 100):
+        put_cell(folder, "both", seed, 0.8)
+        put_cell(folder, "attention", seed, 0.6)
+    page = results_page(sources)
+    assert "Frozen before the confirming seeds 100 were opened: 6 variants tried before. Three rates were tried." in page
+    assert page.index("**Exploring seeds**") < page.index("**Confirming seeds")
+
+
+def test_the_same_files_give_the_same_page(sources: Sources) -> None:
+    put_cell(sources.ablations / "labels", "both", 0, 0.8)
+    assert results_page(sources) == results_page(sources)
+
+
+def test_the_command_writes_the_page_and_prints_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ws = finished_workspace(tmp_path / "ws", "camvid")
+    missing = tmp_path / "none"
+    arguments = ["results", "--repository", str(tmp_path), "--collect", str(ws.root), "--collect", str(missing)]
+    assert main([*arguments, "--if-there"]) == 0
+    assert "left out" in capsys.readouterr().err
+    assert "| student | multi |" in (tmp_path / "docs" / "results.md").read_text()
+    assert main(arguments) == 3
+    capsys.readouterr()
+    assert main(["results", "--repository", str(tmp_path), "--table"]) == 0
+    assert "| camvid: student - control | +1.20" in capsys.readouterr().out
+
+
+def test_the_committed_page_is_what_its_files_give(repo: Path) -> None:
+    assert (repo / "docs" / "results.md").read_text() == results_page(Sources.of(repo)), "run `make results`"
