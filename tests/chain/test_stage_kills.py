@@ -28,7 +28,7 @@ from tests.support.blows import (
 from tests.support.chain import Whole, change_param, dvc, lock_file, run
 from tests.support.planted import Plan
 
-pytestmark = [pytest.mark.chain, pytest.mark.fault]
+pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.timeout(1800)]  # seconds; a busy machine is slow
 
 TRAINING = "teacher-train"
 FIRST_STATE = 20  # steps; profile tiny saves its training state that often
@@ -176,5 +176,5 @@ def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(workspace: P
         assert other.status != 0
         assert str(process.pid) in other.text, "DVC names the first run, too"
         plan.release()
-        assert process.wait(timeout=180) == 0
+        assert process.wait(timeout=900) == 0
     assert lock_file(workspace) == lock

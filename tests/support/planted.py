@@ -38,7 +38,8 @@ class Plan:
         marks: folder for `held-PID` (a process waits) and `release` (all go on).
         match: regular expression that the operation's path must contain.
         action: "hold" after the operation until a signal arrives or `release` appears, "exit" instead of it,
-            or the name of an errno that it and every later one fail with.
+            or the name of an errno that it and from then on all operations of all processes fail with, whatever
+            their path (but for `unlink`, which makes room), until `mend`.
         operation: name of a method of `FileOps`; "" = any.
         at: the first matching operation of a process that it happens to, from 1.
     """
@@ -53,13 +54,17 @@ class Plan:
         """Processes that wait, living or killed since."""
         return [int(path.name.removeprefix("held-")) for path in self.marks.glob("held-*")]
 
-    def wait(self, process: subprocess.Popen[bytes], count: int = 1, timeout_s: float = 180.0) -> None:
+    def wait(self, process: subprocess.Popen[bytes], count: int = 1, timeout_s: float = 900.0) -> None:
         """Wait until so many processes of a job stand at the planned operation."""
         deadline = time.monotonic() + timeout_s
         while len(self.held()) < count:
             assert process.poll() is None, f"ended with {process.returncode} before {count} processes were held"
             assert time.monotonic() < deadline, f"{len(self.held())} processes are held, not {count}"
             time.sleep(0.01)
+
+    def mend(self) -> None:
+        """Let operations succeed again."""
+        (self.marks / "broken").unlink()
 
     def release(self) -> None:
         """Let the waiting processes go on, and nobody wait any more."""
@@ -86,20 +91,26 @@ class _PlantedOps(atomic.FileOps):
 
     def _before(self, operation: str, path: object) -> bool:
         """Fail or end here if it is due; say whether to hold after the operation."""
+        plan, broken = self._plan, self._plan.marks / "broken"
+        is_due = self._count_if_it_matches(operation, path) == plan.at
+        if plan.action == "exit" and is_due:
+            os._exit(99)
+        if plan.action in ("hold", "exit"):
+            return is_due
+        if is_due:
+            broken.touch()
+        if broken.exists():
+            code = int(getattr(errno, plan.action))
+            raise OSError(code, os.strerror(code), str(path))
+        return False
+
+    def _count_if_it_matches(self, operation: str, path: object) -> int:
         plan = self._plan
         if plan.operation not in ("", operation) or not re.search(plan.match, str(path)):
-            return False
+            return 0
         with self._lock:  # inference writes in a thread
             self._count += 1
-            count = self._count
-        if plan.action == "hold":
-            return count == plan.at
-        if count < plan.at:
-            return False
-        if plan.action == "exit":
-            os._exit(99)
-        code = int(getattr(errno, plan.action))
-        raise OSError(code, os.strerror(code), str(path))
+            return self._count
 
     def _after(self, is_due: bool) -> None:
         if not is_due:
