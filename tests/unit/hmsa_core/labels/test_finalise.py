@@ -145,10 +145,11 @@ def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
 
 
 @pytest.mark.chain
-def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path, workers: int) -> None:
     finalise(raw, _recipe(flagged=Flags()), tmp_path / "one")
-    finalise(raw, _recipe(flagged=Flags()), tmp_path / "two", workers=2)
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    finalise(raw, _recipe(flagged=Flags()), tmp_path / "more", workers=workers)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "more")
 
 
 def test_shards_of_another_recipe_are_never_reused(raw: LabelStore, tmp_path: Path) -> None:
