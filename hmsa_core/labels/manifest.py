@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.atomic import ops, publish_file, sha256_file, sweep_temps
+from hmsa_core import atomic
+from hmsa_core.atomic import publish_file, sha256_file, sweep_temps
 from hmsa_core.errors import StoreError
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codes import EDGES
@@ -100,7 +101,7 @@ def _remove_old_statistics(root: Path, current: set[str]) -> None:
     for name in schema.STATISTICS:
         for path in (root / schema.SIDECAR).glob(f"{name}-*.parquet"):
             if path.relative_to(root).as_posix() not in current:
-                ops.unlink(path)
+                atomic.ops.unlink(path)
 
 
 def read_manifest(store: str | os.PathLike[str]) -> dict[str, Any]:
@@ -139,6 +140,6 @@ def publish_store(source: str | Path, target: str | Path) -> None:
         (target / schema.MANIFEST).unlink(missing_ok=True)  # from here to the end it is no store
         for path in sorted(target.rglob("*")):
             if path.is_file() and path.relative_to(target).as_posix() not in files:
-                ops.unlink(path)
+                atomic.ops.unlink(path)
     for file in files:
         publish_file(source / file, target / file)
