@@ -148,7 +148,19 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
         for name, row in record["kept_classes"].items()
     ]  # fmt: skip
     header = ("class", "status", "threshold", "precision %", "coverage %", "IoU teacher", "control", "student")
-    return [*lines, *table(header, rows)]
+    return [*lines, *table(header, rows), *_beside(kept.get("beside", {}))]
+
+
+def _beside(beside: Mapping[str, Any]) -> list[str]:
+    """The policy beside one threshold for all classes (chosen on the report images, which the policy never saw)."""
+    if not beside.get("classes"):
+        return []
+    rows = [
+        (row["name"], points(row["worst_precision"]), row["worst_class"], points(row["class_mean_coverage"]))
+        for row in beside["rows"]
+    ]
+    told = f"One threshold for all instead, on the classes with one of their own ({', '.join(beside['classes'])}):"
+    return ["", told, "", *table(("", "worst precision %", "of class", "class-mean coverage %"), rows)]
 
 
 def _class_iou(record: Mapping[str, Any], model: str, name: str) -> float | None:
