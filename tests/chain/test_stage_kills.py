@@ -120,10 +120,10 @@ def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_pa
 
 # The other stages: operations of their progress, and how many of them are held at one time or another.
 OTHERS = {
-    "prepare": (r"/work/prepare/\w+/index/", 40),
+    "prepare": (r"/work/prepare/\w+/index/", 30),
     "teacher-pretrain": (r"/work/teacher-pretrain/\w+/(state|model)/", 20),
     "student-train": (r"/work/student-train/\w+/(state|model)/", 20),
-    "evaluate": (r"/work/evaluate/\w+/.*(npz|summary\.json)", 8),
+    "evaluate": (r"/work/evaluate/\w+/.*(npz|summary\.json)", 12),
     "report": (r"/(work/report|report)/", 30),
 }
 
