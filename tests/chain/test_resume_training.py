@@ -179,6 +179,23 @@ def test_a_second_signal_ends_the_job_at_once(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.fault
+def test_a_killed_loader_worker_is_noticed_and_the_next_start_goes_on(
+    data: Path, one_rank: Path, tmp_path: Path
+) -> None:
+    spec, plan = spec_of(data, tmp_path / "work", runtime__workers=2), after_states(1, tmp_path / "marks")
+    with started(spec, plan=plan) as process:
+        plan.wait(process)
+        worker = next(pid for pid in processes_of(spec.work) if pid != process.pid)
+        os.kill(worker, signal.SIGKILL)  # as the kernel does when memory runs out
+        plan.release()
+        assert process.wait(30) == 1
+    wait_until_gone(spec.work)
+    assert f"DataLoader worker (pid {worker}) is killed" in read_json(spec.work / "error.json")["message"]
+    assert finish(spec) == 0, errors_of(spec)
+    assert folder_bytes(spec.work / "model") == same_but_for_workers(one_rank, spec.work)
+
+
+@pytest.mark.fault
 def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_torch(data: Path, tmp_path: Path) -> None:
     from hmsa_core.locks import FileLock
 
