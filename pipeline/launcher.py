@@ -88,6 +88,9 @@ def _raise_reported(work: Path, status: int, stop: StopRequest) -> None:
     was_killed = status < 0 or (status > 128 and status != errors.InterruptedRunError.exit_code)
     if was_killed:
         return  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
+    if status == errors.NoSpaceError.exit_code != code:
+        # The rank that met the full disk could not write its record; another one, which lost it, could.
+        told, code = {}, status
     kind = _BY_STATUS.get(code, errors.HmsaError)
     message = str(told.get("message") or f"the job ended with status {status}; its output is above")
     raise kind(message, hint=str(told.get("hint", "")))

@@ -65,6 +65,12 @@ def test_what_a_rank_reports_is_raised_with_its_class_message_and_hint(tmp_path:
     assert caught.value.hint == "lower lr"
 
 
+def test_a_full_disk_is_told_even_if_another_rank_wrote_the_record(tmp_path: Path, run_script) -> None:
+    record = json.dumps({"exit_code": 1, "message": "connection closed by peer", "hint": ""})
+    with pytest.raises(errors.NoSpaceError, match="status 28; its output is above"):
+        run_script(RECORD.format(work=str(tmp_path), record=record, status=28))
+
+
 def test_a_lost_rank_is_started_again_until_it_succeeds(tmp_path: Path, run_script) -> None:
     run_script(LOSE_SOME.format(work=str(tmp_path), losses=2))
     assert (tmp_path / "starts").read_text() == "3"
