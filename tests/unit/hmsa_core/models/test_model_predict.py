@@ -224,6 +224,10 @@ def test_every_parameter_learns_from_the_training_pass(
     kind: str, scales: tuple[float, ...], images: torch.Tensor
 ) -> None:
     model = micro(kind).train()
+    for module in model.modules():
+        # Residual branches start at zero, so nothing inside them has a gradient in the very first step.
+        if isinstance(getattr(module, "last_norm", None), torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.last_norm.weight)
     output = model(images)
     assert tuple(output.scale_logits) == scales == model.train_scales
     assert output.logits.shape == output.aux_logits.shape == (2, 5, 40, 56)
@@ -304,3 +308,15 @@ def test_a_fresh_model_starts_at_the_class_prior_and_with_equal_scales() -> None
     with torch.no_grad():
         deep = model.backbone(torch.randn(2, 3, 64, 64))
     assert 0.2 < deep.std().item() < 5.0
+
+
+def test_a_fresh_residual_block_is_the_identity_and_learns_from_the_second_step_on(images: torch.Tensor) -> None:
+    model = micro("single").train()
+    blocks = [m for m in model.modules() if isinstance(getattr(m, "last_norm", None), torch.nn.BatchNorm2d)]
+    assert blocks and all(not block.last_norm.weight.any() for block in blocks)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(images).logits.square().mean().backward()
+        optimiser.step()
+    assert all(block.conv1.weight.grad.abs().max() > 0 for block in blocks)
