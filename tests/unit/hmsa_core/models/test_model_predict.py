@@ -313,7 +313,8 @@ def test_a_fresh_model_starts_at_the_class_prior_and_with_equal_scales() -> None
 def test_a_fresh_residual_block_is_the_identity_and_learns_from_the_second_step_on(images: torch.Tensor) -> None:
     model = micro("single").train()
     blocks = [m for m in model.modules() if isinstance(getattr(m, "last_norm", None), torch.nn.BatchNorm2d)]
-    assert blocks and all(not block.last_norm.weight.any() for block in blocks)
+    assert blocks
+    assert all(not block.last_norm.weight.any() for block in blocks)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
