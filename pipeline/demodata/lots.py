@@ -193,7 +193,9 @@ def _fence_panel(canvas: Canvas, street: Street, lot: Lot, front: float, rng: Rn
         (
             bars(vary(rng, livery(rng, FENCES, MASONRY), 12), salt, 520, 340, (250, top - 250)),
             bars(vary(rng, livery(rng, FENCES, METAL), 14), salt, 460, 180, (120, top - 160), 40),
-            bars(vary(rng, livery(rng, FENCES, VEHICLE), 12), salt, 1100, 200, (0, top // 3, 2 * top // 3, top - 90), 60),
+            bars(
+                vary(rng, livery(rng, FENCES, VEHICLE), 12), salt, 1100, 200, (0, top // 3, 2 * top // 3, top - 90), 60
+            ),
             bars(vary(rng, livery(rng, FENCES, METAL), 12), salt, 400, 160, (100, top - 100), 40),
         )
     )

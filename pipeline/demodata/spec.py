@@ -10,7 +10,7 @@ from hmsa_core.errors import ConfigError
 __all__ = ["CALIBRATION_CITIES", "City", "DemoSpec", "default_spec"]
 
 SPLITS = ("train", "val", "test", "train_extra")
-# Cities of `train` that profile demo takes out for calibration (tiny: ulm and zurich): the counts below are chosen for that.
+# Cities of `train` that profile demo takes out for calibration (tiny: ulm and zurich): the counts below are for that.
 CALIBRATION_CITIES = ("jena", "stuttgart", "tubingen", "ulm", "weimar", "zurich")
 
 

@@ -83,7 +83,7 @@ def slabs(colour: Colour, salt: int, size_mm: int = 600, seam: int = 22) -> Mate
 def bricks(
     colour: Colour, salt: int, length_mm: int = 480, height_mm: int = 160, joint: int = 24, mottle: int = 3
 ) -> Material:
-    """Courses of bricks or blocks, each second one shifted by half a brick; the lower `mottle`, the more they differ."""
+    """Courses of bricks or blocks, each second one shifted by half a brick; a lower `mottle`: they differ more."""
 
     def shade(u: IntArray, v: IntArray) -> IntArray:
         course = v // height_mm
