@@ -58,11 +58,10 @@ class Counts:
     def load(cls, path: Path) -> Counts:
         """From a cell's committed file."""
         with np.load(path) as file:
-            return cls(
-                tuple(file["names"].tolist()), tuple(file["blocks"].tolist()),
-                *(file[k].astype(np.int64) for k in ("hits", "truth", "predicted")),
-                boundary=file["boundary"].astype(np.int64) if "boundary" in file.files else None,
-            )  # fmt: skip
+            hits, truth, predicted = (file[k].astype(np.int64) for k in ("hits", "truth", "predicted"))
+            boundary = file["boundary"].astype(np.int64) if "boundary" in file.files else None
+            names, blocks = tuple(file["names"].tolist()), tuple(file["blocks"].tolist())
+            return cls(names, blocks, hits, truth, predicted, boundary)
 
     def to_bytes(self) -> bytes:
         """As a compressed .npz: equal counts give equal bytes."""

@@ -22,7 +22,10 @@ from pipeline.params import Params
 if TYPE_CHECKING:
     from pipeline.ablation.run import Request
 
-__all__ = ["FIRST_CONFIRMING", "FREEZE", "check_seeds", "differences", "is_confirming", "read_freeze", "write_freeze"]
+__all__ = [
+    "FIRST_CONFIRMING", "FREEZE", "check_seeds", "deviations", "differences", "is_confirming", "read_freeze",
+    "write_freeze",
+]  # fmt: skip
 
 FIRST_CONFIRMING = 100
 FREEZE = "freeze.json"
@@ -111,6 +114,17 @@ def differences(params: Params, request: Request, record: dict[str, Any]) -> lis
         found.append("the scene generator")
     if record["comparisons"] != now["comparisons"]:
         found.append("the comparisons")
+    return found
+
+
+def deviations(record: dict[str, Any], cell: Cell) -> list[str]:
+    """What of a confirming cell is not as the freeze says, the seed aside."""
+    frozen, made = record["settings"].get(cell.row, {}), cell.record["settings"]
+    found = [d for d in changes(frozen, made) if d != "training.seed"]
+    code = {name: digest for name, digest in record["code"].items() if name in cell.record["code"]}
+    found += changed_files(code, cell.record["code"])
+    if cell.record["training"] is not None and cell.seed not in record["confirming_seeds"]:
+        found.append(f"seed {cell.seed}")
     return found
 
 

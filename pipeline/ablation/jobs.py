@@ -168,7 +168,8 @@ def evaluate(
         atomic.write_json(seconds, {"seconds": _timed(ws, spec)})
     figures = {
         "images": len(names), "left_out": len(samples) - len(names), "names": atomic.digest(list(names))[:16],
-        "seconds": atomic.read_json(seconds)["seconds"] if seconds.exists() else None,
+        # The rows of a job share its runs of the network: each takes its part of the time.
+        "seconds": atomic.read_json(seconds)["seconds"] / len(settings) if seconds.exists() else None,
     }  # fmt: skip
     return Evaluated(work, figures)
 
@@ -190,13 +191,14 @@ def count_macs(
 ) -> dict[str, Any]:
     """Multiply-accumulates of one training crop and of one report image under each setting (a process with torch)."""
     size = image_size(ws)
+    ways = {_way(s): s for s in settings}  # rows that run the same model the same way are counted once
     request = {
         "model": model.model_dump(mode="json"),
         "num_classes": Index.load(role_index(ws, "report")).classes.num_classes,
         "crop": list(crop),
         "inference": [
-            {"name": s.name, "scales": list(s.scales), "flip": s.flip, "mode": s.mode, "size": list(size)}
-            for s in settings
+            {"name": way, "scales": list(s.scales), "flip": s.flip, "mode": s.mode, "size": list(size)}
+            for way, s in sorted(ways.items())
         ],
     }
     folder = ws.work(WORK) / "macs"
@@ -211,4 +213,12 @@ def count_macs(
             raise InterruptedRunError("stopped while multiply-accumulates were counted", hint="run it again")
         if status != 0:
             raise HmsaError(f"counting multiply-accumulates ended with status {status}; its output is above")
-    return atomic.read_json(answer) | {"image": list(size)}
+    counted = atomic.read_json(answer)
+    inference = {s.name: counted["inference"][_way(s)] for s in settings}
+    return {"train_per_crop": counted["train_per_crop"], "inference": inference, "image": list(size)}
+
+
+def _way(setting: EvaluationSetting) -> str:
+    """What of a setting its cost depends on."""
+    scales = ",".join(f"{s:g}" for s in sorted(setting.scales))
+    return f"{setting.mode} {{{scales}}}{' flip' if setting.flip else ''}"

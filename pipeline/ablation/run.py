@@ -54,7 +54,7 @@ class Pending:
 
 def pending(ws: Workspace, request: Request) -> list[Pending]:
     """All cells that are asked for, seed by seed; a row without a seed stands once, under seed 0."""
-    cells = []
+    cells: list[Pending] = []
     for seed in request.seeds:
         for row in request.rows:
             own = seed if row.is_seeded else 0

@@ -10,7 +10,7 @@ from typing import Any
 from hmsa_core.errors import HmsaError
 from pipeline.ablation.cells import TRIED, Cell
 from pipeline.ablation.code import changed_files
-from pipeline.ablation.freeze import read_freeze
+from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
 from pipeline.ablation.statistics import Cells, Table, load_cells, summarise
 from pipeline.results.tables import claims, points, provenance_lines, rows_table, table
@@ -48,7 +48,8 @@ def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
         title = "Exploring seeds" if kind == "exploring" else "Confirming seeds (opened after the freeze)"
         lines += [f"**{title}**", "", *rows_table(made), ""]
         lines += [*(claims(made) if made.compared else ["No two rows share a seed yet."]), ""]
-        lines += [*_missing(ablation, cells), *_warnings(made, cells), ""]
+        lines += [*_missing(ablation, cells), *_warnings(made, cells)]
+        lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), ""]
         lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
     newest = found.get("confirming") or found["exploring"]
     lines += _details(newest[0], [row.name for row in ablation.rows])
@@ -67,6 +68,14 @@ def _freeze_lines(folder: Path) -> list[str]:
     lines = [json.loads(line) for line in tried.read_text("utf-8").splitlines()] if tried.exists() else []
     replaced = f" {len(lines)} results were replaced by later variants (`{TRIED}`)." if lines else ""
     return [f"Not frozen: these seeds may have been looked at while the recipe was chosen.{replaced}"]
+
+
+def _not_as_frozen(folder: Path, cells: Cells) -> list[str]:
+    frozen = read_freeze(folder)
+    if frozen is None:
+        return ["No freeze is there for these seeds: they confirm nothing."]
+    found = [(cell, deviations(frozen, cell)) for by in cells.values() for cell in by.values()]
+    return [f"Not as frozen: {cell.row} seed {cell.seed} ({', '.join(what[:3])})." for cell, what in found if what]
 
 
 def _missing(ablation: Ablation, cells: Cells) -> list[str]:

@@ -10,7 +10,7 @@ from hmsa_core import atomic
 from hmsa_core.errors import HmsaError, InputError
 from pipeline.ablation.catalogue import make_ablation
 from pipeline.ablation.freeze import write_freeze
-from pipeline.ablation.material import Scale
+from pipeline.ablation.material import Scale, cell_material
 from pipeline.ablation.run import Request
 from pipeline.cli.main import main
 from pipeline.params import Params
@@ -132,14 +132,26 @@ def test_confirming_seeds_stand_apart_under_their_freeze(sources: Sources) -> No
     params = Params.load(_PROFILES / "demo.yaml")
     table = make_ablation("labels", params)
     request = Request(table, table.rows, (100,), sources.ablations, Scale())
-    write_freeze(params, request, (100,), variants=6, note="Three rates were tried.")
     folder = sources.ablations / "labels"
-    for seed in (0, 100):
-        put_cell(folder, "both", seed, 0.8)
-        put_cell(folder, "attention", seed, 0.6)
+    rows = dict(zip(("both", "attention"), table.pick(["both", "attention"])[::-1], strict=True))
+    for name, row in rows.items():
+        for seed in (0, 100):
+            made = cell_material(params, row, seed, Scale())
+            put_cell(folder, name, seed, 0.8, settings=made.settings, code=made.code)
+    assert "No freeze is there for these seeds" in results_page(sources)
+    for name in rows:
+        (folder / f"{name}-seed100.json").rename(folder / f"{name}.kept")
+    write_freeze(params, request, (100,), variants=6, note="Three rates were tried.")
+    for name in rows:
+        (folder / f"{name}.kept").rename(folder / f"{name}-seed100.json")
     page = results_page(sources)
     assert "Frozen before the confirming seeds 100 were opened: 6 variants tried before. Three rates were tried." in page
     assert page.index("**Exploring seeds**") < page.index("**Confirming seeds")
+    assert "Not as frozen" not in page
+    made = cell_material(params, rows["both"], 100, Scale(0.5))
+    put_cell(folder, "both", 100, 0.9, settings=made.settings, code=made.code | {"hmsa_core/losses/rmi.py": "0"})
+    told = next(line for line in results_page(sources).splitlines() if line.startswith("Not as frozen"))
+    assert told == "Not as frozen: both seed 100 (training.epochs, hmsa_core/losses/rmi.py)."
 
 
 def test_the_same_files_give_the_same_page(sources: Sources) -> None:
