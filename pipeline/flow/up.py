@@ -20,7 +20,7 @@ from pipeline.flow.reaper import nightly_lock
 from pipeline.flow.services import HOST, POOL, REPO, Services
 
 
-def up(services: Services, *, wait_s: float = 90.0) -> list[str]:
+def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
     """Bring everything up; return what was done, one line each."""
     if not (services.workspace / "dvc.yaml").exists():
         raise ConfigError(

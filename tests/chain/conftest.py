@@ -34,9 +34,11 @@ def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     """A copy of the finished workspace with its own server, worker and deployment."""
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    up(workspace, free_port())
-    yield workspace
-    down(workspace)
+    try:
+        up(workspace, free_port())
+        yield workspace
+    finally:
+        down(workspace)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import yaml
 
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
+from pipeline.flow.reaper import nightly_lock
 from pipeline.flow.services import Services
 from tests.support.chain import REPO, Whole
 from tests.support.nightly import (
@@ -226,3 +227,29 @@ def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes
     assert pid_of(orchestrated, "server") == server
     monkeypatch.delenv("PREFECT_API_URL")
     assert f"it was for {other} and is for {orchestrated} now" in up(orchestrated, Services(orchestrated).port)
+
+
+def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(orchestrated: Path) -> None:
+    services = Services(orchestrated)
+    services.stop("worker")
+    left = {}
+    for kind in ("PENDING", "RUNNING", "CANCELLING"):
+        run = start(orchestrated, threshold=1.5)  # when it is scheduled again it ends at once: the threshold is refused
+        api(orchestrated, f"flow_runs/{run}/set_state", state={"type": kind}, force=True)
+        left[kind] = run
+    params = orchestrated / "params.yaml"
+    before = params.read_bytes()
+    (orchestrated / "work/nightly").mkdir(exist_ok=True)
+    (orchestrated / "work/nightly/params.saved.yaml").write_bytes(before)
+    params.write_text("a killed run's parameters")
+    with nightly_lock(orchestrated):
+        assert "left behind" not in up(orchestrated, services.port), "while a run may live nothing is touched"
+        assert state(orchestrated, left["RUNNING"]) == "Running"
+    services.stop("worker")
+    said = up(orchestrated, services.port)
+    assert params.read_bytes() == before
+    assert said.count("was left behind as") == 3, said
+    assert state(orchestrated, left["RUNNING"]) == "Crashed"
+    assert state(orchestrated, left["CANCELLING"]) == "Cancelled"
+    assert finish(orchestrated, left["PENDING"]) == "Failed", "it had its turn"
+    assert "pseudo_label.threshold" in api(orchestrated, f"flow_runs/{left['PENDING']}")["state"]["message"]

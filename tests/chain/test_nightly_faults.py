@@ -1,0 +1,149 @@
+"""The nightly flow when somebody dies: nothing survives, nothing is blocked, the same bytes come out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.labels import LabelStore
+from pipeline.flow.services import Services
+from tests.support.nightly import (
+    SLOWLY,
+    api,
+    command,
+    finish,
+    held,
+    pid_of,
+    processes_of,
+    ranks_of,
+    receipts_of,
+    run_processes_of,
+    start,
+    state,
+    store_bytes,
+    task_runs,
+    up,
+    wait_for,
+    worker_log,
+)
+
+pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+NIGHT: dict[str, object] = {"params": SLOWLY, "stages": ["auto-infer"], "promote": False}
+
+
+def _kill_worker(folder: Path, _run: str) -> None:
+    os.kill(pid_of(folder, "worker"), signal.SIGKILL)
+
+
+def _kill_server(folder: Path, _run: str) -> None:
+    os.killpg(pid_of(folder, "server"), signal.SIGKILL)
+
+
+def _kill_everything(folder: Path, _run: str) -> None:
+    for pid in processes_of(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _cancel(folder: Path, run: str) -> None:
+    command(sys.executable, "-m", "prefect", "flow-run", "cancel", run, cwd=folder)
+
+
+# What hits the run, and how many seconds later nothing of it may live.
+HITS: dict[str, tuple[Callable[[Path, str], None], float]] = {
+    "kill -9 of the worker": (_kill_worker, 120.0),
+    "kill -9 of the server": (_kill_server, 15.0),
+    "kill -9 of everything": (_kill_everything, 15.0),
+    "cancel by command line": (_cancel, 15.0),
+}
+
+
+@pytest.mark.parametrize("hit", HITS)
+def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_the_same_store(
+    orchestrated: Path, undisturbed: Path, hit: str
+) -> None:
+    params = (orchestrated / "params.yaml").read_bytes()
+    work = orchestrated / "work" / "auto-infer"
+    known = receipts_of(work)
+    run = start(orchestrated, **NIGHT)
+    waiting = start(orchestrated, **NIGHT)  # the worker takes one at a time: this one waits for its turn
+    wait_for("the first new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
+    ranks = ranks_of(orchestrated)
+    assert ranks, "nobody infers"
+    strike, limit_s = HITS[hit]
+    victims = set(run_processes_of(orchestrated))  # the waiting run may start as soon as this one has ended
+    with held(ranks) as told:
+        strike(orchestrated, run)
+        struck = time.monotonic()
+        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+    wait_for("the run's processes end", lambda: not victims & set(processes_of(orchestrated)), 120)
+    seconds = time.monotonic() - struck
+    # Fifteen seconds are a promise for a machine that has time; this one may be shared.
+    assert seconds < limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), seconds
+    done = len(receipts_of(work) - known)
+    assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the hit came after the last shard"
+
+    said = up(orchestrated, Services(orchestrated).port)
+    assert finish(orchestrated, waiting) == "Completed", said
+    # Without its server a run may still be able to tell a new one why it failed.
+    assert state(orchestrated, run) in (("Cancelled",) if hit.startswith("cancel") else ("Crashed", "Failed")), said
+    assert store_bytes(orchestrated) == store_bytes(undisturbed)
+    assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
+    assert store_bytes(orchestrated) == store_bytes(undisturbed), "a night with nothing to do changes nothing"
+    assert (orchestrated / "params.yaml").read_bytes() == params, "the parameters of a run are undone"
+
+
+def _stage_pid(folder: Path) -> int | None:
+    found = [pid for pid, line in processes_of(folder).items() if "autolabel stage auto-infer" in line]
+    return found[0] if found else None
+
+
+def _kill_stage(folder: Path, known: set[Path]) -> set[Path]:
+    """SIGKILL to the stage when it has made a new shard; return all shards that are there then."""
+    work = folder / "work" / "auto-infer"
+    wait_for("a new shard", lambda: receipts_of(work) - known and ranks_of(folder), 600, every_s=0.01)
+    with held(ranks_of(folder)) as told:
+        pid = _stage_pid(folder)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+    wait_for("the stage and its ranks end", lambda: not ranks_of(folder) or _stage_pid(folder) not in (None, pid), 60)
+    return receipts_of(work)
+
+
+def test_a_stage_that_is_killed_fails_as_its_own_task_and_alone_is_tried_again(
+    orchestrated: Path, undisturbed: Path
+) -> None:
+    stages = ["prepare", "auto-infer"]
+    known = receipts_of(orchestrated / "work" / "auto-infer")
+    run = start(orchestrated, params=SLOWLY, stages=stages, promote=False)
+    _kill_stage(orchestrated, known)
+    assert finish(orchestrated, run) == "Completed"
+    tasks = task_runs(orchestrated, run)
+    assert tasks["auto-infer"]["run_count"] == 2
+    others = {name: task["run_count"] for name, task in tasks.items() if name != "auto-infer"}
+    assert others == dict.fromkeys(("check-machine", "discover", "prepare", "publish"), 1)
+    assert "auto-infer was killed by signal 9" in worker_log(orchestrated)
+    assert store_bytes(orchestrated) == store_bytes(undisturbed)
+
+
+def test_a_stage_that_is_killed_each_time_is_the_one_failed_task_and_the_run_says_so(orchestrated: Path) -> None:
+    stages = ["prepare", "auto-infer", "pseudo-label"]
+    known = receipts_of(orchestrated / "work" / "auto-infer")
+    run = start(orchestrated, params=SLOWLY, stages=stages, promote=False)
+    _kill_stage(orchestrated, _kill_stage(orchestrated, known))
+    assert finish(orchestrated, run) == "Failed"
+    states = {name: task["state_name"] for name, task in task_runs(orchestrated, run).items()}
+    assert states.pop("auto-infer") == "Failed"
+    assert "pseudo-label" not in states, "nothing runs on what is missing"
+    assert set(states.values()) == {"Completed"}
+    message = api(orchestrated, f"flow_runs/{run}")["state"]["message"]
+    assert "auto-infer was killed by signal 9" in message
