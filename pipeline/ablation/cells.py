@@ -22,7 +22,7 @@ from pipeline.ablation.code import changed_files
 from pipeline.ablation.material import Material
 
 __all__ = [
-    "FORMAT", "TRIED", "Cell", "Counts", "State", "cell_path", "cells_of", "changes", "find_twin", "state_of",
+    "FORMAT", "TRIED", "Cell", "Counts", "State", "cell_path", "cells_by_key", "cells_of", "changes", "state_of",
     "write_cell",
 ]  # fmt: skip
 
@@ -207,10 +207,10 @@ def _remember(folder: Path, old: Cell, record: Mapping[str, Any]) -> None:
     atomic.append_line(folder / TRIED, json.dumps(line, sort_keys=True))
 
 
-def find_twin(results: Path, key: str) -> Cell | None:
-    """A cell of any ablation with this key: rows that stand in two tables are computed once."""
+def cells_by_key(results: Path) -> dict[str, Cell]:
+    """The cells of all ablations by key: rows that stand in two tables are computed once."""
+    found: dict[str, Cell] = {}
     for path in sorted(results.glob("*/*-seed*.json")):
         cell = Cell.load(path)
-        if cell.record["key"] == key:
-            return cell
-    return None
+        found.setdefault(str(cell.record["key"]), cell)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hmsa_core import atomic
-from hmsa_core.config import PseudoConfig, TrainConfig
+from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig
 from hmsa_core.errors import ConfigError
 from pipeline import keys
 from pipeline.ablation.code import source_digests
@@ -31,6 +31,11 @@ class Scale:
     epochs: float = 1.0
     ranks: int | None = None
     workers: int | None = None
+
+    def of_machine(self, runtime: RuntimeConfig) -> RuntimeConfig:
+        """The runtime with the ranks and workers that were asked for."""
+        asked = {"ranks": self.ranks, "workers": self.workers}
+        return runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,7 @@ def train_config(params: Params, training: Training, seed: int, scale: Scale) ->
     whole = values["epochs"]
     values["epochs"] = max(1, round(whole * scale.epochs))
     values["pseudo"]["fine_only_epochs"] = round(values["pseudo"]["fine_only_epochs"] * values["epochs"] / whole)
-    for name in ("ranks", "workers"):
-        if getattr(scale, name) is not None:
-            values["runtime"][name] = getattr(scale, name)
+    values["runtime"] = scale.of_machine(section.runtime).model_dump()
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:

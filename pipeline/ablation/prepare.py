@@ -41,13 +41,19 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
         generate_data(ws.root, profile)
     _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
     status = run_child(
-        [sys.executable, "-m", "dvc", "repro", ablation.needs], stop=ws.stop, cwd=str(ws.root), env=dict(os.environ),
+        [sys.executable, "-m", "dvc", "repro", ablation.needs], stop=ws.stop, cwd=str(ws.root), env=_environment(),
         own_group=True,
     )  # fmt: skip
     if ws.stop.is_set():
         raise InterruptedRunError("stopped while the stages ran; their progress is saved", hint="run it again")
     if status != 0:
         raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
+
+
+def _environment() -> dict[str, str]:
+    """DVC's stages call `autolabel`: the one beside this Python, whether or not its environment is active."""
+    beside = Path(sys.executable).parent
+    return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def make_camvid_workspace(folder: Path, variant: str, data: Path | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from hmsa_core import atomic
 from hmsa_core.config import ModelConfig
 from pipeline.ablation import freeze, jobs
-from pipeline.ablation.cells import Cell, Counts, State, find_twin, state_of, write_cell
+from pipeline.ablation.cells import Cell, Counts, State, cells_by_key, state_of, write_cell
 from pipeline.ablation.jobs import Evaluated, Trained
 from pipeline.ablation.labels import MadeLabels, make_labels
 from pipeline.ablation.material import Material, Scale, cell_material, train_config
@@ -85,8 +85,9 @@ def run_ablation(ws: Workspace, request: Request) -> list[Cell]:
 def _without_twins(request: Request, todo: Iterable[Pending], written: list[Cell]) -> list[Pending]:
     """Cells that another table holds under the same key are copied; the others remain."""
     left = []
+    known = cells_by_key(request.results)
     for cell in todo:
-        twin = find_twin(request.results, cell.material.key)
+        twin = known.get(cell.material.key)
         if twin is None:
             left.append(cell)
             continue
@@ -121,9 +122,8 @@ def _make(ws: Workspace, request: Request, cells: list[Pending]) -> list[Cell]:
         config = train_config(ws.params, training, seed, request.scale)
         trained = jobs.train(ws, training, config, labels, seed)
         model, crop, checkpoint = config.model, config.crop, trained.checkpoint
-    found = jobs.evaluate(
-        ws, f"{request.ablation.name}-{name}-seed{seed}", checkpoint, settings, ws.params.evaluate.runtime
-    )
+    runtime = request.scale.of_machine(ws.params.evaluate.runtime)
+    found = jobs.evaluate(ws, f"{request.ablation.name}-{name}-seed{seed}", checkpoint, settings, runtime)
     macs = jobs.count_macs(ws, model, crop, settings)
     made = _Made(trained, found, labels, macs)
     return [_write(request, cell, made) for cell in cells]

@@ -55,21 +55,17 @@ def _row(row: RowSummary) -> tuple[str, ...]:
 
 
 def claims(found: Table) -> list[str]:
-    """One line a comparison: the difference with its interval, and what follows."""
-    header = ("claim", "difference, points", "seeds", "images", "blocks", "verdict")
+    """One line a comparison: the differences with their intervals, and what follows for the mean IoU."""
+    header = ("claim", "mIoU, points", "boundary IoU", "seeds", "images", "blocks", "verdict")
     return table(
         header,
         [
-            (c.comparison.claim + _at(c.comparison.row), span(c.interval, sign=True), ", ".join(map(str, c.seeds)),
-             str(c.images), str(c.interval.blocks), c.verdict)
+            (f"{c.comparison.claim} (`{c.comparison.row}` - `{c.comparison.baseline}`)", span(c.interval, sign=True),
+             span(c.boundary, sign=True) if c.boundary else "-", ", ".join(map(str, c.seeds)), str(c.images),
+             str(c.interval.blocks), c.verdict)
             for c in found.compared
         ],
     )  # fmt: skip
-
-
-def _at(row: str) -> str:
-    """Name of the row, where the claim alone does not say which one is meant."""
-    return f" (`{row}`)"
 
 
 def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.errors import IntegrityError
 from hmsa_core.metrics import bootstrap_difference, iou_of
-from pipeline.ablation.cells import Cell, Counts, changes, find_twin, write_cell
+from pipeline.ablation.cells import Cell, Counts, cells_by_key, changes, write_cell
 from tests.support.ablations import confusions, counts_of, put_cell, record_of
 
 
@@ -109,10 +109,10 @@ def test_a_kill_between_the_two_files_leaves_no_cell(tmp_path: Path, monkeypatch
 
 def test_a_cell_of_another_table_with_the_same_key_is_found(tmp_path: Path) -> None:
     put_cell(tmp_path / "scales", "hierarchical", 1, 0.7)
-    twin = find_twin(tmp_path, "hierarchical1")
-    assert twin is not None
-    assert (twin.row, twin.seed) == ("hierarchical", 1)
-    assert find_twin(tmp_path, "another") is None
+    (tmp_path / "labels").mkdir()
+    known = cells_by_key(tmp_path)
+    assert list(known) == ["hierarchical1"]
+    assert (known["hierarchical1"].row, known["hierarchical1"].seed) == ("hierarchical", 1)
 
 
 def test_changes_name_the_key_and_tell_added_from_changed() -> None:

@@ -91,7 +91,7 @@ def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources
         put_cell(folder, "attention", seed, 0.6, title="+ attention")
     page = results_page(sources)
     assert "| + both | 0, 1 |" in page
-    assert "| both > attention alone (`both`) | +" in page
+    assert "| both > attention alone (`both` - `attention`) | +" in page
     assert "| shown |" in page
     assert "Not measured yet: rows baseline, auto, coarse, both-coarse." in page
     assert "Machine: A processor, 2 cores. python 3, torch 2. Commit: c0ffeec0ffee." in page
