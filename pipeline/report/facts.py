@@ -58,7 +58,8 @@ def gather(ws: Workspace) -> Facts:
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
         report_curves=Curves.load(seen) if seen.exists() else None,
-        times=[t for s in STAGES if (t := _json(ws.path(f"work/times/{s}.json")))],
+        # Not the report's own: a page that is made again has to be the same page.
+        times=[t for s in STAGES if s != "report" and (t := _json(ws.path(f"work/times/{s}.json")))],
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
         settings=ws.params.model_dump(mode="json"),
     )

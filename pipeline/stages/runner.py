@@ -30,6 +30,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     module = module_of(stage)
     _ = ws.params  # a mistake in params.yaml is told before anything is touched
     check_space(ws, stage, int(module.disk_estimate(ws)))
+    atomic.sweep_temps(ws.work(stage))
     module.run(ws)
     record = {
         "stage": stage,
