@@ -1,0 +1,102 @@
+"""What is published is never written again: not by our stages, not through a link into DVC's cache; and it travels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.labels import LabelStore
+from tests.support.chain import Whole, change_param, dvc, lock_file, run
+from tests.support.inotify import Watch
+
+pytestmark = pytest.mark.chain
+
+OUTPUTS = ("data/index", "models/pretrain", "models/teacher", "models/student", "models/control", "calibration", "labels",
+           "evaluation", "report", "metrics", "plots")  # fmt: skip
+
+
+def _copy(whole: Whole, folder: Path) -> Path:
+    """A copy in which published files and progress share their bytes as in the original."""
+    subprocess.run(["cp", "-a", str(whole.root), str(folder)], check=True)
+    return folder
+
+
+def _files(root: Path, *folders: str) -> list[Path]:
+    return [p for folder in folders for p in sorted((root / folder).rglob("*")) if p.is_file() and not p.is_symlink()]
+
+
+def _add_image(root: Path) -> None:
+    from PIL import Image
+
+    extra = root / "data/demo/cityscapes/leftImg8bit/train_extra/augsburg"
+    with Image.open(sorted(extra.glob("*_leftImg8bit.png"))[0]) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(extra / "augsburg_000999_000019_leftImg8bit.png")
+
+
+def _damaged_cache_files(root: Path) -> list[str]:
+    """Files of DVC's cache whose content is not what their name says."""
+    cache = root / ".dvc/cache/files/md5"
+    files = [p for p in sorted(cache.rglob("*")) if p.is_file()]
+    assert len(files) > 50
+    wrong = []
+    for path in files:
+        name = (path.parent.name + path.name).removesuffix(".dir")
+        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name:
+            wrong.append(str(path))
+    return wrong
+
+
+def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path) -> None:
+    root = _copy(whole, tmp_path / "ws")
+    published = _files(root, *OUTPUTS)
+    shared = [p for p in published if p.stat().st_nlink > 1]
+    assert {p.suffix for p in shared} >= {".parquet", ".safetensors"}, "results are hard links of progress"
+    with Watch([*published, *_files(root, ".dvc/cache/files")]) as watch:
+        _add_image(root)
+        change_param(root, "  threshold: policy", "  threshold: 0.5")
+        assert dvc(root, "repro", "pseudo-label").ran == ["prepare", "auto-infer", "pseudo-label"]
+        for stage in ("teacher-pretrain", "teacher-train", "calibrate", "student-train"):  # finished: published again
+            run(root, "autolabel", "stage", stage)
+        assert watch.written() == set()
+        (root / "models/teacher/model.json").open("ab").close()
+        assert watch.written() == {root / "models/teacher/model.json"}, "the watch would have seen it"
+
+
+@pytest.mark.parametrize("kind", ["hardlink", pytest.param("symlink", marks=pytest.mark.slow)])
+def test_linked_caches_stay_whole_whatever_runs_again(whole: Whole, tmp_path: Path, kind: str) -> None:
+    root = _copy(whole, tmp_path / "ws")
+    lock = lock_file(root)
+    dvc(root, "config", "cache.type", kind)
+    for stage in ("auto-infer", "pseudo-label"):
+        assert dvc(root, "repro", "--single-item", "--force", stage).ran == [stage]
+    shard = sorted((root / "labels/raw").glob("shard-*.parquet"))[0]
+    assert shard.is_symlink() if kind == "symlink" else shard.stat().st_nlink > 1
+    assert lock_file(root) == lock
+    _add_image(root)
+    change_param(root, "  threshold: policy", "  threshold: 0.5")
+    assert dvc(root, "repro", "pseudo-label").ran == ["prepare", "auto-infer", "pseudo-label"]
+    assert LabelStore.open(root / "labels/raw", strict=True).verify() == []
+    assert LabelStore.open(root / "labels/final", strict=True).verify() == []
+    assert _damaged_cache_files(root) == []
+
+
+def test_label_stores_travel_by_push_and_pull(whole: Whole, tmp_path: Path) -> None:
+    root = _copy(whole, tmp_path / "ws")
+    lock = lock_file(root)
+    before = {p.relative_to(root): p.read_bytes() for p in _files(root, "labels/raw", "labels/final")}
+    dvc(root, "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    dvc(root, "push", "labels/raw", "labels/final")
+    for gone in (".dvc/cache", "labels/raw", "labels/final", "work"):
+        shutil.rmtree(root / gone)
+    dvc(root, "pull", "labels/raw", "labels/final")
+    assert {p.relative_to(root): p.read_bytes() for p in _files(root, "labels/raw", "labels/final")} == before
+    for name in ("raw", "final"):
+        assert LabelStore.open(root / "labels" / name, strict=True).verify() == []
+    assert lock_file(root) == lock
+    status = json.loads(dvc(root, "status", "--json", "pseudo-label").text.strip().splitlines()[-1])
+    assert not {"auto-infer", "pseudo-label"} & set(status), "what came back is what the lock file names"
