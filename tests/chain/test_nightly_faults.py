@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from hmsa_core.labels import LabelStore
 from pipeline.flow.services import Services
+from tests.support.chain import environment
 from tests.support.nightly import (
     SLOWLY,
     api,
@@ -99,6 +101,31 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
     assert store_bytes(orchestrated) == store_bytes(undisturbed), "a night with nothing to do changes nothing"
     assert (orchestrated / "params.yaml").read_bytes() == params, "the parameters of a run are undone"
+
+
+def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undisturbed: Path) -> None:
+    call = f"from pipeline.flow.nightly import auto_label; auto_label(params={SLOWLY!r}, stages=['auto-infer'], promote=False)"
+    work = orchestrated / "work" / "auto-infer"
+    known = receipts_of(work)
+    with (orchestrated.parent / "said.txt").open("wb") as said:
+        flow = subprocess.Popen([sys.executable, "-c", call], cwd=orchestrated, env=environment(), stdout=said, stderr=said)
+    try:
+        wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
+        ranks = ranks_of(orchestrated)
+        assert ranks, (orchestrated.parent / "said.txt").read_text()
+        with held(ranks) as told:
+            flow.send_signal(signal.SIGINT)
+            struck = time.monotonic()
+            wait_for("the ranks are told to stop", lambda: told(signal.SIGTERM), 60)
+        wait_for("the run's processes end", lambda: flow.poll() is not None and not ranks_of(orchestrated), 120)
+    finally:
+        flow.kill()
+        flow.wait()
+    assert time.monotonic() - struck < 15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert flow.returncode != 0
+    assert not run_processes_of(orchestrated)
+    assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
+    assert store_bytes(orchestrated) == store_bytes(undisturbed)
 
 
 def _stage_pid(folder: Path) -> int | None:
