@@ -38,7 +38,8 @@ def generate(spec: DemoSpec, out: Path, workers: int = 1) -> None:
     """Write `out`/cityscapes and `out`/mapillary in the exact layouts of the data sets.
 
     The same spec gives the same pixels on any machine and with any number of workers. A second call with the same
-    spec returns at once; a changed spec (or generator) replaces the folder, but only one that carries our stamp.
+    spec returns at once if no file is missing; a changed spec (or generator) replaces the folder, but only one that
+    carries our stamp.
 
     Raises:
         ConfigError: `out` exists, is not empty and was not made by this function.
@@ -55,7 +56,7 @@ def generate(spec: DemoSpec, out: Path, workers: int = 1) -> None:
         _tidy(out, build, old)
         try:
             planted = _build(spec, build, workers)
-            atomic.write_json(build / STAMP, {"key": key, **wanted, "planted": planted})
+            atomic.write_json(build / STAMP, {"key": key, **wanted, "planted": planted, "files": _count_files(build)})
             if out.exists():
                 atomic.ops.rename(out, old)
             atomic.ops.rename(build, out)
@@ -80,10 +81,16 @@ def _is_current(out: Path, key: str) -> bool:
         return False
     stamp = out / STAMP
     if stamp.is_file():
-        return atomic.read_json(stamp).get("key") == key
+        made = atomic.read_json(stamp)
+        # The stamp outlives a folder or picture that somebody removed: then the set is made again.
+        return made.get("key") == key and made.get("files") == _count_files(out)
     if not out.is_dir() or any(out.iterdir()):
         raise ConfigError(f"demo data: {out} was not made by demo-data; choose another folder, or empty it")
     return False
+
+
+def _count_files(root: Path) -> int:
+    return sum(len(names) - (STAMP in names) for _, _, names in os.walk(root))
 
 
 def _write(spec: DemoSpec, root: Path, job: CityJob | VistasJob) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from hmsa_core import atomic
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.errors import HmsaError
+from hmsa_core.errors import HmsaError, NoSpaceError
 from hmsa_core.labels import ConfidenceCode, LabelStore
 from pipeline.report.html import Raw, data_uri, esc
 from pipeline.workspace import Workspace
@@ -103,8 +103,11 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
         "--out", str(folder / "all"), "--scales", ",".join(f"{s:g}" for s in config.scales),
     ]  # fmt: skip
     ended = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    if ended.returncode == NoSpaceError.exit_code:
+        raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
     if ended.returncode:
-        raise HmsaError(f"drawing the scale weights failed: {ended.stderr.strip().splitlines()[-1:]}")
+        told = " ".join(ended.stderr.strip().splitlines()[-2:])
+        raise HmsaError(f"drawing the scale weights failed: {told}")
     for image in images:
         for path in (folder / "all").glob(f"{image.stem}_weight_*.png"):
             atomic.publish_file(path, folder / image.stem / path.name)
