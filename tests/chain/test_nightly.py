@@ -248,7 +248,9 @@ def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(orchest
     services.stop("worker")
     said = up(orchestrated, services.port)
     assert params.read_bytes() == before
-    assert said.count("was left behind as") == 3, said
+    # The worker that was up for a moment may have settled the run that was being cancelled by itself.
+    assert "was left behind as Running: marked Crashed" in said
+    assert "was left behind as Pending: scheduled again" in said
     assert state(orchestrated, left["RUNNING"]) == "Crashed"
     assert state(orchestrated, left["CANCELLING"]) == "Cancelled"
     assert finish(orchestrated, left["PENDING"]) == "Failed", "it had its turn"
