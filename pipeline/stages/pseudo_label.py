@@ -68,8 +68,8 @@ class Flagged:
 
 
 def disk_estimate(ws: Workspace) -> int:
-    """Bytes: the final store is at most as large as the raw one, whose confidences it drops; and DVC's copy."""
-    return 2 * sum(p.stat().st_size for p in ws.path("labels/raw").rglob("*.parquet"))
+    """Bytes: the final store is at most as large as the raw one; as progress, as output and in DVC's cache."""
+    return 3 * sum(p.stat().st_size for p in ws.path("labels/raw").rglob("*.parquet"))
 
 
 def run(ws: Workspace) -> None:

@@ -45,7 +45,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
     """Refuse to start what cannot be finished: compare the stage's estimate with the free space.
 
-    Outputs are counted twice, because DVC copies them into its cache.
+    Outputs count three times: as progress in work/, as outputs, and in DVC's cache.
     """
     free = shutil.disk_usage(ws.root).free
     wanted = needed + _RESERVE

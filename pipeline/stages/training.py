@@ -20,10 +20,10 @@ _MILLIONS = {"hrnet_micro": 1, "hrnet_demo": 3, "hrnet_w18": 14, "hrnet_w32": 36
 
 
 def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:
-    """Bytes: weights (published, in DVC's cache) and kept states (weights, momentum, average) of `models` runs."""
+    """Bytes: weights (progress, output, DVC's cache) and kept states (weights, momentum, average) of `models` runs."""
     weights = 4 * 1_000_000 * _MILLIONS.get(config.model.trunk, max(_MILLIONS.values()))
     state = weights * (3 if config.ema_decay else 2)
-    return models * (2 * weights + (config.keep_checkpoints + 1) * state)
+    return models * (3 * weights + (config.keep_checkpoints + 1) * state)
 
 
 def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
