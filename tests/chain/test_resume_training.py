@@ -17,6 +17,7 @@ import pytest
 from hmsa_core.atomic import read_json
 from hmsa_core.engine.spec import TrainSpec
 from hmsa_core.engine.state import StateStore
+from hmsa_core.errors import TrainingError
 from tests.support.jobs import (
     agent,
     errors_of,
@@ -188,9 +189,11 @@ def test_a_killed_loader_worker_is_noticed_and_the_next_start_goes_on(
         worker = next(pid for pid in processes_of(spec.work) if pid != process.pid)
         os.kill(worker, signal.SIGKILL)  # as the kernel does when memory runs out
         plan.release()
-        assert process.wait(30) == 1
+        # 6 where the loop hears of it, 1 where torch's signal handler speaks up outside of it.
+        assert process.wait(30) in (TrainingError.exit_code, 1)
     wait_until_gone(spec.work)
-    assert f"DataLoader worker (pid {worker}) is killed" in read_json(spec.work / "error.json")["message"]
+    message = read_json(spec.work / "error.json")["message"]
+    assert "a loader process died" in message or f"DataLoader worker (pid {worker}) is killed" in message
     assert finish(spec) == 0, errors_of(spec)
     assert folder_bytes(spec.work / "model") == same_but_for_workers(one_rank, spec.work)
 
