@@ -28,6 +28,7 @@ SCRIPTS: dict[str, list[str]] = {
     "loader": ["benchmarks/bench_loader.py"],
     "train_step": ["benchmarks/bench_train_step.py"],
     "infer": ["benchmarks/bench_infer.py"],
+    "scaling": ["benchmarks/bench_scaling.py"],
 }
 QUICK = {
     "rmi": ["--rounds", "3", "--shape", "1x19x256x512"],
@@ -35,6 +36,7 @@ QUICK = {
     "loader": ["--images", "2", "--repeats", "2"],
     "train_step": ["--rounds", "2"],
     "infer": ["--quick"],
+    "scaling": ["--quick"],
 }
 
 
