@@ -116,7 +116,7 @@ def test_stages_dvc_yaml_params_and_the_command_name_the_same_nine_stages() -> N
     dvc = yaml.safe_load((REPO / "dvc.yaml").read_text())
     assert tuple(dvc["stages"]) == STAGES
     for name, stage in dvc["stages"].items():
-        assert stage["cmd"] == f"autolabel stage {name}"
+        assert stage["cmd"] == f"exec autolabel stage {name}"
         assert (REPO / "pipeline" / "stages" / f"{section_of(name)}.py").is_file()
         assert section_of(name) in Params.model_fields
         assert section_of(name) in VersionsConfig.model_fields

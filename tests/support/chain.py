@@ -40,9 +40,13 @@ class Whole:
 
 
 def environment() -> dict[str, str]:
-    """As in a user's shell with the virtual environment active; this checkout's code wins."""
+    """As in a user's shell with the virtual environment active; this checkout's code wins.
+
+    DVC runs commands by $SHELL: /bin/sh, because dash stays the parent of a command where bash makes way for it.
+    """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return env | {"PATH": f"{BIN}:{env['PATH']}", "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1"}
+    path = f"{BIN}:{env['PATH']}"
+    return env | {"PATH": path, "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}
 
 
 def run(folder: Path, *command: str, status: int | None = 0) -> Done:

@@ -87,7 +87,7 @@ def test_every_section_of_the_params_is_watched_by_some_stage() -> None:
 
 def test_each_stage_is_one_plain_command_so_that_dvc_is_its_parent() -> None:
     for name, stage in GRAPH.items():
-        assert stage["cmd"] == f"autolabel stage {name}"
+        assert stage["cmd"] == f"exec autolabel stage {name}"
 
 
 def test_outputs_are_cached_and_metrics_stay_in_git() -> None:
