@@ -3,7 +3,7 @@
     state/step-00000120/model.safetensors        weights and batch norm statistics
                         optimiser.safetensors    momentum, by parameter name
                         ema.safetensors          running average, where there is one
-                        state.json               commit point: step, digests of the files, figures so far
+                        state.json               commit point: step, digests of the files and its own, figures so far
 
 Files are written through `hmsa_core.atomic`, `state.json` last; a folder without it does not exist for a
 reader. At least two states are kept, and an older one goes only after the newer one is durable. Random
@@ -14,6 +14,7 @@ the order of samples is a function of (seed, epoch), see `data.plan`.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "hmsa-train-state", 1
 _COMMIT = "state.json"
+_FIELDS = {"format", "version", "key", "step", "files", "record"}
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class StateStore:
         for name, tensors in groups.items():
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             files[f"{name}.safetensors"] = write_bytes(target / f"{name}.safetensors", to_bytes(plain))
-        write_json(
-            target / _COMMIT,
-            {"format": _FORMAT, "version": _VERSION, "key": self.key, "step": step, "files": files,
-             "record": dict(record)},
-        )  # fmt: skip
+        meta = {
+            "format": _FORMAT, "version": _VERSION, "key": self.key, "step": step, "files": files,
+            "record": dict(record),
+        }  # fmt: skip
+        write_json(target / _COMMIT, meta | {"digest": _digest(meta)})
         self._prune(step)
         return target
 
@@ -122,7 +124,7 @@ class StateStore:
 
     def _read(self, step: int) -> Snapshot:
         folder = self.folder / f"step-{step:08d}"
-        meta = read_json(folder / _COMMIT)
+        meta = _check_digest(read_json(folder / _COMMIT), folder / _COMMIT)
         if meta.get("format") != _FORMAT or meta.get("version") != _VERSION or meta.get("step") != step:
             raise IntegrityError(f"{folder / _COMMIT}: not a training state of this version")
         if meta["key"] != self.key:
@@ -149,6 +151,22 @@ class StateStore:
         if (target / _COMMIT).exists():
             atomic.ops.unlink(target / _COMMIT)
         remove_tree(target)
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    # As it is read back: JSON turns tuples into lists and all keys into text, which sort otherwise.
+    return atomic.digest(json.loads(atomic.canonical_json(meta)))
+
+
+def _check_digest(meta: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The commit point without its digest, which it must match; the first states had none."""
+    recorded = meta.pop("digest", None)
+    actual = _digest(meta)
+    if recorded not in (None, actual):
+        raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
+    if set(meta) != _FIELDS:
+        raise IntegrityError(f"{where}: not a training state of this version")
+    return meta
 
 
 def _read_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -116,8 +116,25 @@ def test_a_state_that_was_moved_to_another_step_is_not_believed(tmp_path: Path) 
     shutil.copytree(tmp_path / "state" / "step-00000001", tmp_path / "state" / "step-00000005")
     assert_is(states.latest(), 1)
     meta = tmp_path / "state" / "step-00000005" / "state.json"
-    write_json(meta, read_json(meta) | {"version": 99, "step": 5})
+    plain = {key: value for key, value in read_json(meta).items() if key != "digest"} | {"step": 5}
+    write_json(meta, plain | {"version": 99})
     assert_is(states.latest(), 1)
+
+
+def test_a_state_of_the_first_kind_without_a_digest_of_its_own_is_gone_on_from_and_an_edited_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = store(tmp_path)
+    save(states, 1)
+    save(states, 2)
+    meta = tmp_path / "state" / "step-00000002" / "state.json"
+    saved = read_json(meta)
+    write_json(meta, {key: value for key, value in saved.items() if key != "digest"})
+    assert_is(states.latest(), 2)
+    with caplog.at_level(logging.WARNING):
+        write_json(meta, saved | {"record": {"figure": 0.9}})
+        assert_is(states.latest(), 1)
+    assert "step-00000002/state.json: damaged or edited (digest is" in caplog.text
 
 
 def test_saving_an_earlier_step_again_drops_the_future_it_left(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None
     path = store / "manifest.json"
     original = path.read_bytes()
     draw = random.Random(3)
-    for _ in range(100):
+    for _ in range(200):
         _flip(path, draw.randrange(len(original)), draw.randrange(8))
         with pytest.raises(StoreError, match=r"manifest\.json"):
             LabelStore.open(store)
@@ -122,8 +122,8 @@ def test_any_flipped_bit_of_the_manifest_is_refused_at_once(store: Path) -> None
 def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: Path) -> None:
     path = store / SHARD
     original = path.read_bytes()
-    for i in range(50):
-        path.write_bytes(original[: len(original) * i // 50])
+    for i in range(100):
+        path.write_bytes(original[: len(original) * i // 100])
         assert _named(store) == {SHARD}
         assert [p.file for p in LabelStore.open(store).problems] == [SHARD]
     _served(store, whole, SHARD)
@@ -132,7 +132,8 @@ def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: 
 
 def _zero_fill(root: Path) -> set[str]:
     data = bytearray((root / SHARD).read_bytes())
-    data[200:600] = bytes(400)
+    assert len(data) > 200 + 4096
+    data[200 : 200 + 4096] = bytes(4096)
     (root / SHARD).write_bytes(bytes(data))
     return {SHARD}
 
