@@ -1,4 +1,4 @@
-"""The README's promises name tests that are there and hold something."""
+"""The README's promises and the pages name tests, code and commands that are there; no page has a gap left open."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
+PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((REPO / "docs").glob("*.md"))
+PLACEHOLDER = re.compile(r"\b(TODO|TBD|TBA|FIXME|XXX|WIP|to be (measured|filled in)|lorem ipsum)\b|\?\?\?|<!-- *(later|open|todo)|\|\s*\.\.\.\s*\|")
 SECTION = (REPO / "README.md").read_text().partition("## Promises")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!promise \||---)(.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 
@@ -23,3 +25,38 @@ def test_each_promise_names_tests_that_exist(row: tuple[str, str]) -> None:
     for path in paths:
         files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
         assert any(re.search(r"^(async )?def test_", file.read_text(), re.MULTILINE) for file in files), path
+
+
+def _id(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_what_a_page_names_of_the_tests_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for name, test in re.findall(r"\b(tests/[\w./-]*\w)(?:::(\w+))?", text):
+        assert (REPO / name).exists(), name
+        assert not test or re.search(rf"^(async )?def {test}\b", (REPO / name).read_text("utf-8"), re.MULTILINE), test
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_a_page_has_no_placeholder(page: Path) -> None:
+    assert [found[0] for found in PLACEHOLDER.finditer(page.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize("text", ["| a | TODO |", "takes ??? s", "| x | ... |", "to be measured", "<!-- later: x -->"])
+def test_a_placeholder_would_be_found(text: str) -> None:
+    assert PLACEHOLDER.search(text)
+
+
+def test_the_page_on_reliability_names_modules_and_commands_that_are_there() -> None:
+    text = (REPO / "docs" / "reliability.md").read_text("utf-8")
+    modules = re.findall(r"`((?:hmsa_core|pipeline)(?:\.\w+)+)`", text)
+    assert len(modules) > 5
+    for name in modules:
+        *parents, last = name.split(".")
+        path, folder = REPO.joinpath(*parents), REPO.joinpath(*parents, last)
+        is_member = path.with_suffix(".py").exists() and re.search(rf"^(def |class )?{last}\b", path.with_suffix(".py").read_text(), re.MULTILINE)
+        assert folder.is_dir() or folder.with_suffix(".py").exists() or is_member, name
+    targets = re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) <= set(targets)
