@@ -3,16 +3,18 @@ from __future__ import annotations
 import hashlib
 import io
 import resource
+import signal
 import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import REASONS, is_constant, read_header, read_image, read_label, read_label_ids
@@ -364,7 +366,7 @@ def test_constant_pictures_are_recognised():
 
 
 def _mutations(seed: int, count: int):
-    """(suffix, bytes) of damaged files: flipped bits, cut ends, swapped, doubled and zeroed parts, and oddities."""
+    """(suffix, bytes, SHA-256 of the whole file) of damaged files: flipped bits, cut ends, swapped, doubled and zeroed parts, and oddities."""
     rng = np.random.default_rng(seed)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -380,8 +382,8 @@ def _mutations(seed: int, count: int):
         (".png", encode(blocks(1, size=(24, 32)), "PNG")),
     ]  # fmt: skip
     for i in range(count):
-        suffix, data = originals[i % len(originals)]
-        data = bytearray(data)
+        suffix, original = originals[i % len(originals)]
+        data = bytearray(original)
         for _ in range(int(rng.integers(1, 4))):
             at, length = int(rng.integers(0, len(data))), int(rng.integers(1, 40))
             kind = rng.integers(0, 6)
@@ -397,26 +399,42 @@ def _mutations(seed: int, count: int):
                 data[at:at] = data[max(0, at - length) : at]
             else:  # headers are where the interesting damage is
                 data[int(rng.integers(0, min(64, len(data))))] = int(rng.choice([0, 1, 127, 128, 255]))
-        yield (suffix if rng.random() > 0.02 else ".png"), bytes(data)
+        yield (suffix if rng.random() > 0.02 else ".png"), bytes(data), hashlib.sha256(original).hexdigest()
+
+
+def _shown(data: bytes) -> np.ndarray:
+    """The picture that another program shows for the same bytes."""
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+OWN_LIMIT_S = 0  # seconds for a file, after which the process ends; 0 = none
 
 
 def _fuzz(tmp_path: Path, seed: int, count: int) -> dict[str, int]:
     outcome: dict[str, int] = {}
     table = taxonomy.cityscapes()
-    for i, (suffix, data) in enumerate(_mutations(seed, count)):
+    for i, (suffix, data, digest) in enumerate(_mutations(seed, count)):
         path = put(tmp_path, data, suffix)
+        if hashlib.sha256(data).hexdigest() != digest:
+            with pytest.raises(IntegrityError, match="SHA-256|recorded"):  # whatever it decodes to
+                read_image(path, sha256=digest)
         for read in (read_image, lambda p: read_label(p, table)):
-            started = time.perf_counter()
+            started = time.process_time()
+            signal.alarm(OWN_LIMIT_S)
             try:
                 pixels = read(path)
                 reason = "decoded"
                 assert pixels.dtype == np.uint8
                 assert pixels.ndim in (2, 3)
+                if pixels.ndim == 3:
+                    assert np.array_equal(pixels, _shown(data)), (seed, i)
             except DecodeError as error:
                 reason = error.reason
                 one_line = "\n" not in error.message
                 assert reason in REASONS and one_line, (seed, i)  # noqa: PT018
-            assert time.perf_counter() - started < 2.0, (seed, i)
+            signal.alarm(0)
+            assert time.process_time() - started < 2.0, (seed, i)
             outcome[reason] = outcome.get(reason, 0) + 1
     return outcome
 
@@ -432,7 +450,30 @@ def test_a_thousand_damaged_files_are_refused_with_a_reason_or_decoded(tmp_path,
     assert "Traceback" not in capfd.readouterr().err  # libtiff says a line of its own on standard error
 
 
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from tests.unit.hmsa_core.data import test_data_decode as tests
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+tests.OWN_LIMIT_S = 10
+assert sum(tests._fuzz(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])).values()) == 2 * int(sys.argv[3])
+"""
+
+
+def fuzz_in_a_process_of_its_own(tmp_path: Path, seed: int, count: int) -> None:
+    """With 1 GiB of memory and 10 s for each file: the kernel ends the process that takes more."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(tmp_path), str(seed), str(count)], cwd=Path(__file__).parents[4],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_damaged_files_stay_within_memory_and_time(tmp_path):
+    fuzz_in_a_process_of_its_own(tmp_path, seed=21, count=50)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_many_more_damaged_files(tmp_path, seed):
-    assert sum(_fuzz(tmp_path, seed=100 + seed, count=5000).values()) == 10_000
+    fuzz_in_a_process_of_its_own(tmp_path, seed=100 + seed, count=5000)
