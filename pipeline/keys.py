@@ -32,7 +32,8 @@ def runtime_material(runtime: RuntimeConfig) -> dict[str, Any]:
 
 def train_material(config: TrainConfig) -> dict[str, Any]:
     """What of a training configuration determines the weights."""
-    values = config.model_dump(mode="json", exclude={"runtime", "checkpoint_every", "keep_checkpoints"})
+    beside = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}
+    values = config.model_dump(mode="json", exclude=beside)
     return values | {"runtime": runtime_material(config.runtime)}
 
 

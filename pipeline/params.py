@@ -85,12 +85,14 @@ class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
     init_from: str | None = None  # another checkpoint folder to start from, instead of models/pretrain
+    validate_every: Count = 0  # epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never
 
 
 class StudentConfig(TrainConfig):
     """Fine-tuning of the teacher on fine and auto-labelled images."""
 
     control: bool = True  # also train models/control/: same start, same steps, fine labels only
+    validate_every: Count = 0  # epochs, as in teacher_train
 
 
 class PseudoLabelConfig(Section):

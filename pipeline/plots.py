@@ -42,13 +42,25 @@ def write_figure(path: Path, figure: Figure) -> None:
 def lines(
     path: Path, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x: str, y: str,
     limits: tuple[float, float] | None = None,
+    below: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None, y_below: str = "",
 ) -> None:  # fmt: skip
-    """One line a series of (x values, y values); an empty series says so in the picture."""
-    figure = _figure(7.0, 3.6)
-    axes = figure.add_subplot()
-    for (name, (xs, ys)), colour in zip(series.items(), _cycle(len(series)), strict=True):
-        axes.plot(list(xs), list(ys), color=colour, linewidth=1.2, label=name, marker="o" if len(xs) < 3 else None)
-    _dress(axes, title, x, y)
+    """One line a series of (x values, y values); an empty series says so in the picture.
+
+    Series of `below` (shares, named as in `series`) get a second picture under it, with the same x and colours.
+    """
+    figure = _figure(7.0, 5.4 if below else 3.6)
+    axes = figure.add_subplot(2, 1, 1) if below else figure.add_subplot()
+    colours = dict(zip(series, _cycle(len(series)), strict=True))
+    for name, (xs, ys) in series.items():
+        axes.plot(
+            list(xs), list(ys), color=colours[name], linewidth=1.2, label=name, marker="o" if len(xs) < 3 else None
+        )
+    _dress(axes, title, "" if below else x, y)
+    if below:
+        lower = figure.add_subplot(2, 1, 2, sharex=axes)
+        for name, (xs, ys) in below.items():
+            lower.plot(list(xs), [100 * v for v in ys], color=colours[name], linewidth=1.2, marker="o", markersize=3)
+        _dress(lower, "", x, f"{y_below}, %")
     if limits is not None:
         axes.set_ylim(*limits)
     if not any(len(xs) for xs, _ in series.values()):

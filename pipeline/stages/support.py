@@ -18,6 +18,7 @@ from hmsa_core.engine.spec import (
     PseudoData,
     Selection,
     TrainSpec,
+    ValidationData,
 )
 from hmsa_core.errors import IntegrityError, StoreError
 from hmsa_core.labels.manifest import listed_files, read_manifest
@@ -111,10 +112,20 @@ def train_model(
             ws,
             TrainSpec(
                 work=work, roots=root_paths(ws), stage=stage, config=plain, fine=fine, pseudo=pseudo,
-                init_from=init_from, teacher=teacher, lineage=provenance(stage) | {"job": job},
+                init_from=init_from, teacher=teacher, validation=_validation(ws, config),
+                lineage=provenance(stage) | {"job": job},
             ),
         )  # fmt: skip
     return work
+
+
+def _validation(ws: Workspace, config: TrainConfig) -> ValidationData | None:
+    """Scores in the log at ends of epochs, on the images that calibration keeps out of every training."""
+    every = getattr(config, "validate_every", 0)
+    if not every:
+        return None
+    chosen = Selection(index=role_index(ws, "calibrate"), roles=("calibrate",), kinds=("fine",))
+    return ValidationData(selection=chosen, every_epochs=every)
 
 
 def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:

@@ -28,24 +28,28 @@ def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:
 
 def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
     """Write metrics/<stage>.json and plots/<stage>-loss.png from the logs of the runs (name -> work folder)."""
-    curves = {name: _curve(work / "log.jsonl") for name, work in runs.items()}
-    write_metrics(ws, stage, {name: _figures(work, curves[name]) for name, work in runs.items()})
+    curves = {name: _curve(work / "log.jsonl", "train", "loss") for name, work in runs.items()}
+    scores = {name: _curve(work / "log.jsonl", "validation", "mean_iou") for name, work in runs.items()}
+    write_metrics(ws, stage, {name: _figures(work, curves[name], scores[name]) for name, work in runs.items()})
     plots.lines(
-        ws.path(f"plots/{stage}-loss.png"), curves, title=f"{stage}: training loss", x="step", y="loss"
-    )
+        ws.path(f"plots/{stage}-loss.png"), curves, title=f"{stage}: training loss", x="step", y="loss",
+        below={name: curve for name, curve in scores.items() if curve[0]}, y_below="mIoU on calibration images",
+    )  # fmt: skip
 
 
-def _curve(log: Path) -> tuple[list[float], list[float]]:
-    """(steps, loss) of the lines that have both; a step that was done again counts once, the last time."""
+def _curve(log: Path, event: str, figure: str) -> tuple[list[float], list[float]]:
+    """(steps, figure) of the lines that have both; a step that was done again counts once, the last time."""
     by_step: dict[int, float] = {}
     for line in read_log(log):
-        if line["event"] == "train" and isinstance(line.get("loss"), int | float):
-            by_step[line["step"]] = float(line["loss"])
+        if line["event"] == event and isinstance(line.get(figure), int | float):
+            by_step[line["step"]] = float(line[figure])
     steps = sorted(by_step)
     return [float(s) for s in steps], [by_step[s] for s in steps]
 
 
-def _figures(work: Path, curve: tuple[list[float], list[float]]) -> dict[str, Any]:
+def _figures(
+    work: Path, curve: tuple[list[float], list[float]], scores: tuple[list[float], list[float]]
+) -> dict[str, Any]:
     meta = read_meta(work / "model")
     steps, losses = curve
     tail = losses[-max(1, len(losses) // 10) :]
@@ -56,4 +60,5 @@ def _figures(work: Path, curve: tuple[list[float], list[float]]) -> dict[str, An
         "last_step": int(steps[-1]) if steps else None,
         "loss": sum(tail) / len(tail) if tail else None,  # mean of the last tenth: one step says little
         "lineage_images": lineage.get("images"),
+        "validation": dict(zip(map(int, scores[0]), scores[1], strict=True)) or None,  # step -> mIoU, single scale
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,8 @@ import pytest
 
 from pipeline.cli.main import main
 from tests.support.browser_page import Page, serving
+from tests.support.chromium import chromium
 from tests.support.label_scenes import Scenes, make_scenes
-
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars",
-)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,26 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """One browser for the whole run."""
-    if not (CHROMIUM.exists() and DRIVER.exists()):
-        why = "needs Debian's chromium and chromium-driver: apt-get install chromium chromium-driver"
-        if os.environ.get("AUTOLABEL_REQUIRE_BROWSER"):
-            pytest.fail(why)
-        pytest.skip(why)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    screen = {"width": 1500, "height": 940, "deviceScaleFactor": 1, "mobile": False}
-    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    try:
+    with chromium(1500, 940) as found:
         yield found
-    finally:
-        found.quit()
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,12 @@ def test_metrics_and_plots_work_offline(workspace: Path) -> None:
     assert "https://" not in (workspace / "pictures" / "index.html").read_text().split("<body>")[1]
 
 
+def test_the_teacher_is_scored_while_it_learns(whole: Whole) -> None:
+    scores = json.loads((whole.root / "metrics/teacher-train.json").read_text())["teacher"]["validation"]
+    assert len(scores) == 2, "profile tiny: 8 epochs, every 4"
+    assert all(0.0 < score < 1.0 for score in scores.values())
+
+
 def test_the_summary_shows_every_model_and_the_thresholds(whole: Whole) -> None:
     text = run(REPO, "autolabel", "stage", "--summary", "--workspace", str(whole.root)).text
     for word in ("teacher", "control", "student", "student - control", "precision", "coverage", "road"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hmsa_core.atomic import read_json, write_json
+from hmsa_core.atomic import read_json, sha256_file, write_json
 from hmsa_core.engine import train
 from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.engine.logs import read_log
@@ -321,6 +321,15 @@ def test_the_log_holds_what_a_person_asks_about_a_run(data: Path, tmp_path: Path
     assert sum(epoch["pixels"].values()) > 0
     assert epoch["plan"]["crops"] == 8
     assert len(log_of(tmp_path)) == 4
+
+
+def test_validation_changes_no_weight(data: Path, tmp_path: Path) -> None:
+    scored = ValidationData(selection=Selection(index=data / "held.parquet"))
+    specs = train_spec(data, tmp_path / "a", epochs=2), train_spec(data, tmp_path / "b", epochs=2, validation=scored)
+    for spec in specs:
+        run(spec)
+    assert events(specs[1], "validation")
+    assert len({sha256_file(spec.work / "model" / "model.safetensors") for spec in specs}) == 1
 
 
 def test_validation_images_that_teach_are_refused(data: Path, tmp_path: Path) -> None:
