@@ -1,6 +1,6 @@
 """Labels per second and peak memory: our inference against the plain way, side by side.
 
-    python benchmarks/bench_infer.py [--quick] [--cases tiny,w48] [--threads 1] [--out FILE]
+    python benchmarks/bench_infer.py [--quick] [--cases micro,tiny,w48] [--threads 1] [--out FILE]
 
 Time: both ways take turns on the same image in one process, the median of the rounds is reported.
 Memory: each way labels one image in a process of its own; peak resident set, and what it is above that
@@ -23,6 +23,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 CASES = {
+    "micro": {"trunk": "hrnet_micro", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
     "tiny": {"trunk": "hrnet_tiny", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
     "w18": {"trunk": "hrnet_w18", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
     "w48": {"trunk": "hrnet_w48", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.6},
@@ -141,7 +142,7 @@ def run_case(case: str, rounds: int, threads: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="tiny,w48")
+    parser.add_argument("--cases", default="micro,tiny,w48")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round of the narrow model only")
@@ -156,7 +157,7 @@ def main() -> int:
     if args.memory:
         measure_memory(*args.memory.split(":"))
         return 0
-    cases, rounds = (["tiny"], 1) if args.quick else (args.cases.split(","), args.rounds)
+    cases, rounds = (["micro"], 1) if args.quick else (args.cases.split(","), args.rounds)
     result = {
         "benchmark": "infer", "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
         "threads": args.threads, "cases": {case: run_case(case, rounds, args.threads) for case in cases},

@@ -18,24 +18,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import table
 from hmsa_core.atomic import read_json, write_json, write_text
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results"
 SCRIPTS: dict[str, list[str]] = {
+    "anchor": ["benchmarks/anchor.py"],
     "rmi": ["benchmarks/bench_rmi.py"],
     "store": ["benchmarks/bench_store.py"],
     "loader": ["benchmarks/bench_loader.py"],
     "train_step": ["benchmarks/bench_train_step.py"],
-    "infer": ["benchmarks/bench_infer.py"],
+    "evaluate": ["benchmarks/bench_evaluate.py"],
+    "infer": ["benchmarks/bench_infer.py", "--threads", "2"],
+    "labelling": ["benchmarks/bench_labelling.py"],
     "scaling": ["benchmarks/bench_scaling.py"],
 }
 QUICK = {
+    "anchor": ["--rounds", "1"],
     "rmi": ["--rounds", "3", "--shape", "1x19x256x512"],
     "store": ["--images", "1", "--rows", "2000"],
     "loader": ["--images", "2", "--repeats", "2"],
     "train_step": ["--rounds", "2"],
+    "evaluate": ["--rounds", "1"],
     "infer": ["--quick"],
+    "labelling": ["--quick"],
     "scaling": ["--quick"],
 }
 
@@ -62,7 +69,9 @@ def measure(name: str, *, quick: bool) -> dict[str, Any]:
 
 
 def ratios(value: Any, path: str = "") -> dict[str, float]:
-    """Every number of a result, by its path."""
+    """Every number of a result, by its path; an entry of a list goes by its `case`, numbers in lists are settings."""
+    if isinstance(value, list):
+        value = {str(part["case"]): part for part in value if isinstance(part, dict)}
     if isinstance(value, dict):
         return {k: v for key, part in value.items() for k, v in ratios(part, f"{path}.{key}" if path else key).items()}
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -78,11 +87,13 @@ def page() -> str:
         "one run; absolute times hold for the machine named. `load_before` above about 0.5 means that the machine was",
         "busy: then trust ratios only.", "",
     ]  # fmt: skip
-    for path in sorted(RESULTS.glob("*.json")):
-        found = read_json(path)
+    results = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
+    figures = {name: ratios(found["result"]) for name, found in results.items()}
+    lines += ["## Goals", "", *table(figures), ""]
+    for name, found in results.items():
         where = ", ".join(f"{k} {v}" for k, v in found["machine"].items())
-        lines += [f"## {path.stem}", "", f"`{found['command']}` on {where}", "", "| figure | value |", "|---|---|"]
-        lines += [f"| {key} | {value:g} |" for key, value in ratios(found["result"]).items()]
+        lines += [f"## {name}", "", f"`{found['command']}` on {where}", "", "| figure | value |", "|---|---|"]
+        lines += [f"| {key} | {value:g} |" for key, value in figures[name].items()]
         lines.append("")
     return "\n".join(lines)
 
