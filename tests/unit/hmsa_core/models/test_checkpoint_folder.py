@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from hmsa_core import models, taxonomy
 from hmsa_core.errors import CheckpointError, IntegrityError
 from hmsa_core.models.checkpoint import unwrap
+from tests.support.hostile import HOSTILE, Gadget
 
 TABLE = taxonomy.cityscapes().to_json()
 
@@ -124,6 +126,36 @@ def test_a_flipped_bit_is_found_before_a_tensor_is_used(folder: Path, position: 
         models.load(folder)
     with pytest.raises(IntegrityError, match="SHA-256"):
         models.initialise_from(micro(), folder)
+
+
+def test_weights_and_record_of_two_checkpoints_do_not_go_together(folder: Path) -> None:
+    models.save(micro(head="paper", low_scale=0.4, seed=9), folder.parent / "other", class_table=TABLE, lineage={})
+    (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_weights_are_refused_even_below_their_own_digest(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").write_bytes(HOSTILE[name])
+    meta = json.loads((folder / "model.json").read_text())
+    sha256 = hashlib.sha256(HOSTILE[name]).hexdigest()
+    (folder / "model.json").write_text(json.dumps({**meta, "weights_sha256": sha256}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        models.load(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        models.initialise_from(micro(), folder)
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_not_run(folder: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    torch.save({"x": Gadget(canary)}, folder / "model.safetensors")
+    meta = json.loads((folder / "model.json").read_text())
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "model.json").write_text(json.dumps({**meta, "weights_sha256": sha256}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        models.load(folder)
+    assert not canary.exists()
 
 
 def test_a_save_that_was_cut_short_is_no_checkpoint(folder: Path) -> None:

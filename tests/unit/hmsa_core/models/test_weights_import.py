@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import pickle
-import struct
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +19,7 @@ from hmsa_core.errors import CheckpointError
 from hmsa_core.models.builder import build_empty
 from hmsa_core.models.options import make_options
 from tests.reference import golden
+from tests.support.hostile import HOSTILE, Gadget
 
 WIDTH = 4  # published depth and keys at a width that is quick: 1903 tensors, 0.6 M parameters
 OPTIONS = {"ocr_mid": 16, "ocr_key": 8, "attention_channels": 8}
@@ -150,14 +147,6 @@ def test_half_precision_weights_become_float32(tmp_path: Path, state: dict[str, 
 # ---------------------------------------------------------------------------------- damaged and hostile
 
 
-class Gadget:
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.canary}",)
-
-
 def refused(path: Path, target: Path, *, verbose: bool = False, both: bool = False) -> str:
     """The one-line refusal (of both entry points); nothing may have been written."""
     with pytest.raises(CheckpointError) as caught:
@@ -228,31 +217,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, state: dict[str
     path = tmp_path / "nan.pth"
     write(path, bad)
     assert "NaN or infinity (ocr.cls_head.weight)" in refused(path, tmp_path / "out")
-
-
-def _safetensors(header: dict[str, Any] | bytes, body: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-HOSTILE = {
-    "header of 2**39 bytes": struct.pack("<Q", 1 << 39) + b"{}",
-    "header longer than the file": struct.pack("<Q", 5000) + b'{"a": 1}',
-    "overlapping tensors": _safetensors(
-        {
-            "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-            "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
-        },
-        bytes(12),
-    ),
-    "shape larger than the data": _safetensors(
-        {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}}, bytes(8)
-    ),
-    "offsets behind the end": _safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b""),
-    "hole": _safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)),
-    "unknown dtype": _safetensors({"a": {"dtype": "Q9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-    "header that is no JSON": _safetensors(b"{nope", b""),
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
