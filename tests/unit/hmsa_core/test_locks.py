@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.errors import LockedError
+from hmsa_core.errors import ConfigError, LockedError
 from hmsa_core.locks import FileLock, device_lock_path, probe_locks
 
 HOLD = """
@@ -83,6 +84,16 @@ def test_waiting_gets_the_lock_when_its_owner_leaves(tmp_path: Path) -> None:
 
 def test_the_probe_accepts_a_file_system_with_working_locks(tmp_path: Path) -> None:
     probe_locks(tmp_path)
+
+
+def test_the_probe_refuses_a_file_system_that_gives_one_lock_to_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
+    with pytest.raises(ConfigError, match="file locks do not work") as caught:
+        probe_locks(tmp_path)
+    assert str(tmp_path) in caught.value.message
+    assert "local disk" in caught.value.hint
 
 
 def test_device_locks_are_shared_by_all_workspaces() -> None:
