@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hmsa_core.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, plan_shards, shard_done, write_manifest
-from tests.support.label_maps import maps
+from tests.support.label_maps import maps, toy_classes
 
 KEY = "k" * 64
 NAMES = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4), unique=True)
@@ -145,8 +145,6 @@ def test_a_manifest_needs_every_receipt_and_one_class_table(tmp_path: Path) -> N
     _write(tmp_path, plans[0])
     with pytest.raises(StoreError, match=r"shard-00001\.json: missing"):
         write_manifest(tmp_path, plans, {})
-    from tests.support.label_maps import toy_classes
-
     _write(tmp_path, plans[1])
     with pytest.raises(StoreError, match="class table"):
         write_manifest(tmp_path, plans, {}, classes=toy_classes())
@@ -260,17 +258,17 @@ _WORKER = """
 import os, sys
 from pathlib import Path
 from hmsa_core.labels.shards import claim_shard, plan_shards
-from tests.support.label_maps import maps
+from tests.support.label_maps import maps, toy_classes
 root = Path(sys.argv[1])
-for plan in plan_shards([], [(f"i{i}", "") for i in range(60)], 3, "k" * 64):
-    shard = claim_shard(root, plan)
+for plan in plan_shards([], [(f"i{i:03d}", "") for i in range(200)], 1, "k" * 64):
+    shard = claim_shard(root, plan, classes=toy_classes(2))
     if shard is None:
         continue
     with (root.parent / "claims").open("a") as file:
         file.write(f"{plan.index}\\n")
     with shard:
         for name in plan.names:
-            shard.add(name, *maps(int(name[1:]), (6, 7)))
+            shard.add(name, *maps(int(name[1:]), (6, 7), 2))
 """
 
 
@@ -278,14 +276,14 @@ for plan in plan_shards([], [(f"i{i}", "") for i in range(60)], 3, "k" * 64):
 def test_processes_that_race_for_shards_write_each_exactly_once(tmp_path: Path) -> None:
     root = tmp_path / "store"
     workers = [
-        subprocess.Popen([sys.executable, "-c", _WORKER, str(root)], cwd=Path(__file__).parents[4]) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", _WORKER, str(root)], cwd=Path(__file__).parents[4]) for _ in range(8)
     ]
-    assert [worker.wait(120) for worker in workers] == [0] * 4
-    plans = plan_shards([], [(f"i{i}", "") for i in range(60)], 3, KEY)
+    assert [worker.wait(300) for worker in workers] == [0] * 8
+    plans = plan_shards([], [(f"i{i:03d}", "") for i in range(200)], 1, KEY)
     assert all(shard_done(root, plan) for plan in plans)
     claims = (tmp_path / "claims").read_text().split()
     assert sorted(map(int, claims)) == [plan.index for plan in plans]
-    write_manifest(root, plans, {})
+    write_manifest(root, plans, {}, classes=toy_classes(2))
     LabelStore.open(root, strict=True)
 
 
