@@ -1,15 +1,15 @@
 """How much of the 2.0x scale could be skipped with a trained hierarchical model? Measured before writing kernels.
 
-    python benchmarks/gateable_share.py --checkpoint F --images DIR [--fit 8] [--tiles 24,32,64] [--threshold 0.9]
+    python benchmarks/gateable_share.py --workspace DIR [--limit 40] [--tiles 24,64] [--threshold 0.9] [--write]
 
 The weight of 2.0x is known before it is computed: w = (1 - a_1) (1 - U(a_0.5)). Without it (its scores replaced by
 those of 1.0x) every score moves by w (L_2 - L_1), so class differences move by at most w q where q is a quantile of
-the spread of L_2 - L_1 over classes, taken from the first `--fit` images. A tile is gated when at none of its
-pixels such a move could change the class or the state kept/withheld at the threshold. Reported on the other
-images, for each tile size and quantile: share of the pixels in gated tiles, and what gating really changed.
+the spread of L_2 - L_1 over classes, taken from the calibration images. A tile is gated when at none of its
+pixels such a move could change the class or the state kept/withheld at the threshold. Reported on the
+judged images, for each tile size and quantile: share of the pixels in gated tiles, and what gating really changed.
 `oracle_share`: pixels in tiles where leaving 2.0x out changes no thresholded label at all; no rule without errors
 can gate more. `budget`: the share when half a percent of the thresholded labels may change, tiles taken in the order
-of the pixels that could change (`rule`, cut chosen on the first images) or of those that do (`oracle`).
+of the pixels that could change (`rule`, cut chosen on the calibration images) or of those that do (`oracle`).
 `speedup_bound`: 5.25 / (1.25 + 4 s), what `rule` could gain if all else were free; s is the share of 2.0x that must
 be computed all the same: tiles that are not gated, with so many pixels of context around each.
 """
@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,11 +30,14 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.run import REPO, RESULTS, machine, page
 from hmsa_core import models
+from hmsa_core.atomic import write_json, write_text
 from hmsa_core.data.decode import read_image
-from hmsa_core.data.layout import list_files
+from hmsa_core.data.index import Index
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.engine.fast_rows import fuse
+from pipeline.workspace import Workspace
 
 BUDGET = 0.005  # share of the thresholded labels that may change
 CONTEXTS = (0, 16, 32)  # pixels of the image around a tile
@@ -78,34 +82,53 @@ def tile_all(mask: np.ndarray, tile: int) -> np.ndarray:
     return np.repeat(np.repeat(whole, tile, 0), tile, 1)[:height, :width]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--fit", type=int, default=8, help="images from which the quantile is taken")
-    parser.add_argument("--limit", type=int, default=24, help="images in all")
-    parser.add_argument("--tiles", default="24,32,64")
-    parser.add_argument("--threshold", type=float, default=0.9)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    predictor = Predictor(models.load(args.checkpoint), in_place=True)
-    files = [args.images / name for name in list_files(args.images)][: args.limit]
-    found = [maps_of(predictor, read_image(path)) for path in files]
-    fit, judge = found[: args.fit], found[args.fit :]
+def images_of(ws: Workspace, role: str, limit: int) -> list[Path]:
+    """Image files of a role of a workspace, evenly spread over its list."""
+    index = Index.load(ws.path(f"data/index/{role}.parquet"))
+    files = [ws.roots[index.root] / sample.image for sample in index.samples if sample.role == role]
+    return files[:: max(1, -(-len(files) // limit))]
+
+
+def measure(ws: Workspace, limit: int, tiles: list[int], threshold: float) -> dict[str, Any]:
+    """All figures for a workspace's teacher."""
+    predictor = Predictor(models.load(ws.path("models/teacher")), in_place=True)
+    roles = ("calibrate", "report")
+    fit, judge = ([maps_of(predictor, read_image(path)) for path in images_of(ws, role, limit)] for role in roles)
     spreads = np.concatenate([m["spread"].ravel()[::7] for m in fit])
-    tiles = [int(part) for part in args.tiles.split(",")]
     rows = []
     for quantile in QUANTILES:
         q = float(np.quantile(spreads, quantile))
         for tile in tiles:
-            result = judged(judge, q, tile, args.threshold)
-            budget = budget_shares(fit, judge, q, tile, args.threshold)
-            rows.append({"quantile": quantile, "q": round(q, 3), "tile": tile} | result | {"budget": budget})
-    oracle = {str(tile): oracle_share(judge, tile, args.threshold) for tile in tiles}
-    print(json.dumps({"images": len(judge), "threshold": args.threshold, "oracle_share": oracle,
-                      "mean_weight_of_2x": round(float(np.mean([m["weight"].mean() for m in judge])), 4),
-                      "rows": rows}, indent=1))  # fmt: skip
+            result = judged(judge, q, tile, threshold)
+            budget = budget_shares(fit, judge, q, tile, threshold)
+            case = f"quantile {quantile:g}, tiles of {tile}"
+            rows.append({"case": case, "q": round(q, 3)} | result | {"budget": budget})
+    return {
+        "images": len(judge), "images_for_the_bounds": len(fit), "threshold": threshold,
+        "mean_weight_of_2x": round(float(np.mean([m["weight"].mean() for m in judge])), 4),
+        "oracle_share": {f"tiles of {tile}": oracle_share(judge, tile, threshold) for tile in tiles}, "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, required=True, help="a finished one; its own teacher is looked at")
+    parser.add_argument("--limit", type=int, default=40, help="images of either role")
+    parser.add_argument("--tiles", default="24,64", help="pixels, with commas")
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--write", action="store_true", help="to benchmarks/results, and make docs/benchmarks.md anew")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    ws = Workspace(args.workspace)
+    where = machine()
+    result = measure(ws, args.limit, [int(part) for part in args.tiles.split(",")], args.threshold)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    if args.write:
+        command = "python benchmarks/gateable_share.py --workspace DIR --write"
+        name = f"gateable-{ws.params.profile}"
+        write_json(RESULTS / f"{name}.json", {"command": command, "machine": where, "result": result})
+        write_text(REPO / "docs" / "benchmarks.md", page())
     return 0
 
 
