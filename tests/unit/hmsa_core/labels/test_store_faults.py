@@ -81,10 +81,8 @@ def _points() -> int:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(
-    ("error", "persistent"),
-    [(errno.EIO, False), (errno.EACCES, False), (errno.ENOSPC, False), (errno.ENOSPC, True)],
-)
+@pytest.mark.parametrize("persistent", [False, True], ids=["once", "for good"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
 def test_each_failing_operation_leaves_the_old_or_the_new_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes], error: int, persistent: bool
 ) -> None:
