@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "add_options", "pin_threads", "read_options"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_LARGEST_SCALE = 8.0  # hmsa_core.config.Scales
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,13 @@ def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> O
     meta = read_meta(args.checkpoint)
     inference = meta.get("inference") or {}
     scales = args.scales or tuple(inference.get("scales") or _usual_scales(meta["kind"]))
-    if 1.0 not in scales or len(set(scales)) != len(scales) or min(scales) <= 0:
+    # Never false for "not a number", which compares with nothing.
+    if 1.0 not in scales or len(set(scales)) != len(scales) or not all(0 < s <= _LARGEST_SCALE for s in scales):
         shown = ",".join(f"{s:g}" for s in scales)
-        raise ConfigError(f"--scales {shown}: give different positive numbers, one of them 1")
+        raise ConfigError(
+            f"--scales {shown}: give different numbers above 0 and up to {_LARGEST_SCALE:g}, one of them 1",
+            hint="for example --scales 0.5,1,2",
+        )
     flip = args.flip if args.flip is not None else bool(inference.get("flip", True))
     runtime = RuntimeConfig(ranks=ranks, threads=threads, device=args.device, precision=args.precision)
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent

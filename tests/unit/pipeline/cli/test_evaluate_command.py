@@ -137,7 +137,13 @@ def test_missing_folders_and_files_are_one_line(folder, capsys, change, status, 
 
 def test_scales_without_one_are_refused(folder, capsys):
     assert evaluate(folder, "--scales", "0.5,2") == 2
-    assert "--scales 0.5,2: give different positive numbers, one of them 1" in one_error_line(capsys)
+    assert "--scales 0.5,2: give different numbers above 0 and up to 8, one of them 1" in one_error_line(capsys)
+
+
+@pytest.mark.parametrize("scales", ["1,99", "1,nan", "1,inf", "1,-1", "1,0", "1,1"])
+def test_scales_that_no_image_can_be_brought_to_are_refused(folder, capsys, scales):
+    assert evaluate(folder, "--scales", scales) == 2
+    assert f"--scales {scales}: give different numbers" in one_error_line(capsys)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(folder, capsys, tmp_path):
