@@ -48,6 +48,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
             lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
+    else:
+        checks.append(lambda: _no_workspace(root))
     found = []
     for check in checks:
         try:
@@ -55,6 +57,12 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         except HmsaError as error:
             found.append(Finding("check", "broken", error.message, error.hint))
     return found
+
+
+def _no_workspace(root: Path) -> Iterator[Finding]:
+    what = "not a workspace (no dvc.yaml)" if root.is_dir() else "no such folder"
+    mend = "run it in a workspace, give --workspace DIR, or make one with `autolabel init DIR --profile tiny`"
+    yield Finding("workspace", "warning", f"{root}: {what}; only the machine was looked at", mend)
 
 
 def _machine() -> Iterator[Finding]:

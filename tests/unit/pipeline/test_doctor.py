@@ -40,6 +40,16 @@ def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
     assert "broken" not in _states(workspace.root).values()
 
 
+@pytest.mark.parametrize(("folder", "words"), [(".", "not a workspace"), ("nowhere", "no such folder")])
+def test_a_folder_that_is_no_workspace_is_said_to_be_none(
+    tmp_path: Path, folder: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--quick", "--workspace", str(tmp_path / folder)]) == 0
+    shown = capsys.readouterr().out
+    assert words in shown
+    assert "autolabel init" in shown
+
+
 @pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])
 def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(
     workspace: Workspace, content: bytes, capsys: pytest.CaptureFixture[str]
