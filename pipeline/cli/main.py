@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from hmsa_core import __version__
 from hmsa_core.errors import HmsaError, translate_os_error
@@ -34,9 +36,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, as all our errors do, instead of argparse's usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}\nhint: see `{self.prog} --help`\n")
+
+
+def _command(name: str) -> str:
+    if name in COMMANDS:
+        return name
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    raise argparse.ArgumentTypeError(f"unknown command {name!r}{f', did you mean {near[0]}?' if near else ''}")
+
+
 def _parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:18} {text}" for name, (_, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="autolabel",
         description="Auto-labelling for semantic segmentation with measured thresholds.",
         epilog=f"commands:\n{lines}\n\n`autolabel COMMAND --help` explains one.",
@@ -44,16 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"autolabel {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS))
+    parser.add_argument("command", metavar="COMMAND", nargs="?", type=_command)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; bad input gives one line on standard error and the error's exit status."""
-    chosen = _parser().parse_args(argv)
+    parser = _parser()
+    chosen = parser.parse_args(argv)
+    if chosen.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     module = importlib.import_module(COMMANDS[chosen.command][0])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"autolabel {chosen.command}", description=module.__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
