@@ -7,6 +7,7 @@ autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .
 
 Precision has a source: audit (judged by a person on this store), calibration (counted on images the teacher
 never saw; with the curves file beside the policy) or expected (the policy's table on this store's histogram).
+In a workspace calibration/policy.json is that policy where none is given.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ def run(args: argparse.Namespace) -> int:
     """Print tables, or JSON."""
     # Imported here, because the data packages take longer than `--help` may.
     from pipeline.inspector.session import Session
+    from pipeline.inspector.workspace_roots import calibration_policy
 
-    session = Session(args.store, policy=args.policy, curves=args.curves)
+    known, unfit = (None, "") if args.policy else calibration_policy(args.store)
+    session = Session(args.store, policy=args.policy, curves=args.curves, evidence=known)
     chosen = _chosen(session, args)
     answer = _figures(session, chosen, args)
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
-        _print(session, answer, args)
+        _print(session, answer, args, f"No precision: {unfit}" if unfit else "")
     return 0
 
 
@@ -92,7 +95,7 @@ def _figures(session: Session, chosen: list[Cuts], args: argparse.Namespace) -> 
     return answer
 
 
-def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace) -> None:
+def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace, unfit: str) -> None:
     from rich.console import Console
 
     from pipeline.inspector.terminal import print_images, print_stats, print_step
@@ -103,6 +106,6 @@ def _print(session: Session, answer: dict[str, Any], args: argparse.Namespace) -
         first, second = answer["thresholds"]
         print_step(console, first, second, session.view.classes)
     else:
-        print_stats(console, answer, session.view.classes)
+        print_stats(console, answer, session.view.classes, unfit)
     if "most_affected" in answer:
         print_images(console, answer["most_affected"], answer["image_count"], args.sort, args.class_name)

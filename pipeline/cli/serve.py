@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import logging
+import sys
 from pathlib import Path
 
 
@@ -41,13 +42,17 @@ def run(args: argparse.Namespace) -> int:
     """Serve, or export."""
     # Imported here: the server's packages take longer than `--help` may.
     from pipeline.inspector.session import Session
-    from pipeline.inspector.workspace_roots import image_root
+    from pipeline.inspector.workspace_roots import calibration_policy, image_root
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)
+    known, unfit = (None, "") if args.policy else calibration_policy(args.store)
+    if unfit:
+        sys.stderr.write(f"note: no precision: {unfit}\n")
     session = Session(
-        args.store, policy=args.policy, images=images, other=args.compare, other_policy=args.compare_policy,
-        save_to=args.save_policy, reviewer=_user() if args.reviewer is None else args.reviewer,
+        args.store, policy=args.policy, evidence=known, images=images, other=args.compare,
+        other_policy=args.compare_policy, save_to=args.save_policy,
+        reviewer=_user() if args.reviewer is None else args.reviewer,
     )  # fmt: skip
     if args.export is not None:
         from pipeline.inspector.export import export_page

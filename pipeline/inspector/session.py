@@ -38,6 +38,7 @@ class Session:
         save_to: where "Save policy" writes; default `STORE.policy.json`, beside the store.
         reviewer: name that marks carry.
         curves: calibration counts behind the policy; default: `curves.json` beside the policy, if it is there.
+        evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Session:
         save_to: str | os.PathLike[str] | None = None,
         reviewer: str = "",
         curves: str | os.PathLike[str] | None = None,
+        evidence: str | os.PathLike[str] | None = None,
     ) -> None:
         self.view = StoreView(store, images=images)
         self.other = None if other is None else StoreView(other, images=images)
@@ -63,7 +65,8 @@ class Session:
                 bound_to = self.view if key == "policy" or self.other is None else self.other
                 self.policies[key] = load_policy(path, bound_to)
                 self.policy_names[key] = Path(path).name
-        self.curves, self.coarse = find_curves(self.view, policy, curves)
+        self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
+        self.curves, self.coarse = find_curves(self.view, policy if policy is not None else evidence, curves)
         folder = self.view.path.resolve()
         self.save_path = Path(save_to) if save_to is not None else folder.with_name(f"{folder.name}.policy.json")
         if policy is not None and self.save_path.resolve() == Path(policy).resolve():
@@ -112,7 +115,7 @@ class Session:
         """What is known about precision now."""
         audit = self.audits.current
         return PrecisionSources(
-            self.view.totals, policy or self.policies.get("policy"), self.curves, self.coarse,
+            self.view.totals, policy or self.policies.get("policy") or self.evidence, self.curves, self.coarse,
             audit.answers() if audit else (), audit.audited(self.view.classes.num_classes) if audit else (),
         )  # fmt: skip
 

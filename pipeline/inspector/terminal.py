@@ -53,8 +53,8 @@ def _title(stats: dict[str, Any]) -> str:
     return f"threshold {stats['threshold']}" if stats["threshold"] is not None else f"{stats['policy']}"
 
 
-def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable) -> None:
-    """One row a class: threshold, kept, coverage, precision and how it is known."""
+def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, unfit: str = "") -> None:
+    """One row a class: threshold, kept, coverage, precision and how it is known (`unfit`: why it is not)."""
     table = Table(title=f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}", title_justify="left",
                   show_footer=True, expand=False)  # fmt: skip
     table.add_column("class", footer="all")
@@ -74,9 +74,9 @@ def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable) ->
             row["precision_source"] or "", _share(row["marginal_precision"], 0),
         )  # fmt: skip
     console.print(table)
-    if stats["precision"] is None:
+    if stats["kept"] and all(row["precision"] is None for row in (stats, *stats["classes"])):
         advice = "No precision: give --policy for the calibration, or audit some pixels (`autolabel serve`)."
-        console.print(advice, style="dim")
+        console.print(unfit or advice, style="dim", markup=False, soft_wrap=True)
 
 
 def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], classes: ClassTable) -> None:
@@ -109,7 +109,9 @@ def print_images(
     """Images most affected, in the chosen order."""
     kind = sort.partition(":")[0]
     what = f" with {class_name}" if class_name else ""
-    table = Table(title=f"{len(rows)} of {total:,} images{what}, by {sort}", title_justify="left")
+    # A title of the table would be folded at the width of its columns.
+    console.print(f"{len(rows)} of {total:,} images{what}, by {sort}", markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("image")
     table.add_column("city")
     table.add_column("kept", justify="right")

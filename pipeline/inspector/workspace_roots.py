@@ -1,4 +1,4 @@
-"""The image root of a store that lies in a workspace, so that `autolabel serve labels/raw` shows pictures at once."""
+"""What the workspace around a store knows: its pictures and its calibration, so that neither has to be named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmsa_core.errors import HmsaError
 
-__all__ = ["image_root"]
+__all__ = ["calibration_policy", "image_root"]
 
 
 def image_root(store: str | os.PathLike[str]) -> Path | None:
@@ -19,3 +19,28 @@ def image_root(store: str | os.PathLike[str]) -> Path | None:
     except HmsaError:  # not in a workspace, or its parameters are broken: then pictures need --images
         return None
     return root if root is not None and root.is_dir() else None
+
+
+def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]:
+    """The measured policy of the workspace around a raw store, or None and why it says nothing about this store.
+
+    The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
+    """
+    from hmsa_core.labels.manifest import read_manifest
+    from hmsa_core.labels.policy import ThresholdPolicy
+    from hmsa_core.taxonomy import ClassTable
+    from pipeline.workspace import Workspace
+
+    manifest = read_manifest(Path(store))
+    try:
+        path = Workspace.find(Path(store)).path("calibration/policy.json")
+    except HmsaError:  # not in a workspace
+        return None, ""
+    if manifest["kind"] != "raw" or not path.is_file():
+        return None, ""
+    try:
+        policy = ThresholdPolicy.load(path)
+        policy.check(manifest["lineage"], ClassTable.from_json(manifest["classes"]), where=str(store))
+    except HmsaError as error:
+        return None, f"{path}: {error.message}"
+    return path, ""

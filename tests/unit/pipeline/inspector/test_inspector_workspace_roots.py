@@ -1,0 +1,64 @@
+"""In a workspace the calibration is found by itself; one of another teacher is never used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.labels import ThresholdPolicy
+from pipeline.cli.main import main
+from pipeline.inspector.workspace_roots import calibration_policy
+from tests.support.label_scenes import Scenes
+
+
+@pytest.fixture
+def raw(own_scenes: Scenes, tmp_path: Path) -> Path:
+    """The raw store of a workspace with a calibration."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "calibration").mkdir()
+    shutil.copy(own_scenes.policy, tmp_path / "calibration/policy.json")
+    shutil.copytree(own_scenes.store, tmp_path / "labels/raw")
+    return tmp_path / "labels/raw"
+
+
+def _inspect(capsys, *args: object) -> dict:
+    assert main(["inspect", *map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plain_threshold_shows_the_precision_that_the_workspaces_calibration_knows(raw: Path, capsys) -> None:
+    alone = _inspect(capsys, raw, "--threshold", "0.9")
+    policy = raw.parents[1] / "calibration/policy.json"
+    beside = _inspect(capsys, raw, "--threshold", "0.9", "--policy", policy)["thresholds"][0]
+    assert (alone["threshold"], alone["precision_source"]) == ("0.90", "expected")
+    assert alone["precision"] == beside["precision"] > 0.5
+    assert alone["classes"] == beside["classes"]
+
+
+def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_told(raw: Path, capsys) -> None:
+    path = raw.parents[1] / "calibration/policy.json"
+    policy = ThresholdPolicy.load(path)
+    policy.binding = {**policy.binding, "teacher": "0" * 64}
+    path.unlink()
+    policy.save(path)
+    assert _inspect(capsys, raw, "--threshold", "0.9")["precision"] is None
+    assert main(["inspect", str(raw), "--threshold", "0.9"]) == 0
+    advice = capsys.readouterr().out.splitlines()[-1]
+    assert advice.startswith(f"No precision: {path}: the policy was measured with another teacher")
+
+
+def test_without_workspace_or_calibration_nothing_is_said(own_scenes: Scenes, raw: Path) -> None:
+    assert calibration_policy(own_scenes.store.parent / "raw") == (raw.parents[1] / "calibration/policy.json", "")
+    (raw.parents[1] / "calibration/policy.json").unlink()
+    assert calibration_policy(raw) == (None, "")
+    (raw.parents[1] / "dvc.yaml").unlink()
+    assert calibration_policy(raw) == (None, "")
+
+
+def test_the_image_list_has_its_title_on_one_line(raw: Path, capsys) -> None:
+    assert main(["inspect", str(raw), "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1"]) == 0
+    assert any(line.endswith("with car, by coverage") for line in capsys.readouterr().out.splitlines())
