@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.flow.overrides import apply
 from pipeline.stages import STAGES
 from tests.support.blows import (
     GONE_WITHIN_S,
@@ -120,40 +121,81 @@ def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_pa
         shutil.rmtree(tmp_path / f"ws-{seed}")
 
 
-# The other stages: operations of their progress, and how many of them are held at one time or another.
+# The other stages: operations of their progress, and which of them is held at one time or another.
 OTHERS = {
-    "prepare": (r"/work/prepare/\w+/index/", 30),
-    "teacher-pretrain": (r"/work/teacher-pretrain/\w+/(state|model)/", 20),
-    "student-train": (r"/work/student-train/\w+/(state|model)/", 20),
-    "evaluate": (r"/work/evaluate/\w+/.*(npz|summary\.json)", 12),
-    "report": (r"/(work/report|report)/", 30),
+    "prepare": (r"/work/prepare/\w+/index/", 1, 30),
+    "evaluate": (r"/work/evaluate/\w+/.*(npz|summary\.json)", 1, 12),
+    "report": (r"/(work/report|report)/", 1, 30),
+}
+# Trainings of few steps, which save after each: four operations of three files a state, from the second state to the
+# one before the last (of 4 and 8).
+SHORT = {
+    "teacher-pretrain": (r"/state/step-\d+/", 13, 36),
+    "student-train": (r"/state/step-\d+/", 13, 84),
 }
 
 
-def _kill_another_stage(finished: Path, workspace: Path, stage: str, seed: int) -> None:
-    """SIGKILL everyone at a random operation of a stage's progress; the next run gives the same bytes."""
+@pytest.fixture(scope="session")
+def many_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished workspace, its short trainings with a state after each step. Look, do not touch."""
+    root = tmp_path_factory.mktemp("states") / "ws"
+    shutil.copytree(whole.root, root, symlinks=True)
+    params = root / "params.yaml"
+    changes = {f"{stage.replace('-', '_')}.checkpoint_every": 1 for stage in SHORT}
+    params.write_text(apply(params.read_text(), changes))
+    for stage in SHORT:
+        shutil.rmtree(root / "work" / stage)
+        assert dvc(root, "repro", "--single-item", "--force", stage).ran == [stage]
+    return root
+
+
+def _kill_at_an_operation(finished: Path, workspace: Path, stage: str, seed: int) -> str:
+    """SIGKILL everyone at a random operation of a stage's progress; the content of dvc.lock before."""
     shutil.copytree(finished, workspace, symlinks=True)
-    lock, (match, last) = lock_file(workspace), OTHERS[stage]
-    plan = Plan(workspace.parent / f"marks-{seed}", match, "hold", at=random.Random(f"{stage} {seed}").randint(1, last))
+    match, first, last = (OTHERS | SHORT)[stage]
+    at = random.Random(f"{stage} {seed}").randint(first, last)
+    plan = Plan(workspace.parent / f"marks-{seed}", match, "hold", at=at)
     with running(workspace, stage, plan) as process:
         plan.wait(process)
         kill_all(workspace)
         process.wait()
         assert_all_gone(workspace)
+    return lock_file(workspace)
+
+
+def _assert_the_next_run_gives_the_same_bytes(workspace: Path, stage: str, lock: str) -> None:
     assert dvc(workspace, "repro", "--single-item", "--force", stage).ran == [stage]
     assert not list((workspace / "work" / stage).rglob("*.tmp")), "the dead writers' files are swept"
     assert lock_file(workspace) == lock
 
 
+def _kill_another_stage(finished: Path, workspace: Path, stage: str, seed: int) -> None:
+    lock = _kill_at_an_operation(finished, workspace, stage, seed)
+    _assert_the_next_run_gives_the_same_bytes(workspace, stage, lock)
+
+
+def _kill_a_short_training(finished: Path, workspace: Path, stage: str, seed: int) -> None:
+    lock = _kill_at_an_operation(finished, workspace, stage, seed)
+    saved = max(int(path.parent.name[5:]) for path in (workspace / "work" / stage).glob("*/state/step-*/state.json"))
+    assert not list((workspace / "work" / stage).glob("*/model/model.json")), "the blow came after the last step"
+    _assert_the_next_run_gives_the_same_bytes(workspace, stage, lock)
+    assert max(steps(workspace, stage, "start")) == saved >= 1, "steps that were saved are done again"
+
+
 def test_every_stage_is_killed_in_one_test_or_another() -> None:
-    assert {TRAINING, *LABELLING, *OTHERS} == set(STAGES)
+    assert {TRAINING, *LABELLING, *OTHERS, *SHORT} == set(STAGES)
 
 
-@pytest.mark.parametrize(
-    "stage", ["prepare", "evaluate", "report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("teacher-pretrain", "student-train"))]
-)  # fmt: skip
+@pytest.mark.parametrize("stage", OTHERS)
 def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
     _kill_another_stage(whole.root, tmp_path / "ws", stage, 0)
+
+
+@pytest.mark.parametrize("stage", SHORT)
+def test_a_short_training_that_is_killed_goes_on_to_the_same_bytes(
+    many_states: Path, tmp_path: Path, stage: str
+) -> None:
+    _kill_a_short_training(many_states, tmp_path / "ws", stage, 0)
 
 
 @pytest.mark.slow
@@ -162,6 +204,15 @@ def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole: Whole
 def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
     for seed in range(50):
         _kill_another_stage(whole.root, tmp_path / f"ws-{seed}", stage, seed)
+        shutil.rmtree(tmp_path / f"ws-{seed}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("stage", SHORT)
+def test_fifty_kills_of_a_short_training_lose_nothing(many_states: Path, tmp_path: Path, stage: str) -> None:
+    for seed in range(50):
+        _kill_a_short_training(many_states, tmp_path / f"ws-{seed}", stage, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
 
 
