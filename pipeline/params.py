@@ -206,6 +206,9 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     """The first mistake as one line: place, key, what was expected, what is there, nearest valid key."""
     faults = error.errors(include_url=False)
     first = faults[0]
+    if first["type"] == "missing":
+        # A misspelt key is missing under its right name too: what is there says more than what is not.
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
     key, owner = _resolve(model, first["loc"], document.values)
     dotted = ".".join(str(part) for part in key) or "(file)"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
