@@ -15,6 +15,7 @@ import numpy as np
 
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.codes import NUM_CODES
 from hmsa_core.labels.curves import CalibrationImage, Curves
@@ -81,6 +82,9 @@ def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
     if isinstance(threshold, float | int):
         return from_threshold(float(threshold), store.classes)
     path = ws.path("calibration/policy.json") if threshold == "policy" else ws.resolve(threshold)
+    if not path.is_file():
+        hint = "run calibrate first" if threshold == "policy" else "correct pseudo_label.threshold in params.yaml"
+        raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
     policy = ThresholdPolicy.load(path)
     policy.check(store.lineage, store.classes, str(store.path))
     return policy

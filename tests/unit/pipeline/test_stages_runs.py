@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,14 @@ from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.engine.lineage import Lineage
 from hmsa_core.errors import ConfigError, NoSpaceError
+from hmsa_core.labels import LabelStore
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, teacher_pretrain
+from pipeline.stages.precision import chosen_policy
 from pipeline.summary import summary_text
 from pipeline.workspace import Workspace
+from tests.support.label_maps import write_store
 
 REPO = Path(__file__).resolve().parents[3]
 SOURCE = """    kind: folder
@@ -165,6 +169,19 @@ def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
         runner.run_stage(ws, "prepare")
     assert not ws.path("data/index").exists()
+
+
+def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Workspace, tmp_path: Path) -> None:
+    write_store(tmp_path / "raw", 1)
+    raw = LabelStore.open(tmp_path / "raw")
+    with pytest.raises(ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"):
+        chosen_policy(ws, raw)
+    path = ws.path("params.yaml")
+    text = re.sub(r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json", path.read_text())
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"threshold is policies/none\.json: .*none\.json is not there") as caught:
+        chosen_policy(Workspace(ws.root), raw)
+    assert "params.yaml" in caught.value.hint
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
