@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from hmsa_core.labels.policy import ThresholdPolicy
@@ -63,7 +63,11 @@ def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> T
     if threshold is not None and path is not None:
         raise ConfigError("give a threshold or a policy, not both")
     if path is not None:
-        return ThresholdPolicy.load(path)
+        if not path.is_file():
+            raise InputError(f"{path}: policy file not found")
+        policy = ThresholdPolicy.load(path)
+        policy.check(store.lineage, store.classes, where=str(store.path))
+        return policy
     return None if threshold is None else from_threshold(threshold, store.classes)
 
 

@@ -15,6 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from hmsa_core.errors import ConfigError
+
 FORMATS = ("masks", "released", "released-flat", "cityscapes", "cityscapes-submission")
 
 
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.labels.store import LabelStore
     from pipeline.cli.diff import policy_for
 
+    _check_out(args.out, args.format)
     store = LabelStore.open(args.store)
     policy = policy_for(store, args.threshold, args.policy)
     with Progress(len(args.name or store.names()), what="export") as progress:
@@ -45,3 +48,11 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     sys.stderr.write(f"{args.out}: {count} images as {args.format}\n")
     return 0
+
+
+def _check_out(out: Path, fmt: str) -> None:
+    if fmt == "cityscapes-submission":
+        if out.is_dir():
+            raise ConfigError(f"{out}: is a folder, a submission is one zip file", hint=f"for example {out}.zip")
+    elif out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file, {fmt} are written into a folder", hint="give a folder")

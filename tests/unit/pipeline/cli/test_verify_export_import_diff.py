@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore
+from hmsa_core.labels.manifest import binding, full_lineage
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
@@ -138,3 +139,25 @@ def test_diff_writes_pictures_of_what_changed(store: Path, tmp_path: Path, capsy
     assert "ignore" in capsys.readouterr().out
     assert main(["diff", *arguments, "--threshold", "0.9"]) == 2
     assert main(["diff", *arguments, "--limit", "0"]) == 2
+
+
+@pytest.mark.parametrize("command", [["export", "OUT", "--policy"], ["diff", "STORE", "--policy-b"]])
+def test_a_policy_of_another_teacher_is_refused(store: Path, tmp_path: Path, command: list[str], capsys) -> None:
+    policy = from_threshold(0.9, cityscapes())
+    policy.binding = binding(full_lineage({"teacher": "b" * 64}))
+    policy.save(tmp_path / "policy.json")
+    second = {"OUT": str(tmp_path / "out"), "STORE": str(store)}[command[1]]
+    assert main([command[0], str(store), second, command[2], str(tmp_path / "policy.json")]) == 2
+    assert "another teacher" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([command[0], str(store), second, command[2], str(tmp_path / "none.json")]) == 3
+    assert "policy file not found" in capsys.readouterr().err
+
+
+def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["export", str(store), str(tmp_path / "file")]) == 2
+    assert "is a file, masks are written into a folder" in capsys.readouterr().err
+    assert main(["export", str(store), str(tmp_path), "--format", "cityscapes-submission"]) == 2
+    assert "a submission is one zip file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
