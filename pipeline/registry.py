@@ -82,6 +82,10 @@ class Registry:
         self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
     ) -> Version:
         """Give a checkpoint folder a version (the same weights get the same version)."""
+        if not (checkpoint / "model.json").is_file():
+            raise InputError(
+                f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
+            )
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
         if atomic.sha256_file(checkpoint / "model.safetensors") != weights:

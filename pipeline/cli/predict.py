@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_stems(images: list[Path]) -> None:
+    folder = next((path for path in images if path.is_dir()), None)
+    if folder is not None:
+        raise InputError(f"{folder}: is a folder", hint=f"give its images ({folder}/*), or use `autolabel label`")
     stems = [path.stem for path in images]
     twice = next((s for s in stems if stems.count(s) > 1), None)
     if twice is not None:

@@ -44,6 +44,13 @@ def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
     assert registry.history()[0]["by"] == "ann"
 
 
+@pytest.mark.parametrize("folder", ["models", "nowhere"])
+def test_a_folder_without_a_checkpoint_is_not_registered(registry: Registry, folder: str) -> None:
+    with pytest.raises(InputError, match=rf"{folder}: no checkpoint \(model\.json is missing\)"):
+        registry.register(registry.root / folder, role="student", metrics={}, verdict=None)
+    assert registry.versions() == []
+
+
 def test_the_same_weights_are_registered_once(registry: Registry, tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "a", b"a")
     versions = [registry.register(checkpoint, role="student", metrics={}, verdict=None) for _ in range(2)]

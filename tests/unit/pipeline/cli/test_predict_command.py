@@ -56,6 +56,13 @@ def test_two_images_of_one_name_and_unreadable_ones_are_refused(checkpoint, tmp_
     assert "not a PNG, JPEG, WebP or TIFF image" in capsys.readouterr().err
 
 
+def test_a_folder_in_place_of_images_says_what_to_give(checkpoint, tmp_path, capsys):
+    assert predict(checkpoint, tmp_path / "out", str(tmp_path)) == 3
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: {tmp_path}: is a folder"
+    assert f"{tmp_path}/*" in hint
+
+
 def test_the_commands_load_neither_torch_nor_numpy_when_they_are_imported():
     code = (
         "import sys, pipeline.cli.label, pipeline.cli.predict, pipeline.cli.evaluate;"
