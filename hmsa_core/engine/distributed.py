@@ -94,7 +94,8 @@ def _choose_device(asked: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            "runtime.device is cuda, but torch finds no GPU", hint="set runtime.device to auto or cpu"
+            "device is cuda, but torch finds no GPU",
+            hint="use auto or cpu (--device, or runtime.device in params.yaml)",
         )
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -118,7 +119,7 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     torch.set_num_threads(runtime.threads)
     device = _choose_device(runtime.device, local_rank)
     if runtime.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("runtime.precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")
+        raise ConfigError("precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")
     if world > 1 and device.type == "cuda":
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
     elif world > 1:
