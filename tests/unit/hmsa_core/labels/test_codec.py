@@ -11,6 +11,7 @@ from PIL import Image
 
 from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, codec
+from tests.support.cases import CASES
 from tests.support.label_maps import maps
 
 CODE = ConfidenceCode()
@@ -18,7 +19,7 @@ ARRAYS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=
 
 
 @given(ARRAYS, st.sampled_from(["label", "confidence", "source"]), st.sampled_from(codec.CODECS))
-@settings(max_examples=100)
+@settings(max_examples=CASES)
 def test_any_map_comes_back_unchanged_and_other_programs_see_the_same(
     array: np.ndarray, what: str, name: codec.Codec
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode
 from hmsa_core.labels.codes import EDGES
+from tests.support.cases import CASES
 
 CODE = ConfidenceCode()
 GRID = [f"{i / 100:.2f}" for i in range(100)] + [f"{i / 1000:.3f}" for i in range(900, 1000)] + ["0.9995", "0.9999"]
@@ -36,7 +37,7 @@ def test_every_grid_threshold_is_an_edge_and_the_rest_refines_the_top() -> None:
 
 
 @given(PROBABILITIES, st.sampled_from(EDGES))
-@settings(max_examples=500)
+@settings(max_examples=CASES)
 def test_a_threshold_keeps_exactly_what_the_float_comparison_keeps(p: np.ndarray, threshold: str) -> None:
     kept = CODE.encode(p) >= CODE.code_for(threshold)
     assert np.array_equal(kept, p >= np.float32(threshold))
@@ -50,6 +51,7 @@ def test_values_beside_each_edge_fall_on_the_right_side() -> None:
 
 
 @given(PROBABILITIES, st.sampled_from(EDGES), st.sampled_from(EDGES))
+@settings(max_examples=CASES)
 def test_a_higher_threshold_keeps_no_more(p: np.ndarray, one: str, other: str) -> None:
     low, high = sorted((CODE.code_for(one), CODE.code_for(other)))
     code = CODE.encode(p)

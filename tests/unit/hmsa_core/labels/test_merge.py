@@ -21,6 +21,7 @@ from hmsa_core.labels.merge import (
     merge_with_source,
 )  # fmt: skip
 from hmsa_core.labels.spec import MergeConfig, PairRule
+from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
 
 CLASSES = toy_classes()
@@ -36,7 +37,7 @@ def _rules(actions: np.ndarray) -> MergeRules:
 
 
 @given(LABELS, LABELS, ACTIONS)
-@settings(max_examples=500)
+@settings(max_examples=CASES)
 def test_a_human_pixel_stays_or_becomes_255_unless_its_pair_is_listed(
     pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
 ) -> None:
@@ -49,7 +50,7 @@ def test_a_human_pixel_stays_or_becomes_255_unless_its_pair_is_listed(
 
 
 @given(LABELS, LABELS, ACTIONS)
-@settings(max_examples=500)
+@settings(max_examples=CASES)
 def test_255_becomes_a_class_only_through_a_label_that_passed(
     pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
 ) -> None:
@@ -64,6 +65,7 @@ def test_255_becomes_a_class_only_through_a_label_that_passed(
 
 
 @given(LABELS, LABELS, ACTIONS)
+@settings(max_examples=CASES)
 def test_each_pair_does_what_its_rule_says(pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray) -> None:
     rules = _rules(actions)
     final = merge_labels(pseudo, human, rules)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.errors import ConfigError, InputError, StoreError
@@ -12,6 +12,7 @@ from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
 from hmsa_core.labels.codes import EDGES
 from hmsa_core.labels.policy import WITHHELD, ClassPolicy, from_threshold, keep
 from hmsa_core.taxonomy import cityscapes
+from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
 
 CODE = ConfidenceCode()
@@ -25,6 +26,7 @@ def _policy(codes: list[int], **options: object) -> ThresholdPolicy:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(EDGES))
+@settings(max_examples=CASES)
 def test_a_plain_number_keeps_what_the_floats_keep_and_255_elsewhere(seed: int, threshold: str) -> None:
     rng = np.random.default_rng(seed)
     p = np.where(rng.random((8, 9)) < 0.2, CODE.values[rng.integers(0, 256, (8, 9))], rng.random((8, 9)))
@@ -35,6 +37,7 @@ def test_a_plain_number_keeps_what_the_floats_keep_and_255_elsewhere(seed: int, 
 
 
 @given(st.lists(st.integers(0, 256), min_size=5, max_size=5), st.integers(0, 4), st.integers(0, 50))
+@settings(max_examples=CASES)
 def test_raising_the_cut_of_a_class_only_takes_its_own_pixels_away(codes: list[int], c: int, more: int) -> None:
     rng = np.random.default_rng(sum(codes))
     label, code = rng.integers(0, 5, (20, 20)).astype(np.uint8), rng.integers(0, 256, (20, 20)).astype(np.uint8)
