@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -101,6 +104,24 @@ def test_neither_the_order_of_the_index_nor_the_place_of_the_data_changes_a_byte
     rewrite_index(own_data, lambda samples: samples[::-1])
     run(own_data, tmp_path / "elsewhere")
     assert store_bytes(tmp_path / "elsewhere") == store_bytes(finished)
+
+
+def test_a_clock_that_jumps_and_images_of_one_time_change_no_byte(own_data, finished, tmp_path, monkeypatch):
+    for image in own_data.rglob("*.png"):
+        os.utime(image, (1e9, 1e9))
+    day, real = itertools.cycle([0, 86_400, -86_400, 7 * 86_400]), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(day))
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + next(day)) * 1e9))
+    run(own_data, tmp_path / "work")
+    assert store_bytes(tmp_path / "work") == store_bytes(finished)
+    assert summary_without_clocks(tmp_path / "work") == summary_without_clocks(finished)
+    written = [line["time"] for line in read_log(tmp_path / "work/log.jsonl")]
+    assert max(written) - min(written) > 86_400, "the job has seen the clock jump"
+
+
+def summary_without_clocks(work: Path) -> dict[str, object]:
+    summary = read_json(work / "summary.json")
+    return {key: summary[key] for key in ("images", "resumed", "skipped")}
 
 
 def test_a_stopped_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(data, finished, tmp_path):
