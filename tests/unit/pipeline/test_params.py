@@ -168,6 +168,17 @@ def _mutate(text: str, rng: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
+# After file and line: a key with what was expected and what is there, or what is wrong with the YAML itself.
+_OF_A_KEY = re.compile(
+    r":\d+: [\w.@]+: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?|\w+ must not .+"
+    r"|tags such as .+|.+ is too large for a number)"
+)
+_OF_THE_TEXT = re.compile(
+    r"(:\d+: (expected .+, but (found|got) .+|mapping values .+|could not find .+|found .+|anchors .+|\S+ is given twice .+)"
+    r"|: not a YAML text .+)"
+)
+
+
 def test_two_hundred_mutated_files_are_valid_or_refused_in_one_line_with_a_place(tmp_path: Path) -> None:
     rng = random.Random(20201)
     text = profile_text("tiny")
@@ -184,6 +195,9 @@ def test_two_hundred_mutated_files_are_valid_or_refused_in_one_line_with_a_place
         assert "\n" not in message, message
         assert message.startswith(str(path)), message
         assert len(message) < 600, message
+        rest = message.removeprefix(str(path))
+        assert _OF_A_KEY.fullmatch(rest) or _OF_THE_TEXT.fullmatch(rest), message
+    assert sum(": expected " in message and ", found " in message for message in said) > 20
 
 
 def test_versions_in_the_profiles_are_those_of_the_stages(load) -> None:
