@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import errors
-from hmsa_core.config import RuntimeConfig
-from hmsa_core.engine.spec import InferSpec, Selection
+from hmsa_core.config import RuntimeConfig, TrainConfig
+from hmsa_core.engine.spec import FineData, InferSpec, Selection, TrainSpec
 from hmsa_core.locks import FileLock, device_lock_path
 from hmsa_core.process import StopRequest
 from pipeline import devices, launcher
@@ -122,6 +122,28 @@ def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, 
         threads=3,
     )
     assert (tmp_path / "env").read_text() == "33"
+
+
+FAULTS = """
+import pathlib, resource
+for _ in range(10):
+    step = [bytearray(10 << 20) for _ in range(16)]; del step
+pathlib.Path({out!r}).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
+"""
+
+
+def test_a_training_keeps_freed_memory_instead_of_faulting_it_in_at_each_step(tmp_path: Path, monkeypatch) -> None:
+    script = FAULTS.format(out=str(tmp_path / "faults"))
+    monkeypatch.setattr(launcher, "job_command", lambda *_: [sys.executable, "-S", "-c", script])
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    fine = FineData(selection=Selection(index=tmp_path / "i.parquet"), centroids=tmp_path / "c.parquet")
+    spec = TrainSpec(
+        work=tmp_path, roots={"target": tmp_path}, stage="teacher-train", fine=fine,
+        config=TrainConfig(runtime=RuntimeConfig(device="cpu")),
+    )  # fmt: skip
+    launcher.run_job(spec, stop=StopRequest())
+    once = (160 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert int((tmp_path / "faults").read_text()) < 3 * once, "ten steps of 160 MB each"
 
 
 def test_one_rank_is_a_plain_process_and_two_run_under_torchrun_on_loopback(tmp_path: Path) -> None:
