@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.report.curves import curve_grid
 from pipeline.report.facts import Facts
@@ -129,15 +129,17 @@ def _beside(facts: Facts) -> Raw:
     )
 
 
+def _lines(counts: Mapping[str, int]) -> Raw:
+    return Raw("<br>".join(esc(f"{n} {name}") for name, n in counts.items()))  # one wide line leaves the page
+
+
 def data(facts: Facts) -> Raw:
     """Counts by role, quarantine with reasons, near-duplicates."""
     parts = []
     for root, part in facts.summary.items():
         if not isinstance(part, dict) or not part.get("images"):
             continue
-        roles = ", ".join(f"{n} {role}" for role, n in part["by_role"].items())
-        splits = ", ".join(f"{n} {split}" for split, n in part.get("by_split", {}).items())
-        blocks = ", ".join(f"{n} {role}" for role, n in part["blocks"].items())
+        roles, splits, blocks = (_lines(part.get(key, {})) for key in ("by_role", "by_split", "blocks"))
         parts.append([root, part["layout"], part["images"], roles, splits, blocks, part["refused_images"]])
     near = [
         f"{kind}: {n}" for part in facts.summary.values() if isinstance(part, dict)

@@ -1,0 +1,55 @@
+"""Small windows and telephones: nothing is hidden behind something else, nothing sticks out of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.html import swatch
+from tests.support.browser_page import Page
+
+OVERLAPS = """
+const boxes = [...document.querySelectorAll(".tile")].map((t) => t.getBoundingClientRect());
+return boxes.filter((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1 && b.left < a.right - 1
+  && a.top < b.bottom - 1 && b.top < a.bottom - 1)).length;
+"""
+
+
+@pytest.fixture
+def resize(browser: Any) -> Iterator[Any]:
+    def to(width: int, height: int) -> None:
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+    yield to
+    to(1500, 940)
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 600), (1100, 800), (1280, 900)])
+def test_the_page_fits_and_no_image_of_the_list_hides_another(page: Page, resize, width: int, height: int) -> None:
+    resize(width, height)
+    page.open()
+    page.until(lambda: len(page.all(".tile")) >= 6)
+    assert page.js(OVERLAPS) == 0
+    assert page.js("return document.documentElement.scrollWidth") <= width
+    for css in ("#threshold", "#save-policy", "#accept", "#filter"):
+        box = page.js("const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right];", css)
+        assert box[0] >= 0, css
+        assert box[1] <= width, css
+
+
+def test_colours_in_captions_of_the_reports_curves_are_small_squares(browser: Any, tmp_path: Path) -> None:
+    style = resources.files("pipeline.report").joinpath("style.css").read_text("utf-8")
+    chart = "<svg viewBox='0 0 220 130'></svg>"
+    (tmp_path / "page.html").write_text(
+        f"<!doctype html><style>{style}</style><div class='curves'><figure class='card'>{chart}"
+        f"<figcaption>{swatch((128, 64, 128))}road</figcaption></figure></div>"
+    )
+    browser.get((tmp_path / "page.html").as_uri())
+    width = browser.execute_script("return [...document.querySelectorAll('svg')].map((s) => s.getBoundingClientRect().width)")
+    assert width[0] > 150
+    assert width[1] < 20
