@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -45,7 +46,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
     if (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
-            lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _leftovers(ws),
+            lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _lock_file(ws),
+            lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     else:
@@ -191,6 +193,26 @@ def repair_dvc_lock(ws: Workspace) -> str | None:
             return None
     _rwlock(ws).unlink()
     return f"removed {_rwlock(ws)}"
+
+
+def _lock_file(ws: Workspace) -> Iterator[Finding]:
+    """Whether dvc.lock can be read: a merge of two branches leaves both versions in it, a kill half of one."""
+    import yaml
+
+    path = ws.path("dvc.lock")
+    if not path.exists():
+        return
+    text = path.read_text("utf-8", errors="replace")
+    try:
+        is_whole = isinstance(yaml.safe_load(text), dict) and not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
+    except yaml.YAMLError:
+        is_whole = False
+    if is_whole:
+        yield Finding("dvc.lock", "ok", "can be read")
+    else:
+        what = "holds a merge conflict" if "<<<<<<< " in text else "is torn"
+        # Written anew from params.yaml and the run cache: what ran before with the same inputs does not run again.
+        yield Finding("dvc.lock", "broken", f"{path} {what}: every dvc repro fails", "rm dvc.lock && dvc repro")
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:

@@ -49,3 +49,17 @@ def test_each_fault_is_mended_by_the_command_that_the_doctor_gives(workspace: Pa
     assert _findings(workspace, 0) == {}
     assert dvc(workspace, "status").text.strip().endswith("up to date.")
     assert lock_file(workspace) == lock
+
+
+def test_a_lock_file_with_the_conflict_of_a_merge_is_made_again_and_nothing_runs_twice(workspace: Path) -> None:
+    lock = lock_file(workspace)
+    ours, theirs = lock, lock.replace("md5: ", "md5: 0", 1)
+    (workspace / "dvc.lock").write_text(f"<<<<<<< HEAD\n{ours}=======\n{theirs}>>>>>>> theirs\n")
+    assert dvc(workspace, "repro", status=None).status != 0, "DVC cannot read it"
+    broken = _findings(workspace, 1)
+    assert set(broken) == {"dvc.lock"}
+    done = subprocess.run(
+        broken["dvc.lock"]["mend"], shell=True, cwd=workspace, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert "Running stage" not in done.stdout
+    assert lock_file(workspace) == lock

@@ -79,6 +79,32 @@ def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> Non
     assert "drops it by itself" in found[0].text
 
 
+CONFLICT = """schema: '2.0'
+stages:
+  report:
+<<<<<<< HEAD
+    cmd: exec autolabel stage report
+=======
+    cmd: exec autolabel stage report --theirs
+>>>>>>> theirs
+"""
+
+
+@pytest.mark.parametrize(("content", "said"), [(CONFLICT, "merge conflict"), ("schema: '2.0'\nstages:\n  report: {cm", "torn"),
+                                               ("", "torn")])  # fmt: skip
+def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
+    workspace: Workspace, content: str, said: str
+) -> None:
+    lock = workspace.path("dvc.lock")
+    assert "dvc.lock" not in _states(workspace.root), "a workspace in which nothing ran has none"
+    lock.write_text("schema: '2.0'\nstages: {}\n")
+    assert _states(workspace.root)["dvc.lock"] == "ok"
+    lock.write_text(content)
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc.lock"]
+    assert (found[0].state, found[0].mend) == ("broken", "rm dvc.lock && dvc repro")
+    assert said in found[0].text
+
+
 def test_changed_weights_are_named(workspace: Workspace) -> None:
     sha = atomic.write_bytes(workspace.path("models/teacher/model.safetensors"), b"weights")
     atomic.write_json(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
