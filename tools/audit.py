@@ -2,7 +2,7 @@
 
 pip-audit ends with status 0 when its service knows none of the packages, for want of a network or behind a mirror
 without that service: an audit of nothing. Here that is an error of its own. Status: 0 no known vulnerability, 1 some,
-or an exception that has expired, 3 packages could not be looked up.
+or an exception (of a vulnerability or a licence) that has expired, 3 packages could not be looked up.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools import licences
 from tools.lock import LOCK, read_lock
 
-__all__ = ["EXCEPTIONS", "Exemption", "judge", "main", "read_exemptions"]
+__all__ = ["EXCEPTIONS", "Exemption", "judge", "main", "read_exemptions", "stale_licences"]
 
 EXCEPTIONS = Path(__file__).with_name("audit-exceptions.toml")
 
@@ -66,6 +67,12 @@ def judge(report: Mapping[str, Any], exemptions: list[Exemption], today: datetim
     return lines, status
 
 
+def stale_licences(exceptions: Mapping[str, tuple[str, str]], today: datetime.date) -> list[str]:
+    """Exceptions of docs/licences.md whose day is over, an error line each."""
+    over = {name: until for name, (_, until) in exceptions.items() if datetime.date.fromisoformat(until) < today}
+    return [f"error: licence {name}: its exception in docs/licences.md expired on {day}" for name, day in over.items()]
+
+
 def main() -> int:
     """Audit requirements.lock."""
     command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "-r", str(LOCK),
@@ -77,7 +84,10 @@ def main() -> int:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         sys.stdout.write(f"error: nothing was audited: pip-audit ended with {done.returncode}: {last}\n")
         return 3
-    lines, status = judge(report, read_exemptions(), datetime.datetime.now(datetime.UTC).date())
+    today = datetime.datetime.now(datetime.UTC).date()
+    lines, status = judge(report, read_exemptions(), today)
+    stale = stale_licences(licences.exceptions(), today)
+    lines, status = lines + stale, 1 if stale else status
     sys.stdout.write("\n".join(lines) + f"\n{len(read_lock())} entries in {LOCK.name}\n")
     return status
 

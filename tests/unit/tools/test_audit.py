@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tools.audit import Exemption, judge, read_exemptions
+from tools import licences
+from tools.audit import Exemption, judge, read_exemptions, stale_licences
 
 TODAY = datetime.date(2026, 11, 20)
 CLEAN: dict[str, Any] = {"name": "six", "version": "1.17.0", "vulns": []}
@@ -53,3 +54,13 @@ def test_what_was_not_looked_up_is_an_error_not_a_pass(report: list[dict[str, An
 
 def test_the_repositorys_exceptions_are_readable() -> None:
     assert all(len(exempt.reason) > 20 for exempt in read_exemptions())
+
+
+def test_an_exception_for_a_licence_ends_on_its_day() -> None:
+    ours = licences.exceptions()
+    assert ours
+    days = {name: datetime.date.fromisoformat(until) for name, (_, until) in ours.items()}
+    assert stale_licences(ours, max(days.values()) + datetime.timedelta(1)) == [
+        f"error: licence {name}: its exception in docs/licences.md expired on {day}" for name, day in days.items()
+    ]
+    assert stale_licences(ours, min(days.values())) == []
