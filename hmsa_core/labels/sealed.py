@@ -45,7 +45,10 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         raise StoreError(f"{where}: not one of our files, or its first line is damaged")
     expected, actual = head[1].decode("ascii"), sha256_bytes(data[head.end() :])
     if actual != expected:
-        raise StoreError(f"{where}: damaged or edited (digest is {actual}, recorded {expected})")
+        raise StoreError(
+            f"{where}: damaged or edited (digest is {actual}, recorded {expected})",
+            hint="put the original back, or make it again; in a workspace `autolabel doctor` says how",
+        )
     try:
         value: dict[str, Any] = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -13,6 +13,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+_MEND = "in a workspace `autolabel doctor` prints what brings it back; elsewhere delete the store and make it again"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     elif problems:
         sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))
+        sys.stderr.write(f"hint: {_MEND}\n")
     else:
         part = "" if args.subset == "1/1" else f", slice {args.subset}"
         sys.stdout.write(f"{args.store}: {len(store)} images in {len(store.manifest['shards'])} shards{part}: whole\n")

@@ -27,7 +27,8 @@ def test_verify_says_that_all_is_well_or_names_what_is_not(store: Path, capsys: 
     assert "4 images in 2 shards: whole" in capsys.readouterr().out
     (store / "shard-00001.parquet").unlink()
     assert main(["verify", str(store)]) == 4
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "autolabel doctor" in err
     assert "missing" in out
     assert "shard-00001.parquet" in out
     assert main(["verify", str(store), "--json"]) == 4
