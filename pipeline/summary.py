@@ -29,13 +29,15 @@ def summary_text(ws: Workspace) -> str:
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:
-    rows = [f"{'mean IoU, points':<26}{'setting':<10}{'value':>7}   95 % interval (blocks)"]
+    width = max(24, *map(len, metrics["differences"])) + 2
+    rows = [f"{'mean IoU, points':<{width}}{'setting':<10}{'value':>7}   95 % interval (blocks)"]
     for name, model in metrics["models"].items():
         for setting, interval in model["settings"].items():
-            rows.append(f"{name:<26}{setting:<10}{_points(interval)}")
+            rows.append(f"{name:<{width}}{setting:<10}{_points(interval)}")
     main = metrics["main_setting"]
     for name, interval in metrics["differences"].items():
-        rows.append(f"{name:<26}{main if name.startswith(('student', 'control')) else '':<10}{_points(interval, '+')}")
+        setting = main if name.startswith(("student", "control")) else ""
+        rows.append(f"{name:<{width}}{setting:<10}{_points(interval, '+')}")
     return rows
 
 
