@@ -150,7 +150,7 @@ def _trust(rows: Sequence[Mapping[str, Any]]) -> Raw:
                             "on void")]
         for row in rows
     ]  # fmt: skip
-    head = ["class", "status", "threshold", "precision", "blocks", "on report", "marginal", "covers", "±", "void"]
+    head = ["class", "status", "threshold", "precision", "blocks", "on report", "marginal", "covers", "change", "void"]
     return table(head, shown)
 
 
