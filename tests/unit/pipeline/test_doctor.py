@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_a_torn_dvc_lock_is_left_alone_while_a_stage_is_at_work(workspace: Works
     with workspace.lock("auto-infer"):
         assert doctor.repair_dvc_lock(workspace) is None
     assert rwlock.exists()
+
+
+def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(b"")
+    with workspace.path(".dvc/tmp/lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+        assert (found[0].state, found[0].mend) == ("warning", "wait for it")
+        assert doctor.repair_dvc_lock(workspace) is None
+        assert rwlock.exists()
+    assert doctor.repair_dvc_lock(workspace) is not None, "free again: nobody is at work"
 
 
 def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> None:
@@ -170,6 +183,18 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
     assert "needs torch ==2.15.0, installed is 2.12.0" in str(machine.torch_pair())
     monkeypatch.setattr(machine, "versions", lambda: have | {"torch": "2.4.1"})
     assert "2.11 or newer" in str(machine.torch_pair())
+
+
+def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_mend(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
+    monkeypatch.setattr(doctor, "disk_need", lambda _ws: machine.Need(10 << 30, {}, 1 << 30))
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), "make setup")
+    assert found["disk"].text == "1.0 GiB free, about 10.0 GiB needed by a full run"
+    assert "dvc gc --workspace" in found["disk"].mend
+    assert main(["doctor", "--workspace", str(workspace.root)]) == 1
 
 
 def test_too_little_disk_stops_the_night_before_it_starts(
