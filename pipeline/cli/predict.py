@@ -43,6 +43,10 @@ def _check_stems(images: list[Path]) -> None:
     folder = next((path for path in images if path.is_dir()), None)
     if folder is not None:
         raise InputError(f"{folder}: is a folder", hint=f"give its images ({folder}/*), or use `autolabel label`")
+    # Before the network is loaded, and before the first of them is predicted.
+    missing = next((path for path in images if not path.exists()), None)
+    if missing is not None:
+        raise InputError(f"{missing}: no such file")
     stems = [path.stem for path in images]
     twice = next((s for s in stems if stems.count(s) > 1), None)
     if twice is not None:

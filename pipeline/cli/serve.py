@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-policy", type=Path, metavar="F", help="where it saves (default: STORE.policy.json)")
     parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
+    parser.add_argument("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
     parser.add_argument("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
     parser.add_argument("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=24, metavar="N", help="images in an export (default: %(default)s)")
     parser.add_argument("--sort", default="coverage", help="which images an export holds (as in `inspect`)")
     parser.add_argument("--threshold", metavar="T", help="threshold of an export (default: the policy, else 0.9)")
+
+
+def _port(text: str) -> int:
+    # The kernel would take larger ones modulo 65536.
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -63,6 +63,13 @@ def test_a_folder_in_place_of_images_says_what_to_give(checkpoint, tmp_path, cap
     assert f"{tmp_path}/*" in hint
 
 
+def test_a_missing_image_is_told_before_any_is_predicted(checkpoint, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "there.png"), noise_image(0, 40, 60))
+    assert predict(checkpoint, tmp_path / "out", str(tmp_path / "there.png"), str(tmp_path / "gone.png")) == 3
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone.png'}: no such file\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_commands_load_neither_torch_nor_numpy_when_they_are_imported():
     code = (
         "import sys, pipeline.cli.label, pipeline.cli.predict, pipeline.cli.evaluate;"
