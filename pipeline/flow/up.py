@@ -29,7 +29,10 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
         )
     services.folder.mkdir(parents=True, exist_ok=True)
     env = services.environment()
-    had_server = services.is_external or services.is_running("server")
+    if not services.is_external and not services.is_running("server") and nightly_lock(services.workspace).is_free():
+        # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute. Before
+        # the server is back, since a worker that sees it again takes the next run at once, and would take it along.
+        services.stop("worker")
     said = [_server(services, env, wait_s)]
     before = _deployed_workspace(services)
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
@@ -37,12 +40,8 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
     said.append("deployment auto-label/nightly is registered")
     if before and before != str(services.workspace):
         said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
-    if nightly_lock(services.workspace).is_free():
-        if restore(services.workspace):
-            said.append("params.yaml is what it was before a run that was killed")
-        if not had_server:
-            # A worker gives up some time after its server is gone: a fresh one now is better than none in a minute.
-            services.stop("worker")
+    if nightly_lock(services.workspace).is_free() and restore(services.workspace):
+        said.append("params.yaml is what it was before a run that was killed")
     said += _reap(services, env)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", f"worker-{services.port}",
               "--limit", "1", "--install-policy", "never"]  # fmt: skip

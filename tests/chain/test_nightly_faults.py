@@ -108,7 +108,11 @@ def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undi
     work = orchestrated / "work" / "auto-infer"
     known = receipts_of(work)
     with (orchestrated.parent / "said.txt").open("wb") as said:
-        flow = subprocess.Popen([sys.executable, "-c", call], cwd=orchestrated, env=environment(), stdout=said, stderr=said)
+        flow = subprocess.Popen(
+            [sys.executable, "-c", call], cwd=orchestrated, env=environment(), stdout=said, stderr=said,
+            # As in a terminal, whoever started the tests: a shell's background jobs ignore SIGINT, and so do their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
     try:
         wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
         ranks = ranks_of(orchestrated)

@@ -51,7 +51,7 @@ def test_a_worse_student_is_not_promoted_and_a_better_one_is_exactly_once(orches
 
     worse = _night(orchestrated, WORSE)
     assert worse["kind"] == "kept"
-    assert worse["gain"] < -0.02
+    assert worse["gain"] < -0.01  # profile tiny's teacher has little more to lose
     assert "lower bound" in worse["told"]
     assert registry.current() == before
     assert registry.history() == []
