@@ -129,6 +129,8 @@ def inspect(file: IO[bytes], where: str, max_pixels: int) -> tuple[Header, Image
             raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
         file.seek(0)
         chunks = check_png(file, where)
+    if kind == "JPEG":
+        _check_jpeg_end(file, where)
     file.seek(0)
     image = guarded(lambda: Image.open(file, formats=[kind]), where)
     try:
@@ -148,6 +150,7 @@ def _judge(
     mode = image.mode
     if kind == "TIFF":
         guarded(lambda: _check_tiff(image, where, max_pixels), where)
+        guarded(lambda: _check_tiff_end(image, where), where)
     if kind == "PNG" and head[24] < 8 and mode == "L":
         # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids.
         mode = "1"
@@ -169,6 +172,45 @@ def _check_tiff(image: Image.Image, where: str, max_pixels: int) -> None:
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
     if tile > max_pixels:
         raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
+
+
+def _check_tiff_end(image: Image.Image, where: str) -> None:
+    """All strips or tiles lie in the file: found out by decoding, a lack costs the memory of the picture."""
+    opened_image: Any = image  # a TIFF image, with tags and its file
+    tags = opened_image.tag_v2
+    offsets, lengths = (tags.get(273) or tags.get(324) or ()), (tags.get(279) or tags.get(325) or ())
+    size = opened_image.fp.seek(0, os.SEEK_END)
+    if any(offset + length > size for offset, length in zip(offsets, lengths, strict=False)):
+        raise DecodeError(f"{where}: ends before its pixels do", reason="truncated")
+
+
+def _check_jpeg_end(file: IO[bytes], where: str) -> None:
+    """An end marker follows the start of the first scan; scans hold none. The same reason as for TIFF."""
+    start, size = _jpeg_scan(file), file.seek(0, os.SEEK_END)
+    end = size
+    while end > start:
+        begin = max(start, end - (1 << 16))
+        file.seek(begin)
+        if b"\xff\xd9" in file.read(end - begin + 1):  # one byte more: the marker may lie across two blocks
+            return
+        end = begin
+    raise DecodeError(f"{where}: ends before its pixels do", reason="truncated")
+
+
+def _jpeg_scan(file: IO[bytes]) -> int:
+    """Position of the first scan, or of whatever is no segment."""
+    at = 2
+    while True:
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:
+            return at
+        if head[1] == 0xFF:  # fill bytes
+            at += 1
+        elif head[1] == 0x01 or 0xD0 <= head[1] <= 0xD8:  # markers without a length
+            at += 2
+        else:
+            at += 2 + int.from_bytes(head[2:4], "big")
 
 
 def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:

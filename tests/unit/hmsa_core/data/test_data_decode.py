@@ -240,17 +240,22 @@ def test_a_file_too_long_for_its_ceiling_is_not_read(tmp_path):
     assert refused(path, max_pixels=1_000_000) == "too-large"
 
 
+# The high-water mark of the process's own memory: what getrusage says begins with that of the process that started it.
 _MEMORY = """
-import resource, sys
+import sys
+from pathlib import Path
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_image, read_label, read_label_ids
 from hmsa_core.errors import DecodeError
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+base = peak()
 read = {"image": read_image, "label": lambda p: read_label(p, taxonomy.cityscapes())}[sys.argv[2]]
 try:
     read(sys.argv[1])
 except DecodeError as error:
-    print(error.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
+    print(error.reason, (peak() - base) // 1024)
 """
 
 
@@ -268,6 +273,42 @@ def _big_png(colour: int, rows: int = 8000, cut: float = 1.0) -> bytes:
     compress = zlib.compressobj(1)
     body = b"".join(compress.compress(line) for _ in range(int(rows * cut))) + compress.flush()
     return png(8000, rows, colour=colour, body=body)
+
+
+def _big_file(form: str, **options: object) -> bytes:
+    """The same size in another format, without its last tenth."""
+    rows = np.zeros((7990, 8000), np.uint8)
+    rows[::7] = 9
+    out = io.BytesIO()
+    Image.fromarray(rows).convert("RGB").save(out, form, **options)
+    return out.getvalue()[: len(out.getvalue()) * 9 // 10]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}), ("WEBP", {"quality": 1, "method": 0})],
+    ids=["JPEG", "progressive JPEG", "TIFF", "WebP"],
+)  # fmt: skip
+def test_a_cut_file_of_any_format_costs_less_than_200_mb(tmp_path, form, options):
+    reason, mebibytes = _cost(put(tmp_path, _big_file(form, **options), SUFFIX[form]))
+    assert reason in ("truncated", "corrupt")
+    assert mebibytes * 1.048576 < 200
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
+    data = encode(RGB, "JPEG")
+    for more in (b"", b"\0", b"\xff", bytes(70_000), b"\xff\xd9" + bytes(1 << 16)):
+        path = put(tmp_path, data + more, ".jpg")
+        assert np.array_equal(read_image(path), _shown(data))
+
+
+def test_an_end_marker_in_a_thumbnail_is_not_the_end_of_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xd9"  # a description with the bytes of the marker
+    data = encode(RGB, "JPEG", exif=exif, comment=b"\xff\xd9")
+    assert data.count(b"\xff\xd9") > 1
+    assert read_image(put(tmp_path, data, ".jpg")).shape == RGB.shape
+    assert refused(put(tmp_path, data[:-40], ".jpg")) == "truncated"
+    assert refused(put(tmp_path, data[:-2], ".jpg")) == "truncated"
 
 
 @pytest.mark.parametrize("case", ["bomb", "cut file", "cut stream", "bad ids"])
