@@ -260,11 +260,19 @@ def _number(value: float) -> float | None:
     return None if not np.isfinite(value) else float(value)
 
 
+def _bounds_of(verdict: dict[str, Any]) -> str:
+    """What the gate's bounds hold, which are wider than a report's interval."""
+    gain = verdict["gain"]
+    seeds = f", spread of {gain['aa_runs']} A/A trainings" if gain["seed_sd"] and gain["aa_runs"] else ""
+    return f"bounds at alpha {verdict['alpha']:.3g} for look {verdict['look']}{seeds}"
+
+
 def _sentence(verdict: dict[str, Any]) -> str:
     gain = verdict["gain"]
     told = (
         f"{verdict['candidate']} {100 * gain['value']:+.2f} points against {verdict['incumbent']} "
-        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]; the smallest gain this set could have shown is "
+        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}] ({_bounds_of(verdict)}); the smallest gain this set "
+        f"could have shown is "
         f"{100 * gain['smallest_detectable']:.2f}."
     )
     return ("Promote: " if verdict["promote"] else "Keep the incumbent: ") + told
