@@ -1,8 +1,8 @@
 """Our checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
 
 The JSON is written last; it holds what is needed to build the model again, who made it (`lineage`), how it
-is meant to be run (`inference`) and the SHA-256 of the weight file, which is checked before any tensor is
-used. The weight file depends on names, shapes and values only, so its digest identifies the weights.
+is meant to be run (`inference`), the SHA-256 of the weight file, which is checked before any tensor is used,
+and a digest of itself. The weight file depends on names, shapes and values only, so its digest identifies the weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
+from hmsa_core.atomic import digest, read_json, sha256_bytes, write_bytes, write_json
 from hmsa_core.errors import CheckpointError, IntegrityError
 
 if TYPE_CHECKING:
@@ -78,17 +78,15 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[st
     (folder / META).unlink(missing_ok=True)
     sha256 = write_bytes(folder / WEIGHTS, data)
     parameters = sum(tensor.numel() for tensor in state.values())
-    write_json(
-        folder / META,
-        {
-            **meta,
-            "format": FORMAT,
-            "version": VERSION,
-            "weights_sha256": sha256,
-            "tensors": len(state),
-            "values": parameters,
-        },
-    )
+    whole = {
+        **meta,
+        "format": FORMAT,
+        "version": VERSION,
+        "weights_sha256": sha256,
+        "tensors": len(state),
+        "values": parameters,
+    }
+    write_json(folder / META, whole | {"digest": digest(whole)})
     return sha256
 
 
@@ -96,7 +94,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint's JSON (no torch, no tensors); `path` is the folder or either file in it.
 
     Raises:
-        CheckpointError: nothing there, unfinished, another format, a field missing or of another type.
+        CheckpointError: nothing there, unfinished, damaged, another format, a field missing or of another type.
     """
     folder = _folder(Path(path))
     file = folder / META
@@ -113,6 +111,9 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: version {meta.get('version')!r}, this program reads version {VERSION}: use a newer program"
         )
+    recorded = meta.pop("digest", None)
+    if recorded is not None and recorded != digest(meta):
+        raise CheckpointError(f"{file}: damaged or edited (its digest does not fit); copy the folder again")
     for name, kind in _FIELDS.items():
         if not isinstance(meta.get(name), kind):
             raise CheckpointError(f"{file}: field {name!r} is missing or of another type")
