@@ -24,8 +24,10 @@ def summary_text(ws: Workspace) -> str:
     if "unverified" in metrics:
         return f"{metrics['unverified']}\n"
     lines = [f"{ws.root}: {metrics['judgement']['judged']} report images", "", *_models(metrics), "", *_kept(metrics)]
-    sentence = read_json(ws.path("evaluation/verdict.json")).get("sentence", "")
-    return "\n".join([*lines, "", sentence]) + "\n"
+    verdict = read_json(ws.path("evaluation/verdict.json"))
+    sentence = verdict.get("sentence", "")
+    why = [f"Why: {reason}" for reason in verdict.get("reasons", []) if reason != sentence]
+    return "\n".join([*lines, "", sentence, *why]) + "\n"
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:

@@ -35,7 +35,9 @@ def headline(facts: Facts) -> Raw:
     if facts.baseline is not None:
         tiles.append(_tile(points(facts.baseline), "mIoU of colour + position alone"))
     sentence = facts.verdict.get("sentence", "")
-    return Raw(f"<p class='lead'>{esc(sentence)}</p><div class='tiles'>{''.join(tiles)}</div>")
+    reasons = [reason for reason in facts.verdict.get("reasons", []) if reason != sentence]
+    why = f"<p class='soft'>Why: {esc('; '.join(reasons))}.</p>" if reasons else ""
+    return Raw(f"<p class='lead'>{esc(sentence)}</p>{why}<div class='tiles'>{''.join(tiles)}</div>")
 
 
 def _tile(value: str, text: str) -> str:

@@ -139,6 +139,7 @@ def test_the_summary_shows_every_model_and_the_thresholds(whole: Whole) -> None:
     text = run(REPO, "autolabel", "stage", "--summary", "--workspace", str(whole.root)).text
     for word in ("teacher", "control", "student", "student - control", "precision", "coverage", "road"):
         assert word in text
+    assert "Why: seed variance is unknown: 0 of 3 A/A trainings" in text, "a verdict says its reasons"
 
 
 def test_a_damaged_raw_store_is_named_and_not_used(workspace: Path) -> None:
