@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 
@@ -114,9 +115,13 @@ def run_child(
     stop.on_stop(forward)
     if stop.is_set():  # the request came while the child was being started
         forward(signal.SIGTERM)
+    killed_at: float | None = None  # set when the stop is first seen here: the whole grace time lies ahead then
     while True:
+        if stop.is_set() and killed_at is None:
+            killed_at = time.monotonic() + grace_s
         try:
-            return child.wait(timeout=grace_s if stop.is_set() else 0.5)
+            return child.wait(timeout=0.5 if killed_at is None else min(0.5, max(0.0, killed_at - time.monotonic())))
         except subprocess.TimeoutExpired:
-            if stop.is_set():
+            if killed_at is not None and time.monotonic() >= killed_at:
                 child.kill()
+                return child.wait()

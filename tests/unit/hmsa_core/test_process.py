@@ -26,6 +26,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
 """
+SLOW_TO_SAVE = POLITE.replace('open(sys.argv[1] + ".saved"', 'time.sleep(1.5); open(sys.argv[1] + ".saved"')
 STUBBORN = """
 import signal, sys, os, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -68,6 +69,13 @@ def test_a_stop_is_forwarded_and_the_child_may_save_its_progress(tmp_path: Path)
     assert parent.wait(timeout=10) == 143
     assert (tmp_path / "pid.saved").exists()
     assert _gone(child)
+
+
+def test_a_child_has_the_whole_grace_time_to_save(tmp_path: Path) -> None:
+    parent, _ = _start(SLOW_TO_SAVE, tmp_path / "pid")
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=20) == 143
+    assert (tmp_path / "pid.saved").exists()
 
 
 def test_a_child_that_ignores_the_stop_is_killed_after_the_grace_time(tmp_path: Path) -> None:
