@@ -14,7 +14,6 @@ the order of samples is a function of (seed, epoch), see `data.plan`.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from hmsa_core import atomic
 from hmsa_core.atomic import read_json, remove_tree, sha256_bytes, sweep_temps, write_bytes, write_json
+from hmsa_core.digested import take_digest, with_digest
 from hmsa_core.errors import ConfigError, HmsaError, IntegrityError
 
 __all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
@@ -85,7 +85,7 @@ class StateStore:
             "format": _FORMAT, "version": _VERSION, "key": self.key, "step": step, "files": files,
             "record": dict(record),
         }  # fmt: skip
-        write_json(target / _COMMIT, meta | {"digest": _digest(meta)})
+        write_json(target / _COMMIT, with_digest(meta))
         self._prune(step)
         return target
 
@@ -153,15 +153,9 @@ class StateStore:
         remove_tree(target)
 
 
-def _digest(meta: Mapping[str, Any]) -> str:
-    # As it is read back: JSON turns tuples into lists and all keys into text, which sort otherwise.
-    return atomic.digest(json.loads(atomic.canonical_json(meta)))
-
-
 def _check_digest(meta: dict[str, Any], where: Path) -> dict[str, Any]:
     """The commit point without its digest, which it must match; the first states had none."""
-    recorded = meta.pop("digest", None)
-    actual = _digest(meta)
+    recorded, actual = take_digest(meta)
     if recorded not in (None, actual):
         raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
     if set(meta) != _FIELDS:

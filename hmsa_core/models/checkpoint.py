@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.atomic import digest, read_json, sha256_bytes, write_bytes, write_json
+from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
+from hmsa_core.digested import take_digest, with_digest
 from hmsa_core.errors import CheckpointError, IntegrityError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[st
         "tensors": len(state),
         "values": parameters,
     }
-    write_json(folder / META, whole | {"digest": digest(whole)})
+    write_json(folder / META, with_digest(whole))
     return sha256
 
 
@@ -111,8 +112,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: version {meta.get('version')!r}, this program reads version {VERSION}: use a newer program"
         )
-    recorded = meta.pop("digest", None)
-    if recorded is not None and recorded != digest(meta):
+    recorded, actual = take_digest(meta)
+    if recorded not in (None, actual):
         raise CheckpointError(f"{file}: damaged or edited (its digest does not fit); copy the folder again")
     for name, kind in _FIELDS.items():
         if not isinstance(meta.get(name), kind):
