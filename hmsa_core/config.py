@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 __all__ = [
+    "LARGEST_SCALE",
     "AugmentConfig",
     "InferConfig",
     "LossConfig",
@@ -28,7 +29,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=8.0)], ...], Strict(False), Field(min_length=1)]
+LARGEST_SCALE = 8.0
+Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...], Strict(False), Field(min_length=1)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -115,13 +116,13 @@ def run_child(
     stop.on_stop(forward)
     if stop.is_set():  # the request came while the child was being started
         forward(signal.SIGTERM)
-    killed_at: float | None = None  # set when the stop is first seen here: the whole grace time lies ahead then
+    kill_at = math.inf
     while True:
-        if stop.is_set() and killed_at is None:
-            killed_at = time.monotonic() + grace_s
+        if stop.is_set():  # when it is first seen here: the whole grace time lies ahead then
+            kill_at = min(kill_at, time.monotonic() + grace_s)
         try:
-            return child.wait(timeout=0.5 if killed_at is None else min(0.5, max(0.0, killed_at - time.monotonic())))
+            return child.wait(timeout=min(0.5, kill_at - time.monotonic()))
         except subprocess.TimeoutExpired:
-            if killed_at is not None and time.monotonic() >= killed_at:
+            if time.monotonic() >= kill_at:
                 child.kill()
                 return child.wait()

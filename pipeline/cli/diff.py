@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hmsa_core.labels.policy import ThresholdPolicy
@@ -58,16 +58,13 @@ def run(args: argparse.Namespace) -> int:
 
 def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> ThresholdPolicy | None:
     """The policy of a file, or a plain threshold for all classes of the store, or None for neither."""
-    from hmsa_core.labels.policy import ThresholdPolicy, from_threshold
+    from hmsa_core.labels.policy import from_threshold
+    from pipeline.inspector.view import load_policy
 
     if threshold is not None and path is not None:
         raise ConfigError("give a threshold or a policy, not both")
     if path is not None:
-        if not path.is_file():
-            raise InputError(f"{path}: policy file not found")
-        policy = ThresholdPolicy.load(path)
-        policy.check(store.lineage, store.classes, where=str(store.path))
-        return policy
+        return load_policy(path, store)
     return None if threshold is None else from_threshold(threshold, store.classes)
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["Options", "add_options", "pin_threads", "read_options"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_LARGEST_SCALE = 8.0  # hmsa_core.config.Scales
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,17 @@ def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> O
     Raises:
         CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
     """
-    from hmsa_core.config import RuntimeConfig
+    from hmsa_core.config import LARGEST_SCALE, RuntimeConfig
     from hmsa_core.models import read_meta
 
     meta = read_meta(args.checkpoint)
     inference = meta.get("inference") or {}
     scales = args.scales or tuple(inference.get("scales") or _usual_scales(meta["kind"]))
     # Never false for "not a number", which compares with nothing.
-    if 1.0 not in scales or len(set(scales)) != len(scales) or not all(0 < s <= _LARGEST_SCALE for s in scales):
+    if 1.0 not in scales or len(set(scales)) != len(scales) or not all(0 < s <= LARGEST_SCALE for s in scales):
         shown = ",".join(f"{s:g}" for s in scales)
         raise ConfigError(
-            f"--scales {shown}: give different numbers above 0 and up to {_LARGEST_SCALE:g}, one of them 1",
+            f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
             hint="for example --scales 0.5,1,2",
         )
     flip = args.flip if args.flip is not None else bool(inference.get("flip", True))

@@ -37,7 +37,7 @@ _MINI_WIDTH = 176  # pixels of a thumbnail's label map
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 
-def load_policy(path: str | os.PathLike[str], store: StoreView) -> ThresholdPolicy:
+def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
     """Read a policy and refuse one that was measured for other classes or another teacher."""
     if not Path(path).is_file():
         raise InputError(f"{path}: policy file not found")

@@ -34,12 +34,17 @@ def run(ws: Workspace) -> None:
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
-    student = train_model(ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=teacher, teacher=teacher)
+    every = config.validate_every
+    student = train_model(
+        ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=teacher, teacher=teacher, validate_every=every
+    )
     runs = {"student": student}
     if config.control:
         # Its key must not change with settings of the other half; crops an epoch do not depend on them.
         fine_only = config.model_copy(update={"pseudo": PseudoConfig()})
-        runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=teacher)
+        runs["control"] = train_model(
+            ws, STAGE, "control", fine_only, fine, init_from=teacher, validate_every=every
+        )
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)

@@ -87,6 +87,7 @@ def train_model(
     pseudo: PseudoData | None = None,
     init_from: Path | None = None,
     teacher: Path | None = None,
+    validate_every: int = 0,
 ) -> Path:
     """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
 
@@ -112,16 +113,15 @@ def train_model(
             ws,
             TrainSpec(
                 work=work, roots=root_paths(ws), stage=stage, config=plain, fine=fine, pseudo=pseudo,
-                init_from=init_from, teacher=teacher, validation=_validation(ws, config),
+                init_from=init_from, teacher=teacher, validation=_validation(ws, validate_every),
                 lineage=provenance(stage) | {"job": job},
             ),
         )  # fmt: skip
     return work
 
 
-def _validation(ws: Workspace, config: TrainConfig) -> ValidationData | None:
+def _validation(ws: Workspace, every: int) -> ValidationData | None:
     """Scores in the log at ends of epochs, on the images that calibration keeps out of every training."""
-    every = getattr(config, "validate_every", 0)
     if not every:
         return None
     chosen = Selection(index=role_index(ws, "calibrate"), roles=("calibrate",), kinds=("fine",))
