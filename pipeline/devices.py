@@ -12,11 +12,15 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from hmsa_core.errors import ConfigError, LockedError
 from hmsa_core.locks import FileLock, device_lock_path
 
-__all__ = ["Claim", "claim_devices", "visible_devices"]
+__all__ = ["CPUINFO", "Claim", "claim_devices", "cpu_emulates_bf16", "visible_devices"]
+
+CPUINFO = Path("/proc/cpuinfo")
+_BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ def visible_devices(env: Mapping[str, str] | None = None) -> list[str]:
     wanted = [part.strip() for part in chosen.split(",") if part.strip()]
     # A number is a position in the driver's list; anything else is already an id (GPU-..., MIG-...).
     return [present[int(w)] if w.isdigit() and int(w) < len(present) else w for w in wanted]
+
+
+def cpu_emulates_bf16() -> bool:
+    """Whether this processor lists its instructions and bf16 is not among them: training in bf16 is slow then."""
+    try:
+        lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return False  # no Linux: nothing is known, nothing is claimed
+    known = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
+    return bool(known) and not known & _BF16_UNITS
 
 
 def _driver_list() -> list[str]:

@@ -20,7 +20,7 @@ from hmsa_core.atomic import read_json
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.engine.spec import JobSpec, runtime_of, save_spec
 from hmsa_core.process import StopRequest, run_child
-from pipeline.devices import claim_devices
+from pipeline.devices import claim_devices, cpu_emulates_bf16
 
 __all__ = ["RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
 
@@ -56,6 +56,11 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
         environment = job_environment(runtime, os.environ) | claim.environment
         if spec.job == "train" and not claim.devices:
             environment = _KEEP_HEAP | environment  # what the user has set stays
+            if runtime.precision == "bf16" and cpu_emulates_bf16():
+                _LOG.warning(
+                    "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
+                    "training to fp32 in params.yaml", spec.stage,
+                )  # fmt: skip
         for attempt in range(relaunches + 1):
             if stop.is_set():
                 raise errors.InterruptedRunError("stopped before the job was started")

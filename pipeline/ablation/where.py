@@ -12,10 +12,9 @@ from typing import Any
 
 from pipeline import machine
 from pipeline.ablation.code import REPOSITORY
+from pipeline.devices import CPUINFO
 
 __all__ = ["commit_of", "describe_machine", "describe_run"]
-
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
@@ -36,8 +35,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    if _CPUINFO.exists():
-        for line in _CPUINFO.read_text("utf-8", errors="replace").splitlines():
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text("utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

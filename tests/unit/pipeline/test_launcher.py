@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,14 @@ def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, 
     assert (tmp_path / "env").read_text() == "33"
 
 
+def _training(work: Path, **runtime: Any) -> TrainSpec:
+    fine = FineData(selection=Selection(index=work / "i.parquet"), centroids=work / "c.parquet")
+    return TrainSpec(
+        work=work, roots={"target": work}, stage="teacher-train", fine=fine,
+        config=TrainConfig(runtime=RuntimeConfig(device="cpu", **runtime)),
+    )  # fmt: skip
+
+
 FAULTS = """
 import pathlib, resource
 for _ in range(10):
@@ -136,14 +145,24 @@ def test_a_training_keeps_freed_memory_instead_of_faulting_it_in_at_each_step(tm
     script = FAULTS.format(out=str(tmp_path / "faults"))
     monkeypatch.setattr(launcher, "job_command", lambda *_: [sys.executable, "-S", "-c", script])
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    fine = FineData(selection=Selection(index=tmp_path / "i.parquet"), centroids=tmp_path / "c.parquet")
-    spec = TrainSpec(
-        work=tmp_path, roots={"target": tmp_path}, stage="teacher-train", fine=fine,
-        config=TrainConfig(runtime=RuntimeConfig(device="cpu")),
-    )  # fmt: skip
-    launcher.run_job(spec, stop=StopRequest())
+    launcher.run_job(_training(tmp_path), stop=StopRequest())
     once = (160 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert int((tmp_path / "faults").read_text()) < 3 * once, "ten steps of 160 MB each"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "warned"),
+    [("fma avx2", "bf16", True), ("fma avx512_bf16", "bf16", False), ("fma avx2", "fp32", False)],
+)
+def test_a_training_in_bf16_on_a_processor_without_it_says_that_it_will_be_slow(
+    tmp_path: Path, monkeypatch, caplog, flags: str, precision: str, warned: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(devices, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(launcher, "job_command", lambda *_: ["true"])
+    launcher.run_job(_training(tmp_path, precision=precision), stop=StopRequest())
+    assert ("bf16 is emulated" in caplog.text) is warned
 
 
 def test_one_rank_is_a_plain_process_and_two_run_under_torchrun_on_loopback(tmp_path: Path) -> None:
