@@ -18,6 +18,7 @@ from hmsa_core.config import InferConfig, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.spec import EvaluationSetting
 from hmsa_core.errors import ConfigError, one_line
+from hmsa_core.labels.codes import ConfidenceCode
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from pipeline.gate import GateConfig
 from pipeline.stages import VERSIONS
@@ -112,6 +113,10 @@ class PseudoLabelConfig(Section):
             raise ValueError('"policy", a number from 0 to 0.9999, or the path of a policy file (*.json)')
         if not 0.0 <= value < 1.0:
             raise ValueError('a number from 0 to 0.9999, "policy", or the path of a policy file (*.json)')
+        below, above = ConfidenceCode().neighbours(value)
+        if below != above:  # else pseudo-label refuses it, after hours of training
+            near = " or ".join(edge for edge in (below, above) if edge is not None)
+            raise ValueError(f"a number on the grid of the confidence code, such as its neighbours {near}")
         return value
 
 

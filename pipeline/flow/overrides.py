@@ -50,6 +50,8 @@ def apply(text: str, changes: Mapping[str, Any]) -> str:
             if not isinstance(here, dict) or part not in here:
                 raise ConfigError(f"parameter {dotted!r}: params.yaml has no section {part!r}")
             here = here[part]
+        if not isinstance(here, dict):
+            raise ConfigError(f"parameter {dotted!r}: {'.'.join(parents)} is a value in params.yaml, not a section")
         here[last] = value
     out = io.StringIO()
     yaml.dump(tree, out)
@@ -62,7 +64,7 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     restore(root)
     params = root / "params.yaml"
     if not changes:
-        Params.load(params)
+        _check_policy(root, Params.load(params))
         yield
         return
     original = params.read_bytes()
@@ -70,7 +72,7 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     trial = root / "work" / "nightly" / "params.trial.yaml"
     atomic.write_text(trial, changed)
     try:
-        Params.load(trial)
+        _check_policy(root, Params.load(trial))
     finally:
         trial.unlink()
     atomic.write_bytes(root / _SAVED, original)
@@ -79,3 +81,12 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         restore(root)
+
+
+def _check_policy(root: Path, params: Params) -> None:
+    """A policy file that is not there is told now, not by pseudo-label after hours of training."""
+    threshold = params.pseudo_label.threshold
+    if isinstance(threshold, str) and threshold != "policy" and not (root / Path(threshold).expanduser()).is_file():
+        raise ConfigError(
+            f"pseudo_label.threshold: {threshold} is not there", hint="give a file relative to the workspace"
+        )

@@ -44,6 +44,9 @@ def test_a_killed_runs_parameters_are_undone_by_the_next_start(workspace: Path) 
         ({"pseudo_labl.threshold": 0.5}, "no section 'pseudo_labl'"),
         ({"student_train.epoch": 3}, "did you mean epochs"),
         ({"student_train.epochs": "many"}, "student_train.epochs"),
+        ({"student_train.epochs.last": 3}, r"student_train\.epochs is a value in params\.yaml, not a section"),
+        ({"pseudo_label.threshold": 0.85123}, r"neighbours 0\.85 or 0\.86, found 0\.85123"),
+        ({"pseudo_label.threshold": "policies/gone.json"}, r"policies/gone\.json is not there"),
     ],
 )
 def test_a_bad_parameter_is_named_and_nothing_is_written(workspace: Path, changes: dict[str, object], told: str) -> None:
