@@ -122,13 +122,20 @@ def _details(cells: Cells, order: Sequence[str]) -> list[str]:
     if weighted:
         lines += ["Mean weight of each scale, away from boundaries and inside their band (mean of the seeds):", ""]
         lines += [*_weights_overall(cells, weighted), ""]
-        last = weighted[-1]
-        lines += [f"By class, row `{last}`:", "", *_weights_by_class(_records(cells, last)), ""]
+        shown = _most_scales(cells, weighted)
+        lines += [f"By class, row `{shown}`:", "", *_weights_by_class(_records(cells, shown)), ""]
     labelled = [name for name in rows if _records(cells, name)[0]["labels"]]
     if labelled:
         lines += ["Share of all pixels that a class has in the labels of the auto-labelled half, percent:", ""]
         lines += [*_class_distribution(cells, labelled), ""]
     return lines
+
+
+def _most_scales(cells: Cells, rows: Sequence[str]) -> str:
+    """The row whose weights are shown by class: most scales, and of those the paper's fusion (explicit only alone)."""
+    scales = {name: len(_records(cells, name)[0]["details"]["mean_weights"]) for name in rows}
+    ours = [name for name in rows if not name.startswith("explicit")] or list(rows)
+    return max(ours, key=lambda name: scales[name])
 
 
 def _records(cells: Cells, row: str) -> list[dict[str, Any]]:

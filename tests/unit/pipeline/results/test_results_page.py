@@ -121,6 +121,19 @@ def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) 
         results_page(sources)
 
 
+def test_weights_by_class_are_those_of_the_hierarchical_row_with_most_scales(sources: Sources) -> None:
+    for row, scales, share in (
+        ("hierarchical-0.5-1", ("0.5", "1"), 0.5), ("hierarchical-0.5-1-2", ("0.5", "1", "2"), 0.3),
+        ("explicit-0.5-1-2", ("0.5", "1", "2"), 0.9),
+    ):  # fmt: skip
+        weights = {s: {p: dict.fromkeys(CLASSES, share) for p in ("interior", "band")} for s in scales}
+        mean = {s: {"interior": share, "band": share} for s in scales}
+        put_cell(sources.ablations / "scales", row, 0, 0.8, details={"mean_weights": mean, "weights": weights})
+    page = results_page(sources)
+    assert "By class, row `hierarchical-0.5-1-2`:" in page
+    assert "| pole | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 |" in page
+
+
 def test_cells_of_different_sources_are_told(sources: Sources) -> None:
     folder = sources.ablations / "labels"
     put_cell(folder, "both", 0, 0.8)
