@@ -12,7 +12,7 @@ from hmsa_core import __version__, atomic
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from pipeline.demodata.baseline import colour_position_baseline
-from pipeline.report import sections
+from pipeline.report import quality, sections
 from pipeline.report.facts import Facts, gather
 from pipeline.report.html import Raw, esc, swatch
 from pipeline.report.pictures import Strip, choose, strips
@@ -58,6 +58,7 @@ def render(facts: Facts, drawn: list[Strip]) -> str:
     parts = [
         ("pictures", "What the labels look like", _pictures(facts, drawn)),
         ("results", "Teacher, student, control", sections.results(facts)),
+        ("quality", "Categories, boundaries, cities, confidences", quality.section(facts.quality)),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),

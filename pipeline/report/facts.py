@@ -11,6 +11,7 @@ from hmsa_core.data.index import Index, QuarantineRow, read_quarantine
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.curves import Curves
 from hmsa_core.taxonomy import ClassTable
+from pipeline.report.quality import Quality, read_quality
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -35,6 +36,7 @@ class Facts:
     policy: ThresholdPolicy | None
     curves: Curves | None
     report_curves: Curves | None
+    quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None
     times: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,19 +47,22 @@ def gather(ws: Workspace) -> Facts:
     """Read what the stages before `report` wrote."""
     policy, curves = ws.path("calibration/policy.json"), ws.path("calibration/curves.json")
     seen = ws.path("evaluation/curves.json")
+    classes = Index.load(ws.path("data/index/target.parquet")).classes
+    metrics = _json(ws.path("evaluation/metrics.json"))
     return Facts(
         title=ws.params.report.title,
         profile=ws.params.profile,
-        classes=Index.load(ws.path("data/index/target.parquet")).classes,
+        classes=classes,
         summary=_json(ws.path("data/index/summary.json")),
         quarantine=read_quarantine(ws.path("data/index/quarantine.parquet")),
-        metrics=_json(ws.path("evaluation/metrics.json")),
+        metrics=metrics,
         verdict=_json(ws.path("evaluation/verdict.json")),
         per_class=_json(ws.path("evaluation/per_class.json")),
         statistics=_json(ws.path("labels/final/statistics.json")),
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
         report_curves=Curves.load(seen) if seen.exists() else None,
+        quality=read_quality(ws.path("evaluation"), classes, metrics.get("main_setting", "")),
         # Not the report's own: a page that is made again has to be the same page.
         times=[t for s in STAGES if s != "report" and (t := _json(ws.path(f"work/times/{s}.json")))],
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},

@@ -84,6 +84,35 @@ def test_without_json_a_table_names_every_class(folder, capsys):
     assert lines[-1].endswith("(3 images)")
 
 
+def test_details_hold_boundaries_reliability_cities_and_the_confusions(folder, capsys):
+    assert evaluate(folder, "--json", "--details") == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = np.array(found["confusion"])
+    assert counts.shape == (4, 4)
+    assert found["pixel_accuracy"] == pytest.approx(np.trace(counts) / counts.sum())
+    assert sum(found["reliability"]["pixels"]) == counts.sum()
+    assert set(found["boundary"]["iou"]) == set(CLASSES)
+    assert 0 <= found["ece"] <= 1
+    assert set(found["weights"]) == {"0.5", "1"}
+    assert found["category_iou"]["flat"] == pytest.approx(found["iou"]["road"])
+    assert found["cities"] == {}, "frame0 names no city"
+    assert evaluate(folder, "--details") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*CLASSES, "mean", "boundary", "ECE"]
+
+
+def test_a_long_edge_is_scored_at_the_labels_size_or_as_released(folder, capsys):
+    def pixels(*more: str) -> int:
+        assert evaluate(folder, "--json", "--details", "--scales", "1", "--long-edge", "28", *more) == 0
+        return int(np.sum(json.loads(capsys.readouterr().out)["confusion"]))
+
+    labels = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (folder / "labels").iterdir()]
+    assert pixels() == sum(int((label != 255).sum()) for label in labels)
+    assert 0 < pixels("--score-at", "resized") <= 3 * 28 * 28
+    with pytest.raises(SystemExit):
+        evaluate(folder, "--long-edge", "wide")
+    assert "'wide' is not a whole number of pixels" in capsys.readouterr().err
+
+
 def one_error_line(capsys) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""

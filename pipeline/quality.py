@@ -1,0 +1,43 @@
+"""Figures beside the mean IoU, from per-image confusions: categories, cities. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.metrics import category_iou, cityscapes_categories, iou_of, mean_iou_of
+from hmsa_core.taxonomy import ClassTable, cityscapes
+
+__all__ = ["by_category", "by_city", "categories_of"]
+
+Counts = NDArray[np.int64]
+
+
+def categories_of(classes: ClassTable) -> tuple[str, ...]:
+    """A category for each class: the benchmark's own seven for Cityscapes, else the table's groups."""
+    return cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
+
+
+def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
+    """IoU of each category from the counts of all images (C, C), rows = truth; None = in neither."""
+    return {name: _number(value) for name, value in category_iou(counts, categories_of(classes)).items()}
+
+
+def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{city: {"images", "mean_iou", "iou": list by class}} from counts (N, C, C); images without one are left out."""
+    result: dict[str, dict[str, Any]] = {}
+    where = np.asarray(cities, str)
+    for city in sorted({c for c in cities if c}):
+        iou = iou_of(confusions[where == city].sum(axis=0))
+        result[city] = {
+            "images": int((where == city).sum()), "mean_iou": _number(float(mean_iou_of(iou))),
+            "iou": [_number(value) for value in iou],
+        }  # fmt: skip
+    return result
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,81 @@
+"""Category and city figures, boundaries and reliability on the report page: from evaluation/'s files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.taxonomy import cityscapes, mapillary
+from pipeline.quality import by_category, by_city, categories_of
+from pipeline.report.quality import read_quality, section
+
+CAR, BUS = cityscapes().index("car"), cityscapes().index("bus")
+
+
+def counts() -> np.ndarray:
+    """Two images: in the first half of the cars are called buses, in the second all are right."""
+    found = np.zeros((2, 19, 19), np.int64)
+    found[0, CAR, CAR] = found[0, CAR, BUS] = 50
+    found[1, CAR, CAR] = 100
+    found[:, 0, 0] = 100
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    told = {"mean_iou": 0.61, "boundary": {"mean_iou": 0.33}, "band": {"mean_iou": 0.44}, "ece": 0.123}
+    for model in ("student", "teacher"):
+        (tmp_path / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": told}}))
+        np.savez(
+            tmp_path / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["aachen", "ulm"]),
+            reliability_confidence=[np.nan, 0.9], reliability_accuracy=[np.nan, 0.7], reliability_pixels=[0, 300],
+        )  # fmt: skip
+    return tmp_path
+
+
+def test_a_confusion_inside_a_category_is_forgiven() -> None:
+    found = by_category(counts().sum(axis=0), cityscapes())
+    assert found["vehicle"] == 1.0
+    assert found["flat"] == 1.0
+    assert found["sky"] is None
+    assert set(found) == {"flat", "construction", "object", "nature", "sky", "human", "vehicle"}
+
+
+def test_classes_of_another_set_are_put_together_by_their_groups() -> None:
+    assert len(categories_of(mapillary())) == 65
+    assert "person" in categories_of(mapillary())
+
+
+def test_each_city_has_its_own_mean_and_images_without_a_city_are_left_out() -> None:
+    found = by_city(counts(), ["aachen", "ulm"])
+    assert (found["aachen"]["images"], found["ulm"]["mean_iou"]) == (1, 1.0)
+    assert found["aachen"]["mean_iou"] == pytest.approx((1.0 + 0.5 + 0.0) / 3)
+    assert list(by_city(counts(), ["", "ulm"])) == ["ulm"]
+
+
+def test_the_page_shows_categories_boundaries_cities_and_the_reliability_diagram(folder: Path) -> None:
+    html = section(read_quality(folder, cityscapes(), "multi"))
+    assert html.index("teacher") < html.index("student")
+    assert "<td>boundary IoU</td><td>33.0</td><td>33.0</td>" in html
+    assert "<td>category vehicle</td><td>100.0</td><td>100.0</td>" in html
+    assert "<td>ulm</td><td>1</td><td>100.0</td><td>100.0</td>" in html
+    assert html.count("accuracy over confidence") == 2
+    assert html.count("<circle") == 2, "an empty bin has no dot"
+    assert "nan" not in html
+
+
+def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None:
+    for model in ("student", "teacher"):
+        (folder / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": {"mean_iou": 0.61}}}))
+        np.savez(folder / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["", ""]))
+    html = section(read_quality(folder, cityscapes(), "multi"))
+    assert "<td>boundary IoU</td><td>–</td><td>–</td>" in html
+    assert "<svg" not in html
+    assert "by city" not in html
+
+
+def test_without_judged_models_the_page_says_so(tmp_path: Path) -> None:
+    assert "Nobody was judged" in section(read_quality(tmp_path, cityscapes(), "multi"))
