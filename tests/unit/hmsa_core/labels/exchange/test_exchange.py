@@ -15,6 +15,7 @@ from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
 from hmsa_core.labels.exchange.exporting import export_store, prob_bytes, prob_bytes_of_codes
 from hmsa_core.labels.exchange.importing import find_files, import_folder
 from hmsa_core.labels.policy import from_threshold
+from hmsa_core.metrics import ConfusionMatrix
 from hmsa_core.taxonomy import cityscapes
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
@@ -262,3 +263,29 @@ def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
     assert export_store(final, tmp_path / "out", "masks", names=final.names()[:1]) == 1
     name = final.names()[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
+
+
+def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp_path):
+    """What a user would hand in: `export --format cityscapes`, read by the benchmark's own program."""
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+
+    table, ours = cityscapes(), ConfusionMatrix(19)
+    truths = {}
+    with LabelStoreWriter(tmp_path / "store", {"teacher": "a" * 64}, 2) as writer:
+        for i in range(4):
+            label, confidence = maps(i, (32, 48))
+            name = f"city_{i:06d}_000019"
+            truth = np.where(maps(50 + i, (32, 48))[1] < 0.4, 255, np.roll(label, 2, axis=1)).astype(np.uint8)
+            truths[name] = np.array([*table.train_to_id, *[0] * 237], np.uint8)[truth]
+            writer.add(name, label, confidence, city="city")
+            ours.update(label, truth)
+    export_store(LabelStore.open(tmp_path / "store"), tmp_path / "out", "cityscapes", suffix="pred")
+    official.args.evalInstLevelScore = False
+    confusion = official.generateMatrix(official.args)
+    for name, truth in truths.items():
+        Image.fromarray(truth).save(tmp_path / f"{name}_gt.png")
+        answer = tmp_path / "out" / "city" / f"{name}_pred_labelIds.png"
+        official.evaluatePair(str(answer), str(tmp_path / f"{name}_gt.png"), confusion, {}, {}, official.args)
+    theirs = [official.getIouScoreForLabel(i, confusion, official.args) for i in table.train_to_id]
+    assert np.isfinite(theirs).sum() > 10
+    np.testing.assert_allclose(ours.iou(), theirs, atol=1e-6, rtol=0)
