@@ -112,7 +112,7 @@ def thresholds(facts: Facts) -> Raw:
         f"often enough. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk to its class "
         f"group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on report "
         f"images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; dashed: "
-        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}"
+        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}{_sampled(facts)}"
     )
 
 
@@ -128,6 +128,24 @@ def _beside(facts: Facts) -> Raw:
         "<h3>One threshold for all classes instead, on the report images</h3><p>Classes with a measured or estimated "
         f"threshold: {esc(', '.join(beside['classes']))}. The global rival was chosen on these very images, the policy "
         f"was not.</p>{table(['', 'worst precision %', 'of class', 'class-mean coverage %'], rows)}"
+    )
+
+
+def _sampled(facts: Facts) -> Raw:
+    found = facts.metrics.get("kept", {}).get("sampled", {})
+    if not found.get("crops"):
+        return Raw("")
+    rows = [
+        [name, row["crops"], points(row["plain_share"], 2), points(row["share"], 2), points(row["plain_precision"], 2),
+         points(row["precision"], 2)]
+        for name, row in found["classes"].items() if row["plain_share"]
+    ]  # fmt: skip
+    head = ["class", "crops drawn for it", "share of kept pixels %", "... in crops", "precision %", "... in crops"]
+    rows.append(["all", found["crops"], "", "", points(found["plain_precision"], 2), points(found["precision"], 2)])
+    return Raw(
+        "<h3>What class-uniform sampling makes of it, on the report images</h3><p>Kept pixels as the student's sampler "
+        "would show them: a rare class is drawn far more often than it occurs, where the teacher says that it is.</p>"
+        + table(head, rows, last_is_sum=True)
     )
 
 

@@ -79,6 +79,7 @@ def run(ws: Workspace) -> None:
         found.curves, precision.chosen_policy(ws, found.store), ws.params.calibrate
     )
     classes = found.curves.classes.classes
+    kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
     verdict = _verdict(ws, models, results, classes)
 
     atomic.remove_tree(out)
@@ -191,7 +192,8 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
     return {
         "mean_iou": means,
         "gain": {f"{a} - {b}": _number(np.nanmean(x.iou) - np.nanmean(y.iou)) for a, x, b, y in _pairs(ws, results)},
-        "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")},
+        "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")}
+        | {"precision_in_sampled_crops": kept["sampled"]["precision"]},
         "promote": verdict["promote"],
     }
 

@@ -24,10 +24,14 @@ from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.spec import CalibrateConfig
 from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
+from pipeline.stages.sampled import Labelled, sampled_precision
 from pipeline.stages.support import infer_store, role_index
 from pipeline.workspace import Workspace
 
-__all__ = ["PAIRS", "Precision", "chosen_policy", "fine_samples", "judge", "kept_figures", "measure", "plot_curves"]
+__all__ = [
+    "PAIRS", "Precision", "chosen_policy", "fine_samples", "in_sampled_crops", "judge", "kept_figures", "measure",
+    "plot_curves",
+]  # fmt: skip
 
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
 
@@ -110,6 +114,19 @@ def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfi
         "worst_precision": min(precisions, default=None),
         "beside": beside_global(curves, policy),
     }
+
+
+def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Precision of kept pixels as the student's sampler would show them, beside plain pixels (`sampled_precision`)."""
+    index, policy = Index.load(role_index(ws, role)), chosen_policy(ws, store)
+    by_name, root = index.by_name(), ws.roots[index.root]
+
+    def images() -> Iterator[Labelled]:
+        for found in _pairs(store, index, root, names):
+            yield by_name[found.name], policy.apply(found.label, found.code), found.truth
+
+    least = ws.params.pseudo_label.min_component
+    return sampled_precision(images, store.classes.classes, ws.params.student_train, least)
 
 
 def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
