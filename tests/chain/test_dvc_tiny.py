@@ -65,7 +65,8 @@ def test_a_threshold_off_the_grid_is_one_line_with_its_neighbours(workspace: Pat
     change_param(workspace, "  threshold: policy", "  threshold: 0.8765")
     done = dvc(workspace, "repro", "pseudo-label", status=None)
     assert done.status != 0
-    assert "error: threshold 0.8765 is not on the grid of the confidence code; its neighbours are 0.87 and 0.88" in done.text
+    told = "expected a number on the grid of the confidence code, such as its neighbours 0.87 or 0.88, found 0.8765"
+    assert f"pseudo_label.threshold: {told}" in done.text
 
 
 def test_a_changed_target_precision_measures_again_without_a_new_inference(workspace: Path) -> None:
