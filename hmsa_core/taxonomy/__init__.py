@@ -203,7 +203,8 @@ def mapillary_to_cityscapes() -> NDArray[np.uint8]:
 def from_file(path: str | Path) -> ClassTable:
     """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
 
-    Ids must be 0..C-1 without gaps (they are the trainIds); any other value but the ignore id is invalid.
+    Ids must be 0..C-1 without gaps (they are the trainIds); any other value but the ignore id is invalid. Names
+    differ (upper and lower case are the same: figures, policies and options go by name).
     """
     where = Path(path)
     if not where.is_file():
@@ -221,12 +222,28 @@ def from_file(path: str | Path) -> ClassTable:
         raise InputError(f"{where}: each class needs id, name and colour ({error!r})") from error
     if ids != list(range(len(ids))) or len(ids) >= IGNORE:
         raise InputError(f"{where}: class ids must be 0..{len(ids) - 1} without gaps, found {ids[:5]}...")
+    twice = next((n for i, n in enumerate(names) if n.lower() in [m.lower() for m in names[:i]]), None)
+    if twice is not None:
+        raise InputError(f"{where}: two classes are named {twice!r}; names must differ")
+    is_colour = [len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in colours]
+    wrong = next((n for n, right in zip(names, is_colour, strict=True) if not right), None)
+    if wrong is not None:
+        raise InputError(f"{where}: the colour of class {wrong!r} is not [r, g, b] with 0..255")
     lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
     lut[: len(ids)] = ids
     valid[: len(ids)] = True
-    valid[int(value.get("ignore_id", IGNORE))] = True
+    valid[_ignore_id(where, value.get("ignore_id", IGNORE), len(ids))] = True
     return ClassTable(
         str(value.get("dataset", where.stem)), names, tuple((c[0], c[1], c[2]) for c in colours),
         tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)),
         lut, valid, tuple(ids),
     )  # fmt: skip
+
+
+def _ignore_id(where: Path, given: object, num_classes: int) -> int:
+    """Check the id that label files hold where they say nothing; -1 (as in other tools) is never drawn."""
+    if given == -1:
+        return IGNORE
+    if isinstance(given, bool) or not isinstance(given, int) or not num_classes <= given <= IGNORE:
+        raise InputError(f"{where}: ignore_id is {given!r}, expected a number from {num_classes} to {IGNORE}")
+    return given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,48 @@ def test_a_class_file_with_gaps_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text(json.dumps({"classes": rows}))
     with pytest.raises(InputError, match=r"classes\.json.*without gaps"):
         taxonomy.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "Road"}, "two classes are named 'Road'"),
+        ({"colour": [1, 2]}, "colour of class 'car'"),
+        ({"colour": [1, 2, 3, 4]}, "colour of class 'car'"),
+        ({"colour": [0, 0, 256]}, "colour of class 'car'"),
+        ({"colour": [-1, 0, 0]}, "colour of class 'car'"),
+        ({"colour": "red"}, "each class needs id, name and colour"),
+    ],
+)
+def test_a_class_that_cannot_be_told_or_drawn_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": 0, "name": "road", "colour": [128, 64, 128]}, {"id": 1, "name": "car", "colour": [0, 0, 142]},
+    ]  # fmt: skip
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": rows}))
+    assert taxonomy.from_file(path).classes == ("road", "car")
+    path.write_text(json.dumps({"classes": [rows[0], rows[1] | change]}))
+    with pytest.raises(InputError, match=f"classes\\.json.*{message}"):
+        taxonomy.from_file(path)
+
+
+@pytest.mark.parametrize("given", [0, 1, 256, 300, -2, None, "void", 2.5, True])
+def test_an_ignore_id_that_is_a_class_or_no_byte_is_refused(tmp_path: Path, given: object) -> None:
+    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(2)]
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": rows, "ignore_id": given}))
+    with pytest.raises(InputError, match=r"classes\.json: ignore_id is .*from 2 to 255"):
+        taxonomy.from_file(path)
+
+
+@pytest.mark.parametrize(("given", "marked"), [(2, 2), (255, 255), (-1, 255)])
+def test_the_ignore_id_is_a_valid_value_and_no_class(tmp_path: Path, given: int, marked: int) -> None:
+    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(2)]
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": rows, "ignore_id": given}))
+    table = taxonomy.from_file(path)
+    assert np.flatnonzero(table.valid_ids).tolist() == [0, 1, marked]
+    assert table.id_to_train[marked] == taxonomy.IGNORE
 
 
 def test_an_unknown_class_name_lists_the_known_ones() -> None:
