@@ -39,6 +39,7 @@ class Facts:
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None
     times: list[dict[str, Any]] = field(default_factory=list)
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> run -> speed, waiting, memory
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -65,6 +66,7 @@ def gather(ws: Workspace) -> Facts:
         quality=read_quality(ws.path("evaluation"), classes, metrics.get("main_setting", "")),
         # Not the report's own: a page that is made again has to be the same page.
         times=[t for s in STAGES if s != "report" and (t := _json(ws.path(f"work/times/{s}.json")))],
+        trainings={s: t for s in STAGES if (t := _json(ws.path(f"work/times/{s}-training.json")))},
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
         settings=ws.params.model_dump(mode="json"),
     )

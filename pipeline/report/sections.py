@@ -198,7 +198,16 @@ def times(facts: Facts) -> Raw:
     rows = [[t["stage"], number(t["seconds"], 1), number(t["peak_memory_bytes"] / 2**20, 0)] for t in facts.times]
     total = sum(t["seconds"] for t in facts.times)
     rows.append(["all", number(total, 1), ""])
-    return table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True)
+    speeds = [
+        [f"{stage}: {name}", number(run["images_per_s"], 1), points(run["data_wait"]), points(run["data_wait_most"]),
+         number(run["memory_mb"], 0)]
+        for stage, runs in facts.trainings.items() for name, run in runs.items() if run
+    ]  # fmt: skip
+    head = ["training", "crops a second", "waiting for the loader, % of the time", "... at most", "peak MB of a rank"]
+    return Raw(
+        table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True)
+        + (table(head, speeds) if speeds else "")
+    )
 
 
 def lineage(facts: Facts) -> Raw:

@@ -79,11 +79,13 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
 def _training(ws: Workspace, section: str) -> dict[str, Any]:
     """Seed, length and network of a training, and what its stage recorded."""
     config = getattr(ws.params, section)
-    recorded = ws.path(f"metrics/{section.replace('_', '-')}.json")
+    stage = section.replace("_", "-")
+    recorded, speed = ws.path(f"metrics/{stage}.json"), ws.path(f"work/times/{stage}-training.json")
     return {
         "seed": config.seed, "epochs": config.epochs, "global_batch": config.global_batch, "crop": list(config.crop),
         "trunk": config.model.trunk, "kind": config.model.kind, "loss": config.loss.main,
         "recorded": atomic.read_json(recorded) if recorded.exists() else None,
+        "speed": atomic.read_json(speed) if speed.exists() else None,
     }  # fmt: skip
 
 

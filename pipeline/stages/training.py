@@ -1,4 +1,8 @@
-"""What the three training stages share: the disk estimate, metrics and the loss picture from the job's log."""
+"""What the three training stages share: the disk estimate, metrics and the loss picture from the job's log.
+
+Metrics hold what a second run repeats to the byte: loss parts, learning rate, pixels of each class, validation. Speed,
+waiting and memory differ from run to run, so they lie outside of the outputs, in work/times/<stage>-training.json.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hmsa_core import atomic
 from hmsa_core.config import TrainConfig
 from hmsa_core.engine.logs import read_log
 from hmsa_core.models import read_meta
@@ -13,8 +18,10 @@ from pipeline import plots
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "report"]
+__all__ = ["disk_estimate", "report", "speed_file"]
 
+# Of a log line "train"; everything else in it is a part of the loss.
+_NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
 _MILLIONS = {"hrnet_micro": 1, "hrnet_demo": 3, "hrnet_w18": 14, "hrnet_w32": 36, "hrnet_w48": 73, "hrnet_w64": 128}
 
@@ -31,10 +38,30 @@ def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
     curves = {name: _curve(work / "log.jsonl", "train", "loss") for name, work in runs.items()}
     scores = {name: _curve(work / "log.jsonl", "validation", "mean_iou") for name, work in runs.items()}
     write_metrics(ws, stage, {name: _figures(work, curves[name], scores[name]) for name, work in runs.items()})
+    atomic.write_json(speed_file(ws, stage), {name: _speed(work) for name, work in runs.items()})
     plots.lines(
         ws.path(f"plots/{stage}-loss.png"), curves, title=f"{stage}: training loss", x="step", y="loss",
         below={name: curve for name, curve in scores.items() if curve[0]}, y_below="mIoU on calibration images",
     )  # fmt: skip
+
+
+def speed_file(ws: Workspace, stage: str) -> Path:
+    """Images a second, waiting and memory of the stage's trainings, by run."""
+    return ws.path(f"work/times/{stage}-training.json")
+
+
+def _speed(work: Path) -> dict[str, float] | None:
+    """Over the whole run; each log line weighs by its time (what was saved and validated meanwhile left out)."""
+    lines = [line for line in read_log(work / "log.jsonl") if line["event"] == "train" and line["images_per_s"]]
+    seconds = [line["images"] / line["images_per_s"] for line in lines]
+    if not sum(seconds):
+        return None
+    return {
+        "images_per_s": sum(line["images"] for line in lines) / sum(seconds),
+        "data_wait": sum(line["data_wait"] * s for line, s in zip(lines, seconds, strict=True)) / sum(seconds),
+        "data_wait_most": max(line["data_wait"] for line in lines),
+        "memory_mb": max(line["memory_mb"] for line in lines),
+    }
 
 
 def _curve(log: Path, event: str, figure: str) -> tuple[list[float], list[float]]:
@@ -54,11 +81,23 @@ def _figures(
     steps, losses = curve
     tail = losses[-max(1, len(losses) // 10) :]
     lineage = meta["lineage"]
+    lines = list(read_log(work / "log.jsonl"))
+    trained = [line for line in lines if line["event"] == "train"]
+    pixels = [line["pixels"] for line in lines if line["event"] == "epoch"]
     return {
         "weights_sha256": meta["weights_sha256"],
         "values": meta.get("values"),
         "last_step": int(steps[-1]) if steps else None,
         "loss": sum(tail) / len(tail) if tail else None,  # mean of the last tenth: one step says little
+        "loss_parts": _parts(trained[-max(1, len(trained) // 10) :]),  # the same of its parts
+        "lr": trained[-1]["lr"] if trained else None,  # of the last step
+        "pixels": pixels[-1] if pixels else None,  # of each class in the crops of the last epoch
         "lineage_images": lineage.get("images"),
         "validation": dict(zip(map(int, scores[0]), scores[1], strict=True)) or None,  # step -> mIoU, single scale
     }
+
+
+def _parts(lines: list[dict[str, Any]]) -> dict[str, float]:
+    names = sorted({name for line in lines for name in line} - _NOT_LOSS - {"loss"})
+    values = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items() if found}

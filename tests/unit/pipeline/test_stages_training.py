@@ -1,0 +1,50 @@
+"""A training's log becomes DVC metrics that repeat to the byte, and figures of speed beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from pipeline.stages import training
+from tests.support.ablations import SHA, bare_workspace
+
+LINE = {"event": "train", "epoch": 0, "images": 40, "pseudo": 20, "memory_mb": 500.0, "bce": 0.4, "rmi": 0.8, "aux": 1.0}  # fmt: skip
+
+
+def finished_run(folder: Path, speed: float) -> Path:
+    """A work folder with a log of twenty lines, the last two with other losses."""
+    meta = {"format": "hmsa-model", "version": 1, "kind": "x", "trunk": "x", "num_classes": 3, "options": {},
+            "lineage": {}, "weights_sha256": SHA}  # fmt: skip
+    atomic.write_json(folder / "model" / "model.json", meta)
+    lines = [
+        LINE | {"step": 10 * i, "time": i / speed, "lr": 0.1 - i / 1000, "loss": 2.0 if i < 19 else 1.0,
+                "bce": 0.4 if i < 19 else 0.2, "images_per_s": speed if i < 20 else 3 * speed,
+                "data_wait": 0.02 if i < 20 else 0.06}
+        for i in range(1, 21)
+    ]  # fmt: skip
+    lines.append({"event": "epoch", "step": 200, "epoch": 0, "pixels": {"road": 9, "car": 1}})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_beside_them(tmp_path: Path) -> None:
+    ws = bare_workspace(tmp_path / "ws")
+    training.report(ws, "teacher-train", {"teacher": finished_run(tmp_path / "one", 10.0)})
+    metrics = ws.path("metrics/teacher-train.json").read_bytes()
+    found = json.loads(metrics)["teacher"]
+    assert found["loss"] == pytest.approx(1.0)
+    assert found["loss_parts"] == {"aux": 1.0, "bce": pytest.approx(0.2), "rmi": pytest.approx(0.8)}
+    assert found["lr"] == pytest.approx(0.08)
+    assert found["pixels"] == {"road": 9, "car": 1}
+    speed = atomic.read_json(training.speed_file(ws, "teacher-train"))["teacher"]
+    seconds = 19 * 4 + 4 / 3
+    assert speed["images_per_s"] == pytest.approx(800 / seconds)
+    assert speed["data_wait"] == pytest.approx((0.02 * 76 + 0.06 * 4 / 3) / seconds)
+    assert (speed["data_wait_most"], speed["memory_mb"]) == (0.06, 500.0)
+
+    training.report(ws, "teacher-train", {"teacher": finished_run(tmp_path / "two", 20.0)})
+    assert ws.path("metrics/teacher-train.json").read_bytes() == metrics, "a faster machine changes no metric"
+    assert atomic.read_json(training.speed_file(ws, "teacher-train"))["teacher"] != speed
