@@ -20,7 +20,7 @@ from hmsa_core.engine.spec import EvaluationSetting
 from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, iou_of, mean_iou_of
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["BAND_PX", "Labelled", "Scorer", "SettingScores", "merge_scores", "npz_bytes", "summarise"]
+__all__ = ["BAND_PX", "Labelled", "Scorer", "SettingScores", "merge_scores", "npz_bytes", "summarise", "to_long_edge"]
 
 BAND_PX = 8.0  # pixels at 1024 lines, scaled with the height: half the width of the band at boundaries
 BINS = 20  # of the reliability diagram
@@ -80,7 +80,7 @@ class Scorer:
         for setting in self._order:
             edge = setting.long_edge or max(item.image.shape[:2])
             if edge not in resized:
-                resized[edge] = _to_long_edge(item.image, edge)
+                resized[edge] = to_long_edge(item.image, edge)
             self._score(setting, resized[edge], item, self.scores[setting.name])
 
     def _score(self, setting: EvaluationSetting, image: UInt8, item: Labelled, out: SettingScores) -> None:
@@ -112,7 +112,7 @@ class Scorer:
             out.weights.append(_weight_sums(maps, label, band, classes))
 
 
-def _to_long_edge(image: UInt8, edge: int) -> UInt8:
+def to_long_edge(image: UInt8, edge: int) -> UInt8:
     """Bring the longer side to `edge` pixels as training does: averaging down, cubic up; sizes cut to integers."""
     height, width = image.shape[:2]
     if max(height, width) == edge:

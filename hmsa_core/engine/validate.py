@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.transforms import normalise
 from hmsa_core.engine.context import JobContext
+from hmsa_core.engine.evaluate_scores import to_long_edge
 from hmsa_core.engine.rundata import root_of, select
 from hmsa_core.engine.spec import TrainSpec, ValidationData
 from hmsa_core.engine.trainer import Trainer
@@ -65,10 +65,8 @@ class Validation:
     def _score(self, trainer: Trainer, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
         image = read_image(self._root / sample.image, sha256=sample.image_sha256)
         label = read_label(self._root / sample.label, self._classes, sha256=sample.label_sha256)
-        edge = self._config.long_edge
-        if edge is not None and max(image.shape[:2]) != edge:
-            factor = edge / max(image.shape[:2])
-            image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), np.uint8)
+        if self._config.long_edge is not None:
+            image = to_long_edge(image, self._config.long_edge)
         logits = trainer.predict(normalise(image)[None])
         if logits.shape[2:] != label.shape:
             logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)

@@ -23,6 +23,8 @@ _LOSSES: dict[str, tuple[tuple[str, Any], ...]] = {
     "cross-entropy": (("loss.main", "cross_entropy"),),
 }
 _MIXES = ("none", "cutmix", "classmix")
+_COLOURS = (0.5, 1.0)
+_HARM = 0.005  # mean IoU; set before the first cell: less than this is no harm
 
 
 def make_ablation(name: str, params: Params) -> Ablation:
@@ -96,6 +98,11 @@ def _scale_claims() -> tuple[Comparison, ...]:
         Comparison(f"hierarchical-{three}", "hierarchical-1", "hierarchical > its own single scale"),
         Comparison(f"hierarchical-{three}", f"hierarchical-{two}", "adding 2x helps hierarchical"),
         Comparison(f"hierarchical-{four}", f"hierarchical-{three}", "adding 0.25x helps hierarchical"),
+        *(
+            Comparison(f"hierarchical-{more}", f"hierarchical-{less}", f"adding {what} costs hierarchical less than "
+                       f"{100 * _HARM:g} points", allowed=_HARM)
+            for more, less, what in ((three, two, "2x"), (four, three, "0.25x"))
+        ),
         Comparison(f"average-{three}", f"average-{two}", "adding 2x hurts average", hurts=True),
         Comparison(f"average-{four}", f"average-{three}", "adding 0.25x hurts average", hurts=True),
     )
@@ -161,7 +168,8 @@ def _threshold(name: str, command: str, params: Params) -> Ablation:
 
 
 def _losses(name: str, command: str, params: Params) -> Ablation:
-    """Loss on thresholded masks at three shares of ignored pixels; mixing; the auxiliary loss."""
+    """Loss on thresholded masks at three shares of ignored pixels; mixing and colour; the auxiliary loss."""
+    usual = params.student_train.pseudo.colour
     rows = []
     for share in _IGNORED:
         for loss, changes in _LOSSES.items():
@@ -171,6 +179,9 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
     for mix in _MIXES:
         training = _student((("pseudo.mix", mix),), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, _main(f"mix-{mix}", params)))
+    for colour in _COLOURS:
+        own, title = f"colour-{100 * colour:.0f}", f"colour jitter {colour:g} on auto-labelled crops"
+        rows.append(Row(own, title, _student((("pseudo.colour", colour),), Labels()), _main(own, params)))
     for aux in ("cross_entropy", "released_rmi"):
         own = f"aux-{aux.replace('_', '-')}"
         training = Training("teacher_train", "pretrain", (("model.kind", "hierarchical"), ("loss.aux", aux)))
@@ -183,6 +194,11 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
             if loss != "rmi-masked"
         ),
         *(Comparison(f"mix-{mix}", "mix-none", f"{mix} > no mixing") for mix in _MIXES[1:]),
+        *(
+            Comparison(f"colour-{100 * c:.0f}", "mix-none", f"colour {c:g} > the profile's {usual:g}")
+            for c in _COLOURS
+            if c != usual
+        ),
         Comparison("aux-cross-entropy", "aux-released-rmi", "auxiliary cross-entropy > auxiliary RMI"),
     )
     return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons, command)

@@ -86,7 +86,7 @@ def _frozen(request: Request, material: Material) -> dict[str, Any]:
     return {
         "settings": material.settings, "settings_digest": material.settings_digest, "code": material.code,
         "generator": atomic.digest(source_digests(("scenes",)))[:16],
-        "comparisons": [[c.row, c.baseline, c.claim, c.hurts] for c in request.ablation.comparisons],
+        "comparisons": [[c.row, c.baseline, c.claim, c.hurts, c.allowed] for c in request.ablation.comparisons],
     }  # fmt: skip
 
 

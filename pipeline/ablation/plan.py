@@ -69,12 +69,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim: the mean IoU of `row` exceeds that of `baseline` (`hurts`: falls short of it)."""
+    """A claim: the mean IoU of `row` exceeds that of `baseline` (`hurts`: falls short of it).
+
+    `allowed` (mean IoU, 0.005 = half a point) makes it a claim of no harm: `row` falls short by less than that.
+    """
 
     row: str
     baseline: str
     claim: str
     hurts: bool = False
+    allowed: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,16 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """In words: "shown", "not shown" (zero is inside) or "contradicted" (the other way round, without zero)."""
-        if not self.interval.excludes_zero:
+        """In words: "shown", "not shown" (zero is inside) or "contradicted" (the other way round, without zero).
+
+        A claim of no harm is about its allowance in place of zero.
+        """
+        sign = -1 if self.comparison.hurts else 1
+        low, high = sorted((sign * self.interval.low, sign * self.interval.high))
+        bar = -self.comparison.allowed
+        if low <= bar <= high:
             return "not shown"
-        holds = (self.interval.value < 0) if self.comparison.hurts else (self.interval.value > 0)
-        return "shown" if holds else "contradicted"
+        return "shown" if low > bar else "contradicted"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ def test_a_clear_difference_is_shown_and_the_same_one_contradicts_the_opposite_c
     assert verdicts == ["shown", "contradicted", "contradicted", "shown"]
 
 
+@pytest.mark.parametrize(("score", "verdict"), [(0.8, "shown"), (0.79, "shown"), (0.5, "contradicted")])
+def test_a_claim_of_no_harm_is_shown_by_a_tie_and_by_less_than_its_allowance(
+    folder: Path, score: float, verdict: str
+) -> None:
+    for seed in (0, 1, 2):
+        put_cell(folder, "twin", seed, score)
+    (found,) = table(folder, Comparison("twin", "good", "twin does no harm", allowed=0.02)).compared
+    assert found.verdict == verdict
+
+
 def test_two_rows_that_are_the_same_show_nothing(folder: Path) -> None:
     for seed in (0, 1, 2):
         put_cell(folder, "twin", seed, 0.8)
