@@ -51,7 +51,7 @@ def test_a_claim_of_no_harm_is_shown_by_a_tie_and_by_less_than_its_allowance(
 ) -> None:
     for seed in (0, 1, 2):
         put_cell(folder, "twin", seed, score)
-    (found,) = table(folder, Comparison("twin", "good", "twin does no harm", allowed=0.02)).compared
+    (found,) = table(folder, Comparison("twin", "good", "twin does no harm", allowed=0.05)).compared
     assert found.verdict == verdict
 
 
