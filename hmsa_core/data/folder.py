@@ -62,7 +62,11 @@ def _by_stem(root: Path, folder: str, part: str, out: Scan) -> dict[str, str]:
     files: dict[str, str] = {}
     for file in list_files(root / folder):
         stem = Path(file).stem
-        if stem in files:
+        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in file):
+            shown = ascii(file)[1:-1]
+            detail = "the name holds control characters or bytes that are no UTF-8"
+            out.refused.append(Refused(ascii(stem)[1:-1], f"{folder}/{shown}", part, "", "bad-name", detail))
+        elif stem in files:
             detail = f"{files[stem]} has the same stem"
             out.refused.append(Refused(stem, f"{folder}/{file}", part, "", "duplicate-name", detail))
         else:

@@ -32,7 +32,7 @@ def class_centroids(
     """Centroids of each class in each tile, as the released code computes them.
 
     Args:
-        label: uint8 HxW trainIds; values >= num_classes are ignored.
+        label: HxW trainIds of any integer type; values outside 0..num_classes-1 are ignored.
         num_classes: C.
         tile: side of the square tiles in pixels; remainders at the right and lower edge are dropped.
 
@@ -40,6 +40,9 @@ def class_centroids(
         {class: [(x, y), ...]} for all C classes, tiles in row-major order; (x, y) is the truncated centre of
         mass, so it may lie outside the class.
     """
+    label = np.asarray(label)
+    if label.dtype != np.uint8:
+        label = np.where((label >= 0) & (label < min(num_classes, 255)), label, 255).astype(np.uint8)
     found: dict[int, list[tuple[int, int]]] = {c: [] for c in range(num_classes)}
     for class_id, x, y, _ in find_centroids(label, num_classes, tile, edge="drop").tolist():
         found[class_id].append((x, y))

@@ -244,8 +244,8 @@ def _sweep_once(root: Path) -> None:
 
 
 def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> None:
-    if not name or any(ord(c) < 32 or ord(c) == 127 for c in name):
-        raise InputError(f"image name {name!r} is empty or holds control characters")
+    if not name or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+        raise InputError(f"image name {name!a} is empty, or holds control characters or bytes that are no UTF-8")
     for what, array in (("label", label), ("confidence", other)):
         if not isinstance(array, np.ndarray):
             raise InputError(f"{name}: {what} must be a numpy array, got {type(array).__name__}")

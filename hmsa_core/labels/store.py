@@ -99,7 +99,12 @@ class LabelStore:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""
         from hmsa_core.labels.verify import verify_store  # the other way round at import time
 
-        return verify_store(self.path, self.manifest, subset)
+        try:
+            manifest = read_manifest(self.path)  # not the one of `open`: it may have been damaged or replaced since
+        except StoreError as error:
+            kind = "changed" if (self.path / schema.MANIFEST).exists() else "missing"
+            return [Problem(schema.MANIFEST, kind, error.message)]
+        return verify_store(self.path, manifest, subset)
 
     def names(self) -> list[str]:
         """Names of all images in order, those of damaged shards too."""

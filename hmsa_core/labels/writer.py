@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core import atomic
 from hmsa_core.atomic import digest, sweep_temps
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import schema
@@ -130,6 +131,9 @@ class LabelStoreWriter:
     def _finish_shard(self) -> None:
         if self._shard is not None:
             shard, self._shard = self._shard, None
+            if not len(shard):  # the only image that was given to it was refused
+                shard.abort()
+                return
             self._plans.append(ShardPlan.from_json(shard.close()["plan"]))
 
     def close(self) -> str:
@@ -138,10 +142,19 @@ class LabelStoreWriter:
             return str(read_manifest(self.path)["digest"])
         try:
             self._finish_shard()
+            self._remove_leftovers()
             return write_manifest(self.path, self._plans, self._lineage, classes=self._classes)
         finally:
             self._closed = True
             self._lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Files of shards that a killed writer finished and that this store does not have."""
+        own = {plan.stem for plan in self._plans}
+        for pattern in ("shard-*.parquet", f"{schema.SIDECAR}/shard-*.parquet", f"{schema.RECEIPTS}/shard-*.json"):
+            for path in self.path.glob(pattern):
+                if path.stem not in own:
+                    atomic.ops.unlink(path)
 
     def abort(self) -> None:
         """Give up: finished shards stay on disk without a manifest and are replaced by the next writer."""

@@ -31,6 +31,8 @@ def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Te
     A label counts when it is in 0..C-1 and not `ignore_index`. The released code only asks whether it is
     below C: the same for 255 and for Mapillary's 65.
     """
+    if logits_NCHW.ndim == 4 and not logits_NCHW.numel():
+        raise InputError(f"logits {tuple(logits_NCHW.shape)} hold nothing: a loss needs at least one pixel and class")
     if logits_NCHW.ndim != 4 or label_NHW.shape != (logits_NCHW.shape[0], *logits_NCHW.shape[2:]):
         raise InputError(
             f"labels {tuple(label_NHW.shape)} do not fit logits {tuple(logits_NCHW.shape)}: "

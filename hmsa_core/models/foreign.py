@@ -64,7 +64,8 @@ def _read_pickle(file: Path) -> object:
             "run code; nothing was run",
             hint="export a plain state dict (name -> tensor), or use safetensors",
         ) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError, AssertionError,
+            struct.error, ArithmeticError, MemoryError, ImportError) as error:  # fmt: skip
         raise _damaged(file, error) from error
 
 

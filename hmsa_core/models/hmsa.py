@@ -9,6 +9,7 @@ Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,7 +253,7 @@ def _unflip_maps(passes: Sequence[Mapping[float, Tensor] | None]) -> dict[float,
 
 
 def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
         raise InputError(
             f"images must be a float tensor (N, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
             "normalise first and put the channels second"
@@ -261,7 +262,7 @@ def _check_images(images: Tensor) -> None:
 
 def _check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     asked = tuple(sorted((float(scale) for scale in scales), reverse=True))
-    if 1.0 not in asked or len(set(asked)) != len(asked) or asked[-1] <= 0:
+    if 1.0 not in asked or len(set(asked)) != len(asked) or not all(0 < scale < math.inf for scale in asked):
         raise ConfigError(f"scales {list(scales)} are not usable: give different positive numbers, one of them 1.0")
     return asked
 

@@ -13,7 +13,10 @@ from pipeline.cli.inference_options import add_options, pin_threads, read_option
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel predict`."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), metavar="DIR",
+        help="folder for the pictures (default: predictions)",
+    )  # fmt: skip
     parser.add_argument(
         "--mode", choices=("model", "single", "average", "max"), default="model",
         help="how scales are fused (default: as the model was trained)",

@@ -52,6 +52,10 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     if not files:
         raise LayoutError(f"{root}: no PNG files below this folder")
     probs = {p for p in files if p.name.endswith(_PROB)}
+    # A few masks may be named so; confidence files lie beside their labels, or are half of what is there.
+    labels_of_probs = {p.with_name(p.name.removesuffix(_PROB) + ".png") for p in probs}
+    if 2 * len(probs) < len(files) and labels_of_probs.isdisjoint(files):
+        probs = set()
     if probs:
         fmt, labels = "released", [p for p in files if p not in probs]
     elif any(p.name.endswith(_IDS) for p in files):

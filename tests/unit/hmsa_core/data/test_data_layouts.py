@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -327,6 +328,17 @@ def test_plain_folders_name_what_does_not_pair(plain):
         ("cam1_drive0_000", "image", "duplicate-name"),
         ("lost", "label", "unpaired"),
     ]
+
+
+@pytest.mark.parametrize("name", [b"bad\xe9.png", b"new\nline.png"])
+def test_files_with_names_that_no_table_can_hold_are_refused_alone(plain, name):
+    odd = plain / "images" / os.fsdecode(name)
+    odd.write_bytes((plain / "images" / "cam1_drive0_000.png").read_bytes())
+    result = scan(source("folder", plain))
+    assert len(result.found) == 3
+    (refused,) = result.refused
+    assert refused.reason == "bad-name"
+    refused.path.encode("ascii")
 
 
 def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):

@@ -55,6 +55,16 @@ def test_remainders_at_the_edges_are_only_lost_where_the_released_code_loses_the
     assert find_centroids(label, 2, 10).tolist() == [[1, 22, 8, 10]]
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.int64, np.uint16])
+def test_released_centroids_take_any_integer_labels(kind: type[np.integer]) -> None:
+    label = np.random.default_rng(0).integers(0, 4, (40, 60))
+    label[:10] = 255
+    wide = label.astype(kind)
+    wide[-5:] = 300  # no class: ignored, whatever it would be in eight bits
+    small = np.where(wide == 300, 255, wide).astype(np.uint8)
+    assert class_centroids(wide, 4, 20) == class_centroids(small, 4, 20)
+
+
 def test_few_pixels_and_small_pieces_give_no_centroid():
     label = np.full((16, 16), 255, np.uint8)
     label[0, ::2] = 1  # 8 speckles

@@ -56,6 +56,28 @@ def test_metadata_and_lineage_are_kept_and_absent_lineage_is_unknown(tmp_path: P
     assert store.classes.name == "cityscapes"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_refused_image_that_was_to_open_a_shard_costs_only_itself(tmp_path: Path, first: bool) -> None:
+    label, confidence = maps(0, (4, 5))
+    writer = LabelStoreWriter(tmp_path, {}, images_per_shard=1)
+    if not first:
+        writer.add("good", label, confidence)
+    with pytest.raises(InputError, match="33"):
+        writer.add("bad", np.full((4, 5), 33, np.uint8), confidence)
+    writer.close()
+    assert opened(tmp_path).names() == ([] if first else ["good"])
+
+
+def test_a_manifest_that_is_damaged_after_the_store_was_opened_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    store = opened(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"codec"', b'"codek"', 1))
+    assert [(p.file, p.kind) for p in store.verify()] == [("manifest.json", "changed")]
+    manifest.unlink()
+    assert [(p.file, p.kind) for p in store.verify()] == [("manifest.json", "missing")]
+
+
 def test_names_are_unique_and_unknown_ones_are_told(tmp_path: Path) -> None:
     writer = LabelStoreWriter(tmp_path, {})
     writer.add("a", *maps(0))
@@ -112,8 +134,8 @@ def test_a_store_without_a_manifest_was_never_finished_and_can_be_written_again(
         LabelStore.open(tmp_path)
     given = write_store(tmp_path, 1)
     assert LabelStore.open(tmp_path).names() == list(given)
-    # The shard of the aborted run that the new one did not overwrite is named, never served.
-    assert [p.kind for p in LabelStore.open(tmp_path).verify()] == ["unlisted"] * 3
+    # The shard of the aborted run that the new one did not overwrite is gone: training takes the store.
+    assert LabelStore.open(tmp_path, strict=True).verify() == []
 
 
 def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
