@@ -43,12 +43,23 @@ def _labelling(way: str) -> tuple[Goal, ...]:
     )
 
 
+def _trained(profile: str) -> tuple[Goal, ...]:
+    """bf16 beside fp32 with a workspace's trained teacher."""
+    name, what = f"agreement-{profile}", f"bf16 with the teacher of profile {profile}"
+    return (
+        Goal(f"{what}: equal thresholded labels", name, ("thresholded_labels",), 0.995),
+        Goal("... codes within five steps", name, ("codes_within_5",), 0.99),
+    )
+
+
 CPU_CASES = ("hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1")  # of bench_train_step.py
 _LABEL = "`autolabel label`"
 _SIZES = ("19 classes, 512x1024", "19 classes, 1024x2048", "65 classes, 1024x1856")
 
 GOALS = (
     *(goal for way in ("fp32", "bf16") for goal in _labelling(way)),
+    *_trained("camvid"),
+    *_trained("demo"),
     *(Goal(f"scoring an image, {s}, against the plain way", "evaluate", (f"{s}.speedup",), 2.0) for s in _SIZES),
     Goal(f"{_LABEL}: share of its time in the model, 512x1024", "labelling", ("area.512x1024.model_share",), 0.9),
     Goal(f"{_LABEL}: memory, 5,000 images over 50, MB", "labelling", ("memory_growth_mb",), 100, at_least=False),
