@@ -52,18 +52,24 @@ def _kept(metrics: dict[str, Any]) -> list[str]:
     kept = metrics["kept"]
     rows = [
         f"pixels kept by threshold {kept['threshold']} on the report images",
-        f"{'class':<20}{'status':<11}{'threshold':>9}{'precision':>11}{'coverage':>10}",
+        f"{'class':<20}{'status':<11}{'threshold':>9}{'precision':>11}{'coverage':>10}  95 % of precision",
     ]
     for name in metrics["classes"]:
         row = kept["classes"][name]
         rows.append(
             f"{name:<20}{row['status']:<11}{row['threshold'] or '-':>9}{_percent(row['precision']):>11}"
-            f"{_percent(row['coverage']):>10}"
+            f"{_percent(row['coverage']):>10}{_ends(row)}"
         )
     for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_")):
         precision, coverage = kept[f"{prefix}precision"], kept[f"{prefix}coverage"]
         rows.append(f"{name:<40}{_percent(precision):>11}{_percent(coverage):>10}")
     return rows + _beside(kept["beside"])
+
+
+def _ends(row: dict[str, Any]) -> str:
+    if row.get("upper") is None:
+        return ""
+    return f"  [{100 * row['lower']:.1f}, {100 * row['upper']:.1f}] ({row['blocks']})"
 
 
 def _beside(beside: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.curves import Curves
-from hmsa_core.labels.intervals import effective_blocks, lower_bound
+from hmsa_core.labels.intervals import effective_blocks, interval
 from hmsa_core.labels.policy import WITHHELD
 
 __all__ = ["figures", "marginal_ends", "marginal_precision", "number", "share", "smallest_global_code"]
@@ -50,7 +50,7 @@ def figures(
 ) -> dict[str, Any]:
     """What a cut does to a class on the images of the curves (None where nothing is kept).
 
-    precision, lower: of kept labelled pixels; boundary, interior: in and away from the boundary band;
+    precision, lower, upper: of kept labelled pixels; boundary, interior: in and away from the boundary band;
     coverage: kept share of the pixels that the teacher gives this class; recall: share of the class's true
     pixels that are kept and right; void: kept pixels on ground-truth void per kept pixel; marginal: see above.
     """
@@ -58,6 +58,7 @@ def figures(
     kept = {name: a[:, code] if code < NUM_CODES else np.zeros(len(a), np.int64) for name, a in at.items()}
     total, every = at["total"].sum(axis=0), int(at["total"][:, 0].sum())
     n = int(kept["total"].sum())
+    lower, upper = interval(kept["total"], kept["correct"], confidence)
     marginal = marginal_precision(total, at["correct"].sum(axis=0), marginal_ends(total, marginal_share))
     void = int(kept["void"].sum())
     return {
@@ -66,7 +67,7 @@ def figures(
         "effective_blocks": round(float(effective_blocks(kept["total"])), 2),
         "components": int(kept["components"].sum()),
         "precision": share(kept["correct"].sum(), n),
-        "lower": number(lower_bound(kept["total"], kept["correct"], confidence)),
+        "lower": number(lower), "upper": number(upper),
         "marginal": number(marginal[code]) if code < NUM_CODES else None,
         "boundary_precision": share(kept["boundary_correct"].sum(), kept["boundary_total"].sum()),
         "interior_precision": share(kept["interior_correct"].sum(), kept["interior_total"].sum()),

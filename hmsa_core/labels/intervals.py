@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["effective_blocks", "lower_bound", "simulated_coverage", "spread_of_errors", "t_quantile"]
+__all__ = ["effective_blocks", "interval", "lower_bound", "simulated_coverage", "spread_of_errors", "t_quantile"]
 
 Array = NDArray[np.float64]
 
@@ -38,6 +38,13 @@ def lower_bound(
     Without any error one wrong pixel is assumed, so that the bound never claims certainty. Fewer than two
     effective blocks bound nothing: 0.
     """
+    return interval(total, correct, confidence)[0]
+
+
+def interval(
+    total: NDArray[np.integer] | Array, correct: NDArray[np.integer] | Array, confidence: float
+) -> tuple[Array, Array]:
+    """`lower_bound` and its mirror image above: (low, high); fewer than two effective blocks: (0, 1)."""
     x, y = np.asarray(total, np.float64), np.asarray(correct, np.float64)
     whole, right = x.sum(axis=0), y.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -50,9 +57,10 @@ def lower_bound(
         error = np.where(right >= whole, wrong_share, error)
         freedom = effective_blocks(x) - 1
         t = t_quantile(1 - (1 - confidence) / 2, np.maximum(freedom, 1.0))
-        bound = 1 - wrong_share * np.exp(np.minimum(t * error / wrong_share, 700.0))
-    bound = np.where(freedom < 1, 0.0, np.maximum(bound, 0.0))
-    return np.where(whole > 0, bound, np.nan)
+        width = np.minimum(t * error / wrong_share, 700.0)
+        low, high = 1 - wrong_share * np.exp(width), 1 - wrong_share * np.exp(-width)
+    low, high = np.where(freedom < 1, 0.0, np.maximum(low, 0.0)), np.where(freedom < 1, 1.0, high)
+    return np.where(whole > 0, low, np.nan), np.where(whole > 0, high, np.nan)
 
 
 def t_quantile(probability: float, freedom: NDArray[np.float64] | float) -> Array:

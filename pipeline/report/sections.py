@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.report.curves import curve_grid
 from pipeline.report.facts import Facts
@@ -101,11 +102,11 @@ def thresholds(facts: Facts) -> Raw:
             Raw(f"<span class='chip {entry.status}'>{entry.status}</span>"),
             entry.threshold or "–", number(own.get("effective_blocks"), 0), number(own.get("components"), 0),
             points(own.get("precision"), 2), points(own.get("lower"), 2), points(own.get("marginal"), 1),
-            points(own.get("coverage")), points(seen.get("precision"), 2), points(seen.get("coverage")),
+            points(own.get("coverage")), points(seen.get("precision"), 2), _ends(seen), points(seen.get("coverage")),
             points(seen.get("void"), 2),
         ])  # fmt: skip
     head = ["class", "status", "cut", "blocks", "pieces", "precision", "lower bound", "marginal", "coverage",
-            "precision, report", "coverage, report", "on void"]  # fmt: skip
+            "precision, report", "its 95 %", "coverage, report", "on void"]  # fmt: skip
     return Raw(
         f"<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
         f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
@@ -114,6 +115,10 @@ def thresholds(facts: Facts) -> Raw:
         f"images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; dashed: "
         f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}{_sampled(facts)}"
     )
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    return "–" if row.get("upper") is None else f"{points(row['lower'], 1)} … {points(row['upper'], 1)}"
 
 
 def _beside(facts: Facts) -> Raw:

@@ -66,7 +66,7 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "models": metrics["models"], "differences": metrics["differences"],
         "kept": {k: metrics["kept"][k] for k in _KEPT if k in metrics["kept"]},
         "kept_classes": {
-            name: {k: row[k] for k in ("status", "threshold", "precision", "coverage")}
+            name: {k: row.get(k) for k in ("status", "threshold", "precision", "lower", "upper", "coverage")}
             for name, row in metrics["kept"]["classes"].items()
         },
         "training": {name: _training(ws, name) for name in trained},

@@ -148,12 +148,18 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
         f"{points(kept['coverage'])} % of all are kept.", "",
     ]  # fmt: skip
     rows = [
-        (name, str(row["status"]), str(row["threshold"] or "-"), points(row["precision"]), points(row["coverage"]),
+        (name, str(row["status"]), str(row["threshold"] or "-"), _precision(row), points(row["coverage"]),
          *(points(_class_iou(record, model, name)) for model in ("teacher", "control", "student")))
         for name, row in record["kept_classes"].items()
     ]  # fmt: skip
     header = ("class", "status", "threshold", "precision %", "coverage %", "IoU teacher", "control", "student")
     return [*lines, *table(header, rows), *_beside(kept.get("beside", {}))]
+
+
+def _precision(row: Mapping[str, Any]) -> str:
+    """Percent with its interval over blocks, where it was recorded."""
+    ends = (row.get("lower"), row.get("upper"))
+    return points(row["precision"]) + ("" if None in ends else f" [{points(ends[0])}, {points(ends[1])}]")
 
 
 def _beside(beside: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from hmsa_core.labels.intervals import (
     effective_blocks,
+    interval,
     lower_bound,
     simulated_coverage,
     spread_of_errors,
@@ -111,3 +112,15 @@ def test_the_spread_of_block_errors_is_found() -> None:
     assert size_cv == pytest.approx(0.5, abs=0.1)
     assert spread_of_errors(np.array([5]), np.array([5])) == (np.inf, np.inf)
     assert spread_of_errors(np.array([5, 5]), np.array([5, 5]))[0] == 0
+
+
+def test_an_interval_holds_its_ratio_and_its_lower_end_is_the_bound() -> None:
+    rng = np.random.default_rng(0)
+    total = rng.integers(50, 200, (12, 3))
+    correct = total - rng.binomial(total, [0.02, 0.1, 0.4])
+    low, high = interval(total, correct, 0.95)
+    ratio = correct.sum(axis=0) / total.sum(axis=0)
+    assert ((low < ratio) & (ratio < high) & (high < 1)).all()
+    assert np.array_equal(low, lower_bound(total, correct, 0.95))
+    one = interval(total[:1], correct[:1], 0.95)
+    assert ([0.0] * 3, [1.0] * 3) == (one[0].tolist(), one[1].tolist())
