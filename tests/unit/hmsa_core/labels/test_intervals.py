@@ -123,4 +123,4 @@ def test_an_interval_holds_its_ratio_and_its_lower_end_is_the_bound() -> None:
     assert ((low < ratio) & (ratio < high) & (high < 1)).all()
     assert np.array_equal(low, lower_bound(total, correct, 0.95))
     one = interval(total[:1], correct[:1], 0.95)
-    assert ([0.0] * 3, [1.0] * 3) == (one[0].tolist(), one[1].tolist())
+    assert (one[0].tolist(), one[1].tolist()) == ([0.0] * 3, [1.0] * 3)
