@@ -51,7 +51,7 @@ def _points(interval: dict[str, Any], sign: str = "") -> str:
 def _kept(metrics: dict[str, Any]) -> list[str]:
     kept = metrics["kept"]
     rows = [
-        f"pixels kept by threshold {kept['threshold']} on the report images",
+        f"pixels kept by threshold {kept['threshold']} on the report images{_where(kept)}",
         f"{'class':<20}{'status':<11}{'threshold':>9}{'precision':>11}{'coverage':>10}  95 % of precision",
     ]
     for name in metrics["classes"]:
@@ -63,7 +63,15 @@ def _kept(metrics: dict[str, Any]) -> list[str]:
     for name, prefix in (("all pixels", ""), ("mean of classes", "class_mean_")):
         precision, coverage = kept[f"{prefix}precision"], kept[f"{prefix}coverage"]
         rows.append(f"{name:<40}{_percent(precision):>11}{_percent(coverage):>10}")
+    if "all_pixels" in kept:
+        everywhere = kept["all_pixels"]
+        shown = (_percent(everywhere[k]) for k in ("precision", "coverage"))
+        rows.append("{:<40}{:>11}{:>10}".format("all pixels, inside polygons too", *shown))
     return rows + _beside(kept["beside"])
+
+
+def _where(kept: dict[str, Any]) -> str:
+    return "" if kept.get("region", "all") == "all" else ", outside of human polygons"
 
 
 def _ends(row: dict[str, Any]) -> str:

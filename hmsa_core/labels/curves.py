@@ -47,6 +47,7 @@ class CalibrationImage(NamedTuple):
     code: NDArray[np.uint8]
     truth: NDArray[np.uint8]  # fine label, trainIds or 255
     human: NDArray[np.uint8] | None = None  # coarse label, where there is one
+    region: NDArray[np.bool_] | None = None  # pixels that count (None = all); conflicts are counted everywhere
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ class _Counter:
         counts = self._of_block.setdefault(
             image.block, {name: np.zeros((self.c, NUM_CODES), np.int64) for name in COUNTS}
         )
-        known = truth < self.c
+        counted = np.ones(label.shape, np.bool_) if image.region is None else image.region
+        known = (truth < self.c) & counted
         right = label == truth
         scale = label.shape[0] / _LINES
         near = boundary_band(truth, max(1.0, self.config.boundary_px * scale)) & known
@@ -198,11 +200,11 @@ class _Counter:
         for region, mask in (("", known), ("boundary_", near), ("interior_", far)):
             counts[f"{region}total"] += self._count(label, code, mask)
             counts[f"{region}correct"] += self._count(label, code, mask & right)
-        counts["void"] += self._count(label, code, ~known)
+        counts["void"] += self._count(label, code, (truth >= self.c) & counted)
         smallest = max(1, round(self.config.min_component_px * scale * scale))
-        counts["components"] += _components(label, code, self.c, smallest)
+        counts["components"] += _components(np.where(counted, label, IGNORE), code, self.c, smallest)
         self._truth.setdefault(image.block, np.zeros(self.c, np.int64))
-        self._truth[image.block] += np.bincount(truth.reshape(-1), minlength=256)[: self.c]
+        self._truth[image.block] += np.bincount(truth[counted], minlength=256)[: self.c]
         self._add_joint(label, code, truth, known)
         if image.human is not None:
             self._add_conflicts(image, image.human)

@@ -31,6 +31,7 @@ class CalibrateConfig(Section):
     cross_fit: bool = True  # thresholds are judged on blocks that did not choose them
     folds: Annotated[int, Field(ge=2)] = 5  # of blocks, for cross-fitting
     shift_limit: Share = 0.25  # Kolmogorov-Smirnov distance of confidences; more = "not covered by evidence"
+    region: Literal["all", "outside_coarse"] = "all"  # pixels that count: where merged labels take the teacher's word
     overrides: dict[str, str | float] = Field(default_factory=dict)  # class -> threshold, or "withheld"
 
     @field_validator("overrides")

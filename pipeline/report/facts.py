@@ -13,6 +13,7 @@ from hmsa_core.labels.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 from pipeline.report.quality import Quality, read_quality
 from pipeline.stages import STAGES
+from pipeline.stages.precision import JUDGED
 from pipeline.workspace import Workspace
 
 __all__ = ["MODELS", "Facts", "gather"]
@@ -46,8 +47,8 @@ class Facts:
 
 def gather(ws: Workspace) -> Facts:
     """Read what the stages before `report` wrote."""
-    policy, curves = ws.path("calibration/policy.json"), ws.path("calibration/curves.json")
-    seen = ws.path("evaluation/curves.json")
+    policy, curves = ws.path("calibration/policy.json"), _curves(ws, "calibration")
+    seen = _curves(ws, "evaluation")
     classes = Index.load(ws.path("data/index/target.parquet")).classes
     metrics = _json(ws.path("evaluation/metrics.json"))
     return Facts(
@@ -70,6 +71,12 @@ def gather(ws: Workspace) -> Facts:
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
         settings=ws.params.model_dump(mode="json"),
     )
+
+
+def _curves(ws: Workspace, folder: str) -> Path:
+    """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
+    judged = ws.path(f"{folder}/{JUDGED}")
+    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -110,10 +110,20 @@ def thresholds(facts: Facts) -> Raw:
     return Raw(
         f"<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
         f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
-        f"often enough. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk to its class "
-        f"group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on report "
-        f"images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; dashed: "
-        f"the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}{_sampled(facts)}"
+        f"often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk "
+        f"to its class group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on "
+        f"report images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; "
+        f"dashed: the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}{_sampled(facts)}"
+    )
+
+
+def _where(facts: Facts) -> str:
+    if facts.metrics.get("kept", {}).get("region", "all") == "all":
+        return ""
+    everywhere = facts.metrics["kept"]["all_pixels"]["precision"]
+    return (
+        " (counted outside of human polygons, where merged labels take the teacher's word; of all kept pixels "
+        f"{points(everywhere, 2)} % are right)"
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 __all__ = ["FORMAT", "collect", "run_name"]
 
 FORMAT = "hmsa-run"
-_KEPT = ("precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold", "beside")
+_KEPT = ("precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold", "beside", "region")
 _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
 
 

@@ -145,7 +145,7 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     kept = record["kept"]
     lines = [
         f"Threshold `{kept['threshold']}`: {points(kept['precision'])} % of the kept pixels are right, "
-        f"{points(kept['coverage'])} % of all are kept.", "",
+        f"{points(kept['coverage'])} % of all are kept" + _where(kept) + ".", "",
     ]  # fmt: skip
     rows = [
         (name, str(row["status"]), str(row["threshold"] or "-"), _precision(row), points(row["coverage"]),
@@ -154,6 +154,11 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     header = ("class", "status", "threshold", "precision %", "coverage %", "IoU teacher", "control", "student")
     return [*lines, *table(header, rows), *_beside(kept.get("beside", {}))]
+
+
+def _where(kept: Mapping[str, Any]) -> str:
+    """Which pixels were counted."""
+    return "" if kept.get("region", "all") == "all" else " (counted outside of human polygons, where they are used)"
 
 
 def _precision(row: Mapping[str, Any]) -> str:

@@ -45,10 +45,12 @@ def run(ws: Workspace) -> None:
     teacher = ws.teacher()
     judgement = precision.judge(ws, samples, {"teacher": teacher})
     found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names, teacher)
-    policy = choose_thresholds(found.curves, ws.params.calibrate)
+    policy = choose_thresholds(found.judged, ws.params.calibrate)
     out = ws.path("calibration")
     atomic.remove_tree(out)
     found.curves.save(out / "curves.json")
+    if found.judged is not found.curves:
+        found.judged.save(out / precision.JUDGED)
     if policy.table is None:
         raise AssertionError("a measured policy has a calibration table")
     save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
@@ -57,18 +59,19 @@ def run(ws: Workspace) -> None:
     atomic.write_bytes(out / PAIRS, buffer.getvalue())
     policy.save(out / "policy.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
-    precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.curves, title="Calibration images")
+    precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
     if scarce:
         _LOG.warning("calibrate: little of %s is kept (calibration/policy.json says why)", ", ".join(scarce))
 
 
 def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:
-    kept = precision.kept_figures(found.curves, policy, ws.params.calibrate)
+    kept = precision.kept_figures(found.judged, policy, ws.params.calibrate)
     codes = policy.codes()
     return {
-        "images": len(found.curves.images),
-        "blocks": len(found.curves.blocks),
+        "images": len(found.judged.images),
+        "blocks": len(found.judged.blocks),
+        "region": ws.params.calibrate.region,
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],

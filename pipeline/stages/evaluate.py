@@ -75,9 +75,11 @@ def run(ws: Workspace) -> None:
         for name, folder in folders.items()
     }
     found = precision.measure(ws, STAGE, "kept", "report", judgement.names, ws.teacher())
-    kept = precision.kept_figures(
-        found.curves, precision.chosen_policy(ws, found.store), ws.params.calibrate
-    )
+    policy = precision.chosen_policy(ws, found.store)
+    kept = precision.kept_figures(found.judged, policy, ws.params.calibrate) | {"region": "all"}
+    if found.judged is not found.curves:
+        kept["region"] = ws.params.calibrate.region
+        kept["all_pixels"] = precision.kept_figures(found.curves, policy, ws.params.calibrate)
     classes = found.curves.classes.classes
     kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
     verdict = _verdict(ws, models, results, classes)
@@ -87,6 +89,8 @@ def run(ws: Workspace) -> None:
     atomic.write_json(out / "metrics.json", _metrics(ws, models, results, judgement, kept, classes))
     atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
     found.curves.save(out / "curves.json")
+    if found.judged is not found.curves:
+        found.judged.save(out / precision.JUDGED)
     atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
     _plot(ws, results, classes)

@@ -6,6 +6,7 @@ report images. Both run in the precision of `auto-infer`, because they use its s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from hmsa_core.labels.curves import CalibrationImage, Curves
 from hmsa_core.labels.measure import figures, smallest_global_code
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
 from pipeline.stages.sampled import Labelled, sampled_precision
@@ -33,15 +35,21 @@ __all__ = [
     "plot_curves",
 ]  # fmt: skip
 
+_LOG = logging.getLogger(__name__)
+JUDGED = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Curves of one teacher on one role's images, and the store they were counted on."""
+    """Curves of one teacher on one role's images, and the store they were counted on.
+
+    `judged` are those of the pixels that `calibrate.region` names; `curves` are those of all pixels.
+    """
 
     store: LabelStore
     curves: Curves
+    judged: Curves
 
 
 def fine_samples(ws: Workspace, role: str) -> list[Sample]:
@@ -58,14 +66,39 @@ def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> J
 
 
 def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...], teacher: Path) -> Precision:
-    """Label the named images of a role and count right and wrong pixels by class and code."""
+    """Label the named images of a role and count right and wrong pixels by class and code.
+
+    Raises:
+        ConfigError: thresholds shall be measured outside of coarse labels, and no calibration image has any.
+    """
     index_path = role_index(ws, role)
     folder = infer_store(ws, stage, job, ws.params.auto_infer, teacher, index_path, names)
     store = LabelStore.open(folder, strict=True)
     index = Index.load(index_path)
-    pairs = _pairs(store, index, ws.roots[index.root], names)
-    curves = Curves.measure(pairs, store.classes, config=ws.params.calibrate, lineage=store.lineage)
-    return Precision(store, curves)
+    config, root = ws.params.calibrate, ws.roots[index.root]
+    pairs = _pairs(store, index, root, names)
+    curves = Curves.measure(pairs, store.classes, config=config, lineage=store.lineage)
+    if config.region == "all":
+        return Precision(store, curves, curves)
+    if not any(sample.coarse for sample in index.select(names=names)):
+        wrong = f"calibrate.region is {config.region}, but no image of role {role} has a coarse label"
+        if role == "calibrate":
+            raise ConfigError(wrong, hint="set calibrate.region to all")
+        _LOG.warning("%s: %s: all of their pixels are judged", stage, wrong)
+        return Precision(store, curves, curves)
+    outside = _outside_coarse(_pairs(store, index, root, names))
+    return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))
+
+
+def _outside_coarse(images: Iterator[CalibrationImage]) -> Iterator[CalibrationImage]:
+    """The images that have coarse labels, counted where those say nothing: there the teacher fills in.
+
+    Polygons lie in the middle of things, where the teacher is right most often; merged labels take its word near
+    the outlines. Precision of all pixels together would promise what these pixels do not keep.
+    """
+    for image in images:
+        if image.human is not None:
+            yield image._replace(region=image.human == IGNORE)
 
 
 def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:
