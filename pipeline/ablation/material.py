@@ -17,7 +17,7 @@ from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig
 from hmsa_core.errors import ConfigError
 from pipeline import keys
 from pipeline.ablation.code import source_digests
-from pipeline.ablation.plan import Row, Training
+from pipeline.ablation.plan import Labels, Row, Training
 from pipeline.init import GENERATED
 from pipeline.params import Params
 
@@ -113,7 +113,7 @@ def cell_material(params: Params, row: Row, seed: int, scale: Scale) -> Material
         settings["start"] = _teacher(params) if training.start == "teacher" else _pretrain(params)
         if training.labels is not None:
             groups = (*groups, "labels")
-            settings["labels"] = training.labels.to_json() | _labelling(params)
+            settings["labels"] = training.labels.to_json() | _labelling(params, training.labels)
     if params.profile in GENERATED:
         groups = (*groups, "scenes")
     return Material(settings, source_digests(groups))
@@ -146,11 +146,14 @@ def _teacher(params: Params) -> dict[str, Any]:
     return _pretrain(params) | {"teacher": keys.train_material(params.teacher_train)}
 
 
-def _labelling(params: Params) -> dict[str, Any]:
+def _labelling(params: Params, labels: Labels) -> dict[str, Any]:
     """How the workspace makes auto-labels, threshold and coarse labels aside (the row says those)."""
+    calibrate = params.calibrate.model_dump(mode="json")
+    if labels.threshold != "policy" or labels.ignored is not None:
+        calibrate = {"confidence": calibrate["confidence"]}  # of the merging rules; no threshold comes from the rest
     merge = params.pseudo_label.merge.model_dump(mode="json", exclude={"use_coarse"})
     return _teacher(params) | {
-        "calibrate": params.calibrate.model_dump(mode="json"),
+        "calibrate": calibrate,
         "infer": keys.infer_material(params.auto_infer),
         "merge": merge | {"min_component": params.pseudo_label.min_component},
         "tile": [params.student_train.sampling.tile, params.student_train.sampling.min_pixels],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
+from hmsa_core.labels.curves import Curves
 from pipeline.stages import STAGES
 from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run
 
@@ -77,6 +78,12 @@ def test_a_changed_target_precision_measures_again_without_a_new_inference(works
     assert "calibrate" in done.ran
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert json.loads((workspace / "calibration" / "policy.json").read_text())["settings"]["target"] == 0.6
+    change_param(workspace, "  region: all", "  region: outside_coarse")
+    dvc(workspace, "repro", "pseudo-label")
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    everywhere, judged = (Curves.load(workspace / "calibration" / f) for f in ("curves.json", "curves-judged.json"))
+    assert 0 < judged.counts["total"].sum() < everywhere.counts["total"].sum(), "polygons are left out"
+    assert LabelStore.open(workspace / "labels" / "final", strict=True).manifest["policy"] is not None
 
 
 def test_only_new_images_are_labelled(workspace: Path) -> None:

@@ -40,6 +40,18 @@ def test_counts_are_those_of_a_loop_over_pixels() -> None:
     assert curves.truth.sum() == sum(np.count_nonzero(i.truth != 255) for i in images)
 
 
+def test_only_pixels_of_the_region_count_and_conflicts_count_everywhere() -> None:
+    label, truth = [[0, 0, 1, 1]], [[0, 1, 1, 255]]
+    whole = _image(label, [[9, 9, 9, 9]], truth, human=[[0, 1, 255, 255]])
+    inner = whole._replace(region=np.array([[False, False, True, True]]))
+    curves = Curves.measure([inner], CLASSES)
+    assert int(curves.counts["total"].sum()) == int(curves.counts["correct"].sum()) == 1
+    assert int(curves.counts["total"][0, 1, 9]) == int(curves.counts["void"][0, 1, 9]) == 1
+    assert curves.truth.tolist() == [[0, 1, 0, 0, 0]]
+    assert int(curves.joint.sum()) == 1
+    assert curves.conflicts.pixels.tolist() == Curves.measure([whole], CLASSES).conflicts.pixels.tolist()
+
+
 def test_the_bands_lie_at_the_boundary_and_away_from_it() -> None:
     truth = np.zeros((1024, 64), np.uint8)
     truth[:, 32:] = 1

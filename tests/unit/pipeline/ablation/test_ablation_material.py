@@ -176,3 +176,14 @@ def test_every_group_finds_files() -> None:
         assert code.group_files((group,)), group
         for pattern in code._GROUPS[group]:
             assert list(code.REPOSITORY.glob(pattern)), f"{pattern}: moved?"
+
+
+def test_only_rows_of_the_policy_depend_on_how_thresholds_are_measured(demo: Params) -> None:
+    other = demo.model_copy(update={"calibrate": demo.calibrate.model_copy(update={"target": 0.9})})
+    rows = {row.name: row for row in make_ablation("labels", demo).rows}
+
+    def key(params: Params, row: str) -> str:
+        return cell_material(params, rows[row], 0, Scale()).key
+
+    assert key(demo, "coarse") == key(other, "coarse")
+    assert key(demo, "both-coarse") != key(other, "both-coarse")
