@@ -67,7 +67,8 @@ def _kept(metrics: dict[str, Any]) -> list[str]:
         everywhere = kept["all_pixels"]
         shown = (_percent(everywhere[k]) for k in ("precision", "coverage"))
         rows.append("{:<40}{:>11}{:>10}".format("all pixels, inside polygons too", *shown))
-    return rows + _beside(kept["beside"])
+        rows += _beside(everywhere["beside"], " (all pixels)")
+    return rows + _beside(kept["beside"], _where(kept))
 
 
 def _where(kept: dict[str, Any]) -> str:
@@ -80,10 +81,10 @@ def _ends(row: dict[str, Any]) -> str:
     return f"  [{100 * row['lower']:.1f}, {100 * row['upper']:.1f}] ({row['blocks']})"
 
 
-def _beside(beside: dict[str, Any]) -> list[str]:
+def _beside(beside: dict[str, Any], where: str) -> list[str]:
     if not beside["classes"]:
         return []
-    rows = ["", f"one threshold for all instead, on {', '.join(beside['classes'])}",
+    rows = ["", f"one threshold for all instead, on {', '.join(beside['classes'])}{where}",
             f"{'':<44}{'worst precision':>16}  {'of':<16}{'class-mean coverage':>19}"]  # fmt: skip
     return rows + [
         f"{row['name']:<44}{_percent(row['worst_precision']):>16}  {row['worst_class']:<16}"

@@ -132,7 +132,8 @@ def _ends(row: Mapping[str, Any]) -> str:
 
 
 def _beside(facts: Facts) -> Raw:
-    beside = facts.metrics.get("kept", {}).get("beside", {})
+    kept = facts.metrics.get("kept", {})
+    beside = kept.get("all_pixels", kept).get("beside", {})
     if not beside.get("classes"):
         return Raw("")
     rows = [

@@ -17,7 +17,10 @@ from pipeline.workspace import Workspace
 __all__ = ["FORMAT", "collect", "run_name"]
 
 FORMAT = "hmsa-run"
-_KEPT = ("precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold", "beside", "region")
+_KEPT = (
+    "precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold", "beside", "region",
+    "all_pixels",
+)  # fmt: skip
 _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
 
 
@@ -64,7 +67,7 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "classes": metrics["classes"], "settings": metrics["settings"], "main_setting": metrics["main_setting"],
         "judged": {k: metrics["judgement"][k] for k in ("judged", "left_out")},
         "models": metrics["models"], "differences": metrics["differences"],
-        "kept": {k: metrics["kept"][k] for k in _KEPT if k in metrics["kept"]},
+        "kept": _kept(metrics["kept"]),
         "kept_classes": {
             name: {k: row.get(k) for k in ("status", "threshold", "precision", "lower", "upper", "coverage")}
             for name, row in metrics["kept"]["classes"].items()
@@ -74,6 +77,10 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "recipe": {name: keys.work_key(keys.train_material(getattr(params, name))) for name in trained},
         **describe_run(("hmsa_core", "pipeline")),
     }  # fmt: skip
+
+
+def _kept(kept: dict[str, Any]) -> dict[str, Any]:
+    return {k: _kept(kept[k]) if k == "all_pixels" else kept[k] for k in _KEPT if k in kept}
 
 
 def _training(ws: Workspace, section: str) -> dict[str, Any]:

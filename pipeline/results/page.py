@@ -153,7 +153,14 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
         for name, row in record["kept_classes"].items()
     ]  # fmt: skip
     header = ("class", "status", "threshold", "precision %", "coverage %", "IoU teacher", "control", "student")
-    return [*lines, *table(header, rows), *_beside(kept.get("beside", {}))]
+    both = _beside(kept.get("beside", {}), "" if "all_pixels" not in kept else ", counted outside of human polygons")
+    if "all_pixels" in kept:
+        everywhere = kept["all_pixels"]
+        lines[0] += (
+            f" Inside polygons too: {points(everywhere['precision'])} % right, {points(everywhere['coverage'])} % kept."
+        )
+        both += _beside(everywhere.get("beside", {}), ", all pixels")
+    return [*lines, *table(header, rows), *both]
 
 
 def _where(kept: Mapping[str, Any]) -> str:
@@ -167,7 +174,7 @@ def _precision(row: Mapping[str, Any]) -> str:
     return points(row["precision"]) + ("" if None in ends else f" [{points(ends[0])}, {points(ends[1])}]")
 
 
-def _beside(beside: Mapping[str, Any]) -> list[str]:
+def _beside(beside: Mapping[str, Any], where: str) -> list[str]:
     """The policy beside one threshold for all classes (chosen on the report images, which the policy never saw)."""
     if not beside.get("classes"):
         return []
@@ -175,7 +182,8 @@ def _beside(beside: Mapping[str, Any]) -> list[str]:
         (row["name"], points(row["worst_precision"]), row["worst_class"], points(row["class_mean_coverage"]))
         for row in beside["rows"]
     ]
-    told = f"One threshold for all instead, on the classes with one of their own ({', '.join(beside['classes'])}):"
+    classes = ", ".join(beside["classes"])
+    told = f"One threshold for all instead, on the classes with one of their own ({classes}){where}:"
     return ["", told, "", *table(("", "worst precision %", "of class", "class-mean coverage %"), rows)]
 
 

@@ -170,7 +170,7 @@ def _mutate(text: str, rng: random.Random) -> str:
 
 # After file and line: a key with what was expected and what is there, or what is wrong with the YAML itself.
 _OF_A_KEY = re.compile(
-    r":\d+: [^:]+: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?|\w+ must not .+"
+    r":\d+: .+?: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?|\w+ must not .+"
     r"|tags such as .+|.+ is too large for a number)"
 )
 _OF_THE_TEXT = re.compile(
