@@ -200,13 +200,21 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
     context.set_forkserver_preload([Verifier.__module__])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        yield from _counted(pool.map(verifier, tasks, chunksize=4), len(tasks), progress)
+        yield from _counted(_submit(pool, verifier, tasks), len(tasks), progress)
     except BrokenProcessPool as error:
         raise InputError(
             "a process that checks images died (out of memory?)", hint="run again with fewer workers"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, verifier: Verifier, tasks: Sequence[Task]) -> Iterator[Checked]:
+    """All tasks handed in; a worker that dies meanwhile may be met while the next one is being started."""
+    try:
+        return pool.map(verifier, tasks, chunksize=4)
+    except OSError as error:  # of the pipes to the workers: no task has been run in this process
+        raise BrokenProcessPool(f"a worker could not be started: {error}") from error
 
 
 def _init_worker() -> None:
