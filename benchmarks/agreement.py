@@ -25,9 +25,8 @@ import torch
 
 from benchmarks.bench_infer import agreement
 from benchmarks.gateable_share import images_of
-from benchmarks.run import REPO, RESULTS, machine, page
+from benchmarks.run import machine, record
 from hmsa_core import models
-from hmsa_core.atomic import write_json, write_text
 from hmsa_core.data.decode import read_image
 from hmsa_core.engine.fast import Predictor
 from pipeline.workspace import Workspace
@@ -61,9 +60,7 @@ def main() -> int:
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if args.write:
         command = "python benchmarks/agreement.py --workspace DIR --write"
-        path = RESULTS / f"agreement-{ws.params.profile}.json"
-        write_json(path, {"command": command, "machine": where, "result": result})
-        write_text(REPO / "docs" / "benchmarks.md", page())
+        record(f"agreement-{ws.params.profile}", command, where, result)
     return 0
 
 

@@ -30,9 +30,8 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.run import REPO, RESULTS, machine, page
+from benchmarks.run import machine, record
 from hmsa_core import models
-from hmsa_core.atomic import write_json, write_text
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
 from hmsa_core.engine.fast import Predictor
@@ -126,9 +125,7 @@ def main() -> int:
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if args.write:
         command = "python benchmarks/gateable_share.py --workspace DIR --write"
-        name = f"gateable-{ws.params.profile}"
-        write_json(RESULTS / f"{name}.json", {"command": command, "machine": where, "result": result})
-        write_text(REPO / "docs" / "benchmarks.md", page())
+        record(f"gateable-{ws.params.profile}", command, where, result)
     return 0
 
 

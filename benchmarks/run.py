@@ -98,6 +98,12 @@ def page() -> str:
     return "\n".join(lines)
 
 
+def record(name: str, command: str, where: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write benchmarks/results/NAME.json of a benchmark that needs a workspace, and make docs/benchmarks.md anew."""
+    write_json(RESULTS / f"{name}.json", {"command": command, "machine": where, "result": result})
+    write_text(REPO / "docs" / "benchmarks.md", page())
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -46,6 +46,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name can stand in tables and messages: no control characters, no bytes that were no UTF-8."""
+    return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
+
+
 class HmsaError(Exception):
     """Base of all errors we raise on purpose; `exit_code` is the process's exit status."""
 

@@ -31,7 +31,7 @@ from pydantic import Field, Strict
 from hmsa_core.config import Section
 from hmsa_core.errors import InputError
 from hmsa_core.labels.intervals import t_quantile
-from pipeline.gate_scores import Scores, draw_blocks
+from pipeline.gate_scores import Scores, draw_blocks, finite
 
 __all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
@@ -201,7 +201,7 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
     difference = difference[np.isfinite(difference)]
     gain = float(new.iou[c] - old.iou[c])
     row: dict[str, Any] = {
-        "name": name, "candidate": _number(new.iou[c]), "incumbent": _number(old.iou[c]), "gain": _number(gain),
+        "name": name, "candidate": finite(new.iou[c]), "incumbent": finite(old.iou[c]), "gain": finite(gain),
         "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
         "why": "",
     }  # fmt: skip
@@ -231,7 +231,7 @@ def _recall_veto(
     row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig, alpha: float
 ) -> None:
     draws = draws[np.isfinite(draws)]
-    row["recall_change"] = _number(change)
+    row["recall_change"] = finite(change)
     if len(draws) < 2 or not np.isfinite(change):
         return
     se = float(np.std(draws, ddof=1))
@@ -255,9 +255,6 @@ def _champion(
         "allowance": config.champion_allowance,
     }  # fmt: skip
 
-
-def _number(value: float) -> float | None:
-    return None if not np.isfinite(value) else float(value)
 
 
 def _bounds_of(verdict: dict[str, Any]) -> str:

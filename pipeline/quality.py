@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.metrics import category_iou, cityscapes_categories, iou_of, mean_iou_of
 from hmsa_core.taxonomy import ClassTable, cityscapes
+from pipeline.gate_scores import finite
 
 __all__ = ["by_category", "by_city", "categories_of"]
 
@@ -23,7 +24,7 @@ def categories_of(classes: ClassTable) -> tuple[str, ...]:
 
 def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
     """IoU of each category from the counts of all images (C, C), rows = truth; None = in neither."""
-    return {name: _number(value) for name, value in category_iou(counts, categories_of(classes)).items()}
+    return {name: finite(value) for name, value in category_iou(counts, categories_of(classes)).items()}
 
 
 def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -33,11 +34,7 @@ def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, An
     for city in sorted({c for c in cities if c}):
         iou = iou_of(confusions[where == city].sum(axis=0))
         result[city] = {
-            "images": int((where == city).sum()), "mean_iou": _number(float(mean_iou_of(iou))),
-            "iou": [_number(value) for value in iou],
+            "images": int((where == city).sum()), "mean_iou": finite(float(mean_iou_of(iou))),
+            "iou": [finite(value) for value in iou],
         }  # fmt: skip
     return result
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

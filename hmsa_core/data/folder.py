@@ -10,7 +10,7 @@ from hmsa_core import taxonomy
 from hmsa_core.atomic import read_json
 from hmsa_core.data.layout import Found, Refused, Scan, list_files, pair
 from hmsa_core.data.spec import SourceSpec
-from hmsa_core.errors import ConfigError, IntegrityError, LayoutError
+from hmsa_core.errors import ConfigError, IntegrityError, LayoutError, is_plain_name
 
 __all__ = ["load_classes", "scan", "scan_camvid"]
 
@@ -62,7 +62,7 @@ def _by_stem(root: Path, folder: str, part: str, out: Scan) -> dict[str, str]:
     files: dict[str, str] = {}
     for file in list_files(root / folder):
         stem = Path(file).stem
-        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in file):
+        if not is_plain_name(file):
             shown = ascii(file)[1:-1]
             detail = "the name holds control characters or bytes that are no UTF-8"
             out.refused.append(Refused(ascii(stem)[1:-1], f"{folder}/{shown}", part, "", "bad-name", detail))

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import canonical_json, sha256_file, sweep_temps
-from hmsa_core.errors import InputError, LockedError, StoreError
+from hmsa_core.errors import InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codec import Codec, encode
 from hmsa_core.labels.codes import ConfidenceCode
@@ -244,7 +244,7 @@ def _sweep_once(root: Path) -> None:
 
 
 def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> None:
-    if not name or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if not name or not is_plain_name(name):
         raise InputError(f"image name {name!a} is empty, or holds control characters or bytes that are no UTF-8")
     for what, array in (("label", label), ("confidence", other)):
         if not isinstance(array, np.ndarray):

@@ -14,6 +14,7 @@ from hmsa_core.taxonomy import ClassTable
 from pipeline.report.quality import Quality, read_quality
 from pipeline.stages import STAGES
 from pipeline.stages.precision import JUDGED
+from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
 __all__ = ["MODELS", "Facts", "gather"]
@@ -67,7 +68,7 @@ def gather(ws: Workspace) -> Facts:
         quality=read_quality(ws.path("evaluation"), classes, metrics.get("main_setting", "")),
         # Not the report's own: a page that is made again has to be the same page.
         times=[t for s in STAGES if s != "report" and (t := _json(ws.path(f"work/times/{s}.json")))],
-        trainings={s: t for s in STAGES if (t := _json(ws.path(f"work/times/{s}-training.json")))},
+        trainings={s: t for s in STAGES if (t := _json(speed_file(ws, s)))},
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
         settings=ws.params.model_dump(mode="json"),
     )

@@ -12,6 +12,7 @@ from pipeline import keys
 from pipeline.ablation.where import describe_run
 from pipeline.params import Params
 from pipeline.stages import STAGES, VERSIONS
+from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
 __all__ = ["FORMAT", "collect", "run_name"]
@@ -87,7 +88,7 @@ def _training(ws: Workspace, section: str) -> dict[str, Any]:
     """Seed, length and network of a training, and what its stage recorded."""
     config = getattr(ws.params, section)
     stage = section.replace("_", "-")
-    recorded, speed = ws.path(f"metrics/{stage}.json"), ws.path(f"work/times/{stage}-training.json")
+    recorded, speed = ws.path(f"metrics/{stage}.json"), speed_file(ws, stage)
     return {
         "seed": config.seed, "epochs": config.epochs, "global_batch": config.global_batch, "crop": list(config.crop),
         "trunk": config.model.trunk, "kind": config.model.kind, "loss": config.loss.main,

@@ -18,6 +18,7 @@ from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
 from pipeline import gate, plots
+from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
 from pipeline.registry import Registry
 from pipeline.stages import precision
@@ -178,7 +179,7 @@ def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...])
     return {
         name: {
             "iou": {
-                model: {setting: _number(s.iou[c]) for setting, s in by_setting.items()}
+                model: {setting: finite(s.iou[c]) for setting, s in by_setting.items()}
                 for model, by_setting in results.items()
             },
             "kept": kept["classes"][name],
@@ -190,12 +191,12 @@ def _per_class(results: Results, kept: dict[str, Any], classes: tuple[str, ...])
 def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
     """What `dvc metrics diff` compares."""
     means = {
-        model: {setting: _number(np.nanmean(s.iou)) for setting, s in by_setting.items()}
+        model: {setting: finite(np.nanmean(s.iou)) for setting, s in by_setting.items()}
         for model, by_setting in results.items()
     }
     return {
         "mean_iou": means,
-        "gain": {f"{a} - {b}": _number(np.nanmean(x.iou) - np.nanmean(y.iou)) for a, x, b, y in _pairs(ws, results)},
+        "gain": {f"{a} - {b}": finite(np.nanmean(x.iou) - np.nanmean(y.iou)) for a, x, b, y in _pairs(ws, results)},
         "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")}
         | {"precision_in_sampled_crops": kept["sampled"]["precision"]},
         "promote": verdict["promote"],
@@ -215,14 +216,11 @@ def _publish_counts(ws: Workspace, folders: Mapping[str, Path]) -> None:
 
 def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
     main = ws.params.evaluate.settings[0].name
-    groups = {model: [_number(v) for v in r[main].iou] for model, r in results.items()}
+    groups = {model: [finite(v) for v in r[main].iou] for model, r in results.items()}
     plots.bars(ws.path(f"plots/{STAGE}-iou.png"), classes, groups, title=f"IoU, setting {main}", x="IoU")
     counts = results["student"][main].confusions.sum(axis=0)
     plots.confusion(ws.path(f"plots/{STAGE}-confusion.png"), counts, classes, title="Student: share of each true class")
 
-
-def _number(value: float | np.floating[Any]) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:

@@ -20,6 +20,7 @@ from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "report", "speed_file"]
 
+Log = list[dict[str, Any]]
 # Of a log line "train"; everything else in it is a part of the loss.
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
@@ -35,10 +36,12 @@ def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:
 
 def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
     """Write metrics/<stage>.json and plots/<stage>-loss.png from the logs of the runs (name -> work folder)."""
-    curves = {name: _curve(work / "log.jsonl", "train", "loss") for name, work in runs.items()}
-    scores = {name: _curve(work / "log.jsonl", "validation", "mean_iou") for name, work in runs.items()}
-    write_metrics(ws, stage, {name: _figures(work, curves[name], scores[name]) for name, work in runs.items()})
-    atomic.write_json(speed_file(ws, stage), {name: _speed(work) for name, work in runs.items()})
+    logs = {name: list(read_log(work / "log.jsonl")) for name, work in runs.items()}
+    curves = {name: _curve(log, "train", "loss") for name, log in logs.items()}
+    scores = {name: _curve(log, "validation", "mean_iou") for name, log in logs.items()}
+    figures = {name: _figures(work, logs[name], curves[name], scores[name]) for name, work in runs.items()}
+    write_metrics(ws, stage, figures)
+    atomic.write_json(speed_file(ws, stage), {name: _speed(log) for name, log in logs.items()})
     plots.lines(
         ws.path(f"plots/{stage}-loss.png"), curves, title=f"{stage}: training loss", x="step", y="loss",
         below={name: curve for name, curve in scores.items() if curve[0]}, y_below="mIoU on calibration images",
@@ -50,9 +53,9 @@ def speed_file(ws: Workspace, stage: str) -> Path:
     return ws.path(f"work/times/{stage}-training.json")
 
 
-def _speed(work: Path) -> dict[str, float] | None:
+def _speed(log: Log) -> dict[str, float] | None:
     """Over the whole run; each log line weighs by its time (what was saved and validated meanwhile left out)."""
-    lines = [line for line in read_log(work / "log.jsonl") if line["event"] == "train" and line["images_per_s"]]
+    lines = [line for line in log if line["event"] == "train" and line["images_per_s"]]
     seconds = [line["images"] / line["images_per_s"] for line in lines]
     if not sum(seconds):
         return None
@@ -64,10 +67,10 @@ def _speed(work: Path) -> dict[str, float] | None:
     }
 
 
-def _curve(log: Path, event: str, figure: str) -> tuple[list[float], list[float]]:
+def _curve(log: Log, event: str, figure: str) -> tuple[list[float], list[float]]:
     """(steps, figure) of the lines that have both; a step that was done again counts once, the last time."""
     by_step: dict[int, float] = {}
-    for line in read_log(log):
+    for line in log:
         if line["event"] == event and isinstance(line.get(figure), int | float):
             by_step[line["step"]] = float(line[figure])
     steps = sorted(by_step)
@@ -75,15 +78,14 @@ def _curve(log: Path, event: str, figure: str) -> tuple[list[float], list[float]
 
 
 def _figures(
-    work: Path, curve: tuple[list[float], list[float]], scores: tuple[list[float], list[float]]
+    work: Path, log: Log, curve: tuple[list[float], list[float]], scores: tuple[list[float], list[float]]
 ) -> dict[str, Any]:
     meta = read_meta(work / "model")
     steps, losses = curve
     tail = losses[-max(1, len(losses) // 10) :]
     lineage = meta["lineage"]
-    lines = list(read_log(work / "log.jsonl"))
-    trained = [line for line in lines if line["event"] == "train"]
-    pixels = [line["pixels"] for line in lines if line["event"] == "epoch"]
+    trained = [line for line in log if line["event"] == "train"]
+    pixels = [line["pixels"] for line in log if line["event"] == "epoch"]
     return {
         "weights_sha256": meta["weights_sha256"],
         "values": meta.get("values"),
@@ -97,7 +99,7 @@ def _figures(
     }
 
 
-def _parts(lines: list[dict[str, Any]]) -> dict[str, float]:
+def _parts(lines: Log) -> dict[str, float]:
     names = sorted({name for line in lines for name in line} - _NOT_LOSS - {"loss"})
     values = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items() if found}
