@@ -28,19 +28,20 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def webp_size(head: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of the canvas from a WebP header of at least 30 bytes."""
+def webp_size(head: bytes, where: str) -> tuple[int, int, bool]:
+    """(height, width, whether it may be transparent) of the canvas from a WebP header of at least 30 bytes."""
     if len(head) < 30:
         raise DecodeError(f"{where}: WebP header ends early", reason="truncated")
     kind = head[12:16]
     if kind == b"VP8X":
-        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+        height, width = 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+        return height, width, bool(head[20] & 0x10)
     if kind == b"VP8L" and head[20] == 0x2F:
         bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF), bool(bits >> 28 & 1)
     if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack("<HH", head[26:30])
-        return height & 0x3FFF, width & 0x3FFF
+        return height & 0x3FFF, width & 0x3FFF, False
     raise DecodeError(f"{where}: unknown WebP header", reason="corrupt")
 
 

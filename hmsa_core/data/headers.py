@@ -23,7 +23,7 @@ from hmsa_core.data.containers import PLAIN_CHUNKS, check_png, sniff, webp_size
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.errors import DecodeError, IntegrityError
 
-__all__ = ["REASONS", "Header", "guarded", "inspect", "opened", "read_header"]
+__all__ = ["REASONS", "TRIED_MEMORY", "Header", "guarded", "inspect", "opened", "read_header"]
 
 T = TypeVar("T")
 _CHANGED = "the file changed after `prepare`: restore it, or run `prepare` again"
@@ -50,6 +50,11 @@ REASONS = {
 _EXTENSIONS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
+# Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
+TRIED_MEMORY = 180_000_000
+_HASHED_FIRST = 64 << 20  # bytes; a larger file is hashed before memory is taken for it
+# Bytes a pixel at the peak of decoding, measured with room to spare.
+_WEBP_BYTES, _WEBP_ALPHA_BYTES, _ALPHA_BYTES = 6, 18, 6
 # All that Pillow's readers of these four formats are known to raise on damaged content.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
@@ -96,11 +101,17 @@ def opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
     if not sha256:
         return file
     with file:
+        if size > _HASHED_FIRST:
+            _check_digest(hashlib.file_digest(file, "sha256").hexdigest(), sha256, path)
+            file.seek(0)
         data = file.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise IntegrityError(f"{path}: SHA-256 is {found}, recorded was {sha256}", hint=_CHANGED)
+    _check_digest(hashlib.sha256(data).hexdigest(), sha256, path)  # of the very bytes that are decoded
     return io.BytesIO(data)
+
+
+def _check_digest(found: str, recorded: str, path: Path) -> None:
+    if found != recorded:
+        raise IntegrityError(f"{path}: SHA-256 is {found}, recorded was {recorded}", hint=_CHANGED)
 
 
 def _most_bytes(max_pixels: int) -> int:
@@ -120,7 +131,9 @@ def inspect(file: IO[bytes], where: str, max_pixels: int) -> tuple[Header, Image
             f"{where}: the name says {named}, the content is {kind}", reason="wrong-extension", hint="rename it"
         )
     if kind == "WEBP":  # Pillow would take memory for the whole canvas already when it opens the file
-        _check_size(*webp_size(head, where), where, max_pixels)
+        height, width, alpha = webp_size(head, where)
+        _check_size(height, width, where, max_pixels)
+        _check_memory((_WEBP_ALPHA_BYTES if alpha else _WEBP_BYTES) * height * width, "a WebP", where)
     chunks: set[bytes] = set()
     if kind == "PNG":
         depth, _, width, height = _png_header(head, where)
@@ -151,6 +164,8 @@ def _judge(
     if kind == "TIFF":
         guarded(lambda: _check_tiff(image, where, max_pixels), where)
         guarded(lambda: _check_tiff_end(image, where), where)
+    if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
     if kind == "PNG" and head[24] < 8 and mode == "L":
         # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids.
         mode = "1"
@@ -168,10 +183,16 @@ def _check_tiff(image: Image.Image, where: str, max_pixels: int) -> None:
     bits = tags.get(258, (1,))
     if max(bits if isinstance(bits, tuple) else (bits,)) > 8:
         raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
-    # libtiff takes memory for one whole tile, whatever the size of the picture.
+    # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
+    width, height = image.size
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
     if tile > max_pixels:
         raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
+    if tags.get(259, 1) != 1:  # compressed: only decoding shows whether it is whole
+        strip = min(int(tags.get(278, height) or height), height) * width
+        grey = len(image.getbands()) == 1
+        memory = (1 if grey else 4) * height * width + (1 if grey else 3) * max(tile, strip if tile == 1 else 0)
+        _check_memory(memory, "a compressed TIFF", where)
 
 
 def _check_tiff_end(image: Image.Image, where: str) -> None:
@@ -220,6 +241,15 @@ def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
         raise DecodeError(
             f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large",
             hint="make the picture smaller",
+        )  # fmt: skip
+
+
+def _check_memory(needed: int, what: str, where: str) -> None:
+    """Formats whose damage shows only when all their pixels are in memory: an own, lower ceiling."""
+    if needed > TRIED_MEMORY:
+        raise DecodeError(
+            f"{where}: {what} of this size takes {needed / 1e6:.0f} MB before it is known to be whole, more than "
+            f"{TRIED_MEMORY / 1e6:.0f} MB", reason="too-large", hint="convert it to an opaque PNG or JPEG",
         )  # fmt: skip
 
 

@@ -43,21 +43,34 @@ class Estimate:
 
 
 def measured_rates(ws: Workspace, results: Path) -> Rates:
-    """From finished cells of this kind of machine, else from the workspace's own teacher."""
-    mine = describe_machine()
+    """From finished cells of this kind of machine with trainings like the workspace's, else from its own teacher.
+
+    Small crops in fp32 do a fraction of the multiply-accumulates a second that large ones in bf16 do.
+    """
+    mine, like = describe_machine(), _kind_of_work(ws.params.teacher_train.model_dump(mode="json"))
     cells = [c for p in sorted(results.glob("*/*-seed*.json")) if (c := Cell.load(p)).record["machine"] == mine]
-    own = [c for c in cells if "copied_from" not in c.record]
+    own = [
+        c for c in cells
+        if "copied_from" not in c.record and _kind_of_work(c.record["settings"].get("training")) == like
+    ]  # fmt: skip
     train = _rate((c.record["macs"]["train_total"], c.record["seconds"]["train"]) for c in own)
     evaluated = _rate(
         (c.record["macs"]["inference_per_image"] * c.record["evaluation"]["images"], c.record["seconds"]["evaluate"])
         for c in own
     )
     if train is not None:
-        return Rates(train, evaluated, f"{len(own)} finished cells of this kind of machine")
+        return Rates(train, evaluated, f"{len(own)} finished cells of such trainings on this kind of machine")
     teacher = _teacher_rate(ws)
     if teacher is not None:
         return Rates(teacher, None, "the log of the workspace's own teacher")
     return Rates(None, None, "nothing was measured on this kind of machine yet")
+
+
+def _kind_of_work(training: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    """What the rate of a training depends on most; None for a row without a training."""
+    if training is None:
+        return None
+    return training["model"]["trunk"], tuple(training["crop"]), training["runtime"]["precision"]
 
 
 def _rate(work: Iterable[tuple[float, float | None]]) -> float | None:

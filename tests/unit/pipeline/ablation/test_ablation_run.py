@@ -173,6 +173,11 @@ def test_rates_come_from_cells_of_this_kind_of_machine(ws: Workspace, jobs: Fake
     rates = measured_rates(ws, results)
     assert rates.train == pytest.approx(100 * ws.params.teacher_train.epochs * 10 / 8.0)
     assert rates.evaluate == pytest.approx(1000 * 24 / 2.0)
+    assert "1 finished cells" in rates.source
+    other = Cell.load(next(results.glob("*/baseline-seed0.json")))
+    wider = {**other.record["settings"], "training": {**other.record["settings"]["training"], "crop": [640, 1280]}}
+    other.path.write_text(json.dumps({**other.record, "settings": wider}))
+    assert measured_rates(ws, results).train is None, "large crops say nothing of how fast small ones go"
 
 
 # ------------------------------------------------------------------------------------------------ freeze
