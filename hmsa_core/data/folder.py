@@ -38,7 +38,8 @@ def scan(root: Path, source: SourceSpec) -> Scan:
         images = _by_stem(root, source.images + below, "image", result)
         labels = _labels(root, source, split, result)
         coarse = _by_stem(root, source.coarse + below, "coarse", result) if source.coarse else {}
-        _pair(images, labels, coarse, split or "all", pattern, result)
+        prefix = split.replace("/", "__") + "__" if split and source.names == "path" else ""
+        _pair(images, labels, coarse, split or "all", prefix, pattern, result)
     return result
 
 
@@ -77,7 +78,7 @@ def _by_stem(root: Path, folder: str, part: str, out: Scan) -> dict[str, str]:
 
 
 def _pair(
-    images: dict[str, str], labels: dict[str, str], coarse: dict[str, str], split: str,
+    images: dict[str, str], labels: dict[str, str], coarse: dict[str, str], split: str, prefix: str,
     pattern: re.Pattern[str] | None, out: Scan,
 ) -> None:  # fmt: skip
     _, no_label, no_image = pair(images, labels)
@@ -90,15 +91,16 @@ def _pair(
     for stem in sorted(images):
         if labels and stem not in labels and stem not in coarse:
             continue
-        groups = match.groupdict() if pattern and (match := pattern.search(stem)) else {}
+        name = prefix + stem
+        groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
         city, frame = groups.get("city") or "", groups.get("frame") or "-1"
         if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
             detail = f"the name does not fit {pattern.pattern!r}"
-            out.refused.append(Refused(stem, images[stem], "image", split, "bad-name", detail))
+            out.refused.append(Refused(name, images[stem], "image", split, "bad-name", detail))
             continue
         out.found.append(
             Found(
-                stem, images[stem], labels.get(stem, ""), coarse.get(stem, ""), split, city,
+                name, images[stem], labels.get(stem, ""), coarse.get(stem, ""), split, city,
                 groups.get("sequence") or city, int(frame),
             )
         )  # fmt: skip

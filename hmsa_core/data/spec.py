@@ -40,7 +40,8 @@ class SourceSpec(Section):
     labels: str = "labels"  # folder: same stems; "" = none; a split without a folder there is unlabelled
     coarse: str = ""  # folder: coarse labels with the same stems; "" = none
     classes: str = "classes.json"  # folder: class file, relative to root; or cityscapes, mapillary_v1.2, ...
-    pattern: str = ""  # folder: regular expression on the stem with groups city, sequence, frame (any of them)
+    names: Literal["stem", "path"] = "stem"  # folder: path = the split's folders and the stem, drive2__cam0__000001
+    pattern: str = ""  # folder: regular expression on the name with groups city, sequence, frame (any of them)
     block: BlockRule | None = None  # unit of resampling; None: cityscapes, camvid run; else sequence or image
     block_frames: PositiveInt | None = None  # images in a run; None: camvid 3, else 10
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS

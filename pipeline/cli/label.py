@@ -2,7 +2,9 @@
 
 Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A
 bad image is listed and left out. Stop it at any time: the same command goes on where it was; images
-added to the folder later are appended. Progress lies in OUT.work, beside the store.
+added to the folder later are appended. Progress lies in OUT.work, beside the store. In the store an image
+is called by its stem; where several drives count their images from 1, --names path calls it by its folders
+too: drive2/cam0/000001.jpg is drive2__cam0__000001.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hmsa_core.errors import ConfigError, InputError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel label`."""
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the label store")
+    parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: 256")
     parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes: one a GPU, or CPU processes")
@@ -49,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     stop = StopRequest().install()
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
-        refused = _index(images, work, options)
+        _check_names(work, args.names)
+        refused = _index(images, work, options, args.names)
         _label(work, images, options, args, stop)
         from hmsa_core.labels.shards import publish_store
 
@@ -71,7 +75,19 @@ def _check_target(out: Path, work: Path) -> None:
         )
 
 
-def _index(images: Path, work: Path, options: Options) -> int:
+def _check_names(work: Path, names: str) -> None:
+    """Images added later are named as the first ones were: else each would come in twice."""
+    from hmsa_core.atomic import read_json, write_json
+
+    path = work / "names.json"
+    before = read_json(path)["names"] if path.is_file() else "stem"  # of stores older than the option
+    if (work / "plan.json").is_file() and before != names:
+        raise ConfigError(f"--names {names}: the images of this store are called by their {before}",
+                          hint=f"give --names {before}, or another --out")  # fmt: skip
+    write_json(path, {"names": names})
+
+
+def _index(images: Path, work: Path, options: Options, names: Literal["stem", "path"]) -> int:
     """Check every image by content and write the index; refused files are printed, their number returned."""
     from hmsa_core.data import prepare
     from hmsa_core.data.index import read_quarantine
@@ -80,12 +96,18 @@ def _index(images: Path, work: Path, options: Options) -> int:
     source = SourceSpec(
         kind="folder", name=_ROOT, root=str(images.parent), images=images.name, labels="",
         splits=tuple(_folders(images)), classes=str(_class_file(work, options)), max_bad=1.0,
+        names=names,
     )  # fmt: skip
     previous = work / "index" if (work / "index" / f"{_ROOT}.parquet").is_file() else None
     summary = prepare.build(source, RolesSpec(), work / "index", previous=previous)
     rows = read_quarantine(work / "index" / "quarantine.parquet")
     for row in rows:
         sys.stderr.write(f"left out: {row.path}: {row.reason} ({row.detail})\n")
+    if names == "stem" and (shared := sum(row.reason == "duplicate-name" for row in rows)):
+        sys.stderr.write(
+            f"{shared} images were left out because another one has the same name: --names path, into a new --out, "
+            "tells them apart by their folders\n"
+        )
     if not summary.images:
         raise InputError(f"{images}: none of the {len(rows)} image files can be used", hint="the reasons are above")
     return len(rows)

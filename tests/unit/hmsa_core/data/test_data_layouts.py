@@ -318,6 +318,19 @@ def test_plain_folders_pair_by_stem_and_read_names_by_pattern(plain):
     assert [r.reason for r in scan(source("folder", plain, pattern=pattern)).refused] == ["bad-name"]
 
 
+def test_drives_that_count_from_one_are_named_by_their_folders(plain):
+    for i, drive in enumerate(("drive1", "drive2")):
+        save(plain / "images" / drive / "000001.png", picture(330 + i))
+        save(plain / "labels" / drive / "000001.png", blocks(i, (0, 1)))
+    drives = {"splits": ("drive1", "drive2"), "pattern": r"^(?P<sequence>drive\d)__(?P<frame>\d+)$"}
+    found = scan(source("folder", plain, names="path", **drives)).found
+    assert [(f.name, f.sequence, f.frame, f.label) for f in found] == [
+        ("drive1__000001", "drive1", 1, "labels/drive1/000001.png"),
+        ("drive2__000001", "drive2", 1, "labels/drive2/000001.png"),
+    ]
+    assert {f.name for f in scan(source("folder", plain, splits=("drive1", "drive2"))).found} == {"000001"}
+
+
 def test_plain_folders_name_what_does_not_pair(plain):
     save(plain / "images" / "alone.png", picture(320))
     save(plain / "labels" / "lost.png", blocks(1, (0, 1)))

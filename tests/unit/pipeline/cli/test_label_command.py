@@ -84,6 +84,26 @@ def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, caps
         assert (tmp_path / "store" / name).stat().st_ino == inode
 
 
+def test_drives_that_count_from_one_are_told_apart_by_their_folders(folder, tmp_path, capsys):
+    drives = tmp_path / "drives"
+    for i, drive in enumerate(("one", "two/left")):
+        (drives / drive).mkdir(parents=True)
+        Image.fromarray(noise_image(i, 32, 48)).save(drives / drive / "000001.png")
+    assert label(folder, tmp_path / "store", images=drives) == 0
+    captured = capsys.readouterr()
+    assert "two/left/000001.png: duplicate-name (drives/one/000001.png has the same name)" in captured.err
+    assert "1 images were left out because another one has the same name: --names path" in captured.err
+    assert label(folder, tmp_path / "store", "--names", "path", images=drives) == 2
+    assert "the images of this store are called by their stem" in capsys.readouterr().err
+    assert label(folder, tmp_path / "both", "--names", "path", images=drives) == 0
+    assert "2 images labelled, 0 were labelled before, 0 left out" in capsys.readouterr().out
+    store = LabelStore.open(tmp_path / "both", strict=True)
+    assert sorted(store.names()) == ["one__000001", "two__left__000001"]
+    assert store.row("two__left__000001")["image_path"] == "drives/two/left/000001.png"
+    assert label(folder, tmp_path / "both", "--names", "path", images=drives) == 0
+    assert "0 images labelled, 2 were labelled before" in capsys.readouterr().out
+
+
 def test_other_scales_need_another_store(folder, tmp_path, capsys):
     assert label(folder, tmp_path / "store") == 0
     before = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
