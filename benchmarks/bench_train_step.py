@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -35,6 +36,7 @@ from hmsa_core.process import StopRequest
 CLASSES = 19
 CPU_CASES = ["hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1"]
 GPU_CASES = ["hrnet_w48:1024x2048:1"]
+ROUND_S = 2.0  # seconds that a round of each model takes at least: one short step is noise
 
 
 class _Plan:
@@ -90,8 +92,8 @@ def run(case: str, rounds: int, steps: int, precision: str) -> dict[str, object]
     feed = batches(crop, int(batch))
     trainers = {k: trainer(k, trunk, crop, int(batch), precision) for k in ("single", "hierarchical")}
     times: dict[str, list[float]] = {kind: [] for kind in trainers}
-    for one in trainers.values():
-        seconds(one, feed, 2)  # warm up
+    warm = [seconds(one, feed, 2) for one in trainers.values()]
+    steps = steps or math.ceil(ROUND_S / min(warm))
     for _ in range(rounds):
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))
@@ -109,7 +111,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10 if gpu else 1, help="steps a round and model")
+    parser.add_argument("--steps", type=int, default=0, help="steps a round and model (0: two seconds of them)")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
     args = parser.parse_args()
     result = {
