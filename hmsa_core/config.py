@@ -7,9 +7,11 @@ profiles override them.
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 __all__ = [
     "LARGEST_SCALE",
@@ -30,8 +32,36 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 LARGEST_SCALE = 8.0
-Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...], Strict(False), Field(min_length=1)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
+
+
+TRUNKS = (
+    "hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro", "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+)  # fmt: skip
+
+
+def _known_trunk(name: str) -> str:
+    """By name alone: settings are checked where torch is not imported."""
+    if name not in TRUNKS and not re.fullmatch(r"hrnet_w[1-9]\d{0,2}", name):
+        close = difflib.get_close_matches(name, TRUNKS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(TRUNKS)}"
+        raise ValueError(f"unknown trunk, {hint}")
+    return name
+
+
+def _different_with_one(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if 1.0 not in scales:
+        raise ValueError("scales must contain 1.0")
+    if len(set(scales)) != len(scales):
+        raise ValueError("scales must be different")
+    return scales
+
+
+Scales = Annotated[
+    tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...], Strict(False), Field(min_length=1),
+    AfterValidator(_different_with_one),
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -44,7 +74,7 @@ class ModelConfig(Section):
     """The network (paper sections 3 and 4)."""
 
     kind: Literal["hierarchical", "explicit", "average", "max", "single"] = "hierarchical"
-    trunk: str = "hrnet_w48"
+    trunk: Annotated[str, AfterValidator(_known_trunk)] = "hrnet_w48"
     head: Literal["paper", "released"] = "paper"
     ocr_mid: PositiveInt | None = None  # channels; None = the trunk's default (512 for published widths)
     ocr_key: PositiveInt | None = None  # channels; None = the trunk's default (256)
@@ -172,11 +202,3 @@ class InferConfig(Section):
     images_per_shard: PositiveInt = 256
     codec: Literal["png", "webp"] = "png"
     runtime: RuntimeConfig = RuntimeConfig()
-
-    @model_validator(mode="after")
-    def _has_one(self) -> InferConfig:
-        if 1.0 not in self.scales:
-            raise ValueError("scales must contain 1.0")
-        if len(set(self.scales)) != len(self.scales):
-            raise ValueError("scales must be different")
-        return self

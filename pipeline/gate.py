@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict
 
 from hmsa_core.config import Section
-from hmsa_core.errors import InputError
+from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.intervals import t_quantile
 from pipeline.gate_scores import Scores, draw_blocks, finite
 
@@ -174,6 +174,7 @@ def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, 
 def _class_rows(
     new: Scores, old: Scores, classes: Sequence[str], config: GateConfig, alpha: float
 ) -> list[dict[str, Any]]:
+    _check_names(config, classes)
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
     judged = [row for row in rows if row["verdict"] == "judged"]
@@ -193,6 +194,14 @@ def _class_rows(
             _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c],
                          config, alpha)  # fmt: skip
     return rows
+
+
+def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
+    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
+    if unknown:
+        raise ConfigError(
+            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
+        )
 
 
 def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     if first["type"] == "extra_forbidden":
         return one_line(f"{place}: {dotted}: unknown key{_nearest(str(key[-1]), owner)}{more}")
     if first["type"] == "missing":
-        return one_line(f"{place}: {dotted}: missing{more}")
+        lacks = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
+        return one_line(f"{place}: {dotted}: {lacks}{more}")
     found = "" if isinstance(first["input"], Mapping | BaseModel) else f", found {_show(first['input'])}"
     return one_line(f"{place}: {dotted}: {_expected(first)}{found}{more}")
 
@@ -271,6 +272,7 @@ def _nearest(name: str, owner: type[BaseModel]) -> str:
 def _expected(fault: Mapping[str, Any]) -> str:
     text = str(fault["msg"])
     for old, new in (
+        ("Input should be a valid tuple", "expected a list"),
         ("Input should be a valid ", "expected a "),
         ("Input should be ", "expected "),
         ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),

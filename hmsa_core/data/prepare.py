@@ -112,7 +112,8 @@ def build(
 
     Raises:
         LayoutError: a whole folder is missing or holds nothing usable.
-        InputError: more than `source.max_bad` of the images are refused.
+        InputError: more than `source.max_bad` of the images, and than `source.max_bad_images`, are refused; each of
+            them is in the quarantine table.
     """
     scanned = scan(source)
     role_of = assign_roles(scanned.found, roles)
@@ -126,7 +127,7 @@ def build(
     refused += duplicates
     summary = _summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
-    _check_share(source, summary)
+    _check_share(source, summary, refused, Path(out))
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -263,13 +264,17 @@ def _lost(refused: Iterable[Refused]) -> set[str]:
     return {r.name for r in refused if r.reason != "duplicate" and (r.part, r.reason) != ("label", "unpaired")}
 
 
-def _check_share(source: SourceSpec, summary: Summary) -> None:
+def _check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused], out: Path) -> None:
     bad, total = summary.refused_images, summary.refused_images + summary.images
-    if bad > source.max_bad * total:
+    few = source.max_bad_images if source.max_bad and summary.images else 0
+    if bad > max(source.max_bad * total, few):
+        _write_refused(out, source.name, refused)
         reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
+        shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
         raise InputError(
-            f"{source.root}: {bad} of {total} images cannot be used ({reasons}); allowed are {source.max_bad:.0%}",
-            hint="mend the files, or raise `max_bad`",
+            f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
+            f"allowed are {source.max_bad:.0%}",
+            hint=f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
         )
 
 
@@ -289,13 +294,16 @@ def _write(
     out: Path, source: SourceSpec, classes: ClassTable, samples: Sequence[Sample], centroids: Centroids,
     refused: Sequence[Refused], summary: Summary, tile: int, min_pixels: int,
 ) -> None:  # fmt: skip
-    quarantine, figures = out / "quarantine.parquet", out / "summary.json"
-    others = [r for r in read_quarantine(quarantine) if r.root != source.name] if quarantine.is_file() else []
-    rows = others + [QuarantineRow(**asdict(r), root=source.name) for r in refused]
+    figures = out / "summary.json"
     roots = dict(read_json(figures)) if figures.is_file() else {}
     centroids.write(out / f"centroids-{source.name}.parquet", tile=tile, min_pixels=min_pixels)
-    write_quarantine(quarantine, rows)
+    _write_refused(out, source.name, refused)
     write_json(figures, {**roots, source.name: summary.to_json()})
     # Last: who finds the index finds the rest.
     Index.write(out / f"{source.name}.parquet", samples, classes, source.name, checks=CHECKS)
 
+
+def _write_refused(out: Path, root: str, refused: Sequence[Refused]) -> None:
+    path = out / "quarantine.parquet"
+    others = [r for r in read_quarantine(path) if r.root != root] if path.is_file() else []
+    write_quarantine(path, others + [QuarantineRow(**asdict(r), root=root) for r in refused])

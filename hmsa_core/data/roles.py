@@ -18,7 +18,11 @@ _HELD_BACK = ("test", "testing")
 
 
 def assign_roles(found: Sequence[Found], roles: RolesSpec) -> dict[str, str]:
-    """{image name: role}. A city or sequence in the settings that no image has is a ConfigError."""
+    """{image name: role}. A city, sequence or split in the settings that no image has is a ConfigError."""
+    try:
+        roles.check_splits({f.split for f in found})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if any(f.role for f in found):
         return {f.name: f.role for f in found}
     places = {f.city for f in found} | {f.sequence for f in found}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
@@ -45,7 +47,8 @@ class SourceSpec(Section):
     block: BlockRule | None = None  # unit of resampling; None: cityscapes, camvid run; else sequence or image
     block_frames: PositiveInt | None = None  # images in a run; None: camvid 3, else 10
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
-    max_bad: Share = 0.05  # a larger share of refused images stops `prepare`
+    max_bad: Share = 0.05  # a larger share of refused images stops `prepare`; 0 = one is enough
+    max_bad_images: Count = 10  # so few never do, unless `max_bad` is 0
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4  # perceptual hashes this close are reported
 
     @model_validator(mode="after")
@@ -81,3 +84,18 @@ class RolesSpec(Section):
     unlabelled_splits: Names | None = None  # None = every split but the benchmarks' test splits
     cv: Annotated[int, Field(ge=0, le=3)] | None = None  # released cross-validation split: its val cities report
     guard_frames: Count = 0  # learn images this close (frames, same sequence) to calibrate/report become guard
+
+    @model_validator(mode="after")
+    def _one_role_each(self) -> RolesSpec:
+        if twice := sorted(set(self.calibrate) & set(self.report)):
+            raise ValueError(f"{twice[0]!r} is in both calibrate and report: an image has one role")
+        return self
+
+    def check_splits(self, there: Collection[str]) -> None:
+        """A split that no layout knows and no image is of is a typing error: ValueError with the nearest name."""
+        known = sorted({"all", *there, *(name for names in _SPLITS.values() for name in names)})
+        for key in ("learn_splits", "report_splits", "unlabelled_splits"):
+            for name in sorted(set(getattr(self, key) or ()) - set(known)):
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]}?" if close else f"the splits are: {', '.join(sorted(there))}"
+                raise ValueError(f"roles.{key}: no image is of split {name!r}; {hint}")

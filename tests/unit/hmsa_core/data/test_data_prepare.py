@@ -116,9 +116,29 @@ def test_too_many_bad_images_stop_the_run_with_the_reasons(cities, tmp_path):
     tree = cities().standard()
     for path in (tree.images["train"] / "ulm").iterdir():
         path.write_bytes(b"GIF89a" + bytes(50))
-    with pytest.raises(InputError, match=r"4 of 15 images cannot be used \(4 not-an-image\); allowed are 5%"):
-        build(source(tree, max_bad=0.05), ROLES, tmp_path / "out")
+    told = (
+        r"4 of 15 images cannot be used \(4 not-an-image\), leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png: "
+        r"not-an-image; .* \.\.\.; allowed are 5%"
+    )
+    with pytest.raises(InputError, match=told) as caught:
+        build(source(tree, max_bad=0.05, max_bad_images=3), ROLES, tmp_path / "out")
+    assert "quarantine.parquet" in caught.value.hint
+    assert [row.reason for row in read_quarantine(tmp_path / "out/quarantine.parquet")] == ["not-an-image"] * 4
     assert not (tmp_path / "out/target.parquet").exists()
+
+
+def test_a_few_bad_images_of_a_small_data_set_do_not_stop_the_run(cities, tmp_path):
+    tree = cities().standard()
+    for path in (tree.images["train"] / "ulm").iterdir():
+        path.write_bytes(b"GIF89a" + bytes(50))
+    assert build(source(tree, max_bad=0.05), ROLES, tmp_path / "out").refused == {"not-an-image": 4}
+    with pytest.raises(InputError, match="4 of 15 images cannot be used"):
+        build(source(tree, max_bad=0.0), ROLES, tmp_path / "strict")  # who says none means none
+    for folder in tree.images.values():
+        for path in folder.rglob("*.png"):
+            path.write_bytes(b"GIF89a" + bytes(50))
+    with pytest.raises(InputError, match="cannot be used"):
+        build(source(tree, max_bad=0.05, max_bad_images=100), ROLES, tmp_path / "none left")
 
 
 def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
