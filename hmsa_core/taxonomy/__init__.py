@@ -72,6 +72,12 @@ class ClassTable:
         """Number of trained classes C."""
         return len(self.classes)
 
+    @property
+    def ignored_id(self) -> int:
+        """File id to write where nothing is known: 0 for Cityscapes (unlabeled), 65 or 123 for Vistas, else 255."""
+        ignored = np.flatnonzero(self.valid_ids & (self.id_to_train == IGNORE))
+        return int(ignored[0]) if len(ignored) else IGNORE
+
     def index(self, class_name: str) -> int:
         """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""
         for i, name in enumerate(self.classes):

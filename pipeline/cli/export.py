@@ -6,7 +6,7 @@ autolabel export labels/final out/ --format cityscapes               labelIds, l
 autolabel export labels/raw pred.zip --format cityscapes-submission  ids at every pixel, for the test server
 
 What formats lose: `released` holds floor(255 p) of the code's lower edge (three values above 0.99) and no 255
-label (ignored pixels become id 0 with probability 0); the others hold no confidence.
+label (ignored pixels: the ignored id, probability 0); the others hold no confidence.
 """
 
 from __future__ import annotations

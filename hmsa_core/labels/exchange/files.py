@@ -37,8 +37,8 @@ class Selection:
 
 
 def file_ids(label: NDArray[np.uint8], store: LabelStore) -> NDArray[np.uint8]:
-    """The label with the ids that the data set's files hold (ignore becomes 0)."""
-    table = np.zeros(256, np.uint8)
+    """The label with the ids that the data set's files hold; ignored pixels get the id that is ignored there."""
+    table = np.full(256, store.classes.ignored_id, np.uint8)
     table[: store.classes.num_classes] = store.classes.train_to_id
     return table[label]
 

@@ -16,7 +16,7 @@ from hmsa_core.labels.exchange.exporting import export_store, prob_bytes, prob_b
 from hmsa_core.labels.exchange.importing import find_files, import_folder
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.metrics import ConfusionMatrix
-from hmsa_core.taxonomy import cityscapes
+from hmsa_core.taxonomy import ClassTable, cityscapes, from_file, mapillary
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
 REFERENCE = Path(__file__).parents[4] / "reference"
@@ -39,6 +39,35 @@ def _dump(folder: Path, golden: dict[str, np.ndarray], stem: str = STEM) -> None
     folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folder / f"{stem}_leftImg8bit.png"), golden["dumped_label_png"])
     cv2.imwrite(str(folder / f"{stem}_leftImg8bit_prob.png"), golden["dumped_prob_png"])
+
+
+# --- ids of files ---
+
+
+def _own(tmp_path: Path) -> ClassTable:
+    path = tmp_path / "classes.json"
+    rows = [{"id": i, "name": f"c{i}", "colour": [i, i, i]} for i in range(3)]
+    path.write_text(json.dumps({"dataset": "own", "classes": rows, "ignore_id": 200}))
+    return from_file(path)
+
+
+@pytest.mark.parametrize("fmt", ["cityscapes", "released", "released-flat"])
+@pytest.mark.parametrize(("kind", "ignored"), [("own", 200), ("vistas", 65), ("cityscapes", 0)])
+def test_ignored_pixels_come_back_ignored_whatever_the_first_class_is(
+    tmp_path: Path, kind: str, ignored: int, fmt: str
+) -> None:
+    classes = {"own": lambda: _own(tmp_path), "vistas": mapillary, "cityscapes": cityscapes}[kind]()
+    label = np.array([[0, 1, 255], [2, 255, 0]], np.uint8)
+    with LabelStoreWriter(tmp_path / "store", {}, classes=classes) as writer:
+        writer.add(STEM, label, np.full(label.shape, 0.95, np.float32), city="aachen")
+    out = tmp_path / "out" / "gtCoarse"
+    export_store(opened(tmp_path / "store"), out, fmt)
+    ids = next(p for p in out.rglob("*.png") if p.name.endswith(("labelIds.png", "_leftImg8bit.png")))
+    assert set(np.asarray(Image.open(ids))[label == 255].tolist()) == {ignored}
+    for path in out.rglob("*TrainIds.png"):
+        path.unlink()  # the ids alone must tell
+    import_folder(out, tmp_path / "back", classes)
+    assert np.array_equal(opened(tmp_path / "back").read(STEM)[0], label)
 
 
 # --- the released layout -------------------------------------------------------------------------
