@@ -54,7 +54,7 @@ demo: setup  ## synthetic streets, the whole chain, report/index.html (<= 15 min
 	@echo "report: $(CURDIR)/report/index.html"
 
 camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minutes on 2 cores)
-	test -f workspaces/camvid/dvc.yaml || autolabel init workspaces/camvid --profile camvid --data $(abspath $(CAMVID))
+	autolabel init workspaces/camvid --profile camvid --data $(abspath $(CAMVID))
 	cd workspaces/camvid && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid
 

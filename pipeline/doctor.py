@@ -46,8 +46,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
     if (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
-            lambda: _params(ws), lambda: _locks(ws), lambda: _disk(ws), lambda: _dvc_lock(ws), lambda: _lock_file(ws),
-            lambda: _leftovers(ws),
+            lambda: _params(ws), lambda: _pretrain_dependency(ws), lambda: _locks(ws), lambda: _disk(ws),
+            lambda: _dvc_lock(ws), lambda: _lock_file(ws), lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     else:
@@ -96,9 +96,20 @@ def _params(ws: Workspace) -> Iterator[Finding]:
         if path.is_dir():
             yield Finding(f"data {name}", "ok", str(path))
         else:
-            synthetic = params.profile in ("tiny", "demo")
-            mend = "autolabel demo-data" if synthetic else f"correct data.{name}.root in params.yaml"
+            generated = path.is_relative_to(ws.path("data/demo"))
+            mend = "autolabel demo-data" if generated else f"correct data.{name}.root in params.yaml"
             yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
+
+
+def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:
+    """DVC reads the root of the pretraining set from params.yaml: one without the other is an error of DVC's own."""
+    named = "${data.pretrain.root}" in ws.path("dvc.yaml").read_text("utf-8")
+    if named and ws.params.data.pretrain is None:
+        yield Finding("dvc.yaml", "broken", "stage prepare depends on data.pretrain.root, params.yaml has none",
+                      "sed -i '/data.pretrain.root/d' dvc.yaml")  # fmt: skip
+    if not named and ws.params.data.pretrain is not None:
+        yield Finding("dvc.yaml", "warning", "stage prepare does not depend on data.pretrain.root: changes go unseen",
+                      "add `- ${data.pretrain.root}` to the deps of prepare in dvc.yaml")  # fmt: skip
 
 
 def _locks(ws: Workspace) -> Iterator[Finding]:

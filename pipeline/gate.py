@@ -50,7 +50,7 @@ class GateConfig(Section):
     min_aa_runs: Annotated[int, Field(ge=2)] = 3  # A/A trainings before a seed variance counts as known
     class_allowance: Share = 0.02  # IoU a class may lose
     class_allowances: dict[str, Share] = Field(default_factory=dict)  # by class name
-    min_blocks: Annotated[int, Field(ge=2)] = 10  # blocks that show a class, or it is not judged
+    min_blocks: Annotated[int, Field(ge=2)] = 10  # blocks judged on; and that show a class, or it is not judged
     veto_recall: Names = ("person", "rider", "pedestrian", "bicyclist")
     recall_allowance: Share = 0.01
     champion_allowance: Share = 0.01  # mean IoU below the pinned reference champion
@@ -108,6 +108,8 @@ def judge(
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, int(weights.shape[1]))
     rows = _class_rows(new, old, classes, config, alpha)
     reasons = []
+    if weights.shape[1] < config.min_blocks:
+        reasons.append(f"the report set has {weights.shape[1]} blocks, {config.min_blocks} are needed for an interval")
     if mean["seed_sd"] is None:
         reasons.append(
             f"seed variance is unknown: {len(aa_mean_iou)} of {config.min_aa_runs} A/A trainings are there "
@@ -130,9 +132,18 @@ def judge(
         "promote": not reasons, "reasons": reasons, "gain": mean, "classes": rows, "champion": champion_row,
         "look": looks, "alpha": alpha, "alpha_total": config.alpha, "blocks": int(weights.shape[1]),
         "images": len(blocks), "candidate": candidate.name, "incumbent": incumbent.name,
+        "notes": _notes(config, classes),
     }  # fmt: skip
     verdict["sentence"] = _sentence(verdict)
     return verdict
+
+
+def _notes(config: GateConfig, classes: Sequence[str]) -> list[str]:
+    there = {name.lower() for name in classes}
+    if config.veto_recall and not there & {name.lower() for name in config.veto_recall}:
+        return [f"no class is called {' or '.join(config.veto_recall)}: nobody's recall is protected by a veto "
+                "(evaluate.gate.veto_recall)"]  # fmt: skip
+    return []
 
 
 def _mean_gain(

@@ -50,6 +50,7 @@ def init_workspace(request: InitRequest) -> bool:
         raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     folder = request.folder.resolve()
     if _is_finished(folder, request.profile):
+        _check_same_roots(request, folder)
         return False
     roots = _data_roots(request, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def _is_finished(folder: Path, profile: str) -> bool:
         return False
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder")
-    names = {p.name for p in folder.iterdir()}
+    names = {p.name for p in folder.iterdir()} - {".git"}  # a fresh repository is as good as an empty folder
     if not names or _UNFINISHED in names:
         return False
     if {"params.yaml", "dvc.yaml"} <= names:
@@ -105,11 +106,31 @@ def _is_finished(folder: Path, profile: str) -> bool:
     )
 
 
+def _check_same_roots(request: InitRequest, folder: Path) -> None:
+    """A path that is given again must be the one in use: it would be ignored in silence."""
+    if request.data is None and request.pretrain_data is None:
+        return
+    data = read_yaml(folder / "params.yaml").values.get("data") or {}
+    for name, root in _data_roots(request, folder).items():
+        used = (data.get(name) or {}).get("root")
+        if used is None or (folder / used).resolve() != (folder / root).resolve():
+            raise InputError(
+                f"{folder}: is a workspace already, its data.{name}.root is {used}, not {root}",
+                hint=f"change data.{name}.root in its params.yaml, or choose another folder",
+            )
+
+
 def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
     """Values for data.target.root and data.pretrain.root where they differ from the profile's own."""
     roots: dict[str, str] = {}
     if request.profile in GENERATED and request.data is not None:
         base = _existing(request.data)
+        for part in ("cityscapes", "mapillary"):
+            if not (base / part).is_dir():
+                raise InputError(
+                    f"{base}: no folder {part}; profile {request.profile} takes what `autolabel demo-data` made",
+                    hint="for an own data set see docs/own-data.md",
+                )
         roots = {"target": str(base / "cityscapes"), "pretrain": str(base / "mapillary")}
     elif request.profile == "camvid":
         roots["target"] = _camvid_root(request, folder)

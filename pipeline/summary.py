@@ -27,7 +27,7 @@ def summary_text(ws: Workspace) -> str:
     verdict = read_json(ws.path("evaluation/verdict.json"))
     sentence = verdict.get("sentence", "")
     why = [f"Why: {reason}" for reason in verdict.get("reasons", []) if reason != sentence]
-    return "\n".join([*lines, "", sentence, *why]) + "\n"
+    return "\n".join([*lines, "", sentence, *why, *verdict.get("notes", [])]) + "\n"
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hmsa_core import taxonomy
 from hmsa_core.atomic import read_json
-from hmsa_core.data.layout import Found, Refused, Scan, list_files, pair
+from hmsa_core.data.layout import Found, Refused, Scan, list_files, list_folders, pair
 from hmsa_core.data.spec import SourceSpec
 from hmsa_core.errors import ConfigError, IntegrityError, LayoutError, is_plain_name
 
@@ -17,6 +17,7 @@ __all__ = ["load_classes", "scan", "scan_camvid"]
 _CAMVID_ROLES = {
     "fine": "learn", "calibration": "calibrate", "selection": "report", "unlabelled": "unlabelled", "guard": "guard",
 }  # fmt: skip
+_UNLABELLED = "no label has this stem (images to be labelled go into a split without a folder of labels)"
 _CAMVID_NAME = re.compile(r"^(?P<sequence>.+)_f?(?P<frame>\d+)$")
 
 
@@ -35,45 +36,54 @@ def scan(root: Path, source: SourceSpec) -> Scan:
     pattern = _pattern(source.pattern)
     for split in source.splits or ("",):
         below = f"/{split}" if split else ""
-        images = _by_stem(root, source.images + below, "image", result)
-        labels = _labels(root, source, split, result)
-        coarse = _by_stem(root, source.coarse + below, "coarse", result) if source.coarse else {}
         prefix = split.replace("/", "__") + "__" if split and source.names == "path" else ""
+        images = _by_stem(root, source.images + below, "image", result, prefix)
+        labels = _labels(root, source, split, result, prefix)
+        coarse = _by_stem(root, source.coarse + below, "coarse", result, prefix) if source.coarse else {}
         _pair(images, labels, coarse, split or "all", prefix, pattern, result)
     return result
 
 
-def _labels(root: Path, source: SourceSpec, split: str, out: Scan) -> dict[str, str]:
+def _labels(root: Path, source: SourceSpec, split: str, out: Scan, prefix: str) -> dict[str, str]:
     if not source.labels:
         return {}
     if split and not (root / source.labels / split).is_dir() and (root / source.labels).is_dir():
         out.notes.append(f"split {split} has no folder in {source.labels}/: its images are unlabelled")
         return {}
-    return _by_stem(root, f"{source.labels}/{split}" if split else source.labels, "label", out)
+    return _by_stem(root, f"{source.labels}/{split}" if split else source.labels, "label", out, prefix)
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:
+    if not text:
+        return None
     try:
-        return re.compile(text) if text else None
+        pattern = re.compile(text)
     except re.error as error:
         raise ConfigError(f"pattern: {text!r} is no regular expression ({error})") from error
+    unknown = sorted(set(pattern.groupindex) - {"city", "sequence", "frame"})
+    if unknown or not pattern.groupindex:
+        told = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
+        raise ConfigError(f"pattern: {told}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
+    return pattern
 
 
-def _by_stem(root: Path, folder: str, part: str, out: Scan) -> dict[str, str]:
+def _by_stem(root: Path, folder: str, part: str, out: Scan, prefix: str = "") -> dict[str, str]:
     files: dict[str, str] = {}
     for file in list_files(root / folder):
         stem = Path(file).stem
         if not is_plain_name(file):
             shown = ascii(file)[1:-1]
             detail = "the name holds control characters or bytes that are no UTF-8"
-            out.refused.append(Refused(ascii(stem)[1:-1], f"{folder}/{shown}", part, "", "bad-name", detail))
+            out.refused.append(Refused(prefix + ascii(stem)[1:-1], f"{folder}/{shown}", part, "", "bad-name", detail))
         elif stem in files:
             detail = f"{files[stem]} has the same stem"
-            out.refused.append(Refused(stem, f"{folder}/{file}", part, "", "duplicate-name", detail))
+            out.refused.append(Refused(prefix + stem, f"{folder}/{file}", part, "", "duplicate-name", detail))
         else:
             files[stem] = f"{folder}/{file}"
     if not files:
-        raise LayoutError(f"{root / folder}: no image files")
+        below = list_folders(root / folder)
+        hint = f"it holds folders ({', '.join(below[:3])}): name those with images in `splits`" if below else ""
+        raise LayoutError(f"{root / folder}: no image files", hint=hint)
     return files
 
 
@@ -83,11 +93,11 @@ def _pair(
 ) -> None:  # fmt: skip
     _, no_label, no_image = pair(images, labels)
     for stem in no_image:
-        out.refused.append(Refused(stem, labels[stem], "label", split, "unpaired", "no image has this stem"))
+        out.refused.append(Refused(prefix + stem, labels[stem], "label", split, "unpaired", "no image has this stem"))
     for stem in no_label if labels else ():
         # An image with a coarse label alone, or in a folder without labels, waits for the teacher.
         if stem not in coarse:
-            out.refused.append(Refused(stem, images[stem], "image", split, "unpaired", "no label has this stem"))
+            out.refused.append(Refused(prefix + stem, images[stem], "image", split, "unpaired", _UNLABELLED))
     for stem in sorted(images):
         if labels and stem not in labels and stem not in coarse:
             continue

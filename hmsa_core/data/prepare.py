@@ -79,7 +79,9 @@ def scan(source: SourceSpec) -> Scan:
         raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")
     result = _SCANNERS[source.kind](root, source)
     if not result.found:
-        raise LayoutError(f"{root}: no usable image of kind {source.kind} found ({result.layout})")
+        first = next(iter(result.refused), None)
+        why = f"; {len(result.refused)} refused, the first: {first.path}: {first.detail}" if first else ""
+        raise LayoutError(f"{root}: no usable image of kind {source.kind} found ({result.layout}){why}")
     return result
 
 
@@ -116,10 +118,11 @@ def build(
             them is in the quarantine table.
     """
     scanned = scan(source)
-    role_of = assign_roles(scanned.found, roles)
-    block_of = assign_blocks(scanned.found, role_of, source)
+    found = list(_unique(scanned))  # first: roles and blocks go by name
+    role_of = assign_roles(found, roles)
+    block_of = assign_blocks(found, role_of, source)
     earlier = _Earlier.load(previous, source.name, scanned.classes, tile, min_pixels)
-    tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in _unique(scanned)]
+    tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in found]
     verifier = Verifier(Path(source.root), scanned.classes, source.max_pixels, tile, min_pixels)
     checked = list(_run(verifier, tasks, workers, progress))
     refused = scanned.refused + [r for c in checked for r in c.refused]
@@ -254,14 +257,16 @@ def _summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], ref
     return Summary(
         source.name, scanned.layout, len(samples), count(lambda s: s.role, samples), count(lambda s: s.kind, samples),
         count(lambda s: s.split, samples), len({s.city for s in samples} - {""}), count(lambda b: b[0], block_roles),
-        count(lambda r: r.reason, refused), len(_lost(refused) - {s.name for s in samples}),
+        count(lambda r: r.reason, refused), _lost(refused, {s.name for s in samples}),
         notes=list(scanned.notes),
     )  # fmt: skip
 
 
-def _lost(refused: Iterable[Refused]) -> set[str]:
-    """Names of images that cannot be used; a copy of another image, or a label without one, is no loss."""
-    return {r.name for r in refused if r.reason != "duplicate" and (r.part, r.reason) != ("label", "unpaired")}
+def _lost(refused: Sequence[Refused], used: set[str]) -> int:
+    """How many images cannot be used; a copy of another image, or a label without one, is no loss."""
+    no_loss = {("image", "duplicate"), ("label", "unpaired"), ("image", "duplicate-name")}
+    namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # others have their names
+    return namesakes + len({r.name for r in refused if (r.part, r.reason) not in no_loss} - used)
 
 
 def _check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused], out: Path) -> None:
@@ -271,10 +276,12 @@ def _check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused
         _write_refused(out, source.name, refused)
         reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
         shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
+        namesakes = source.kind == "folder" and "duplicate-name" in summary.refused and source.names == "stem"
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
-            hint=f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
+            hint="folders whose files have the same names: set `names: path`" if namesakes
+            else f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
         )
 
 

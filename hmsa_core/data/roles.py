@@ -29,8 +29,11 @@ def assign_roles(found: Sequence[Found], roles: RolesSpec) -> dict[str, str]:
     for key, names in (("calibrate", roles.calibrate), ("report", roles.report)):
         missing = sorted(set(names) - places)
         if missing:
-            known = ", ".join(sorted({f.city for f in found} - {""})) or "none"
-            raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; the cities are: {known}")
+            cities, drives = sorted({f.city for f in found} - {""}), sorted({f.sequence for f in found} - {""})
+            known = f"the cities are: {', '.join(cities)}" if cities else f"the sequences are: {', '.join(drives[:20])}"
+            if not cities and not drives:
+                known = "no image has a city or sequence (folder: `pattern` finds them in the names)"
+            raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; {known}")
     report_cities = _cv_cities(found, roles)
     chosen = {f.name: _role(f, roles, report_cities) for f in found}
     return _guard(found, chosen, roles.guard_frames) if roles.guard_frames else chosen

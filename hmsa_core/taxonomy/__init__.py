@@ -206,6 +206,12 @@ def mapillary_to_cityscapes() -> NDArray[np.uint8]:
     return lut
 
 
+_EXAMPLE = (
+    'expected {"ignore_id": 255, "classes": [{"id": 0, "name": "road", "colour": [128, 64, 128]}, ...]}, see '
+    "docs/own-data.md"
+)
+
+
 def from_file(path: str | Path) -> ClassTable:
     """Read a class file like CamVid's: {"classes": [{"id", "name", "colour"}, ...], "ignore_id": 255}.
 
@@ -218,14 +224,14 @@ def from_file(path: str | Path) -> ClassTable:
     value = read_json(where)
     rows = value.get("classes")
     if not isinstance(rows, list) or not rows:
-        raise InputError(f'{where}: expected {{"classes": [{{"id", "name", "colour": [r, g, b]}}, ...]}}')
+        raise InputError(f"{where}: no list of classes", hint=_EXAMPLE)
     try:
         rows = sorted(rows, key=lambda r: int(r["id"]))
         ids = [int(r["id"]) for r in rows]
         names = tuple(str(r["name"]) for r in rows)
         colours = tuple(tuple(int(v) for v in (r.get("colour") or r["color"])) for r in rows)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: each class needs id, name and colour ({error!r})") from error
+        raise InputError(f"{where}: each class needs id, name and colour ({error!r})", hint=_EXAMPLE) from error
     if ids != list(range(len(ids))) or len(ids) >= IGNORE:
         raise InputError(f"{where}: class ids must be 0..{len(ids) - 1} without gaps, found {ids[:5]}...")
     twice = next((n for i, n in enumerate(names) if n.lower() in [m.lower() for m in names[:i]]), None)

@@ -36,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"next: autolabel demo-data {args.dir}\n")
     if args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
-    sys.stderr.write(f"next: cd {args.dir} && dvc repro\n")
+    sys.stderr.write(f"next: cd {args.dir} && autolabel doctor && dvc repro\n")
     return 0

@@ -38,6 +38,7 @@ def headline(facts: Facts) -> Raw:
     sentence = facts.verdict.get("sentence", "")
     reasons = [reason for reason in facts.verdict.get("reasons", []) if reason != sentence]
     why = f"<p class='soft'>Why: {esc('; '.join(reasons))}.</p>" if reasons else ""
+    why += "".join(f"<p class='soft'>{esc(note)}</p>" for note in facts.verdict.get("notes", []))
     return Raw(f"<p class='lead'>{esc(sentence)}</p>{why}<div class='tiles'>{''.join(tiles)}</div>")
 
 

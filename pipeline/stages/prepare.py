@@ -5,6 +5,7 @@ Checked results stay in `work/prepare/<key>/`; files with a known digest are not
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.progress import Progress
+from hmsa_core.errors import ConfigError
+from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
+from pipeline.params import Params
 from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, write_metrics
 from pipeline.workspace import Workspace
@@ -48,11 +52,42 @@ def run(ws: Workspace) -> None:
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
         pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
+    _check_class_names(ws.params, Index.load(out / "target.parquet").classes)
     _write_roles(out / "target.parquet")
     _forget_reuse(out / "summary.json")
     atomic.publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
+    for summary in (target, pretrain) if params.data.pretrain else (target,):
+        _tell(ws, summary)
+
+
+def _check_class_names(params: Params, classes: ClassTable) -> None:
+    """Now, not after the trainings: a name that no class has would be ignored, or stop a later stage."""
+    known = {name.lower() for name in classes.classes}
+    rules = params.pseudo_label.merge.rules
+    for key, names in (
+        ("calibrate.overrides", list(params.calibrate.overrides)),
+        ("pseudo_label.merge.rules", [name for rule in rules for name in (rule.human, rule.teacher)]),
+        ("evaluate.gate.class_allowances", list(params.evaluate.gate.class_allowances)),
+    ):
+        for name in names:
+            if name.lower() not in known:
+                close = difflib.get_close_matches(name.lower(), sorted(known), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the classes are: {', '.join(classes.classes)}"
+                raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
+
+
+def _tell(ws: Workspace, summary: prepare.Summary) -> None:
+    """What a person should know before hours of training: who does what, and what was left out."""
+    roles = ", ".join(f"{count} {role}" for role, count in summary.by_role.items())
+    _LOG.info("%s %s: %d images: %s", STAGE, summary.root, summary.images, roles)
+    if summary.refused:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary.refused.items())
+        table = ws.path(INDEX) / "quarantine.parquet"
+        _LOG.warning("%s %s: left out: %s; each is named in %s", STAGE, summary.root, reasons, table)
+    for note in summary.notes:
+        _LOG.info("%s %s: %s", STAGE, summary.root, note)
 
 
 # Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,24 @@ def _states(root: Path) -> dict[str, str]:
 
 def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
     assert "broken" not in _states(workspace.root).values()
+
+
+def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(params.read_text().replace("root: data/demo/cityscapes ", f"root: {tmp_path}/gone "))
+    (tmp_path / "data/demo/mapillary").rmdir()
+    found = {f.name: f for f in doctor.examine(Workspace(tmp_path).root)}
+    assert found["data target"].mend == "correct data.target.root in params.yaml"
+    assert found["data pretrain"].mend == "autolabel demo-data"
+
+
+def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(workspace: Workspace) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(re.sub(r"  pretrain:\n(    .*\n)+", "  pretrain: null\n", params.read_text()))
+    found = {f.name: f for f in doctor.examine(workspace.root)}["dvc.yaml"]
+    assert found.state == "broken"
+    subprocess.run(found.mend, shell=True, check=True, cwd=workspace.root)
+    assert "dvc.yaml" not in _states(workspace.root)
 
 
 @pytest.mark.parametrize(("folder", "words"), [(".", "not a workspace"), ("nowhere", "no such folder")])

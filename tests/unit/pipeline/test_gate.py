@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hmsa_core.errors import InputError
+from hmsa_core.errors import ConfigError, InputError
 from pipeline.gate import GateConfig, Judged, alpha_of_look, judge, seed_sd_of
 
 CLASSES = ("road", "building", "person", "rider", "car")
@@ -63,6 +63,28 @@ def test_riders_are_a_veto_even_when_the_mean_rises() -> None:
     assert verdict["gain"]["low"] > 0
     assert not verdict["promote"]
     assert [row["verdict"] for row in verdict["classes"] if row["name"] == "rider"] == ["veto"]
+
+
+def test_a_set_of_few_blocks_promotes_nothing_however_large_the_gain() -> None:
+    rng = np.random.default_rng(3)
+    new, old = _judged("s", _confusions(rng, 0.95)), _judged("t", _confusions(rng, 0.5))
+    for count in (1, CONFIG.min_blocks - 1):
+        few = [f"b{i % count}" for i in range(len(BLOCKS))]
+        verdict = judge(new, old, few, CLASSES, CONFIG)
+        assert not verdict["promote"]
+        assert f"the report set has {count} blocks, {CONFIG.min_blocks} are needed" in "; ".join(verdict["reasons"])
+    assert judge(new, old, BLOCKS, CLASSES, CONFIG)["promote"]
+
+
+def test_names_in_the_gate_that_are_no_class_are_told() -> None:
+    rng = np.random.default_rng(3)
+    new, old = _judged("s", _confusions(rng, 0.9)), _judged("t", _confusions(rng, 0.5))
+    with pytest.raises(ConfigError, match="no class is called 'buliding'"):
+        judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
+    quiet = judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"veto_recall": (CLASSES[0],)}))
+    assert quiet["notes"] == []
+    loud = judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"veto_recall": ("nobody",)}))
+    assert "no class is called nobody" in loud["notes"][0]
 
 
 def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:

@@ -153,6 +153,22 @@ def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path: P
     assert "# folder" in line
 
 
+def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(tmp_path: Path, no_tools) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "one"))
+    assert not init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "one"))
+    with pytest.raises(InputError, match=r"its data\.target\.root is .*/one, not .*/two"):
+        init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "two"))
+    with pytest.raises(InputError, match="no folder cityscapes; profile tiny takes what"):
+        init_workspace(InitRequest(tmp_path / "tiny", "tiny", tmp_path / "one"))
+
+
+def test_a_fresh_repository_becomes_a_workspace(tmp_path: Path, no_tools) -> None:
+    (tmp_path / "ws" / ".git").mkdir(parents=True)
+    assert init_workspace(InitRequest(tmp_path / "ws", "cityscapes", make_data=False))
+
+
 def test_demo_data_of_one_workspace_can_serve_another(tmp_path: Path, no_tools) -> None:
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hmsa_core import taxonomy
 from hmsa_core.data import cityscapes
 from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.data.prepare import scan
+from hmsa_core.data.roles import assign_roles
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.errors import ConfigError, DecodeError, InputError, LayoutError
 
@@ -329,6 +332,41 @@ def test_drives_that_count_from_one_are_named_by_their_folders(plain):
         ("drive2__000001", "drive2", 1, "labels/drive2/000001.png"),
     ]
     assert {f.name for f in scan(source("folder", plain, splits=("drive1", "drive2"))).found} == {"000001"}
+
+
+def test_a_pattern_or_split_that_finds_nothing_says_what_is_there(plain):
+    with pytest.raises(ConfigError, match="pattern: group 'sequenz' is unknown"):
+        scan(source("folder", plain, pattern=r"^(?P<sequenz>drive\d)"))
+    with pytest.raises(LayoutError, match="3 refused, the first: images/cam1_drive0_000.png: the name does not fit"):
+        scan(source("folder", plain, pattern=r"^(?P<city>nowhere)_"))
+    found = scan(source("folder", plain, pattern=r"^(?P<city>cam1)_(?P<sequence>drive\d)_(?P<frame>\d+)$")).found
+    with pytest.raises(ConfigError, match="no image is of 'drive9'; the cities are: cam1"):
+        assign_roles(found, RolesSpec(calibrate=("drive9",)))
+    with pytest.raises(ConfigError, match="of split 'trian'; did you mean train"):
+        assign_roles(found, RolesSpec(learn_splits=("trian",)))
+    for file in (plain / "images").iterdir():
+        (plain / "images" / "drive1").mkdir(exist_ok=True)
+        file.rename(plain / "images" / "drive1" / file.name) if file.is_file() else None
+    with pytest.raises(LayoutError, match="no image files") as caught:
+        scan(source("folder", plain))
+    assert "it holds folders (drive1): name those with images in `splits`" in caught.value.hint
+
+
+def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
+    page = (Path(__file__).parents[4] / "docs" / "own-data.md").read_text("utf-8")
+    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["data"]
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "classes.json").write_text(re.search(r"```json\n(.*?)```", page, re.DOTALL)[1])
+    for i, split in enumerate(example["target"]["splits"]):
+        save(root / "images" / split / "000001.jpg", picture(340 + i))
+        if not split.startswith("new"):
+            save(root / "labels" / split / "000001.png", blocks(i, (0, 1)))
+    found = scan(SourceSpec.model_validate(example["target"] | {"root": str(root)})).found
+    assert assign_roles(found, RolesSpec.model_validate(example["roles"])) == {
+        "train__drive1__000001": "learn", "train__drive2__000001": "calibrate", "test__drive3__000001": "report",
+        "new__drive4__000001": "unlabelled",
+    }  # fmt: skip
 
 
 def test_plain_folders_name_what_does_not_pair(plain):

@@ -141,6 +141,29 @@ def test_a_few_bad_images_of_a_small_data_set_do_not_stop_the_run(cities, tmp_pa
         build(source(tree, max_bad=0.05, max_bad_images=100), ROLES, tmp_path / "none left")
 
 
+def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_path):
+    root = tmp_path / "own"
+    (root / "classes.json").parent.mkdir()
+    rows = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate("ab")]
+    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    for i, split in enumerate(("test", "train")):
+        for k in range(4):
+            save(root / "images" / split / f"{k:06d}.png", picture(400 + 10 * i + k))
+            save(root / "labels" / split / f"{k:06d}.png", blocks(k, (0, 1)))
+    roles = RolesSpec(learn_splits=("train",), report_splits=("test",))
+    given = {"splits": ("test", "train"), "max_bad": 0.05}
+    summary = build(source(root, kind="folder", **given), roles, tmp_path / "out")
+    samples = Index.load(tmp_path / "out/target.parquet").samples
+    assert {(s.split, s.role) for s in samples} == {("test", "report")}
+    assert summary.refused_images == 4, "half of the images are lost"
+    with pytest.raises(InputError, match="4 of 8 images cannot be used") as caught:
+        build(source(root, kind="folder", max_bad_images=0, **given), roles, tmp_path / "strict")
+    assert "set `names: path`" in caught.value.hint
+    build(source(root, kind="folder", names="path", **given), roles, tmp_path / "out")
+    roles_of = {s.name: s.role for s in Index.load(tmp_path / "out/target.parquet").samples}
+    assert roles_of == {f"{s}__{k:06d}": {"test": "report", "train": "learn"}[s] for s in ("test", "train") for k in range(4)}
+
+
 def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
     tree = cities().standard()
     build(source(tree), ROLES, tmp_path / "one", workers=1, tile=16)
