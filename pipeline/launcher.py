@@ -110,6 +110,7 @@ def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str,
     """The environment of all ranks: pinned threads, unbuffered output, loopback within one node."""
     result = dict(env) | {name: str(runtime.threads) for name in _THREADS}
     result["PYTHONUNBUFFERED"] = "1"
+    result["HMSA_ERRORS"] = "record"  # `_raise_reported` says it, once
     if runtime.nodes == 1 and runtime.ranks > 1 and sys.platform.startswith("linux"):
         # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
         result.setdefault("GLOO_SOCKET_IFNAME", "lo")

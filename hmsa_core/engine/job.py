@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from hmsa_core.engine.spec import JobSpec
     from hmsa_core.errors import HmsaError
 
-__all__ = ["ERROR_FILE", "main", "run_spec"]
+__all__ = ["ERROR_FILE", "REPORTS", "main", "run_spec"]
 
 ERROR_FILE = "error.json"
+REPORTS = "HMSA_ERRORS"  # environment; "record": an error goes into ERROR_FILE alone
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,11 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     except HmsaError as error:
         return _fail(error, spec)
     except OSError as error:
-        traceback.print_exc()
-        return _fail(translate_os_error(error, f"{spec.job if spec else 'job'}:"), spec)
+        return _fail(translate_os_error(error, f"{spec.job if spec else 'job'}:"), spec, traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - the last line of defence: the record must say what happened
-        traceback.print_exc()
-        return _fail(HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above"), spec)
+        found = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
+        return _fail(found, spec, traceback.format_exc())
     return 0
 
 
@@ -122,12 +122,17 @@ def _set_threads(threads: int) -> None:
         os.environ[name] = str(threads)
 
 
-def _fail(error: HmsaError, spec: JobSpec | None) -> int:
+def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
+    """Record the error, unless another rank's came first: what that one did to us is no news."""
     rank = os.environ.get("RANK", "0")
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
     is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec is not None else rank == "0"
     if is_first:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        sys.stderr.write(trace)
+        # Who started us may read the record and say it in its own place.
+        is_told = os.environ.get(REPORTS) == "record" and spec is not None and (spec.work / ERROR_FILE).exists()
+        if not is_told:
+            sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         sys.stderr.flush()
     return error.exit_code
 

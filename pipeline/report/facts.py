@@ -43,6 +43,8 @@ class Facts:
     times: list[dict[str, Any]] = field(default_factory=list)
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> run -> speed, waiting, memory
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stores: dict[str, dict[str, Any]] = field(default_factory=dict)  # manifests of labels/raw and labels/final
+    policy_digest: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +72,8 @@ def gather(ws: Workspace) -> Facts:
         times=[t for s in STAGES if s != "report" and (t := _json(ws.path(f"work/times/{s}.json")))],
         trainings={s: t for s in STAGES if (t := _json(speed_file(ws, s)))},
         models={m: j for m in MODELS if (j := _json(ws.path(f"models/{m}/model.json")))},
+        stores={s: j for s in ("raw", "final") if (j := _json(ws.path(f"labels/{s}/manifest.json")))},
+        policy_digest=str(_json(policy).get("digest", "")),
         settings=ws.params.model_dump(mode="json"),
     )
 

@@ -98,10 +98,12 @@ def thresholds(facts: Facts) -> Raw:
     rows = []
     for entry, colour in zip(facts.policy.entries, facts.classes.colours, strict=True):
         own, seen = entry.evidence, report.get(entry.name, {})
+        kept = entry.threshold is not None  # else the counts are of nothing
         rows.append([
             _class(entry.name, colour),
-            Raw(f"<span class='chip {entry.status}'>{entry.status}</span>"),
-            entry.threshold or "–", number(own.get("effective_blocks"), 0), number(own.get("components"), 0),
+            _status(entry.status),
+            entry.threshold or "–", number(own.get("effective_blocks") if kept else None, 0),
+            number(own.get("components") if kept else None, 0),
             points(own.get("precision"), 2), points(own.get("lower"), 2), points(own.get("marginal"), 1),
             points(own.get("coverage")), points(seen.get("precision"), 2), _ends(seen), points(seen.get("coverage")),
             points(seen.get("void"), 2),
@@ -111,11 +113,27 @@ def thresholds(facts: Facts) -> Raw:
     return Raw(
         f"<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
         f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
-        f"often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: few blocks; <b>pooled</b>: shrunk "
-        f"to its class group; <b>withheld</b>: all its pixels are ignored. The columns on the right are the check on "
-        f"report images.</p>{table(head, rows)}<h3>Precision (up) over coverage (right) on the calibration images; "
+        f"often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
+        f"<b>pooled</b>: shrunk to its class group; <b>withheld</b>: no cut is good enough, its pixels are ignored. "
+        f"Blocks and pieces are those of the pixels that the cut keeps; the columns on the right are the check on "
+        f"report images.</p>{table(head, rows)}<h3>Why each class has its status</h3>{_why(facts)}"
+        f"<h3>Precision (up) over coverage (right) on the calibration images; "
         f"dashed: the target</h3>{curve_grid(facts.curves, facts.policy, target)}{_beside(facts)}{_sampled(facts)}"
     )
+
+
+def _status(status: str) -> Raw:
+    return Raw(f"<span class='chip {status}'>{status}</span>")
+
+
+def _why(facts: Facts) -> Raw:
+    assert facts.policy is not None  # noqa: S101 - for the type checker: `thresholds` looked
+    lines = [
+        f"<tr><td>{_class(e.name, colour)}</td><td class='left'>{_status(e.status)}</td>"
+        f"<td class='wrap'>{esc(e.evidence.get('reason', '') or 'the bound reaches the target')}</td></tr>"
+        for e, colour in zip(facts.policy.entries, facts.classes.colours, strict=True)
+    ]
+    return Raw(f"<details><summary>{len(lines)} classes</summary><table>{''.join(lines)}</table></details>")
 
 
 def _where(facts: Facts) -> str:
@@ -182,12 +200,15 @@ def data(facts: Facts) -> Raw:
         f"{kind}: {n}" for part in facts.summary.values() if isinstance(part, dict)
         for kind, n in part.get("near_duplicates", {}).items()
     ]  # fmt: skip
-    refused = [[row.path, row.reason, Raw(f"<span class='wrap'>{esc(row.detail)}</span>")] for row in facts.quarantine]
+    refused = [
+        [bad.root, bad.path, bad.reason, Raw(f"<span class='wrap'>{esc(bad.detail)}</span>")]
+        for bad in facts.quarantine
+    ]
     return Raw(
         table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], parts)
         + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
         + f"<h3>Quarantine: {len(refused)} files, and why</h3>"
-        + (table(["file", "reason", "detail"], refused) if refused else Raw("<p>No file was refused.</p>"))
+        + (table(["set", "file", "reason", "detail"], refused) if refused else Raw("<p>No file was refused.</p>"))
         + _kept_table(facts)
     )
 
@@ -227,6 +248,23 @@ def times(facts: Facts) -> Raw:
     )
 
 
+def _stores(facts: Facts) -> Raw:
+    """Which teacher made which labels, and by which policy they were kept."""
+    rows = []
+    for name, manifest in facts.stores.items():
+        line = manifest.get("lineage", {})
+        scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
+        policy = (manifest.get("policy") or {}).get("digest") if isinstance(manifest.get("policy"), dict) else None
+        rows.append([f"labels/{name}", str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16],
+                     f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}",
+                     str(policy or "–")[:16], manifest.get("images", "–")])  # fmt: skip
+    if facts.policy_digest:
+        rows.append(["calibration/policy.json", facts.policy_digest[:16], "", "", "", ""])
+    if not rows:
+        return Raw("")
+    return table(["file", "digest (SHA-256)", "teacher's weights", "inference", "policy", "images"], rows)
+
+
 def lineage(facts: Facts) -> Raw:
     """Who descends from whom."""
     rows = []
@@ -239,6 +277,7 @@ def lineage(facts: Facts) -> Raw:
                      meta.get("trunk", ""), "–" if count is None else count])  # fmt: skip
     return Raw(
         table(["model", "weights (SHA-256)", "parents", "kind", "trunk", "images learned from"], rows)
+        + _stores(facts)
         + "<p class='soft'>Every checkpoint lists the hashes of all images it learned from, through pseudo labels and "
         "parents; images found there are never used to judge it.</p>"
     )

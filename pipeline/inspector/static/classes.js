@@ -12,7 +12,7 @@ import { state, update, watch } from "./state.js";
 const CHIPS = {
   given: ["own", "given by hand"],
   measured: ["good", "measured on images the teacher never saw"],
-  estimate: ["warn", "an estimate: too few independent blocks for a promise"],
+  estimate: ["warn", "a figure, no promise: few independent blocks, or its bound holds too seldom in simulation"],
   pooled: ["warn", "too little evidence of its own: shared with its class group"],
   withheld: ["bad", "no threshold could be justified: nothing of this class is kept"],
   "not covered by evidence": ["bad", "these images differ too much from those the threshold was measured on"],

@@ -99,6 +99,27 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace)
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
+def test_prepare_says_who_does_what_and_what_was_left_out(
+    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(photographs, tmp_path / "more")
+    next((data / "images").rglob("*.png")).write_bytes(b"this is text")
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    with caplog.at_level("INFO"):
+        prepare.run(ws)
+    told = "\n".join(caplog.messages)
+    assert re.search(r"prepare target: \d+ images: .*\d+ learn", told)
+    assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in told
+
+
+def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
+    with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
+        prepare.run(ws)
+
+
 def test_new_unlabelled_images_change_no_other_index(ws: Workspace, photographs: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photographs, tmp_path / "more")
     params = ws.path("params.yaml")

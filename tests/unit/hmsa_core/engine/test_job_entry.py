@@ -127,6 +127,18 @@ def test_the_first_rank_that_fails_wins_and_alone_tells(
     assert capsys.readouterr().err == "error: the cause\n"
 
 
+def test_a_caller_who_reads_the_record_says_the_error_alone(
+    spec_file: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(job.REPORTS, "record")
+    monkeypatch.setattr(job, "run_spec", lambda spec: (_ for _ in ()).throw(ConfigError("too wide", hint="narrow it")))
+    assert job.main([str(spec_file)]) == 2
+    assert capsys.readouterr().err == ""
+    assert read_json(spec_file.parent / "work" / "error.json")["message"] == "too wide"
+    assert job.main([str(spec_file.with_name("gone.json"))]) != 0
+    assert "gone.json" in capsys.readouterr().err, "there is no record of a spec that cannot be read"
+
+
 def test_without_room_for_a_record_the_error_is_still_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
