@@ -59,7 +59,7 @@ class StoreDiff:
             ],
             "moves": [{"a": names[i], "b": names[j], "pixels": int(moves[i, j])} for i, j in order],
             "most_changed": [
-                {"name": n, "changed": c, "share": c / p if p else 0.0} for n, c, p in self.images[:limit]
+                {"name": n, "changed": c, "share": c / p} for n, c, p in self.images[:limit] if c
             ],
             "only_a": self.only_a, "only_b": self.only_b, "resized": self.resized,
         }  # fmt: skip

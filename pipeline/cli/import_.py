@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             args.folder, args.store, classes, lineage={"teacher": args.teacher}, ids=args.ids,
             images_per_shard=args.images_per_shard, advance=progress.update,
         )  # fmt: skip
-    sys.stderr.write(f"{args.store}: {len(files)} images ({fmt})\n")
+    sys.stderr.write(f"{args.store}: {len(files)} images ({fmt}), classes of {classes.name} ({classes.num_classes})\n")
     return 0
 
 
