@@ -65,7 +65,7 @@ def scan(root: Path, source: SourceSpec) -> Scan:
     result = Scan("", taxonomy.cityscapes())
     for split in splits:
         _scan_split(split, images, fine, coarse, source, result)
-    found = sorted({c.convention for c in (images, fine, coarse) if c.convention})
+    found = sorted({one for c in (images, fine, coarse) for one in c.convention.split("+") if one})
     result.layout = f"cityscapes, root convention {'+'.join(found)}"
     return result
 
@@ -118,6 +118,11 @@ def _scan_split(
     for name in no_image:
         path = (labels or drawn)[name]
         out.refused.append(Refused(name, path, "label", split, "unpaired", "no image has this name"))
+    for name in sorted(drawn.keys() - pictures.keys()) if labelled else ():
+        out.refused.append(Refused(name, drawn[name], "coarse", split, "unpaired", "no image has this name"))
+    bare = len(pictures.keys() - drawn.keys()) if split == "train_extra" and drawn else 0
+    if bare:
+        out.notes.append(f"{bare} images of train_extra have no coarse label: they are unlabelled")
     for name in no_label if labelled else ():
         out.refused.append(Refused(name, pictures[name], "image", split, "unpaired", "no fine label has this name"))
     for name in sorted(pictures if not labelled else pictures.keys() & labels.keys()):

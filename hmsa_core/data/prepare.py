@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data import cityscapes, folder, vistas
-from hmsa_core.data.index import Index, QuarantineRow, Sample, read_quarantine, write_quarantine
+from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layout import Refused, Scan
 from hmsa_core.data.phash import near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.summary import Summary, check_share, summarise, write_refused
 from hmsa_core.data.verify import Checked, Task, Verifier
 from hmsa_core.errors import InputError, LayoutError
 from hmsa_core.process import die_with_parent
@@ -45,31 +46,6 @@ _SCANNERS = {
     "camvid": folder.scan_camvid,
     "folder": folder.scan,
 }
-
-
-@dataclass
-class Summary:
-    """Counts of one root, for people and for the report (`summary.json` holds one a root)."""
-
-    root: str
-    layout: str = ""
-    images: int = 0
-    by_role: dict[str, int] = field(default_factory=dict)
-    by_kind: dict[str, int] = field(default_factory=dict)
-    by_split: dict[str, int] = field(default_factory=dict)
-    cities: int = 0
-    blocks: dict[str, int] = field(default_factory=dict)  # by role
-    refused: dict[str, int] = field(default_factory=dict)  # by reason
-    refused_images: int = 0
-    reused: int = 0  # images that an earlier index vouched for
-    centroids: dict[str, int] = field(default_factory=dict)  # by class name
-    near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
-    near_duplicate_examples: list[list[str]] = field(default_factory=list)  # pairs of different roles first
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; without `reused`, which tells about the run and not about the data."""
-        return {key: value for key, value in asdict(self).items() if key != "reused"}
 
 
 def scan(source: SourceSpec) -> Scan:
@@ -128,9 +104,9 @@ def build(
     refused = scanned.refused + [r for c in checked for r in c.refused]
     samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
     refused += duplicates
-    summary = _summarise(source, scanned, samples, refused)
+    summary = summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
-    _check_share(source, summary, refused, Path(out))
+    check_share(source, summary, refused, Path(out))
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -249,42 +225,6 @@ def _drop_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Refu
     return [s for s in samples if kept[s.image_sha256] is s], refused
 
 
-def _summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], refused: Sequence[Refused]) -> Summary:
-    def count(key: Callable[[Any], str], rows: Iterable[Any]) -> dict[str, int]:
-        return dict(sorted(Counter(key(r) for r in rows).items()))
-
-    block_roles = {(s.role, s.block) for s in samples}
-    return Summary(
-        source.name, scanned.layout, len(samples), count(lambda s: s.role, samples), count(lambda s: s.kind, samples),
-        count(lambda s: s.split, samples), len({s.city for s in samples} - {""}), count(lambda b: b[0], block_roles),
-        count(lambda r: r.reason, refused), _lost(refused, {s.name for s in samples}),
-        notes=list(scanned.notes),
-    )  # fmt: skip
-
-
-def _lost(refused: Sequence[Refused], used: set[str]) -> int:
-    """How many images cannot be used; a copy of another image, or a label without one, is no loss."""
-    no_loss = {("image", "duplicate"), ("label", "unpaired"), ("image", "duplicate-name")}
-    namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # others have their names
-    return namesakes + len({r.name for r in refused if (r.part, r.reason) not in no_loss} - used)
-
-
-def _check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused], out: Path) -> None:
-    bad, total = summary.refused_images, summary.refused_images + summary.images
-    few = source.max_bad_images if source.max_bad and summary.images else 0
-    if bad > max(source.max_bad * total, few):
-        _write_refused(out, source.name, refused)
-        reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
-        shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
-        namesakes = source.kind == "folder" and "duplicate-name" in summary.refused and source.names == "stem"
-        raise InputError(
-            f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
-            f"allowed are {source.max_bad:.0%}",
-            hint="folders whose files have the same names: set `names: path`" if namesakes
-            else f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
-        )
-
-
 def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
     found = near_duplicates([s.phash for s in samples], bits, limit=_MOST_PAIRS)
     if len(found) == _MOST_PAIRS:
@@ -304,13 +244,7 @@ def _write(
     figures = out / "summary.json"
     roots = dict(read_json(figures)) if figures.is_file() else {}
     centroids.write(out / f"centroids-{source.name}.parquet", tile=tile, min_pixels=min_pixels)
-    _write_refused(out, source.name, refused)
+    write_refused(out, source.name, refused)
     write_json(figures, {**roots, source.name: summary.to_json()})
     # Last: who finds the index finds the rest.
     Index.write(out / f"{source.name}.parquet", samples, classes, source.name, checks=CHECKS)
-
-
-def _write_refused(out: Path, root: str, refused: Sequence[Refused]) -> None:
-    path = out / "quarantine.parquet"
-    others = [r for r in read_quarantine(path) if r.root != root] if path.is_file() else []
-    write_quarantine(path, others + [QuarantineRow(**asdict(r), root=root) for r in refused])

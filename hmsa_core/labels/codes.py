@@ -111,7 +111,7 @@ def _decimal(threshold: str | float | Decimal) -> Decimal:
     try:
         value = Decimal(text)
     except InvalidOperation:
-        raise ConfigError(f"threshold {threshold!r} is not a number", hint="give a number such as 0.9; a policy file goes by --policy") from None
+        raise ConfigError(f"threshold {threshold!r} is not a number", hint="give a number such as 0.9") from None
     if not value.is_finite():
         raise ConfigError(f"threshold {threshold!r} is not finite", hint="give a number such as 0.9")
     return value

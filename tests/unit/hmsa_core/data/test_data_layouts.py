@@ -369,6 +369,16 @@ def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
     }  # fmt: skip
 
 
+def test_coarse_labels_without_an_image_and_images_without_one_are_told(cities):
+    tree = cities().standard()
+    tree.coarse_of("train", "aachen_000009_000019")
+    next((tree.coarse / "train_extra").rglob("*.png")).unlink()
+    result = scan(source("cityscapes", tree.root))
+    assert [(r.name, r.part, r.reason) for r in result.refused] == [("aachen_000009_000019", "coarse", "unpaired")]
+    assert "1 images of train_extra have no coarse label: they are unlabelled" in result.notes
+    assert result.layout == "cityscapes, root convention A"
+
+
 def test_plain_folders_name_what_does_not_pair(plain):
     save(plain / "images" / "alone.png", picture(320))
     save(plain / "labels" / "lost.png", blocks(1, (0, 1)))
