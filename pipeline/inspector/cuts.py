@@ -99,7 +99,10 @@ def parse_cuts(
         statuses = [entry.status for entry in known[text].entries]
         names: list[str] = [*statuses]
     elif text.startswith("policy"):
-        raise ConfigError(f"threshold {text!r}: no such policy here", hint="give one with --policy FILE (a workspace's own is calibration/policy.json)")
+        raise ConfigError(
+            f"threshold {text!r}: no such policy here",
+            hint="give one with --policy FILE (a workspace's own is calibration/policy.json)",
+        )
     else:
         code = code_of(text)
         policy, base = None, _CODE.threshold(code)
