@@ -176,6 +176,9 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
             own = f"{loss}-{100 * share:.0f}"
             title = f"{loss}, {100 * share:.0f} % ignored"
             rows.append(Row(own, title, _student(changes, Labels(ignored=share)), _main(own, params)))
+    for loss, changes in _LOSSES.items():  # what the profile's student learns from: few pixels are ignored there
+        training = _student(changes, Labels(coarse=True))
+        rows.append(Row(f"{loss}-merged", f"{loss}, merged labels", training, _main(f"{loss}-merged", params)))
     for mix in _MIXES:
         training = _student((("pseudo.mix", mix),), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, _main(f"mix-{mix}", params)))
@@ -190,6 +193,11 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         *(
             Comparison(f"rmi-masked-{100 * s:.0f}", f"{loss}-{100 * s:.0f}", f"masked RMI > {loss} at {100 * s:.0f} %")
             for s in _IGNORED
+            for loss in _LOSSES
+            if loss != "rmi-masked"
+        ),
+        *(
+            Comparison("rmi-masked-merged", f"{loss}-merged", f"masked RMI > {loss} on merged labels")
             for loss in _LOSSES
             if loss != "rmi-masked"
         ),

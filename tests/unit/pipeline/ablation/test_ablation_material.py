@@ -73,7 +73,7 @@ def test_threshold_and_losses_have_the_rows_that_are_asked_for(demo: Params) -> 
     assert names == ["control", "t0", "t0.5", "t0.7", "t0.8", "t0.9", "t0.95", "t0.98", "policy"]
     losses = {r.name: dict(r.training.changes) for r in make_ablation("losses", demo).rows}
     assert losses["rmi-masked-60"] == {"loss.main": "rmi", "loss.rmi_ignore": "masked"}
-    assert {n.rsplit("-", 1)[1] for n in losses if n[:3] in ("rmi", "bce", "cro")} == {"10", "30", "60"}
+    assert {n.rsplit("-", 1)[1] for n in losses if n[:3] in ("rmi", "bce", "cro")} == {"10", "30", "60", "merged"}
     assert losses["mix-classmix"] == {"pseudo.mix": "classmix"}
 
 
