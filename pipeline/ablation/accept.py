@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError
+from pipeline.ablation.code import changed_files
 from pipeline.ablation.run import Pending, Request, pending
 from pipeline.workspace import Workspace
 
@@ -40,7 +41,10 @@ def _rekey(cell: Pending, reason: str) -> None:
     old = cell.state.cell
     if old is None:
         raise AssertionError("a cell with another key exists")
-    note = {"reason": reason, "from_key": old.record["key"], "differs": list(cell.state.differs)}
+    # New settings hide the files that changed along with them; somebody vouched for both.
+    files = changed_files(old.record["code"], cell.material.code)
+    differs = [*cell.state.differs, *(name for name in files if name not in cell.state.differs)]
+    note = {"reason": reason, "from_key": old.record["key"], "differs": differs}
     atomic.write_json(
         old.path,
         old.record
