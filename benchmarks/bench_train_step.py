@@ -33,11 +33,11 @@ from hmsa_core.engine.timeline import Timeline
 from hmsa_core.engine.trainer import PassBatch, Trainer
 from hmsa_core.models import build
 from hmsa_core.process import StopRequest
+from pipeline.launcher import KEEP_HEAP
 
 CLASSES = 19
 CPU_CASES = ["hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1"]
 GPU_CASES = ["hrnet_w48:1024x2048:1"]
-_KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 ROUND_S = 2.0  # seconds that a round of each model takes at least: one short step is noise
 
 
@@ -111,8 +111,8 @@ def run(case: str, rounds: int, steps: int, precision: str) -> dict[str, object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     gpu = torch.cuda.is_available()
-    if not gpu and not _KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_KEEP_HEAP})
+    if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_HEAP})
     parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, help="steps a round and model (0: two seconds of them)")

@@ -7,11 +7,12 @@ profiles override them.
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+from hmsa_core.errors import did_you_mean
 
 __all__ = [
     "LARGEST_SCALE",
@@ -44,9 +45,7 @@ TRUNKS = (
 def _known_trunk(name: str) -> str:
     """By name alone: settings are checked where torch is not imported."""
     if name not in TRUNKS and not re.fullmatch(r"hrnet_w[1-9]\d{0,2}", name):
-        close = difflib.get_close_matches(name, TRUNKS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(TRUNKS)}"
-        raise ValueError(f"unknown trunk, {hint}")
+        raise ValueError("unknown trunk, " + did_you_mean(name, TRUNKS, f"choose one of {', '.join(TRUNKS)}"))
     return name
 
 

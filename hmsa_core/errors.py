@@ -21,6 +21,7 @@ Every message is one line: what, where, how to mend it. `pipeline.cli` prints `e
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 __all__ = [
     "CheckpointError",
@@ -36,6 +37,8 @@ __all__ = [
     "NoSpaceError",
     "StoreError",
     "TrainingError",
+    "did_you_mean",
+    "is_plain_name",
     "one_line",
     "translate_os_error",
 ]
@@ -49,6 +52,14 @@ def one_line(text: object) -> str:
 def is_plain_name(name: str) -> bool:
     """Whether a name can stand in tables and messages: no control characters, no bytes that were no UTF-8."""
     return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str, *, cutoff: float = 0.5) -> str:
+    """The nearest of the known names as a question; `otherwise` where none is near (difflib's ratio)."""
+    import difflib  # only for a mistake: this module is part of every start-up
+
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 class HmsaError(Exception):

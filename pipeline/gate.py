@@ -276,7 +276,6 @@ def _champion(
     }  # fmt: skip
 
 
-
 def _bounds_of(verdict: dict[str, Any]) -> str:
     """What the gate's bounds hold, which are wider than a report's interval."""
     gain = verdict["gain"]

@@ -18,18 +18,19 @@ from pathlib import Path
 from hmsa_core import errors
 from hmsa_core.atomic import read_json
 from hmsa_core.config import RuntimeConfig
+from hmsa_core.engine.job import REPORTS
 from hmsa_core.engine.spec import JobSpec, runtime_of, save_spec
 from hmsa_core.process import StopRequest, run_child
 from pipeline.devices import claim_devices, cpu_emulates_bf16
 
-__all__ = ["RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
+__all__ = ["KEEP_HEAP", "RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
 
 RELAUNCHES = 2
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # glibc gives freed memory back to the kernel at every step and faults it in again at the next: a fifth of the time of
 # a narrow network (benchmarks/bench_train_step.py with and without). 32 MiB is the most that all versions take.
-_KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 # Every error of ours by exit status; subclasses share their parent's, so the parent is what comes back.
 _BY_STATUS: dict[int, type[errors.HmsaError]] = {
     kind.exit_code: kind
@@ -55,7 +56,7 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     with claim_devices(runtime.device, runtime.ranks) as claim:
         environment = job_environment(runtime, os.environ) | claim.environment
         if spec.job == "train" and not claim.devices:
-            environment = _KEEP_HEAP | environment  # what the user has set stays
+            environment = KEEP_HEAP | environment  # what the user has set stays
             if runtime.precision == "bf16" and cpu_emulates_bf16():
                 _LOG.warning(
                     "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
@@ -110,7 +111,7 @@ def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str,
     """The environment of all ranks: pinned threads, unbuffered output, loopback within one node."""
     result = dict(env) | {name: str(runtime.threads) for name in _THREADS}
     result["PYTHONUNBUFFERED"] = "1"
-    result["HMSA_ERRORS"] = "record"  # `_raise_reported` says it, once
+    result[REPORTS] = "record"  # `_raise_reported` says it, once
     if runtime.nodes == 1 and runtime.ranks > 1 and sys.platform.startswith("linux"):
         # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
         result.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -5,7 +5,6 @@ Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pydantic import BaseModel, Field, Strict, ValidationError, field_validator,
 from hmsa_core.config import InferConfig, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.spec import EvaluationSetting
-from hmsa_core.errors import ConfigError, one_line
+from hmsa_core.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.codes import ConfidenceCode
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from pipeline.gate import GateConfig
@@ -264,9 +263,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _nearest(name: str, owner: type[BaseModel]) -> str:
-    known = sorted(owner.model_fields)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; the keys here are: {', '.join(known)}"
+    return "; " + did_you_mean(name, owner.model_fields, f"the keys here are: {', '.join(sorted(owner.model_fields))}")
 
 
 def _expected(fault: Mapping[str, Any]) -> str:

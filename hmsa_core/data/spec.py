@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
 from hmsa_core.config import Count, PositiveInt, Section, Share
+from hmsa_core.errors import did_you_mean
 
 __all__ = ["MAX_PIXELS", "RolesSpec", "SourceSpec"]
 
@@ -93,9 +93,8 @@ class RolesSpec(Section):
 
     def check_splits(self, there: Collection[str]) -> None:
         """A split that no layout knows and no image is of is a typing error: ValueError with the nearest name."""
-        known = sorted({"all", *there, *(name for names in _SPLITS.values() for name in names)})
+        known = {"all", *there, *(name for names in _SPLITS.values() for name in names)}
         for key in ("learn_splits", "report_splits", "unlabelled_splits"):
-            for name in sorted(set(getattr(self, key) or ()) - set(known)):
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}?" if close else f"the splits are: {', '.join(sorted(there))}"
+            for name in sorted(set(getattr(self, key) or ()) - known):
+                hint = did_you_mean(name, known, f"the splits are: {', '.join(sorted(there))}")
                 raise ValueError(f"roles.{key}: no image is of split {name!r}; {hint}")

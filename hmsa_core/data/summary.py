@@ -43,6 +43,7 @@ class Summary:
 
 def summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], refused: Sequence[Refused]) -> Summary:
     """Count a data set's images by role, kind and split, and what was refused by reason."""
+
     def count(key: Callable[[Any], str], rows: Iterable[Any]) -> dict[str, int]:
         return dict(sorted(Counter(key(r) for r in rows).items()))
 

@@ -43,7 +43,7 @@ def _rekey(cell: Pending, reason: str) -> None:
         raise AssertionError("a cell with another key exists")
     # New settings hide the files that changed along with them; somebody vouched for both.
     files = changed_files(old.record["code"], cell.material.code)
-    differs = [*cell.state.differs, *(name for name in files if name not in cell.state.differs)]
+    differs = list(dict.fromkeys([*cell.state.differs, *files]))
     note = {"reason": reason, "from_key": old.record["key"], "differs": differs}
     atomic.write_json(
         old.path,

@@ -254,7 +254,7 @@ def _stores(facts: Facts) -> Raw:
     for name, manifest in facts.stores.items():
         line = manifest.get("lineage", {})
         scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
-        policy = (manifest.get("policy") or {}).get("digest") if isinstance(manifest.get("policy"), dict) else None
+        policy = (manifest.get("policy") or {}).get("digest")
         rows.append([f"labels/{name}", str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16],
                      f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}",
                      str(policy or "–")[:16], manifest.get("images", "–")])  # fmt: skip

@@ -222,7 +222,6 @@ def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
     plots.confusion(ws.path(f"plots/{STAGE}-confusion.png"), counts, classes, title="Student: share of each true class")
 
 
-
 def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
     """Profile paper-final: all fine data learned, nobody is left to judge."""
     reason = "no image has the role `report`: this student is unverified (a release twin is judged by the test server)"

@@ -5,7 +5,6 @@ Checked results stay in `work/prepare/<key>/`; files with a known digest are not
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.progress import Progress
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, did_you_mean
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.params import Params
@@ -52,8 +51,9 @@ def run(ws: Workspace) -> None:
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
         pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
-    _check_class_names(ws.params, Index.load(out / "target.parquet").classes)
-    _write_roles(out / "target.parquet")
+    index = Index.load(out / "target.parquet")
+    _check_class_names(ws.params, index.classes)
+    _write_roles(index, out)
     _forget_reuse(out / "summary.json")
     atomic.publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
@@ -73,8 +73,7 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
     ):
         for name in names:
             if name.lower() not in known:
-                close = difflib.get_close_matches(name.lower(), sorted(known), n=1)
-                hint = f"did you mean {close[0]}?" if close else f"the classes are: {', '.join(classes.classes)}"
+                hint = did_you_mean(name.lower(), known, f"the classes are: {', '.join(classes.classes)}", cutoff=0.6)
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
 
 
@@ -119,11 +118,10 @@ def _build(
             bar.close()
 
 
-def _write_roles(path: Path) -> None:
-    index = Index.load(path)
+def _write_roles(index: Index, out: Path) -> None:
     for role in ROLES:
         if role != "guard":
-            Index.write(path.with_name(f"{role}.parquet"), index.select(roles=(role,)), index.classes, index.root)
+            Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
 
 
 def _forget_reuse(path: Path) -> None:
