@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hmsa_core import atomic
 from hmsa_core.errors import HmsaError
 from hmsa_core.locks import probe_locks
+from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
+from pipeline.finding import Finding
 from pipeline.machine import disk_need, memory_gib, torch_pair, torch_works, versions
 from pipeline.workspace import Workspace
 
-__all__ = ["Finding", "examine", "repair_dvc_lock"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: ok, warning or broken, in a line, with what mends it."""
-
-    name: str
-    state: str  # "ok" | "warning" | "broken"
-    text: str
-    mend: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """As a JSON object."""
-        return asdict(self)
+__all__ = ["examine"]
 
 
 def examine(root: Path, *, deep: bool = True) -> list[Finding]:
@@ -47,7 +31,7 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         ws = Workspace(root)
         checks += [
             lambda: _params(ws), lambda: _pretrain_dependency(ws), lambda: _locks(ws), lambda: _disk(ws),
-            lambda: _dvc_lock(ws), lambda: _lock_file(ws), lambda: _leftovers(ws),
+            lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     else:
@@ -129,101 +113,6 @@ def _disk(ws: Workspace) -> Iterator[Finding]:
     text = f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed by a full run"
     good = need.free > need.total + (512 << 20)
     yield Finding("disk", "ok" if good else "broken", text, "" if good else "free space, or `dvc gc --workspace`")
-
-
-def _rwlock(ws: Workspace) -> Path:
-    return ws.path(".dvc/tmp/rwlock")
-
-
-def _dvc_lock(ws: Workspace) -> Iterator[Finding]:
-    path = _rwlock(ws)
-    if not path.exists():
-        yield Finding("dvc lock", "ok", "free")
-        return
-    data = path.read_bytes()
-    try:
-        entries = json.loads(data)
-    except ValueError:
-        # DVC rewrites this file in place: a kill or a full disk in between leaves it torn, and every
-        # later `dvc repro` fails until it is gone (dvc issue 7615).
-        text = "is empty" if not data else "is torn"
-        if _dvc_is_running(ws):
-            yield Finding("dvc lock", "warning", f"{path} {text}, but a dvc process is at work", "wait for it")
-        else:
-            yield Finding("dvc lock", "broken", f"{path} {text}: every dvc repro fails", "autolabel doctor --fix")
-        return
-    dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
-    living = sorted({pid for pid in _pids(entries) if _lives(pid)})
-    if living:
-        yield Finding("dvc lock", "warning", f"held by process {living[0]}", "wait for it, or stop that process")
-    elif dead:
-        yield Finding("dvc lock", "ok", f"names dead process {dead[0]}: dvc drops it by itself at the next run")
-    else:
-        yield Finding("dvc lock", "ok", "free")
-
-
-def _pids(entries: object) -> Iterator[int]:
-    if isinstance(entries, dict):
-        for key, value in entries.items():
-            if key == "pid" and isinstance(value, int):
-                yield value
-            else:
-                yield from _pids(value)
-    elif isinstance(entries, list):
-        for value in entries:
-            yield from _pids(value)
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _dvc_is_running(ws: Workspace) -> bool:
-    """Whether somebody holds DVC's own lock file (a kernel lock, so a dead holder holds nothing)."""
-    path = ws.path(".dvc/tmp/lock")
-    if not path.exists():
-        return False
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def repair_dvc_lock(ws: Workspace) -> str | None:
-    """Remove a torn DVC lock file when no dvc process and no stage is at work; say what was done."""
-    findings = list(_dvc_lock(ws))
-    if not any(f.state == "broken" for f in findings):
-        return None
-    for path in ws.path("work/locks").glob("*.lock"):
-        if not ws.lock(path.stem).is_free():
-            return None
-    _rwlock(ws).unlink()
-    return f"removed {_rwlock(ws)}"
-
-
-def _lock_file(ws: Workspace) -> Iterator[Finding]:
-    """Whether dvc.lock can be read: a merge of two branches leaves both versions in it, a kill half of one."""
-    import yaml
-
-    path = ws.path("dvc.lock")
-    if not path.exists():
-        return
-    text = path.read_text("utf-8", errors="replace")
-    try:
-        is_whole = isinstance(yaml.safe_load(text), dict) and not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
-    except yaml.YAMLError:
-        is_whole = False
-    if is_whole:
-        yield Finding("dvc.lock", "ok", "can be read")
-    else:
-        what = "holds a merge conflict" if "<<<<<<< " in text else "is torn"
-        # Written anew from params.yaml and the run cache: what ran before with the same inputs does not run again.
-        yield Finding("dvc.lock", "broken", f"{path} {what}: every dvc repro fails", "rm dvc.lock && dvc repro")
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:

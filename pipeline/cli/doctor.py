@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.doctor import examine, repair_dvc_lock
+from pipeline import doctor_dvc
+from pipeline.doctor import examine
 from pipeline.workspace import Workspace
 
 
@@ -39,7 +40,7 @@ def _fix(root: Path) -> None:
     from pipeline.flow.overrides import restore
 
     ws = Workspace(root)
-    done = repair_dvc_lock(ws)
+    done = doctor_dvc.repair_lock(ws)
     if done:
         sys.stderr.write(f"{done}\n")
     if ws.lock("nightly").is_free() and restore(root):

@@ -17,7 +17,7 @@ MAY_WRITE = {
     "hmsa_core/locks.py": "a lock file names its owner, for people",
     "pipeline/cli/main.py": "/dev/null",
     "pipeline/demodata/files.py": "a folder that is renamed into its place as a whole",
-    "pipeline/doctor.py": "asks for DVC's kernel lock and changes nothing",
+    "pipeline/doctor_dvc.py": "asks for DVC's kernel lock and changes nothing",
     "pipeline/flow/services.py": "what the server and the worker say",
 }
 IN_MEMORY = {"buffer", "data", "stream", "self._stream", "file", "out"}  # names of buffers, and of files of `open_atomic`

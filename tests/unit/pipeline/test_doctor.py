@@ -7,13 +7,15 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hmsa_core import atomic
-from pipeline import doctor, machine
+from pipeline import doctor, doctor_dvc, machine
 from pipeline.cli.main import main
+from pipeline.finding import Finding
 from pipeline.flow import overrides
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
@@ -88,7 +90,7 @@ def test_a_torn_dvc_lock_is_left_alone_while_a_stage_is_at_work(workspace: Works
     rwlock = workspace.path(".dvc/tmp/rwlock")
     rwlock.write_bytes(b"")
     with workspace.lock("auto-infer"):
-        assert doctor.repair_dvc_lock(workspace) is None
+        assert doctor_dvc.repair_lock(workspace) is None
     assert rwlock.exists()
 
 
@@ -99,9 +101,9 @@ def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace
         fcntl.flock(held, fcntl.LOCK_EX)
         found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
         assert (found[0].state, found[0].mend) == ("warning", "wait for it")
-        assert doctor.repair_dvc_lock(workspace) is None
+        assert doctor_dvc.repair_lock(workspace) is None
         assert rwlock.exists()
-    assert doctor.repair_dvc_lock(workspace) is not None, "free again: nobody is at work"
+    assert doctor_dvc.repair_lock(workspace) is not None, "free again: nobody is at work"
 
 
 def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> None:
@@ -229,3 +231,41 @@ def test_too_little_disk_stops_the_night_before_it_starts(
 
 def test_torch_and_torchvision_of_this_environment_work_together() -> None:
     assert machine.torch_works() is None
+
+
+def _site_cache(ws: Workspace, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Finding:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder))
+    return {f.name: f for f in doctor.examine(ws.root)}["dvc site cache"]
+
+
+def test_a_folder_of_pickles_that_others_can_write_is_told_until_it_is_private(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to others already
+        folder = Path(name).resolve() / "cache"
+        assert _site_cache(workspace, monkeypatch, folder).state == "ok", "closed to others further up"
+        folder.parent.chmod(0o755)
+        assert _site_cache(workspace, monkeypatch, folder).state == "warning", "dvc would make it 0777"
+        (folder / "repo").mkdir(parents=True)
+        (folder / "repo").chmod(0o777)
+        found = _site_cache(workspace, monkeypatch, folder)
+        assert (found.state, str(folder) in found.text) == ("warning", True)
+        (folder / "repo").chmod(0o1777)
+        assert _site_cache(workspace, monkeypatch, folder).state == "warning", "they may still be first"
+        folder.chmod(0o700)
+        assert _site_cache(workspace, monkeypatch, folder).state == "ok"
+
+
+def test_the_command_that_mends_the_folder_of_pickles_mends_it(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        found = _site_cache(workspace, monkeypatch, home / "cache")
+        monkeypatch.delenv("DVC_SITE_CACHE_DIR")
+        monkeypatch.setenv("HOME", name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", f"{name}/.config")
+        subprocess.run(found.mend, shell=True, check=True, cwd=tmp_path)
+        after = {f.name: f for f in doctor.examine(workspace.root)}["dvc site cache"]
+        assert (after.state, f"{name}/.cache/dvc-site" in after.text) == ("ok", True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tools import licences
-from tools.audit import Exemption, judge, read_exemptions, stale_licences
+from tools.audit import Exemption, ask_again, judge, read_exemptions, stale_licences
 
 TODAY = datetime.date(2026, 11, 20)
 CLEAN: dict[str, Any] = {"name": "six", "version": "1.17.0", "vulns": []}
@@ -48,8 +48,11 @@ def test_an_exception_holds_until_its_day_for_its_package_and_by_any_of_the_name
 def test_what_was_not_looked_up_is_an_error_not_a_pass(report: list[dict[str, Any]]) -> None:
     lines, status = judge({"dependencies": report}, [], TODAY)
     assert status == 3
-    assert f"of {len(report)} packages could not be audited" in lines[0]
-    assert "proves nothing" in lines[1]
+    assert f"of {len(report)} packages could not be audited" in lines[-2]
+    assert "proves nothing" in lines[-1]
+    assert [line for line in lines if line.startswith("not audited: ")] == [
+        f"not audited: {package['skip_reason']}" for package in report if package is UNKNOWN
+    ]
 
 
 def test_the_repositorys_exceptions_are_readable() -> None:
@@ -64,3 +67,43 @@ def test_an_exception_for_a_licence_ends_on_its_day() -> None:
         f"error: licence {name}: its exception in docs/licences.md expired on {day}" for name, day in days.items()
     ]
     assert stale_licences(ours, min(days.values())) == []
+
+
+def _page(version: str = "4.70.1", *vulnerabilities: dict[str, Any]) -> dict[str, Any]:
+    return {"info": {"version": version}, "vulnerabilities": list(vulnerabilities)}
+
+
+def _weakness(name: str, *aliases: str, withdrawn: str | None = None) -> dict[str, Any]:
+    return {"id": name, "aliases": list(aliases), "fixed_in": ["4.71"], "withdrawn": withdrawn}
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (_page(), (["2 packages, no known vulnerability that is not accepted"], 0)),
+        (
+            _page("4.70.1", _weakness("GHSA-1", "PYSEC-9"), _weakness("PYSEC-9", "GHSA-1")),
+            (["error: tqdm 4.70.1: GHSA-1; mended in 4.71"], 1),
+        ),
+        (
+            _page("4.70.1", _weakness("GHSA-1", withdrawn="2026-01-01")),
+            (["2 packages, no known vulnerability that is not accepted"], 0),
+        ),
+    ],
+)
+def test_a_package_is_judged_by_its_projects_page_when_its_own_cannot_be_had(
+    page: dict[str, Any], expected: tuple[list[str], int]
+) -> None:
+    report = ask_again({"dependencies": [CLEAN, UNKNOWN]}, {"tqdm": "4.70.1"}, {"tqdm": page}.__getitem__)
+    assert judge(report, [], TODAY) == expected
+
+
+def test_a_page_of_another_version_or_none_proves_nothing() -> None:
+    def refuse(name: str) -> Any:
+        raise OSError(f"no way to {name}")
+
+    newer = ask_again({"dependencies": [UNKNOWN]}, {"tqdm": "4.70.1"}, lambda _: _page("4.80"))
+    lines, status = judge(newer, [], TODAY)
+    assert (status, lines[0]) == (3, "not audited: tqdm: only the page of 4.80 could be had, 4.70.1 is locked")
+    lines, status = judge(ask_again({"dependencies": [UNKNOWN]}, {"tqdm": "4.70.1"}, refuse), [], TODAY)
+    assert (status, "no way to tqdm" in lines[0]) == (3, True)
