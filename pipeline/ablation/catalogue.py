@@ -14,7 +14,7 @@ __all__ = ["NAMES", "make_ablation"]
 
 NAMES = ("scales", "labels", "threshold", "losses", "camvid-table")
 _SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
-_ALONE = (0.25, 0.5, 2.0)
+_PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _IGNORED = (0.1, 0.3, 0.6)
 _LOSSES: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -69,8 +69,7 @@ def _set_name(scales: Iterable[float]) -> str:
 def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG001 - the same for every profile
     rows = [
         Row("single-1", "single scale", _kind("single"), _setting("single-1", (1.0,), mode="single")),
-        *_alone_rows(),
-        *_scale_rows("average", "single", mode="average"),
+        *_scale_rows("average", "single", (*_PAIRS, *_SETS), mode="average"),
         *_scale_rows("max", "single", mode="max"),
         Row("hierarchical-1", "hierarchical, {1} alone", _kind("hierarchical"), _setting("hierarchical-1", (1.0,))),
         *_scale_rows("hierarchical", "hierarchical"),
@@ -81,19 +80,11 @@ def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG00
     )
 
 
-def _alone_rows() -> list[Row]:
-    """The single-scale model where the picture comes in another size only: what a scale brings into the average."""
+def _scale_rows(
+    name: str, kind: str, sets: Iterable[tuple[float, ...]] = _SETS, *, mode: str = "model"
+) -> list[Row]:
     rows = []
-    for scale in _ALONE:
-        own = f"single-{scale:g}"
-        title = f"single scale, {{{scale:g}}} alone"
-        rows.append(Row(own, title, _kind("single"), _setting(own, (scale,), mode="average")))
-    return rows
-
-
-def _scale_rows(name: str, kind: str, *, mode: str = "model") -> list[Row]:
-    rows = []
-    for scales in _SETS:
+    for scales in sets:
         own = f"{name}-{_set_name(scales)}"
         title = f"{name}, {{{', '.join(f'{s:g}' for s in scales)}}}"
         rows.append(Row(own, title, _kind(kind), _setting(own, scales, mode=mode)))
@@ -117,7 +108,10 @@ def _scale_claims() -> tuple[Comparison, ...]:
         ),
         Comparison(f"average-{three}", f"average-{two}", "adding 2x hurts average", hurts=True),
         Comparison(f"average-{four}", f"average-{three}", "adding 0.25x hurts average", hurts=True),
-        *(Comparison("single-1", f"single-{s:g}", f"{{1}} > {{{s:g}}}, each alone") for s in _ALONE),
+        *(
+            Comparison(f"average-{_set_name(pair)}", "single-1", f"adding {other:g}x alone to 1x helps average")
+            for other, pair in ((0.25, _PAIRS[0]), (0.5, _SETS[0]), (2.0, _PAIRS[1]))
+        ),
     )
 
 

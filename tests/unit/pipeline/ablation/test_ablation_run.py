@@ -44,9 +44,9 @@ def test_rows_of_one_checkpoint_are_trained_once_and_evaluated_together(
     ws: Workspace, jobs: FakeJobs, tmp_path: Path
 ) -> None:
     written = run_ablation(ws, ask(ws, tmp_path, "scales", seeds=(0, 1)))
-    assert len(written) == 28
+    assert len(written) == 32
     assert jobs.trained == [(k, s) for s in (0, 1) for k in ("single", "hierarchical", "explicit")]
-    assert [len(names) for names in jobs.evaluated] == [7, 4, 3] * 2
+    assert [len(names) for names in jobs.evaluated] == [9, 4, 3] * 2
 
 
 def test_a_finished_cell_is_never_made_again_and_a_clone_goes_on(
@@ -67,7 +67,7 @@ def test_a_kill_loses_only_the_group_that_was_running(ws: Workspace, jobs: FakeJ
     jobs.die_before_evaluation = 1
     with pytest.raises(KeyboardInterrupt):
         run_ablation(ws, request)
-    assert states(ws, request).count("finished") == 7
+    assert states(ws, request).count("finished") == 9
     jobs.die_before_evaluation = None
     assert len(run_ablation(ws, request)) == 7
 
