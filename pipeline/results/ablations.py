@@ -93,12 +93,20 @@ def _warnings(made: Table, cells: Cells) -> list[str]:
     if files:
         some = ", ".join(f"`{f}`" for f in files[:4]) + (" and more" if len(files) > 4 else "")
         lines.append(f"Not all cells were made with the same sources: {some} differ.")
-    lines += [
-        f"Accepted after a change of code: {cell.row} seed {cell.seed} ({note['reason']})."
-        for by in cells.values()
-        for cell in by.values()
-        for note in cell.record.get("accepted", [])
-    ]
+    return lines + _accepted(cells)
+
+
+def _accepted(cells: Cells) -> list[str]:
+    """A line for each reason, with the cells that were kept for it."""
+    kept: dict[str, dict[str, list[int]]] = {}
+    for by in cells.values():
+        for cell in by.values():
+            for note in cell.record.get("accepted", []):
+                kept.setdefault(note["reason"], {}).setdefault(cell.row, []).append(cell.seed)
+    lines = []
+    for reason, rows in kept.items():
+        which = ", ".join(f"{row} ({', '.join(map(str, sorted(set(seeds))))})" for row, seeds in rows.items())
+        lines.append(f"Accepted after a change of code: {reason}. Rows and seeds: {which}.")
     return lines
 
 

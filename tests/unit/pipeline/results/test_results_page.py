@@ -115,7 +115,7 @@ def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) 
     assert "| pole | 20.00 |" in page
     assert "| all labelled | 61.00 |" in page
     assert "The paper finds the opposite" in page
-    assert "Accepted after a change of code: coarse seed 0 (bit-identical)." in page
+    assert "Accepted after a change of code: bit-identical. Rows and seeds: coarse (0)." in page
     (folder / "notes.md").write_text("# A title\n")
     with pytest.raises(HmsaError, match="paragraphs, not sections"):
         results_page(sources)
