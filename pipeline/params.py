@@ -138,8 +138,9 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _one_main_setting(self) -> EvaluateConfig:
-        if len({s.name for s in self.settings}) != len(self.settings):
-            raise ValueError("settings must have different names")
+        names = [s.name for s in self.settings]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected settings of different names, found {twice[0]!r} more than once")
         return self
 
 

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
     parser.add_argument("--compare", type=Path, metavar="STORE", help="second store to swipe against")
     parser.add_argument("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    parser.add_argument("--save-policy", type=Path, metavar="F", help="where it saves (default: STORE.policy.json)")
+    parser.add_argument("--save-policy", type=Path, metavar="F", help="where it saves (default: "
+                        "policies/NAME.json in a workspace, else STORE.policy.json)")  # fmt: skip
     parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve, or export."""
     # Imported here: the server's packages take longer than `--help` may.
     from pipeline.inspector.session import Session
-    from pipeline.inspector.workspace_roots import calibration_policy, image_root
+    from pipeline.inspector.workspace_roots import calibration_policy, image_root, policy_target
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"note: no precision: {unfit}\n")
     session = Session(
         args.store, policy=args.policy, evidence=known, images=images, other=args.compare,
-        other_policy=args.compare_policy, save_to=args.save_policy,
+        other_policy=args.compare_policy, save_to=args.save_policy or policy_target(args.store, args.policy),
         reviewer=_user() if args.reviewer is None else args.reviewer,
     )  # fmt: skip
     if args.export is not None:

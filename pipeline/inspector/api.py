@@ -24,6 +24,7 @@ from pipeline.inspector.safety import Guard, SafetyMiddleware
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
 from pipeline.inspector.weights import WeightJobs
+from pipeline.inspector.workspace_roots import policy_setting
 
 __all__ = ["Api", "make_app"]
 
@@ -192,7 +193,8 @@ class Api:
         body, session = await _body(request), self._session
         cuts = session.cuts(_field(body, "threshold", str, "") or None, _field(body, "cut", list, []))
         path, digest = await self._run(lambda: session.save_policy(cuts))
-        hint = f"train with it: pseudo_label.threshold: {path.name} in params.yaml (path from the workspace)"
+        setting = policy_setting(session.view.path, path)
+        hint = f"train with it: pseudo_label.threshold: {setting} in params.yaml"
         return JSONResponse({"file": str(path), "digest": digest, "hint": hint})
 
     async def audit(self, _: Request) -> Response:

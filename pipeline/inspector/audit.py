@@ -3,7 +3,7 @@
 Each class is a stratum. Within it pixels are drawn independently and uniformly from all kept pixels of the
 store: an image with probability proportional to its kept pixels, then a rank among them. So the answers are
 independent, and the binomial interval of a class is exact however the errors cluster.
-The file `<policy or store>.audit.json` holds draw, answers and results; it is rewritten after each answer.
+The file `<store>.audit.json` holds draw, answers and results; it is rewritten after each answer.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ FORMAT, VERSION = "hmsa-click-audit", 1
 LIMIT = 500  # pixels a class
 
 
-def audit_path(store: str | os.PathLike[str], policy: str | os.PathLike[str] | None) -> Path:
-    """Where an audit is kept: beside the policy it is evidence for, else beside the store."""
-    base = Path(policy).with_suffix("") if policy is not None else Path(store)
+def audit_path(store: str | os.PathLike[str]) -> Path:
+    """Where an audit is kept: beside the store.
+
+    Not beside the policy: DVC empties the folder of a measured one when it runs `calibrate` again, and watches
+    that of the saved ones.
+    """
+    base = Path(store)
     return base.with_name(f"{base.name}.audit.json")
 
 

@@ -76,7 +76,7 @@ class Session:
             )
         self.reviewer = reviewer
         self.review = ReviewFile(folder)
-        self.audits = AuditFile(audit_path(folder, policy), self.view)
+        self.audits = AuditFile(audit_path(folder), self.view)
         self._write = threading.Lock()
 
     def side(self, side: str) -> StoreView:

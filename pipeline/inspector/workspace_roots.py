@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 from hmsa_core.errors import HmsaError
 
-__all__ = ["calibration_policy", "image_root"]
+__all__ = ["calibration_policy", "image_root", "policy_setting", "policy_target"]
 
 
 def image_root(store: str | os.PathLike[str]) -> Path | None:
@@ -44,3 +45,33 @@ def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]
     except HmsaError as error:
         return None, f"{path}: {error.message}"
     return path, ""
+
+
+def policy_target(store: str | os.PathLike[str], start: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one.
+
+    Never the policy that is started from: then the first free of NAME-2.json, NAME-3.json, ...
+    """
+    from pipeline.workspace import Workspace
+
+    try:
+        folder = Workspace.find(Path(store)).path("policies")
+    except HmsaError:  # not in a workspace
+        return None
+    name = Path(store).resolve().name
+    target = folder / f"{name}.json"
+    if start is None or target.resolve() != Path(start).resolve():
+        return target
+    return next(p for n in itertools.count(2) if not (p := folder / f"{name}-{n}.json").exists())
+
+
+def policy_setting(store: str | os.PathLike[str], policy: Path) -> str:
+    """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
+    from pipeline.workspace import Workspace
+
+    path = policy.resolve()
+    try:
+        root = Workspace.find(Path(store)).root.resolve()
+    except HmsaError:  # not in a workspace
+        return str(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

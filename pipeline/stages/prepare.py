@@ -53,6 +53,7 @@ def run(ws: Workspace) -> None:
         pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
+    _check_calibration(ws.params, index)
     _write_roles(index, out)
     _forget_reuse(out / "summary.json")
     atomic.publish_tree(out, ws.path(INDEX))
@@ -75,6 +76,24 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
             if name.lower() not in known:
                 hint = did_you_mean(name.lower(), known, f"the classes are: {', '.join(classes.classes)}", cutoff=0.6)
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
+
+
+def _check_calibration(params: Params, index: Index) -> None:
+    """Now, not after the trainings: what wants calibration images of a kind that this data set has none of."""
+    images = index.select(roles=("calibrate",), kinds=("fine",))
+    for stage in ("teacher_train", "student_train"):
+        every = getattr(params, stage).validate_every
+        if every and not images:
+            raise ConfigError(
+                f"params.yaml: {stage}.validate_every is {every}, but no image with a fine label has role calibrate",
+                hint=f"set {stage}.validate_every to 0, or name cities in data.roles.calibrate",
+            )
+    if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
+        raise ConfigError(
+            f"params.yaml: calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate "
+            "has a coarse label",
+            hint="set calibrate.region to all",
+        )
 
 
 def _tell(ws: Workspace, summary: prepare.Summary) -> None:

@@ -24,7 +24,10 @@ Log = list[dict[str, Any]]
 # Of a log line "train"; everything else in it is a part of the loss.
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
-_MILLIONS = {"hrnet_micro": 1, "hrnet_demo": 3, "hrnet_w18": 14, "hrnet_w32": 36, "hrnet_w48": 73, "hrnet_w64": 128}
+_MILLIONS = {
+    "hrnet_micro": 1, "hrnet_tiny": 2, "hrnet_w18": 14, "hrnet_w32": 35, "hrnet_w48": 73, "hrnet_w64": 125,
+    "deeplabv3_resnet50": 41, "deeplabv3_resnet101": 60,
+}  # fmt: skip
 
 
 def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:

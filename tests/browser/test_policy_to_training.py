@@ -62,9 +62,10 @@ def test_pseudo_label_keeps_exactly_what_the_page_showed(browser: Any, workspace
         assert not page.find("#no-picture").is_displayed()  # the workspace knows where its pictures are
         page.find("#save-policy").click()
         page.until(lambda: page.text("#save-label") == "Policy saved")
-        kept = page.kept()
+        kept, said = page.kept(), page.text("#toasts")
         assert page.console() == []
-    set_params(workspace, threshold="labels/raw.policy.json")
+    assert "pseudo_label.threshold: policies/raw.json" in said
+    set_params(workspace, threshold="policies/raw.json")
     autolabel("stage", "pseudo-label", "--workspace", str(workspace), cwd=repo)
     final = LabelStore.open(workspace / "labels" / "final")
     assert sum(int((final.read_label(name) != 255).sum()) for name in final.names()) == kept

@@ -120,6 +120,14 @@ def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) 
         prepare.run(ws)
 
 
+def test_prepare_refuses_a_region_that_no_calibration_image_has(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(re.sub(r"region: \w+", "region: outside_coarse", params.read_text()))
+    with pytest.raises(ConfigError, match="none of the .* images of role calibrate has a coarse label") as refused:
+        prepare.run(ws)
+    assert refused.value.hint == "set calibrate.region to all"
+
+
 def test_new_unlabelled_images_change_no_other_index(ws: Workspace, photographs: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photographs, tmp_path / "more")
     params = ws.path("params.yaml")
@@ -146,6 +154,10 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     params = ws.path("params.yaml")
     text = params.read_text().replace("report: [g, h]", "report: []").replace("calibrate: [e, f]", "calibrate: []")
     params.write_text(text.replace("threshold: policy", "threshold: 0.9"))
+    with pytest.raises(ConfigError, match=r"teacher_train\.validate_every is \d+, but no image .* has role calibrate"):
+        prepare.run(ws)
+    params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", params.read_text()))
+    ws = Workspace(ws.root)  # parameters are read once
     prepare.run(ws)
     for name, digit in (("teacher", "a"), ("student", "b"), ("control", "c")):
         _checkpoint(ws, name, digit)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import atomic
+from hmsa_core.config import TRUNKS, ModelConfig, TrainConfig
+from hmsa_core.models.builder import build_empty
+from hmsa_core.models.options import make_options
 from pipeline.stages import training
 from tests.support.ablations import SHA, bare_workspace
 
@@ -48,3 +51,12 @@ def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_beside_them(tmp
     training.report(ws, "teacher-train", {"teacher": finished_run(tmp_path / "two", 20.0)})
     assert ws.path("metrics/teacher-train.json").read_bytes() == metrics, "a faster machine changes no metric"
     assert atomic.read_json(training.speed_file(ws, "teacher-train"))["teacher"] != speed
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_the_disk_estimate_knows_the_size_of_every_trunk(trunk: str) -> None:
+    model = build_empty(make_options("hierarchical", trunk, 66, {}))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    config = TrainConfig(model=ModelConfig(trunk=trunk), keep_checkpoints=2, ema_decay=0.0)
+    copies = 3 + 3 * 2  # progress, output, DVC's cache; two kept states and one in the making, each with momentum
+    assert weights <= training.disk_estimate(config) / copies <= weights + 4_000_000

@@ -88,7 +88,7 @@ def test_unsure_counts_for_neither_side_but_is_told(view: StoreView, cuts: Cuts)
 
 
 def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
-    path = audit_path(tmp_path / "raw", None)
+    path = audit_path(tmp_path / "raw")
     assert path.name == "raw.audit.json"
     file = AuditFile(path, view)
     audit = file.start(Audit.draw(view, cuts, per_class=3, seed=0))
