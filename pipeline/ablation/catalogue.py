@@ -186,6 +186,10 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
     for loss, changes in _LOSSES.items():  # what the profile's student learns from: few pixels are ignored there
         training = _student(changes, Labels(coarse=True))
         rows.append(Row(f"{loss}-merged", f"{loss}, merged labels", training, _main(f"{loss}-merged", params)))
+    for mix in _MIXES[1:]:
+        training = _student((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
+        title = f"mixing: {mix}, rmi-masked, merged labels"
+        rows.append(Row(f"mix-{mix}-merged", title, training, _main(f"mix-{mix}-merged", params)))
     for mix in _MIXES:
         training = _student((("pseudo.mix", mix),), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, _main(f"mix-{mix}", params)))
@@ -209,6 +213,10 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
             if loss != "rmi-masked"
         ),
         *(Comparison(f"mix-{mix}", "mix-none", f"{mix} > no mixing") for mix in _MIXES[1:]),
+        *(
+            Comparison(f"mix-{mix}-merged", "rmi-masked-merged", f"{mix} > no mixing on merged labels")
+            for mix in _MIXES[1:]
+        ),
         *(
             Comparison(f"colour-{100 * c:.0f}", "mix-none", f"colour {c:g} > the profile's {usual:g}")
             for c in _COLOURS
