@@ -111,5 +111,5 @@ orchestrate-stop: setup  ## end all of it
 	$(PY) -m pipeline.flow.down --workspace $(WORKSPACE)
 
 clean:  ## remove what runs left, keep .venv
-	rm -rf work report evaluation calibration labels plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf work report evaluation calibration labels/raw labels/final labels/shift.json plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -rf models/pretrain models/teacher models/student models/control
