@@ -123,15 +123,22 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
 
     Without attention the model is trained on a single scale and its scales are averaged. The rows without
     auto-labels see fine labels only; the paper's own baseline sees human coarse labels, which is row `coarse`.
+    Rows with another half of labels treat its ignored pixels as the student's recipe does (table losses).
     """
+
+    def on(kind: str, labels: Labels | None = None) -> Training:
+        """A whole training from the pretraining; the auto-labelled half is mixed as the student's recipe says."""
+        ignored = (("loss.rmi_ignore", params.student_train.loss.rmi_ignore),) if labels else ()
+        return Training("teacher_train", "pretrain", (("model.kind", kind), *ignored), labels)
+
     auto, coarse, merged = Labels(), Labels("none", coarse=True), Labels(coarse=True)
     rows = (
-        Row("baseline", "no attention, fine labels", _on("single"), _main("baseline", params, "average")),
-        Row("attention", "+ attention", _on("hierarchical"), _main("attention", params)),
-        Row("auto", "+ auto-labels", _on("single", auto), _main("auto", params, "average")),
-        Row("both", "+ both", _on("hierarchical", auto), _main("both", params)),
-        Row("coarse", "attention, human coarse labels as drawn", _on("hierarchical", coarse), _main("coarse", params)),
-        Row("both-coarse", "+ both, coarse labels merged", _on("hierarchical", merged), _main("both-coarse", params)),
+        Row("baseline", "no attention, fine labels", on("single"), _main("baseline", params, "average")),
+        Row("attention", "+ attention", on("hierarchical"), _main("attention", params)),
+        Row("auto", "+ auto-labels", on("single", auto), _main("auto", params, "average")),
+        Row("both", "+ both", on("hierarchical", auto), _main("both", params)),
+        Row("coarse", "attention, human coarse labels as drawn", on("hierarchical", coarse), _main("coarse", params)),
+        Row("both-coarse", "+ both, coarse labels merged", on("hierarchical", merged), _main("both-coarse", params)),
     )
     comparisons = (
         Comparison("attention", "baseline", "attention > baseline"),
@@ -144,11 +151,6 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
         Comparison("both-coarse", "both", "auto + coarse > auto"),
     )
     return Ablation(name, "Attention and labels", "pseudo-label", rows, comparisons, command)
-
-
-def _on(kind: str, labels: Labels | None = None) -> Training:
-    """A whole training from the pretraining; the auto-labelled half is mixed as the student's recipe says."""
-    return Training("teacher_train", "pretrain", (("model.kind", kind),), labels)
 
 
 # --------------------------------------------------------------------------------------------- threshold
@@ -191,11 +193,12 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         title = f"mixing: {mix}, rmi-masked, merged labels"
         rows.append(Row(f"mix-{mix}-merged", title, training, _main(f"mix-{mix}-merged", params)))
     for mix in _MIXES:
-        training = _student((("pseudo.mix", mix),), Labels())
+        training = _student((*_LOSSES["rmi-released"], ("pseudo.mix", mix)), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, _main(f"mix-{mix}", params)))
     for colour in _COLOURS:
         own, title = f"colour-{100 * colour:.0f}", f"colour jitter {colour:g} on auto-labelled crops"
-        rows.append(Row(own, title, _student((("pseudo.colour", colour),), Labels()), _main(own, params)))
+        training = _student((*_LOSSES["rmi-released"], ("pseudo.colour", colour)), Labels())
+        rows.append(Row(own, title, training, _main(own, params)))
     for aux in ("cross_entropy", "released_rmi"):
         own = f"aux-{aux.replace('_', '-')}"
         training = Training("teacher_train", "pretrain", (("model.kind", "hierarchical"), ("loss.aux", aux)))

@@ -74,7 +74,9 @@ def test_threshold_and_losses_have_the_rows_that_are_asked_for(demo: Params) -> 
     losses = {r.name: dict(r.training.changes) for r in make_ablation("losses", demo).rows}
     assert losses["rmi-masked-60"] == {"loss.main": "rmi", "loss.rmi_ignore": "masked"}
     assert {n.rsplit("-", 1)[1] for n in losses if n[:3] in ("rmi", "bce", "cro")} == {"10", "30", "60", "merged"}
-    assert losses["mix-classmix"] == {"pseudo.mix": "classmix"}
+    assert losses["mix-classmix"]["pseudo.mix"] == "classmix"
+    assert losses["mix-classmix-merged"] == {**losses["rmi-masked-60"], "pseudo.mix": "classmix"}
+    assert {losses[n]["loss.rmi_ignore"] for n in losses if n in ("mix-none", "mix-classmix", "colour-50")} == {"released"}
 
 
 def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params, camvid: Params) -> None:
@@ -135,7 +137,9 @@ def test_a_row_without_auto_labels_does_not_depend_on_how_they_are_made(demo: Pa
 
 
 def test_rows_that_stand_in_two_tables_have_one_key(demo: Params) -> None:
-    assert key(demo, "threshold", "policy", 2) == key(demo, "losses", "mix-none", 2)
+    released = changed(demo, "student_train.loss.rmi_ignore", "released")
+    assert key(released, "threshold", "policy", 2) == key(demo, "losses", "mix-none", 2)
+    assert key(demo, "threshold", "policy", 2) != key(demo, "losses", "mix-none", 2)
     assert key(demo, "labels", "attention") == key(demo, "losses", "aux-cross-entropy")
 
 
@@ -187,3 +191,9 @@ def test_only_rows_of_the_policy_depend_on_how_thresholds_are_measured(demo: Par
 
     assert key(demo, "coarse") == key(other, "coarse")
     assert key(demo, "both-coarse") != key(other, "both-coarse")
+
+
+def test_rows_with_auto_labels_treat_ignored_pixels_as_the_student_does(demo: Params) -> None:
+    rows = {r.name: dict(r.training.changes) for r in make_ablation("labels", demo).rows}
+    with_half = {"auto", "both", "coarse", "both-coarse"}
+    assert {n for n, changes in rows.items() if changes.get("loss.rmi_ignore") == "masked"} == with_half
