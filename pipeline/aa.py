@@ -54,10 +54,10 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
     if not ws.path("labels/final/manifest.json").exists():
         raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
     check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
-    models = {f"aa-{seed}": _train(ws, seed, i, runs) for i, seed in enumerate(_seeds(ws, runs))}
     samples = precision.fine_samples(ws, "report")
     if not samples:
         raise InputError("no image has the role `report`: A/A trainings cannot be judged", hint="see data.roles")
+    models = {f"aa-{seed}": _train(ws, seed, i, runs) for i, seed in enumerate(_seeds(ws, runs))}
     names = precision.judge(ws, samples, models).names
     scores = [_mean_iou(ws, name, model, names) for name, model in models.items()]
     record = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmsa_core import atomic
-from hmsa_core.errors import HmsaError
+from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
 from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
@@ -42,6 +42,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
             found += list(check())
         except HmsaError as error:
             found.append(Finding("check", "broken", error.message, error.hint))
+        except OSError as error:
+            found.append(Finding("check", "broken", one_line(error), "let this user read and write the workspace"))
     return found
 
 

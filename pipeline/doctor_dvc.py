@@ -120,9 +120,12 @@ def _lock_file(ws: Workspace) -> Iterator[Finding]:
 
 def _site_cache(ws: Workspace) -> Iterator[Finding]:
     """Whether another user of the machine can write the folder from which DVC unpickles (CVE-2025-69872, diskcache)."""
-    from dvc.config import Config, ConfigError
-    from dvc.dirs import site_cache_dir
-
+    try:
+        from dvc.config import Config, ConfigError
+        from dvc.dirs import site_cache_dir
+    except ModuleNotFoundError:
+        yield Finding("dvc", "broken", "not installed: `dvc repro` cannot run", "make setup")
+        return
     try:
         configured = Config(dvc_dir=str(ws.path(".dvc")))["core"].get("site_cache_dir")
     except ConfigError as error:

@@ -64,7 +64,7 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
         looks=count_look(ws, weights, new.images), champion=_judged(ws, "champion")[0] if has_champion else None,
         aa_mean_iou=aa.get("mean_iou", []), seed=ws.params.evaluate.seed,
     )  # fmt: skip
-    return verdict | {"candidate_weights_sha256": weights, "notes": _notes(ws, aa)}
+    return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict.get("notes", []), *_notes(ws, aa)]}
 
 
 def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:
@@ -118,7 +118,24 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     if registry.current().endswith(f"/{version.name}"):
         verdict["decision"] = f"{version.name} teaches already"
         return verdict
+    if withdrawn := _rolled_back(registry, version.name):
+        why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
+        verdict["decision"] = (
+            f"kept {registry.current()}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
+            f"`autolabel models promote {version.name}` takes it back"
+        )
+        return verdict
     registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
     verdict["promoted"] = version.name
     verdict["decision"] = f"promoted {version.name}"
     return verdict
+
+
+def _rolled_back(registry: Registry, name: str) -> dict[str, Any] | None:
+    """The rollback away from a version, if that is the last thing that happened to it: a person's word stands."""
+    for line in reversed(registry.history()):
+        if line["to"].endswith(f"/{name}"):
+            return None
+        if line["from"].endswith(f"/{name}") and line["action"] == "rollback":
+            return dict(line)
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 from hmsa_core import atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
 
-__all__ = ["KEPT", "infer_material", "open_work", "runtime_material", "train_material", "work_key"]
+__all__ = ["KEPT", "infer_material", "open_work", "runtime_material", "train_material", "used", "work_key"]
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
 _SPEED_ONLY = {"ranks", "nodes", "workers"}
@@ -62,12 +62,22 @@ def open_work(folder: Path, job: str, material: Mapping[str, Any], *, kept: int 
     return work
 
 
-def _retain(folder: Path, job: str, key: str, kept: int) -> None:
+def used(folder: Path, job: str) -> list[str]:
+    """Keys of a job that are on disk, the one used last at the end."""
+    return [key for key in _ledger(folder).get(job, []) if (folder / key / "key.json").exists()]
+
+
+def _ledger(folder: Path) -> dict[str, Any]:
     # Order of use is a list in a file: clocks jump, and restored folders carry any time.
-    ledger = folder / "keys.json"
-    used: dict[str, Any] = atomic.read_json(ledger) if ledger.exists() else {}
-    order = [k for k in used.get(job, []) if k != key] + [key]
-    if order != used.get(job):
-        atomic.write_json(ledger, used | {job: order[-kept:]})
+    path = folder / "keys.json"
+    found: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
+    return found
+
+
+def _retain(folder: Path, job: str, key: str, kept: int) -> None:
+    ledger = _ledger(folder)
+    order = [k for k in ledger.get(job, []) if k != key] + [key]
+    if order != ledger.get(job):
+        atomic.write_json(folder / "keys.json", ledger | {job: order[-kept:]})
     for old in order[:-kept]:
         atomic.remove_tree(folder / old)

@@ -74,7 +74,10 @@ def torch_works() -> str | None:
         "torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else one_line(done.stderr.strip().splitlines()[-1])
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines()
+    return one_line(said[-1]) if said else f"importing both ended with status {done.returncode}, without a word"
 
 
 def disk_need(ws: Workspace) -> Need:

@@ -62,8 +62,12 @@ def prepare_process(ws: Workspace) -> None:
         if not ws.job_running:
             raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
+    parent, is_ignored = os.getppid(), signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
     def parent_died(signum: int, _frame: FrameType | None) -> None:
-        ws.stop.request(signum)
+        # Started by nohup, a terminal that goes sends the same signal: then only the parent's death counts.
+        if not is_ignored or os.getppid() != parent:
+            ws.stop.request(signum)
 
     ws.stop.on_stop(stop_here)
     signal.signal(signal.SIGHUP, parent_died)

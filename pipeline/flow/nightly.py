@@ -24,7 +24,7 @@ from prefect.context import get_run_context
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 
-from hmsa_core.errors import ConfigError, HmsaError
+from hmsa_core.errors import ConfigError, HmsaError, one_line
 from hmsa_core.process import die_with_parent
 from pipeline.flow import discover, morning, morning_page, overrides
 from pipeline.flow.morning import Tonight
@@ -79,24 +79,26 @@ def auto_label(
 
 
 def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote: bool) -> str:
-    check_machine_task(ws)
-    arrived = discover_task(ws)
-    unchanged = dvc_unchanged(ws.root)
+    arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     try:
+        check_machine_task(ws)
+        arrived = discover_task(ws)
+        unchanged = dvc_unchanged(ws.root)
         for stage in STAGES:
             if stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
         verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
-    except HmsaError as error:
+    except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, error.message, tail), error)
+        why = error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
+        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, why, tail), error)
         raise
     return publish_task(ws, Tonight(arrived, verdict, changes, seconds))
 
 
-def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError) -> None:
+def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:
     """A page for the night that ended early, too; what hinders the page must not hide why the night failed."""
     if isinstance(error, ServerGoneError):
         write_page(ws, tonight)  # there is nobody to send artifacts to

@@ -2,6 +2,7 @@
 
 DVC decides by the file what has to run again, so the file must say what a run was made with. The
 original lies in work/nightly/params.saved.yaml meanwhile; the next start restores it if the run was killed.
+What a person wrote into params.yaml meanwhile stays: then only the run's own keys are set back.
 """
 
 from __future__ import annotations
@@ -13,24 +14,70 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, one_line
 from pipeline.params import Params
 
 __all__ = ["apply", "overridden", "restore"]
 
 _SAVED = "work/nightly/params.saved.yaml"
+_WRITTEN = "work/nightly/params.written.json"  # {"text": what the run wrote, "keys": the dotted keys it changed}
 
 
 def restore(root: Path) -> bool:
-    """Undo what a killed run left changed; True when there was something to undo."""
-    saved = root / _SAVED
+    """Undo what a run changed; True when there was something to undo.
+
+    Raises:
+        ConfigError: somebody edited params.yaml meanwhile, and it cannot be read any more.
+    """
+    saved, params = root / _SAVED, root / "params.yaml"
     if not saved.exists():
         return False
-    atomic.write_bytes(root / "params.yaml", saved.read_bytes())
+    written = atomic.read_json(root / _WRITTEN) if (root / _WRITTEN).exists() else {}
+    original = saved.read_text("utf-8")
+    now = params.read_text("utf-8") if params.exists() else original
+    if written and now not in (written["text"], original):
+        original = _set_back(now, original, written["keys"])
+    atomic.write_text(params, original)
     saved.unlink()
+    (root / _WRITTEN).unlink(missing_ok=True)
     return True
+
+
+def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
+    """A person's text with the run's own keys as they were before it."""
+    yaml = _yaml()
+    try:
+        tree, before = yaml.load(text), yaml.load(original)
+    except YAMLError as error:
+        raise ConfigError(
+            f"params.yaml was edited during a run and is no YAML text now: {one_line(error)}",
+            hint=f"mend it; the text from before the run is {_SAVED}",
+        ) from error
+    for dotted in dotted_keys:
+        *parents, last = dotted.split(".")
+        here, there = tree, before
+        for part in parents:
+            here, there = here.get(part, {}), there.get(part, {})
+        if last in there:
+            here[last] = there[last]
+        else:
+            here.pop(last, None)
+    out = io.StringIO()
+    yaml.dump(tree, out)
+    return out.getvalue()
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)  # as the profiles are
+    # As people write it; the round trip would leave nothing behind the colon.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
 
 
 def apply(text: str, changes: Mapping[str, Any]) -> str:
@@ -39,9 +86,7 @@ def apply(text: str, changes: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: a key that is not there; the line names it.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
+    yaml = _yaml()
     tree = yaml.load(text)
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
@@ -75,6 +120,7 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
         _check_policy(root, Params.load(trial))
     finally:
         trial.unlink()
+    atomic.write_json(root / _WRITTEN, {"text": changed, "keys": list(changes)})
     atomic.write_bytes(root / _SAVED, original)
     atomic.write_text(params, changed)
     try:

@@ -88,6 +88,12 @@ def _check_calibration(params: Params, index: Index) -> None:
                 f"params.yaml: {stage}.validate_every is {every}, but no image with a fine label has role calibrate",
                 hint=f"set {stage}.validate_every to 0, or name cities in data.roles.calibrate",
             )
+    if not images and params.pseudo_label.threshold == "policy":
+        raise ConfigError(
+            "params.yaml: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: nothing "
+            "can be measured",
+            hint="name cities in data.roles.calibrate, or set pseudo_label.threshold to a number or a policy file",
+        )
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         raise ConfigError(
             f"params.yaml: calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate "

@@ -8,9 +8,12 @@ import resource
 import shutil
 import sys
 import time
+from typing import Any
+
+import yaml
 
 from hmsa_core import atomic
-from hmsa_core.errors import NoSpaceError
+from hmsa_core.errors import ConfigError, NoSpaceError
 from pipeline.stages import module_of
 from pipeline.workspace import Workspace
 
@@ -28,10 +31,11 @@ def run_stage(ws: Workspace, stage: str) -> None:
     """
     started = time.monotonic()
     module = module_of(stage)
-    _ = ws.params  # a mistake in params.yaml is told before anything is touched
+    before = _inputs(ws, stage)  # a mistake in params.yaml is told before anything is touched
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     module.run(ws)
+    _check_inputs(stage, before, _inputs(Workspace(ws.root), stage))
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
@@ -40,6 +44,31 @@ def run_stage(ws: Workspace, stage: str) -> None:
     }
     atomic.write_json(ws.path(f"work/times/{stage}.json"), record)
     _LOG.info("%s: done in %.1f s", stage, record["seconds"])
+
+
+def _inputs(ws: Workspace, stage: str) -> dict[str, Any]:
+    """What DVC will record as this stage's parameters and teacher when it has ended: path to value."""
+    described = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"].get(stage, {})
+    values = ws.params.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for dotted in described.get("params", []):
+        here: Any = values
+        for part in str(dotted).split("."):
+            here = here.get(part) if isinstance(here, dict) else None
+        found[f"params.yaml: {dotted}"] = here
+    if "models/current.json" in described.get("deps", []):
+        found["models/current.json"] = atomic.read_json(ws.path("models/current.json"))
+    return found
+
+
+def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """DVC reads parameters when a stage has ended, and would record the new ones for what the old ones made."""
+    changed = [name for name in before if before[name] != after.get(name)]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} was changed while {stage} ran: what it made belongs to the old value",
+            hint=f"run the same command again; with the old value back, {stage} is found finished in work/{stage}",
+        )
 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:

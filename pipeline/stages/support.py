@@ -170,7 +170,7 @@ def infer_store(
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")
     if any(wanted.get(name) != sha for name, sha in held.items()):
-        work = keys.open_work(ws.work(stage), job, material | {"images": atomic.digest(sorted(wanted.items()))})
+        work = keys.open_work(ws.work(stage), job, material | _begun(ws.work(stage), job, material, wanted))
         held = _images_of(work / "store")
     if held != wanted or not _is_whole(work / "store"):
         run_job(
@@ -181,6 +181,26 @@ def infer_store(
             ),
         )  # fmt: skip
     return work / "store"
+
+
+def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:
+    """What tells a store from the others of the same teacher and settings: the images that it began with.
+
+    The newest that holds only what is wanted goes on growing; without one, a store of its own begins.
+    """
+    taken = []
+    for key in reversed(keys.used(folder, job)):
+        described = atomic.read_json(folder / key / "key.json")
+        same = {name: value for name, value in described.items() if name not in ("job", "images")} == material
+        if same and "images" in described:
+            held = _images_of(folder / key / "store") | _planned(folder / key / "plan.json")
+            if all(wanted.get(name) == sha for name, sha in held.items()):
+                return {"images": str(described["images"])}
+            taken.append(described["images"])
+    images = atomic.digest(sorted(wanted.items()))
+    while images in taken:  # it began with these, and has grown since
+        images = atomic.digest(images)
+    return {"images": images}
 
 
 def _images_of(store: Path) -> dict[str, str]:

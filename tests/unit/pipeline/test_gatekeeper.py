@@ -14,6 +14,7 @@ from hmsa_core.errors import IntegrityError
 from pipeline.cli.main import main
 from pipeline.flow.overrides import apply
 from pipeline.gatekeeper import apply_verdict, count_look, recipe_digest
+from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 
@@ -66,6 +67,25 @@ def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
     again = apply_verdict(workspace)
     assert again["promoted"] is None
     assert "teaches already" in again["decision"]
+
+
+def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_back(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.9, b"good")
+    version = apply_verdict(workspace)["promoted"]
+    registry = Registry(workspace.root)
+    registry.rollback(by="ana", reason="worse in rain")
+    again = apply_verdict(workspace)
+    assert (again["promote"], again["promoted"], workspace.is_promoted()) == (True, None, False)
+    assert f"{version} was rolled back by ana (worse in rain); `autolabel models promote {version}`" in again["decision"]
+    registry.promote(registry.get(version), by="ana")
+    assert "teaches already" in apply_verdict(workspace)["decision"]
+
+
+def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(workspace: Workspace) -> None:
+    _change(workspace, "evaluate.gate.veto_recall", ["wheelchair"])
+    _night(workspace, 0.9, b"good")
+    assert any("no class is called wheelchair" in note for note in apply_verdict(Workspace(workspace.root))["notes"])
 
 
 def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: Workspace) -> None:

@@ -37,6 +37,22 @@ def test_a_killed_runs_parameters_are_undone_by_the_next_start(workspace: Path) 
     assert not overrides.restore(workspace)
 
 
+def test_what_a_person_wrote_meanwhile_stays_and_only_the_runs_own_keys_are_set_back(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    original = params.read_text()
+    edited = original.replace("title: ", "title: My ", 1)
+    assert edited != original
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85, "evaluate.seed": 7}):
+        params.write_text(params.read_text().replace("title: ", "title: My ", 1))
+    assert params.read_text() == edited
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        params.write_text("a: [broken")
+        with pytest.raises(ConfigError, match="edited during a run and is no YAML text"):
+            overrides.restore(workspace)
+        params.unlink()  # gone altogether: the text from before the run comes back
+    assert params.read_text() == edited
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

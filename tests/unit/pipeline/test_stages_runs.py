@@ -19,15 +19,16 @@ from PIL import Image
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.engine.lineage import Lineage
+from hmsa_core.engine.spec import InferSpec
 from hmsa_core.errors import ConfigError, NoSpaceError
-from hmsa_core.labels import LabelStore
+from hmsa_core.labels import LabelStore, LabelStoreWriter
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
-from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, teacher_pretrain
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, support, teacher_pretrain
 from pipeline.stages.precision import chosen_policy
 from pipeline.summary import summary_text
 from pipeline.workspace import Workspace
-from tests.support.label_maps import write_store
+from tests.support.label_maps import maps, write_store
 
 REPO = Path(__file__).resolve().parents[3]
 SOURCE = """    kind: folder
@@ -120,6 +121,14 @@ def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) 
         prepare.run(ws)
 
 
+def test_prepare_refuses_a_policy_that_nothing_can_measure(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    text = params.read_text().replace("calibrate: [e, f]", "calibrate: []")
+    params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", text))
+    with pytest.raises(ConfigError, match="threshold is policy, but no image with a fine label has role calibrate"):
+        prepare.run(ws)
+
+
 def test_prepare_refuses_a_region_that_no_calibration_image_has(ws: Workspace) -> None:
     params = ws.path("params.yaml")
     params.write_text(re.sub(r"region: \w+", "region: outside_coarse", params.read_text()))
@@ -194,6 +203,58 @@ def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspac
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 10 << 20
     assert "seconds" not in ws.path("metrics/prepare.json").read_text()
+
+
+def _edited_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    whole_run, params = prepare.run, ws.path("params.yaml")
+
+    def run(of: Workspace) -> None:
+        whole_run(of)
+        assert old in params.read_text()
+        params.write_text(params.read_text().replace(old, new))
+
+    monkeypatch.setattr(prepare, "run", run)
+
+
+def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edited_meanwhile(ws, monkeypatch, "max_bad: 0.5", "max_bad: 0.4")
+    with pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran"):
+        runner.run_stage(ws, "prepare")  # dvc records nothing of a stage that failed
+
+
+def test_parameters_of_another_stage_may_change_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    _edited_meanwhile(ws, monkeypatch, "  draws: ", "  draws: 1")
+    runner.run_stage(ws, "prepare")
+
+
+def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.run(ws)
+    _checkpoint(ws, "teacher", "a")
+    index, labelled = ws.path("data/index/learn.parquet"), []
+
+    def run_job(_ws: Workspace, spec: InferSpec) -> None:
+        held = LabelStore.open(spec.work / "store").names() if (spec.work / "store").exists() else ()
+        labelled.append(sorted(set(spec.selection.names or ()) - set(held)))
+        shutil.rmtree(spec.work / "store", ignore_errors=True)
+        with LabelStoreWriter(spec.work / "store", {"teacher": "a" * 64}, 2) as writer:
+            for sample in Index.load(index).select(names=spec.selection.names):
+                label, confidence = maps(0, (32, 48), 3)
+                writer.add(sample.name, label, confidence, image_sha256=sample.image_sha256)
+
+    monkeypatch.setattr(support, "run_job", run_job)
+    stores = [
+        support.infer_store(
+            ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index,
+            tuple(f"{city}_0001" for city in cities),
+        )
+        for cities in ("abc", "ab", "abd", "abd", "ab")
+    ]  # fmt: skip
+    assert [[name[0] for name in names] for names in labelled] == [["a", "b", "c"], ["a", "b"], ["d"], ["a", "b"]]
+    assert stores[0] != stores[1] == stores[2] == stores[3]
 
 
 def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
