@@ -158,6 +158,12 @@ class RuntimeConfig(Section):
     compile: bool = False
     activation_checkpointing: bool = False
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RuntimeConfig:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("expected compile or activation_checkpointing, found both: torch cannot trace the latter")
+        return self
+
 
 class TrainConfig(Section):
     """One training run: pretraining, teacher, student and control differ only in these values."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -71,10 +72,20 @@ class HmsaError(Exception):
         super().__init__(one_line(message))
         self.hint = one_line(hint)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors of worker processes travel as pickles; the default calls __init__ without its named arguments.
+        return _revive, (type(self), self.args, self.__dict__)
+
     @property
     def message(self) -> str:
         """The one-line message without the hint."""
         return str(self.args[0])
+
+
+def _revive(kind: type[HmsaError], args: tuple[Any, ...], state: dict[str, Any]) -> HmsaError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(HmsaError):

@@ -10,7 +10,7 @@ import datetime
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,9 @@ from hmsa_core.errors import ConfigError
 __all__ = ["Ranks", "start_ranks"]
 
 T = TypeVar("T")
-_TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may save or verify for long while the others wait
+_TIMEOUT = datetime.timedelta(minutes=30)  # of NCCL: gradients; rank 0 may save for long while the others wait
+# Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.
+_PATIENCE = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Ranks:
         rank, world: number of this process and of all of them, over all nodes.
         local_rank: number on this node; it chooses the GPU.
         device: where this rank computes.
+        control: process group of control messages; None = the default one.
     """
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -47,14 +51,14 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until all ranks are here (a control message: it does not wait for a GPU)."""
         if self.world > 1:
-            dist.all_reduce(torch.zeros(1, dtype=torch.int32))
+            dist.all_reduce(torch.zeros(1, dtype=torch.int32), group=self.control)
 
     def maximum(self, value: int) -> int:
         """Largest of all ranks' values; all ranks call it."""
         if self.world == 1:
             return value
         message = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
         return int(message.item())
 
     def any(self, flag: bool) -> bool:
@@ -72,7 +76,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.control)
         return found
 
     def broadcast(self, value: T) -> T:
@@ -80,7 +84,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def stop(self) -> None:
@@ -120,8 +124,13 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     device = _choose_device(runtime.device, local_rank)
     if runtime.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")
+    if runtime.precision == "fp32":
+        # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
+        torch.backends.cudnn.allow_tf32 = False
+    control = None
     if world > 1 and device.type == "cuda":
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
+        control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
     elif world > 1:
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
-    return Ranks(rank, world, local_rank, device)
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    return Ranks(rank, world, local_rank, device, control)

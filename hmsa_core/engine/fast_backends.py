@@ -92,7 +92,7 @@ class NumpyBackend:
         is_best *= np.arange(classes, 0, -1, dtype=np.uint8)[:, None, None]
         rank = is_best.max(0)
         label = np.where(rank == 0, np.uint8(255), np.uint8(classes) - rank)
-        logits = logits - best
+        logits = np.ascontiguousarray(logits - best)  # else reshape copies, and exp's result is lost
         cv2.exp(logits.reshape(classes, -1), dst=logits.reshape(classes, -1))
         return label, np.reciprocal(logits.sum(0))
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hmsa_core import __version__, models
@@ -29,7 +28,7 @@ from hmsa_core.engine.fast_tiles import Tiler
 from hmsa_core.engine.infer_pipeline import Pipeline, Timing
 from hmsa_core.engine.spec import InferSpec
 from hmsa_core.errors import ConfigError, IntegrityError
-from hmsa_core.labels.shards import ShardPlan, plan_shards, read_receipt, shard_done, write_manifest
+from hmsa_core.labels.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep, write_manifest
 from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.taxonomy import ClassTable
 
@@ -67,9 +66,6 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
     # cost as much as the convolutions (docs/inference.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if context.runtime.precision == "fp32":
-        # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
-        torch.backends.cudnn.allow_tf32 = False
     return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
@@ -110,9 +106,12 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     classes = classes_of(predictor, index, spec.checkpoint)
     lineage = _lineage(spec, predictor, context)
     store = spec.work / "store"
+    if context.is_main:
+        sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
     plans, pending = context.ranks.broadcast(
         _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root) if context.is_main else None
     ) or ([], [])
+    leave(store)
     mine = pending[context.rank :: context.world]
     pipeline = Pipeline(
         store, {s.name: s for s in selected}, spec.roots[index.root], Tiler(predictor), spec.config, classes,

@@ -124,13 +124,17 @@ def _set_threads(threads: int) -> None:
 
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     """Record the error, unless another rank's came first: what that one did to us is no news."""
+    from hmsa_core.errors import LockedError
+
     rank = os.environ.get("RANK", "0")
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
-    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec is not None else rank == "0"
+    # Of a folder that another job holds nothing is ours to write: its own error comes there.
+    has_record = spec is not None and not isinstance(error, LockedError)
+    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec and has_record else rank == "0"
     if is_first:
         sys.stderr.write(trace)
         # Who started us may read the record and say it in its own place.
-        is_told = os.environ.get(REPORTS) == "record" and spec is not None and (spec.work / ERROR_FILE).exists()
+        is_told = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
         if not is_told:
             sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         sys.stderr.flush()

@@ -58,6 +58,13 @@ def run(spec: TrainSpec, context: JobContext) -> None:
 
 def _refuse_small_crop(config: TrainConfig) -> None:
     """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
+    runtime = config.runtime
+    synchronised = runtime.ranks * runtime.nodes > 1 and runtime.device != "cpu" and torch.cuda.is_available()
+    if not synchronised and config.model.trunk.startswith("deeplabv3") and config.batch_per_rank < 2:
+        raise ConfigError(
+            f"trunk {config.model.trunk} pools to one position: batch norm cannot train on batch_per_rank 1",
+            hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
+        )
     scale = config.model.low_scale if config.model.kind in ("hierarchical", "explicit") else 1.0
     rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
     if rows * columns * config.batch_per_rank < 2:

@@ -199,6 +199,9 @@ class Trainer:
         size, crop = len(batch.names), (batch.images.shape[2], batch.images.shape[3])
         self.optimiser.zero_grad(set_to_none=True)
         release_memory(self.ranks.device)
+        for module in self.model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.eval()  # it would wait for ranks that had enough memory; this run is over anyway
 
         def attempt(smaller: tuple[int, int]) -> None:
             images, labels = torch.zeros(size, 3, *smaller), torch.zeros(size, *smaller, dtype=torch.uint8)

@@ -30,8 +30,8 @@ from hmsa_core.locks import FileLock
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 __all__ = [
-    "ShardPlan", "ShardWriter", "claim_shard", "plan_shards", "publish_store", "read_receipt", "shard_done",
-    "write_manifest",
+    "ShardPlan", "ShardWriter", "claim_shard", "leave", "plan_shards", "publish_store", "read_receipt", "shard_done",
+    "sweep", "write_manifest",
 ]  # fmt: skip
 
 _CODE = ConfidenceCode()
@@ -236,11 +236,21 @@ class ShardWriter:
 _swept: set[Path] = set()
 
 
+def sweep(root: Path) -> None:
+    """Remove what dead writers left in a store; where ranks of several nodes write, before any of them starts."""
+    sweep_temps(root)
+    leave(root)
+
+
+def leave(root: Path) -> None:
+    """Somebody else has swept this store: writers of this process do not."""
+    _swept.add(root.resolve())
+
+
 def _sweep_once(root: Path) -> None:
     # Once a process: walking the folder for each of thousands of shards would be quadratic.
     if root.resolve() not in _swept:
-        sweep_temps(root)
-        _swept.add(root.resolve())
+        sweep(root)
 
 
 def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> None:

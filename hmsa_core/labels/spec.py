@@ -21,7 +21,7 @@ class CalibrateConfig(Section):
     target: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.98  # precision of kept pixels that a class must reach
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8  # precision in the marginal bin at the cut
     confidence: Annotated[float, Field(ge=0.8, lt=1.0)] = 0.95  # one-sided, of the lower bound on precision
-    min_blocks: Annotated[int, Field(ge=3)] = 20  # blocks with the class; fewer: pooled or withheld (Cityscapes: cities x runs)
+    min_blocks: Annotated[int, Field(ge=3)] = 20  # blocks with the class; fewer: pooled or withheld
     min_components: Count = 30  # connected pieces of the class; fewer: shrink to its group
     min_component_px: Annotated[int, Field(ge=1)] = 16  # pixels at 1024 lines; smaller pieces are no evidence
     marginal_share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.02  # of a class's pixels: size of the marginal bin

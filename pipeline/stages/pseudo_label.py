@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,15 +147,20 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
         return {(mask.shape[0], mask.shape[1]): mask}
     if merge.mask_void_share is None:
         return {}
-    masks = MaskCounter.of(_fine_labels(ws)).masks(merge.mask_void_share, merge.mask_min_images)
+    masks = MaskCounter.of(_fine_labels(ws, merge.mask_min_images)).masks(merge.mask_void_share, merge.mask_min_images)
     for (height, width), mask in masks.items():
         _LOG.info("%s: camera mask of %dx%d leaves out %.1f %%", STAGE, width, height, 100 * mask.mean())
     return masks
 
 
-def _fine_labels(ws: Workspace) -> Iterator[NDArray[np.uint8]]:
+def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:
+    """Labels of sizes that enough images have: a count for every size of a mixed collection would fill the memory."""
     index = Index.load(role_index(ws, "learn"))
-    for sample in index.select(kinds=("fine",)):
+    samples = index.select(kinds=("fine",))
+    of_size = Counter((sample.height, sample.width) for sample in samples)
+    for sample in samples:
+        if of_size[sample.height, sample.width] < at_least:
+            continue
         yield read_label(ws.roots[index.root] / sample.label, index.classes, sha256=sample.label_sha256)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -178,3 +179,8 @@ def test_training_runs_on_a_gpu_in_every_precision(tmp_path: Path, precision: st
     )  # fmt: skip
     train.run(spec, context(spec, ranks=Ranks(0, 1, 0, torch.device("cuda", 0))))
     assert all(line["loss"] is not None for line in log_of(spec.work))
+
+
+def test_compiling_and_recomputing_activations_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="expected compile or activation_checkpointing, found both"):
+        RuntimeConfig(compile=True, activation_checkpointing=True)

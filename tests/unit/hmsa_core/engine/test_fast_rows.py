@@ -122,3 +122,13 @@ def test_a_map_of_the_same_size_is_not_copied():
     maps = np.ones((2, 4, 5), np.float32)
     rows = resized(whole(maps), (4, 5), (4, 5), NUMPY)
     assert rows(1, 3).base is maps
+
+
+@pytest.mark.parametrize("size", [(64, 1), (1, 64), (1, 1), (2, 1)])
+def test_pictures_one_pixel_wide_or_high_get_the_same_labels_from_both_backends(size):
+    levels = random_levels(3, "hierarchical", [], size, 5)
+    label, confidence = NUMPY.decide(fuse("hierarchical", levels, size, NUMPY)(0, size[0]))
+    expected, wanted = TORCH.decide(fuse("hierarchical", torch_levels(levels), size, TORCH)(0, size[0]))
+    assert label.shape == size
+    np.testing.assert_array_equal(label, expected)
+    np.testing.assert_allclose(confidence, wanted, rtol=1e-4)

@@ -18,7 +18,7 @@ from hmsa_core.atomic import read_json, write_json
 from hmsa_core.engine import job
 from hmsa_core.engine.slurm import apply_slurm, first_host
 from hmsa_core.engine.spec import EvaluateSpec, InferSpec, Selection, load_spec, parse_spec, save_spec
-from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, TrainingError
+from hmsa_core.errors import ConfigError, HmsaError, LockedError, NoSpaceError, TrainingError
 from hmsa_core.process import StopRequest
 from tests.support.faults import faulty
 from tests.support.training import train_spec, write_data
@@ -275,3 +275,15 @@ def test_torchrun_and_batch_scripts_are_left_alone(env: dict[str, str]) -> None:
     found = dict(env)
     assert not apply_slurm(found)
     assert found == env
+
+
+def test_a_folder_that_another_job_holds_gets_no_record_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = train_spec(tmp_path, tmp_path / "work")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(job.REPORTS, "record")
+    assert job._fail(LockedError("in use by process 7"), spec) == 75
+    assert capsys.readouterr().err == "error: in use by process 7\n"
+    job._fail(TrainingError("the holder's own error"), spec)
+    assert read_json(tmp_path / "work" / "error.json")["message"] == "the holder's own error"

@@ -420,6 +420,15 @@ def test_a_crop_that_batch_norm_cannot_train_on_is_refused(data: Path, tmp_path:
     run(train_spec(data, tmp_path, crop=(32, 64), batch_per_rank=2, epochs=1))
 
 
+def test_a_trunk_that_pools_to_one_position_needs_more_than_one_crop(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path, epochs=1)
+    model = spec.config.model.model_copy(update={"trunk": "deeplabv3_resnet50"})
+    spec = spec.model_copy(update={"config": spec.config.model_copy(update={"model": model, "batch_per_rank": 1})})
+    with pytest.raises(ConfigError, match="deeplabv3_resnet50 pools to one position") as caught:
+        run(spec)
+    assert "batch_per_rank to at least 2" in caught.value.hint
+
+
 def test_fp16_on_a_cpu_is_refused(data: Path, tmp_path: Path) -> None:
     from hmsa_core.engine.distributed import start_ranks
 

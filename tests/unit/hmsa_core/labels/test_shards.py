@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, leave, plan_shards, shard_done, write_manifest
 from tests.support.label_maps import maps, toy_classes
 
 KEY = "k" * 64
@@ -295,3 +295,13 @@ def test_a_claim_is_refused_while_another_writes_and_after_it_is_done(tmp_path: 
     shard.add("i1", *maps(1))
     shard.close()
     assert claim_shard(tmp_path, plan) is None
+
+
+def test_a_rank_leaves_the_open_shards_of_other_nodes_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "shards" / ".shard-1.parquet.999999999-01234567.tmp"  # a process of another machine
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"half a shard")
+    leave(tmp_path)  # rank 0 has swept before all began
+    with ShardWriter(tmp_path, ShardPlan(0, ("a",), ("0" * 64,), KEY)) as writer:
+        writer.add("a", *maps(0), image_sha256="0" * 64)
+    assert theirs.exists()
