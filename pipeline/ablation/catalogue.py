@@ -20,8 +20,9 @@ _IGNORED = (0.1, 0.3, 0.6)
 _LOSSES: dict[str, tuple[tuple[str, Any], ...]] = {
     "rmi-released": (("loss.main", "rmi"), ("loss.rmi_ignore", "released")),
     "rmi-masked": (("loss.main", "rmi"), ("loss.rmi_ignore", "masked")),
-    "bce": (("loss.main", "bce"),),
-    "cross-entropy": (("loss.main", "cross_entropy"),),
+    # Stated though neither looks at it: rows keep their keys when the profile's form of RMI changes.
+    "bce": (("loss.main", "bce"), ("loss.rmi_ignore", "released")),
+    "cross-entropy": (("loss.main", "cross_entropy"), ("loss.rmi_ignore", "released")),
 }
 _MIXES = ("none", "cutmix", "classmix")
 _COLOURS = (0.5, 1.0)
