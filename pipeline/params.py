@@ -62,6 +62,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_kept(self) -> DataConfig:
+        for name, source in (("target", self.target), ("pretrain", self.pretrain)):
+            if source is not None and source.root.startswith("~"):
+                raise ValueError(f"expected {name}.root as a path written out, found {source.root}: DVC expands no ~")
         for name in ("target", "pretrain"):
             source = getattr(self, name)
             if source is not None and source.name != name:

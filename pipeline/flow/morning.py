@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from hmsa_core import atomic
 from hmsa_core.data.index import Index, read_quarantine
+from hmsa_core.errors import HmsaError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from pipeline.flow import history
 from pipeline.flow.cost import cost_of
@@ -23,6 +24,7 @@ from pipeline.gatekeeper import aa_file
 from pipeline.inspector.review import ReviewFile, review_path
 from pipeline.machine import disk_need
 from pipeline.report.html import points
+from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
 
 __all__ = ["INSPECTOR", "PAGE", "Tonight", "as_markdown", "collect", "tables"]
@@ -144,7 +146,7 @@ def _funnel(
 
 def _file(ws: Workspace, path: str) -> str:
     """Relative address, from the page, of a file of the target root."""
-    return Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix()
+    return quote(Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix())
 
 
 def _inspect(**query: str) -> str:
@@ -155,14 +157,15 @@ def _inspect(**query: str) -> str:
 
 
 def _trust(ws: Workspace, statistics: Mapping[str, Any], before: Mapping[str, float]) -> list[dict[str, Any]]:
-    path = ws.path("calibration/policy.json")
-    if not path.exists():
+    used = _used(ws)
+    if used is None or not used[1]:
         return []
+    policy, figures = used
     now = {row["name"]: row for row in statistics.get("classes", [])}
     judged = _json(ws, "evaluation/per_class.json")
     rows = []
-    for entry in ThresholdPolicy.load(path).entries:
-        own, row = entry.evidence, now.get(entry.name, {})
+    for entry in policy.entries:
+        own, row = figures.get(entry.name, {}), now.get(entry.name, {})
         report = judged.get(entry.name, {}).get("kept", {})
         coverage, old = row.get("coverage"), before.get(entry.name)
         rows.append({
@@ -175,6 +178,14 @@ def _trust(ws: Workspace, statistics: Mapping[str, Any], before: Mapping[str, fl
             "on void": points(own.get("void")),
         })  # fmt: skip
     return rows
+
+
+def _used(ws: Workspace) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]] | None:
+    """Policy in use and its figures; None where there are no labels, or none that it fits."""
+    try:
+        return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
+    except HmsaError:  # a night that failed half-way: labels of one teacher, a policy of another
+        return None
 
 
 def _signed(value: float) -> str:
@@ -197,11 +208,11 @@ def _drift(ws: Workspace) -> list[dict[str, Any]]:
 
 def _worth_a_look(ws: Workspace) -> dict[str, Any]:
     """Pictures by expected loss and at random, and twenty minutes of review."""
-    raw, path = ws.path("labels/raw"), ws.path("calibration/policy.json")
-    if not (raw / "manifest.json").exists() or not path.exists():
+    raw, used = ws.path("labels/raw"), _used(ws)
+    if used is None:
         return {"chosen": [], "random": [], "queue": []}
     statistics = StoreStatistics.open(raw)
-    loss = expected_loss(statistics, ThresholdPolicy.load(path))
+    loss = expected_loss(statistics, used[0])
     statistics.close()
     order = (-loss).argsort(kind="stable")
     ranked = [statistics.names[i] for i in order]

@@ -47,6 +47,16 @@ class Services:
             self._port = int(atomic.read_json(saved)["port"]) if saved.exists() else 4200
         return self._port
 
+    def check_same_port(self) -> None:
+        """Refuse another port than the one on which this workspace's server runs."""
+        saved = self.folder / "port.json"
+        used = int(atomic.read_json(saved)["port"]) if saved.exists() else self.port
+        if used != self.port:
+            raise ConfigError(
+                f"the server of {self.workspace} runs on port {used}, not {self.port}",
+                hint="make orchestrate-stop first, or leave PORT out",
+            )
+
     @property
     def api_url(self) -> str:
         """The API to use: PREFECT_API_URL when the user has one, else this workspace's server."""

@@ -68,6 +68,7 @@ def _server(services: Services, env: Mapping[str, str], wait_s: float) -> str:
         services.wait_healthy(5.0)
         return f"using the server at {services.api_url}"
     if services.is_running("server"):
+        services.check_same_port()
         services.wait_healthy(wait_s)
         return f"server runs already at {services.api_url}"
     services.check_port()

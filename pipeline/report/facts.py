@@ -13,7 +13,7 @@ from hmsa_core.labels.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 from pipeline.report.quality import Quality, read_quality
 from pipeline.stages import STAGES
-from pipeline.stages.precision import JUDGED
+from pipeline.stages.precision import judged_curves
 from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
@@ -50,8 +50,8 @@ class Facts:
 
 def gather(ws: Workspace) -> Facts:
     """Read what the stages before `report` wrote."""
-    policy, curves = ws.path("calibration/policy.json"), _curves(ws, "calibration")
-    seen = _curves(ws, "evaluation")
+    policy, curves = ws.path("calibration/policy.json"), judged_curves(ws, "calibration")
+    seen = judged_curves(ws, "evaluation")
     classes = Index.load(ws.path("data/index/target.parquet")).classes
     metrics = _json(ws.path("evaluation/metrics.json"))
     return Facts(
@@ -76,12 +76,6 @@ def gather(ws: Workspace) -> Facts:
         policy_digest=str(_json(policy).get("digest", "")),
         settings=ws.params.model_dump(mode="json"),
     )
-
-
-def _curves(ws: Workspace, folder: str) -> Path:
-    """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
-    judged = ws.path(f"{folder}/{JUDGED}")
-    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -110,8 +110,13 @@ def thresholds(facts: Facts) -> Raw:
         ])  # fmt: skip
     head = ["class", "status", "cut", "blocks", "pieces", "precision", "lower bound", "marginal", "coverage",
             "precision, report", "its 95 %", "coverage, report", "on void"]  # fmt: skip
+    used = facts.settings["pseudo_label"]["threshold"]
+    other = "" if used == "policy" else (
+        f"<p><b>The labels of this run were not cut by this policy but by <code>{esc(used)}</code></b> "
+        f"(pseudo_label.threshold): what the report images say, on the right, is about that.</p>"
+    )  # fmt: skip
     return Raw(
-        f"<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
+        f"{other}<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
         f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
         f"often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
         f"<b>pooled</b>: shrunk to its class group; <b>withheld</b>: no cut is good enough, its pixels are ignored. "

@@ -127,6 +127,30 @@ def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
     return policy
 
 
+def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:
+    """The policy that makes the training labels, and each class's figures on the calibration images at its cuts.
+
+    A policy of plain numbers gets the measured table of what confidences are worth. Without calibration images there
+    are no figures.
+    """
+    policy = chosen_policy(ws, store)
+    measured = ws.path("calibration/policy.json")
+    if not measured.is_file():
+        return policy, {}
+    if ws.params.pseudo_label.threshold == "policy":
+        return policy, {entry.name: entry.evidence for entry in policy.entries}
+    curves = Curves.load(judged_curves(ws, "calibration"))
+    if policy.table is None:
+        policy.table = ThresholdPolicy.load(measured).table
+    return policy, kept_figures(curves, policy, ws.params.calibrate)["classes"]
+
+
+def judged_curves(ws: Workspace, folder: str) -> Path:
+    """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
+    judged = ws.path(f"{folder}/{JUDGED}")
+    return judged if judged.exists() else ws.path(f"{folder}/curves.json")
+
+
 def kept_figures(curves: Curves, policy: ThresholdPolicy, config: CalibrateConfig) -> dict[str, Any]:
     """What a policy keeps on the images of the curves: per class, all pixels together, and the class means."""
     codes = policy.codes()

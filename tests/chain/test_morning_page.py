@@ -11,13 +11,15 @@ import pytest
 
 from hmsa_core import atomic
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels.curves import Curves
 from pipeline.flow import morning, morning_page
 from pipeline.flow.discover import discover
 from pipeline.flow.morning import Tonight
-from pipeline.flow.overrides import apply
+from pipeline.flow.overrides import apply, overridden
 from pipeline.flow.ranking import expected_loss
 from pipeline.gatekeeper import apply_verdict
 from pipeline.inspector.review import ReviewFile, review_path
+from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
 from pipeline.workspace import Workspace
 from tests.support.chromium import chromium
 
@@ -54,6 +56,20 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
     assert page["verdict"]["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
     assert page["verdict"]["gain"]["incumbent"] == pytest.approx(means["teacher"]["multi"])
+    assert len(page["queue"]) == 14
+
+
+def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path) -> None:
+    ws, measured, _ = _night(workspace)
+    with overridden(workspace, {"pseudo_label.threshold": 0.5}):
+        ws, page, _ = _night(workspace)
+        store = LabelStore.open(ws.path("labels/raw"))
+        curves = Curves.load(judged_curves(ws, "calibration"))
+        expected = kept_figures(curves, chosen_policy(ws, store), ws.params.calibrate)["classes"]
+        for row in page["trust"]:
+            value = expected[row["class"]]["precision"]
+            assert row["precision"] == ("–" if value is None else f"{100 * value:.1f}")
+    assert [r["precision"] for r in page["trust"]] != [r["precision"] for r in measured["trust"]]
     assert len(page["queue"]) == 14
 
 
