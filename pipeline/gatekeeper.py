@@ -34,7 +34,7 @@ def aa_file(ws: Workspace) -> Path:
 
 def recipe_digest(ws: Workspace) -> str:
     """Digest of what A/A trainings have in common: the student's configuration but its seed, and the main setting."""
-    config = keys.train_material(ws.params.student_train)
+    config = keys.recipe_material(ws.params.student_train)
     config.pop("seed")
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 

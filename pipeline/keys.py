@@ -14,7 +14,9 @@ from typing import Any
 from hmsa_core import atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
 
-__all__ = ["KEPT", "infer_material", "open_work", "runtime_material", "train_material", "used", "work_key"]
+__all__ = [
+    "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used", "work_key",
+]  # fmt: skip
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
 _SPEED_ONLY = {"ranks", "nodes", "workers"}
@@ -35,6 +37,16 @@ def train_material(config: TrainConfig) -> dict[str, Any]:
     beside = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}
     values = config.model_dump(mode="json", exclude=beside)
     return values | {"runtime": runtime_material(config.runtime)}
+
+
+def recipe_material(config: TrainConfig) -> dict[str, Any]:
+    """`train_material` where start weights are told apart by content.
+
+    Whether a control is trained beside and from which path a run starts makes no other weights. Both get fixed
+    values, so that keys of default settings stay as they are.
+    """
+    values = train_material(config)
+    return values | {name: value for name, value in {"control": True, "init_from": None}.items() if name in values}
 
 
 def infer_material(config: InferConfig) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def train_model(
     learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
     material = {
         "version": VERSIONS[stage],
-        "config": keys.train_material(config),
+        "config": keys.recipe_material(config),
         "classes": index.classes.digest(),
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),

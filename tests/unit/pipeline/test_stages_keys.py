@@ -8,7 +8,9 @@ import pytest
 
 from hmsa_core.atomic import read_json
 from hmsa_core.config import InferConfig, TrainConfig
-from pipeline.keys import infer_material, open_work, train_material, work_key
+from pipeline.keys import infer_material, open_work, recipe_material, train_material, work_key
+from pipeline.params import Params
+from tests.conftest import REPO
 
 
 def _train(**changes: object) -> str:
@@ -32,6 +34,15 @@ def test_what_changes_the_weights_changes_the_key(change: dict[str, object]) -> 
 )  # fmt: skip
 def test_a_run_goes_on_with_another_number_of_gpus(change: dict[str, object]) -> None:
     assert _train(**change) == _train()
+
+
+def test_the_student_is_the_same_with_and_without_a_control_and_from_wherever_its_start_lies() -> None:
+    params = Params.load(REPO / "params.yaml")
+    student, pretrain = params.student_train, params.teacher_pretrain
+    assert recipe_material(student.model_copy(update={"control": False})) == recipe_material(student)
+    assert recipe_material(student) == train_material(student), "keys of default settings stay"
+    assert recipe_material(pretrain.model_copy(update={"init_from": "models/imported"})) == recipe_material(pretrain)
+    assert recipe_material(student.model_copy(update={"epochs": 3})) != recipe_material(student)
 
 
 def test_scales_flip_and_codec_make_another_store_and_workers_do_not() -> None:
