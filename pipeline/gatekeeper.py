@@ -57,14 +57,31 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
     new, blocks = _judged(ws, "student")
     old, _ = _judged(ws, incumbent)
-    has_champion = ws.path("evaluation/confusions-champion.npz").exists()
+    champion, unscored = _champion(ws)
     aa = atomic.read_json(aa_file(ws)) if aa_file(ws).exists() else {}
     verdict = gate.judge(
         new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
-        looks=count_look(ws, weights, new.images), champion=_judged(ws, "champion")[0] if has_champion else None,
+        looks=count_look(ws, weights, new.images), champion=_judged(ws, champion)[0] if champion else None,
         aa_mean_iou=aa.get("mean_iou", []), seed=ws.params.evaluate.seed,
     )  # fmt: skip
+    if unscored:
+        verdict |= {"promote": False, "reasons": [*verdict["reasons"], unscored]}
     return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict.get("notes", []), *_notes(ws, aa)]}
+
+
+def _champion(ws: Workspace) -> tuple[str | None, str]:
+    """Under which name `evaluate` scored the pinned reference; and why it did not, if there is one."""
+    champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
+    if champion is None or not metrics.exists():
+        return None, ""
+    wanted = atomic.read_json(champion.path / "model.json")["weights_sha256"]
+    for name, row in atomic.read_json(metrics)["models"].items():
+        if row["weights_sha256"] == wanted:
+            return name, ""
+    return None, (
+        f"the pinned reference {champion.name} has not been scored on these images: "
+        "`dvc repro --force --single-item evaluate`"
+    )
 
 
 def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:

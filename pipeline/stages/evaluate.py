@@ -110,6 +110,14 @@ def _models(ws: Workspace) -> dict[str, Path]:
     return models
 
 
+def _champion(ws: Workspace, models: Mapping[str, Path]) -> str | None:
+    """Under which name the pinned reference is judged: it may be the teacher, the incumbent or the student itself."""
+    champion = Registry(ws.root).champion()
+    if champion is None:
+        return None
+    return next((name for name, path in models.items() if weights_of(path) == weights_of(champion.path)), None)
+
+
 def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> Path:
     config = ws.params.evaluate
     return evaluate_model(
@@ -126,7 +134,7 @@ def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classe
     incumbent = "incumbent" if "incumbent" in models else "teacher"
     verdict = gate.judge(
         judged["student"], judged[incumbent], results["student"][main].blocks, classes, config.gate,
-        champion=judged.get("champion"), seed=config.seed,
+        champion=judged.get(_champion(ws, models) or ""), seed=config.seed,
     )  # fmt: skip
     return verdict | {
         "candidate_weights_sha256": weights_of(models["student"]),

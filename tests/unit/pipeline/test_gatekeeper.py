@@ -82,6 +82,37 @@ def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_bac
     assert "teaches already" in apply_verdict(workspace)["decision"]
 
 
+def _pinned_teacher(ws: Workspace) -> Registry:
+    """The first teacher is registered and pinned; another model teaches now and is worse than it."""
+    sha = atomic.write_bytes(ws.path("models/teacher/model.safetensors"), b"first")
+    atomic.write_json(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
+    registry = Registry(ws.root)
+    registry.pin_champion(registry.register(ws.path("models/teacher"), role="teacher", metrics={}, verdict=None))
+    atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(ws, 0.85, b"good")
+    with np.load(ws.path("evaluation/confusions-teacher.npz")) as file:
+        rest = {name: file[name] for name in ("names", "blocks")}
+    np.savez(ws.path("evaluation/confusions-incumbent.npz"), confusions=_confusions(0.8, 1), **rest)
+    np.savez(ws.path("evaluation/confusions-teacher.npz"), confusions=_confusions(0.9, 3), **rest)
+    atomic.write_json(ws.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": sha}}})
+    return registry
+
+
+def test_a_pinned_reference_counts_also_where_it_is_scored_as_the_teacher(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    verdict = apply_verdict(workspace)
+    assert verdict["promote"] is False
+    assert any("points below the reference champion" in reason for reason in verdict["reasons"])
+
+
+def test_a_pinned_reference_that_was_never_scored_holds_a_promotion_up(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    atomic.write_json(workspace.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": "0" * 64}}})
+    verdict = apply_verdict(workspace)
+    assert (verdict["promote"], verdict["promoted"]) == (False, None)
+    assert "dvc repro --force --single-item evaluate" in verdict["reasons"][-1]
+
+
 def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(workspace: Workspace) -> None:
     _change(workspace, "evaluate.gate.veto_recall", ["wheelchair"])
     _night(workspace, 0.9, b"good")
