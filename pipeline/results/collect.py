@@ -35,7 +35,8 @@ def collect(ws: Workspace, runs: Path) -> Path:
     """Write the workspace's figures into the folder `runs`; return the file.
 
     Raises:
-        InputError: `evaluate` has not run, or judged other checkpoints than the workspace holds now.
+        InputError: `evaluate` has not run, or judged other checkpoints than the workspace holds now, or params.yaml
+            was edited since the trainings.
     """
     path = ws.path("evaluation/metrics.json")
     if not path.exists():
@@ -44,6 +45,7 @@ def collect(ws: Workspace, runs: Path) -> Path:
     if "unverified" in metrics:
         raise InputError(f"{path}: nobody was judged ({metrics['unverified']})")
     _check_models(ws, metrics)
+    _check_recipes(ws)
     out = runs / f"{run_name(ws.params)}.json"
     atomic.write_json(out, _record(ws, metrics))
     return out
@@ -57,6 +59,19 @@ def _check_models(ws: Workspace, metrics: dict[str, Any]) -> None:
             there = str(read_meta(folder)["weights_sha256"])
             if there != judged["weights_sha256"]:
                 raise InputError(f"{folder}: other weights than were judged", hint="run `dvc repro evaluate`")
+
+
+def _check_recipes(ws: Workspace) -> None:
+    """What stands beside the figures must be what they were made with, not what somebody tries next."""
+    for section, job in (("teacher_pretrain", "pretrain"), ("teacher_train", "teacher"), ("student_train", "student")):
+        folder = ws.work(section.replace("_", "-"))
+        for key in keys.used(folder, job)[-1:]:
+            made_with = atomic.read_json(folder / key / "key.json")["config"]
+            if made_with != keys.recipe_material(getattr(ws.params, section)):
+                raise InputError(
+                    f"{ws.path('params.yaml')}: {section} is not what the last {job} was trained with",
+                    hint="set it back, or run `dvc repro`",
+                )
 
 
 def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:

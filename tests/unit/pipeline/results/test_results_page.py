@@ -13,6 +13,7 @@ from pipeline.ablation.freeze import write_freeze
 from pipeline.ablation.material import Scale, cell_material
 from pipeline.ablation.run import Request
 from pipeline.cli.main import main
+from pipeline.keys import open_work, recipe_material
 from pipeline.params import Params
 from pipeline.results.collect import collect
 from pipeline.results.page import _PROFILES, Sources, readme_table, results_page
@@ -70,6 +71,17 @@ def test_a_finished_workspace_is_collected_with_machine_commit_and_times(tmp_pat
     assert f"Commit: {record['commit'][:12]}" in page
     assert "Not measured yet: `make camvid`" in page
     assert "| demo: student - control | +1.20 [-0.30, +2.00] |" in readme_table(sources)
+
+
+def test_settings_that_were_edited_after_the_training_are_not_taken_for_its_own(tmp_path: Path, sources: Sources) -> None:
+    ws = finished_workspace(tmp_path / "ws")
+    made_with = {"config": recipe_material(ws.params.student_train)}
+    open_work(ws.work("student-train"), "student", made_with)
+    collect(ws, sources.runs)
+    edited = {"config": made_with["config"] | {"epochs": 999}}
+    open_work(ws.work("student-train"), "student", edited)  # the last training had another length than params.yaml says
+    with pytest.raises(InputError, match="student_train is not what the last student was trained with"):
+        collect(ws, sources.runs)
 
 
 def test_a_workspace_without_results_or_with_other_weights_is_not_collected(tmp_path: Path, sources: Sources) -> None:
