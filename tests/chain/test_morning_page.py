@@ -61,7 +61,7 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
 
 def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path) -> None:
     ws, measured, _ = _night(workspace)
-    with overridden(workspace, {"pseudo_label.threshold": 0.5}):
+    with overridden(workspace, {"pseudo_label.threshold": 0.99}):
         ws, page, _ = _night(workspace)
         store = LabelStore.open(ws.path("labels/raw"))
         curves = Curves.load(judged_curves(ws, "calibration"))
