@@ -27,6 +27,8 @@ from pipeline.report.html import points
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
 
+Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, and its figures by class
+
 __all__ = ["INSPECTOR", "PAGE", "Tonight", "as_markdown", "collect", "tables"]
 
 PAGE = "work/nightly/morning.html"
@@ -53,15 +55,16 @@ def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     night = history.describe(ws, tonight.overrides)
     statistics = _json(ws, "labels/final/statistics.json")
     before = (history.nights(ws) or [{}])[-1]
+    used = _used(ws)
     counts, links = _counts(ws, tonight.arrived, statistics)
     verdict = dict(tonight.verdict)
     page = {
         "kind": _kind(tonight), "sentence": _sentence(tonight), "decision": verdict.get("decision", ""),
         "tail": list(tonight.tail), "night": night, "differs": history.differs(ws, night),
         "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
-        "trust": _trust(ws, statistics, before.get("coverage", {})), "drift": _drift(ws), "verdict": verdict,
+        "trust": _trust(ws, used, statistics, before.get("coverage", {})), "drift": _drift(ws), "verdict": verdict,
         "cost": cost_of(ws, tonight.seconds, statistics), "health": _health(ws, tonight),
-        **_worth_a_look(ws),
+        **_worth_a_look(ws, used),
     }  # fmt: skip
     page["lines"] = history.remember(ws, _line(page, statistics, counts))
     return page
@@ -156,8 +159,9 @@ def _inspect(**query: str) -> str:
 # -- what can be trusted ----------------------------------------------------------------------------
 
 
-def _trust(ws: Workspace, statistics: Mapping[str, Any], before: Mapping[str, float]) -> list[dict[str, Any]]:
-    used = _used(ws)
+def _trust(
+    ws: Workspace, used: Used | None, statistics: Mapping[str, Any], before: Mapping[str, float]
+) -> list[dict[str, Any]]:
     if used is None or not used[1]:
         return []
     policy, figures = used
@@ -180,7 +184,7 @@ def _trust(ws: Workspace, statistics: Mapping[str, Any], before: Mapping[str, fl
     return rows
 
 
-def _used(ws: Workspace) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]] | None:
+def _used(ws: Workspace) -> Used | None:
     """Policy in use and its figures; None where there are no labels, or none that it fits."""
     try:
         return used_policy(ws, LabelStore.open(ws.path("labels/raw")))
@@ -206,11 +210,11 @@ def _drift(ws: Workspace) -> list[dict[str, Any]]:
 # -- what to look at --------------------------------------------------------------------------------
 
 
-def _worth_a_look(ws: Workspace) -> dict[str, Any]:
+def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     """Pictures by expected loss and at random, and twenty minutes of review."""
-    raw, used = ws.path("labels/raw"), _used(ws)
     if used is None:
         return {"chosen": [], "random": [], "queue": []}
+    raw = ws.path("labels/raw")
     statistics = StoreStatistics.open(raw)
     loss = expected_loss(statistics, used[0])
     statistics.close()

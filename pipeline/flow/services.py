@@ -42,15 +42,17 @@ class Services:
     @property
     def port(self) -> int:
         """The port given, or the one this workspace used last, or Prefect's own 4200."""
-        saved = self.folder / "port.json"
         if self._port is None:
-            self._port = int(atomic.read_json(saved)["port"]) if saved.exists() else 4200
+            self._port = self._last_port(4200)
         return self._port
+
+    def _last_port(self, default: int) -> int:
+        saved = self.folder / "port.json"
+        return int(atomic.read_json(saved)["port"]) if saved.exists() else default
 
     def check_same_port(self) -> None:
         """Refuse another port than the one on which this workspace's server runs."""
-        saved = self.folder / "port.json"
-        used = int(atomic.read_json(saved)["port"]) if saved.exists() else self.port
+        used = self._last_port(self.port)
         if used != self.port:
             raise ConfigError(
                 f"the server of {self.workspace} runs on port {used}, not {self.port}",

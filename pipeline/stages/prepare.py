@@ -53,7 +53,7 @@ def run(ws: Workspace) -> None:
         pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
-    _check_calibration(ws.params, index)
+    _tell_of_calibration(ws.params, index)
     _write_roles(index, out)
     _forget_reuse(out / "summary.json")
     atomic.publish_tree(out, ws.path(INDEX))
@@ -78,28 +78,26 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
 
 
-def _check_calibration(params: Params, index: Index) -> None:
-    """Now, not after the trainings: what wants calibration images of a kind that this data set has none of."""
+def _tell_of_calibration(params: Params, index: Index) -> None:
+    """Now, not after the trainings: which later stage will refuse for want of calibration images of some kind."""
     images = index.select(roles=("calibrate",), kinds=("fine",))
     for stage in ("teacher_train", "student_train"):
         every = getattr(params, stage).validate_every
         if every and not images:
-            raise ConfigError(
-                f"params.yaml: {stage}.validate_every is {every}, but no image with a fine label has role calibrate",
-                hint=f"set {stage}.validate_every to 0, or name cities in data.roles.calibrate",
-            )
+            _LOG.warning(
+                "%s: %s.validate_every is %d, but no image with a fine label has role calibrate: that training will stop; "
+                "set it to 0, or name cities in data.roles.calibrate", STAGE, stage, every,
+            )  # fmt: skip
     if not images and params.pseudo_label.threshold == "policy":
-        raise ConfigError(
-            "params.yaml: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: nothing "
-            "can be measured",
-            hint="name cities in data.roles.calibrate, or set pseudo_label.threshold to a number or a policy file",
-        )
+        _LOG.warning(
+            "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label will "
+            "stop; name cities in data.roles.calibrate, or give a number or a policy file", STAGE,
+        )  # fmt: skip
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
-        raise ConfigError(
-            f"params.yaml: calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate "
-            "has a coarse label",
-            hint="set calibrate.region to all",
-        )
+        _LOG.warning(
+            "%s: calibrate.region is outside_coarse, but none of the %d images of role calibrate has a coarse label: "
+            "calibrate will stop; set calibrate.region to all", STAGE, len(images),
+        )  # fmt: skip
 
 
 def _tell(ws: Workspace, summary: prepare.Summary) -> None:
