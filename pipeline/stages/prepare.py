@@ -85,13 +85,13 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
         every = getattr(params, stage).validate_every
         if every and not images:
             _LOG.warning(
-                "%s: %s.validate_every is %d, but no image with a fine label has role calibrate: that training will stop; "
-                "set it to 0, or name cities in data.roles.calibrate", STAGE, stage, every,
+                "%s: %s.validate_every is %d, but no image with a fine label has role calibrate: that training will "
+                "stop; set it to 0, or name cities in data.roles.calibrate", STAGE, stage, every,
             )  # fmt: skip
     if not images and params.pseudo_label.threshold == "policy":
         _LOG.warning(
-            "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label will "
-            "stop; name cities in data.roles.calibrate, or give a number or a policy file", STAGE,
+            "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
+            "will stop; name cities in data.roles.calibrate, or give a number or a policy file", STAGE,
         )  # fmt: skip
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         _LOG.warning(
