@@ -114,15 +114,25 @@ def _index(images: Path, work: Path, options: Options, names: Literal["stem", "p
 
 
 def _folders(images: Path) -> list[str]:
-    """Folders below `images` (itself: "") that hold image files, as posix paths."""
+    """Folders below `images` (itself: "") that hold image files, as posix paths; linked ones too, each once."""
     from hmsa_core.data.layout import list_files
 
-    found = []
-    for folder, below, _ in os.walk(images):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if list_files(Path(folder)):
-            relative = Path(folder).relative_to(images).as_posix()
-            found.append("" if relative == "." else relative)
+    found: list[str] = []
+    seen: set[str] = set()
+    # Links come after real folders, so that a link which is added later renames no image; one may lead upwards.
+    roots = [images]
+    for root in roots:
+        for name, below, _ in os.walk(root):
+            folder = Path(name)
+            if (target := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(target)
+            below[:] = sorted(one for one in below if not one.startswith("."))
+            roots += [folder / one for one in below if (folder / one).is_symlink()]
+            if list_files(folder):
+                relative = folder.relative_to(images).as_posix()
+                found.append("" if relative == "." else relative)
     if not found:
         raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder or below it")
     return sorted(found)

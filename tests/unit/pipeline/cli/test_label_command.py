@@ -104,6 +104,22 @@ def test_drives_that_count_from_one_are_told_apart_by_their_folders(folder, tmp_
     assert "0 images labelled, 2 were labelled before" in capsys.readouterr().out
 
 
+def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_path, capsys):
+    (tmp_path / "disk" / "night").mkdir(parents=True)
+    Image.fromarray(noise_image(0, 32, 48)).save(tmp_path / "disk" / "night" / "x.png")
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / "all").symlink_to(tmp_path / "disk")
+    (frames / "again").symlink_to(tmp_path / "disk" / "night")
+    (frames / "day").mkdir()
+    Image.fromarray(noise_image(1, 32, 48)).save(frames / "day" / "y.png")
+    (frames / "also").symlink_to("day")
+    (tmp_path / "disk" / "up").symlink_to(frames)
+    assert label(folder, tmp_path / "store", "--names", "path", images=frames) == 0
+    assert capsys.readouterr().out.endswith("2 images labelled, 0 were labelled before, 0 left out\n")
+    assert sorted(LabelStore.open(tmp_path / "store", strict=True).names()) == ["again__x", "day__y"]
+
+
 def test_other_scales_need_another_store(folder, tmp_path, capsys):
     assert label(folder, tmp_path / "store") == 0
     before = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
