@@ -11,12 +11,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.transforms import resize_label
 from hmsa_core.engine.fast import ImagePass, Predictor
 from hmsa_core.engine.memory import is_out_of_memory, release_memory
-from hmsa_core.errors import InputError, TrainingError
+from hmsa_core.errors import TrainingError
 
 __all__ = ["TILE", "WHOLE_PIXELS", "Tiler", "Window", "windows"]
 
@@ -90,11 +92,12 @@ class Tiler:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
 
-        The same array again, with other settings, shares what the model has computed for it already.
+        The same array again, with other settings, shares what the model has computed for it already. At another
+        `size` than the image's, a whole image's fused scores are resized; of a tiled one the finished maps are
+        (label by the nearest pixel, confidence bilinearly), since tiles do not end on that size's pixels.
 
         Raises:
             TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
-            InputError: an image that must be tiled was asked for at another size than its own.
         """
         shape = (image.shape[0], image.shape[1])
         tile = self._side(shape)
@@ -147,10 +150,10 @@ class Tiler:
         shape = (image.shape[0], image.shape[1])
         if max(shape) <= tile:
             return self._open(image).label(scales, flip, kind=kind, size=size)
-        if size is not None and size != shape:
-            raise InputError(f"an image of {shape[0]}x{shape[1]} is tiled and cannot be scored at another size")
         label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for window in windows(shape, tile):
             part = self._open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
             label[window.kept], confidence[window.kept] = (maps[window.inner] for maps in part)
-        return label, confidence
+        if size is None or size == shape:
+            return label, confidence
+        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.engine.fast_tiles import Tiler, windows
-from hmsa_core.errors import InputError, TrainingError
+from hmsa_core.errors import TrainingError
 from tests.support.inference import noise_image, small_model
 
 SCALES = (0.5, 1.0)
@@ -97,7 +97,11 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model):
         Tiler(predictor).label(noise_image(6, 40, 40), SCALES, False)
 
 
-def test_a_tiled_image_cannot_be_scored_at_another_size(model):
+def test_a_tiled_image_is_scored_at_another_size(model):
+    image = noise_image(7, 300, 300)
     tiler = Tiler(Predictor(model), whole_pixels=0, tile=256)
-    with pytest.raises(InputError, match="is tiled and cannot be scored at another size"):
-        tiler.label(noise_image(7, 300, 300), SCALES, False, size=(150, 150))
+    label, confidence = tiler.label(image, SCALES, False)
+    smaller, surer = tiler.label(image, SCALES, False, size=(100, 100))
+    np.testing.assert_array_equal(smaller, label[1::3, 1::3])  # the centre of each 3 x 3 pixels
+    np.testing.assert_array_equal(surer, confidence[1::3, 1::3])
+    assert tiler.label(image, SCALES, False, size=(450, 410))[0].shape == (450, 410)
