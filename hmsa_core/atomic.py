@@ -322,19 +322,21 @@ def sweep_temps(folder: Path) -> list[Path]:
 
 
 def _is_alive(pid: int) -> bool:
+    if not _exists(pid):
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2][:1]
+    except OSError:  # a system without /proc, or it was there a moment ago and is gone now
+        return _exists(pid)
+    # Killed, but nobody has fetched its exit status yet (containers whose first process does not): it writes no more.
+    return state not in ("Z", "X")
+
+
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    # Killed, but nobody has fetched its exit status yet (containers whose first process does not): it writes no more.
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2][:1]
-    except OSError:
-        return False
-    return state in ("Z", "X")
+    return True

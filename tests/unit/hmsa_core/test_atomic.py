@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ def test_a_living_writers_temporary_file_is_not_swept(tmp_path: Path) -> None:
     assert atomic.sweep_temps(tmp_path) == []
     file.commit()
     assert (tmp_path / "x").read_bytes() == b"partial"
+
+
+@pytest.mark.parametrize("reaped", ["not yet", "between the two looks at it", "before"])
+def test_a_killed_writers_temporary_file_is_swept_whenever_its_parent_takes_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reaped: str
+) -> None:
+    with subprocess.Popen(["sleep", "600"]) as writer:
+        (tmp_path / f".x.{writer.pid}-00000000.tmp").write_bytes(b"partial")
+        assert atomic.sweep_temps(tmp_path) == []
+        writer.kill()
+        os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # dead, a zombie
+        if reaped == "before":
+            writer.wait()
+        elif reaped != "not yet":
+            read = Path.read_text
+            monkeypatch.setattr(Path, "read_text", lambda *a, **k: (writer.wait(), read(*a, **k))[1])
+        assert len(atomic.sweep_temps(tmp_path)) == 1
+        assert not os.listdir(tmp_path)
 
 
 def test_the_digest_returned_is_the_digest_on_disk(tmp_path: Path) -> None:
