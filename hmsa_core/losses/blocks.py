@@ -16,6 +16,7 @@ from hmsa_core.errors import InputError
 __all__ = ["LOW_PRECISION", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+_MOST_CLASSES = 512  # of a block: the product of as many numbers up to 2 is still a double
 # Small enough for the cache, large enough that threads do not meet after every few microseconds of work
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
@@ -47,7 +48,7 @@ def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut N x C into blocks of images x classes whose full-size maps stay in the cache (or fit the GPU)."""
     count, classes, height, width = logits.shape
     maps = max(1, BLOCK_BYTES.get(logits.device.type, 64 << 20) // (height * width * 4))
-    step_classes = min(classes, maps)
+    step_classes = min(classes, maps, _MOST_CLASSES)
     step_images = max(1, maps // classes)
     for image in range(0, count, step_images):
         for start in range(0, classes, step_classes):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["batch_norm_relu", "conv", "conv_bn", "init_weights", "keep_statistics", "promote", "resize", "scaled_size"]
@@ -20,7 +22,26 @@ def resize(maps_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize bilinearly (corners not aligned, no antialias); the same size returns the input itself."""
     if tuple(maps_BCHW.shape[-2:]) == tuple(size):
         return maps_BCHW
+    if maps_BCHW.requires_grad and maps_BCHW.device.type == "cpu":
+        resized: Tensor = _ResizeOnCpu.apply(maps_BCHW, size)
+        return resized
     return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+class _ResizeOnCpu(torch.autograd.Function):
+    """torch's own, whose backward pass takes a quarter of the time where channels come last: the same bits."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.shape = maps.shape
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped
+    def backward(ctx: Any, by_resized: Tensor) -> tuple[Tensor, None]:
+        last = by_resized.contiguous(memory_format=torch.channels_last)
+        by_maps = torch.ops.aten.upsample_bilinear2d_backward(last, last.shape[2:], ctx.shape, False, None, None)
+        return by_maps.contiguous() if by_resized.is_contiguous() else by_maps, None
 
 
 def scaled_size(size: tuple[int, int], scale: float, *, rounding: str = "floor") -> tuple[int, int]:

@@ -148,6 +148,19 @@ def test_more_than_255_classes_and_labels_outside_the_range_are_ignored() -> Non
     assert rmi_loss(logits, chosen, ignore_index=999).item() != rmi_loss(logits, chosen).item()
 
 
+def test_the_cross_entropy_is_that_of_torch_for_sure_scores_and_very_many_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape, spread in (((2, 19, 16, 24), 12.0), ((1, 1100, 8, 8), 0.0)):
+        logits = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+        truth = torch.nn.functional.one_hot(labels, shape[1]).movedim(-1, 1).double()
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        expected /= labels.numel() + 1
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+            ours = rmi_parts(logits.to(dtype), labels).cross_entropy.item()
+            assert ours == pytest.approx(expected.item(), rel=tolerance)
+
+
 def test_channels_last_and_half_precision_give_the_same_gradient() -> None:
     logits, labels = scene(11, (2, 4, 24, 32))
     single = logits.detach().float()
