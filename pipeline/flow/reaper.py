@@ -1,7 +1,8 @@
 """Settle flow runs whose process is gone: after a full kill nobody else ever will.
 
 A run holds the workspace's `nightly` lock for its whole life. A run that Prefect calls Running while
-the lock is free, or is held by another run, is dead: Crashed, or Cancelled if that was asked for. A run that
+the lock is free, or is held by another run, is dead: Crashed, or Cancelled if that was asked for; only, it
+is Running for a moment before it has the lock, so one that has just begun is looked at again. A run that
 a worker had taken but not started when it was killed stays Pending for ever: it is scheduled again.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,6 +22,7 @@ from hmsa_core.locks import FileLock
 __all__ = ["nightly_lock", "reap"]
 
 FLOW = "auto-label"
+BEGINS_S = 15.0  # longest time from Running to the lock: a moment, but the machine may be busy
 
 
 def nightly_lock(workspace: Path) -> FileLock:
@@ -26,7 +30,8 @@ def nightly_lock(workspace: Path) -> FileLock:
     return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"a nightly run of {workspace}")
 
 
-async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[str]:
+async def _reap(workspace: Path, keep: UUID | None, *, pending: bool, patient: bool) -> tuple[list[str], bool]:
+    """Settle the dead runs; say what was done, and whether one was passed over since it may only just begin."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -45,7 +50,7 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
     }
     if pending:
         settled[StateType.PENDING] = (Scheduled(message="its worker was lost before it started"), "scheduled again")
-    said = []
+    said, begins = [], False
     async with get_client() as client:
         runs = await client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
@@ -54,10 +59,18 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
         for run in runs:
             if run.id == keep or run.state_type is None or not _belongs(run.parameters, workspace):
                 continue
+            if patient and run.state_type == StateType.RUNNING and _age_s(run.state) < BEGINS_S:
+                begins = True
+                continue
             state, done = settled[run.state_type]
             await client.set_flow_run_state(run.id, state, force=True)
             said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
-    return said
+    return said, begins
+
+
+def _age_s(state: Any) -> float:
+    seconds: float = (datetime.now(UTC) - state.timestamp).total_seconds()
+    return seconds
 
 
 def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
@@ -70,13 +83,18 @@ def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) ->
 
     Args:
         workspace: whose runs.
-        keep: the run that holds the lock (the caller), if any; without it nothing is done while
-            somebody holds the lock.
+        keep: the run that holds the lock (the caller), if any, which leaves runs that have just begun to the
+            next; without it nothing is done while somebody holds the lock, and such runs are waited for.
         pending: also runs that were about to start (only while no worker can be starting one).
     """
     if keep is None and not nightly_lock(workspace).is_free():
         return []
-    return asyncio.run(_reap(workspace, keep, pending=pending))
+    said, begins = asyncio.run(_reap(workspace, keep, pending=pending, patient=True))
+    if begins and keep is None:
+        time.sleep(BEGINS_S)
+        if nightly_lock(workspace).is_free():
+            said += asyncio.run(_reap(workspace, keep, pending=pending, patient=False))[0]
+    return said
 
 
 def main(argv: list[str] | None = None) -> int:

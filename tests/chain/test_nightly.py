@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,9 +21,9 @@ import yaml
 
 from hmsa_core import atomic
 from hmsa_core.labels import LabelStore
-from pipeline.flow.reaper import nightly_lock
+from pipeline.flow.reaper import BEGINS_S, nightly_lock
 from pipeline.flow.services import Services
-from tests.support.chain import REPO, Whole
+from tests.support.chain import REPO, Whole, environment
 from tests.support.nightly import (
     SLOWLY,
     api,
@@ -227,6 +228,20 @@ def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes
     assert pid_of(orchestrated, "server") == server
     monkeypatch.delenv("PREFECT_API_URL")
     assert f"it was for {other} and is for {orchestrated} now" in up(orchestrated, Services(orchestrated).port)
+
+
+def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(orchestrated: Path) -> None:
+    Services(orchestrated).stop("worker")
+    run = start(orchestrated, threshold=1.5)
+    api(orchestrated, f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
+    reaper = [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(orchestrated)]
+    with subprocess.Popen(reaper, cwd=orchestrated, env=environment(), stdout=subprocess.PIPE, text=True) as looking:
+        time.sleep(BEGINS_S / 2)
+        assert looking.poll() is None, "it looks again"
+        with nightly_lock(orchestrated):
+            assert looking.communicate(timeout=60)[0] == ""
+    assert looking.returncode == 0
+    assert state(orchestrated, run) == "Running"
 
 
 def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(orchestrated: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_gradient_that_left_the_message_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The distutils package is deprecated:DeprecationWarning")  # inductor imports it
 def test_a_compiled_model_trains_to_the_same_loss(tmp_path: Path) -> None:
     from hmsa_core.engine import train
     from tests.support.training import context, log_of, train_spec, write_data
