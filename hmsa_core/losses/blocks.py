@@ -16,7 +16,7 @@ from hmsa_core.errors import InputError
 __all__ = ["LOW_PRECISION", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-_MOST_CLASSES = 512  # of a block: the product of as many numbers up to 2 is still a double
+_MOST_CLASSES = 64  # of a block: the product of as many probabilities from 0.5 on is far from float32's smallest
 # Small enough for the cache, large enough that threads do not meet after every few microseconds of work
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
