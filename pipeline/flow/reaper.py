@@ -2,7 +2,7 @@
 
 A run holds the workspace's `nightly` lock for its whole life. A run that Prefect calls Running while
 the lock is free, or is held by another run, is dead: Crashed, or Cancelled if that was asked for; only, it
-is Running for a moment before it has the lock, so one that has just begun is looked at again. A run that
+is Running for a moment before it has the lock, so whoever is not a run looks twice. A run that
 a worker had taken but not started when it was killed stays Pending for ever: it is scheduled again.
 """
 
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,7 +30,7 @@ def nightly_lock(workspace: Path) -> FileLock:
 
 
 async def _reap(workspace: Path, keep: UUID | None, *, pending: bool, patient: bool) -> tuple[list[str], bool]:
-    """Settle the dead runs; say what was done, and whether one was passed over since it may only just begin."""
+    """Settle the dead runs; say what was done, and whether patience passed one over that may only just begin."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -59,18 +58,13 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool, patient: b
         for run in runs:
             if run.id == keep or run.state_type is None or not _belongs(run.parameters, workspace):
                 continue
-            if patient and run.state_type == StateType.RUNNING and _age_s(run.state) < BEGINS_S:
+            if patient and run.state_type == StateType.RUNNING:
                 begins = True
                 continue
             state, done = settled[run.state_type]
             await client.set_flow_run_state(run.id, state, force=True)
             said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
     return said, begins
-
-
-def _age_s(state: Any) -> float:
-    seconds: float = (datetime.now(UTC) - state.timestamp).total_seconds()
-    return seconds
 
 
 def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
@@ -83,14 +77,14 @@ def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) ->
 
     Args:
         workspace: whose runs.
-        keep: the run that holds the lock (the caller), if any, which leaves runs that have just begun to the
-            next; without it nothing is done while somebody holds the lock, and such runs are waited for.
+        keep: the run that holds the lock (the caller), if any; without it nothing is done while somebody holds
+            the lock, and a run that is Running without it has 15 seconds to take it.
         pending: also runs that were about to start (only while no worker can be starting one).
     """
     if keep is None and not nightly_lock(workspace).is_free():
         return []
-    said, begins = asyncio.run(_reap(workspace, keep, pending=pending, patient=True))
-    if begins and keep is None:
+    said, begins = asyncio.run(_reap(workspace, keep, pending=pending, patient=keep is None))
+    if begins:
         time.sleep(BEGINS_S)
         if nightly_lock(workspace).is_free():
             said += asyncio.run(_reap(workspace, keep, pending=pending, patient=False))[0]
