@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,8 +28,7 @@ def nightly_lock(workspace: Path) -> FileLock:
     return FileLock(workspace / "work" / "locks" / "nightly.lock", what=f"a nightly run of {workspace}")
 
 
-async def _reap(workspace: Path, keep: UUID | None, *, pending: bool, patient: bool) -> tuple[list[str], bool]:
-    """Settle the dead runs; say what was done, and whether patience passed one over that may only just begin."""
+async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[str]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowFilter,
@@ -49,22 +47,25 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool, patient: b
     }
     if pending:
         settled[StateType.PENDING] = (Scheduled(message="its worker was lost before it started"), "scheduled again")
-    said, begins = [], False
+    asked_for = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(settled))))
+    named = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+    said = []
     async with get_client() as client:
-        runs = await client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(settled)))),
-        )
+        runs = await client.read_flow_runs(flow_filter=named, flow_run_filter=asked_for)
+        if keep is None and any(r.state_type == StateType.RUNNING and _belongs(r.parameters, workspace) for r in runs):
+            await asyncio.sleep(BEGINS_S)
+            if not nightly_lock(workspace).is_free():
+                return []
+            seen = {(run.id, run.state_type) for run in runs}
+            again = await client.read_flow_runs(flow_filter=named, flow_run_filter=asked_for)
+            runs = [run for run in again if (run.id, run.state_type) in seen]
         for run in runs:
             if run.id == keep or run.state_type is None or not _belongs(run.parameters, workspace):
-                continue
-            if patient and run.state_type == StateType.RUNNING:
-                begins = True
                 continue
             state, done = settled[run.state_type]
             await client.set_flow_run_state(run.id, state, force=True)
             said.append(f"run {run.name} was left behind as {run.state_name}: {done}")
-    return said, begins
+    return said
 
 
 def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
@@ -83,12 +84,7 @@ def reap(workspace: Path, *, keep: UUID | None = None, pending: bool = False) ->
     """
     if keep is None and not nightly_lock(workspace).is_free():
         return []
-    said, begins = asyncio.run(_reap(workspace, keep, pending=pending, patient=keep is None))
-    if begins:
-        time.sleep(BEGINS_S)
-        if nightly_lock(workspace).is_free():
-            said += asyncio.run(_reap(workspace, keep, pending=pending, patient=False))[0]
-    return said
+    return asyncio.run(_reap(workspace, keep, pending=pending))
 
 
 def main(argv: list[str] | None = None) -> int:
