@@ -12,12 +12,13 @@ from pipeline.params import Params
 
 __all__ = ["NAMES", "make_ablation"]
 
-NAMES = ("scales", "labels", "threshold", "losses", "camvid-table")
+NAMES = ("scales", "ranges", "labels", "threshold", "losses", "camvid-table")
 _SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 _PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _IGNORED = (0.1, 0.3, 0.6)
-_LOSSES: dict[str, tuple[tuple[str, Any], ...]] = {
+_Changes = tuple[tuple[str, Any], ...]
+_LOSSES: dict[str, _Changes] = {
     "rmi-released": (("loss.main", "rmi"), ("loss.rmi_ignore", "released")),
     "rmi-masked": (("loss.main", "rmi"), ("loss.rmi_ignore", "masked")),
     # Stated though neither looks at it: rows keep their keys when the profile's form of RMI changes.
@@ -37,7 +38,7 @@ def make_ablation(name: str, params: Params) -> Ablation:
     Raises:
         ConfigError: an unknown name, or an ablation that the profile cannot run.
     """
-    makers = {"scales": _scales, "labels": _labels, "threshold": _threshold, "losses": _losses}
+    makers = {"scales": _scales, "ranges": _ranges, "labels": _labels, "threshold": _threshold, "losses": _losses}
     if name == "camvid-table":
         return _camvid(params)
     if name not in makers:
@@ -56,8 +57,8 @@ def _main(name: str, params: Params, mode: str | None = None) -> EvaluationSetti
     return params.evaluate.settings[0].model_copy(update=changes)
 
 
-def _kind(kind: str) -> Training:
-    return Training("teacher_train", "pretrain", (("model.kind", kind),))
+def _kind(kind: str, *changes: tuple[str, Any]) -> Training:
+    return Training("teacher_train", "pretrain", (("model.kind", kind), *changes))
 
 
 def _set_name(scales: Iterable[float]) -> str:
@@ -82,13 +83,14 @@ def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG00
 
 
 def _scale_rows(
-    name: str, kind: str, sets: Iterable[tuple[float, ...]] = _SETS, *, mode: str = "model"
-) -> list[Row]:
+    name: str, kind: str, sets: Iterable[tuple[float, ...]] = _SETS, *, mode: str = "model", prefix: str = "",
+    changes: _Changes = (),
+) -> list[Row]:  # fmt: skip
     rows = []
     for scales in sets:
-        own = f"{name}-{_set_name(scales)}"
+        own = f"{prefix}{name}-{_set_name(scales)}"
         title = f"{name}, {{{', '.join(f'{s:g}' for s in scales)}}}"
-        rows.append(Row(own, title, _kind(kind), _setting(own, scales, mode=mode)))
+        rows.append(Row(own, title, _kind(kind, *changes), _setting(own, scales, mode=mode)))
     return rows
 
 
@@ -114,6 +116,31 @@ def _scale_claims() -> tuple[Comparison, ...]:
             for other, pair in ((0.25, _PAIRS[0]), (0.5, _SETS[0]), (2.0, _PAIRS[1]))
         ),
     )
+
+
+# ------------------------------------------------------------------------------------------------ ranges
+
+
+def _ranges(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG001 - the same for every profile
+    """Does 2x hurt averaging where no enlarged picture was learned from? In table `scales` it does not."""
+    two, three = (_set_name(s) for s in _SETS[:2])
+    one_two = _set_name(_PAIRS[1])
+    narrow: dict[str, Any] = {"prefix": "narrow-", "changes": (("augment.scale_max", 1.0),)}
+    rows = (
+        *_scale_rows("single", "single", ((1.0,),), mode="single", **narrow),
+        *_scale_rows("average", "single", (_PAIRS[1], *_SETS[:2]), mode="average", **narrow),
+        *_scale_rows("hierarchical", "hierarchical", _SETS[:2], **narrow),
+    )
+    average, hierarchical = "narrow-average", "narrow-hierarchical"
+    comparisons = (
+        Comparison(f"{average}-{three}", f"{average}-{two}", "adding 2x hurts average", hurts=True),
+        Comparison(f"{average}-{one_two}", "narrow-single-1", "adding 2x alone to 1x hurts average", hurts=True),
+        Comparison(f"{hierarchical}-{three}", f"{hierarchical}-{two}",
+                   f"adding 2x costs hierarchical less than {100 * _HARM:g} points", allowed=_HARM),
+        Comparison(f"{hierarchical}-{three}", f"{average}-{three}", "hierarchical > average"),
+    )  # fmt: skip
+    title = "Fusing scales, trained on scales of 0.5 to 1"
+    return Ablation(name, title, "teacher-pretrain", rows, comparisons, command)
 
 
 # ------------------------------------------------------------------------------------------------ labels
@@ -157,7 +184,7 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
 # --------------------------------------------------------------------------------------------- threshold
 
 
-def _student(changes: tuple[tuple[str, Any], ...] = (), labels: Labels | None = None) -> Training:
+def _student(changes: _Changes = (), labels: Labels | None = None) -> Training:
     return Training("student_train", "teacher", changes, labels)
 
 
