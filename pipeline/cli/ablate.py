@@ -6,8 +6,8 @@ autolabel ablate losses --dry-run               (what is missing, and how long i
 autolabel ablate scales --freeze 100,101,102,103,104 --variants 7 --note "..."
 autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default
 
-Tables: scales, ranges, labels, threshold, losses, camvid-table. A finished cell (benchmarks/ablations/NAME/ROW-seedK.json)
-with the same settings and code is never run again; a killed one goes on.
+Tables: scales, ranges, labels, threshold, losses, camvid-table. A finished cell
+(benchmarks/ablations/NAME/ROW-seedK.json) with the same settings and code is never run again; a killed one goes on.
 """
 
 from __future__ import annotations
