@@ -40,13 +40,17 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison with the interval of (row - baseline), and the seeds that both have."""
+    """A comparison with the interval of (row - baseline), and the seeds that both have.
+
+    `classes` names those of the interval in its order, "" what is not scored; empty where they are not known.
+    """
 
     comparison: Comparison
     seeds: tuple[int, ...]
     images: int
     interval: Interval
     boundary: Interval | None
+    classes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -108,6 +112,7 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
     if not pairs:
         return None
     ours, theirs = [], []
+    known = next(iter(pairs.values()))[0]
     for a, b in pairs.values():
         both = _common(a, b)
         ours.append(both[0])
@@ -121,7 +126,7 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
     has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
     return Compared(
         comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
-        interval(at_boundaries=True) if has_boundary else None,
+        interval(at_boundaries=True) if has_boundary else None, known.class_names(known.counts()),
     )  # fmt: skip
 
 

@@ -13,9 +13,15 @@ from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
 from pipeline.ablation.statistics import Cells, Table, load_cells, summarise
-from pipeline.results.tables import claims, points, provenance_lines, rows_table, table
+from pipeline.results.tables import by_class, claims, points, provenance_lines, rows_table, table
 
 __all__ = ["Options", "ablation_section", "tables_of"]
+
+
+_BY_CLASS = (
+    "By class, points of IoU, classes whose own interval excludes zero "
+    "(at 95 % about one class in twenty does so by chance):"
+)
 
 
 class Options:
@@ -52,6 +58,9 @@ def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
         lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), ""]
         lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
     newest = found.get("confirming") or found["exploring"]
+    classes = by_class(newest[1])
+    if classes:
+        lines += [_BY_CLASS, "", *classes, ""]
     lines += _details(newest[0], [row.name for row in ablation.rows])
     return [*lines, *_notes(folder)]
 

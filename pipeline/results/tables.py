@@ -8,7 +8,7 @@ from typing import Any
 from hmsa_core.metrics import Interval
 from pipeline.ablation.statistics import RowSummary, Table
 
-__all__ = ["claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
+__all__ = ["by_class", "claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -66,6 +66,21 @@ def claims(found: Table) -> list[str]:
             for c in found.compared
         ],
     )  # fmt: skip
+
+
+def by_class(found: Table) -> list[str]:
+    """What a difference is made of, one line a comparison: the classes whose own interval excludes zero."""
+    lines = []
+    for c in found.compared:
+        scored = [k for k, name in enumerate(c.classes) if name]
+        order = sorted(scored, key=c.interval.class_value.__getitem__)
+        gain = [k for k in reversed(order) if c.interval.class_low[k] > 0]
+        lose = [k for k in order if c.interval.class_high[k] < 0]
+        told = (", ".join(f"{c.classes[k]} {points(c.interval.class_value[k], sign=True)}" for k in some) or "-"
+                for some in (gain, lose))  # fmt: skip
+        if scored:
+            lines.append((f"`{c.comparison.row}` - `{c.comparison.baseline}`", *told))
+    return table(("difference", "classes that gain", "classes that lose"), dict.fromkeys(lines)) if lines else []
 
 
 def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

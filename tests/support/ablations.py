@@ -67,7 +67,10 @@ def record_of(row: str, seed: int, **changes: Any) -> dict[str, Any]:
 
 
 def put_cell(folder: Path, row: str, seed: int, quality: float, **changes: Any) -> None:
-    write_cell(folder, record_of(row, seed, **changes), counts_of(quality, seed=seed).to_bytes())
+    counts = counts_of(quality, seed=seed)
+    hits, union = counts.hits.sum(0), (counts.truth + counts.predicted - counts.hits).sum(0)
+    iou = dict(zip(CLASSES, (hits / union).tolist(), strict=True))
+    write_cell(folder, record_of(row, seed, **{"iou": iou, **changes}), counts.to_bytes())
 
 
 @dataclass

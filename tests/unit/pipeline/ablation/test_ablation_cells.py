@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.errors import IntegrityError
 from hmsa_core.metrics import bootstrap_difference, iou_of
-from pipeline.ablation.cells import Cell, Counts, cells_by_key, changes, write_cell
+from pipeline.ablation.cells import Cell, Counts, cell_path, cells_by_key, changes, write_cell
 from tests.support.ablations import confusions, counts_of, put_cell, record_of
 
 
@@ -66,6 +66,19 @@ def test_204_images_of_19_classes_take_less_than_100_kilobytes() -> None:
     boundary = np.stack([hits // 8, truth // 4], axis=1)
     counts = Counts(names, tuple(f"bielefeld run {i // 3}" for i in range(204)), hits, truth, truth, boundary)
     assert len(counts.to_bytes()) < 100_000
+
+
+def test_the_classes_of_the_counts_are_named_though_the_record_sorts_them(tmp_path: Path) -> None:
+    put_cell(tmp_path, "good", 0, 0.8)
+    cell = Cell.load(cell_path(tmp_path, "good", 0))
+    assert list(cell.record["iou"]) == ["car", "pole", "road"]
+    assert cell.class_names(cell.counts()) == ("road", "car", "pole")
+
+
+def test_classes_that_cannot_be_told_apart_are_not_named(tmp_path: Path) -> None:
+    put_cell(tmp_path, "good", 0, 0.8, iou={"road": 0.5, "car": 0.5, "pole": None})
+    cell = Cell.load(cell_path(tmp_path, "good", 0))
+    assert cell.class_names(cell.counts()) == ()
 
 
 def test_a_count_file_that_is_not_the_named_one_is_refused(tmp_path: Path) -> None:

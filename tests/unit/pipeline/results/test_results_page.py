@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,9 @@ def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources
     assert "Machine: A processor, 2 cores. python 3, torch 2. Commit: c0ffeec0ffee." in page
     assert "Not frozen" in page
     assert "both > attention alone" in readme_table(sources)
+    (by_class,) = re.findall(r"^\| `both` - `attention` \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert sorted(re.findall(r"(\w+) \+\d", by_class[0])) == sorted(CLASSES)
+    assert by_class[1] == "-"
 
 
 def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) -> None:
