@@ -25,7 +25,7 @@ ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EP
   $(if $(RANKS),--ranks $(RANKS))
 
 .PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit clean orchestrate orchestrate-stop \
-  ablation-scales ablation-ranges ablation-labels ablation-threshold ablation-losses camvid-table results
+  ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-losses camvid-table results
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -78,8 +78,8 @@ bench: setup  ## ratios side by side; writes benchmarks/results and docs/benchma
 ablation-scales: setup  ## single, average, max, explicit, hierarchical on three sets of scales (SEEDS= ROWS= WORKSPACE=)
 	autolabel ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
 
-ablation-ranges: setup  ## single, average, hierarchical that learned from no enlarged picture: does 2x hurt averaging then?
-	autolabel ablate ranges --prepare --workspace $(WORKSPACE) $(ABLATE)
+ablation-reasons: setup  ## why ablation-scales comes out so: no enlarged pictures in training; a loss at each scale
+	autolabel ablate reasons --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, auto + coarse
 	autolabel ablate labels --prepare --workspace $(WORKSPACE) $(ABLATE)

@@ -57,11 +57,13 @@ def test_scales_compares_all_fusions_on_the_three_sets_from_three_trainings(demo
             assert (mode, kind, scales) in sets
 
 
-def test_ranges_repeats_scales_without_enlarged_pictures_in_training_and_nothing_else(demo: Params) -> None:
+def test_reasons_repeats_rows_of_scales_with_one_thing_changed(demo: Params) -> None:
     usual = {r.name: r for r in make_ablation("scales", demo).rows}
-    for row in make_ablation("ranges", demo).rows:
-        twin = usual[row.name.removeprefix("narrow-")]
-        assert row.training.changes == (*twin.training.changes, ("augment.scale_max", 1.0))
+    changes = {"": (), "narrow-": (("augment.scale_max", 1.0),), "own-": (("loss.per_scale_weight", 0.4),)}
+    for row in make_ablation("reasons", demo).rows:
+        prefix = next(p for p in ("narrow-", "own-", "") if row.name.startswith(p))
+        twin = usual[row.name.removeprefix(prefix)]
+        assert row.training.changes == (*twin.training.changes, *changes[prefix])
         assert (row.setting.scales, row.setting.mode) == (twin.setting.scales, twin.setting.mode)
 
 
