@@ -81,7 +81,7 @@ def _ablations(folder: Path) -> list[Ablation]:
     demo, camvid = _params("demo"), _params("camvid")
     shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
     shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
-    names = ("scales", "reasons", "labels", "threshold", "losses")
+    names = ("scales", "labels", "reasons", "threshold", "losses")
     found = [make_ablation(name, demo) for name in names]
     found += [make_ablation("camvid-table", params) for params in (camvid, shifted)]
     on_camvid = [make_ablation(name, camvid) for name in names]

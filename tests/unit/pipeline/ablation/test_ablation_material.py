@@ -57,13 +57,14 @@ def test_scales_compares_all_fusions_on_the_three_sets_from_three_trainings(demo
             assert (mode, kind, scales) in sets
 
 
-def test_reasons_repeats_rows_of_scales_with_one_thing_changed(demo: Params) -> None:
-    usual = {r.name: r for r in make_ablation("scales", demo).rows}
+def test_reasons_repeats_rows_of_other_tables_with_one_thing_changed(demo: Params) -> None:
+    usual = {r.name: r for name in ("scales", "labels") for r in make_ablation(name, demo).rows}
     changes = {"": (), "narrow-": (("augment.scale_max", 1.0),), "own-": (("loss.per_scale_weight", 0.4),)}
     for row in make_ablation("reasons", demo).rows:
         prefix = next(p for p in ("narrow-", "own-", "") if row.name.startswith(p))
-        twin = usual[row.name.removeprefix(prefix)]
+        twin = usual["both" if row.name == "all-classes" else row.name.removeprefix(prefix)]
         assert row.training.changes == (*twin.training.changes, *changes[prefix])
+        assert row.training.labels == (Labels(0.0) if row.name == "all-classes" else twin.training.labels)
         assert (row.setting.scales, row.setting.mode) == (twin.setting.scales, twin.setting.mode)
 
 

@@ -1,0 +1,63 @@
+"""What is thought to lie behind the tables `scales` and `labels`, each reason by a training that takes it away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.ablation.plan import Ablation, Comparison, Labels, Row
+from pipeline.ablation.rows import PAIRS, SETS, from_pretraining, main_setting, scale_rows
+from pipeline.params import Params
+
+__all__ = ["make_reasons"]
+
+_NARROW: dict[str, Any] = {
+    "prefix": "narrow-", "told": "trained up to 1x: ", "changes": (("augment.scale_max", 1.0),),
+}  # fmt: skip
+_OWN: dict[str, Any] = {
+    "prefix": "own-", "told": "with a loss at each scale: ",
+    "changes": (("loss.per_scale_weight", 0.4),),  # the auxiliary loss's weight
+}  # fmt: skip
+_HURTS = (
+    ("narrow-average-0.5-1-2", "narrow-average-0.5-1", "adding 2x hurts average"),
+    ("narrow-average-1-2", "narrow-single-1", "adding 2x alone to 1x hurts average"),
+)
+_HELPS = (
+    ("narrow-hierarchical-0.5-1-2", "narrow-average-0.5-1-2", "hierarchical > average"),
+    ("own-hierarchical-1", "hierarchical-1", "a loss of its own helps {1} alone"),
+    ("own-hierarchical-0.5-1", "hierarchical-0.5-1", "a loss of its own helps {0.5, 1}"),
+    ("own-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "a loss of its own helps {0.5, 1, 2}"),
+    ("own-hierarchical-1", "single-1", "hierarchical, {1} alone > single scale"),
+    ("own-hierarchical-0.5-1", "average-0.5-1", "hierarchical > average"),
+    ("own-hierarchical-0.5-1-2", "average-0.5-1-2", "hierarchical > average"),
+    ("all-classes", "both", "labels of all classes > of those with a threshold"),
+    ("all-classes", "attention", "labels of all classes > fine labels only"),
+)
+
+
+def make_reasons(name: str, command: str, params: Params) -> Ablation:
+    """Tests of the reasons; rows without a prefix are those of the tables in question.
+
+    `narrow`: no enlarged picture is learned from, so 2x should hurt averaging, as the paper has it. `own`: each
+    scale has a loss of its own, so the hierarchical model should be as good at {1} alone as the single-scale one.
+    `all-classes`: no threshold, so no class is missing from the auto-labelled half.
+    """
+    ignored = ("loss.rmi_ignore", params.student_train.loss.rmi_ignore)  # as table labels has it
+    rows = (
+        *scale_rows("single", "single", ((1.0,),), mode="single"),
+        *scale_rows("average", "single", SETS[:2], mode="average"),
+        *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS[:2])),
+        *scale_rows("single", "single", ((1.0,),), mode="single", **_NARROW),
+        *scale_rows("average", "single", (PAIRS[1], *SETS[:2]), mode="average", **_NARROW),
+        *scale_rows("hierarchical", "hierarchical", SETS[:2], **_NARROW),
+        *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS[:2]), **_OWN),
+        Row("attention", "fine labels", from_pretraining("hierarchical"), main_setting("attention", params)),
+        *(
+            Row(own, title, from_pretraining("hierarchical", ignored, labels=labels), main_setting(own, params))
+            for own, title, labels in (
+                ("both", "fine and auto-labels", Labels()),
+                ("all-classes", "fine and auto-labels of all classes, threshold 0", Labels(0.0)),
+            )
+        ),
+    )
+    comparisons = (*(Comparison(*c, hurts=True) for c in _HURTS), *(Comparison(*c) for c in _HELPS))
+    return Ablation(name, "Tests of the reasons", "pseudo-label", rows, comparisons, command)
