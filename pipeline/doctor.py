@@ -30,8 +30,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
     if (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
-            lambda: _params(ws), lambda: _pretrain_dependency(ws), lambda: _locks(ws), lambda: _disk(ws),
-            lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
+            lambda: _params(ws), lambda: _scales(ws), lambda: _pretrain_dependency(ws), lambda: _locks(ws),
+            lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     else:
@@ -85,6 +85,17 @@ def _params(ws: Workspace) -> Iterator[Finding]:
             generated = path.is_relative_to(ws.path("data/demo"))
             mend = "autolabel demo-data" if generated else f"correct data.{name}.root in params.yaml"
             yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
+
+
+def _scales(ws: Workspace) -> Iterator[Finding]:
+    """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
+    recipe = ws.params.teacher_train
+    pair = recipe.model.low_scale if recipe.model.kind != "single" else 1.0  # the smaller picture of a training pair
+    low, high = recipe.augment.scale_min * pair, recipe.augment.scale_max
+    strange = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
+    if strange:
+        text = f"auto_infer.scales: {strange} not among what teacher_train shows ({low:g} to {high:g})"
+        yield Finding("scales", "warning", text, "leave it out, or widen teacher_train.augment.scale_min / scale_max")
 
 
 def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:

@@ -20,8 +20,10 @@ _OWN: dict[str, Any] = {
 _HURTS = (
     ("narrow-average-0.5-1-2", "narrow-average-0.5-1", "adding 2x hurts average"),
     ("narrow-average-1-2", "narrow-single-1", "adding 2x alone to 1x hurts average"),
+    ("narrow-hierarchical-0.5-1-2", "narrow-hierarchical-0.5-1", "adding 2x hurts hierarchical"),
 )
 _HELPS = (
+    ("narrow-hierarchical-0.5-1", "narrow-average-0.5-1", "hierarchical > average"),
     ("narrow-hierarchical-0.5-1-2", "narrow-average-0.5-1-2", "hierarchical > average"),
     ("own-hierarchical-1", "hierarchical-1", "a loss of its own helps {1} alone"),
     ("own-hierarchical-0.5-1", "hierarchical-0.5-1", "a loss of its own helps {0.5, 1}"),

@@ -54,6 +54,24 @@ def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, 
     assert found["data pretrain"].mend == "autolabel demo-data"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("scales: [0.5, 1.0, 2.0]           #", "scales: [0.25, 1.0, 2.0] #", None),  # half of 0.5: a training's pair
+        ("scales: [0.5, 1.0, 2.0]           #", "scales: [0.125, 1.0, 2.5] #", "0.125, 2.5 not among.*0.25 to 2"),
+        ("scale_max: 2.0 ", "scale_max: 1.0 ", "auto_infer.scales: 2 not among.*0.25 to 1"),
+    ],
+)
+def test_scales_that_the_training_does_not_show_are_told(
+    workspace: Workspace, old: str, new: str, told: str | None
+) -> None:
+    params = workspace.path("params.yaml")
+    assert old in params.read_text()
+    params.write_text(params.read_text().replace(old, new))
+    found = [f for f in doctor.examine(workspace.root) if f.name == "scales"]
+    assert [bool(re.search(told or "$.", f.text)) for f in found] == [True] * bool(told)
+
+
 def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(workspace: Workspace) -> None:
     params = workspace.path("params.yaml")
     params.write_text(re.sub(r"  pretrain:\n(    .*\n)+", "  pretrain: null\n", params.read_text()))
