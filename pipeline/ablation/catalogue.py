@@ -10,7 +10,7 @@ from pipeline.params import Params
 
 __all__ = ["NAMES", "make_ablation"]
 
-NAMES = ("scales", "reasons", "labels", "threshold", "losses", "camvid-table")
+NAMES = ("scales", "labels", "reasons", "threshold", "losses", "camvid-table")
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _IGNORED = (0.1, 0.3, 0.6)
 _LOSSES: dict[str, Changes] = {
@@ -33,7 +33,7 @@ def make_ablation(name: str, params: Params) -> Ablation:
     Raises:
         ConfigError: an unknown name, or an ablation that the profile cannot run.
     """
-    makers = {"scales": _scales, "reasons": make_reasons, "labels": _labels, "threshold": _threshold, "losses": _losses}
+    makers = {"scales": _scales, "labels": _labels, "reasons": make_reasons, "threshold": _threshold, "losses": _losses}
     if name == "camvid-table":
         return _camvid(params)
     if name not in makers:

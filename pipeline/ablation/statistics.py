@@ -40,17 +40,13 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison with the interval of (row - baseline), and the seeds that both have.
-
-    `classes` names those of the interval in its order, "" what is not scored; empty where they are not known.
-    """
+    """A comparison with the interval of (row - baseline), and the seeds that both have."""
 
     comparison: Comparison
     seeds: tuple[int, ...]
     images: int
     interval: Interval
     boundary: Interval | None
-    classes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -74,6 +70,7 @@ class Table:
     compared: tuple[Compared, ...]
     unequal: tuple[str, ...]  # rows that saw another number of images than most
     mixed: tuple[str, ...]  # settings that differ between seeds of a row: they cannot be averaged
+    classes: tuple[str, ...]  # of all intervals, in their order; "" what is not scored; () where they are not known
 
 
 def load_cells(folder: Path, *, confirming: bool) -> Cells:
@@ -92,7 +89,8 @@ def summarise(cells: Cells, comparisons: Iterable[Comparison], order: Sequence[s
     names = [n for n in order if n in cells] + sorted(set(cells) - set(order))
     rows = tuple(_row(name, cells[name], draws, seed) for name in names)
     found = (compare(cells, c, draws=draws, seed=seed) for c in comparisons)
-    return Table(rows, tuple(c for c in found if c is not None), _unequal(rows), _mixed(rows))
+    compared = tuple(c for c in found if c is not None)
+    return Table(rows, compared, _unequal(rows), _mixed(rows), _classes(rows))
 
 
 def _row(name: str, by_seed: Mapping[int, Cell], draws: int, seed: int) -> RowSummary:
@@ -112,7 +110,6 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
     if not pairs:
         return None
     ours, theirs = [], []
-    known = next(iter(pairs.values()))[0]
     for a, b in pairs.values():
         both = _common(a, b)
         ours.append(both[0])
@@ -126,7 +123,7 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
     has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
     return Compared(
         comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
-        interval(at_boundaries=True) if has_boundary else None, known.class_names(known.counts()),
+        interval(at_boundaries=True) if has_boundary else None,
     )  # fmt: skip
 
 
@@ -160,6 +157,12 @@ def _unequal(rows: Sequence[RowSummary]) -> tuple[str, ...]:
     seen = {row.row: row.first["images_seen"] for row in rows if row.first["training"] is not None}
     usual = max(seen.values(), default=0)
     return tuple(name for name, images in seen.items() if images != usual)
+
+
+def _classes(rows: Sequence[RowSummary]) -> tuple[str, ...]:
+    """Names of the classes: all rows of a table are of one class list."""
+    first = next(iter(rows[0].cells.values())) if rows else None
+    return first.class_names(first.counts()) if first else ()
 
 
 def _mixed(rows: Sequence[RowSummary]) -> tuple[str, ...]:

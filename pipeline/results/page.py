@@ -9,7 +9,7 @@ from typing import Any
 
 from hmsa_core import atomic
 from hmsa_core.errors import IntegrityError
-from pipeline.ablation.catalogue import make_ablation
+from pipeline.ablation.catalogue import NAMES, make_ablation
 from pipeline.ablation.plan import Ablation
 from pipeline.params import Params
 from pipeline.results.ablations import ablation_section, tables_of
@@ -81,7 +81,7 @@ def _ablations(folder: Path) -> list[Ablation]:
     demo, camvid = _params("demo"), _params("camvid")
     shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
     shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
-    names = ("scales", "labels", "reasons", "threshold", "losses")
+    names = [name for name in NAMES if name != "camvid-table"]
     found = [make_ablation(name, demo) for name in names]
     found += [make_ablation("camvid-table", params) for params in (camvid, shifted)]
     on_camvid = [make_ablation(name, camvid) for name in names]

@@ -70,17 +70,18 @@ def claims(found: Table) -> list[str]:
 
 def by_class(found: Table) -> list[str]:
     """What a difference is made of, one line a comparison: the classes whose own interval excludes zero."""
+    scored = [k for k, name in enumerate(found.classes) if name]
+    if not scored or not found.compared:
+        return []
     lines = []
     for c in found.compared:
-        scored = [k for k, name in enumerate(c.classes) if name]
         order = sorted(scored, key=c.interval.class_value.__getitem__)
         gain = [k for k in reversed(order) if c.interval.class_low[k] > 0]
         lose = [k for k in order if c.interval.class_high[k] < 0]
-        told = (", ".join(f"{c.classes[k]} {points(c.interval.class_value[k], sign=True)}" for k in some) or "-"
+        told = (", ".join(f"{found.classes[k]} {points(c.interval.class_value[k], sign=True)}" for k in some) or "-"
                 for some in (gain, lose))  # fmt: skip
-        if scored:
-            lines.append((f"`{c.comparison.row}` - `{c.comparison.baseline}`", *told))
-    return table(("difference", "classes that gain", "classes that lose"), dict.fromkeys(lines)) if lines else []
+        lines.append((f"`{c.comparison.row}` - `{c.comparison.baseline}`", *told))
+    return table(("difference", "classes that gain", "classes that lose"), dict.fromkeys(lines))
 
 
 def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

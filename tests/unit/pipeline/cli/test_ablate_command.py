@@ -41,7 +41,7 @@ def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scale"], "unknown ablation 'scale': choose one of scales, reasons, labels"),
+        (["scale"], "unknown ablation 'scale': choose one of scales, labels"),
         (["labels", "--rows", "bothh"], "has no row 'bothh': choose from baseline"),
         (["labels", "--seeds", "one"], "expected whole numbers with commas"),
         (["labels", "--seeds=-1"], "a seed is 0 or more"),
