@@ -10,6 +10,7 @@ from pathlib import Path
 from hmsa_core import atomic
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
+from hmsa_core.models.options import ModelOptions
 from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
 from pipeline.finding import Finding
@@ -90,8 +91,9 @@ def _params(ws: Workspace) -> Iterator[Finding]:
 def _scales(ws: Workspace) -> Iterator[Finding]:
     """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
     recipe = ws.params.teacher_train
-    pair = recipe.model.low_scale if recipe.model.kind != "single" else 1.0  # the smaller picture of a training pair
-    low, high = recipe.augment.scale_min * pair, recipe.augment.scale_max
+    model = recipe.model
+    shown = ModelOptions(model.kind, model.trunk, 1, low_scale=model.low_scale).training_scales  # of one pass
+    low, high = recipe.augment.scale_min * min(shown), recipe.augment.scale_max * max(shown)
     strange = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
     if strange:
         text = f"auto_infer.scales: {strange} not among what teacher_train shows ({low:g} to {high:g})"

@@ -23,6 +23,8 @@ _HURTS = (
     ("narrow-hierarchical-0.5-1-2", "narrow-hierarchical-0.5-1", "adding 2x hurts hierarchical"),
 )
 _HELPS = (
+    ("narrow-average-0.5-1", "narrow-single-1", "adding 0.5x helps average"),
+    ("narrow-hierarchical-0.5-1", "narrow-single-1", "hierarchical > single scale"),
     ("narrow-hierarchical-0.5-1", "narrow-average-0.5-1", "hierarchical > average"),
     ("narrow-hierarchical-0.5-1-2", "narrow-average-0.5-1-2", "hierarchical > average"),
     ("own-hierarchical-1", "hierarchical-1", "a loss of its own helps {1} alone"),

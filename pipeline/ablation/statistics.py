@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hmsa_core.errors import InputError
 from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou
@@ -17,7 +20,7 @@ from pipeline.ablation.cells import Cell, Counts, cells_of
 from pipeline.ablation.freeze import is_confirming
 from pipeline.ablation.plan import Comparison
 
-__all__ = ["Compared", "RowSummary", "Table", "compare", "load_cells", "summarise"]
+__all__ = ["Compared", "RowSummary", "Table", "between_trainings", "compare", "load_cells", "summarise"]
 
 Cells = dict[str, dict[int, Cell]]  # row -> seed -> cell
 
@@ -47,6 +50,9 @@ class Compared:
     images: int
     interval: Interval
     boundary: Interval | None
+
+    alike: bool  # both rows are fusions of the same trained weights
+    single: bool  # a side was trained once: the interval covers the images, not that training
 
     @property
     def verdict(self) -> str:
@@ -121,10 +127,23 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
         return bootstrap_difference(sides[0], sides[1], blocks, draws=draws, seed=seed)
 
     has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
+    alike = all(a.weights == b.weights for a, b in pairs.values())
     return Compared(
         comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
-        interval(at_boundaries=True) if has_boundary else None,
+        interval(at_boundaries=True) if has_boundary else None, alike, len(pairs) == 1 and not alike,
     )  # fmt: skip
+
+
+def between_trainings(cells: Cells) -> tuple[float, float, int] | None:
+    """How far two trainings of one row lie apart: (root mean square, largest, pairs) of their differences in mIoU."""
+    apart = [
+        a.record["mean_iou"] - b.record["mean_iou"]
+        for by_seed in cells.values()
+        for a, b in combinations([by_seed[k] for k in sorted(by_seed)], 2)
+    ]
+    if not apart:
+        return None
+    return float(np.sqrt(np.mean(np.square(apart)))), max(map(abs, apart)), len(apart)
 
 
 def _pairs(ours: Mapping[int, Cell], theirs: Mapping[int, Cell]) -> dict[int, tuple[Cell, Cell]]:
@@ -160,9 +179,9 @@ def _unequal(rows: Sequence[RowSummary]) -> tuple[str, ...]:
 
 
 def _classes(rows: Sequence[RowSummary]) -> tuple[str, ...]:
-    """Names of the classes: all rows of a table are of one class list."""
-    first = next(iter(rows[0].cells.values())) if rows else None
-    return first.class_names(first.counts()) if first else ()
+    """Names of the classes, from the first cell that tells all of them: a table is of one class list."""
+    found = (cell.class_names(cell.counts()) for row in rows for cell in row.cells.values())
+    return next((names for names in found if names), ())
 
 
 def _mixed(rows: Sequence[RowSummary]) -> tuple[str, ...]:

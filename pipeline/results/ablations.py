@@ -12,16 +12,17 @@ from pipeline.ablation.cells import TRIED, Cell
 from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
-from pipeline.ablation.statistics import Cells, Table, load_cells, summarise
-from pipeline.results.tables import by_class, claims, points, provenance_lines, rows_table, table
+from pipeline.ablation.statistics import Cells, Table, between_trainings, load_cells, summarise
+from pipeline.results.tables import ONE_SEED, by_class, claims, points, provenance_lines, rows_table, table
 
 __all__ = ["Options", "ablation_section", "tables_of"]
 
 
 _BY_CLASS = (
-    "By class, points of IoU, classes whose own interval excludes zero "
-    "(at 95 % about one class in twenty does so by chance):"
+    "By class, points of IoU, classes whose own interval excludes zero (not corrected for the number of classes; where "
+    "one seed is compared, two trainings of one recipe can stand here too):"
 )
+_NO_NAMES = "By class: not shown, no cell tells which class is which (classes of equal IoU)."
 
 
 class Options:
@@ -53,16 +54,30 @@ def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
     for kind, (cells, made) in found.items():
         title = "Exploring seeds" if kind == "exploring" else "Confirming seeds (opened after the freeze)"
         lines += [f"**{title}**", "", *rows_table(made), ""]
-        lines += [*(claims(made) if made.compared else ["No two rows share a seed yet."]), ""]
+        lines += [*(claims(made) if made.compared else ["No two rows share a seed yet."]), "", *_noise(made, cells)]
         lines += [*_missing(ablation, cells), *_warnings(made, cells)]
         lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), ""]
         lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
     newest = found.get("confirming") or found["exploring"]
-    classes = by_class(newest[1])
-    if classes:
-        lines += [_BY_CLASS, "", *classes, ""]
+    if newest[1].compared:
+        lines += [_BY_CLASS, "", *by_class(newest[1]), ""] if newest[1].classes else [_NO_NAMES, ""]
     lines += _details(newest[0], [row.name for row in ablation.rows])
     return [*lines, *_notes(folder)]
+
+
+def _noise(made: Table, cells: Cells) -> list[str]:
+    """What a difference of two trainings is to be measured against."""
+    lines = []
+    if any(c.single for c in made.compared):
+        lines.append(ONE_SEED)
+    apart = between_trainings(cells)
+    if apart:
+        usual, largest, pairs = apart
+        lines.append(
+            f"Two trainings of one row with other seeds lie {points(usual)} points apart (root mean square of {pairs} "
+            f"pairs), at most {points(largest)}."
+        )
+    return [" ".join(lines), ""] if lines else []
 
 
 def _freeze_lines(folder: Path) -> list[str]:

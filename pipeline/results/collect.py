@@ -81,6 +81,7 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "format": FORMAT, "version": 1, "name": run_name(params), "profile": params.profile,
         "command": _COMMANDS.get(params.profile, "dvc repro"),
         "classes": metrics["classes"], "settings": metrics["settings"], "main_setting": metrics["main_setting"],
+        "target": params.calibrate.target,
         "judged": {k: metrics["judgement"][k] for k in ("judged", "left_out")},
         "models": metrics["models"], "differences": metrics["differences"],
         "kept": _kept(metrics["kept"]),

@@ -14,7 +14,7 @@ from pipeline.ablation.plan import Ablation
 from pipeline.params import Params
 from pipeline.results.ablations import ablation_section, tables_of
 from pipeline.results.collect import FORMAT
-from pipeline.results.tables import points, provenance_lines, span, table
+from pipeline.results.tables import ONE_SEED, points, provenance_lines, span, table
 
 __all__ = ["Sources", "readme_table", "results_page"]
 
@@ -28,6 +28,15 @@ _RUNS = {
     "demo": ("The demo: generated street scenes", "make demo"),
     "camvid": ("CamVid: real photographs", "make camvid"),
 }
+_LEGEND = (
+    "The control starts as the student does and takes as many steps, on fine labels alone; the student's other half "
+    "are pseudo labels, with human coarse labels merged in where `pseudo_label.merge.use_coarse` says so."
+)
+_STATUS = (
+    "Status: `measured`, or `estimate` with too little evidence for a promise: a threshold of the class's own; "
+    "`pooled`: from its group's evidence; `withheld`: the target was not reached, all pixels of the class are ignored "
+    "([thresholds](thresholds.md))."
+)
 _INTRO = """# Results
 
 Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/ablations`, `benchmarks/results`);
@@ -35,7 +44,9 @@ not to be edited by hand. Every number stands with its command, seeds, machine a
 so. Nothing is chosen on a report set: lengths are fixed, the last weights are taken. Values are points of mean IoU
 over classes; intervals are 95 %, from a bootstrap that draws seeds, then blocks of images (a drive, a run of frames),
 the same draws for both sides of a difference. "shown" means that the interval excludes zero, "contradicted" that it
-does so the other way round.
+does so the other way round. With one seed there is none to draw: such an interval covers the images, and two trainings
+of the same recipe can differ by more than it is wide; "(one seed)" stands beside these verdicts. Rows that share one
+training (other scales, other fusion) do not have this weakness.
 """
 _CHAIN = """## What tests hold instead of numbers
 
@@ -109,11 +120,12 @@ def _run_section(runs: Path, name: str, title: str, command: str) -> list[str]:
         return [*lines, f"Not measured yet: `{command}`, then `make results`.", ""]
     judged = record["judged"]
     seeds = sorted({t["seed"] for t in record["training"].values()})
+    one_seed = [ONE_SEED, ""] if len(seeds) == 1 else []
     lines += [
         f"`{record['command']}`; {judged['judged']} report images ({judged['left_out']} left out, a model had learned "
         f"from them); {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}.", "",
-        *table(("model", "setting", "mIoU", "blocks"), _models(record)), "",
-        *table(("difference", "points", "blocks"), _differences(record)), "",
+        *table(("model", "setting", "mIoU", "blocks"), _models(record)), "", f"{_settings(record)} {_LEGEND}", "",
+        *table(("difference", "points", "blocks"), _differences(record)), "", *one_seed,
         *_kept(record), "", _lengths(record), "", *_times(record), "", *provenance_lines([record]), "",
     ]  # fmt: skip
     notes = runs / f"{name}.md"
@@ -137,15 +149,24 @@ def _models(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _settings(record: Mapping[str, Any]) -> str:
+    told = [
+        f"`{s['name']}`: {{{', '.join(f'{scale:g}' for scale in s['scales'])}}}{' + flip' if s['flip'] else ''}"
+        for s in record["settings"]
+    ]
+    return f"{'; '.join(told)}."
+
+
 def _differences(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [(name, span(one, sign=True), str(one["blocks"])) for name, one in record["differences"].items()]
 
 
 def _kept(record: Mapping[str, Any]) -> list[str]:
     kept = record["kept"]
+    target = f" Target: {points(record['target'])} % for each class." if record.get("target") else ""
     lines = [
         f"Threshold `{kept['threshold']}`: {points(kept['precision'])} % of the kept pixels are right, "
-        f"{points(kept['coverage'])} % of all are kept" + _where(kept) + ".", "",
+        f"{points(kept['coverage'])} % of all are kept" + _where(kept) + f".{target}", _STATUS, "",
     ]  # fmt: skip
     rows = [
         (name, str(row["status"]), str(row["threshold"] or "-"), _precision(row), points(row["coverage"]),

@@ -8,7 +8,11 @@ from typing import Any
 from hmsa_core.metrics import Interval
 from pipeline.ablation.statistics import RowSummary, Table
 
-__all__ = ["by_class", "claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
+__all__ = ["ONE_SEED", "by_class", "claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
+
+ONE_SEED = (
+    "One seed: each side was trained once, and the interval covers the images, not how trainings of one recipe differ."
+)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -62,7 +66,7 @@ def claims(found: Table) -> list[str]:
         [
             (f"{c.comparison.claim} (`{c.comparison.row}` - `{c.comparison.baseline}`)", span(c.interval, sign=True),
              span(c.boundary, sign=True) if c.boundary else "-", ", ".join(map(str, c.seeds)), str(c.images),
-             str(c.interval.blocks), c.verdict)
+             str(c.interval.blocks), c.verdict + (" (one seed)" if c.single else ""))
             for c in found.compared
         ],
     )  # fmt: skip

@@ -57,7 +57,7 @@ def record_of(row: str, seed: int, **changes: Any) -> dict[str, Any]:
         "ablation": "scales", "row": row, "title": row, "seed": seed, "key": f"{row}{seed}", "settings_digest": "s",
         "settings": {"training": {"seed": seed, "lr": 0.1}}, "code": {"a.py": "1"}, "epochs_scale": 1.0,
         "mean_iou": 0.5, "iou": dict.fromkeys(CLASSES, 0.5), "details": {"mean_weights": None}, "labels": None,
-        "training": {"images_seen": 1000, "seconds": 10.0}, "images_seen": 1000,
+        "training": {"images_seen": 1000, "seconds": 10.0, "weights_sha256": f"{row}{seed}"}, "images_seen": 1000,
         "macs": {"train_per_crop": 10, "train_total": 10_000, "inference_per_image": 2_000_000_000, "image": [8, 8]},
         "evaluation": {"images": 24, "seconds": 2.0}, "seconds": {"train": 10.0, "evaluate": 2.0},
         "command": f"autolabel ablate scales --rows {row} --seeds {seed}",

@@ -54,20 +54,29 @@ def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, 
     assert found["data pretrain"].mend == "autolabel demo-data"
 
 
+SCALES, KIND = "scales: [0.5, 1.0, 2.0]           #", "kind: hierarchical  "
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("edits", "told"),
     [
-        ("scales: [0.5, 1.0, 2.0]           #", "scales: [0.25, 1.0, 2.0] #", None),  # half of 0.5: a training's pair
-        ("scales: [0.5, 1.0, 2.0]           #", "scales: [0.125, 1.0, 2.5] #", "0.125, 2.5 not among.*0.25 to 2"),
-        ("scale_max: 2.0 ", "scale_max: 1.0 ", "auto_infer.scales: 2 not among.*0.25 to 1"),
+        ({SCALES: "scales: [0.25, 1.0, 2.0] #"}, None),  # half of 0.5: a training's pair
+        ({SCALES: "scales: [0.125, 1.0, 2.5] #"}, "0.125, 2.5 not among.*0.25 to 2"),
+        ({"scale_max: 2.0 ": "scale_max: 1.0 "}, "auto_infer.scales: 2 not among.*0.25 to 1"),
+        ({KIND: "kind: average  "}, None),
+        ({KIND: "kind: average  ", "scale_min: 0.5 ": "scale_min: 0.6 "}, "0.5 not among.*0.6 to 2"),  # no pairs
+        ({KIND: "kind: explicit  ", SCALES: "scales: [0.5, 1.0, 4.0] #"}, None),  # learns from 2x of each crop
     ],
 )
 def test_scales_that_the_training_does_not_show_are_told(
-    workspace: Workspace, old: str, new: str, told: str | None
+    workspace: Workspace, edits: dict[str, str], told: str | None
 ) -> None:
     params = workspace.path("params.yaml")
-    assert old in params.read_text()
-    params.write_text(params.read_text().replace(old, new))
+    text = params.read_text()
+    for old, new in edits.items():
+        assert old in text
+        text = text.replace(old, new)
+    params.write_text(text)
     found = [f for f in doctor.examine(workspace.root) if f.name == "scales"]
     assert [bool(re.search(told or "$.", f.text)) for f in found] == [True] * bool(told)
 

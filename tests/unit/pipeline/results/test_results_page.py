@@ -38,9 +38,10 @@ def finished_workspace(folder: Path, profile: str = "demo"):
         name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
         for name in ("teacher", "student", "control")
     }
+    settings = [{"name": "multi", "scales": [0.5, 1.0, 2.0], "flip": True}, {"name": "single", "scales": [1.0], "flip": False}]
     atomic.write_json(
         ws.path("evaluation/metrics.json"),
-        {"main_setting": "multi", "classes": list(CLASSES), "settings": [], "models": models, "kept": kept,
+        {"main_setting": "multi", "classes": list(CLASSES), "settings": settings, "models": models, "kept": kept,
          "judgement": {"judged": 204, "left_out": 1}, "differences": {"student - control": GAIN}},
     )  # fmt: skip
     for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
@@ -67,6 +68,9 @@ def test_a_finished_workspace_is_collected_with_machine_commit_and_times(tmp_pat
     page = results_page(sources)
     assert "| student | multi | 50.00 [40.00, 60.00] | 12 |" in page
     assert "| student - control | +1.20 [-0.30, +2.00] | 12 |" in page
+    assert "`multi`: {0.5, 1, 2} + flip; `single`: {1}." in page
+    assert "One seed: each side was trained once" in page
+    assert "80.00 % of all are kept. Target: 95.00 % for each class." in page
     assert "`make demo`; 204 report images (1 left out" in page
     assert "Seconds of the stages: prepare 3, teacher-train 600; together 10.1 minutes." in page
     assert f"Commit: {record['commit'][:12]}" in page
@@ -113,6 +117,39 @@ def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources
     (by_class,) = re.findall(r"^\| `both` - `attention` \| (.*) \| (.*) \|$", page, re.MULTILINE)
     assert sorted(re.findall(r"(\w+) \+\d", by_class[0])) == sorted(CLASSES)
     assert by_class[1] == "-"
+    assert "One seed: each side was trained once" not in page
+
+
+def test_a_verdict_of_one_seed_is_marked_but_not_where_both_rows_are_fusions_of_one_training(sources: Sources) -> None:
+    folder = sources.ablations / "scales"
+    once = {"training": {"images_seen": 1000, "seconds": 10.0, "weights_sha256": SHA}}
+    for row, quality in (("average-0.25-0.5-1-2", 0.3), ("average-0.5-1-2", 0.6)):
+        put_cell(folder, row, 0, quality, **once)
+    page = results_page(sources)
+    assert "| adding 0.25x hurts average" in page
+    assert "| shown |" in page
+    assert "(one seed)" not in page.split("## Fusing scales")[1]
+    assert "One seed: each side" not in page
+    put_cell(folder, "hierarchical-0.5-1-2", 0, 0.85)
+    page = results_page(sources)
+    assert "| shown (one seed) |" in page
+    assert "One seed: each side was trained once" in page
+
+
+def test_how_far_trainings_of_one_row_lie_apart_stands_under_the_claims(sources: Sources) -> None:
+    for seed, score in enumerate((0.50, 0.53, 0.52)):
+        put_cell(sources.ablations / "labels", "both", seed, 0.85, mean_iou=score)
+    apart = "lie 2.16 points apart (root mean square of 3 pairs), at most 3.00."  # 3, 2 and 1
+    assert apart in results_page(sources)
+
+
+def test_classes_of_equal_iou_are_not_named_by_guess(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    for row in ("both", "attention"):
+        put_cell(folder, row, 0, 0.85, iou=dict.fromkeys(CLASSES, 0.5))
+    assert "By class: not shown" in results_page(sources)
+    put_cell(folder, "attention", 0, 0.6)  # one cell that tells them is enough
+    assert "By class, points of IoU" in results_page(sources)
 
 
 def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) -> None:
