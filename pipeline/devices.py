@@ -84,7 +84,8 @@ def claim_devices(device: str, count: int, *, env: Mapping[str, str] | None = No
     if not present:
         if device == "cuda":
             raise ConfigError(
-                "runtime.device is cuda, but no GPU is visible", hint="set it to auto, or mend the driver"
+                "runtime.device is cuda, but no GPU is visible",
+                hint="set it (or --device) to auto or cpu, or mend the driver",
             )
         yield Claim()
         return

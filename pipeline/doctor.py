@@ -15,6 +15,7 @@ from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
 from pipeline.finding import Finding
 from pipeline.machine import disk_need, memory_gib, torch_pair, torch_works, versions
+from pipeline.named_files import missing_files
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
@@ -28,11 +29,14 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         deep: also verify every byte of the label stores.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [_machine, _python, lambda: _packages(deep=deep)]
-    if (root / "dvc.yaml").exists():
+    unread = _unreadable_params(root) if (root / "dvc.yaml").exists() else None
+    if unread is not None:  # nothing below can be looked at without
+        checks.append(lambda: iter([unread]))
+    elif (root / "dvc.yaml").exists():
         ws = Workspace(root)
         checks += [
-            lambda: _params(ws), lambda: _scales(ws), lambda: _pretrain_dependency(ws), lambda: _locks(ws),
-            lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
+            lambda: _params(ws), lambda: _devices(ws), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
+            lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
             lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
         ]  # fmt: skip
     else:
@@ -46,6 +50,15 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         except OSError as error:
             found.append(Finding("check", "broken", one_line(error), "let this user read and write the workspace"))
     return found
+
+
+def _unreadable_params(root: Path) -> Finding | None:
+    try:
+        _ = Workspace(root).params
+    except HmsaError as error:
+        mend = error.hint or "correct that line, then run doctor again: the rest needs params.yaml"
+        return Finding("params.yaml", "broken", error.message, mend)
+    return None
 
 
 def _no_workspace(root: Path) -> Iterator[Finding]:
@@ -78,7 +91,11 @@ def _packages(*, deep: bool) -> Iterator[Finding]:
 
 def _params(ws: Workspace) -> Iterator[Finding]:
     params = ws.params
-    yield Finding("params.yaml", "ok", f"profile {params.profile}")
+    missing = [f"{key}: {value} is not there" for key, value, _ in missing_files(ws.root, params)]
+    for text in missing:
+        yield Finding("params.yaml", "broken", text, f"correct {text.split(':')[0]} in params.yaml")
+    if not missing:
+        yield Finding("params.yaml", "ok", f"profile {params.profile}")
     for name, path in ws.roots.items():
         if path.is_dir():
             yield Finding(f"data {name}", "ok", str(path))
@@ -86,6 +103,19 @@ def _params(ws: Workspace) -> Iterator[Finding]:
             generated = path.is_relative_to(ws.path("data/demo"))
             mend = "autolabel demo-data" if generated else f"correct data.{name}.root in params.yaml"
             yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
+
+
+def _devices(ws: Workspace) -> Iterator[Finding]:
+    """Sections that ask for more GPUs than there are: their stage would refuse to start."""
+    present = len(visible_devices())
+    for name in ("teacher_pretrain", "teacher_train", "auto_infer", "student_train", "evaluate"):
+        runtime = getattr(ws.params, name).runtime
+        if runtime.device == "cuda" and not present:
+            yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible",
+                          f"set {name}.runtime.device to auto, or mend the driver")  # fmt: skip
+        elif runtime.device != "cpu" and present and runtime.ranks > present:
+            yield Finding(f"{name}.runtime", "broken", f"ranks is {runtime.ranks}, but {present} GPU(s) are visible",
+                          f"set {name}.runtime.ranks to at most {present}")  # fmt: skip
 
 
 def _scales(ws: Workspace) -> Iterator[Finding]:

@@ -112,9 +112,9 @@ class PseudoLabelConfig(Section):
         if isinstance(value, str):
             if value == "policy" or value.endswith(".json"):
                 return value
-            raise ValueError('"policy", a number from 0 to 0.9999, or the path of a policy file (*.json)')
+            raise ValueError('"policy", a number from 0 to 0.99999, or the path of a policy file (*.json)')
         if not 0.0 <= value < 1.0:
-            raise ValueError('a number from 0 to 0.9999, "policy", or the path of a policy file (*.json)')
+            raise ValueError('a number from 0 to 0.99999, "policy", or the path of a policy file (*.json)')
         below, above = ConfidenceCode().neighbours(value)
         if below != above:  # else pseudo-label refuses it, after hours of training
             near = " or ".join(edge for edge in (below, above) if edge is not None)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.locks import FileLock
+from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["STAGE_PREFIX", "Registry", "Version"]
-
-STAGE_PREFIX = "stage:"
+__all__ = ["Registry", "Version"]
 
 
 @dataclass(frozen=True)
@@ -107,24 +106,45 @@ class Registry:
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
         """Let a version teach: append to the history, then rewrite `current.json` and nothing else."""
         with self._lock():
-            self._switch("promote", f"models/registry/{version.name}", by, reason)
+            self._switch("promote", f"models/registry/{version.name}", by, reason, now=self.current())
             champion = self.folder / "champion.json"
             if not champion.exists():
                 atomic.write_json(champion, {"version": version.name})
 
     def rollback(self, *, by: str = "", reason: str = "") -> str:
-        """Return to whoever taught before the last switch; return its name."""
+        """Return to whoever taught before the last switch; return its name.
+
+        Where current.json is damaged or names a model that is gone: to whoever taught last and is there.
+        """
         with self._lock():
-            now = self.current()
+            try:
+                now = self.current()
+                broken = not self._is_there(now)
+            except HmsaError:  # missing or torn: whatever it said, somebody must teach
+                now, broken = "", True
+            if broken:
+                before = self._last_that_is_there(now)
+                self._switch("rollback", before, by, reason, now=now)
+                return before
             # What the present teacher replaced when it was promoted: a second rollback goes one further back.
             promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
             before = promotions[-1]["from"] if promotions else None
             if before is None:
                 raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
-            if not before.startswith(STAGE_PREFIX) and not (self.root / before / "model.json").exists():
+            if not self._is_there(before):
                 raise InputError(f"cannot roll back: {self.root / before} is not there any more")
-            self._switch("rollback", before, by, reason)
+            self._switch("rollback", before, by, reason, now=now)
             return str(before)
+
+    def _is_there(self, teacher: str) -> bool:
+        """Whether a name in current.json means somebody; the stage's own model may be untrained yet."""
+        folder = (self.root / teacher).resolve()
+        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and (folder / "model.json").exists())
+
+    def _last_that_is_there(self, gone: str) -> str:
+        """Who taught last by the history, leaving out who is gone; the stage's own model if nobody did."""
+        taught = (str(line["to"]) for line in reversed(self.history()))
+        return next((teacher for teacher in taught if teacher != gone and self._is_there(teacher)), TEACHER_STAGE)
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -135,8 +155,7 @@ class Registry:
         path = self.folder / "champion.json"
         return self.get(str(atomic.read_json(path)["version"])) if path.exists() else None
 
-    def _switch(self, action: str, target: str, by: str, reason: str) -> None:
-        now = self.current()
+    def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:
             return
         line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, field_validator, model_validator
 
 from hmsa_core.config import Section
+from hmsa_core.labels.codes import ConfidenceCode
 
 __all__ = ["CalibrateConfig", "MergeConfig", "PairRule"]
 
@@ -46,6 +47,10 @@ class CalibrateConfig(Section):
                 inside = False
             if not inside:
                 raise ValueError(f'overrides.{name}: a threshold in [0, 1) or "withheld", found {threshold!r}')
+            below, above = ConfidenceCode().neighbours(threshold)
+            if below != above:  # else calibrate refuses it, after the training of the teacher
+                near = " or ".join(edge for edge in (below, above) if edge is not None)
+                raise ValueError(f"overrides.{name}: {threshold} is not on the grid of the code; give {near}")
         return value
 
     @model_validator(mode="after")
@@ -61,6 +66,12 @@ class PairRule(Section):
     human: str  # class name
     teacher: str  # class name
     action: Literal["human", "ignore", "teacher"]
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> PairRule:
+        if self.human.lower() == self.teacher.lower():
+            raise ValueError(f"a rule is about two classes, found {self.human!r} for both human and teacher")
+        return self
 
 
 class MergeConfig(Section):

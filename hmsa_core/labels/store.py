@@ -65,8 +65,11 @@ class LabelStore:
             strict: read every byte and refuse the whole store if anything is wrong (training does).
 
         Raises:
+            InputError: no such folder.
             StoreError: no or a damaged manifest; with `strict` any problem at all, all of them named.
         """
+        if not Path(path).is_dir():
+            raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
         store = cls(Path(path), read_manifest(path))
         if not strict:
             store._look()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import digest, read_json
-from hmsa_core.errors import InputError
+from hmsa_core.errors import InputError, IntegrityError
 
 __all__ = [
     "GROUPS",
@@ -220,8 +220,13 @@ def from_file(path: str | Path) -> ClassTable:
     """
     where = Path(path)
     if not where.is_file():
-        raise InputError(f"{where}: class file not found")
-    value = read_json(where)
+        raise InputError(
+            f"{where}: class file not found", hint="give a JSON file, or cityscapes, mapillary_v1.2 or mapillary_v2.0"
+        )
+    try:
+        value = read_json(where)
+    except IntegrityError as error:  # a file that people write, which no digest was recorded for
+        raise InputError(error.message, hint=_EXAMPLE) from error
     rows = value.get("classes")
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{where}: no list of classes", hint=_EXAMPLE)

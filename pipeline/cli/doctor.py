@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from hmsa_core.errors import ConfigError
 from pipeline import doctor_dvc
 from pipeline.doctor import examine
 from pipeline.workspace import Workspace
@@ -14,7 +15,7 @@ from pipeline.workspace import Workspace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
+    parser.add_argument("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
     parser.add_argument("--fix", action="store_true", help="mend what can be mended without losing anything")
     parser.add_argument("--quick", action="store_true", help="do not read every byte of the label stores")
     parser.add_argument("--json", action="store_true", help="findings as JSON")
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: exit status 1 when something is broken."""
-    root = args.workspace.resolve()
+    root = _root(args.workspace)
     if args.fix and (root / "dvc.yaml").exists():
         _fix(root)
     findings = examine(root, deep=not args.quick)
@@ -34,6 +35,16 @@ def run(args: argparse.Namespace) -> int:
             if finding.mend:
                 sys.stdout.write(f"{'':8} mend: {finding.mend}\n")
     return 1 if any(f.state == "broken" for f in findings) else 0
+
+
+def _root(given: Path | None) -> Path:
+    """The workspace asked for; without one, that of the current folder, or the folder itself (machine only)."""
+    if given is not None and not (given / "dvc.yaml").exists():  # params.yaml may be what is wrong
+        return Workspace.find(given).root
+    try:
+        return Workspace.find(given).root
+    except ConfigError:
+        return (given or Path()).resolve()
 
 
 def _fix(root: Path) -> None:

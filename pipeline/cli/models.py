@@ -37,15 +37,17 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     if args.action == "aa":
         return _aa(Workspace.find(args.workspace), args.runs)
-    registry = Registry(args.workspace.resolve())
+    registry = Registry(Workspace.find(args.workspace).root)
+    if args.action == "rollback":
+        sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
+        return 0
     current = registry.current()
     if args.action == "list":
         _list(registry, current, as_json=args.json)
         return 0
-    if args.action == "rollback":
-        sys.stdout.write(f"teacher: {registry.rollback(by=args.by, reason=args.reason)}\n")
-        return 0
     if not args.version:
+        if args.action == "register":
+            raise ConfigError("autolabel models register: which checkpoint? give its folder, such as models/student")
         raise ConfigError(f"autolabel models {args.action}: which version? see `autolabel models list`")
     if args.action == "register":
         version = registry.register(Path(args.version), role="student", metrics={}, verdict=None)

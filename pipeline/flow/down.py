@@ -6,12 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import HmsaError
+from hmsa_core.errors import ConfigError, HmsaError
 from pipeline.flow.services import Services
 
 
 def down(services: Services) -> list[str]:
     """Stop the worker (its flow ends with it and saves a checkpoint), then the server."""
+    if not services.folder.is_dir() and not (services.workspace / "dvc.yaml").exists():
+        raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint="name the one that is running")
     said = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]
     services.forget()
     return said

@@ -18,10 +18,12 @@ from ruamel.yaml.error import YAMLError
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, one_line
+from pipeline.named_files import check_named_files
 from pipeline.params import Params
 
 __all__ = ["apply", "overridden", "restore"]
 
+_FIRST = "calibrate"  # the trainings before may be done and what they started from gone
 _SAVED = "work/nightly/params.saved.yaml"
 _WRITTEN = "work/nightly/params.written.json"  # {"text": what the run wrote, "keys": the dotted keys it changed}
 
@@ -109,7 +111,7 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     restore(root)
     params = root / "params.yaml"
     if not changes:
-        _check_policy(root, Params.load(params))
+        check_named_files(root, Params.load(params), _FIRST)
         yield
         return
     original = params.read_bytes()
@@ -117,7 +119,7 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     trial = root / "work" / "nightly" / "params.trial.yaml"
     atomic.write_text(trial, changed)
     try:
-        _check_policy(root, Params.load(trial))
+        check_named_files(root, Params.load(trial), _FIRST)
     finally:
         trial.unlink()
     atomic.write_json(root / _WRITTEN, {"text": changed, "keys": list(changes)})
@@ -127,12 +129,3 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         restore(root)
-
-
-def _check_policy(root: Path, params: Params) -> None:
-    """A policy file that is not there is told now, not by pseudo-label after hours of training."""
-    threshold = params.pseudo_label.threshold
-    if isinstance(threshold, str) and threshold != "policy" and not (root / Path(threshold).expanduser()).is_file():
-        raise ConfigError(
-            f"pseudo_label.threshold: {threshold} is not there", hint="give a file relative to the workspace"
-        )

@@ -93,6 +93,14 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
             "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
             "will stop; name cities in data.roles.calibrate, or give a number or a policy file", STAGE,
         )  # fmt: skip
+    blocks = len({sample.block for sample in images})
+    if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
+        _LOG.warning(
+            "%s: %d block(s) (%s) calibrate, calibrate.min_blocks is %d: no class gets a threshold of its own, and what "
+            "gets none is ignored everywhere; let more calibrate, choose smaller blocks (data.target.block), lower "
+            "calibrate.min_blocks (at least 3), or give pseudo_label.threshold a number",
+            STAGE, blocks, params.data.target.block or "as the data set has them", params.calibrate.min_blocks,
+        )  # fmt: skip
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         _LOG.warning(
             "%s: calibrate.region is outside_coarse, but none of the %d images of role calibrate has a coarse label: "

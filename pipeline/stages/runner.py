@@ -14,6 +14,7 @@ import yaml
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, NoSpaceError
+from pipeline.named_files import check_named_files
 from pipeline.stages import module_of
 from pipeline.workspace import Workspace
 
@@ -32,6 +33,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     started = time.monotonic()
     module = module_of(stage)
     before = _inputs(ws, stage)  # a mistake in params.yaml is told before anything is touched
+    check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     module.run(ws)

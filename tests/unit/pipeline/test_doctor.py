@@ -90,14 +90,56 @@ def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(
     assert "dvc.yaml" not in _states(workspace.root)
 
 
-@pytest.mark.parametrize(("folder", "words"), [(".", "not a workspace"), ("nowhere", "no such folder")])
-def test_a_folder_that_is_no_workspace_is_said_to_be_none(
-    tmp_path: Path, folder: str, words: str, capsys: pytest.CaptureFixture[str]
+def test_outside_of_a_workspace_only_the_machine_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", "--quick", "--workspace", str(tmp_path / folder)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--quick"]) == 0
     shown = capsys.readouterr().out
-    assert words in shown
+    assert "not a workspace" in shown
     assert "autolabel init" in shown
+
+
+@pytest.mark.parametrize("folder", [".", "nowhere"])
+def test_a_workspace_that_is_asked_for_and_is_none_is_an_error(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--quick", "--workspace", str(tmp_path / folder)]) == 2
+    assert "not a workspace" in capsys.readouterr().err
+
+
+def test_a_folder_inside_of_a_workspace_means_that_workspace(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.path("data"))
+    main(["doctor", "--quick"])
+    assert "params.yaml: profile" in capsys.readouterr().out
+
+
+def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))
+    (told,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
+    assert (told.name, told.state) == ("params.yaml", "broken")
+    assert told.mend
+
+
+def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a_stage_refuses(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = workspace.path("params.yaml")
+    text = params.read_text().replace("    mask: null", "    mask: policies/gone.png")
+    head, tail = text.split("teacher_train:\n", 1)
+    params.write_text(head + "teacher_train:\n" + tail.replace("device: auto", "device: cuda", 1))
+    monkeypatch.setattr(doctor, "visible_devices", list)
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert found["params.yaml"].text == "pseudo_label.merge.mask: policies/gone.png is not there"
+    assert "no GPU is visible" in found["teacher_train.runtime"].text
+    monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0"])
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert found["teacher_train.runtime"].text == "ranks is 2, but 1 GPU(s) are visible"
+    monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0", "GPU-1"])
+    assert "teacher_train.runtime" not in _states(workspace.root)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])

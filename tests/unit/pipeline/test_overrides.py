@@ -62,7 +62,7 @@ def test_what_a_person_wrote_meanwhile_stays_and_only_the_runs_own_keys_are_set_
         ({"student_train.epochs": "many"}, "student_train.epochs"),
         ({"student_train.epochs.last": 3}, r"student_train\.epochs is a value in params\.yaml, not a section"),
         ({"pseudo_label.threshold": 0.85123}, r"neighbours 0\.85 or 0\.86, found 0\.85123"),
-        ({"pseudo_label.threshold": "policies/gone.json"}, r"policies/gone\.json is not there"),
+        ({"pseudo_label.threshold": "policies/gone.json"}, r"policies/gone\.json: no such file \(stage pseudo-label reads it\)"),
     ],
 )
 def test_a_bad_parameter_is_named_and_nothing_is_written(workspace: Path, changes: dict[str, object], told: str) -> None:

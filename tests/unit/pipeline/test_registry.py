@@ -44,6 +44,31 @@ def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
     assert registry.history()[0]["by"] == "ann"
 
 
+@pytest.mark.parametrize(
+    ("promoted", "damage"),
+    [
+        *((n, text) for n in range(3) for text in ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{", '"x"')),
+        (0, None), (1, None), (1, "its folder"), (2, "its folder"),
+    ],
+)  # fmt: skip
+def test_rollback_mends_a_teacher_that_is_not_there(
+    registry: Registry, tmp_path: Path, promoted: int, damage: str | None
+) -> None:
+    before = ["stage:teacher-train"]
+    for name in ("a", "b")[:promoted]:
+        version = registry.register(_checkpoint(tmp_path / name, name.encode()), role="student", metrics={}, verdict=None)
+        registry.promote(version)
+        before.append(f"models/registry/{version.name}")
+    if damage == "its folder":
+        shutil.rmtree(registry.root / before.pop())
+    elif damage is None:
+        registry.current_file.unlink()
+    else:
+        registry.current_file.write_text(damage)
+    assert registry.rollback() == before[-1], "who taught last and is there"
+    assert registry.current() == before[-1]
+
+
 @pytest.mark.parametrize("folder", ["models", "nowhere"])
 def test_a_folder_without_a_checkpoint_is_not_registered(registry: Registry, folder: str) -> None:
     with pytest.raises(InputError, match=rf"{folder}: no checkpoint \(model\.json is missing\)"):
@@ -79,6 +104,8 @@ def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Reg
 def test_the_command_lists_and_refuses_in_one_line(
     registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
     registry.promote(registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={"mean_iou": 0.5}, verdict=None))
     assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
     assert "50.00" in capsys.readouterr().out
@@ -86,6 +113,11 @@ def test_the_command_lists_and_refuses_in_one_line(
     assert json.loads(capsys.readouterr().out)["versions"][0]["current"] is True
     assert main(["models", "promote", "v9", "--workspace", str(tmp_path)]) == 3
     assert capsys.readouterr().err.startswith("error: no single version 'v9'")
+    assert main(["models", "register", "--workspace", str(tmp_path)]) == 2
+    assert "which checkpoint?" in capsys.readouterr().err
+    assert main(["models", "rollback", "--workspace", str(tmp_path / "nowhere" / "..")]) == 0
+    assert main(["models", "list", "--workspace", str(tmp_path.parent)]) == 2
+    assert "not a workspace" in capsys.readouterr().err
 
 
 def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) -> None:

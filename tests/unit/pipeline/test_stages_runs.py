@@ -24,6 +24,7 @@ from hmsa_core.errors import ConfigError, NoSpaceError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
+from pipeline.named_files import check_named_files
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, support, teacher_pretrain
 from pipeline.stages.precision import chosen_policy
 from pipeline.summary import summary_text
@@ -127,6 +128,37 @@ def test_prepare_tells_of_a_policy_that_nothing_can_measure(ws: Workspace, caplo
     params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", text))
     prepare.run(ws)
     assert "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop" in caplog.text
+
+
+def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    prepare.run(ws)
+    assert "prepare: 1 block(s)" in caplog.text
+    assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
+    caplog.clear()
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace("threshold: policy ", "threshold: 0.9 "))
+    prepare.run(Workspace(ws.root))
+    assert "calibrate.min_blocks" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("edit", "stages", "words"),
+    [
+        (("threshold: policy ", "threshold: policies/x.json "), ("prepare", "pseudo-label"), "policies/x.json: no such file"),
+        (("mask: null", "mask: nope.png"), ("prepare", "auto-infer"), "merge.mask: nope.png: no such file"),
+        (("init_from: null", "init_from: models"), ("prepare", "teacher-pretrain"), "models: no checkpoint folder"),
+    ],
+)
+def test_files_that_params_names_are_missed_at_once(
+    ws: Workspace, edit: tuple[str, str], stages: tuple[str, ...], words: str
+) -> None:
+    params = ws.path("params.yaml")
+    assert edit[0] in params.read_text()
+    params.write_text(params.read_text().replace(*edit))
+    for stage in stages:
+        with pytest.raises(ConfigError, match=words):
+            runner.run_stage(Workspace(ws.root), stage)
+    check_named_files(ws.root, Workspace(ws.root).params, "student-train")  # nobody reads them from here on
 
 
 def test_prepare_tells_of_a_region_that_no_calibration_image_has(

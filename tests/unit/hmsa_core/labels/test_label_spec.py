@@ -6,12 +6,12 @@ from pydantic import ValidationError
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig, PairRule
 
 
-@pytest.mark.parametrize("value", [0.5, "0.93", "withheld", 0, "0"])
+@pytest.mark.parametrize("value", [0.5, "0.93", "withheld", 0, "0", "0.9995"])
 def test_an_override_is_a_threshold_or_withheld(value: object) -> None:
     assert CalibrateConfig.model_validate({"overrides": {"road": value}}).overrides["road"] == value
 
 
-@pytest.mark.parametrize("value", ["high", 1.0, -0.1, "1.5", None])
+@pytest.mark.parametrize("value", ["high", 1.0, -0.1, "1.5", None, 0.905001, "0.9996"])
 def test_other_overrides_are_refused(value: object) -> None:
     with pytest.raises(ValidationError):
         CalibrateConfig.model_validate({"overrides": {"road": value}})
@@ -30,5 +30,7 @@ def test_rules_come_from_plain_lists_as_in_yaml() -> None:
     assert config.rules == (PairRule(human="wall", teacher="fence", action="teacher"),)
     with pytest.raises(ValidationError):
         MergeConfig.model_validate({"rules": [{"human": "wall", "teacher": "fence", "action": "guess"}]})
+    with pytest.raises(ValidationError, match="a rule is about two classes"):
+        MergeConfig.model_validate({"rules": [{"human": "Wall", "teacher": "wall", "action": "human"}]})
     with pytest.raises(ValidationError):
         MergeConfig.model_validate({"win_rate": 0.4})

@@ -1,0 +1,37 @@
+"""Files and folders that params.yaml names: looked for at once, not by the stage that reads them after hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hmsa_core.errors import ConfigError
+from pipeline.params import Params
+from pipeline.stages import STAGES
+
+__all__ = ["check_named_files", "missing_files"]
+
+
+def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
+    """(key, path as written, stage that reads it last) of everything that is not there."""
+    threshold = params.pseudo_label.threshold
+    policy = threshold if isinstance(threshold, str) and threshold != "policy" else None
+    for key, value, reader, needed in (
+        ("teacher_pretrain.init_from", params.teacher_pretrain.init_from, "teacher-pretrain", "model.json"),
+        ("teacher_train.init_from", params.teacher_train.init_from, "teacher-train", "model.json"),
+        ("pseudo_label.threshold", policy, "pseudo-label", ""),
+        ("pseudo_label.merge.mask", params.pseudo_label.merge.mask, "pseudo-label", ""),
+    ):
+        if value is not None and not (root / Path(value).expanduser() / needed).is_file():
+            yield key, value, reader
+
+
+def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:
+    """Raise a ConfigError for what this stage or a later one reads and nobody can."""
+    for key, value, reader in missing_files(root, params):
+        if STAGES.index(stage) <= STAGES.index(reader):
+            what = "no checkpoint folder" if key.endswith("init_from") else "no such file"
+            raise ConfigError(
+                f"params.yaml: {key}: {value}: {what} (stage {reader} reads it)",
+                hint="correct it; paths are relative to the workspace",
+            )
