@@ -5,6 +5,7 @@ Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -226,6 +227,9 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     if first["type"] == "missing":
         lacks = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
         return one_line(f"{place}: {dotted}: {lacks}{more}")
+    told = re.match(r"[a-z_]+(\.[a-z_]+)+", _expected(first))
+    if not key and told:  # a check over several sections names its key itself
+        return one_line(f"{document.where(tuple(told[0].split('.')))}: {_expected(first)}{more}")
     found = "" if isinstance(first["input"], Mapping | BaseModel) else f", found {_show(first['input'])}"
     return one_line(f"{place}: {dotted}: {_expected(first)}{found}{more}")
 

@@ -124,17 +124,16 @@ class Registry:
                 now, broken = "", True
             if broken:
                 before = self._last_that_is_there(now)
-                self._switch("rollback", before, by, reason, now=now)
-                return before
-            # What the present teacher replaced when it was promoted: a second rollback goes one further back.
-            promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
-            before = promotions[-1]["from"] if promotions else None
-            if before is None:
-                raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
-            if not self._is_there(before):
-                raise InputError(f"cannot roll back: {self.root / before} is not there any more")
+            else:
+                # What the present teacher replaced when promoted: a second rollback goes one further back.
+                promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
+                if not promotions:
+                    raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
+                before = str(promotions[-1]["from"])
+                if not self._is_there(before):
+                    raise InputError(f"cannot roll back: {self.root / before} is not there any more")
             self._switch("rollback", before, by, reason, now=now)
-            return str(before)
+            return before
 
     def _is_there(self, teacher: str) -> bool:
         """Whether a name in current.json means somebody; the stage's own model may be untrained yet."""

@@ -6,6 +6,7 @@ what the page says about them stays.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from importlib import metadata
@@ -78,6 +79,7 @@ def exceptions(page: Path = PAGE) -> dict[str, tuple[str, str]]:
 
 def main() -> int:
     """Rewrite the page's table; the text above it stays."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     known = listed()
     lines = []
     for name in sorted({normal(entry.name) for entry in read_lock()}):

@@ -93,6 +93,8 @@ def _request(ws: Workspace, args: argparse.Namespace) -> Request:
 
     if args.epochs_scale <= 0:
         raise ConfigError(f"--epochs-scale {args.epochs_scale:g}: expected a number above 0")
+    if (args.ranks is not None and args.ranks < 1) or (args.workers is not None and args.workers < 0):
+        raise ConfigError("--ranks must be at least 1, --workers at least 0")
     ablation = make_ablation(args.name, ws.params)
     rows = ablation.pick(args.rows.split(",") if args.rows else None)
     seeds = _seeds(args.seeds or ("0" if args.name == "threshold" else "0,1,2"))

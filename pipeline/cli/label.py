@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import ConfigError, HmsaError, InputError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 
 if TYPE_CHECKING:
@@ -51,10 +52,16 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.process import StopRequest
 
     stop = StopRequest().install()
+    new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
-        _check_names(work, args.names)
-        refused = _index(images, work, options, args.names)
-        _label(work, images, options, args, stop)
+        try:
+            _check_names(work, args.names)
+            refused = _index(images, work, options, args.names)
+            _label(work, images, options, args, stop)
+        except HmsaError:
+            if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
+                shutil.rmtree(work)
+            raise
         from hmsa_core.labels.shards import publish_store
 
         publish_store(work / "store", out)

@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the pictures and print the path of each sheet."""
     _check_stems(args.images)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
     options = read_options(args, threads=pin_threads(args))
     from hmsa_core.data.decode import read_image
     from hmsa_core.engine.predict import open_tiler, picture, plain_classes, write_pictures

@@ -16,7 +16,7 @@ from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.progress import Progress
-from hmsa_core.errors import ConfigError, did_you_mean
+from hmsa_core.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.params import Params
@@ -96,10 +96,10 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
         _LOG.warning(
-            "%s: %d block(s) (%s) calibrate, calibrate.min_blocks is %d: no class gets a threshold of its own, and what "
+            "%s: %d block(s) calibrate, calibrate.min_blocks is %d: no class gets a threshold of its own, and what "
             "gets none is ignored everywhere; let more calibrate, choose smaller blocks (data.target.block), lower "
             "calibrate.min_blocks (at least 3), or give pseudo_label.threshold a number",
-            STAGE, blocks, params.data.target.block or "as the data set has them", params.calibrate.min_blocks,
+            STAGE, blocks, params.calibrate.min_blocks,
         )  # fmt: skip
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         _LOG.warning(
@@ -131,7 +131,13 @@ def _grid(sampling: SamplingConfig) -> list[int]:
 def _build(
     ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig
 ) -> prepare.Summary:
-    located = source.model_copy(update={"root": str(ws.resolve(source.root))})
+    root = ws.resolve(source.root)
+    if not root.is_dir():
+        mend = f"correct data.{source.name}.root in params.yaml"
+        if root.is_relative_to(ws.path("data/demo")):
+            mend = "`autolabel demo-data` makes it"
+        raise InputError(f"{root}: data set folder not found", hint=mend)
+    located = source.model_copy(update={"root": str(root)})
     bars: list[Progress] = []
 
     def report(done: int, total: int) -> None:
@@ -144,6 +150,10 @@ def _build(
             located, roles, out, workers=ws.params.prepare.workers, tile=sampling.tile, min_pixels=sampling.min_pixels,
             previous=out if out.exists() else None, progress=report,
         )  # fmt: skip
+    except ConfigError as error:
+        if not error.message.startswith("roles."):
+            raise
+        raise ConfigError(f"params.yaml: data.{error.message}", hint=error.hint) from error
     finally:
         for bar in bars:
             bar.close()

@@ -124,6 +124,18 @@ def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
     assert told.mend
 
 
+@pytest.mark.parametrize("damage", ['{"teacher": "foo"}', '{"teacher": "models/registry/v0009-abcdef00"}', "{", '"x"'])
+def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
+    workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.path("models/current.json").write_text(damage)
+    (told,) = [f for f in doctor.examine(workspace.root) if f.name == "teacher"]
+    assert told.state == "broken"
+    monkeypatch.chdir(workspace.root)
+    assert main(told.mend.split()[1:]) == 0
+    assert "teacher" not in _states(workspace.root)
+
+
 def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a_stage_refuses(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def test_every_knob_of_a_profile_is_explained_on_its_line(profile: str) -> None:
         ("  crop: [64, 96]", "  crop: [64, wide]", r"crop\.1: expected an integer, found 'wide'"),
         ("profile: tiny", "profile: tinny", r"profile: expected .*'tiny'.*found 'tinny'"),
         ("\nreport:", "\nreprot:", r"params\.yaml:\d+: reprot: unknown key; did you mean report\? \(and 1 more\)"),
-        ("  calibrate: 1", "  calibrate: 7", r"versions\.calibrate is 7, this program's calibrate has code version 1"),
+        ("  calibrate: 1", "  calibrate: 7", r"params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 1"),
         ("  max_leaked: 0.05", "  max_leaked: 5", r"evaluate\.max_leaked: expected less than or equal to 1, found 5"),
         ("    root: data/demo/cityscapes", "    root: ~/city", r"data: expected target\.root as a path written out, found ~/city"),
         ("    kind: mapillary", "    kind: vistas", r"data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'"),

@@ -20,7 +20,7 @@ from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.engine.lineage import Lineage
 from hmsa_core.engine.spec import InferSpec
-from hmsa_core.errors import ConfigError, NoSpaceError
+from hmsa_core.errors import ConfigError, InputError, NoSpaceError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
@@ -120,6 +120,18 @@ def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) 
     params.write_text(params.read_text().replace("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
     with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
         prepare.run(ws)
+
+
+def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    text = params.read_text()
+    params.write_text(text.replace("calibrate: [e, f]", "calibrate: [e, ff]"))
+    with pytest.raises(ConfigError, match=r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"):
+        prepare.run(Workspace(ws.root))
+    params.write_text(re.sub(r"root: .*photographs.*", "root: /gone", text))
+    with pytest.raises(InputError, match="/gone: data set folder not found") as told:
+        prepare.run(Workspace(ws.root))
+    assert told.value.hint == "correct data.target.root in params.yaml"
 
 
 def test_prepare_tells_of_a_policy_that_nothing_can_measure(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:

@@ -148,6 +148,7 @@ def test_a_folder_without_usable_images_is_one_line(folder, tmp_path, capsys):
     (tmp_path / "none" / "x.png").write_bytes(b"text")
     assert label(folder, tmp_path / "store", images=tmp_path / "none") == 3
     assert "none of the 1 image files can be used" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.work")), "nothing was begun"
     assert label(folder, tmp_path / "store", images=tmp_path / "nowhere") == 3
     assert "no such folder" in capsys.readouterr().err
 
