@@ -111,8 +111,8 @@ def _devices(ws: Workspace) -> Iterator[Finding]:
     for name in ("teacher_pretrain", "teacher_train", "auto_infer", "student_train", "evaluate"):
         runtime = getattr(ws.params, name).runtime
         if runtime.device == "cuda" and not present:
-            yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible",
-                          f"set {name}.runtime.device to auto, or mend the driver")  # fmt: skip
+            mend = f"set {name}.runtime.device to auto, mend the driver, or ask where the stages will run"
+            yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible", mend)
         elif runtime.device != "cpu" and present and runtime.ranks > present:
             yield Finding(f"{name}.runtime", "broken", f"ranks is {runtime.ranks}, but {present} GPU(s) are visible",
                           f"set {name}.runtime.ranks to at most {present}")  # fmt: skip
