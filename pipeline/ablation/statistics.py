@@ -51,8 +51,7 @@ class Compared:
     interval: Interval
     boundary: Interval | None
 
-    alike: bool  # both rows are fusions of the same trained weights
-    single: bool  # a side was trained once: the interval covers the images, not that training
+    single: bool  # two trainings, each made once: the interval covers the images, not how trainings differ
 
     @property
     def verdict(self) -> str:
@@ -127,10 +126,10 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
         return bootstrap_difference(sides[0], sides[1], blocks, draws=draws, seed=seed)
 
     has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
-    alike = all(a.weights == b.weights for a, b in pairs.values())
+    fusions = all(a.weights == b.weights for a, b in pairs.values())  # of one training
     return Compared(
         comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
-        interval(at_boundaries=True) if has_boundary else None, alike, len(pairs) == 1 and not alike,
+        interval(at_boundaries=True) if has_boundary else None, len(pairs) == 1 and not fusions,
     )  # fmt: skip
 
 
