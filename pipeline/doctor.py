@@ -15,10 +15,12 @@ from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
 from pipeline.finding import Finding
 from pipeline.machine import disk_need, memory_gib, torch_pair, torch_works, versions
-from pipeline.named_files import missing_files
+from pipeline.named_files import mend_of_root, missing_files
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
+
+_Check = Callable[[], Iterator[Finding]]
 
 
 def examine(root: Path, *, deep: bool = True) -> list[Finding]:
@@ -28,17 +30,10 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         root: workspace (a folder without dvc.yaml gets the machine's part only).
         deep: also verify every byte of the label stores.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [_machine, _python, lambda: _packages(deep=deep)]
-    unread = _unreadable_params(root) if (root / "dvc.yaml").exists() else None
-    if unread is not None:  # nothing below can be looked at without
-        checks.append(lambda: iter([unread]))
-    elif (root / "dvc.yaml").exists():
-        ws = Workspace(root)
-        checks += [
-            lambda: _params(ws), lambda: _devices(ws), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
-            lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
-            lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
-        ]  # fmt: skip
+    gpus = len(visible_devices())
+    checks: list[_Check] = [lambda: _machine(gpus), _python, lambda: _packages(deep=deep)]
+    if (root / "dvc.yaml").exists():
+        checks += _of_workspace(Workspace(root), gpus, deep=deep)
     else:
         checks.append(lambda: _no_workspace(root))
     found = []
@@ -52,13 +47,18 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
     return found
 
 
-def _unreadable_params(root: Path) -> Finding | None:
+def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> list[_Check]:
     try:
-        _ = Workspace(root).params
-    except HmsaError as error:
+        _ = ws.params
+    except HmsaError as error:  # nothing below can be looked at without
         mend = error.hint or "correct that line, then run doctor again: the rest needs params.yaml"
-        return Finding("params.yaml", "broken", error.message, mend)
-    return None
+        unread = Finding("params.yaml", "broken", error.message, mend)
+        return [lambda: iter([unread])]
+    return [
+        lambda: _params(ws), lambda: _devices(ws, gpus), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
+        lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
+        lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
+    ]  # fmt: skip
 
 
 def _no_workspace(root: Path) -> Iterator[Finding]:
@@ -67,8 +67,7 @@ def _no_workspace(root: Path) -> Iterator[Finding]:
     yield Finding("workspace", "warning", f"{root}: {what}; only the machine was looked at", mend)
 
 
-def _machine() -> Iterator[Finding]:
-    gpus = len(visible_devices())
+def _machine(gpus: int) -> Iterator[Finding]:
     text = f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {gpus or 'no'} GPU{'s' * (gpus != 1)}"
     yield Finding("machine", "ok", text)
 
@@ -100,14 +99,11 @@ def _params(ws: Workspace) -> Iterator[Finding]:
         if path.is_dir():
             yield Finding(f"data {name}", "ok", str(path))
         else:
-            generated = path.is_relative_to(ws.path("data/demo"))
-            mend = "autolabel demo-data" if generated else f"correct data.{name}.root in params.yaml"
-            yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend)
+            yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend_of_root(ws, name))
 
 
-def _devices(ws: Workspace) -> Iterator[Finding]:
+def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
     """Sections that ask for more GPUs than there are: their stage would refuse to start."""
-    present = len(visible_devices())
     for name in ("teacher_pretrain", "teacher_train", "auto_infer", "student_train", "evaluate"):
         runtime = getattr(ws.params, name).runtime
         if runtime.device == "cuda" and not present:

@@ -8,8 +8,9 @@ from pathlib import Path
 from hmsa_core.errors import ConfigError
 from pipeline.params import Params
 from pipeline.stages import STAGES
+from pipeline.workspace import Workspace
 
-__all__ = ["check_named_files", "missing_files"]
+__all__ = ["check_named_files", "mend_of_root", "missing_files"]
 
 
 def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
@@ -24,6 +25,13 @@ def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     ):
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():
             yield key, value, reader
+
+
+def mend_of_root(ws: Workspace, name: str) -> str:
+    """What to do where the folder of a data set ("target" or "pretrain") is not there."""
+    if ws.roots[name].is_relative_to(ws.path("data/demo")):
+        return "autolabel demo-data"
+    return f"correct data.{name}.root in params.yaml"
 
 
 def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:

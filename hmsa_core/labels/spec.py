@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, field_validator, model_validator
 
 from hmsa_core.config import Section
+from hmsa_core.errors import ConfigError
 from hmsa_core.labels.codes import ConfidenceCode
 
 __all__ = ["CalibrateConfig", "MergeConfig", "PairRule"]
@@ -47,10 +48,10 @@ class CalibrateConfig(Section):
                 inside = False
             if not inside:
                 raise ValueError(f'overrides.{name}: a threshold in [0, 1) or "withheld", found {threshold!r}')
-            below, above = ConfidenceCode().neighbours(threshold)
-            if below != above:  # else calibrate refuses it, after the training of the teacher
-                near = " or ".join(edge for edge in (below, above) if edge is not None)
-                raise ValueError(f"overrides.{name}: {threshold} is not on the grid of the code; give {near}")
+            try:  # now, not by calibrate after the training of the teacher
+                ConfidenceCode().code_for(threshold)
+            except ConfigError as error:
+                raise ValueError(f"overrides.{name}: {error.message}") from error
         return value
 
     @model_validator(mode="after")

@@ -50,7 +50,6 @@ class Compared:
     images: int
     interval: Interval
     boundary: Interval | None
-
     single: bool  # two trainings, each made once: the interval covers the images, not how trainings differ
 
     @property

@@ -39,12 +39,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _root(given: Path | None) -> Path:
     """The workspace asked for; without one, that of the current folder, or the folder itself (machine only)."""
-    if given is not None and not (given / "dvc.yaml").exists():  # params.yaml may be what is wrong
-        return Workspace.find(given).root
+    start = (given or Path()).resolve()
+    if (start / "dvc.yaml").exists():  # params.yaml may be what is wrong
+        return start
     try:
-        return Workspace.find(given).root
+        return Workspace.find(start).root
     except ConfigError:
-        return (given or Path()).resolve()
+        if given is not None:
+            raise
+        return start
 
 
 def _fix(root: Path) -> None:

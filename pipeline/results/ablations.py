@@ -60,7 +60,8 @@ def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
         lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
     newest = found.get("confirming") or found["exploring"]
     if newest[1].compared:
-        lines += [_BY_CLASS, "", *by_class(newest[1]), ""] if newest[1].classes else [_NO_NAMES, ""]
+        classes = by_class(newest[1])
+        lines += [_BY_CLASS, "", *classes, ""] if classes else [_NO_NAMES, ""]
     lines += _details(newest[0], [row.name for row in ablation.rows])
     return [*lines, *_notes(folder)]
 

@@ -75,7 +75,7 @@ def claims(found: Table) -> list[str]:
 def by_class(found: Table) -> list[str]:
     """What a difference is made of, one line a comparison: the classes whose own interval excludes zero."""
     scored = [k for k, name in enumerate(found.classes) if name]
-    if not scored or not found.compared:
+    if not scored:
         return []
     lines = []
     for c in found.compared:

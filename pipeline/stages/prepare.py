@@ -19,6 +19,7 @@ from hmsa_core.engine.progress import Progress
 from hmsa_core.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
+from pipeline.named_files import mend_of_root
 from pipeline.params import Params
 from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, write_metrics
@@ -45,6 +46,9 @@ def run(ws: Workspace) -> None:
     }
     work = keys.open_work(ws.work(STAGE), "index", material)
     out = work / "index"
+    for name, root in ws.roots.items():
+        if not root.is_dir():
+            raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -132,11 +136,6 @@ def _build(
     ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig
 ) -> prepare.Summary:
     root = ws.resolve(source.root)
-    if not root.is_dir():
-        mend = f"correct data.{source.name}.root in params.yaml"
-        if root.is_relative_to(ws.path("data/demo")):
-            mend = "`autolabel demo-data` makes it"
-        raise InputError(f"{root}: data set folder not found", hint=mend)
     located = source.model_copy(update={"root": str(root)})
     bars: list[Progress] = []
 

@@ -116,6 +116,15 @@ def test_a_folder_inside_of_a_workspace_means_that_workspace(
     assert "params.yaml: profile" in capsys.readouterr().out
 
 
+def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = workspace.path("inner")
+    atomic.write_bytes(inner / "dvc.yaml", workspace.path("dvc.yaml").read_bytes())
+    assert main(["doctor", "--quick", "--workspace", str(inner)]) == 1
+    assert f"{inner}/params.yaml" in capsys.readouterr().out
+
+
 def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
     params = workspace.path("params.yaml")
     params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))

@@ -189,6 +189,8 @@ def test_overrides_set_a_class_by_name_and_mistakes_are_told() -> None:
     assert policy.codes()[:2].tolist() == [WITHHELD, 50]
     with pytest.raises(ConfigError, match="no class 'rood'"):
         measure(curves, CalibrateConfig(overrides={"rood": 0.5}))
+    with pytest.raises(ConfigError, match="neighbours"):  # also where nobody checked the settings
+        measure(curves, CalibrateConfig().model_copy(update={"overrides": {"road": 0.905001}}))
 
 
 def test_a_policy_measured_on_pictures_reaches_its_target_on_new_ones(tmp_path) -> None:

@@ -101,6 +101,9 @@ def test_rules_by_hand_win_and_unknown_classes_are_refused() -> None:
     assert (rules.actions != IGNORED).sum() == 1 + 5  # and the diagonal
     with pytest.raises(InputError, match="unknown class"):
         MergeRules.default(CLASSES, MergeConfig(rules=(PairRule(human="x", teacher="road", action="human"),)))
+    unchecked = PairRule.model_construct(human="road", teacher="road", action="human")
+    with pytest.raises(InputError, match="equal classes"):
+        MergeRules.default(CLASSES, MergeConfig().model_copy(update={"rules": (unchecked,)}))
 
 
 def test_rules_survive_their_file(tmp_path: Path) -> None:
