@@ -44,10 +44,9 @@ def tables_of(folder: Path, ablation: Ablation) -> dict[str, tuple[Cells, Table]
     return found
 
 
-def ablation_section(folder: Path, ablation: Ablation) -> list[str]:
-    """The section of one ablation; what is not measured says how to measure it."""
+def ablation_section(folder: Path, ablation: Ablation, found: Mapping[str, tuple[Cells, Table]]) -> list[str]:
+    """The section of one ablation from `tables_of`; what is not measured says how to measure it."""
     lines = [f"## {ablation.title}", ""]
-    found = tables_of(folder, ablation)
     if not found:
         return [*lines, f"Not measured yet: `{ablation.command}`.", ""]
     lines += [f"`{ablation.command}`; cells: `benchmarks/ablations/{ablation.name}/`.", *_freeze_lines(folder), ""]

@@ -14,6 +14,7 @@ from pipeline.ablation.plan import Ablation
 from pipeline.params import Params
 from pipeline.results.ablations import ablation_section, tables_of
 from pipeline.results.collect import FORMAT
+from pipeline.results.summary import summary_section
 from pipeline.results.tables import ONE_SEED, points, provenance_lines, span, table
 
 __all__ = ["Sources", "readme_table", "results_page"]
@@ -75,14 +76,16 @@ class Sources:
 
 def results_page(sources: Sources) -> str:
     """The whole page."""
-    lines = [_INTRO]
+    folder = sources.ablations
+    measured = [(ablation, tables_of(folder / ablation.name, ablation)) for ablation in _ablations(folder)]
+    lines = [_INTRO, *summary_section(measured)]
     for name, (title, command) in _RUNS.items():
         lines += _run_section(sources.runs, name, title, command)
     for path in sorted(sources.runs.glob("*.json")):
         if path.stem not in _RUNS:
             lines += _run_section(sources.runs, path.stem, f"Workspace {path.stem}", "dvc repro")
-    for ablation in _ablations(sources.ablations):
-        lines += ablation_section(sources.ablations / ablation.name, ablation)
+    for ablation, found in measured:
+        lines += ablation_section(folder / ablation.name, ablation, found)
     lines += _speed_section(sources.benchmarks)
     return "\n".join([*lines, _CHAIN.rstrip("\n")]) + "\n"
 

@@ -1,0 +1,113 @@
+"""First table of the results page: what the paper claims, what was measured here, and under which heading it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pipeline.ablation.plan import Ablation
+from pipeline.ablation.statistics import Cells, Compared, Table
+from pipeline.results.tables import span, table
+
+__all__ = ["Found", "summary_section"]
+
+Found = Mapping[str, tuple[Cells, Table]]  # {"exploring" | "confirming": (cells, table)}
+
+_TEXT = """Each line is the best evidence there is for a claim (confirming seeds before those that were looked at while
+the recipe was chosen); why an effect is not shown stands below the table that the line names. Paper: its gain in points
+of mean IoU (Tao, Sapra, Catanzaro 2020), ">" where only the order is compared, "-" where it claims nothing. The paper's
+rows without auto-labels learn from human coarse labels too; here row `coarse` alone does, so that the paper's gains
+from auto-labels are also to be held against "auto > coarse as drawn"."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A comparison of an ablation, and the paper's figure for it."""
+
+    ablation: str
+    row: str
+    baseline: str
+    paper: str
+
+
+_CLAIMS = (
+    _Claim("scales", "hierarchical-0.5-1-2", "average-0.5-1-2", ">"),
+    _Claim("scales", "hierarchical-0.5-1-2", "explicit-0.5-1-2", ">"),
+    _Claim("scales", "hierarchical-0.5-1-2", "hierarchical-1", ">"),
+    _Claim("scales", "hierarchical-0.25-0.5-1-2", "hierarchical-0.5-1-2", "+0.6"),
+    _Claim("scales", "average-0.25-0.5-1-2", "average-0.5-1-2", "-0.7"),
+    _Claim("labels", "attention", "baseline", "+0.5"),
+    _Claim("labels", "auto", "baseline", "+1.1"),
+    _Claim("labels", "both", "baseline", "+1.4"),
+    _Claim("labels", "both", "attention", ">"),
+    _Claim("labels", "both", "coarse", ">"),
+    _Claim("labels", "both-coarse", "coarse", "-"),
+    _Claim("camvid-table-default", "merged", "control", "-"),
+    _Claim("camvid-table-default", "merged", "coarse", "-"),
+)
+
+
+def summary_section(found: Iterable[tuple[Ablation, Found]]) -> list[str]:
+    """The section's lines; none while nothing is measured."""
+    by_name = {ablation.name: (ablation, tables) for ablation, tables in found}
+    lines = [_line(claim, *by_name[claim.ablation]) for claim in _CLAIMS if claim.ablation in by_name]
+    if not any(lines):
+        return []
+    told = table(
+        ("claim", "paper", "here: mIoU, points", "boundary IoU", "seeds", "mIoU: verdict", "table"),
+        [line for line in lines if line],
+    )
+    cost = _cost(by_name["scales"][1]) if "scales" in by_name else []
+    return ["## In short: what the paper claims, and what was measured", "", _TEXT, "", *told, "", *cost]
+
+
+def _line(claim: _Claim, ablation: Ablation, tables: Found) -> tuple[str, ...] | None:
+    where = f"[{ablation.title}](#{_anchor(ablation.title)})"
+    for kind in ("confirming", "exploring"):
+        one = _compared(tables, kind, claim)
+        if one is None:
+            continue
+        verdict = one.verdict + (" (one seed)" if one.single else "")
+        return (
+            one.comparison.claim, claim.paper, span(one.interval, sign=True),
+            span(one.boundary, sign=True) if one.boundary else "-",
+            f"{', '.join(map(str, one.seeds))} ({kind})", verdict, where,
+        )  # fmt: skip
+    if not tables:
+        return None
+    text = next(c.claim for c in ablation.comparisons if (c.row, c.baseline) == (claim.row, claim.baseline))
+    return (text, claim.paper, "not measured yet", "-", "-", "-", where)
+
+
+def _compared(tables: Found, kind: str, claim: _Claim) -> Compared | None:
+    if kind not in tables:
+        return None
+    wanted = (claim.row, claim.baseline)
+    return next((c for c in tables[kind][1].compared if (c.comparison.row, c.comparison.baseline) == wanted), None)
+
+
+def _cost(tables: Found) -> list[str]:
+    """Cost of a training over that of the single-scale model (the paper counts 1.25 and 5.25)."""
+    macs = {
+        row.row: row.first["macs"]["train_total"]
+        for _, made in tables.values()
+        for row in made.rows
+        if row.first["training"] is not None
+    }
+    single = macs.get("single-1")
+    if not single:
+        return []
+    told = [
+        f"{name} {f'{macs[row] / single:.2f}' if row in macs else 'not measured yet'} (paper: {paper})"
+        for name, row, paper in (
+            ("hierarchical", "hierarchical-0.5-1-2", "1.25"),
+            ("explicit over {0.5, 1, 2}", "explicit-0.5-1-2", "5.25"),
+        )
+    ]
+    return [f"Multiply-accumulates of a training, single scale = 1: {'; '.join(told)}.", ""]
+
+
+def _anchor(title: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
