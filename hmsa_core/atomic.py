@@ -7,6 +7,7 @@ object `ops`, so that a test can make the n-th of them fail and look at what is 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -29,20 +30,24 @@ __all__ = [
     "append_line",
     "canonical_json",
     "digest",
+    "is_temp",
+    "make_folder",
     "open_atomic",
     "ops",
     "publish_file",
-    "publish_tree",
     "read_json",
+    "remove_if_dead",
     "remove_tree",
     "sha256_bytes",
     "sha256_file",
     "sweep_temps",
+    "temp_name",
     "write_bytes",
     "write_json",
     "write_text",
 ]
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 _TEMP = re.compile(r"^\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
@@ -65,6 +70,15 @@ class FileOps:
     def rename(self, source: Path, target: Path) -> None:
         """Replace `target` by `source` in one step."""
         source.replace(target)
+
+    def exchange(self, one: Path, other: Path) -> None:
+        """Let two folders of one file system change places in one step (Linux; ENOSYS elsewhere)."""
+        swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if swap is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(other))
+        if swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(other))
 
     def link(self, source: Path, target: Path) -> None:
         """Give `source` a second name."""
@@ -90,13 +104,14 @@ class FileOps:
 ops = FileOps()
 
 
-def _temp_name(path: Path) -> Path:
+def temp_name(path: Path) -> Path:
+    """Beside `path`, a name that is new and that `sweep_temps` knows."""
     # The folder is the target's own (rename must not cross a file system); the process id lets a
     # later start tell a leftover of a dead writer from the work of a living one.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Create a folder with its parents, each durable: a synced file in a folder that is lost is lost."""
     missing: list[Path] = []
     while not path.is_dir():
@@ -113,8 +128,8 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _make_folder(path.parent)
-        self._temp = _temp_name(path)
+        make_folder(path.parent)
+        self._temp = temp_name(path)
         self._file = ops.open_new(self._temp)
         self._hash = hashlib.sha256()
         self._size = 0
@@ -266,8 +281,8 @@ def publish_file(source: Path, target: Path) -> None:
     A published file is never opened for writing again. The link appears by rename, so that a
     target that exists is replaced in one step.
     """
-    _make_folder(target.parent)
-    temp = _temp_name(target)
+    make_folder(target.parent)
+    temp = temp_name(target)
     try:
         try:
             ops.link(source, temp)
@@ -289,21 +304,6 @@ def publish_file(source: Path, target: Path) -> None:
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def publish_tree(source: Path, target: Path, *, last: tuple[str, ...] = ()) -> None:
-    """Publish every file below `source` under `target`; names in `last` come last (commit points).
-
-    Files of `target` that `source` lacks are removed first, so that the result mirrors `source`.
-    """
-    wanted = {p.relative_to(source) for p in source.rglob("*") if p.is_file() and not _TEMP.match(p.name)}
-    if target.exists():
-        for path in sorted(target.rglob("*")):
-            if path.is_file() and path.relative_to(target) not in wanted:
-                ops.unlink(path)
-    _make_folder(target)
-    for relative in sorted(wanted, key=lambda p: (p.name in last, p)):
-        publish_file(source / relative, target / relative)
-
-
 def remove_tree(path: Path) -> None:
     """Remove a folder of ours if it is there."""
     if path.exists():
@@ -311,14 +311,25 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep_temps(folder: Path) -> list[Path]:
-    """Remove temporary files that dead writers left below `folder`; return what was removed."""
-    removed = []
-    for path in sorted(folder.rglob(".*.tmp")) if folder.exists() else []:
-        match = _TEMP.match(path.name)
-        if match and not _is_alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
-            removed.append(path)
-    return removed
+    """Remove temporary files and folders that dead writers left below `folder`; return what was removed."""
+    return [p for p in sorted(folder.rglob(".*.tmp")) if remove_if_dead(p)] if folder.exists() else []
+
+
+def is_temp(name: str) -> bool:
+    """Whether `temp_name` gave this name."""
+    return _TEMP.match(name) is not None
+
+
+def remove_if_dead(path: Path) -> bool:
+    """Remove what a dead writer left; whether it was that."""
+    match = _TEMP.match(path.name)
+    if not match or _is_alive(int(match["pid"])):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def _is_alive(pid: int) -> bool:

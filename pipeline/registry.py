@@ -20,6 +20,7 @@ from typing import Any
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.locks import FileLock
+from hmsa_core.trees import publish_tree
 from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version"]
@@ -94,7 +95,7 @@ class Registry:
                 return version
         number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
         path = self.folder / f"v{number:04d}-{weights[:8]}"
-        atomic.publish_tree(checkpoint, path, last=("model.json",))
+        publish_tree(checkpoint, path, last=("model.json",))
         record = {
             "number": number, "role": role, "weights_sha256": weights, "metrics": metrics, "verdict": verdict,
             "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import atomic
-from hmsa_core.atomic import publish_file, sha256_file, sweep_temps
+from hmsa_core.atomic import sha256_file, sweep_temps
 from hmsa_core.errors import StoreError
 from hmsa_core.labels import schema, sealed
 from hmsa_core.labels.codes import EDGES
@@ -16,6 +16,7 @@ from hmsa_core.labels.plans import ShardPlan
 from hmsa_core.labels.receipts import read_receipt, receipt_path
 from hmsa_core.labels.sidecar import consolidate
 from hmsa_core.taxonomy import ClassTable, cityscapes
+from hmsa_core.trees import publish_tree
 
 __all__ = ["binding", "full_lineage", "listed_files", "publish_store", "read_manifest", "write_manifest"]
 
@@ -133,13 +134,6 @@ def listed_files(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def publish_store(source: str | Path, target: str | Path) -> None:
-    """Hard-link a finished store's files into another folder, its manifest last; other files there go."""
+    """Hard-link a finished store's files into another folder, in one step; other files there go."""
     source, target = Path(source), Path(target)
-    files = listed_files(read_manifest(source))
-    if target.exists():
-        (target / schema.MANIFEST).unlink(missing_ok=True)  # from here to the end it is no store
-        for path in sorted(target.rglob("*")):
-            if path.is_file() and path.relative_to(target).as_posix() not in files:
-                atomic.ops.unlink(path)
-    for file in files:
-        publish_file(source / file, target / file)
+    publish_tree(source, target, last=(schema.MANIFEST,), only=listed_files(read_manifest(source)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
 from hmsa_core.digested import take_digest, with_digest
 from hmsa_core.errors import CheckpointError, IntegrityError
+from hmsa_core.trees import new_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,22 +73,22 @@ def save(
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """Write tensors, then the JSON; a kill in between leaves no checkpoint rather than a mixed one."""
+    """Write tensors and JSON; whoever looks sees the old checkpoint or the new. Other files in the folder stay."""
     from safetensors.torch import save as to_bytes
 
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    (folder / META).unlink(missing_ok=True)
-    sha256 = write_bytes(folder / WEIGHTS, data)
     parameters = sum(tensor.numel() for tensor in state.values())
-    whole = {
-        **meta,
-        "format": FORMAT,
-        "version": VERSION,
-        "weights_sha256": sha256,
-        "tensors": len(state),
-        "values": parameters,
-    }
-    write_json(folder / META, with_digest(whole))
+    with new_tree(folder, last=(META,), keep=True) as new:
+        sha256 = write_bytes(new / WEIGHTS, data)
+        whole = {
+            **meta,
+            "format": FORMAT,
+            "version": VERSION,
+            "weights_sha256": sha256,
+            "tensors": len(state),
+            "values": parameters,
+        }
+        write_json(new / META, with_digest(whole))
     return sha256
 
 

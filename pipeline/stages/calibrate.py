@@ -17,6 +17,7 @@ from hmsa_core.labels import StoreStatistics
 from hmsa_core.labels.calibration import save_table
 from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.policy import measure as choose_thresholds
+from hmsa_core.trees import new_tree
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
@@ -26,6 +27,7 @@ from pipeline.workspace import Workspace
 __all__ = ["disk_estimate", "run"]
 
 STAGE = "calibrate"
+OUT = "calibration"
 SKIPPED = "skipped.json"
 _LOG = logging.getLogger(__name__)
 
@@ -46,18 +48,17 @@ def run(ws: Workspace) -> None:
     judgement = precision.judge(ws, samples, {"teacher": teacher})
     found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names, teacher)
     policy = choose_thresholds(found.judged, ws.params.calibrate)
-    out = ws.path("calibration")
-    atomic.remove_tree(out)
-    found.curves.save(out / "curves.json")
-    if found.judged is not found.curves:
-        found.judged.save(out / precision.JUDGED)
     if policy.table is None:
         raise AssertionError("a measured policy has a calibration table")
-    save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
-    atomic.write_json(out / "leaks.json", judgement.to_json())
-    np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
-    atomic.write_bytes(out / PAIRS, buffer.getvalue())
-    policy.save(out / "policy.json")
+    with new_tree(ws.path(OUT)) as out:
+        found.curves.save(out / "curves.json")
+        if found.judged is not found.curves:
+            found.judged.save(out / precision.JUDGED)
+        save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
+        atomic.write_json(out / "leaks.json", judgement.to_json())
+        np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
+        atomic.write_bytes(out / PAIRS, buffer.getvalue())
+        policy.save(out / "policy.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
     precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
@@ -86,8 +87,7 @@ def _record_skip(ws: Workspace) -> None:
         "pseudo_label.threshold must be a number or a policy file"
     )
     _LOG.warning("%s: %s", STAGE, reason)
-    out = ws.path("calibration")
-    atomic.remove_tree(out)
-    atomic.write_json(out / SKIPPED, {"reason": reason})
+    with new_tree(ws.path(OUT)) as out:
+        atomic.write_json(out / SKIPPED, {"reason": reason})
     write_metrics(ws, STAGE, {"skipped": reason})
     plots.lines(ws.path(f"plots/{STAGE}-curves.png"), {}, title="No calibration", x="coverage", y="precision")

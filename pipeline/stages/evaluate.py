@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
+from hmsa_core.trees import new_tree
 from pipeline import gate, plots
 from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
@@ -63,7 +64,6 @@ def disk_estimate(ws: Workspace) -> int:
 
 def run(ws: Workspace) -> None:
     """Judge and publish evaluation/."""
-    out = ws.path(OUT)
     models = _models(ws)
     samples = precision.fine_samples(ws, "report")
     if not samples:
@@ -85,14 +85,14 @@ def run(ws: Workspace) -> None:
     kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
     verdict = _verdict(ws, models, results, classes)
 
-    atomic.remove_tree(out)
-    _publish_counts(ws, folders)
-    atomic.write_json(out / "metrics.json", _metrics(ws, models, results, judgement, kept, classes))
-    atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
-    found.curves.save(out / "curves.json")
-    if found.judged is not found.curves:
-        found.judged.save(out / precision.JUDGED)
-    atomic.write_json(out / "verdict.json", verdict)
+    with new_tree(ws.path(OUT)) as out:
+        _publish_counts(ws, folders, out)
+        atomic.write_json(out / "metrics.json", _metrics(ws, models, results, judgement, kept, classes))
+        atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
+        found.curves.save(out / "curves.json")
+        if found.judged is not found.curves:
+            found.judged.save(out / precision.JUDGED)
+        atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
     _plot(ws, results, classes)
 
@@ -211,10 +211,9 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
     }
 
 
-def _publish_counts(ws: Workspace, folders: Mapping[str, Path]) -> None:
+def _publish_counts(ws: Workspace, folders: Mapping[str, Path], out: Path) -> None:
     """confusions-MODEL.npz of the main setting, confusions-MODEL-SETTING.npz of the others, summary-MODEL.json."""
     main, *others = (s.name for s in ws.params.evaluate.settings)
-    out = ws.path(OUT)
     for model, folder in folders.items():
         atomic.publish_file(folder / f"{main}.npz", out / f"confusions-{model}.npz")
         atomic.publish_file(folder / "summary.json", out / f"summary-{model}.json")
@@ -233,13 +232,12 @@ def _plot(ws: Workspace, results: Results, classes: tuple[str, ...]) -> None:
 def _record_unverified(ws: Workspace, models: Mapping[str, Path]) -> None:
     """Profile paper-final: all fine data learned, nobody is left to judge."""
     reason = "no image has the role `report`: this student is unverified (a release twin is judged by the test server)"
-    out = ws.path(OUT)
-    atomic.remove_tree(out)
     weights = {name: weights_of(path) for name, path in models.items()}
-    atomic.write_json(out / "metrics.json", {"unverified": reason, "models": weights})
-    atomic.write_json(out / "per_class.json", {})
     verdict = {"promote": False, "sentence": reason, "reasons": [reason]}
-    atomic.write_json(out / "verdict.json", verdict | {"candidate_weights_sha256": weights["student"]})
+    with new_tree(ws.path(OUT)) as out:
+        atomic.write_json(out / "metrics.json", {"unverified": reason, "models": weights})
+        atomic.write_json(out / "per_class.json", {})
+        atomic.write_json(out / "verdict.json", verdict | {"candidate_weights_sha256": weights["student"]})
     write_metrics(ws, STAGE, {"unverified": reason, "promote": False})
     plots.bars(ws.path(f"plots/{STAGE}-iou.png"), ["none"], {"IoU": [None]}, title="Nobody was judged", x="IoU")
     plots.confusion(ws.path(f"plots/{STAGE}-confusion.png"), np.zeros((1, 1)), ["none"], title="Nobody was judged")

@@ -18,6 +18,7 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.engine.progress import Progress
 from hmsa_core.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.taxonomy import ClassTable
+from hmsa_core.trees import publish_tree
 from pipeline import keys, plots
 from pipeline.named_files import mend_of_root
 from pipeline.params import Params
@@ -60,7 +61,7 @@ def run(ws: Workspace) -> None:
     _tell_of_calibration(ws.params, index)
     _write_roles(index, out)
     _forget_reuse(out / "summary.json")
-    atomic.publish_tree(out, ws.path(INDEX))
+    publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
     for summary in (target, pretrain) if params.data.pretrain else (target,):

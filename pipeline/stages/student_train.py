@@ -11,6 +11,7 @@ from pathlib import Path
 from hmsa_core import atomic
 from hmsa_core.config import PseudoConfig
 from hmsa_core.engine.spec import PseudoData
+from hmsa_core.trees import new_tree
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
 from pipeline.workspace import Workspace
@@ -54,6 +55,5 @@ def _publish_control(ws: Workspace, work: Path | None) -> None:
     if work is not None:
         publish_checkpoint(ws, work / "model", "models/control")
         return
-    out = ws.path("models/control")
-    atomic.remove_tree(out)
-    atomic.write_json(out / SKIPPED, {"reason": "student_train.control is false"})
+    with new_tree(ws.path("models/control")) as out:
+        atomic.write_json(out / SKIPPED, {"reason": "student_train.control is false"})

@@ -23,6 +23,7 @@ from hmsa_core.engine.spec import (
 from hmsa_core.errors import IntegrityError, StoreError
 from hmsa_core.labels.manifest import listed_files, read_manifest
 from hmsa_core.models import read_meta
+from hmsa_core.trees import publish_tree
 from pipeline import keys, launcher
 from pipeline.stages import VERSIONS
 from pipeline.workspace import Workspace
@@ -264,7 +265,7 @@ def evaluate_model(
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
     """Hard-link a checkpoint folder into an output; `model.json`, its commit point, comes last."""
-    atomic.publish_tree(model, ws.path(target), last=("model.json",))
+    publish_tree(model, ws.path(target), last=("model.json",))
 
 
 def write_metrics(ws: Workspace, stage: str, values: Mapping[str, Any]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
+from hmsa_core.trees import new_tree
 from pipeline import plots
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, train_model, write_metrics
@@ -40,8 +40,7 @@ def run(ws: Workspace) -> None:
 
 def _record_skip(ws: Workspace, reason: str) -> None:
     _LOG.info("%s: %s", STAGE, reason)
-    out: Path = ws.path("models/pretrain")
-    atomic.remove_tree(out)
-    atomic.write_json(out / SKIPPED, {"reason": reason})
+    with new_tree(ws.path("models/pretrain")) as out:
+        atomic.write_json(out / SKIPPED, {"reason": reason})
     write_metrics(ws, STAGE, {"skipped": reason})
     plots.lines(ws.path(f"plots/{STAGE}-loss.png"), {}, title="No pretraining", x="step", y="loss")

@@ -35,6 +35,18 @@ POINTS = {
     "evaluate": (r"\.npz", 3),
     "report": (r"/report/", 3),
 }  # fmt: skip
+# And a point while the finished results are put in place.
+PLACING = {
+    "prepare": (r"/data/\.index\.", 4),
+    "teacher-pretrain": (r"/models/\.pretrain\.", 3),
+    "teacher-train": (r"/models/\.teacher\.", 3),
+    "calibrate": (r"/\.calibration\.", 9),
+    "auto-infer": (r"/labels/\.raw\.", 9),
+    "pseudo-label": (r"/labels/\.final\.", 9),
+    "student-train": (r"/models/\.control\.", 3),
+    "evaluate": (r"/\.evaluation\.", 9),
+    "report": (r"/metrics/report\.json", 1),
+}
 SLOW = ("teacher-train", "calibrate", "student-train")  # the same jobs as in other stages
 
 
@@ -53,7 +65,7 @@ def _run(root: Path, stage: str, plan: Plan) -> tuple[int, str]:
 
 
 def test_every_stage_has_its_point() -> None:
-    assert tuple(POINTS) == tuple(OUTPUTS) == STAGES
+    assert tuple(POINTS) == tuple(PLACING) == tuple(OUTPUTS) == STAGES
 
 
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in STAGES])
@@ -78,6 +90,15 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_there(workspace: Path, stag
         assert steps(workspace, stage, "start") == [0, 20], "the run goes on from the last whole state"
     if stage in ("auto-infer", "pseudo-label"):
         assert kept
+
+    plan = Plan(workspace.parent / "marks of placing", PLACING[stage][0], "ENOSPC", at=PLACING[stage][1])
+    status, said = _run(workspace, stage, plan)
+    assert status == NO_SPACE, said
+    assert _bytes(workspace, stage) == before, "the last good results are gone before the new ones are there"
+    plan.mend()
+    status, said = _run(workspace, stage, Plan(plan.marks, "nothing matches this", "ENOSPC"))
+    assert status == 0, said
+    assert _bytes(workspace, stage) == before
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ import torch
 
 from hmsa_core import atomic
 from hmsa_core.errors import CheckpointError, StoreError
-from hmsa_core.labels import LabelStore
+from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.manifest import publish_store
 from hmsa_core.labels.policy import ThresholdPolicy, from_threshold
 from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
 from hmsa_core.models.checkpoint import read_meta, write_checkpoint
+from hmsa_core.trees import new_tree
 from pipeline.inspector.review import ReviewFile
 from pipeline.registry import Registry
 from tests.support.faults import every_exit, every_fault
@@ -34,16 +36,11 @@ CLASSES = toy_classes(2)
 
 @dataclass(frozen=True)
 class Subject:
-    """Something on disk: how its old state is made, how it is changed, and what a reader sees (None = nothing).
-
-    With `may_vanish` a reader may also find an unfinished one, which is refused: the folder of a checkpoint that
-    is overwritten.
-    """
+    """Something on disk: how its old state is made, how it is changed, and what a reader sees (None = nothing)."""
 
     prepare: Callable[[Path], None]
     change: Callable[[Path], None]
     read: Callable[[Path], object]
-    may_vanish: bool = False
 
 
 def _save_policy(threshold: float) -> Callable[[Path], None]:
@@ -71,6 +68,43 @@ def _store(images: int) -> Callable[[Path], None]:
         write_manifest(root, plans, {"teacher": "t"}, classes=CLASSES)
 
     return write
+
+
+def _appended(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        store = folder / "store"
+        with LabelStoreWriter(store, {"teacher": "t"}, classes=CLASSES) as writer:
+            if not (store / "manifest.json").is_file() or name not in LabelStore.open(store).names():
+                writer.add(name, *maps(int(name[1:]), (6, 7), 2))
+
+    return write
+
+
+def _published_first(folder: Path) -> None:
+    # Two finished stores whose shards have the same file names and other labels.
+    _store(1)(folder / "one")
+    for name in ("i5", "i6"):
+        _appended(name)(folder / "two")
+    publish_store(folder / "one" / "store", folder / "store")
+
+
+def _publish_second(folder: Path) -> None:
+    publish_store(folder / "two" / "store", folder / "store")
+
+
+def _results(value: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with new_tree(folder / "evaluation") as out:
+            atomic.write_json(out / "metrics.json", {"value": value})
+            atomic.write_json(out / "deeper" / "verdict.json", {"value": value})
+
+    return write
+
+
+def _read_results(folder: Path) -> object:
+    found = [atomic.read_json(folder / "evaluation" / name) for name in ("metrics.json", "deeper/verdict.json")]
+    assert found[0] == found[1], "one file of the old results, one of the new"
+    return found
 
 
 def _read_store(folder: Path) -> object:
@@ -112,7 +146,7 @@ def _promote_second(folder: Path) -> None:
 
 def _read_current(folder: Path) -> object:
     # Which model teaches; every registered one that a reader can see is whole.
-    for meta in folder.glob("models/registry/*/model.json"):
+    for meta in folder.glob("models/registry/v*/model.json"):
         assert atomic.sha256_file(meta.with_name("model.safetensors")) == atomic.read_json(meta)["weights_sha256"]
     return Registry(folder).current()
 
@@ -121,8 +155,11 @@ SUBJECTS = {
     "policy": Subject(_save_policy(0.9), _save_policy(0.5), lambda f: ThresholdPolicy.load(f / "policy.json").digest),
     "review file": Subject(_review("a"), _review("b"), lambda f: [m.name for m in ReviewFile(f / "raw").marks()]),
     "manifest that grows": Subject(_store(1), _store(2), _read_store),
+    "store that is appended to": Subject(_appended("i0"), _appended("i1"), _read_store),
+    "store that is published over another": Subject(_published_first, _publish_second, _read_store),
+    "folder of results": Subject(_results(1), _results(2), _read_results),
     "new checkpoint": Subject(lambda _: None, _checkpoint(1.0), _read_checkpoint),
-    "checkpoint that is overwritten": Subject(_checkpoint(1.0), _checkpoint(2.0), _read_checkpoint, may_vanish=True),
+    "checkpoint that is overwritten": Subject(_checkpoint(1.0), _checkpoint(2.0), _read_checkpoint),
     "promotion": Subject(_registered, _promote_second, _read_current),
 }
 
@@ -158,8 +195,6 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
     new_bytes = _bytes(tmp_path / "new")
     states = [_seen(subject, old), _seen(subject, tmp_path / "new")]
     assert states[0] != states[1]
-    if subject.may_vanish:
-        states.append(None)
     points = 0
     reset()
     for _ in faults(lambda: subject.change(folder)):

@@ -44,6 +44,10 @@ class FaultyOps(atomic.FileOps):
         self._tick(target)
         super().rename(source, target)
 
+    def exchange(self, one: Path, other: Path) -> None:
+        self._tick(other)
+        super().exchange(one, other)
+
     def link(self, source: Path, target: Path) -> None:
         self._tick(target)
         super().link(source, target)

@@ -142,6 +142,11 @@ class _PlantedOps(atomic.FileOps):
         super().rename(source, target)
         self._after(is_due)
 
+    def exchange(self, one: Path, other: Path) -> None:
+        is_due = self._before("exchange", other)
+        super().exchange(one, other)
+        self._after(is_due)
+
     def link(self, source: Path, target: Path) -> None:
         is_due = self._before("link", target)
         super().link(source, target)

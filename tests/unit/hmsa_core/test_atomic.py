@@ -49,36 +49,6 @@ def test_a_process_that_ends_at_any_operation_leaves_the_old_or_the_new_file(tmp
     assert os.listdir(tmp_path) == ["file.bin"], "the sweep removes what dead writers left"
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_a_failed_publish_never_shows_half_a_tree_as_complete(tmp_path: Path, error: int) -> None:
-    source, target = tmp_path / "work", tmp_path / "out"
-    for i in range(3):
-        atomic.write_bytes(source / f"shard-{i}", b"x" * i)
-    atomic.write_json(source / "manifest.json", {"shards": 3})
-
-    def publish() -> None:
-        atomic.publish_tree(source, target, last=("manifest.json",))
-
-    for _ in every_fault(publish, error):
-        if (target / "manifest.json").exists():
-            assert sorted(p.name for p in target.iterdir() if p.name.startswith("shard")) == [
-                "shard-0", "shard-1", "shard-2"]  # fmt: skip
-        shutil.rmtree(target, ignore_errors=True)
-    publish()
-    assert {p.name for p in target.iterdir()} == {"shard-0", "shard-1", "shard-2", "manifest.json"}
-
-
-def test_publish_mirrors_the_source_and_shares_its_bytes(tmp_path: Path) -> None:
-    source, target = tmp_path / "work", tmp_path / "out"
-    atomic.write_bytes(source / "a", b"1")
-    atomic.write_bytes(target / "stale", b"2")
-    atomic.publish_tree(source, target)
-    assert os.listdir(target) == ["a"]
-    assert (target / "a").stat().st_ino == (source / "a").stat().st_ino
-    atomic.publish_tree(source, target)  # a second time: rename of two names of one file must leave no temp
-    assert os.listdir(target) == ["a"]
-
-
 def test_a_living_writers_temporary_file_is_not_swept(tmp_path: Path) -> None:
     file = atomic.AtomicFile(tmp_path / "x")
     file.write(b"partial")
