@@ -54,7 +54,7 @@ def label(images: Path, model: Path, out: Path, ranks: int = 1) -> dict[str, Any
     """Run the command; the job's own figures and the peak memory of its largest process."""
     command = [
         sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(images), "--checkpoint", str(model),
-        "--out", str(out), "--scales", "0.5,1,2", "--flip", "--ranks", str(ranks), "--threads", str(ranks),
+        "--out", str(out), "--scales", "0.5,1,2", "--flip", "--ranks", str(ranks), "--threads", "1",
         "--precision", "fp32",
     ]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}

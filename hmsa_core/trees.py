@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core import atomic
-from hmsa_core.atomic import is_temp, make_folder, publish_file, remove_if_dead, remove_tree, temp_name
+from hmsa_core.atomic import is_temp, make_folder, publish_file, remove_if_dead, remove_tree, sweep_temps, temp_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -67,6 +67,7 @@ def _put_in_place(folder: Path, target: Path, last: tuple[str, ...]) -> None:
 
 def _mirror(source: Path, target: Path, last: tuple[str, ...]) -> None:
     """Make the files of `target` those of `source`, one by one."""
+    sweep_temps(target)
     wanted = _files_below(source)
     there = _files_below(target)
     for relative in sorted(there, key=lambda p: (p.name not in last, p)):

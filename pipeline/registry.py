@@ -95,6 +95,7 @@ class Registry:
                 return version
         number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
         path = self.folder / f"v{number:04d}-{weights[:8]}"
+        atomic.sweep_temps(self.folder)
         publish_tree(checkpoint, path, last=("model.json",))
         record = {
             "number": number, "role": role, "weights_sha256": weights, "metrics": metrics, "verdict": verdict,

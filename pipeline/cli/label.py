@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hmsa_core.process import StopRequest
 
 _ROOT = "images"  # name of the root that image paths in the store are relative to
+_RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: 256")
     parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
-    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes: one a GPU, or CPU processes")
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N",
+        help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
+    )  # fmt: skip
     add_options(parser)
 
 
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--images-per-shard and --ranks must be at least 1")
     work = out.with_name(f"{out.name}.work")
     _check_target(out, work)
-    options = read_options(args, threads=max(1, pin_threads(args) // args.ranks), ranks=args.ranks)
+    options = read_options(args, threads=_threads(args, work), ranks=args.ranks)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from hmsa_core.locks import FileLock
     from hmsa_core.process import StopRequest
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
         try:
-            _check_names(work, args.names)
+            _check_begun(work, {"names": args.names, "threads": options.runtime.threads})
             refused = _index(images, work, options, args.names)
             _label(work, images, options, args, stop)
         except HmsaError:
@@ -73,25 +78,81 @@ def _check_target(out: Path, work: Path) -> None:
     """Publishing removes what does not belong to the store: never touch a folder that is not one of ours."""
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "manifest.json").is_file()):
+    is_store = (out / "manifest.json").is_file()
+    if not is_store and not (out.is_dir() and _is_empty_or_half_published(out, work)):
         raise ConfigError(f"--out {out}: exists and is no label store", hint="give a folder that does not exist yet")
-    if (out / "manifest.json").is_file() and not (work / "plan.json").is_file():
+    if is_store and not (work / "plan.json").is_file():
         raise ConfigError(
             f"--out {out}: holds a label store that was not made here ({work.name} is missing)",
             hint="give another folder, or delete this one",
         )
 
 
-def _check_names(work: Path, names: str) -> None:
-    """Images added later are named as the first ones were: else each would come in twice."""
-    from hmsa_core.atomic import read_json, write_json
+def _is_empty_or_half_published(out: Path, work: Path) -> bool:
+    """Whether nothing is lost when the store of `work` replaces a folder that has no manifest.
 
-    path = work / "names.json"
-    before = read_json(path)["names"] if path.is_file() else "stem"  # of stores older than the option
-    if (work / "plan.json").is_file() and before != names:
-        raise ConfigError(f"--names {names}: the images of this store are called by their {before}",
-                          hint=f"give --names {before}, or another --out")  # fmt: skip
-    write_json(path, {"names": names})
+    Where folders cannot be swapped (a mount point, NFS), files are published one by one without a manifest until the
+    last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
+    that took the place of a deleted store is not taken for one.
+    """
+    from hmsa_core.atomic import is_temp
+    from hmsa_core.labels import schema
+
+    if not any(out.iterdir()):
+        return True
+    if not (work / "store" / schema.MANIFEST).is_file():  # written before anything is published, and never removed
+        return False
+    statistics = "|".join(schema.STATISTICS)
+    ours = re.compile(
+        rf"shard-\d+\.parquet|{schema.RECEIPTS}(/shard-\d+\.json)?"
+        rf"|{schema.SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
+    )
+    return all(ours.fullmatch(p.relative_to(out).as_posix()) or is_temp(p.name) for p in out.rglob("*"))
+
+
+def _threads(args: argparse.Namespace, work: Path) -> int:
+    """Threads of each process: those asked for, those that the store was begun with, or all cores; now pinned.
+
+    Threads move last bits, so the number depends neither on `--ranks` nor on where a store is gone on with.
+    """
+    begun, cores = _begun_with(work).get("threads"), len(os.sched_getaffinity(0))
+    if begun and not args.threads:
+        args.threads = begun
+        if begun != cores:
+            sys.stderr.write(f"--threads {begun}, as this store was begun (there are {cores} cores)\n")
+    return pin_threads(args)
+
+
+def _begun_with(work: Path) -> dict[str, Any]:
+    """The options that the store's first labels were made with; empty if there are none yet."""
+    from hmsa_core.atomic import read_json
+
+    if not (work / "plan.json").is_file():
+        return {}
+    if (work / _RECORD).is_file():
+        return read_json(work / _RECORD)
+    # Of stores that are older than the record.
+    names, spec = work / "names.json", work / "spec.json"
+    begun = {"names": read_json(names)["names"] if names.is_file() else "stem"}
+    return begun | ({"threads": read_json(spec)["config"]["runtime"]["threads"]} if spec.is_file() else {})
+
+
+def _check_begun(work: Path, options: dict[str, Any]) -> None:
+    """Refuse what would mix two ways in one store.
+
+    Images named in another way would come in twice. Other numbers of threads sum in another order: the store would
+    depend on where a run was interrupted, and its lineage would name the last number alone.
+    """
+    from hmsa_core.atomic import write_json
+
+    begun = options | _begun_with(work)
+    if options["names"] != begun["names"]:
+        raise ConfigError(f"--names {options['names']}: the images of this store are called by their {begun['names']}",
+                          hint=f"give --names {begun['names']}, or another --out")  # fmt: skip
+    if options["threads"] != begun["threads"]:
+        raise ConfigError(f"--threads {options['threads']}: this store was begun with --threads {begun['threads']}",
+                          hint="leave --threads out, or give another --out")  # fmt: skip
+    write_json(work / _RECORD, begun)
 
 
 def _index(images: Path, work: Path, options: Options, names: Literal["stem", "path"]) -> int:
@@ -173,6 +234,9 @@ def _label(work: Path, images: Path, options: Options, args: argparse.Namespace,
         work=work, roots={_ROOT: images.parent}, config=config, checkpoint=options.checkpoint.resolve(),
         selection=Selection(index=work / "index" / f"{_ROOT}.parquet"), lineage={"licences": "unknown"},
     )  # fmt: skip
+    # Threads that wait in busy loops take the cores from those with work, of other ranks and other programs: a seventh
+    # faster on an idle machine, several times slower on any other (docs/inference.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run_job(spec, stop=stop)
 
 

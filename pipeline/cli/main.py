@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from hmsa_core import __version__
-from hmsa_core.errors import HmsaError, translate_os_error
+from hmsa_core.errors import ConfigError, HmsaError, translate_os_error
 
 # Subcommand -> (module, help). Modules offer add_arguments(parser) and run(args) -> int. Only the
 # chosen one is imported, so that `autolabel --help` is instant and torch-free.
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; bad input gives one line on standard error and the error's exit status."""
+    if argv is None and sys.getfilesystemencoding() != "utf-8":
+        return _again_in_utf8()
     parser = _parser()
     chosen = parser.parse_args(argv)
     if chosen.command is None:
@@ -92,6 +94,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _again_in_utf8() -> int:
+    """Start this very command again in Python's UTF-8 mode.
+
+    Names of images go into indexes and stores: in no locale may `münchen.png` be called otherwise, or be refused.
+    """
+    if os.environ.get("PYTHONUTF8") == "1":  # it is overruled: starting again would never end
+        told = f"Python reads names of files as {sys.getfilesystemencoding()}"
+        return _report(ConfigError(told, hint="leave out -E, -I and -X utf8=0"))
+    os.environ["PYTHONUTF8"] = "1"  # for the processes of a job, too
+    return os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def _report(error: HmsaError) -> int:

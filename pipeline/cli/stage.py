@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from hmsa_core.errors import ConfigError, InterruptedRunError
-from hmsa_core.process import die_with_parent
+from hmsa_core.process import die_with_parent, is_orphan
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     # First of all, before anything can take time: dvc does not pass its own death on. SIGHUP, because a
     # signal to dvc's whole group reaches us as well, and two SIGTERMs mean "at once, without saving".
     die_with_parent(signal.SIGHUP)
+    if "DVC_STAGE" in os.environ and is_orphan():  # it died while this interpreter started: no signal will come
+        raise InterruptedRunError("dvc, which started this stage, is gone", hint="run `dvc repro` again")
     if args.summary:
         from pipeline.summary import summary_text
 

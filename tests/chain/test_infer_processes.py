@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from hmsa_core.atomic import read_json
 from hmsa_core.labels import LabelStore
-from tests.support.inference import infer_spec, save_model
+from tests.support.inference import infer_spec, noise_image, save_model
 from tests.support.jobs import REPO, agent, errors_of, finish, started, wait_until_gone
-from tests.support.planted import Plan
+from tests.support.planted import Plan, planted
 from tests.support.training import folder_bytes, write_data
 
 pytestmark = pytest.mark.chain
@@ -123,26 +126,102 @@ def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
     assert read_json(spec.work / "error.json")["exit_code"] == 143
 
 
-def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(data, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setenv("LC_ALL", "C")
-    monkeypatch.setenv("PYTHONHASHSEED", "77")
-    monkeypatch.chdir(tmp_path)
-    spec = infer_spec(data, tmp_path / "work", data / "model", scales=SCALES)
-    assert finish(spec) == 0, errors_of(spec)
-    assert store_bytes(tmp_path / "work") == store_bytes(undisturbed)
+def label(photos: Path, out: Path, *more: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own."""
+    command = [
+        sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(photos / "straße"), "--checkpoint",
+        str(photos / "model"), "--out", str(out), "--device", "cpu", "--images-per-shard", "2", *more,
+    ]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(REPO)} | changes.pop("env", {})
+    return subprocess.run(
+        command, capture_output=True, timeout=120, env=env, check=False, encoding="utf-8", **{"cwd": REPO} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures, one a name that no ASCII holds, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(8):
+        path = folder / "straße" / ("münchen_000000_000019.png" if i == 5 else f"{i}.png")
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise_image(i, 40, 56)).save(path)
+    save_model(folder / "model", scales=[0.5, 1.0, 2.0], flip=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store that one process makes."""
+    out = tmp_path_factory.mktemp("labelled") / "store"
+    done = label(photos, out)
+    assert done.returncode == 0, done.stderr
+    store = LabelStore.open(out, strict=True)
+    assert len(store.names()) == 8
+    assert store.row("münchen_000000_000019")["image_path"] == "straße/münchen_000000_000019.png"
+    return folder_bytes(out)
+
+
+@pytest.mark.parametrize("ranks", ["2", "4"])
+def test_any_number_of_processes_makes_the_same_store(photos, labelled, tmp_path, ranks):
+    done = label(photos, tmp_path / "store", "--ranks", ranks)
+    assert done.returncode == 0, done.stderr
+    assert folder_bytes(tmp_path / "store") == labelled, "the manifest, too: it names the threads of a process"
+
+
+def test_a_store_that_is_gone_on_with_on_more_processes_is_the_same(photos, labelled, tmp_path):
+    plan = Plan(tmp_path / "marks", r"/receipts/shard-\d+\.json$", "exit", "rename", at=3)
+    assert label(photos, tmp_path / "store", env=planted(plan, {})).returncode != 0
+    assert 0 < len(receipts(tmp_path / "store.work")) < 4
+    done = label(photos, tmp_path / "store", "--ranks", "2")
+    assert done.returncode == 0, done.stderr
+    assert folder_bytes(tmp_path / "store") == labelled
+
+
+def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, labelled, tmp_path):
+    # Without the first two Python takes UTF-8 in place of the C locale.
+    env = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONHASHSEED": "77"}
+    asked = "import sys; print(sys.getfilesystemencoding())"
+    said = subprocess.run([sys.executable, "-c", asked], env=os.environ | env, capture_output=True, check=True, text=True)
+    assert said.stdout == "ascii\n", "the test tests something"
+    done = label(photos, tmp_path / "store", env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert folder_bytes(tmp_path / "store") == labelled
+
+
+def test_a_python_that_may_not_read_utf_8_is_told_so(photos, tmp_path):
+    command = [sys.executable, "-X", "utf8=0", "-m", "pipeline.cli.main", "label", "--images", ".", "--checkpoint", ".",
+               "--out", str(tmp_path / "store")]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(REPO), "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, env=env, cwd=photos, capture_output=True, timeout=60, check=False, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: Python reads names of files as ascii\nhint: leave out -E, -I and -X utf8=0\n"
+
+
+def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_path):
+    code = tmp_path / "another checkout"
+    for package in ("hmsa_core", "pipeline"):
+        shutil.copytree(REPO / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # Python tells where it takes each module from.
+    done = label(photos, tmp_path / "store", env={"PYTHONPATH": str(code), "PYTHONVERBOSE": "1"}, cwd=code)
+    assert done.returncode == 0, done.stderr
+    for module in ("pipeline/cli/label.py", "hmsa_core/engine/infer.py", "hmsa_core/labels/shards.py"):
+        assert str(code / module) in done.stderr
+        assert str(REPO / module) not in done.stderr
+    assert folder_bytes(tmp_path / "store") == labelled
 
 
 def test_the_label_command_runs_a_job_of_two_ranks_and_refuses_other_scales(data, tmp_path):
-    def label(*more: str) -> subprocess.CompletedProcess[str]:
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
         command = [
             sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(data / "toy"), "--checkpoint",
-            str(data / "model"), "--out", str(tmp_path / "store"), "--device", "cpu", "--threads", "2", "--ranks", "2",
+            str(data / "model"), "--out", str(tmp_path / "store"), "--device", "cpu", "--threads", "1", "--ranks", "2",
             "--images-per-shard", "8", *more,
         ]  # fmt: skip
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO, check=False)
 
-    done = label()
+    done = run()
     assert done.returncode == 0, done.stderr
     names = LabelStore.open(tmp_path / "store", strict=True).names()
     assert len(names) == 2 * IMAGES - done.stderr.count("left out: "), "label maps are grey pictures, too"
-    assert label("--scales", "1").returncode == 2
+    assert run("--scales", "1").returncode == 2

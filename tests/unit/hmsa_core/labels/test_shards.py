@@ -17,6 +17,7 @@ from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, leave, 
 from tests.support.label_maps import maps, toy_classes
 
 KEY = "k" * 64
+MIXED = [("i0", ""), ("ü1", ""), ("i2", ""), ("東3", ""), ("i4", ""), ("i5", ""), ("é6", "")]  # not all are ASCII
 NAMES = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4), unique=True)
 
 
@@ -28,7 +29,7 @@ def _write(root: Path, plan: ShardPlan) -> None:
     with ShardWriter(root, plan) as shard:
         for name in plan.names:
             label, confidence = maps(int(name[1:]))
-            shard.add(name, label, confidence, city="c")
+            shard.add(name, label, confidence, city="münchen", image_path=f"münchen/{name}.png")
 
 
 @given(NAMES, NAMES, st.integers(1, 5))
@@ -156,7 +157,7 @@ def _digests(root: Path) -> dict[str, bytes]:
 
 
 def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash_seed(tmp_path: Path) -> None:
-    plans = plan_shards([], [(f"i{i}", "") for i in range(7)], 2, KEY)
+    plans = plan_shards([], MIXED, 2, KEY)
     for plan in plans:
         _write(tmp_path / "one", plan)
     write_manifest(tmp_path / "one", plans, {"teacher": "t"})
@@ -164,14 +165,16 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash
         "import sys; from pathlib import Path\n"
         "from tests.unit.hmsa_core.labels import test_shards as t\n"
         "from hmsa_core.labels.shards import *\n"
-        "root = Path(sys.argv[1]); plans = plan_shards([], [(f'i{i}', '') for i in range(7)], 2, t.KEY)\n"
+        "root = Path(sys.argv[1]); plans = plan_shards([], t.MIXED[::-1], 2, t.KEY)\n"
         "[t._write(root, p) for p in plans[::-1]]\n"
         "write_manifest(root, plans, {'teacher': 't'})\n"
     )
+    # Without the first two Python takes UTF-8 in place of the C locale.
+    foreign = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     other = tmp_path / "elsewhere" / "two"
     done = subprocess.run(
         [sys.executable, "-c", script, str(other)], cwd=Path(__file__).parents[4], check=False, capture_output=True,
-        env={**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONPATH": "."}, text=True,
+        env={**os.environ, **foreign, "PYTHONPATH": "."}, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert _digests(tmp_path / "one") == _digests(other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,9 +15,11 @@ from PIL import Image
 from hmsa_core.engine import infer
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.labels import LabelStore
+from hmsa_core.locks import FileLock
 from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.inference import job_context, noise_image, save_model, small_model
+from tests.support.waiting import leave
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,13 @@ def in_this_process(monkeypatch):
         signal.signal(number, handler)
 
 
+def command(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:
+    return ["label", "--images", str(images or folder / "frames"), "--checkpoint", str(folder / "model"), "--out",
+            str(out), "--device", "cpu", "--threads", "1", "--images-per-shard", "2", *more]  # fmt: skip
+
+
 def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> int:
-    return main(
-        ["label", "--images", str(images or folder / "frames"), "--checkpoint", str(folder / "model"), "--out",
-         str(out), "--device", "cpu", "--threads", "1", "--images-per-shard", "2", *more]
-    )  # fmt: skip
+    return main(command(folder, out, *more, images=images))
 
 
 def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder, tmp_path, capsys):
@@ -118,6 +124,24 @@ def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_pa
     assert label(folder, tmp_path / "store", "--names", "path", images=frames) == 0
     assert capsys.readouterr().out.endswith("2 images labelled, 0 were labelled before, 0 left out\n")
     assert sorted(LabelStore.open(tmp_path / "store", strict=True).names()) == ["again__x", "day__y"]
+
+
+def test_a_second_run_into_the_same_store_leaves_at_once_and_names_the_first(folder, tmp_path):
+    with FileLock(tmp_path / "store.work" / "label.lock"):
+        tries = [leave(tmp_path, "autolabel", *command(folder, tmp_path / "store")) for _ in range(3)]
+    assert [done.status for done in tries] == [75] * 3, tries
+    assert all(f"labelling into {tmp_path}/store is in use by process {os.getpid()} " in done.text for done in tries)
+    # Together these are seconds of the clock on an idle machine.
+    assert min(done.cpu_seconds for done in tries) + min(done.waited_seconds for done in tries) < 1.0, tries
+    assert [path.name for path in tmp_path.rglob("*")] == ["store.work", "label.lock"], "the first one's work is left alone"
+    assert label(folder, tmp_path / "store") == 0
+
+
+def test_a_file_system_whose_locks_keep_nobody_out_is_refused(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)
+    assert label(folder, tmp_path / "store") == 2
+    assert "file locks do not work on this file system" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_other_scales_need_another_store(folder, tmp_path, capsys):

@@ -1,0 +1,140 @@
+"""`autolabel label` into a folder that is there: threads stay those of the first run, and what is not ours is left alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hmsa_core.atomic import read_json, write_json
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.engine import infer
+from hmsa_core.engine.spec import InferSpec, save_spec
+from pipeline import launcher
+from pipeline.cli.inference_options import _THREADS
+from pipeline.cli.main import main
+from tests.support.inference import job_context, noise_image, save_model
+from tests.support.training import folder_bytes
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("own")
+    for seed, name in enumerate(("one", "two")):
+        (root / "frames" / name).mkdir(parents=True)
+        Image.fromarray(noise_image(seed, 16, 24)).save(root / "frames" / name / f"{name}.png")
+    save_model(root / "model", scales=[1.0], flip=False)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RuntimeConfig]]:
+    """Jobs run in this process; how each would have used the machine."""
+    found: list[RuntimeConfig] = []
+
+    def run_job(spec: InferSpec, *, stop: object) -> None:
+        found.append(spec.config.runtime)
+        save_spec(spec.work / "spec.json", spec)
+        infer.run(spec, job_context(spec.work))
+
+    monkeypatch.setattr(launcher, "run_job", run_job)
+    for name in (*_THREADS, "OMP_WAIT_POLICY"):  # the command sets them for its job
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def label(folder: Path, out: Path, *more: str) -> int:
+    return main(
+        ["label", "--images", str(folder / "frames"), "--checkpoint", str(folder / "model"), "--out", str(out),
+         "--device", "cpu", *more]
+    )  # fmt: skip
+
+
+def test_threads_are_all_cores_whatever_the_number_of_processes(folder, tmp_path, started):
+    for ranks in (1, 2, 4):
+        assert label(folder, tmp_path / f"on-{ranks}", "--ranks", str(ranks)) == 0
+    assert [(one.ranks, one.threads) for one in started] == [(1, CORES), (2, CORES), (4, CORES)]
+
+
+def test_a_store_is_gone_on_with_by_the_threads_that_it_was_begun_with(folder, tmp_path, started, capsys):
+    begun = CORES + 1
+    assert label(folder, tmp_path / "store", "--threads", str(begun)) == 0
+    before = folder_bytes(tmp_path / "store")
+    capsys.readouterr()
+    assert label(folder, tmp_path / "store") == 0
+    assert f"--threads {begun}, as this store was begun (there are {CORES} cores)" in capsys.readouterr().err
+    assert [one.threads for one in started] == [begun, begun]
+    assert label(folder, tmp_path / "store", "--threads", str(CORES)) == 2
+    assert f"--threads {CORES}: this store was begun with --threads {begun}\nhint: leave" in capsys.readouterr().err
+    assert len(started) == 2
+    assert folder_bytes(tmp_path / "store") == before
+
+
+def test_before_the_first_label_another_number_of_threads_is_taken(folder, tmp_path, started, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "run_job", lambda _spec, *, stop: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            label(folder, tmp_path / "store", "--threads", "1")
+    assert label(folder, tmp_path / "store", "--threads", "2") == 0
+    assert started[0].threads == 2
+
+
+def test_a_store_from_before_threads_were_recorded_keeps_its_own(folder, tmp_path, started, capsys):
+    assert label(folder, tmp_path / "store", "--threads", "3", "--names", "path") == 0
+    work = tmp_path / "store.work"
+    (work / "options.json").unlink()
+    write_json(work / "names.json", {"names": "path"})
+    assert label(folder, tmp_path / "store", "--threads", "2", "--names", "path") == 2
+    assert label(folder, tmp_path / "store", "--threads", "3") == 2
+    assert "the images of this store are called by their path" in capsys.readouterr().err
+    assert label(folder, tmp_path / "store", "--names", "path") == 0
+    assert [one.threads for one in started] == [3, 3]
+    assert read_json(work / "options.json") == {"names": "path", "threads": 3}
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_asleep_unless_the_user_wants_otherwise(folder, tmp_path, monkeypatch, wanted, used):
+    if wanted:
+        monkeypatch.setenv("OMP_WAIT_POLICY", wanted)
+    assert label(folder, tmp_path / "store") == 0
+    assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+@pytest.mark.parametrize("file", ["holiday.png", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"])
+def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_path, capsys, file):
+    out = tmp_path / "store"
+    assert label(folder, out) == 0
+    shutil.rmtree(out)
+    (out / file).parent.mkdir(parents=True)
+    (out / file).write_bytes(b"dear")
+    assert label(folder, out) == 2
+    assert "exists and is no label store" in capsys.readouterr().err
+    assert folder_bytes(out) == {file: b"dear"}
+
+
+def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_refused(folder, tmp_path, capsys):
+    out = tmp_path / "store"
+    assert label(folder, out) == 0
+    whole = folder_bytes(out)
+    (out / "manifest.json").unlink()
+    (out / "receipts" / f".shard-00000.json.{2**22 + 1}-01234567.tmp").write_bytes(b"{")  # its writer is dead
+    (out / "sidecar" / "kept-00112233.parquet").write_bytes(b"of the store that was there before")
+    assert label(folder, out) == 0
+    assert folder_bytes(out) == whole
+    (out / "manifest.json").unlink()
+    (tmp_path / "store.work" / "store" / "manifest.json").unlink()
+    assert label(folder, out) == 2, "nothing was published from there"
+    shutil.rmtree(tmp_path / "store.work")
+    assert label(folder, out) == 2
+    assert capsys.readouterr().err.count("exists and is no label store") == 2
