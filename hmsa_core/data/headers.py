@@ -13,13 +13,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from hmsa_core.data.containers import PLAIN_CHUNKS, check_png, sniff, webp_size
+from hmsa_core.data import containers
+from hmsa_core.data.containers import PLAIN_CHUNKS
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.errors import DecodeError, IntegrityError
 
@@ -52,9 +53,15 @@ _EXTENSIONS = {
 }  # fmt: skip
 # Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
 TRIED_MEMORY = 180_000_000
+# The same where nothing is estimated; a JPEG of several scans (4:2:0) at the full ceiling takes as much.
+_COUNTED_MEMORY = 193_000_000
+_JSON_BYTES = 4 << 20  # objects of up to 24 times as many
 _HASHED_FIRST = 64 << 20  # bytes; a larger file is hashed before memory is taken for it
+_TOO_MUCH = (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Bytes a pixel at the peak of decoding, measured with room to spare.
-_WEBP_BYTES, _WEBP_ALPHA_BYTES, _ALPHA_BYTES = 6, 18, 6
+_WEBP_BYTES, _WEBP_LOSSLESS_BYTES, _WEBP_ALPHA_BYTES, _ALPHA_BYTES = 6, 8, 18, 6
+# Of characters, all texts of a PNG together. Pillow's own limit is 64 MB; each may take 4 bytes.
+PngImagePlugin.MAX_TEXT_MEMORY = containers.MOST_TEXT
 # All that Pillow's readers of these four formats are known to raise on damaged content.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
@@ -74,6 +81,16 @@ class Header:
     plain: bool  # a PNG without anything that could change the meaning of its pixels
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a walk over the file has found before Pillow opens it."""
+
+    size: int  # bytes
+    chunks: set[bytes] = field(default_factory=set)  # of a PNG
+    orientation: int = 0  # of a PNG; 0 = to be asked for
+    tags: int = 0  # bytes in those of a TIFF
+
+
 def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Size and mode of an image file without decoding it; DecodeError as in `read_image`."""
     with opened(Path(path), max_pixels, "") as file:
@@ -89,15 +106,16 @@ def opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
         size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error
-    if sha256 and not 0 < size <= _most_bytes(max_pixels):
+    most = _JSON_BYTES if path.suffix.lower() == ".json" else _most_bytes(max_pixels)
+    if sha256 and not 0 < size <= most:
         file.close()
         raise IntegrityError(f"{path}: has {size} bytes now, its recorded SHA-256 was {sha256}", hint=_CHANGED)
     if size == 0:
         file.close()
         raise DecodeError(f"{path}: the file is empty", reason="truncated")
-    if size > _most_bytes(max_pixels):
+    if size > most:
         file.close()
-        raise DecodeError(f"{path}: {size} bytes are too many for {max_pixels} pixels", reason="too-large")
+        raise DecodeError(f"{path}: {size} bytes, more than the {most} that are read", reason="too-large")
     if not sha256:
         return file
     with file:
@@ -122,7 +140,7 @@ def _most_bytes(max_pixels: int) -> int:
 def inspect(file: IO[bytes], where: str, max_pixels: int) -> tuple[Header, Image.Image]:
     """Judge the header; returns Pillow's image with pixels still unread."""
     head = file.read(64)
-    kind = sniff(head)
+    kind = containers.sniff(head)
     if kind is None:
         raise DecodeError(f"{where}: not a PNG, JPEG, WebP or TIFF image", reason="not-an-image")
     named = _EXTENSIONS.get(Path(where).suffix.lower(), kind)
@@ -130,61 +148,89 @@ def inspect(file: IO[bytes], where: str, max_pixels: int) -> tuple[Header, Image
         raise DecodeError(
             f"{where}: the name says {named}, the content is {kind}", reason="wrong-extension", hint="rename it"
         )
-    if kind == "WEBP":  # Pillow would take memory for the whole canvas already when it opens the file
-        height, width, alpha = webp_size(head, where)
-        _check_size(height, width, where, max_pixels)
-        _check_memory((_WEBP_ALPHA_BYTES if alpha else _WEBP_BYTES) * height * width, "a WebP", where)
-    chunks: set[bytes] = set()
-    if kind == "PNG":
-        depth, _, width, height = _png_header(head, where)
-        _check_size(height, width, where, max_pixels)
-        if depth == 16:
-            raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
-        file.seek(0)
-        chunks = check_png(file, where)
-    if kind == "JPEG":
-        _check_jpeg_end(file, where)
+    form = _check_form(kind, file, head, where, max_pixels)
     file.seek(0)
     image = guarded(lambda: Image.open(file, formats=[kind]), where)
     try:
-        return _judge(image, kind, where, max_pixels, chunks, head), image
+        return _judge(image, kind, where, max_pixels, form, head), image
     except BaseException:
         image.close()
         raise
 
 
-def _judge(
-    image: Image.Image, kind: str, where: str, max_pixels: int, chunks: set[bytes], head: bytes
-) -> Header:
+def _check_form(kind: str, file: IO[bytes], head: bytes, where: str, max_pixels: int) -> _Form:
+    """Refuse what would cost too much already while Pillow opens it, or too much when it turns out to be damaged."""
+    size = file.seek(0, os.SEEK_END)
+    if kind == "PNG":
+        return _check_png(file, head, size, where, max_pixels)
+    if kind == "JPEG":
+        _check_memory(containers.check_jpeg(file, where), "a JPEG of several scans", where, _COUNTED_MEMORY)
+    if kind == "WEBP":  # Pillow takes memory for the whole canvas, and for the file twice
+        height, width, alpha = containers.webp_size(head, where)
+        _check_size(height, width, where, max_pixels)
+        lossless = containers.check_webp(file, where)
+        each = _WEBP_ALPHA_BYTES if alpha else _WEBP_LOSSLESS_BYTES if lossless else _WEBP_BYTES
+        _check_memory(size + max(size, each * height * width), "a WebP", where)
+    return _Form(size, tags=containers.check_tiff(file, where) if kind == "TIFF" else 0)
+
+
+def _check_png(file: IO[bytes], head: bytes, size: int, where: str, max_pixels: int) -> _Form:
+    depth, _, width, height = _png_header(head, where)
+    _check_size(height, width, where, max_pixels)
+    if depth == 16:
+        raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+    if size > _most_bytes(height * width):
+        raise DecodeError(f"{where}: {size} bytes are too many for {height * width} pixels", reason="too-large")
+    chunks = containers.check_png(file, where)
+    if b"acTL" in chunks:
+        _check_memory(_ALPHA_BYTES * height * width, "an animated PNG", where)
+    plain, large = chunks <= PLAIN_CHUNKS, size + 4 * height * width > TRIED_MEMORY
+    if large:  # OpenCV holds file and picture before it sees that something is wrong with them
+        containers.check_png_length(file, where, ended=plain)
+    # Pillow reads what follows the pixels with the whole picture in memory; OpenCV inflates texts of any size.
+    if chunks & {b"eXIf", b"zTXt", b"iTXt"} or (large and not plain):
+        probe = io.BytesIO(containers.one_pixel_png(file))
+        return _Form(size, chunks, guarded(lambda: _orientation(probe, b"eXIf" in chunks), where))
+    return _Form(size, chunks, 1)
+
+
+def _orientation(file: IO[bytes], has_exif: bool) -> int:
+    """EXIF orientation of a PNG that is read to its end. Without EXIF data 1: Pillow would also believe texts."""
+    with Image.open(file, formats=["PNG"]) as image:
+        image.load()
+        return int(image.getexif().get(0x0112) or 1) if has_exif else 1
+
+
+def _judge(image: Image.Image, kind: str, where: str, max_pixels: int, form: _Form, head: bytes) -> Header:
     width, height = image.size
     _check_size(height, width, where, max_pixels)
-    if kind != "JPEG" and guarded(lambda: getattr(image, "n_frames", 1), where) != 1:
+    if kind != "JPEG" and getattr(image, "is_animated", False):  # not `n_frames`: it reads all pages of a TIFF
         raise DecodeError(f"{where}: holds several frames or pages", reason="many-frames")
     mode = image.mode
     if kind == "TIFF":
-        guarded(lambda: _check_tiff(image, where, max_pixels), where)
-        guarded(lambda: _check_tiff_end(image, where), where)
+        guarded(lambda: _check_tiff(image, where, max_pixels, form), where)
+        guarded(lambda: _check_tiff_end(image, form.size, where), where)
     if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
     if kind == "PNG" and head[24] < 8 and mode == "L":
         # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids.
         mode = "1"
-    # Asked for the EXIF data of a PNG without any, Pillow decodes the whole picture to look behind it.
-    has_exif = kind != "PNG" or b"eXIf" in chunks
-    orientation = guarded(lambda: int(image.getexif().get(0x0112) or 1), where) if has_exif else 1
+    orientation = form.orientation or guarded(lambda: int(image.getexif().get(0x0112) or 1), where)
+    if kind == "TIFF":  # Pillow brings it upright by itself, when it reads the pixels
+        width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
     if 5 <= orientation <= 8:
         width, height = height, width
-    plain = kind == "PNG" and chunks <= PLAIN_CHUNKS and orientation == 1 and mode in ("L", "RGB")
-    return Header(kind, mode, height, width, orientation, plain)
+    plain = kind == "PNG" and form.chunks <= PLAIN_CHUNKS and orientation == 1 and mode in ("L", "RGB")
+    return Header(kind, mode, height, width, 1 if kind == "TIFF" else orientation, plain)
 
 
-def _check_tiff(image: Image.Image, where: str, max_pixels: int) -> None:
+def _check_tiff(image: Image.Image, where: str, max_pixels: int, form: _Form) -> None:
     tags: Any = image.tag_v2  # type: ignore[attr-defined]  # only TIFF images have it
     bits = tags.get(258, (1,))
     if max(bits if isinstance(bits, tuple) else (bits,)) > 8:
         raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
     # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
-    width, height = image.size
+    width, height = tags[256], tags[257]  # as stored; `size` is upright
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
     if tile > max_pixels:
         raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
@@ -192,46 +238,36 @@ def _check_tiff(image: Image.Image, where: str, max_pixels: int) -> None:
         strip = min(int(tags.get(278, height) or height), height) * width
         grey = len(image.getbands()) == 1
         memory = (1 if grey else 4) * height * width + (1 if grey else 3) * max(tile, strip if tile == 1 else 0)
-        _check_memory(memory, "a compressed TIFF", where)
+        memory += form.size + 2 * form.tags  # libtiff maps the file
+        _check_memory(memory, "a compressed TIFF", where, _COUNTED_MEMORY)
+    exif = image.getexif()
+    for directory in containers.TIFF_DIRECTORIES:  # Pillow reads them behind the pixels
+        if directory in exif:
+            exif.get_ifd(directory)
 
 
-def _check_tiff_end(image: Image.Image, where: str) -> None:
+def _check_tiff_end(image: Image.Image, size: int, where: str) -> None:
     """All strips or tiles lie in the file: found out by decoding, a lack costs the memory of the picture."""
-    opened_image: Any = image  # a TIFF image, with tags and its file
+    opened_image: Any = image  # a TIFF image, with tags
     tags = opened_image.tag_v2
     offsets, lengths = (tags.get(273) or tags.get(324) or ()), (tags.get(279) or tags.get(325) or ())
-    size = opened_image.fp.seek(0, os.SEEK_END)
     if any(offset + length > size for offset, length in zip(offsets, lengths, strict=False)):
         raise DecodeError(f"{where}: ends before its pixels do", reason="truncated")
-
-
-def _check_jpeg_end(file: IO[bytes], where: str) -> None:
-    """An end marker follows the start of the first scan; scans hold none. The same reason as for TIFF."""
-    start, size = _jpeg_scan(file), file.seek(0, os.SEEK_END)
-    end = size
-    while end > start:
-        begin = max(start, end - (1 << 16))
-        file.seek(begin)
-        if b"\xff\xd9" in file.read(end - begin + 1):  # one byte more: the marker may lie across two blocks
-            return
-        end = begin
-    raise DecodeError(f"{where}: ends before its pixels do", reason="truncated")
-
-
-def _jpeg_scan(file: IO[bytes]) -> int:
-    """Position of the first scan, or of whatever is no segment."""
-    at = 2
-    while True:
-        file.seek(at)
-        head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:
-            return at
-        if head[1] == 0xFF:  # fill bytes
-            at += 1
-        elif head[1] == 0x01 or 0xD0 <= head[1] <= 0xD8:  # markers without a length
-            at += 2
-        else:
-            at += 2 + int.from_bytes(head[2:4], "big")
+    if tags.get(259, 1) != 1:
+        return
+    # Pillow believes no length here: it reads on behind the offset, and leaves black what has none.
+    bits, planes, drawn = int(tags.get(258, (1,))[0]), 1, 0  # of a sample
+    if tags.get(284, 1) == 2:  # each channel has strips of its own
+        planes = len(image.getbands())
+    else:
+        bits *= tags.get(277, 1)
+    for _, (left, top, right, bottom), offset, (_, stride, _) in opened_image.tile:
+        row = ((right - left) * bits + 7) // 8
+        drawn += (right - left) * (bottom - top)
+        if offset + (bottom - top - 1) * max(stride, row) + row > size:
+            raise DecodeError(f"{where}: ends before its pixels do", reason="truncated")
+    if drawn < tags[256] * tags[257] * planes:
+        raise DecodeError(f"{where}: strips or tiles are missing", reason="truncated")
 
 
 def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
@@ -244,12 +280,12 @@ def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
         )  # fmt: skip
 
 
-def _check_memory(needed: int, what: str, where: str) -> None:
+def _check_memory(needed: int, what: str, where: str, most: int = TRIED_MEMORY) -> None:
     """Formats whose damage shows only when all their pixels are in memory: an own, lower ceiling."""
-    if needed > TRIED_MEMORY:
+    if needed > most:
         raise DecodeError(
             f"{where}: {what} of this size takes {needed / 1e6:.0f} MB before it is known to be whole, more than "
-            f"{TRIED_MEMORY / 1e6:.0f} MB", reason="too-large", hint="convert it to an opaque PNG or JPEG",
+            f"{most / 1e6:.0f} MB", reason="too-large", hint="convert it to an opaque PNG or a JPEG of one scan",
         )  # fmt: skip
 
 
@@ -270,6 +306,6 @@ def guarded(call: Callable[[], T], where: str) -> T:
     except _DAMAGE as error:
         text = str(error).lower()
         reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
-        if isinstance(error, (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        if "too much memory" in text or isinstance(error, _TOO_MUCH):
             reason = "too-large"
         raise DecodeError(f"{where}: cannot be decoded ({error or type(error).__name__})", reason=reason) from error

@@ -1,0 +1,282 @@
+"""No file, whatever is in it, takes more than 200 MB or ten seconds before it is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.unit.hmsa_core.data.hostile_images import (
+    SIDE,
+    SUFFIX,
+    Cost,
+    cost,
+    costs,
+    exif,
+    jpeg,
+    jpeg_segment,
+    large,
+    noise_rows,
+    png,
+    png_chunk,
+    scans,
+    small_png,
+    tiff,
+    tiff_pages,
+    webp,
+    zero_rows,
+)  # fmt: skip
+
+GAMMA = png_chunk(b"gAMA", struct.pack(">I", 45455))  # keeps OpenCV out
+
+
+def put(tmp_path: Path, data: bytes, suffix: str = ".png") -> Path:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(data)
+    return path
+
+
+def _texts(count: int) -> bytes:
+    """Texts of a million characters, four bytes each in memory because of the first."""
+    packed = zlib.compress(("\U0001f600" + "a" * 1_000_000).encode())
+    return b"".join(png_chunk(b"iTXt", b"k%d\0\1\0\0\0" % i + packed) for i in range(count))
+
+
+def _exif_segments(data: bytes) -> bytes:
+    return b"".join(jpeg_segment(0xE1, b"Exif\0\0" + data[i : i + 65_000]) for i in range(0, len(data), 65_000))
+
+
+# What a file holds besides its pixels: kept in memory and made objects of by Pillow, some of it read byte by byte.
+# Name: (suffix, content, reasons). The files are far smaller than what is allowed for a picture of 64 million pixels;
+# before they were refused unread they took several seconds, or several times their length in memory.
+BESIDES = {
+    "a text of 13 MB": (".png", lambda: small_png(png_chunk(b"tEXt", b"a\0" + bytes(13 << 20))), {"too-large"}),
+    "an unknown chunk of 15 MB": (".png", lambda: small_png(png_chunk(b"prVt", bytes(15 << 20))), {"too-large"}),
+    "a text of 73 MB": (".png", lambda: small_png(png_chunk(b"tEXt", b"a\0" + bytes(73 << 20))), {"too-large"}),
+    "surplus pixel data": (".png", lambda: small_png(after=png_chunk(b"IDAT", bytes(40 << 20))), {"too-large"}),
+    "texts that inflate": (".png", lambda: small_png(_texts(60)), {"too-large"}),
+    "texts behind the pixels that inflate": (".png", lambda: small_png(after=_texts(60)), {"too-large"}),
+    "a text that inflates for OpenCV only": (
+        ".png", lambda: small_png(after=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9)) * 300), {"corrupt"},
+    ),
+    "profiles that inflate": (
+        ".png", lambda: small_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)[:-4]) * 5000), {"too-large"},
+    ),
+    "a million empty chunks": (".png", lambda: small_png(png_chunk(b"prVt", b"") * 1_000_000), {"too-large"}),
+    "EXIF of 10 MB in a PNG": (".png", lambda: small_png(png_chunk(b"eXIf", exif(numbers=5_000_000))), {"too-large"}),
+    "EXIF of 3 MB in a text": (
+        ".png", lambda: small_png(png_chunk(b"tEXt", b"exif\0" + exif(numbers=1_500_000)), png_chunk(b"eXIf", b"II*\0")), {"too-large"},
+    ),
+    "fill bytes before a segment": (".jpg", lambda: jpeg(b"\xff" * 10_000_000), {"corrupt"}),
+    "fill bytes in a scan": (".jpg", lambda: jpeg(in_scan=b"\xff" * 30_000_000), {"corrupt"}),
+    "zeros between segments": (".jpg", lambda: jpeg(jpeg_segment(0xFE, b"a") + bytes(20_000_000)), {"too-large"}),
+    "restart markers between segments": (".jpg", lambda: jpeg(b"\xff\xd0" * 5_000_000), {"too-large"}),
+    "comments of 60 MB": (".jpg", lambda: jpeg(jpeg_segment(0xFE, bytes(65_533)) * 920), {"too-large"}),
+    "a million empty comments": (".jpg", lambda: jpeg(jpeg_segment(0xFE, b"") * 1_000_000), {"too-large"}),
+    "EXIF of 10 MB in a JPEG": (".jpg", lambda: jpeg(_exif_segments(exif(0x0128, 5_000_000))), {"too-large"}),
+    "ten thousand scans": (".jpg", lambda: scans(10_000), {"too-large"}),
+    "XMP of 40 MB": (".webp", lambda: webp((b"XMP ", bytes(40 << 20)), flags=4), {"too-large"}),
+    "bytes behind a WebP": (".webp", lambda: webp() + bytes(100_000_000), {"too-large"}),
+    "a million chunks of a WebP": (".webp", lambda: webp(*[(b"abcd", b"")] * 1_000_000), {"too-large"}),
+    "EXIF of 10 MB in a WebP": (".webp", lambda: webp((b"EXIF", exif(numbers=5_000_000)), flags=8), {"too-large"}),
+    "a tag of 40 MB": (".tif", lambda: tiff(more={65_000: (1, 40 << 20, bytes(40 << 20))}), {"too-large"}),
+    "a million strips": (
+        ".tif", lambda: tiff(more={273: (4, 1_000_000, bytes(4_000_000)), 278: (4, 1, b"\1\0\0\0")}), {"too-large"},
+    ),
+    "a tag of five million numbers": (".tif", lambda: tiff(more={274: (3, 5_000_000, b"\x09\x01" * 5_000_000)}), {"too-large"}),
+    "EXIF of five million numbers": (
+        ".tif", lambda: tiff(more={34665: (4, 1, struct.pack("<I", 200))}, pixels=bytes(192) + exif(0x9000, 5_000_000)), {"too-large"},
+    ),
+    "a hundred thousand pages": (".tif", lambda: tiff_pages(100_000), {"many-frames"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def besides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cost]:
+    folder = tmp_path_factory.mktemp("besides")
+    paths = [folder / f"{i}{suffix}" for i, (suffix, _, _) in enumerate(BESIDES.values())]
+    for path, (_, content, _) in zip(paths, BESIDES.values(), strict=True):
+        path.write_bytes(content())
+    return dict(zip(BESIDES, costs(paths), strict=True))
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_what_no_picture_needs_is_refused_before_it_costs_memory_or_time(besides, name):
+    found = besides[name]
+    assert found.reason in BESIDES[name][2]
+    assert found.megabytes < 35, found
+    assert found.seconds < 2, found
+
+
+def test_what_the_hostile_files_are_made_of_is_good(tmp_path):
+    good = {
+        ".png": small_png(_texts(1), png_chunk(b"eXIf", exif())), ".jpg": jpeg(jpeg_segment(0xFE, b"a") * 99 + b"\xff" * 99),
+        ".webp": webp((b"XMP ", bytes(99)), flags=4), ".tif": tiff(more={65_000: (1, 9, bytes(9))}),
+    }  # fmt: skip
+    paths = [tmp_path / f"good{suffix}" for suffix in good] + [tmp_path / "scans.jpg"]
+    for path, data in zip(paths, [*good.values(), scans(50)], strict=True):
+        path.write_bytes(data)
+    assert [found.reason for found in costs(paths)] == ["decoded"] * 5
+
+
+def test_metadata_of_ordinary_size_is_read_over(tmp_path):
+    profile = os.urandom(900_000)
+    texts = b"".join(png_chunk(b"iTXt", b"key%d\0\0\0\0\0" % i + "caf\u00e9".encode()) for i in range(200))
+    data = {
+        "a.png": small_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)) + texts, png_chunk(b"tEXt", b"k\0" + bytes(3 << 20))),
+        "b.jpg": jpeg(b"".join(jpeg_segment(0xE2, bytes(65_000)) for _ in range(150)) + b"\xff" * 5000),
+        "c.webp": webp((b"XMP ", bytes(9 << 20)), flags=4),
+        "d.tif": tiff(more={700: (1, 9 << 20, bytes(9 << 20))}),
+    }
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    assert [found.reason for found in costs([tmp_path / name for name in data])] == ["decoded"] * 4
+
+
+def _raw_tiff(path: Path, **changes: object) -> Path:
+    """An uncompressed TIFF of the largest size, whose pixels take no room on the disk."""
+    head = tiff(SIDE, 7990, pixels=b"\0", **changes)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) - 1 + 3 * SIDE * 7990)
+    return path
+
+
+def _noisy_tiff() -> bytes:
+    """44 million pixels in strips that do not compress, the last one damaged: the file is as long as the picture."""
+    strip = zlib.compress(np.random.default_rng(4).bytes(3 * SIDE * 100), 0)
+    offsets = np.arange(55, dtype="<u4") * len(strip)
+    more = {
+        259: (3, 1, b"\x08\0"), 278: (4, 1, struct.pack("<I", 100)), 273: (4, 55, offsets.tobytes()),
+        279: (4, 55, np.full(55, len(strip), "<u4").tobytes()),
+    }  # fmt: skip
+    return tiff(SIDE, 5500, more, strip * 54 + strip[:-9] + b"\xff" * 9)
+
+
+NOT_EXIF = png_chunk(b"eXIf", b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4s", 0x0112, 2, 4, b"no\0\0") + bytes(4))
+SHORT_GAMMA = png_chunk(b"gAMA", b"\0\0")
+# Found out late: by the last rows of a picture of 64 million pixels, or by what follows them.
+LATE = {
+    "noise without its last rows": lambda: png(SIDE, 7990, body=noise_rows(7900)),
+    "noise without a checksum": lambda: png(SIDE, 7990, body=noise_rows(7990)[:-4]),
+    "rows missing behind which EXIF data come": lambda: png(SIDE, 7990, body=zero_rows(7900), after=png_chunk(b"eXIf", exif())),
+    "an unknown filter in the last row": lambda: png(SIDE, 7990, body=zero_rows(7990, last_filter=9), before=GAMMA),
+    "pixel data in two parts": lambda: png(
+        SIDE, 7990, body=zero_rows(7990)[:-100_000], before=GAMMA, after=GAMMA + png_chunk(b"IDAT", zero_rows(7990)[-100_000:])
+    ),
+    "a bad chunk behind the pixels": lambda: png(SIDE, 7990, body=zero_rows(7990), before=GAMMA, after=SHORT_GAMMA),
+    "bad EXIF data behind the pixels": lambda: png(SIDE, 7990, body=zero_rows(7990), after=NOT_EXIF),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_large_png_that_turns_out_damaged_late_costs_little(tmp_path, name):
+    found = cost(put(tmp_path, LATE[name]()))
+    assert found.reason in ("truncated", "corrupt")
+    assert found.megabytes < 50, found
+
+
+def test_a_large_tiff_that_turns_out_damaged_late_costs_less_than_200_mb(tmp_path):
+    two = {278: (4, 1, struct.pack("<I", 3995)), 279: (4, 2, b"\x63\0\0\0" * 2)}
+    files = [
+        _raw_tiff(tmp_path / "exif.tif", more={34665: (4, 1, struct.pack("<I", 3 * SIDE * 7990 + 9))}),
+        _raw_tiff(tmp_path / "lengths.tif", more=two | {273: (4, 2, struct.pack("<II", 0, 150_000_000))}),
+        _raw_tiff(tmp_path / "strips.tif", more=two | {273: (4, 1, bytes(4)), 279: (4, 1, b"\x63\0\0\0")}),
+        put(tmp_path, _noisy_tiff(), ".tif"),
+    ]
+    found = costs(files)
+    assert [f.reason for f in found] == ["corrupt", "truncated", "truncated", "too-large"]
+    assert max(f.megabytes for f in found) < 200, found
+
+
+def _big_png(colour: int, rows: int = 7990, cut: float = 1.0) -> bytes:
+    """A picture just under the ceiling, from compressed zeros."""
+    return png(SIDE, rows, colour=colour, body=zero_rows(int(rows * cut), 3 if colour == 2 else 1))
+
+
+def _big_file(form: str, **options: object) -> bytes:
+    """The same size in another format, without its last tenth."""
+    rows = np.zeros((7990, SIDE), np.uint8)
+    rows[::7] = 9
+    out = io.BytesIO()
+    Image.fromarray(rows).convert("RGB").save(out, form, **options)
+    return out.getvalue()[: len(out.getvalue()) * 9 // 10]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {})],
+    ids=["JPEG", "progressive JPEG", "TIFF"],
+)  # fmt: skip
+def test_a_cut_file_of_any_format_costs_less_than_200_mb(tmp_path, form, options):
+    found = cost(put(tmp_path, _big_file(form, **options), SUFFIX[form]))
+    assert found.reason in ("truncated", "corrupt")
+    assert found.megabytes < 200, found
+
+
+_LZW = {"compression": "tiff_lzw"}
+_ONE_STRIP = {"compression": "tiff_adobe_deflate", "tiffinfo": {278: 3200}}
+_WEBP = {"quality": 1, "method": 0}
+_LOSSLESS = {"quality": 0, "method": 0, "lossless": True}
+
+
+@pytest.mark.parametrize(
+    ("form", "rows", "options", "reason"),
+    [
+        ("JPEG", 7990, {"hurt": 0.97}, "corrupt"),
+        ("JPEG", 7990, {"hurt": 0.97, "progressive": True}, "corrupt"),
+        ("JPEG", 3900, {"hurt": 0.97, "progressive": True, "subsampling": 0}, "corrupt"),
+        ("JPEG", 5500, {"hurt": 0.97, "progressive": True, "subsampling": 0}, "too-large"),
+        ("TIFF", 5500, {"hurt": 0.97, **_LZW}, "corrupt"),
+        ("TIFF", 7990, {"hurt": 0.97, **_LZW}, "too-large"),
+        ("TIFF", 3200, {"hurt": 0.5, **_ONE_STRIP}, "corrupt"),
+        ("TIFF", 3600, {"hurt": 0.5, **_ONE_STRIP, "tiffinfo": {278: 3600}}, "too-large"),
+        ("WEBP", 3740, {"hurt": 0.5, **_WEBP}, "corrupt"),
+        ("WEBP", 3760, {"hurt": 0.5, **_WEBP}, "too-large"),
+        ("WEBP", 2700, {"hurt": 0.5, **_LOSSLESS}, "corrupt"),
+        ("WEBP", 2900, {"hurt": 0.5, **_LOSSLESS}, "too-large"),
+        ("WEBP", 1240, {"alpha": True, **_WEBP}, "wrong-mode"),
+        ("WEBP", 1270, {"alpha": True, **_WEBP}, "too-large"),
+        ("PNG", 3740, {"alpha": True}, "wrong-mode"),
+        ("PNG", 3760, {"alpha": True}, "too-large"),
+    ],
+)
+def test_a_large_file_that_is_damaged_inside_costs_less_than_200_mb(tmp_path, form, rows, options, reason):
+    found = cost(put(tmp_path, large(form, rows, **options), SUFFIX[form]))
+    assert found.reason == reason
+    assert found.megabytes < 200, found
+
+
+def test_a_changed_large_file_is_refused_before_it_is_in_memory(tmp_path):
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(250 << 20)  # a sparse file
+    found = cost(path, "changed")
+    assert found.reason == "changed"
+    assert found.megabytes < 50, found
+
+
+@pytest.mark.parametrize("case", ["bomb", "cut file", "cut stream", "bad ids"])
+def test_a_refused_file_costs_less_than_200_mb(tmp_path, case):
+    content, what, reasons = {
+        "bomb": (lambda: png(178_956_971, 1), "image", {"too-large"}),
+        "cut file": (lambda: _big_png(2)[:-90_000], "image", {"truncated"}),
+        # Whole chunks with right checksums, but rows are missing inside.
+        "cut stream": (lambda: _big_png(2, cut=0.5), "image", {"truncated", "corrupt"}),
+        "bad ids": (lambda: png(8000, 7900, colour=0, body=zlib.compress((b"\0" + b"\xc8" * 8000) * 7900, 1)), "label", {"ids-out-of-range"}),
+    }[case]  # fmt: skip
+    found = cost(put(tmp_path, content()), what)
+    assert found.reason in reasons
+    assert found.megabytes < 200, found
+
+
+def test_a_file_of_polygons_is_read_up_to_a_length(tmp_path):
+    objects = b'{"imgHeight": 8, "imgWidth": 8, "objects": [' + b"{}," * 5_000_000 + b"{}]}"
+    found = cost(put(tmp_path, objects, "_gtFine_polygons.json"), "label")
+    assert found.reason == "too-large"
+    assert found.megabytes < 50, found
