@@ -61,7 +61,7 @@ camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minu
 test-fast: setup  ## in-process tests, < 3 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))"
 
-test: export AUTOLABEL_CLEAN_TREE := 1
+test test-slow: export AUTOLABEL_CLEAN_TREE := 1
 test: setup  ## all that CI runs, <= 25 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))" --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
 	$(PY) -m pytest -m "($(PROCESS)) and not ($(SLOW))" --durations=15

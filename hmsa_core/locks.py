@@ -30,6 +30,7 @@ class FileLock:
 
     Raises:
         LockedError: somebody else holds it; the message names the owner.
+        ConfigError: the file system gives the same lock to two at once: it would guard nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, what: str = "", wait_s: float = 0.0) -> None:
@@ -46,7 +47,7 @@ class FileLock:
         return self._fd
 
     def acquire(self) -> FileLock:
-        """Take the lock or raise LockedError."""
+        """Take the lock or raise LockedError; make sure that it keeps others out."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + self.wait_s
@@ -62,11 +63,33 @@ class FileLock:
                         hint="wait for it to end, or stop it; the lock frees itself when its holder is gone",
                     ) from None
                 time.sleep(0.05)
+        if self._is_given_twice(fd):
+            os.close(fd)
+            raise ConfigError(
+                f"{self.path.parent}: file locks do not work on this file system",
+                hint="put the folder on a local disk",
+            )
         self._fd = fd
         owner = {"pid": os.getpid(), "command": one_line(" ".join(sys.argv))[:200]}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(owner).encode(), 0)
         return self
+
+    def _is_given_twice(self, fd: int) -> bool:
+        """Whether a second open can have the lock that `fd` holds: microseconds, so every lock is tried."""
+        try:
+            second = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed meanwhile: no word on the file system
+            return False
+        try:
+            if not os.path.sameopenfile(fd, second):
+                return False
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(second)
+        return True
 
     def owner(self) -> str:
         """Say who wrote itself into the lock file, for a message."""
@@ -113,10 +136,6 @@ def device_lock_path(device: str) -> Path:
 
 
 def probe_locks(folder: Path) -> None:
-    """Refuse a file system on which a second open can take a lock that is already held."""
-    with FileLock(folder / ".lock-probe", what="lock probe", wait_s=5.0) as held:
-        if held.is_free():
-            raise ConfigError(
-                f"{folder}: file locks do not work on this file system",
-                hint="put the workspace on a local disk",
-            )
+    """Refuse a file system on which a second open can take a lock that is already held, as every lock does."""
+    with FileLock(folder / ".lock-probe", what="lock probe", wait_s=5.0):
+        pass

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 
-__all__ = ["StopRequest", "die_with_parent", "run_child"]
+__all__ = ["StopRequest", "die_with_parent", "is_orphan", "run_child"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -41,6 +41,20 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
     # The parent may have died between fork and prctl: then no signal will ever come.
     if os.getppid() != expected:
         os.kill(os.getpid(), sig)
+
+
+def is_orphan() -> bool:
+    """Whether whoever started this process must be gone: its parent lives in another session.
+
+    The kernel gives orphans to init or to a service manager, which have sessions of their own. Where the first
+    process of a container takes them in, the session can be the same, and nothing is noticed. A process that began
+    a session of its own has a parent in another one from the start: that says nothing.
+    """
+    mine = os.getsid(0)
+    try:
+        return mine not in (os.getpid(), os.getsid(os.getppid()))
+    except ProcessLookupError:  # it died between the two calls
+        return True
 
 
 class StopRequest:

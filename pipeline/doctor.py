@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmsa_core import atomic
+from hmsa_core.atomic import is_temp
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
 from hmsa_core.models.options import ModelOptions
 from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
+from pipeline.disk import disk_need
 from pipeline.finding import Finding
-from pipeline.machine import disk_need, memory_gib, torch_pair, torch_works, versions
+from pipeline.machine import memory_gib, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
 from pipeline.workspace import Workspace
 
@@ -152,8 +154,12 @@ def _locks(ws: Workspace) -> Iterator[Finding]:
 def _disk(ws: Workspace) -> Iterator[Finding]:
     need = disk_need(ws)
     text = f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed by a full run"
-    good = need.free > need.total + (512 << 20)
-    yield Finding("disk", "ok" if good else "broken", text, "" if good else "free space, or `dvc gc --workspace`")
+    if not need.fits:
+        yield Finding("disk", "broken", text, "free space, or `dvc gc --workspace`")
+    elif need.unknown:
+        yield Finding("disk", "warning", f"{text}, {need.unknown}", "`autolabel stage prepare` tells what to correct")
+    else:
+        yield Finding("disk", "ok", text)
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:
@@ -162,10 +168,13 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
             "params.yaml", "warning", "a killed nightly run left its own parameters in params.yaml",
             "autolabel doctor --fix",
         )  # fmt: skip
-    temps = list(ws.path("work").rglob(".*.tmp")) if ws.path("work").exists() else []
+    places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
+    places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
+    temps = {path for found in places for path in found if is_temp(path.name)}
     if temps:
-        size = sum(p.stat().st_size for p in temps)
-        text = f"{len(temps)} temporary files of killed writers, {size} bytes, swept at the next run"
+        files = {f for path in temps for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
+        size = sum(f.stat().st_size for f in files)
+        text = f"{len(files)} temporary files of killed writers, {size} bytes, swept at the next run"
         yield Finding("leftovers", "ok", text)
 
 
@@ -180,6 +189,8 @@ def _teacher(ws: Workspace) -> Iterator[Finding]:
 
 def _checkpoints(ws: Workspace) -> Iterator[Finding]:
     for folder in sorted({path.parent for path in ws.path("models").rglob("model.*")}):
+        if is_temp(folder.name):
+            continue  # told as a leftover
         name = folder.relative_to(ws.root).as_posix()
         wrong = _wrong_with(folder)
         if wrong:

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hmsa_core.data.index import Index
 from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, one_line
 from hmsa_core.locks import probe_locks
+from pipeline.disk import disk_need
+from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "Need", "check_machine", "disk_need", "memory_gib", "torch_pair", "torch_works", "versions"]
+__all__ = ["PACKAGES", "check_machine", "memory_gib", "torch_pair", "torch_works", "versions"]
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
             "prefect", "fastapi")  # fmt: skip
 _MINIMUM = {"torch": (2, 11)}
-_RESERVE = 512 << 20  # bytes that stay free: a full system disk breaks more than this run
-
-
-@dataclass(frozen=True)
-class Need:
-    """Disk that a workspace's run will use, in bytes, with the sum's parts in words."""
-
-    total: int
-    parts: dict[str, int]
-    free: int
 
 
 def versions() -> dict[str, str]:
@@ -80,30 +70,12 @@ def torch_works() -> str | None:
     return one_line(said[-1]) if said else f"importing both ended with status {done.returncode}, without a word"
 
 
-def disk_need(ws: Workspace) -> Need:
-    """Estimate of what a full run writes: labels by pixels, checkpoints by parameters, DVC's copy of both.
-
-    Bytes per pixel were measured on the generator's scenes and CamVid (docs/benchmarks.md); they are taken
-    generously, since a run that stops in the middle of the night costs more than a warning.
-    """
-    index = ws.path("data/index/unlabelled.parquet")
-    pixels = sum(s.height * s.width for s in Index.load(index).samples) if index.exists() else 0
-    checkpoints = {
-        name: sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        for name in ("pretrain", "teacher", "student", "control")
-        if (folder := ws.path(f"models/{name}")).exists()
-    }
-    largest = max(checkpoints.values(), default=64 << 20)
-    parts = {
-        "raw and final labels": int(pixels * 0.9),
-        "checkpoints and training states": 4 * largest * (1 + 2 * 2),
-        "DVC's cache": int(pixels * 0.9) + 4 * largest,
-    }
-    return Need(sum(parts.values()), parts, shutil.disk_usage(ws.root).free)
-
-
-def check_machine(ws: Workspace) -> list[str]:
+def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     """Refuse to start what cannot finish; return what was found, a line each.
+
+    Args:
+        ws: where it will run.
+        stages: those that have something to do.
 
     Raises:
         ConfigError: torch and torchvision do not fit, or locks do not work here.
@@ -113,15 +85,15 @@ def check_machine(ws: Workspace) -> list[str]:
     if wrong:
         raise ConfigError(wrong, hint="make setup")
     probe_locks(_made(ws.path("work/locks")))
-    need = disk_need(ws)
-    if need.total + _RESERVE > need.free:
+    need = disk_need(ws, stages)
+    if not need.fits:
         raise NoSpaceError(
             f"{ws.root}: about {need.total / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
     return [
         f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
-        f"about {need.total / 2**30:.1f} GiB needed",
+        f"about {need.total / 2**30:.1f} GiB needed{f' ({need.unknown})' if need.unknown else ''}",
         ", ".join(f"{k} {v}" for k, v in versions().items() if v),
     ]
 

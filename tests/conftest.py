@@ -38,7 +38,7 @@ def shared_reference() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-_BEFORE = pytest.StashKey[tuple[str, ...]]()
+_BEFORE = pytest.StashKey[afterwards.Seen]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -17,12 +17,12 @@ from hmsa_core import atomic
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.errors import HmsaError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
+from pipeline.disk import disk_need
 from pipeline.flow import history
 from pipeline.flow.cost import cost_of
 from pipeline.flow.ranking import expected_loss
 from pipeline.gatekeeper import aa_file
 from pipeline.inspector.review import ReviewFile, review_path
-from pipeline.machine import disk_need
 from pipeline.report.html import points
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace

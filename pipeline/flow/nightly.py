@@ -82,9 +82,9 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     try:
-        check_machine_task(ws)
-        arrived = discover_task(ws)
         unchanged = dvc_unchanged(ws.root)
+        check_machine_task(ws, [] if unchanged else chosen)
+        arrived = discover_task(ws)
         for stage in STAGES:
             if stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
@@ -123,9 +123,9 @@ def _run_id() -> Any:
 
 
 @task(name="check-machine", task_run_name="check-machine", cache_policy=NO_CACHE)
-def check_machine_task(ws: Workspace) -> None:
-    """Refuse to start on a machine or disk that cannot finish."""
-    for line in check_machine(ws):
+def check_machine_task(ws: Workspace, stages: list[str]) -> None:
+    """Refuse to start on a machine or disk that cannot finish these stages."""
+    for line in check_machine(ws, stages):
         get_run_logger().info(line)
 
 

@@ -96,6 +96,34 @@ def test_the_probe_refuses_a_file_system_that_gives_one_lock_to_two(
     assert "local disk" in caught.value.hint
 
 
+def test_every_lock_is_tried_when_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)
+    lock = FileLock(tmp_path / "a.lock")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="file locks do not work"):
+            lock.acquire()
+    with pytest.raises(RuntimeError, match="not held"):
+        _ = lock.fd
+
+
+def test_a_lock_file_that_is_removed_or_replaced_meanwhile_says_nothing_about_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.lock", fcntl.flock
+
+    def removed(fd: int, how: int) -> None:
+        real(fd, how)
+        path.unlink()
+
+    def replaced(fd: int, how: int) -> None:
+        removed(fd, how)
+        path.touch()
+
+    for meanwhile in (removed, replaced):
+        monkeypatch.setattr(fcntl, "flock", meanwhile)
+        FileLock(path).acquire().release()
+
+
 def test_device_locks_are_shared_by_all_workspaces() -> None:
     assert device_lock_path("GPU-12/34") == device_lock_path("GPU-12/34")
     assert "/" not in device_lock_path("GPU-12/34").name

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import atomic
-from pipeline import doctor, doctor_dvc, machine
+from pipeline import disk, doctor, doctor_dvc, machine
 from pipeline.cli.main import main
 from pipeline.finding import Finding
 from pipeline.flow import overrides
@@ -301,7 +301,7 @@ def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_wit
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
-    monkeypatch.setattr(doctor, "disk_need", lambda _ws: machine.Need(10 << 30, {}, 1 << 30))
+    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, {}, 1 << 30))
     found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
     assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), "make setup")
     assert found["disk"].text == "1.0 GiB free, about 10.0 GiB needed by a full run"
@@ -314,7 +314,7 @@ def test_too_little_disk_stops_the_night_before_it_starts(
 ) -> None:
     from hmsa_core.errors import NoSpaceError
 
-    monkeypatch.setattr(machine, "disk_need", lambda _ws: machine.Need(10 << 30, {}, 1 << 30))
+    monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, {}, 1 << 30))
     with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
         machine.check_machine(workspace)
 
@@ -359,3 +359,14 @@ def test_the_command_that_mends_the_folder_of_pickles_mends_it(
         subprocess.run(found.mend, shell=True, check=True, cwd=tmp_path)
         after = {f.name: f for f in doctor.examine(workspace.root)}["dvc site cache"]
         assert (after.state, f"{name}/.cache/dvc-site" in after.text) == ("ok", True)
+
+
+def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_no_broken_checkpoint(
+    workspace: Workspace,
+) -> None:
+    for name in ("work/evaluate/.x.json.1-00000000.tmp", "models/.teacher.1-00000000.tmp/model.safetensors",
+                 "labels/.raw.1-00000000.tmp/shard-00000.parquet", ".calibration.1-00000000.tmp/policy.json"):  # fmt: skip
+        atomic.write_bytes(workspace.path(name), b"four")
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept at the next run"
+    assert not [name for name in found if ".tmp" in name]

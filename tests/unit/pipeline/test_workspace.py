@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -222,6 +226,46 @@ def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_firs
     assert "is in use by process" in done.stderr
     assert done.stderr.count("\n") == 2  # error and hint, nothing else
     assert took < 1.0, f"{took:.2f} s"
+
+
+def test_a_stage_refuses_a_file_system_whose_locks_keep_nobody_out(
+    made: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
+    assert main(["stage", "prepare", "--workspace", str(made.root)]) == 2
+    assert "file locks do not work on this file system" in capsys.readouterr().err
+
+
+@pytest.fixture
+def takes_in_orphans() -> Iterator[None]:
+    """Processes whose parent dies become this process's children, as they otherwise become init's."""
+    set_child_subreaper = 36
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    yield
+    libc.prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+START = """
+import os, subprocess, sys
+wait = f"while [ -d /proc/{os.getpid()} ]; do sleep 0.02; done; exec "  # the interpreter starts when dvc is gone
+env = os.environ | {"DVC_STAGE": "prepare"}
+print(subprocess.Popen(["sh", "-c", wait + sys.argv[1]], env=env, stdout=subprocess.DEVNULL).pid)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel for orphans")
+def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(
+    made: Workspace, tmp_path: Path, takes_in_orphans: None
+) -> None:
+    said = tmp_path / "said.txt"
+    stage = f"{sys.executable} -m pipeline.cli.main stage prepare --workspace {made.root} 2> {said}"
+    dvc = subprocess.run([sys.executable, "-c", START, stage], stdout=subprocess.PIPE, text=True, cwd=REPO, check=True,
+                         start_new_session=True)  # fmt: skip
+    _, status = os.waitpid(int(dvc.stdout), 0)
+    assert os.waitstatus_to_exitcode(status) == 143, said.read_text()
+    assert "dvc, which started this stage, is gone" in said.read_text()
 
 
 @pytest.mark.parametrize("arguments", [["stage", "prepar"], ["stage"]])

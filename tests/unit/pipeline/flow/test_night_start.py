@@ -1,0 +1,34 @@
+"""Before a night begins, disk is asked for by what will run in it, and by nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmsa_core.errors import NoSpaceError
+from pipeline.flow import nightly
+from pipeline.stages import STAGES
+from pipeline.workspace import Workspace
+
+
+@pytest.mark.parametrize(
+    ("chosen", "unchanged", "asked"),
+    [(list(STAGES), False, list(STAGES)), (["prepare", "auto-infer"], False, ["prepare", "auto-infer"]), (list(STAGES), True, [])],
+)
+def test_the_disk_is_asked_for_the_stages_that_will_run(
+    chosen: list[str], unchanged: bool, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def no_space(_ws: Workspace, stages: list[str]) -> None:
+        told.append(stages)
+        raise NoSpaceError("about 10.0 GiB are needed, 1.0 GiB are free")
+
+    monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: unchanged)
+    monkeypatch.setattr(nightly, "check_machine_task", no_space)
+    monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)
+    with pytest.raises(NoSpaceError):
+        nightly._night(Workspace(tmp_path), chosen, {}, promote=False)
+    assert told == [asked]

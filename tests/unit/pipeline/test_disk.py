@@ -1,0 +1,161 @@
+"""The disk that doctor and night ask for is what the stages ask for, before any of their inputs is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core.errors import NoSpaceError
+from pipeline import disk, doctor, machine
+from pipeline.disk import RESERVE, disk_need
+from pipeline.stages import STAGES, module_of, prepare
+from pipeline.stages.runner import check_space
+from pipeline.workspace import Workspace
+from tests.support.ablations import bare_workspace
+
+SOURCE = """  target:
+    kind: folder
+    root: {root}
+    splits: [train, extra]
+    classes: classes.json
+    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
+  pretrain: null
+  roles:
+"""
+BY_SIZE = ("calibrate", "auto-infer", "pseudo-label", "evaluate")  # what these take depends on the images
+
+
+def _photograph(root: Path, name: str, seed: int, height: int = 300, width: int = 400) -> None:
+    split = "extra" if name > "f" else "train"
+    rng = np.random.Generator(np.random.PCG64(seed))
+    small = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((width, height)).save(root / "images" / split / f"{name}_0001.png")
+    if split == "train":
+        truth = Image.fromarray(rng.integers(0, 3, (6, 8), dtype=np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        truth.save(root / "labels" / split / f"{name}_0001.png")
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """A workspace in which nothing has run, over eight pictures of eight cities; g and h have no labels."""
+    root = tmp_path / "photographs"
+    for folder in ("images/train", "images/extra", "labels/train"):
+        (root / folder).mkdir(parents=True)
+    for seed, city in enumerate("abcdefgh"):
+        _photograph(root, city, seed)
+    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+    found = bare_workspace(tmp_path / "ws", "tiny")
+    params = found.path("params.yaml")
+    text = re.sub(r"  target:\n(.*\n)*?  roles:\n", SOURCE.format(root=root), params.read_text())
+    text = re.sub(r"    (calibrate|report): \[.*\]", lambda m: f"    {m[1]}: [{'c, d' if m[1][0] == 'c' else 'e'}]", text)
+    text = text.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[train_extra]", "[extra]")
+    params.write_text(text.replace("report_splits: [test]", "report_splits: []"))
+    return found
+
+
+def _own(ws: Workspace) -> dict[str, int]:
+    """What the stages ask for when they are run."""
+    return {stage: int(module_of(stage).disk_estimate(ws)) for stage in STAGES}
+
+
+def _grown(ws: Workspace, name: str, height: int, width: int) -> Workspace:
+    _photograph(ws.roots["target"], name, ord(name), height, width)
+    return Workspace(ws.root)
+
+
+def test_before_the_first_run_every_stage_is_counted_with_what_it_will_ask_for(ws: Workspace) -> None:
+    need = disk_need(ws)
+    assert need.unknown == ""
+    assert not ws.path("data/index").exists(), "looking changes nothing"
+    prepare.run(ws)
+    own = _own(ws)
+    assert own["pseudo-label"] == 0, "it goes by labels that are not there yet"
+    assert need.parts == own | {"pseudo-label": own["auto-infer"]}
+    assert own["auto-infer"] >= 2 * 300 * 400 * 2
+    assert min(own[stage] for stage in ("calibrate", "auto-infer", "evaluate")) >= 300 * 400
+    assert need.total == sum(need.parts.values())
+
+
+def test_images_of_tonight_count_before_prepare_has_seen_them(ws: Workspace) -> None:
+    prepare.run(ws)
+    assert disk_need(ws).parts["auto-infer"] == _own(ws)["auto-infer"]
+    ws = _grown(ws, "i", 600, 800)
+    tonight = disk_need(ws)
+    assert tonight.parts["auto-infer"] > _own(ws)["auto-infer"]
+    prepare.run(ws)
+    assert tonight.parts["auto-infer"] == _own(ws)["auto-infer"]
+    assert tonight.parts["pseudo-label"] == tonight.parts["auto-infer"]
+
+
+def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_took(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, need = shutil.disk_usage(ws.root), disk_need(ws)
+    free = need.total + RESERVE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
+    assert disk_need(ws).fits
+    machine.check_machine(ws)
+    prepare.run(ws)
+    raw = ws.path("labels/raw/shard-0.parquet")
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(bytes(need.parts["auto-infer"] // 3))  # one of the three copies that are counted
+    for stage, size in _own(ws).items():
+        check_space(ws, stage, size)
+        free -= size
+    free = need.total + RESERVE - 1
+    with pytest.raises(NoSpaceError, match="GiB are needed"):
+        machine.check_machine(ws)
+    (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
+    assert found.state == "broken"
+    machine.check_machine(ws, [])  # a night that finds nothing to do
+    machine.check_machine(ws, [s for s in STAGES if s != "student-train"])
+
+
+@pytest.mark.parametrize("trunk", ["hrnet_w18", "hrnet_w48"])
+def test_a_larger_trunk_asks_for_more_before_the_first_run(ws: Workspace, trunk: str) -> None:
+    small = disk_need(ws)
+    params = ws.path("params.yaml")
+    params.write_text(re.sub(r"trunk: \w+", f"trunk: {trunk}", params.read_text()))
+    large = disk_need(Workspace(ws.root))
+    weights = 4 * {"hrnet_w18": 13, "hrnet_w48": 72}[trunk] * 1_000_000
+    assert large.total - small.total > 2 * 3 * weights, "teacher and student: progress, output, DVC's cache"
+    assert {s: large.parts[s] for s in BY_SIZE} == {s: small.parts[s] for s in BY_SIZE}
+
+
+def test_images_whose_size_was_not_read_are_taken_to_be_like_the_others(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = disk_need(ws)
+    monkeypatch.setattr(disk, "_HEADERS", 3)
+    assert disk_need(ws).parts == exact.parts, "they are all of one size here"
+    for number in range(20):  # `prepare` will leave them out; to ask for too much is the smaller mistake
+        (ws.roots["target"] / f"images/extra/z_{number:04d}.png").write_bytes(b"no picture")
+    assert disk_need(ws).parts["auto-infer"] >= exact.parts["auto-infer"]
+
+
+def test_what_cannot_be_known_is_said_and_the_rest_is_counted(ws: Workspace) -> None:
+    whole = disk_need(ws)
+    shutil.rmtree(ws.roots["target"])
+    need = disk_need(ws)
+    assert need.unknown.startswith("without calibrate, auto-infer, evaluate, pseudo-label: ")
+    assert "data set folder not found" in need.unknown
+    assert need.parts["student-train"] == whole.parts["student-train"] > 0
+    (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
+    assert (found.state, need.unknown in found.text) == ("warning", True)
+    assert need.unknown in machine.check_machine(ws)[0]
+
+
+def test_without_the_folder_the_last_index_is_gone_by(ws: Workspace) -> None:
+    prepare.run(ws)
+    whole = disk_need(ws)
+    shutil.rmtree(ws.roots["target"])
+    need = disk_need(ws)
+    assert need.unknown.startswith("without images that are new: ")
+    assert need.parts == whole.parts
