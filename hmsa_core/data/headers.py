@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from hmsa_core.data import containers
 from hmsa_core.data.containers import PLAIN_CHUNKS
+from hmsa_core.data.containers_jpeg import check_jpeg
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.errors import DecodeError, IntegrityError
 
@@ -164,7 +165,7 @@ def _check_form(kind: str, file: IO[bytes], head: bytes, where: str, max_pixels:
     if kind == "PNG":
         return _check_png(file, head, size, where, max_pixels)
     if kind == "JPEG":
-        _check_memory(containers.check_jpeg(file, where), "a JPEG of several scans", where, _COUNTED_MEMORY)
+        _check_memory(check_jpeg(file, where), "a JPEG of several scans", where, _COUNTED_MEMORY)
     if kind == "WEBP":  # Pillow takes memory for the whole canvas, and for the file twice
         height, width, alpha = containers.webp_size(head, where)
         _check_size(height, width, where, max_pixels)
