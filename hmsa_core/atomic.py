@@ -30,6 +30,7 @@ __all__ = [
     "append_line",
     "canonical_json",
     "digest",
+    "is_left_over",
     "is_temp",
     "make_folder",
     "open_atomic",
@@ -48,7 +49,8 @@ __all__ = [
 ]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
-_TEMP = re.compile(r"^\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+_TEMP = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)-(?P<process>[0-9a-f]{4})[0-9a-f]{4}\.tmp$")
+_PROCESS = secrets.token_hex(2)  # in containers another process had our id before
 
 
 class FileOps:
@@ -108,7 +110,7 @@ def temp_name(path: Path) -> Path:
     """Beside `path`, a name that is new and that `sweep_temps` knows."""
     # The folder is the target's own (rename must not cross a file system); the process id lets a
     # later start tell a leftover of a dead writer from the work of a living one.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}{secrets.token_hex(2)}.tmp")
 
 
 def make_folder(path: Path) -> None:
@@ -315,15 +317,25 @@ def sweep_temps(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.rglob(".*.tmp")) if remove_if_dead(p)] if folder.exists() else []
 
 
-def is_temp(name: str) -> bool:
-    """Whether `temp_name` gave this name."""
-    return _TEMP.match(name) is not None
+def is_temp(name: str, of: str | None = None) -> bool:
+    """Whether `temp_name` gave this name (to a file or folder called `of`)."""
+    match = _TEMP.match(name)
+    return match is not None and of in (None, match["name"])
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a dead writer left what has this name."""
+    match = _TEMP.match(name)
+    if match is None:
+        return False
+    if int(match["pid"]) == os.getpid():
+        return match["process"] != _PROCESS
+    return not _is_alive(int(match["pid"]))
 
 
 def remove_if_dead(path: Path) -> bool:
     """Remove what a dead writer left; whether it was that."""
-    match = _TEMP.match(path.name)
-    if not match or _is_alive(int(match["pid"])):
+    if not is_left_over(path.name):
         return False
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -48,48 +48,58 @@ class FileLock:
 
     def acquire(self) -> FileLock:
         """Take the lock or raise LockedError; make sure that it keeps others out."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + self.wait_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(fd)
-                    raise LockedError(
-                        f"{self.what} is in use by {self.owner()} (lock file {self.path})",
-                        hint="wait for it to end, or stop it; the lock frees itself when its holder is gone",
-                    ) from None
-                time.sleep(0.05)
-        if self._is_given_twice(fd):
-            os.close(fd)
-            raise ConfigError(
-                f"{self.path.parent}: file locks do not work on this file system",
-                hint="put the folder on a local disk",
-            )
+        while (fd := self._take(deadline)) is None:
+            pass
         self._fd = fd
         owner = {"pid": os.getpid(), "command": one_line(" ".join(sys.argv))[:200]}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(owner).encode(), 0)
         return self
 
-    def _is_given_twice(self, fd: int) -> bool:
-        """Whether a second open can have the lock that `fd` holds: microseconds, so every lock is tried."""
+    def _take(self, deadline: float) -> int | None:
+        """An open file that holds the lock; None when its name was removed before, with or by its last holder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._wait(fd, deadline)
+            if self._has_its_name(fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _wait(self, fd: int, deadline: float) -> None:
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise LockedError(
+                        f"{self.what} is in use by {self.owner()} (lock file {self.path})",
+                        hint="wait for it to end, or stop it; the lock frees itself when its holder is gone",
+                    ) from None
+                time.sleep(0.05)
+
+    def _has_its_name(self, fd: int) -> bool:
+        """Whether who comes next opens the file that `fd` holds, and is kept out. Microseconds: each lock is tried."""
         try:
             second = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:  # removed meanwhile: no word on the file system
+        except FileNotFoundError:
             return False
         try:
             if not os.path.sameopenfile(fd, second):
                 return False
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
+            return True
         finally:
             os.close(second)
-        return True
+        raise ConfigError(
+            f"{self.path.parent}: file locks do not work on this file system", hint="put the folder on a local disk"
+        )
 
     def owner(self) -> str:
         """Say who wrote itself into the lock file, for a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from contextlib import contextmanager
@@ -10,19 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core import atomic
-from hmsa_core.atomic import is_temp, make_folder, publish_file, remove_if_dead, remove_tree, sweep_temps, temp_name
+from hmsa_core.atomic import (
+    is_left_over,
+    is_temp,
+    make_folder,
+    publish_file,
+    remove_tree,
+    sweep_temps,
+    temp_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 __all__ = ["new_tree", "publish_tree"]
 
+_LOG = logging.getLogger(__name__)
 # Nothing to swap with or no way to: a mount point, another file system below, a kernel or file system without it.
 _CANNOT_SWAP = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_ROOM_BESIDE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
-def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = (), keep: bool = False) -> Iterator[Path]:
+def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` in one step when the block ends without an error.
 
     Until then, and after any failure, the old `target` is there as it was. Where folders cannot be swapped (a mount
@@ -31,33 +42,56 @@ def new_tree(target: str | os.PathLike[str], *, last: tuple[str, ...] = (), keep
     Args:
         target: a folder, there or not.
         last: names of files without which the folder means nothing.
-        keep: take along what `target` holds and the new folder lacks.
     """
     target = Path(os.path.realpath(target))
     make_folder(target.parent)
     for path in target.parent.iterdir():
-        if path.name.startswith(f".{target.name}."):
-            remove_if_dead(path)
-    folder = temp_name(target)
-    atomic.ops.mkdir(folder)
+        if is_temp(path.name, of=target.name) and is_left_over(path.name):
+            _discard(path)
+    folder = _make_beside(target)
     try:
         yield folder
-        if keep:
-            for relative in _files_below(target):
-                if not (folder / relative).exists():
-                    publish_file(target / relative, folder / relative)
         _put_in_place(folder, target, last)
     finally:
-        remove_tree(folder)  # the old tree, or what was written before the failure
+        _discard(folder)  # the old tree, or what was written before the failure
+
+
+def _make_beside(target: Path) -> Path:
+    folder = temp_name(target)
+    try:
+        atomic.ops.mkdir(folder)
+    except OSError as error:
+        if error.errno not in _NO_ROOM_BESIDE or not target.is_dir():
+            raise
+        folder = temp_name(target / target.name)  # a mount point in a folder of somebody else's
+        atomic.ops.mkdir(folder)
+    return folder
+
+
+def _discard(folder: Path) -> None:
+    """Remove what is not needed any more; what is new is in place, so that it is no failure when that cannot be."""
+    if not folder.exists():
+        return
+    try:
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)  # somebody may have taken the right to write from the old results
+        remove_tree(folder)
+    except OSError as error:
+        _LOG.warning("%s: an old folder could not be removed (%s)", folder, error.strerror)
 
 
 def _put_in_place(folder: Path, target: Path, last: tuple[str, ...]) -> None:
     try:
-        if target.is_dir():
+        if not target.is_dir():
+            try:
+                atomic.ops.rename(folder, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        if folder.is_dir():  # there is an old tree, or another writer's since a moment ago
             shutil.copymode(target, folder)
             atomic.ops.exchange(folder, target)
-        else:
-            atomic.ops.rename(folder, target)
     except OSError as error:
         if error.errno not in _CANNOT_SWAP or not target.is_dir():
             raise

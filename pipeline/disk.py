@@ -27,9 +27,14 @@ _HEADERS = 256  # new images whose size is read; the others are taken to be like
 
 @dataclass(frozen=True)
 class Need:
-    """Disk that a run will use, in bytes: all of it, by stage, and what is free."""
+    """Disk that a run will use, in bytes: at most, by stage, and what is free; `least` without which none can begin.
+
+    A stage that ran before has most of its files already and adds what is new; how much that is cannot be foreseen. It
+    asks for all of it when it starts, so the largest of them must fit.
+    """
 
     total: int
+    least: int
     parts: dict[str, int]
     free: int
     unknown: str = ""  # what is not counted, and why, in words
@@ -37,7 +42,12 @@ class Need:
     @property
     def fits(self) -> bool:
         """Whether the run can be begun."""
-        return self.total + RESERVE <= self.free
+        return self.least + RESERVE <= self.free
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether it may have to stop on the way."""
+        return self.fits and self.total + RESERVE > self.free
 
 
 class _Foreseen(Workspace):
@@ -54,7 +64,7 @@ class _Foreseen(Workspace):
 
 
 def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
-    """The sum of what these stages ask for: each is to begin with what those before it left over.
+    """What these stages ask for: each is to begin with what those before it left over.
 
     Their estimates go by the index and by the raw labels. Neither knows tonight's images, and before the first run
     neither is there, so the stages are shown the index that `prepare` would write from the data set's folder now.
@@ -76,7 +86,9 @@ def disk_need(ws: Workspace, stages: Collection[str] = STAGES) -> Need:
     unknown = f"without images that are new: {why}" if why else ""
     if refused:
         unknown = f"without {', '.join(refused)}: {next(iter(refused.values()))}"
-    return Need(sum(parts.values()), parts, shutil.disk_usage(ws.root).free, unknown)
+    new = sum(size for stage, size in parts.items() if not ws.path(f"metrics/{stage}.json").exists())
+    least = max(new, *parts.values(), 0)
+    return Need(sum(parts.values()), least, parts, shutil.disk_usage(ws.root).free, unknown)
 
 
 def _foreseen(ws: Workspace, folder: Path) -> tuple[Workspace, str]:

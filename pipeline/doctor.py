@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core import atomic
-from hmsa_core.atomic import is_temp
+from hmsa_core.atomic import is_left_over, is_temp
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
 from hmsa_core.models.options import ModelOptions
@@ -153,9 +154,12 @@ def _locks(ws: Workspace) -> Iterator[Finding]:
 
 def _disk(ws: Workspace) -> Iterator[Finding]:
     need = disk_need(ws)
-    text = f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed by a full run"
+    text = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed by a full run"
     if not need.fits:
         yield Finding("disk", "broken", text, "free space, or `dvc gc --workspace`")
+    elif need.is_tight:
+        text += ": it may have to stop on the way"
+        yield Finding("disk", "warning", text, "free space, or `dvc gc --workspace`")
     elif need.unknown:
         yield Finding("disk", "warning", f"{text}, {need.unknown}", "`autolabel stage prepare` tells what to correct")
     else:
@@ -170,12 +174,13 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
         )  # fmt: skip
     places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
     places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
-    temps = {path for found in places for path in found if is_temp(path.name)}
-    if temps:
+    with suppress(FileNotFoundError):  # a run that goes on meanwhile sweeps, too
+        temps = {path for found in places for path in found if is_left_over(path.name)}
         files = {f for path in temps for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()}
         size = sum(f.stat().st_size for f in files)
-        text = f"{len(files)} temporary files of killed writers, {size} bytes, swept at the next run"
-        yield Finding("leftovers", "ok", text)
+        text = f"{len(files)} temporary files of killed writers, {size} bytes, swept when their place is written next"
+        if files:
+            yield Finding("leftovers", "ok", text)
 
 
 def _teacher(ws: Workspace) -> Iterator[Finding]:

@@ -88,12 +88,13 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     need = disk_need(ws, stages)
     if not need.fits:
         raise NoSpaceError(
-            f"{ws.root}: about {need.total / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
+            f"{ws.root}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
     return [
         f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
-        f"about {need.total / 2**30:.1f} GiB needed{f' ({need.unknown})' if need.unknown else ''}",
+        f"at most {need.total / 2**30:.1f} GiB needed{f' ({need.unknown})' if need.unknown else ''}"
+        f"{': it may have to stop on the way' if need.is_tight else ''}",
         ", ".join(f"{k} {v}" for k, v in versions().items() if v),
     ]
 

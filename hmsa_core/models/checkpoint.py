@@ -73,23 +73,29 @@ def save(
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """Write tensors and JSON; whoever looks sees the old checkpoint or the new. Other files in the folder stay."""
+    """Write tensors and JSON: a folder with the old checkpoint or the new one, at any time.
+
+    Other files in the folder stay; there a kill may leave no checkpoint (never a mixed one).
+    """
     from safetensors.torch import save as to_bytes
 
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    parameters = sum(tensor.numel() for tensor in state.values())
-    with new_tree(folder, last=(META,), keep=True) as new:
-        sha256 = write_bytes(new / WEIGHTS, data)
-        whole = {
-            **meta,
-            "format": FORMAT,
-            "version": VERSION,
-            "weights_sha256": sha256,
-            "tensors": len(state),
-            "values": parameters,
-        }
-        write_json(new / META, with_digest(whole))
-    return sha256
+    value = {
+        **meta, "format": FORMAT, "version": VERSION, "weights_sha256": sha256_bytes(data), "tensors": len(state),
+        "values": sum(tensor.numel() for tensor in state.values()),
+    }  # fmt: skip
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - {META, WEIGHTS}:
+        (folder / META).unlink(missing_ok=True)
+        _write(folder, data, value)
+    else:
+        with new_tree(folder, last=(META,)) as new:
+            _write(new, data, value)
+    return str(value["weights_sha256"])
+
+
+def _write(folder: Path, data: bytes, value: dict[str, Any]) -> None:
+    write_bytes(folder / WEIGHTS, data)
+    write_json(folder / META, with_digest(value))
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Seen(NamedTuple):
     """What must not change, and what must not be added to."""
 
     fixed: frozenset[str] = frozenset()
+    home: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
 
 
@@ -49,7 +50,7 @@ def look() -> Seen:
     shared = [p for folder in _SHARED for p in _entries(folder) if not p.name.startswith(_SEMAPHORE) and _is_ours(p)]
     status = _git("status", "--porcelain").splitlines()
     ignored = [x for x in _git("ls-files", "--others", "--ignored", "--exclude-standard").splitlines() if not _of_a_tool(x)]
-    return Seen(frozenset((*status, *ignored, *map(str, home))), frozenset(map(str, shared)))
+    return Seen(frozenset((*status, *ignored)), frozenset(map(str, home)), frozenset(map(str, shared)))
 
 
 def check(before: Seen, wait_s: float = 10.0) -> list[str]:
@@ -62,7 +63,7 @@ def check(before: Seen, wait_s: float = 10.0) -> list[str]:
             break
         time.sleep(0.1)
     wrong = [f"process {pid} of a test is left: {command}" for pid, command in left.items()]
-    changed = (after.fixed ^ before.fixed) | added
+    changed = (after.fixed ^ before.fixed) | (after.home - before.home) | added
     return wrong + [f"a test left its mark outside of the temporary folder: {x}" for x in sorted(changed)]
 
 

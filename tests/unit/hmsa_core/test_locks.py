@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,22 +107,23 @@ def test_every_lock_is_tried_when_it_is_taken(tmp_path: Path, monkeypatch: pytes
         _ = lock.fd
 
 
-def test_a_lock_file_that_is_removed_or_replaced_meanwhile_says_nothing_about_the_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_file_that_is_removed_meanwhile_is_taken_anew_so_that_the_next_one_is_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    path, real = tmp_path / "a.lock", fcntl.flock
+    path, real = tmp_path / "work" / "a.lock", fcntl.flock
 
-    def removed(fd: int, how: int) -> None:
+    def removed_once(fd: int, how: int) -> None:
         real(fd, how)
-        path.unlink()
+        monkeypatch.setattr(fcntl, "flock", real)
+        shutil.rmtree(path.parent)
+        if replaced:
+            path.parent.mkdir()
+            path.touch()
 
-    def replaced(fd: int, how: int) -> None:
-        removed(fd, how)
-        path.touch()
-
-    for meanwhile in (removed, replaced):
-        monkeypatch.setattr(fcntl, "flock", meanwhile)
-        FileLock(path).acquire().release()
+    monkeypatch.setattr(fcntl, "flock", removed_once)
+    with FileLock(path), pytest.raises(LockedError):
+        FileLock(path).acquire()
 
 
 def test_device_locks_are_shared_by_all_workspaces() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
+from hmsa_core import atomic, trees
 from hmsa_core.trees import new_tree, publish_tree
 from tests.support.faults import every_exit, every_fault
 
@@ -122,11 +122,86 @@ def test_a_new_tree_keeps_permissions_and_links_that_lead_to_it(tmp_path: Path) 
     assert stat.S_IMODE((tmp_path / "disk" / "out").stat().st_mode) == 0o2775
 
 
-def test_what_else_is_in_the_folder_comes_along_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_old_results_that_nobody_may_write_any_more_are_replaced_and_block_nobody(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old", 2)
+    for path in (tmp_path / "out" / "sub", tmp_path / "out"):
+        path.chmod(0o555)
+    for value in ("new", "newer"):
+        with new_tree(tmp_path / "out") as folder:
+            new = fill(folder, value, 1)
+        assert content(tmp_path / "out") == new
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_tree_that_cannot_be_removed_is_told_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(tmp_path / "out", "old", 1)
-    with new_tree(tmp_path / "out", keep=True) as folder:
-        atomic.write_bytes(folder / "manifest.json", b"new")
-    assert content(tmp_path / "out") == {"sub/shard-0": b"old0", "manifest.json": b"new"}
+
+    def busy(_path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(trees, "remove_tree", busy)
+    with new_tree(tmp_path / "out") as folder:
+        new = fill(folder, "new", 1)
+    assert content(tmp_path / "out") == new
+    assert "could not be removed" in caplog.text
+
+
+def test_where_nothing_may_be_made_beside_the_target_it_is_filled_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = atomic.FileOps.mkdir
+
+    def only_inside(self: atomic.FileOps, path: Path) -> None:
+        if path.parent == tmp_path:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        real(self, path)
+
+    fill(tmp_path / "out", "old", 3)
+    new = fill(tmp_path / "work", "new", 2)
+    monkeypatch.setattr(atomic.FileOps, "mkdir", only_inside)
+    publish_tree(tmp_path / "work", tmp_path / "out", last=LAST)
+    assert content(tmp_path / "out") == new
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "sub"}
+
+
+def test_only_what_dead_writers_of_this_target_left_is_swept(tmp_path: Path) -> None:
+    names = [".out.1-00000000.tmp", f".out.{os.getpid()}-{atomic.temp_name(tmp_path / 'x').name[-12:-4]}.tmp",
+             ".out.2.999999999-00000000.tmp", ".out.999999999-00000000.tmp", f".out.{os.getpid()}-{'g' * 8}.tmp"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).mkdir()
+    with new_tree(tmp_path / "out"):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {"out", *names[:3], names[4]}
+
+
+def test_a_name_with_our_process_id_that_we_did_not_give_is_a_dead_ones(tmp_path: Path) -> None:
+    ours = atomic.temp_name(tmp_path / "out").name
+    digits = ours.rpartition("-")[2][:4]
+    other = ours.replace(f"-{digits}", "-0000" if digits != "0000" else "-1111")
+    assert atomic.is_left_over(other)
+    assert not atomic.is_left_over(ours)
+
+
+def test_of_two_that_publish_at_once_the_last_one_stays(tmp_path: Path) -> None:
+    with new_tree(tmp_path / "out") as slow:
+        fill(slow, "slow", 1)
+        with new_tree(tmp_path / "out") as fast:
+            fill(fast, "fast", 2)
+        (tmp_path / "out").rename(tmp_path / "seen")
+        real = atomic.FileOps.rename
+
+        def just_then(self: atomic.FileOps, source: Path, target: Path) -> None:
+            if source == slow:
+                (tmp_path / "seen").rename(target)
+            real(self, source, target)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(atomic.FileOps, "rename", just_then)
+    patch.undo()
+    assert content(tmp_path / "out")["manifest.json"].count(b"slow") == 1
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_failure_inside_the_block_changes_nothing(tmp_path: Path) -> None:

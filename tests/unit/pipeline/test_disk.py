@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa_core import atomic
 from hmsa_core.errors import NoSpaceError
 from pipeline import disk, doctor, machine
 from pipeline.disk import RESERVE, disk_need
@@ -109,13 +110,30 @@ def test_a_stage_that_the_night_allowed_has_its_room_however_much_the_others_too
     for stage, size in _own(ws).items():
         check_space(ws, stage, size)
         free -= size
-    free = need.total + RESERVE - 1
+    free = disk_need(ws).least + RESERVE - 1
     with pytest.raises(NoSpaceError, match="GiB are needed"):
         machine.check_machine(ws)
     (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
     assert found.state == "broken"
     machine.check_machine(ws, [])  # a night that finds nothing to do
     machine.check_machine(ws, [s for s in STAGES if s != "student-train"])
+
+
+def test_after_a_first_run_the_largest_stage_must_have_room_and_the_sum_is_told(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in STAGES:  # most is there already, and how much is new cannot be foreseen
+        atomic.write_json(ws.path(f"metrics/{stage}.json"), {})
+    need, usage = disk_need(ws), shutil.disk_usage(ws.root)
+    assert need.least == max(need.parts.values()) < need.total
+    free = need.least + RESERVE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free))
+    assert "it may have to stop on the way" in machine.check_machine(ws)[0]
+    (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
+    assert found.state == "warning"
+    free -= 1
+    with pytest.raises(NoSpaceError, match="GiB are needed"):
+        machine.check_machine(ws)
 
 
 @pytest.mark.parametrize("trunk", ["hrnet_w18", "hrnet_w48"])

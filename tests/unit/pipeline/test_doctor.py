@@ -301,10 +301,10 @@ def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_wit
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
-    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, {}, 1 << 30))
+    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
     found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
     assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), "make setup")
-    assert found["disk"].text == "1.0 GiB free, about 10.0 GiB needed by a full run"
+    assert found["disk"].text == "1.0 GiB free, at most 10.0 GiB needed by a full run"
     assert "dvc gc --workspace" in found["disk"].mend
     assert main(["doctor", "--workspace", str(workspace.root)]) == 1
 
@@ -314,7 +314,7 @@ def test_too_little_disk_stops_the_night_before_it_starts(
 ) -> None:
     from hmsa_core.errors import NoSpaceError
 
-    monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, {}, 1 << 30))
+    monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
     with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
         machine.check_machine(workspace)
 
@@ -364,9 +364,11 @@ def test_the_command_that_mends_the_folder_of_pickles_mends_it(
 def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_no_broken_checkpoint(
     workspace: Workspace,
 ) -> None:
-    for name in ("work/evaluate/.x.json.1-00000000.tmp", "models/.teacher.1-00000000.tmp/model.safetensors",
-                 "labels/.raw.1-00000000.tmp/shard-00000.parquet", ".calibration.1-00000000.tmp/policy.json"):  # fmt: skip
+    dead = "999999999-00000000.tmp"  # no process can have this number
+    for name in (f"work/evaluate/.x.json.{dead}", f"models/.teacher.{dead}/model.safetensors",
+                 f"labels/.raw.{dead}/shard-00000.parquet", f".calibration.{dead}/policy.json",
+                 "work/.living.1-00000000.tmp"):  # fmt: skip
         atomic.write_bytes(workspace.path(name), b"four")
     found = {f.name: f for f in doctor.examine(workspace.root)}
-    assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept at the next run"
+    assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
     assert not [name for name in found if ".tmp" in name]
