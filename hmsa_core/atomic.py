@@ -37,7 +37,6 @@ __all__ = [
     "ops",
     "publish_file",
     "read_json",
-    "remove_if_dead",
     "remove_tree",
     "sha256_bytes",
     "sha256_file",
@@ -314,7 +313,7 @@ def remove_tree(path: Path) -> None:
 
 def sweep_temps(folder: Path) -> list[Path]:
     """Remove temporary files and folders that dead writers left below `folder`; return what was removed."""
-    return [p for p in sorted(folder.rglob(".*.tmp")) if remove_if_dead(p)] if folder.exists() else []
+    return [p for p in sorted(folder.rglob(".*.tmp")) if _remove_if_dead(p)] if folder.exists() else []
 
 
 def is_temp(name: str, of: str | None = None) -> bool:
@@ -333,7 +332,7 @@ def is_left_over(name: str) -> bool:
     return not _is_alive(int(match["pid"]))
 
 
-def remove_if_dead(path: Path) -> bool:
+def _remove_if_dead(path: Path) -> bool:
     """Remove what a dead writer left; whether it was that."""
     if not is_left_over(path.name):
         return False

@@ -107,7 +107,11 @@ def _mirror(source: Path, target: Path, last: tuple[str, ...]) -> None:
     for relative in sorted(there, key=lambda p: (p.name not in last, p)):
         if relative.name in last or relative not in wanted:
             atomic.ops.unlink(target / relative)
-    for relative in sorted(wanted, key=lambda p: (p.name in last, p)):
+    _link(wanted, source, target, last)
+
+
+def _link(files: Collection[Path], source: Path, target: Path, last: tuple[str, ...]) -> None:
+    for relative in sorted(files, key=lambda p: (p.name in last, p)):
         publish_file(source / relative, target / relative)
 
 
@@ -127,5 +131,4 @@ def publish_tree(
     """
     wanted = _files_below(source) if only is None else {Path(name) for name in only}
     with new_tree(target, last=last) as folder:
-        for relative in sorted(wanted, key=lambda p: (p.name in last, p)):
-            publish_file(source / relative, folder / relative)
+        _link(wanted, source, folder, last)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.ablation.plan import Ablation
 from pipeline.ablation.statistics import Cells, Compared, Table
-from pipeline.results.tables import span, table
+from pipeline.results.tables import gains, table, verdict
 
 __all__ = ["Found", "summary_section"]
 
@@ -68,12 +68,8 @@ def _line(claim: _Claim, ablation: Ablation, tables: Found) -> tuple[str, ...] |
         one = _compared(tables, kind, claim)
         if one is None:
             continue
-        verdict = one.verdict + (" (one seed)" if one.single else "")
-        return (
-            one.comparison.claim, claim.paper, span(one.interval, sign=True),
-            span(one.boundary, sign=True) if one.boundary else "-",
-            f"{', '.join(map(str, one.seeds))} ({kind})", verdict, where,
-        )  # fmt: skip
+        seeds = f"{', '.join(map(str, one.seeds))} ({kind})"
+        return (one.comparison.claim, claim.paper, *gains(one), seeds, verdict(one), where)
     if not tables:
         return None
     text = next(c.claim for c in ablation.comparisons if (c.row, c.baseline) == (claim.row, claim.baseline))

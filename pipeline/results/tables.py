@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hmsa_core.metrics import Interval
-from pipeline.ablation.statistics import RowSummary, Table
+from pipeline.ablation.statistics import Compared, RowSummary, Table
 
-__all__ = ["ONE_SEED", "by_class", "claims", "giga", "points", "provenance_lines", "rows_table", "span", "table"]
+__all__ = [
+    "ONE_SEED", "by_class", "claims", "gains", "giga", "points", "provenance_lines", "rows_table", "span", "table",
+    "verdict",
+]  # fmt: skip
 
 ONE_SEED = (
     "One seed: each side was trained once, and the interval covers the images, not how trainings of one recipe differ."
@@ -64,12 +67,22 @@ def claims(found: Table) -> list[str]:
     return table(
         header,
         [
-            (f"{c.comparison.claim} (`{c.comparison.row}` - `{c.comparison.baseline}`)", span(c.interval, sign=True),
-             span(c.boundary, sign=True) if c.boundary else "-", ", ".join(map(str, c.seeds)), str(c.images),
-             str(c.interval.blocks), c.verdict + (" (one seed)" if c.single else ""))
+            (f"{c.comparison.claim} (`{c.comparison.row}` - `{c.comparison.baseline}`)", *gains(c),
+             ", ".join(map(str, c.seeds)), str(c.images), str(c.interval.blocks), verdict(c))
             for c in found.compared
         ],
     )  # fmt: skip
+
+
+def gains(compared: Compared) -> tuple[str, str]:
+    """Differences in mean IoU and boundary IoU, with their intervals."""
+    boundary = span(compared.boundary, sign=True) if compared.boundary else "-"
+    return span(compared.interval, sign=True), boundary
+
+
+def verdict(compared: Compared) -> str:
+    """What follows for the mean IoU, and whether one seed says so."""
+    return compared.verdict + (" (one seed)" if compared.single else "")
 
 
 def by_class(found: Table) -> list[str]:

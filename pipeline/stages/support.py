@@ -264,7 +264,7 @@ def evaluate_model(
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
-    """Hard-link a checkpoint folder into an output; `model.json`, its commit point, comes last."""
+    """Hard-link a checkpoint folder into the place of an output."""
     publish_tree(model, ws.path(target), last=("model.json",))
 
 
