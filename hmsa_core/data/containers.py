@@ -16,8 +16,8 @@ from typing import IO, Literal
 from hmsa_core.errors import DecodeError
 
 __all__ = [
-    "MOST_TEXT", "PLAIN_CHUNKS", "TIFF_DIRECTORIES", "Budget", "check_png", "check_png_length", "check_tiff", "check_webp",
-    "one_pixel_png", "sniff", "webp_size",
+    "MOST_TEXT", "PLAIN_CHUNKS", "TIFF_DIRECTORIES", "Budget", "check_png", "check_png_length", "check_tiff",
+    "check_webp", "one_pixel_png", "sniff", "webp_size",
 ]  # fmt: skip
 
 # Chunks that do not change what the pixels of a grey or RGB PNG mean.
