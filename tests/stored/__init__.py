@@ -1,0 +1,1 @@
+"""Files of each format as a released version wrote them, and what is in them (README.md)."""

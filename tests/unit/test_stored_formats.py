@@ -1,0 +1,74 @@
+"""What an earlier version of a format wrote opens with today's code and reads the same; another version is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from hmsa_core.digested import take_digest, with_digest
+from hmsa_core.errors import HmsaError
+from hmsa_core.labels import sealed
+from tests.stored.formats import HERE, READERS, unpack, write
+
+VERSIONS = sorted(int(path.name.removeprefix("version-").removesuffix(".tar.gz")) for path in HERE.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folders = {version: tmp_path_factory.mktemp(f"version{version}") for version in VERSIONS}
+    for version, folder in folders.items():
+        unpack(HERE / f"version-{version}.tar.gz", folder)
+    return folders
+
+
+def _named(path: Path) -> tuple[str, int]:
+    """Format and version that a file names."""
+    text = pq.read_schema(path).metadata[b"hmsa"] if path.suffix == ".parquet" else path.read_bytes()
+    value = json.loads(text)
+    return value["format"], value["version"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("file", READERS)
+def test_what_was_written_then_reads_the_same_today(stored: dict[int, Path], version: int, file: str) -> None:
+    expected = json.loads((HERE / f"version-{version}.json").read_text())[file]
+    found = json.loads(json.dumps(READERS[file](stored[version])))
+    if file == "model/model.json":  # floats of another machine
+        assert found.pop("logits") == pytest.approx(expected.pop("logits"), abs=1e-3)
+    assert found == expected
+
+
+def _as_version(path: Path, version: int) -> None:
+    """The file as a program of that version might have written it: all digests fit."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        about: dict[str, Any] = json.loads(table.schema.metadata[b"hmsa"])
+        text = json.dumps(about | {"version": version})
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"hmsa": text}), path)
+        return
+    data = path.read_bytes()
+    value = json.loads(data) | {"version": version}
+    recorded, _ = take_digest(value)
+    if data.startswith(b'{"digest":"') and recorded:
+        sealed.write(path, value)
+    else:
+        path.write_text(json.dumps(with_digest(value) if recorded else value))
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_a_version_of_the_future_is_refused_and_the_message_says_so(tmp_path: Path, file: str) -> None:
+    unpack(HERE / f"version-{VERSIONS[-1]}.tar.gz", tmp_path)
+    _as_version(tmp_path / file, 99)
+    assert _named(tmp_path / file)[1] == 99
+    with pytest.raises(HmsaError, match="version"):
+        READERS[file](tmp_path)
+
+
+def test_each_version_that_is_written_today_is_stored(stored: dict[int, Path], tmp_path: Path) -> None:
+    write(tmp_path)
+    kept = {file: {_named(folder / file) for folder in stored.values()} for file in READERS}
+    assert [file for file in READERS if _named(tmp_path / file) not in kept[file]] == []
