@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from hmsa_core.errors import InputError, StoreError
 from hmsa_core.labels.curves import CalibrationImage, Curves
+from hmsa_core.labels.intervals import lower_bound
 from hmsa_core.labels.merge import (
     HUMAN,
     IGNORED,
@@ -125,7 +126,11 @@ def test_wrong_shapes_types_and_actions_are_refused() -> None:
         merge_labels(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.uint8), rules)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="merge rules must be"):
         MergeRules(CLASSES, np.zeros((4, 4), np.uint8))
-    with pytest.raises(InputError, match="no conflict"):
+    with pytest.raises(InputError, match="merge rules must be"):
+        MergeRules(CLASSES, np.zeros((5, 5), np.int64))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="merge rules must be"):
+        _rules(np.full((5, 5), TEACHER + 1, np.uint8))
+    with pytest.raises(InputError, match="^merge rules: a pair of equal classes is no conflict"):
         MergeRules(CLASSES, np.full((5, 5), TEACHER, np.uint8))
 
 
@@ -169,6 +174,68 @@ def test_coarse_precision_is_corrected_by_what_coarse_labels_hide() -> None:
     row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
     assert row == {"coarse": 0.9, "calibration_coarse": 1.0, "calibration": 1.0, "corrected": pytest.approx(0.9)}
     assert corrected_precision(pairs, there, curves, np.full(5, 256))[2]["corrected"] is None
+
+
+def test_the_correction_never_exceeds_one_and_needs_all_three_figures() -> None:
+    curves = Curves.measure(_images(8), CLASSES)
+    pairs, there = np.zeros((6, 5, 256), np.int64), np.zeros((6, 5, 256), np.int64)
+    pairs[2, 2, 240] = 100
+    there[2, 2, 240], there[4, 2, 240] = 90, 10  # the last class is one that a human may have said, too
+    row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
+    assert (row["calibration_coarse"], row["corrected"]) == (0.9, 1.0)
+    missing = corrected_precision(pairs, np.zeros_like(there), curves, np.full(5, 100))[2]
+    assert (missing["coarse"], missing["calibration_coarse"], missing["corrected"]) == (1.0, None, None)
+
+
+def test_labels_and_sources_stay_bytes() -> None:
+    label, source = merge_with_source(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), MergeRules.default(CLASSES))
+    assert (label.dtype, source.dtype) == (np.uint8, np.uint8)
+
+
+def _mixed(count: int) -> list[CalibrationImage]:
+    """Human says road, teacher sidewalk: of 24 pixels the human is right in 7, the teacher in 16, nobody in one."""
+    human, teacher = np.zeros((1, 24), np.uint8), np.ones((1, 24), np.uint8)
+    truth = np.repeat(np.array([0, 1, 2], np.uint8), [7, 16, 1])[None]
+    code = np.full((1, 24), 100, np.uint8)
+    return [CalibrationImage(f"i{i}", f"b{i}", teacher, code, truth, human) for i in range(count)]
+
+
+def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
+    curves = Curves.measure(_mixed(6), CLASSES)
+    total = np.full((6, 1), 24)
+    low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]
+    rules = measure_rules(curves, np.full(5, 100), MergeConfig(min_blocks=3, win_rate=0.6), 0.95)  # at the cut: kept
+    assert rules.evidence == [{
+        "human": "road", "teacher": "sidewalk", "action": "teacher", "source": "measured", "blocks": 6, "pixels": 144,
+        "human_right": 0.2917, "teacher_right": 0.6667, "human_lower": low[0], "teacher_lower": low[1],
+    }]  # fmt: skip
+    assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
+
+
+def test_a_pair_of_one_pixel_is_told_and_decides_nothing() -> None:
+    image = _mixed(1)[0]
+    one = image._replace(**{name: getattr(image, name)[:, :1] for name in ("label", "code", "truth", "human")})
+    rules = measure_rules(Curves.measure([one], CLASSES), np.full(5, 100), MergeConfig(), 0.95)
+    assert [(e["pixels"], e["human_right"], e["action"]) for e in rules.evidence] == [(1, 1.0, "ignore")]
+
+
+def test_exactly_enough_blocks_and_exactly_the_win_rate_suffice() -> None:
+    curves, codes = Curves.measure(_mixed(5), CLASSES), np.full(5, 100)
+    low = float(lower_bound(np.full((5, 1), 24), np.full((5, 1), 16), 0.95)[0])
+    enough = MergeConfig(min_blocks=5).model_copy(update={"win_rate": low})
+    assert measure_rules(curves, codes, enough, 0.95).actions[0, 1] == TEACHER
+    for more in ({"min_blocks": 6}, {"win_rate": np.nextafter(low, 1.0)}):
+        assert measure_rules(curves, codes, enough.model_copy(update=more), 0.95).actions[0, 1] == IGNORED
+
+
+def test_rules_by_hand_are_told_once_and_the_default_holds_where_nothing_was_measured() -> None:
+    config = MergeConfig(default="human", min_blocks=3, rules=(PairRule(human="wall", teacher="fence", action="ignore"),))
+    rules = measure_rules(Curves.measure(_images(16), CLASSES), np.full(5, 100), config, 0.95)
+    assert rules.actions[0, 1] == TEACHER
+    assert rules.actions[3, 4] == IGNORED
+    assert rules.actions[1, 0] == HUMAN, "the default"
+    by_hand = {"human": "wall", "teacher": "fence", "action": "ignore", "source": "set by hand"}
+    assert [e for e in rules.evidence if e["source"] != "measured"] == [by_hand]
 
 
 def test_a_file_of_another_kind_holds_no_rules(tmp_path: Path) -> None:
