@@ -127,7 +127,7 @@ def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_pa
 OTHERS = {
     "prepare": (r"/work/prepare/\w+/index/", 2, 30),
     "evaluate": (r"/work/evaluate/KEY/.*(npz|summary\.json|shard-)", 2, 12),
-    "report": (r"/(work/report|report)/", 2, 30),
+    "report": (r"/(work/report|report)/", 3, 30),  # new folders are made first
 }
 JUDGED = ("student", "control", "kept")  # jobs of evaluate that come after another one
 # Trainings of few steps, which save after each: four operations of three files a state, from the second state to the
