@@ -24,7 +24,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid test-fast test test-slow coverage bench lint type audit clean orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid test-fast test test-slow mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
   ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-losses camvid-table results
 
 help:  ## list the targets
@@ -68,6 +68,12 @@ test: setup  ## all that CI runs, <= 25 minutes
 
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
+	$(MAKE) mutants
+
+mutants: setup  ## does a test notice? mutation run over files, locks, checkpoints, merging
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
+	  --target build/mutmut -r tools/mutants.lock
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/mutmut $(PY) -m tools.mutants
 
 coverage: setup  ## branch coverage of the fast tests, line by line
 	$(PY) -m pytest -n 2 -q -m "not ($(SLOW) or $(PROCESS))" --cov --cov-branch --cov-report=term-missing:skip-covered

@@ -105,6 +105,12 @@ def test_append_keeps_all_earlier_lines_when_it_fails(tmp_path: Path) -> None:
     assert log.read_bytes() == before + b'{"id": 2}\n'
 
 
+def test_a_line_is_ended_once_and_otherwise_kept_as_it_is(tmp_path: Path) -> None:
+    for line in ("\n first, with space \u00e9 ", "second\n", "third\n\n"):
+        atomic.append_line(tmp_path / "log", line)
+    assert (tmp_path / "log").read_text("utf-8") == "\n first, with space \u00e9 \nsecond\nthird\n"
+
+
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
 def test_the_key_of_a_value_does_not_depend_on_the_order_of_its_parts(value: dict[str, object]) -> None:
     assert atomic.digest(value) == atomic.digest(dict(reversed(list(value.items()))))

@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from hmsa_core.errors import ConfigError, LockedError
+from hmsa_core.errors import ConfigError, LockedError, one_line
 from hmsa_core.locks import FileLock, device_lock_path, probe_locks
 
 HOLD = """
@@ -85,6 +86,7 @@ def test_waiting_gets_the_lock_when_its_owner_leaves(tmp_path: Path) -> None:
 
 def test_the_probe_accepts_a_file_system_with_working_locks(tmp_path: Path) -> None:
     probe_locks(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock-probe"]
 
 
 def test_the_probe_refuses_a_file_system_that_gives_one_lock_to_two(
@@ -126,6 +128,22 @@ def test_a_lock_file_that_is_removed_meanwhile_is_taken_anew_so_that_the_next_on
         FileLock(path).acquire()
 
 
-def test_device_locks_are_shared_by_all_workspaces() -> None:
-    assert device_lock_path("GPU-12/34") == device_lock_path("GPU-12/34")
-    assert "/" not in device_lock_path("GPU-12/34").name
+def test_each_device_has_its_own_lock_for_all_workspaces_of_a_user() -> None:
+    path = device_lock_path("GPU-1a_b:0/34")
+    assert path == Path(tempfile.gettempdir()) / f"hmsa-locks-{os.getuid()}" / "GPU-1a_b-0-34.lock"
+    assert device_lock_path("cuda0") != device_lock_path("cuda1")
+
+
+def test_the_holder_is_named_with_its_command_and_an_unreadable_name_is_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with FileLock(path) as held:
+        assert held.owner() == f"process {os.getpid()} ({one_line(' '.join(sys.argv))[:200]})"
+        for torn in (b"", b'{"pid": 1', b"{}"):
+            path.write_bytes(torn)
+            with pytest.raises(LockedError, match="is in use by another process "):
+                FileLock(path).acquire()
+
+
+def test_a_lock_that_nobody_ever_took_is_free_and_asking_makes_no_file(tmp_path: Path) -> None:
+    assert FileLock(tmp_path / "a.lock").is_free()
+    assert list(tmp_path.iterdir()) == []

@@ -75,6 +75,7 @@ def test_a_process_that_ends_while_it_publishes_leaves_the_old_tree_or_the_new(t
 @pytest.mark.usefixtures("cannot_swap")
 def test_where_folders_cannot_be_swapped_no_mixture_has_its_commit_point(tmp_path: Path, error: int) -> None:
     new = fill(tmp_path / "work", "new", 2)
+    atomic.write_bytes(tmp_path / "out" / "a-name-before-the-commit-point", b"old")
     old = fill(tmp_path / "out", "old", 3)
     shutil.copytree(tmp_path / "out", tmp_path / "kept")
     for _ in every_fault(lambda: publish_tree(tmp_path / "work", tmp_path / "out", last=LAST), error):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,6 +19,7 @@ from hmsa_core import models, taxonomy
 from hmsa_core.atomic import digest, write_json
 from hmsa_core.errors import CheckpointError, IntegrityError
 from hmsa_core.models.checkpoint import unwrap
+from tests.support.faults import every_fault
 from tests.support.hostile import HOSTILE, Gadget
 
 TABLE = taxonomy.cityscapes().to_json()
@@ -167,10 +170,53 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_run(folder: Path, tmp_path:
 
 def test_a_save_that_was_cut_short_is_no_checkpoint(folder: Path) -> None:
     (folder / "model.json").unlink()
-    with pytest.raises(CheckpointError, match="unfinished save"):
+    hint = "give a folder with model.json and model.safetensors"
+    with pytest.raises(CheckpointError) as unfinished:
         models.load(folder)
+    assert unfinished.value.message == f"{folder}: an unfinished save (weights without model.json); {hint}"
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError) as none:
+        models.load(folder)
+    assert none.value.message == f"{folder}: no checkpoint; {hint}"
+
+
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_a_folder_that_holds_other_files_keeps_them_and_never_has_a_mixed_checkpoint(
+    folder: Path, tmp_path: Path, saved_before: bool
+) -> None:
+    target, kept = tmp_path / "mine", tmp_path / "kept"
+    target.mkdir()
+    if saved_before:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+    (target / "notes.txt").write_text("mine")
+    shutil.copytree(target, kept)
+    new = micro(seed=1)
+
+    def save() -> None:
+        models.save(new, target, class_table=None, lineage={})
+
+    for _ in every_fault(save, errno.ENOSPC):
+        assert (target / "notes.txt").read_text() == "mine"
+        with suppress(CheckpointError):
+            models.load(target)  # the old one or none: IntegrityError would be a mixed one
+        shutil.rmtree(target)
+        shutil.copytree(kept, target)
+    assert {path.name for path in target.iterdir()} == {"notes.txt", "model.json", "model.safetensors"}
+    assert all(torch.equal(t, models.load(target).state_dict()[key]) for key, t in new.state_dict().items())
+
+
+def test_the_record_counts_tensors_and_values(folder: Path) -> None:
+    state, meta = models.load(folder).state_dict(), models.read_meta(folder)
+    assert (meta["tensors"], meta["values"]) == (len(state), sum(t.numel() for t in state.values()))
+
+
+def test_a_model_is_loaded_onto_the_device_that_is_asked_for(folder: Path) -> None:
+    assert {p.device.type for p in models.load(folder, "meta").parameters()} == {"meta"}
+
+
+def test_weights_of_a_trunk_alone_are_no_model(folder: Path) -> None:
+    _change_record(folder, kind="trunk")
+    with pytest.raises(CheckpointError, match=f"^{folder}: holds only the weights of a trunk"):
         models.load(folder)
 
 
@@ -196,7 +242,7 @@ def test_a_checkpoint_whose_overwriting_fails_is_the_old_one(folder: Path, monke
         ({"version": 2}, "version 2"),
         ({"kind": None}, "'kind' is missing"),
         ({"num_classes": "5"}, "'num_classes'"),
-        ({"num_classes": 6}, "keys do not fit: 4 of another shape"),
+        ({"num_classes": 6}, r"model\.safetensors: .*keys do not fit: 4 of another shape"),
         ({"kind": "single"}, "13 left over"),
         ({"trunk": "hrnet_tiny"}, "missing"),
     ],
