@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ def test_what_was_written_then_reads_the_same_today(stored: dict[int, Path], ver
     if file == "model/model.json":  # floats of another machine
         assert found.pop("logits") == pytest.approx(expected.pop("logits"), abs=1e-3)
     assert found == expected
+
+
+def _columns(folder: Path) -> dict[str, tuple[list[str], list[str], list[bool], list[str]]]:
+    """Columns of each table: names, types, whether they may be empty, and the names of its metadata."""
+    found = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        schema = pq.read_schema(path)
+        about = json.loads((schema.metadata or {}).get(b"hmsa", b"{}"))
+        name = re.sub(r"-[0-9a-f]{16}\b", "", path.relative_to(folder).as_posix())
+        found[name] = (schema.names, [str(t) for t in schema.types], [f.nullable for f in schema], sorted(about))
+    return found
+
+
+def test_tables_have_the_columns_that_they_had(stored: dict[int, Path], tmp_path: Path) -> None:
+    write(tmp_path)
+    assert _columns(tmp_path) == _columns(stored[VERSIONS[-1]])
 
 
 def _as_version(path: Path, version: int) -> None:

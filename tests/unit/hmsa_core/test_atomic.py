@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -78,6 +79,29 @@ def test_a_killed_writers_temporary_file_is_swept_whenever_its_parent_takes_note
 def test_the_digest_returned_is_the_digest_on_disk(tmp_path: Path) -> None:
     sha = atomic.write_text(tmp_path / "t", "Grüße\n")
     assert sha == atomic.sha256_file(tmp_path / "t") == atomic.sha256_bytes("Grüße\n".encode())
+
+
+def test_an_atomic_file_is_an_output_that_cannot_be_moved_in(tmp_path: Path) -> None:
+    file = atomic.AtomicFile(tmp_path / "new" / "a")
+    assert (file.writable(), file.readable(), file.seekable(), file.closed) == (True, False, False, False)
+    assert [file.write(part) for part in (b"ab", bytearray(b"c"), memoryview(b"de"))] == [2, 1, 2]
+    file.flush()
+    file.close()  # writers call it; only commit publishes
+    assert (file.tell(), file.size_bytes) == (5, 5)
+    assert not file.path.exists()
+    assert file.commit() == hashlib.sha256(b"abcde").hexdigest() == file.sha256
+    assert file.closed
+    file.flush()
+    assert file.path.read_bytes() == b"abcde"
+
+
+def test_an_aborted_file_leaves_nothing_and_can_be_aborted_twice(tmp_path: Path) -> None:
+    file = atomic.AtomicFile(tmp_path / "a")
+    file.write(b"half")
+    for _ in range(2):
+        file.abort()
+        assert list(tmp_path.iterdir()) == []
+        assert file.closed
 
 
 def test_torn_json_is_named(tmp_path: Path) -> None:

@@ -136,12 +136,23 @@ def test_each_device_has_its_own_lock_for_all_workspaces_of_a_user() -> None:
 
 def test_the_holder_is_named_with_its_command_and_an_unreadable_name_is_another_process(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
+    path.write_text("what a longer name of an earlier owner left " * 20)
     with FileLock(path) as held:
         assert held.owner() == f"process {os.getpid()} ({one_line(' '.join(sys.argv))[:200]})"
         for torn in (b"", b'{"pid": 1', b"{}"):
             path.write_bytes(torn)
-            with pytest.raises(LockedError, match="is in use by another process "):
+            with pytest.raises(LockedError, match=f"^{path} is in use by another process "):
                 FileLock(path).acquire()
+
+
+def test_a_lock_that_was_given_back_has_no_descriptor_and_can_be_taken_again(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "a.lock")
+    for _ in range(2):
+        with lock:
+            assert os.get_inheritable(lock.fd) is False
+        with pytest.raises(RuntimeError, match="not held"):
+            _ = lock.fd
+        lock.release()
 
 
 def test_a_lock_that_nobody_ever_took_is_free_and_asking_makes_no_file(tmp_path: Path) -> None:

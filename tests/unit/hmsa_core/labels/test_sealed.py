@@ -18,6 +18,25 @@ def test_a_sealed_file_is_plain_json_with_its_digest(tmp_path: Path) -> None:
     assert sealed.read(tmp_path / "f.json") == {**VALUE, "digest": digest}
 
 
+def test_equal_values_have_equal_bytes_in_any_order_and_version_of_python() -> None:
+    body = '"a":[\n{"x":1,"y":[1,2.5]},\n{"x":2}],\n"b":{"a":"\u00fc","z":null}}\n'.encode()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    for value in (
+        {"b": {"z": None, "a": "\u00fc"}, "a": [{"y": [1, 2.5], "x": 1}, {"x": 2}]},
+        {"a": [{"x": 1, "y": [1, 2.5]}, {"x": 2}], "b": {"a": "\u00fc", "z": None}},
+    ):
+        assert sealed.dump(value) == b'{"digest":"' + digest + b'",\n' + body
+
+
+def test_what_is_no_number_is_refused_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        sealed.dump({"a": float("nan")})
+    (tmp_path / "f.json").write_bytes(sealed.dump(VALUE)[:-1])
+    with pytest.raises(StoreError) as caught:
+        sealed.read(tmp_path / "f.json")
+    assert caught.value.message.startswith(f"{tmp_path / 'f.json'}: damaged or edited")
+
+
 def test_every_single_changed_bit_is_found() -> None:
     data = sealed.dump(VALUE)
     for position in range(len(data) * 8):
