@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,13 +52,17 @@ def test_five_thousand_images_cost_no_more_memory_than_one_thousand(
     seen: list[tuple[float, int]] = []
     monkeypatch.setattr(infer_pipeline.Pipeline, "run", _counting(seen, infer_pipeline.Pipeline.run))
     spec = infer_spec(tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), images_per_shard=100)
+    begin = time.monotonic()
     infer.run(spec, job_context(spec.work))
+    seconds = time.monotonic() - begin
 
     assert len(seen) == IMAGES
     growth = (seen[-1][0] - seen[WARM][0]) / (IMAGES - WARM) * 1000
     assert growth < 1.0, f"{growth:.2f} MB for each 1,000 images"
     assert seen[-1][1] <= seen[WARM][1] + 2, "files stay open"
     summary = read_json(spec.work / "summary.json")
+    assert summary["seconds"] == pytest.approx(seconds, rel=0.01), "what a night is charged"
+    assert 0 < sum(summary["timing"].values()) <= summary["seconds"]
     assert len(summary["skipped"]) == DAMAGED
     assert all("changed" in row["reason"] for row in summary["skipped"])
     assert len(LabelStore.open(spec.work / "store", strict=True).names()) == IMAGES - DAMAGED
