@@ -58,10 +58,15 @@ def is_orphan() -> bool:
 
 
 class StopRequest:
-    """A flag that SIGTERM and SIGINT set; a second signal ends the process at once with 143."""
+    """A flag that SIGTERM and SIGINT set; a second of these signals ends the process at once with 143.
+
+    Handlers of two signals that arrive together (dvc's death and the SIGTERM that it died of) run one inside the
+    other, at any line of each. So the flags are locks taken without waiting, one indivisible step each: an
+    `Event`, whose own lock the outer handler may hold, would have the inner one wait for it for ever.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked, self._signalled = threading.Lock(), threading.Lock()
         self._callbacks: list[Callable[[int], None]] = []
 
     def install(self) -> StopRequest:
@@ -75,25 +80,24 @@ class StopRequest:
         self._callbacks.append(callback)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self._event.is_set():
+        if not self._signalled.acquire(blocking=False):
             os._exit(143)
         self.request(signum)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
-        """Ask for a stop as a signal would; asking again changes nothing."""
-        if self._event.is_set():
+        """Ask for a stop as a first signal would; asking again changes nothing."""
+        if not self._asked.acquire(blocking=False):
             return
-        self._event.set()
         for callback in self._callbacks:
             callback(signum)
 
     def is_set(self) -> bool:
         """Whether a stop was asked for."""
-        return self._event.is_set()
+        return self._asked.locked()
 
     def set(self) -> None:
         """Ask for a stop from inside the program."""
-        self._event.set()
+        self._asked.acquire(blocking=False)
 
 
 def run_child(
@@ -123,7 +127,11 @@ def run_child(
         pass_fds=tuple(pass_fds), preexec_fn=before_exec, process_group=0 if own_group else None,
     )
 
+    is_told = threading.Lock()  # a child that is told twice ends without saving
+
     def forward(_signum: int) -> None:
+        if not is_told.acquire(blocking=False):
+            return
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
 

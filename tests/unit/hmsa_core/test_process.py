@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 PARENT = """
 import os, sys
 from hmsa_core.process import StopRequest, run_child
@@ -31,6 +33,32 @@ STUBBORN = """
 import signal, sys, os, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
+"""
+# Two signals of one blow: the second comes in at the n-th line of the first one's handler, n = 1.. until there is none.
+TOGETHER = """
+import signal, sys
+from hmsa_core.process import StopRequest
+first, second = (int(number) for number in sys.argv[1:])
+def lines_of_the_first_handler(at):
+    calls, count = [], 0
+    stop = StopRequest().install()
+    stop.on_stop(calls.append)
+    signal.signal(signal.SIGHUP, lambda number, _: stop.request(number))
+    def trace(*_):
+        nonlocal count
+        count += 1
+        if count == at:
+            signal.raise_signal(second)
+        return trace
+    sys.settrace(trace)
+    signal.raise_signal(first)
+    sys.settrace(None)
+    assert stop.is_set() and len(calls) == 1, (at, calls)
+    return count
+at = 1
+while lines_of_the_first_handler(at) >= at:
+    at += 1
+print("lines:", at - 1)
 """
 
 
@@ -94,6 +122,15 @@ def test_a_second_signal_ends_the_parent_at_once(tmp_path: Path) -> None:
     assert parent.wait(timeout=5) == 143
     assert time.monotonic() - start < 2
     os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)])
+def test_a_stop_and_the_parents_death_at_once_are_one_request(order: tuple[int, int]) -> None:
+    """A killed group sends both: nobody waits for ever, the child is told once, and nothing ends without saving."""
+    command = [sys.executable, "-c", TOGETHER, *(str(int(number)) for number in order)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 5, "the second signal came into the handler of the first"
 
 
 def test_a_parent_that_is_gone_before_the_request_is_noticed() -> None:
