@@ -19,9 +19,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 
-__all__ = ["StopRequest", "die_with_parent", "is_orphan", "run_child"]
+__all__ = [
+    "CHAIN_GRACE_S",
+    "JOB_GRACE_S",
+    "StopRequest",
+    "die_with_parent",
+    "group_lives",
+    "is_orphan",
+    "run_child",
+]
 
 _PR_SET_PDEATHSIG = 1
+_ONE_BLOW_S = 1.0
+JOB_GRACE_S = 30.0  # for a job to save its progress after a stop
+CHAIN_GRACE_S = 40.0  # for dvc and the stage below it: the stage may have to kill its job, and ends after that
 
 
 def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> None:
@@ -40,6 +51,7 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have died between fork and prctl: then no signal will ever come.
     if os.getppid() != expected:
+        signal.signal(sig, signal.SIG_DFL)  # a handler inherited by fork would set a flag that exec forgets
         os.kill(os.getpid(), sig)
 
 
@@ -60,6 +72,9 @@ def is_orphan() -> bool:
 class StopRequest:
     """A flag that SIGTERM and SIGINT set; a second of these signals ends the process at once with 143.
 
+    The same signal again within a second is the same blow: a service manager or `scancel` hits every process of a
+    chain, and each passes it on to the next one.
+
     Handlers of two signals that arrive together (dvc's death and the SIGTERM that it died of) run one inside the
     other, at any line of each. So the flags are locks taken without waiting, one indivisible step each: an
     `Event`, whose own lock the outer handler may hold, would have the inner one wait for it for ever.
@@ -67,6 +82,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked, self._signalled = threading.Lock(), threading.Lock()
+        self._first: tuple[int, float] | None = None  # signal, seconds of the monotonic clock
         self._callbacks: list[Callable[[int], None]] = []
 
     def install(self) -> StopRequest:
@@ -80,9 +96,13 @@ class StopRequest:
         self._callbacks.append(callback)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if not self._signalled.acquire(blocking=False):
-            os._exit(143)
-        self.request(signum)
+        if self._signalled.acquire(blocking=False):
+            self._first = signum, time.monotonic()
+            self.request(signum)
+        elif self._first is not None:  # else it came into the line above
+            number, since = self._first
+            if signum != number or time.monotonic() - since > _ONE_BLOW_S:
+                os._exit(143)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Ask for a stop as a first signal would; asking again changes nothing."""
@@ -107,15 +127,16 @@ def run_child(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     pass_fds: Iterable[int] = (),
-    grace_s: float = 30.0,
+    grace_s: float = JOB_GRACE_S,
     own_group: bool = False,
 ) -> int:
     """Run a child that dies with us, forward a stop request to it, and return its exit status.
 
     With `own_group` a signal to our process group (Ctrl-C in a terminal) reaches the child once, through
-    us, and not twice: a second signal would end it before its progress is saved.
+    us, and not twice: a second signal would end it before its progress is saved. After a stop the others of the
+    group are waited for as well: dvc dies at once, the stage below it saves.
 
-    After a stop the child has `grace_s` seconds to save its progress; then it is killed.
+    After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group.
     """
     me = os.getpid()
 
@@ -143,8 +164,32 @@ def run_child(
         if stop.is_set():  # when it is first seen here: the whole grace time lies ahead then
             kill_at = min(kill_at, time.monotonic() + grace_s)
         try:
-            return child.wait(timeout=min(0.5, kill_at - time.monotonic()))
+            status = child.wait(timeout=min(0.5, kill_at - time.monotonic()))
+            break
         except subprocess.TimeoutExpired:
             if time.monotonic() >= kill_at:
                 child.kill()
-                return child.wait()
+                status = child.wait()
+                break
+    if own_group and stop.is_set():
+        _end_group(child.pid, min(kill_at, time.monotonic() + grace_s))
+    return status
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process group has a member; a reaped leader's number belongs to its group while there is one."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end_group(group: int, deadline: float) -> None:
+    """Wait until a group is empty, or kill it at `deadline` (seconds of the monotonic clock)."""
+    while group_lives(group):
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+            return
+        time.sleep(0.05)

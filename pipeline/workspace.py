@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.locks import FileLock
 from hmsa_core.process import StopRequest
 
@@ -30,7 +32,22 @@ class Workspace:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).resolve()
         self.stop = StopRequest()  # `autolabel stage` installs it as the handler of SIGTERM and SIGINT
-        self.job_running = False  # while a job runs, a stop request is the job's to answer
+        self.job_running = False
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """While a job runs a stop request is the job's to answer; what comes after its last look at it ends us.
+
+        Raises:
+            InterruptedRunError: a stop was asked for, and the job came to its end all the same.
+        """
+        self.job_running = True
+        try:
+            yield
+        finally:
+            self.job_running = False
+        if self.stop.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:

@@ -19,7 +19,7 @@ from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.data.index import Index
 from hmsa_core.engine.logs import read_log
 from hmsa_core.engine.spec import EvaluateSpec, EvaluationSetting, Selection, TrainSpec
-from hmsa_core.errors import ConfigError, HmsaError, InterruptedRunError
+from hmsa_core.errors import ConfigError, HmsaError
 from hmsa_core.process import run_child
 from pipeline import keys, launcher
 from pipeline.ablation.code import source_digests
@@ -208,9 +208,8 @@ def count_macs(
         atomic.write_json(asked, request)
         command = [sys.executable, "-m", "hmsa_core.engine.macs", str(asked), str(answer)]
         environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ)
-        status = run_child(command, stop=ws.stop, env=environment, own_group=True)
-        if ws.stop.is_set():
-            raise InterruptedRunError("stopped while multiply-accumulates were counted", hint="run it again")
+        with ws.job():
+            status = run_child(command, stop=ws.stop, env=environment, own_group=True)
         if status != 0:
             raise HmsaError(f"counting multiply-accumulates ended with status {status}; its output is above")
     counted = atomic.read_json(answer)

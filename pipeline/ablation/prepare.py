@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, HmsaError, InterruptedRunError
-from hmsa_core.process import run_child
+from hmsa_core.errors import ConfigError, HmsaError
+from hmsa_core.process import CHAIN_GRACE_S, run_child
 from pipeline.ablation.plan import Ablation
 from pipeline.init import GENERATED, InitRequest, generate_data, init_workspace
 from pipeline.workspace import Workspace
@@ -40,12 +40,11 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
     if profile in GENERATED and not ws.resolve(ws.params.data.target.root).exists():
         generate_data(ws.root, profile)
     _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
-    status = run_child(
-        [sys.executable, "-m", "dvc", "repro", ablation.needs], stop=ws.stop, cwd=str(ws.root), env=_environment(),
-        own_group=True,
-    )  # fmt: skip
-    if ws.stop.is_set():
-        raise InterruptedRunError("stopped while the stages ran; their progress is saved", hint="run it again")
+    with ws.job():
+        status = run_child(
+            [sys.executable, "-m", "dvc", "repro", ablation.needs], stop=ws.stop, cwd=str(ws.root), env=_environment(),
+            own_group=True, grace_s=CHAIN_GRACE_S,
+        )  # fmt: skip
     if status != 0:
         raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hmsa_core.errors import ConfigError, HmsaError, InputError
+from hmsa_core.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
         try:
             _check_begun(work, {"names": args.names, "threads": options.runtime.threads})
-            refused = _index(images, work, options, args.names)
+            refused = _index(images, work, options, args.names, stop)
             _label(work, images, options, args, stop)
         except HmsaError:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
@@ -155,7 +155,7 @@ def _check_begun(work: Path, options: dict[str, Any]) -> None:
     write_json(work / _RECORD, begun)
 
 
-def _index(images: Path, work: Path, options: Options, names: Literal["stem", "path"]) -> int:
+def _index(images: Path, work: Path, options: Options, names: Literal["stem", "path"], stop: StopRequest) -> int:
     """Check every image by content and write the index; refused files are printed, their number returned."""
     from hmsa_core.data import prepare
     from hmsa_core.data.index import read_quarantine
@@ -167,7 +167,12 @@ def _index(images: Path, work: Path, options: Options, names: Literal["stem", "p
         names=names,
     )  # fmt: skip
     previous = work / "index" if (work / "index" / f"{_ROOT}.parquet").is_file() else None
-    summary = prepare.build(source, RolesSpec(), work / "index", previous=previous)
+
+    def stop_here(_done: int, _total: int) -> None:
+        if stop.is_set():
+            raise InterruptedRunError("stopped while images were checked", hint="run the same command again")
+
+    summary = prepare.build(source, RolesSpec(), work / "index", previous=previous, progress=stop_here)
     rows = read_quarantine(work / "index" / "quarantine.parquet")
     for row in rows:
         sys.stderr.write(f"left out: {row.path}: {row.reason} ({row.detail})\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import re
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmsa_core.errors import HmsaError
-from hmsa_core.process import die_with_parent
+from hmsa_core.process import CHAIN_GRACE_S, die_with_parent, group_lives
 
 __all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 
@@ -24,7 +23,6 @@ __all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 _EXITED = re.compile(r"exited with (-?\d+)")
-_STOP_GRACE_S = 12.0
 _ASK_EVERY_S = 2.0
 
 
@@ -85,9 +83,6 @@ def run_stage(
     except BaseException:
         stop_group(child)
         raise
-    finally:
-        if child.poll() is not None and child.stdout is not None:
-            child.stdout.close()
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))
@@ -100,8 +95,7 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
 
     def read() -> None:
         assert child.stdout is not None  # noqa: S101 - it was asked for
-        # The pipe is closed under us when the stage was stopped.
-        with contextlib.suppress(ValueError):
+        with child.stdout:  # nobody else closes it: that would wait for this thread
             for line in child.stdout:
                 lines.put(line.rstrip())
         lines.put(None)
@@ -124,7 +118,7 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
                 raise ServerGoneError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
 
 
-def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) -> None:
+def stop_group(child: subprocess.Popen[str], *, grace_s: float = CHAIN_GRACE_S) -> None:
     """Stop dvc and everything below it, leaving time to save a checkpoint.
 
     Only dvc gets the signal: it dies at once, its death is the stage's signal to stop, and the stage
@@ -135,7 +129,7 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline:
         child.poll()
-        if not _group_lives(child.pid):
+        if not group_lives(child.pid):
             return
         time.sleep(0.1)
     try:
@@ -143,11 +137,3 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     except ProcessLookupError:
         return
     child.wait()
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.errors import HmsaError, NoSpaceError
 from hmsa_core.labels import ConfidenceCode, LabelStore
+from hmsa_core.process import die_with_parent
 from pipeline.report.html import Raw, data_uri, esc
 from pipeline.workspace import Workspace
 
@@ -102,7 +104,11 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
         sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images), "--checkpoint", str(ws.teacher()),
         "--out", str(folder / "all"), "--scales", ",".join(f"{s:g}" for s in config.scales),
     ]  # fmt: skip
-    ended = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    me = os.getpid()
+    ended = subprocess.run(
+        command, env=dict(os.environ), capture_output=True, text=True, check=False,
+        preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent=me),
+    )  # fmt: skip
     if ended.returncode == NoSpaceError.exit_code:
         raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
     if ended.returncode:

@@ -66,11 +66,8 @@ def samples_digest(samples: list[Sample]) -> str:
 
 def run_job(ws: Workspace, spec: JobSpec) -> None:
     """Run a job; a stop request is its to answer meanwhile."""
-    ws.job_running = True
-    try:
+    with ws.job():
         launcher.run_job(spec, stop=ws.stop)
-    finally:
-        ws.job_running = False
 
 
 def provenance(stage: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.stages import STAGES
 from tests.support.blows import (
     GONE_WITHIN_S,
     assert_all_gone,
+    hit_all,
     kill_all,
     receipts,
     running,
@@ -60,6 +61,7 @@ HITS: dict[str, Callable[[Path, int, int], None]] = {
     "SIGTERM to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGTERM),
     "SIGINT to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGINT),
     "SIGKILL to the group": lambda _, dvc_pid, __: os.killpg(dvc_pid, signal.SIGKILL),
+    "SIGTERM to everyone": lambda workspace, _, __: hit_all(workspace, signal.SIGTERM),
     "SIGKILL to everyone": lambda workspace, _, __: kill_all(workspace),
 }
 
@@ -67,8 +69,10 @@ HITS: dict[str, Callable[[Path, int, int], None]] = {
 @pytest.mark.parametrize("hit", HITS)
 def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_bytes(workspace: Path, hit: str) -> None:
     lock, last = lock_file(workspace), max(steps(workspace, TRAINING))
-    # Rank 0 stops right after its first state: even a SIGKILL has something to go on from.
-    plan = Plan(workspace.parent / "marks", r"/state/step-\d+/state\.json$", "hold", "rename")
+    # Rank 0 is held right after its first state, so that even a SIGKILL has something to go on from. Who may save is
+    # held at that state's first file instead: a rank that ended at once would leave nothing.
+    file, operation = (r"state\.json$", "rename") if "KILL" in hit else ("", "open_new")
+    plan = Plan(workspace.parent / "marks", r"/state/step-\d+/" + file, "hold", operation)
     with running(workspace, TRAINING, plan) as process:
         plan.wait(process)
         HITS[hit](workspace, process.pid, stage_pid(workspace, TRAINING))

@@ -18,7 +18,7 @@ from tests.support.chain import environment
 from tests.support.nightly import processes_of
 from tests.support.planted import Plan, planted
 
-__all__ = ["GONE_WITHIN_S", "assert_all_gone", "kill_all", "receipts", "running", "stage_pid", "steps"]
+__all__ = ["GONE_WITHIN_S", "assert_all_gone", "hit_all", "kill_all", "receipts", "running", "stage_pid", "steps"]
 
 GONE_WITHIN_S = 120.0  # a second on an idle machine; a busy one is no failure
 
@@ -43,8 +43,13 @@ def running(workspace: Path, stage: str, plan: Plan) -> Iterator[subprocess.Pope
 
 def kill_all(workspace: Path) -> None:
     """SIGKILL every process that works in the workspace; none sees another one die."""
+    hit_all(workspace, signal.SIGSTOP, signal.SIGKILL)
+
+
+def hit_all(workspace: Path, *numbers: int) -> None:
+    """Send signals to every process that works in the workspace, as a service manager does."""
     everyone = list(processes_of(workspace))
-    for number in (signal.SIGSTOP, signal.SIGKILL):
+    for number in numbers:
         for pid in everyone:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -14,7 +14,8 @@ import pytest
 PARENT = """
 import os, sys
 from hmsa_core.process import StopRequest, run_child
-code = run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], stop=StopRequest().install(), grace_s=float(sys.argv[3]))
+command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
+code = run_child(command, stop=StopRequest().install(), grace_s=float(sys.argv[3]), own_group=len(sys.argv) > 4)
 sys.exit(code if code >= 0 else 100)
 """
 SLEEPER = """
@@ -62,8 +63,15 @@ print("lines:", at - 1)
 """
 
 
-def _start(script: str, mark: Path, grace_s: float = 30.0) -> tuple[subprocess.Popen[bytes], int]:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(mark), str(grace_s)])
+# As dvc does: dies of the signal at once; the process below it hears of that and saves.
+DIES_FIRST = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "from hmsa_core.process import die_with_parent; die_with_parent()" + {SLOW_TO_SAVE!r}, sys.argv[1]])
+"""
+
+
+def _start(script: str, mark: Path, grace_s: float = 30.0, *more: str) -> tuple[subprocess.Popen[bytes], int]:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(mark), str(grace_s), *more])
     deadline = time.monotonic() + 20
     while not (mark.exists() and mark.read_text()):
         assert time.monotonic() < deadline, "the child did not start"
@@ -116,12 +124,39 @@ def test_a_child_that_ignores_the_stop_is_killed_after_the_grace_time(tmp_path: 
 def test_a_second_signal_ends_the_parent_at_once(tmp_path: Path) -> None:
     parent, child = _start(STUBBORN, tmp_path / "pid", grace_s=30)
     parent.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(1.3)
     start = time.monotonic()
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(timeout=5) == 143
     assert time.monotonic() - start < 2
     os.kill(child, signal.SIGKILL)
+
+
+def test_the_same_signal_twice_in_a_moment_is_one_blow(tmp_path: Path) -> None:
+    """A service manager hits every process of the chain, and each passes it on: a rank gets it several times."""
+    parent, child = _start(SLOW_TO_SAVE, tmp_path / "pid")
+    for _ in range(3):
+        parent.send_signal(signal.SIGTERM)
+        time.sleep(0.1)  # else the kernel makes one of them
+    assert parent.wait(timeout=20) == 143
+    assert (tmp_path / "pid.saved").exists()
+    assert _gone(child)
+
+
+def test_a_stop_waits_for_those_below_a_child_that_dies_first(tmp_path: Path) -> None:
+    parent, child = _start(DIES_FIRST, tmp_path / "pid", 30.0, "in a group of its own")
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=20) == 100  # the child died of the signal
+    assert (tmp_path / "pid.saved").exists()
+    assert _gone(child, within_s=0.5)
+
+
+def test_those_below_are_killed_when_the_grace_time_is_over(tmp_path: Path) -> None:
+    parent, child = _start(DIES_FIRST.replace("1.5", "60"), tmp_path / "pid", 0.5, "in a group of its own")
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=20) == 100
+    assert _gone(child)
+    assert not (tmp_path / "pid.saved").exists()
 
 
 @pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)])
@@ -135,4 +170,5 @@ def test_a_stop_and_the_parents_death_at_once_are_one_request(order: tuple[int, 
 
 def test_a_parent_that_is_gone_before_the_request_is_noticed() -> None:
     code = "from hmsa_core.process import die_with_parent; die_with_parent(15, parent=1234567)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGTERM
+    for before in ("", "from hmsa_core.process import StopRequest; StopRequest().install(); "):  # a forked one inherits it
+        assert subprocess.run([sys.executable, "-c", before + code], check=False).returncode == -signal.SIGTERM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.flow import runner
-from pipeline.flow.runner import StageFailedError, run_stage, stop_group
+from hmsa_core.process import group_lives
+from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage, stop_group
 
 
 def _fake_dvc(tmp_path: Path, script: str) -> dict[str, str]:
@@ -48,6 +49,23 @@ def test_a_silent_server_stops_the_stage(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
+def test_a_process_that_keeps_the_pipe_does_not_keep_us(tmp_path: Path) -> None:
+    keeps = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    mark = tmp_path / "pid"
+    env = _fake_dvc(
+        tmp_path,
+        f"import subprocess, sys; command = [sys.executable, '-c', {keeps!r}, {str(mark)!r}]\n"
+        "subprocess.Popen(command, start_new_session=True).wait()",
+    )
+    start = time.monotonic()
+    try:
+        with pytest.raises(ServerGoneError):
+            run_stage("auto-infer", tmp_path, say=lambda _: None, env=env, alive=lambda: not mark.exists())
+        assert time.monotonic() - start < 30
+    finally:
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+
+
 POLITE_CHILD = """
 import ctypes, os, signal, sys, time
 def stop(*_):
@@ -66,5 +84,5 @@ def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> 
     assert child.stdout.readline() == "ready\n"
     stop_group(child)
     assert mark.read_text() == "saved"
-    assert not runner._group_lives(child.pid)
+    assert not group_lives(child.pid)
     child.stdout.close()

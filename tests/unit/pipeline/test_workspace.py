@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hmsa_core.errors import ConfigError, InputError, LockedError
+from hmsa_core.errors import ConfigError, InputError, InterruptedRunError, LockedError
 from pipeline import init
 from pipeline.cli import stage as stage_cli
 from pipeline.cli.main import main
@@ -275,3 +275,10 @@ def test_an_unknown_stage_is_one_line_with_the_names(arguments: list[str], capsy
     error = capsys.readouterr().err
     assert "expected one of prepare, teacher-pretrain, teacher-train" in error
     assert error.count("\n") == 1
+
+
+def test_a_stop_in_a_jobs_last_moment_is_not_lost(tmp_path: Path) -> None:
+    ws = Workspace(tmp_path)
+    with pytest.raises(InterruptedRunError), ws.job():
+        ws.stop.request()  # after the job has looked for the last time: it ends well
+    assert not ws.job_running

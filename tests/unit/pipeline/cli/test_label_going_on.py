@@ -15,6 +15,8 @@ from hmsa_core.atomic import read_json, write_json
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.engine import infer
 from hmsa_core.engine.spec import InferSpec, save_spec
+from hmsa_core.errors import InterruptedRunError
+from hmsa_core.process import StopRequest
 from pipeline import launcher
 from pipeline.cli.inference_options import _THREADS
 from pipeline.cli.main import main
@@ -138,3 +140,12 @@ def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_r
     shutil.rmtree(tmp_path / "store.work")
     assert label(folder, out) == 2
     assert capsys.readouterr().err.count("exists and is no label store") == 2
+
+
+def test_a_stop_while_images_are_checked_is_heard_there(folder, tmp_path, started, monkeypatch, capsys):
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "install", lambda self: (self.set(), self)[1])
+        assert label(folder, tmp_path / "out") == InterruptedRunError.exit_code
+    assert not started, "no job was started"
+    assert "stopped while images were checked" in capsys.readouterr().err
+    assert label(folder, tmp_path / "out") == 0
