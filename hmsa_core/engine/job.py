@@ -124,6 +124,7 @@ def _set_threads(threads: int) -> None:
 
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     """Record the error, unless another rank's came first: what that one did to us is no news."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
     from hmsa_core.errors import LockedError
 
     rank = os.environ.get("RANK", "0")
@@ -158,10 +159,22 @@ def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
     return is_first
 
 
+def _run_and_leave() -> None:
+    """Run `main` and end with its status, or 1 after an error from outside of what it catches."""
+    status = 1
+    try:
+        status = main()
+    except Exception:  # noqa: BLE001 - torch's word about a dead loader worker comes out of any line, `_fail`'s too
+        traceback.print_exc()
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if status:
+            # Python waits for loader workers at its exit: those left ignore SIGTERM, and would be waited for for ever.
+            # Teardown of a broken process group can hang too. The kernel frees locks and pipes.
+            os._exit(status)
+
+
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if status:
-        # Teardown of a broken process group or of loader workers can hang; the kernel frees locks and pipes.
-        os._exit(status)
+    _run_and_leave()

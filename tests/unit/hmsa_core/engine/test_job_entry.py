@@ -287,3 +287,32 @@ def test_a_folder_that_another_job_holds_gets_no_record_of_ours(
     assert capsys.readouterr().err == "error: in use by process 7\n"
     job._fail(TrainingError("the holder's own error"), spec)
     assert read_json(tmp_path / "work" / "error.json")["message"] == "the holder's own error"
+
+
+LEAVES = """
+import multiprocessing, signal, sys, time
+from hmsa_core.engine import job
+from hmsa_core.process import die_with_parent
+
+def worker(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    ready.set()
+    time.sleep(100)
+
+def main():
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    context.Process(target=worker, args=(ready,), daemon=True).start()
+    ready.wait()
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+job.main = main
+job._run_and_leave()
+"""
+
+
+def test_an_error_from_outside_of_the_job_does_not_wait_for_workers_that_ignore_signals() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "DataLoader worker (pid 7)" in done.stderr
