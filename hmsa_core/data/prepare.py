@@ -178,10 +178,14 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
     # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([Verifier.__module__])
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
         yield from _counted(_submit(pool, verifier, tasks), len(tasks), progress)
     except BrokenProcessPool as error:
+        # The pool asks the others by SIGTERM, which they ignore, and they may wait for a lock that the dead one held.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
         raise InputError(
             "a process that checks images died (out of memory?)", hint="run again with fewer workers"
         ) from error

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -279,6 +283,28 @@ def test_a_dying_worker_is_one_clear_error(cities, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_init_worker", partial(os._exit, 9))
     with pytest.raises(InputError, match="a process that checks images died"):
         build(source(cities().standard()), ROLES, tmp_path / "out", workers=2)
+
+
+def _linger(folder: Path, seconds: float) -> None:
+    if seconds:
+        (folder / str(os.getpid())).touch()
+    time.sleep(seconds)
+
+
+def test_a_worker_that_dies_with_a_lock_does_not_keep_the_others_waiting(tmp_path):
+    def kill_the_idle_one():
+        while not (busy := [int(path.name) for path in tmp_path.iterdir()]):
+            time.sleep(0.01)
+        time.sleep(1.0)  # the other one has done its share, and waits for more with the queue's lock in hand
+        others = [p.pid for p in multiprocessing.active_children() if p.pid not in busy]
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_idle_one)
+    killer.start()
+    with pytest.raises(InputError, match="a process that checks images died"):
+        list(prepare._run(partial(_linger, tmp_path), [4.0, *[0.0] * 7], 2, None))
+    killer.join()
 
 
 def test_camvid_is_indexed_with_runs_of_three(camvid_tree, tmp_path):
