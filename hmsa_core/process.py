@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 _PR_SET_PDEATHSIG = 1
 _ONE_BLOW_S = 1.0
 JOB_GRACE_S = 30.0  # for a job to save its progress after a stop
-CHAIN_GRACE_S = 40.0  # for dvc and the stage below it: the stage may have to kill its job, and ends after that
+CHAIN_GRACE_S = 40.0  # for dvc and the stage below it: a stage may have to kill its job, and ends after that
 
 
 def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> None:
@@ -51,7 +52,8 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have died between fork and prctl: then no signal will ever come.
     if os.getppid() != expected:
-        signal.signal(sig, signal.SIG_DFL)  # a handler inherited by fork would set a flag that exec forgets
+        if sig != signal.SIGKILL:
+            signal.signal(sig, signal.SIG_DFL)  # a handler inherited by fork would set a flag that exec forgets
         os.kill(os.getpid(), sig)
 
 
@@ -72,18 +74,21 @@ def is_orphan() -> bool:
 class StopRequest:
     """A flag that SIGTERM and SIGINT set; a second of these signals ends the process at once with 143.
 
-    The same signal again within a second is the same blow: a service manager or `scancel` hits every process of a
-    chain, and each passes it on to the next one.
+    A service manager or `scancel` hits every process of a chain, and each passes the SIGTERM on to the next one. So the
+    same signal again within a second is the same blow, and where a parent limits the time anyway (`repeats=False`),
+    every further SIGTERM is: a rank may come to handle it much later than it arrived.
 
     Handlers of two signals that arrive together (dvc's death and the SIGTERM that it died of) run one inside the
     other, at any line of each. So the flags are locks taken without waiting, one indivisible step each: an
     `Event`, whose own lock the outer handler may hold, would have the inner one wait for it for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeats: bool = True) -> None:
+        self._repeats = repeats
         self._asked, self._signalled = threading.Lock(), threading.Lock()
         self._first: tuple[int, float] | None = None  # signal, seconds of the monotonic clock
         self._callbacks: list[Callable[[int], None]] = []
+        self._last_words: list[Callable[[], None]] = []
 
     def install(self) -> StopRequest:
         """Install the handlers (main thread only)."""
@@ -95,14 +100,22 @@ class StopRequest:
         """Call `callback(signum)` when the first signal arrives."""
         self._callbacks.append(callback)
 
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when a second signal ends the process."""
+        self._last_words.append(callback)
+
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self._signalled.acquire(blocking=False):
             self._first = signum, time.monotonic()
             self.request(signum)
         elif self._first is not None:  # else it came into the line above
             number, since = self._first
-            if signum != number or time.monotonic() - since > _ONE_BLOW_S:
-                os._exit(143)
+            is_same_blow = signum == number and time.monotonic() - since <= _ONE_BLOW_S
+            if is_same_blow or (signum == signal.SIGTERM and not self._repeats):
+                return
+            for callback in self._last_words:
+                callback()
+            os._exit(143)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Ask for a stop as a first signal would; asking again changes nothing."""
@@ -136,7 +149,8 @@ def run_child(
     us, and not twice: a second signal would end it before its progress is saved. After a stop the others of the
     group are waited for as well: dvc dies at once, the stage below it saves.
 
-    After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group.
+    After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group. It is killed
+    too when a second signal ends us at once.
     """
     me = os.getpid()
 
@@ -157,6 +171,7 @@ def run_child(
             child.terminate()
 
     stop.on_stop(forward)
+    stop.on_end(child.kill)
     if stop.is_set():  # the request came while the child was being started
         forward(signal.SIGTERM)
     kill_at = math.inf
@@ -177,12 +192,24 @@ def run_child(
 
 
 def group_lives(group: int) -> bool:
-    """Whether a process group has a member; a reaped leader's number belongs to its group while there is one."""
+    """Whether a process group has a member; a reaped leader's number belongs to its group while there is one.
+
+    Processes that have ended and that nobody reaps (the first process of a container need not) do not count.
+    """
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    return True
+    return not sys.platform.startswith("linux") or any(_group_of(p) == group for p in Path("/proc").iterdir())
+
+
+def _group_of(process: Path) -> int:
+    """Process group of a living process, given by its folder in /proc; 0 of others."""
+    with contextlib.suppress(OSError):
+        if process.name.isdigit():
+            fields = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            return 0 if fields[0] in "ZX" else int(fields[2])
+    return 0
 
 
 def _end_group(group: int, deadline: float) -> None:
@@ -191,5 +218,9 @@ def _end_group(group: int, deadline: float) -> None:
         if time.monotonic() >= deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    for _ in range(100):  # five seconds: the kernel may be writing for them
+        if not group_lives(group):
             return
         time.sleep(0.05)

@@ -85,7 +85,7 @@ def run_spec(spec: JobSpec) -> None:
 
         ranks = start_ranks(runtime)
         log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
-        stop = StopRequest().install()
+        stop = StopRequest(repeats=False).install()  # whoever started us limits the time
         _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
         ranks.barrier()
         ranks.stop()

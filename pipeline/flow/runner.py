@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmsa_core.errors import HmsaError
-from hmsa_core.process import CHAIN_GRACE_S, die_with_parent, group_lives
+from hmsa_core.process import die_with_parent, group_lives
 
 __all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 
@@ -23,6 +24,7 @@ __all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
 _EXITED = re.compile(r"exited with (-?\d+)")
+_STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
 
 
@@ -81,12 +83,27 @@ def run_stage(
             say(line)
         status = child.wait()
     except BaseException:
-        stop_group(child)
+        with _undisturbed():  # the worker's own end is one more signal; params.yaml is put back after us
+            stop_group(child)
         raise
     if status:
         found = [int(m.group(1)) for line in tail for m in _EXITED.finditer(line)]
         raise StageFailedError(stage, found[-1] if found else status, list(tail))
     return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore further requests to stop for a limited time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) -> Iterator[str]:
@@ -118,8 +135,8 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
                 raise ServerGoneError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
 
 
-def stop_group(child: subprocess.Popen[str], *, grace_s: float = CHAIN_GRACE_S) -> None:
-    """Stop dvc and everything below it, leaving time to save a checkpoint.
+def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) -> None:
+    """Stop dvc and everything below it, leaving time to save a checkpoint; a job that needs longer ends by itself.
 
     Only dvc gets the signal: it dies at once, its death is the stage's signal to stop, and the stage
     passes it on. A signal to the whole group would reach the ranks twice, and a second one is final.

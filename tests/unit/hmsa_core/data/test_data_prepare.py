@@ -293,14 +293,16 @@ def _linger(folder: Path, seconds: float) -> None:
 
 def test_a_worker_that_dies_with_a_lock_does_not_keep_the_others_waiting(tmp_path):
     def kill_the_idle_one():
+        deadline = time.monotonic() + 60
         while not (busy := [int(path.name) for path in tmp_path.iterdir()]):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(1.0)  # the other one has done its share, and waits for more with the queue's lock in hand
         others = [p.pid for p in multiprocessing.active_children() if p.pid not in busy]
         for pid in others:
             os.kill(pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_the_idle_one)
+    killer = threading.Thread(target=kill_the_idle_one, daemon=True)
     killer.start()
     with pytest.raises(InputError, match="a process that checks images died"):
         list(prepare._run(partial(_linger, tmp_path), [4.0, *[0.0] * 7], 2, None))
