@@ -86,3 +86,33 @@ def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> 
     assert mark.read_text() == "saved"
     assert not group_lives(child.pid)
     child.stdout.close()
+
+
+NIGHT = """
+import signal, sys
+from pathlib import Path
+from pipeline.flow.runner import run_stage
+class Terminated(BaseException): pass
+def stop(*_): raise Terminated
+signal.signal(signal.SIGTERM, stop)
+try:
+    run_stage("x", Path(sys.argv[1]), say=lambda _: open("ready", "w").close())
+except Terminated:
+    sys.exit(0 if Path("saved").exists() else 1)
+"""
+
+
+def test_a_second_signal_does_not_cut_the_time_to_save(tmp_path: Path) -> None:
+    """Prefect's handler raises at each: at the one for the run, and at the one for the end of its worker."""
+    stage = [sys.executable, "-c", POLITE_CHILD, str(tmp_path / "saved")]
+    env = _fake_dvc(tmp_path, f"import subprocess; subprocess.run({stage!r})")
+    env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
+    night = subprocess.Popen([sys.executable, "-c", NIGHT, str(tmp_path)], cwd=tmp_path, env=env)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(2):
+        night.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    assert night.wait(timeout=40) == 0
