@@ -25,6 +25,7 @@ __all__ = [
     "JOB_GRACE_S",
     "StopRequest",
     "die_with_parent",
+    "end_after_parent",
     "group_lives",
     "is_orphan",
     "run_child",
@@ -55,6 +56,19 @@ def die_with_parent(sig: int = signal.SIGTERM, *, parent: int | None = None) -> 
         if sig != signal.SIGKILL:
             signal.signal(sig, signal.SIG_DFL)  # a handler inherited by fork would set a flag that exec forgets
         os.kill(os.getpid(), sig)
+
+
+def end_after_parent(grace_s: float) -> None:
+    """End this process (143) when its parent has been gone for so many seconds, whatever it is doing then."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(grace_s)
+        os._exit(143)
+
+    threading.Thread(target=watch, name="end-after-parent", daemon=True).start()
 
 
 def is_orphan() -> bool:

@@ -25,7 +25,7 @@ class JobContext:
         work: the job's progress folder.
         ranks: this process's place, with the collectives.
         runtime: device, precision, threads, workers.
-        stop: set by SIGTERM or SIGINT on this rank; a second signal ends the process at once.
+        stop: set by SIGTERM or SIGINT on this rank.
         log: JSON lines, real on rank 0 only.
     """
 

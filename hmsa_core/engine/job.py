@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmsa_core.process import StopRequest, die_with_parent
+from hmsa_core.process import JOB_GRACE_S, StopRequest, die_with_parent, end_after_parent
 
 if TYPE_CHECKING:
     from hmsa_core.engine.context import JobContext
@@ -85,7 +85,8 @@ def run_spec(spec: JobSpec) -> None:
 
         ranks = start_ranks(runtime)
         log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
-        stop = StopRequest(repeats=False).install()  # whoever started us limits the time
+        stop = StopRequest(repeats=False).install()  # whoever started us limits the time, or dies
+        end_after_parent(JOB_GRACE_S)
         _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
         ranks.barrier()
         ranks.stop()

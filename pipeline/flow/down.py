@@ -1,4 +1,4 @@
-"""End worker and server of a workspace: `make orchestrate-stop`. Runs in progress save their state first."""
+"""End worker and server of a workspace: `make orchestrate-stop`. The stage of a run in progress saves its state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.flow.services import Services
 
 
 def down(services: Services) -> list[str]:
-    """Stop the worker (its flow ends with it and saves a checkpoint), then the server."""
+    """Stop the worker (its flow ends with it, the stage saves a checkpoint), then the server."""
     if not services.folder.is_dir() and not (services.workspace / "dvc.yaml").exists():
         raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint="name the one that is running")
     said = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]

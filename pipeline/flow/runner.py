@@ -94,16 +94,20 @@ def run_stage(
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ignore further requests to stop for a limited time."""
+    """Hear of further requests to stop afterwards: for a limited time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda given, _: heard.append(given)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) -> Iterator[str]:
@@ -139,7 +143,7 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     """Stop dvc and everything below it, leaving time to save a checkpoint; a job that needs longer ends by itself.
 
     Only dvc gets the signal: it dies at once, its death is the stage's signal to stop, and the stage
-    passes it on. A signal to the whole group would reach the ranks twice, and a second one is final.
+    passes it on.
     """
     if child.poll() is None:
         child.terminate()
@@ -147,6 +151,7 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     while time.monotonic() < deadline:
         child.poll()
         if not group_lives(child.pid):
+            child.wait()
             return
         time.sleep(0.1)
     try:

@@ -113,11 +113,8 @@ class Services:
             lock.release()
         return child.pid
 
-    def stop(self, name: str, *, grace_s: float = 30.0) -> bool:
-        """End a service: SIGINT, then SIGTERM, then SIGKILL to its session; False when it did not run.
-
-        `grace_s`: seconds until SIGTERM, half of it until SIGKILL; a worker's run may need 25 to save its progress.
-        """
+    def stop(self, name: str, *, grace_s: float = 10.0) -> bool:
+        """End a service: SIGINT, then SIGTERM, then SIGKILL to its session; False when it did not run."""
         lock = self.lock(name)
         if lock.is_free():
             return False

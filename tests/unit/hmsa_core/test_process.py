@@ -123,6 +123,27 @@ def test_a_child_that_ignores_the_stop_is_killed_after_the_grace_time(tmp_path: 
     assert _gone(child)
 
 
+OUTLIVES = """
+import sys, os, time
+from hmsa_core import process
+process.StopRequest(repeats=False).install()
+process.end_after_parent(float(sys.argv[1]))
+print(os.getpid(), flush=True); time.sleep(60)
+"""
+
+
+def test_a_job_outlives_its_parent_by_its_grace_time_at_most() -> None:
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {OUTLIVES!r}, '1.0'])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    assert not _gone(child, within_s=3.0)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert _gone(child, within_s=20.0)
+
+
 def test_a_second_signal_ends_the_parent_at_once(tmp_path: Path) -> None:
     parent, child = _start(STUBBORN, tmp_path / "pid", grace_s=30)
     parent.send_signal(signal.SIGTERM)
