@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = [
     "CHAIN_GRACE_S",
@@ -26,6 +27,7 @@ __all__ = [
     "StopRequest",
     "die_with_parent",
     "end_after_parent",
+    "end_group",
     "group_lives",
     "is_orphan",
     "run_child",
@@ -201,7 +203,7 @@ def run_child(
                 status = child.wait()
                 break
     if own_group and stop.is_set():
-        _end_group(child.pid, min(kill_at, time.monotonic() + grace_s))
+        end_group(child, min(kill_at, time.monotonic() + grace_s))
     return status
 
 
@@ -226,15 +228,14 @@ def _group_of(process: Path) -> int:
     return 0
 
 
-def _end_group(group: int, deadline: float) -> None:
-    """Wait until a group is empty, or kill it at `deadline` (seconds of the monotonic clock)."""
-    while group_lives(group):
+def end_group(child: subprocess.Popen[Any], deadline: float) -> None:
+    """Wait until the group that a child leads is empty, or kill it at `deadline` (seconds of the monotonic clock)."""
+    is_killed = False
+    while child.poll() is None or group_lives(child.pid):
         if time.monotonic() >= deadline:
+            if is_killed:
+                return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-            break
-        time.sleep(0.05)
-    for _ in range(100):  # five seconds: the kernel may be writing for them
-        if not group_lives(group):
-            return
+                os.killpg(child.pid, signal.SIGKILL)
+            is_killed, deadline = True, time.monotonic() + 5.0  # the kernel may be writing for them
         time.sleep(0.05)

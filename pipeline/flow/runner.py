@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmsa_core.errors import HmsaError
-from hmsa_core.process import die_with_parent, group_lives
+from hmsa_core.process import die_with_parent, end_group
 
 __all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 
@@ -147,15 +147,5 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
     """
     if child.poll() is None:
         child.terminate()
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline:
-        child.poll()
-        if not group_lives(child.pid):
-            child.wait()
-            return
-        time.sleep(0.1)
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    end_group(child, time.monotonic() + grace_s)
     child.wait()
