@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from hmsa_core import atomic
 from hmsa_core.atomic import is_left_over, is_temp
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
@@ -17,8 +16,9 @@ from pipeline import doctor_dvc
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.finding import Finding
-from pipeline.machine import memory_gib, torch_pair, torch_works, versions
+from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
+from pipeline.registry import Registry, damage
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
@@ -85,10 +85,10 @@ def _packages(*, deep: bool) -> Iterator[Finding]:
     wrong = torch_pair() or (torch_works() if deep else None)
     have = versions()
     text = ", ".join(f"{k} {v}" for k, v in have.items() if v)
-    yield Finding("packages", "broken" if wrong else "ok", wrong or text, "make setup" if wrong else "")
+    yield Finding("packages", "broken" if wrong else "ok", wrong or text, reinstall() if wrong else "")
     missing = [k for k, v in have.items() if not v]
     if missing:
-        yield Finding("packages", "warning", f"not installed: {', '.join(missing)}", "make setup")
+        yield Finding("packages", "warning", f"not installed: {', '.join(missing)}", reinstall())
 
 
 def _params(ws: Workspace) -> Iterator[Finding]:
@@ -193,33 +193,35 @@ def _teacher(ws: Workspace) -> Iterator[Finding]:
 
 
 def _checkpoints(ws: Workspace) -> Iterator[Finding]:
+    outs = doctor_dvc.outputs(ws)
     for folder in sorted({path.parent for path in ws.path("models").rglob("model.*")}):
         if is_temp(folder.name):
             continue  # told as a leftover
         name = folder.relative_to(ws.root).as_posix()
-        wrong = _wrong_with(folder)
-        if wrong:
-            yield Finding(name, "broken", wrong, _restore_hint(name))
-        else:
+        if not (wrong := damage(folder)):
             yield Finding(name, "ok", "weights match their digest")
+        elif folder.parent == ws.path("models/registry"):
+            yield Finding(name, "broken", wrong, _drop_version(ws, folder))
+        elif name in outs:
+            yield Finding(name, "broken", wrong, _restore(name))
+        else:
+            yield Finding(name, "broken", wrong, f"rm -r {name}  # then import it again: DVC has no copy of it")
 
 
-def _wrong_with(checkpoint: Path) -> str:
-    weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
-    for path in (weights, meta):
-        if not path.exists():
-            return f"{path} is missing"
-    try:
-        recorded = atomic.read_json(meta).get("weights_sha256")
-    except HmsaError as error:
-        return error.message
-    return "" if atomic.sha256_file(weights) == recorded else f"{weights}: bytes differ from model.json's digest"
-
-
-def _restore_hint(name: str) -> str:
-    if "registry" in name:
-        return "autolabel models rollback"
+def _restore(name: str) -> str:
     return f"rm -r {name} && dvc checkout {name}"
+
+
+def _drop_version(ws: Workspace, folder: Path) -> str:
+    """Commands after which nobody names a damaged registered model, and it is gone."""
+    registry, name = Registry(ws.root), folder.relative_to(ws.root).as_posix()
+    teaches = ws.is_promoted() and registry.current() == name
+    # Without model.json the teacher is a finding of its own, and two rollbacks would be one too many.
+    commands = ["autolabel models rollback"] if teaches and (folder / "model.json").exists() else []
+    champion = registry.champion()
+    if champion is not None and champion.path == folder:
+        commands.append("rm models/registry/champion.json")  # the next promotion pins another reference
+    return " && ".join([*commands, f"rm -r {name}"])
 
 
 def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
@@ -235,7 +237,7 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         except HmsaError as error:
             problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", problem, _restore_hint(name))
+            yield Finding(name, "broken", problem, _restore(name))
         if not problems:
             text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
             yield Finding(name, "ok", text)

@@ -15,7 +15,7 @@ import yaml
 from pipeline.finding import Finding
 from pipeline.workspace import Workspace
 
-__all__ = ["examine", "repair_lock"]
+__all__ = ["examine", "outputs", "repair_lock"]
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -23,6 +23,12 @@ def examine(ws: Workspace) -> Iterator[Finding]:
     yield from _lock(ws)
     yield from _lock_file(ws)
     yield from _site_cache(ws)
+
+
+def outputs(ws: Workspace) -> set[str]:
+    """What DVC keeps copies of: the outputs of dvc.yaml's stages, relative to the workspace."""
+    stages = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"]
+    return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
 
 
 def _rwlock(ws: Workspace) -> Path:
@@ -41,19 +47,27 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
         # DVC rewrites this file in place: a kill or a full disk in between leaves it torn, and every
         # later `dvc repro` fails until it is gone (dvc issue 7615).
         text = "is empty" if not data else "is torn"
-        if _is_running(ws):
-            yield Finding("dvc lock", "warning", f"{path} {text}, but a dvc process is at work", "wait for it")
-        else:
-            yield Finding("dvc lock", "broken", f"{path} {text}: every dvc repro fails", "autolabel doctor --fix")
+        yield _blocking(ws, f"{path} {text}")
         return
+    written = path.stat().st_mtime
     dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
-    living = sorted({pid for pid in _pids(entries) if _lives(pid)})
-    if living:
-        yield Finding("dvc lock", "warning", f"held by process {living[0]}", "wait for it, or stop that process")
+    living = {pid for pid in _pids(entries) if _lives(pid)}
+    strangers = sorted(pid for pid in living if _started(pid) > written + 1)
+    if holders := sorted(living - set(strangers)):
+        yield Finding("dvc lock", "warning", f"held by process {holders[0]}", "wait for it, or stop that process")
+    elif strangers:
+        # DVC asks only whether a process of that number lives.
+        yield _blocking(ws, f"{path} names process {strangers[0]}, which began after it was written")
     elif dead:
         yield Finding("dvc lock", "ok", f"names dead process {dead[0]}: dvc drops it by itself at the next run")
     else:
         yield Finding("dvc lock", "ok", "free")
+
+
+def _blocking(ws: Workspace, text: str) -> Finding:
+    if _is_running(ws):
+        return Finding("dvc lock", "warning", f"{text}, but a dvc process is at work", "wait for it")
+    return Finding("dvc lock", "broken", f"{text}: every dvc repro fails", "autolabel doctor --fix")
 
 
 def _pids(entries: object) -> Iterator[int]:
@@ -70,6 +84,16 @@ def _pids(entries: object) -> Iterator[int]:
 
 def _lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def _started(pid: int) -> float:
+    """When a process began, in seconds since 1970 (0 = it is gone)."""
+    try:
+        after_boot = int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        return 0.0
+    booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text("utf-8"), re.MULTILINE)
+    return (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
 
 
 def _is_running(ws: Workspace) -> bool:
@@ -89,7 +113,7 @@ def _is_running(ws: Workspace) -> bool:
 
 
 def repair_lock(ws: Workspace) -> str | None:
-    """Remove a torn DVC lock file when no dvc process and no stage is at work; say what was done."""
+    """Remove a torn or stale DVC lock file when no dvc process and no stage is at work; say what was done."""
     findings = list(_lock(ws))
     if not any(f.state == "broken" for f in findings):
         return None

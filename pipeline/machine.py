@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection
@@ -17,7 +18,8 @@ from pipeline.disk import disk_need
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "check_machine", "memory_gib", "torch_pair", "torch_works", "versions"]
+__all__ = ["PACKAGES", "check_machine", "memory_gib", "reinstall", "torch_pair", "torch_works",
+           "versions"]  # fmt: skip
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
             "prefect", "fastapi")  # fmt: skip
@@ -70,6 +72,14 @@ def torch_works() -> str | None:
     return one_line(said[-1]) if said else f"importing both ended with status {done.returncode}, without a word"
 
 
+def reinstall() -> str:
+    """The command that lays the pinned packages into this environment again."""
+    prefix = Path(sys.prefix)
+    stamps = sorted(prefix.glob(".ready-*"))  # while one is there, `make setup` takes the environment for finished
+    where = "" if prefix == Path.cwd() / ".venv" else f" VENV={shlex.quote(str(prefix))}"
+    return f"rm {' '.join(shlex.quote(str(s)) for s in stamps)} && make setup{where}" if stamps else "make setup"
+
+
 def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     """Refuse to start what cannot finish; return what was found, a line each.
 
@@ -83,7 +93,7 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
     """
     wrong = torch_pair()
     if wrong:
-        raise ConfigError(wrong, hint="make setup")
+        raise ConfigError(wrong, hint=reinstall())
     probe_locks(_made(ws.path("work/locks")))
     need = disk_need(ws, stages)
     if not need.fits:

@@ -23,7 +23,7 @@ from hmsa_core.locks import FileLock
 from hmsa_core.trees import publish_tree
 from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["Registry", "Version"]
+__all__ = ["Registry", "Version", "damage"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Version:
     name: str
     path: Path
     record: dict[str, Any]
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint folder's files, or "": one is missing, or weights differ from their digest."""
+    weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
+    for path in (weights, meta):
+        if not path.exists():
+            return f"{path} is missing"
+    try:
+        recorded = atomic.read_json(meta).get("weights_sha256")
+    except HmsaError as error:
+        return error.message
+    return "" if atomic.sha256_file(weights) == recorded else f"{weights}: bytes differ from model.json's digest"
 
 
 class Registry:
@@ -81,17 +94,20 @@ class Registry:
     def register(
         self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
     ) -> Version:
-        """Give a checkpoint folder a version (the same weights get the same version)."""
+        """Give a checkpoint folder a version (the same weights get the same one, made whole if it was damaged)."""
         if not (checkpoint / "model.json").is_file():
             raise InputError(
                 f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
             )
+        if wrong := damage(checkpoint):
+            raise IntegrityError(wrong)
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
-        if atomic.sha256_file(checkpoint / "model.safetensors") != weights:
-            raise IntegrityError(f"{checkpoint / 'model.safetensors'}: its bytes differ from model.json's digest")
         for version in self.versions():
             if version.record.get("weights_sha256") == weights:
+                if damage(version.path):
+                    publish_tree(checkpoint, version.path, last=("model.json",))
+                    atomic.write_json(version.path / "record.json", version.record)
                 return version
         number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
         path = self.folder / f"v{number:04d}-{weights[:8]}"
@@ -106,7 +122,13 @@ class Registry:
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
-        """Let a version teach: append to the history, then rewrite `current.json` and nothing else."""
+        """Let a version teach: append to the history, then rewrite `current.json` and nothing else.
+
+        Raises:
+            IntegrityError: its files are damaged.
+        """
+        if wrong := damage(version.path):
+            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
         with self._lock():
             self._switch("promote", f"models/registry/{version.name}", by, reason, now=self.current())
             champion = self.folder / "champion.json"
@@ -116,36 +138,39 @@ class Registry:
     def rollback(self, *, by: str = "", reason: str = "") -> str:
         """Return to whoever taught before the last switch; return its name.
 
-        Where current.json is damaged or names a model that is gone: to whoever taught last and is there.
+        Where current.json is damaged or names a model that is gone or damaged: to whoever taught last and is whole.
         """
         with self._lock():
             try:
                 now = self.current()
-                broken = not self._is_there(now)
+                broken = not self._is_whole(now)
             except HmsaError:  # missing or torn: whatever it said, somebody must teach
                 now, broken = "", True
             if broken:
-                before = self._last_that_is_there(now)
+                before = self._last_that_is_whole(now)
             else:
                 # What the present teacher replaced when promoted: a second rollback goes one further back.
                 promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
                 if not promotions:
                     raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
                 before = str(promotions[-1]["from"])
-                if not self._is_there(before):
-                    raise InputError(f"cannot roll back: {self.root / before} is not there any more")
+                if not self._is_whole(before):
+                    raise InputError(
+                        f"cannot roll back: {damage(self.root / before) or f'{before} is no registered model'}",
+                        hint="`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one",
+                    )
             self._switch("rollback", before, by, reason, now=now)
             return before
 
-    def _is_there(self, teacher: str) -> bool:
-        """Whether a name in current.json means somebody; the stage's own model may be untrained yet."""
+    def _is_whole(self, teacher: str) -> bool:
+        """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
         folder = (self.root / teacher).resolve()
-        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and (folder / "model.json").exists())
+        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not damage(folder))
 
-    def _last_that_is_there(self, gone: str) -> str:
+    def _last_that_is_whole(self, gone: str) -> str:
         """Who taught last by the history, leaving out who is gone; the stage's own model if nobody did."""
         taught = (str(line["to"]) for line in reversed(self.history()))
-        return next((teacher for teacher in taught if teacher != gone and self._is_there(teacher)), TEACHER_STAGE)
+        return next((teacher for teacher in taught if teacher != gone and self._is_whole(teacher)), TEACHER_STAGE)
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -154,7 +179,13 @@ class Registry:
     def champion(self) -> Version | None:
         """The pinned reference, if there is one."""
         path = self.folder / "champion.json"
-        return self.get(str(atomic.read_json(path)["version"])) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return self.get(str(atomic.read_json(path)["version"]))
+        except InputError as error:
+            pin = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
+            raise InputError(f"{path}: {error.message}", hint=pin) from error
 
     def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:

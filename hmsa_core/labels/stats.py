@@ -43,8 +43,9 @@ class StoreStatistics:
         record = FileRecord(**self.manifest["statistics"][name])
         path = self.path / record.file
         # Page checksums miss flips in page headers. Small tables are hashed; a large one is checked by its sums.
-        if record.size_bytes <= _HASHED_BYTES and path.is_file() and sha256_file(path) != record.sha256:
-            raise StoreError(f"{path}: changed or torn (its sha256 is not the recorded one)", hint=_MEND)
+        if record.size_bytes <= _HASHED_BYTES and path.is_file() and (found := sha256_file(path)) != record.sha256:
+            said = f"its sha256 is {found}, recorded is {record.sha256}"
+            raise StoreError(f"{path}: changed or torn ({said})", hint=_MEND)
         return path, record
 
     @cached_property

@@ -7,6 +7,7 @@ tests/unit/hmsa_core/data/test_data_prepare.py and test_data_sampling.py.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.fault
 
 FLIPS, IN_THE_HEAD, CUTS = 200, 50, 100
 HEAD = 128  # bytes: headers, first lines
+DIGESTS = re.compile(r"(?:digest|SHA-256) is ([0-9a-f]{16,64})\W.*(?:recorded|recorded was|says) (\S{16,64})")
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,17 @@ def test_no_damage_goes_unnoticed_and_the_message_names_the_file(tmp_path: Path,
     file, use = KINDS[kind].make(tmp_path), KINDS[kind].use
     original = file.read_bytes()
     assert use(file) is not None
+    digests = 0
     for words, data in _damaged(original):
         file.write_bytes(data)
         said = _refusal(use, file)
         assert said, f"{kind} was used with {words}"
         assert file.name in said, (words, said)
         assert "\n" not in said, words
+        told = DIGESTS.search(said)
+        assert told is None or told[1] != told[2], (words, said)
+        digests += told is not None
         file.write_bytes(original)
     assert use(file) is not None
+    # The others were refused before a digest was asked: cut, no JSON, another first line.
+    assert digests > 100, "few messages say which digest was found and which was recorded"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from pipeline import disk, doctor, doctor_dvc, machine
 from pipeline.cli.main import main
 from pipeline.finding import Finding
 from pipeline.flow import overrides
+from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 
@@ -42,7 +47,11 @@ def _states(root: Path) -> dict[str, str]:
 
 
 def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
-    assert "broken" not in _states(workspace.root).values()
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert "broken" not in {f.state for f in found.values()}
+    assert re.fullmatch(r"\d+ processors, \d+ GiB memory, (no|\d+) GPUs?", found["machine"].text)
+    assert found["python"].text == platform.python_version()
+    assert f"torch {metadata.version('torch')}, torchvision {metadata.version('torchvision')}" in found["packages"].text
 
 
 def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, tmp_path: Path) -> None:
@@ -204,6 +213,21 @@ def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> Non
     assert "drops it by itself" in found[0].text
 
 
+def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_text(json.dumps({"write": {"models": {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert (found[0].state, found[0].text) == ("warning", f"held by process {os.getpid()}")
+    assert doctor_dvc.repair_lock(workspace) is None, "this process was there when the file was written"
+
+    os.utime(rwlock, (1e9, 1e9))  # written by somebody who is gone since, before this process began
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert (found[0].state, found[0].mend) == ("broken", "autolabel doctor --fix")
+    assert f"names process {os.getpid()}, which began after it was written" in found[0].text
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert not rwlock.exists()
+
+
 CONFLICT = """schema: '2.0'
 stages:
   report:
@@ -238,6 +262,45 @@ def test_changed_weights_are_named(workspace: Workspace) -> None:
     found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
     assert found[0].state == "broken"
     assert "dvc checkout models/teacher" in found[0].mend
+
+
+def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
+    atomic.write_bytes(workspace.path("models/imported/model.safetensors"), b"weights")
+    atomic.write_json(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
+    found = {f.name: f for f in doctor.examine(workspace.root)}["models/imported"]
+    assert found.state == "broken"
+    assert found.mend == "rm -r models/imported  # then import it again: DVC has no copy of it"
+
+
+@pytest.mark.parametrize("damaged", ["a", "b", "ab"])
+@pytest.mark.parametrize("gone", [None, "model.json"])
+def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
+    workspace: Workspace, damaged: str, gone: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, versions = Registry(workspace.root), {}
+    for name in "ab":
+        folder = workspace.path("models/student")
+        sha = atomic.write_bytes(folder / "model.safetensors", name.encode())
+        atomic.write_json(folder / "model.json", {"weights_sha256": sha})
+        versions[name] = registry.register(folder, role="student", metrics={}, verdict=None)
+        registry.promote(versions[name])
+    for name in damaged:
+        path = versions[name].path / (gone or "model.safetensors")
+        path.unlink()
+        if not gone:
+            path.write_bytes(b"?")
+    found = [f for f in doctor.examine(workspace.root) if f.state == "broken"]
+    assert {f.name for f in found} >= {f"models/registry/{versions[name].name}" for name in damaged}
+    monkeypatch.chdir(workspace.root)
+    for command in (c for f in found for c in f.mend.split(" && ")):
+        if command.startswith("autolabel "):
+            assert main(command.split()[1:]) == 0, command
+        else:
+            subprocess.run(command, shell=True, check=True)
+    assert "broken" not in _states(workspace.root).values()
+    left = {"a": f"models/registry/{versions['b'].name}", "b": f"models/registry/{versions['a'].name}"}
+    assert registry.current() == left.get(damaged, "stage:teacher-train")
+    assert registry.champion() == (versions["a"] if damaged == "b" else None)
 
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "model.json"])
@@ -303,10 +366,29 @@ def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_wit
     monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
     monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
     found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
-    assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), "make setup")
+    assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), machine.reinstall())
     assert found["disk"].text == "1.0 GiB free, at most 10.0 GiB needed by a full run"
     assert "dvc gc --workspace" in found["disk"].mend
     assert main(["doctor", "--workspace", str(workspace.root)]) == 1
+
+
+def test_the_command_for_wrong_packages_makes_setup_install_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = (REPO / "requirements.lock").read_bytes() + (REPO / "pyproject.toml").read_bytes()
+    (tmp_path / f".ready-{hashlib.sha256(pinned).hexdigest()[:16]}").touch()
+    monkeypatch.setattr(machine.sys, "prefix", str(tmp_path))
+    *first, make = machine.reinstall().split(" && ")
+
+    def installs() -> bool:
+        done = subprocess.run(f"{make} -n", shell=True, cwd=REPO, check=True, capture_output=True, text=True)
+        return "requirements.lock" in done.stdout
+
+    assert not installs(), "the environment counts as finished, whatever was installed since"
+    for command in first:
+        subprocess.run(command, shell=True, check=True)
+    assert installs()
+    assert machine.reinstall() == "make setup"
 
 
 def test_too_little_disk_stops_the_night_before_it_starts(

@@ -12,7 +12,7 @@ import pytest
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, InputError, IntegrityError
 from pipeline.cli.main import main
-from pipeline.registry import Registry
+from pipeline.registry import Registry, Version, damage
 from tests.support.faults import every_fault
 
 
@@ -88,6 +88,56 @@ def test_a_changed_weight_file_is_refused(registry: Registry, tmp_path: Path) ->
     (checkpoint / "model.safetensors").write_bytes(b"b")
     with pytest.raises(IntegrityError, match="differ"):
         registry.register(checkpoint, role="student", metrics={}, verdict=None)
+
+
+def _promoted(registry: Registry, names: str) -> list[Version]:
+    found = []
+    for name in names:
+        checkpoint = _checkpoint(registry.root / name, name.encode())
+        found.append(registry.register(checkpoint, role="student", metrics={}, verdict=None))
+        registry.promote(found[-1])
+    return found
+
+
+def _damaged(version: Version) -> Version:
+    (version.path / "model.safetensors").unlink()  # a new file: the checkpoint that it came from shares the bytes
+    (version.path / "model.safetensors").write_bytes(b"?")
+    return version
+
+
+def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    _damaged(first)
+    with pytest.raises(InputError, match=r"cannot roll back: .*model\.safetensors: bytes differ"):
+        registry.rollback()
+    with pytest.raises(IntegrityError, match="bytes differ"):
+        registry.promote(first)
+    assert registry.current().endswith(second.name)
+
+
+def test_a_damaged_teacher_is_rolled_back_to_the_last_whole_one(registry: Registry) -> None:
+    first, second, third = _promoted(registry, "abc")
+    _damaged(second)
+    _damaged(third)
+    assert registry.rollback().endswith(first.name)
+
+
+def test_registering_the_same_weights_again_mends_a_damaged_version(registry: Registry) -> None:
+    (version,) = _promoted(registry, "a")
+    _damaged(version)
+    again = registry.register(registry.root / "a", role="student", metrics={}, verdict=None)
+    assert (again.name, damage(again.path)) == (version.name, "")
+    assert [v.record for v in registry.versions()] == [version.record]
+
+
+def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    shutil.rmtree(first.path)
+    with pytest.raises(InputError, match=r"champion\.json: no single version") as error:
+        registry.champion()
+    assert "autolabel models pin" in error.value.hint
+    registry.pin_champion(second)
+    assert registry.champion() == second
 
 
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from hmsa_core.errors import ConfigError, HmsaError, StoreError
@@ -14,6 +16,7 @@ from hmsa_core.labels.manifest import listed_files
 from hmsa_core.labels.parquet import footer_sha256
 from tests.support.label_maps import write_store
 
+T = TypeVar("T")
 SHARD, OTHER = "shard-00001.parquet", "shard-00000.parquet"
 
 
@@ -33,9 +36,9 @@ def _named(path: Path) -> set[str]:
     return {problem.file for problem in LabelStore.open(path).verify()}
 
 
-def _read_or_error(store: LabelStore, name: str) -> tuple[np.ndarray, np.ndarray] | StoreError:
+def _or_error(read: Callable[[str], T], name: str) -> T | StoreError:
     try:
-        return store.read(name)
+        return read(name)
     except StoreError as error:
         return error
 
@@ -45,7 +48,7 @@ def _served(path: Path, whole: Path, damaged: str) -> None:
     store, reference = LabelStore.open(path), LabelStore.open(whole)
     for name in reference.names():
         expected = reference.read(name)
-        got = _read_or_error(store, name)
+        got = _or_error(store.read, name)
         if isinstance(got, StoreError):
             assert store.shard_of(name) == damaged
             assert damaged in str(got)
@@ -69,13 +72,13 @@ def _flip(path: Path, position: int, bit: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_200_flipped_bits_50_of_them_in_the_footer_are_all_named_and_never_read(whole: Path, store: Path) -> None:
+def test_200_flipped_bits_and_50_in_the_footer_are_all_named_and_never_read(whole: Path, store: Path) -> None:
     path = store / SHARD
     original = path.read_bytes()
     footer = int.from_bytes(original[-8:-4], "little") + 8
     draw = random.Random(1)
     places = [draw.randrange(len(original) - footer, len(original)) for _ in range(50)]
-    places += [draw.randrange(len(original)) for _ in range(150)]
+    places += [draw.randrange(len(original)) for _ in range(200)]
     reference = LabelStore.open(whole)
     names = [n for n in reference.names() if reference.shard_of(n) == SHARD]
     expected = {n: reference.read(n) for n in names}
@@ -86,7 +89,7 @@ def test_200_flipped_bits_50_of_them_in_the_footer_are_all_named_and_never_read(
         assert [p.file for p in problems] == [SHARD]
         assert str(path) in problems[0].message
         for name in names:
-            got = _read_or_error(opened, name)
+            got = _or_error(opened.read, name)
             if isinstance(got, StoreError):
                 assert SHARD in str(got)
             else:  # the bit lies in the other image, or in bytes that nobody reads
@@ -95,6 +98,40 @@ def test_200_flipped_bits_50_of_them_in_the_footer_are_all_named_and_never_read(
             _refused(store)
         opened.close()
         path.write_bytes(original)
+
+
+def test_a_flipped_bit_in_what_a_shard_says_of_an_image_is_never_served(whole: Path, store: Path) -> None:
+    path = store / SHARD
+    original = path.read_bytes()
+    reference = LabelStore.open(whole)
+    expected = {n: reference.row(n) for n in reference.names() if reference.shard_of(n) == SHARD}
+    text = [column for column in pq.ParquetFile(path).schema_arrow.names if column in ("city", "image_path", "image_sha256")]
+    draw, noticed = random.Random(4), 0
+    for position in (place for places in _column_chunks(path, text) for place in places):
+        _flip(path, position, draw.randrange(8))
+        opened = LabelStore.open(store)
+        for name, row in expected.items():
+            got = _or_error(opened.row, name)
+            if isinstance(got, StoreError):
+                assert SHARD in str(got)
+                noticed += 1
+            else:
+                assert got == row
+        opened.close()
+        path.write_bytes(original)
+    assert noticed > 100, "nearly each of these bits is in what one of the rows says"
+
+
+def _column_chunks(path: Path, columns: list[str]) -> list[range]:
+    """Bytes of a column in each row group: pages with their headers."""
+    meta, found = pq.ParquetFile(path).metadata, []
+    for group in range(meta.num_row_groups):
+        for i in range(meta.num_columns):
+            chunk = meta.row_group(group).column(i)
+            if chunk.path_in_schema in columns:
+                offsets = [o for o in (chunk.dictionary_page_offset, chunk.data_page_offset) if o]
+                found.append(range(min(offsets), min(offsets) + chunk.total_compressed_size))
+    return found
 
 
 @pytest.mark.parametrize("file", ["sidecar", "receipts"])
