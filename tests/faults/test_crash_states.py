@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from hmsa_core import atomic
-from hmsa_core.errors import StoreError
+from hmsa_core.engine.state import StateStore
+from hmsa_core.errors import HmsaError, StoreError
 from hmsa_core.labels import LabelStore
+from hmsa_core.labels.manifest import publish_store
 from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.models.checkpoint import read_meta, read_weights, write_checkpoint
+from hmsa_core.trees import new_tree
 from tests.support.crashes import Recorder, legal_states
 from tests.support.label_maps import maps, toy_classes
 
@@ -40,7 +46,7 @@ def test_a_file_that_is_replaced_is_the_old_or_the_new_one(tmp_path: Path, monke
         recorder.note("new")
 
     seen = set()
-    for folder, notes, words in legal_states(_record(write, monkeypatch).log, root, tmp_path / "states"):
+    for folder, notes, words in legal_states(_record(write, monkeypatch), root, tmp_path / "states"):
         file = folder / "deep" / "file"
         found = file.read_bytes() if file.exists() else None
         allowed = {(): {None, old}, ("old",): {old, new}, ("old", "new"): {new}}[tuple(map(str, notes))]
@@ -61,10 +67,97 @@ def test_the_enumeration_finds_a_writer_that_does_not_sync(tmp_path: Path, monke
         recorder.note("done")
 
     found = set()
-    for folder, notes, _ in legal_states(_record(careless, monkeypatch).log, root, tmp_path / "states"):
+    for folder, notes, _ in legal_states(_record(careless, monkeypatch), root, tmp_path / "states"):
         if notes:
             found.add((folder / "x").read_bytes() if (folder / "x").exists() else None)
     assert found == {None, b"", b"da", bytes(4), b"data"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that is written twice: how (1st or 2nd time), and what of it can be read (None: nothing)."""
+
+    write: Callable[[Path, int], object]
+    read: Callable[[Path], int | None]
+
+
+def _write_tree(path: Path, version: int) -> None:
+    with new_tree(path) as folder:
+        for name in ("first", "both") if version == 1 else ("both", "deep/second"):
+            atomic.write_bytes(folder / name, bytes([version]) * 40)
+
+
+def _read_tree(path: Path) -> int | None:
+    files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    versions = [{"first": b"\1" * 40, "both": b"\1" * 40}, {"both": b"\2" * 40, "deep/second": b"\2" * 40}]
+    return versions.index(files) + 1 if path.exists() else None
+
+
+def _write_model(path: Path, version: int) -> None:
+    meta = {"kind": "single", "trunk": "hrnet_micro", "num_classes": 2, "options": {}, "class_table": None, "lineage": {}}
+    write_checkpoint(path, {"w": torch.full((9,), float(version))}, meta)
+
+
+def _read_model(path: Path) -> int | None:
+    return int(read_weights(path, read_meta(path))["w"][0]) if path.exists() else None
+
+
+def _read_state(path: Path) -> int | None:
+    found = StateStore(path, key="k").latest()
+    assert found is None or found.groups["model"]["w"].tolist() == [found.step] * 9
+    return None if found is None else found.step
+
+
+def _publish_store(path: Path, version: int) -> None:
+    progress = path.parent / f"progress{version}"
+    plans = plan_shards([], [(f"v{version}i{i}", "") for i in range(version)], 1, "key")
+    for plan in plans:
+        with ShardWriter(progress, plan, classes=CLASSES) as shard:
+            shard.add(plan.names[0], *maps(plan.index, (6, 7), 2))
+    write_manifest(progress, plans, {"teacher": "t"}, classes=CLASSES)
+    publish_store(progress, path)
+
+
+def _read_store(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    store = LabelStore.open(path, strict=True)
+    assert store.verify() == []
+    assert {name[:2] for name in store.names()} == {f"v{len(store.names())}"}
+    return len(store.names())
+
+
+FOLDERS = {
+    "folder": Folder(_write_tree, _read_tree),
+    "checkpoint": Folder(_write_model, _read_model),
+    "training states": Folder(lambda path, version: StateStore(path, key="k").save(
+        version, {"model": {"w": torch.full((9,), float(version))}}, {}), _read_state),
+    "published store": Folder(_publish_store, _read_store),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, subject = tmp_path / "root", FOLDERS[kind]
+    root.mkdir()
+
+    def write(recorder: Recorder) -> None:
+        for version in (1, 2):
+            subject.write(root / "it", version)
+            recorder.note(version)
+
+    seen = set()
+    for folder, notes, words in legal_states(_record(write, monkeypatch), root, tmp_path / "states"):
+        try:
+            found = subject.read(folder / "it")
+        except (HmsaError, AssertionError, ValueError) as error:
+            raise AssertionError(words) from error
+        assert found in {0: (None, 1), 1: (1, 2), 2: (2,)}[len(notes)], words
+        seen.add((len(notes), found))
+        shutil.rmtree(folder)
+    assert seen == {(0, None), (0, 1), (1, 1), (1, 2), (2, 2)}, "every allowed outcome occurs"
 
 
 def _write_store(root: Path, note: Callable[[object], None]) -> None:
@@ -82,15 +175,14 @@ def _bytes(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
 
 
-@pytest.mark.slow
 def test_no_acknowledged_shard_is_lost_and_every_state_can_be_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    log = _record(lambda recorder: _write_store(root, recorder.note), monkeypatch).log
+    recorder = _record(lambda recorder: _write_store(root, recorder.note), monkeypatch)
     whole, states = _bytes(root), 0
-    for folder, notes, words in legal_states(log, root, tmp_path / "states"):
+    for folder, notes, words in legal_states(recorder, root, tmp_path / "states"):
         states += 1
         for plan in notes:
             if plan == "manifest":

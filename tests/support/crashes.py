@@ -21,69 +21,105 @@ __all__ = ["Recorder", "legal_states"]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A change of a folder: `new` becomes a name of the file, `old` is no name any more."""
+    """One change of folders, whole or not at all: (folder, name, the file or folder that it names now, or None)."""
 
-    file: int
-    new: Path | None
-    old: Path | None
-    is_folder: bool = False
+    changes: tuple[tuple[int, str, int | None], ...]
 
-    def folders(self) -> set[Path]:
-        return {path.parent for path in (self.new, self.old) if path is not None}
+    def folders(self) -> set[int]:
+        return {folder for folder, _, _ in self.changes}
 
 
 class Recorder(atomic.FileOps):
-    """Carries the operations out and writes them down; `note` adds the caller's own marks."""
+    """Carries the operations out and writes them down; `note` adds the caller's own marks.
+
+    Files and folders are numbers, as they are for a file system: what is in a folder goes along when it gets
+    another name.
+    """
 
     def __init__(self) -> None:
         self.log: list[tuple[str, Any]] = []
-        self._names: dict[Path, int] = {}
+        self.made: set[int] = set()  # folders
+        self._ids: dict[Path, int] = {}
         self._count = itertools.count()
 
     def note(self, what: object) -> None:
         self.log.append(("note", what))
 
+    def folder(self, path: Path) -> int:
+        """The number of a folder; one that was there before gets its own now."""
+        if path not in self._ids:
+            self._ids[path] = self._new_folder()
+        return self._ids[path]
+
     def open_new(self, path: Path) -> IO[bytes]:
         file = super().open_new(path)
-        self._names[path] = next(self._count)
-        self.log.append(("entry", _Entry(self._names[path], path, None)))
+        self._ids[path] = next(self._count)
+        self._enter((path, self._ids[path]))
         return file
 
     def write(self, file: IO[bytes], data: bytes | memoryview) -> int:
-        self.log.append(("write", (self._names[Path(file.name)], bytes(data))))
+        self.log.append(("write", (self._ids[Path(file.name)], bytes(data))))
         return super().write(file, data)
 
     def fsync(self, file: IO[bytes]) -> None:
         super().fsync(file)
-        self.log.append(("sync", self._names[Path(file.name)]))
+        self.log.append(("sync", self._ids[Path(file.name)]))
 
     def rename(self, source: Path, target: Path) -> None:
         super().rename(source, target)
-        self._names[target] = self._names.pop(source)
-        self.log.append(("entry", _Entry(self._names[target], target, source)))
+        self._enter((target, self._ids[source]), (source, None))
+        self._move({source: target})
+
+    def exchange(self, one: Path, other: Path) -> None:
+        super().exchange(one, other)
+        self._enter((one, self.folder(other)), (other, self.folder(one)))
+        self._move({one: other, other: one})
 
     def link(self, source: Path, target: Path) -> None:
         super().link(source, target)
-        self._names[target] = self._names[source]
-        self.log.append(("entry", _Entry(self._names[target], target, None)))
+        self._ids[target] = self._ids[source]
+        self._enter((target, self._ids[target]))
 
     def unlink(self, path: Path) -> None:
         super().unlink(path)
-        self.log.append(("entry", _Entry(self._names.pop(path), None, path)))
+        del self._ids[path]
+        self._enter((path, None))
 
     def mkdir(self, path: Path) -> None:
         missing = [p for p in (path, *path.parents) if not p.is_dir()]
         super().mkdir(path)
-        self.log += [("entry", _Entry(next(self._count), p, None, is_folder=True)) for p in reversed(missing)]
+        for folder in reversed(missing):
+            self._ids[folder] = self._new_folder()
+            self._enter((folder, self._ids[folder]))
 
     def fsync_dir(self, path: Path) -> None:
         super().fsync_dir(path)
-        self.log.append(("sync folder", path))
+        self.log.append(("sync folder", self.folder(path)))
+
+    def _new_folder(self) -> int:
+        self.made.add(number := next(self._count))
+        return number
+
+    def _enter(self, *changes: tuple[Path, int | None]) -> None:
+        entry = _Entry(tuple((self.folder(path.parent), path.name, number) for path, number in changes))
+        self.log.append(("entry", entry))
+
+    def _move(self, names: dict[Path, Path]) -> None:
+        """Give everything in these folders, and them, its new path."""
+        moved = {}
+        for old, new in names.items():
+            for path in [p for p in self._ids if p.is_relative_to(old)]:
+                moved[new / path.relative_to(old)] = self._ids[path]
+        self._ids = {p: i for p, i in self._ids.items() if not any(p.is_relative_to(old) for old in names)} | moved
 
 
-def legal_states(log: list[tuple[str, Any]], root: Path, where: Path) -> Iterator[tuple[Path, list[object], str]]:
-    """Write each state below `where`, as if `root` lay there; yield (folder, notes before the crash, words)."""
-    number = itertools.count()
+def legal_states(recorder: Recorder, root: Path, where: Path) -> Iterator[tuple[Path, list[object], str]]:
+    """Write each state below `where`, as if `root` lay there; yield (folder, notes before the crash, words).
+
+    Args:
+        recorder: what it wrote down; everything below `root` was made through it.
+    """
+    number, log, top = itertools.count(), recorder.log, recorder.folder(root)
     for crash in range(len(log) + 1):
         happened = log[:crash]
         notes = [what for kind, what in happened if kind == "note"]
@@ -92,20 +128,21 @@ def legal_states(log: list[tuple[str, Any]], root: Path, where: Path) -> Iterato
             names = _apply([*durable, *chosen])
             for tail in ("lost", "half", "zeros", "kept"):
                 folder = where / str(next(number))
-                _materialise(happened, names, root, folder, tail)
+                had_tail = _Disk(recorder, _contents(happened), names, tail).write(top, folder)
                 yield folder, notes, f"crash after {crash} of {len(log)}, {len(chosen)} unsynced entries, tails {tail}"
-                if not _has_tail(happened, names):
+                if not had_tail:
                     break  # the other ways to treat unsynced bytes give the same
 
 
 def _entries(log: list[tuple[str, Any]]) -> tuple[list[_Entry], list[_Entry]]:
     """Changes of folders that must have survived, and those that may have."""
-    durable, pending = [], []
-    for at, (kind, entry) in enumerate(log):
-        if kind == "entry":
-            later = {path for k, path in log[at + 1 :] if k == "sync folder"}
-            (durable if entry.folders() <= later else pending).append(entry)
-    return durable, pending
+    durable, pending, synced = [], [], set[int]()
+    for kind, what in reversed(log):
+        if kind == "sync folder":
+            synced.add(what)
+        elif kind == "entry":
+            (durable if what.folders() <= synced else pending).append(what)
+    return durable[::-1], pending[::-1]
 
 
 def _subsets(pending: list[_Entry]) -> Iterator[list[_Entry]]:
@@ -120,13 +157,16 @@ def _subsets(pending: list[_Entry]) -> Iterator[list[_Entry]]:
             yield some[::-1]
 
 
-def _apply(entries: list[_Entry]) -> dict[Path, _Entry]:
-    names: dict[Path, _Entry] = {}
+def _apply(entries: list[_Entry]) -> dict[int, dict[str, int]]:
+    """Folder -> name -> file or folder."""
+    names: dict[int, dict[str, int]] = {}
     for entry in entries:
-        if entry.old is not None:
-            names.pop(entry.old, None)
-        if entry.new is not None:
-            names[entry.new] = entry
+        for folder, name, number in entry.changes:
+            there = names.setdefault(folder, {})
+            if number is None:
+                there.pop(name, None)
+            else:
+                there[name] = number
     return names
 
 
@@ -143,25 +183,28 @@ def _contents(log: list[tuple[str, Any]]) -> dict[int, tuple[bytes, bytes]]:
     return found
 
 
-def _has_tail(log: list[tuple[str, Any]], names: dict[Path, _Entry]) -> bool:
-    contents = _contents(log)
-    return any(contents.get(entry.file, (b"", b""))[1] for entry in names.values())
+class _Disk:
+    """One state: what folders name, what files hold, and what became of bytes that were not synced."""
 
+    def __init__(
+        self, recorder: Recorder, contents: dict[int, tuple[bytes, bytes]], names: dict[int, dict[str, int]], tail: str
+    ) -> None:
+        self._is_folder, self._contents, self._names, self._tail = recorder.made, contents, names, tail
+        self._written: dict[int, Path] = {}
 
-def _materialise(log: list[tuple[str, Any]], names: dict[Path, _Entry], root: Path, folder: Path, tail: str) -> None:
-    folder.mkdir(parents=True)
-    contents, inodes = _contents(log), dict[int, Path]()
-    for path in sorted(names):
-        if not path.is_relative_to(root) or any(p.is_relative_to(root) and p not in names for p in path.parents
-                                                if p != root and root in p.parents):  # fmt: skip
-            continue  # its folder was lost
-        target, entry = folder / path.relative_to(root), names[path]
-        if entry.is_folder:
-            target.mkdir(parents=True, exist_ok=True)
-        elif entry.file in inodes:
-            os.link(inodes[entry.file], target)
-        else:
-            synced, rest = contents.get(entry.file, (b"", b""))
-            kept = {"lost": b"", "half": rest[: len(rest) // 2], "zeros": bytes(len(rest)), "kept": rest}[tail]
-            target.write_bytes(synced + kept)
-            inodes[entry.file] = target
+    def write(self, folder: int, target: Path) -> bool:
+        """Make `target` hold what the folder does; return whether a file had unsynced bytes."""
+        target.mkdir(parents=True)
+        had_tail = False
+        for name, number in sorted(self._names.get(folder, {}).items()):
+            if number in self._is_folder:
+                had_tail |= self.write(number, target / name)
+            elif number in self._written:
+                os.link(self._written[number], target / name)
+            else:
+                synced, rest = self._contents.get(number, (b"", b""))
+                kept = {"lost": b"", "half": rest[: len(rest) // 2], "zeros": bytes(len(rest)), "kept": rest}
+                (target / name).write_bytes(synced + kept[self._tail])
+                self._written[number] = target / name
+                had_tail |= bool(rest)
+        return had_tail
