@@ -45,6 +45,11 @@ def _kill_worker(folder: Path, _run: str) -> None:
     os.kill(pid_of(folder, "worker"), signal.SIGKILL)
 
 
+def _kill_flow(folder: Path, _run: str) -> None:
+    (engine,) = [pid for pid, line in run_processes_of(folder).items() if "prefect.engine" in line]
+    os.kill(engine, signal.SIGKILL)
+
+
 def _kill_server(folder: Path, _run: str) -> None:
     os.killpg(pid_of(folder, "server"), signal.SIGKILL)
 
@@ -62,6 +67,7 @@ def _cancel(folder: Path, run: str) -> None:
 # What hits the run, and how many seconds later nothing of it may live.
 HITS: dict[str, tuple[Callable[[Path, str], None], float]] = {
     "kill -9 of the worker": (_kill_worker, 120.0),
+    "kill -9 of the flow": (_kill_flow, 15.0),
     "kill -9 of the server": (_kill_server, 15.0),
     "kill -9 of everything": (_kill_everything, 15.0),
     "cancel by command line": (_cancel, 15.0),
@@ -101,6 +107,30 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
     assert store_bytes(orchestrated) == store_bytes(undisturbed), "a night with nothing to do changes nothing"
     assert (orchestrated / "params.yaml").read_bytes() == params, "the parameters of a run are undone"
+
+
+def test_a_night_whose_flow_died_is_crashed_at_once_and_one_whose_server_is_silent_for_a_minute_completes(
+    orchestrated: Path, undisturbed: Path
+) -> None:
+    work = orchestrated / "work" / "auto-infer"
+    known = receipts_of(work)
+    run = start(orchestrated, **NIGHT)
+    wait_for("the first new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
+    _kill_flow(orchestrated, run)
+    wait_for("the run is marked", lambda: state(orchestrated, run) == "Crashed", 90)  # three heartbeats of 30 s
+
+    known = receipts_of(work)
+    run = start(orchestrated, **NIGHT)
+    wait_for("the next new shard", lambda: receipts_of(work) - known, 600, every_s=0.01)
+    server = pid_of(orchestrated, "server")
+    os.killpg(server, signal.SIGSTOP)  # what a cut cable looks like: connections neither fail nor answer
+    try:
+        time.sleep(60)
+    finally:
+        os.killpg(server, signal.SIGCONT)
+    assert finish(orchestrated, run) == "Completed"
+    assert {task["run_count"] for task in task_runs(orchestrated, run).values()} == {1}, "nothing ran twice"
+    assert store_bytes(orchestrated) == store_bytes(undisturbed)
 
 
 def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undisturbed: Path) -> None:

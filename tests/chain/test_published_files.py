@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
+from pipeline.stages import STAGES
 from tests.support.chain import Whole, change_param, dvc, lock_file, run
 from tests.support.inotify import Watch
 
@@ -50,9 +51,12 @@ def _damaged_cache_files(root: Path) -> list[str]:
     return wrong
 
 
-def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [
+    ("teacher-pretrain", "teacher-train", "auto-infer", "pseudo-label"),
+    pytest.param(STAGES[1:], marks=pytest.mark.slow),
+], ids=["trainings and labels", "every stage"])  # fmt: skip
+def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path, finished: tuple[str, ...]) -> None:
     root = _copy(whole, tmp_path / "ws")
-    finished = ("teacher-pretrain", "teacher-train", "auto-infer", "pseudo-label")
     for stage in finished:  # DVC has put its own copies in their place: publish again, as a run without DVC does
         run(root, "autolabel", "stage", stage)
     published = _files(root, *OUTPUTS)
@@ -64,6 +68,10 @@ def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path)
         assert dvc(root, "repro", "pseudo-label").ran == ["prepare", "auto-infer", "pseudo-label"]
         for stage in finished:
             run(root, "autolabel", "stage", stage)
+        for folder in ("models/student", "models/teacher"):
+            version = run(root, "autolabel", "models", "register", folder).text.split()[-1]
+            run(root, "autolabel", "models", "promote", version)
+        run(root, "autolabel", "models", "rollback")
         assert watch.written() == set()
         (root / "models/teacher/model.json").open("ab").close()
         assert watch.written() == {root / "models/teacher/model.json"}, "the watch would have seen it"

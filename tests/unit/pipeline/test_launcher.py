@@ -115,6 +115,11 @@ def test_a_stop_request_reaches_the_job_and_is_reported_as_interrupted(tmp_path:
     assert (tmp_path / "saved").read_text() == "yes"
 
 
+def test_a_job_has_a_process_group_of_its_own_so_that_ctrl_c_reaches_it_through_us_alone(tmp_path: Path, run_script) -> None:
+    run_script(f"import os, pathlib; pathlib.Path({str(tmp_path / 'group')!r}).write_text(str(os.getpgrp() - os.getpid()))")
+    assert (tmp_path / "group").read_text() == "0"
+
+
 def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     run_script(

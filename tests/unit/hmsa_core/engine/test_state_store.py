@@ -15,6 +15,7 @@ from hmsa_core.atomic import read_json, write_json
 from hmsa_core.engine.state import StateStore, optimiser_tensors
 from hmsa_core.errors import ConfigError, IntegrityError
 from tests.support.faults import every_exit, every_fault
+from tests.support.training import folder_bytes
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES]
 
@@ -55,6 +56,12 @@ def two_saved_states(folder: Path) -> Callable[[], None]:
         shutil.copytree(folder / "template", folder / "state")
 
     return reset
+
+
+def whole_after_the_third(folder: Path) -> dict[str, bytes]:
+    """Save state 3 (again) without a fault; all bytes that are there then."""
+    save(store(folder), 3)
+    return folder_bytes(folder / "state")
 
 
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -153,6 +160,8 @@ def test_a_fault_at_any_file_operation_leaves_the_old_or_the_new_state(
 ) -> None:
     points = 0
     reset = two_saved_states(tmp_path)
+    whole = whole_after_the_third(tmp_path)
+    reset()
     for _ in every_fault(lambda: save(store(tmp_path), 3), error, persistent=persistent):
         points += 1
         states = store(tmp_path)
@@ -163,6 +172,7 @@ def test_a_fault_at_any_file_operation_leaves_the_old_or_the_new_state(
         assert found.step in (2, 3)
         assert len(states.steps()) >= 2
         assert not list((tmp_path / "state").rglob("*.tmp"))
+        assert whole_after_the_third(tmp_path) == whole, "the run that goes on ends with the same bytes"
         reset()
     assert points >= 15
     assert store(tmp_path).steps() == [2, 3]
@@ -171,6 +181,8 @@ def test_a_fault_at_any_file_operation_leaves_the_old_or_the_new_state(
 @pytest.mark.fault
 def test_an_exit_at_any_file_operation_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     reset = two_saved_states(tmp_path)
+    whole = whole_after_the_third(tmp_path)
+    reset()
     for _ in every_exit(lambda: save(store(tmp_path), 3)):
         states = store(tmp_path)
         states.sweep()
@@ -178,6 +190,7 @@ def test_an_exit_at_any_file_operation_leaves_the_old_or_the_new_state(tmp_path:
         assert found is not None
         assert_is(found, found.step)
         assert found.step in (2, 3)
+        assert whole_after_the_third(tmp_path) == whole
         reset()
     states = store(tmp_path)
     assert states.steps() == [2, 3]
