@@ -24,7 +24,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid test-fast test test-slow mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
   ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-losses camvid-table results
 
 help:  ## list the targets
@@ -70,6 +70,9 @@ test: setup  ## all that CI runs, <= 25 minutes
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
 	$(MAKE) mutants
+
+test-gpu: setup  ## what needs CUDA: trainings in every precision, resuming, labelling
+	$(PY) -m pytest -m gpu
 
 mutants: setup  ## does a test notice? mutation run over files, locks, checkpoints, merging
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \

@@ -156,10 +156,23 @@ def many_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def many_teacher_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished workspace with a teacher of few steps that has a state after each. Look, do not touch."""
+    root = tmp_path_factory.mktemp("teacher") / "ws"
+    shutil.copytree(whole.root, root, symlinks=True)
+    params = root / "params.yaml"
+    changes = {"checkpoint_every": 1, "epochs": 2, "epoch_samples": 16, "validate_every": 0}  # eight steps
+    params.write_text(apply(params.read_text(), {f"teacher_train.{key}": value for key, value in changes.items()}))
+    shutil.rmtree(root / "work" / TRAINING)
+    assert dvc(root, "repro", "--single-item", TRAINING).ran == [TRAINING]
+    return root
+
+
 def _kill_at_an_operation(finished: Path, workspace: Path, stage: str, seed: int) -> str:
     """SIGKILL everyone at a random operation of a stage's progress; the content of dvc.lock before."""
     shutil.copytree(finished, workspace, symlinks=True)
-    match, first, last = (OTHERS | SHORT)[stage]
+    match, first, last = (OTHERS | SHORT | {TRAINING: SHORT["student-train"]})[stage]
     dice = random.Random(f"{stage} {seed}")
     if stage == "evaluate":
         keys = json.loads((finished / "work/evaluate/keys.json").read_text())
@@ -234,6 +247,15 @@ def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path,
 def test_fifty_kills_of_a_short_training_lose_nothing(many_states: Path, tmp_path: Path, stage: str) -> None:
     for seed in range(50):
         _kill_a_short_training(many_states, tmp_path / f"ws-{seed}", stage, seed)
+        shutil.rmtree(tmp_path / f"ws-{seed}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_fifty_kills_of_the_teachers_stage_lose_nothing(many_teacher_states: Path, tmp_path: Path) -> None:
+    assert max(steps(many_teacher_states, TRAINING)) == 8
+    for seed in range(50):
+        _kill_a_short_training(many_teacher_states, tmp_path / f"ws-{seed}", TRAINING, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
 
 

@@ -106,6 +106,15 @@ def test_neither_the_order_of_the_index_nor_the_place_of_the_data_changes_a_byte
     assert store_bytes(tmp_path / "elsewhere") == store_bytes(finished)
 
 
+def test_how_many_images_a_shard_holds_changes_no_label(data, finished, tmp_path):
+    run(data, tmp_path, images_per_shard=3)
+    small, large = (LabelStore.open(work / "store", strict=True) for work in (finished, tmp_path))
+    assert [len(list(work.glob("store/*.parquet"))) for work in (finished, tmp_path)] == [4, 3]
+    for name in small.names():
+        for one, other in zip(small.read(name), large.read(name), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_clock_that_jumps_and_images_of_one_time_change_no_byte(own_data, finished, tmp_path, monkeypatch):
     for image in own_data.rglob("*.png"):
         os.utime(image, (1e9, 1e9))
