@@ -1,0 +1,29 @@
+"""A workspace that a doctor looks at."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from pipeline import doctor
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPO / name, tmp_path / name)
+    (tmp_path / "data/demo/cityscapes").mkdir(parents=True)
+    (tmp_path / "data/demo/mapillary").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_torch_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "torch_works", lambda: None)  # seconds each time; tested once below

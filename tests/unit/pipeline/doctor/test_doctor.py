@@ -1,0 +1,221 @@
+"""The doctor on machine, parameters and data: each fault is named with the command that mends it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from pipeline import disk, doctor, machine
+from pipeline.cli.main import main
+from pipeline.flow import overrides
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+from tests.support.findings import states
+
+
+def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert "broken" not in {f.state for f in found.values()}
+    assert re.fullmatch(r"\d+ processors, \d+ GiB memory, (no|\d+) GPUs?", found["machine"].text)
+    assert found["python"].text == platform.python_version()
+    assert f"torch {metadata.version('torch')}, torchvision {metadata.version('torchvision')}" in found["packages"].text
+
+
+def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(params.read_text().replace("root: data/demo/cityscapes ", f"root: {tmp_path}/gone "))
+    (tmp_path / "data/demo/mapillary").rmdir()
+    found = {f.name: f for f in doctor.examine(Workspace(tmp_path).root)}
+    assert found["data target"].mend == "correct data.target.root in params.yaml"
+    assert found["data pretrain"].mend == "autolabel demo-data"
+
+
+SCALES, KIND = "scales: [0.5, 1.0, 2.0]           #", "kind: hierarchical  "
+
+
+@pytest.mark.parametrize(
+    ("edits", "told"),
+    [
+        ({SCALES: "scales: [0.25, 1.0, 2.0] #"}, None),  # half of 0.5: a training's pair
+        ({SCALES: "scales: [0.125, 1.0, 2.5] #"}, "0.125, 2.5 not among.*0.25 to 2"),
+        ({"scale_max: 2.0 ": "scale_max: 1.0 "}, "auto_infer.scales: 2 not among.*0.25 to 1"),
+        ({KIND: "kind: average  "}, None),
+        ({KIND: "kind: average  ", "scale_min: 0.5 ": "scale_min: 0.6 "}, "0.5 not among.*0.6 to 2"),  # no pairs
+        ({KIND: "kind: explicit  ", SCALES: "scales: [0.5, 1.0, 4.0] #"}, None),  # learns from 2x of each crop
+    ],
+)
+def test_scales_that_the_training_does_not_show_are_told(
+    workspace: Workspace, edits: dict[str, str], told: str | None
+) -> None:
+    params = workspace.path("params.yaml")
+    text = params.read_text()
+    for old, new in edits.items():
+        assert old in text
+        text = text.replace(old, new)
+    params.write_text(text)
+    found = [f for f in doctor.examine(workspace.root) if f.name == "scales"]
+    assert [bool(re.search(told or "$.", f.text)) for f in found] == [True] * bool(told)
+
+
+def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(workspace: Workspace) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(re.sub(r"  pretrain:\n(    .*\n)+", "  pretrain: null\n", params.read_text()))
+    found = {f.name: f for f in doctor.examine(workspace.root)}["dvc.yaml"]
+    assert found.state == "broken"
+    subprocess.run(found.mend, shell=True, check=True, cwd=workspace.root)
+    assert "dvc.yaml" not in states(workspace.root)
+
+
+def test_outside_of_a_workspace_only_the_machine_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert "not a workspace" in shown
+    assert "autolabel init" in shown
+
+
+@pytest.mark.parametrize("folder", [".", "nowhere"])
+def test_a_workspace_that_is_asked_for_and_is_none_is_an_error(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--quick", "--workspace", str(tmp_path / folder)]) == 2
+    assert "not a workspace" in capsys.readouterr().err
+
+
+def test_a_folder_inside_of_a_workspace_means_that_workspace(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.path("data"))
+    main(["doctor", "--quick"])
+    assert "params.yaml: profile" in capsys.readouterr().out
+
+
+def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = workspace.path("inner")
+    atomic.write_bytes(inner / "dvc.yaml", workspace.path("dvc.yaml").read_bytes())
+    assert main(["doctor", "--quick", "--workspace", str(inner)]) == 1
+    assert f"{inner}/params.yaml" in capsys.readouterr().out
+
+
+def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:
+    params = workspace.path("params.yaml")
+    params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))
+    (told,) = [f for f in doctor.examine(workspace.root) if "use_corse" in f.text]
+    assert (told.name, told.state) == ("params.yaml", "broken")
+    assert told.mend
+
+
+def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a_stage_refuses(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = workspace.path("params.yaml")
+    text = params.read_text().replace("    mask: null", "    mask: policies/gone.png")
+    head, tail = text.split("teacher_train:\n", 1)
+    params.write_text(head + "teacher_train:\n" + tail.replace("device: auto", "device: cuda", 1))
+    monkeypatch.setattr(doctor, "visible_devices", list)
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert found["params.yaml"].text == "pseudo_label.merge.mask: policies/gone.png is not there"
+    assert "no GPU is visible" in found["teacher_train.runtime"].text
+    monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0"])
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert found["teacher_train.runtime"].text == "ranks is 2, but 1 GPU(s) are visible"
+    monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0", "GPU-1"])
+    assert "teacher_train.runtime" not in states(workspace.root)
+
+
+def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.path("data/demo/mapillary"))
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert found["data pretrain"].state == "broken"
+    assert found["data pretrain"].mend == "autolabel demo-data"
+    text = workspace.path("params.yaml").read_text().replace("calibrate:\n", "calibrat:\n")
+    workspace.path("params.yaml").write_text(text)
+    assert any(f.state == "broken" and "calibrat" in f.text for f in doctor.examine(workspace.root))
+
+
+def test_parameters_of_a_killed_night_are_restored(workspace: Workspace) -> None:
+    original = workspace.path("params.yaml").read_bytes()
+    killed = overrides.overridden(workspace.root, {"pseudo_label.threshold": 0.5})
+    killed.__enter__()  # and nobody leaves it: the process was killed
+    assert "autolabel doctor --fix" in {f.mend for f in doctor.examine(workspace.root)}
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert workspace.path("params.yaml").read_bytes() == original
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = machine.versions() | {"torch": "2.12.0"}
+    monkeypatch.setattr(machine, "versions", lambda: have)
+    monkeypatch.setattr(machine.metadata, "requires", lambda _name: ["torch==2.15.0", "numpy"])
+    assert "needs torch ==2.15.0, installed is 2.12.0" in str(machine.torch_pair())
+    monkeypatch.setattr(machine, "versions", lambda: have | {"torch": "2.4.1"})
+    assert "2.11 or newer" in str(machine.torch_pair())
+
+
+def test_a_torch_that_does_not_fit_and_a_disk_that_is_too_small_are_findings_with_their_mend(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "torch_pair", lambda: "torchvision needs torch ==2.15.0, installed is 2.12.0")
+    monkeypatch.setattr(doctor, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
+    found = {f.name: f for f in doctor.examine(workspace.root) if f.state == "broken"}
+    assert (found["packages"].text, found["packages"].mend) == (doctor.torch_pair(), machine.reinstall())
+    assert found["disk"].text == "1.0 GiB free, at most 10.0 GiB needed by a full run"
+    assert "dvc gc --workspace" in found["disk"].mend
+    assert main(["doctor", "--workspace", str(workspace.root)]) == 1
+
+
+def test_the_command_for_wrong_packages_makes_setup_install_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = (REPO / "requirements.lock").read_bytes() + (REPO / "pyproject.toml").read_bytes()
+    (tmp_path / f".ready-{hashlib.sha256(pinned).hexdigest()[:16]}").touch()
+    monkeypatch.setattr(machine.sys, "prefix", str(tmp_path))
+    *first, make = machine.reinstall().split(" && ")
+
+    def installs() -> bool:
+        done = subprocess.run(f"{make} -n", shell=True, cwd=REPO, check=True, capture_output=True, text=True)
+        return "requirements.lock" in done.stdout
+
+    assert not installs(), "the environment counts as finished, whatever was installed since"
+    for command in first:
+        subprocess.run(command, shell=True, check=True)
+    assert installs()
+    assert machine.reinstall() == "make setup"
+
+
+def test_too_little_disk_stops_the_night_before_it_starts(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hmsa_core.errors import NoSpaceError
+
+    monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
+    with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
+        machine.check_machine(workspace)
+
+
+def test_torch_and_torchvision_of_this_environment_work_together() -> None:
+    assert machine.torch_works() is None
+
+
+def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_no_broken_checkpoint(
+    workspace: Workspace,
+) -> None:
+    dead = "999999999-00000000.tmp"  # no process can have this number
+    for name in (f"work/evaluate/.x.json.{dead}", f"models/.teacher.{dead}/model.safetensors",
+                 f"labels/.raw.{dead}/shard-00000.parquet", f".calibration.{dead}/policy.json",
+                 "work/.living.1-00000000.tmp"):  # fmt: skip
+        atomic.write_bytes(workspace.path(name), b"four")
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
+    assert not [name for name in found if ".tmp" in name]

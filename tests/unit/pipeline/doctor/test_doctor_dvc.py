@@ -1,0 +1,138 @@
+"""The doctor on DVC's files: what blocks every run is named and mended, and no lock is taken from the living."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import doctor, doctor_dvc
+from pipeline.cli.main import main
+from pipeline.finding import Finding
+from pipeline.workspace import Workspace
+from tests.support.findings import states
+
+
+@pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])
+def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(
+    workspace: Workspace, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(content)
+    assert main(["doctor", "--workspace", str(workspace.root)]) == 1
+    assert "autolabel doctor --fix" in capsys.readouterr().out
+    assert rwlock.exists(), "without --fix nothing is touched"
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert not rwlock.exists()
+
+
+def test_a_torn_dvc_lock_is_left_alone_while_a_stage_is_at_work(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(b"")
+    with workspace.lock("auto-infer"):
+        assert doctor_dvc.repair_lock(workspace) is None
+    assert rwlock.exists()
+
+
+def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_bytes(b"")
+    with workspace.path(".dvc/tmp/lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+        assert (found[0].state, found[0].mend) == ("warning", "wait for it")
+        assert doctor_dvc.repair_lock(workspace) is None
+        assert rwlock.exists()
+    assert doctor_dvc.repair_lock(workspace) is not None, "free again: nobody is at work"
+
+
+def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> None:
+    entry = {"write": {"models": {"pid": 99_999_999, "cmd": "dvc repro"}}, "read": {}}
+    workspace.path(".dvc/tmp/rwlock").write_text(json.dumps(entry))
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert found[0].state == "ok"
+    assert "drops it by itself" in found[0].text
+
+
+def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(workspace: Workspace) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    rwlock.write_text(json.dumps({"write": {"models": {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert (found[0].state, found[0].text) == ("warning", f"held by process {os.getpid()}")
+    assert doctor_dvc.repair_lock(workspace) is None, "this process was there when the file was written"
+
+    os.utime(rwlock, (1e9, 1e9))  # written by somebody who is gone since, before this process began
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+    assert (found[0].state, found[0].mend) == ("broken", "autolabel doctor --fix")
+    assert f"names process {os.getpid()}, which began after it was written" in found[0].text
+    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
+    assert not rwlock.exists()
+
+
+CONFLICT = """schema: '2.0'
+stages:
+  report:
+<<<<<<< HEAD
+    cmd: exec autolabel stage report
+=======
+    cmd: exec autolabel stage report --theirs
+>>>>>>> theirs
+"""
+
+
+@pytest.mark.parametrize(("content", "said"), [(CONFLICT, "merge conflict"), ("schema: '2.0'\nstages:\n  report: {cm", "torn"),
+                                               ("", "torn")])  # fmt: skip
+def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
+    workspace: Workspace, content: str, said: str
+) -> None:
+    lock = workspace.path("dvc.lock")
+    assert "dvc.lock" not in states(workspace.root), "a workspace in which nothing ran has none"
+    lock.write_text("schema: '2.0'\nstages: {}\n")
+    assert states(workspace.root)["dvc.lock"] == "ok"
+    lock.write_text(content)
+    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc.lock"]
+    assert (found[0].state, found[0].mend) == ("broken", "rm dvc.lock && dvc repro")
+    assert said in found[0].text
+
+
+def _site_cache(ws: Workspace, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Finding:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder))
+    return {f.name: f for f in doctor.examine(ws.root)}["dvc site cache"]
+
+
+def test_a_folder_of_pickles_that_others_can_write_is_told_until_it_is_private(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to others already
+        folder = Path(name).resolve() / "cache"
+        assert _site_cache(workspace, monkeypatch, folder).state == "ok", "closed to others further up"
+        folder.parent.chmod(0o755)
+        assert _site_cache(workspace, monkeypatch, folder).state == "warning", "dvc would make it 0777"
+        (folder / "repo").mkdir(parents=True)
+        (folder / "repo").chmod(0o777)
+        found = _site_cache(workspace, monkeypatch, folder)
+        assert (found.state, str(folder) in found.text) == ("warning", True)
+        (folder / "repo").chmod(0o1777)
+        assert _site_cache(workspace, monkeypatch, folder).state == "warning", "they may still be first"
+        folder.chmod(0o700)
+        assert _site_cache(workspace, monkeypatch, folder).state == "ok"
+
+
+def test_the_command_that_mends_the_folder_of_pickles_mends_it(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        found = _site_cache(workspace, monkeypatch, home / "cache")
+        monkeypatch.delenv("DVC_SITE_CACHE_DIR")
+        monkeypatch.setenv("HOME", name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", f"{name}/.config")
+        subprocess.run(found.mend, shell=True, check=True, cwd=tmp_path)
+        after = {f.name: f for f in doctor.examine(workspace.root)}["dvc site cache"]
+        assert (after.state, f"{name}/.cache/dvc-site" in after.text) == ("ok", True)
