@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from hmsa_core.locks import FileLock
 from pipeline.flow.overrides import apply
 from tests.support.chain import REPO, Whole, dvc, run
 from tests.support.nightly import SLOWLY, down, free_port, up
@@ -16,11 +19,19 @@ from tests.support.nightly import SLOWLY, down, free_port, up
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """A workspace after `init` and one `dvc repro`: look, do not touch."""
-    was_idle = os.getloadavg()[0] < 0.7
-    root = tmp_path_factory.mktemp("chain") / "ws"
-    run(REPO, "autolabel", "init", str(root), "--profile", "tiny")
-    return Whole(root, dvc(root, "repro"), was_idle)
+    """A workspace after `init` and one `dvc repro`, made once for all processes of a run: look, do not touch."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root, record = shared / "chain" / "ws", shared / "chain" / "whole.pickle"
+    with FileLock(shared / "chain.lock", what="the workspace of the tests", wait_s=900):
+        if record.exists():
+            return cast("Whole", pickle.loads(record.read_bytes()))
+        shutil.rmtree(root, ignore_errors=True)  # of another process whose test failed here
+        was_idle = os.getloadavg()[0] < 0.7
+        run(REPO, "autolabel", "init", str(root), "--profile", "tiny")
+        made = Whole(root, dvc(root, "repro"), was_idle)
+        record.write_bytes(pickle.dumps(made))
+        return made
 
 
 @pytest.fixture
