@@ -119,6 +119,16 @@ def test_nan_is_refused_in_json(tmp_path: Path) -> None:
     assert not (tmp_path / "x.json").exists()
 
 
+def test_json_has_sorted_keys_and_letters_as_they_are_so_that_files_and_digests_stay_what_they_were(tmp_path: Path) -> None:
+    value = {"b": "M\u00fcnchen", "a": [1, 0.5, None]}
+    assert atomic.canonical_json(value) == '{"a":[1,0.5,null],"b":"M\u00fcnchen"}'.encode()
+    atomic.write_json(tmp_path / "x.json", value)
+    assert (tmp_path / "x.json").read_text("utf-8") == \
+        '{\n "a": [\n  1,\n  0.5,\n  null\n ],\n "b": "M\u00fcnchen"\n}\n'  # fmt: skip
+    with pytest.raises(ValueError, match="JSON"):
+        atomic.canonical_json({"miou": float("nan")})
+
+
 def test_append_keeps_all_earlier_lines_when_it_fails(tmp_path: Path) -> None:
     log = tmp_path / "review.jsonl"
     atomic.append_line(log, '{"id": 1}')

@@ -112,6 +112,13 @@ def test_publish_mirrors_the_source_and_shares_its_bytes(tmp_path: Path) -> None
         assert (target / "a").stat().st_ino == (source / "a").stat().st_ino
 
 
+def test_only_files_that_are_meant_are_published(tmp_path: Path) -> None:
+    fill(tmp_path / "work", "new", 2)
+    names = sorted(content(tmp_path / "work"))
+    publish_tree(tmp_path / "work", tmp_path / "out", only=names[1:])
+    assert sorted(content(tmp_path / "out")) == names[1:]
+
+
 def test_a_new_tree_keeps_permissions_and_links_that_lead_to_it(tmp_path: Path) -> None:
     (tmp_path / "disk" / "out").mkdir(parents=True)
     (tmp_path / "disk" / "out").chmod(0o2775)
