@@ -45,7 +45,9 @@ def damage(checkpoint: Path) -> str:
         recorded = atomic.read_json(meta).get("weights_sha256")
     except HmsaError as error:
         return error.message
-    return "" if atomic.sha256_file(weights) == recorded else f"{weights}: bytes differ from model.json's digest"
+    actual = atomic.sha256_file(weights)
+    differ = f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
+    return "" if actual == recorded else differ
 
 
 class Registry:
