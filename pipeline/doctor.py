@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from hmsa_core.atomic import is_left_over, is_temp
+from hmsa_core.atomic import is_left_over
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
 from hmsa_core.models.options import ModelOptions
-from pipeline import doctor_dvc
+from pipeline import doctor_dvc, doctor_models
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.finding import Finding
 from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
-from pipeline.registry import Registry, damage
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
@@ -60,7 +59,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> list[_Check]:
     return [
         lambda: _params(ws), lambda: _devices(ws, gpus), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
         lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
-        lambda: _teacher(ws), lambda: _checkpoints(ws), lambda: _stores(ws, deep=deep),
+        lambda: doctor_models.examine(ws), lambda: _stores(ws, deep=deep),
     ]  # fmt: skip
 
 
@@ -82,10 +81,14 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages(*, deep: bool) -> Iterator[Finding]:
-    wrong = torch_pair() or (torch_works() if deep else None)
     have = versions()
-    text = ", ".join(f"{k} {v}" for k, v in have.items() if v)
-    yield Finding("packages", "broken" if wrong else "ok", wrong or text, reinstall() if wrong else "")
+    if wrong := torch_pair():
+        yield Finding("packages", "broken", wrong, reinstall())
+    elif deep and (wrong := torch_works()):
+        # The right versions, so that an installer would leave the damaged files as they are.
+        yield Finding("packages", "broken", wrong, reinstall(anew=True))
+    else:
+        yield Finding("packages", "ok", ", ".join(f"{k} {v}" for k, v in have.items() if v))
     missing = [k for k, v in have.items() if not v]
     if missing:
         yield Finding("packages", "warning", f"not installed: {', '.join(missing)}", reinstall())
@@ -183,47 +186,6 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
             yield Finding("leftovers", "ok", text)
 
 
-def _teacher(ws: Workspace) -> Iterator[Finding]:
-    """Whether models/current.json names a model that is there (the stage's own may be untrained yet)."""
-    try:
-        if ws.is_promoted():
-            ws.teacher()
-    except HmsaError as error:
-        yield Finding("teacher", "broken", error.message, "autolabel models rollback")
-
-
-def _checkpoints(ws: Workspace) -> Iterator[Finding]:
-    outs = doctor_dvc.outputs(ws)
-    for folder in sorted({path.parent for path in ws.path("models").rglob("model.*")}):
-        if is_temp(folder.name):
-            continue  # told as a leftover
-        name = folder.relative_to(ws.root).as_posix()
-        if not (wrong := damage(folder)):
-            yield Finding(name, "ok", "weights match their digest")
-        elif folder.parent == ws.path("models/registry"):
-            yield Finding(name, "broken", wrong, _drop_version(ws, folder))
-        elif name in outs:
-            yield Finding(name, "broken", wrong, _restore(name))
-        else:
-            yield Finding(name, "broken", wrong, f"rm -r {name}  # then import it again: DVC has no copy of it")
-
-
-def _restore(name: str) -> str:
-    return f"rm -r {name} && dvc checkout {name}"
-
-
-def _drop_version(ws: Workspace, folder: Path) -> str:
-    """Commands after which nobody names a damaged registered model, and it is gone."""
-    registry, name = Registry(ws.root), folder.relative_to(ws.root).as_posix()
-    teaches = ws.is_promoted() and registry.current() == name
-    # Without model.json the teacher is a finding of its own, and two rollbacks would be one too many.
-    commands = ["autolabel models rollback"] if teaches and (folder / "model.json").exists() else []
-    champion = registry.champion()
-    if champion is not None and champion.path == folder:
-        commands.append("rm models/registry/champion.json")  # the next promotion pins another reference
-    return " && ".join([*commands, f"rm -r {name}"])
-
-
 def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
     from hmsa_core.labels import LabelStore
 
@@ -237,7 +199,7 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         except HmsaError as error:
             problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", problem, _restore(name))
+            yield Finding(name, "broken", problem, f"rm -r {name} && dvc checkout {name}")
         if not problems:
             text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
             yield Finding(name, "ok", text)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from hmsa_core.errors import ConfigError, one_line
 from pipeline.finding import Finding
 from pipeline.workspace import Workspace
 
@@ -26,9 +27,21 @@ def examine(ws: Workspace) -> Iterator[Finding]:
 
 
 def outputs(ws: Workspace) -> set[str]:
-    """What DVC keeps copies of: the outputs of dvc.yaml's stages, relative to the workspace."""
-    stages = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"]
-    return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
+    """What DVC keeps copies of: the outputs of dvc.yaml's stages, relative to the workspace.
+
+    Raises:
+        ConfigError: dvc.yaml cannot be read.
+    """
+    path = ws.path("dvc.yaml")
+    try:
+        stages = yaml.safe_load(path.read_text("utf-8", errors="replace"))["stages"]
+        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: no stages can be read: every dvc repro fails ({one_line(error)})",
+            hint="take it from version control, or from a new workspace of `autolabel init`",
+        ) from error
+    return {name for out in outs for name in (out if isinstance(out, dict) else [out])}
 
 
 def _rwlock(ws: Workspace) -> Path:
@@ -52,7 +65,7 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
     written = path.stat().st_mtime
     dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
     living = {pid for pid in _pids(entries) if _lives(pid)}
-    strangers = sorted(pid for pid in living if _started(pid) > written + 1)
+    strangers = sorted(pid for pid in living if _is_stranger(pid, written))
     if holders := sorted(living - set(strangers)):
         yield Finding("dvc lock", "warning", f"held by process {holders[0]}", "wait for it, or stop that process")
     elif strangers:
@@ -86,14 +99,17 @@ def _lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def _started(pid: int) -> float:
-    """When a process began, in seconds since 1970 (0 = it is gone)."""
+def _is_stranger(pid: int, written: float) -> bool:
+    """Whether a process has the number of one that is gone: it began after the file was written, and is no dvc."""
+    process = Path(f"/proc/{pid}")
     try:
-        after_boot = int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
-    except FileNotFoundError:
-        return 0.0
+        after_boot = int(process.joinpath("stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
+        command = process.joinpath("cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return False
     booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text("utf-8"), re.MULTILINE)
-    return (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
+    started = (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
+    return started > written + 1 and b"dvc" not in command
 
 
 def _is_running(ws: Workspace) -> bool:

@@ -135,7 +135,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     if registry.current().endswith(f"/{version.name}"):
         verdict["decision"] = f"{version.name} teaches already"
         return verdict
-    if withdrawn := _rolled_back(registry, version.name):
+    if withdrawn := registry.withdrawn(version.name):
         why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
         verdict["decision"] = (
             f"kept {registry.current()}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
@@ -146,13 +146,3 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     verdict["promoted"] = version.name
     verdict["decision"] = f"promoted {version.name}"
     return verdict
-
-
-def _rolled_back(registry: Registry, name: str) -> dict[str, Any] | None:
-    """The rollback away from a version, if that is the last thing that happened to it: a person's word stands."""
-    for line in reversed(registry.history()):
-        if line["to"].endswith(f"/{name}"):
-            return None
-        if line["from"].endswith(f"/{name}") and line["action"] == "rollback":
-            return dict(line)
-    return None

@@ -72,12 +72,20 @@ def torch_works() -> str | None:
     return one_line(said[-1]) if said else f"importing both ended with status {done.returncode}, without a word"
 
 
-def reinstall() -> str:
-    """The command that lays the pinned packages into this environment again."""
+def reinstall(*, anew: bool = False) -> str:
+    """The command that lays the pinned packages into this environment again.
+
+    Args:
+        anew: remove the environment first, where it is one of `make setup`.
+    """
     prefix = Path(sys.prefix)
     stamps = sorted(prefix.glob(".ready-*"))  # while one is there, `make setup` takes the environment for finished
-    where = "" if prefix == Path.cwd() / ".venv" else f" VENV={shlex.quote(str(prefix))}"
-    return f"rm {' '.join(shlex.quote(str(s)) for s in stamps)} && make setup{where}" if stamps else "make setup"
+    is_own = sys.prefix == sys.base_prefix or prefix == Path.cwd() / ".venv"
+    make = "make setup" if is_own else f"make setup VENV={shlex.quote(str(prefix))}"
+    if not stamps:
+        return make
+    gone = ["rm", "-r", prefix] if anew else ["rm", *stamps]
+    return f"{shlex.join(map(str, gone))} && {make}"
 
 
 def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:

@@ -2,7 +2,7 @@
 
     models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
     models/registry/VERSION/        checkpoint folder (hard links) + record.json
-    models/registry/history.jsonl   one line a promotion or rollback, oldest first
+    models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
     models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
 
 `promote` writes the version first and `current.json` last: a kill in between changes nothing.
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.atomic import is_temp, publish_file
+from hmsa_core.digested import take_digest
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.locks import FileLock
-from hmsa_core.trees import publish_tree
+from hmsa_core.trees import new_tree
 from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["Registry", "Version", "damage"]
+__all__ = ["Registry", "Version", "damage", "version_damage"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,35 @@ class Version:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint folder's files, or "": one is missing, or weights differ from their digest."""
+    """What is wrong with a checkpoint folder's files, or "": missing, unreadable, or not what their digests say."""
     weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
     for path in (weights, meta):
         if not path.exists():
             return f"{path} is missing"
     try:
-        recorded = atomic.read_json(meta).get("weights_sha256")
+        value = atomic.read_json(meta)
+        actual = atomic.sha256_file(weights)
     except HmsaError as error:
         return error.message
-    actual = atomic.sha256_file(weights)
+    except OSError as error:
+        return one_line(error)
+    recorded, digest = take_digest(value)
+    if recorded not in (None, digest):
+        return f"{meta}: damaged or edited (digest is {digest}, recorded {recorded})"
+    recorded = value.get("weights_sha256")
     differ = f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
     return "" if actual == recorded else differ
+
+
+def version_damage(folder: Path) -> str:
+    """What is wrong with a registered model: its checkpoint, or its record is torn (one without is not listed)."""
+    record = folder / "record.json"
+    try:
+        if record.exists():
+            atomic.read_json(record)
+    except HmsaError as error:
+        return error.message
+    return damage(folder)
 
 
 class Registry:
@@ -108,19 +127,17 @@ class Registry:
         for version in self.versions():
             if version.record.get("weights_sha256") == weights:
                 if damage(version.path):
-                    publish_tree(checkpoint, version.path, last=("model.json",))
-                    atomic.write_json(version.path / "record.json", version.record)
+                    _put(checkpoint, version.path, version.record)
                 return version
         number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
         path = self.folder / f"v{number:04d}-{weights[:8]}"
         atomic.sweep_temps(self.folder)
-        publish_tree(checkpoint, path, last=("model.json",))
         record = {
             "number": number, "role": role, "weights_sha256": weights, "metrics": metrics, "verdict": verdict,
             "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
             "incumbent": self.current(),
         }  # fmt: skip
-        atomic.write_json(path / "record.json", record)
+        _put(checkpoint, path, record)
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
@@ -158,21 +175,32 @@ class Registry:
                 before = str(promotions[-1]["from"])
                 if not self._is_whole(before):
                     raise InputError(
-                        f"cannot roll back: {damage(self.root / before) or f'{before} is no registered model'}",
+                        f"cannot roll back: {version_damage(self.root / before) or f'{before} is no registered model'}",
                         hint="`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one",
                     )
-            self._switch("rollback", before, by, reason, now=now)
+            # A rollback is a person's word against a model, which stands; a repair is none.
+            self._switch("repair" if broken else "rollback", before, by, reason, now=now)
             return before
 
     def _is_whole(self, teacher: str) -> bool:
         """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
         folder = (self.root / teacher).resolve()
-        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not damage(folder))
+        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not version_damage(folder))
 
     def _last_that_is_whole(self, gone: str) -> str:
-        """Who taught last by the history, leaving out who is gone; the stage's own model if nobody did."""
+        """Who taught last by the history and was not withdrawn; the stage's own model if nobody did."""
         taught = (str(line["to"]) for line in reversed(self.history()))
-        return next((teacher for teacher in taught if teacher != gone and self._is_whole(teacher)), TEACHER_STAGE)
+        may = (t for t in taught if t != gone and not self.withdrawn(Path(t).name) and self._is_whole(t))
+        return next(may, TEACHER_STAGE)
+
+    def withdrawn(self, name: str) -> dict[str, Any] | None:
+        """The rollback away from a version, if that is the last thing that happened to it: a person's word stands."""
+        for line in reversed(self.history()):
+            if line["to"].endswith(f"/{name}"):
+                return None
+            if line["from"].endswith(f"/{name}") and line["action"] == "rollback":
+                return dict(line)
+        return None
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -184,8 +212,8 @@ class Registry:
         if not path.exists():
             return None
         try:
-            return self.get(str(atomic.read_json(path)["version"]))
-        except InputError as error:
+            return self.get(str(atomic.read_json(path).get("version")))
+        except HmsaError as error:
             pin = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
             raise InputError(f"{path}: {error.message}", hint=pin) from error
 
@@ -199,6 +227,14 @@ class Registry:
 
     def _lock(self) -> FileLock:
         return FileLock(self.root / "work" / "locks" / "registry.lock", what="the model registry", wait_s=10)
+
+
+def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
+    """Make `path` a version in one step: the checkpoint's files by hard links, and the record."""
+    with new_tree(path, last=("record.json",)) as folder:
+        for file in sorted(p for p in checkpoint.rglob("*") if p.is_file() and not is_temp(p.name)):
+            publish_file(file, folder / file.relative_to(checkpoint))
+        atomic.write_json(folder / "record.json", record)
 
 
 def _user() -> str:

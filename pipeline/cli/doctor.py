@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps([f.to_json() for f in findings], indent=1) + "\n")
     else:
+        if root != Path.cwd().resolve() and any(f.mend for f in findings):
+            sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")
         for finding in findings:
             sys.stdout.write(f"{finding.state:8} {finding.name}: {finding.text}\n")
             if finding.mend:

@@ -13,7 +13,7 @@ from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, InputError, IntegrityError
 from pipeline.cli.main import main
 from pipeline.registry import Registry, Version, damage
-from tests.support.faults import every_fault
+from tests.support.faults import every_exit, every_fault
 
 
 def _checkpoint(folder: Path, content: bytes) -> Path:
@@ -128,6 +128,46 @@ def test_registering_the_same_weights_again_mends_a_damaged_version(registry: Re
     again = registry.register(registry.root / "a", role="student", metrics={}, verdict=None)
     assert (again.name, damage(again.path)) == (version.name, "")
     assert [v.record for v in registry.versions()] == [version.record]
+
+
+def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    _damaged(first)
+    saved = registry.root / "saved"
+    shutil.copytree(registry.root / "models", saved)
+    new = _checkpoint(registry.root / "c", b"c")
+    for checkpoint, expected in ((registry.root / "a", [first, second]), (new, [first, second, None])):
+        for _ in every_exit(lambda folder=checkpoint: registry.register(folder, role="student", metrics={}, verdict=None)):
+            found = registry.versions()
+            assert [v.record for v in found[:2]] == [first.record, second.record]
+            assert all(not damage(v.path) for v in found[2:]), "what is listed is whole"
+            again = registry.register(checkpoint, role="student", metrics={}, verdict=None)
+            assert damage(again.path) == ""
+            assert len(registry.versions()) == len(expected)
+            shutil.rmtree(registry.root / "models")
+            shutil.copytree(saved, registry.root / "models")
+
+
+def test_a_model_that_cannot_be_read_is_a_damaged_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = _promoted(registry, "ab")
+    real = atomic.sha256_file
+
+    def read(path: Path) -> str:
+        if path.parent.name.startswith("v0002"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(atomic, "sha256_file", read)
+    assert registry.rollback().endswith(first.name)
+
+
+def test_a_repair_is_nobodys_word_against_a_model_and_a_rollback_stands(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    registry.rollback(by="ann")
+    _damaged(first)
+    assert registry.rollback() == "stage:teacher-train", "not the one that ann withdrew"
+    assert registry.withdrawn(first.name) is None
+    assert (registry.withdrawn(second.name) or {})["by"] == "ann"
 
 
 def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(registry: Registry) -> None:

@@ -26,4 +26,4 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(autouse=True)
 def _no_torch_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "torch_works", lambda: None)  # seconds each time; tested once below
+    monkeypatch.setattr(doctor, "torch_works", lambda: None)  # seconds each time; tested once in test_doctor.py

@@ -191,7 +191,18 @@ def test_the_command_for_wrong_packages_makes_setup_install_again(
     for command in first:
         subprocess.run(command, shell=True, check=True)
     assert installs()
-    assert machine.reinstall() == "make setup"
+    assert machine.reinstall() == make, "it failed on the way: the same environment again"
+
+
+def test_damaged_packages_of_the_right_version_are_removed_first(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / ".ready-0123456789abcdef").touch()
+    monkeypatch.setattr(machine.sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setattr(doctor, "torch_works", lambda: "operator torchvision::nms does not exist")
+    found = {f.name: f for f in doctor.examine(workspace.root)}["packages"]
+    assert found.mend == f"rm -r {tmp_path}/env && make setup VENV={tmp_path}/env"
 
 
 def test_too_little_disk_stops_the_night_before_it_starts(

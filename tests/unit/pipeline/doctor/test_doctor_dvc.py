@@ -74,6 +74,14 @@ def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(w
     assert not rwlock.exists()
 
 
+@pytest.mark.parametrize("content", ["stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "", "stages: 3\n"])
+def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(workspace: Workspace, content: str) -> None:
+    workspace.path("dvc.yaml").write_text(content)
+    broken = [f for f in doctor.examine(workspace.root) if f.state == "broken"]
+    assert any("dvc.yaml: no stages can be read" in f.text and "autolabel init" in f.mend for f in broken)
+    assert {"packages", "dvc lock", "disk"} <= states(workspace.root).keys()
+
+
 CONFLICT = """schema: '2.0'
 stages:
   report:

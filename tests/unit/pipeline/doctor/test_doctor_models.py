@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from hmsa_core import atomic
+from hmsa_core.errors import InputError
 from pipeline import doctor
 from pipeline.cli.main import main
-from pipeline.registry import Registry
+from pipeline.registry import Registry, Version
 from pipeline.workspace import Workspace
 from tests.support.findings import states
 
@@ -41,14 +45,18 @@ def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace
     atomic.write_json(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
     found = {f.name: f for f in doctor.examine(workspace.root)}["models/imported"]
     assert found.state == "broken"
-    assert found.mend == "rm -r models/imported  # then import it again: DVC has no copy of it"
+    assert found.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
+    subprocess.run(found.mend, shell=True, check=True, cwd=workspace.root)
+    assert "models/imported" not in states(workspace.root)
 
 
-@pytest.mark.parametrize("damaged", ["a", "b", "ab"])
-@pytest.mark.parametrize("gone", [None, "model.json"])
-def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
-    workspace: Workspace, damaged: str, gone: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_others_below_models_are_no_checkpoints(workspace: Workspace) -> None:
+    atomic.write_bytes(workspace.path("models/model.pth"), b"released")
+    atomic.write_bytes(workspace.path("models/registry/model.txt"), b"notes")
+    assert "broken" not in states(workspace.root).values()
+
+
+def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     registry, versions = Registry(workspace.root), {}
     for name in "ab":
         folder = workspace.path("models/student")
@@ -56,13 +64,12 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
         atomic.write_json(folder / "model.json", {"weights_sha256": sha})
         versions[name] = registry.register(folder, role="student", metrics={}, verdict=None)
         registry.promote(versions[name])
-    for name in damaged:
-        path = versions[name].path / (gone or "model.safetensors")
-        path.unlink()
-        if not gone:
-            path.write_bytes(b"?")
+    return registry, versions
+
+
+def _mend_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Run the command of each finding; names of what was broken. Nothing is, afterwards."""
     found = [f for f in doctor.examine(workspace.root) if f.state == "broken"]
-    assert {f.name for f in found} >= {f"models/registry/{versions[name].name}" for name in damaged}
     monkeypatch.chdir(workspace.root)
     for command in (c for f in found for c in f.mend.split(" && ")):
         if command.startswith("autolabel "):
@@ -70,9 +77,53 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
         else:
             subprocess.run(command, shell=True, check=True)
     assert "broken" not in states(workspace.root).values()
+    return {f.name for f in found}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda folder: (folder / "model.safetensors").write_bytes(b"?"),
+    "model.json": lambda folder: (folder / "model.json").write_text("{"),
+    "no model.json": lambda folder: (folder / "model.json").unlink(),
+    "record": lambda folder: (folder / "record.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damaged", ["a", "b", "ab"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
+    workspace: Workspace, damaged: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, versions = _two_promoted(workspace)
+    shutil.rmtree(workspace.path("models/student"))
+    for name in damaged:
+        DAMAGES[kind](versions[name].path)
+    assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
     left = {"a": f"models/registry/{versions['b'].name}", "b": f"models/registry/{versions['a'].name}"}
     assert registry.current() == left.get(damaged, "stage:teacher-train")
     assert registry.champion() == (versions["a"] if damaged == "b" else None)
+
+
+def test_a_damaged_registered_model_with_a_whole_twin_is_made_whole(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, versions = _two_promoted(workspace)  # models/student has b's weights
+    (versions["b"].path / "model.safetensors").unlink()
+    before = registry.history()
+    assert _mend_all(workspace, monkeypatch) == {f"models/registry/{versions['b'].name}"}
+    assert registry.versions() == list(versions.values())
+    assert (registry.current(), registry.history()) == (f"models/registry/{versions['b'].name}", before)
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"version": "v0009-01234567"}'])
+def test_a_champion_that_nobody_can_find_is_named(
+    workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, _ = _two_promoted(workspace)
+    workspace.path("models/registry/champion.json").write_text(damage)
+    with pytest.raises(InputError, match=r"champion\.json"):
+        registry.champion()
+    assert _mend_all(workspace, monkeypatch) == {"champion"}
+    assert registry.champion() is None
 
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "model.json"])
