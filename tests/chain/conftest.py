@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     root, record = shared / "chain" / "ws", shared / "chain" / "whole.pickle"
-    with FileLock(shared / "chain.lock", what="the workspace of the tests", wait_s=900):
+    with FileLock(shared / "chain.lock", what="the workspace of the tests", wait_s=500):
         if record.exists():
             return cast("Whole", pickle.loads(record.read_bytes()))
         shutil.rmtree(root, ignore_errors=True)  # of another process whose test failed here

@@ -109,6 +109,13 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert (orchestrated / "params.yaml").read_bytes() == params, "the parameters of a run are undone"
 
 
+def _answers(folder: Path) -> bool:
+    try:
+        return bool(api(folder, "health"))
+    except OSError:
+        return False
+
+
 def test_a_night_whose_flow_died_is_crashed_at_once_and_one_whose_server_is_silent_for_a_minute_completes(
     orchestrated: Path, undisturbed: Path
 ) -> None:
@@ -128,6 +135,7 @@ def test_a_night_whose_flow_died_is_crashed_at_once_and_one_whose_server_is_sile
         time.sleep(60)
     finally:
         os.killpg(server, signal.SIGCONT)
+    wait_for("the server answers again", lambda: _answers(orchestrated), 60)
     assert finish(orchestrated, run) == "Completed"
     assert {task["run_count"] for task in task_runs(orchestrated, run).values()} == {1}, "nothing ran twice"
     assert store_bytes(orchestrated) == store_bytes(undisturbed)

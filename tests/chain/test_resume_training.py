@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,9 @@ def test_a_killed_loader_worker_is_noticed_and_the_next_start_goes_on(
         os.kill(worker, signal.SIGKILL)  # as the kernel does when memory runs out
         plan.release()
         # 6 where the loop hears of it, 1 where torch's signal handler speaks up outside of it.
-        assert process.wait(30) in (TrainingError.exit_code, 1)  # a dead worker is noticed in less than 30 s
+        # Thirty seconds are a promise for a machine that has time; this one may be shared.
+        limit_s = 30 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert process.wait(limit_s) in (TrainingError.exit_code, 1)
     wait_until_gone(spec.work)
     message = read_json(spec.work / "error.json")["message"]
     assert "a loader process died" in message or f"DataLoader worker (pid {worker}) is killed" in message
@@ -200,8 +203,11 @@ def test_a_killed_loader_worker_is_noticed_and_the_next_start_goes_on(
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    links = [f.readlink() for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()]
-    return path.resolve() in links
+    for link in list(Path(f"/proc/{pid}/fd").iterdir()):
+        with suppress(FileNotFoundError):  # closed since
+            if link.readlink() == path.resolve():
+                return True
+    return False
 
 
 @pytest.mark.fault
@@ -216,6 +222,8 @@ def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_tor
             assert process.poll() is None
             assert time.monotonic() < until, "it never came to its lock"
             time.sleep(0.05)
+        time.sleep(1.5)  # it goes on waiting, and does nothing else
+        assert process.poll() is None
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libtorch" not in maps
         assert not (spec.work / "log.jsonl").exists()

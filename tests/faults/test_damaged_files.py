@@ -30,7 +30,7 @@ pytestmark = pytest.mark.fault
 
 FLIPS, IN_THE_HEAD, CUTS = 200, 50, 100
 HEAD = 128  # bytes: headers, first lines
-DIGESTS = re.compile(r"(?:digest|SHA-256) is ([0-9a-f]{16,64})\W.*(?:recorded|recorded was|says) (\S{16,64})")
+DIGESTS = re.compile(r"(?:digest|SHA-256) is ([0-9a-f]{16,64})\W.*(?:recorded|recorded was|says) ([^\s.)]{16,64})")
 
 
 @dataclass(frozen=True)
