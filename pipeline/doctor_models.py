@@ -40,7 +40,7 @@ def _champion(ws: Workspace) -> Iterator[Finding]:
     """Whether models/registry/champion.json names a version that is there: evaluate and the gate read it."""
     path = ws.path("models/registry/champion.json")
     if path.exists() and not _champion_folder(ws):
-        text = f"{path}: names no registered model; the gate has no reference until the next promotion"
+        text = f"{path}: names no registered model: evaluate and the gate stop at it"
         yield Finding("champion", "broken", text, f"rm {path.relative_to(ws.root)}")
 
 

@@ -215,7 +215,8 @@ class Registry:
             return self.get(str(atomic.read_json(path).get("version")))
         except HmsaError as error:
             pin = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
-            raise InputError(f"{path}: {error.message}", hint=pin) from error
+            said = error.message if str(path) in error.message else f"{path}: {error.message}"
+            raise InputError(said, hint=pin) from error
 
     def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:

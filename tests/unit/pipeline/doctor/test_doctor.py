@@ -100,6 +100,18 @@ def test_a_folder_inside_of_a_workspace_means_that_workspace(
     assert "params.yaml: profile" in capsys.readouterr().out
 
 
+def test_commands_for_another_folder_than_the_current_one_say_where_to_go(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.path(".dvc/tmp/rwlock").write_bytes(b"")
+    monkeypatch.chdir(workspace.path("data"))
+    main(["doctor", "--quick"])
+    assert capsys.readouterr().out.startswith(f"commands are meant for this folder: cd {workspace.root}\n")
+    monkeypatch.chdir(workspace.root)
+    main(["doctor", "--quick"])
+    assert "commands are meant" not in capsys.readouterr().out
+
+
 def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
