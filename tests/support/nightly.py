@@ -149,18 +149,20 @@ def logs_of(folder: Path, run: str) -> list[str]:
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """Living processes that work in or on a folder: pid -> command line."""
+    """Living processes that work in, on or (a flow, whose folder is that of the code) for a folder: pid -> command line."""
     found = {}
+    root = f"AUTO_LABEL_ROOT={folder}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             where = (entry / "cwd").readlink()
+            serves = root in (entry / "environ").read_bytes().split(b"\0")
             state_ = (entry / "stat").read_text().rsplit(") ", 1)[1][0]
         except (OSError, UnicodeDecodeError):
             continue
-        if state_ != "Z" and (str(folder) in line or where.is_relative_to(folder)):
+        if state_ != "Z" and (serves or str(folder) in line or where.is_relative_to(folder)):
             found[int(entry.name)] = line
     return found
 
