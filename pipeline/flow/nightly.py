@@ -70,12 +70,24 @@ def auto_label(
         changes["pseudo_label.threshold"] = threshold
     if target_precision is not None:
         changes["calibrate.target"] = target_precision
-    with nightly_lock(ws.root):
-        log = get_run_logger()
-        for line in reap(ws.root, keep=_run_id()):
-            log.warning(line)
-        with overrides.overridden(ws.root, changes):
-            return _night(ws, chosen, changes, promote=promote)
+    try:
+        with nightly_lock(ws.root):
+            log = get_run_logger()
+            for line in reap(ws.root, keep=_run_id()):
+                log.warning(line)
+            with overrides.overridden(ws.root, changes):
+                return _night(ws, chosen, changes, promote=promote)
+    except ServerGoneError as error:
+        _leave(error)
+        raise
+
+
+def _leave(error: ServerGoneError) -> None:
+    """End this process if it is the run's own: Prefect would tell a server that is gone, and wait for minutes."""
+    if str(_run_id()) == os.environ.get("PREFECT__FLOW_RUN_ID"):
+        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote: bool) -> str:
