@@ -1,4 +1,4 @@
-"""Before a night begins, disk is asked for by what will run in it, and by nothing else."""
+"""How a night begins (disk is asked for by what will run in it, and by nothing else), and ends without its server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from hmsa_core.errors import NoSpaceError
 from pipeline.flow import nightly
+from pipeline.flow.runner import ServerGoneError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -32,3 +33,18 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
     with pytest.raises(NoSpaceError):
         nightly._night(Workspace(tmp_path), chosen, {}, promote=False)
     assert told == [asked]
+
+
+@pytest.mark.parametrize(("run", "own", "ends"), [("a", "a", True), ("a", "b", False), ("a", None, False), (None, None, False)])
+def test_without_its_server_a_run_ends_its_own_process_and_no_other(
+    run: str | None, own: str | None, ends: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses: list[int] = []
+    monkeypatch.setattr(nightly.os, "_exit", statuses.append)
+    monkeypatch.setattr(nightly, "_run_id", lambda: run)
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    if own:
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", own)
+    nightly._leave(ServerGoneError("auto-infer: the orchestration server is gone"))
+    assert statuses == [1] * ends
+    assert ("server is gone" in capsys.readouterr().err) == ends, "worker.log says why"
