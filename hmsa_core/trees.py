@@ -24,7 +24,7 @@ from hmsa_core.atomic import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["new_tree", "publish_tree"]
+__all__ = ["link_tree", "new_tree", "publish_tree"]
 
 _LOG = logging.getLogger(__name__)
 # Nothing to swap with or no way to: a mount point, another file system below, a kernel or file system without it.
@@ -107,18 +107,27 @@ def _mirror(source: Path, target: Path, last: tuple[str, ...]) -> None:
     for relative in sorted(there, key=lambda p: (p.name not in last, p)):
         if relative.name in last or relative not in wanted:
             atomic.ops.unlink(target / relative)
-    _link(wanted, source, target, last)
-
-
-def _link(files: Collection[Path], source: Path, target: Path, last: tuple[str, ...]) -> None:
-    for relative in sorted(files, key=lambda p: (p.name in last, p)):
-        publish_file(source / relative, target / relative)
+    link_tree(source, target, last=last, only=wanted)
 
 
 def _files_below(folder: Path) -> set[Path]:
     """Relative paths of all files, without those that are being written."""
     found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return {p for p in found if not any(is_temp(part) for part in p.parts)}
+
+
+def link_tree(
+    source: Path, folder: Path, *, last: tuple[str, ...] = (), only: Collection[str | Path] | None = None
+) -> None:
+    """Put the files of `source` into `folder` by hard links, one by one.
+
+    Args:
+        last: names of files that come after all others.
+        only: relative paths of the files that are meant; default: all.
+    """
+    files = _files_below(source) if only is None else {Path(name) for name in only}
+    for relative in sorted(files, key=lambda p: (p.name in last, p)):
+        publish_file(source / relative, folder / relative)
 
 
 def publish_tree(
@@ -129,6 +138,5 @@ def publish_tree(
     Args:
         only: relative paths of the files that are meant; default: all.
     """
-    wanted = _files_below(source) if only is None else {Path(name) for name in only}
     with new_tree(target, last=last) as folder:
-        _link(wanted, source, folder, last)
+        link_tree(source, folder, last=last, only=only)

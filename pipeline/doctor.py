@@ -199,7 +199,7 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         except HmsaError as error:
             problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", problem, f"rm -r {name} && dvc checkout {name}")
+            yield Finding(name, "broken", problem, doctor_dvc.restore(name))
         if not problems:
             text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
             yield Finding(name, "ok", text)

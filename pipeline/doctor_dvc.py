@@ -16,7 +16,7 @@ from hmsa_core.errors import ConfigError, one_line
 from pipeline.finding import Finding
 from pipeline.workspace import Workspace
 
-__all__ = ["examine", "outputs", "repair_lock"]
+__all__ = ["examine", "outputs", "repair_lock", "restore"]
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -42,6 +42,11 @@ def outputs(ws: Workspace) -> set[str]:
             hint="take it from version control, or from a new workspace of `autolabel init`",
         ) from error
     return {name for out in outs for name in (out if isinstance(out, dict) else [out])}
+
+
+def restore(name: str) -> str:
+    """The command that takes an output of a stage from DVC's cache again."""
+    return f"rm -r {name} && dvc checkout {name}"
 
 
 def _rwlock(ws: Workspace) -> Path:

@@ -65,7 +65,7 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
         elif folder.parent == registry:
             yield Finding(name, "broken", wrong, _mend_version(ws, folder))
         elif name in outs:
-            yield Finding(name, "broken", wrong, f"rm -r {name} && dvc checkout {name}")
+            yield Finding(name, "broken", wrong, doctor_dvc.restore(name))
         else:
             files = " ".join(shlex.quote(f"{name}/{file}") for file in _FILES)
             yield Finding(name, "broken", wrong, f"rm -f {files}  # then import it again: DVC has no copy of it")

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import atomic
-from hmsa_core.atomic import is_temp, publish_file
 from hmsa_core.digested import take_digest
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.locks import FileLock
-from hmsa_core.trees import new_tree
+from hmsa_core.trees import link_tree, new_tree
 from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version", "damage", "version_damage"]
@@ -233,8 +232,7 @@ class Registry:
 def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
     """Make `path` a version in one step: the checkpoint's files by hard links, and the record."""
     with new_tree(path, last=("record.json",)) as folder:
-        for file in sorted(p for p in checkpoint.rglob("*") if p.is_file() and not is_temp(p.name)):
-            publish_file(file, folder / file.relative_to(checkpoint))
+        link_tree(checkpoint, folder)
         atomic.write_json(folder / "record.json", record)
 
 

@@ -35,6 +35,7 @@ from tests.support.nightly import (
     wait_for,
     worker_log,
 )
+from tests.support.waiting import crowd
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -95,7 +96,7 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     wait_for("the run's processes end", lambda: not victims & set(processes_of(orchestrated)), 120)
     seconds = time.monotonic() - struck
     # Fifteen seconds are a promise for a machine that has time; this one may be shared.
-    assert seconds < limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), seconds
+    assert seconds < limit_s * crowd(), seconds
     done = len(receipts_of(work) - known)
     assert 0 < done < len(LabelStore.open(undisturbed / "labels/raw").names()), "the hit came after the last shard"
 
@@ -163,7 +164,7 @@ def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undi
     finally:
         flow.kill()
         flow.wait()
-    assert time.monotonic() - struck < 15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - struck < 15 * crowd()
     assert flow.returncode != 0
     assert not run_processes_of(orchestrated)
     assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"

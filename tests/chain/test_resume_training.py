@@ -31,6 +31,7 @@ from tests.support.jobs import (
 from tests.support.planted import Plan
 from tests.support.ranks import free_port
 from tests.support.training import folder_bytes, log_of, train_spec, write_data
+from tests.support.waiting import crowd
 
 pytestmark = pytest.mark.chain
 
@@ -193,8 +194,7 @@ def test_a_killed_loader_worker_is_noticed_and_the_next_start_goes_on(
         plan.release()
         # 6 where the loop hears of it, 1 where torch's signal handler speaks up outside of it.
         # Thirty seconds are a promise for a machine that has time; this one may be shared.
-        limit_s = 30 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-        assert process.wait(limit_s) in (TrainingError.exit_code, 1)
+        assert process.wait(30 * crowd()) in (TrainingError.exit_code, 1)
     wait_until_gone(spec.work)
     message = read_json(spec.work / "error.json")["message"]
     assert "a loader process died" in message or f"DataLoader worker (pid {worker}) is killed" in message

@@ -15,7 +15,12 @@ from pathlib import Path
 
 from tests.support.chain import environment
 
-__all__ = ["Left", "leave"]
+__all__ = ["Left", "crowd", "leave"]
+
+
+def crowd() -> float:
+    """How many times as long as on an idle machine something may take: how many stand in line for each processor."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
