@@ -1,10 +1,17 @@
 """Intervals for IoU: images come in blocks (a drive, a city), so blocks are drawn, never pixels or images.
 
 A draw picks as many blocks as there are, with replacement, sums their confusion counts and takes the
-IoU of the sum (a ratio estimator). Two models are compared on the same draws. With several training
-runs (seeds) a draw first picks runs, with replacement; runs that were judged on the same blocks share
-the draw of blocks, since those images are not independent evidence a second time, and runs with
-blocks of their own draw their own (blocks nested in seeds).
+IoU of the sum (a ratio estimator). Two models are compared on the same draws. Several training runs
+(seeds) that were judged on the same blocks share the draw of blocks, since those images are not
+independent evidence a second time; runs with blocks of their own draw their own.
+
+Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their variance, of two
+half, and its percentiles know nothing of how uncertain that is (where runs differ and images do not, of
+intervals "of 95 %" three quarters and half hold what they should). So the interval of several runs is
+value +- t * sqrt(s^2 / runs + v): s the standard deviation between the runs' values on all data, v the
+variance of their mean over the draws of blocks, t Student's with the degrees of freedom of such a sum
+(Welch 1947, Satterthwaite 1946). What a run does to some blocks and not to others is in both terms. In
+simulation 93 to 97 of 100 hold the truth with three runs, 88 to 97 with two. One run has percentiles.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
+from hmsa_core.metrics.student_t import t_cdf, t_quantile
 
 __all__ = ["Interval", "bootstrap_difference", "bootstrap_iou"]
 
@@ -28,19 +36,21 @@ Blocks = Sequence[str]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its percentile interval, for the mean IoU and for each class (NaN = not scored).
+    """A value with its interval, for the mean IoU and for each class (NaN = not scored).
 
     Attributes:
         value, low, high: mean IoU (or difference of two).
+        run_values: `value` of each run alone.
         class_value, class_low, class_high: float64 (C,).
         level: share of draws between low and high.
         blocks, runs, draws: how much evidence and work it rests on.
-        above_zero: share of draws with a positive value (for differences: the one-sided certainty).
+        above_zero: one-sided certainty that the value is positive (one run: share of draws).
     """
 
     value: float
     low: float
     high: float
+    run_values: tuple[float, ...]
     class_value: NDArray[np.float64]
     class_low: NDArray[np.float64]
     class_high: NDArray[np.float64]
@@ -83,7 +93,7 @@ def bootstrap_iou(
     """
     runs, ids = _as_runs(confusions, blocks)
     plan = _Plan(ids, draws, seed)
-    return _interval(plan, [plan.scores(runs)], level)
+    return _interval(plan, plan.scores(runs), level, lowest=0.0)
 
 
 def bootstrap_difference(
@@ -101,7 +111,8 @@ def bootstrap_difference(
             f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}"
         )
     plan = _Plan(ids, draws, seed)
-    return _interval(plan, [plan.scores(runs), plan.scores(others)], level)
+    (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)
+    return _interval(plan, (whole - their_whole, drawn - their_drawn), level, lowest=-1.0)
 
 
 def _as_runs(
@@ -119,7 +130,7 @@ def _as_runs(
 
 
 class _Plan:
-    """The draws: weights of runs and of blocks, made once so that every model sees the same ones."""
+    """The draws: weights of blocks, made once so that every model sees the same ones."""
 
     def __init__(self, ids: list[NDArray[Any]], draws: int, seed: int) -> None:
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -135,17 +146,15 @@ class _Plan:
                 shared[key] = _multinomial(rng, len(names), draws)
             self.weights.append(shared[key])
         self.blocks = sum(len(names) for names in shared)
-        self.run_weights = _multinomial(rng, len(ids), draws)
 
     def scores(self, runs: list[Counts]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(C + 1,) of all data and (draws, C + 1): class IoU, then its mean, averaged over runs."""
+        """(runs, C + 1) of all data and (runs, draws, C + 1): class IoU, then its mean."""
         whole, drawn = [], []
         for run, inverse, weights in zip(runs, self.inverse, self.weights, strict=True):
             sums = _block_sums(run, inverse, weights.shape[1])
             whole.append(_with_mean(_iou(sums.sum(0))))
             drawn.append(_with_mean(_iou(np.tensordot(weights, sums, axes=1))))
-        equal = np.full(len(runs), 1.0)
-        return _mean_over_runs(np.stack(whole), equal), _mean_over_runs(np.stack(drawn), self.run_weights.T)
+        return np.stack(whole), np.stack(drawn)
 
 
 def _multinomial(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.float64]:
@@ -172,29 +181,49 @@ def _with_mean(iou: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([iou, np.asarray(mean_iou_of(iou))[..., None]], axis=-1)
 
 
-def _mean_over_runs(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted mean over the first axis; a run in which a class is not scored leaves that class out."""
-    more_axes = (1,) * (values.ndim - weights.ndim)
-    weights = np.broadcast_to(weights.reshape(weights.shape + more_axes), values.shape)
-    scored = np.where(np.isnan(values), 0.0, weights)
-    result: NDArray[np.float64] = ratio((np.nan_to_num(values) * scored).sum(0), scored.sum(0))
+def _mean_over_runs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the first axis; a run in which a class is not scored leaves that class out."""
+    scored = ~np.isnan(values)
+    result: NDArray[np.float64] = ratio(np.nan_to_num(values).sum(0), scored.sum(0))
     return result
 
 
 def _interval(
-    plan: _Plan, scores: list[tuple[NDArray[np.float64], NDArray[np.float64]]], level: float
+    plan: _Plan, scores: tuple[NDArray[np.float64], NDArray[np.float64]], level: float, *, lowest: float
 ) -> Interval:
-    value, drawn = scores[0]
-    if len(scores) == 2:
-        value, drawn = value - scores[1][0], drawn - scores[1][1]
-    low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
-    finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
+    by_run, drawn_by_run = scores
+    value, drawn = _mean_over_runs(by_run), _mean_over_runs(drawn_by_run)
+    if len(by_run) > 1:
+        low, high, above = _of_runs(by_run, drawn, plan.blocks, level)
+    else:
+        low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
+        finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
+        above = float((finite > 0).mean()) if finite.size else float("nan")
+    low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]), low=float(low[-1]), high=float(high[-1]),
+        run_values=tuple(float(v) for v in by_run[:, -1]),
         class_value=value[:-1], class_low=low[:-1], class_high=high[:-1], level=level,
-        blocks=plan.blocks, runs=len(plan.weights), draws=plan.draws,
-        above_zero=float((finite > 0).mean()) if finite.size else float("nan"),
+        blocks=plan.blocks, runs=len(plan.weights), draws=plan.draws, above_zero=above,
     )  # fmt: skip
+
+
+def _of_runs(
+    by_run: NDArray[np.float64], drawn: NDArray[np.float64], blocks: int, level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Ends of the interval for each column of (runs, C + 1), and the certainty that the last one is above zero."""
+    value, n = _mean_over_runs(by_run), (~np.isnan(by_run)).sum(0)
+    between = np.nan_to_num((by_run - value) ** 2).sum(0) / np.maximum(n * (n - 1), 1)
+    drawings = (~np.isnan(drawn)).sum(0)
+    within = np.nan_to_num((drawn - _mean_over_runs(drawn)) ** 2).sum(0) / np.maximum(drawings - 1, 1)
+    total = between + within
+    # Of no spread at all any degrees of freedom say the same.
+    parts = between**2 / np.maximum(n - 1, 1) + within**2 / max(blocks - 1, 1)
+    df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
+    half = t_quantile((1 + level) / 2, df) * np.sqrt(total)
+    error = float(np.sqrt(total[-1]))
+    above = float(t_cdf(value[-1] / error, df[-1])) if error > 0 else float(value[-1] > 0)
+    return value - half, value + half, above
 
 
 def _percentiles(drawn: NDArray[np.float64], q: float) -> NDArray[np.float64]:

@@ -44,7 +44,8 @@ def _rekey(cell: Pending, reason: str) -> None:
     # New settings hide the files that changed along with them; somebody vouched for both.
     files = changed_files(old.record["code"], cell.material.code)
     differs = list(dict.fromkeys([*cell.state.differs, *files]))
-    note = {"reason": reason, "from_key": old.record["key"], "differs": differs}
+    code = {name: digest for name, digest in old.record["code"].items() if name in files}
+    note = {"reason": reason, "from_key": old.record["key"], "differs": differs, "from_code": code}
     atomic.write_json(
         old.path,
         old.record

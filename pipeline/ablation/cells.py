@@ -127,12 +127,6 @@ class Cell:
         """Its seed."""
         return int(self.record["seed"])
 
-    @property
-    def weights(self) -> str | None:
-        """Digest of the trained weights; None for a row without a training of its own."""
-        training = self.record["training"]
-        return None if training is None else str(training["weights_sha256"])
-
     def class_names(self, counts: Counts) -> tuple[str, ...]:
         """Names of the classes in the order of `counts`, found by the IoU that both files hold; () if that fails.
 

@@ -1,7 +1,7 @@
 """Tables from the committed cells alone: mean over seeds with its interval, and paired comparisons.
 
-Images of one block (drive, run of frames) are drawn together; seeds are drawn first, blocks within them. Two rows are
-compared on the seeds and images that both have, on the same draws.
+Images of one block (drive, run of frames) are drawn together; how seeds differ counts by Student's t
+(hmsa_core.metrics.bootstrap). Two rows are compared on the seeds and images that both have, on the same draws.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ class Compared:
     images: int
     interval: Interval
     boundary: Interval | None
-    single: bool  # two trainings, each made once: the interval covers the images, not how trainings differ
+
+    @property
+    def single(self) -> bool:
+        """Each side was trained once: the interval covers the images, not how trainings differ.
+
+        This holds for two fusions of one training, too: their difference moves from training to training.
+        """
+        return len(self.seeds) == 1
 
     @property
     def verdict(self) -> str:
@@ -125,10 +132,9 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
         return bootstrap_difference(sides[0], sides[1], blocks, draws=draws, seed=seed)
 
     has_boundary = all(c.boundary is not None for c in (*ours, *theirs))
-    fusions = all(a.weights == b.weights for a, b in pairs.values())  # of one training
     return Compared(
         comparison, tuple(pairs), min(len(c.names) for c in ours), interval(at_boundaries=False),
-        interval(at_boundaries=True) if has_boundary else None, len(pairs) == 1 and not fusions,
+        interval(at_boundaries=True) if has_boundary else None,
     )  # fmt: skip
 
 

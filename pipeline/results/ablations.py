@@ -13,14 +13,15 @@ from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
 from pipeline.ablation.statistics import Cells, Table, between_trainings, load_cells, summarise
-from pipeline.results.tables import ONE_SEED, by_class, claims, points, provenance_lines, rows_table, table
+from pipeline.results.tables import ONE_SEED, by_class, claims, folded, points, provenance_lines, rows_table, table
 
 __all__ = ["Options", "ablation_section", "tables_of"]
 
 
 _BY_CLASS = (
-    "By class, points of IoU, classes whose own interval excludes zero (not corrected for the number of classes; where "
-    "one seed is compared, two trainings of one recipe can stand here too):"
+    "What each difference is made of: the classes whose own interval excludes zero",
+    "Points of IoU; not corrected for the number of classes. Where one seed is compared, two trainings of one recipe "
+    "can stand here too.",
 )
 _NO_NAMES = "By class: not shown, no cell tells which class is which (classes of equal IoU)."
 
@@ -55,12 +56,13 @@ def ablation_section(folder: Path, ablation: Ablation, found: Mapping[str, tuple
         lines += [f"**{title}**", "", *rows_table(made), ""]
         lines += [*(claims(made) if made.compared else ["No two rows share a seed yet."]), "", *_noise(made, cells)]
         lines += [*_missing(ablation, cells), *_warnings(made, cells)]
-        lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), ""]
-        lines += [*provenance_lines([c.record for by in cells.values() for c in by.values()]), ""]
+        lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), *_accepted(cells), ""]
+        records = [c.record for by in cells.values() for c in by.values()]
+        lines += [*_material(records), *provenance_lines(records), ""]
     newest = found.get("confirming") or found["exploring"]
     if newest[1].compared:
         classes = by_class(newest[1])
-        lines += [_BY_CLASS, "", *classes, ""] if classes else [_NO_NAMES, ""]
+        lines += folded(_BY_CLASS[0], [_BY_CLASS[1], "", *classes]) if classes else [_NO_NAMES, ""]
     lines += _details(newest[0], [row.name for row in ablation.rows])
     return [*lines, *_notes(folder)]
 
@@ -78,6 +80,20 @@ def _noise(made: Table, cells: Cells) -> list[str]:
             f"pairs), at most {points(largest)}."
         )
     return [" ".join(lines), ""] if lines else []
+
+
+def _material(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What no freeze of sources can hold still: the data and the weights that every cell of a table shares."""
+    trained = [r["training"] for r in records if r["training"] is not None]
+    found = {
+        "fine images and labels": {t["fine"] for t in trained},
+        "weights at the start": {t["start"] or "none" for t in trained},
+        "judged images": {r["evaluation"]["names"] for r in records},
+    }
+    same = [f"{what} `{min(digests)[:12]}`" for what, digests in found.items() if len(digests) == 1]
+    lines = [f"The same in all cells, by digest: {', '.join(same)}."] if same else []
+    differ = [what for what, digests in found.items() if len(digests) > 1]
+    return [*lines, *([f"**Not the same in all cells: {', '.join(differ)}.**"] if differ else [])]
 
 
 def _freeze_lines(folder: Path) -> list[str]:
@@ -117,21 +133,25 @@ def _warnings(made: Table, cells: Cells) -> list[str]:
     if files:
         some = ", ".join(f"`{f}`" for f in files[:4]) + (" and more" if len(files) > 4 else "")
         lines.append(f"Not all cells were made with the same sources: {some} differ.")
-    return lines + _accepted(cells)
+    return lines
 
 
 def _accepted(cells: Cells) -> list[str]:
-    """A line for each reason, with the cells that were kept for it."""
+    """How many cells are older than the code, and folded the reasons for which each was kept."""
     kept: dict[str, dict[str, list[int]]] = {}
     for by in cells.values():
         for cell in by.values():
             for note in cell.record.get("accepted", []):
                 kept.setdefault(note["reason"], {}).setdefault(cell.row, []).append(cell.seed)
+    if not kept:
+        return []
     lines = []
     for reason, rows in kept.items():
         which = ", ".join(f"{row} ({', '.join(map(str, sorted(set(seeds))))})" for row, seeds in rows.items())
-        lines.append(f"Accepted after a change of code: {reason}. Rows and seeds: {which}.")
-    return lines
+        lines.append(f"- {reason}. Rows and seeds: {which}.")
+    older = {(row, seed) for rows in kept.values() for row, seeds in rows.items() for seed in seeds}
+    title = f"Cells older than the code: {len(older)}; each change of it was accepted for a reason ({len(lines)})"
+    return ["", *folded(title, lines)]
 
 
 def _code_differences(cells: Sequence[Cell]) -> list[str]:
@@ -155,7 +175,7 @@ def _details(cells: Cells, order: Sequence[str]) -> list[str]:
         lines += ["Mean weight of each scale, away from boundaries and inside their band (mean of the seeds):", ""]
         lines += [*_weights_overall(cells, weighted), ""]
         shown = _most_scales(cells, weighted)
-        lines += [f"By class, row `{shown}`:", "", *_weights_by_class(_records(cells, shown)), ""]
+        lines += folded(f"The weights by class, row <code>{shown}</code>", _weights_by_class(_records(cells, shown)))
     labelled = [name for name in rows if _records(cells, name)[0]["labels"]]
     if labelled:
         lines += ["Share of all pixels that a class has in the labels of the auto-labelled half, percent:", ""]

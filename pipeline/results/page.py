@@ -41,13 +41,20 @@ _STATUS = (
 _INTRO = """# Results
 
 Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/ablations`, `benchmarks/results`);
-not to be edited by hand. Every number stands with its command, seeds, machine and commit; what is not measured says
-so. Nothing is chosen on a report set: lengths are fixed, the last weights are taken. Values are points of mean IoU
-over classes; intervals are 95 %, from a bootstrap that draws seeds, then blocks of images (a drive, a run of frames),
-the same draws for both sides of a difference. "shown" means that the interval excludes zero, "contradicted" that it
-does so the other way round. With one seed there is none to draw: such an interval covers the images, and two trainings
-of the same recipe can differ by more than it is wide; "(one seed)" stands beside these verdicts. Rows that share one
-training (other scales, other fusion) do not have this weakness.
+not to be edited by hand. Every number of a table stands with its command, seeds, machine and commit; what is not
+measured says so.
+
+**How to read it.** Values are points of mean IoU over classes. Intervals are 95 %: blocks of images (a drive, a run of
+frames) are drawn, the same for both sides of a difference, and how seeds differ counts by Student's t
+([evaluation](evaluation.md)). "shown" means that the interval excludes zero, "contradicted" that it does so the other
+way round. With one seed an interval covers the images alone, and two trainings of the same recipe can differ by more
+than it is wide; "(one seed)" stands beside these verdicts.
+
+**What was chosen on these images.** In a training nothing: lengths are fixed, the last weights are taken, thresholds
+come from calibration images. Recipes were: the demo's teacher and student (how many variants stands with each frozen
+table), CamVid's form of RMI, and the target and region of its thresholds were compared on the report images, on seeds
+0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet. How much a choice has flattered
+a figure can only be seen on images that nobody here has seen ([evaluation](evaluation.md) has the command).
 """
 _CHAIN = """## What tests hold instead of numbers
 

@@ -120,20 +120,43 @@ def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources
     assert "One seed: each side was trained once" not in page
 
 
-def test_a_verdict_of_one_seed_is_marked_but_not_where_both_rows_are_fusions_of_one_training(sources: Sources) -> None:
+def test_a_verdict_of_one_seed_is_marked_also_where_both_rows_are_fusions_of_one_training(sources: Sources) -> None:
     folder = sources.ablations / "scales"
-    once = {"training": {"images_seen": 1000, "seconds": 10.0, "weights_sha256": SHA}}
     for row, quality in (("average-0.25-0.5-1-2", 0.3), ("average-0.5-1-2", 0.6)):
-        put_cell(folder, row, 0, quality, **once)
+        put_cell(folder, row, 0, quality)
     page = results_page(sources)
     assert "| adding 0.25x hurts average" in page
-    assert "| shown |" in page
-    assert "(one seed)" not in page.split("## Fusing scales")[1]
-    assert "One seed: each side" not in page
-    put_cell(folder, "hierarchical-0.5-1-2", 0, 0.85)
-    page = results_page(sources)
     assert "| shown (one seed) |" in page
     assert "One seed: each side was trained once" in page
+    for seed in (1, 2):
+        for row, quality in (("average-0.25-0.5-1-2", 0.3), ("average-0.5-1-2", 0.6)):
+            put_cell(folder, row, seed, quality)
+    page = results_page(sources)
+    assert "| shown |" in page
+    assert "(one seed)" not in page.split("## Fusing scales")[1]
+
+
+def test_each_seeds_own_difference_stands_beside_their_mean(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    for seed, gain in ((0, 0.2), (1, 0.0)):
+        put_cell(folder, "both", seed, 0.6 + gain)
+        put_cell(folder, "attention", seed, 0.6)
+    (cell,) = re.findall(r"^\| both > attention alone .* \| 0: (\S+), 1: (\S+) \| 24 \|", results_page(sources), re.MULTILINE)
+    assert float(cell[0]) > 10
+    assert cell[1] == "+0.00"
+    assert "| not shown |" in results_page(sources), "two seeds that differ by so much show nothing"
+
+
+def test_cells_of_other_data_or_another_start_are_named(sources: Sources) -> None:
+    folder = sources.ablations / "labels"
+    put_cell(folder, "both", 0, 0.8)
+    put_cell(folder, "attention", 0, 0.6)
+    page = results_page(sources)
+    assert "The same in all cells, by digest: fine images and labels `ffffffffffff`, weights at the start" in page
+    assert "Not the same in all cells" not in page
+    other = {"images_seen": 1000, "seconds": 10.0, "weights_sha256": "w", "fine": "e" * 64, "start": "5" * 64}
+    put_cell(folder, "auto", 0, 0.6, training=other)
+    assert "**Not the same in all cells: fine images and labels.**" in results_page(sources)
 
 
 def test_how_far_trainings_of_one_row_lie_apart_stands_under_the_claims(sources: Sources) -> None:
@@ -149,7 +172,7 @@ def test_classes_of_equal_iou_are_not_named_by_guess(sources: Sources) -> None:
         put_cell(folder, row, 0, 0.85, iou=dict.fromkeys(CLASSES, 0.5))
     assert "By class: not shown" in results_page(sources)
     put_cell(folder, "attention", 0, 0.6)  # one cell that tells them is enough
-    assert "By class, points of IoU" in results_page(sources)
+    assert "<summary>What each difference is made of: the classes whose own interval" in results_page(sources)
 
 
 def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) -> None:
@@ -168,7 +191,8 @@ def test_weights_classes_notes_and_accepted_changes_are_shown(sources: Sources) 
     assert "| pole | 20.00 |" in page
     assert "| all labelled | 61.00 |" in page
     assert "The paper finds the opposite" in page
-    assert "Accepted after a change of code: bit-identical. Rows and seeds: coarse (0)." in page
+    assert "<summary>Cells older than the code: 1; each change of it was accepted for a reason (1)</summary>" in page
+    assert "- bit-identical. Rows and seeds: coarse (0)." in page
     (folder / "notes.md").write_text("# A title\n")
     with pytest.raises(HmsaError, match="paragraphs, not sections"):
         results_page(sources)
@@ -183,7 +207,7 @@ def test_weights_by_class_are_those_of_the_hierarchical_row_with_most_scales(sou
         mean = {s: {"interior": share, "band": share} for s in scales}
         put_cell(sources.ablations / "scales", row, 0, 0.8, details={"mean_weights": mean, "weights": weights})
     page = results_page(sources)
-    assert "By class, row `hierarchical-0.5-1-2`:" in page
+    assert "<summary>The weights by class, row <code>hierarchical-0.5-1-2</code></summary>" in page
     assert "| pole | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 |" in page
 
 
