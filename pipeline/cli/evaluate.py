@@ -4,6 +4,7 @@ Labels hold the ids of the class file (255 = ignored). Images of any size; a lab
 image is scored at its own size.
 
 autolabel evaluate --checkpoint models/student --images DIR --labels DIR --classes classes.json --json --details
+autolabel evaluate --checkpoint models/student --baseline models/control --images DIR --labels DIR --classes FILE
 autolabel evaluate --checkpoint models/pretrain --images DIR --labels DIR --classes mapillary_v1.2 --long-edge 2177
 """
 
@@ -15,12 +16,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import ConfigError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 
 if TYPE_CHECKING:
     from hmsa_core.engine.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
+    from pipeline.scoring import Scored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("model", "single", "average", "max"), default="model",
         help="how scales are fused (default: as the model was trained)",
     )  # fmt: skip
-    parser.add_argument("--long-edge", type=_pixels, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
+    parser.add_argument("--long-edge", type=_count, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
     parser.add_argument(
         "--score-at", choices=("original", "resized"), default="original",
         help="original: scores are enlarged to the label's size; resized: labels too, as the released code scores",
@@ -45,24 +47,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--details", action="store_true",
         help="also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)",
     )  # fmt: skip
+    parser.add_argument(
+        "--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval"
+    )
+    parser.add_argument(
+        "--block-length", type=_count, default=3, metavar="N",
+        help="neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)",
+    )  # fmt: skip
     add_options(parser)
 
 
-def _pixels(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of pixels")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
-    pairs = _pairs(args.images, args.labels)
     options = read_options(args, threads=pin_threads(args))
+    baseline = _baseline(args, options)
     from hmsa_core.data.folder import load_classes
+    from pipeline.scoring import check_labels, difference, pairs_of, score_checkpoint
 
+    files = pairs_of(args.images, args.labels)
     classes = load_classes(Path(), args.classes)
-    _check_classes(classes, options, args.classes)
-    result = _score(pairs, classes, options, _setting(args, options), details=args.details)
+    for one in filter(None, (options, baseline)):
+        _check_classes(classes, one, args.classes)
+    for note in check_labels(files, classes):
+        sys.stderr.write(f"note: {note}\n")
+
+    def score(one: Options) -> Scored:
+        found = score_checkpoint(
+            files, classes, one, _setting(args, one), block_length=args.block_length, details=args.details
+        )
+        _tell_learned(found.figures["learned"], one, len(files))
+        return found
+
+    ours = score(options)
+    result = ours.figures
+    if baseline is not None:
+        theirs = score(baseline)
+        result = {**result, "baseline": theirs.figures, "difference": difference(ours, theirs, classes)}
     if args.json:
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     else:
@@ -70,38 +96,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(images: Path, labels: Path) -> list[tuple[str, Path, Path]]:
-    """(stem, image, label) sorted by stem; a file without its partner is an error that names the first."""
-    from hmsa_core.data.layout import pair
-
-    by_image, by_label = _by_stem(images, "images"), _by_stem(labels, "labels")
-    both, no_label, no_image = pair({k: str(v) for k, v in by_image.items()}, {k: str(v) for k, v in by_label.items()})
-    for stems, have, lack, files in (
-        (no_label, "images", "label", by_image), (no_image, "labels", "image", by_label),
-    ):  # fmt: skip
-        if stems:
-            first = files[stems[0]]
-            raise InputError(
-                f"{len(stems)} of {len(files)} {have} have no {lack} of the same stem, the first is {first}",
-                hint="images and labels are paired by file name without its ending",
-            )
-    return [(stem, by_image[stem], by_label[stem]) for stem in both]
+def _baseline(args: argparse.Namespace, options: Options) -> Options | None:
+    if args.baseline is None:
+        return None
+    other = argparse.Namespace(**{**vars(args), "checkpoint": args.baseline})
+    return read_options(other, threads=options.runtime.threads)
 
 
-def _by_stem(folder: Path, what: str) -> dict[str, Path]:
-    from hmsa_core.data.layout import list_files
-
-    if not folder.is_dir():
-        raise InputError(f"--{what} {folder}: no such folder")
-    found: dict[str, Path] = {}
-    for name in list_files(folder):
-        path = folder / name
-        if path.stem in found:
-            raise InputError(f"{folder}: {found[path.stem].name} and {name} have the same stem")
-        found[path.stem] = path
-    if not found:
-        raise InputError(f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder")
-    return found
+def _tell_learned(learned: dict[str, Any], options: Options, images: int) -> None:
+    if learned["images"]:
+        sys.stderr.write(
+            f"warning: {options.checkpoint} has learned from {learned['images']} of these {images} images "
+            f"({learned['first']}): its figures are not those of unseen images\n"
+        )
+    for gap in learned["unknown"]:
+        sys.stderr.write(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}\n")
 
 
 def _check_classes(classes: ClassTable, options: Options, given: str) -> None:
@@ -131,64 +140,37 @@ def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:
     )  # fmt: skip
 
 
-def _score(
-    pairs: list[tuple[str, Path, Path]], classes: ClassTable, options: Options, setting: EvaluationSetting, *,
-    details: bool,
-) -> dict[str, Any]:  # fmt: skip
-    import numpy as np
-
-    from hmsa_core.data.decode import read_image, read_label
-    from hmsa_core.engine.context import JobContext
-    from hmsa_core.engine.distributed import start_ranks
-    from hmsa_core.engine.evaluate import read_ahead, score
-    from hmsa_core.engine.evaluate_scores import Labelled, Scorer, summarise
-    from hmsa_core.engine.fast_tiles import Tiler
-    from hmsa_core.engine.infer import load_predictor
-    from hmsa_core.engine.progress import Progress
-    from hmsa_core.labels.exchange.files import city_of
-    from pipeline.quality import by_category, by_city
-
-    context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
-    predictor = load_predictor(options.checkpoint, context)
-    scorer = Scorer(Tiler(predictor), [setting], classes.num_classes, details=details)
-
-    def read(source: tuple[str, Path, Path]) -> Labelled:
-        name, image, label = source
-        return Labelled(name, read_image(image), read_label(label, classes), city=city_of(name))
-
-    with Progress(len(pairs), what="evaluate") as progress:
-        score(scorer, read_ahead(pairs, read), context.check_stop, progress.update)
-    scores = scorer.scores[setting.name]
-    summary = summarise(scores, setting, classes)
-    keys = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")
-    counts = np.sum(scores.confusions, axis=0)
-    result = {
-        **{key: summary[key] for key in keys}, "category_iou": by_category(counts, classes),
-        "checkpoint": options.meta["weights_sha256"], "precision": predictor.precision,
-    }  # fmt: skip
-    if not details:
-        return result
-    diagram = scores.reliability.diagram()
-    return {
-        **result,
-        **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
-        "reliability": {k: [_number(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
-        "cities": by_city(np.stack(scores.confusions), scores.cities), "confusion": counts.tolist(),
-    }  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value  # a bin without pixels has no mean
-
-
 def _text(result: dict[str, Any]) -> str:
-    def shown(value: float | None) -> str:
-        return "    -" if value is None else f"{100 * value:5.1f}"
-
     width = max(len(name) for name in result["iou"])
-    lines = [f"{name:<{width}}  {shown(value)}" for name, value in result["iou"].items()]
-    lines.append(f"{'mean IoU':<{width}}  {shown(result['mean_iou'])}   ({result['images']} images)")
+    base, gain = result.get("baseline"), result.get("difference")
+    lines = [f"{'':<{width}}  model  baseline  difference"] if base else []
+    for name, value in result["iou"].items():
+        line = f"{name:<{width}}  {_points(value)}"
+        if base and gain:
+            line += f"     {_points(base['iou'][name])}  {_signed(*gain['classes'][name])}"
+        lines.append(line)
+    line = f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}"
+    if base and gain:
+        line += f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
+    elif result["mean_iou"] is not None:
+        line += f" [{_points(result['interval']['low']).strip()}, {_points(result['interval']['high']).strip()}]"
+    lines.append(f"{line}   ({result['images']} images)")
     if "boundary" in result:
-        lines.append(f"{'boundary':<{width}}  {shown(result['boundary']['mean_iou'])}   (mean boundary IoU)")
-        lines.append(f"{'ECE':<{width}}  {shown(result['ece'])}   (calibration error)")
+        lines.append(f"{'boundary':<{width}}  {_points(result['boundary']['mean_iou'])}   (mean boundary IoU)")
+        lines.append(f"{'ECE':<{width}}  {_points(result['ece'])}   (calibration error)")
+    if base and gain:
+        lines.append(
+            f"{100 * gain['level']:g} % intervals over {gain['blocks']} blocks of images, the same draws for both; "
+            "how two trainings of one recipe differ is not in them"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _points(value: float | None) -> str:
+    return "    -" if value is None else f"{100 * value:5.1f}"
+
+
+def _signed(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return "     -"
+    return f"{100 * value:+6.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

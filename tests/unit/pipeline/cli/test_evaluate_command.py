@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
+from hmsa_core import atomic, models
 from hmsa_core.atomic import write_json
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.engine.infer import label_image
+from hmsa_core.engine.lineage import LearnedImage, Lineage
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
+from pipeline.scoring import blocks_of
 from tests.support.inference import save_model, small_model
-from tests.support.training import CLASSES, picture
+from tests.support.training import CLASSES, class_table, picture
 
 SIZES = ((40, 56), (33, 47), (64, 40))
 
@@ -81,7 +85,7 @@ def test_without_json_a_table_names_every_class(folder, capsys):
     assert evaluate(folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*CLASSES, "mean"]
-    assert lines[-1].endswith("(3 images)")
+    assert re.search(r"mean IoU +\d+\.\d \[\d+\.\d, \d+\.\d\]   \(3 images\)$", lines[-1])
 
 
 def test_details_hold_boundaries_reliability_cities_and_the_confusions(folder, capsys):
@@ -110,7 +114,7 @@ def test_a_long_edge_is_scored_at_the_labels_size_or_as_released(folder, capsys)
     assert 0 < pixels("--score-at", "resized") <= 3 * 28 * 28
     with pytest.raises(SystemExit):
         evaluate(folder, "--long-edge", "wide")
-    assert "'wide' is not a whole number of pixels" in capsys.readouterr().err
+    assert "'wide' is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def one_error_line(capsys) -> str:
@@ -150,6 +154,83 @@ def test_a_label_that_holds_no_class_is_named(folder, capsys, tmp_path):
     line = one_error_line(capsys)
     assert "frame0.png" in line
     assert "77" in line
+
+
+def test_void_of_another_value_is_mended_by_the_class_file_as_the_error_says(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    for path in (own / "labels").iterdir():
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.where(label == 255, 4, label))
+    assert evaluate(own) == 3
+    error = capsys.readouterr().err
+    assert "values 4 are not ids of" in error
+    assert '"ignore_id"' in error
+    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(CLASSES)]
+    write_json(own / "classes.json", {"classes": rows, "ignore_id": 4})
+    assert evaluate(own, "--json") == 0
+    mended = json.loads(capsys.readouterr().out)
+    assert evaluate(folder, "--json") == 0
+    assert mended["iou"] == json.loads(capsys.readouterr().out)["iou"]
+
+
+def test_all_labels_are_read_before_any_image_is_scored(folder, capsys, tmp_path, monkeypatch):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))
+    monkeypatch.setattr("pipeline.scoring.score_checkpoint", lambda *_args, **_more: pytest.fail("scored"))
+    assert evaluate(own) == 3
+    assert "frame2.png" in one_error_line(capsys)
+
+
+def test_a_label_of_other_proportions_is_refused_and_one_of_another_size_is_said(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    path = own / "labels/frame0.png"
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), cv2.resize(label, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_NEAREST))
+    assert evaluate(own) == 0
+    assert "note: 1 of 3 labels have another size than their image" in capsys.readouterr().err
+    cv2.imwrite(str(path), label[:20])
+    assert evaluate(own) == 3
+    assert "frame0.png is 56x20" in one_error_line(capsys)
+
+
+def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(folder, capsys, tmp_path):
+    save_model(tmp_path / "other", small_model(seed=5), scales=[1.0], flip=False)
+    assert evaluate(folder, "--json", "--block-length", "1") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert evaluate(folder, "--json", "--block-length", "1", "--baseline", str(tmp_path / "other")) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["mean_iou"] == alone["mean_iou"]
+    assert both["baseline"]["scales"] == [1.0]
+    gain = both["difference"]
+    assert gain["value"] == pytest.approx(both["mean_iou"] - both["baseline"]["mean_iou"])
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert (gain["blocks"], gain["runs"]) == (3, 1)
+    assert evaluate(folder, "--baseline", str(folder / "model")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "baseline", "difference"]
+    assert re.search(r"mean IoU .* \+0\.0 \[\+0\.0, \+0\.0\]   \(3 images\)$", lines[-2])
+
+
+def test_pictures_that_a_model_has_learned_from_are_counted(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    image = own / "images/frame0.png"
+    seen = LearnedImage(atomic.sha256_file(image), "old_name", "target", "", "", -1, "fine")
+    lineage = Lineage({seen.sha256: seen})
+    shutil.rmtree(own / "model")
+    digest = lineage.save(tmp_path / "lineage.json")
+    models.save(small_model(), own / "model", class_table=class_table().to_json(), lineage=lineage.summary(digest))
+    shutil.copy(tmp_path / "lineage.json", own / "model/lineage.json")
+    assert evaluate(own, "--json") == 0
+    captured = capsys.readouterr()
+    assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in captured.err
+    assert json.loads(captured.out)["learned"]["images"] == 1
+
+
+def test_blocks_are_runs_of_neighbours_of_one_drive():
+    names = ["b_10", "a_9", "a_10", "a_11", "a_100", "b_9", "nine"]
+    found = dict(zip(names, blocks_of(names, 2), strict=True))
+    assert found["a_9"] == found["a_10"] != found["a_11"] == found["a_100"]
+    assert found["b_9"] == found["b_10"] not in (found["a_9"], found["a_11"], found["nine"])
 
 
 @pytest.mark.parametrize(

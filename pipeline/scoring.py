@@ -1,0 +1,207 @@
+"""Checkpoints scored on a folder of images and a folder of labels: what `autolabel evaluate` does.
+
+Labels are read before a network is: a value that is no class at the last of a thousand pictures costs no night.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hmsa_core.atomic import sha256_file
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.headers import read_header
+from hmsa_core.data.index import Sample
+from hmsa_core.data.layout import list_files, pair
+from hmsa_core.data.phash import perceptual_hash
+from hmsa_core.engine.lineage import lineage_of_checkpoint
+from hmsa_core.errors import DecodeError, InputError
+from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
+from pipeline.leaks import find_leaks
+from pipeline.quality import by_category, by_city
+
+if TYPE_CHECKING:
+    from hmsa_core.engine.evaluate_scores import Labelled, SettingScores
+    from hmsa_core.engine.spec import EvaluationSetting
+    from hmsa_core.taxonomy import ClassTable
+    from pipeline.cli.inference_options import Options
+
+__all__ = ["LabelledFile", "Scored", "blocks_of", "check_labels", "difference", "pairs_of", "score_checkpoint"]
+
+_SHAPE_ERROR = 0.02  # share by which a label's proportions may differ from its image's: rounding of resized maps
+_NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
+_LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file and its label file."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One checkpoint's counts, and its figures as they are printed."""
+
+    scores: SettingScores
+    figures: dict[str, Any]
+
+
+def pairs_of(images: Path, labels: Path) -> list[LabelledFile]:
+    """Files of the same stem, sorted; a file without its partner is an InputError that names the first."""
+    by_image, by_label = _by_stem(images, "images"), _by_stem(labels, "labels")
+    both, no_label, no_image = pair({k: str(v) for k, v in by_image.items()}, {k: str(v) for k, v in by_label.items()})
+    for stems, have, lack, files in (
+        (no_label, "images", "label", by_image), (no_image, "labels", "image", by_label),
+    ):  # fmt: skip
+        if stems:
+            first = files[stems[0]]
+            raise InputError(
+                f"{len(stems)} of {len(files)} {have} have no {lack} of the same stem, the first is {first}",
+                hint="images and labels are paired by file name without its ending",
+            )
+    return [LabelledFile(stem, by_image[stem], by_label[stem]) for stem in both]
+
+
+def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"--{what} {folder}: no such folder")
+    found: dict[str, Path] = {}
+    for name in list_files(folder):
+        path = folder / name
+        if path.stem in found:
+            raise InputError(f"{folder}: {found[path.stem].name} and {name} have the same stem")
+        found[path.stem] = path
+    if not found:
+        raise InputError(f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder")
+    return found
+
+
+def check_labels(files: Sequence[LabelledFile], classes: ClassTable) -> list[str]:
+    """Read every label once; what does not hinder scoring comes back in words.
+
+    Raises:
+        DecodeError: a damaged label, or a value that is no class.
+        InputError: a label whose proportions are not those of its image.
+    """
+    resized = []
+    for file in files:
+        try:
+            label = read_label(file.label, classes)
+        except DecodeError as error:
+            if error.reason != "ids-out-of-range":
+                raise
+            hint = 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
+            raise DecodeError(error.message, reason=error.reason, hint=hint) from error
+        image = read_header(file.image)
+        if label.shape == (image.height, image.width):
+            continue
+        told = f"{file.label} is {label.shape[1]}x{label.shape[0]}, {file.image} is {image.width}x{image.height}"
+        if abs(label.shape[1] * image.height / (label.shape[0] * image.width) - 1) > _SHAPE_ERROR:
+            raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
+        resized.append(told)
+    if not resized:
+        return []
+    return [f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own; "
+            f"the first: {resized[0]}"]  # fmt: skip
+
+
+def blocks_of(names: Sequence[str], length: int) -> list[str]:
+    """Block of each name for intervals: runs of `length` neighbours of one sequence, by the last number in the name."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        number = _LAST_NUMBER.search(name)
+        sequence, frame = (name[: number.start()], int(number.group())) if number else ("", -1)
+        groups.setdefault(sequence, []).append((frame, name))
+    found = {
+        name: f"{sequence}/{place // length:04d}"
+        for sequence, members in groups.items()
+        for place, (_, name) in enumerate(sorted(members))
+    }
+    return [found[name] for name in names]
+
+
+def score_checkpoint(
+    files: Sequence[LabelledFile], classes: ClassTable, options: Options, setting: EvaluationSetting, *,
+    block_length: int, details: bool,
+) -> Scored:  # fmt: skip
+    """Run a checkpoint on all files and count; a picture that it has learned from is counted and said."""
+    from hmsa_core.engine.context import JobContext
+    from hmsa_core.engine.distributed import start_ranks
+    from hmsa_core.engine.evaluate import read_ahead, score
+    from hmsa_core.engine.evaluate_scores import Labelled, Scorer, summarise
+    from hmsa_core.engine.fast_tiles import Tiler
+    from hmsa_core.engine.infer import load_predictor
+    from hmsa_core.engine.progress import Progress
+
+    context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
+    predictor = load_predictor(options.checkpoint, context)
+    scorer = Scorer(Tiler(predictor), [setting], classes.num_classes, details=details)
+    blocks = dict(zip([f.name for f in files], blocks_of([f.name for f in files], block_length), strict=True))
+    judged: list[Sample] = []
+
+    def read(file: LabelledFile) -> Labelled:
+        image = read_image(file.image)
+        judged.append(_sample(file, perceptual_hash(image)))
+        return Labelled(file.name, image, read_label(file.label, classes), blocks[file.name], city_of(file.name))
+
+    with Progress(len(files), what="evaluate") as progress:
+        score(scorer, read_ahead(files, read), context.check_stop, progress.update)
+    scores = scorer.scores[setting.name]
+    summary = summarise(scores, setting, classes)
+    keys = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")
+    counts = np.sum(scores.confusions, axis=0)
+    interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
+    figures = {
+        **{key: summary[key] for key in keys}, "interval": interval.to_json(classes.classes),
+        "category_iou": by_category(counts, classes), "checkpoint": options.meta["weights_sha256"],
+        "precision": predictor.precision, "learned": _learned(judged, options.checkpoint),
+    }  # fmt: skip
+    if details:
+        figures |= _details(scores, summary, counts)
+    return Scored(scores, figures)
+
+
+def difference(ours: Scored, theirs: Scored, classes: ClassTable) -> dict[str, Any]:
+    """Ours minus theirs, paired on the same draws of blocks."""
+    return bootstrap_difference(
+        np.stack(ours.scores.confusions), np.stack(theirs.scores.confusions), ours.scores.blocks
+    ).to_json(classes.classes)
+
+
+def _sample(file: LabelledFile, phash: str) -> Sample:
+    return Sample(
+        name=file.name, image=str(file.image), label=str(file.label), coarse="", kind="fine", split="", role="report",
+        city="", sequence="", frame=-1, block="", height=0, width=0, image_sha256=sha256_file(file.image),
+        label_sha256="", coarse_sha256="", phash=phash,
+    )  # fmt: skip
+
+
+def _learned(judged: Sequence[Sample], checkpoint: Path) -> dict[str, Any]:
+    """Pictures that the weights come from: the same file or a near copy. Neighbours in time are not looked for."""
+    lineage = lineage_of_checkpoint(checkpoint)
+    leaks = find_leaks(judged, lineage, model="", max_gap=0, max_distance=_NEAR_BITS)
+    first = f"{leaks[0].name} is {leaks[0].learned}: {leaks[0].why}" if leaks else None
+    return {"images": len(leaks), "first": first, "unknown": list(lineage.unknown)}
+
+
+def _details(scores: SettingScores, summary: dict[str, Any], counts: Any) -> dict[str, Any]:
+    diagram = scores.reliability.diagram()
+    return {
+        **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
+        "reliability": {k: [_number(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
+        "cities": by_city(np.stack(scores.confusions), scores.cities), "confusion": counts.tolist(),
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value  # a bin without pixels has no mean
