@@ -6,7 +6,7 @@ Labels are read before a network is: a value that is no class at the last of a t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,27 @@ from hmsa_core.data.headers import read_header
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layout import list_files, pair
 from hmsa_core.data.phash import perceptual_hash
-from hmsa_core.engine.lineage import lineage_of_checkpoint
-from hmsa_core.errors import DecodeError, InputError
+from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.errors import DecodeError, InputError, IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
 from pipeline.leaks import find_leaks
 from pipeline.quality import by_category, by_city
 
 if TYPE_CHECKING:
+    from hmsa_core.engine.context import JobContext
     from hmsa_core.engine.evaluate_scores import Labelled, SettingScores
+    from hmsa_core.engine.fast import Predictor
     from hmsa_core.engine.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
     from pipeline.cli.inference_options import Options
 
-__all__ = ["LabelledFile", "Scored", "blocks_of", "check_labels", "difference", "pairs_of", "score_checkpoint"]
+__all__ = [
+    "Contender", "LabelledFile", "Scored", "blocks_of", "check_labels", "difference", "open_checkpoint", "pairs_of",
+    "score_checkpoint",
+]  # fmt: skip
 
-_SHAPE_ERROR = 0.02  # share by which a label's proportions may differ from its image's: rounding of resized maps
+_SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 
@@ -46,6 +51,17 @@ class LabelledFile:
     name: str
     image: Path
     label: Path
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A checkpoint that is ready to be scored."""
+
+    options: Options
+    setting: EvaluationSetting
+    context: JobContext
+    predictor: Predictor
+    lineage: Lineage
 
 
 @dataclass(frozen=True)
@@ -93,34 +109,54 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable) -> list[str
         DecodeError: a damaged label, or a value that is no class.
         InputError: a label whose proportions are not those of its image.
     """
-    resized = []
-    for file in files:
-        try:
-            label = read_label(file.label, classes)
-        except DecodeError as error:
-            if error.reason != "ids-out-of-range":
-                raise
-            hint = 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
-            raise DecodeError(error.message, reason=error.reason, hint=hint) from error
-        image = read_header(file.image)
-        if label.shape == (image.height, image.width):
-            continue
-        told = f"{file.label} is {label.shape[1]}x{label.shape[0]}, {file.image} is {image.width}x{image.height}"
-        if abs(label.shape[1] * image.height / (label.shape[0] * image.width) - 1) > _SHAPE_ERROR:
-            raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
-        resized.append(told)
+    from hmsa_core.engine.progress import Progress
+
+    with Progress(len(files), what="read labels") as progress:
+        sizes = [_other_size(file, classes, progress.update) for file in files]
+    resized = [told for told in sizes if told]
     if not resized:
         return []
     return [f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own; "
             f"the first: {resized[0]}"]  # fmt: skip
 
 
+def _other_size(file: LabelledFile, classes: ClassTable, advance: Callable[[], None]) -> str:
+    try:
+        label = read_label(file.label, classes)
+    except DecodeError as error:
+        if error.reason != "ids-out-of-range":
+            raise
+        hint = 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
+        raise DecodeError(error.message, reason=error.reason, hint=hint) from error
+    (height, width), image = label.shape, read_header(file.image)
+    advance()
+    if (height, width) == (image.height, image.width):
+        return ""
+    told = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}"
+    if not _alike(width, height, image.width, image.height):
+        raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
+    return told
+
+
+def _alike(width: int, height: int, image_width: int, image_height: int) -> bool:
+    """Whether two sizes show the same, one of them resized and rounded."""
+    expected = image_width * height / image_height
+    return abs(width - expected) <= 1 + image_width / image_height + _SHAPE_ERROR * expected
+
+
 def blocks_of(names: Sequence[str], length: int) -> list[str]:
-    """Block of each name for intervals: runs of `length` neighbours of one sequence, by the last number in the name."""
+    """Block of each name for intervals: runs of `length` neighbours of a sequence.
+
+    A Cityscapes name belongs to its city, in the order of names; another one to the sequence before its last number.
+    """
     groups: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         number = _LAST_NUMBER.search(name)
-        sequence, frame = (name[: number.start()], int(number.group())) if number else ("", -1)
+        city = city_of(name.removesuffix("_leftImg8bit"))
+        if city:
+            sequence, frame = city, 0
+        else:
+            sequence, frame = (name[: number.start()], int(number.group())) if number else ("", -1)
         groups.setdefault(sequence, []).append((frame, name))
     found = {
         name: f"{sequence}/{place // length:04d}"
@@ -130,32 +166,41 @@ def blocks_of(names: Sequence[str], length: int) -> list[str]:
     return [found[name] for name in names]
 
 
-def score_checkpoint(
-    files: Sequence[LabelledFile], classes: ClassTable, options: Options, setting: EvaluationSetting, *,
-    block_length: int, details: bool,
-) -> Scored:  # fmt: skip
-    """Run a checkpoint on all files and count; a picture that it has learned from is counted and said."""
+def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
+    """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
     from hmsa_core.engine.context import JobContext
     from hmsa_core.engine.distributed import start_ranks
+    from hmsa_core.engine.infer import load_predictor
+
+    context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
+    try:
+        lineage = lineage_of_checkpoint(options.checkpoint)
+    except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
+        lineage = Lineage(unknown=(error.message,))
+    return Contender(options, setting, context, load_predictor(options.checkpoint, context), lineage)
+
+
+def score_checkpoint(
+    contender: Contender, files: Sequence[LabelledFile], blocks: Sequence[str], classes: ClassTable, *, details: bool
+) -> Scored:
+    """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
     from hmsa_core.engine.evaluate import read_ahead, score
     from hmsa_core.engine.evaluate_scores import Labelled, Scorer, summarise
     from hmsa_core.engine.fast_tiles import Tiler
-    from hmsa_core.engine.infer import load_predictor
     from hmsa_core.engine.progress import Progress
 
-    context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
-    predictor = load_predictor(options.checkpoint, context)
-    scorer = Scorer(Tiler(predictor), [setting], classes.num_classes, details=details)
-    blocks = dict(zip([f.name for f in files], blocks_of([f.name for f in files], block_length), strict=True))
+    setting = contender.setting
+    scorer = Scorer(Tiler(contender.predictor), [setting], classes.num_classes, details=details)
+    block_of = dict(zip([f.name for f in files], blocks, strict=True))
     judged: list[Sample] = []
 
     def read(file: LabelledFile) -> Labelled:
         image = read_image(file.image)
         judged.append(_sample(file, perceptual_hash(image)))
-        return Labelled(file.name, image, read_label(file.label, classes), blocks[file.name], city_of(file.name))
+        return Labelled(file.name, image, read_label(file.label, classes), block_of[file.name], city_of(file.name))
 
     with Progress(len(files), what="evaluate") as progress:
-        score(scorer, read_ahead(files, read), context.check_stop, progress.update)
+        score(scorer, read_ahead(files, read), contender.context.check_stop, progress.update)
     scores = scorer.scores[setting.name]
     summary = summarise(scores, setting, classes)
     keys = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")
@@ -163,8 +208,8 @@ def score_checkpoint(
     interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
     figures = {
         **{key: summary[key] for key in keys}, "interval": interval.to_json(classes.classes),
-        "category_iou": by_category(counts, classes), "checkpoint": options.meta["weights_sha256"],
-        "precision": predictor.precision, "learned": _learned(judged, options.checkpoint),
+        "category_iou": by_category(counts, classes), "checkpoint": contender.options.meta["weights_sha256"],
+        "precision": contender.predictor.precision, "learned": _learned(judged, contender.lineage),
     }  # fmt: skip
     if details:
         figures |= _details(scores, summary, counts)
@@ -186,9 +231,8 @@ def _sample(file: LabelledFile, phash: str) -> Sample:
     )  # fmt: skip
 
 
-def _learned(judged: Sequence[Sample], checkpoint: Path) -> dict[str, Any]:
+def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:
     """Pictures that the weights come from: the same file or a near copy. Neighbours in time are not looked for."""
-    lineage = lineage_of_checkpoint(checkpoint)
     leaks = find_leaks(judged, lineage, model="", max_gap=0, max_distance=_NEAR_BITS)
     first = f"{leaks[0].name} is {leaks[0].learned}: {leaks[0].why}" if leaks else None
     return {"images": len(leaks), "first": first, "unknown": list(lineage.unknown)}

@@ -10,8 +10,10 @@ half, and its percentiles know nothing of how uncertain that is (where runs diff
 intervals "of 95 %" three quarters and half hold what they should). So the interval of several runs is
 value +- t * sqrt(s^2 / runs + v): s the standard deviation between the runs' values on all data, v the
 variance of their mean over the draws of blocks, t Student's with the degrees of freedom of such a sum
-(Welch 1947, Satterthwaite 1946). What a run does to some blocks and not to others is in both terms. In
-simulation 93 to 97 of 100 hold the truth with three runs, 88 to 97 with two. One run has percentiles.
+(Welch 1947, Satterthwaite 1946). What a run does to some blocks and not to others is in both terms; runs
+with blocks of their own have all of their blocks in both. Two runs that agree by luck still give too narrow
+an interval; benchmarks/interval_coverage.py counts how often each kind holds. One run has percentiles. Of
+one block nothing can be drawn: there is no interval then, nor of a class that one run of several scored.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Interval:
         value, low, high: mean IoU (or difference of two).
         run_values: `value` of each run alone.
         class_value, class_low, class_high: float64 (C,).
-        level: share of draws between low and high.
+        level: share of such intervals that should hold the truth.
         blocks, runs, draws: how much evidence and work it rests on.
         above_zero: one-sided certainty that the value is positive (one run: share of draws).
     """
@@ -199,6 +201,8 @@ def _interval(
         low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
         finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
         above = float((finite > 0).mean()) if finite.size else float("nan")
+    if plan.blocks < 2:
+        low, high, above = np.full_like(value, np.nan), np.full_like(value, np.nan), float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]), low=float(low[-1]), high=float(high[-1]),
@@ -220,9 +224,9 @@ def _of_runs(
     # Of no spread at all any degrees of freedom say the same.
     parts = between**2 / np.maximum(n - 1, 1) + within**2 / max(blocks - 1, 1)
     df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
-    half = t_quantile((1 + level) / 2, df) * np.sqrt(total)
-    error = float(np.sqrt(total[-1]))
-    above = float(t_cdf(value[-1] / error, df[-1])) if error > 0 else float(value[-1] > 0)
+    half = np.where(n > 1, t_quantile((1 + level) / 2, df) * np.sqrt(total), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above = float(t_cdf(value[-1] / np.sqrt(total[-1]), df[-1]))  # NaN where nothing is scored, or nothing differs
     return value - half, value + half, above
 
 

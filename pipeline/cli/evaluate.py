@@ -22,7 +22,6 @@ from pipeline.cli.inference_options import Options, add_options, pin_threads, re
 if TYPE_CHECKING:
     from hmsa_core.engine.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
-    from pipeline.scoring import Scored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     options = read_options(args, threads=pin_threads(args))
     baseline = _baseline(args, options)
     from hmsa_core.data.folder import load_classes
-    from pipeline.scoring import check_labels, difference, pairs_of, score_checkpoint
+    from pipeline.scoring import blocks_of, check_labels, difference, open_checkpoint, pairs_of, score_checkpoint
 
     files = pairs_of(args.images, args.labels)
     classes = load_classes(Path(), args.classes)
@@ -76,19 +75,15 @@ def run(args: argparse.Namespace) -> int:
         _check_classes(classes, one, args.classes)
     for note in check_labels(files, classes):
         sys.stderr.write(f"note: {note}\n")
-
-    def score(one: Options) -> Scored:
-        found = score_checkpoint(
-            files, classes, one, _setting(args, one), block_length=args.block_length, details=args.details
-        )
-        _tell_learned(found.figures["learned"], one, len(files))
-        return found
-
-    ours = score(options)
-    result = ours.figures
+    blocks = blocks_of([file.name for file in files], args.block_length)
+    _tell_blocks(blocks, args.block_length)
+    contenders = [open_checkpoint(one, _setting(args, one)) for one in filter(None, (options, baseline))]
+    scored = [score_checkpoint(contender, files, blocks, classes, details=args.details) for contender in contenders]
+    for contender, found in zip(contenders, scored, strict=True):
+        _tell_learned(found.figures["learned"], contender.options, len(files))
+    result = scored[0].figures
     if baseline is not None:
-        theirs = score(baseline)
-        result = {**result, "baseline": theirs.figures, "difference": difference(ours, theirs, classes)}
+        result = {**result, "baseline": scored[1].figures, "difference": difference(scored[0], scored[1], classes)}
     if args.json:
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     else:
@@ -101,6 +96,17 @@ def _baseline(args: argparse.Namespace, options: Options) -> Options | None:
         return None
     other = argparse.Namespace(**{**vars(args), "checkpoint": args.baseline})
     return read_options(other, threads=options.runtime.threads)
+
+
+def _tell_blocks(blocks: list[str], length: int) -> None:
+    count = len(set(blocks))
+    if count == 1:
+        sys.stderr.write("note: all images are neighbours, one block: no interval; --block-length 1 draws each alone\n")
+    elif count == len(blocks) and length > 1:
+        sys.stderr.write(
+            "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "
+            "narrow where some show the same place\n"
+        )
 
 
 def _tell_learned(learned: dict[str, Any], options: Options, images: int) -> None:
@@ -143,7 +149,7 @@ def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:
 def _text(result: dict[str, Any]) -> str:
     width = max(len(name) for name in result["iou"])
     base, gain = result.get("baseline"), result.get("difference")
-    lines = [f"{'':<{width}}  model  baseline  difference"] if base else []
+    lines = [_run_as(result, base), f"{'':<{width}}  model  baseline  difference"] if base else []
     for name, value in result["iou"].items():
         line = f"{name:<{width}}  {_points(value)}"
         if base and gain:
@@ -152,7 +158,7 @@ def _text(result: dict[str, Any]) -> str:
     line = f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}"
     if base and gain:
         line += f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
-    elif result["mean_iou"] is not None:
+    elif result["interval"]["low"] is not None:
         line += f" [{_points(result['interval']['low']).strip()}, {_points(result['interval']['high']).strip()}]"
     lines.append(f"{line}   ({result['images']} images)")
     if "boundary" in result:
@@ -164,6 +170,14 @@ def _text(result: dict[str, Any]) -> str:
             "how two trainings of one recipe differ is not in them"
         )
     return "\n".join(lines) + "\n"
+
+
+def _run_as(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How both were run: each checkpoint has scales of its own."""
+    told = [
+        f"{{{', '.join(f'{s:g}' for s in one['scales'])}}}{' + flip' if one['flip'] else ''}" for one in (ours, theirs)
+    ]
+    return f"both at {told[0]}" if told[0] == told[1] else f"model at {told[0]}, baseline at {told[1]}"
 
 
 def _points(value: float | None) -> str:

@@ -20,8 +20,8 @@ __all__ = ["Options", "ablation_section", "tables_of"]
 
 _BY_CLASS = (
     "What each difference is made of: the classes whose own interval excludes zero",
-    "Points of IoU; not corrected for the number of classes. Where one seed is compared, two trainings of one recipe "
-    "can stand here too.",
+    "Points of IoU; not corrected for the number of classes. Where one or two seeds are compared, classes can stand "
+    "here in which two trainings of one recipe differ.",
 )
 _NO_NAMES = "By class: not shown, no cell tells which class is which (classes of equal IoU)."
 

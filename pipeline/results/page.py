@@ -46,15 +46,15 @@ measured says so.
 
 **How to read it.** Values are points of mean IoU over classes. Intervals are 95 %: blocks of images (a drive, a run of
 frames) are drawn, the same for both sides of a difference, and how seeds differ counts by Student's t
-([evaluation](evaluation.md)). "shown" means that the interval excludes zero, "contradicted" that it does so the other
-way round. With one seed an interval covers the images alone, and two trainings of the same recipe can differ by more
-than it is wide; "(one seed)" stands beside these verdicts.
+([evaluation](evaluation.md)). "shown" means that the interval excludes zero (or the loss that a claim allows),
+"contradicted" that it does so the other way round. With one seed an interval covers the images alone, and two trainings
+of the same recipe can differ by more than it is wide; "(one seed)" stands beside these verdicts.
 
 **What was chosen on these images.** In a training nothing: lengths are fixed, the last weights are taken, thresholds
 come from calibration images. Recipes were: the demo's teacher and student (how many variants stands with each frozen
-table), CamVid's form of RMI, and the target and region of its thresholds were compared on the report images, on seeds
-0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet. How much a choice has flattered
-a figure can only be seen on images that nobody here has seen ([evaluation](evaluation.md) has the command).
+table), CamVid's form of RMI, its mixing, and the target and region of its thresholds were compared on the report
+images, on seeds 0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet. How much a choice has
+flattered a figure can only be seen on images that nobody here has seen ([evaluation](evaluation.md) has the command).
 """
 _CHAIN = """## What tests hold instead of numbers
 

@@ -118,6 +118,21 @@ def test_the_value_of_each_run_is_kept_and_no_interval_leaves_what_is_possible()
     assert -1 <= difference.low < 0 < difference.high <= 1
 
 
+def test_of_one_block_and_of_a_class_that_one_run_scored_there_is_no_interval():
+    rng = np.random.default_rng(10)
+    counts = confusions(rng, np.full(6, 0.8))
+    alone = bootstrap_iou(counts, ["a"] * 6, draws=50)
+    assert np.isfinite(alone.value)
+    assert np.isnan([alone.low, alone.high, alone.above_zero]).all()
+    assert not alone.excludes_zero
+    without = confusions(rng, np.full(6, 0.8))
+    without[:, 2], without[:, :, 2] = 0, 0
+    several = bootstrap_iou([counts, without], ids(6), draws=50)
+    assert np.isfinite(several.class_value).all()
+    assert np.isnan([several.class_low[2], several.class_high[2]]).all()
+    assert np.isfinite([several.class_low[0], several.class_high[0]]).all()
+
+
 def test_runs_that_differ_widen_the_interval_of_their_mean():
     rng = np.random.default_rng(6)
     alike = [confusions(rng, np.full(30, 0.7)) for _ in range(4)]

@@ -13,9 +13,11 @@ import pytest
 
 from hmsa_core import atomic, models
 from hmsa_core.atomic import write_json
+from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.engine.infer import label_image
 from hmsa_core.engine.lineage import LearnedImage, Lineage
+from hmsa_core.errors import IntegrityError
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
 from pipeline.scoring import blocks_of
@@ -83,6 +85,10 @@ def test_scales_flip_and_mode_can_be_chosen(folder, capsys):
 
 def test_without_json_a_table_names_every_class(folder, capsys):
     assert evaluate(folder) == 0
+    captured = capsys.readouterr()
+    assert "one block: no interval" in captured.err, "three pictures in a row"
+    assert captured.out.splitlines()[-1].endswith("   (3 images)")
+    assert evaluate(folder, "--block-length", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*CLASSES, "mean"]
     assert re.search(r"mean IoU +\d+\.\d \[\d+\.\d, \d+\.\d\]   \(3 images\)$", lines[-1])
@@ -205,10 +211,25 @@ def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(fold
     assert gain["value"] == pytest.approx(both["mean_iou"] - both["baseline"]["mean_iou"])
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert (gain["blocks"], gain["runs"]) == (3, 1)
-    assert evaluate(folder, "--baseline", str(folder / "model")) == 0
+    assert gain["low"] < gain["high"]
+    assert evaluate(folder, "--block-length", "1", "--baseline", str(folder / "model")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["model", "baseline", "difference"]
+    assert lines[0] == "both at {0.5, 1}"
+    assert lines[1].split() == ["model", "baseline", "difference"]
     assert re.search(r"mean IoU .* \+0\.0 \[\+0\.0, \+0\.0\]   \(3 images\)$", lines[-2])
+    assert evaluate(folder, "--baseline", str(tmp_path / "other")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "model at {0.5, 1}, baseline at {1}"
+    assert re.search(r"mean IoU .*  -   \(3 images\)$", lines[-2]), "one block: no interval"
+
+
+def test_a_damaged_baseline_is_found_before_anything_is_scored(folder, capsys, tmp_path, monkeypatch):
+    shutil.copytree(folder / "model", tmp_path / "other")
+    weights = next((tmp_path / "other").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    monkeypatch.setattr("pipeline.scoring.score_checkpoint", lambda *_args, **_more: pytest.fail("scored"))
+    assert evaluate(folder, "--baseline", str(tmp_path / "other")) == IntegrityError.exit_code
+    assert weights.name in capsys.readouterr().err
 
 
 def test_pictures_that_a_model_has_learned_from_are_counted(folder, capsys, tmp_path):
@@ -224,6 +245,23 @@ def test_pictures_that_a_model_has_learned_from_are_counted(folder, capsys, tmp_
     captured = capsys.readouterr()
     assert "has learned from 1 of these 3 images (frame0 is old_name: same file)" in captured.err
     assert json.loads(captured.out)["learned"]["images"] == 1
+    (own / "model/lineage.json").unlink()
+    assert evaluate(own, "--json") == 0, "a checkpoint that was copied without its list can be scored"
+    captured = capsys.readouterr()
+    assert "what it learned from is not known in full" in captured.err
+    assert "lineage.json" in json.loads(captured.out)["learned"]["unknown"][0]
+
+
+def test_a_near_copy_of_a_learned_picture_is_counted(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    image = cv2.imread(str(own / "images/frame0.png"))
+    seen = LearnedImage("0" * 64, "brighter", "target", perceptual_hash(image[..., ::-1] // 2 * 2), "", -1, "pseudo")
+    digest = (lineage := Lineage({seen.sha256: seen})).save(tmp_path / "lineage.json")
+    shutil.rmtree(own / "model")
+    models.save(small_model(), own / "model", class_table=class_table().to_json(), lineage=lineage.summary(digest))
+    shutil.copy(tmp_path / "lineage.json", own / "model/lineage.json")
+    assert evaluate(own) == 0
+    assert "(frame0 is brighter: perceptual hash, " in capsys.readouterr().err
 
 
 def test_blocks_are_runs_of_neighbours_of_one_drive():
@@ -231,6 +269,8 @@ def test_blocks_are_runs_of_neighbours_of_one_drive():
     found = dict(zip(names, blocks_of(names, 2), strict=True))
     assert found["a_9"] == found["a_10"] != found["a_11"] == found["a_100"]
     assert found["b_9"] == found["b_10"] not in (found["a_9"], found["a_11"], found["nine"])
+    cities = [f"{city}_{i:06d}_000019{end}" for city, end in (("ulm", ""), ("bonn", "_leftImg8bit")) for i in range(6)]
+    assert len(set(blocks_of(cities, 3))) == 4
 
 
 @pytest.mark.parametrize(
