@@ -53,8 +53,9 @@ of the same recipe can differ by more than it is wide; "(one seed)" stands besid
 **What was chosen on these images.** In a training nothing: lengths are fixed, the last weights are taken, thresholds
 come from calibration images. Recipes were: the demo's teacher and student (how many variants stands with each frozen
 table), CamVid's form of RMI, its mixing, and the target and region of its thresholds were compared on the report
-images, on seeds 0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet. How much a choice has
-flattered a figure can only be seen on images that nobody here has seen ([evaluation](evaluation.md) has the command).
+images, on seeds 0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet.
+How much a choice has flattered a figure can only be seen on images that nobody here has seen
+([evaluation](evaluation.md) has the command).
 """
 _CHAIN = """## What tests hold instead of numbers
 

@@ -148,6 +148,7 @@ def test_a_change_of_code_can_be_accepted_with_a_reason_that_stays(
 ) -> None:
     request = ask(ws, tmp_path, "labels", "attention")
     run_ablation(ws, request)
+    made_by = Cell.load(request.folder / "attention-seed0.json").record["code"]["hmsa_core/losses/rmi.py"]
     _edit_code(monkeypatch)
     with pytest.raises(ConfigError, match="needs the reason"):
         accept(ws, request, "  ")
@@ -156,6 +157,7 @@ def test_a_change_of_code_can_be_accepted_with_a_reason_that_stays(
     cell = Cell.load(request.folder / "attention-seed0.json")
     assert cell.record["accepted"][0]["reason"] == "same bytes before and after"
     assert cell.record["accepted"][0]["differs"] == ["hmsa_core/losses/rmi.py"]
+    assert cell.record["accepted"][0]["from_code"] == {"hmsa_core/losses/rmi.py": made_by}
     assert cell.counts().names
 
 
