@@ -22,6 +22,7 @@ _LOSSES: dict[str, Changes] = {
 }
 _MIXES = ("none", "cutmix", "classmix")
 _COLOURS = (0.5, 1.0)
+_MERGED_COLOURS = (0.0, 1.0)
 _HARM = 0.005  # mean IoU; set before the first cell: less than this is no harm
 
 
@@ -149,7 +150,7 @@ def _threshold(name: str, command: str, params: Params) -> Ablation:
 
 
 def _losses(name: str, command: str, params: Params) -> Ablation:
-    """Loss on thresholded masks at three shares of ignored pixels; mixing and colour; the auxiliary loss."""
+    """Loss on thresholded masks at three shares of ignored pixels; mixing, colour, a tail; the auxiliary loss."""
     usual = params.student_train.pseudo.colour
     rows = []
     for share in _IGNORED:
@@ -164,6 +165,13 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         training = _student((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
         title = f"mixing: {mix}, rmi-masked, merged labels"
         rows.append(Row(f"mix-{mix}-merged", title, training, main_setting(f"mix-{mix}-merged", params)))
+    tail = max(1, params.student_train.epochs // 6)
+    for own, title, change in (
+        *((f"colour-{100 * c:.0f}-merged", f"colour jitter {c:g}", ("pseudo.colour", c)) for c in _MERGED_COLOURS),
+        ("tail-merged", f"last {tail} epochs on fine labels alone", ("pseudo.fine_only_epochs", tail)),
+    ):
+        training = _student((*_LOSSES["rmi-masked"], change), Labels(coarse=True))
+        rows.append(Row(own, f"{title}, rmi-masked, merged labels", training, main_setting(own, params)))
     for mix in _MIXES:
         training = _student((*_LOSSES["rmi-released"], ("pseudo.mix", mix)), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, main_setting(f"mix-{mix}", params)))
@@ -197,6 +205,11 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
             for c in _COLOURS
             if c != usual
         ),
+        *(
+            Comparison(f"colour-{100 * c:.0f}-merged", "rmi-masked-merged", f"colour {c:g} > {usual:g}, merged labels")
+            for c in _MERGED_COLOURS
+        ),
+        Comparison("tail-merged", "rmi-masked-merged", "a tail on fine labels > none, merged labels"),
         Comparison("aux-cross-entropy", "aux-released-rmi", "auxiliary cross-entropy > auxiliary RMI"),
     )
     return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons, command)

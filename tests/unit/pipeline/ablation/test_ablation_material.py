@@ -87,6 +87,8 @@ def test_threshold_and_losses_have_the_rows_that_are_asked_for(demo: Params) -> 
     assert {n.rsplit("-", 1)[1] for n in losses if n[:3] in ("rmi", "bce", "cro")} == {"10", "30", "60", "merged"}
     assert losses["mix-classmix"]["pseudo.mix"] == "classmix"
     assert losses["mix-classmix-merged"] == {**losses["rmi-masked-60"], "pseudo.mix": "classmix"}
+    assert losses["colour-100-merged"] == {**losses["rmi-masked-60"], "pseudo.colour": 1.0}
+    assert losses["tail-merged"] == {**losses["rmi-masked-60"], "pseudo.fine_only_epochs": 21}
     assert {losses[n]["loss.rmi_ignore"] for n in losses if n in ("mix-none", "mix-classmix", "colour-50")} == {"released"}
 
 
