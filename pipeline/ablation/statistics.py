@@ -6,6 +6,7 @@ Images of one block (drive, run of frames) are drawn together; how seeds differ 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -176,9 +177,9 @@ def _common(a: Cell, b: Cell) -> tuple[Counts, Counts]:
 
 
 def _unequal(rows: Sequence[RowSummary]) -> tuple[str, ...]:
-    """Rows with another number of images seen than the largest one (untrained rows aside)."""
+    """Rows with another number of images seen than most (untrained rows aside; of two as usual the larger counts)."""
     seen = {row.row: row.first["images_seen"] for row in rows if row.first["training"] is not None}
-    usual = max(seen.values(), default=0)
+    usual = max(((n, images) for images, n in Counter(seen.values()).items()), default=(0, 0))[1]
     return tuple(name for name, images in seen.items() if images != usual)
 
 

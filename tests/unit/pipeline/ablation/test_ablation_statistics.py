@@ -107,4 +107,6 @@ def test_unequal_budgets_and_mixed_variants_are_named(folder: Path) -> None:
     put_cell(folder, "short", 0, 0.7, images_seen=500)
     put_cell(folder, "good", 1, 0.8, settings={"training": {"seed": 1, "lr": 0.2}})
     assert table(folder).unequal == ("short",)
+    put_cell(folder, "long", 0, 0.7, images_seen=5000)
+    assert table(folder).unequal == ("long", "short"), "one long training does not make all others short"
     assert table(folder).mixed == ("good",)
