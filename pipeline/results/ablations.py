@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,25 @@ def _noise(made: Table, cells: Cells) -> list[str]:
 
 
 def _material(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What no freeze of sources can hold still: the data and the weights that every cell of a table shares."""
-    trained = [r["training"] for r in records if r["training"] is not None]
-    found = {
-        "fine images and labels": {t["fine"] for t in trained},
-        "weights at the start": {t["start"] or "none" for t in trained},
-        "judged images": {r["evaluation"]["names"] for r in records},
+    """What no freeze of sources can hold still: the data and the weights that the cells of a table share."""
+    trained = [r for r in records if r["training"] is not None]
+    digests = {
+        "fine images and labels": [(r["training"]["fine"], r["row"]) for r in trained],
+        "weights at the start": [(r["training"]["start"] or "none", r["row"]) for r in trained],
+        "judged images": [(r["evaluation"]["names"], r["row"]) for r in records],
     }
-    same = [f"{what} `{min(digests)[:12]}`" for what, digests in found.items() if len(digests) == 1]
-    lines = [f"The same in all cells, by digest: {', '.join(same)}."] if same else []
-    differ = [what for what, digests in found.items() if len(digests) > 1]
-    return [*lines, *([f"**Not the same in all cells: {', '.join(differ)}.**"] if differ else [])]
+    same, other = [], []
+    for what, found in digests.items():
+        if not found:
+            continue
+        usual = Counter(digest for digest, _ in found).most_common(1)[0][0]
+        rows = dict.fromkeys(row for digest, row in found if digest != usual)
+        if rows:
+            other.append(f"{what} differ in {', '.join(rows)}")
+        else:
+            same.append(f"{what} `{usual[:12]}`")
+    told = [f"The same in all cells, by digest: {', '.join(same)}."] if same else []
+    return [*told, *([f"**Not the same in all cells: {'; '.join(other)}.**"] if other else [])]
 
 
 def _freeze_lines(folder: Path) -> list[str]:

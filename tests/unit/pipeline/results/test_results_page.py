@@ -156,7 +156,7 @@ def test_cells_of_other_data_or_another_start_are_named(sources: Sources) -> Non
     assert "Not the same in all cells" not in page
     other = {"images_seen": 1000, "seconds": 10.0, "weights_sha256": "w", "fine": "e" * 64, "start": "5" * 64}
     put_cell(folder, "auto", 0, 0.6, training=other)
-    assert "**Not the same in all cells: fine images and labels.**" in results_page(sources)
+    assert "**Not the same in all cells: fine images and labels differ in auto.**" in results_page(sources)
 
 
 def test_how_far_trainings_of_one_row_lie_apart_stands_under_the_claims(sources: Sources) -> None:
