@@ -17,19 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from hmsa_core.metrics.student_t import t_quantile
+from hmsa_core.metrics.bootstrap import interval_of_runs
 
 SPREADS = ((1.0, 0.0, 0.2), (1.0, 0.5, 0.5), (1.0, 1.0, 0.0), (0.5, 1.0, 0.5), (0.2, 1.0, 0.2), (0.0, 1.0, 1.0))
 DRAWS = 400
 
 
 def ours(runs: np.ndarray, drawn: np.ndarray, blocks: int) -> np.ndarray:
-    """Ends of the interval: `hmsa_core.metrics.bootstrap` for values in place of confusion counts."""
-    between, within = runs.var(ddof=1) / len(runs), drawn.mean(0).var(ddof=1)
-    total = between + within
-    df = total**2 / (between**2 / (len(runs) - 1) + within**2 / (blocks - 1))
-    half = float(t_quantile(0.975, max(df, 1.0))) * np.sqrt(total)
-    return np.array([runs.mean() - half, runs.mean() + half])
+    """Ends of the interval that tables of several runs show, for values in place of IoU."""
+    low, high, _ = interval_of_runs(runs[:, None], drawn.mean(0)[:, None], blocks, 0.95)
+    return np.concatenate([low, high])
 
 
 def drawn_runs(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:

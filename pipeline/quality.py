@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,11 @@ Counts = NDArray[np.int64]
 def categories_of(classes: ClassTable) -> tuple[str, ...]:
     """A category for each class: the benchmark's own seven for Cityscapes, else the table's groups."""
     return cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
+
+
+def how_run(setting: Mapping[str, Any]) -> str:
+    """Scales and flip of a setting, as `{0.5, 1, 2} + flip`."""
+    return f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
 
 
 def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.errors import DecodeError, InputError, IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
+from pipeline.gate_scores import finite
 from pipeline.leaks import find_leaks
 from pipeline.quality import by_category, by_city
 
@@ -242,10 +243,6 @@ def _details(scores: SettingScores, summary: dict[str, Any], counts: Any) -> dic
     diagram = scores.reliability.diagram()
     return {
         **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
-        "reliability": {k: [_number(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
+        "reliability": {k: [finite(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
         "cities": by_city(np.stack(scores.confusions), scores.cities), "confusion": counts.tolist(),
     }  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value  # a bin without pixels has no mean

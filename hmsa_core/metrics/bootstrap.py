@@ -29,7 +29,7 @@ from hmsa_core.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
 from hmsa_core.metrics.student_t import t_cdf, t_quantile
 
-__all__ = ["Interval", "bootstrap_difference", "bootstrap_iou"]
+__all__ = ["Interval", "bootstrap_difference", "bootstrap_iou", "interval_of_runs"]
 
 DRAWS = 2000
 Counts = NDArray[np.int64]
@@ -195,14 +195,14 @@ def _interval(
 ) -> Interval:
     by_run, drawn_by_run = scores
     value, drawn = _mean_over_runs(by_run), _mean_over_runs(drawn_by_run)
-    if len(by_run) > 1:
-        low, high, above = _of_runs(by_run, drawn, plan.blocks, level)
+    if plan.blocks < 2:
+        low, high, above = np.full_like(value, np.nan), np.full_like(value, np.nan), float("nan")
+    elif len(by_run) > 1:
+        low, high, above = interval_of_runs(by_run, drawn, plan.blocks, level)
     else:
         low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
         finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
         above = float((finite > 0).mean()) if finite.size else float("nan")
-    if plan.blocks < 2:
-        low, high, above = np.full_like(value, np.nan), np.full_like(value, np.nan), float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]), low=float(low[-1]), high=float(high[-1]),
@@ -212,17 +212,24 @@ def _interval(
     )  # fmt: skip
 
 
-def _of_runs(
+def interval_of_runs(
     by_run: NDArray[np.float64], drawn: NDArray[np.float64], blocks: int, level: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Ends of the interval for each column of (runs, C + 1), and the certainty that the last one is above zero."""
+    """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
+
+    Args:
+        by_run: (runs, K), each run on all data; NaN = not scored.
+        drawn: (draws, K), mean over the runs in each draw of blocks.
+        blocks: how many there are, two at least.
+        level: share of such intervals that should hold the truth.
+    """
     value, n = _mean_over_runs(by_run), (~np.isnan(by_run)).sum(0)
     between = np.nan_to_num((by_run - value) ** 2).sum(0) / np.maximum(n * (n - 1), 1)
     drawings = (~np.isnan(drawn)).sum(0)
     within = np.nan_to_num((drawn - _mean_over_runs(drawn)) ** 2).sum(0) / np.maximum(drawings - 1, 1)
     total = between + within
     # Of no spread at all any degrees of freedom say the same.
-    parts = between**2 / np.maximum(n - 1, 1) + within**2 / max(blocks - 1, 1)
+    parts = between**2 / np.maximum(n - 1, 1) + within**2 / (blocks - 1)
     df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
     half = np.where(n > 1, t_quantile((1 + level) / 2, df) * np.sqrt(total), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):

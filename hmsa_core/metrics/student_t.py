@@ -30,9 +30,9 @@ def t_cdf(x: ArrayLike, df: ArrayLike) -> NDArray[np.float64]:
 def t_quantile(p: float, df: ArrayLike) -> NDArray[np.float64]:
     """The value that a share `p` (0.5 to 1) does not exceed, for each of `df`."""
     df = np.minimum(np.asarray(df, np.float64), _LARGEST)
-    x = np.zeros_like(df)
+    x, scale = np.zeros_like(df), _scale(df)
     for _ in range(100):  # Newton from below: above 0 the distribution is concave, no step passes its end
-        step = (p - t_cdf(x, df)) / (_scale(df) * (1 + x**2 / df) ** (-(df + 1) / 2))
+        step = (p - t_cdf(x, df)) / (scale * (1 + x**2 / df) ** (-(df + 1) / 2))
         x = x + step
         if np.all(np.abs(step) <= 1e-10 * (1 + x)):
             break

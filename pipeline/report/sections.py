@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.quality import how_run
 from pipeline.report.curves import curve_grid
 from pipeline.report.facts import Facts
 from pipeline.report.html import Raw, esc, number, points, span_of, swatch, table
@@ -68,7 +69,7 @@ def results(facts: Facts) -> Raw:
     leaks = facts.metrics.get("judgement", {}).get("leaks", [])
     left = f" {len(leaks)} images were left out because a model had learned from them." if leaks else ""
     settings = ", ".join(
-        f"{s['name']} = scales {{{', '.join(f'{x:g}' for x in s['scales'])}}}{' + flip' if s['flip'] else ''}"
+        f"{s['name']} = scales {how_run(s)}"
         for s in facts.metrics["settings"]
     )
     gains = [

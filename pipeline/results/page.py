@@ -12,6 +12,7 @@ from hmsa_core.errors import IntegrityError
 from pipeline.ablation.catalogue import NAMES, make_ablation
 from pipeline.ablation.plan import Ablation
 from pipeline.params import Params
+from pipeline.quality import how_run
 from pipeline.results.ablations import ablation_section, tables_of
 from pipeline.results.collect import FORMAT
 from pipeline.results.summary import summary_section
@@ -161,10 +162,7 @@ def _models(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    told = [
-        f"`{s['name']}`: {{{', '.join(f'{scale:g}' for scale in s['scales'])}}}{' + flip' if s['flip'] else ''}"
-        for s in record["settings"]
-    ]
+    told = [f"`{s['name']}`: {how_run(s)}" for s in record["settings"]]
     return f"{'; '.join(told)}."
 
 
