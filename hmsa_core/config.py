@@ -81,6 +81,14 @@ class ModelConfig(Section):
     dropout: Share = 0.05
     top_attention: Literal["skip", "released"] = "skip"
     low_scale: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # the second training scale
+    # None = by kind, with low_scale. Absent from dumps while unset: keys of work older than this setting stay valid.
+    train_scales: Annotated[Scales | None, Field(exclude_if=lambda scales: scales is None)] = None
+
+    @model_validator(mode="after")
+    def _scales_need_attention(self) -> ModelConfig:
+        if self.train_scales is not None and self.kind not in ("hierarchical", "explicit"):
+            raise ValueError(f"train_scales must not be set for kind {self.kind}, which is trained on 1x alone")
+        return self
 
 
 class AugmentConfig(Section):

@@ -51,7 +51,7 @@ class MacsRequest(Section):
 
 def count(request: MacsRequest) -> dict[str, Any]:
     """{"train_per_crop": forward and backward, "inference": {setting: one image}}, in multiply-accumulates."""
-    options = _options(request)
+    options = ModelOptions(**request.model.model_dump(), num_classes=request.num_classes)
     return {
         "train_per_crop": _BACKWARD * training_macs(options, request.crop),
         "inference": {
@@ -90,15 +90,6 @@ def _runs_attention(options: ModelOptions, kind: str, scale: float, scales: Sequ
     if kind not in ("hierarchical", "explicit"):
         return False
     return kind == "explicit" or options.top_attention == "released" or scale != max(scales)
-
-
-def _options(request: MacsRequest) -> ModelOptions:
-    model = request.model
-    return ModelOptions(
-        kind=model.kind, trunk=model.trunk, num_classes=request.num_classes, head=model.head, ocr_mid=model.ocr_mid,
-        ocr_key=model.ocr_key, attention_channels=model.attention_channels, dropout=model.dropout,
-        top_attention=model.top_attention, low_scale=model.low_scale,
-    )  # fmt: skip
 
 
 @cache

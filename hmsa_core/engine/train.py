@@ -31,6 +31,7 @@ from hmsa_core.engine.trainer import Trainer
 from hmsa_core.engine.validate import Validation
 from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
+from hmsa_core.models.options import ModelOptions
 
 __all__ = ["run"]
 
@@ -65,7 +66,7 @@ def _refuse_small_crop(config: TrainConfig) -> None:
             f"trunk {config.model.trunk} pools to one position: batch norm cannot train on batch_per_rank 1",
             hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
         )
-    scale = config.model.low_scale if config.model.kind in ("hierarchical", "explicit") else 1.0
+    scale = min(ModelOptions(**config.model.model_dump(), num_classes=1).training_scales)
     rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
     if rows * columns * config.batch_per_rank < 2:
         raise ConfigError(
@@ -84,10 +85,7 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
     config = spec.config
     seed_everything(config.seed, "init")
     model = build(
-        config.model.kind, trunk=config.model.trunk, num_classes=num_classes,
-        head=config.model.head, ocr_mid=config.model.ocr_mid, ocr_key=config.model.ocr_key,
-        attention_channels=config.model.attention_channels, dropout=config.model.dropout,
-        top_attention=config.model.top_attention, low_scale=config.model.low_scale,
+        **config.model.model_dump(), num_classes=num_classes,
         activation_checkpointing=config.runtime.activation_checkpointing,
     )  # fmt: skip
     fresh = initialise_from(model, spec.init_from) if spec.init_from is not None else []

@@ -17,6 +17,12 @@ _OWN: dict[str, Any] = {
     "prefix": "own-", "told": "with a loss at each scale: ",
     "changes": (("loss.per_scale_weight", 0.4),),  # the auxiliary loss's weight
 }  # fmt: skip
+_TWO: dict[str, Any] = {
+    "prefix": "two-", "told": "trained on {0.5, 1}: ", "changes": (("model.train_scales", SETS[0]),),
+}  # fmt: skip
+_THREE: dict[str, Any] = {
+    "prefix": "three-", "told": "trained on {0.5, 1, 2}: ", "changes": (("model.train_scales", SETS[1]),),
+}  # fmt: skip
 _HURTS = (
     ("narrow-average-0.5-1-2", "narrow-average-0.5-1", "adding 2x hurts average"),
     ("narrow-average-1-2", "narrow-single-1", "adding 2x alone to 1x hurts average"),
@@ -33,6 +39,10 @@ _HELPS = (
     ("own-hierarchical-1", "single-1", "hierarchical, {1} alone > single scale"),
     ("own-hierarchical-0.5-1", "average-0.5-1", "hierarchical > average"),
     ("own-hierarchical-0.5-1-2", "average-0.5-1-2", "hierarchical > average"),
+    ("explicit-0.5-1-2", "hierarchical-0.5-1-2", "explicit > hierarchical, which is not trained on 2x"),
+    ("explicit-0.5-1-2", "three-hierarchical-0.5-1-2", "explicit > hierarchical, both trained on {0.5, 1, 2}"),
+    ("two-explicit-0.5-1", "hierarchical-0.5-1", "explicit > hierarchical, both trained on {0.5, 1}"),
+    ("three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "2x in training helps hierarchical"),
     ("all-classes", "both", "labels of all classes > of those with a threshold"),
     ("all-classes", "attention", "labels of all classes > fine labels only"),
 )
@@ -43,6 +53,7 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
 
     `narrow`: no enlarged picture is learned from, so 2x should hurt averaging, as the paper has it. `own`: each
     scale has a loss of its own, so the hierarchical model should be as good at {1} alone as the single-scale one.
+    `two`, `three`: both kinds of attention are trained on the same scales, so explicit attention should gain nothing.
     `all-classes`: no threshold, so no class is missing from the auto-labelled half.
     """
     ignored = ("loss.rmi_ignore", params.student_train.loss.rmi_ignore)  # as table labels has it
@@ -54,6 +65,9 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
         *scale_rows("average", "single", (PAIRS[1], *SETS[:2]), mode="average", **_NARROW),
         *scale_rows("hierarchical", "hierarchical", SETS[:2], **_NARROW),
         *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS[:2]), **_OWN),
+        *scale_rows("explicit", "explicit", SETS[:2]),
+        *scale_rows("explicit", "explicit", SETS[:1], **_TWO),
+        *scale_rows("hierarchical", "hierarchical", SETS[:2], **_THREE),
         Row("attention", "fine labels", from_pretraining("hierarchical"), main_setting("attention", params)),
         *(
             Row(own, title, from_pretraining("hierarchical", ignored, labels=labels), main_setting(own, params))

@@ -36,6 +36,12 @@ def test_a_run_goes_on_with_another_number_of_gpus(change: dict[str, object]) ->
     assert _train(**change) == _train()
 
 
+def test_training_scales_count_once_they_are_set() -> None:
+    assert _train(model={"train_scales": [0.5, 1.0, 2.0]}) != _train()
+    config = TrainConfig.model_validate({"model": {"train_scales": None}})
+    assert "train_scales" not in train_material(config)["model"], "keys of work older than the setting stay valid"
+
+
 def test_the_student_is_the_same_with_and_without_a_control_and_from_wherever_its_start_lies() -> None:
     params = Params.load(REPO / "params.yaml")
     student, pretrain = params.student_train, params.teacher_pretrain

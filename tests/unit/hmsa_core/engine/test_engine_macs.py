@@ -27,9 +27,10 @@ def counted(model: torch.nn.Module, call: object) -> int:
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "explicit"])
-def test_training_costs_what_the_models_own_forward_pass_costs(kind: str) -> None:
-    model = build_empty(options(kind)).eval()
-    assert training_macs(options(kind), SIZE) == counted(model, lambda m, x: m(x))
+@pytest.mark.parametrize("scales", [None, (1.0, 2.0)])
+def test_training_costs_what_the_models_own_forward_pass_costs(kind: str, scales: tuple[float, ...] | None) -> None:
+    own = options(kind, train_scales=scales)
+    assert training_macs(own, SIZE) == counted(build_empty(own).eval(), lambda m, x: m(x))
 
 
 @pytest.mark.parametrize(

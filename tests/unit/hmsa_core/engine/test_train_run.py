@@ -417,6 +417,8 @@ def test_a_crop_that_batch_norm_cannot_train_on_is_refused(data: Path, tmp_path:
     with pytest.raises(ConfigError, match="crop 32x64 leaves one position") as caught:
         run(train_spec(data, tmp_path, crop=(32, 64)))
     assert "larger than 64 pixels, or batch_per_rank at least 2" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"one position on the coarsest grid at scale 0\.25"):
+        run(train_spec(data, tmp_path, crop=(64, 64), model__train_scales=(0.25, 1.0)))
     run(train_spec(data, tmp_path, crop=(32, 64), batch_per_rank=2, epochs=1))
 
 
@@ -461,12 +463,20 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
         {"loss__aux": "released_bce"},
         {"model__head": "released"},
         {"model__dropout": 0.5},
+        {"model__train_scales": (0.5, 1.0, 2.0)},
         {"seed": 6},
     ],
 )
 def test_each_option_changes_the_result(data: Path, tmp_path: Path, plain: bytes, change: dict[str, Any]) -> None:
     spec = train_spec(data, tmp_path, epochs=1, epoch_samples=4, **change)
     assert (run(spec) / "model.safetensors").read_bytes() != plain
+
+
+def test_the_usual_training_scales_written_out_give_the_same_weights(data: Path, tmp_path: Path, plain: bytes) -> None:
+    spec = train_spec(data, tmp_path, epochs=1, epoch_samples=4, model__train_scales=(1.0, 0.5))
+    model = run(spec)
+    assert (model / "model.safetensors").read_bytes() == plain
+    assert load(model).train_scales == (0.5, 1.0)
 
 
 def test_the_record_names_steps_and_settings(teacher: Path) -> None:

@@ -59,9 +59,12 @@ def test_scales_compares_all_fusions_on_the_three_sets_from_three_trainings(demo
 
 def test_reasons_repeats_rows_of_other_tables_with_one_thing_changed(demo: Params) -> None:
     usual = {r.name: r for name in ("scales", "labels") for r in make_ablation(name, demo).rows}
-    changes = {"": (), "narrow-": (("augment.scale_max", 1.0),), "own-": (("loss.per_scale_weight", 0.4),)}
+    changes = {
+        "": (), "narrow-": (("augment.scale_max", 1.0),), "own-": (("loss.per_scale_weight", 0.4),),
+        "two-": (("model.train_scales", (0.5, 1.0)),), "three-": (("model.train_scales", (0.5, 1.0, 2.0)),),
+    }  # fmt: skip
     for row in make_ablation("reasons", demo).rows:
-        prefix = next(p for p in ("narrow-", "own-", "") if row.name.startswith(p))
+        prefix = next(p for p in sorted(changes, reverse=True) if row.name.startswith(p))
         twin = usual["both" if row.name == "all-classes" else row.name.removeprefix(prefix)]
         assert row.training.changes == (*twin.training.changes, *changes[prefix])
         assert row.training.labels == (Labels(0.0) if row.name == "all-classes" else twin.training.labels)

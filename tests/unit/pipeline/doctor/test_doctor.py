@@ -65,6 +65,15 @@ def test_scales_that_the_training_does_not_show_are_told(
     assert [bool(re.search(told or "$.", f.text)) for f in found] == [True] * bool(told)
 
 
+def test_training_scales_that_are_given_are_what_the_training_shows(workspace: Workspace) -> None:
+    params = workspace.path("params.yaml")
+    text = re.sub(r"(?s)(\nteacher_train:.*?train_scales: )null", r"\1[1.0, 2.0]", params.read_text(), count=1)
+    params.write_text(text.replace(SCALES, "scales: [0.25, 1.0, 4.0] #"))
+    assert [f.text for f in doctor.examine(workspace.root) if f.name == "scales"] == [
+        "auto_infer.scales: 0.25 not among what teacher_train shows (0.5 to 4)"
+    ]
+
+
 def test_a_pretraining_set_that_only_dvc_knows_is_named_with_the_line_to_delete(workspace: Workspace) -> None:
     params = workspace.path("params.yaml")
     params.write_text(re.sub(r"  pretrain:\n(    .*\n)+", "  pretrain: null\n", params.read_text()))
