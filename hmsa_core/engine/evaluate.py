@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hmsa_core.atomic import write_bytes, write_json
-from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.engine.context import JobContext
-from hmsa_core.engine.distributed import start_ranks
 from hmsa_core.engine.evaluate_scores import (
     Labelled,
     Scorer,
@@ -27,11 +25,11 @@ from hmsa_core.engine.evaluate_scores import (
 )
 from hmsa_core.engine.fast_tiles import Tiler
 from hmsa_core.engine.infer import classes_of, load_predictor
-from hmsa_core.engine.spec import EvaluateSpec, EvaluationSetting
+from hmsa_core.engine.spec import EvaluateSpec
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["read_ahead", "run", "score", "score_files"]
+__all__ = ["read_ahead", "run", "score"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -101,31 +99,6 @@ def _read(sample: Sample, root: Path, classes: ClassTable) -> Labelled:
         sample.block,
         sample.city,
     )
-
-
-def score_files(
-    checkpoint: Path,
-    runtime: RuntimeConfig,
-    pairs: Sequence[tuple[str, Path, Path]],
-    classes: ClassTable,
-    setting: EvaluationSetting,
-    advance: Callable[[], None],
-) -> dict[str, Any]:
-    """Score (name, image file, label file) triples outside of a job; label files hold ids of `classes`.
-
-    Returns:
-        The setting's figures as in `summary.json`, and the precision that was used.
-    """
-    context = JobContext(checkpoint, start_ranks(runtime, {}), runtime)
-    predictor = load_predictor(checkpoint, context)
-    scorer = Scorer(Tiler(predictor), [setting], classes.num_classes)
-
-    def read(source: tuple[str, Path, Path]) -> Labelled:
-        name, image, label = source
-        return Labelled(name, read_image(image), read_label(label, classes))
-
-    score(scorer, read_ahead(pairs, read), context.check_stop, advance)
-    return {**summarise(scorer.scores[setting.name], setting, classes), "precision": predictor.precision}
 
 
 def _write(

@@ -31,6 +31,7 @@ from hmsa_core.engine.trainer import Trainer
 from hmsa_core.engine.validate import Validation
 from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
+from hmsa_core.models.ocr import PixelHeads
 from hmsa_core.models.options import ModelOptions
 
 __all__ = ["run"]
@@ -88,6 +89,9 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
         **config.model.model_dump(), num_classes=num_classes,
         activation_checkpointing=config.runtime.activation_checkpointing,
     )  # fmt: skip
+    if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
+        # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
+        model.ocr.aux_head.requires_grad_(requires_grad=False)
     fresh = initialise_from(model, spec.init_from) if spec.init_from is not None else []
     if ranks.device.type == "cuda" and ranks.world > 1:
         # On CPUs torch has no synchronised batch norm: each rank normalises with its own crops.

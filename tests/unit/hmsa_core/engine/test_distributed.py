@@ -135,6 +135,26 @@ def test_running_statistics_are_the_mean_over_ranks(tmp_path: Path) -> None:
         assert torch.allclose(load_file(tmp_path / f"{rank}.safetensors")["mean"], expected, atol=1e-7)
 
 
+def test_a_head_that_no_loss_reaches_does_not_hold_up_the_ranks(tmp_path: Path) -> None:
+    from hmsa_core.engine.train import make_model
+    from tests.support.training import train_spec
+
+    model = {"model__kind": "single", "model__trunk": "deeplabv3_resnet50"}
+    spec = train_spec(tmp_path, tmp_path / "work", loss__aux_weight=0.0, **model)
+    weighed = train_spec(tmp_path, tmp_path / "work", **model)
+
+    def target(rank: int) -> None:
+        ranks = start_ranks(CPU)
+        network, _ = make_model(spec, 4, ranks)
+        replicas = DdpReplicas(network, ranks)
+        for _ in range(2):  # the second pass would wait for gradients that the first one never brought
+            torch.autograd.backward(replicas.forward(torch.randn(2, 3, 32, 32)).logits.square().mean())
+        ranks.stop()
+
+    assert run_ranks(2, target) == [0, 0]
+    assert all(p.requires_grad for p in make_model(weighed, 4, start_ranks(CPU, {}))[0].parameters())
+
+
 def test_a_gradient_that_left_the_message_is_noticed(tmp_path: Path) -> None:
     def target(rank: int) -> None:
         ranks = start_ranks(CPU)

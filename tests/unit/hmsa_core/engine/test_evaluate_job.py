@@ -6,11 +6,10 @@ import dataclasses
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.atomic import read_json, sha256_file
+from hmsa_core.atomic import read_json
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.engine import evaluate
@@ -181,15 +180,3 @@ def test_read_ahead_keeps_the_order_and_passes_errors_on():
     assert list(evaluate.read_ahead([], str)) == []
     with pytest.raises(ZeroDivisionError):
         list(evaluate.read_ahead([1, 0], lambda x: 1 // x))
-
-
-def test_labels_read_from_files_are_scored_outside_of_a_job(data):
-    pairs = [(f"toy_{i:03d}", data / f"toy/toy_{i:03d}.png", data / f"toy/toy_{i:03d}_label.png") for i in range(5)]
-    classes = Index.load(data / "toy.parquet").classes
-    seen = []
-    figures = evaluate.score_files(data / "model", CPU, pairs, classes, MULTI, lambda: seen.append(1))
-    assert len(seen) == figures["images"] == 5
-    assert cv2.imread(str(pairs[0][2]), 0).shape == SIZE
-    assert sha256_file(pairs[0][1])
-    assert figures["precision"] == "fp32"
-    assert figures["mean_iou"] > 0
