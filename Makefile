@@ -25,7 +25,7 @@ ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EP
   $(if $(RANKS),--ranks $(RANKS))
 
 .PHONY: help setup lock demo camvid test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
-  ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-losses camvid-table results
+  ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-merging ablation-losses camvid-table results
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -96,6 +96,9 @@ ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, aut
 
 ablation-threshold: setup  ## 0, 0.5, ... 0.98 and the measured policy (one seed)
 	autolabel ablate threshold --prepare --workspace $(WORKSPACE) $(ABLATE)
+
+ablation-merging: setup  ## what auto-labels add to human polygons: policy, 0.5, 0; conflicts ignored or to the human
+	autolabel ablate merging --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 ablation-losses: setup  ## RMI released / masked, BCE, CE at 10, 30, 60 % ignored; CutMix, ClassMix; auxiliary loss
 	autolabel ablate losses --prepare --workspace $(WORKSPACE) $(ABLATE)

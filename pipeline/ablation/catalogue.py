@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from hmsa_core.errors import ConfigError
+from pipeline.ablation.merging import make_merging
 from pipeline.ablation.plan import Ablation, Comparison, Labels, Row, Training
 from pipeline.ablation.reasons import make_reasons
-from pipeline.ablation.rows import PAIRS, SETS, Changes, from_pretraining, main_setting, scale_rows, set_name, setting
+from pipeline.ablation.rows import (
+    PAIRS,
+    SETS,
+    Changes,
+    from_pretraining,
+    from_teacher,
+    main_setting,
+    scale_rows,
+    set_name,
+    setting,
+)
 from pipeline.params import Params
 
 __all__ = ["NAMES", "make_ablation"]
 
-NAMES = ("scales", "labels", "reasons", "threshold", "losses", "camvid-table")
+NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "camvid-table")
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _IGNORED = (0.1, 0.3, 0.6)
 _LOSSES: dict[str, Changes] = {
@@ -34,7 +45,10 @@ def make_ablation(name: str, params: Params) -> Ablation:
     Raises:
         ConfigError: an unknown name, or an ablation that the profile cannot run.
     """
-    makers = {"scales": _scales, "labels": _labels, "reasons": make_reasons, "threshold": _threshold, "losses": _losses}
+    makers = {
+        "scales": _scales, "labels": _labels, "reasons": make_reasons, "threshold": _threshold,
+        "merging": make_merging, "losses": _losses,
+    }  # fmt: skip
     if name == "camvid-table":
         return _camvid(params)
     if name not in makers:
@@ -128,17 +142,13 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
 # --------------------------------------------------------------------------------------------- threshold
 
 
-def _student(changes: Changes = (), labels: Labels | None = None) -> Training:
-    return Training("student_train", "teacher", changes, labels)
-
-
 def _threshold(name: str, command: str, params: Params) -> Ablation:
-    rows = [Row("control", "fine labels only", _student(), main_setting("control", params))]
+    rows = [Row("control", "fine labels only", from_teacher(), main_setting("control", params))]
     rows += [
-        Row(f"t{t:g}", f"threshold {t:g}", _student(labels=Labels(t)), main_setting(f"t{t:g}", params))
+        Row(f"t{t:g}", f"threshold {t:g}", from_teacher(labels=Labels(t)), main_setting(f"t{t:g}", params))
         for t in _THRESHOLDS
     ]
-    rows.append(Row("policy", "policy (measured)", _student(labels=Labels()), main_setting("policy", params)))
+    rows.append(Row("policy", "policy (measured)", from_teacher(labels=Labels()), main_setting("policy", params)))
     comparisons = (
         *(Comparison("policy", f"t{t:g}", f"policy > {t:g}") for t in _THRESHOLDS),
         Comparison("policy", "control", "auto-labels > fine labels only"),
@@ -157,12 +167,12 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         for loss, changes in _LOSSES.items():
             own = f"{loss}-{100 * share:.0f}"
             title = f"{loss}, {100 * share:.0f} % ignored"
-            rows.append(Row(own, title, _student(changes, Labels(ignored=share)), main_setting(own, params)))
+            rows.append(Row(own, title, from_teacher(changes, Labels(ignored=share)), main_setting(own, params)))
     for loss, changes in _LOSSES.items():  # what the profile's student learns from: few pixels are ignored there
-        training = _student(changes, Labels(coarse=True))
+        training = from_teacher(changes, Labels(coarse=True))
         rows.append(Row(f"{loss}-merged", f"{loss}, merged labels", training, main_setting(f"{loss}-merged", params)))
     for mix in _MIXES[1:]:
-        training = _student((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
+        training = from_teacher((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
         title = f"mixing: {mix}, rmi-masked, merged labels"
         rows.append(Row(f"mix-{mix}-merged", title, training, main_setting(f"mix-{mix}-merged", params)))
     tail = max(1, params.student_train.epochs // 6)
@@ -170,14 +180,14 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         *((f"colour-{100 * c:.0f}-merged", f"colour jitter {c:g}", ("pseudo.colour", c)) for c in _MERGED_COLOURS),
         ("tail-merged", f"last {tail} epochs on fine labels alone", ("pseudo.fine_only_epochs", tail)),
     ):
-        training = _student((*_LOSSES["rmi-masked"], change), Labels(coarse=True))
+        training = from_teacher((*_LOSSES["rmi-masked"], change), Labels(coarse=True))
         rows.append(Row(own, f"{title}, rmi-masked, merged labels", training, main_setting(own, params)))
     for mix in _MIXES:
-        training = _student((*_LOSSES["rmi-released"], ("pseudo.mix", mix)), Labels())
+        training = from_teacher((*_LOSSES["rmi-released"], ("pseudo.mix", mix)), Labels())
         rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, main_setting(f"mix-{mix}", params)))
     for colour in _COLOURS:
         own, title = f"colour-{100 * colour:.0f}", f"colour jitter {colour:g} on auto-labelled crops"
-        training = _student((*_LOSSES["rmi-released"], ("pseudo.colour", colour)), Labels())
+        training = from_teacher((*_LOSSES["rmi-released"], ("pseudo.colour", colour)), Labels())
         rows.append(Row(own, title, training, main_setting(own, params)))
     for aux in ("cross_entropy", "released_rmi"):
         own = f"aux-{aux.replace('_', '-')}"
@@ -228,10 +238,11 @@ def _camvid(params: Params) -> Ablation:
     variant = str(getattr(source, "variant", None) or "default")
     rows = (
         Row("teacher", "teacher, as it is", None, main_setting("teacher", params)),
-        Row("control", "control: fine labels only", _student(), main_setting("control", params)),
-        Row("coarse", "coarse as drawn", _student(labels=Labels("none", coarse=True)), main_setting("coarse", params)),
-        Row("auto", "auto-labels", _student(labels=Labels()), main_setting("auto", params)),
-        Row("merged", "auto-labels + coarse", _student(labels=Labels(coarse=True)), main_setting("merged", params)),
+        Row("control", "control: fine labels only", from_teacher(), main_setting("control", params)),
+        Row("coarse", "coarse as drawn", from_teacher(labels=Labels("none", coarse=True)),
+            main_setting("coarse", params)),
+        Row("auto", "auto-labels", from_teacher(labels=Labels()), main_setting("auto", params)),
+        Row("merged", "auto-labels + coarse", from_teacher(labels=Labels(coarse=True)), main_setting("merged", params)),
     )
     comparisons = (
         Comparison("merged", "control", "student > control"),

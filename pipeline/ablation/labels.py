@@ -44,7 +44,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     """
     raw = LabelStore.open(ws.path("labels/raw"), strict=True)
     policy = _policy(ws, raw, labels)
-    variant = _with_coarse(ws, coarse=labels.coarse)
+    variant = _with_merging(ws, labels)
     recipe = pseudo_label.make_recipe(variant, raw, policy)
     name = atomic.digest(labels.to_json())[:8]
     work = keys.open_work(ws.work(WORK), f"labels-{name}", {"recipe": recipe.key(raw), "raw": raw.digest})
@@ -62,7 +62,8 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
 
 def _told(labels: Labels) -> str:
     chosen = f"{100 * labels.ignored:.0f} % ignored" if labels.ignored is not None else f"threshold {labels.threshold}"
-    return chosen + (" with coarse labels" if labels.coarse else "")
+    kept = " that win conflicts" if labels.conflict else ""
+    return chosen + (f" with coarse labels{kept}" if labels.coarse else "")
 
 
 def _check_stop(ws: Workspace) -> None:
@@ -70,9 +71,10 @@ def _check_stop(ws: Workspace) -> None:
         raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
 
 
-def _with_coarse(ws: Workspace, *, coarse: bool) -> Workspace:
-    """The workspace with merging of human labels switched on or off; nothing is written."""
-    merge = ws.params.pseudo_label.merge.model_copy(update={"use_coarse": coarse})
+def _with_merging(ws: Workspace, labels: Labels) -> Workspace:
+    """The workspace with merging of human labels as the row has it; nothing is written."""
+    changes = {"use_coarse": labels.coarse} | ({"default": labels.conflict} if labels.conflict else {})
+    merge = ws.params.pseudo_label.merge.model_copy(update=changes)
     section = ws.params.pseudo_label.model_copy(update={"merge": merge})
     variant = Workspace(ws.root)
     variant.stop = ws.stop

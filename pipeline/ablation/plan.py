@@ -24,15 +24,19 @@ class Labels:
             that with `coarse` the human labels stay as drawn.
         coarse: merge the human coarse labels.
         ignored: instead of `threshold`: the number on the grid that leaves out about this share of the pixels.
+        conflict: with `coarse`, what a pixel without a rule becomes on which human and teacher disagree; None = as the
+            profile has it.
     """
 
     threshold: float | Literal["policy", "none"] = "policy"
     coarse: bool = False
     ignored: float | None = None
+    conflict: Literal["human"] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For keys and records."""
-        return {"threshold": self.threshold, "coarse": self.coarse, "ignored": self.ignored}
+        """For keys and records; a conflict that the profile settles is left out, as before there was a choice."""
+        chosen = {"conflict": self.conflict} if self.conflict else {}
+        return {"threshold": self.threshold, "coarse": self.coarse, "ignored": self.ignored, **chosen}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from hmsa_core.engine.spec import EvaluationSetting
 from pipeline.ablation.plan import Labels, Row, Training
 from pipeline.params import Params
 
-__all__ = ["PAIRS", "SETS", "Changes", "from_pretraining", "main_setting", "scale_rows", "set_name", "setting"]
+__all__ = [
+    "PAIRS", "SETS", "Changes", "from_pretraining", "from_teacher", "main_setting", "scale_rows", "set_name", "setting",
+]  # fmt: skip
 
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
@@ -30,6 +32,11 @@ def main_setting(name: str, params: Params, mode: str | None = None) -> Evaluati
 def from_pretraining(kind: str, *changes: tuple[str, Any], labels: Labels | None = None) -> Training:
     """A whole training of a kind of model by the teacher's recipe."""
     return Training("teacher_train", "pretrain", (("model.kind", kind), *changes), labels)
+
+
+def from_teacher(changes: Changes = (), labels: Labels | None = None) -> Training:
+    """A training by the student's recipe."""
+    return Training("student_train", "teacher", changes, labels)
 
 
 def set_name(scales: Iterable[float]) -> str:

@@ -6,7 +6,7 @@ autolabel ablate losses --dry-run               (what is missing, and how long i
 autolabel ablate scales --freeze 100,101,102,103,104 --variants 7 --note "..."
 autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default
 
-Tables: scales, labels, reasons, threshold, losses, camvid-table. A finished cell
+Tables: scales, labels, reasons, threshold, merging, losses, camvid-table. A finished cell
 (benchmarks/ablations/NAME/ROW-seedK.json) with the same settings and code is never run again; a killed one goes on.
 """
 
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "ablations"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel ablate`."""
-    parser.add_argument("name", metavar="NAME", help="scales, labels, reasons, threshold, losses or camvid-table")
+    parser.add_argument("name", metavar="NAME", help="one of the tables above")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
     parser.add_argument("--rows", metavar="A,B", help="only these rows")
     parser.add_argument("--seeds", metavar="0,1,2", help="default: 0,1,2 (threshold: 0)")

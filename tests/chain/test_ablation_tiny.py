@@ -41,3 +41,15 @@ def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path
     listed = run(REPO, *command, "--list", "--workspace", str(whole.root)).text
     assert "missing" not in listed
     assert listed.count("mIoU") == 2
+
+
+def test_a_conflict_that_the_human_wins_keeps_its_pixel(workspace: Path, tmp_path: Path) -> None:
+    asked = ["--rows", "t0,t0-human", "--seeds", "1", "--epochs-scale", "0.5", "--results", str(tmp_path)]
+    done = run(REPO, "autolabel", "ablate", "merging", *asked, "--workspace", str(workspace))
+    assert "2 cells written" in done.text
+    ignored, kept = (
+        Cell.load(tmp_path / f"merging-tiny/{row}-seed1.json").record["labels"] for row in ("t0", "t0-human")
+    )
+    human = [sum(c["human"] for c in labels["classes"].values()) for labels in (ignored, kept)]
+    assert human[0] < human[1]
+    assert ignored["labelled_share"] < kept["labelled_share"] <= 1

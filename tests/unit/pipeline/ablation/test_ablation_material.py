@@ -95,6 +95,18 @@ def test_threshold_and_losses_have_the_rows_that_are_asked_for(demo: Params) -> 
     assert {losses[n]["loss.rmi_ignore"] for n in losses if n in ("mix-none", "mix-classmix", "colour-50")} == {"released"}
 
 
+def test_merging_settles_conflicts_in_both_ways_at_each_threshold(demo: Params) -> None:
+    rows = {r.name: r.training.labels for r in make_ablation("merging", demo).rows}
+    assert rows.pop("control") is None
+    assert rows.pop("coarse") == Labels("none", coarse=True)
+    for name, labels in rows.items():
+        assert labels.coarse
+        assert labels.conflict == ("human" if name.endswith("-human") else None)
+        assert rows[name.removesuffix("-human")].threshold == labels.threshold
+    assert {labels.threshold for labels in rows.values()} == {"policy", 0.5, 0.0}
+    assert "conflict" not in rows["policy"].to_json(), "keys of labels older than the choice stay"
+
+
 def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params, camvid: Params) -> None:
     for params, names in ((demo, NAMES[:-1]), (camvid, NAMES)):
         for name in names:

@@ -1,0 +1,49 @@
+"""What a teacher's labels add to human coarse ones: which of its pixels pass, and what happens where both disagree."""
+
+from __future__ import annotations
+
+from pipeline.ablation.plan import Ablation, Comparison, Labels, Row, Training
+from pipeline.ablation.rows import from_teacher, main_setting
+from pipeline.params import Params
+
+__all__ = ["make_merging"]
+
+_THRESHOLDS: dict[str, Labels] = {
+    "policy": Labels(coarse=True), "t0.5": Labels(0.5, coarse=True), "t0": Labels(0.0, coarse=True),
+}  # fmt: skip
+
+
+def make_merging(name: str, command: str, params: Params) -> Ablation:
+    """Students by their recipe; the auto-labelled half holds human polygons and what is merged into them.
+
+    `-human`: a pixel that teacher and human call by two names keeps the human's. Otherwise the profile's default:
+    it is ignored, and with it what the teacher finds hard is gone from inside of the polygons. The lower the threshold,
+    the less a class is missing outside of them.
+    """
+    rows = [
+        _row("control", "fine labels only", from_teacher(), params),
+        _row("coarse", "human coarse labels as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
+    ]
+    comparisons = [Comparison("coarse", "control", "coarse > fine labels only")]
+    for own, labels in _THRESHOLDS.items():
+        told = "policy" if own == "policy" else f"threshold {labels.threshold:g}"
+        kept = Labels(labels.threshold, coarse=True, conflict="human")
+        rows += [
+            _row(own, f"+ auto-labels, {told}", from_teacher(labels=labels), params),
+            _row(f"{own}-human", f"+ auto-labels, {told}; conflicts to the human", from_teacher(labels=kept), params),
+        ]
+        comparisons += [
+            Comparison(own, "coarse", f"coarse + auto ({told}) > coarse as drawn"),
+            Comparison(f"{own}-human", "coarse", f"coarse + auto ({told}, conflicts to the human) > coarse as drawn"),
+            Comparison(f"{own}-human", own, f"conflicts to the human > ignored ({told})"),
+        ]
+    comparisons += [
+        Comparison(f"t0{end}", f"policy{end}", f"no threshold > policy{told}")
+        for end, told in (("", ""), ("-human", ", conflicts to the human"))
+    ]
+    title = "Auto-labels beside human polygons"
+    return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons), command)
+
+
+def _row(name: str, title: str, training: Training, params: Params) -> Row:
+    return Row(name, title, training, main_setting(name, params))
