@@ -55,6 +55,7 @@ _CLAIMS = (
     _Claim("labels", "both-coarse", "coarse", "-"),
     _Claim("threshold", "policy", "control", "-"),
     _Claim("threshold", "policy", "t0.9", "-"),
+    _Claim("merging", "policy", "coarse", "-"),
     _Claim("camvid-table-default", "merged", "control", "-"),
     _Claim("camvid-table-default", "merged", "coarse", "-"),
 )
