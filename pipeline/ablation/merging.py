@@ -35,10 +35,10 @@ def make_merging(name: str, command: str, params: Params) -> Ablation:
         comparisons += [
             Comparison(own, "coarse", f"coarse + auto ({told}) > coarse as drawn"),
             Comparison(f"{own}-human", "coarse", f"coarse + auto ({told}, conflicts to the human) > coarse as drawn"),
-            Comparison(f"{own}-human", own, f"conflicts to the human > ignored ({told})"),
+            Comparison(own, f"{own}-human", f"conflicts ignored > to the human ({told})"),
         ]
     comparisons += [
-        Comparison(f"t0{end}", f"policy{end}", f"no threshold > policy{told}")
+        Comparison(f"policy{end}", f"t0{end}", f"policy > no threshold{told}, beside coarse")
         for end, told in (("", ""), ("-human", ", conflicts to the human"))
     ]
     title = "Auto-labels beside human polygons"

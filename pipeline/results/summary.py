@@ -56,6 +56,7 @@ _CLAIMS = (
     _Claim("threshold", "policy", "control", "-"),
     _Claim("threshold", "policy", "t0.9", "-"),
     _Claim("merging", "policy", "coarse", "-"),
+    _Claim("merging", "policy", "t0", "-"),
     _Claim("camvid-table-default", "merged", "control", "-"),
     _Claim("camvid-table-default", "merged", "coarse", "-"),
 )
