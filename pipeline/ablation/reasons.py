@@ -39,9 +39,9 @@ _HELPS = (
     ("own-hierarchical-1", "single-1", "hierarchical, {1} alone > single scale"),
     ("own-hierarchical-0.5-1", "average-0.5-1", "hierarchical > average"),
     ("own-hierarchical-0.5-1-2", "average-0.5-1-2", "hierarchical > average"),
-    ("explicit-0.5-1-2", "hierarchical-0.5-1-2", "explicit > hierarchical, which is not trained on 2x"),
-    ("explicit-0.5-1-2", "three-hierarchical-0.5-1-2", "explicit > hierarchical, both trained on {0.5, 1, 2}"),
-    ("two-explicit-0.5-1", "hierarchical-0.5-1", "explicit > hierarchical, both trained on {0.5, 1}"),
+    ("hierarchical-0.5-1-2", "explicit-0.5-1-2", "hierarchical > explicit, which alone is trained on 2x"),
+    ("three-hierarchical-0.5-1-2", "explicit-0.5-1-2", "hierarchical > explicit, both trained on {0.5, 1, 2}"),
+    ("hierarchical-0.5-1", "two-explicit-0.5-1", "hierarchical > explicit, both trained on {0.5, 1}"),
     ("three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "2x in training helps hierarchical"),
     ("all-classes", "both", "labels of all classes > of those with a threshold"),
     ("all-classes", "attention", "labels of all classes > fine labels only"),
@@ -53,7 +53,7 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
 
     `narrow`: no enlarged picture is learned from, so 2x should hurt averaging, as the paper has it. `own`: each
     scale has a loss of its own, so the hierarchical model should be as good at {1} alone as the single-scale one.
-    `two`, `three`: both kinds of attention are trained on the same scales, so explicit attention should gain nothing.
+    `two`, `three`: both kinds of attention are trained on the same scales, so explicit attention should not be better.
     `all-classes`: no threshold, so no class is missing from the auto-labelled half.
     """
     ignored = ("loss.rmi_ignore", params.student_train.loss.rmi_ignore)  # as table labels has it
