@@ -26,6 +26,21 @@ _FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?
 _NOT_FINITE = re.compile(r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 
+# PyYAML's messages that do not say what it wanted.
+_SYNTAX = {
+    "could not find expected ':'": "expected `key: value`, found no `: ` after the key",
+    "mapping values are not allowed here": (
+        "expected one `key: value` a line, found a `:` too many or another indentation than that of the lines "
+        "around it (a text that holds `: ` is put in quotes)"
+    ),
+    "found character '\\t' that cannot start any token": "expected spaces, found a tab",
+    "mapping keys are not allowed here": "expected a value, found `? ` (a text that starts with it is put in quotes)",
+    "sequence entries are not allowed here": (
+        "expected a value, found `- `, a list's entry, on the line of its key "
+        "(write [a, b], or each entry on its own line)"
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Document:
@@ -62,8 +77,7 @@ def read_yaml(path: str | Path) -> Document:
         document = _Reader(where)
         values = document.value(root, ()) if root is not None else {}
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError(f"{where}:{line}: {one_line(error.problem or error)}") from None
+        raise ConfigError(f"{where}:{_told(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: not a YAML text ({one_line(error)})") from None
     except RecursionError:
@@ -71,6 +85,19 @@ def read_yaml(path: str | Path) -> Document:
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected `key: value` lines, found {_describe(values)}")
     return Document(where, values, document.lines)
+
+
+def _told(error: yaml.MarkedYAMLError) -> str:
+    """Line and reason of what is no YAML."""
+    mark, opened, problem = error.problem_mark, error.context_mark, one_line(error.problem or error)
+    told = _SYNTAX.get(problem, problem)
+    if problem.startswith("expected <block end>"):
+        told = "expected a line like the one before, found another indentation (or that one has no `: `)"
+    elif problem == "could not find expected ':'":
+        mark = opened or mark  # where the key is; PyYAML misses its colon on a later line
+    elif opened and re.search("flow|quoted", error.context or ""):
+        told += f" (opened on line {opened.line + 1})"
+    return f"{mark.line + 1 if mark else 0}: {told}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,7 +12,7 @@ from pipeline.ablation.rows import (
     Changes,
     from_pretraining,
     from_teacher,
-    main_setting,
+    main_row,
     scale_rows,
     set_name,
     setting,
@@ -117,14 +117,12 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
 
     auto, coarse, merged = Labels(), Labels("none", coarse=True), Labels(coarse=True)
     rows = (
-        Row("baseline", "no attention, fine labels", on("single"), main_setting("baseline", params, "average")),
-        Row("attention", "+ attention", on("hierarchical"), main_setting("attention", params)),
-        Row("auto", "+ auto-labels", on("single", auto), main_setting("auto", params, "average")),
-        Row("both", "+ both", on("hierarchical", auto), main_setting("both", params)),
-        Row("coarse", "attention, human coarse labels as drawn", on("hierarchical", coarse),
-            main_setting("coarse", params)),
-        Row("both-coarse", "+ both, coarse labels merged", on("hierarchical", merged),
-            main_setting("both-coarse", params)),
+        main_row("baseline", "no attention, fine labels", on("single"), params, "average"),
+        main_row("attention", "+ attention", on("hierarchical"), params),
+        main_row("auto", "+ auto-labels", on("single", auto), params, "average"),
+        main_row("both", "+ both", on("hierarchical", auto), params),
+        main_row("coarse", "attention, human coarse labels as drawn", on("hierarchical", coarse), params),
+        main_row("both-coarse", "+ both, coarse labels merged", on("hierarchical", merged), params),
     )  # fmt: skip
     comparisons = (
         Comparison("attention", "baseline", "attention > baseline"),
@@ -143,12 +141,12 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
 
 
 def _threshold(name: str, command: str, params: Params) -> Ablation:
-    rows = [Row("control", "fine labels only", from_teacher(), main_setting("control", params))]
+    rows = [main_row("control", "fine labels only", from_teacher(), params)]
     rows += [
-        Row(f"t{t:g}", f"threshold {t:g}", from_teacher(labels=Labels(t)), main_setting(f"t{t:g}", params))
+        main_row(f"t{t:g}", f"threshold {t:g}", from_teacher(labels=Labels(t)), params)
         for t in _THRESHOLDS
     ]
-    rows.append(Row("policy", "policy (measured)", from_teacher(labels=Labels()), main_setting("policy", params)))
+    rows.append(main_row("policy", "policy (measured)", from_teacher(labels=Labels()), params))
     comparisons = (
         *(Comparison("policy", f"t{t:g}", f"policy > {t:g}") for t in _THRESHOLDS),
         Comparison("policy", "control", "auto-labels > fine labels only"),
@@ -167,32 +165,32 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         for loss, changes in _LOSSES.items():
             own = f"{loss}-{100 * share:.0f}"
             title = f"{loss}, {100 * share:.0f} % ignored"
-            rows.append(Row(own, title, from_teacher(changes, Labels(ignored=share)), main_setting(own, params)))
+            rows.append(main_row(own, title, from_teacher(changes, Labels(ignored=share)), params))
     for loss, changes in _LOSSES.items():  # what the profile's student learns from: few pixels are ignored there
         training = from_teacher(changes, Labels(coarse=True))
-        rows.append(Row(f"{loss}-merged", f"{loss}, merged labels", training, main_setting(f"{loss}-merged", params)))
+        rows.append(main_row(f"{loss}-merged", f"{loss}, merged labels", training, params))
     for mix in _MIXES[1:]:
         training = from_teacher((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
         title = f"mixing: {mix}, rmi-masked, merged labels"
-        rows.append(Row(f"mix-{mix}-merged", title, training, main_setting(f"mix-{mix}-merged", params)))
+        rows.append(main_row(f"mix-{mix}-merged", title, training, params))
     tail = max(1, params.student_train.epochs // 6)
     for own, title, change in (
         *((f"colour-{100 * c:.0f}-merged", f"colour jitter {c:g}", ("pseudo.colour", c)) for c in _MERGED_COLOURS),
         ("tail-merged", f"last {tail} epochs on fine labels alone", ("pseudo.fine_only_epochs", tail)),
     ):
         training = from_teacher((*_LOSSES["rmi-masked"], change), Labels(coarse=True))
-        rows.append(Row(own, f"{title}, rmi-masked, merged labels", training, main_setting(own, params)))
+        rows.append(main_row(own, f"{title}, rmi-masked, merged labels", training, params))
     for mix in _MIXES:
         training = from_teacher((*_LOSSES["rmi-released"], ("pseudo.mix", mix)), Labels())
-        rows.append(Row(f"mix-{mix}", f"mixing: {mix}", training, main_setting(f"mix-{mix}", params)))
+        rows.append(main_row(f"mix-{mix}", f"mixing: {mix}", training, params))
     for colour in _COLOURS:
         own, title = f"colour-{100 * colour:.0f}", f"colour jitter {colour:g} on auto-labelled crops"
         training = from_teacher((*_LOSSES["rmi-released"], ("pseudo.colour", colour)), Labels())
-        rows.append(Row(own, title, training, main_setting(own, params)))
+        rows.append(main_row(own, title, training, params))
     for aux in ("cross_entropy", "released_rmi"):
         own = f"aux-{aux.replace('_', '-')}"
         training = from_pretraining("hierarchical", ("loss.aux", aux))
-        rows.append(Row(own, f"auxiliary loss: {aux}", training, main_setting(own, params)))
+        rows.append(main_row(own, f"auxiliary loss: {aux}", training, params))
     comparisons = (
         *(
             Comparison(f"rmi-masked-{100 * s:.0f}", f"{loss}-{100 * s:.0f}", f"masked RMI > {loss} at {100 * s:.0f} %")
@@ -237,12 +235,11 @@ def _camvid(params: Params) -> Ablation:
     source = params.data.target
     variant = str(getattr(source, "variant", None) or "default")
     rows = (
-        Row("teacher", "teacher, as it is", None, main_setting("teacher", params)),
-        Row("control", "control: fine labels only", from_teacher(), main_setting("control", params)),
-        Row("coarse", "coarse as drawn", from_teacher(labels=Labels("none", coarse=True)),
-            main_setting("coarse", params)),
-        Row("auto", "auto-labels", from_teacher(labels=Labels()), main_setting("auto", params)),
-        Row("merged", "auto-labels + coarse", from_teacher(labels=Labels(coarse=True)), main_setting("merged", params)),
+        main_row("teacher", "teacher, as it is", None, params),
+        main_row("control", "control: fine labels only", from_teacher(), params),
+        main_row("coarse", "coarse as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
+        main_row("auto", "auto-labels", from_teacher(labels=Labels()), params),
+        main_row("merged", "auto-labels + coarse", from_teacher(labels=Labels(coarse=True)), params),
     )
     comparisons = (
         Comparison("merged", "control", "student > control"),

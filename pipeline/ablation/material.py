@@ -75,7 +75,9 @@ def train_config(params: Params, training: Training, seed: int, scale: Scale) ->
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{training.recipe}: {error.errors(include_url=False)[0]['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        setting = ".".join(map(str, (training.recipe, *first["loc"])))
+        raise ConfigError(f"{setting}: {first['msg']}") from None
 
 
 def _pseudo(params: Params, section: TrainConfig) -> PseudoConfig:
@@ -90,7 +92,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     here = values
     for part in parents:
         here = here[part]
-    here[last] = value  # a setting that does not exist is refused by the model of the recipe
+    here[last] = value  # one that the recipe does not know is refused when the whole is checked
 
 
 def cell_material(params: Params, row: Row, seed: int, scale: Scale) -> Material:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.ablation.plan import Ablation, Comparison, Labels, Row, Training
-from pipeline.ablation.rows import from_teacher, main_setting
+from dataclasses import replace
+
+from pipeline.ablation.plan import Ablation, Comparison, Labels
+from pipeline.ablation.rows import from_teacher, main_row
 from pipeline.params import Params
 
 __all__ = ["make_merging"]
@@ -21,16 +23,18 @@ def make_merging(name: str, command: str, params: Params) -> Ablation:
     the less a class is missing outside of them.
     """
     rows = [
-        _row("control", "fine labels only", from_teacher(), params),
-        _row("coarse", "human coarse labels as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
+        main_row("control", "fine labels only", from_teacher(), params),
+        main_row("coarse", "human coarse labels as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
     ]
     comparisons = [Comparison("coarse", "control", "coarse > fine labels only")]
     for own, labels in _THRESHOLDS.items():
         told = "policy" if own == "policy" else f"threshold {labels.threshold:g}"
-        kept = Labels(labels.threshold, coarse=True, conflict="human")
+        kept = replace(labels, conflict="human")
         rows += [
-            _row(own, f"+ auto-labels, {told}", from_teacher(labels=labels), params),
-            _row(f"{own}-human", f"+ auto-labels, {told}; conflicts to the human", from_teacher(labels=kept), params),
+            main_row(own, f"+ auto-labels, {told}", from_teacher(labels=labels), params),
+            main_row(
+                f"{own}-human", f"+ auto-labels, {told}; conflicts to the human", from_teacher(labels=kept), params
+            ),
         ]
         comparisons += [
             Comparison(own, "coarse", f"coarse + auto ({told}) > coarse as drawn"),
@@ -43,7 +47,3 @@ def make_merging(name: str, command: str, params: Params) -> Ablation:
     ]
     title = "Auto-labels beside human polygons"
     return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons), command)
-
-
-def _row(name: str, title: str, training: Training, params: Params) -> Row:
-    return Row(name, title, training, main_setting(name, params))

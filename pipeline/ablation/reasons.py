@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.ablation.plan import Ablation, Comparison, Labels, Row
-from pipeline.ablation.rows import PAIRS, SETS, from_pretraining, main_setting, scale_rows
+from pipeline.ablation.plan import Ablation, Comparison, Labels
+from pipeline.ablation.rows import PAIRS, SETS, from_pretraining, main_row, scale_rows
 from pipeline.params import Params
 
 __all__ = ["make_reasons"]
@@ -68,9 +68,9 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
         *scale_rows("explicit", "explicit", SETS[:2]),
         *scale_rows("explicit", "explicit", SETS[:1], **_TWO),
         *scale_rows("hierarchical", "hierarchical", SETS[:2], **_THREE),
-        Row("attention", "fine labels", from_pretraining("hierarchical"), main_setting("attention", params)),
+        main_row("attention", "fine labels", from_pretraining("hierarchical"), params),
         *(
-            Row(own, title, from_pretraining("hierarchical", ignored, labels=labels), main_setting(own, params))
+            main_row(own, title, from_pretraining("hierarchical", ignored, labels=labels), params)
             for own, title, labels in (
                 ("both", "fine and auto-labels", Labels()),
                 ("all-classes", "fine and auto-labels of all classes, threshold 0", Labels(0.0)),

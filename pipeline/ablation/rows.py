@@ -10,7 +10,7 @@ from pipeline.ablation.plan import Labels, Row, Training
 from pipeline.params import Params
 
 __all__ = [
-    "PAIRS", "SETS", "Changes", "from_pretraining", "from_teacher", "main_setting", "scale_rows", "set_name", "setting",
+    "PAIRS", "SETS", "Changes", "from_pretraining", "from_teacher", "main_row", "scale_rows", "set_name", "setting",
 ]  # fmt: skip
 
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
@@ -23,10 +23,10 @@ def setting(name: str, scales: tuple[float, ...], *, flip: bool = False, mode: s
     return EvaluationSetting.model_validate({"name": name, "scales": scales, "flip": flip, "mode": mode})
 
 
-def main_setting(name: str, params: Params, mode: str | None = None) -> EvaluationSetting:
-    """The workspace's main setting under the row's name."""
+def main_row(name: str, title: str, training: Training | None, params: Params, mode: str | None = None) -> Row:
+    """A row that is run in the workspace's main setting."""
     changes = {"name": name} | ({"mode": mode} if mode else {})
-    return params.evaluate.settings[0].model_copy(update=changes)
+    return Row(name, title, training, params.evaluate.settings[0].model_copy(update=changes))
 
 
 def from_pretraining(kind: str, *changes: tuple[str, Any], labels: Labels | None = None) -> Training:

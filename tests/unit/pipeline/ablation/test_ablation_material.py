@@ -117,6 +117,12 @@ def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params
                 assert len(seen) <= 1, (name, recipe)
 
 
+def test_a_change_of_a_setting_that_is_not_there_is_named(demo: Params) -> None:
+    for dotted in ("model.train_scalez", "epochz"):
+        with pytest.raises(ConfigError, match=rf"^student_train\.{dotted}: Extra inputs"):
+            train_config(demo, Training("student_train", "teacher", ((dotted, 1),)), 0, Scale())
+
+
 def test_camvid_table_is_refused_elsewhere_and_knows_its_variant(demo: Params, camvid: Params) -> None:
     assert make_ablation("camvid-table", camvid).name == "camvid-table-default"
     with pytest.raises(ConfigError, match="profile camvid, this one has profile demo"):

@@ -70,6 +70,7 @@ def test_json_holds_the_scores_of_the_checkpoints_own_scales(folder, capsys):
     assert list(found["iou"]) == list(CLASSES)
     np.testing.assert_allclose(list(found["iou"].values()), expected.iou(), atol=1e-3)
     assert (found["images"], found["scales"], found["flip"]) == (3, [0.5, 1.0], False)
+    assert found["precision"] == "fp32"
 
 
 def test_scales_flip_and_mode_can_be_chosen(folder, capsys):
