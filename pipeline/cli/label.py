@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from hmsa_core.errors import ConfigError, HmsaError, InputError, InterruptedRunError
@@ -98,7 +98,9 @@ def _is_empty_or_half_published(out: Path, work: Path) -> bool:
     from hmsa_core.atomic import is_temp
     from hmsa_core.labels import schema
 
-    if not any(out.iterdir()):
+    # A file system that was just made has a folder of its own at its top.
+    content = [name for p in out.rglob("*") if (name := p.relative_to(out).as_posix()) != "lost+found"]
+    if not content:
         return True
     if not (work / "store" / schema.MANIFEST).is_file():  # written before anything is published, and never removed
         return False
@@ -107,7 +109,7 @@ def _is_empty_or_half_published(out: Path, work: Path) -> bool:
         rf"shard-\d+\.parquet|{schema.RECEIPTS}(/shard-\d+\.json)?"
         rf"|{schema.SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
     )
-    return all(ours.fullmatch(p.relative_to(out).as_posix()) or is_temp(p.name) for p in out.rglob("*"))
+    return all(ours.fullmatch(name) or is_temp(PurePath(name).name) for name in content)
 
 
 def _threads(args: argparse.Namespace, work: Path) -> int:

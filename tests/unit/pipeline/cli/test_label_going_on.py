@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_threads_wait_asleep_unless_the_user_wants_otherwise(folder, tmp_path, m
     assert os.environ["OMP_WAIT_POLICY"] == used
 
 
-@pytest.mark.parametrize("file", ["holiday.png", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"])
+@pytest.mark.parametrize("file", ["holiday.png", "lost+found/#12", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"])
 def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_path, capsys, file):
     out = tmp_path / "store"
     assert label(folder, out) == 0
@@ -123,6 +124,22 @@ def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_pat
     assert label(folder, out) == 2
     assert "exists and is no label store" in capsys.readouterr().err
     assert folder_bytes(out) == {file: b"dear"}
+
+
+def test_a_file_system_that_was_just_made_is_an_empty_folder(folder, tmp_path):
+    out = tmp_path / "store"
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (out / "lost+found").mkdir(mode=0o700)
+        assert label(folder, out) == 0
+        assert (out / "manifest.json").is_file()
+        assert label(folder, out) == 0
+        assert (out / "lost+found").is_dir()
+    finally:
+        subprocess.run(["umount", "--lazy", str(out)], check=True)
 
 
 def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_refused(folder, tmp_path, capsys):
