@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.process import die_with_parent, is_orphan
@@ -51,11 +52,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _LogLines(logging.StreamHandler[TextIO]):
+    """Log lines in whose midst a stop is heard: logging would print its traceback and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exc_info()[1], InterruptedRunError):
+            raise  # the stop; logging calls this in its except block
+        super().handleError(record)
+
+
 def prepare_process(ws: Workspace) -> None:
     """Signals, log lines and thread counts; before numpy is imported, which reads the latter once."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogLines(sys.stderr)])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache
     ws.stop.install()
 

@@ -282,3 +282,31 @@ def test_a_stop_in_a_jobs_last_moment_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError), ws.job():
         ws.stop.request()  # after the job has looked for the last time: it ends well
     assert not ws.job_running
+
+
+HEARD_IN_A_LINE = """
+import logging, os, signal, sys
+from hmsa_core.errors import InterruptedRunError
+from pipeline.cli.stage import prepare_process
+from pipeline.workspace import Workspace
+
+class Stopped:
+    def __str__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "never said"
+
+prepare_process(Workspace(sys.argv[1]))
+try:
+    logging.info("%s", Stopped())
+except InterruptedRunError:
+    print("stopped")
+logging.info("%d", "text")  # a line that cannot be written is told and ends nothing
+print("goes on")
+"""
+
+
+def test_a_stop_that_is_heard_while_a_line_is_logged_is_not_lost(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HEARD_IN_A_LINE, str(tmp_path)], capture_output=True, text=True,
+                          check=False, cwd=REPO)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "stopped\ngoes on\n"), done.stderr
+    assert done.stderr.count("Logging error") == 1
