@@ -246,6 +246,7 @@ def _camvid(params: Params) -> Ablation:
         Comparison("auto", "control", "auto-labels > control"),
         Comparison("coarse", "control", "coarse > control"),
         Comparison("merged", "coarse", "auto + coarse > coarse as drawn"),
+        Comparison("auto", "coarse", "auto > coarse as drawn"),
         Comparison("merged", "auto", "auto + coarse > auto"),
         Comparison("control", "teacher", "control > teacher"),
     )

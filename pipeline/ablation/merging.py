@@ -11,7 +11,8 @@ from pipeline.params import Params
 __all__ = ["make_merging"]
 
 _THRESHOLDS: dict[str, Labels] = {
-    "policy": Labels(coarse=True), "t0.5": Labels(0.5, coarse=True), "t0": Labels(0.0, coarse=True),
+    "policy": Labels(coarse=True), "t0.9": Labels(0.9, coarse=True), "t0.5": Labels(0.5, coarse=True),
+    "t0": Labels(0.0, coarse=True),
 }  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def make_merging(name: str, command: str, params: Params) -> Ablation:
             Comparison(own, f"{own}-human", f"conflicts ignored > to the human ({told})"),
         ]
     comparisons += [
-        Comparison(f"policy{end}", f"t0{end}", f"policy > no threshold{told}, beside coarse")
+        Comparison(f"policy{end}", f"{other}{end}", f"policy > {name}{told}, beside coarse")
+        for other, name in (("t0", "no threshold"), ("t0.5", "0.5"), ("t0.9", "0.9"))
         for end, told in (("", ""), ("-human", ", conflicts to the human"))
     ]
     title = "Auto-labels beside human polygons"

@@ -43,6 +43,7 @@ _HELPS = (
     ("three-hierarchical-0.5-1-2", "explicit-0.5-1-2", "hierarchical > explicit, both trained on {0.5, 1, 2}"),
     ("hierarchical-0.5-1", "two-explicit-0.5-1", "hierarchical > explicit, both trained on {0.5, 1}"),
     ("three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "2x in training helps hierarchical"),
+    ("both", "attention", "auto-labels > fine labels only"),
     ("all-classes", "both", "labels of all classes > of those with a threshold"),
     ("all-classes", "attention", "labels of all classes > fine labels only"),
 )

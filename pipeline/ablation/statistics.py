@@ -21,7 +21,7 @@ from pipeline.ablation.cells import Cell, Counts, cells_of
 from pipeline.ablation.freeze import is_confirming
 from pipeline.ablation.plan import Comparison
 
-__all__ = ["Compared", "RowSummary", "Table", "between_trainings", "compare", "load_cells", "summarise"]
+__all__ = ["Compared", "RowSummary", "Table", "after_holm", "between_trainings", "compare", "load_cells", "summarise"]
 
 Cells = dict[str, dict[int, Cell]]  # row -> seed -> cell
 
@@ -59,6 +59,18 @@ class Compared:
         This holds for two fusions of one training, too: their difference moves from training to training.
         """
         return len(self.seeds) == 1
+
+    @property
+    def chance(self) -> float:
+        """How often a difference this large would be seen where there is none (two-sided); 1 where nothing differs.
+
+        Of one seed the draws tell it, to one in as many as there are.
+        """
+        above = self.interval.above_zero
+        if above != above:
+            return 1.0
+        finest = 1 / self.interval.draws if self.single else 0.0
+        return min(1.0, max(2 * min(above, 1 - above), finest))
 
     @property
     def verdict(self) -> str:
@@ -139,16 +151,34 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
     )  # fmt: skip
 
 
+def after_holm(compared: Iterable[Compared], level: float = 0.95) -> tuple[int, tuple[Compared, ...]]:
+    """How many differences of a table are held against zero, and which exclude it alone but not all taken together.
+
+    Holm's step-down procedure (1979): the k-th smallest of n chances counts against (1 - level) / (n - k + 1).
+    A difference that two claims speak of counts once.
+    """
+    family = {(c.comparison.row, c.comparison.baseline): c for c in compared if not c.comparison.allowed}
+    ordered = sorted(family.values(), key=lambda c: c.chance)
+    kept = 0
+    while kept < len(ordered) and ordered[kept].chance <= (1 - level) / (len(ordered) - kept):
+        kept += 1
+    return len(ordered), tuple(c for c in ordered[kept:] if c.interval.excludes_zero)
+
+
 def between_trainings(cells: Cells) -> tuple[float, float, int] | None:
-    """How far two trainings of one row lie apart: (root mean square, largest, pairs) of their differences in mIoU."""
-    apart = [
-        a.record["mean_iou"] - b.record["mean_iou"]
-        for by_seed in cells.values()
-        for a, b in combinations([by_seed[k] for k in sorted(by_seed)], 2)
-    ]
+    """How far two trainings with other seeds lie apart: (root mean square, largest, pairs) of differences in mIoU.
+
+    Rows that run the same weights in several ways are one training: a pair counts once, with the mean of its squares.
+    """
+    apart: dict[tuple[str, str], list[float]] = {}
+    for by_seed in cells.values():
+        for a, b in combinations([by_seed[k].record for k in sorted(by_seed)], 2):
+            pair = a["training"]["weights_sha256"], b["training"]["weights_sha256"]
+            apart.setdefault(pair, []).append(a["mean_iou"] - b["mean_iou"])
     if not apart:
         return None
-    return float(np.sqrt(np.mean(np.square(apart)))), max(map(abs, apart)), len(apart)
+    squares = [float(np.mean(np.square(values))) for values in apart.values()]
+    return float(np.sqrt(np.mean(squares))), max(abs(v) for values in apart.values() for v in values), len(apart)
 
 
 def _pairs(ours: Mapping[int, Cell], theirs: Mapping[int, Cell]) -> dict[int, tuple[Cell, Cell]]:

@@ -13,7 +13,7 @@ from pipeline.ablation.cells import TRIED, Cell
 from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
-from pipeline.ablation.statistics import Cells, Table, between_trainings, load_cells, summarise
+from pipeline.ablation.statistics import Cells, Table, after_holm, between_trainings, load_cells, summarise
 from pipeline.results.tables import ONE_SEED, by_class, claims, folded, points, provenance_lines, rows_table, table
 
 __all__ = ["Options", "ablation_section", "tables_of"]
@@ -69,8 +69,8 @@ def ablation_section(folder: Path, ablation: Ablation, found: Mapping[str, tuple
 
 
 def _noise(made: Table, cells: Cells) -> list[str]:
-    """What a difference of two trainings is to be measured against."""
-    lines = []
+    """What a difference of two trainings is to be measured against, and what is left when all are taken together."""
+    lines = _together(made)
     if any(c.single for c in made.compared):
         lines.append(ONE_SEED)
     apart = between_trainings(cells)
@@ -78,9 +78,19 @@ def _noise(made: Table, cells: Cells) -> list[str]:
         usual, largest, pairs = apart
         lines.append(
             f"Two trainings of one row with other seeds lie {points(usual)} points apart (root mean square of {pairs} "
-            f"pairs), at most {points(largest)}."
+            f"pair{'s' * (pairs != 1)} of trainings), at most {points(largest)}."
         )
     return [" ".join(lines), ""] if lines else []
+
+
+def _together(made: Table) -> list[str]:
+    """Which differences do not exclude zero any more when one asks for all of the table at once."""
+    number, fallen = after_holm(made.compared)
+    if number < 2 or not any(c.interval.excludes_zero for c in made.compared):
+        return []
+    which = ", ".join(f"`{c.comparison.row}` - `{c.comparison.baseline}`" for c in fallen)
+    told = f"these no longer exclude zero: {which}" if fallen else "the same ones exclude zero"
+    return [f"Corrected for being {number} differences (Holm), {told}."]
 
 
 def _material(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -49,7 +49,11 @@ measured says so.
 frames) are drawn, the same for both sides of a difference, and how seeds differ counts by Student's t
 ([evaluation](evaluation.md)). "shown" means that the interval excludes zero (or the loss that a claim allows),
 "contradicted" that it does so the other way round. With one seed an interval covers the images alone, and two trainings
-of the same recipe can differ by more than it is wide; "(one seed)" stands beside these verdicts.
+of the same recipe can differ by more than it is wide: there the words are "suggested" and "suggested the other way
+round". "Not shown" is not "equal": what the interval holds is open. No interval is corrected for the number of claims;
+a line below each table says what is left when all of its differences are asked at once (Holm 1979). All students of
+a table share one teacher, its thresholds and its labels. The demo's confirming seeds were read as they came; none
+was left out, and no recipe was changed after the first.
 
 **What was chosen on these images.** In a training nothing: lengths are fixed, the last weights are taken, thresholds
 come from calibration images. Recipes were: the demo's teacher and student (how many variants stands with each frozen
@@ -213,7 +217,10 @@ def _beside(beside: Mapping[str, Any], where: str) -> list[str]:
         for row in beside["rows"]
     ]
     classes = ", ".join(beside["classes"])
-    told = f"One threshold for all instead, on the classes with one of their own ({classes}){where}:"
+    told = (
+        f"One threshold for all instead, on the classes with one of their own ({classes}){where}; the one that is as "
+        "precise is looked for on these very images:"
+    )
     return ["", told, "", *table(("", "worst precision %", "of class", "class-mean coverage %"), rows)]
 
 

@@ -17,6 +17,8 @@ ONE_SEED = (
     "One seed: each side was trained once, and the interval covers the images, not how trainings of one recipe differ."
 )
 
+_BY_ONE_SEED = {"shown": "suggested", "not shown": "not shown", "contradicted": "suggested the other way round"}
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
@@ -92,8 +94,10 @@ def seeds(compared: Compared) -> str:
 
 
 def verdict(compared: Compared) -> str:
-    """What follows for the mean IoU, and whether one seed says so."""
-    return compared.verdict + (" (one seed)" if compared.single else "")
+    """What follows for the mean IoU; what one seed says is less than shown."""
+    if not compared.single:
+        return compared.verdict
+    return _BY_ONE_SEED[compared.verdict] + " (one seed)"
 
 
 def by_class(found: Table) -> list[str]:

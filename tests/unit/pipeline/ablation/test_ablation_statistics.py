@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hmsa_core.errors import InputError
+from hmsa_core.metrics import Interval
 from pipeline.ablation.cells import write_cell
 from pipeline.ablation.plan import Comparison
-from pipeline.ablation.statistics import Table, load_cells, summarise
+from pipeline.ablation.statistics import Compared, Table, after_holm, between_trainings, load_cells, summarise
 from tests.support.ablations import counts_of, put_cell, record_of
 
 BETTER = Comparison("good", "bad", "good > bad")
@@ -110,3 +112,42 @@ def test_unequal_budgets_and_mixed_variants_are_named(folder: Path) -> None:
     put_cell(folder, "long", 0, 0.7, images_seen=5000)
     assert table(folder).unequal == ("long", "short"), "one long training does not make all others short"
     assert table(folder).mixed == ("good",)
+
+
+def compared(row: str, chance: float, *, seeds: tuple[int, ...] = (0, 1, 2), allowed: float = 0.0, sign: int = 1) -> Compared:
+    """A comparison that would be seen by chance so often, of an interval that fits."""
+    ends = (0.01, 0.03) if chance < 0.05 else (-0.01, 0.05)
+    above = 1 - chance / 2 if sign > 0 else chance / 2
+    none = np.zeros(0)
+    interval = Interval(
+        0.02 * sign, *sorted(sign * e for e in ends), (0.02,) * len(seeds), none, none, none, 0.95, 8, len(seeds), 2000, above
+    )
+    return Compared(Comparison(row, "control", row, allowed=allowed), seeds, 24, interval, None)
+
+
+def test_what_excludes_zero_alone_may_not_do_so_among_all_of_a_table() -> None:
+    table = [compared("a", 0.01), compared("b", 0.03, sign=-1), compared("c", 0.02), compared("d", 0.3)]
+    number, fallen = after_holm(table)
+    assert (number, [c.comparison.row for c in fallen]) == (4, ["c", "b"]), "0.01 <= 0.05/4; 0.02 > 0.05/3"
+    assert after_holm(table[:1]) == (1, ())
+    number, fallen = after_holm([*table[:2], compared("a", 0.01), compared("harmless", 0.001, allowed=0.005)])
+    assert (number, fallen) == (2, ()), "said twice; held against its allowance, not against zero"
+
+
+def test_draws_of_one_seed_cannot_tell_less_than_one_of_them() -> None:
+    sure = [compared(f"r{k}", 0.0, seeds=(0,)) for k in range(99)]
+    assert sure[0].chance == 1 / 2000
+    assert after_holm(sure) == (99, ())
+    assert len(after_holm([*sure, compared("one more", 0.0, seeds=(0,)), compared("and one", 0.0, seeds=(0,))])[1]) == 101
+    assert compared("never different", float("nan")).chance == 1.0
+
+
+def test_a_training_that_several_rows_run_is_counted_once(tmp_path: Path) -> None:
+    for seed, by_row in ((0, {"a": 0.50, "b": 0.60, "c": 0.5}), (1, {"a": 0.53, "b": 0.61, "c": 0.7})):
+        for row, score in by_row.items():
+            weights = {"images_seen": 1000, "weights_sha256": f"{'c' if row == 'c' else 'ab'}{seed}"}
+            put_cell(tmp_path, row, seed, 0.5, mean_iou=score, training=weights)
+    usual, largest, pairs = between_trainings(load_cells(tmp_path, confirming=False))
+    assert pairs == 2
+    assert largest == pytest.approx(0.2)
+    assert usual == pytest.approx((((0.03**2 + 0.01**2) / 2 + 0.2**2) / 2) ** 0.5)

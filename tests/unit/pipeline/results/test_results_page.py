@@ -126,7 +126,8 @@ def test_a_verdict_of_one_seed_is_marked_also_where_both_rows_are_fusions_of_one
         put_cell(folder, row, 0, quality)
     page = results_page(sources)
     assert "| adding 0.25x hurts average" in page
-    assert "| shown (one seed) |" in page
+    assert "| suggested (one seed) |" in page
+    assert "Corrected for being" not in page, "of one difference there is nothing to correct"
     assert "One seed: each side was trained once" in page
     for seed in (1, 2):
         for row, quality in (("average-0.25-0.5-1-2", 0.3), ("average-0.5-1-2", 0.6)):
@@ -162,7 +163,7 @@ def test_cells_of_other_data_or_another_start_are_named(sources: Sources) -> Non
 def test_how_far_trainings_of_one_row_lie_apart_stands_under_the_claims(sources: Sources) -> None:
     for seed, score in enumerate((0.50, 0.53, 0.52)):
         put_cell(sources.ablations / "labels", "both", seed, 0.85, mean_iou=score)
-    apart = "lie 2.16 points apart (root mean square of 3 pairs), at most 3.00."  # 3, 2 and 1
+    apart = "lie 2.16 points apart (root mean square of 3 pairs of trainings), at most 3.00."  # 3, 2 and 1
     assert apart in results_page(sources)
 
 
