@@ -103,7 +103,7 @@ def test_merging_settles_conflicts_in_both_ways_at_each_threshold(demo: Params) 
         assert labels.coarse
         assert labels.conflict == ("human" if name.endswith("-human") else None)
         assert rows[name.removesuffix("-human")].threshold == labels.threshold
-    assert {labels.threshold for labels in rows.values()} == {"policy", 0.5, 0.0}
+    assert {labels.threshold for labels in rows.values()} == {"policy", 0.9, 0.5, 0.0}
     assert "conflict" not in rows["policy"].to_json(), "keys of labels older than the choice stay"
 
 
