@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hmsa_core.atomic import sha256_file
-from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.decode import read_image, read_label, read_label_ids
 from hmsa_core.data.headers import read_header
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layout import list_files, pair
@@ -103,17 +103,22 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def check_labels(files: Sequence[LabelledFile], classes: ClassTable) -> list[str]:
+def check_labels(files: Sequence[LabelledFile], classes: ClassTable, *, sure: bool = True) -> list[str]:
     """Read every label once; what does not hinder scoring comes back in words.
+
+    Args:
+        sure: somebody said that labels hold the ids of `classes`.
 
     Raises:
         DecodeError: a damaged label, or a value that is no class.
-        InputError: a label whose proportions are not those of its image.
+        InputError: a label whose proportions are not those of its image; not `sure`, and they look like trainIds.
     """
     from hmsa_core.engine.progress import Progress
 
     with Progress(len(files), what="read labels") as progress:
         sizes = [_other_size(file, classes, progress.update) for file in files]
+    if not sure and classes.has_own_ids:
+        _refuse_train_ids(files, classes)
     resized = [told for told in sizes if told]
     if not resized:
         return []
@@ -128,6 +133,8 @@ def _other_size(file: LabelledFile, classes: ClassTable, advance: Callable[[], N
         if error.reason != "ids-out-of-range":
             raise
         hint = 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
+        if classes.has_own_ids:
+            hint = f"labels that hold trainIds (0..{classes.num_classes - 1}, 255 = ignored) are read with --ids train"
         raise DecodeError(error.message, reason=error.reason, hint=hint) from error
     (height, width), image = label.shape, read_header(file.image)
     advance()
@@ -137,6 +144,20 @@ def _other_size(file: LabelledFile, classes: ClassTable, advance: Callable[[], N
     if not _alike(width, height, image.width, image.height):
         raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
     return told
+
+
+def _refuse_train_ids(files: Sequence[LabelledFile], classes: ClassTable) -> None:
+    """Numbers that are ids and trainIds alike would be scored as other classes, and nobody would notice."""
+    last = classes.num_classes  # often void
+    if max(classes.train_to_id) <= last:
+        return
+    for file in files:
+        if file.label.name.endswith("_labelTrainIds.png") or read_label_ids(file.label).max() > last:
+            return
+    raise InputError(
+        f"no label in {files[0].label.parent} holds a number above {last}: trainIds, or ids of {classes.name}?",
+        hint="say --ids train or --ids file",
+    )
 
 
 def _alike(width: int, height: int, image_width: int, image_height: int) -> bool:

@@ -50,7 +50,8 @@ REASONS = {
 }
 
 _EXTENSIONS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
+    ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
 # Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
 TRIED_MEMORY = 180_000_000

@@ -9,9 +9,9 @@ from pathlib import Path
 from hmsa_core.errors import LayoutError, translate_os_error
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Found", "Refused", "Scan", "list_files", "list_folders", "pair"]
+__all__ = ["IMAGE_SUFFIXES", "Found", "Refused", "Scan", "list_files", "list_folders", "pair"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)

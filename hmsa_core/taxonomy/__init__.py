@@ -7,7 +7,7 @@ table maps them, never a sequence of in-place replacements.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -77,6 +77,20 @@ class ClassTable:
         """File id to write where nothing is known: 0 for Cityscapes (unlabeled), 65 or 123 for Vistas, else 255."""
         ignored = np.flatnonzero(self.valid_ids & (self.id_to_train == IGNORE))
         return int(ignored[0]) if len(ignored) else IGNORE
+
+    @property
+    def has_own_ids(self) -> bool:
+        """Whether label files hold other numbers than trainIds."""
+        return not np.array_equal(self.id_to_train[: self.num_classes], np.arange(self.num_classes))
+
+    def of_train_ids(self) -> ClassTable:
+        """The same classes for label files that hold trainIds, 255 = ignored."""
+        ids = np.arange(256)
+        known = ids < self.num_classes
+        return replace(
+            self, id_to_train=np.where(known, ids, IGNORE).astype(np.uint8), valid_ids=known | (ids == IGNORE),
+            train_to_id=tuple(range(self.num_classes)),
+        )  # fmt: skip
 
     def index(self, class_name: str) -> int:
         """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""

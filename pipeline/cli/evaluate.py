@@ -1,7 +1,7 @@
 """Score a checkpoint on a folder of images and a folder of labels with the same stems.
 
-Labels hold the ids of the class file (255 = ignored). Images of any size; a label of another size than its
-image is scored at its own size.
+Labels hold the ids of the class file, or, with --ids train, trainIds (255 = ignored). Images of any size; a label
+of another size than its image is scored at its own size.
 
 autolabel evaluate --checkpoint models/student --images DIR --labels DIR --classes classes.json --json --details
 autolabel evaluate --checkpoint models/student --baseline models/control --images DIR --labels DIR --classes FILE
@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", required=True, metavar="FILE",
         help="class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ids", choices=("auto", "file", "train"), default="auto",
+        help="what labels hold: the class file's ids, or trainIds (255 = ignored); auto: ids, asks if both could be",
     )  # fmt: skip
     parser.add_argument(
         "--mode", choices=("model", "single", "average", "max"), default="model",
@@ -71,9 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
     files = pairs_of(args.images, args.labels)
     classes = load_classes(Path(), args.classes)
+    if args.ids == "train":
+        classes = classes.of_train_ids()
     for one in filter(None, (options, baseline)):
         _check_classes(classes, one, args.classes)
-    for note in check_labels(files, classes):
+    for note in check_labels(files, classes, sure=args.ids != "auto"):
         sys.stderr.write(f"note: {note}\n")
     blocks = blocks_of([file.name for file in files], args.block_length)
     _tell_blocks(blocks, args.block_length)

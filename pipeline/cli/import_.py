@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core.errors import ConfigError
+from pipeline.cli.label_begun import is_free
 
 if TYPE_CHECKING:
     from hmsa_core.taxonomy import ClassTable
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     classes = _classes(args.classes)
     if (args.store / schema.MANIFEST).exists():
         raise ConfigError(f"{args.store}: there is a label store already", hint="import into a new folder")
+    if args.store.exists() and not (args.store.is_dir() and is_free(args.store, for_parts=True)):
+        raise ConfigError(f"{args.store}: exists and is no label store", hint="import into a new folder")
     fmt, files = find_files(args.folder)
     with Progress(len(files), what=f"import {fmt}") as progress:
         import_folder(

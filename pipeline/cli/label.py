@@ -12,20 +12,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import shutil
 import sys
-from pathlib import Path, PurePath
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hmsa_core.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
+from pipeline.cli.label_begun import begun_with, changes, check_begun, check_target
 
 if TYPE_CHECKING:
     from hmsa_core.process import StopRequest
 
 _ROOT = "images"  # name of the root that image paths in the store are relative to
-_RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the label store")
     parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
-    parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: 256")
+    parser.add_argument("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
     parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N",
@@ -47,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     images, out = args.images.resolve(), args.out.resolve()
     if not images.is_dir():
         raise InputError(f"--images {args.images}: no such folder")
+    work = out.with_name(f"{out.name}.work")
+    if args.images_per_shard is None:
+        args.images_per_shard = begun_with(work).get("images_per_shard", 256)
     if args.images_per_shard < 1 or args.ranks < 1:
         raise ConfigError("--images-per-shard and --ranks must be at least 1")
-    work = out.with_name(f"{out.name}.work")
-    _check_target(out, work)
+    check_target(out, work)
     options = read_options(args, threads=_threads(args, work), ranks=args.ranks)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from hmsa_core.locks import FileLock
@@ -60,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
         try:
-            _check_begun(work, {"names": args.names, "threads": options.runtime.threads})
+            check_begun(work, {"names": args.names, "threads": options.runtime.threads,
+                                "images_per_shard": args.images_per_shard})  # fmt: skip
             refused = _index(images, work, options, args.names, stop)
-            _label(work, images, options, args, stop)
+            wanted, changed = _unchanged(work)
+            _label(work, images, options, args, stop, wanted)
         except HmsaError:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
                 shutil.rmtree(work)
@@ -70,46 +74,8 @@ def run(args: argparse.Namespace) -> int:
         from hmsa_core.labels.shards import publish_store
 
         publish_store(work / "store", out)
-    _report(out, work, refused)
+    _report(out, work, refused + changed)
     return 0
-
-
-def _check_target(out: Path, work: Path) -> None:
-    """Publishing removes what does not belong to the store: never touch a folder that is not one of ours."""
-    if not out.exists():
-        return
-    is_store = (out / "manifest.json").is_file()
-    if not is_store and not (out.is_dir() and _is_empty_or_half_published(out, work)):
-        raise ConfigError(f"--out {out}: exists and is no label store", hint="give a folder that does not exist yet")
-    if is_store and not (work / "plan.json").is_file():
-        raise ConfigError(
-            f"--out {out}: holds a label store that was not made here ({work.name} is missing)",
-            hint="give another folder, or delete this one",
-        )
-
-
-def _is_empty_or_half_published(out: Path, work: Path) -> bool:
-    """Whether nothing is lost when the store of `work` replaces a folder that has no manifest.
-
-    Where folders cannot be swapped (a mount point, NFS), files are published one by one without a manifest until the
-    last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
-    that took the place of a deleted store is not taken for one.
-    """
-    from hmsa_core.atomic import is_temp
-    from hmsa_core.labels import schema
-
-    # A file system that was just made has a folder of its own at its top.
-    content = [name for p in out.rglob("*") if (name := p.relative_to(out).as_posix()) != "lost+found"]
-    if not content:
-        return True
-    if not (work / "store" / schema.MANIFEST).is_file():  # written before anything is published, and never removed
-        return False
-    statistics = "|".join(schema.STATISTICS)
-    ours = re.compile(
-        rf"shard-\d+\.parquet|{schema.RECEIPTS}(/shard-\d+\.json)?"
-        rf"|{schema.SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
-    )
-    return all(ours.fullmatch(name) or is_temp(PurePath(name).name) for name in content)
 
 
 def _threads(args: argparse.Namespace, work: Path) -> int:
@@ -117,44 +83,12 @@ def _threads(args: argparse.Namespace, work: Path) -> int:
 
     Threads move last bits, so the number depends neither on `--ranks` nor on where a store is gone on with.
     """
-    begun, cores = _begun_with(work).get("threads"), len(os.sched_getaffinity(0))
+    begun, cores = begun_with(work).get("threads"), len(os.sched_getaffinity(0))
     if begun and not args.threads:
         args.threads = begun
         if begun != cores:
             sys.stderr.write(f"--threads {begun}, as this store was begun (there are {cores} cores)\n")
     return pin_threads(args)
-
-
-def _begun_with(work: Path) -> dict[str, Any]:
-    """The options that the store's first labels were made with; empty if there are none yet."""
-    from hmsa_core.atomic import read_json
-
-    if not (work / "plan.json").is_file():
-        return {}
-    if (work / _RECORD).is_file():
-        return read_json(work / _RECORD)
-    # Of stores that are older than the record.
-    names, spec = work / "names.json", work / "spec.json"
-    begun = {"names": read_json(names)["names"] if names.is_file() else "stem"}
-    return begun | ({"threads": read_json(spec)["config"]["runtime"]["threads"]} if spec.is_file() else {})
-
-
-def _check_begun(work: Path, options: dict[str, Any]) -> None:
-    """Refuse what would mix two ways in one store.
-
-    Images named in another way would come in twice. Other numbers of threads sum in another order: the store would
-    depend on where a run was interrupted, and its lineage would name the last number alone.
-    """
-    from hmsa_core.atomic import write_json
-
-    begun = options | _begun_with(work)
-    if options["names"] != begun["names"]:
-        raise ConfigError(f"--names {options['names']}: the images of this store are called by their {begun['names']}",
-                          hint=f"give --names {begun['names']}, or another --out")  # fmt: skip
-    if options["threads"] != begun["threads"]:
-        raise ConfigError(f"--threads {options['threads']}: this store was begun with --threads {begun['threads']}",
-                          hint="leave --threads out, or give another --out")  # fmt: skip
-    write_json(work / _RECORD, begun)
 
 
 def _index(images: Path, work: Path, options: Options, names: Literal["stem", "path"], stop: StopRequest) -> int:
@@ -190,14 +124,15 @@ def _index(images: Path, work: Path, options: Options, names: Literal["stem", "p
 
 def _folders(images: Path) -> list[str]:
     """Folders below `images` (itself: "") that hold image files, as posix paths; linked ones too, each once."""
-    from hmsa_core.data.layout import list_files
+    from hmsa_core.data.layout import IMAGE_SUFFIXES, list_files
 
     found: list[str] = []
+    others: Counter[str] = Counter()
     seen: set[str] = set()
     # Links come after real folders, so that a link which is added later renames no image; one may lead upwards.
     roots = [images]
     for root in roots:
-        for name, below, _ in os.walk(root):
+        for name, below, files in os.walk(root):
             folder = Path(name)
             if (target := os.path.realpath(folder)) in seen:
                 below.clear()
@@ -205,11 +140,16 @@ def _folders(images: Path) -> list[str]:
             seen.add(target)
             below[:] = sorted(one for one in below if not one.startswith("."))
             roots += [folder / one for one in below if (folder / one).is_symlink()]
+            visible = [file for file in files if not file.startswith(".")]
+            others.update(suffix for f in visible if (suffix := Path(f).suffix.lower()) not in IMAGE_SUFFIXES)
             if list_files(folder):
                 relative = folder.relative_to(images).as_posix()
                 found.append("" if relative == "." else relative)
     if not found:
         raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder or below it")
+    if others:
+        told = ", ".join(f"{suffix or 'without ending'} {count}" for suffix, count in others.most_common(5))
+        sys.stderr.write(f"not looked at: files of other kinds ({told})\n")
     return sorted(found)
 
 
@@ -228,7 +168,29 @@ def _class_file(work: Path, options: Options) -> Path:
     return path
 
 
-def _label(work: Path, images: Path, options: Options, args: argparse.Namespace, stop: StopRequest) -> None:
+def _unchanged(work: Path) -> tuple[tuple[str, ...] | None, int]:
+    """Names of the images to label (None: all), and how many are left out; what differs from the store is printed."""
+    from hmsa_core.data.index import Index
+
+    index = Index.load(work / "index" / f"{_ROOT}.parquet")
+    changed, gone = changes(work, {s.name: s.image_sha256 for s in index.samples})
+    for name in changed:
+        sys.stderr.write(
+            f"left out: {name}: has changed since it was labelled; the store keeps the old label (give the new picture "
+            "a new name, or label into a new store)\n"
+        )
+    if gone:
+        sys.stderr.write(
+            f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
+            "their labels stay (to be without them, label into a new store)\n"
+        )
+    return (tuple(s.name for s in index.samples if s.name not in set(changed)) if changed else None), len(changed)
+
+
+def _label(
+    work: Path, images: Path, options: Options, args: argparse.Namespace, stop: StopRequest,
+    names: tuple[str, ...] | None,
+) -> None:  # fmt: skip
     from hmsa_core.config import InferConfig
     from hmsa_core.engine.spec import InferSpec, Selection
     from pipeline.launcher import run_job
@@ -239,7 +201,7 @@ def _label(work: Path, images: Path, options: Options, args: argparse.Namespace,
     )  # fmt: skip
     spec = InferSpec(
         work=work, roots={_ROOT: images.parent}, config=config, checkpoint=options.checkpoint.resolve(),
-        selection=Selection(index=work / "index" / f"{_ROOT}.parquet"), lineage={"licences": "unknown"},
+        selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names), lineage={"licences": "unknown"},
     )  # fmt: skip
     # Threads that wait in busy loops take the cores from those with work, of other ranks and other programs: a seventh
     # faster on an idle machine, several times slower on any other (docs/inference.md).

@@ -11,17 +11,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import InputError
+from hmsa_core.errors import ConfigError, InputError
 from pipeline.workspace import Workspace
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel results`."""
     parser.add_argument("--collect", type=Path, action="append", default=[], metavar="DIR", help="a finished workspace")
     parser.add_argument("--if-there", action="store_true", help="with --collect: leave out workspaces without results")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, metavar="DIR", help="a checkout")
+    parser.add_argument(
+        "--repository", type=Path, default=Path(), metavar="DIR", help="a checkout (default: the current folder)"
+    )
     parser.add_argument("--table", action="store_true", help="print the README's table instead of writing the page")
 
 
@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.results.page import Sources, readme_table, results_page
 
     sources = Sources.of(args.repository.resolve())
+    if not sources.ablations.is_dir():
+        raise ConfigError(f"{args.repository}: no checkout (no benchmarks/ablations here)", hint="give --repository DIR")
     for folder in args.collect:
         _collect(folder, sources.runs, optional=args.if_there)
     if args.table:

@@ -11,7 +11,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import open_atomic
+from hmsa_core.atomic import digest, make_folder, open_atomic, read_json, write_json
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.codes import EDGES, ConfidenceCode
@@ -26,10 +26,11 @@ from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["FORMATS", "IMPORTED_BYTES", "export_store", "prob_bytes", "prob_bytes_of_codes"]
+__all__ = ["FORMATS", "IMPORTED_BYTES", "MARK", "export_store", "prob_bytes", "prob_bytes_of_codes"]
 
 FORMATS = ("released", "released-flat", "cityscapes", "cityscapes-submission", "masks")
 IMPORTED_BYTES = "released 8-bit"  # lineage entry `confidence` of a store made from _prob.png files
+MARK = ".autolabel-export.json"  # in an export's folder: what it holds
 _SUBMISSION_SIZE = (1024, 2048)  # the test server takes nothing else
 
 Labels = NDArray[np.uint8]
@@ -82,7 +83,8 @@ def export_store(
         advance: called after each image.
 
     Raises:
-        ConfigError: unknown format, or one that does not fit the store.
+        ConfigError: unknown format, or one that does not fit the store; `out` holds other files than an earlier export
+            of the same kind.
     """
     if fmt not in FORMATS:
         raise ConfigError(f"unknown export format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
@@ -91,11 +93,30 @@ def export_store(
         return _submission(store, Path(out), policy, wanted, advance)
     write = {"masks": _mask, "cityscapes": _cityscapes}.get(fmt, _released)
     selection = Selection(store, policy)
+    _claim(Path(out), {
+        "format": fmt, "suffix": suffix, "kept": "all" if policy is None else policy.digest,
+        "labels": digest({"lineage": store.lineage, "classes": store.classes.digest()}),
+    })  # fmt: skip
     for name in wanted:
         label, code = selection.read(name)
         write(store, Path(out), name, label, code, flat=fmt == "released-flat", suffix=suffix)
         _report(advance)
     return len(wanted)
+
+
+def _claim(out: Path, facts: dict[str, str]) -> None:
+    """Mark a folder as an export before its first file: photographs and labels of people have names like ours."""
+    mark = out / MARK
+    if mark.is_file():
+        there = read_json(mark)
+        other = [name for name, value in facts.items() if there.get(name) != value]
+        if other:
+            raise ConfigError(f"{out}: holds another export (of other {', '.join(other)})", hint="give a new folder")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out}: not empty and not an earlier export", hint="give a new folder")
+    make_folder(out)
+    write_json(mark, facts)
 
 
 def _report(advance: Advance | None) -> None:
@@ -143,6 +164,8 @@ def _submission(
         )
     if out.suffix != ".zip":
         raise ConfigError(f"{out}: a submission is one zip file", hint="give a path that ends in .zip")
+    if out.exists():
+        raise ConfigError(f"{out}: exists", hint="give another name, or delete it")
     with open_atomic(out) as file, zipfile.ZipFile(cast("IO[bytes]", file), "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             label, _ = store.read(name)

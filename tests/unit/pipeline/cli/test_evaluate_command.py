@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core import atomic, models
+from hmsa_core import atomic, models, taxonomy
 from hmsa_core.atomic import write_json
 from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.engine.fast import Predictor
@@ -178,6 +178,39 @@ def test_void_of_another_value_is_mended_by_the_class_file_as_the_error_says(fol
     mended = json.loads(capsys.readouterr().out)
     assert evaluate(folder, "--json") == 0
     assert mended["iou"] == json.loads(capsys.readouterr().out)["iou"]
+
+
+def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(folder, capsys, tmp_path):
+    model = save_model(tmp_path / "model", small_model(classes=19))
+    table = taxonomy.cityscapes()
+    ids = np.full(256, 0, np.uint8)
+    ids[:19] = table.train_to_id
+    drawn = {}
+    for path in sorted((folder / "labels").iterdir()):
+        drawn[path.name] = np.array([2, 7, 12, 17])[cv2.imread(str(path), cv2.IMREAD_UNCHANGED) % 4].astype(np.uint8)
+
+    def score(name: str, to_file, *more: str) -> dict | str:
+        (tmp_path / name).mkdir(exist_ok=True)
+        for file, train in drawn.items():
+            cv2.imwrite(str(tmp_path / name / file), to_file(train))
+        status = main(
+            ["evaluate", "--checkpoint", str(model), "--images", str(folder / "images"), "--labels", str(tmp_path / name),
+             "--classes", "cityscapes", "--device", "cpu", "--threads", "1", "--json", *more]
+        )  # fmt: skip
+        out, err = capsys.readouterr()
+        return json.loads(out)["iou"] if status == 0 else err
+
+    expected = score("ids", lambda train: ids[train])
+    asked = score("train", lambda train: train)
+    assert "holds a number above 19: trainIds, or ids of cityscapes?\nhint: say --ids train or --ids file" in asked
+    assert score("train", lambda train: train, "--ids", "train") == expected
+    assert score("train", lambda train: train, "--ids", "file") != expected
+
+    def partly(void: int):
+        return lambda train: np.where(train == 12, void, train).astype(np.uint8)
+
+    assert "labels that hold trainIds (0..18, 255 = ignored) are read with --ids train" in score("void", partly(255))
+    assert score("void", partly(255), "--ids", "train") == score("void-ids", lambda train: ids[partly(255)(train)])
 
 
 def test_all_labels_are_read_before_any_image_is_scored(folder, capsys, tmp_path, monkeypatch):

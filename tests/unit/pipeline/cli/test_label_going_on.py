@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from hmsa_core.config import RuntimeConfig
 from hmsa_core.engine import infer
 from hmsa_core.engine.spec import InferSpec, save_spec
 from hmsa_core.errors import InterruptedRunError
+from hmsa_core.labels.store import LabelStore
 from hmsa_core.process import StopRequest
 from pipeline import launcher
 from pipeline.cli.inference_options import _THREADS
@@ -103,7 +105,20 @@ def test_a_store_from_before_threads_were_recorded_keeps_its_own(folder, tmp_pat
     assert "the images of this store are called by their path" in capsys.readouterr().err
     assert label(folder, tmp_path / "store", "--names", "path") == 0
     assert [one.threads for one in started] == [3, 3]
-    assert read_json(work / "options.json") == {"names": "path", "threads": 3}
+    assert read_json(work / "options.json") == {"names": "path", "threads": 3, "images_per_shard": 256}
+
+
+def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(folder, tmp_path, capsys):
+    out, record = tmp_path / "store", tmp_path / "store.work" / "options.json"
+    assert label(folder, out, "--images-per-shard", "2") == 0
+    whole = folder_bytes(out)
+    assert label(folder, out) == 0
+    assert folder_bytes(out) == whole, "an audit is bound to the manifest's digest"
+    assert label(folder, out, "--images-per-shard", "3") == 2
+    assert "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in capsys.readouterr().err
+    write_json(record, {name: value for name, value in read_json(record).items() if name != "images_per_shard"})
+    assert label(folder, out) == 0, "of a store that is older than the record of it"
+    assert folder_bytes(out) == whole
 
 
 @pytest.mark.parametrize(("wanted", "used"), [(None, "passive"), ("active", "active")])
@@ -140,6 +155,34 @@ def test_a_file_system_that_was_just_made_is_an_empty_folder(folder, tmp_path):
         assert (out / "lost+found").is_dir()
     finally:
         subprocess.run(["umount", "--lazy", str(out)], check=True)
+
+
+def test_what_changed_or_went_since_it_was_labelled_is_said_and_stops_nothing_else(folder, tmp_path, capsys):
+    mine, out = tmp_path / "mine", tmp_path / "store"
+    shutil.copytree(folder / "model", mine / "model")
+    (mine / "frames").mkdir()
+    for i in range(3):
+        Image.fromarray(noise_image(i, 32, 48)).save(mine / "frames" / f"f{i}.png")
+    assert label(mine, out) == 0
+    before = LabelStore.open(out).read("f0")[0]
+    Image.fromarray(noise_image(7, 32, 48)).save(mine / "frames" / "f0.png")
+    (mine / "frames" / "f1.png").unlink()
+    Image.fromarray(noise_image(8, 32, 48)).save(mine / "frames" / "new.jfif", "JPEG")
+    (mine / "frames" / "notes.heic").write_bytes(b"no picture that is read here")
+    capsys.readouterr()
+    assert label(mine, out) == 0
+    said = capsys.readouterr()
+    assert "left out: f0: has changed since it was labelled; the store keeps the old label" in said.err
+    assert "of the store's images 1 are gone from the folder or cannot be used any more, f1 first" in said.err
+    assert "not looked at: files of other kinds (.heic 1)" in said.err
+    assert "1 images labelled, 3 were labelled before, 1 left out" in said.out
+    store = LabelStore.open(out)
+    assert sorted(store.names()) == ["f0", "f1", "f2", "new"]
+    np.testing.assert_array_equal(store.read("f0")[0], before)
+    for i in (2, 9):
+        Image.fromarray(noise_image(20 + i, 32, 48)).save(mine / "frames" / f"f{i}.png")
+    assert label(mine, out) == 3, "two of four: the names of a drive are used again for the next one"
+    assert "2 of 4 images have changed since they were labelled, 'f0' first" in capsys.readouterr().err
 
 
 def test_a_publication_that_was_cut_short_is_gone_on_with_and_without_its_work_refused(folder, tmp_path, capsys):

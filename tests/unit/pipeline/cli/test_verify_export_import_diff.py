@@ -14,6 +14,7 @@ from hmsa_core.labels.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from tests.support.label_maps import write_store
+from tests.support.training import folder_bytes
 
 
 @pytest.fixture
@@ -155,10 +156,49 @@ def test_a_policy_of_another_teacher_is_refused(store: Path, tmp_path: Path, com
     assert "policy file not found" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fmt", ["masks", "released-flat", "cityscapes"])
+def test_photographs_and_hand_labels_are_never_overwritten(store: Path, tmp_path: Path, capsys, fmt: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    name = LabelStore.open(store).names()[0]
+    (mine / f"{name}.png").write_bytes(b"a day of somebody's work")
+    assert main(["export", str(store), str(mine), "--format", fmt]) == 2
+    assert "not empty and not an earlier export" in capsys.readouterr().err
+    assert main(["import", str(mine), str(mine)]) == 2
+    assert "exists and is no label store" in capsys.readouterr().err
+    assert folder_bytes(mine) == {f"{name}.png": b"a day of somebody's work"}
+
+
+def test_an_export_is_gone_on_with_but_never_mixed_with_another(store: Path, tmp_path: Path, capsys) -> None:
+    out, names = tmp_path / "out", LabelStore.open(store).names()
+    for name in names[:2]:
+        assert main(["export", str(store), str(out), "--threshold", "0.5", "--name", name]) == 0
+    half = folder_bytes(out)
+    for other in (["--threshold", "0.9"], [], ["--threshold", "0.5", "--format", "cityscapes"]):
+        assert main(["export", str(store), str(out), *other]) == 2
+        assert "holds another export" in capsys.readouterr().err
+    assert folder_bytes(out) == half
+    assert main(["export", str(store), str(out), "--threshold", "0.5"]) == 0
+    assert sorted(p.stem for p in out.glob("*.png")) == sorted(names)
+
+
+def test_an_import_that_was_killed_is_begun_again(store: Path, tmp_path: Path) -> None:
+    assert main(["export", str(store), str(tmp_path / "out")]) == 0
+    again = tmp_path / "again"
+    assert main(["import", str(tmp_path / "out"), str(again)]) == 0
+    whole = folder_bytes(again)
+    (again / "manifest.json").unlink()
+    assert main(["import", str(tmp_path / "out"), str(again)]) == 0
+    assert folder_bytes(again) == whole
+
+
 def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("mine")
     assert main(["export", str(store), str(tmp_path / "file")]) == 2
     assert "is a file, masks are written into a folder" in capsys.readouterr().err
     assert main(["export", str(store), str(tmp_path), "--format", "cityscapes-submission"]) == 2
     assert "a submission is one zip file" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "sent.zip").write_text("mine")
+    assert main(["export", str(store), str(tmp_path / "sent.zip"), "--format", "cityscapes-submission"]) == 2
+    assert "sent.zip: exists" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == (tmp_path / "sent.zip").read_text() == "mine"

@@ -251,11 +251,16 @@ def test_the_same_files_give_the_same_page(sources: Sources) -> None:
 
 
 def test_the_command_writes_the_page_and_prints_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["results"]) == 2, "no page of another folder is written anew"
+    assert "no checkout (no benchmarks/ablations here)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "benchmarks" / "ablations").mkdir(parents=True)
     ws = finished_workspace(tmp_path / "ws", "camvid")
     missing = tmp_path / "none"
-    arguments = ["results", "--repository", str(tmp_path), "--collect", str(ws.root), "--collect", str(missing)]
+    arguments = ["results", "--collect", str(ws.root), "--collect", str(missing)]
     assert main([*arguments, "--if-there"]) == 0
     assert "left out" in capsys.readouterr().err
     assert "| student | multi |" in (tmp_path / "docs" / "results.md").read_text()

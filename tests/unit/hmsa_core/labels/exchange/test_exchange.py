@@ -249,7 +249,7 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     with LabelStoreWriter(tmp_path / "city", {}) as writer:
         writer.add("n", *maps(0), city="../../up")
     with pytest.raises(InputError):
-        export_store(opened(tmp_path / "city"), tmp_path / "out", "released")
+        export_store(opened(tmp_path / "city"), tmp_path / "released", "released")
 
 
 def test_unknown_formats_and_empty_folders_are_refused(tmp_path: Path) -> None:
