@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     sources = Sources.of(args.repository.resolve())
     if not sources.ablations.is_dir():
-        raise ConfigError(f"{args.repository}: no checkout (no benchmarks/ablations here)", hint="give --repository DIR")
+        raise ConfigError(f"{args.repository}: no checkout (no benchmarks/ablations here)", hint="give --repository")
     for folder in args.collect:
         _collect(folder, sources.runs, optional=args.if_there)
     if args.table:

@@ -12,13 +12,13 @@ from concurrent.futures import Executor
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, LockedError
-from pipeline.inspector.cuts import Cuts, OffGridError
+from hmsa_core.errors import ConfigError, InputError
+from pipeline.inspector.cuts import Cuts
+from pipeline.inspector.failures import HANDLERS
 from pipeline.inspector.page import StaticFiles, error_page
 from pipeline.inspector.safety import Guard, SafetyMiddleware
 from pipeline.inspector.session import Session
@@ -30,22 +30,6 @@ __all__ = ["Api", "make_app"]
 
 MAX_ROWS = 1000
 _KEEP = {"cache-control": "private, max-age=600"}  # pictures never change while a store is served
-
-
-def _status(error: HmsaError) -> int:
-    if isinstance(error, ConfigError):
-        return 400
-    if isinstance(error, IntegrityError | LockedError):
-        return 409
-    return 404 if isinstance(error, InputError) else 500
-
-
-def error_response(error: HmsaError) -> Response:
-    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
-    body: dict[str, Any] = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    if isinstance(error, OffGridError):
-        body["neighbours"] = list(error.neighbours)
-    return JSONResponse(body, status_code=_status(error))
 
 
 def _whole_number(request: Request, key: str, usual: int, highest: int) -> int:
@@ -286,17 +270,9 @@ def make_app(
     async def static(request: Request) -> Response:
         return files.answer(request.path_params["file"])
 
-    async def on_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HmsaError)  # registered for it alone  # noqa: S101
-        return error_response(error)
-
-    async def on_http_error(_: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        return JSONResponse({"error": "NotFound", "message": "nothing here", "hint": ""}, status_code=status)
-
     app = Starlette(
         routes=[Route("/", page, methods=["GET"]), Route("/static/{file}", static, methods=["GET"]), *api.routes()],
-        exception_handlers={HmsaError: on_error, HTTPException: on_http_error},
+        exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
     return SafetyMiddleware(app, guard)

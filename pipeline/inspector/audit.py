@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import digest, read_json, write_json
-from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 from pipeline.inspector.precision import AuditAnswer
+from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView
 
 __all__ = ["Audit", "AuditFile", "audit_path"]
@@ -186,19 +187,29 @@ class AuditFile:
         with self._lock:
             old = self._audit
             if old is not None and old.id != audit.id and old.answers():
-                write_json(self.path.with_name(f"{self.path.stem}-{old.id}.json"), old.to_json())
+                self._save(old, self.path.with_name(f"{self.path.stem}-{old.id}.json"))
             if old is not None and old.id == audit.id:
                 return old
+            self._save(audit, self.path)
             self._audit = audit
-            write_json(self.path, audit.to_json())
             return audit
 
     def answer(self, audit_id: str, item: int, verdict: str) -> Audit:
-        """Record an answer and rewrite the file."""
+        """Record an answer and rewrite the file; what could not be written does not count."""
         with self._lock:
             audit = self._audit
             if audit is None or audit.id != audit_id:
                 raise InputError(f"no audit {audit_id!r} is under way", hint="draw a new one")
+            before = audit.located(self._view, item)["verdict"]
             audit.answer(self._view, item, verdict)
-            write_json(self.path, audit.to_json())
+            try:
+                self._save(audit, self.path)
+            except HmsaError:
+                audit.value["items"][item]["verdict"] = before
+                raise
             return audit
+
+    @staticmethod
+    def _save(audit: Audit, path: Path) -> None:
+        with saving(path):
+            write_json(path, audit.to_json())

@@ -13,11 +13,12 @@ import numpy as np
 
 from hmsa_core.atomic import write_bytes, write_text
 from hmsa_core.errors import ConfigError, StoreError
+from hmsa_core.trees import new_tree
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.page import static_sources
 from pipeline.inspector.safety import POLICY
 from pipeline.inspector.session import Session
-from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort
+from pipeline.inspector.stats import ImageQuery, Sort, image_rows, parse_sort
 
 __all__ = ["bundle_modules", "export_page"]
 
@@ -25,6 +26,7 @@ _IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.js";\n', re.MULT
 _EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
 _JPEG_QUALITY = 92
 _MARK = "export.json"
+_OURS = {"data", "pictures", "thumbs", "static", "index.html", _MARK}
 
 
 def bundle_modules(sources: dict[str, str], entry: str = "app") -> str:
@@ -55,8 +57,24 @@ def bundle_modules(sources: dict[str, str], entry: str = "app") -> str:
 
 
 def _check_target(target: Path) -> None:
-    if target.exists() and any(target.iterdir()) and not (target / _MARK).is_file():
+    """Refuse a folder in which something of the user's would be lost, or that cannot be changed for another."""
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise ConfigError(
+            f"{target}: an export takes the place of the whole folder, and this command runs in it",
+            hint="choose a folder below, for example --export page",
+        )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ConfigError(f"{target}: is no folder", hint="choose a new folder")
+    there = {path.name for path in target.iterdir()}
+    if there and _MARK not in there:
         raise ConfigError(f"{target}: not empty and not an earlier export", hint="choose a new folder")
+    if foreign := sorted(there - _OURS):
+        raise ConfigError(
+            f"{target}: holds more than an earlier export: {', '.join(foreign[:3])}",
+            hint="move that away, or choose a new folder",
+        )
 
 
 def _text(data: bytes) -> str:
@@ -108,7 +126,8 @@ def export_page(session: Session, target: Path, *, limit: int, sort: str, thresh
     """Write the page with `limit` images, the first ones of an order; returns how many there are.
 
     Figures for the whole store are those of the whole store. Sorting and filtering work among the exported
-    images; review, audit and saving need the server.
+    images; review, audit and saving need the server. An earlier export is replaced in one step; after a failure it
+    is there as it was.
 
     Raises:
         ConfigError: `target` holds something else.
@@ -116,8 +135,19 @@ def export_page(session: Session, target: Path, *, limit: int, sort: str, thresh
     if not 1 <= limit <= 1000:
         raise ConfigError(f"--limit {limit}: expected 1 to 1000 images")
     _check_target(target)
-    cuts: Cuts = session.cuts(threshold)
-    order = parse_sort(sort)
+    cuts, order = session.cuts(threshold), parse_sort(sort)
+    mark = json.dumps({"format": "autolabel-page", "store": session.view.digest}) + "\n"
+    if target.is_dir() and not (target / _MARK).exists():
+        # A mount point is filled file by file: what a failure leaves in it must be known as ours.
+        write_text(target / _MARK, mark)
+    with new_tree(target, last=("index.html",)) as folder:
+        count = _write_export(session, folder, limit, order, cuts)
+        write_text(folder / _MARK, mark)
+    return count
+
+
+def _write_export(session: Session, target: Path, limit: int, order: Sort, cuts: Cuts) -> int:
+    """Write everything but the mark into an empty folder; returns the number of images."""
     _, rows = image_rows(session.view, cuts, ImageQuery(order), limit=limit, statuses=session.review.statuses())
     conflict = session.view.conflict(cuts.codes).sum(axis=1)
     images: list[dict[str, Any]] = []
@@ -130,7 +160,6 @@ def export_page(session: Session, target: Path, *, limit: int, sort: str, thresh
     bundle = {"store": store, "images": images, "reviews": marks}
     write_text(target / "static" / "data.js", f"window.autolabelExport = {json.dumps(bundle)};\n")
     _write_page(target)
-    write_text(target / _MARK, json.dumps({"format": "autolabel-page", "store": session.view.digest}) + "\n")
     return len(images)
 
 

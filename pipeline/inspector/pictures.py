@@ -22,28 +22,52 @@ UInt8 = NDArray[np.uint8]
 class Pictures:
     """Files below the image root.
 
+    Attributes:
+        root: folder outside of which no file is read, or None.
+        note: what the user should know of it: no photograph is found, or the paths begin above the root; else "".
+
     Args:
-        root: folder that `image_path` and `coarse_path` of the store are relative to, or None.
+        root: folder that `image_path` and `coarse_path` of the store are relative to, or the folder that was labelled
+            (then the paths begin with its name), or None.
         info: what the store knows of an image by name (an unknown name is an InputError).
         classes: class table that human labels are read with.
+        paths: `image_path` of all images; only asked for with a root.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str] | None, info: Callable[[str], dict[str, Any]], classes: ClassTable
-    ) -> None:
+        self, root: str | os.PathLike[str] | None, info: Callable[[str], dict[str, Any]], classes: ClassTable,
+        paths: Callable[[], list[str]],
+    ) -> None:  # fmt: skip
         self.root = None if root is None else Path(root).resolve()
-        if self.root is not None and not self.root.is_dir():
-            raise ConfigError(f"{root}: image root not found")
+        self.note = ""
         self._info, self._classes = info, classes
+        if self.root is None:
+            return
+        if not self.root.is_dir():
+            raise ConfigError(f"{root}: image root not found")
+        self._start = self._find_start(self.root, str(root), [path for path in paths() if path])
+
+    def _find_start(self, root: Path, given: str, paths: list[str]) -> Path:
+        """The folder that the store's paths begin in: `root`, or its parent where only that leads into `root`."""
+        for start in (root, root.parent):
+            found = next((path for path in paths if _is_below(start, path, root)), None)
+            if found is not None:
+                if start != root:
+                    self.note = f"its paths begin one folder above {given} ({found!r}); nothing else there is read"
+                return start
+        where = f"; give --images the folder that holds {paths[0]!r}" if paths else " (it names none)"
+        self.note = f"0 of its {len(paths)} photographs are below {given}{where}"
+        return root
 
     def _file(self, name: str, column: str) -> Path | None:
         """A file of an image below the image root; None when there is none. Names come from the store alone."""
         relative = self._info(name)[column]
         if self.root is None or not relative:
             return None
-        path = (self.root / str(relative)).resolve()
-        if not path.is_relative_to(self.root):
-            raise StoreError(f"image {name!r}: its {column} leads outside of the image root")
+        try:
+            path = _follow(self._start, str(relative), self.root)
+        except StoreError as error:
+            raise StoreError(f"image {name!r}: its {column} {error.message}") from None
         return path if path.is_file() else None
 
     def has_picture(self, name: str) -> bool:
@@ -83,7 +107,7 @@ class Pictures:
         return read_image(path)
 
     def thumb(self, name: str, width: int = 288) -> bytes:
-        """A small JPEG of the photograph."""
+        """A small JPEG of the photograph, at most four times as high as `width`."""
         from hmsa_core.data.decode import read_header
 
         path = self.picture_path(name)
@@ -92,6 +116,8 @@ class Pictures:
         if image is None:
             image = cv2.cvtColor(self._decode(path), cv2.COLOR_RGB2BGR)
         height = max(1, round(image.shape[0] * width / image.shape[1]))
+        if height > 4 * width:  # a JPEG has at most 65500 rows
+            width, height = max(1, round(image.shape[1] * 4 * width / image.shape[0])), 4 * width
         return _encode(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), ".jpg", bgr=True)
 
     def human(self, name: str) -> UInt8:
@@ -102,6 +128,25 @@ class Pictures:
         if path is None:
             raise InputError(f"image {name!r}: no human label")
         return read_label(path, self._classes)
+
+
+def _follow(start: Path, relative: str, root: Path) -> Path:
+    """Where a path of the store leads, links followed; out of `root` is a StoreError."""
+    try:
+        path = (start / relative).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, links in a circle
+        raise StoreError(f"is no path ({error})") from error
+    if not path.is_relative_to(root):
+        raise StoreError("leads outside of the image root")
+    return path
+
+
+def _is_below(start: Path, relative: str, root: Path) -> bool:
+    try:
+        # The cheap question first: in a wrong folder it is asked for every image.
+        return (start / relative).is_file() and _follow(start, relative, root).is_file()
+    except (OSError, ValueError, StoreError):
+        return False
 
 
 _MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}

@@ -138,8 +138,15 @@ class PrecisionSources:
         value = self.expected(only)
         return None if value is None else Precision(value, None, None, "expected", marginal)
 
-    def overall(self, codes: NDArray[np.integer]) -> Precision | None:
-        """Precision of everything that is kept: from the audit when it covers every kept class, else expected."""
+    def overall(self, codes: NDArray[np.integer], known: Sequence[Precision | None]) -> Precision | None:
+        """Precision of everything that is kept: from the audit when it covers every kept class, else from the classes.
+
+        A total of classes with several sources has the source "by class"; they weigh by the pixels that they keep.
+
+        Args:
+            codes: one a class.
+            known: `of_classes` at these codes.
+        """
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
         strata = []
         for c, code in enumerate(codes):
@@ -149,5 +156,10 @@ class PrecisionSources:
             share = stratified(strata)
             if share is not None:
                 return Precision(share.value, share.low, share.high, "audit")
-        value = self.expected(codes)
-        return None if value is None else Precision(value, None, None, "expected")
+        rows = [(p, pixels) for p, pixels in zip(known, kept, strict=True) if pixels]
+        found = [p for p, _ in rows if p is not None]
+        if not found or len(found) < len(rows):
+            return None
+        sources = {p.source for p in found}
+        value = sum(p.value * pixels for p, (_, pixels) in zip(found, rows, strict=True)) / sum(n for _, n in rows)
+        return Precision(value, None, None, sources.pop() if len(sources) == 1 else "by class")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import append_line, digest
 from hmsa_core.errors import InputError, IntegrityError
 from hmsa_core.locks import FileLock
+from pipeline.inspector.saving import saving
 
 __all__ = ["Mark", "ReviewFile", "flagged_pixels", "review_path"]
 
@@ -128,7 +129,7 @@ class ReviewFile:
 
     def add(self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "") -> Mark:
         """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
-        with self._lock():
+        with saving(self.path), self._lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value)
             mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
@@ -137,7 +138,7 @@ class ReviewFile:
 
     def withdraw(self, name: str, mark_id: str) -> None:
         """Take a mark back by appending a line that says so."""
-        with self._lock():
+        with saving(self.path), self._lock():
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
             line = {"id": digest([self._lines(), name, mark_id])[:16], "name": name, "withdraws": mark_id}

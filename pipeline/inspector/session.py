@@ -19,7 +19,9 @@ from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
 from pipeline.inspector.palette import safe_colours
 from pipeline.inspector.precision import PrecisionSources
 from pipeline.inspector.review import ReviewFile
+from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView, find_curves, load_policy
+from pipeline.inspector.workspace_roots import not_over
 
 __all__ = ["DEFAULT_THRESHOLD", "Session"]
 
@@ -35,7 +37,8 @@ class Session:
         images: root of the photographs (and human labels), or None.
         other: second store for compare; must have the same classes.
         other_policy: second policy for compare.
-        save_to: where "Save policy" writes; default `STORE.policy.json`, beside the store.
+        save_to: where "Save policy" writes, never over `policy`; default `STORE.policy.json`, beside the store
+            (`STORE.policy-2.json` where `policy` is that one).
         reviewer: name that marks carry.
         curves: calibration counts behind the policy; default: `curves.json` beside the policy, if it is there.
         evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
@@ -68,12 +71,14 @@ class Session:
         self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
         self.curves, self.coarse = find_curves(self.view, policy if policy is not None else evidence, curves)
         folder = self.view.path.resolve()
-        self.save_path = Path(save_to) if save_to is not None else folder.with_name(f"{folder.name}.policy.json")
-        if policy is not None and self.save_path.resolve() == Path(policy).resolve():
+        if save_to is not None and policy is not None and Path(save_to).resolve() == Path(policy).resolve():
             # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
             raise ConfigError(
-                f"{self.save_path}: would overwrite the policy it starts from", hint="choose another --save-policy"
+                f"{save_to}: would overwrite the policy it starts from",
+                hint="leave --save-policy out, or give it the name of a new file",
             )
+        beside = folder.with_name(f"{folder.name}.policy.json")
+        self.save_path = Path(save_to) if save_to is not None else not_over(beside, policy)
         self.reviewer = reviewer
         self.review = ReviewFile(folder)
         self.audits = AuditFile(audit_path(folder), self.view)
@@ -174,7 +179,7 @@ class Session:
         if audit is not None and audit.answers():
             policy.evidence["audit"] = {"file": self.audits.path.name, "id": audit.id, "overall": audit.overall(),
                                         "classes": audit.results()}  # fmt: skip
-        with self._write:
+        with self._write, saving(self.save_path, otherwise="start again with --save-policy F"):
             return self.save_path, policy.save(self.save_path)
 
     def draw_audit(self, cuts: Cuts, *, per_class: int, seed: int, classes: list[str]) -> Audit:

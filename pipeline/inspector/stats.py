@@ -106,7 +106,7 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
         })  # fmt: skip
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
-    found = sources.overall(cuts.codes) if class_id is None else known[class_id]
+    found = sources.overall(cuts.codes, known) if class_id is None else known[class_id]
     shown = cuts.codes if class_id is None else _only(cuts.codes, class_id)
     return {
         "store": str(view.path), "kind": view.kind, "images": len(view.names), "threshold": cuts.threshold,

@@ -32,7 +32,7 @@ __all__ = ["StoreView", "find_curves", "load_policy"]
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
-_MINI_WIDTH = 176  # pixels of a thumbnail's label map
+_MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
@@ -90,7 +90,9 @@ class StoreView:
         self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
         self.lineage: dict[str, Any] = self.manifest["lineage"]
         self.digest = str(self.manifest["digest"])
-        self.pictures = Pictures(images, self.info, self.classes)
+        self.pictures = Pictures(
+            images, self.info, self.classes, lambda: list(self.statistics.images["image_path"].to_pylist())
+        )
         self._local = threading.local()
         self._lock = threading.RLock()
         self._kept: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
@@ -241,6 +243,9 @@ class StoreView:
     def mini_png(self, name: str) -> bytes:
         """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
         label, code = self.read(name)
-        step = max(1, -(-label.shape[1] // _MINI_WIDTH))
-        small = [np.ascontiguousarray(plane[step // 2 :: step, step // 2 :: step]) for plane in (label, code)]
+        height, width = label.shape
+        step = max(1, -(-width // _MINI_WIDTH), -(-height // _MINI_HEIGHT))
+        # From the middle of the first step, or of an image that is smaller than one: something is always left.
+        y, x = min(step, height) // 2, min(step, width) // 2
+        small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
         return codec.encode(np.concatenate(small), "label", "png")

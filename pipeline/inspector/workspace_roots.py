@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hmsa_core.errors import HmsaError
 
-__all__ = ["calibration_policy", "image_root", "policy_setting", "policy_target"]
+__all__ = ["calibration_policy", "image_root", "not_over", "policy_setting", "policy_target"]
 
 
 def image_root(store: str | os.PathLike[str]) -> Path | None:
@@ -48,21 +48,24 @@ def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]
 
 
 def policy_target(store: str | os.PathLike[str], start: str | os.PathLike[str] | None = None) -> Path | None:
-    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one.
-
-    Never the policy that is started from: then the first free of NAME-2.json, NAME-3.json, ...
-    """
+    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
     from pipeline.workspace import Workspace
 
     try:
         folder = Workspace.find(Path(store)).path("policies")
     except HmsaError:  # not in a workspace
         return None
-    name = Path(store).resolve().name
-    target = folder / f"{name}.json"
+    return not_over(folder / f"{Path(store).resolve().name}.json", start)
+
+
+def not_over(target: Path, start: str | os.PathLike[str] | None) -> Path:
+    """`target`, or the first free of NAME-2.json, NAME-3.json, ... where it is the policy that is started from.
+
+    The page goes on from a saved policy as from a measured one: it is still there to go back to.
+    """
     if start is None or target.resolve() != Path(start).resolve():
         return target
-    return next(p for n in itertools.count(2) if not (p := folder / f"{name}-{n}.json").exists())
+    return next(p for n in itertools.count(2) if not (p := target.with_name(f"{target.stem}-{n}.json")).exists())
 
 
 def policy_setting(store: str | os.PathLike[str], policy: Path) -> str:

@@ -23,6 +23,9 @@ def test_the_list_comes_in_the_order_of_the_command_line(page: Page, street: Sce
     expected = [row["name"] for row in found["most_affected"]]
     page.until(lambda: page.js("return [...document.querySelectorAll('.tile')].length") == len(expected))
     page.until(lambda: all(page.js("return [...document.querySelectorAll('.tile-name')].map(t => t.textContent)")))
+    # The box runs right to left to cut a long name at its beginning; the name itself must not ("-dash" became "dash-").
+    directions = "[...document.querySelectorAll('.tile-name > *')].map(t => getComputedStyle(t).direction)"
+    assert set(page.js(f"return {directions}")) == {"ltr"}
     shown = page.js(
         "return [...document.querySelectorAll('.tile')].sort((a, b) => parseInt(a.id.slice(5)) - parseInt(b.id.slice(5)))"
         ".map(t => t.querySelector('.tile-name').textContent)"

@@ -68,10 +68,10 @@ function makeTile(position) {
   tile.mask = h("canvas", { width: 1, height: 1 });
   tile.layer = makeLayer(tile.mask);
   tile.badge = h("span.badge");
-  tile.caption = h("span.tile-name");
+  tile.caption = h("bdi", { dir: "ltr" });
   tile.share = h("span.tile-share");
   tile.bar = h("span.bar", {}, h("i"));
-  tile.append(h("span.frame", {}, tile.picture, tile.mask, tile.badge), h("span.tile-line", {}, tile.caption, tile.share), tile.bar);
+  tile.append(h("span.frame", {}, tile.picture, tile.mask, tile.badge), h("span.tile-line", {}, h("span.tile-name", {}, tile.caption), tile.share), tile.bar);
   tile.addEventListener("click", () => tile.row && update({ image: tile.row.name, zoom: null }));
   return tile;
 }

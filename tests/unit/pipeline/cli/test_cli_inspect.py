@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from hmsa_core.labels import LabelStoreWriter
 from pipeline.cli.main import main
+from pipeline.inspector.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,20 @@ def test_bad_input_is_one_clear_line(store: Path, capsys, args: list[str], code:
     assert captured.out == ""
     assert words in captured.err.splitlines()[0]
     assert len(captured.err.splitlines()) <= 2
+
+
+def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, tmp_path: Path, capsys) -> None:
+    mine = tmp_path / "raw"
+    shutil.copytree(store, mine)
+    session = Session(mine)
+    saved, _ = session.save_policy(session.cuts("0.9"))
+    assert saved == tmp_path / "raw.policy.json"
+    assert run_json(capsys, mine, "--policy", saved)["kept"] == 110
+    for more in ([], ["--save-policy", str(saved)]):
+        assert main(["serve", str(mine), "--policy", str(saved), "--export", str(tmp_path / "page"), *more]) == 0
+    assert (tmp_path / "page/index.html").is_file()
+    assert main(["serve", str(mine), "--policy", str(saved), "--save-policy", str(saved), "--port", "0"]) == 2
+    assert "hint: leave --save-policy out" in capsys.readouterr().err
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, capsys) -> None:

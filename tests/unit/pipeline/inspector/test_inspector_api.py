@@ -161,8 +161,9 @@ def test_saving_a_policy_writes_what_training_reads(client: AsgiClient, own_scen
 
 
 def test_the_page_never_overwrites_the_policy_it_started_from(own_scenes: Scenes) -> None:
-    with pytest.raises(ConfigError, match="overwrite"):
+    with pytest.raises(ConfigError, match="overwrite") as refused:
         Session(own_scenes.store, policy=own_scenes.policy, save_to=own_scenes.policy)
+    assert "leave --save-policy out" in refused.value.hint
 
 
 def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -> None:

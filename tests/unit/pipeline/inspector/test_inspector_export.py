@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
+import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
+from hmsa_core import atomic
 from hmsa_core.errors import ConfigError
 from hmsa_core.labels import LabelStore
 from pipeline.cli.main import main
+from pipeline.inspector import export
 from pipeline.inspector.export import bundle_modules, export_page
 from pipeline.inspector.page import static_sources
 from pipeline.inspector.session import Session
@@ -70,6 +75,79 @@ def test_an_export_replaces_an_earlier_one_but_nothing_else(session: Session, tm
     with pytest.raises(ConfigError, match="not empty"):
         export_page(session, mine, limit=1, sort="name", threshold="0.9")
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+    (target / "notes.txt").write_text("an hour of work")
+    with pytest.raises(ConfigError, match=r"more than an earlier export: notes\.txt"):
+        export_page(session, target, limit=1, sort="name", threshold="0.9")
+    assert (target / "notes.txt").is_file()
+
+
+def test_a_smaller_export_leaves_no_pictures_of_the_one_before(session: Session, tmp_path: Path) -> None:
+    for limit in (3, 1):
+        export_page(session, tmp_path / "page", limit=limit, sort="name", threshold="0.9")
+        for folder in ("data", "pictures", "thumbs"):
+            assert len(list((tmp_path / "page" / folder).iterdir())) == limit
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("begun", ["nothing", "folder", "export"])
+def test_after_a_failure_all_is_as_before_and_the_next_try_works(
+    session: Session, tmp_path: Path, monkeypatch, begun: str
+) -> None:
+    target = tmp_path / "out" / "page"
+    if begun == "folder":
+        target.mkdir(parents=True)
+    if begun == "export":
+        export_page(session, target, limit=2, sort="name", threshold="0.8")
+    before = _contents(target)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_write_page", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            export_page(session, target, limit=1, sort="name", threshold="0.9")
+    after = _contents(target)
+    assert before == {name: data for name, data in after.items() if name != "export.json" or begun == "export"}
+    assert [p.name for p in target.parent.iterdir()] in ([], ["page"])
+    assert export_page(session, target, limit=1, sort="name", threshold="0.9") == 1
+    assert bundle_of(target)["store"]["start"] == 90
+
+
+def test_a_mount_point_that_was_half_filled_is_filled_by_the_next_try(
+    session: Session, tmp_path: Path, monkeypatch
+) -> None:
+    """Such a folder cannot be changed for another one, and a volume of its own can be full."""
+    target = tmp_path / "volume"
+    target.mkdir()
+    links = itertools.count()
+
+    def link(source: Path, new: Path) -> None:
+        if next(links) == 2:
+            raise OSError(errno.ENOSPC, "full")
+        os.link(source, new)
+
+    def busy(one: Path, other: Path) -> None:
+        raise OSError(errno.EBUSY, "mounted")
+
+    monkeypatch.setattr(atomic.ops, "exchange", busy)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.ops, "link", link)
+        with pytest.raises(OSError, match="full"):
+            export_page(session, target, limit=2, sort="name", threshold="0.9")
+    assert not (target / "index.html").exists()
+    assert export_page(session, target, limit=2, sort="name", threshold="0.9") == 2
+    assert (target / "index.html").is_file()
+
+
+def test_an_export_never_takes_the_place_of_the_folder_one_stands_in(own_scenes, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for target in (".", ".."):
+        assert main(["serve", str(own_scenes.store), "--export", target]) == 2
+        assert "--export page" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert main(["serve", str(own_scenes.store), "--export", str(tmp_path / "file")]) == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Path) -> None:

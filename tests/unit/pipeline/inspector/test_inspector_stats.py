@@ -129,6 +129,21 @@ def test_precision_names_the_best_source_there_is(view: StoreView, scenes: Scene
     assert audited.low < 0.9 < audited.high
 
 
+def test_the_precision_of_all_is_that_of_the_rows_above_it(view: StoreView, scenes: Scenes) -> None:
+    policy = ThresholdPolicy.load(scenes.policy)
+    cuts = parse_cuts(view.classes, "0.5")
+    road = view.classes.index("road")
+    answers = [AuditAnswer(road, 200, right) for right in [True] * 3 + [False] * 7]
+    several = PrecisionSources(view.totals, policy, answers=answers, audited=[0] * 19)
+    for sources, source in ((PrecisionSources(view.totals, policy), "expected"), (several, "by class")):
+        stats = store_stats(view, cuts, sources)
+        rows = [row for row in stats["classes"] if row["kept"]]
+        mean = sum(row["precision"] * row["kept"] for row in rows) / stats["kept"]
+        assert stats["precision"] == pytest.approx(mean, abs=1e-5)
+        assert stats["precision_source"] == source
+    assert stats["precision"] < stats["expected_precision"] - 0.01, "what was judged on this store counts"
+
+
 def test_an_audit_speaks_for_higher_cuts_but_never_for_lower_ones(view: StoreView) -> None:
     rider = view.classes.index("rider")
     answers = [AuditAnswer(rider, code, right=code >= 150) for code in range(100, 200, 5)]
