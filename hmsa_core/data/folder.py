@@ -39,7 +39,7 @@ def scan(root: Path, source: SourceSpec) -> Scan:
         prefix = split.replace("/", "__") + "__" if split and source.names == "path" else ""
         images = _by_stem(root, source.images + below, "image", result, prefix)
         labels = _labels(root, source, split, result, prefix)
-        coarse = _by_stem(root, source.coarse + below, "coarse", result, prefix) if source.coarse else {}
+        coarse = _coarse(root, source, split, result, prefix)
         _pair(images, labels, coarse, split or "all", prefix, pattern, result)
     return result
 
@@ -51,6 +51,17 @@ def _labels(root: Path, source: SourceSpec, split: str, out: Scan, prefix: str) 
         out.notes.append(f"split {split} has no folder in {source.labels}/: its images are unlabelled")
         return {}
     return _by_stem(root, f"{source.labels}/{split}" if split else source.labels, "label", out, prefix)
+
+
+def _coarse(root: Path, source: SourceSpec, split: str, out: Scan, prefix: str) -> dict[str, str]:
+    """Coarse labels of a split; most splits (calibration, report) need none."""
+    if not source.coarse:
+        return {}
+    folder = root / source.coarse / split
+    if split and (root / source.coarse).is_dir() and not (folder.is_dir() and list_files(folder)):
+        out.notes.append(f"split {split} has no file in {source.coarse}/: its images have no coarse labels")
+        return {}
+    return _by_stem(root, f"{source.coarse}/{split}" if split else source.coarse, "coarse", out, prefix)
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:

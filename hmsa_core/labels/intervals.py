@@ -64,7 +64,10 @@ def interval(
 
 
 def t_quantile(probability: float, freedom: NDArray[np.float64] | float) -> Array:
-    """Quantile of Student's t for real degrees of freedom >= 1 (Hill 1970, Algorithm 396), error < 2e-3."""
+    """Quantile of Student's t for real degrees of freedom >= 1 (Hill 1970, Algorithm 396), error < 2e-3.
+
+    Between 1 and 2 degrees of freedom it is too large, by up to 40 %: bounds of so little evidence are cautious.
+    """
     n = np.asarray(freedom, np.float64)
     tail = 2 * (1 - probability)
     safe = np.maximum(n, 1.0)

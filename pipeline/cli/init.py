@@ -7,6 +7,7 @@ cityscapes (the paper's recipe; fill in two paths), paper-final (all fine data l
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{args.dir}: already a workspace of profile {args.profile}; nothing changed\n")
         return 0
     sys.stderr.write(f"{args.dir}: workspace of profile {args.profile}\n")
+    folder = shlex.quote(str(args.dir))
     if args.profile in GENERATED and args.no_data and args.data is None:
-        sys.stderr.write(f"next: autolabel demo-data {args.dir}\n")
+        sys.stderr.write(f"next: autolabel demo-data {folder}\n")
     if args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
-    sys.stderr.write(f"next: cd {args.dir} && autolabel doctor && dvc repro\n")
+    sys.stderr.write(f"next: cd {folder} && autolabel doctor && dvc repro\n")
     return 0

@@ -6,6 +6,7 @@ Checked results stay in `work/prepare/<key>/`; files with a known digest are not
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.engine.lineage import LearnedImage, Lineage
 from hmsa_core.engine.progress import Progress
 from hmsa_core.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import publish_tree
 from pipeline import keys, plots
+from pipeline.leaks import find_leaks
 from pipeline.named_files import mend_of_root
 from pipeline.params import Params
 from pipeline.stages import VERSIONS
@@ -50,6 +53,7 @@ def run(ws: Workspace) -> None:
     for name, root in ws.roots.items():
         if not root.is_dir():
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
+        _tell_of_links(root)
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -59,6 +63,8 @@ def run(ws: Workspace) -> None:
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
     _tell_of_calibration(ws.params, index)
+    _tell_of_roles(index)
+    _tell_of_leaks(ws.params, index)
     _write_roles(index, out)
     _forget_reuse(out / "summary.json")
     publish_tree(out, ws.path(INDEX))
@@ -110,6 +116,56 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
         _LOG.warning(
             "%s: calibrate.region is outside_coarse, but none of the %d images of role calibrate has a coarse label: "
             "calibrate will stop; set calibrate.region to all", STAGE, len(images),
+        )  # fmt: skip
+
+
+def _tell_of_links(root: Path) -> None:
+    """DVC follows a data root that is a link, but looks behind none that lies in it."""
+    linked = [
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, below, _ in os.walk(root) for name in below if Path(folder, name).is_symlink()
+    ]  # fmt: skip
+    if linked:
+        _LOG.warning(
+            "%s: %s holds linked folders (%s): DVC does not see changes behind them, and nothing runs again for new "
+            "images or labels there; after a change type `dvc repro -f prepare`, or mount the folders instead",
+            STAGE, root, ", ".join(sorted(linked)[:3]),
+        )  # fmt: skip
+
+
+def _tell_of_roles(index: Index) -> None:
+    if not index.select(roles=("report",), kinds=("fine",)):
+        _LOG.warning(
+            "%s: no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
+            "name cities in data.roles.report", STAGE,
+        )  # fmt: skip
+    if not index.select(roles=("unlabelled",)):
+        _LOG.warning(
+            "%s: no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
+            "cities in data.roles", STAGE,
+        )  # fmt: skip
+
+
+def _tell_of_leaks(params: Params, index: Index) -> None:
+    """Now, not after the trainings: which images calibrate and evaluate will leave out, or stop for."""
+    config = params.evaluate
+    for stage, role, learning in (
+        ("calibrate", "calibrate", ("learn",)), ("evaluate", "report", ("learn", "unlabelled")),
+    ):  # fmt: skip
+        judged = index.select(roles=(role,), kinds=("fine",))
+        learned = Lineage({
+            s.image_sha256: LearnedImage(s.image_sha256, s.name, "target", s.phash, s.sequence, s.frame, s.kind)
+            for s in index.select(roles=learning)
+        })  # fmt: skip
+        leaks = find_leaks(judged, learned, model="", max_gap=config.max_gap, max_distance=config.max_distance)
+        if not leaks:
+            continue
+        few = ", ".join(f"{leak.name} of {leak.learned} ({leak.why})" for leak in leaks[:3])
+        stops = len(leaks) > config.max_leaked * len(judged)
+        _LOG.warning(
+            "%s: %d of %d images of role %s are near copies or neighbours of images that models will learn from, %s "
+            "will %s: %s; give both sides the same role in data.roles", STAGE, len(leaks), len(judged), role, stage,
+            f"stop (evaluate.max_leaked is {config.max_leaked:g})" if stops else "leave them out", few,
         )  # fmt: skip
 
 

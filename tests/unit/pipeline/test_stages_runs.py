@@ -142,6 +142,53 @@ def test_prepare_tells_of_a_policy_that_nothing_can_measure(ws: Workspace, caplo
     assert "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop" in caplog.text
 
 
+@pytest.mark.parametrize(("edit", "words"), [
+    (("report: [g, h]", "report: []"), "no image with a fine label has role report: nothing will be judged"),
+    (("[extra]", "[]"), "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+])  # fmt: skip
+def test_prepare_tells_of_roles_that_nobody_has(ws: Workspace, caplog: pytest.LogCaptureFixture, edit, words) -> None:
+    prepare.run(ws)
+    assert words not in caplog.text
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace(*edit))
+    prepare.run(Workspace(ws.root))
+    assert words in caplog.text
+
+
+def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
+    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "more"
+    data.symlink_to(shutil.copytree(photographs, tmp_path / "real"))  # a root that is a link is looked behind
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    prepare.run(ws)
+    assert "linked" not in caplog.text
+    shutil.move(tmp_path / "real" / "labels", tmp_path / "elsewhere")
+    (tmp_path / "real" / "labels").symlink_to(tmp_path / "elsewhere")
+    prepare.run(Workspace(ws.root))
+    assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
+
+
+def test_prepare_tells_of_near_copies_before_anything_is_trained(
+    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(photographs, tmp_path / "more")
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    prepare.run(ws)
+    assert "near copies" not in caplog.text
+    judged = sorted(p for p in (data / "images").rglob("*.png") if p.name[0] == "g")[0]
+    learned = sorted(p for p in (data / "images").rglob("*.png") if p.name[0] == "a")[0]
+    brighter = np.clip(np.asarray(Image.open(judged)).astype(int) + 4, 0, 255).astype(np.uint8)
+    Image.fromarray(brighter).save(learned)
+    prepare.run(Workspace(ws.root))
+    told = next(line for line in caplog.messages if "near copies" in line)
+    assert re.match(r"prepare: 1 of \d+ images of role report are near copies or neighbours", told)
+    assert "evaluate will " in told
+    assert f"{judged.stem} of {learned.stem} (perceptual hash" in told
+
+
 def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     prepare.run(ws)
     assert "prepare: 1 block(s)" in caplog.text

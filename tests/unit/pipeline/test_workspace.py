@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,13 @@ def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex"]
     with pytest.raises(ConfigError, match="unknown profile 'huge': expected one of tiny, demo"):
         _make(tmp_path / "new", "huge")
+
+
+def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path: Path, no_tools: None, capsys) -> None:
+    folder = tmp_path / "a work's space"
+    assert main(["init", str(folder), "--profile", "tiny", "--no-data"]) == 0
+    told = [line.removeprefix("next: ") for line in capsys.readouterr().err.splitlines() if line.startswith("next: ")]
+    assert [shlex.split(line)[:3] for line in told] == [["autolabel", "demo-data", str(folder)], ["cd", str(folder), "&&"]]
 
 
 def test_an_init_that_was_killed_can_be_repeated(tmp_path: Path, no_tools: None, monkeypatch) -> None:

@@ -321,6 +321,19 @@ def test_plain_folders_pair_by_stem_and_read_names_by_pattern(plain):
     assert [r.reason for r in scan(source("folder", plain, pattern=pattern)).refused] == ["bad-name"]
 
 
+def test_only_the_splits_that_have_coarse_labels_need_files_of_them(plain):
+    for i, drive in enumerate(("drive1", "drive2", "drive3")):
+        save(plain / "images" / drive / f"{drive}.png", picture(340 + i))
+        save(plain / "labels" / drive / f"{drive}.png", blocks(i, (0, 1)))
+    save(plain / "coarse" / "drive1" / "drive1.png", blocks(0, (0, 1)))
+    (plain / "coarse" / "drive3").mkdir()
+    result = scan(source("folder", plain, splits=("drive1", "drive2", "drive3"), coarse="coarse"))
+    assert {f.name: f.coarse for f in result.found} == {"drive1": "coarse/drive1/drive1.png", "drive2": "", "drive3": ""}
+    assert "split drive2 has no file in coarse/: its images have no coarse labels" in result.notes
+    with pytest.raises(LayoutError, match="corse"):
+        scan(source("folder", plain, splits=("drive1",), coarse="corse"))
+
+
 def test_drives_that_count_from_one_are_named_by_their_folders(plain):
     for i, drive in enumerate(("drive1", "drive2")):
         save(plain / "images" / drive / "000001.png", picture(330 + i))
