@@ -6,11 +6,18 @@ what the student gains over it is what the auto-labels gave.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from hmsa_core import atomic
 from hmsa_core.config import PseudoConfig
+from hmsa_core.data.index import Index
 from hmsa_core.engine.spec import PseudoData
+from hmsa_core.errors import ConfigError
+from hmsa_core.labels.finalise import STATISTICS
+from hmsa_core.labels.manifest import read_manifest
+from hmsa_core.models import read_meta
+from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import new_tree
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
@@ -20,6 +27,8 @@ __all__ = ["SKIPPED", "disk_estimate", "run"]
 
 STAGE = "student-train"
 SKIPPED = "skipped.json"  # in models/control/ instead of a checkpoint
+_FEW = 0.01  # labelled share of the pixels below which the auto-labelled part of an epoch is worth a warning
+_LOG = logging.getLogger(__name__)
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -34,6 +43,8 @@ def run(ws: Workspace) -> None:
     teacher = ws.teacher()
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
+    _check_classes(ws, labels, teacher, Index.load(fine.selection.index).classes)
+    _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
     every = config.validate_every
     student = train_model(
@@ -49,6 +60,52 @@ def run(ws: Workspace) -> None:
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)
+
+
+def _check_classes(ws: Workspace, labels: Path, teacher: Path, wanted: ClassTable) -> None:
+    """Refuse labels of other classes than the fine ones, with the way out, before a job does it without one."""
+    held = ClassTable.from_json(read_manifest(labels)["classes"])
+    if held == wanted:
+        return
+    known = read_meta(teacher).get("class_table")
+    if known is None or ClassTable.from_json(known) == wanted:
+        hint = (
+            "they are older than the last edit of the class file: "
+            "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`"
+        )
+    elif ws.is_promoted():
+        hint = (
+            "the teacher that models/current.json names has other classes too: undo the edit of the class file, or "
+            "return to a teacher of these classes (`autolabel models rollback`)"
+        )
+    else:
+        hint = "the teacher is older than the last edit of the class file too: `dvc repro` trains it anew"
+    differing = _difference(held, wanted)
+    raise ConfigError(f"{labels}: its classes are not those of the fine labels ({differing})", hint=hint)
+
+
+def _difference(held: ClassTable, wanted: ClassTable) -> str:
+    if held.num_classes != wanted.num_classes:
+        return f"{held.num_classes} classes there, {wanted.num_classes} here"
+    for old, new in zip(held.to_json()["classes"], wanted.to_json()["classes"], strict=True):
+        if old != new:
+            a, b = (f"{row['name']} {row['colour']} {row['group']}" for row in (old, new))
+            return f"class {new['id']} is {a} there, {b} here"
+    return f"{held.name} there, {wanted.name} here; or other ids"
+
+
+def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
+    share, config = float(atomic.read_json(labels / STATISTICS)["labelled_share"]), ws.params.student_train.pseudo
+    if share >= _FEW or not config.share:
+        return
+    threshold = ws.params.pseudo_label.threshold
+    own_file = isinstance(threshold, str) and threshold != "policy"
+    easier = "its thresholds" if own_file else "calibrate.target" if threshold == "policy" else "pseudo_label.threshold"
+    _LOG.warning(
+        "labels/final: %.1f %% of the pixels are labelled at threshold %s: %g %% of each epoch teaches (almost) "
+        "nothing; lower %s, or train the teacher longer",
+        100 * share, threshold, 100 * config.share, easier,
+    )  # fmt: skip
 
 
 def _publish_control(ws: Workspace, work: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from hmsa_core.engine.spec import (
     ValidationData,
 )
 from hmsa_core.errors import IntegrityError, StoreError
+from hmsa_core.labels import sealed
 from hmsa_core.labels.manifest import listed_files, read_manifest
+from hmsa_core.labels.schema import RECEIPTS
 from hmsa_core.models import read_meta
+from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import publish_tree
 from pipeline import keys, launcher
 from pipeline.stages import VERSIONS
@@ -156,15 +159,18 @@ def infer_store(
 ) -> Path:
     """Label images into a raw store below `work/`, only those that it lacks; return the store's folder.
 
-    Which images are wanted is not in the key: new ones are appended to the store of the same teacher and
+    Which images are wanted is not in the key: new ones are appended to the store of the same teacher, classes and
     settings. A store that holds images no longer wanted (or changed ones) is left, and another one begun.
     """
-    wanted = {s.name: s.image_sha256 for s in Index.load(index).select(names=names)}
-    material: dict[str, Any] = {
+    listed = Index.load(index)
+    wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
+    classes = _classes_of(checkpoint, listed)
+    plain: dict[str, Any] = {
         "version": VERSIONS[stage],
         "config": keys.infer_material(config),
         "teacher": weights_of(checkpoint),
     }
+    material = _with_classes(ws.work(stage), job, plain, classes, lambda old: _is_store_of(old / "store", classes))
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")
     if any(wanted.get(name) != sha for name, sha in held.items()):
@@ -179,6 +185,33 @@ def infer_store(
             ),
         )  # fmt: skip
     return work / "store"
+
+
+def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
+    """Classes that a checkpoint's labels get: its own, or the index's where it has none (imported weights)."""
+    table = read_meta(checkpoint).get("class_table")
+    return ClassTable.from_json(table) if table else index.classes
+
+
+def _with_classes(
+    folder: Path, job: str, material: dict[str, Any], classes: ClassTable, is_of_them: Callable[[Path], bool]
+) -> dict[str, Any]:
+    """`material` with the class table: who edits a name or colour trains the same weights for other classes.
+
+    Keys were without it once: work of then goes on under its key where it is of these classes.
+    """
+    old = folder / keys.work_key({"job": job} | material)
+    return material if is_of_them(old) else material | {"classes": classes.digest()}
+
+
+def _is_store_of(store: Path, classes: ClassTable) -> bool:
+    """Whether a store's shards, finished or not, are of these classes (a store never mixes them)."""
+    for path in sorted((store / RECEIPTS).glob("*.json")):
+        try:
+            return bool(sealed.read(path).get("classes_sha256") == classes.digest())
+        except StoreError:
+            continue  # the job makes a shard with a damaged receipt again
+    return False
 
 
 def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:
@@ -239,15 +272,17 @@ def evaluate_model(
     details: bool = False,
 ) -> Path:
     """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
-    samples = Index.load(index).select(names=names)
-    material = {
+    listed = Index.load(index)
+    classes = listed.classes
+    plain: dict[str, Any] = {
         "version": VERSIONS[stage],
         "weights": weights_of(checkpoint),
-        "images": samples_digest(samples),
+        "images": samples_digest(listed.select(names=names)),
         "settings": [s.model_dump(mode="json") for s in settings],
         "runtime": keys.runtime_material(runtime),
         "details": details,
     }
+    material = _with_classes(ws.work(stage), job, plain, classes, lambda old: _has_scores_of(old, classes))
     work = keys.open_work(ws.work(stage), job, material)
     if not (work / "summary.json").exists():
         run_job(
@@ -258,6 +293,12 @@ def evaluate_model(
             ),
         )  # fmt: skip
     return work
+
+
+def _has_scores_of(work: Path, classes: ClassTable) -> bool:
+    """Whether finished scores name these classes (scores know no colours)."""
+    summary = work / "summary.json"
+    return summary.exists() and atomic.read_json(summary)["classes"] == list(classes.classes)
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:

@@ -1,0 +1,208 @@
+"""After an edit of the class file, equal weights and all: labels, policy and scores carry the new names and colours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmsa_core import models
+from hmsa_core.atomic import read_json, write_json
+from hmsa_core.data.index import Index
+from hmsa_core.engine import evaluate as evaluate_job
+from hmsa_core.engine import infer as infer_job
+from hmsa_core.engine.spec import EvaluateSpec, InferSpec
+from hmsa_core.errors import ConfigError
+from hmsa_core.labels import LabelStore, ThresholdPolicy
+from pipeline import init
+from pipeline.init import InitRequest, init_workspace
+from pipeline.stages import auto_infer, calibrate, prepare, pseudo_label, student_train, support
+from pipeline.workspace import Workspace
+from tests.support.inference import CPU, job_context, small_model
+
+TARGET = """    kind: folder
+    root: {root}
+    splits: [train, new]
+    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
+    block: image
+  pretrain: null
+  roles:
+    learn_splits: [train]
+    report_splits: []
+    calibrate: [c, d, e]
+    report: [f]
+    unlabelled_splits: [new]
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Photographs of eight cities, two of them without labels."""
+    root, rng = tmp_path / "mine", np.random.Generator(np.random.PCG64(5))
+    for folder in ("images/train", "images/new", "labels/train"):
+        (root / folder).mkdir(parents=True)
+    for city in "abcdefgh":
+        split = "new" if city in "gh" else "train"
+        noise = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((48, 32)).save(root / "images" / split / f"{city}_0001.png")
+        if split == "train":
+            truth = rng.integers(0, 3, (32, 48), dtype=np.uint8)
+            Image.fromarray(truth).save(root / "labels" / split / f"{city}_0001.png")
+    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
+    (root / "classes.json").write_text(json.dumps({"dataset": "mine", "classes": classes, "ignore_id": 255}))
+    return root
+
+
+@pytest.fixture
+def ws(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace over them with a teacher, whose jobs run in this process."""
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    root = tmp_path / "ws"
+    init_workspace(InitRequest(root, "tiny", make_data=False))
+    params = root / "params.yaml"
+    before, rest = params.read_text().split("  target:\n", 1)
+    after = rest[rest.index("\n# prepare: index") :].replace("overrides: {road: 0.5, sky: 0.5}", "overrides: {}")
+    text = f"{before}  target:\n{TARGET.format(root=data)}{after}"
+    params.write_text(text.replace("threshold: policy ", "threshold: 0.5 "))
+    monkeypatch.setattr(support, "run_job", _run_here)
+    made = Workspace(root)
+    _prepare(made)
+    return made
+
+
+def _run_here(_ws: Workspace, spec: InferSpec | EvaluateSpec) -> None:
+    (infer_job if isinstance(spec, InferSpec) else evaluate_job).run(spec, job_context(spec.work))  # type: ignore[arg-type]
+
+
+def _prepare(ws: Workspace) -> None:
+    """Index the data and train a teacher of their classes; its weights are the same every time."""
+    prepare.run(ws)
+    table = Index.load(support.role_index(ws, "learn")).classes
+    models.save(small_model("single", 3), ws.path("models/teacher"), class_table=table.to_json(), lineage={})
+
+
+def _label(ws: Workspace) -> None:
+    for stage in (calibrate, auto_infer, pseudo_label):
+        stage.run(ws)
+
+
+def _edit(data: Path, old: str, new: str) -> None:
+    path = data / "classes.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def _score(ws: Workspace) -> Path:
+    return support.evaluate_model(
+        ws, "evaluate", "teacher", ws.path("models/teacher"), support.role_index(ws, "report"), ("f_0001",),
+        ws.params.evaluate.settings[:1], CPU,
+    )  # fmt: skip
+
+
+def _check(ws: Workspace) -> None:
+    wanted = Index.load(support.role_index(ws, "learn")).classes
+    student_train._check_classes(ws, ws.path("labels/final"), ws.teacher(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "colour"),
+    [('"car"', '"auto"', "auto", (1, 1, 1)), ("[1, 1, 1]", "[1, 1, 143]", "car", (1, 1, 143))],
+)
+def test_an_edited_name_or_colour_goes_through_all_stages(
+    ws: Workspace, data: Path, old: str, new: str, name: str, colour: tuple[int, int, int]
+) -> None:
+    _label(ws)
+    _score(ws)
+    weights = support.weights_of(ws.path("models/teacher"))
+    _edit(data, old, new)
+    _prepare(ws)
+    assert support.weights_of(ws.path("models/teacher")) == weights
+    _label(ws)
+    tables = [LabelStore.open(ws.path(store), strict=True).classes for store in ("labels/raw", "labels/final")]
+    tables.append(ThresholdPolicy.load(ws.path("calibration/policy.json")).classes)
+    assert [(table.classes[1], table.colours[1]) for table in tables] == [(name, colour)] * 3
+    assert read_json(_score(ws) / "summary.json")["classes"] == ["road", name, "sky"]
+    _check(ws)
+
+
+def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
+    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(of: Workspace, spec: InferSpec) -> None:
+        _run_here(of, spec)
+        (spec.work / "store" / "manifest.json").unlink()
+
+    monkeypatch.setattr(support, "run_job", killed)
+    with pytest.raises(Exception, match="manifest"):
+        auto_infer.run(ws)
+    monkeypatch.setattr(support, "run_job", _run_here)
+    _edit(data, '"car"', '"auto"')
+    _prepare(ws)
+    auto_infer.run(ws)
+    assert LabelStore.open(ws.path("labels/raw")).classes.classes == ("road", "auto", "sky")
+    _edit(data, '"auto"', '"car"')
+    _prepare(ws)
+    auto_infer.run(ws)
+    assert LabelStore.open(ws.path("labels/raw")).classes.classes == ("road", "car", "sky")
+
+
+def test_work_of_before_the_class_table_was_in_the_key_goes_on_where_its_classes_are_these(
+    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(support, "_with_classes", lambda _folder, _job, material, *_others: material)
+        _label(ws)
+        scores = _score(ws)
+    raw = LabelStore.open(ws.path("labels/raw")).digest
+    with monkeypatch.context() as now:
+        now.setattr(support, "run_job", lambda _ws, spec: pytest.fail(f"{spec.work}: was finished"))
+        _label(ws)
+        assert _score(ws) == scores
+    assert LabelStore.open(ws.path("labels/raw")).digest == raw
+    _edit(data, '"car"', '"auto"')
+    _prepare(ws)
+    _label(ws)
+    _check(ws)
+    assert "auto" in read_json(_score(ws) / "summary.json")["classes"]
+
+
+def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, data: Path) -> None:
+    _label(ws)
+    _check(ws)
+    stuck = shutil.copytree(ws.path("models/teacher"), ws.path("models/old"))
+    _edit(data, '"car"', '"auto"')
+    _prepare(ws)
+    words = r"labels/final: its classes are not those .* \(class 1 is car .* there, auto .* here\)"
+    with pytest.raises(ConfigError, match=words) as told:
+        student_train.run(ws)
+    assert "dvc repro --force --single-item calibrate auto-infer" in told.value.hint
+    shutil.rmtree(ws.path("models/teacher"))
+    shutil.copytree(stuck, ws.path("models/teacher"))
+    with pytest.raises(ConfigError, match=words) as told:
+        student_train.run(ws)
+    assert "the teacher is older than the last edit" in told.value.hint
+    shutil.copytree(stuck, ws.path("models/registry/v1"))
+    write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
+    with pytest.raises(ConfigError, match=words) as told:
+        student_train.run(ws)
+    assert "autolabel models rollback" in told.value.hint
+
+
+@pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
+def test_the_student_is_told_that_its_labels_are_all_but_empty(
+    ws: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threshold: float, warned: bool
+) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace("threshold: 0.5 ", f"threshold: {threshold} "))
+    again = Workspace(ws.root)
+    _label(again)
+    monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
+    with pytest.raises(pytest.fail.Exception, match="training begins"):
+        student_train.run(again)
+    told = [line for line in caplog.messages if line.startswith("labels/final: 0.0 % of the pixels are labelled")]
+    assert len(told) == warned
+    assert all("at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in told)
