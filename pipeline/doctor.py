@@ -12,10 +12,11 @@ from hmsa_core.atomic import is_left_over
 from hmsa_core.errors import HmsaError, one_line
 from hmsa_core.locks import probe_locks
 from hmsa_core.models.options import ModelOptions
-from pipeline import doctor_dvc, doctor_models
+from pipeline import doctor_dvc, doctor_kept, doctor_models
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.finding import Finding
+from pipeline.flow.leftover import is_killed_nights
 from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
 from pipeline.workspace import Workspace
@@ -59,7 +60,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> list[_Check]:
     return [
         lambda: _params(ws), lambda: _devices(ws, gpus), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
         lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
-        lambda: doctor_models.examine(ws), lambda: _stores(ws, deep=deep),
+        lambda: doctor_models.examine(ws), lambda: doctor_kept.examine(ws), lambda: _stores(ws, deep=deep),
     ]  # fmt: skip
 
 
@@ -169,11 +170,9 @@ def _disk(ws: Workspace) -> Iterator[Finding]:
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:
-    if ws.path("work/nightly/params.saved.yaml").exists() and ws.lock("nightly").is_free():
-        yield Finding(
-            "params.yaml", "warning", "a killed nightly run left its own parameters in params.yaml",
-            "autolabel doctor --fix",
-        )  # fmt: skip
+    if is_killed_nights(ws.root):
+        text = "a killed nightly run left its own parameters in params.yaml: every stage refuses them"
+        yield Finding("params.yaml", "broken", text, "autolabel doctor --fix")
     places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
     places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
     with suppress(FileNotFoundError):  # a run that goes on meanwhile sweeps, too

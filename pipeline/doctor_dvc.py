@@ -16,7 +16,7 @@ from hmsa_core.errors import ConfigError, one_line
 from pipeline.finding import Finding
 from pipeline.workspace import Workspace
 
-__all__ = ["examine", "outputs", "repair_lock", "restore"]
+__all__ = ["examine", "inputs", "outputs", "repair_lock", "restore"]
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -32,16 +32,29 @@ def outputs(ws: Workspace) -> set[str]:
     Raises:
         ConfigError: dvc.yaml cannot be read.
     """
+    return _named(ws, "outs")
+
+
+def inputs(ws: Workspace) -> set[str]:
+    """What DVC asks for before a stage begins: the dependencies of dvc.yaml's stages, as written there.
+
+    Raises:
+        ConfigError: dvc.yaml cannot be read.
+    """
+    return _named(ws, "deps")
+
+
+def _named(ws: Workspace, key: str) -> set[str]:
     path = ws.path("dvc.yaml")
     try:
         stages = yaml.safe_load(path.read_text("utf-8", errors="replace"))["stages"]
-        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+        found = [name for stage in stages.values() for name in stage.get(key, [])]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: no stages can be read: every dvc repro fails ({one_line(error)})",
             hint="take it from version control, or from a new workspace of `autolabel init`",
         ) from error
-    return {name for out in outs for name in (out if isinstance(out, dict) else [out])}
+    return {name for one in found for name in (one if isinstance(one, dict) else [one])}
 
 
 def restore(name: str) -> str:

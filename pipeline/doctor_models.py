@@ -45,7 +45,7 @@ def _champion(ws: Workspace) -> Iterator[Finding]:
 
 
 def _champion_folder(ws: Workspace) -> Path | None:
-    with suppress(HmsaError):
+    with suppress(HmsaError, FileNotFoundError):  # damaged is a finding of its own, and none at all is fine
         name = str(atomic.read_json(ws.path("models/registry/champion.json")).get("version"))
         folder = ws.path("models/registry") / name
         return folder if (folder / "record.json").exists() else None

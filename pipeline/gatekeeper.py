@@ -9,7 +9,6 @@ held against the same images spends alpha), and the seed variance comes from A/A
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import numpy as np
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.errors import IntegrityError
-from pipeline import gate, keys
+from pipeline import gate, json_lines, keys
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "recipe_digest"]
+__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "recipe_digest"]
 
 _LOOKS = "models/registry/looks.jsonl"
 
@@ -98,14 +97,17 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
         return gate.Judged(model, file["confusions"], names), blocks
 
 
+def looks(ws: Workspace) -> list[dict[str, Any]]:
+    """All looks at report sets so far, oldest first."""
+    return json_lines.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
+
+
 def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
     """Number of this look at these report images; the same candidate is looked at once."""
-    path = ws.path(_LOOKS)
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.exists() else []
     report = atomic.digest(list(images))
-    seen = [line["candidate"] for line in lines if line["images"] == report]
+    seen = [line["candidate"] for line in looks(ws) if line["images"] == report]
     if candidate not in seen:
-        atomic.append_line(path, json.dumps({"candidate": candidate, "images": report}, sort_keys=True))
+        json_lines.append(ws.path(_LOOKS), {"candidate": candidate, "images": report})
         seen.append(candidate)
     return seen.index(candidate) + 1
 

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from hmsa_core.digested import take_digest
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.locks import FileLock
 from hmsa_core.trees import link_tree, new_tree
+from pipeline import json_lines
 from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version", "damage", "version_damage"]
@@ -106,10 +106,7 @@ class Registry:
 
     def history(self) -> list[dict[str, Any]]:
         """Promotions and rollbacks, oldest first."""
-        path = self.folder / "history.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        return json_lines.read(self.folder / "history.jsonl", "a switch of the teacher", ("action", "from", "to"))
 
     def register(
         self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
@@ -222,7 +219,7 @@ class Registry:
             return
         line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
         if self.history()[-1:] != [line]:  # a switch that was cut short after this line is not told twice
-            atomic.append_line(self.folder / "history.jsonl", json.dumps(line, sort_keys=True, ensure_ascii=False))
+            json_lines.append(self.folder / "history.jsonl", line)
         atomic.write_json(self.current_file, {"teacher": target})
 
     def _lock(self) -> FileLock:

@@ -15,8 +15,9 @@ import json
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
+from pipeline.flow.leftover import refuse_killed_nights
 from pipeline.flow.reaper import nightly_lock
 from pipeline.registry import Registry, Version
 from pipeline.workspace import Workspace
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _aa(ws: Workspace, runs: int) -> int:
+    refuse_killed_nights(ws.root)  # before the lock: with it in hand, a killed night looks like a living one
     # One after another with a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
         prepare_process(ws)
@@ -79,7 +81,11 @@ def _aa(ws: Workspace, runs: int) -> int:
 
 def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     versions = registry.versions()
-    champion = registry.champion()
+    try:
+        champion = registry.champion()
+    except InputError as error:  # the list is what one looks into for another
+        champion = None
+        sys.stderr.write(f"warning: {error.message}\nhint: {error.hint}\n")
     if as_json:
         rows = [{"version": v.name, "current": _is(v, current), **v.record} for v in versions]
         sys.stdout.write(json.dumps({"teacher": current, "versions": rows}, indent=1, sort_keys=True) + "\n")

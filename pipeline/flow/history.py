@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmsa_core import __version__, atomic
+from pipeline import json_lines
 from pipeline.flow.services import REPO
+from pipeline.gatekeeper import looks
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["NIGHTS", "describe", "differs", "nights", "remember"]
+__all__ = ["HISTORY", "NIGHTS", "check_readable", "describe", "differs", "nights", "remember"]
 
 HISTORY = "work/nightly/history.jsonl"
 NIGHTS = 30
@@ -21,17 +23,25 @@ _NAMED = 4  # changed parameters that are written out
 
 def nights(ws: Workspace) -> list[dict[str, Any]]:
     """All nights so far, oldest first."""
-    path = ws.path(HISTORY)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+    return json_lines.read(ws.path(HISTORY), "a night", ("night",))
 
 
 def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Append tonight; return the last NIGHTS nights."""
     before = nights(ws)
-    atomic.append_line(ws.path(HISTORY), json.dumps(dict(line), sort_keys=True))
+    json_lines.append(ws.path(HISTORY), line)
     return [*before, dict(line)][-NIGHTS:]
+
+
+def check_readable(ws: Workspace) -> None:
+    """Refuse a history that the gate or the page would stop at, hours later.
+
+    Raises:
+        IntegrityError: names the file and the line.
+    """
+    nights(ws)
+    Registry(ws.root).history()
+    looks(ws)
 
 
 def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +61,7 @@ def differs(ws: Workspace, night: Mapping[str, Any]) -> list[str]:
     if not before:
         return ["this is the first night"]
     old = before[-1]["night"]
-    found = [*_data(old, night), *_params(old.get("params") or {}, night["params"])]
+    found = [*_data(old, night), *_params(old.get("params"), night["params"])]
     for key, what in (("code", "program"), ("teacher", "teacher")):
         if old.get(key) != night[key]:
             found.append(f"{what}: {old.get(key) or 'none'} → {night[key]}")
@@ -71,7 +81,7 @@ def _data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _params(old: Any, new: Mapping[str, Any]) -> list[str]:
-    if not isinstance(old, dict):
+    if not isinstance(old, dict):  # a night whose params.yaml could not be read
         return []
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     told = [f"{key}: {json.dumps(old.get(key))} → {json.dumps(new.get(key))}" for key in changed[:_NAMED]]

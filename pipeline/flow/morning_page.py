@@ -39,7 +39,21 @@ def write(ws: Workspace, page: Mapping[str, Any]) -> Path:
 def _html(ws: Workspace, page: Mapping[str, Any]) -> str:
     folder = resources.files("pipeline.report")
     style = "".join(folder.joinpath(name).read_text("utf-8") for name in ("style.css", "morning.css"))
-    columns = [
+    columns = _least(ws, page) if page.get("least") else _whole(ws, page)
+    body = "".join(f"<div>{''.join(_section(*part) for part in column)}</div>" for column in columns)
+    tail = f"<pre>{esc(chr(10).join(page['tail'][-12:]))}</pre>" if page["tail"] else ""
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>auto-label: {esc(page['kind'])}</title><style>{style}</style></head><body><main><header>"
+        f"<span class='badge {esc(page['kind'].replace(' ', '-'))}'>{esc(page['kind'])}</span>"
+        f"<p class='lead'>{esc(page['sentence'])}</p><p class='soft'>{esc(page['decision'])}{tail}</p></header>"
+        f"<div class='columns'>{body}</div></main></body></html>\n"
+    )
+
+
+def _whole(ws: Workspace, page: Mapping[str, Any]) -> list[list[tuple[str, str, Raw]]]:
+    """Sections of a night whose outputs can be read, by column: title, note, content."""
+    return [
         [
             ("What differs from last night", "", _list(page["differs"])),
             ("From arrived to corrected", "click a number for the images", _funnel(page["funnel"])),
@@ -59,15 +73,16 @@ def _html(ws: Workspace, page: Mapping[str, Any]) -> str:
             ("The last 30 nights", f"{len(page['lines'])} so far", _lines(page["lines"])),
         ],
     ]  # fmt: skip
-    body = "".join(f"<div>{''.join(_section(*part) for part in column)}</div>" for column in columns)
-    tail = f"<pre>{esc(chr(10).join(page['tail'][-12:]))}</pre>" if page["tail"] else ""
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>auto-label: {esc(page['kind'])}</title><style>{style}</style></head><body><main><header>"
-        f"<span class='badge {esc(page['kind'].replace(' ', '-'))}'>{esc(page['kind'])}</span>"
-        f"<p class='lead'>{esc(page['sentence'])}</p><p class='soft'>{esc(page['decision'])}{tail}</p></header>"
-        f"<div class='columns'>{body}</div></main></body></html>\n"
-    )
+
+
+def _least(ws: Workspace, page: Mapping[str, Any]) -> list[list[tuple[str, str, Raw]]]:
+    """Sections that need neither parameters nor outputs: what is empty because it was not read is not shown."""
+    warnings = page["health"]["warnings"]
+    said = [("Health", "", _list(warnings, " class='warning'"))] if warnings else []
+    told = [("What to type", "", _commands(ws, page)), *said]
+    if not page["lines"]:
+        return [told]
+    return [told, [("The last 30 nights", f"{len(page['lines'])} so far", _lines(page["lines"]))]]
 
 
 def _section(title: str, note: str, content: str) -> Raw:

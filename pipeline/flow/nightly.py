@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from prefect.settings import PREFECT_API_URL
 
 from hmsa_core.errors import ConfigError, HmsaError, one_line
 from hmsa_core.process import die_with_parent
-from pipeline.flow import discover, morning, morning_page, overrides
+from pipeline.flow import discover, history, morning, morning_page, overrides
+from pipeline.flow.least import collect_least
 from pipeline.flow.morning import Tonight
 from pipeline.flow.reaper import nightly_lock, reap
 from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage
@@ -64,7 +66,6 @@ def auto_label(
     # The worker may be killed; this process and all below it must not outlive it.
     die_with_parent(signal.SIGTERM)
     ws = Workspace.find(workspace or os.environ.get("AUTO_LABEL_ROOT") or None)
-    chosen = _chosen(stages)
     changes = dict(params or {})
     if threshold is not None:
         changes["pseudo_label.threshold"] = threshold
@@ -75,7 +76,13 @@ def auto_label(
             log = get_run_logger()
             for line in reap(ws.root, keep=_run_id()):
                 log.warning(line)
-            with overrides.overridden(ws.root, changes):
+            with ExitStack() as whole_night:
+                try:
+                    chosen = _chosen(stages)
+                    whole_night.enter_context(overrides.overridden(ws.root, changes))
+                except (HmsaError, OSError) as error:
+                    _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error)), error)
+                    raise
                 return _night(ws, chosen, changes, promote=promote)
     except ServerGoneError as error:
         _leave(error)
@@ -94,6 +101,7 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     try:
+        history.check_readable(ws)
         unchanged = dvc_unchanged(ws.root)
         check_machine_task(ws, [] if unchanged else chosen)
         arrived = discover_task(ws)
@@ -104,10 +112,13 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
         verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        why = error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
-        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, why, tail), error)
+        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail), error)
         raise
     return publish_task(ws, Tonight(arrived, verdict, changes, seconds))
+
+
+def _why(error: HmsaError | OSError) -> str:
+    return error.message if isinstance(error, HmsaError) else one_line(f"{type(error).__name__}: {error}")
 
 
 def _publish_failure(ws: Workspace, tonight: Tonight, error: HmsaError | OSError) -> None:
@@ -195,7 +206,12 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
 
 def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
     """Write the morning page; return its content and its path."""
-    page = morning.collect(ws, tonight)
+    try:
+        page = morning.collect(ws, tonight)
+    except (HmsaError, OSError) as error:
+        if not tonight.failed:
+            raise
+        page = collect_least(ws, tonight, error)  # what the night failed on may be what a whole page needs
     return page, morning_page.write(ws, page)
 
 

@@ -2,12 +2,14 @@
 
 DVC decides by the file what has to run again, so the file must say what a run was made with. The
 original lies in work/nightly/params.saved.yaml meanwhile; the next start restores it if the run was killed.
-What a person wrote into params.yaml meanwhile stays: then only the run's own keys are set back.
+What a person wrote into params.yaml meanwhile stays: then only the run's own keys are set back. Where params.yaml
+is a link, the file that it leads to is changed, and the link stays.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +19,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, one_line
+from hmsa_core.errors import ConfigError, HmsaError, IntegrityError, one_line
+from pipeline.flow.leftover import SAVED
 from pipeline.named_files import check_named_files
 from pipeline.params import Params
 
 __all__ = ["apply", "overridden", "restore"]
 
 _FIRST = "calibrate"  # the trainings before may be done and what they started from gone
-_SAVED = "work/nightly/params.saved.yaml"
 _WRITTEN = "work/nightly/params.written.json"  # {"text": what the run wrote, "keys": the dotted keys it changed}
+_REPLACED = "work/nightly/params.replaced.yaml"  # what was undone while nobody knew what the run had written
 
 
 def restore(root: Path) -> bool:
@@ -33,19 +36,66 @@ def restore(root: Path) -> bool:
 
     Raises:
         ConfigError: somebody edited params.yaml meanwhile, and it cannot be read any more.
+        IntegrityError: what the run wrote is not known any more, and params.yaml may be somebody's edit.
     """
-    saved, params = root / _SAVED, root / "params.yaml"
+    saved, params = root / SAVED, _params_file(root)
     if not saved.exists():
         return False
-    written = atomic.read_json(root / _WRITTEN) if (root / _WRITTEN).exists() else {}
     original = saved.read_text("utf-8")
     now = params.read_text("utf-8") if params.exists() else original
-    if written and now not in (written["text"], original):
-        original = _set_back(now, original, written["keys"])
+    try:
+        text, keys = _read_written(root)
+    except IntegrityError:
+        if not _differs_in_values_alone(now, original):
+            raise
+        # As a run would have left it; a person may have typed one of these values all the same.
+        atomic.write_text(root / _REPLACED, now)
+        text, keys = now, []
+    if text and now not in (text, original):
+        original = _set_back(now, original, keys)
     atomic.write_text(params, original)
     saved.unlink()
     (root / _WRITTEN).unlink(missing_ok=True)
     return True
+
+
+def _params_file(root: Path) -> Path:
+    """The file behind params.yaml: a link would be replaced by a file."""
+    return (root / "params.yaml").resolve()
+
+
+def _read_written(root: Path) -> tuple[str, list[str]]:
+    """What the run wrote and which keys it changed; nothing where that was not kept."""
+    path = root / _WRITTEN
+    if not path.exists():
+        return "", []
+    mend = f"`rm {_WRITTEN}` puts back {SAVED} as it is, `rm {SAVED}` keeps params.yaml as it is: one of them"
+    try:
+        value = atomic.read_json(path)
+    except HmsaError as error:
+        raise IntegrityError(error.message, hint=mend) from error
+    text, keys = value.get("text"), value.get("keys")
+    if not isinstance(text, str) or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise IntegrityError(f"{path}: is not what a night writes", hint=mend)
+    return text, keys
+
+
+def _differs_in_values_alone(text: str, original: str) -> bool:
+    """Whether a text is the original with other values, comments and all: what `apply` leaves behind."""
+    yaml = _yaml()
+    try:
+        now, before = _leaves(yaml.load(text)), _leaves(yaml.load(original))
+        changes = {key: value for key, value in now.items() if before.get(key) != value}
+        return text == original or (now.keys() == before.keys() and apply(original, changes) == text)
+    except (YAMLError, HmsaError):
+        return False
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys; lists stay whole."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}.{key}".strip(".")).items()}
 
 
 def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
@@ -56,7 +106,7 @@ def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
     except YAMLError as error:
         raise ConfigError(
             f"params.yaml was edited during a run and is no YAML text now: {one_line(error)}",
-            hint=f"mend it; the text from before the run is {_SAVED}",
+            hint=f"mend it; the text from before the run is {SAVED}",
         ) from error
     for dotted in dotted_keys:
         *parents, last = dotted.split(".")
@@ -109,7 +159,7 @@ def apply(text: str, changes: Mapping[str, Any]) -> str:
 def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     """Change params.yaml inside the block; values are checked before anything is written."""
     restore(root)
-    params = root / "params.yaml"
+    params = _params_file(root)
     if not changes:
         check_named_files(root, Params.load(params), _FIRST)
         yield
@@ -120,10 +170,15 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
     atomic.write_text(trial, changed)
     try:
         check_named_files(root, Params.load(trial), _FIRST)
+    except ConfigError as error:
+        Params.load(params)  # a mistake of the file's own is told with the line on which it stands
+        # The trial is gone when somebody reads this, and what is wrong in it stands in no file.
+        told = re.sub(rf"{re.escape(str(trial))}(:\d+)?", "parameters of this run", error.message)
+        raise ConfigError(told, hint=error.hint) from error
     finally:
         trial.unlink()
     atomic.write_json(root / _WRITTEN, {"text": changed, "keys": list(changes)})
-    atomic.write_bytes(root / _SAVED, original)
+    atomic.write_bytes(root / SAVED, original)
     atomic.write_text(params, changed)
     try:
         yield

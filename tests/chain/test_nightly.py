@@ -161,7 +161,8 @@ def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(
         assert finish(orchestrated, run) == "Failed"
         message = api(orchestrated, f"flow_runs/{run}")["state"]["message"]
         assert "pseudo_label.threshold" in message
-        assert task_runs(orchestrated, run) == {}, "nothing had started"
+        assert set(task_runs(orchestrated, run)) == {"publish"}, "nothing had started"
+        assert "pseudo_label.threshold" in (orchestrated / "work/nightly/morning.html").read_text()
         assert finish(orchestrated, start(orchestrated, stages=["auto-infr"])) == "Failed"
         assert "unknown stage 'auto-infr'" in worker_log(orchestrated)
         assert (orchestrated / "params.yaml").read_bytes() == params

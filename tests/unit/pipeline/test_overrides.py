@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.errors import ConfigError
+from pipeline.cli import stage
+from pipeline.cli.main import main
 from pipeline.flow import overrides
+from pipeline.flow.reaper import nightly_lock
 from pipeline.params import Params
+from pipeline.stages import runner
 from tests.conftest import REPO
 
 
@@ -71,3 +75,48 @@ def test_a_bad_parameter_is_named_and_nothing_is_written(workspace: Path, change
         pytest.fail("the run must not start")
     assert (workspace / "params.yaml").read_bytes() == original
     assert sorted(p.name for p in (workspace / "work" / "nightly").glob("*") if p.is_file()) == []
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_changed_and_restored(workspace: Path) -> None:
+    link, file = workspace / "params.yaml", workspace / "shared" / "mine.yaml"
+    file.parent.mkdir()
+    link.rename(file)
+    link.symlink_to(file)
+    original = file.read_bytes()
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        assert link.is_symlink()
+        assert Params.load(file).pseudo_label.threshold == 0.85
+    assert link.is_symlink()
+    assert file.read_bytes() == original
+
+
+def test_a_mistake_is_told_with_the_file_in_which_it_stands(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    with pytest.raises(ConfigError, match=r"^parameters of this run: pseudo_label\.threshold: ") as error:
+        overrides.overridden(workspace, {"pseudo_label.threshold": 1.5}).__enter__()
+    assert "params.trial" not in error.value.message
+    params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))
+    with pytest.raises(ConfigError, match=r"params\.yaml:\d+: .*use_corse"):
+        overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}).__enter__()
+
+
+def test_a_stage_refuses_a_killed_nights_parameters_and_works_inside_of_a_night(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(REPO / "dvc.yaml", workspace / "dvc.yaml")
+    ran: list[str] = []
+    monkeypatch.setattr(stage, "die_with_parent", lambda *_: None)  # of this process
+    monkeypatch.setattr(stage, "prepare_process", lambda _ws: None)
+    monkeypatch.setattr(runner, "run_stage", lambda _ws, name: ran.append(name))
+    command = ["stage", "prepare", "--workspace", str(workspace)]
+    killed = overrides.overridden(workspace, {"pseudo_label.threshold": 0.85})
+    killed.__enter__()
+    with nightly_lock(workspace):
+        assert main(command) == 0
+    assert ran == ["prepare"]
+    for refused in (command, ["models", "aa", "--workspace", str(workspace)]):
+        assert main(refused) == 2
+        assert "autolabel doctor --fix" in capsys.readouterr().err
+    overrides.restore(workspace)
+    assert main(command) == 0
+    assert ran == ["prepare", "prepare"]

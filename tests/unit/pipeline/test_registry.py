@@ -180,6 +180,22 @@ def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another
     assert registry.champion() == second
 
 
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_models_are_listed_though_the_reference_champion_is_gone(
+    registry: Registry, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    first, second = _promoted(registry, "ab")
+    shutil.rmtree(first.path)
+    assert main(["models", "list", "--workspace", str(tmp_path), *option]) == 0
+    said = capsys.readouterr()
+    assert second.name in said.out
+    assert f"no single version '{first.name}'" in said.err
+    assert "autolabel models pin VERSION" in said.err
+    assert main(["models", "pin", second.name, "--workspace", str(tmp_path)]) == 0
+
+
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
     version = registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={}, verdict=None)
     saved = tmp_path / "saved"

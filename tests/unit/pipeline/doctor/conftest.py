@@ -20,6 +20,8 @@ def workspace(tmp_path: Path) -> Workspace:
     (tmp_path / "data/demo/cityscapes").mkdir(parents=True)
     (tmp_path / "data/demo/mapillary").mkdir(parents=True)
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / "policies").mkdir()
+    atomic.write_text(tmp_path / "labels/raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     return Workspace(tmp_path)
 

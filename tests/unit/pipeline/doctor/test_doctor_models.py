@@ -153,3 +153,13 @@ def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: boo
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
     found = [f for f in doctor.examine(workspace.root, deep=deep) if f.name == "labels/raw"]
     assert (found[0].state, found[0].mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+
+
+def test_without_a_champion_file_the_models_are_looked_at_all_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, versions = _two_promoted(workspace)
+    workspace.path("models/registry/champion.json").unlink()
+    shutil.rmtree(workspace.path("models/student"))
+    DAMAGES["weights"](versions["a"].path)
+    assert _mend_all(workspace, monkeypatch) == {f"models/registry/{versions['a'].name}"}
