@@ -42,8 +42,5 @@ def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]
 
 
 def append(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a line; one that was mended by hand and lost its line break is not glued to it."""
-    text = json.dumps(dict(value), sort_keys=True, ensure_ascii=False)
-    before = path.read_bytes() if path.exists() else b""
-    is_open = before != b"" and not before.endswith(b"\n")
-    atomic.append_line(path, f"\n{text}" if is_open else text)
+    """Append a line."""
+    atomic.append_line(path, json.dumps(dict(value), sort_keys=True, ensure_ascii=False))

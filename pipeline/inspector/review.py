@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import append_line, digest
+from hmsa_core.atomic import digest
 from hmsa_core.errors import InputError, IntegrityError
 from hmsa_core.locks import FileLock
+from pipeline import json_lines
 from pipeline.inspector.saving import saving
 
 __all__ = ["Mark", "ReviewFile", "flagged_pixels", "review_path"]
@@ -96,6 +97,8 @@ class ReviewFile:
     def _parse(self) -> list[Mark]:
         standing: dict[str, Mark] = {}
         for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            if not line.strip():
+                continue
             try:
                 value = json.loads(line)
                 if "withdraws" in value:
@@ -133,7 +136,7 @@ class ReviewFile:
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value)
             mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
-            append_line(self.path, json.dumps(mark.to_json(), ensure_ascii=False, sort_keys=True))
+            json_lines.append(self.path, mark.to_json())
         return mark
 
     def withdraw(self, name: str, mark_id: str) -> None:
@@ -142,7 +145,7 @@ class ReviewFile:
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
             line = {"id": digest([self._lines(), name, mark_id])[:16], "name": name, "withdraws": mark_id}
-            append_line(self.path, json.dumps(line, ensure_ascii=False, sort_keys=True))
+            json_lines.append(self.path, line)
 
     def _lock(self) -> FileLock:
         return FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"review file {self.path}", wait_s=10.0)

@@ -50,6 +50,16 @@ def test_a_withdrawn_mark_no_longer_counts_but_stays_in_the_file(tmp_path: Path)
         review.withdraw("a", first.id)
 
 
+def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.add("b", "flag")
+    kept = review.path.read_text().splitlines()[0]
+    review.path.write_text(f"\n{kept}")  # a line taken out, the last line break lost
+    review.add("c", "accept")
+    assert [mark.name for mark in review.marks()] == ["a", "c"]
+
+
 def test_the_last_word_counts_pixel_by_pixel() -> None:
     marks = [Mark("1", "a", "flag"), Mark("2", "a", "accept", ((2, 1), (5, 1), (5, 3), (2, 3)))]
     flagged = flagged_pixels(marks, 8, 10)
