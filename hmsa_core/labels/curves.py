@@ -188,6 +188,7 @@ class _Counter:
         label, code, truth = image.label, image.code, image.truth
         if not label.shape == code.shape == truth.shape:
             raise InputError(f"{image.name}: label {label.shape}, code {code.shape} and truth {truth.shape} differ")
+        self._check_values(image)
         counts = self._of_block.setdefault(
             image.block, {name: np.zeros((self.c, NUM_CODES), np.int64) for name in COUNTS}
         )
@@ -209,6 +210,19 @@ class _Counter:
         if image.human is not None:
             self._add_conflicts(image, image.human)
         self.images.append((image.name, image.block))
+
+    def _check_values(self, image: CalibrationImage) -> None:
+        maps = {"label": image.label, "code": image.code, "truth": image.truth, "human label": image.human}
+        for what, values in maps.items():
+            if values is None:
+                continue
+            if values.dtype != np.uint8:
+                raise InputError(f"{image.name}: the {what} is {values.dtype}, expected uint8")
+            if what != "code" and (foreign := np.unique(values[(values >= self.c) & (values != IGNORE)])).size:
+                raise InputError(
+                    f"{image.name}: the {what} holds {', '.join(map(str, foreign[:5]))}, no class of {self.c}",
+                    hint=f"give trainIds 0..{self.c - 1}, and {IGNORE} for pixels that do not count",
+                )
 
     def _count(self, label: NDArray[np.uint8], code: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Counts:
         key = (label[mask].astype(np.int64) << 8) | code[mask]

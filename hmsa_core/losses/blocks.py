@@ -27,11 +27,18 @@ def work_dtype(logits: Tensor) -> torch.dtype:
 
 
 def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Tensor:
-    """Check shapes and give ignored pixels the number C, in a narrow dtype.
+    """Check types and shapes, and give ignored pixels the number C, in a narrow dtype.
 
     A label counts when it is in 0..C-1 and not `ignore_index`. The released code only asks whether it is
     below C: the same for 255 and for Mapillary's 65.
     """
+    for name, value in (("logits", logits_NCHW), ("labels", label_NHW)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} are a {type(value).__name__}: a loss takes tensors (torch.from_numpy)")
+    if not logits_NCHW.is_floating_point() or label_NHW.is_floating_point():
+        raise InputError(
+            f"logits are {logits_NCHW.dtype} and labels {label_NHW.dtype}: expected float scores and integer trainIds"
+        )
     if logits_NCHW.ndim == 4 and not logits_NCHW.numel():
         raise InputError(f"logits {tuple(logits_NCHW.shape)} hold nothing: a loss needs at least one pixel and class")
     if logits_NCHW.ndim != 4 or label_NHW.shape != (logits_NCHW.shape[0], *logits_NCHW.shape[2:]):

@@ -119,7 +119,7 @@ class MultiScaleModel(nn.Module):
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Training pass on `train_scales` (B x 3 x H x W float, normalised); the loss is made from the output."""
-        _check_images(images)
+        self._check_images(images)
         size = (images.shape[-2], images.shape[-1])
         scales = self.train_scales
         sizes = [scaled_size(size, scale) for scale in scales]
@@ -158,7 +158,7 @@ class MultiScaleModel(nn.Module):
         Raises:
             ConfigError: the scales are unusable. InputError: the images have another shape.
         """
-        _check_images(images)
+        self._check_images(images)
         asked = _check_scales(scales)
         with evaluating(self), torch.no_grad():
             passes = [self._run(images, asked)]
@@ -184,6 +184,20 @@ class MultiScaleModel(nn.Module):
         ]
         attention = self._attention_maps([out.attention for out in outputs], sizes, size)
         return _Pass(scales, sizes, tuple(out.logits.contiguous() for out in outputs), tuple(attention))
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise InputError(f"images are a {type(images).__name__}: a model takes a tensor (N, 3, H, W)")
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
+            raise InputError(
+                f"images must be a float tensor (N, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
+                "normalise first and put the channels second"
+            )
+        own = next(self.parameters())
+        if images.device != own.device:
+            raise InputError(f"images are on {images.device}, the model on {own.device}: `images.to(...)` first")
+        if images.dtype != own.dtype and not torch.is_autocast_enabled(own.device.type):
+            raise InputError(f"images are {images.dtype}, the model {own.dtype}: `images.to(...)` first, or autocast")
 
     def _runs_attention(self, scale: float, scales: Sequence[float]) -> bool:
         if self.kind == "explicit" or self.options.top_attention == "released":
@@ -250,14 +264,6 @@ def _unflip_maps(passes: Sequence[Mapping[float, Tensor] | None]) -> dict[float,
     if second is None:
         return dict(first)
     return {scale: (first[scale] + second[scale].flip(3)) / 2 for scale in first}
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
-        raise InputError(
-            f"images must be a float tensor (N, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
-            "normalise first and put the channels second"
-        )
 
 
 def _check_scales(scales: Sequence[float]) -> tuple[float, ...]:

@@ -133,6 +133,18 @@ def test_no_image_and_maps_of_different_sizes_are_refused() -> None:
         Curves.measure([_image([[1]], [[1]], [[1]], [[1, 2]])], CLASSES)
 
 
+@pytest.mark.parametrize("part", ["label", "truth", "human"])
+def test_raw_ids_and_other_dtypes_are_refused_with_the_image_and_the_map(part: str) -> None:
+    whole = CalibrationImage("street_7", "b", *(np.full((2, 3), v, np.uint8) for v in (0, 200, 255, 255)))
+    raw_ids = whole._replace(**{part: np.array([[0, 33, 7], [255, 26, 4]], np.uint8)})
+    with pytest.raises(InputError, match=rf"street_7: the {part}[ a-z]* holds 7, 26, 33, no class of 5") as error:
+        Curves.measure([raw_ids], CLASSES)
+    assert error.value.hint == "give trainIds 0..4, and 255 for pixels that do not count"
+    for wide in (part, "code"):
+        with pytest.raises(InputError, match=rf"street_7: the {wide}[ a-z]* is int64, expected uint8"):
+            Curves.measure([whole._replace(**{wide: np.full((2, 3), 300)})], CLASSES)
+
+
 def test_a_subset_of_blocks_counts_only_those() -> None:
     curves = Curves.measure(world(4, 1, seed=2), CLASSES)
     some = curves.subset([1, 3])

@@ -192,3 +192,8 @@ def test_wrong_arguments_are_named() -> None:
         rmi_loss(logits[..., :7, :], labels[:, :7])
     with pytest.raises(ConfigError, match="released or masked"):
         rmi_loss(logits, labels, rmi_ignore="none")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="labels are a ndarray"):
+        rmi_loss(logits, labels.numpy())  # type: ignore[arg-type]
+    for wrong in ((logits, labels + 0.5), (labels[:, None].expand(-1, 4, -1, -1), labels)):
+        with pytest.raises(InputError, match="expected float scores and integer trainIds"):
+            rmi_loss(*wrong)

@@ -207,6 +207,22 @@ def test_images_of_another_form_are_refused(models: dict[str, MultiScaleModel], 
         models["single"](bad)
 
 
+def test_images_that_the_weights_cannot_meet_are_refused_in_one_line(models: dict[str, MultiScaleModel]) -> None:
+    images = torch.zeros(1, 3, 16, 16)
+    refused = {
+        r"are a ndarray: a model takes a tensor": images.numpy(),
+        r"torch\.float64, the model torch\.float32": images.double(),
+        r"torch\.float16, the model torch\.float32": images.half(),
+        r"on meta, the model on cpu": images.to("meta"),
+    }
+    for told, bad in refused.items():
+        for run in (models["single"].predict, models["single"]):
+            with pytest.raises(InputError, match=told):
+                run(bad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # it brings both to one precision
+        assert models["single"].predict(images.bfloat16()).logits.isfinite().all()
+
+
 def test_a_hierarchical_model_cannot_be_made_of_one_without_attention() -> None:
     with pytest.raises(ConfigError, match="attention head"):
         as_kind(micro("single"), "hierarchical")
