@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import digest, read_json, write_json
-from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.locks import FileLock
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 from pipeline.inspector.precision import AuditAnswer
@@ -137,6 +139,11 @@ class Audit:
             "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %",
         }  # fmt: skip
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anybody answered, "can't tell" included."""
+        return any(item["verdict"] for item in self.value["items"])
+
     def answers(self) -> list[AuditAnswer]:
         """Decided answers."""
         return [
@@ -169,13 +176,18 @@ class AuditFile:
     def __init__(self, path: Path, view: StoreView) -> None:
         self.path, self._view = path, view
         self._lock = threading.Lock()
-        self._audit: Audit | None = None
-        if path.is_file():
-            value = read_json(path)
-            if value.get("format") != FORMAT or value.get("version") != VERSION:
-                raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
-            if value["store"] == view.digest:  # evidence about other labels is not evidence about these
-                self._audit = Audit({k: v for k, v in value.items() if k not in ("results", "overall")})
+        kept = self._kept()
+        # Evidence about other labels is not evidence about these.
+        self._audit = kept if kept is not None and kept.value["store"] == view.digest else None
+
+    def _kept(self) -> Audit | None:
+        """What the file holds now, of whatever labels: another server may have written it."""
+        if not self.path.is_file():
+            return None
+        value = read_json(self.path)
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise IntegrityError(f"{self.path}: not a click audit of version {VERSION}")
+        return Audit({k: v for k, v in value.items() if k not in ("results", "overall")})
 
     @property
     def current(self) -> Audit | None:
@@ -183,31 +195,35 @@ class AuditFile:
         return self._audit
 
     def start(self, audit: Audit) -> Audit:
-        """Keep a new audit; one that was answered is put aside under its id, never lost."""
-        with self._lock:
-            old = self._audit
-            if old is not None and old.id != audit.id and old.answers():
-                self._save(old, self.path.with_name(f"{self.path.stem}-{old.id}.json"))
-            if old is not None and old.id == audit.id:
-                return old
+        """Keep a new audit; one that was answered, of these labels or others, is put aside under its id, never lost."""
+        with self._alone():
+            kept = self._kept()
+            if kept is None or kept.id != audit.id:
+                if kept is not None and kept.is_begun:
+                    self._save(kept, self.path.with_name(f"{self.path.stem}-{kept.id}.json"))
+                self._save(audit, self.path)
+                kept = audit
+            self._audit = kept
+            return kept
+
+    def answer(self, audit_id: str, item: int, verdict: str) -> Audit:
+        """Record an answer and rewrite the file; what could not be written does not count."""
+        with self._alone():
+            if self._audit is None or self._audit.id != audit_id:
+                raise InputError(f"no audit {audit_id!r} is under way", hint="draw a new one")
+            audit = self._kept() or self._audit  # with the answers of another server, where there are some
+            if audit.id != audit_id:
+                raise InputError(f"{self.path}: another audit was drawn since", hint="load this page anew to go on")
+            audit.answer(self._view, item, verdict)
             self._save(audit, self.path)
             self._audit = audit
             return audit
 
-    def answer(self, audit_id: str, item: int, verdict: str) -> Audit:
-        """Record an answer and rewrite the file; what could not be written does not count."""
-        with self._lock:
-            audit = self._audit
-            if audit is None or audit.id != audit_id:
-                raise InputError(f"no audit {audit_id!r} is under way", hint="draw a new one")
-            before = audit.located(self._view, item)["verdict"]
-            audit.answer(self._view, item, verdict)
-            try:
-                self._save(audit, self.path)
-            except HmsaError:
-                audit.value["items"][item]["verdict"] = before
-                raise
-            return audit
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"audit {self.path}", wait_s=10.0)
+        with self._lock, saving(self.path), lock:
+            yield
 
     @staticmethod
     def _save(audit: Audit, path: Path) -> None:

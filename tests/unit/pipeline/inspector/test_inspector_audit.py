@@ -98,7 +98,7 @@ def test_answers_are_on_disk_at_once_and_come_back(view: StoreView, cuts: Cuts, 
     assert on_disk["results"][0]["wrong"] == 1
     again = AuditFile(path, view).current
     assert again is not None
-    assert again.results() == audit.results()
+    assert again.results() == file.current.results()
     file.answer(audit.id, 2, "right")  # a changed mind
     assert AuditFile(path, view).current.results()[0]["right"] == 1
 
@@ -107,7 +107,8 @@ def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tm
     file = AuditFile(tmp_path / "raw.audit.json", view)
     first = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
     file.answer(first.id, 0, "right")
-    assert file.start(Audit.draw(view, cuts, per_class=2, seed=0)) is first  # the same draw goes on
+    assert file.start(Audit.draw(view, cuts, per_class=2, seed=0)).answers() == file.current.answers()  # goes on
+    assert len(file.current.answers()) == 1
     second = file.start(Audit.draw(view, cuts, per_class=2, seed=1))
     kept = json.loads((tmp_path / f"raw.audit-{first.id}.json").read_text())
     assert kept["items"][0]["verdict"] == "right"
@@ -123,6 +124,31 @@ def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tm
     AuditFile(path, view).start(audit)
     assert AuditFile(path, view).current is None
     assert LabelStore.open(scenes.store).digest == view.digest
+
+
+@pytest.mark.parametrize("verdict", ["right", "unsure"])
+def test_an_audit_of_last_nights_labels_is_put_aside_by_the_next(view: StoreView, cuts: Cuts, tmp_path: Path, verdict: str) -> None:
+    path = tmp_path / "raw.audit.json"
+    file = AuditFile(path, view)
+    old = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    file.answer(old.id, 0, verdict)
+    value = json.loads(path.read_text()) | {"store": "f" * 64}  # the store has other labels since
+    path.write_text(json.dumps(value))
+    AuditFile(path, view).start(Audit.draw(view, cuts, per_class=2, seed=1))
+    assert json.loads((tmp_path / f"raw.audit-{old.id}.json").read_text())["items"][0]["verdict"] == verdict
+
+
+def test_two_servers_of_one_store_add_their_answers_up(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+    one, two = (AuditFile(tmp_path / "raw.audit.json", view) for _ in range(2))
+    audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
+    assert two.start(Audit.draw(view, cuts, per_class=3, seed=0)).id == audit.id
+    one.answer(audit.id, 0, "right")
+    two.answer(audit.id, 1, "wrong")
+    assert [answer.right for answer in one.answer(audit.id, 2, "right").answers()] == [True, False, True]
+    two.start(Audit.draw(view, cuts, per_class=3, seed=1))
+    with pytest.raises(InputError, match="another audit was drawn since"):
+        one.answer(audit.id, 0, "wrong")
+    assert json.loads((tmp_path / f"raw.audit-{audit.id}.json").read_text())["items"][0]["verdict"] == "right"
 
 
 @pytest.mark.parametrize("per_class", [0, 501, -1])
