@@ -72,7 +72,9 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
 
 
 def _mend_version(ws: Workspace, folder: Path) -> str:
-    """Make a damaged registered model whole from its twin; without one: nobody names it, and it goes."""
+    """Make a damaged registered model whole, from its twin if need be; without one: nobody names it, and it goes."""
+    if not damage(folder):  # the record alone
+        return f"autolabel models register {folder.relative_to(ws.root).as_posix()}"
     twin = _twin(ws, folder)
     if twin:
         return f"autolabel models register {twin}"

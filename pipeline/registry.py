@@ -18,6 +18,7 @@ from typing import Any
 
 from hmsa_core import atomic
 from hmsa_core.digested import take_digest
+from hmsa_core.engine.lineage import LINEAGE_FILE
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.locks import FileLock
 from hmsa_core.trees import link_tree, new_tree
@@ -25,6 +26,8 @@ from pipeline import json_lines
 from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version", "damage", "version_damage"]
+
+_HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,23 @@ def damage(checkpoint: Path) -> str:
     if recorded not in (None, digest):
         return f"{meta}: damaged or edited (digest is {digest}, recorded {recorded})"
     recorded = value.get("weights_sha256")
-    differ = f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
-    return "" if actual == recorded else differ
+    if actual != recorded:
+        return f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
+    return _lineage_damage(checkpoint / LINEAGE_FILE, value.get("lineage"))
+
+
+def _lineage_damage(path: Path, described: object) -> str:
+    """The list of what a model learned from: without it nobody may be judged on any image."""
+    expected = described.get("lineage_sha256") if isinstance(described, dict) else None
+    if expected is None:
+        return ""
+    try:
+        actual = atomic.sha256_file(path)
+    except FileNotFoundError:
+        return f"{path}: missing, though model.json refers to it"
+    except OSError as error:
+        return one_line(error)
+    return "" if actual == expected else f"{path}: SHA-256 is not the one in model.json"
 
 
 def version_damage(folder: Path) -> str:
@@ -62,10 +80,22 @@ def version_damage(folder: Path) -> str:
     record = folder / "record.json"
     try:
         if record.exists():
-            atomic.read_json(record)
+            _read_record(record)
     except HmsaError as error:
         return error.message
     return damage(folder)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = atomic.read_json(path)
+    if not isinstance(record.get("number"), int):
+        raise IntegrityError(f"{path}: number is {record.get('number')!r}, expected a whole number")
+    return record
+
+
+def _description(checkpoint: Path) -> dict[str, Any]:
+    """What is said of weights: other classes, inference or shape make another model of the same bytes."""
+    return {k: v for k, v in atomic.read_json(checkpoint / "model.json").items() if k not in _HISTORY}
 
 
 class Registry:
@@ -89,18 +119,31 @@ class Registry:
         return teacher
 
     def versions(self) -> list[Version]:
-        """All registered models, oldest first."""
-        records = sorted(self.folder.glob("v*/record.json"))
-        found = [Version(path.parent.name, path.parent, atomic.read_json(path)) for path in records]
-        return sorted(found, key=lambda v: int(v.record.get("number", 0)))
+        """All registered models whose record can be read, oldest first; `torn` tells of the others."""
+        return self._read()[0]
+
+    def torn(self) -> dict[str, str]:
+        """{name: what is wrong} of registered models whose record cannot be read."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[list[Version], dict[str, str]]:
+        found, torn = [], {}
+        for path in sorted(self.folder.glob("v*/record.json")):
+            try:
+                found.append(Version(path.parent.name, path.parent, _read_record(path)))
+            except HmsaError as error:
+                torn[path.parent.name] = error.message
+        return sorted(found, key=lambda v: int(v.record["number"])), torn
 
     def get(self, name: str) -> Version:
         """One version by name or by a unique beginning of it."""
-        hits = [v for v in self.versions() if v.name == name] or [
-            v for v in self.versions() if v.name.startswith(name)
-        ]
+        versions, torn = self._read()
+        hits = [v for v in versions if v.name == name] or [v for v in versions if v.name.startswith(name)]
+        for other, wrong in torn.items():
+            if other.startswith(name) and not any(v.name == name for v in hits):
+                raise IntegrityError(wrong, hint=f"`autolabel models register {self.folder / other}` writes it anew")
         if len(hits) != 1:
-            known = ", ".join(v.name for v in self.versions()) or "none"
+            known = ", ".join(v.name for v in versions) or "none"
             raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})")
         return hits[0]
 
@@ -111,7 +154,11 @@ class Registry:
     def register(
         self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
     ) -> Version:
-        """Give a checkpoint folder a version (the same weights get the same one, made whole if it was damaged)."""
+        """Give a checkpoint folder a version.
+
+        The same weights with the same description get the same one, made whole if it was damaged; a version's own
+        folder gets its lost record back.
+        """
         if not (checkpoint / "model.json").is_file():
             raise InputError(
                 f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
@@ -120,19 +167,28 @@ class Registry:
             raise IntegrityError(wrong)
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
-        for version in self.versions():
+        versions, torn = self._read()
+        for version in versions:
             if version.record.get("weights_sha256") == weights:
                 if damage(version.path):
                     _put(checkpoint, version.path, version.record)
+                elif _description(version.path) != _description(checkpoint):
+                    continue
                 return version
-        number = 1 + max((int(v.record.get("number", 0)) for v in self.versions()), default=0)
-        path = self.folder / f"v{number:04d}-{weights[:8]}"
+        numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
+        own = checkpoint.resolve()
+        is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
+        number = _number_of(own.name) if is_own else 1 + max(numbers, default=0)
+        path = self.folder / (own.name if is_own else f"v{number:04d}-{weights[:8]}")
         atomic.sweep_temps(self.folder)
         record = {
             "number": number, "role": role, "weights_sha256": weights, "metrics": metrics, "verdict": verdict,
             "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
             "incumbent": self.current(),
         }  # fmt: skip
+        if is_own:
+            atomic.write_json(path / "record.json", record)
+            return Version(path.name, path, record)
         _put(checkpoint, path, record)
         return Version(path.name, path, record)
 
@@ -164,11 +220,7 @@ class Registry:
             if broken:
                 before = self._last_that_is_whole(now)
             else:
-                # What the present teacher replaced when promoted: a second rollback goes one further back.
-                promotions = [h for h in self.history() if h["action"] == "promote" and h["to"] == now]
-                if not promotions:
-                    raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace")
-                before = str(promotions[-1]["from"])
+                before = self._before(now)
                 if not self._is_whole(before):
                     raise InputError(
                         f"cannot roll back: {version_damage(self.root / before) or f'{before} is no registered model'}",
@@ -177,6 +229,25 @@ class Registry:
             # A rollback is a person's word against a model, which stands; a repair is none.
             self._switch("repair" if broken else "rollback", before, by, reason, now=now)
             return before
+
+    def _before(self, now: str) -> str:
+        """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""
+        taught: list[str] = []
+        for line in self.history():
+            old, new = str(line["from"]), str(line["to"])
+            if line["action"] == "repair":  # what it left cannot be gone back to
+                taught = _up_to(taught, new) or [new]
+            elif line["action"] == "rollback" and taught[-2:] == [new, old]:
+                taught.pop()
+            else:
+                taught = [*(_up_to(taught, old) or [old]), new]
+        taught = _up_to(taught, now)
+        if len(taught) < 2:
+            raise InputError(
+                f"nothing to roll back to: {now} is the first teacher of this workspace",
+                hint="`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one",
+            )
+        return taught[-2]
 
     def _is_whole(self, teacher: str) -> bool:
         """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
@@ -231,6 +302,17 @@ def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
     with new_tree(path, last=("record.json",)) as folder:
         link_tree(checkpoint, folder)
         atomic.write_json(folder / "record.json", record)
+
+
+def _up_to(taught: list[str], name: str) -> list[str]:
+    """Up to the last time that somebody taught; [] if never."""
+    return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
+
+
+def _number_of(name: str) -> int:
+    """The number in a version's name, 0 where there is none."""
+    digits = name.removeprefix("v").split("-")[0]
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _user() -> str:

@@ -81,6 +81,9 @@ def _aa(ws: Workspace, runs: int) -> int:
 
 def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     versions = registry.versions()
+    for name, wrong in registry.torn().items():
+        mend = f"`autolabel models register models/registry/{name}` writes its record anew"
+        sys.stderr.write(f"warning: {name} is not listed: {wrong}\nhint: {mend}\n")
     try:
         champion = registry.champion()
     except InputError as error:  # the list is what one looks into for another

@@ -229,3 +229,79 @@ def test_the_command_lists_and_refuses_in_one_line(
 def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"current\.json: missing"):
         Registry(tmp_path).current()
+
+
+def _registered(registry: Registry, tmp_path: Path, *names: str) -> list[Version]:
+    return [
+        registry.register(_checkpoint(tmp_path / name, name.encode()), role="student", metrics={}, verdict=None)
+        for name in names
+    ]
+
+
+def test_rolling_back_never_goes_in_a_circle(registry: Registry, tmp_path: Path) -> None:
+    first, second = _registered(registry, tmp_path, "a", "b")
+    for version in (first, second, first):
+        registry.promote(version)
+    back = [registry.rollback() for _ in range(3)]
+    assert back == [f"models/registry/{second.name}", f"models/registry/{first.name}", "stage:teacher-train"]
+    with pytest.raises(InputError, match="nothing to roll back"):
+        registry.rollback()
+    registry.promote(second)
+    registry.promote(first)
+    shutil.rmtree(first.path)
+    assert registry.rollback() == f"models/registry/{second.name}"  # a repair
+    assert registry.rollback() == "stage:teacher-train"
+
+
+def test_the_same_weights_with_another_description_are_another_version(registry: Registry, tmp_path: Path) -> None:
+    (first,) = _registered(registry, tmp_path, "a")
+    again = _checkpoint(tmp_path / "again", b"a")
+    assert registry.register(again, role="student", metrics={}, verdict=None).name == first.name
+    meta = atomic.read_json(again / "model.json") | {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
+    atomic.write_json(again / "model.json", meta)
+    assert registry.register(again, role="student", metrics={}, verdict=None).name == first.name
+    atomic.write_json(again / "model.json", meta | {"class_table": {"classes": ["kerb"]}})
+    corrected = registry.register(again, role="student", metrics={}, verdict=None)
+    assert (corrected.name, first.name) == (first.name.replace("v0001", "v0002"), first.name)
+    assert atomic.read_json(corrected.path / "model.json")["class_table"] == {"classes": ["kerb"]}
+    assert "class_table" not in atomic.read_json(first.path / "model.json")
+
+
+@pytest.mark.parametrize("text", ["{", '{"number": "x"}', '{"number": null}'])
+def test_a_torn_record_hides_one_version_and_is_written_anew(
+    registry: Registry, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    first, second = _registered(registry, tmp_path, "a", "b")
+    registry.promote(first)
+    weights = (first.path / "model.safetensors").read_bytes()
+    (first.path / "record.json").write_text(text)
+    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert second.name in told.out
+    assert f"warning: {first.name} is not listed: {first.path / 'record.json'}" in told.err
+    with pytest.raises(IntegrityError, match="record.json"):
+        registry.get(first.name)
+    (third,) = _registered(registry, tmp_path, "c")
+    assert third.name.startswith("v0003-")
+    assert registry.register(first.path, role="student", metrics={}, verdict=None).name == first.name
+    assert [v.name for v in registry.versions()] == [first.name, second.name, third.name]
+    assert (first.path / "model.safetensors").read_bytes() == weights
+
+
+def test_a_model_without_the_list_of_what_it_learned_from_is_damaged(registry: Registry, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "a", b"a")
+    digest = atomic.write_json(checkpoint / "lineage.json", {"images": []})
+    meta = atomic.read_json(checkpoint / "model.json")
+    atomic.write_json(checkpoint / "model.json", meta | {"lineage": {"lineage_sha256": digest}})
+    version = registry.register(checkpoint, role="student", metrics={}, verdict=None)
+    (version.path / "lineage.json").unlink()
+    assert "lineage.json: missing, though model.json refers to it" in damage(version.path)
+    with pytest.raises(IntegrityError, match="lineage"):
+        registry.promote(version)
+    registry.register(checkpoint, role="student", metrics={}, verdict=None)
+    registry.promote(version)
+    atomic.write_json(checkpoint / "lineage.json", {"images": ["other"]})
+    with pytest.raises(IntegrityError, match="not the one in model.json"):
+        registry.register(checkpoint, role="student", metrics={}, verdict=None)

@@ -84,7 +84,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "weights": lambda folder: (folder / "model.safetensors").write_bytes(b"?"),
     "model.json": lambda folder: (folder / "model.json").write_text("{"),
     "no model.json": lambda folder: (folder / "model.json").unlink(),
-    "record": lambda folder: (folder / "record.json").write_text("{"),
 }
 
 
@@ -101,6 +100,20 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
     left = {"a": f"models/registry/{versions['b'].name}", "b": f"models/registry/{versions['a'].name}"}
     assert registry.current() == left.get(damaged, "stage:teacher-train")
     assert registry.champion() == (versions["a"] if damaged == "b" else None)
+
+
+@pytest.mark.parametrize("damaged", ["a", "b", "ab"])
+def test_a_torn_record_costs_no_weights_and_no_teacher(
+    workspace: Workspace, damaged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, versions = _two_promoted(workspace)
+    shutil.rmtree(workspace.path("models/student"))
+    before = registry.current(), registry.history(), [v.name for v in registry.versions()]
+    for name in damaged:
+        (versions[name].path / "record.json").write_text("{")
+    assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
+    assert (registry.current(), registry.history(), [v.name for v in registry.versions()]) == before
+    assert registry.champion() is not None
 
 
 def test_a_damaged_registered_model_with_a_whole_twin_is_made_whole(
