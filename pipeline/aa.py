@@ -18,9 +18,11 @@ from hmsa_core.engine.spec import PseudoData
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.manifest import read_manifest
 from hmsa_core.metrics import iou_of
+from pipeline.counts import read_counts
 from pipeline.gatekeeper import aa_file, recipe_digest
 from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
+from pipeline.stages.student_train import check_teacher
 from pipeline.stages.support import (
     INDEX,
     evaluate_model,
@@ -53,6 +55,7 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
         raise ConfigError(f"{runs} A/A training says nothing about a spread: at least 2 are needed")
     if not ws.path("labels/final/manifest.json").exists():
         raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
+    check_teacher(ws.path("labels/final"), ws.teacher())
     check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
     samples = precision.fine_samples(ws, "report")
     if not samples:
@@ -103,5 +106,5 @@ def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> 
     config = ws.params.evaluate
     main = config.settings[0]
     folder = evaluate_model(ws, "evaluate", name, model, role_index(ws, "report"), names, (main,), config.runtime)
-    with np.load(folder / f"{main.name}.npz") as file:
-        return float(np.nanmean(iou_of(file["confusions"].sum(axis=0))))
+    (confusions,) = read_counts(folder / f"{main.name}.npz", "confusions")
+    return float(np.nanmean(iou_of(confusions.sum(axis=0))))

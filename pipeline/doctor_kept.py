@@ -42,7 +42,7 @@ def _missing(ws: Workspace) -> Iterator[Finding]:
 def _lines(ws: Workspace) -> Iterator[Finding]:
     """Files of one line an entry, of which a damaged one stops every reader."""
     from pipeline.flow import history
-    from pipeline.gatekeeper import looks
+    from pipeline.gatekeeper import looks, measured_aa
     from pipeline.inspector.review import ReviewFile
     from pipeline.registry import Registry
 
@@ -50,6 +50,7 @@ def _lines(ws: Workspace) -> Iterator[Finding]:
         history.HISTORY: partial(history.nights, ws),
         "models/registry/history.jsonl": Registry(ws.root).history,
         "models/registry/looks.jsonl": partial(looks, ws),
+        "models/registry/aa.json": partial(measured_aa, ws),
     }
     for path in sorted(ws.path("labels").glob("*.review.jsonl")):
         name = path.relative_to(ws.root).as_posix()
@@ -62,5 +63,7 @@ def _lines(ws: Workspace) -> Iterator[Finding]:
 
 
 def _mend(path: Path, name: str, error: HmsaError) -> str:
+    if path.suffix == ".json":
+        return f"rm {shlex.quote(name)} && autolabel models aa"
     at = re.match(r": line (\d+) ", error.message.removeprefix(str(path)))
     return f"sed -i {at[1]}d {shlex.quote(name)}  # or mend that line" if at else error.hint

@@ -12,16 +12,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
-from hmsa_core.errors import IntegrityError
+from hmsa_core.errors import HmsaError, IntegrityError
 from pipeline import gate, json_lines, keys
+from pipeline.counts import read_counts
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "recipe_digest"]
+__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "measured_aa", "recipe_digest"]
 
 _LOOKS = "models/registry/looks.jsonl"
 
@@ -29,6 +28,26 @@ _LOOKS = "models/registry/looks.jsonl"
 def aa_file(ws: Workspace) -> Path:
     """Where the A/A trainings' results are kept."""
     return ws.path("models/registry/aa.json")
+
+
+def measured_aa(ws: Workspace) -> dict[str, Any]:
+    """What `autolabel models aa` wrote; {} before it ran.
+
+    Raises:
+        IntegrityError: the file is torn, or its figures are none.
+    """
+    path = aa_file(ws)
+    if not path.exists():
+        return {}
+    hint = "`autolabel models aa` measures it anew"
+    try:
+        found = atomic.read_json(path)
+    except HmsaError as error:
+        raise IntegrityError(error.message, hint=hint) from error
+    figures = found.get("mean_iou")
+    if not isinstance(figures, list) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in figures):
+        raise IntegrityError(f"{path}: mean_iou is {figures!r}, expected a list of shares between 0 and 1", hint=hint)
+    return found
 
 
 def recipe_digest(ws: Workspace) -> str:
@@ -57,7 +76,7 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     new, blocks = _judged(ws, "student")
     old, _ = _judged(ws, incumbent)
     champion, unscored = _champion(ws)
-    aa = atomic.read_json(aa_file(ws)) if aa_file(ws).exists() else {}
+    aa = measured_aa(ws)
     verdict = gate.judge(
         new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
         looks=count_look(ws, weights, new.images), champion=_judged(ws, champion)[0] if champion else None,
@@ -92,9 +111,9 @@ def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:
 
 
 def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
-    with np.load(ws.path(f"evaluation/confusions-{model}.npz")) as file:
-        names, blocks = tuple(file["names"].tolist()), tuple(file["blocks"].tolist())
-        return gate.Judged(model, file["confusions"], names), blocks
+    path = ws.path(f"evaluation/confusions-{model}.npz")
+    names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
+    return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
 
 
 def looks(ws: Workspace) -> list[dict[str, Any]]:

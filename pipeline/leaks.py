@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def judge_only_unseen(
     max_leaked: float,
     max_gap: int,
     max_distance: int,
+    known: Sequence[Sample] = (),
 ) -> Judgement:
     """Images that are in no model's lineage.
 
@@ -66,6 +67,8 @@ def judge_only_unseen(
         models: name -> checkpoint folder of every model that will be judged on them.
         max_leaked: share of `samples` that may be left out.
         max_gap, max_distance: see the module's text.
+        known: images that the index has now; of those a model learned from them, their sequence and frame count, not
+            what a lineage from before a change of `pattern` says.
 
     Raises:
         InputError: there are no candidates. LeakageError: more than `max_leaked` of them were learned.
@@ -75,7 +78,7 @@ def judge_only_unseen(
     leaks: list[Leak] = []
     unknown: list[str] = []
     for model, checkpoint in models.items():
-        lineage = lineage_of_checkpoint(checkpoint)
+        lineage = _as_named_now(lineage_of_checkpoint(checkpoint), known)
         unknown += [f"{model}: {gap}" for gap in lineage.unknown]
         leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
     seen = {leak.name for leak in leaks}
@@ -88,6 +91,15 @@ def judge_only_unseen(
         )
     names = tuple(s.name for s in samples if s.name not in seen)
     return Judgement(names, tuple(leaks), tuple(unknown))
+
+
+def _as_named_now(lineage: Lineage, known: Sequence[Sample]) -> Lineage:
+    now = {s.image_sha256: s for s in known if s.image_sha256 in lineage.images}
+    images = {
+        sha: replace(image, sequence=now[sha].sequence, frame=now[sha].frame) if sha in now else image
+        for sha, image in lineage.images.items()
+    }
+    return replace(lineage, images=images)
 
 
 def find_leaks(

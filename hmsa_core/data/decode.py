@@ -20,7 +20,9 @@ from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["REASONS", "Header", "is_constant", "read_header", "read_image", "read_label", "read_label_ids"]
+__all__ = [
+    "REASONS", "Header", "holds_train_ids", "is_constant", "read_header", "read_image", "read_label", "read_label_ids",
+]  # fmt: skip
 
 UInt8 = NDArray[np.uint8]
 
@@ -79,13 +81,18 @@ def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_P
     """
     ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)
     present = _present(ids)
-    if str(path).endswith("_labelTrainIds.png"):
+    if holds_train_ids(path):
         valid = np.zeros(256, bool)
         valid[: classes.num_classes] = valid[IGNORE] = True
         _check_ids(present & ~valid, f"{path}", f"trainIds 0..{classes.num_classes - 1} and 255")
         return ids
     _check_ids(present & ~classes.valid_ids, f"{path}", f"ids of {classes.name}")
     return np.asarray(cv2.LUT(ids, classes.id_to_train), np.uint8)
+
+
+def holds_train_ids(path: str | Path) -> bool:
+    """Whether a label map's name says that it holds trainIds, not ids."""
+    return str(path).endswith("_labelTrainIds.png")
 
 
 def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:

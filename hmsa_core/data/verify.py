@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.atomic import sha256_file
-from hmsa_core.data.decode import is_constant, read_image, read_label
+from hmsa_core.data.decode import holds_train_ids, is_constant, read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layout import Found, Refused
 from hmsa_core.data.phash import perceptual_hash
@@ -44,6 +44,11 @@ class Checked:
     decoded: int = 0
 
 
+def _same_form(old: str, new: str) -> bool:
+    """Whether the same bytes still mean the same: a name says what format is expected, and which ids a map holds."""
+    return PurePosixPath(old).suffix == PurePosixPath(new).suffix and holds_train_ids(old) == holds_train_ids(new)
+
+
 @dataclass(frozen=True)
 class Verifier:
     """Checks images one by one; picklable, without state."""
@@ -61,7 +66,7 @@ class Verifier:
         if digests["image"] is None or (found.label and digests["label"] is None):
             return out
         old = task.known
-        same_image = old is not None and old.image_sha256 == digests["image"]
+        same_image = old is not None and old.image_sha256 == digests["image"] and _same_form(old.image, found.image)
         if same_image and old is not None:
             height, width, phash = old.height, old.width, old.phash
         else:
@@ -70,12 +75,18 @@ class Verifier:
                 return out
             height, width, phash = image.shape[0], image.shape[1], perceptual_hash(image)
         size = (height, width)
-        same_label = same_image and old is not None and old.label_sha256 == (digests["label"] or "")
+        same_label = (
+            same_image and old is not None and old.label_sha256 == (digests["label"] or "")
+            and _same_form(old.label, found.label)
+        )  # fmt: skip
         label_ok = self._label(task, size, out, reuse=same_label)
         if not label_ok:
             return out
         coarse = found.coarse if digests["coarse"] else ""
-        same_coarse = same_image and old is not None and old.coarse_sha256 == (digests["coarse"] or "")
+        same_coarse = (
+            same_image and old is not None and old.coarse_sha256 == (digests["coarse"] or "")
+            and _same_form(old.coarse, found.coarse)
+        )  # fmt: skip
         if coarse and not same_coarse:
             drawn = self._try(found, "coarse", out, partial(self._map, coarse, size))
             coarse = coarse if drawn is not None else ""

@@ -131,7 +131,8 @@ def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks
     strangers = [name for name in store.names() if name not in known]
     if strangers:
         raise ConfigError(f"{chosen.store}: {len(strangers)} images are not in {chosen.index}, first {strangers[0]}")
-    samples = tuple(known[name] for name in store.names())
+    # By name, as in a store that was made at once: one that grew night by night holds the same images in another order.
+    samples = tuple(known[name] for name in sorted(store.names()))
     return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, root_of(spec, index.root), store)
 
 

@@ -58,6 +58,7 @@ class Recipe:
         policy: thresholds.
         rules: merging; None = no human label is used.
         human: row of the raw store (name, coarse_path, ...) -> trainIds uint8 HxW, or None; must pickle.
+        human_paths: {name: path of its human label} as of now; None = as of when the image was labelled.
         masks: ignored pixels (True) by image size.
         flagged: (name, height, width) -> pixels that a review flagged, or None; must pickle.
         centroids: where classes are looked for.
@@ -69,6 +70,7 @@ class Recipe:
     policy: ThresholdPolicy
     rules: MergeRules | None = None
     human: HumanLabels | None = None
+    human_paths: Mapping[str, str] | None = None
     masks: Mapping[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
     flagged: Flagged | None = None
     centroids: CentroidSettings = CentroidSettings()
@@ -200,6 +202,8 @@ def _write_shard(raw: LabelStore, recipe: Recipe, root: Path, plan: ShardPlan) -
 def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: ShardCounts, name: str) -> None:
     label, code = raw.read(name)
     row = raw.row(name)
+    if recipe.human_paths is not None:
+        row["coarse_path"] = recipe.human_paths.get(name, "")
     flagged = recipe.flagged(name, *label.shape) if recipe.flagged is not None else None
     if flagged is not None and flagged.all():
         shard.skip(name, "flagged in review")

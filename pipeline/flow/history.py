@@ -10,7 +10,7 @@ from typing import Any
 from hmsa_core import __version__, atomic
 from pipeline import json_lines
 from pipeline.flow.services import REPO
-from pipeline.gatekeeper import looks
+from pipeline.gatekeeper import looks, measured_aa
 from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
@@ -34,7 +34,7 @@ def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_readable(ws: Workspace) -> None:
-    """Refuse a history that the gate or the page would stop at, hours later.
+    """Refuse a history, or A/A figures, that the gate or the page would stop at, hours later.
 
     Raises:
         IntegrityError: names the file and the line.
@@ -42,6 +42,7 @@ def check_readable(ws: Workspace) -> None:
     nights(ws)
     Registry(ws.root).history()
     looks(ws)
+    measured_aa(ws)
 
 
 def describe(ws: Workspace, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from hmsa_core.data.index import Index
@@ -9,12 +11,13 @@ from hmsa_core.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.manifest import publish_store
 from pipeline import plots
-from pipeline.stages.support import infer_store, role_index, write_metrics
+from pipeline.stages.support import infer_store, left_out, role_index, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "run"]
 
 STAGE = "auto-infer"
+_LOG = logging.getLogger(__name__)
 # Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; three times, since DVC parts the
 # output from the progress in work/ and keeps a copy of its own (docs/reliability.md).
 _BYTES_PER_PIXEL = 3 * 0.7
@@ -36,10 +39,17 @@ def run(ws: Workspace) -> None:
         )
     store = infer_store(ws, STAGE, "auto-infer", ws.params.auto_infer, ws.teacher(), index, names)
     publish_store(store, ws.path("labels/raw"))
-    _report(ws, StoreStatistics.open(ws.path("labels/raw")))
+    missing = left_out(store)
+    if missing:
+        name, reason = min(missing.items())
+        _LOG.warning(
+            "%s: %d of %d images could not be labelled, first %s: %s; once they are mended, "
+            "`dvc repro --force --single-item %s` labels them", STAGE, len(missing), len(names), name, reason, STAGE,
+        )  # fmt: skip
+    _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing))
 
 
-def _report(ws: Workspace, statistics: StoreStatistics) -> None:
+def _report(ws: Workspace, statistics: StoreStatistics, missing: int) -> None:
     totals = statistics.totals()
     every = int(totals.sum())
     kept = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1]  # pixels with at least each code
@@ -47,7 +57,7 @@ def _report(ws: Workspace, statistics: StoreStatistics) -> None:
     write_metrics(
         ws, STAGE,
         {
-            "images": len(statistics.names),
+            "images": len(statistics.names), "left_out": missing,
             "pixels": int(statistics.pixels.sum()),
             "kept_share": {f"{t:g}": share for t, share in at.items()},
             "class_share": {

@@ -19,6 +19,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
 from hmsa_core.trees import new_tree
 from pipeline import gate, plots
+from pipeline.counts import read_counts
 from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
 from pipeline.registry import Registry
@@ -43,8 +44,8 @@ class Scores:
     @classmethod
     def load(cls, path: Path) -> Scores:
         """Read an evaluate job's file."""
-        with np.load(path) as file:
-            return cls(tuple(file["names"].tolist()), tuple(file["blocks"].tolist()), file["confusions"])
+        names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
+        return cls(tuple(names.tolist()), tuple(blocks.tolist()), confusions)
 
     @property
     def iou(self) -> NDArray[np.float64]:

@@ -61,8 +61,9 @@ def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> J
     """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
     config = ws.params.evaluate
     return judge_only_unseen(
-        samples, models, max_leaked=config.max_leaked, max_gap=config.max_gap, max_distance=config.max_distance
-    )
+        samples, models, max_leaked=config.max_leaked, max_gap=config.max_gap, max_distance=config.max_distance,
+        known=Index.load(ws.path("data/index/target.parquet")).samples,
+    )  # fmt: skip
 
 
 def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...], teacher: Path) -> Precision:

@@ -117,6 +117,8 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
     config, sampling = ws.params.pseudo_label, ws.params.student_train.sampling
     index = Index.load(role_index(ws, "unlabelled"))
     coarse = {s.name: s.coarse_sha256 for s in index.samples if s.coarse}
+    drawn = {s.name: s.coarse for s in index.samples if s.coarse}
+    _tell_of_other_coarse_labels(raw, drawn)
     marks = ReviewFile(raw.path).by_name()
     rules = None
     if config.merge.use_coarse:
@@ -129,6 +131,7 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         policy=policy,
         rules=rules,
         human=CoarseLabels(ws.roots[index.root], index.classes, coarse) if rules is not None else None,
+        human_paths=drawn,
         masks=_masks(ws),
         flagged=Flagged(marks) if marks else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
@@ -137,6 +140,16 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
             for name in sorted({*coarse, *marks})
         },
     )
+
+
+def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> None:
+    others = sum(row["coarse_path"] != drawn.get(row["name"], "") for row in raw.rows())
+    if others:
+        _LOG.warning(
+            "%s: %d image%s other human coarse labels than when %s labelled: merged as they are now; what %s counts "
+            "of them (agreement with people, in labels/shift.json and on the page) is as of then",
+            STAGE, others, *(("s have", "they were") if others > 1 else (" has", "it was")), raw.path,
+        )  # fmt: skip
 
 
 def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:

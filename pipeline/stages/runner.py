@@ -8,11 +8,13 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from hmsa_core import atomic
+from hmsa_core.atomic import is_temp
 from hmsa_core.errors import ConfigError, NoSpaceError
 from pipeline.named_files import check_named_files
 from pipeline.stages import module_of
@@ -21,6 +23,7 @@ from pipeline.workspace import Workspace
 __all__ = ["check_space", "run_stage"]
 
 _LOG = logging.getLogger(__name__)
+_ROUNDS = 4  # of a stage whose marks or policies change while it runs
 _RESERVE = 64 << 20  # bytes that stay free: logs, locks, DVC's own files
 
 
@@ -32,12 +35,18 @@ def run_stage(ws: Workspace, stage: str) -> None:
     """
     started = time.monotonic()
     module = module_of(stage)
-    before = _inputs(ws, stage)  # a mistake in params.yaml is told before anything is touched
+    described = _described(ws, stage)
+    before = _inputs(ws, described)  # a mistake in params.yaml is told before anything is touched
     check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
-    module.run(ws)
-    _check_inputs(stage, before, _inputs(Workspace(ws.root), stage))
+    for _ in range(_ROUNDS):
+        saved = _peoples(ws, described)
+        module.run(ws)
+        if saved == _peoples(ws, described):
+            break
+        _LOG.info("%s: people saved marks or a policy meanwhile: once more, for what they change", stage)
+    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), described) | _peoples(ws, described))
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
@@ -48,9 +57,13 @@ def run_stage(ws: Workspace, stage: str) -> None:
     _LOG.info("%s: done in %.1f s", stage, record["seconds"])
 
 
-def _inputs(ws: Workspace, stage: str) -> dict[str, Any]:
-    """What DVC will record as this stage's parameters and teacher when it has ended: path to value."""
-    described = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"].get(stage, {})
+def _described(ws: Workspace, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"].get(stage, {})
+    return found
+
+
+def _inputs(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What DVC will record of what people change, when the stage has ended: path to value."""
     values = ws.params.model_dump(mode="json")
     found: dict[str, Any] = {}
     for dotted in described.get("params", []):
@@ -63,9 +76,17 @@ def _inputs(ws: Workspace, stage: str) -> dict[str, Any]:
     return found
 
 
+def _peoples(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
+    deps = [str(name) for name in described.get("deps", [])]
+    paths = [ws.path(name) for name in deps if name.endswith(".review.jsonl")]
+    paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name)) if "policies" in deps else []
+    return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+
+
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:
     """DVC reads parameters when a stage has ended, and would record the new ones for what the old ones made."""
-    changed = [name for name in before if before[name] != after.get(name)]
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if changed:
         raise ConfigError(
             f"{changed[0]} was changed while {stage} ran: what it made belongs to the old value",

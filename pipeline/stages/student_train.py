@@ -20,10 +20,10 @@ from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import new_tree
 from pipeline.stages import training
-from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
+from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model, weights_of
 from pipeline.workspace import Workspace
 
-__all__ = ["SKIPPED", "disk_estimate", "run"]
+__all__ = ["SKIPPED", "check_teacher", "disk_estimate", "run"]
 
 STAGE = "student-train"
 SKIPPED = "skipped.json"  # in models/control/ instead of a checkpoint
@@ -43,6 +43,7 @@ def run(ws: Workspace) -> None:
     teacher = ws.teacher()
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
+    check_teacher(labels, teacher)
     _check_classes(ws, labels, teacher, Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
@@ -60,6 +61,20 @@ def run(ws: Workspace) -> None:
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)
+
+
+def check_teacher(labels: Path, teacher: Path) -> None:
+    """Refuse to start from another teacher than the one that made the labels (it was changed since).
+
+    Raises:
+        ConfigError: the stages before were not run for this teacher.
+    """
+    made_by, now = read_manifest(labels)["lineage"].get("teacher"), weights_of(teacher)
+    if made_by != now:
+        raise ConfigError(
+            f"{labels}: labelled by {str(made_by)[:16]}, but {teacher} teaches now ({now[:16]})",
+            hint="`dvc repro` labels with the new teacher first",
+        )
 
 
 def _check_classes(ws: Workspace, labels: Path, teacher: Path, wanted: ClassTable) -> None:

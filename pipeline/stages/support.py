@@ -8,6 +8,7 @@ from typing import Any
 
 from hmsa_core import __version__, atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
+from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.engine.spec import (
     EvaluateSpec,
@@ -20,7 +21,7 @@ from hmsa_core.engine.spec import (
     TrainSpec,
     ValidationData,
 )
-from hmsa_core.errors import IntegrityError, StoreError
+from hmsa_core.errors import HmsaError, IntegrityError, StoreError
 from hmsa_core.labels import sealed
 from hmsa_core.labels.manifest import listed_files, read_manifest
 from hmsa_core.labels.schema import RECEIPTS
@@ -28,6 +29,7 @@ from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import publish_tree
 from pipeline import keys, launcher
+from pipeline.counts import read_counts
 from pipeline.stages import VERSIONS
 from pipeline.workspace import Workspace
 
@@ -35,6 +37,7 @@ __all__ = [
     "evaluate_model",
     "fine_data",
     "infer_store",
+    "left_out",
     "publish_checkpoint",
     "role_index",
     "run_job",
@@ -63,8 +66,11 @@ def weights_of(checkpoint: Path) -> str:
 
 
 def samples_digest(samples: list[Sample]) -> str:
-    """Digest of which images and labels a list holds, in order."""
-    return atomic.digest([[s.name, s.image_sha256, s.label_sha256, s.coarse_sha256] for s in samples])
+    """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
+    forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
+    return atomic.digest([
+        [s.name, s.image_sha256, s.label_sha256, s.coarse_sha256, *form] for s, form in zip(samples, forms, strict=True)
+    ])  # fmt: skip
 
 
 def run_job(ws: Workspace, spec: JobSpec) -> None:
@@ -170,13 +176,14 @@ def infer_store(
         "config": keys.infer_material(config),
         "teacher": weights_of(checkpoint),
     }
-    material = _with_classes(ws.work(stage), job, plain, classes, lambda old: _is_store_of(old / "store", classes))
+    later = {"classes": classes.digest()}
+    material = _unless(lambda old: _is_store_of(old / "store", classes), ws.work(stage), job, plain, later)
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")
     if any(wanted.get(name) != sha for name, sha in held.items()):
         work = keys.open_work(ws.work(stage), job, material | _begun(ws.work(stage), job, material, wanted))
         held = _images_of(work / "store")
-    if held != wanted or not _is_whole(work / "store"):
+    if held != wanted or not _is_whole(work / "store") or left_out(work / "store"):
         run_job(
             ws,
             InferSpec(
@@ -193,15 +200,14 @@ def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
     return ClassTable.from_json(table) if table else index.classes
 
 
-def _with_classes(
-    folder: Path, job: str, material: dict[str, Any], classes: ClassTable, is_of_them: Callable[[Path], bool]
+def _unless(
+    is_of_them: Callable[[Path], bool], folder: Path, job: str, material: dict[str, Any], later: dict[str, Any]
 ) -> dict[str, Any]:
-    """`material` with the class table: who edits a name or colour trains the same weights for other classes.
+    """`material` with what keys were without once: classes (who edits a name or colour has the same weights), blocks.
 
-    Keys were without it once: work of then goes on under its key where it is of these classes.
+    Work of then goes on under its key where it is of these.
     """
-    old = folder / keys.work_key({"job": job} | material)
-    return material if is_of_them(old) else material | {"classes": classes.digest()}
+    return material if is_of_them(folder / keys.work_key({"job": job} | material)) else material | later
 
 
 def _is_store_of(store: Path, classes: ClassTable) -> bool:
@@ -244,6 +250,13 @@ def _images_of(store: Path) -> dict[str, str]:
     return images
 
 
+def left_out(store: Path) -> dict[str, str]:
+    """{name: reason} of images that a finished store could not label; the job looks whether they were restored."""
+    if not (store / "manifest.json").exists():
+        return {}
+    return {str(row["name"]): str(row["reason"]) for s in read_manifest(store)["shards"] for row in s["skipped"]}
+
+
 def _planned(plan: Path) -> dict[str, str]:
     if not plan.exists():
         return {}
@@ -273,16 +286,23 @@ def evaluate_model(
 ) -> Path:
     """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
     listed = Index.load(index)
-    classes = listed.classes
+    classes, chosen = listed.classes, listed.select(names=names)
+    groups = [[s.name, s.block, s.city] for s in chosen]
     plain: dict[str, Any] = {
         "version": VERSIONS[stage],
         "weights": weights_of(checkpoint),
-        "images": samples_digest(listed.select(names=names)),
+        "images": samples_digest(chosen),
         "settings": [s.model_dump(mode="json") for s in settings],
         "runtime": keys.runtime_material(runtime),
         "details": details,
     }
-    material = _with_classes(ws.work(stage), job, plain, classes, lambda old: _has_scores_of(old, classes))
+    counts = f"{settings[0].name}.npz"
+    later = {"classes": classes.digest(), "groups": atomic.digest(groups)}
+
+    def is_of_them(old: Path) -> bool:
+        return _has_scores_of(old, classes) and _has_groups(old / counts, groups)
+
+    material = _unless(is_of_them, ws.work(stage), job, plain, later)
     work = keys.open_work(ws.work(stage), job, material)
     if not (work / "summary.json").exists():
         run_job(
@@ -299,6 +319,15 @@ def _has_scores_of(work: Path, classes: ClassTable) -> bool:
     """Whether finished scores name these classes (scores know no colours)."""
     summary = work / "summary.json"
     return summary.exists() and atomic.read_json(summary)["classes"] == list(classes.classes)
+
+
+def _has_groups(counts: Path, groups: list[list[str]]) -> bool:
+    """Whether finished scores go by these blocks and cities: intervals draw the one, tables show the other."""
+    try:
+        found = read_counts(counts, "names", "blocks", "cities")
+    except HmsaError:
+        return False
+    return sorted(map(list, zip(*(array.tolist() for array in found), strict=True))) == sorted(groups)
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:

@@ -1,9 +1,10 @@
-"""After an edit of the class file, equal weights and all: labels, policy and scores carry the new names and colours."""
+"""What people edit while weights stay: class file, coarse labels, blocks, the teacher; labels and scores follow."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hmsa_core.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
-from pipeline.stages import auto_infer, calibrate, prepare, pseudo_label, student_train, support
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
 from tests.support.inference import CPU, job_context, small_model
 
@@ -154,7 +155,7 @@ def test_work_of_before_the_class_table_was_in_the_key_goes_on_where_its_classes
     ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
-        before.setattr(support, "_with_classes", lambda _folder, _job, material, *_others: material)
+        before.setattr(support, "_unless", lambda _is_of_them, _folder, _job, material, _later: material)
         _label(ws)
         scores = _score(ws)
     raw = LabelStore.open(ws.path("labels/raw")).digest
@@ -206,3 +207,61 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(
     told = [line for line in caplog.messages if line.startswith("labels/final: 0.0 % of the pixels are labelled")]
     assert len(told) == warned
     assert all("at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in told)
+
+
+def _draw(data: Path, name: str, class_id: int) -> None:
+    path = data / "coarse" / "new" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((32, 48), class_id, np.uint8)).save(path)
+
+
+def _final(ws: Workspace, name: str) -> tuple[set[int], str]:
+    """Classes of an image's final label, and where its human label is said to be."""
+    calibrate.run(ws)
+    auto_infer.run(ws)
+    pseudo_label.run(ws)
+    with LabelStore.open(ws.path("labels/final"), strict=True) as store:
+        return {int(v) for v in np.unique(store.read(name)[0])} - {255}, store.row(name)["coarse_path"]
+
+
+def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_merged_as_they_are_now(
+    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = ws.path("params.yaml")
+    text = params.read_text().replace("    kind: folder\n", "    kind: folder\n    coarse: coarse\n")
+    params.write_text(text.replace("threshold: 0.5 ", "threshold: 0.99999 ").replace("default: ignore ", "default: human "))
+    ws = Workspace(ws.root)
+    _draw(data, "h_0001", 0)
+    prepare.run(ws)
+    assert _final(ws, "g_0001") == (set(), "")  # nothing passes this threshold, and nobody drew anything
+    monkeypatch.setattr(support, "run_job", lambda _ws, spec: pytest.fail(f"nothing has to be labelled again: {spec.kind}"))
+    for class_id in (1, 2):
+        _draw(data, "g_0001", class_id)
+        prepare.run(ws)
+        caplog.clear()
+        assert _final(ws, "g_0001") == ({class_id}, "coarse/new/g_0001.png")
+        assert "1 image has other human coarse labels than when it was labelled" in caplog.text
+    (data / "coarse/new/g_0001.png").unlink()
+    prepare.run(ws)
+    assert _final(ws, "g_0001") == (set(), "")
+
+
+def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
+    first = _score(ws)
+    assert _score(ws) == first
+    index = support.role_index(ws, "report")
+    listed = Index.load(index)
+    moved = [replace(sample, block="all of it") for sample in listed.samples]
+    Index.write(index, moved, listed.classes, listed.root)
+    second = _score(ws)
+    assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
+
+
+def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
+    _label(ws)
+    student_train.check_teacher(ws.path("labels/final"), ws.teacher())
+    other = ws.path("models/other")
+    models.save(small_model("single", 3, seed=8), other, class_table=None, lineage={})
+    with pytest.raises(ConfigError, match=r"labels/final: labelled by [0-9a-f]{16}, but .*models/other teaches now") as error:
+        student_train.check_teacher(ws.path("labels/final"), other)
+    assert error.value.hint == "`dvc repro` labels with the new teacher first"

@@ -25,7 +25,17 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
-from pipeline.stages import auto_infer, calibrate, evaluate, prepare, runner, student_train, support, teacher_pretrain
+from pipeline.stages import (
+    auto_infer,
+    calibrate,
+    evaluate,
+    prepare,
+    pseudo_label,
+    runner,
+    student_train,
+    support,
+    teacher_pretrain,
+)
 from pipeline.stages.precision import chosen_policy
 from pipeline.summary import summary_text
 from pipeline.workspace import Workspace
@@ -322,6 +332,30 @@ def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own
 def test_parameters_of_another_stage_may_change_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     _edited_meanwhile(ws, monkeypatch, "  draws: ", "  draws: 1")
     runner.run_stage(ws, "prepare")
+
+
+@pytest.mark.parametrize("name", ["labels/raw.review.jsonl", "policies/raw.json"])
+@pytest.mark.parametrize("times", [1, 99])
+def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    atomic.write_text(ws.path(name), "0")
+    seen: list[str] = []
+
+    def run(of: Workspace) -> None:
+        seen.append(of.path(name).read_text())
+        if len(seen) <= times:
+            atomic.write_text(of.path(name), str(len(seen)))  # somebody clicks, after it was read
+
+    monkeypatch.setattr(pseudo_label, "run", run)
+    monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
+    monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
+    if times == 1:
+        runner.run_stage(ws, "pseudo-label")
+        assert seen == ["0", "1"]
+    else:
+        with pytest.raises(ConfigError, match=f"{name} was changed while pseudo-label ran"):
+            runner.run_stage(ws, "pseudo-label")
 
 
 def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
