@@ -60,7 +60,7 @@ class FileLock:
     def _take(self, deadline: float) -> int | None:
         """An open file that holds the lock; None when its name was removed before, with or by its last holder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # of a group, as the umask says
         try:
             self._wait(fd, deadline)
             if self._has_its_name(fd):

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
+        if session.view.kind != "raw":
+            unfit = "these labels have their thresholds already; inspect the raw store, or audit some pixels"
         _print(session, answer, args, f"No precision: {unfit}" if unfit else "")
     return 0
 

@@ -180,13 +180,17 @@ class AuditFile:
         # Evidence about other labels is not evidence about these.
         self._audit = kept if kept is not None and kept.value["store"] == view.digest else None
 
-    def _kept(self) -> Audit | None:
+    def _aside(self, audit: Audit) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{audit.id}.json")
+
+    def _kept(self, path: Path | None = None) -> Audit | None:
         """What the file holds now, of whatever labels: another server may have written it."""
-        if not self.path.is_file():
+        path = path or self.path
+        if not path.is_file():
             return None
-        value = read_json(self.path)
+        value = read_json(path)
         if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise IntegrityError(f"{self.path}: not a click audit of version {VERSION}")
+            raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
         return Audit({k: v for k, v in value.items() if k not in ("results", "overall")})
 
     @property
@@ -200,9 +204,10 @@ class AuditFile:
             kept = self._kept()
             if kept is None or kept.id != audit.id:
                 if kept is not None and kept.is_begun:
-                    self._save(kept, self.path.with_name(f"{self.path.stem}-{kept.id}.json"))
-                self._save(audit, self.path)
-                kept = audit
+                    self._save(kept, self._aside(kept))
+                aside = self._kept(self._aside(audit))  # the same draw, answered before
+                kept = audit if aside is None else aside
+                self._save(kept, self.path)
             self._audit = kept
             return kept
 

@@ -24,11 +24,20 @@ from hmsa_core.locks import FileLock
 from pipeline import json_lines
 from pipeline.inspector.saving import saving
 
-__all__ = ["Mark", "ReviewFile", "flagged_pixels", "review_path"]
+__all__ = ["Mark", "ReviewFile", "flagged_pixels", "marked_store", "review_path"]
 
 Region = tuple[tuple[float, float], ...]
 Verdict = Literal["accept", "flag"]
 NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners
+
+
+def marked_store(store: Path, kind: str) -> Path:
+    """The store whose marks act on what is shown: of `final` the raw one beside it, whose marks `pseudo-label` reads.
+
+    A thresholded store elsewhere keeps marks of its own, which no stage reads.
+    """
+    raw = store.with_name("raw")
+    return raw if kind != "raw" and store.name == "final" and (raw / "manifest.json").is_file() else store
 
 
 def review_path(store: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
 from pipeline.inspector.palette import safe_colours
 from pipeline.inspector.precision import PrecisionSources
-from pipeline.inspector.review import ReviewFile
+from pipeline.inspector.review import ReviewFile, marked_store
 from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView, find_curves, load_policy
 from pipeline.inspector.workspace_roots import not_over
@@ -80,7 +80,7 @@ class Session:
         beside = folder.with_name(f"{folder.name}.policy.json")
         self.save_path = Path(save_to) if save_to is not None else not_over(beside, policy)
         self.reviewer = reviewer
-        self.review = ReviewFile(folder)
+        self.review = ReviewFile(marked_store(folder, self.view.kind))
         self.audits = AuditFile(audit_path(folder), self.view)
         self._write = threading.Lock()
 
@@ -119,10 +119,12 @@ class Session:
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
         """What is known about precision now."""
         audit = self.audits.current
-        return PrecisionSources(
-            self.view.totals, policy or self.policies.get("policy") or self.evidence, self.curves, self.coarse,
-            audit.answers() if audit else (), audit.audited(self.view.classes.num_classes) if audit else (),
-        )  # fmt: skip
+        answers = audit.answers() if audit else ()
+        audited = audit.audited(self.view.classes.num_classes) if audit else ()
+        if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
+            return PrecisionSources(self.view.totals, None, None, None, answers, audited)
+        known = policy or self.policies.get("policy") or self.evidence
+        return PrecisionSources(self.view.totals, known, self.curves, self.coarse, answers, audited)
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""

@@ -6,6 +6,7 @@ import logging
 
 from hmsa_core import atomic
 from hmsa_core.data.index import Index
+from hmsa_core.errors import ConfigError
 from hmsa_core.trees import new_tree
 from pipeline import plots
 from pipeline.stages import training
@@ -29,6 +30,11 @@ def run(ws: Workspace) -> None:
     config = ws.params.teacher_pretrain
     index = ws.path(f"{INDEX}/pretrain.parquet")
     if not Index.load(index).select(roles=("learn",), kinds=("fine",)):
+        if config.init_from:
+            raise ConfigError(
+                f"teacher_pretrain.init_from is {config.init_from}, but there is no pretraining set (data.pretrain)",
+                hint="teacher_train.init_from starts the teacher from these weights",
+            )
         _record_skip(ws, "no pretraining set is given (data.pretrain): teacher-train starts from scratch")
         return
     init_from = ws.resolve(config.init_from) if config.init_from else None

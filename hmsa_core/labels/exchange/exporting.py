@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import digest, make_folder, open_atomic, read_json, write_json
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codec import png_bytes
-from hmsa_core.labels.codes import EDGES, ConfidenceCode
+from hmsa_core.labels.codes import EDGES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.exchange.files import (
     Selection,
     city_of,
@@ -23,6 +23,7 @@ from hmsa_core.labels.exchange.files import (
     write_png,
 )
 from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.schema import SOURCES
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
@@ -99,6 +100,9 @@ def export_store(
     })  # fmt: skip
     for name in wanted:
         label, code = selection.read(name)
+        if fmt.startswith("released") and store.kind != "raw":
+            # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
+            code = np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
         write(store, Path(out), name, label, code, flat=fmt == "released-flat", suffix=suffix)
         _report(advance)
     return len(wanted)

@@ -48,7 +48,11 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
-    files = sorted(p for p in root.rglob("*.png") if p.is_file())
+    # Editors leave hidden files and folders behind; some programs write .PNG.
+    files = sorted(
+        p for p in root.rglob("*") if p.suffix.lower() == ".png" and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )  # fmt: skip
     if not files:
         raise LayoutError(f"{root}: no PNG files below this folder")
     probs = {p for p in files if p.name.endswith(_PROB)}
@@ -68,7 +72,7 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
 
 
 def _found(root: Path, path: Path, fmt: str) -> FoundFile:
-    name = path.name.removesuffix(".png")
+    name = path.name.removesuffix(path.suffix)
     if fmt == "cityscapes":
         name = path.name.removesuffix(_IDS).rpartition("_")[0] or path.name.removesuffix(_IDS)
     name = name.removesuffix(_IMAGE)

@@ -34,13 +34,15 @@ async function send(body, message) {
   const { name } = scene;
   try {
     const answer = await api.post("review", { name, ...body });
-    if (scene.name !== name) return;
+    if (scene.name !== name) return true;
     scene.details.reviews = answer.entries;
     toast(message, { kind: "good" });
     changed(name, answer.status);
     showMarks();
+    return true;
   } catch (error) {
     report(error);
+    return false;
   }
 }
 
@@ -49,7 +51,8 @@ export async function mark(verdict) {
   if (!scene.planes || api.isExport) return;
   const note = byId("note").value.trim();
   const where = region;
-  await send({ verdict, region: where, note }, `${verdict === "flag" ? "Flagged" : "Accepted"} ${where ? "a region of " : ""}${scene.name}`);
+  const saved = await send({ verdict, region: where, note }, `${verdict === "flag" ? "Flagged" : "Accepted"} ${where ? "a region of " : ""}${scene.name}`);
+  if (!saved) return; // what was drawn and typed stays, to be tried again
   byId("note").value = "";
   region = null;
   showMarks();

@@ -260,6 +260,12 @@ def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
     assert "starts from scratch" in record["reason"]
     assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
     assert ws.path("plots/teacher-pretrain-loss.png").is_file()
+    params = ws.path("params.yaml")
+    head, rest = params.read_text().split("\nteacher_pretrain:\n", 1)
+    params.write_text(f"{head}\nteacher_pretrain:\n{rest.replace('init_from: null', 'init_from: models/imported', 1)}")
+    with pytest.raises(ConfigError, match=r"teacher_pretrain\.init_from is models/imported, but .*") as error:
+        teacher_pretrain.run(Workspace(ws.root))  # weights that nobody would use, without a word
+    assert "teacher_train.init_from" in error.value.hint
 
 
 def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(

@@ -267,6 +267,19 @@ def test_a_thresholded_store_shows_what_is_in_it_and_takes_no_threshold(tmp_path
     assert "already thresholded" in capsys.readouterr().err
 
 
+def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_scenes: Scenes, capsys) -> None:
+    final = thresholded(own_scenes.store.with_name("final"), own_scenes)
+    session = Session(final, policy=own_scenes.policy, reviewer="kim")
+    assert session.describe()["kind"] == "thresholded"
+    session.review.add(own_scenes.names[0], "flag")
+    assert [mark.name for mark in ReviewFile(own_scenes.store).marks()] == [own_scenes.names[0]]
+    assert not final.with_name("final.review.jsonl").exists()
+    found = inspect_json(capsys, str(final), "--policy", str(own_scenes.policy))
+    assert [row["precision"] for row in (found, *found["classes"])] == [None] * (1 + len(found["classes"]))
+    assert main(["inspect", str(final)]) == 0
+    assert "No precision: these labels have their thresholds already" in capsys.readouterr().out
+
+
 def test_scale_weights_come_from_a_process_of_their_own(session: Session, tmp_path: Path, monkeypatch) -> None:
     script = tmp_path / "predict.py"
     script.write_text(

@@ -115,6 +115,8 @@ def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tm
     with pytest.raises(InputError):
         file.answer(first.id, 0, "wrong")
     assert file.current is second
+    again = file.start(Audit.draw(view, cuts, per_class=2, seed=0))  # the first draw is taken up where it was left
+    assert (again.id, [answer.right for answer in again.answers()]) == (first.id, [True])
 
 
 def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tmp_path: Path, scenes: Scenes) -> None:

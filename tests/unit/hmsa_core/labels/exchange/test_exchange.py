@@ -294,6 +294,44 @@ def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
 
 
+class _Drawn:
+    """A person drew class 2 over the upper half."""
+
+    def __call__(self, row: dict[str, object]) -> np.ndarray:
+        return np.where(np.arange(row["height"])[:, None] < row["height"] // 2, 2, 255).repeat(row["width"], 1).astype(np.uint8)
+
+
+def test_what_people_drew_is_sure_in_a_released_export(tmp_path: Path) -> None:
+    from hmsa_core.labels.finalise import Recipe, finalise
+    from hmsa_core.labels.merge import MergeRules
+    from hmsa_core.labels.spec import MergeConfig
+
+    write_store(tmp_path / "raw", 2)
+    raw = opened(tmp_path / "raw")
+    rules = MergeRules.default(raw.classes, MergeConfig(default="human"))
+    finalise(raw, Recipe(policy=from_threshold(0.9, raw.classes), rules=rules, human=_Drawn()), tmp_path / "final")
+    final = opened(tmp_path / "final")
+    export_store(final, tmp_path / "out", "released-flat")
+    for name in final.names():
+        prob = np.asarray(Image.open(tmp_path / "out" / f"{name}_leftImg8bit_prob.png"))
+        human, kept = final.read_source(name) == 2, final.read_label(name) != 255
+        assert human.any()
+        assert (prob[human] == 254).all()
+        assert (prob[~kept] == 0).all()
+    import_folder(tmp_path / "out", tmp_path / "back", classes=raw.classes)
+    with opened(tmp_path / "back") as back:
+        for name in final.names():
+            assert (back.read(name)[1][final.read_source(name) == 2] >= ConfidenceCode().code_for(0.99)).all()
+
+
+def test_leftovers_of_editors_are_no_images_and_capital_suffixes_are(tmp_path: Path) -> None:
+    for name in ("a.png", "b.PNG", ".a.png", ".ipynb_checkpoints/a-checkpoint.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name, format="PNG")
+    fmt, found = find_files(tmp_path)
+    assert (fmt, [file.name for file in found]) == ("masks", ["a", "b"])
+
+
 def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp_path):
     """What a user would hand in: `export --format cityscapes`, read by the benchmark's own program."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
