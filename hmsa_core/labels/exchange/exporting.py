@@ -11,27 +11,21 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import digest, make_folder, open_atomic, read_json, write_json
+from hmsa_core.atomic import digest, open_atomic
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.codes import EDGES, NUM_CODES, ConfidenceCode
-from hmsa_core.labels.exchange.files import (
-    Selection,
-    city_of,
-    file_ids,
-    target_path,
-    write_png,
-)
+from hmsa_core.labels.exchange.files import Selection, city_of, file_ids, target_path
+from hmsa_core.labels.exchange.folder import ExportFolder
 from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.schema import SOURCES
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["FORMATS", "IMPORTED_BYTES", "MARK", "export_store", "prob_bytes", "prob_bytes_of_codes"]
+__all__ = ["FORMATS", "IMPORTED_BYTES", "export_store", "prob_bytes", "prob_bytes_of_codes"]
 
 FORMATS = ("released", "released-flat", "cityscapes", "cityscapes-submission", "masks")
 IMPORTED_BYTES = "released 8-bit"  # lineage entry `confidence` of a store made from _prob.png files
-MARK = ".autolabel-export.json"  # in an export's folder: what it holds
 _SUBMISSION_SIZE = (1024, 2048)  # the test server takes nothing else
 
 Labels = NDArray[np.uint8]
@@ -85,42 +79,42 @@ def export_store(
 
     Raises:
         ConfigError: unknown format, or one that does not fit the store; `out` holds other files than an earlier export
-            of the same kind.
+            of the same kind. InputError: files that people changed since an earlier export were kept; the others are
+            written.
     """
     if fmt not in FORMATS:
         raise ConfigError(f"unknown export format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
     wanted = store.names() if names is None else names
     if fmt == "cityscapes-submission":
         return _submission(store, Path(out), policy, wanted, advance)
-    write = {"masks": _mask, "cityscapes": _cityscapes}.get(fmt, _released)
     selection = Selection(store, policy)
-    _claim(Path(out), {
-        "format": fmt, "suffix": suffix, "kept": "all" if policy is None else policy.digest,
+    facts = {
+        "format": fmt, "suffix": suffix, "kept": _kept(store, policy),
         "labels": digest({"lineage": store.lineage, "classes": store.classes.digest()}),
-    })  # fmt: skip
-    for name in wanted:
+    }  # fmt: skip
+    with ExportFolder(Path(out), facts) as folder:
+        _write_all(selection, folder, wanted, fmt, suffix, advance)
+        folder.finish(whole=names is None)
+    return len(wanted)
+
+
+def _kept(store: LabelStore, policy: ThresholdPolicy | None) -> str:
+    if store.kind != "raw":
+        return str((store.manifest["policy"] or {}).get("digest", "as stored"))
+    return "all" if policy is None else policy.digest
+
+
+def _write_all(
+    selection: Selection, out: ExportFolder, names: list[str], fmt: str, suffix: str, advance: Advance | None
+) -> None:
+    store, write = selection.store, {"masks": _mask, "cityscapes": _cityscapes}.get(fmt, _released)
+    for name in names:
         label, code = selection.read(name)
         if fmt.startswith("released") and store.kind != "raw":
             # A code says how sure the teacher was; what people drew has none, and is no guess to be dropped.
             code = np.where(store.read_source(name) == SOURCES["human"], np.uint8(NUM_CODES - 1), code)
-        write(store, Path(out), name, label, code, flat=fmt == "released-flat", suffix=suffix)
+        write(store, out, name, label, code, flat=fmt == "released-flat", suffix=suffix)
         _report(advance)
-    return len(wanted)
-
-
-def _claim(out: Path, facts: dict[str, str]) -> None:
-    """Mark a folder as an export before its first file: photographs and labels of people have names like ours."""
-    mark = out / MARK
-    if mark.is_file():
-        there = read_json(mark)
-        other = [name for name, value in facts.items() if there.get(name) != value]
-        if other:
-            raise ConfigError(f"{out}: holds another export (of other {', '.join(other)})", hint="give a new folder")
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out}: not empty and not an earlier export", hint="give a new folder")
-    make_folder(out)
-    write_json(mark, facts)
 
 
 def _report(advance: Advance | None) -> None:
@@ -128,9 +122,11 @@ def _report(advance: Advance | None) -> None:
         advance(1)
 
 
-def _mask(store: LabelStore, out: Path, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str) -> None:
+def _mask(
+    store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
+) -> None:
     del store, code, flat, suffix
-    write_png(target_path(out, "", f"{name}.png"), label)
+    out.write(target_path(out.out, "", f"{name}.png"), label)
 
 
 def _city(store: LabelStore, name: str) -> str:
@@ -138,25 +134,25 @@ def _city(store: LabelStore, name: str) -> str:
 
 
 def _cityscapes(
-    store: LabelStore, out: Path, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
+    store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
 ) -> None:
     del code, flat
     folder = _city(store, name)
-    write_png(target_path(out, folder, f"{name}_{suffix}_labelIds.png"), file_ids(label, store))
-    write_png(target_path(out, folder, f"{name}_{suffix}_labelTrainIds.png"), label)
-    write_png(target_path(out, folder, f"{name}_{suffix}_color.png"), store.classes.palette()[label])
+    out.write(target_path(out.out, folder, f"{name}_{suffix}_labelIds.png"), file_ids(label, store))
+    out.write(target_path(out.out, folder, f"{name}_{suffix}_labelTrainIds.png"), label)
+    out.write(target_path(out.out, folder, f"{name}_{suffix}_color.png"), store.classes.palette()[label])
 
 
 def _released(
-    store: LabelStore, out: Path, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
+    store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
 ) -> None:
     del suffix
     folder, stem = "" if flat else _city(store, name), f"{name}_leftImg8bit"
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
     prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
-    write_png(target_path(out, folder, f"{stem}_prob.png"), prob)
-    write_png(target_path(out, folder, f"{stem}.png"), file_ids(label, store))
+    out.write(target_path(out.out, folder, f"{stem}_prob.png"), prob)
+    out.write(target_path(out.out, folder, f"{stem}.png"), file_ids(label, store))
 
 
 def _submission(

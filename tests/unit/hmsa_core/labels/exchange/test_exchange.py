@@ -294,6 +294,60 @@ def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
 
 
+def _final(tmp_path: Path, name: str, *, threshold: float = 0.9, without: tuple[str, ...] = ()) -> LabelStore:
+    """A thresholded store; images of `without` were flagged in review."""
+    from hmsa_core.labels.finalise import Recipe, finalise
+
+    if not (tmp_path / "raw").exists():
+        write_store(tmp_path / "raw", 3)
+    raw = opened(tmp_path / "raw")
+    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without)), tmp_path / name)
+    return opened(tmp_path / name)
+
+
+class _Flagged:
+    """All pixels of some images."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __call__(self, name: str, height: int, width: int) -> np.ndarray | None:
+        return np.ones((height, width), bool) if name in self.names else None
+
+
+def test_exported_again_a_folder_holds_what_the_store_holds_now(tmp_path: Path) -> None:
+    final, out = _final(tmp_path, "final"), tmp_path / "out"
+    export_store(final, out, "masks")
+    gone, *left = final.names()
+    export_store(_final(tmp_path, "reviewed", without=(gone,)), out, "masks")
+    assert sorted(p.name for p in out.glob("*.png")) == sorted(f"{name}.png" for name in left)
+    export_store(final, out, "masks", names=[gone])  # one image alone takes no other away
+    assert len(list(out.glob("*.png"))) == 3
+    with pytest.raises(ConfigError, match=r"holds another export \(of other kept\)"):
+        export_store(_final(tmp_path, "other", threshold=0.5), out, "masks")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_masks_corrected_by_hand_are_never_overwritten_or_removed(tmp_path: Path, known: bool) -> None:
+    final, out = _final(tmp_path, "final"), tmp_path / "out"
+    export_store(final, out, "masks")
+    mark = out / ".autolabel-export.json"
+    if not known:  # an export of an older program, or one that was killed
+        mark.write_text(json.dumps({k: v for k, v in json.loads(mark.read_text()).items() if k != "files"}))
+    first, second, third = (out / f"{name}.png" for name in final.names())
+    mine = np.full(np.asarray(Image.open(first)).shape, 7, np.uint8)
+    for path in (first, second):
+        Image.fromarray(mine).save(path)
+    third.unlink()
+    reviewed = _final(tmp_path, "reviewed", without=(final.names()[1],))
+    for _ in range(2):
+        several = "2 files were" if known else "1 file was"
+        with pytest.raises(InputError, match=f"{several} changed since they were exported, the first: {first.name}; kept"):
+            export_store(reviewed, out, "masks")
+        assert all((np.asarray(Image.open(path)) == 7).all() for path in (first, second))
+        assert np.array_equal(np.asarray(Image.open(third)), final.read_label(final.names()[2]))
+
+
 class _Drawn:
     """A person drew class 2 over the upper half."""
 
