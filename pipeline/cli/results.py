@@ -2,7 +2,7 @@
 
 autolabel results                                       (the page)
 autolabel results --collect . --collect workspaces/camvid   (first the figures of finished workspaces)
-autolabel results --table                               (the README's table, on standard output)
+autolabel results --table                               (a short table for a README, on standard output)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repository", type=Path, default=Path(), metavar="DIR", help="a checkout (default: the current folder)"
     )
-    parser.add_argument("--table", action="store_true", help="print the README's table instead of writing the page")
+    parser.add_argument("--table", action="store_true", help="print a short table for a README instead of writing the page")
 
 
 def run(args: argparse.Namespace) -> int:
