@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: curves.json beside F)")
     parser.add_argument("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="look at one class only")
-    parser.add_argument("--sort", metavar="ORDER", help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95")
+    parser.add_argument("--sort", metavar="ORDER",
+                        help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95")  # fmt: skip
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="images in the list (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 

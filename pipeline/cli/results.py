@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repository", type=Path, default=Path(), metavar="DIR", help="a checkout (default: the current folder)"
     )
-    parser.add_argument("--table", action="store_true", help="print a short table for a README instead of writing the page")
+    parser.add_argument("--table", action="store_true", help="print a short table for a README, write no page")
 
 
 def run(args: argparse.Namespace) -> int:

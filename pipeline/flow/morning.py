@@ -22,7 +22,7 @@ from pipeline.flow import history
 from pipeline.flow.cost import cost_of
 from pipeline.flow.ranking import expected_loss
 from pipeline.gatekeeper import aa_file
-from pipeline.inspector.review import ReviewFile, review_path
+from pipeline.inspector.review import ReviewFile
 from pipeline.report.html import points
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
@@ -103,8 +103,10 @@ def _counts(
     refused = [row for row in rows if not row.reason.startswith("duplicate")]
     index = ws.path("data/index/target.parquet")
     has_store = ws.path("labels/raw/manifest.json").exists()
-    names = LabelStore.open(ws.path("labels/raw")).names() if has_store else []
-    marks = list(ReviewFile(review_path(ws.path("labels/raw"))).marks()) if has_store else []
+    rows_of_store = list(LabelStore.open(ws.path("labels/raw")).rows()) if has_store else []
+    names = [row["name"] for row in rows_of_store]
+    pictures = {row["name"]: row["image_sha256"] for row in rows_of_store}
+    marks = ReviewFile(ws.path("labels/raw"), pictures).marks()
     counts = {
         "arrived": (len(Index.load(index).samples) if index.exists() else 0) + len({row.name for row in rows}),
         "duplicate": len(copies), "quarantined": len(refused), "labelled": len(names),

@@ -1,15 +1,16 @@
 """The review file beside a store: what people accepted or flagged, one JSON object a line, only ever appended.
 
 `STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag", "region": [[x, y], ...] | null, "note",
-"reviewer"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are polygons in pixels
-of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag sets pixels to
-ignore, an accept lifts earlier flags.
+"reviewer", "image_sha256"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
+polygons in pixels of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag
+sets pixels to ignore, an accept lifts earlier flags.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -56,10 +57,11 @@ class Mark:
     region: Region | None = None
     note: str = ""
     reviewer: str = ""
+    image_sha256: str = ""  # the picture that was looked at; "" in older files: any of this name
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "image_sha256" or value}
 
 
 def _region(value: object) -> Region | None:
@@ -82,14 +84,20 @@ def _mark(value: dict[str, Any]) -> Mark:
     note, reviewer = value.get("note", ""), value.get("reviewer", "")
     if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
         raise InputError(f"a note is text of at most {NOTE_LIMIT} characters")
-    return Mark(str(value["id"]), str(value["name"]), value["verdict"], _region(value.get("region")), note, reviewer)
+    region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture)
 
 
 class ReviewFile:
-    """Reads and appends marks. Writers take a lock; readers always see whole lines."""
+    """Reads and appends marks. Writers take a lock; readers always see whole lines.
 
-    def __init__(self, store: str | os.PathLike[str]) -> None:
-        self.path = review_path(store)
+    Args:
+        store: folder of the label store.
+        pictures: {name: SHA-256} of its images: marks of another picture of the same name do not stand.
+    """
+
+    def __init__(self, store: str | os.PathLike[str], pictures: Mapping[str, str] | None = None) -> None:
+        self.path, self._pictures = review_path(store), pictures or {}
         self._seen: tuple[tuple[int, int], list[Mark]] | None = None
 
     def marks(self) -> list[Mark]:
@@ -100,8 +108,15 @@ class ReviewFile:
             return []
         stamp = (stat.st_mtime_ns, stat.st_ino)  # each append makes a new file
         if self._seen is None or self._seen[0] != stamp:
-            self._seen = (stamp, self._parse())
+            self._seen = (stamp, [mark for mark in self._parse() if self._is_of_now(mark)])
         return list(self._seen[1])
+
+    def _is_of_now(self, mark: Mark) -> bool:
+        return not mark.image_sha256 or self._pictures.get(mark.name, mark.image_sha256) == mark.image_sha256
+
+    def foreign(self) -> list[Mark]:
+        """Marks that nobody withdrew, but of another picture than the store has by that name."""
+        return [mark for mark in self._parse() if not self._is_of_now(mark)] if self.path.exists() else []
 
     def _parse(self) -> list[Mark]:
         standing: dict[str, Mark] = {}
@@ -143,7 +158,7 @@ class ReviewFile:
         """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
         with saving(self.path), self._lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
-            mark = _mark(value)
+            mark = _mark(value | {"image_sha256": self._pictures.get(name, "")})
             mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
             json_lines.append(self.path, mark.to_json())
         return mark

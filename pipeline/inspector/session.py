@@ -80,7 +80,7 @@ class Session:
         beside = folder.with_name(f"{folder.name}.policy.json")
         self.save_path = Path(save_to) if save_to is not None else not_over(beside, policy)
         self.reviewer = reviewer
-        self.review = ReviewFile(marked_store(folder, self.view.kind))
+        self.review = ReviewFile(marked_store(folder, self.view.kind), self.view.image_digests())
         self.audits = AuditFile(audit_path(folder), self.view)
         self._write = threading.Lock()
 

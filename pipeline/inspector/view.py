@@ -138,6 +138,12 @@ class StoreView:
             table = self.statistics.images
         return {n: table[n][row].as_py() for n in ("city", "image_path", "coarse_path", "height", "width")}
 
+    def image_digests(self) -> dict[str, str]:
+        """SHA-256 of each image's file."""
+        with self._lock:
+            table = self.statistics.images
+        return dict(zip(table["name"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
+
     def is_served(self, name: str) -> bool:
         """Whether the image's shard passed the checks at opening."""
         return self._store.is_served(name)

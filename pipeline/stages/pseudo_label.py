@@ -119,7 +119,7 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
     coarse = {s.name: s.coarse_sha256 for s in index.samples if s.coarse}
     drawn = {s.name: s.coarse for s in index.samples if s.coarse}
     _tell_of_other_coarse_labels(raw, drawn)
-    marks = ReviewFile(raw.path).by_name()
+    marks = _marks(raw)
     rules = None
     if config.merge.use_coarse:
         rules = (
@@ -140,6 +140,17 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
             for name in sorted({*coarse, *marks})
         },
     )
+
+
+def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
+    review = ReviewFile(raw.path, {row["name"]: row["image_sha256"] for row in raw.rows()})
+    names = sorted({mark.name for mark in review.foreign()})
+    if names:
+        _LOG.warning(
+            "%s: marks of %d images, first %s, are of other pictures than those of now and do not count: look again",
+            STAGE, len(names), names[0],
+        )  # fmt: skip
+    return review.by_name()
 
 
 def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> None:

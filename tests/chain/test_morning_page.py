@@ -18,7 +18,7 @@ from pipeline.flow.morning import Tonight
 from pipeline.flow.overrides import apply, overridden
 from pipeline.flow.ranking import expected_loss
 from pipeline.gatekeeper import apply_verdict
-from pipeline.inspector.review import ReviewFile, review_path
+from pipeline.inspector.review import ReviewFile
 from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
 from pipeline.workspace import Workspace
 from tests.support.chromium import chromium
@@ -85,7 +85,7 @@ def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(work
     changed = json.loads(statistics.read_text())
     changed["classes"][0]["coverage"] += 0.1
     atomic.write_json(statistics, changed)
-    review = ReviewFile(review_path(workspace / "labels/raw"))
+    review = ReviewFile(workspace / "labels/raw")
     review.add(LabelStore.open(workspace / "labels/raw").names()[0], "flag", reviewer="ann")
     _, third, html = _night(workspace, overrides={"student_train.epochs": 3})
     assert "student_train.epochs: 2 → 3" in third["differs"]

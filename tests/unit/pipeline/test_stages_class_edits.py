@@ -21,6 +21,7 @@ from hmsa_core.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
+from pipeline.inspector.review import ReviewFile
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
 from tests.support.inference import CPU, job_context, small_model
@@ -244,6 +245,24 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")
+
+
+def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
+    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _label(ws)
+    with LabelStore.open(ws.path("labels/raw"), strict=True) as raw:
+        pictures = {row["name"]: row["image_sha256"] for row in raw.rows()}
+    for name in pictures:
+        ReviewFile(ws.path("labels/raw"), pictures).add(name, "flag")
+    pseudo_label.run(ws)
+    assert LabelStore.open(ws.path("labels/final")).names() == []
+    noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data / "images" / "new" / "g_0001.png")
+    prepare.run(ws)
+    _label(ws)
+    assert LabelStore.open(ws.path("labels/final")).names() == ["g_0001"]
+    assert "marks of 1 images, first g_0001, are of other pictures than those of now" in caplog.text
 
 
 def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:

@@ -50,6 +50,21 @@ def test_a_withdrawn_mark_no_longer_counts_but_stays_in_the_file(tmp_path: Path)
         review.withdraw("a", first.id)
 
 
+def test_marks_are_of_the_picture_that_was_looked_at(tmp_path: Path) -> None:
+    old = ReviewFile(tmp_path / "raw")
+    of_any = old.add("a", "flag", note="from before marks named pictures")
+    first = ReviewFile(tmp_path / "raw", {"a": "1" * 64, "b": "2" * 64})
+    flagged, other = first.add("a", "flag", region=BOX), first.add("b", "flag")
+    assert (flagged.image_sha256, of_any.image_sha256) == ("1" * 64, "")
+    replaced = ReviewFile(tmp_path / "raw", {"a": "9" * 64, "b": "2" * 64})
+    assert [mark.id for mark in replaced.marks()] == [of_any.id, other.id]
+    assert [mark.id for mark in replaced.foreign()] == [flagged.id]
+    assert replaced.statuses() == {"a": "flag", "b": "flag"}
+    back = ReviewFile(tmp_path / "raw", {"a": "1" * 64, "b": "2" * 64})
+    assert [mark.id for mark in back.marks()] == [of_any.id, flagged.id, other.id]
+    assert "image_sha256" not in of_any.to_json()
+
+
 def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
     review = ReviewFile(tmp_path / "raw")
     review.add("a", "flag")
