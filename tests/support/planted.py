@@ -115,8 +115,9 @@ class _PlantedOps(atomic.FileOps):
     def _after(self, is_due: bool) -> None:
         if not is_due:
             return
-        (self._plan.marks / f"held-{os.getpid()}").touch()
         with _Signals() as signals:
+            # Only now may the test know: a signal that came before we listen would be waited for for ever.
+            (self._plan.marks / f"held-{os.getpid()}").touch()
             while not signals.arrived() and not (self._plan.marks / "release").exists():
                 time.sleep(0.01)
 
