@@ -26,6 +26,8 @@ open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
 """
 POLITE = """
 import signal, sys, os, time
+
+pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
 def stop(*_):
     open(sys.argv[1] + ".saved", "w").write("yes"); sys.exit(143)
 signal.signal(signal.SIGTERM, stop)

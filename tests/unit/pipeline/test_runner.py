@@ -14,6 +14,8 @@ import pytest
 from hmsa_core.process import group_lives
 from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage, stop_group
 
+pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
+
 
 def _fake_dvc(tmp_path: Path, script: str) -> dict[str, str]:
     """An environment in which `python -m dvc` runs a script of ours."""
