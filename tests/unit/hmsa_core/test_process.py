@@ -13,6 +13,8 @@ import pytest
 
 from hmsa_core.process import group_lives
 
+pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
+
 PARENT = """
 import os, sys
 from hmsa_core.process import StopRequest, run_child
@@ -26,8 +28,6 @@ open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)
 """
 POLITE = """
 import signal, sys, os, time
-
-pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
 def stop(*_):
     open(sys.argv[1] + ".saved", "w").write("yes"); sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
