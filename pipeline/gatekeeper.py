@@ -1,9 +1,10 @@
 """After `evaluate`: judge the student with everything that earlier nights spent, let it teach once, or say why not.
 
 The stage's own verdict knows one night. Here the looks at the report set are counted (each new candidate that is
-held against the same images spends alpha), and the seed variance comes from A/A trainings:
+held against images that were used before spends alpha), and the seed variance comes from A/A trainings:
 
-    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line
+    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first of
+                                  each set has their "names"
     models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}, written by `autolabel models aa`
 """
 
@@ -122,13 +123,19 @@ def looks(ws: Workspace) -> list[dict[str, Any]]:
 
 
 def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
-    """Number of this look at these report images; the same candidate is looked at once."""
-    report = atomic.digest(list(images))
-    seen = [line["candidate"] for line in looks(ws) if line["images"] == report]
-    if candidate not in seen:
-        json_lines.append(ws.path(_LOOKS), {"candidate": candidate, "images": report})
-        seen.append(candidate)
-    return seen.index(candidate) + 1
+    """Number of this look at these report images; a candidate is looked at once on the same ones.
+
+    A set that shares an image with this one counts, too: one image more a night must not start the count anew.
+    """
+    report, seen = atomic.digest(list(images)), looks(ws)
+    sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
+    overlap = {report} | {digest for digest, names in sets.items() if not names.isdisjoint(images)}
+    taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
+    if (candidate, report) not in taken:
+        names = {} if report in sets else {"names": list(images)}
+        json_lines.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
+        taken.append((candidate, report))
+    return taken.index((candidate, report)) + 1
 
 
 def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:

@@ -113,9 +113,13 @@ class Registry:
                 f"{self.current_file}: missing",
                 hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
             )
-        teacher = atomic.read_json(self.current_file).get("teacher")
+        hint = "`autolabel models rollback` names whoever taught last and is whole"
+        try:
+            teacher = atomic.read_json(self.current_file).get("teacher")
+        except IntegrityError as error:
+            raise IntegrityError(error.message, hint=hint) from error
         if not isinstance(teacher, str) or not teacher:
-            raise ConfigError(f'{self.current_file}: expected {{"teacher": "stage:teacher-train"}}')
+            raise ConfigError(f'{self.current_file}: expected {{"teacher": "stage:teacher-train"}}', hint=hint)
         return teacher
 
     def versions(self) -> list[Version]:

@@ -117,6 +117,6 @@ class Workspace:
             raise ConfigError(
                 f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or '
                 f'"models/registry/VERSION"',
-                hint="`autolabel models list` shows the versions",
+                hint="`autolabel models list` shows the versions; `autolabel models rollback` returns to the last",
             )
         return folder

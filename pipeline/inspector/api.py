@@ -157,15 +157,15 @@ class Api:
         """Append a mark, or take one back."""
         body, session = await _body(request), self._session
         name = _field(body, "name", str, "")
-        session.image(name)
+        row = session.image(name).info(name)
 
         def write() -> dict[str, Any]:
             if "withdraws" in body:
                 session.review.withdraw(name, _field(body, "withdraws", str, ""))
             else:
                 session.review.add(
-                    name, _field(body, "verdict", str, ""), region=body.get("region"),
-                    note=_field(body, "note", str, ""), reviewer=session.reviewer,
+                    name, _field(body, "verdict", str, ""), size=(row["height"], row["width"]),
+                    region=body.get("region"), note=_field(body, "note", str, ""), reviewer=session.reviewer,
                 )  # fmt: skip
             marks = session.review.of(name)
             return {"entries": [mark.to_json() for mark in marks], "status": session.review.statuses().get(name, "")}

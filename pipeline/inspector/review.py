@@ -84,6 +84,10 @@ def _mark(value: dict[str, Any]) -> Mark:
     note, reviewer = value.get("note", ""), value.get("reviewer", "")
     if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
         raise InputError(f"a note is text of at most {NOTE_LIMIT} characters")
+    try:
+        f"{note}{reviewer}".encode()
+    except UnicodeEncodeError as error:
+        raise InputError("a note is text: it has half a character (a lone surrogate) in it") from error
     region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
     return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture)
 
@@ -154,11 +158,25 @@ class ReviewFile:
     def _lines(self) -> int:
         return len(self.path.read_bytes().splitlines()) if self.path.exists() else 0
 
-    def add(self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "") -> Mark:
-        """Append a mark; its id is a digest of its content and its place in the file, never of the time."""
+    def add(
+        self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "",
+        size: tuple[int, int] | None = None,
+    ) -> Mark:  # fmt: skip
+        """Append a mark; its id is a digest of its content and its place in the file, never of the time.
+
+        Args:
+            name: the image.
+            verdict: "accept" or "flag".
+            region: corners [x, y], or None for the whole image.
+            note: what the person says.
+            reviewer: who says it.
+            size: height and width of its label map, to refuse a region outside of it; None: taken as it is.
+        """
         with saving(self.path), self._lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value | {"image_sha256": self._pictures.get(name, "")})
+            if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
+                raise InputError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
             mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
             json_lines.append(self.path, mark.to_json())
         return mark

@@ -17,6 +17,7 @@ from hmsa_core import atomic
 from hmsa_core.atomic import is_temp
 from hmsa_core.errors import ConfigError, NoSpaceError
 from pipeline.named_files import check_named_files
+from pipeline.registry import Registry
 from pipeline.stages import module_of
 from pipeline.workspace import Workspace
 
@@ -72,7 +73,7 @@ def _inputs(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
             here = here.get(part) if isinstance(here, dict) else None
         found[f"params.yaml: {dotted}"] = here
     if "models/current.json" in described.get("deps", []):
-        found["models/current.json"] = atomic.read_json(ws.path("models/current.json"))
+        found["models/current.json"] = Registry(ws.root).current()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -174,3 +175,21 @@ def test_looks_are_counted_by_candidate_and_report_set(workspace: Workspace) -> 
     assert count_look(workspace, "a", ("x", "y")) == 1, "the same candidate again is no new look"
     assert count_look(workspace, "b", ("x", "y")) == 2
     assert count_look(workspace, "c", ("z",)) == 1, "another report set starts anew"
+
+
+def test_a_report_set_that_grows_goes_on_spending_the_same_alpha(workspace: Workspace) -> None:
+    assert count_look(workspace, "a", ("x", "y")) == 1
+    assert count_look(workspace, "b", ("x", "y", "z")) == 2, "two of the images have been looked at before"
+    assert count_look(workspace, "b", ("x", "y", "z")) == 2
+    assert count_look(workspace, "c", ("y", "w")) == 3
+    assert count_look(workspace, "c", ("v",)) == 1, "images that nobody has looked at"
+    assert count_look(workspace, "a", ("x", "y")) == 1, "a look keeps its number"
+
+
+def test_looks_without_names_are_counted_as_before(workspace: Workspace) -> None:
+    report = atomic.digest(["x", "y"])
+    path = workspace.path("models/registry/looks.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"candidate": "a", "images": report}) + "\n")
+    assert count_look(workspace, "b", ("x", "y")) == 2, "the same images by their digest"
+    assert count_look(workspace, "c", ("x", "z")) == 3, "the second look told their names"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
 from pipeline.cli.main import main
 from pipeline.registry import Registry, Version, damage
+from pipeline.workspace import Workspace
 from tests.support.faults import every_exit, every_fault
 
 
@@ -65,6 +66,9 @@ def test_rollback_mends_a_teacher_that_is_not_there(
         registry.current_file.unlink()
     else:
         registry.current_file.write_text(damage)
+        with pytest.raises(HmsaError) as told:
+            Workspace(registry.root).teacher()
+        assert "autolabel models rollback" in told.value.hint
     assert registry.rollback() == before[-1], "who taught last and is there"
     assert registry.current() == before[-1]
 

@@ -183,6 +183,9 @@ def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -
 @pytest.mark.parametrize(
     "body", [{"verdict": "flag"}, {"name": "nobody", "verdict": "flag"}, {"name": 3, "verdict": "flag"}, {}, [],
              {"name": "NAME", "verdict": "burn"}, {"name": "NAME", "verdict": "flag", "note": "x" * 2001},
+             {"name": "NAME", "verdict": "flag", "note": "half \ud83d"},
+             {"name": "NAME", "verdict": "flag", "region": [[9000, 9000], [9009, 9000], [9009, 9009]]},
+             {"name": "NAME", "verdict": "flag", "region": [[-9, -9], [-2, -9], [-2, -2]]},
              {"name": "NAME", "verdict": "flag", "region": [[0, 0]]}, {"name": "NAME", "verdict": "flag", "region": "all"}],
 )  # fmt: skip
 def test_a_mark_that_means_nothing_is_refused(client: AsgiClient, own_scenes: Scenes, body: object) -> None:
