@@ -40,6 +40,7 @@ __all__ = [
     "TrainingError",
     "did_you_mean",
     "is_plain_name",
+    "mend_of",
     "one_line",
     "translate_os_error",
 ]
@@ -156,9 +157,22 @@ class InterruptedRunError(HmsaError):
     exit_code = 143
 
 
+_MENDS = {
+    errno.ENOSPC: "free space, run again", errno.EDQUOT: "free space, run again",
+    errno.EROFS: "mount that file system so that it can be written", errno.EIO: "look at the disk: `dmesg` has more",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), run again",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`), run again",
+}  # fmt: skip
+
+
+def mend_of(error: OSError) -> str:
+    """What mends an error of the system, "" where that depends on the file."""
+    return _MENDS.get(error.errno or 0, "")
+
+
 def translate_os_error(error: OSError, doing: str) -> HmsaError:
     """Turn an OSError into ours, so that a full disk always has its own exit status."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left on device while {doing}{where}", hint="free space, run again")
-    return InputError(f"{doing}{where} failed: {error.strerror or error}")
+        return NoSpaceError(f"no space left on device while {doing}{where}", hint=mend_of(error))
+    return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=mend_of(error))

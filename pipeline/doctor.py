@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core.atomic import is_left_over
-from hmsa_core.errors import HmsaError, one_line
+from hmsa_core.errors import HmsaError, mend_of, one_line
 from hmsa_core.locks import probe_locks
 from hmsa_core.models.options import ModelOptions
 from pipeline import doctor_dvc, doctor_kept, doctor_models
@@ -46,7 +46,8 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         except HmsaError as error:
             found.append(Finding("check", "broken", error.message, error.hint))
         except OSError as error:
-            found.append(Finding("check", "broken", one_line(error), "let this user read and write the workspace"))
+            mend = mend_of(error) or "let this user read and write the workspace"
+            found.append(Finding("check", "broken", one_line(error), mend))
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -234,6 +236,23 @@ def test_too_little_disk_stops_the_night_before_it_starts(
     monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
     with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
         machine.check_machine(workspace)
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [(errno.ENOSPC, "free space"), (errno.EROFS, "mount"), (errno.EACCES, "let this user"), (errno.EFBIG, "ulimit -f")],
+)
+def test_what_the_disk_refuses_to_the_doctor_has_the_mend_of_that_refusal(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+) -> None:
+    def refuses(_: Path) -> None:
+        raise OSError(number, os.strerror(number), str(workspace.root / "work"))
+
+    monkeypatch.setattr(doctor, "probe_locks", refuses)
+    (told,) = [f for f in doctor.examine(workspace.root) if f.name == "check"]
+    assert told.state == "broken"
+    assert "work" in told.text
+    assert mend in told.mend
 
 
 def test_torch_and_torchvision_of_this_environment_work_together() -> None:
