@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X", help="share of the epochs (1)")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes of a training (GPUs: one each)")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes of each rank (the profile's)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of the tables' cells")
+    parser.add_argument("--results", type=Path, metavar="DIR",
+                        help="folder of the tables' cells (the checkout's benchmarks/ablations; without a checkout "
+                             "that of the workspace)")  # fmt: skip
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show each cell's state and figure, run nothing")
     what.add_argument("--dry-run", action="store_true", help="also estimate the time of what is missing, run nothing")
@@ -99,7 +101,8 @@ def _request(ws: Workspace, args: argparse.Namespace) -> Request:
     rows = ablation.pick(args.rows.split(",") if args.rows else None)
     seeds = _seeds(args.seeds or ("0" if args.name == "threshold" else "0,1,2"))
     scale = Scale(args.epochs_scale, args.ranks, args.workers)
-    return Request(ablation, rows, seeds, args.results.resolve(), scale)
+    results = args.results or (RESULTS if RESULTS.is_dir() else ws.path("benchmarks/ablations"))
+    return Request(ablation, rows, seeds, results.resolve(), scale)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
             f"{services.workspace}: not a workspace (no dvc.yaml)",
             hint="make one: autolabel init DIR --profile tiny",
         )
+    described = _deployment_file(services)
     services.folder.mkdir(parents=True, exist_ok=True)
     env = services.environment()
     if not services.is_external and not services.is_running("server") and nightly_lock(services.workspace).is_free():
@@ -36,7 +37,7 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
     said = [_server(services, env, wait_s)]
     before = _deployed_workspace(services)
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
-    _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(_deployment_file(services))], services, env)
+    _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(described)], services, env)
     said.append("deployment auto-label/nightly is registered")
     if before and before != str(services.workspace):
         said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
@@ -91,8 +92,13 @@ def _deployed_workspace(services: Services) -> str | None:
 
 
 def _deployment_file(services: Services) -> Path:
-    own = services.workspace / "prefect.yaml"
-    return own if own.exists() else REPO / "prefect.yaml"
+    own, shipped = services.workspace / "prefect.yaml", REPO / "prefect.yaml"
+    if not own.exists() and not shipped.exists():  # installed from a wheel
+        raise ConfigError(
+            f"{own}: no deployment there, and the code at {REPO} is no checkout, whose own would do",
+            hint="copy prefect.yaml of the repository into the workspace",
+        )
+    return own if own.exists() else shipped
 
 
 def _prefect(args: list[str], services: Services, env: Mapping[str, str]) -> None:

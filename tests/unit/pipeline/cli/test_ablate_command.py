@@ -33,6 +33,14 @@ def test_the_list_needs_no_data_and_shows_every_cell(
     assert not (tmp_path / "results").exists()
 
 
+def test_without_a_checkout_the_cells_are_the_workspaces(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.cli.ablate.RESULTS", tmp_path / "site-packages" / "benchmarks" / "ablations")
+    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
+    assert f"({ws.path('benchmarks/ablations/labels')})" in capsys.readouterr().out
+
+
 def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablate(ws, tmp_path, "threshold", "--list")
     assert capsys.readouterr().out.count("seed 0") == 9

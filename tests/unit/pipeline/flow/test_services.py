@@ -8,6 +8,7 @@ import pytest
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError
+from pipeline.flow import up
 from pipeline.flow.services import Services
 
 
@@ -18,3 +19,15 @@ def test_a_server_that_runs_on_another_port_is_told_at_once(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="runs on port 4300, not 4200") as refused:
         Services(tmp_path, port=4200).check_same_port()
     assert "make orchestrate-stop" in refused.value.hint
+
+
+def test_without_a_checkout_the_missing_deployment_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws" / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setattr(up, "REPO", tmp_path / "site-packages")
+    with pytest.raises(ConfigError, match="no deployment there") as refused:
+        up.up(Services(tmp_path / "ws"), wait_s=1.0)
+    assert "copy prefect.yaml" in refused.value.hint
+    assert not (tmp_path / "ws" / ".orchestrate").exists()
