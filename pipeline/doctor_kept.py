@@ -30,6 +30,18 @@ def examine(ws: Workspace) -> Iterator[Finding]:
     """All of it."""
     yield from _missing(ws)
     yield from _lines(ws)
+    yield from _unread(ws)
+
+
+def _unread(ws: Workspace) -> Iterator[Finding]:
+    """Marks beside the final store, where an earlier version put them: no stage reads those."""
+    from pipeline.inspector.review import ReviewFile, review_path
+
+    name, raw = "labels/final.review.jsonl", "labels/raw.review.jsonl"
+    with suppress(HmsaError):  # a damaged line is a finding of its own
+        if marks := ReviewFile(ws.path("labels/final")).marks():
+            text = f"{review_path(ws.path('labels/final'))}: {len(marks)} marks that no stage reads"
+            yield Finding(name, "warning", text, f"cat {name} >> {raw} && rm {name}")
 
 
 def _missing(ws: Workspace) -> Iterator[Finding]:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
         if session.view.kind != "raw":
-            unfit = "these labels have their thresholds already; inspect the raw store, or audit some pixels"
+            unfit = "these labels have their thresholds already; inspect the raw store"
         _print(session, answer, args, f"No precision: {unfit}" if unfit else "")
     return 0
 
@@ -66,8 +66,8 @@ def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
     wanted: list[str | None] = list(args.threshold)
     if args.policy is not None and len(wanted) < 2:
         wanted.append("policy")
-    if session.view.kind != "raw" and not args.threshold:
-        return [session.cuts()]
+    if session.view.kind != "raw" and not wanted:
+        return [session.cuts(pins=args.cut)]
     if not 1 <= len(wanted) <= 2:
         raise ConfigError(
             "at most two thresholds side by side" if wanted else "which threshold? give --threshold T or --policy F",

@@ -23,13 +23,14 @@ from pipeline.inspector.page import StaticFiles, error_page
 from pipeline.inspector.safety import Guard, SafetyMiddleware
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
+from pipeline.inspector.view import StaleError
 from pipeline.inspector.weights import WeightJobs
 from pipeline.inspector.workspace_roots import policy_setting
 
 __all__ = ["Api", "make_app"]
 
 MAX_ROWS = 1000
-_KEEP = {"cache-control": "private, max-age=600"}  # pictures never change while a store is served
+_KEEP = {"cache-control": "private, max-age=600"}  # their addresses hold the version of the labels
 
 
 def _whole_number(request: Request, key: str, usual: int, highest: int) -> int:
@@ -80,6 +81,13 @@ class Api:
         query = request.query_params
         return self._session.cuts(query.get("threshold"), query.getlist("cut"))
 
+    def _kept(self, request: Request) -> dict[str, str]:
+        """Headers of what a browser may keep; a page of other labels than those that are served gets nothing."""
+        asked = request.query_params.get("v")
+        if asked not in (None, self._session.version):
+            raise StaleError("the labels were made anew since this page was loaded", hint="load the page again")
+        return {} if asked is None else _KEEP
+
     async def store(self, _: Request) -> Response:
         """All that the page computes with."""
         described = await self._run(self._session.describe)
@@ -120,31 +128,35 @@ class Api:
 
     async def plane(self, request: Request) -> Response:
         """Label, confidence or human map as 8-bit grey PNG."""
+        kept = self._kept(request)
         name, query = _name(request), request.query_params
         view = self._session.image(name, query.get("side", "a"))
         data = await self._run(lambda: view.plane_png(name, query.get("plane", "label")))
-        return Response(data, media_type="image/png", headers=_KEEP)
+        return Response(data, media_type="image/png", headers=kept)
 
     async def mini(self, request: Request) -> Response:
         """Small label map above small code map."""
+        kept = self._kept(request)
         name = _name(request)
         view = self._session.image(name)
         data = await self._run(lambda: view.mini_png(name), background=True)
-        return Response(data, media_type="image/png", headers=_KEEP)
+        return Response(data, media_type="image/png", headers=kept)
 
     async def thumb(self, request: Request) -> Response:
         """Small photograph."""
+        kept = self._kept(request)
         name = _name(request)
         view = self._session.image(name)
         data = await self._run(lambda: view.pictures.thumb(name), background=True)
-        return Response(data, media_type="image/jpeg", headers=_KEEP)
+        return Response(data, media_type="image/jpeg", headers=kept)
 
     async def picture(self, request: Request) -> Response:
         """The photograph."""
+        kept = self._kept(request)
         name = _name(request)
         view = self._session.image(name)
         data, media = await self._run(lambda: view.pictures.picture(name))
-        return Response(data, media_type=media, headers=_KEEP)
+        return Response(data, media_type=media, headers=kept)
 
     async def reviews(self, request: Request) -> Response:
         """Marks of one image, or of all."""

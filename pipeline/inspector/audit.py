@@ -176,9 +176,7 @@ class AuditFile:
     def __init__(self, path: Path, view: StoreView) -> None:
         self.path, self._view = path, view
         self._lock = threading.Lock()
-        kept = self._kept()
-        # Evidence about other labels is not evidence about these.
-        self._audit = kept if kept is not None and kept.value["store"] == view.digest else None
+        self._seen: tuple[tuple[int, int], Audit | None] | None = None
 
     def _aside(self, audit: Audit) -> Path:
         return self.path.with_name(f"{self.path.stem}-{audit.id}.json")
@@ -195,8 +193,18 @@ class AuditFile:
 
     @property
     def current(self) -> Audit | None:
-        """The audit of this very store, finished or not."""
-        return self._audit
+        """The audit of this very store, finished or not, with the answers of all servers."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return None
+        stamp = (stat.st_mtime_ns, stat.st_ino)  # each answer makes a new file
+        seen = self._seen
+        if seen is None or seen[0] != stamp:
+            kept = self._kept()
+            # Evidence about other labels is not evidence about these.
+            self._seen = seen = (stamp, kept if kept is not None and kept.value["store"] == self._view.digest else None)
+        return seen[1]
 
     def start(self, audit: Audit) -> Audit:
         """Keep a new audit; one that was answered, of these labels or others, is put aside under its id, never lost."""
@@ -208,20 +216,18 @@ class AuditFile:
                 aside = self._kept(self._aside(audit))  # the same draw, answered before
                 kept = audit if aside is None else aside
                 self._save(kept, self.path)
-            self._audit = kept
             return kept
 
     def answer(self, audit_id: str, item: int, verdict: str) -> Audit:
         """Record an answer and rewrite the file; what could not be written does not count."""
         with self._alone():
-            if self._audit is None or self._audit.id != audit_id:
+            audit = self._kept()
+            if audit is None or audit.value["store"] != self._view.digest:
                 raise InputError(f"no audit {audit_id!r} is under way", hint="draw a new one")
-            audit = self._kept() or self._audit  # with the answers of another server, where there are some
             if audit.id != audit_id:
-                raise InputError(f"{self.path}: another audit was drawn since", hint="load this page anew to go on")
+                raise InputError(f"{self.path}: another audit was drawn since", hint="open the audit anew to go on")
             audit.answer(self._view, item, verdict)
             self._save(audit, self.path)
-            self._audit = audit
             return audit
 
     @contextmanager

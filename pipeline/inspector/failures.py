@@ -21,6 +21,7 @@ from hmsa_core.errors import (
 )
 from pipeline.inspector.cuts import OffGridError
 from pipeline.inspector.saving import SaveError
+from pipeline.inspector.view import StaleError
 
 __all__ = ["HANDLERS"]
 
@@ -30,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 def _status(error: HmsaError) -> int:
     if isinstance(error, ConfigError):
         return 400
-    if isinstance(error, IntegrityError | LockedError):
+    if isinstance(error, IntegrityError | LockedError | StaleError):
         return 409
     if isinstance(error, SaveError | NoSpaceError):
         return 507  # the server cannot store what it was given

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,9 @@ def marked_store(store: Path, kind: str) -> Path:
     A thresholded store elsewhere keeps marks of its own, which no stage reads.
     """
     raw = store.with_name("raw")
-    return raw if kind != "raw" and store.name == "final" and (raw / "manifest.json").is_file() else store
+    # While `auto-infer` makes it anew the raw store of a workspace is away for a time; its marks are not.
+    is_beside = (raw / "manifest.json").is_file() or review_path(raw).is_file()
+    return raw if kind != "raw" and store.name == "final" and is_beside else store
 
 
 def review_path(store: str | os.PathLike[str]) -> Path:
@@ -119,8 +122,14 @@ class ReviewFile:
         return not mark.image_sha256 or self._pictures.get(mark.name, mark.image_sha256) == mark.image_sha256
 
     def foreign(self) -> list[Mark]:
-        """Marks that nobody withdrew, but of another picture than the store has by that name."""
-        return [mark for mark in self._parse() if not self._is_of_now(mark)] if self.path.exists() else []
+        """Marks that nobody withdrew, of another picture than the store has by that name, without a later one of it."""
+        found: list[Mark] = []
+        for mark in self._parse() if self.path.exists() else []:
+            if self._is_of_now(mark):  # somebody looked again
+                found = [old for old in found if old.name != mark.name]
+            else:
+                found.append(mark)
+        return found
 
     def _parse(self) -> list[Mark]:
         standing: dict[str, Mark] = {}
@@ -155,8 +164,14 @@ class ReviewFile:
         """Per reviewed image: "flag" if any flag stands, else "accept"."""
         return {name: status(marks) for name, marks in self.by_name().items()}
 
-    def _lines(self) -> int:
-        return len(self.path.read_bytes().splitlines()) if self.path.exists() else 0
+    def _new_id(self, content: object) -> str:
+        """A digest of content and place in the file; where lines were taken out by hand, the first that is free."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        if lines:
+            self._parse()  # nothing is written behind a damaged line
+        taken = {json.loads(line).get("id") for line in lines if line.strip()}
+        ids = (digest([place, content])[:16] for place in count(len(lines)))
+        return next(found for found in ids if found not in taken)
 
     def add(
         self, name: str, verdict: str, *, region: object = None, note: str = "", reviewer: str = "",
@@ -177,7 +192,7 @@ class ReviewFile:
             mark = _mark(value | {"image_sha256": self._pictures.get(name, "")})
             if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
                 raise InputError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
-            mark = replace(mark, id=digest([self._lines(), mark.to_json()])[:16])
+            mark = replace(mark, id=self._new_id(mark.to_json()))
             json_lines.append(self.path, mark.to_json())
         return mark
 
@@ -186,7 +201,7 @@ class ReviewFile:
         with saving(self.path), self._lock():
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
-            line = {"id": digest([self._lines(), name, mark_id])[:16], "name": name, "withdraws": mark_id}
+            line = {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id}
             json_lines.append(self.path, line)
 
     def _lock(self) -> FileLock:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hmsa_core.atomic import is_temp
-from hmsa_core.errors import HmsaError, NoSpaceError
+from hmsa_core.errors import HmsaError, NoSpaceError, mend_of
 
 __all__ = ["SaveError", "saving"]
 
@@ -37,5 +37,5 @@ def saving(path: Path, *, otherwise: str = "") -> Iterator[None]:
         said = f"{path}: not saved: {error.strerror or error}{where}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(said, hint="free space, then do it again") from error
-        hint = f"let the user of this server write in {path.parent}, then do it again"
+        hint = mend_of(error) or f"let the user of this server write in {path.parent}, then do it again"
         raise SaveError(said, hint=f"{hint}; or {otherwise}" if otherwise else hint) from error

@@ -84,6 +84,11 @@ class Session:
         self.audits = AuditFile(audit_path(folder), self.view)
         self._write = threading.Lock()
 
+    @property
+    def version(self) -> str:
+        """Which labels are served: a part of the addresses of what browsers keep."""
+        return self.view.digest[:16] + ("" if self.other is None else f"-{self.other.digest[:16]}")
+
     def side(self, side: str) -> StoreView:
         """Store "a" or "b"."""
         if side == "a":
@@ -137,7 +142,7 @@ class Session:
         start = ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0
         return {
             "name": view.name, "path": str(view.path), "kind": view.kind, "digest": view.digest,
-            "teacher": _text(view.lineage.get("teacher")), "images": len(view.names),
+            "version": self.version, "teacher": _text(view.lineage.get("teacher")), "images": len(view.names),
             "classes": [
                 {"name": n, "colour": list(c), "group": g}
                 for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import ConfigError, HmsaError, InputError
 from hmsa_core.labels import codec
 from hmsa_core.labels.codes import NUM_CODES
 from hmsa_core.labels.manifest import binding, read_manifest
 from hmsa_core.labels.parquet import FileRecord, read_table
 from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.schema import MANIFEST
 from hmsa_core.labels.stats import StoreStatistics
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
@@ -28,13 +29,17 @@ from pipeline.inspector.precision import Coarse
 if TYPE_CHECKING:
     from hmsa_core.labels.curves import Curves
 
-__all__ = ["StoreView", "find_curves", "load_policy"]
+__all__ = ["StaleError", "StoreView", "find_curves", "load_policy"]
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
 _MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map
 # Edges at which the spread of confidence is sampled: enough to order images, few enough to read at once.
 DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
+
+
+class StaleError(HmsaError):
+    """The labels on the disk, or those that are asked for, are no longer those that were opened."""
 
 
 def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
@@ -90,6 +95,7 @@ class StoreView:
         self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
         self.lineage: dict[str, Any] = self.manifest["lineage"]
         self.digest = str(self.manifest["digest"])
+        self._stamp = self._manifest_stamp()
         self.pictures = Pictures(
             images, self.info, self.classes, lambda: list(self.statistics.images["image_path"].to_pylist())
         )
@@ -217,6 +223,30 @@ class StoreView:
             first += len(shard["images"])
         return counts
 
+    def _manifest_stamp(self) -> tuple[int, int] | None:
+        try:
+            stat = (self.path / MANIFEST).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino
+
+    def check_current(self) -> None:
+        """Refuse to mix labels: some files of a store that was replaced are still open, others are those of now.
+
+        Raises:
+            StaleError: the store was made anew, or is being made anew.
+        """
+        stamp = self._manifest_stamp()
+        if stamp == self._stamp:
+            return
+        if stamp is not None and str(read_manifest(self.path)["digest"]) == self.digest:
+            self._stamp = stamp
+            return
+        raise StaleError(
+            f"{self.path}: made anew since this server opened it",
+            hint="start `autolabel serve` again and load the page",
+        )
+
     # --- maps and pictures --------------------------------------------------------------------------
 
     def _reader(self, name: str) -> LabelStore:
@@ -235,6 +265,7 @@ class StoreView:
 
     def read(self, name: str) -> tuple[UInt8, UInt8]:
         """Label and confidence code of an image (uint8 HxW each); damage is a StoreError."""
+        self.check_current()
         return self._reader(name).read(name)
 
     def plane_png(self, name: str, plane: str) -> bytes:

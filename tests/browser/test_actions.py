@@ -14,10 +14,12 @@ from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.policy import from_threshold
 from pipeline.cli.main import main
 from pipeline.inspector.review import ReviewFile, flagged_pixels
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
+from tests.support.ranks import free_port
 
 
 def copy_of(street: Scenes, folder: Path) -> Path:
@@ -83,6 +85,117 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     assert x1 - x0 > 20
     assert y1 - y0 > 10
     assert flagged_pixels(marks, 256, 512).all()
+
+
+# Saves of marks wait until `release()` is called, and then fail if it is called with true.
+HOLD_SAVES = """
+  const real = window.fetch;
+  const held = [];
+  window.posts = 0;
+  window.release = (fail) => { window.held = false; held.splice(0).forEach((go) => go(fail)); };
+  window.held = true;
+  window.fetch = async (path, options) => {
+    if (options?.method !== "POST" || !String(path).includes("api/review")) return real(path, options);
+    window.posts += 1;
+    if (window.held && await new Promise((go) => held.push(go))) {
+      return new Response(JSON.stringify({message: "not saved: disk", hint: ""}), {status: 507});
+    }
+    return real(path, options);
+  };
+"""
+
+
+def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=street.names[0])
+        page.js(HOLD_SAVES)
+        page.keys("n", "first", Keys.ESCAPE, "f", "f")
+        page.until(lambda: "still being saved" in page.text("#toasts"))
+        page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+        page.keys("n", "second", Keys.ESCAPE, "r")
+        ActionChains(browser, duration=30).move_to_element(page.find("#stage")).click_and_hold().move_by_offset(
+            90, 60
+        ).release().perform()
+        page.until(lambda: "drawn" in page.text("#region-label"))
+        page.js("window.release(false)")
+        page.until(lambda: f"Flagged {street.names[0]}" in page.text("#toasts"))
+        assert page.js("return document.getElementById('note').value") == "second"
+        page.keys("f")
+        page.until(lambda: page.all(".mark-item"))
+        assert page.js("return window.posts") == 2
+        assert page.js("return document.getElementById('note').value") == ""
+    marks = ReviewFile(store).marks()
+    assert [(mark.name, mark.note, mark.region is None) for mark in marks] == [
+        (street.names[0], "first", True), (street.names[1], "second", False)
+    ]  # fmt: skip
+
+
+def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=street.names[0])
+        page.js(HOLD_SAVES)
+        page.keys("n", "ghost car", Keys.ESCAPE, "f", Keys.ARROW_RIGHT)
+        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+        page.js("window.release(true)")
+        page.until(lambda: f"{street.names[0]}: not saved: disk" in page.text("#toasts"))
+        page.keys("a")
+        page.until(lambda: page.all(".mark-item"))
+        page.keys(Keys.ARROW_LEFT)
+        page.until(lambda: page.js("return document.getElementById('note').value") == "ghost car")
+        page.keys("f")
+        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+    assert [(mark.name, mark.verdict, mark.note) for mark in ReviewFile(store).marks()] == [
+        (street.names[1], "accept", ""), (street.names[0], "flag", "ghost car")
+    ]  # fmt: skip
+
+
+def test_only_what_is_on_the_screen_can_be_judged(browser: Any, street: Scenes, tmp_path: Path) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9")
+        page.js("""
+          const real = window.fetch;
+          window.hold = true;
+          window.fetch = async (path, options) => {
+            while (window.hold && String(path).includes("audit/item")) await new Promise((go) => setTimeout(go, 20));
+            return real(path, options);
+          };
+        """)
+        page.keys("u")
+        page.until(lambda: page.find("#audit-form").is_displayed())
+        page.find("#audit-per-class").send_keys(Keys.ENTER)
+        page.until(lambda: page.find("#audit-run").is_displayed())
+        page.keys("j", "j", "j")
+        assert page.text("#audit-count").startswith("0 of")
+        page.js("window.hold = false")
+        page.until(lambda: page.find("#audit-close").get_attribute("data-item") == "0")
+        page.keys("j")
+        page.until(lambda: page.text("#audit-count").startswith("1 of"))
+    items = json.loads((tmp_path / "raw.audit.json").read_text())["items"]
+    assert [item["verdict"] for item in items[:3]] == ["right", None, None]
+
+
+def test_labels_that_were_made_anew_are_not_taken_from_the_browsers_cache(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    raw = LabelStore.open(street.store)
+    port = free_port()
+    seen = []
+    for threshold in ("0.5", "0.99"):
+        final = tmp_path / "final"
+        finalise(raw, Recipe(from_threshold(threshold, raw.classes)), final)
+        with serving(str(final), port=port) as (address, _):
+            page = Page(browser, address)
+            page.open(image=street.names[0])
+            seen.append(page.painted())
+        assert seen[-1] == int((LabelStore.open(final).read_label(street.names[0]) != 255).sum())
+    assert seen[1] < seen[0]
 
 
 def test_an_audit_of_ten_clicks_becomes_evidence(browser: Any, street: Scenes, tmp_path: Path, inspect) -> None:

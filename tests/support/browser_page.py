@@ -120,9 +120,9 @@ class Page:
 
 
 @contextlib.contextmanager
-def serving(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(*args: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A running `autolabel serve`: its address and process."""
-    command = [sys.executable, "-m", "pipeline.cli.main", "serve", *args, "--port", "0", "--reviewer", "kim"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "serve", *args, "--port", str(port), "--reviewer", "kim"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as server:

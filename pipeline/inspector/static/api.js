@@ -32,8 +32,16 @@ async function send(path, options) {
   return response;
 }
 
+// The browser keeps these; labels that were made anew have other addresses.
+const LABELS = new Set(["plane", "mini", "thumb", "picture"]);
+let version = "";
+
+/** Say which labels the page shows (`store.version`). */
+export const useVersion = (text) => { version = text; };
+
 // A list as value becomes a repeated parameter.
-const address = (path, params) => {
+const address = (path, given) => {
+  const params = LABELS.has(path) && version ? { ...given, v: version } : given;
   const pairs = Object.entries(params).flatMap(([key, value]) => [value].flat().map((one) => [key, one]));
   return pairs.length ? `api/${path}?${new URLSearchParams(pairs)}` : `api/${path}`;
 };

@@ -89,6 +89,7 @@ let turn = 0;
 async function showItem() {
   const mine = ++turn;
   const item = audit.items[at];
+  byId("audit-close").dataset.item = "";
   progress();
   byId("audit-done").hidden = Boolean(item);
   byId("audit-work").hidden = !item;
@@ -97,6 +98,7 @@ async function showItem() {
   setText(byId("audit-class"), name);
   byId("audit-swatch").style.setProperty("--swatch", css(coloursOf(store)[item.class]));
   const size = CROP;
+  item.failed = false;
   try {
     await locate(at);
     if (mine !== turn) return;
@@ -118,7 +120,8 @@ async function showItem() {
     byId("audit-box").style.setProperty("--y", `${(100 * item.y) / planes.height}%`);
     byId("audit-close").dataset.item = String(at);
   } catch (error) {
-    report(error);
+    item.failed = true;
+    report(error, item.name);
   }
   if (mine === turn) lookAhead(at + 1);
 }
@@ -134,12 +137,14 @@ function finish() {
 /** Record an answer ("right", "wrong", "unsure") and go on. */
 async function answer(verdict) {
   const item = audit?.items[at];
-  if (!item) return;
+  // Only what is on the screen can be judged: its pixel may still be on the way, or cannot be shown.
+  if (!item || (!item.failed && byId("audit-close").dataset.item !== String(at))) return;
   const number = at;
-  item.verdict = verdict;
+  if (!item.failed) item.verdict = verdict;
   at += 1;
   while (at < audit.items.length && audit.items[at].verdict) at += 1;
   showItem();
+  if (item.failed) return; // nobody saw it: left out
   try {
     const reply = await api.post("audit/answer", { audit: audit.id, item: number, verdict });
     audit.results = reply.results;
@@ -148,7 +153,7 @@ async function answer(verdict) {
     else showItem();
   } catch (error) {
     item.verdict = null;
-    at = number;
+    at = Math.min(at, number);
     showItem();
     report(error);
   }
@@ -189,7 +194,9 @@ const KEYS = { ArrowRight: "right", j: "right", 1: "right", ArrowLeft: "wrong", 
 
 function key(event) {
   if (!dialog.open || byId("audit-run").hidden || event.target.closest("input, select")) return;
-  if (KEYS[event.key]) answer(KEYS[event.key]);
+  if (KEYS[event.key]) {
+    if (!event.repeat) answer(KEYS[event.key]);
+  }
   else if (event.key === "Backspace" || event.key === "ArrowUp") back();
   else if (event.key === " ") byId("audit-mask").classList.toggle("off", (maskShown = !maskShown) === false);
   else return;

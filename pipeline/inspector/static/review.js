@@ -13,6 +13,9 @@ const drawing = byId("drawing");
 const shape = svg("polygon", { class: "draft" });
 let corners = null; // while a region is drawn: [[x, y], ...] in pixels of the image
 let region = null; // finished region that the next mark belongs to
+let owner = null; // image that region and note belong to
+const drafts = new Map(); // what was drawn and typed on other images and not saved: name -> {region, note}
+const saving = new Set(); // images whose mark is on its way
 let changed = () => {};
 
 const points = (list) => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
@@ -30,35 +33,62 @@ function showMarks() {
   setText(byId("region-label"), corners ? "Click corners, Enter to close" : region ? "Region drawn (Esc discards)" : "Region");
 }
 
-async function send(body, message) {
-  const { name } = scene;
+async function send(name, body, message) {
   try {
     const answer = await api.post("review", { name, ...body });
-    if (scene.name !== name) return true;
-    scene.details.reviews = answer.entries;
     toast(message, { kind: "good" });
     changed(name, answer.status);
-    showMarks();
+    if (scene.name === name && scene.details) {
+      scene.details.reviews = answer.entries;
+      showMarks();
+    }
     return true;
   } catch (error) {
-    report(error);
+    report(error, name);
     return false;
   }
 }
 
 /** Mark the image, or the region that was drawn. */
 export async function mark(verdict) {
+  const { name } = scene;
   if (!scene.planes || api.isExport) return;
-  const note = byId("note").value.trim();
+  if (saving.has(name)) {
+    toast("The last mark of this image is still being saved");
+    return;
+  }
+  const typed = byId("note").value;
   const where = region;
-  const saved = await send({ verdict, region: where, note }, `${verdict === "flag" ? "Flagged" : "Accepted"} ${where ? "a region of " : ""}${scene.name}`);
+  saving.add(name);
+  const done = `${verdict === "flag" ? "Flagged" : "Accepted"} ${where ? "a region of " : ""}${name}`;
+  const saved = await send(name, { verdict, region: where, note: typed.trim() }, done);
+  saving.delete(name);
+  if (owner !== name) {
+    // The draft was put away with the image; only what was not saved, or was changed since, comes back with it.
+    const draft = drafts.get(name);
+    if (saved && draft?.region === where && draft.note === typed) drafts.delete(name);
+    return;
+  }
   if (!saved) return; // what was drawn and typed stays, to be tried again
-  byId("note").value = "";
-  region = null;
+  if (byId("note").value === typed) byId("note").value = "";
+  if (region === where) region = null;
   showMarks();
 }
 
-const withdraw = (entry) => send({ withdraws: entry.id }, "Withdrawn");
+/** Put what was drawn and typed away with its image, and take out what belongs to the one that is shown now. */
+function changeOwner() {
+  if (owner === scene.name) return;
+  const left = { region, note: byId("note").value };
+  if (owner !== null && (left.region || left.note)) drafts.set(owner, left);
+  owner = scene.name;
+  cancelRegion();
+  const found = drafts.get(owner);
+  drafts.delete(owner);
+  region = found?.region ?? null;
+  byId("note").value = found?.note ?? "";
+}
+
+const withdraw = (entry) => send(scene.name, { withdraws: entry.id }, "Withdrawn");
 
 /** Start to draw a region: clicks set corners, a drag draws a box. */
 export function startRegion() {
@@ -132,7 +162,7 @@ export function startReview(onChange) {
   byId("review-bar").hidden = api.isExport;
   onScene((_, what) => {
     if (what !== "image" && what !== "error") return;
-    cancelRegion();
+    changeOwner();
     if (scene.planes) drawing.setAttribute("viewBox", `0 0 ${scene.planes.width} ${scene.planes.height}`);
     showMarks();
   });

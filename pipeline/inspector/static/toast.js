@@ -12,11 +12,11 @@ export function toast(message, { kind = "", hint = "" } = {}) {
   setTimeout(() => note.remove(), kind === "bad" ? 9000 : 3500);
 }
 
-/** Report an error of any kind. */
-export function report(error) {
+/** Report an error of any kind; `about` says which image it is about. */
+export function report(error, about = "") {
   if (error.name === "AbortError") return;
   if (error.code === "offline") byId("offline").hidden = false;
-  else toast(error.message, { kind: "bad", hint: error.hint });
+  if (error.code !== "offline" || about) toast(about ? `${about}: ${error.message}` : error.message, { kind: "bad", hint: error.hint });
 }
 
 export const online = () => { byId("offline").hidden = true; };

@@ -57,6 +57,15 @@ def test_what_dvc_asks_for_and_no_stage_makes_is_named_when_it_is_gone(workspace
     assert ReviewFile(workspace.path("labels/raw")).marks() == []
 
 
+def test_marks_beside_the_final_store_are_moved_to_where_they_are_read(workspace: Workspace) -> None:
+    mark = ReviewFile(workspace.path("labels/final")).add("a", "flag")
+    (told,) = [f for f in doctor.examine(workspace.root) if f.name == "labels/final.review.jsonl"]
+    assert (told.state, "1 mark" in told.text) == ("warning", True)
+    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
+    assert [found.id for found in ReviewFile(workspace.path("labels/raw")).marks()] == [mark.id]
+    assert "labels/final.review.jsonl" not in states(workspace.root)
+
+
 @pytest.fixture
 def killed(workspace: Workspace) -> Iterator[tuple[str, Path]]:
     """params.yaml as it was before a night that was killed, and the night's record, damaged."""

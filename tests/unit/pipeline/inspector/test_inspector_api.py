@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.shards import ShardWriter
 from pipeline.cli.main import main
 from pipeline.inspector import weights as weights_module
@@ -236,12 +238,14 @@ def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes:
         assert SCRIPT not in client.get("/", image=name, q=SCRIPT).text
 
 
-def thresholded(folder: Path, scenes: Scenes) -> Path:
-    """A final store as `pseudo-label` makes it, from the policy's labels."""
+def thresholded(folder: Path, scenes: Scenes, threshold: str = "") -> Path:
+    """A final store as `pseudo-label` makes it, from the policy's labels or those of one threshold."""
     from hmsa_core.labels.plans import plan_shards
     from hmsa_core.labels.shards import write_manifest
 
     raw, policy = LabelStore.open(scenes.store), ThresholdPolicy.load(scenes.policy)
+    if threshold:
+        policy = from_threshold(threshold, raw.classes)
     plans = plan_shards((), [(name, "") for name in raw.names()], 3, "k")
     for plan in plans:
         writer = ShardWriter(folder, plan, classes=raw.classes, kind="thresholded")
@@ -277,10 +281,42 @@ def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_
     session.review.add(own_scenes.names[0], "flag")
     assert [mark.name for mark in ReviewFile(own_scenes.store).marks()] == [own_scenes.names[0]]
     assert not final.with_name("final.review.jsonl").exists()
-    found = inspect_json(capsys, str(final), "--policy", str(own_scenes.policy))
+    for option in (["--policy", str(own_scenes.policy)], ["--cut", "road:0.9"]):
+        assert main(["inspect", str(final), *option]) == 2
+        assert "already thresholded" in capsys.readouterr().err
+    found = inspect_json(capsys, str(final))
     assert [row["precision"] for row in (found, *found["classes"])] == [None] * (1 + len(found["classes"]))
     assert main(["inspect", str(final)]) == 0
     assert "No precision: these labels have their thresholds already" in capsys.readouterr().out
+
+
+def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: AsgiClient, own_scenes: Scenes) -> None:
+    name, version = own_scenes.names[0], client.get("/api/store").json()["version"]
+    for path in ("plane", "mini", "thumb", "picture"):
+        kept = client.get(f"/api/{path}", name=name, v=version)
+        assert (kept.status, kept.headers["cache-control"]) == (200, "private, max-age=600")
+        assert client.get(f"/api/{path}", name=name).headers["cache-control"] == "no-store"
+        old = client.get(f"/api/{path}", name=name, v="0123")
+        assert (old.status, "load the page again" in old.json()["hint"]) == (409, True)
+
+
+def test_a_store_that_was_made_anew_is_told_and_never_mixed(own_scenes: Scenes) -> None:
+    final = thresholded(own_scenes.store.with_name("final"), own_scenes)
+    session = Session(final)
+    with ThreadPoolExecutor(1) as pool:
+        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+        assert client.get("/api/plane", name=own_scenes.names[0]).status == 200
+        shutil.copytree(final, again := final.with_name("again"))
+        shutil.rmtree(final)
+        assert client.get("/api/plane", name=own_scenes.names[0]).status == 409, "it is being made anew"
+        again.rename(final)
+        assert client.get("/api/plane", name=own_scenes.names[0]).status == 200, "the same labels again"
+        shutil.rmtree(final)
+        thresholded(final, own_scenes, "0.5")
+        for name in own_scenes.names:
+            answer = client.get("/api/plane", name=name)
+            assert (answer.status, answer.json()["error"]) == (409, "StaleError")
+            assert "autolabel serve" in answer.json()["hint"]
 
 
 def test_scale_weights_come_from_a_process_of_their_own(session: Session, tmp_path: Path, monkeypatch) -> None:

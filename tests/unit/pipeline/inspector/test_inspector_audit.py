@@ -114,7 +114,7 @@ def test_drawing_again_never_throws_answers_away(view: StoreView, cuts: Cuts, tm
     assert kept["items"][0]["verdict"] == "right"
     with pytest.raises(InputError):
         file.answer(first.id, 0, "wrong")
-    assert file.current is second
+    assert file.current.id == second.id
     again = file.start(Audit.draw(view, cuts, per_class=2, seed=0))  # the first draw is taken up where it was left
     assert (again.id, [answer.right for answer in again.answers()]) == (first.id, [True])
 
@@ -163,3 +163,16 @@ def test_nothing_kept_is_nothing_to_judge(view: StoreView) -> None:
     withheld = [f"{name}:withheld" for name in view.classes.classes]
     with pytest.raises(ConfigError, match="nothing is kept"):
         Audit.draw(view, parse_cuts(view.classes, "0.9", withheld), per_class=3, seed=0)
+
+
+def test_what_another_server_drew_or_was_told_is_what_this_one_shows(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+    one, two = (AuditFile(tmp_path / "raw.audit.json", view) for _ in range(2))
+    assert two.current is None
+    audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
+    one.answer(audit.id, 0, "wrong")
+    assert two.current is not None
+    assert (two.current.id, [answer.right for answer in two.current.answers()]) == (audit.id, [False])
+    other = one.start(Audit.draw(view, cuts, per_class=3, seed=1))
+    assert two.current.id == other.id
+    two.answer(other.id, 1, "right")
+    assert [answer.right for answer in one.current.answers()] == [True]

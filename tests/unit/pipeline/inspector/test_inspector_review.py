@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa_core.errors import InputError, IntegrityError
-from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
+from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels, marked_store
 from tests.support.faults import every_fault
 
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
@@ -63,6 +63,38 @@ def test_marks_are_of_the_picture_that_was_looked_at(tmp_path: Path) -> None:
     back = ReviewFile(tmp_path / "raw", {"a": "1" * 64, "b": "2" * 64})
     assert [mark.id for mark in back.marks()] == [of_any.id, flagged.id, other.id]
     assert "image_sha256" not in of_any.to_json()
+    replaced.add("a", "accept")
+    assert replaced.foreign() == [], "somebody looked at the picture of now"
+
+
+def test_the_same_mark_again_counts_where_lines_were_taken_out_by_hand(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    for name, verdict in (("x", "flag"), ("y", "flag"), ("b", "flag"), ("b", "accept")):
+        review.add(name, verdict)
+    review.path.write_text("".join(review.path.read_text().splitlines(keepends=True)[2:]))
+    review.add("b", "flag")
+    assert [mark.verdict for mark in review.marks()] == ["flag", "accept", "flag"]
+    assert review.statuses() == {"b": "flag"}
+
+
+def test_nothing_is_written_behind_a_damaged_line(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(damaged := review.path.read_text() + '{"id": 1, "verdict"')
+    with pytest.raises(IntegrityError, match="line 2"):
+        review.add("b", "flag")
+    assert review.path.read_text() == damaged
+
+
+def test_marks_of_final_labels_go_to_raw_though_it_is_being_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "manifest.json").write_text("{}")
+    final = tmp_path / "final"
+    assert marked_store(final, "final") == tmp_path / "raw"
+    ReviewFile(tmp_path / "raw").add("a", "flag")
+    (tmp_path / "raw" / "manifest.json").unlink()  # `auto-infer` runs
+    assert marked_store(final, "final") == tmp_path / "raw"
+    assert marked_store(tmp_path / "elsewhere" / "final", "final") == tmp_path / "elsewhere" / "final"
 
 
 def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize(
     ("code", "kind", "said", "hint"),
-    [(errno.EACCES, "SaveError", "Permission denied", "write in"), (errno.EROFS, "SaveError", "Read-only", "write in"),
+    [(errno.EACCES, "SaveError", "Permission denied", "write in"), (errno.EROFS, "SaveError", "Read-only", "mount"),
      (errno.ENOSPC, "NoSpaceError", "No space left", "free space"), (errno.EDQUOT, "NoSpaceError", "quota", "free space")],
 )  # fmt: skip
 def test_what_cannot_be_saved_is_one_clear_line(
