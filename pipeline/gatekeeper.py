@@ -18,7 +18,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.errors import HmsaError, IntegrityError
 from pipeline import gate, json_lines, keys
 from pipeline.counts import read_counts
-from pipeline.registry import Registry
+from pipeline.registry import Registry, knows_other_classes
 from pipeline.workspace import Workspace
 
 __all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "measured_aa", "recipe_digest"]
@@ -71,6 +71,7 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
             f"{ws.path('evaluation/verdict.json')}: judged other weights than models/student holds",
             hint="run `dvc repro evaluate`",
         )
+    _check_incumbent(ws, stored.get("incumbent_weights_sha256"), weights)
     if "gain" not in stored:
         return stored  # unverified: there is no report set (profile paper-final)
     incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
@@ -88,6 +89,18 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict.get("notes", []), *_notes(ws, aa)]}
 
 
+def _check_incumbent(ws: Workspace, judged_against: str | None, candidate: str) -> None:
+    """Somebody may have promoted or rolled back since `evaluate`."""
+    if judged_against is None:
+        return
+    teacher = atomic.read_json(ws.teacher() / "model.json")["weights_sha256"]
+    if teacher not in (judged_against, candidate):
+        raise IntegrityError(
+            f"{ws.path('evaluation/verdict.json')}: judged against another teacher than the one that teaches now",
+            hint="run `dvc repro evaluate`",
+        )
+
+
 def _champion(ws: Workspace) -> tuple[str | None, str]:
     """Under which name `evaluate` scored the pinned reference; and why it did not, if there is one."""
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
@@ -97,6 +110,11 @@ def _champion(ws: Workspace) -> tuple[str | None, str]:
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
             return name, ""
+    if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
+        return None, (
+            f"the pinned reference {champion.name} has other classes and cannot be scored: `autolabel models pin "
+            "VERSION` names another, `rm models/registry/champion.json` none until the next promotion"
+        )
     return None, (
         f"the pinned reference {champion.name} has not been scored on these images: "
         "`dvc repro --force --single-item evaluate`"
@@ -129,7 +147,9 @@ def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
     """
     report, seen = atomic.digest(list(images)), looks(ws)
     sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
-    overlap = {report} | {digest for digest, names in sets.items() if not names.isdisjoint(images)}
+    # Of sets without names (looks of an earlier version) nothing is known: they may overlap.
+    overlap = {str(line["images"]) for line in seen} - {d for d, names in sets.items() if names.isdisjoint(images)}
+    overlap.add(report)
     taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
     if (candidate, report) not in taken:
         names = {} if report in sets else {"names": list(images)}

@@ -21,11 +21,12 @@ from hmsa_core.digested import take_digest
 from hmsa_core.engine.lineage import LINEAGE_FILE
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.locks import FileLock
+from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import link_tree, new_tree
 from pipeline import json_lines
 from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["Registry", "Version", "damage", "version_damage"]
+__all__ = ["Registry", "Version", "damage", "knows_other_classes", "version_damage"]
 
 _HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
 
@@ -75,6 +76,12 @@ def _lineage_damage(path: Path, described: object) -> str:
     return "" if actual == expected else f"{path}: SHA-256 is not the one in model.json"
 
 
+def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
+    """Whether a checkpoint says that it was trained on other classes; one that says nothing may have been on these."""
+    known = atomic.read_json(checkpoint / "model.json").get("class_table")
+    return known is not None and ClassTable.from_json(known).classes != classes.classes
+
+
 def version_damage(folder: Path) -> str:
     """What is wrong with a registered model: its checkpoint, or its record is torn (one without is not listed)."""
     record = folder / "record.json"
@@ -96,6 +103,25 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _description(checkpoint: Path) -> dict[str, Any]:
     """What is said of weights: other classes, inference or shape make another model of the same bytes."""
     return {k: v for k, v in atomic.read_json(checkpoint / "model.json").items() if k not in _HISTORY}
+
+
+def _is_same(version: Version, checkpoint: Path, weights: str) -> bool:
+    """Whether a checkpoint is this version, as far as the version's own description can be read."""
+    if version.record.get("weights_sha256") != weights:
+        return False
+    try:
+        recorded, digest = take_digest(atomic.read_json(version.path / "model.json"))
+    except (HmsaError, OSError):
+        return True
+    return recorded not in (None, digest) or _description(version.path) == _description(checkpoint)
+
+
+def _weights(folder: Path) -> str:
+    """Digest of a version's weights by its model.json, "" where that cannot be read."""
+    try:
+        return str(atomic.read_json(folder / "model.json").get("weights_sha256", ""))
+    except (HmsaError, OSError):
+        return ""
 
 
 class Registry:
@@ -172,16 +198,14 @@ class Registry:
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
         versions, torn = self._read()
-        for version in versions:
-            if version.record.get("weights_sha256") == weights:
-                if damage(version.path):
-                    _put(checkpoint, version.path, version.record)
-                elif _description(version.path) != _description(checkpoint):
-                    continue
-                return version
-        numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
         own = checkpoint.resolve()
         is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
+        for version in versions:
+            if version.name == own.name if is_own else _is_same(version, checkpoint, weights):
+                if damage(version.path):
+                    _put(checkpoint, version.path, version.record)
+                return version
+        numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
         number = _number_of(own.name) if is_own else 1 + max(numbers, default=0)
         path = self.folder / (own.name if is_own else f"v{number:04d}-{weights[:8]}")
         atomic.sweep_temps(self.folder)
@@ -197,7 +221,7 @@ class Registry:
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
-        """Let a version teach: append to the history, then rewrite `current.json` and nothing else.
+        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json`.
 
         Raises:
             IntegrityError: its files are damaged.
@@ -205,10 +229,10 @@ class Registry:
         if wrong := damage(version.path):
             raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
         with self._lock():
-            self._switch("promote", f"models/registry/{version.name}", by, reason, now=self.current())
-            champion = self.folder / "champion.json"
-            if not champion.exists():
-                atomic.write_json(champion, {"version": version.name})
+            now = self.current()
+            if not (self.folder / "champion.json").exists():  # first: whoever teaches has a reference
+                self.pin_champion(version)
+            self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
 
     def rollback(self, *, by: str = "", reason: str = "") -> str:
         """Return to whoever taught before the last switch; return its name.
@@ -237,7 +261,7 @@ class Registry:
     def _before(self, now: str) -> str:
         """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""
         taught: list[str] = []
-        for line in self.history():
+        for line in self._switches(now):
             old, new = str(line["from"]), str(line["to"])
             if line["action"] == "repair":  # what it left cannot be gone back to
                 taught = _up_to(taught, new) or [new]
@@ -253,6 +277,12 @@ class Registry:
             )
         return taught[-2]
 
+    def _switches(self, now: str) -> list[dict[str, Any]]:
+        """The history without lines whose writer ended before current.json said the same."""
+        lines = self.history()
+        then = [*(str(line["from"]) for line in lines[1:]), now]
+        return [line for line, after in zip(lines, then, strict=False) if not line["from"] == after != line["to"]]
+
     def _is_whole(self, teacher: str) -> bool:
         """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
         folder = (self.root / teacher).resolve()
@@ -265,11 +295,20 @@ class Registry:
         return next(may, TEACHER_STAGE)
 
     def withdrawn(self, name: str) -> dict[str, Any] | None:
-        """The rollback away from a version, if that is the last thing that happened to it: a person's word stands."""
-        for line in reversed(self.history()):
-            if line["to"].endswith(f"/{name}"):
+        """The rollback away from a version, if that is the last thing that happened to it: a person's word stands.
+
+        It is a word against the weights: another description of the same ones is meant, too.
+        """
+        try:
+            now = self.current()
+        except HmsaError:  # missing or torn: all that is told happened
+            now = ""
+        weights = _weights(self.folder / name)
+        same = {p.name for p in self.folder.glob("v*") if weights and _weights(p) == weights} | {name}
+        for line in reversed(self._switches(now)):
+            if Path(str(line["to"])).name in same:
                 return None
-            if line["from"].endswith(f"/{name}") and line["action"] == "rollback":
+            if Path(str(line["from"])).name in same and line["action"] == "rollback":
                 return dict(line)
         return None
 

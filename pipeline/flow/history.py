@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmsa_core import __version__, atomic
+from hmsa_core.errors import IntegrityError
 from pipeline import json_lines
 from pipeline.flow.services import REPO
 from pipeline.gatekeeper import looks, measured_aa
-from pipeline.registry import Registry
+from pipeline.registry import Registry, damage
 from pipeline.workspace import Workspace
 
 __all__ = ["HISTORY", "NIGHTS", "check_readable", "describe", "differs", "nights", "remember"]
@@ -34,13 +35,20 @@ def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_readable(ws: Workspace) -> None:
-    """Refuse a history, or A/A figures, that the gate or the page would stop at, hours later.
+    """Refuse a history, A/A figures or a reference that the gate or the page would stop at, hours later.
 
     Raises:
         IntegrityError: names the file and the line.
     """
     nights(ws)
     Registry(ws.root).history()
+    champion = Registry(ws.root).champion()
+    if champion is not None and (wrong := damage(champion.path)):
+        raise IntegrityError(
+            f"the pinned reference {champion.name}: {wrong}",
+            hint="`autolabel models register` of a folder with the same weights mends it, `autolabel models pin` names "
+            "another",
+        )
     looks(ws)
     measured_aa(ws)
 

@@ -26,6 +26,7 @@ from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 from pipeline.inspector.precision import AuditAnswer
 from pipeline.inspector.saving import saving
+from pipeline.inspector.stamps import stamp_of
 from pipeline.inspector.view import StoreView
 
 __all__ = ["Audit", "AuditFile", "audit_path"]
@@ -194,12 +195,9 @@ class AuditFile:
     @property
     def current(self) -> Audit | None:
         """The audit of this very store, finished or not, with the answers of all servers."""
-        try:
-            stat = self.path.stat()
-        except FileNotFoundError:
+        stamp, seen = stamp_of(self.path), self._seen
+        if stamp is None:
             return None
-        stamp = (stat.st_mtime_ns, stat.st_ino)  # each answer makes a new file
-        seen = self._seen
         if seen is None or seen[0] != stamp:
             kept = self._kept()
             # Evidence about other labels is not evidence about these.

@@ -25,6 +25,7 @@ from hmsa_core.errors import InputError, IntegrityError
 from hmsa_core.locks import FileLock
 from pipeline import json_lines
 from pipeline.inspector.saving import saving
+from pipeline.inspector.stamps import stamp_of
 
 __all__ = ["Mark", "ReviewFile", "flagged_pixels", "marked_store", "review_path"]
 
@@ -109,11 +110,9 @@ class ReviewFile:
 
     def marks(self) -> list[Mark]:
         """Marks that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""
-        try:
-            stat = self.path.stat()
-        except FileNotFoundError:
+        stamp = stamp_of(self.path)
+        if stamp is None:
             return []
-        stamp = (stat.st_mtime_ns, stat.st_ino)  # each append makes a new file
         if self._seen is None or self._seen[0] != stamp:
             self._seen = (stamp, [mark for mark in self._parse() if self._is_of_now(mark)])
         return list(self._seen[1])
@@ -187,7 +186,7 @@ class ReviewFile:
             reviewer: who says it.
             size: height and width of its label map, to refuse a region outside of it; None: taken as it is.
         """
-        with saving(self.path), self._lock():
+        with saving(self.path), self.lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value | {"image_sha256": self._pictures.get(name, "")})
             if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
@@ -198,13 +197,14 @@ class ReviewFile:
 
     def withdraw(self, name: str, mark_id: str) -> None:
         """Take a mark back by appending a line that says so."""
-        with saving(self.path), self._lock():
+        with saving(self.path), self.lock():
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
             line = {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id}
             json_lines.append(self.path, line)
 
-    def _lock(self) -> FileLock:
+    def lock(self) -> FileLock:
+        """Keeps writers out while it is held; readers need none."""
         return FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"review file {self.path}", wait_s=10.0)
 
 

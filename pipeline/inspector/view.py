@@ -25,6 +25,7 @@ from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.pictures import Pictures
 from pipeline.inspector.precision import Coarse
+from pipeline.inspector.stamps import stamp_of
 
 if TYPE_CHECKING:
     from hmsa_core.labels.curves import Curves
@@ -95,7 +96,7 @@ class StoreView:
         self.classes, self.kind = self.statistics.classes, str(self.manifest["kind"])
         self.lineage: dict[str, Any] = self.manifest["lineage"]
         self.digest = str(self.manifest["digest"])
-        self._stamp = self._manifest_stamp()
+        self._stamp = stamp_of(self.path / MANIFEST)
         self.pictures = Pictures(
             images, self.info, self.classes, lambda: list(self.statistics.images["image_path"].to_pylist())
         )
@@ -223,20 +224,13 @@ class StoreView:
             first += len(shard["images"])
         return counts
 
-    def _manifest_stamp(self) -> tuple[int, int] | None:
-        try:
-            stat = (self.path / MANIFEST).stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino
-
     def check_current(self) -> None:
         """Refuse to mix labels: some files of a store that was replaced are still open, others are those of now.
 
         Raises:
             StaleError: the store was made anew, or is being made anew.
         """
-        stamp = self._manifest_stamp()
+        stamp = stamp_of(self.path / MANIFEST)
         if stamp == self._stamp:
             return
         if stamp is not None and str(read_manifest(self.path)["digest"]) == self.digest:

@@ -6,6 +6,7 @@ the block (drive, city, run of frames).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ from pipeline import gate, plots
 from pipeline.counts import read_counts
 from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
-from pipeline.registry import Registry
+from pipeline.registry import Registry, knows_other_classes
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "run"]
 
+_LOG = logging.getLogger(__name__)
 STAGE = "evaluate"
 OUT = "evaluation"
 
@@ -106,9 +108,16 @@ def _models(ws: Workspace) -> dict[str, Path]:
     if ws.is_promoted():
         models["incumbent"] = ws.teacher()
     champion = Registry(ws.root).champion()
-    if champion is not None and weights_of(champion.path) not in {weights_of(m) for m in models.values()}:
-        models["champion"] = champion.path
-    return models
+    if champion is None or weights_of(champion.path) in {weights_of(m) for m in models.values()}:
+        return models
+    if knows_other_classes(champion.path, Index.load(role_index(ws, "report")).classes):
+        _LOG.warning(
+            "%s: the pinned reference %s has other classes and is not scored; nothing is promoted until "
+            "`autolabel models pin VERSION` names another, or `rm models/registry/champion.json` none",
+            STAGE, champion.name,
+        )  # fmt: skip
+        return models
+    return models | {"champion": champion.path}
 
 
 def _champion(ws: Workspace, models: Mapping[str, Path]) -> str | None:

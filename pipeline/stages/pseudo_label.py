@@ -33,7 +33,7 @@ from pipeline import keys, plots
 from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
 from pipeline.stages import VERSIONS, precision
 from pipeline.stages.precision import PAIRS
-from pipeline.stages.support import provenance, role_index, write_metrics
+from pipeline.stages.support import check_classes, provenance, role_index, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "make_recipe", "run"]
@@ -116,6 +116,7 @@ def _curves(ws: Workspace, raw: LabelStore) -> Curves | None:
 def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Curves | None) -> Recipe:
     config, sampling = ws.params.pseudo_label, ws.params.student_train.sampling
     index = Index.load(role_index(ws, "unlabelled"))
+    check_classes(ws, str(raw.path), raw.classes, index.classes)
     coarse = {s.name: s.coarse_sha256 for s in index.samples if s.coarse}
     drawn = {s.name: s.coarse for s in index.samples if s.coarse}
     _tell_of_other_coarse_labels(raw, drawn)
@@ -136,7 +137,8 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         flagged=Flagged(marks) if marks else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={
-            name: [coarse.get(name, ""), [mark.to_json() for mark in marks.get(name, [])]]
+            # The path, too: a label file's name says how it is read, and the final store says where it lies.
+            name: [drawn.get(name, ""), coarse.get(name, ""), [mark.to_json() for mark in marks.get(name, [])]]
             for name in sorted({*coarse, *marks})
         },
     )

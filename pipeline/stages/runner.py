@@ -8,7 +8,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import yaml
@@ -41,11 +42,12 @@ def run_stage(ws: Workspace, stage: str) -> None:
     check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
-    for _ in range(_ROUNDS):
-        saved = _peoples(ws, described)
-        module.run(ws)
-        if saved == _peoples(ws, described):
-            break
+    for turn in range(_ROUNDS):
+        with _marking_held(ws, described, turn):
+            saved = _peoples(ws, described)
+            module.run(ws)
+            if saved == _peoples(ws, described):
+                break
         _LOG.info("%s: people saved marks or a policy meanwhile: once more, for what they change", stage)
     _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), described) | _peoples(ws, described))
     record = {
@@ -83,6 +85,18 @@ def _peoples(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
     paths = [ws.path(name) for name in deps if name.endswith(".review.jsonl")]
     paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name)) if "policies" in deps else []
     return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
+
+
+@contextmanager
+def _marking_held(ws: Workspace, described: Mapping[str, Any], turn: int) -> Iterator[None]:
+    """In the last round people wait with their marks (the page keeps what they drew): somebody may never pause."""
+    from pipeline.inspector.review import ReviewFile
+
+    names = [str(name) for name in described.get("deps", []) if str(name).endswith(".review.jsonl")]
+    with ExitStack() as stack:
+        for name in names if turn == _ROUNDS - 1 else ():
+            stack.enter_context(ReviewFile(ws.path(name.removesuffix(".review.jsonl"))).lock())
+        yield
 
 
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:

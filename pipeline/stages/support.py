@@ -21,7 +21,7 @@ from hmsa_core.engine.spec import (
     TrainSpec,
     ValidationData,
 )
-from hmsa_core.errors import HmsaError, IntegrityError, StoreError
+from hmsa_core.errors import ConfigError, HmsaError, IntegrityError, StoreError
 from hmsa_core.labels import sealed
 from hmsa_core.labels.manifest import listed_files, read_manifest
 from hmsa_core.labels.schema import RECEIPTS
@@ -34,6 +34,7 @@ from pipeline.stages import VERSIONS
 from pipeline.workspace import Workspace
 
 __all__ = [
+    "check_classes",
     "evaluate_model",
     "fine_data",
     "infer_store",
@@ -171,6 +172,7 @@ def infer_store(
     listed = Index.load(index)
     wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
     classes = _classes_of(checkpoint, listed)
+    check_classes(ws, f"{checkpoint}", classes, listed.classes)
     plain: dict[str, Any] = {
         "version": VERSIONS[stage],
         "config": keys.infer_material(config),
@@ -198,6 +200,25 @@ def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
     """Classes that a checkpoint's labels get: its own, or the index's where it has none (imported weights)."""
     table = read_meta(checkpoint).get("class_table")
     return ClassTable.from_json(table) if table else index.classes
+
+
+def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
+    """Refuse a teacher, or labels of one, whose class numbers mean something else than those of the fine labels.
+
+    Raises:
+        ConfigError: other names, or another number of classes; the hint says what to do.
+    """
+    if held.classes == wanted.classes:
+        return
+    names = (", ".join(table.classes[:6]) + (", ..." if table.num_classes > 6 else "") for table in (held, wanted))
+    raise ConfigError(
+        f"{what}: knows the classes {next(names)}; the fine labels have {next(names)}",
+        hint=(
+            "undo the edit of the class file, or return to a teacher of these classes (`autolabel models rollback`)"
+            if ws.is_promoted()
+            else "the teacher is older than the last edit of the class file: `dvc repro` trains it anew"
+        ),
+    )
 
 
 def _unless(

@@ -79,8 +79,8 @@ def export_store(
 
     Raises:
         ConfigError: unknown format, or one that does not fit the store; `out` holds other files than an earlier export
-            of the same kind. InputError: files that people changed since an earlier export were kept; the others are
-            written.
+            of the same kind. InputError: images of which people changed files since an earlier export were kept; the
+            others are written.
     """
     if fmt not in FORMATS:
         raise ConfigError(f"unknown export format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
@@ -92,9 +92,11 @@ def export_store(
         "format": fmt, "suffix": suffix, "kept": _kept(store, policy),
         "labels": digest({"lineage": store.lineage, "classes": store.classes.digest()}),
     }  # fmt: skip
-    with ExportFolder(Path(out), facts) as folder:
-        _write_all(selection, folder, wanted, fmt, suffix, advance)
-        folder.finish(whole=names is None)
+    for name in sorted(set(wanted) - set(store.names())):
+        store.row(name)  # says that it is unknown, before there is a folder
+    folder = ExportFolder(Path(out), facts)
+    _write_all(selection, folder, wanted, fmt, suffix, advance)
+    folder.finish(whole=names is None)
     return len(wanted)
 
 
@@ -126,7 +128,7 @@ def _mask(
     store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
 ) -> None:
     del store, code, flat, suffix
-    out.write(target_path(out.out, "", f"{name}.png"), label)
+    out.put(name, {target_path(out.out, "", f"{name}.png"): label})
 
 
 def _city(store: LabelStore, name: str) -> str:
@@ -138,9 +140,8 @@ def _cityscapes(
 ) -> None:
     del code, flat
     folder = _city(store, name)
-    out.write(target_path(out.out, folder, f"{name}_{suffix}_labelIds.png"), file_ids(label, store))
-    out.write(target_path(out.out, folder, f"{name}_{suffix}_labelTrainIds.png"), label)
-    out.write(target_path(out.out, folder, f"{name}_{suffix}_color.png"), store.classes.palette()[label])
+    forms = {"labelIds": file_ids(label, store), "labelTrainIds": label, "color": store.classes.palette()[label]}
+    out.put(name, {target_path(out.out, folder, f"{name}_{suffix}_{k}.png"): form for k, form in forms.items()})
 
 
 def _released(
@@ -151,8 +152,10 @@ def _released(
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
     prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
-    out.write(target_path(out.out, folder, f"{stem}_prob.png"), prob)
-    out.write(target_path(out.out, folder, f"{stem}.png"), file_ids(label, store))
+    out.put(name, {
+        target_path(out.out, folder, f"{stem}_prob.png"): prob,
+        target_path(out.out, folder, f"{stem}.png"): file_ids(label, store),
+    })  # fmt: skip
 
 
 def _submission(

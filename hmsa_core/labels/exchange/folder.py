@@ -1,25 +1,43 @@
-"""A folder that holds one export and nothing else; what people changed in it is never overwritten."""
+"""A folder that holds one export and nothing else; what people changed in it is never overwritten.
+
+    .autolabel-export.json       what the export is of, and {image: {file: SHA-256 as it was written}}
+    .autolabel-export.pending/   the same of images that are about to be written: read after a kill
+
+An image's files belong together: where a person changed one of them, all of them stay as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import make_folder, read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from hmsa_core.atomic import (
+    make_folder,
+    read_json,
+    remove_tree,
+    sha256_bytes,
+    sha256_file,
+    sweep_temps,
+    write_bytes,
+    write_json,
+)
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codec import png_bytes
 
 __all__ = ["MARK", "ExportFolder"]
 
-MARK = ".autolabel-export.json"  # in an export's folder: what it holds, and each file's digest as it was written
+MARK, PENDING = ".autolabel-export.json", ".autolabel-export.pending"
+VERSION = 2  # 1 noted no images
+_BATCH_BYTES = 16 << 20  # written after one note
+
+Digests = dict[str, str]  # file, relative to the folder: SHA-256; "" of one that a person changed before it was known
 
 
 class ExportFolder:
-    """Writes files, remembers their digests, and at the end removes those that the export no longer has.
+    """Writes images, remembers their digests, and at the end removes those that the export no longer has.
 
     Args:
         out: a new or empty folder, or one with an earlier export of the same facts.
@@ -31,64 +49,114 @@ class ExportFolder:
 
     def __init__(self, out: Path, facts: Mapping[str, str]) -> None:
         self.out, self._facts = out, dict(facts)
-        self._before: dict[str, str] = self._claim()
-        self._written: dict[str, str] = {}
+        self._before: dict[str, Digests] = self._claim()
+        self._now: dict[str, Digests] = {}
         self._changed: list[str] = []
+        self._batch: dict[str, dict[str, bytes]] = {}
+        self._notes = 0
 
-    def _claim(self) -> dict[str, str]:
+    def _claim(self) -> dict[str, Digests]:
         """Mark the folder before its first file: photographs and labels of people have names like ours."""
         mark = self.out / MARK
-        if mark.is_file():
-            there = read_json(mark)
-            other = [name for name, value in self._facts.items() if there.get(name) != value]
-            if other:
-                raise ConfigError(
-                    f"{self.out}: holds another export (of other {', '.join(other)})", hint="give a new folder"
-                )
-            return dict(there.get("files", {}))
-        if self.out.is_dir() and any(self.out.iterdir()):
-            raise ConfigError(f"{self.out}: not empty and not an earlier export", hint="give a new folder")
-        make_folder(self.out)
-        write_json(mark, self._facts)
-        return {}
+        if not mark.is_file():
+            if self.out.is_dir() and any(self.out.iterdir()):
+                raise ConfigError(f"{self.out}: not empty and not an earlier export", hint="give a new folder")
+            make_folder(self.out)
+            self._save({})
+            return {}
+        there = read_json(mark)
+        other = [name for name, value in self._facts.items() if there.get(name) != value]
+        if other:
+            raise ConfigError(
+                f"{self.out}: holds another export (of other {', '.join(other)})", hint="give a new folder"
+            )
+        if there.get("version") != VERSION:
+            raise ConfigError(
+                f"{self.out}: holds an export of another version of this program, which noted its files otherwise",
+                hint="give a new folder",
+            )
+        return self._settle(dict(there["images"]))
 
-    def write(self, path: Path, array: NDArray[np.uint8]) -> None:
-        """Write an 8-bit PNG atomically, unless a person changed the one that is there."""
-        data, name = png_bytes(array), path.relative_to(self.out).as_posix()
-        digest = sha256_bytes(data)
-        # A run that was killed wrote files that the mark does not know yet: they are what is to be written.
-        if path.exists() and sha256_file(path) not in (self._before.get(name), digest):
-            self._changed.append(name)
-            self._written[name] = self._before.get(name, "")
+    def _settle(self, known: dict[str, Digests]) -> dict[str, Digests]:
+        """What a run that was killed had written: each file is the one from before it or its own."""
+        pending = self.out / PENDING
+        notes = [read_json(path) for path in sorted(pending.glob("*.json"))] if pending.is_dir() else []
+        for note in notes:
+            for image, files in note.items():
+                old = known.get(image, {})
+                known[image] = {name: self._settled(name, old.get(name, ""), new) for name, new in files.items()}
+        if notes:
+            self._save(known)
+        if pending.is_dir():
+            remove_tree(pending)
+            sweep_temps(self.out)
+        return known
+
+    def _settled(self, name: str, old: str, new: str) -> str:
+        path = self.out / name
+        return new if not path.exists() or sha256_file(path) == new else old
+
+    def _save(self, images: Mapping[str, Digests]) -> None:
+        write_json(self.out / MARK, {**self._facts, "version": VERSION, "images": images})
+
+    def _changed_file(self, files: Mapping[str, str], old: Mapping[str, str]) -> str:
+        """The first file that is neither what was written before nor what is to be written; "" if there is none."""
+        for name in {**files, **old}:
+            path = self.out / name
+            if path.exists() and sha256_file(path) not in (old.get(name), files.get(name)):
+                return name
+        return ""
+
+    def put(self, image: str, files: Mapping[Path, NDArray[np.uint8]]) -> None:
+        """Write an image's 8-bit PNG files, each atomically, unless a person changed one of those that are there."""
+        data = {path.relative_to(self.out).as_posix(): png_bytes(array) for path, array in files.items()}
+        digests, old = {name: sha256_bytes(each) for name, each in data.items()}, self._before.get(image, {})
+        if changed := self._changed_file(digests, old):
+            self._changed.append(changed)
+            self._now[image] = old
             return
-        write_bytes(path, data)
-        self._written[name] = digest
+        self._now[image] = digests
+        self._batch[image] = data
+        if sum(len(each) for found in self._batch.values() for each in found.values()) > _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        make_folder(self.out / PENDING)
+        self._notes += 1
+        write_json(self.out / PENDING / f"{self._notes:06d}.json", {image: self._now[image] for image in self._batch})
+        for image, files in self._batch.items():
+            for name, data in files.items():
+                write_bytes(self.out / name, data)
+            for name in self._before.get(image, {}).keys() - files.keys():  # its city has another name now
+                (self.out / name).unlink(missing_ok=True)
+        self._batch = {}
 
     def finish(self, *, whole: bool) -> None:
-        """Remove what the export has no longer (`whole`: all of it was written) and tell what was kept.
+        """Write what is left, remove what the export has no longer (`whole`: all of it was put), tell what was kept.
 
         Raises:
-            InputError: files that people changed stay as they are.
+            InputError: images of which people changed files stay as they are.
         """
-        for name in sorted(self._before.keys() - self._written.keys()) if whole else ():
-            path = self.out / name
-            if path.exists() and sha256_file(path) != self._before[name]:
-                self._changed.append(name)
-            else:
-                path.unlink(missing_ok=True)
-                del self._before[name]
+        self._flush()
+        for image in sorted(self._before.keys() - self._now.keys()):
+            old = self._before[image]
+            changed = self._changed_file({}, old) if whole else ""
+            if changed or not whole:
+                self._changed += [changed] if changed else []
+                self._now[image] = old
+                continue
+            for name in old:
+                (self.out / name).unlink(missing_ok=True)
+        self._save(self._now)
+        if (self.out / PENDING).is_dir():
+            remove_tree(self.out / PENDING)
         if self._changed:
-            several = f"{len(self._changed)} files were" if len(self._changed) > 1 else "1 file was"
+            count = len(self._changed)
+            several = f"{count} images have files that were" if count > 1 else "1 image has a file that was"
             raise InputError(
-                f"{self.out}: {several} changed since they were exported, the first: {self._changed[0]}; kept as they "
-                "are, all others are up to date",
+                f"{self.out}: {several} changed after the export, the first: {self._changed[0]}; all files of "
+                f"{'these' if count > 1 else 'it'} are kept as they are, all others are up to date",
                 hint="give a new folder to have the store's labels of all images",
             )
-
-    def __enter__(self) -> ExportFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        write_json(self.out / MARK, {**self._facts, "files": {**self._before, **self._written}})

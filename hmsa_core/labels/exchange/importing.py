@@ -19,14 +19,14 @@ from hmsa_core.errors import InputError, LayoutError
 from hmsa_core.labels.codec import Codec
 from hmsa_core.labels.exchange.exporting import IMPORTED_BYTES
 from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.labels.exchange.folder import MARK
 from hmsa_core.labels.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["FoundFile", "find_files", "import_folder"]
 
-_PROB = "_prob.png"
+_PROB, _IDS, _TRAIN_IDS = "_prob", "_labelIds", "_labelTrainIds"  # before the suffix
 _IMAGE = "_leftImg8bit"
-_IDS = "_labelIds.png"
 
 
 @dataclass(frozen=True)
@@ -55,42 +55,40 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     )  # fmt: skip
     if not files:
         raise LayoutError(f"{root}: no PNG files below this folder")
-    probs = {p for p in files if p.name.endswith(_PROB)}
+    probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
     # A few masks may be named so; confidence files lie beside their labels, or are half of what is there.
-    labels_of_probs = {p.with_name(p.name.removesuffix(_PROB) + ".png") for p in probs}
-    if 2 * len(probs) < len(files) and labels_of_probs.isdisjoint(files):
-        probs = set()
+    if 2 * len(probs) < len(files) and probs.keys().isdisjoint({p.with_suffix("") for p in files}):
+        probs = {}
     if probs:
-        fmt, labels = "released", [p for p in files if p not in probs]
-    elif any(p.name.endswith(_IDS) for p in files):
-        fmt, labels = "cityscapes", [p for p in files if p.name.endswith(_IDS)]
+        fmt, labels = "released", [p for p in files if not p.stem.endswith(_PROB)]
+    elif any(p.stem.endswith(_IDS) for p in files):
+        fmt, labels = "cityscapes", [p for p in files if p.stem.endswith(_IDS)]
     else:
         fmt, labels = "masks", files
-    found = [_found(root, p, fmt) for p in labels]
-    _check(root, found, probs)
+    found = [_found(root, p, fmt, probs.get(p.with_suffix(""))) for p in labels]
+    _check(root, found, fmt, set(probs.values()))
     return fmt, found
 
 
-def _found(root: Path, path: Path, fmt: str) -> FoundFile:
-    name = path.name.removesuffix(path.suffix)
+def _found(root: Path, path: Path, fmt: str, prob: Path | None) -> FoundFile:
+    name = path.stem
     if fmt == "cityscapes":
-        name = path.name.removesuffix(_IDS).rpartition("_")[0] or path.name.removesuffix(_IDS)
+        name = path.stem.removesuffix(_IDS).rpartition("_")[0] or path.stem.removesuffix(_IDS)
     name = name.removesuffix(_IMAGE)
     folder = path.parent.name if path.parent != root else ""
-    prob = path.with_name(path.name.removesuffix(".png") + _PROB) if fmt == "released" else None
     return FoundFile(name, city_of(name) or folder, path, prob)
 
 
-def _check(root: Path, found: list[FoundFile], probs: set[Path]) -> None:
+def _check(root: Path, found: list[FoundFile], fmt: str, probs: set[Path]) -> None:
     seen: dict[str, Path] = {}
     for file in found:
         if file.name in seen:
             raise LayoutError(f"{file.label} and {seen[file.name]} are both image {file.name!r}")
         seen[file.name] = file.label
-    without = [str(f.label.relative_to(root)) for f in found if f.prob is not None and f.prob not in probs]
+    without = [str(f.label.relative_to(root)) for f in found if fmt == "released" and f.prob is None]
     left = sorted(str(p.relative_to(root)) for p in probs - {f.prob for f in found})
     if without or left:
-        problem = f"{without[0]} has no {_PROB} beside it" if without else f"{left[0]} has no label beside it"
+        problem = f"{without[0]} has no {_PROB}.png beside it" if without else f"{left[0]} has no label beside it"
         raise LayoutError(f"{root}: {problem} ({len(without) + len(left)} such files)", hint="complete the folder")
 
 
@@ -126,12 +124,26 @@ def import_folder(
     }  # fmt: skip
     with LabelStoreWriter(out, facts, images_per_shard, classes=classes, codec=codec) as writer:
         train = ids == "train" or (ids == "auto" and fmt == "masks")
+        ours = fmt == "cityscapes" and (Path(folder) / MARK).is_file()
         for file in files:
             label = _label(file.label, classes, train)
+            if ours:
+                _check_train_ids(file.label, label, classes)
             writer.add(file.name, label, _confidence(file, label), city=file.city)
             if advance is not None:
                 advance(1)
     return fmt, len(files)
+
+
+def _check_train_ids(path: Path, label: NDArray[np.uint8], classes: ClassTable) -> None:
+    """Of an export's two label files a person may have corrected the one that is not read."""
+    stem = path.stem.removesuffix(_IDS) + _TRAIN_IDS
+    for other in (path.with_name(stem + suffix) for suffix in sorted({".png", ".PNG", path.suffix})):
+        if other.is_file() and not np.array_equal(_label(other, classes, train=True), label):
+            raise InputError(
+                f"{other}: says other classes than {path.name}, which is what is read",
+                hint="correct both alike, or remove the one that is wrong",
+            )
 
 
 def _label(path: Path, classes: ClassTable, train: bool) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,30 @@ def test_a_pinned_reference_that_was_never_scored_holds_a_promotion_up(workspace
     assert "dvc repro --force --single-item evaluate" in verdict["reasons"][-1]
 
 
+def test_a_pinned_reference_of_other_classes_is_named_with_the_way_out(workspace: Workspace) -> None:
+    registry = _pinned_teacher(workspace)
+    champion = registry.champion()
+    assert champion is not None
+    classes = replace(taxonomy.cityscapes(), classes=("street", *taxonomy.cityscapes().classes[1:])).to_json()
+    atomic.write_json(champion.path / "model.json", {"weights_sha256": "1" * 64, "class_table": classes})
+    verdict = apply_verdict(workspace)
+    assert (verdict["promote"], verdict["promoted"]) == (False, None)
+    assert "has other classes" in verdict["reasons"][-1]
+    assert "autolabel models pin VERSION" in verdict["reasons"][-1]
+
+
+def test_a_student_is_not_promoted_over_a_teacher_that_it_was_not_judged_against(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    path = workspace.path("evaluation/verdict.json")
+    atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match="judged against another teacher") as told:
+        apply_verdict(workspace)
+    assert "dvc repro evaluate" in told.value.hint
+    teacher = atomic.read_json(workspace.path("models/teacher/model.json"))["weights_sha256"]
+    atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": teacher})
+    apply_verdict(workspace)
+
+
 def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(workspace: Workspace) -> None:
     _change(workspace, "evaluate.gate.veto_recall", ["wheelchair"])
     _night(workspace, 0.9, b"good")
@@ -193,3 +218,10 @@ def test_looks_without_names_are_counted_as_before(workspace: Workspace) -> None
     path.write_text(json.dumps({"candidate": "a", "images": report}) + "\n")
     assert count_look(workspace, "b", ("x", "y")) == 2, "the same images by their digest"
     assert count_look(workspace, "c", ("x", "z")) == 3, "the second look told their names"
+
+
+def test_looks_of_an_unknown_set_count_for_every_set(workspace: Workspace) -> None:
+    path = workspace.path("models/registry/looks.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"candidate": str(n), "images": "0" * 64}) + "\n" for n in range(9)))
+    assert count_look(workspace, "b", ("x", "y")) == 10

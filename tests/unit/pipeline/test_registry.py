@@ -109,6 +109,83 @@ def _damaged(version: Version) -> Version:
     return version
 
 
+def test_a_rollback_that_was_cut_short_can_be_done_again(registry: Registry) -> None:
+    first, _ = _promoted(registry, "ab")
+    saved = registry.root / "saved"
+    shutil.copytree(registry.root / "models", saved)
+    for faults in (every_exit(registry.rollback), every_fault(registry.rollback, errno.EIO)):
+        for _ in faults:
+            if registry.current().endswith("v0002-" + registry.get("v0002").record["weights_sha256"][:8]):
+                assert registry.withdrawn(registry.get("v0002").name) is None, "it teaches still"
+                assert registry.rollback().endswith(first.name)
+            assert registry.rollback() == "stage:teacher-train"
+            shutil.rmtree(registry.root / "models")
+            shutil.copytree(saved, registry.root / "models")
+        assert registry.rollback() == "stage:teacher-train" or registry.current().endswith(first.name)
+        shutil.rmtree(registry.root / "models")
+        shutil.copytree(saved, registry.root / "models")
+
+
+def test_after_a_rollback_that_was_cut_short_the_stack_is_what_it_was(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _promoted(registry, "ab")
+    real = atomic.write_json
+
+    def write(path: Path, value: object) -> str:
+        if path.name == "current.json":
+            raise OSError(errno.EIO, "disk")
+        return real(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_json", write)
+        with pytest.raises(OSError, match="disk"):
+            registry.rollback(by="ann")
+    _promoted(registry, "c")
+    assert [registry.rollback() for _ in range(3)] == [
+        f"models/registry/{second.name}", f"models/registry/{first.name}", "stage:teacher-train"
+    ]  # fmt: skip
+
+
+def test_a_word_against_weights_holds_for_every_description_of_them(registry: Registry) -> None:
+    first, _ = _promoted(registry, "ab")
+    registry.rollback(by="ann")
+    again = registry.root / "b2"
+    shutil.copytree(registry.root / "b", again)
+    meta = atomic.read_json(again / "model.json")
+    atomic.write_json(again / "model.json", {**meta, "class_table": "of other colours"})
+    third = registry.register(again, role="student", metrics={}, verdict=None)
+    assert third.name.startswith("v0003")
+    assert (registry.withdrawn(third.name) or {})["by"] == "ann"
+    assert registry.withdrawn(first.name) is None
+    registry.promote(third)
+    assert registry.withdrawn("v0002-" + third.record["weights_sha256"][:8]) is None
+
+
+def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_command(registry: Registry) -> None:
+    (first,) = _promoted(registry, "a")
+    (first.path / "record.json").write_text("{")
+    twin = registry.register(registry.root / "a", role="student", metrics={}, verdict=None)
+    assert twin.name != first.name
+    assert registry.register(first.path, role="", metrics={}, verdict=None).name == first.name
+    assert registry.torn() == {}
+    assert registry.register(twin.path, role="", metrics={}, verdict=None).record == twin.record
+
+
+def test_a_damaged_version_is_not_mended_with_another_description(registry: Registry) -> None:
+    (first,) = _promoted(registry, "a")
+    _damaged(first)
+    other = registry.root / "a2"
+    shutil.copytree(registry.root / "a", other)
+    meta = atomic.read_json(other / "model.json")
+    atomic.write_json(other / "model.json", {**meta, "class_table": "of other classes"})
+    second = registry.register(other, role="student", metrics={}, verdict=None)
+    assert second.name != first.name
+    assert "class_table" not in atomic.read_json(first.path / "model.json")
+    (first.path / "model.json").unlink()  # nothing is known of it any more
+    assert registry.register(registry.root / "a", role="student", metrics={}, verdict=None).name == first.name
+
+
 def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry) -> None:
     first, second = _promoted(registry, "ab")
     _damaged(first)
@@ -206,6 +283,7 @@ def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Reg
     shutil.copytree(tmp_path / "models", saved)
     for _ in every_fault(lambda: registry.promote(version), errno.ENOSPC):
         assert registry.current() in ("stage:teacher-train", f"models/registry/{version.name}")
+        assert registry.current() == "stage:teacher-train" or registry.champion() == version, "a teacher has a reference"
         shutil.rmtree(tmp_path / "models")
         shutil.copytree(saved, tmp_path / "models")
     assert registry.current().endswith(version.name)

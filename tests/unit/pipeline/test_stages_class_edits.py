@@ -194,6 +194,30 @@ def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, dat
     assert "autolabel models rollback" in told.value.hint
 
 
+@pytest.mark.parametrize("edit", ["added", "removed"])
+def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspace, data: Path, edit: str) -> None:
+    _label(ws)
+    shutil.copytree(ws.path("models/teacher"), ws.path("models/registry/v1"))
+    write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
+    rows = json.loads((data / "classes.json").read_text())
+    new = {"id": 3, "name": "tram", "colour": [3, 3, 3]}
+    rows["classes"] = [*rows["classes"], new] if edit == "added" else [rows["classes"][0], rows["classes"][2] | {"id": 1}]
+    (data / "classes.json").write_text(json.dumps(rows))
+    for path in (data / "labels" / "train").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray((label + (label == 2) if edit == "added" else label // 2).astype(np.uint8)).save(path)
+    prepare.run(ws)
+    knows = "knows the classes road, car, sky; the fine labels have road, "
+    for stage, what in ((calibrate, "registry/v1"), (auto_infer, "registry/v1"), (pseudo_label, "labels/raw")):
+        with pytest.raises(ConfigError, match=f"{what}: {knows}") as told:
+            stage.run(ws)
+        assert "autolabel models rollback" in told.value.hint
+    write_json(ws.path("models/current.json"), {"teacher": "stage:teacher-train"})
+    with pytest.raises(ConfigError, match=knows) as told:
+        calibrate.run(ws)
+    assert "`dvc repro` trains it anew" in told.value.hint
+
+
 @pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
 def test_the_student_is_told_that_its_labels_are_all_but_empty(
     ws: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threshold: float, warned: bool
@@ -242,6 +266,14 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
         caplog.clear()
         assert _final(ws, "g_0001") == ({class_id}, "coarse/new/g_0001.png")
         assert "1 image has other human coarse labels than when it was labelled" in caplog.text
+    shutil.move(data / "coarse", data / "drawn")
+    params.write_text(params.read_text().replace("    coarse: coarse\n", "    coarse: drawn\n"))
+    ws = Workspace(ws.root)
+    prepare.run(ws)
+    assert _final(ws, "g_0001") == ({2}, "drawn/new/g_0001.png")
+    shutil.move(data / "drawn", data / "coarse")
+    params.write_text(params.read_text().replace("    coarse: drawn\n", "    coarse: coarse\n"))
+    ws = Workspace(ws.root)
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")

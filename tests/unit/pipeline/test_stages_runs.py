@@ -24,6 +24,7 @@ from hmsa_core.errors import ConfigError, InputError, NoSpaceError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
+from pipeline.inspector.review import ReviewFile
 from pipeline.named_files import check_named_files
 from pipeline.stages import (
     auto_infer,
@@ -362,6 +363,23 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
     else:
         with pytest.raises(ConfigError, match=f"{name} was changed while pseudo-label ran"):
             runner.run_stage(ws, "pseudo-label")
+
+
+def test_somebody_who_never_stops_marking_waits_for_the_last_round(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    review = ReviewFile(ws.path("labels/raw"))
+    seen: list[int] = []
+
+    def run(_: Workspace) -> None:
+        seen.append(len(review.marks()))
+        if review.lock().is_free():
+            review.add("a", "flag")
+
+    monkeypatch.setattr(pseudo_label, "run", run)
+    monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
+    monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
+    runner.run_stage(ws, "pseudo-label")
+    assert (seen[-1], len(review.marks())) == (len(seen) - 1, len(seen) - 1), "the last round has them all"
+    assert review.lock().is_free()
 
 
 def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ from hmsa_core.labels.exchange.importing import find_files, import_folder
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.metrics import ConfusionMatrix
 from hmsa_core.taxonomy import ClassTable, cityscapes, from_file, mapillary
+from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
 REFERENCE = Path(__file__).parents[4] / "reference"
@@ -294,25 +298,28 @@ def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
 
 
-def _final(tmp_path: Path, name: str, *, threshold: float = 0.9, without: tuple[str, ...] = ()) -> LabelStore:
-    """A thresholded store; images of `without` were flagged in review."""
+def _final(
+    tmp_path: Path, name: str, *, threshold: float = 0.9, without: Collection[str] = (), half: Collection[str] = ()
+) -> LabelStore:
+    """A thresholded store; images of `without` were flagged in review, the upper half of those of `half`."""
     from hmsa_core.labels.finalise import Recipe, finalise
 
     if not (tmp_path / "raw").exists():
         write_store(tmp_path / "raw", 3)
     raw = opened(tmp_path / "raw")
-    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without)), tmp_path / name)
+    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without, half)), tmp_path / name)
     return opened(tmp_path / name)
 
 
 class _Flagged:
-    """All pixels of some images."""
+    """All pixels of some images, the upper half of others."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+    def __init__(self, names: Collection[str], half: Collection[str]) -> None:
+        self.names, self.half = names, half
 
     def __call__(self, name: str, height: int, width: int) -> np.ndarray | None:
-        return np.ones((height, width), bool) if name in self.names else None
+        rows = height if name in self.names else height // 2 if name in self.half else 0
+        return np.arange(height * width).reshape(height, width) < rows * width if rows else None
 
 
 def test_exported_again_a_folder_holds_what_the_store_holds_now(tmp_path: Path) -> None:
@@ -327,13 +334,9 @@ def test_exported_again_a_folder_holds_what_the_store_holds_now(tmp_path: Path) 
         export_store(_final(tmp_path, "other", threshold=0.5), out, "masks")
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_masks_corrected_by_hand_are_never_overwritten_or_removed(tmp_path: Path, known: bool) -> None:
+def test_masks_corrected_by_hand_are_never_overwritten_or_removed(tmp_path: Path) -> None:
     final, out = _final(tmp_path, "final"), tmp_path / "out"
     export_store(final, out, "masks")
-    mark = out / ".autolabel-export.json"
-    if not known:  # an export of an older program, or one that was killed
-        mark.write_text(json.dumps({k: v for k, v in json.loads(mark.read_text()).items() if k != "files"}))
     first, second, third = (out / f"{name}.png" for name in final.names())
     mine = np.full(np.asarray(Image.open(first)).shape, 7, np.uint8)
     for path in (first, second):
@@ -341,11 +344,89 @@ def test_masks_corrected_by_hand_are_never_overwritten_or_removed(tmp_path: Path
     third.unlink()
     reviewed = _final(tmp_path, "reviewed", without=(final.names()[1],))
     for _ in range(2):
-        several = "2 files were" if known else "1 file was"
-        with pytest.raises(InputError, match=f"{several} changed since they were exported, the first: {first.name}; kept"):
+        with pytest.raises(InputError, match=f"2 images have files that were changed after the export, the first: {first.name}"):
             export_store(reviewed, out, "masks")
         assert all((np.asarray(Image.open(path)) == 7).all() for path in (first, second))
         assert np.array_equal(np.asarray(Image.open(third)), final.read_label(final.names()[2]))
+
+
+def test_an_export_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    final, out = _final(tmp_path, "final"), tmp_path / "out"
+    export_store(final, out, "masks")
+    mark = out / ".autolabel-export.json"
+    value = json.loads(mark.read_text())
+    mark.write_text(json.dumps({k: v for k, v in value.items() if k not in ("version", "images")}))
+    with pytest.raises(ConfigError, match="of another version of this program"):
+        export_store(final, out, "masks")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("error", [None, errno.ENOSPC])
+def test_an_export_that_ended_anywhere_is_gone_on_with_and_nobody_is_said_to_have_changed_it(
+    tmp_path: Path, error: int | None
+) -> None:
+    """Night 1 whole; night 2, with another label and without an image, ends at each operation; night 3 is whole."""
+    def pictures() -> dict[str, bytes]:
+        return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.png"))}
+
+    final, out = _final(tmp_path, "final"), tmp_path / "out"
+    export_store(final, out, "cityscapes")
+    shutil.copytree(out, tmp_path / "night1")
+    second = _final(tmp_path, "second", half=final.names()[:1], without=(final.names()[2],))
+    export_store(second, out, "cityscapes")
+    expected = pictures()
+    shutil.copytree(out, tmp_path / "night2")
+
+    def again() -> None:
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "night1", out)
+
+    again()
+    faults = every_fault if error is not None else every_exit
+    arguments = () if error is None else (error,)
+    for _ in faults(lambda: export_store(second, out, "cityscapes"), *arguments):
+        export_store(second, out, "cityscapes")  # the next night
+        assert pictures() == expected
+        again()
+
+
+def test_an_images_files_stay_together_when_one_was_corrected(tmp_path: Path) -> None:
+    final = _final(tmp_path, "final")
+    gone, other, _ = final.names()
+    later = _final(tmp_path, "later", half=(other,), without=(gone,))
+    for fmt, file in (("released-flat", "{}_leftImg8bit.png"), ("cityscapes", "{}_gtCoarse_labelIds.png")):
+        out = tmp_path / fmt
+        export_store(final, out, fmt)
+        before = {}
+        for name in (gone, other):
+            (path,) = out.rglob(file.format(name))
+            Image.fromarray(np.full(np.asarray(Image.open(path)).shape, 7, np.uint8)).save(path)
+            before |= {p: p.read_bytes() for p in out.rglob(f"{name}*.png")}
+        with pytest.raises(InputError, match="2 images have files"):
+            export_store(later, out, fmt)
+        assert {p: p.read_bytes() for p in before} == before
+    import_folder(tmp_path / "released-flat", tmp_path / "back", classes=final.classes)  # still complete
+    with pytest.raises(InputError, match=r"_labelTrainIds\.png: says other classes than"):
+        import_folder(tmp_path / "cityscapes", tmp_path / "back2", classes=final.classes)
+
+
+def test_capital_suffixes_are_read_in_every_format(tmp_path: Path) -> None:
+    final = _final(tmp_path, "final")
+    for fmt in ("released", "released-flat", "cityscapes", "masks"):
+        out = tmp_path / fmt
+        export_store(final, out, fmt)
+        some = next(p for p in sorted(out.rglob("*.png")) if not p.stem.endswith(("_prob", "_color", "TrainIds")))
+        some.rename(some.with_suffix(".PNG"))
+        found, count = import_folder(out, tmp_path / f"{fmt}-back", classes=final.classes)
+        assert (found, count) == (fmt.removesuffix("-flat"), 3)
+        with opened(tmp_path / f"{fmt}-back") as back:
+            assert all(np.array_equal(back.read_label(n), final.read_label(n)) for n in final.names())
+
+
+def test_an_unknown_image_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no image named 'nobody'"):
+        export_store(_final(tmp_path, "final"), tmp_path / "out", "masks", names=["nobody"])
+    assert not (tmp_path / "out").exists()
 
 
 class _Drawn:
