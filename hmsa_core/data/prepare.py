@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data import cityscapes, folder, vistas
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.layout import Refused, Scan
+from hmsa_core.data.layout import Found, Refused, Scan
 from hmsa_core.data.phash import near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
@@ -36,7 +36,7 @@ from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["CHECKS", "Summary", "build", "scan", "write_empty"]
 
-CHECKS = 2  # raise it when a check changes: then an earlier index is no proof any more
+CHECKS = 3  # raise it when a check changes: then an earlier index is no proof any more
 _MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]
 
@@ -107,6 +107,7 @@ def build(
     summary = summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
     check_share(source, summary, refused, Path(out))
+    _check_labels(source, found, samples, summary)
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -118,6 +119,21 @@ def build(
     _near(samples, source.near_duplicate_bits, summary)
     _write(Path(out), source, scanned.classes, samples, centroids, refused, summary, tile, min_pixels)
     return summary
+
+
+def _check_labels(source: SourceSpec, found: Sequence[Found], samples: Sequence[Sample], summary: Summary) -> None:
+    """`max_bad` of all images is little beside many that have no label: of few labelled ones it may be all."""
+    labelled = {f.image: f.name for f in found if f.label}
+    lost = labelled.keys() - {s.image for s in samples if s.label}
+    copies = summary.refused.get("duplicate", 0)  # of images that are used
+    if len(lost) - copies > max(source.max_bad * len(labelled), source.max_bad_images if source.max_bad else 0) or (
+        labelled and len(lost) == len(labelled)
+    ):
+        raise InputError(
+            f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
+            f"{labelled[min(lost)]} ({', '.join(f'{n} {reason}' for reason, n in summary.refused.items())})",
+            hint="mend the files (each is named in quarantine.parquet), or raise `max_bad`",
+        )
 
 
 def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> Summary:

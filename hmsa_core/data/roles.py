@@ -51,6 +51,8 @@ def _cv_cities(found: Iterable[Found], roles: RolesSpec) -> set[str]:
 
 def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
     if not f.label:
+        if {f.city, f.sequence} & {*roles.calibrate, *roles.report} or f.city in cv_cities:
+            return "guard"  # nobody learns from a judged place, with labels of a teacher either
         allowed = f.split not in _HELD_BACK if roles.unlabelled_splits is None else f.split in roles.unlabelled_splits
         return "unlabelled" if allowed else "guard"
     if f.city in roles.calibrate or f.sequence in roles.calibrate:
@@ -63,25 +65,28 @@ def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
 
 
 def _guard(found: Sequence[Found], chosen: dict[str, str], frames: int) -> dict[str, str]:
-    """Take images out of `learn` that lie within `frames` of a judged one in the same sequence."""
+    """Take images out of `learn` and `unlabelled` that lie within `frames` of a judged one in the same sequence."""
     judged: dict[str, list[int]] = {}
     for f in found:
         if chosen[f.name] in ("calibrate", "report") and f.frame >= 0:
             judged.setdefault(f.sequence, []).append(f.frame)
     for f in found:
         near = any(abs(f.frame - other) <= frames for other in judged.get(f.sequence, ()))
-        if chosen[f.name] == "learn" and f.frame >= 0 and near:
+        if chosen[f.name] in ("learn", "unlabelled") and f.frame >= 0 and near:
             chosen[f.name] = "guard"
     return chosen
 
 
 def assign_blocks(found: Sequence[Found], role_of: dict[str, str], source: SourceSpec) -> dict[str, str]:
-    """{image name: block}: city, sequence, the image itself, or runs of neighbouring images of one city and role."""
+    """{image name: block}: city, sequence, the image itself, or runs of neighbouring images of one city and role.
+
+    Where images have no city, their sequence is the place.
+    """
     rule = source.block or _default_rule(found, source)
     if rule == "run":
         return _runs(found, role_of, source.run_length)
     key: dict[str, Callable[[Found], str]] = {
-        "city": lambda f: f.city or f.name,
+        "city": lambda f: f.city or f.sequence or f.name,
         "sequence": lambda f: f.sequence or f.city or f.name,
         "image": lambda f: f.name,
     }
@@ -97,8 +102,12 @@ def _default_rule(found: Sequence[Found], source: SourceSpec) -> str:
 def _runs(found: Sequence[Found], role_of: dict[str, str], length: int) -> dict[str, str]:
     """Runs of `length` consecutive images; a gap in time of a sequence starts a new run."""
     blocks: dict[str, str] = {}
-    ordered = sorted(found, key=lambda f: (f.city or f.name, role_of[f.name], f.sequence, f.frame, f.name))
-    for (city, role), group in groupby(ordered, key=lambda f: (f.city or f.name, role_of[f.name])):
+
+    def place(f: Found) -> tuple[str, str]:
+        return f.city or f.sequence or f.name, role_of[f.name]
+
+    ordered = sorted(found, key=lambda f: (*place(f), f.sequence, f.frame, f.name))
+    for (city, role), group in groupby(ordered, key=place):
         members = list(group)
         limit = _gap_limit(members)
         run, filled, last = -1, length, members[0]

@@ -14,6 +14,7 @@ from hmsa_core.atomic import sha256_file
 from hmsa_core.data.decode import holds_train_ids, is_constant, read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layout import Found, Refused
+from hmsa_core.data.palettes import check_palette
 from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.data.sampling import find_centroids
 from hmsa_core.errors import DecodeError
@@ -147,6 +148,7 @@ class Verifier:
 
     def _map(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         label = read_label(self.root / path, self.classes, max_pixels=self.max_pixels)
+        check_palette(self.root / path, self.classes, max_pixels=self.max_pixels)
         if label.shape != size:
             detail = f"label is {label.shape[1]}x{label.shape[0]}, image is {size[1]}x{size[0]}"
             raise DecodeError(detail, reason="size-mismatch")

@@ -162,7 +162,8 @@ class Session:
             return None
         return {
             "name": self.policy_names[key], "codes": policy.codes().tolist(),
-            "statuses": [entry.status for entry in policy.entries], "target": policy.settings.get("target"),
+            "statuses": [entry.status for entry in policy.entries],
+            "target": policy.evidence.get("target", policy.settings.get("target")),
         }  # fmt: skip
 
     def image_details(self, name: str) -> dict[str, Any]:

@@ -94,7 +94,12 @@ def thresholds(facts: Facts) -> Raw:
     """What was measured on the calibration images, what it does on the report images."""
     if facts.policy is None or facts.curves is None:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
-    target = float(facts.policy.settings.get("target", facts.settings["calibrate"]["target"]))
+    wanted = float(facts.policy.settings.get("target", facts.settings["calibrate"]["target"]))
+    target = float(facts.policy.evidence.get("target", wanted))
+    lowered = "" if target >= wanted else (
+        f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by errors "
+        "of the teacher or of the labels)"
+    )  # fmt: skip
     report = facts.metrics.get("kept", {}).get("classes", {})
     rows = []
     for entry, colour in zip(facts.policy.entries, facts.classes.colours, strict=True):
@@ -118,8 +123,8 @@ def thresholds(facts: Facts) -> Raw:
     )  # fmt: skip
     return Raw(
         f"{other}<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
-        f"{points(target)} % on images that the teacher never saw, and at which the marginal pixels are still right "
-        f"often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
+        f"{points(target)} %{lowered} on images that the teacher never saw, and at which the marginal pixels are still "
+        f"right often enough{_where(facts)}. <b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
         f"<b>pooled</b>: shrunk to its class group; <b>withheld</b>: no cut is good enough, its pixels are ignored. "
         f"Blocks and pieces are those of the pixels that the cut keeps; the columns on the right are the check on "
         f"report images.</p>{table(head, rows)}<h3>Why each class has its status</h3>{_why(facts)}"

@@ -61,6 +61,13 @@ def run(ws: Workspace) -> None:
         policy.save(out / "policy.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
     precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
+    target, wanted = float(policy.evidence["target"]), ws.params.calibrate.target
+    if target < wanted:
+        _LOG.warning(
+            "calibrate: thresholds are measured to %.1f %%, not to calibrate.target's %.1f %%: no confidence is right "
+            "more often on these images, by errors of the teacher or of the labels (docs/thresholds.md)",
+            100 * target, 100 * wanted,
+        )  # fmt: skip
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
     if scarce:
         _LOG.warning("calibrate: little of %s is kept (calibration/policy.json says why)", ", ".join(scarce))
@@ -73,6 +80,7 @@ def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[s
         "images": len(found.judged.images),
         "blocks": len(found.judged.blocks),
         "region": ws.params.calibrate.region,
+        "target": float(policy.evidence["target"]),
         "precision": kept["precision"],
         "coverage": kept["coverage"],
         "class_mean_coverage": kept["class_mean_coverage"],

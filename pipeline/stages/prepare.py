@@ -59,7 +59,8 @@ def run(ws: Workspace) -> None:
         note = "no pretraining set is given: teacher-train starts from scratch"
         pretrain = prepare.write_empty(out, "pretrain", taxonomy.mapillary(), note)
     else:
-        pretrain = _build(ws, params.data.pretrain, _ALL_LEARN, out, params.teacher_pretrain.sampling)
+        learning = _all_learn(params.data.pretrain)
+        pretrain = _build(ws, params.data.pretrain, learning, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
     _tell_of_calibration(ws.params, index)
@@ -134,6 +135,18 @@ def _tell_of_links(root: Path) -> None:
 
 
 def _tell_of_roles(index: Index) -> None:
+    if not index.select(roles=("learn",), kinds=("fine",)):
+        raise InputError(
+            f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
+            hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
+        )
+    idle = [s.name for s in index.select(roles=("guard",)) if s.kind == "coarse"]
+    if idle:
+        _LOG.warning(
+            "%s: %d images with coarse labels, first %s, have role guard and are used for nothing: name their split in "
+            "data.roles.unlabelled_splits (images of places that calibrate or report stay unused)",
+            STAGE, len(idle), idle[0],
+        )  # fmt: skip
     if not index.select(roles=("report",), kinds=("fine",)):
         _LOG.warning(
             "%s: no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
@@ -181,8 +194,14 @@ def _tell(ws: Workspace, summary: prepare.Summary) -> None:
         _LOG.info("%s %s: %s", STAGE, summary.root, note)
 
 
-# Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.
-_ALL_LEARN = RolesSpec(learn_splits=("training", "train", "all"), unlabelled_splits=())
+def _all_learn(source: SourceSpec) -> RolesSpec:
+    """Roles of a pretraining set: what is labelled learns, of splits that are named or of the usual training splits.
+
+    Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.
+    """
+    usual = source.kind != "folder" or not source.splits
+    splits = ("training", "train", "all") if usual else tuple(source.splits or ())
+    return RolesSpec(learn_splits=splits, unlabelled_splits=())
 
 
 def _grid(sampling: SamplingConfig) -> list[int]:

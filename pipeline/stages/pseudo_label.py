@@ -20,7 +20,7 @@ from hmsa_core import atomic
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.engine.progress import Progress
-from hmsa_core.errors import InterruptedRunError
+from hmsa_core.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.curves import Curves
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise
@@ -170,6 +170,7 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
     merge = ws.params.pseudo_label.merge
     if merge.mask is not None:
         mask = read_mask(ws.resolve(merge.mask))
+        _check_mask(ws, mask)
         return {(mask.shape[0], mask.shape[1]): mask}
     if merge.mask_void_share is None:
         return {}
@@ -177,6 +178,24 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
     for (height, width), mask in masks.items():
         _LOG.info("%s: camera mask of %dx%d leaves out %.1f %%", STAGE, width, height, 100 * mask.mean())
     return masks
+
+
+def _check_mask(ws: Workspace, mask: NDArray[np.bool_]) -> None:
+    """A mask of another size than the images would leave out nothing."""
+    sizes = Counter((sample.height, sample.width) for sample in Index.load(role_index(ws, "unlabelled")).samples)
+    path, (height, width) = ws.params.pseudo_label.merge.mask, mask.shape
+    others = {size: n for size, n in sizes.items() if size != mask.shape}
+    if sizes and mask.shape not in sizes:
+        size = max(others, key=lambda one: others[one])
+        raise ConfigError(
+            f"pseudo_label.merge.mask: {path} is {width}x{height}, the images are {size[1]}x{size[0]}",
+            hint="give a mask of the images' size, or null",
+        )
+    if others:
+        _LOG.warning(
+            "%s: pseudo_label.merge.mask is %dx%d: %d images of other sizes are not masked", STAGE, width, height,
+            sum(others.values()),
+        )  # fmt: skip
 
 
 def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:

@@ -35,7 +35,8 @@ def run(ws: Workspace) -> None:
                 f"teacher_pretrain.init_from is {config.init_from}, but there is no pretraining set (data.pretrain)",
                 hint="teacher_train.init_from starts the teacher from these weights",
             )
-        _record_skip(ws, "no pretraining set is given (data.pretrain): teacher-train starts from scratch")
+        why = "is given" if ws.params.data.pretrain is None else "has an image with a fine label in a training split"
+        _record_skip(ws, f"no pretraining set {why} (data.pretrain): teacher-train starts from scratch")
         return
     init_from = ws.resolve(config.init_from) if config.init_from else None
     fine = fine_data(index, ws.path(f"{INDEX}/centroids-pretrain.parquet"))
