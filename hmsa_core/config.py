@@ -88,6 +88,8 @@ class ModelConfig(Section):
     def _scales_need_attention(self) -> ModelConfig:
         if self.train_scales is not None and self.kind not in ("hierarchical", "explicit"):
             raise ValueError(f"train_scales must not be set for kind {self.kind}, which is trained on 1x alone")
+        if self.train_scales is not None and len(self.train_scales) < 2:
+            raise ValueError("train_scales must be at least two: attention is learned between them (or kind: single)")
         return self
 
 

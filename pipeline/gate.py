@@ -31,7 +31,7 @@ from pydantic import Field, Strict
 from hmsa_core.config import Section
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.intervals import t_quantile
-from pipeline.gate_scores import Scores, draw_blocks, finite
+from pipeline.gate_scores import Scores, draw_blocks, finite, paired
 
 __all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
@@ -124,7 +124,8 @@ def judge(
     champion_row = _champion(new, champion, inverse, weights, config, alpha)
     if champion_row and champion_row["loss"] > config.champion_allowance:
         reasons.append(
-            f"{100 * champion_row['loss']:.2f} points below the reference champion {champion_row['name']}"
+            f"{100 * champion_row['loss']:.2f} points below the reference champion {champion_row['name']} "
+            "(another one: autolabel models pin VERSION)"
         )
     if not config.enabled:
         reasons.append("promotion is switched off (evaluate.gate.enabled)")
@@ -152,8 +153,8 @@ def _mean_gain(
     """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
     known = config.seed_sd is not None
     seed_sd = config.seed_sd if known else seed_sd_of(aa_mean_iou, config.min_aa_runs)
-    gain = float(new.mean - old.mean)
-    boot_se = float(np.std(new.mean_draws - old.mean_draws, ddof=1))
+    gain, draws = paired(new, old)
+    boot_se = float(np.std(draws, ddof=1))
     # Drawing n of n blocks shrinks the variance by (n - 1) / n.
     boot = boot_se**2 * blocks / max(1, blocks - 1)
     # Candidate and incumbent are one training each: their difference carries the seed variance twice.
@@ -225,11 +226,11 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
         "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
         "why": "",
     }  # fmt: skip
+    se = float(np.std(difference, ddof=1)) if len(difference) >= 2 else 0.0
+    row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
         return row
-    se = float(np.std(difference, ddof=1))
-    row["se"] = se
     # p of "the loss is at least the allowance", one-sided normal.
     row["p"] = 1.0 - _NORMAL.cdf((gain + allowance) / se) if se > 0 else float(gain <= -allowance)
     if se * _NORMAL.inv_cdf(1 - config.alpha) > allowance:
@@ -240,11 +241,12 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
 
 
 def _significant_loss(row: dict[str, Any], alpha: float) -> None:
-    if row["verdict"] == "not judged" and row["se"] and row["gain"] is not None:
-        z = _NORMAL.inv_cdf(1 - alpha)
-        if row["gain"] + z * row["se"] < 0:
-            row["verdict"] = "inferior"
-            row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
+    if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
+        return
+    t = float(t_quantile(1 - alpha, row["blocks"] - 1.0))  # few blocks know their own spread badly
+    if row["gain"] + t * row["se"] < 0:
+        row["verdict"] = "inferior"
+        row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
 
 
 def _recall_veto(
@@ -267,9 +269,9 @@ def _champion(
     if champion is None:
         return None
     best = Scores.of(champion.confusions, inverse, weights)
-    se = float(np.std(best.mean_draws - new.mean_draws, ddof=1))
+    loss, draws = paired(best, new)
+    se = float(np.std(draws, ddof=1))
     z = _NORMAL.inv_cdf(1 - alpha)
-    loss = float(best.mean - new.mean)
     return {
         "name": champion.name, "mean_iou": best.mean, "loss": loss, "low": loss - z * se, "high": loss + z * se,
         "allowance": config.champion_allowance,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scores", "draw_blocks", "finite"]
+__all__ = ["Scores", "draw_blocks", "finite", "paired"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,6 @@ class Scores:
         """Mean IoU over the classes that are there."""
         return float(np.nanmean(self.iou))
 
-    @property
-    def mean_draws(self) -> NDArray[np.float64]:
-        """Mean IoU of each draw, (draws,)."""
-        # A class that a draw misses is missing for both models: the pair stays a pair.
-        result: NDArray[np.float64] = np.nanmean(self.iou_draws, axis=1)
-        return result
-
     @classmethod
     def of(cls, confusions: NDArray[np.int64], inverse: NDArray[np.intp], weights: NDArray[np.float64]) -> Scores:
         """Score a model from its confusions (N, C, C), the block of each image, and the draws' block weights."""
@@ -50,6 +43,17 @@ class Scores:
             recall=_ratio(whole[0], whole[2]), recall_draws=_ratio(drawn[:, 0], drawn[:, 2]),
             blocks_with=(sums[:, 2] > 0).sum(0),
         )  # fmt: skip
+
+
+def paired(new: Scores, old: Scores) -> tuple[float, NDArray[np.float64]]:
+    """Difference of mean IoU, of all data and of each draw, over the classes that both have an IoU for.
+
+    A class that no truth shows has none for a model that never predicts it, and 0 for one that does.
+    """
+    draws = new.iou_draws - old.iou_draws
+    there = np.isfinite(draws)
+    means: NDArray[np.float64] = np.where(there, draws, 0.0).sum(1) / np.maximum(1, there.sum(1))
+    return float(np.nanmean(new.iou - old.iou)), means
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

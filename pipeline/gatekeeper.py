@@ -10,6 +10,7 @@ held against images that were used before spends alpha), and the seed variance c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     aa = measured_aa(ws)
     verdict = gate.judge(
         new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
-        looks=count_look(ws, weights, new.images), champion=_judged(ws, champion)[0] if champion else None,
+        looks=count_look(ws, weights, new.images), champion=_reference(ws, champion) if champion else None,
         aa_mean_iou=aa.get("mean_iou", []), seed=ws.params.evaluate.seed,
     )  # fmt: skip
     if unscored:
@@ -133,6 +134,12 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
     path = ws.path(f"evaluation/confusions-{model}.npz")
     names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
     return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
+
+
+def _reference(ws: Workspace, model: str) -> gate.Judged:
+    """The pinned reference under its version's name, which is what people type."""
+    pinned = Registry(ws.root).champion()
+    return replace(_judged(ws, model)[0], name=pinned.name if pinned else model)
 
 
 def looks(ws: Workspace) -> list[dict[str, Any]]:

@@ -256,7 +256,19 @@ class Registry:
                     )
             # A rollback is a person's word against a model, which stands; a repair is none.
             self._switch("repair" if broken else "rollback", before, by, reason, now=now)
+            if not broken:
+                self._unpin(Path(now).name, Path(before))
             return before
+
+    def _unpin(self, withdrawn: str, before: Path) -> None:
+        """A model that a person withdrew is no bar for later ones: whoever teaches again is."""
+        path = self.folder / "champion.json"
+        if not path.exists() or atomic.read_json(path).get("version") != withdrawn:
+            return
+        if str(before) == TEACHER_STAGE:
+            path.unlink()  # the next promotion pins itself
+        else:
+            atomic.write_json(path, {"version": before.name})
 
     def _before(self, now: str) -> str:
         """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""

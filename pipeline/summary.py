@@ -44,8 +44,12 @@ def _models(metrics: dict[str, Any]) -> list[str]:
 
 
 def _points(interval: dict[str, Any], sign: str = "") -> str:
-    value, low, high = (100 * interval[k] for k in ("value", "low", "high"))
-    return f"{value:{sign}7.2f}   [{low:{sign}.2f}, {high:{sign}.2f}] ({interval['blocks']})"
+    value, low, high = (interval[k] for k in ("value", "low", "high"))
+    if value is None:
+        return "no figure"
+    if low is None or high is None:  # of one block nothing can be drawn
+        return f"{100 * value:{sign}7.2f}   no interval ({interval['blocks']})"
+    return f"{100 * value:{sign}7.2f}   [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}] ({interval['blocks']})"
 
 
 def _kept(metrics: dict[str, Any]) -> list[str]:

@@ -107,7 +107,7 @@ def build(
     summary = summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
     check_share(source, summary, refused, Path(out))
-    _check_labels(source, found, samples, summary)
+    _check_labels(source, found, samples, refused, Path(out))
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -121,18 +121,22 @@ def build(
     return summary
 
 
-def _check_labels(source: SourceSpec, found: Sequence[Found], samples: Sequence[Sample], summary: Summary) -> None:
+def _check_labels(
+    source: SourceSpec, found: Sequence[Found], samples: Sequence[Sample], refused: Sequence[Refused], out: Path
+) -> None:
     """`max_bad` of all images is little beside many that have no label: of few labelled ones it may be all."""
     labelled = {f.image: f.name for f in found if f.label}
     lost = labelled.keys() - {s.image for s in samples if s.label}
-    copies = summary.refused.get("duplicate", 0)  # of images that are used
+    copies = sum((r.part, r.reason) == ("image", "duplicate") for r in refused)  # of images that are used
     if len(lost) - copies > max(source.max_bad * len(labelled), source.max_bad_images if source.max_bad else 0) or (
         labelled and len(lost) == len(labelled)
     ):
+        write_refused(out, source.name, refused)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(r.reason for r in refused).items()))
         raise InputError(
             f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
-            f"{labelled[min(lost)]} ({', '.join(f'{n} {reason}' for reason, n in summary.refused.items())})",
-            hint="mend the files (each is named in quarantine.parquet), or raise `max_bad`",
+            f"{labelled[min(lost)]} ({reasons})",
+            hint=f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
         )
 
 

@@ -9,11 +9,16 @@ stop; and what the rank has already said in one line is not repeated in fifty.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 from hmsa_core.errors import InterruptedRunError
 from hmsa_core.process import die_with_parent
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 __all__ = ["main"]
 
@@ -33,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="autolabel-ranks-") as logs:
             run(parse_args(["--log-dir", logs, *arguments]))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _cause(error)
         if failure.exitcode < 0:
             sys.stderr.write(f"rank {rank} was ended by signal {-failure.exitcode}\n")
             return 128 - failure.exitcode
@@ -41,6 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     except SignalException:
         return InterruptedRunError.exit_code
     return 0
+
+
+def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The failure that the others follow from.
+
+    Failures carry whole seconds, and a rank whose neighbour was killed fails within the same one: the killed one is
+    the cause then. (Those that the agent ends are ended with SIGTERM.)
+    """
+    rank, first = error.get_first_failure()
+    killed = {
+        r: f for r, f in error.failures.items()
+        if f.exitcode < 0 and f.exitcode != -signal.SIGTERM and f.timestamp <= first.timestamp + 1
+    }  # fmt: skip
+    return min(killed.items()) if killed and first.exitcode >= 0 else (rank, first)
 
 
 if __name__ == "__main__":

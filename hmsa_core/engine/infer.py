@@ -160,6 +160,9 @@ def _lineage(spec: InferSpec, predictor: Predictor, context: JobContext) -> dict
 def _key(lineage: dict[str, Any], classes: ClassTable, codec: str) -> str:
     """Digest of what determines a label. Device and threads may move last bits; they are only recorded."""
     made_by = {name: lineage[name] for name in ("teacher", "scales", "flip", "precision")}
+    kind = lineage["parameters"]["kind"]
+    if kind in ("average", "max"):  # the same weights as `single`, so the same digest of the teacher
+        made_by["kind"] = kind
     return digest({**made_by, "method": _METHOD, "codec": codec, "classes": classes.digest()})
 
 

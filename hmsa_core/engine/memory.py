@@ -12,6 +12,11 @@ from hmsa_core.errors import TrainingError
 
 __all__ = ["is_out_of_memory", "largest_fitting_crop", "out_of_memory_error", "peak_memory_mb", "release_memory"]
 
+# Of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which raise no error of a kind of its own.
+_TEXTS = (
+    "can't allocate memory", "could not create a memory object", "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 _MULTIPLE = 32  # of the pixels of a crop's side: the trunk's coarsest grid
 
 
@@ -19,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch (CUDA or CPU) or Python failed to allocate."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def release_memory(device: torch.device) -> None:
@@ -72,10 +77,12 @@ def _floor(pixels: float) -> int:
 
 
 def out_of_memory_error(
-    crop: tuple[int, int], fits: tuple[int, int] | None, *, step: int, batch: int, device: torch.device
-) -> TrainingError:
-    """Say what did not fit and what would."""
+    crop: tuple[int, int], fits: tuple[int, int] | None, *, step: int, batch: int, device: torch.device,
+    searched: bool = True,
+) -> TrainingError:  # fmt: skip
+    """Say what did not fit and, where it was searched for, what would."""
     room = f"; a crop of {fits[0]}x{fits[1]} would fit" if fits else "; no crop of 64 pixels or more fits either"
+    room = room if searched else ""
     smaller_batch = f"batch_per_rank below {batch}, " if batch > 1 else ""
     return TrainingError(
         f"out of memory on {device} at step {step} with {batch} crop(s) of {crop[0]}x{crop[1]} a pass{room}",

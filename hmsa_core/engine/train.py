@@ -29,7 +29,7 @@ from hmsa_core.engine.state import StateStore
 from hmsa_core.engine.timeline import Timeline, passes_a_step
 from hmsa_core.engine.trainer import Trainer
 from hmsa_core.engine.validate import Validation
-from hmsa_core.errors import ConfigError, InterruptedRunError
+from hmsa_core.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
 from hmsa_core.models.ocr import PixelHeads
 from hmsa_core.models.options import ModelOptions
@@ -128,6 +128,13 @@ class _Run:
             self.states.sweep()
         ranks.barrier()
         snapshot = self.states.latest()
+        found = ranks.gather("no state" if snapshot is None else f"step {snapshot.step}")
+        if len(set(found)) > 1:  # only gradients are averaged from here on: the ranks would stay apart
+            told = ", ".join(f"rank {rank}: {what}" for rank, what in enumerate(found))
+            raise TrainingError(
+                f"{self.spec.work}: the ranks read different states ({told})",
+                hint="the work folder has to be on a disk that all nodes see alike; run the same command again",
+            )
         if snapshot is not None:
             self.trainer.restore(snapshot)
             self.validated = int(snapshot.record["validated"])

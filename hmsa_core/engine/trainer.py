@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -206,10 +206,16 @@ class Trainer:
         def attempt(smaller: tuple[int, int]) -> None:
             images, labels = torch.zeros(size, 3, *smaller), torch.zeros(size, *smaller, dtype=torch.uint8)
             self.replicas.forward = self.model  # other ranks do not take part
-            torch.autograd.backward(self._loss(images, labels, batch.is_pseudo).total)
+            # Not `backward`: hooks of DDP hang on the parameters, and this pass is none of its own.
+            weights = [p for p in self.model.parameters() if p.requires_grad]
+            torch.autograd.grad(self._loss(images, labels, batch.is_pseudo).total, weights, allow_unused=True)
 
-        fits = largest_fitting_crop(attempt, crop)
-        return out_of_memory_error(crop, fits, step=self.step, batch=size, device=self.ranks.device)
+        told: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
+        try:
+            fits = largest_fitting_crop(attempt, crop)
+        except RuntimeError:  # what hinders the search must not hide what it is for
+            return out_of_memory_error(crop, None, searched=False, **told)
+        return out_of_memory_error(crop, fits, **told)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

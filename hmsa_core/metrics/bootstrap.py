@@ -104,7 +104,9 @@ def bootstrap_difference(
 ) -> Interval:  # fmt: skip
     """Interval of (mean IoU - mean IoU of the baseline), paired: both are judged on the same draws.
 
-    With several runs the i-th of `confusions` is paired with the i-th of `baseline` (the same seed).
+    With several runs the i-th of `confusions` is paired with the i-th of `baseline` (the same seed). The mean is over
+    the classes that both have an IoU for, in all data and in each draw: one that is in no truth has none for a model
+    that never predicts it and 0 for one that does, and would be in one mean alone.
     """
     runs, ids = _as_runs(confusions, blocks)
     others, _ = _as_runs(baseline, blocks)
@@ -114,7 +116,12 @@ def bootstrap_difference(
         )
     plan = _Plan(ids, draws, seed)
     (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)
-    return _interval(plan, (whole - their_whole, drawn - their_drawn), level, lowest=-1.0)
+    return _interval(plan, (_difference(whole, their_whole), _difference(drawn, their_drawn)), level, lowest=-1.0)
+
+
+def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., C + 1): by class, and the mean over the classes that both have."""
+    return _with_mean((one - other)[..., :-1])
 
 
 def _as_runs(

@@ -38,8 +38,13 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.labels.store import LabelStore
     from pipeline.cli.diff import policy_for
 
-    _check_out(args.store, args.out, args.format)
+    _check_out(args.out, args.format)
     store = LabelStore.open(args.store)
+    if args.out.resolve().is_relative_to(args.store.resolve()):
+        raise ConfigError(
+            f"{args.out}: lies in the label store, which holds nothing but its own files",
+            hint="give a folder elsewhere",
+        )
     policy = policy_for(store, args.threshold, args.policy)
     with Progress(len(args.name or store.names()), what="export") as progress:
         count = export_store(
@@ -50,11 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_out(store: Path, out: Path, fmt: str) -> None:
-    if out.resolve().is_relative_to(store.resolve()):
-        raise ConfigError(
-            f"{out}: lies in the label store, which holds nothing but its own files", hint="give a folder elsewhere"
-        )
+def _check_out(out: Path, fmt: str) -> None:
     if fmt == "cityscapes-submission":
         if out.is_dir():
             raise ConfigError(f"{out}: is a folder, a submission is one zip file", hint=f"for example {out}.zip")

@@ -26,7 +26,8 @@ def collect_least(ws: Workspace, tonight: Tonight, hindered: Exception) -> dict[
     warnings = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
     page: dict[str, Any] = {
         "least": True, "kind": "failed", "sentence": f"The night ended early: {tonight.failed}", "decision": "",
-        "tail": list(tonight.tail), "night": {"overrides": dict(tonight.overrides)}, "differs": [], "funnel": [],
+        "tail": list(tonight.tail), "night": {"overrides": dict(tonight.overrides)},
+        "arguments": dict(tonight.arguments), "differs": [], "funnel": [],
         "trust": [], "verdict": {}, "queue": [], "health": {"warnings": warnings}, "lines": [],
         "cost": {"stages": {stage: round(s, 1) for stage, s in tonight.seconds.items()}},
     }  # fmt: skip

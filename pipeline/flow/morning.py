@@ -48,6 +48,7 @@ class Tonight:
     seconds: Mapping[str, float] = field(default_factory=dict)  # of the stages that had something to do
     failed: str = ""  # why the night ended early
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the run, but `overrides`, where not the usual ones
 
 
 def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
@@ -57,9 +58,12 @@ def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     before = (history.nights(ws) or [{}])[-1]
     used = _used(ws)
     counts, links = _counts(ws, tonight.arrived, statistics)
+    if tonight.failed:  # DVC empties a stage's output before it runs: what the stage did not make is not gone
+        counts |= _kept_counts(ws, before.get("counts", {}))
     verdict = dict(tonight.verdict)
     page = {
-        "kind": _kind(tonight), "sentence": _sentence(tonight), "decision": verdict.get("decision", ""),
+        "arguments": dict(tonight.arguments), "kind": _kind(tonight),
+        "sentence": _sentence(tonight), "decision": verdict.get("decision", ""),
         "tail": list(tonight.tail), "night": night, "differs": history.differs(ws, night),
         "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
         "trust": _trust(ws, used, statistics, before.get("coverage", {})), "drift": _drift(ws), "verdict": verdict,
@@ -107,8 +111,11 @@ def _counts(
     names = [row["name"] for row in rows_of_store]
     pictures = {row["name"]: row["image_sha256"] for row in rows_of_store}
     marks = ReviewFile(ws.path("labels/raw"), pictures).marks()
+    known = {sample.name for sample in Index.load(index).samples} if index.exists() else set()
+    # A label without an image is no image, and one whose image is used is counted with it.
+    out = {row.name for row in rows if row.part == "image" or row.reason != "unpaired"}
     counts = {
-        "arrived": (len(Index.load(index).samples) if index.exists() else 0) + len({row.name for row in rows}),
+        "arrived": len(known | out),
         "duplicate": len(copies), "quarantined": len(refused), "labelled": len(names),
         "kept": round(100 * statistics.get("labelled_share", 0.0), 2),
         "conflicts": sum(row["pixels"] for row in statistics.get("conflicts", [])),
@@ -127,6 +134,13 @@ def _counts(
     near = [[f"{name} is like {twin}", _file(ws, path)] for name, twin, path in examples.get("near", [])]
     links["arrived"] = [*near, *links["arrived"]][:_LISTED]
     return counts, links
+
+
+def _kept_counts(ws: Workspace, before: Mapping[str, float]) -> dict[str, float]:
+    """Counts of the night before, of what this one has no output for."""
+    stores = {"labels/raw": ("labelled",), "labels/final": ("kept", "conflicts")}
+    gone = [key for store, keys in stores.items() if not ws.path(f"{store}/manifest.json").exists() for key in keys]
+    return {key: before[key] for key in gone if key in before}
 
 
 _STEPS = {

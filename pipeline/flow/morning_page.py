@@ -69,7 +69,7 @@ def _whole(ws: Workspace, page: Mapping[str, Any]) -> list[list[tuple[str, str, 
         [
             ("Pictures", f"training labels: {len(page['chosen'])} by expected loss, {len(page['random'])} at random",
              _pictures(ws, page)),
-            ("Your twenty minutes", "% of pixels expected to teach something wrong", _queue(page["queue"])),
+            ("Your twenty minutes", "% of pixels expected to teach something wrong", _queue(ws, page["queue"])),
             ("The last 30 nights", f"{len(page['lines'])} so far", _lines(page["lines"])),
         ],
     ]  # fmt: skip
@@ -141,6 +141,8 @@ def _commands(ws: Workspace, page: Mapping[str, Any]) -> Raw:
     given = page["night"]["overrides"]
     again = ["prefect", "deployment", "run", "auto-label/nightly"]
     repro = ["dvc", "repro"]
+    for name, value in page.get("arguments", {}).items():
+        again += ["-p", f"{name}={value if isinstance(value, str) else _json(value)}"]
     if given:
         again += ["-p", f"params={_json(given)}"]
         repro = ["dvc", "exp", "run", *(part for k, v in given.items() for part in ("-S", f"{k}={_json(v)}"))]
@@ -184,6 +186,8 @@ def _pictures(ws: Workspace, page: Mapping[str, Any]) -> Raw:
         return _soft("nothing was labelled")
     index = Index.load(ws.path("data/index/target.parquet"))
     samples = {sample.name: sample for sample in index.select(names=list(captions))}
+    if not ws.path("labels/final/manifest.json").exists():
+        return _soft("no training labels were made")
     final = LabelStore.open(ws.path("labels/final"))
     palette, root = index.classes.palette(), ws.roots[index.root]
     cells = []
@@ -216,15 +220,18 @@ def _overlay(
     return data_uri(data.tobytes(), "image/jpeg")
 
 
-def _queue(rows: Sequence[Mapping[str, str]]) -> Raw:
+def _queue(ws: Workspace, rows: Sequence[Mapping[str, str]]) -> Raw:
     if not rows:
         return _soft("nothing to review")
     items = "".join(
         f"<li><a href='{esc(row['link'])}' title='{esc(row['name'])}'>{esc(row['loss'])} % {esc(row['name'])}</a></li>"
         for row in rows
     )
+    threshold = ws.params.pseudo_label.threshold
+    policy = "calibration/policy.json" if threshold == "policy" else str(threshold)
+    shown = f" --policy {shlex.quote(policy)}" if isinstance(threshold, str) and ws.resolve(policy).is_file() else ""
     return Raw(
-        "<p>First <code>autolabel serve labels/raw --policy calibration/policy.json</code>, then accept or flag; "
+        f"<p>First <code>autolabel serve labels/raw{esc(shown)}</code>, then accept or flag; "
         f"flagged pixels are ignored from the next night on.</p><ul class='queue'>{items}</ul>"
     )
 

@@ -83,7 +83,9 @@ def auto_label(
                 except (HmsaError, OSError) as error:
                     _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error)), error)
                     raise
-                return _night(ws, chosen, changes, promote=promote)
+                told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
+                arguments = {name: value for name, value in told.items() if value is not None}
+                return _night(ws, chosen, changes, arguments)
     except ServerGoneError as error:
         _leave(error)
         raise
@@ -97,7 +99,7 @@ def _leave(error: ServerGoneError) -> None:
         os._exit(1)
 
 
-def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote: bool) -> str:
+def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], arguments: dict[str, Any]) -> str:
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     try:
@@ -109,12 +111,12 @@ def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], *, promote
             if stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
-        verdict = gate_task(ws, promote=promote) if "evaluate" in chosen else {}
+        verdict = gate_task(ws, promote=arguments.get("promote", True)) if "evaluate" in chosen else {}
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
-        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail), error)
+        _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail, arguments), error)
         raise
-    return publish_task(ws, Tonight(arrived, verdict, changes, seconds))
+    return publish_task(ws, Tonight(arrived, verdict, changes, seconds, arguments=arguments))
 
 
 def _why(error: HmsaError | OSError) -> str:

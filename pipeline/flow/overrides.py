@@ -112,7 +112,14 @@ def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
         *parents, last = dotted.split(".")
         here, there = tree, before
         for part in parents:
+            if not isinstance(here, dict):
+                break
             here, there = here.get(part, {}), there.get(part, {})
+        if not isinstance(here, dict) or not isinstance(there, dict):
+            raise ConfigError(
+                f"params.yaml was edited during a run and {'.'.join(parents)} is no section now",
+                hint=f"mend it; the text from before the run is {SAVED}",
+            )
         if last in there:
             here[last] = there[last]
         else:

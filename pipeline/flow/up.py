@@ -35,6 +35,8 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
         # the server is back, since a worker that sees it again takes the next run at once, and would take it along.
         services.stop("worker")
     said = [_server(services, env, wait_s)]
+    if not services.is_external:
+        services.remember()  # at once: what fails below must not hide which port it is on
     before = _deployed_workspace(services)
     _prefect(["work-pool", "create", POOL, "--type", "process", "--overwrite"], services, env)
     _prefect(["--no-prompt", "deploy", "--all", "--prefect-file", str(described)], services, env)
@@ -48,8 +50,6 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
               "--limit", "1", "--install-policy", "never"]  # fmt: skip
     pid = services.start("worker", worker, env)
     said.append("worker runs already" if pid is None else f"worker started (process {pid})")
-    if not services.is_external:
-        services.remember()
     said.append(f"web page: {services.api_url.removesuffix('/api')}")
     said.append("now: prefect deployment run auto-label/nightly")
     return said

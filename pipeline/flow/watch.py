@@ -30,6 +30,9 @@ class ServerWatch:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=self.timeout_s):  # noqa: S310 - Prefect's own API
                 self._refused = self._silent = 0
+        except urllib.error.HTTPError as error:
+            # "Not found" or "log in first" is said by somebody; a gateway says 5xx for a server that is gone.
+            self._refused, self._silent = 0, 0 if error.code < 500 else self._silent + 1
         except OSError as error:  # URLError is one
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, ConnectionRefusedError):

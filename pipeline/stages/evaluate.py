@@ -214,7 +214,7 @@ def _flat(ws: Workspace, results: Results, kept: dict[str, Any], verdict: dict[s
     }
     return {
         "mean_iou": means,
-        "gain": {f"{a} - {b}": finite(np.nanmean(x.iou) - np.nanmean(y.iou)) for a, x, b, y in _pairs(ws, results)},
+        "gain": {f"{a} - {b}": finite(np.nanmean(x.iou - y.iou)) for a, x, b, y in _pairs(ws, results)},
         "kept": {k: kept[k] for k in ("precision", "coverage", "class_mean_precision", "class_mean_coverage")}
         | {"precision_in_sampled_crops": kept["sampled"]["precision"]},
         "promote": verdict["promote"],

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.metrics import bootstrap_difference
 from pipeline.gate import GateConfig, Judged, alpha_of_look, judge, seed_sd_of
 
 CLASSES = ("road", "building", "person", "rider", "car")
@@ -96,6 +97,40 @@ def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
     car = verdict["classes"][4]
     assert car["verdict"] == "not judged"
     assert "3 blocks" in car["why"]
+
+
+def test_a_loss_that_chance_does_not_explain_counts_in_few_blocks_too() -> None:
+    rng = np.random.default_rng(5)
+    old = _confusions(rng, 0.8)
+    new = _confusions(rng, 0.9)
+    rare = np.arange(160) < 36  # 9 of 40 blocks show class 4
+    for confusions in (old, new):
+        confusions[~rare, 4, :] = 0
+    lost = new.copy()
+    lost[:, 4, 0] += lost[:, 4, 4]
+    lost[:, 4, 4] = 0
+    same = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG)["classes"][4]
+    assert (same["verdict"], same["blocks"]) == ("not judged", 9)
+    verdict = judge(_judged("s", lost), _judged("t", old), BLOCKS, CLASSES, CONFIG)
+    assert verdict["classes"][4]["verdict"] == "inferior"
+    assert not verdict["promote"]
+
+
+def test_a_few_pixels_of_a_class_that_no_truth_shows_move_no_mean() -> None:
+    """The class has no IoU for a model that never predicts it and 0 for one that does."""
+    rng = np.random.default_rng(6)
+    wide = [np.zeros((160, 6, 6), np.int64) for _ in range(2)]
+    for confusions in wide:
+        confusions[:, :5, :5] = _confusions(rng, 0.8)
+    stray = wide[1].copy()
+    stray[::32, 0, 5] += 1
+    classes = (*CLASSES, "train")
+    clean, strewn = (judge(_judged("s", wide[0]), _judged("t", old), BLOCKS, classes, CONFIG) for old in (wide[1], stray))
+    assert strewn["gain"]["value"] == pytest.approx(clean["gain"]["value"], abs=1e-4)
+    assert strewn["gain"]["low"] == pytest.approx(clean["gain"]["low"], abs=1e-3)
+    plain = bootstrap_difference(wide[0], stray, BLOCKS, draws=200)
+    assert plain.value == pytest.approx(clean["gain"]["value"], abs=1e-4)
+    assert plain.high < 0.02
 
 
 def test_without_a_known_seed_variance_nothing_is_promoted() -> None:

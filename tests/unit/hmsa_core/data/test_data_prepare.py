@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data import prepare, verify
@@ -347,6 +348,73 @@ def test_unlabelled_images_of_a_test_split_never_teach_unless_asked():
     assert list(assign_roles(images, RolesSpec()).values()) == ["guard", "unlabelled"]
     asked = RolesSpec(unlabelled_splits=("test",))
     assert list(assign_roles(images, asked).values()) == ["unlabelled", "guard"]
+
+
+def test_nobody_learns_from_a_judged_drive_with_labels_of_a_teacher_either():
+    images = [found("aachen", s, f, "new" if f % 10 else "train", "" if f % 10 else "x") for s in (0, 1) for f in range(0, 40, 5)]
+    role = assign_roles(images, RolesSpec(report=("aachen_000001",), learn_splits=()))
+    assert {r for n, r in role.items() if n.startswith("aachen_000001")} == {"report", "guard"}
+    assert {role[f.name] for f in images if not f.label and f.sequence == "aachen_000000"} == {"unlabelled"}
+    judged = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
+    near = assign_roles(judged, RolesSpec(guard_frames=15, report_splits=("val",)))
+    assert list(near.values()) == ["report", "guard", "guard", "unlabelled"]
+
+
+def test_a_run_of_images_without_a_city_is_of_their_sequence():
+    images = [Found(f"d{d}_{i:03d}", "", "x", "", "train", "", f"d{d}", i) for d in (1, 2) for i in range(6)]
+    role = {f.name: "calibrate" for f in images}
+    runs = assign_blocks(images, role, SourceSpec(kind="folder", block="run", block_frames=3))
+    assert sorted(set(runs.values())) == [f"d{d}/calibrate/000{n}" for d in (1, 2) for n in (0, 1)]
+    assert set(assign_blocks(images, role, SourceSpec(kind="folder", block="city")).values()) == {"d1", "d2"}
+
+
+def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
+    rows = [{"id": i, "name": n, "colour": [90 * i + 20, 5, 5]} for i, n in enumerate("abc")]
+    root.mkdir()
+    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    for k in range(labelled):
+        save(root / "images" / "train" / f"l{k:03d}.png", picture(500 + k))
+        save(root / "labels" / "train" / f"l{k:03d}.png", blocks(k, (0, 1, 2)))
+    for k in range(unlabelled):
+        save(root / "images" / "new" / f"u{k:03d}.png", picture(700 + k))
+    return root
+
+
+def test_few_labelled_images_that_are_all_refused_stop_the_run_beside_many_without_labels(tmp_path):
+    root = own_folder(tmp_path / "own", 3, 90)
+    roles = RolesSpec(learn_splits=("train",), unlabelled_splits=("new",))
+    given = {"splits": ("train", "new")}
+    assert build(source(root, kind="folder", **given), roles, tmp_path / "good").by_role == {"learn": 3, "unlabelled": 90}
+    for path in (root / "labels" / "train").iterdir():
+        save(path, np.full((16, 16), 700, np.uint16))
+    with pytest.raises(InputError, match="3 of 3 images with a fine label cannot be used, the first: l000"):
+        build(source(root, kind="folder", **given), roles, tmp_path / "bad")
+
+
+@pytest.mark.parametrize("form", ["colours of other classes", "a grey map", "its own colours", "greys for people"])
+def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, form):
+    root = own_folder(tmp_path / "own", 4, 0)
+    for number, path in enumerate(sorted((root / "labels" / "train").iterdir())):
+        ids = np.asarray(Image.open(path)).copy()
+        colours = [(90 * i + 20, 5, 5) for i in range(3)]
+        greys = [(i, i, i) for i in range(256)]
+        palette = {
+            "colours of other classes": [colours[1], colours[0], colours[2]], "a grey map": [greys[1], greys[2], greys[0]],
+            "its own colours": colours, "greys for people": [greys[0], greys[120], greys[240]],
+        }[form]  # fmt: skip
+        if number < 3:
+            ids[:3, 0] = (0, 1, 2)
+        image = Image.fromarray(ids, "P")
+        image.putpalette([v for colour in palette for v in colour])
+        image.save(path)
+    roles = RolesSpec(learn_splits=("train",))
+    spec = source(root, kind="folder", splits=("train",), max_bad=1.0)
+    if form in ("its own colours", "greys for people"):
+        assert build(spec, roles, tmp_path / "out").by_role == {"learn": 4}
+    else:
+        with pytest.raises(InputError, match="4 wrong-mode"):
+            build(spec, roles, tmp_path / "out")
+        assert "palette" in read_quarantine(tmp_path / "out/quarantine.parquet")[0].detail
 
 
 def test_cross_validation_takes_its_cities_out_of_learning():

@@ -48,6 +48,10 @@ def test_another_error_in_a_trial_is_not_swallowed() -> None:
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("size mismatch"), False),
         (ValueError("can't allocate memory"), False),
     ],
@@ -68,6 +72,8 @@ def test_the_message_says_what_did_not_fit_and_what_would() -> None:
     assert "768x1536 would fit" in error.message
     assert "batch_per_rank below 2" in error.hint
     assert error.exit_code == 6
+    plain = out_of_memory_error((64, 64), None, step=1, batch=1, device=torch.device("cpu"), searched=False)
+    assert "fit" not in plain.message
 
 
 def test_peak_memory_of_the_process_is_plausible() -> None:

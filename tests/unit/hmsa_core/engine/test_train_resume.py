@@ -15,7 +15,7 @@ from hmsa_core.engine.spec import Selection, TrainSpec, ValidationData
 from hmsa_core.engine.state import StateStore
 from hmsa_core.engine.trainer import Trainer
 from hmsa_core.engine.validate import Validation
-from hmsa_core.errors import ConfigError, InterruptedRunError
+from hmsa_core.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.process import StopRequest
 from tests.support.faults import faulty
 from tests.support.training import (
@@ -210,6 +210,18 @@ def test_a_stop_request_saves_the_state_and_says_where_it_stopped(data: Path, tm
             train.run(spec, context(spec, stop))
     assert caught.value.exit_code == 143
     assert StateStore(spec.work / "state", key="any").steps() == [3, 6]
+
+
+def test_ranks_that_read_different_states_do_not_go_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose disk did not answer would take an older state, and stay apart from the others without a word."""
+    spec = student(data, tmp_path / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(5)(patch, StopRequest())
+        with pytest.raises(KilledError):
+            train.run(spec, context(spec))
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value, "no state"] if str(value).startswith("step") else [value])
+    with pytest.raises(TrainingError, match=r"different states \(rank 0: step 3, rank 1: no state\)"):
+        train.run(spec, context(spec))
 
 
 def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

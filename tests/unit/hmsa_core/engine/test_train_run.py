@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from hmsa_core.atomic import read_json, sha256_file, write_json
-from hmsa_core.engine import train
+from hmsa_core.engine import train, trainer
+from hmsa_core.engine.distributed import Ranks
 from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.engine.logs import read_log
+from hmsa_core.engine.parallel import DdpReplicas
 from hmsa_core.engine.spec import Selection, TrainSpec, ValidationData
 from hmsa_core.engine.state import StateStore
 from hmsa_core.engine.trainer import Trainer
@@ -254,6 +256,34 @@ def test_out_of_memory_names_the_crop_that_would_fit(
     with pytest.raises(TrainingError, match="out of memory on cpu at step 0") as caught:
         run(spec)
     assert "a crop of 128x192 would fit" in caught.value.message
+
+
+@pytest.fixture
+def gloo(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("position", [0, -1])  # the last and the first gradient of a backward pass
+def test_out_of_memory_in_the_backward_pass_of_ddp_names_the_crop_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gloo: None, position: int
+) -> None:
+    """DDP's hooks hang on the parameters, and the pass that failed has called some of them."""
+    spec = train_spec(data, tmp_path / "work", crop=(128, 128))
+    failures = iter([torch.OutOfMemoryError("CUDA out of memory")])
+
+    def fail(gradient: torch.Tensor) -> None:
+        for error in failures:
+            raise error
+
+    def replicate(model: torch.nn.Module, ranks: Ranks, *, compiled: bool) -> DdpReplicas:
+        list(model.parameters())[position].register_hook(fail)
+        return DdpReplicas(model, ranks)
+
+    monkeypatch.setattr(trainer, "replicate", replicate)
+    with pytest.raises(TrainingError, match="a crop of 96x96 would fit"):
+        run(spec)
 
 
 def test_accumulated_passes_equal_one_large_pass_but_for_batch_norm(data: Path, tmp_path: Path) -> None:

@@ -196,6 +196,9 @@ def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, 
     (tmp_path / "file").write_text("mine")
     assert main(["export", str(store), str(tmp_path / "file")]) == 2
     assert "is a file, masks are written into a folder" in capsys.readouterr().err
+    assert main(["export", str(store), str(store / "out")]) == 2
+    assert "lies in the label store" in capsys.readouterr().err
+    assert not (store / "out").exists()
     assert main(["export", str(store), str(tmp_path), "--format", "cityscapes-submission"]) == 2
     assert "a submission is one zip file" in capsys.readouterr().err
     (tmp_path / "sent.zip").write_text("mine")

@@ -31,7 +31,7 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
     monkeypatch.setattr(nightly, "check_machine_task", no_space)
     monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)
     with pytest.raises(NoSpaceError):
-        nightly._night(Workspace(tmp_path), chosen, {}, promote=False)
+        nightly._night(Workspace(tmp_path), chosen, {}, {"promote": False})
     assert told == [asked]
 
 
