@@ -108,6 +108,25 @@ def test_a_failed_night_has_a_page_that_says_why_and_shows_the_last_lines(worksp
     assert "last line" in morning.as_markdown(page, Path("x"))
 
 
+def test_a_night_that_ended_without_training_labels_has_a_page_and_keeps_the_counts_of_before(workspace: Path) -> None:
+    _night(workspace)
+    before = _night(workspace)[1]["lines"][-1]["counts"]
+    (workspace / "labels/final").rename(workspace / "labels/gone")  # as DVC does before it runs the stage
+    try:
+        for failed in ("pseudo-label was killed by signal 9", ""):
+            ws = Workspace(workspace)
+            tonight = Tonight(discover(ws), failed=failed, arguments={"promote": False, "stages": ["calibrate"]})
+            page = morning.collect(ws, tonight)
+            html = morning_page.write(ws, page).read_text()
+            assert "no training labels were made" in html
+            assert "-p promote=false -p &#x27;stages=[&quot;calibrate&quot;]&#x27;" in html
+            if failed:
+                assert page["lines"][-1]["counts"] == before
+                assert {row["tonight"] for row in page["funnel"] if row["step"].startswith("pixels")} == {0}
+    finally:
+        (workspace / "labels/gone").rename(workspace / "labels/final")
+
+
 def test_expected_loss_is_the_calibration_tables_share_of_wrong_kept_pixels(workspace: Path) -> None:
     statistics = StoreStatistics.open(workspace / "labels/raw")
     policy = ThresholdPolicy.load(workspace / "calibration/policy.json")

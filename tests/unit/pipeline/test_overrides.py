@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_what_a_person_wrote_meanwhile_stays_and_only_the_runs_own_keys_are_set_
             overrides.restore(workspace)
         params.unlink()  # gone altogether: the text from before the run comes back
     assert params.read_text() == edited
+
+
+def test_a_section_that_a_person_emptied_meanwhile_is_told(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    original = params.read_text()
+    with overrides.overridden(workspace, {"report.title": "tonight"}):
+        params.write_text(re.sub(r"(?m)^report:\n(  .*\n)+", "report:\n", params.read_text()))
+        with pytest.raises(ConfigError, match="edited during a run and report is no section now"):
+            overrides.restore(workspace)
+        params.unlink()
+    assert params.read_text() == original
 
 
 @pytest.mark.parametrize(

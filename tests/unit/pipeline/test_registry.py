@@ -242,6 +242,20 @@ def test_a_model_that_cannot_be_read_is_a_damaged_one(registry: Registry, monkey
     assert registry.rollback().endswith(first.name)
 
 
+def test_a_withdrawn_model_is_no_bar_for_later_ones(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    registry.rollback()
+    assert registry.champion() == first, "it was the reference before, too"
+    registry.pin_champion(second)
+    registry.promote(second)
+    registry.rollback()
+    assert registry.champion() == first
+    registry.rollback()
+    assert registry.champion() is None
+    registry.promote(second)
+    assert registry.champion() == second
+
+
 def test_a_repair_is_nobodys_word_against_a_model_and_a_rollback_stands(registry: Registry) -> None:
     first, second = _promoted(registry, "ab")
     registry.rollback(by="ann")

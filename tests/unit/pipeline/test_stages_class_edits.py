@@ -17,7 +17,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.engine import evaluate as evaluate_job
 from hmsa_core.engine import infer as infer_job
 from hmsa_core.engine.spec import EvaluateSpec, InferSpec
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
@@ -192,6 +192,42 @@ def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, dat
     with pytest.raises(ConfigError, match=words) as told:
         student_train.run(ws)
     assert "autolabel models rollback" in told.value.hint
+
+
+def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace, tmp_path: Path) -> None:
+    _label(ws)
+    params = ws.path("params.yaml")
+    text = params.read_text()
+    for size in ((24, 16), (48, 32)):
+        Image.fromarray(np.full((size[1], size[0]), 255, np.uint8)).save(tmp_path / "mask.png")
+        params.write_text(text.replace("mask: null", f"mask: {tmp_path}/mask.png"))
+        if size == (48, 32):
+            pseudo_label.run(Workspace(ws.root))
+        else:
+            with pytest.raises(ConfigError, match=r"merge\.mask: .*mask\.png is 24x16, the images are 48x32"):
+                pseudo_label.run(Workspace(ws.root))
+
+
+def test_a_target_that_no_confidence_reaches_is_told(
+    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (data / "labels" / "train").iterdir():  # large regions: what is wrong is no outline
+        Image.fromarray((np.arange(32 * 48).reshape(32, 48) % 48 // 16).astype(np.uint8)).save(path)
+    prepare.run(ws)
+    calibrate.run(ws)  # a teacher that was never trained
+    assert "thresholds are measured to" in caplog.text
+    assert "not to calibrate.target's 95.0 %" in caplog.text
+    reached = read_json(ws.path("metrics/calibrate.json"))["target"]
+    assert reached < 0.95
+    assert reached == ThresholdPolicy.load(ws.path("calibration/policy.json")).evidence["target"]
+
+
+def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
+    with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
+        prepare.run(Workspace(ws.root))
+    assert "data.roles.learn_splits" in told.value.hint
 
 
 @pytest.mark.parametrize("edit", ["added", "removed"])

@@ -40,5 +40,27 @@ def test_a_server_that_accepts_but_does_not_answer_is_waited_for() -> None:
     assert not answers[59], "but not for ever"
 
 
+def test_an_answer_that_refuses_is_an_answer_and_a_gateways_is_none() -> None:
+    class Answers(_Healthy):
+        status = 401
+
+        def do_GET(self) -> None:
+            self.send_response(self.status)
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        watch = ServerWatch(f"http://127.0.0.1:{server.server_port}")
+        assert all(watch.alive() for _ in range(70))
+        Answers.status = 502
+        assert not all(watch.alive() for _ in range(70))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def test_without_a_server_there_is_nothing_to_watch() -> None:
     assert ServerWatch(None).alive()
