@@ -33,6 +33,10 @@ __all__ = ["disk_estimate", "run"]
 _LOG = logging.getLogger(__name__)
 STAGE = "evaluate"
 OUT = "evaluation"
+_ALONE = (
+    "this run alone: the gate of a night also counts earlier looks at these images and the A/A trainings; its verdict is "
+    "on the morning page"
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classe
         champion=judged.get(_champion(ws, models) or ""), seed=config.seed,
     )  # fmt: skip
     return verdict | {
+        "notes": [*verdict["notes"], _ALONE],
         "candidate_weights_sha256": weights_of(models["student"]),
         "incumbent_weights_sha256": weights_of(models[incumbent]),
     }
