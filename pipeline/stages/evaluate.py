@@ -34,8 +34,8 @@ _LOG = logging.getLogger(__name__)
 STAGE = "evaluate"
 OUT = "evaluation"
 _ALONE = (
-    "this run alone: the gate of a night also counts earlier looks at these images and the A/A trainings; its verdict is "
-    "on the morning page"
+    "this run alone: the gate of a night also counts earlier looks at these images and the A/A trainings; "
+    "its verdict is on the morning page"
 )
 
 
