@@ -11,8 +11,9 @@ from hmsa_core import atomic
 from hmsa_core.atomic import is_temp
 from hmsa_core.errors import HmsaError
 from pipeline import doctor_dvc
+from pipeline.checkpoint_folders import damage, version_damage
 from pipeline.finding import Finding
-from pipeline.registry import Registry, damage, version_damage
+from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]

@@ -18,8 +18,9 @@ from hmsa_core import atomic
 from hmsa_core.data.index import Index
 from hmsa_core.errors import HmsaError, IntegrityError
 from pipeline import gate, json_lines, keys
+from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
-from pipeline.registry import Registry, knows_other_classes
+from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
 __all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "measured_aa", "recipe_digest"]

@@ -17,19 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import atomic
-from hmsa_core.digested import take_digest
-from hmsa_core.engine.lineage import LINEAGE_FILE
-from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
+from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.locks import FileLock
-from hmsa_core.taxonomy import ClassTable
 from hmsa_core.trees import link_tree, new_tree
 from pipeline import json_lines
+from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
 from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["Registry", "Version", "damage", "knows_other_classes", "version_damage"]
-
-_HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
-
+__all__ = ["Registry", "Version"]
 
 @dataclass(frozen=True)
 class Version:
@@ -38,90 +33,6 @@ class Version:
     name: str
     path: Path
     record: dict[str, Any]
-
-
-def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint folder's files, or "": missing, unreadable, or not what their digests say."""
-    weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
-    for path in (weights, meta):
-        if not path.exists():
-            return f"{path} is missing"
-    try:
-        value = atomic.read_json(meta)
-        actual = atomic.sha256_file(weights)
-    except HmsaError as error:
-        return error.message
-    except OSError as error:
-        return one_line(error)
-    recorded, digest = take_digest(value)
-    if recorded not in (None, digest):
-        return f"{meta}: damaged or edited (digest is {digest}, recorded {recorded})"
-    recorded = value.get("weights_sha256")
-    if actual != recorded:
-        return f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
-    return _lineage_damage(checkpoint / LINEAGE_FILE, value.get("lineage"))
-
-
-def _lineage_damage(path: Path, described: object) -> str:
-    """The list of what a model learned from: without it nobody may be judged on any image."""
-    expected = described.get("lineage_sha256") if isinstance(described, dict) else None
-    if expected is None:
-        return ""
-    try:
-        actual = atomic.sha256_file(path)
-    except FileNotFoundError:
-        return f"{path}: missing, though model.json refers to it"
-    except OSError as error:
-        return one_line(error)
-    return "" if actual == expected else f"{path}: SHA-256 is not the one in model.json"
-
-
-def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
-    """Whether a checkpoint says that it was trained on other classes; one that says nothing may have been on these."""
-    known = atomic.read_json(checkpoint / "model.json").get("class_table")
-    return known is not None and ClassTable.from_json(known).classes != classes.classes
-
-
-def version_damage(folder: Path) -> str:
-    """What is wrong with a registered model: its checkpoint, or its record is torn (one without is not listed)."""
-    record = folder / "record.json"
-    try:
-        if record.exists():
-            _read_record(record)
-    except HmsaError as error:
-        return error.message
-    return damage(folder)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    record = atomic.read_json(path)
-    if not isinstance(record.get("number"), int):
-        raise IntegrityError(f"{path}: number is {record.get('number')!r}, expected a whole number")
-    return record
-
-
-def _description(checkpoint: Path) -> dict[str, Any]:
-    """What is said of weights: other classes, inference or shape make another model of the same bytes."""
-    return {k: v for k, v in atomic.read_json(checkpoint / "model.json").items() if k not in _HISTORY}
-
-
-def _is_same(version: Version, checkpoint: Path, weights: str) -> bool:
-    """Whether a checkpoint is this version, as far as the version's own description can be read."""
-    if version.record.get("weights_sha256") != weights:
-        return False
-    try:
-        recorded, digest = take_digest(atomic.read_json(version.path / "model.json"))
-    except (HmsaError, OSError):
-        return True
-    return recorded not in (None, digest) or _description(version.path) == _description(checkpoint)
-
-
-def _weights(folder: Path) -> str:
-    """Digest of a version's weights by its model.json, "" where that cannot be read."""
-    try:
-        return str(atomic.read_json(folder / "model.json").get("weights_sha256", ""))
-    except (HmsaError, OSError):
-        return ""
 
 
 class Registry:
@@ -160,7 +71,7 @@ class Registry:
         found, torn = [], {}
         for path in sorted(self.folder.glob("v*/record.json")):
             try:
-                found.append(Version(path.parent.name, path.parent, _read_record(path)))
+                found.append(Version(path.parent.name, path.parent, read_record(path)))
             except HmsaError as error:
                 torn[path.parent.name] = error.message
         return sorted(found, key=lambda v: int(v.record["number"])), torn
@@ -201,7 +112,8 @@ class Registry:
         own = checkpoint.resolve()
         is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
         for version in versions:
-            if version.name == own.name if is_own else _is_same(version, checkpoint, weights):
+            same_weights = version.record.get("weights_sha256") == weights
+            if version.name == own.name if is_own else same_weights and describes(version.path, checkpoint):
                 if damage(version.path):
                     _put(checkpoint, version.path, version.record)
                 return version
@@ -315,8 +227,8 @@ class Registry:
             now = self.current()
         except HmsaError:  # missing or torn: all that is told happened
             now = ""
-        weights = _weights(self.folder / name)
-        same = {p.name for p in self.folder.glob("v*") if weights and _weights(p) == weights} | {name}
+        weights = weights_by_name(self.folder / name)
+        same = {p.name for p in self.folder.glob("v*") if weights and weights_by_name(p) == weights} | {name}
         for line in reversed(self._switches(now)):
             if Path(str(line["to"])).name in same:
                 return None

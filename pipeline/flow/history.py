@@ -10,9 +10,10 @@ from typing import Any
 from hmsa_core import __version__, atomic
 from hmsa_core.errors import IntegrityError
 from pipeline import json_lines
+from pipeline.checkpoint_folders import damage
 from pipeline.flow.services import REPO
 from pipeline.gatekeeper import looks, measured_aa
-from pipeline.registry import Registry, damage
+from pipeline.registry import Registry
 from pipeline.workspace import Workspace
 
 __all__ = ["HISTORY", "NIGHTS", "check_readable", "describe", "differs", "nights", "remember"]

@@ -20,10 +20,11 @@ from hmsa_core.data.index import Index
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
 from hmsa_core.trees import new_tree
 from pipeline import gate, plots
+from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
-from pipeline.registry import Registry, knows_other_classes
+from pipeline.registry import Registry
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
 from pipeline.workspace import Workspace

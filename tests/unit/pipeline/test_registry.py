@@ -11,8 +11,9 @@ import pytest
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, HmsaError, InputError, IntegrityError
+from pipeline.checkpoint_folders import damage
 from pipeline.cli.main import main
-from pipeline.registry import Registry, Version, damage
+from pipeline.registry import Registry, Version
 from pipeline.workspace import Workspace
 from tests.support.faults import every_exit, every_fault
 
