@@ -65,6 +65,7 @@ _CLAIMS = (
     _Claim("camvid-table-default", "auto", "coarse", ">"),
     _Claim("camvid-table-default", "merged", "control", "-"),
     _Claim("camvid-table-default", "merged", "coarse", "-"),
+    _Claim("camvid-table-drive_shift", "merged", "control", "-"),
 )
 
 
