@@ -33,6 +33,8 @@ from tests.unit.hmsa_core.data.hostile_images import (
     zero_rows,
 )  # fmt: skip
 
+pytestmark = pytest.mark.fault  # hostile files, measured in processes of their own
+
 GAMMA = png_chunk(b"gAMA", struct.pack(">I", 45455))  # keeps OpenCV out
 
 

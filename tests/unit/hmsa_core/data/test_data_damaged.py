@@ -32,6 +32,8 @@ from tests.unit.hmsa_core.data.damaged_images import (
 
 from .conftest import blocks, encode, picture
 
+pytestmark = pytest.mark.fault  # thousands of damaged files
+
 
 def test_a_thousand_damaged_files_are_refused_with_a_reason_or_decoded(tmp_path):
     outcome, grown = fuzz_in_a_process_of_its_own(tmp_path, seed=20, count=1000)

@@ -19,6 +19,8 @@ from hmsa_core.errors import ConfigError
 from tests.support.jobs import errors_of, finish
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.chain  # ranks are processes of their own
+
 CPU = RuntimeConfig(device="cpu", precision="fp32")
 
 

@@ -20,6 +20,8 @@ from hmsa_core.process import StopRequest
 from tests.support.ranks import run_ranks
 from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
 
+pytestmark = pytest.mark.chain  # ranks are processes of their own
+
 # 3 epochs of 8 crops, batch 4: 6 steps of 2 passes on each of 2 ranks; fine labels only from step 4.
 LAST = 6
 
