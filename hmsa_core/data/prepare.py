@@ -125,17 +125,16 @@ def _check_labels(
     source: SourceSpec, found: Sequence[Found], samples: Sequence[Sample], refused: Sequence[Refused], out: Path
 ) -> None:
     """`max_bad` of all images is little beside many that have no label: of few labelled ones it may be all."""
-    labelled = {f.image: f.name for f in found if f.label}
-    lost = labelled.keys() - {s.image for s in samples if s.label}
-    copies = sum((r.part, r.reason) == ("image", "duplicate") for r in refused)  # of images that are used
-    if len(lost) - copies > max(source.max_bad * len(labelled), source.max_bad_images if source.max_bad else 0) or (
-        labelled and len(lost) == len(labelled)
-    ):
+    labelled = {f.name for f in found if f.label}
+    copies = {r.name for r in refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
+    lost = labelled - copies - {s.name for s in samples if s.label}
+    few = source.max_bad_images if source.max_bad else 0
+    if len(lost) > max(source.max_bad * len(labelled), few) or (labelled and lost == labelled):
         write_refused(out, source.name, refused)
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(r.reason for r in refused).items()))
         raise InputError(
             f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
-            f"{labelled[min(lost)]} ({reasons})",
+            f"{min(lost)} ({reasons})",
             hint=f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
         )
 
