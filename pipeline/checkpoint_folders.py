@@ -77,18 +77,21 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _description(checkpoint: Path) -> dict[str, Any]:
-    """What is said of weights: other classes, inference or shape make another model of the same bytes."""
-    return {k: v for k, v in atomic.read_json(checkpoint / "model.json").items() if k not in _HISTORY}
+def _description(meta: dict[str, Any]) -> dict[str, Any]:
+    """What model.json says of weights: other classes, inference or shape make another model of the same bytes."""
+    return {key: value for key, value in meta.items() if key not in _HISTORY}
 
 
 def describes(folder: Path, checkpoint: Path) -> bool:
     """Whether a version of the same weights is described as a checkpoint is, as far as its description can be read."""
     try:
-        recorded, digest = take_digest(atomic.read_json(folder / "model.json"))
+        meta = atomic.read_json(folder / "model.json")
     except (HmsaError, OSError):
         return True
-    return recorded not in (None, digest) or _description(folder) == _description(checkpoint)
+    recorded, digest = take_digest(meta)
+    return recorded not in (None, digest) or _description(meta) == _description(
+        atomic.read_json(checkpoint / "model.json")
+    )
 
 
 def weights_by_name(folder: Path) -> str:

@@ -25,8 +25,7 @@ def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
         with np.load(path) as file:
             return tuple(file[name] for name in wanted)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        is_published = path.name.startswith("confusions-")
-        place = "it" if is_published else f"the folder {path.parent}"
+        place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
         raise IntegrityError(
             f"{path}: no counts can be read from it ({one_line(error)})",
             hint=f"delete {place}, then `dvc repro --force --single-item evaluate`",

@@ -83,7 +83,7 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     aa = measured_aa(ws)
     verdict = gate.judge(
         new, old, blocks, Index.load(ws.path("data/index/target.parquet")).classes.classes, ws.params.evaluate.gate,
-        looks=count_look(ws, weights, new.images), champion=_reference(ws, champion) if champion else None,
+        looks=count_look(ws, weights, new.images), champion=champion,
         aa_mean_iou=aa.get("mean_iou", []), seed=ws.params.evaluate.seed,
     )  # fmt: skip
     if unscored:
@@ -103,15 +103,15 @@ def _check_incumbent(ws: Workspace, judged_against: str | None, candidate: str) 
         )
 
 
-def _champion(ws: Workspace) -> tuple[str | None, str]:
-    """Under which name `evaluate` scored the pinned reference; and why it did not, if there is one."""
+def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
+    """What `evaluate` scored the pinned reference at, by the name that people type; and why it did not."""
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
     if champion is None or not metrics.exists():
         return None, ""
     wanted = atomic.read_json(champion.path / "model.json")["weights_sha256"]
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
-            return name, ""
+            return replace(_judged(ws, name)[0], name=champion.name), ""
     if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
         return None, (
             f"the pinned reference {champion.name} has other classes and cannot be scored: `autolabel models pin "
@@ -135,12 +135,6 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
     path = ws.path(f"evaluation/confusions-{model}.npz")
     names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
     return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
-
-
-def _reference(ws: Workspace, model: str) -> gate.Judged:
-    """The pinned reference under its version's name, which is what people type."""
-    pinned = Registry(ws.root).champion()
-    return replace(_judged(ws, model)[0], name=pinned.name if pinned else model)
 
 
 def looks(ws: Workspace) -> list[dict[str, Any]]:

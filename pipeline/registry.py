@@ -26,6 +26,7 @@ from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version"]
 
+
 @dataclass(frozen=True)
 class Version:
     """One registered model: its name, folder and record."""
@@ -112,8 +113,8 @@ class Registry:
         own = checkpoint.resolve()
         is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
         for version in versions:
-            same_weights = version.record.get("weights_sha256") == weights
-            if version.name == own.name if is_own else same_weights and describes(version.path, checkpoint):
+            is_same = version.record.get("weights_sha256") == weights and describes(version.path, checkpoint)
+            if version.name == own.name if is_own else is_same:
                 if damage(version.path):
                     _put(checkpoint, version.path, version.record)
                 return version

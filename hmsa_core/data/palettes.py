@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from hmsa_core.data.decode import holds_train_ids, read_label_ids
+from hmsa_core.data.headers import guarded, opened
 from hmsa_core.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
@@ -31,10 +32,10 @@ def check_palette(path: str | os.PathLike[str], classes: ClassTable, *, max_pixe
     where = Path(path)
     if where.suffix.lower() == ".json":
         return
-    with Image.open(where) as file:
-        if file.mode != "P":
+    with opened(where, max_pixels, "") as file, guarded(lambda: Image.open(file), str(where)) as image:
+        if image.mode != "P":
             return
-        flat = file.getpalette("RGB") or []
+        flat = image.getpalette("RGB") or []
     palette: list[Colour] = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
     used = [int(v) for v in np.unique(read_label_ids(where, max_pixels=max_pixels)) if v < len(palette)]
     ids = range(classes.num_classes) if holds_train_ids(where.name) else classes.train_to_id

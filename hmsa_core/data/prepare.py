@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data import cityscapes, folder, vistas
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.layout import Found, Refused, Scan
+from hmsa_core.data.layout import Refused, Scan
 from hmsa_core.data.phash import near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.data.summary import Summary, check_share, summarise, write_refused
+from hmsa_core.data.summary import Summary, check_labels, check_share, summarise, write_refused
 from hmsa_core.data.verify import Checked, Task, Verifier
 from hmsa_core.errors import InputError, LayoutError
 from hmsa_core.process import die_with_parent
@@ -107,7 +107,7 @@ def build(
     summary = summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
     check_share(source, summary, refused, Path(out))
-    _check_labels(source, found, samples, refused, Path(out))
+    check_labels(source, {f.name for f in found if f.label}, samples, refused, Path(out))
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -119,24 +119,6 @@ def build(
     _near(samples, source.near_duplicate_bits, summary)
     _write(Path(out), source, scanned.classes, samples, centroids, refused, summary, tile, min_pixels)
     return summary
-
-
-def _check_labels(
-    source: SourceSpec, found: Sequence[Found], samples: Sequence[Sample], refused: Sequence[Refused], out: Path
-) -> None:
-    """`max_bad` of all images is little beside many that have no label: of few labelled ones it may be all."""
-    labelled = {f.name for f in found if f.label}
-    copies = {r.name for r in refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
-    lost = labelled - copies - {s.name for s in samples if s.label}
-    few = source.max_bad_images if source.max_bad else 0
-    if len(lost) > max(source.max_bad * len(labelled), few) or (labelled and lost == labelled):
-        write_refused(out, source.name, refused)
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(r.reason for r in refused).items()))
-        raise InputError(
-            f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
-            f"{min(lost)} ({reasons})",
-            hint=f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
-        )
 
 
 def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> Summary:

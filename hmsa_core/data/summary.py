@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hmsa_core.data.layout import Refused, Scan
 from hmsa_core.data.spec import SourceSpec
 from hmsa_core.errors import InputError
 
-__all__ = ["Summary", "check_share", "summarise", "write_refused"]
+__all__ = ["Summary", "check_labels", "check_share", "summarise", "write_refused"]
 
 
 @dataclass
@@ -66,8 +66,7 @@ def _lost(refused: Sequence[Refused], used: set[str]) -> int:
 def check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused], out: Path) -> None:
     """InputError when too many images are refused (`SourceSpec.max_bad`); each is in `out`/quarantine.parquet then."""
     bad, total = summary.refused_images, summary.refused_images + summary.images
-    few = source.max_bad_images if source.max_bad and summary.images else 0
-    if bad > max(source.max_bad * total, few):
+    if _is_too_many(source, bad, total):
         write_refused(out, source.name, refused)
         reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
         shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
@@ -76,8 +75,41 @@ def check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused]
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
             hint="folders whose files have the same names: set `names: path`" if namesakes
-            else f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`",
+            else _mend(out),
         )
+
+
+def check_labels(
+    source: SourceSpec, labelled: Set[str], samples: Sequence[Sample], refused: Sequence[Refused], out: Path
+) -> None:
+    """The same of the images that have a fine label: a small share of all images may be every one of them.
+
+    Args:
+        source: the data set.
+        labelled: names of the images that were found with a fine label.
+        samples: what can be used.
+        refused: what cannot.
+        out: folder of the quarantine table.
+    """
+    copies = {r.name for r in refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
+    lost = labelled - copies - {s.name for s in samples if s.label}
+    if _is_too_many(source, len(lost), len(labelled)) or (labelled and lost == labelled):
+        write_refused(out, source.name, refused)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(r.reason for r in refused).items()))
+        raise InputError(
+            f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
+            f"{min(lost)} ({reasons})",
+            hint=_mend(out),
+        )
+
+
+def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
+    few = source.max_bad_images if source.max_bad and bad < total else 0
+    return bad > max(source.max_bad * total, few)
+
+
+def _mend(out: Path) -> str:
+    return f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`"
 
 
 def write_refused(out: Path, root: str, refused: Sequence[Refused]) -> None:

@@ -42,8 +42,9 @@ def check_readable(ws: Workspace) -> None:
         IntegrityError: names the file and the line.
     """
     nights(ws)
-    Registry(ws.root).history()
-    champion = Registry(ws.root).champion()
+    registry = Registry(ws.root)
+    registry.history()
+    champion = registry.champion()
     if champion is not None and (wrong := damage(champion.path)):
         raise IntegrityError(
             f"the pinned reference {champion.name}: {wrong}",

@@ -21,6 +21,7 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.taxonomy import IGNORE
 from pipeline.flow.morning import INSPECTOR, PAGE
 from pipeline.report.html import Raw, data_uri, esc, number, table
+from pipeline.stages.precision import policy_file
 from pipeline.workspace import Workspace
 
 __all__ = ["write"]
@@ -227,11 +228,11 @@ def _queue(ws: Workspace, rows: Sequence[Mapping[str, str]]) -> Raw:
         f"<li><a href='{esc(row['link'])}' title='{esc(row['name'])}'>{esc(row['loss'])} % {esc(row['name'])}</a></li>"
         for row in rows
     )
-    threshold = ws.params.pseudo_label.threshold
-    policy = "calibration/policy.json" if threshold == "policy" else str(threshold)
-    shown = f" --policy {shlex.quote(policy)}" if isinstance(threshold, str) and ws.resolve(policy).is_file() else ""
+    file, command = policy_file(ws), ["autolabel", "serve", "labels/raw"]
+    if file is not None and file.is_file():
+        command += ["--policy", str(file.relative_to(ws.root) if file.is_relative_to(ws.root) else file)]
     return Raw(
-        f"<p>First <code>autolabel serve labels/raw{esc(shown)}</code>, then accept or flag; "
+        f"<p>First <code>{esc(shlex.join(command))}</code>, then accept or flag; "
         f"flagged pixels are ignored from the next night on.</p><ul class='queue'>{items}</ul>"
     )
 

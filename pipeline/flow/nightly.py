@@ -71,6 +71,8 @@ def auto_label(
         changes["pseudo_label.threshold"] = threshold
     if target_precision is not None:
         changes["calibrate.target"] = target_precision
+    told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
+    arguments = {name: value for name, value in told.items() if value is not None}
     try:
         with nightly_lock(ws.root):
             log = get_run_logger()
@@ -81,10 +83,8 @@ def auto_label(
                     chosen = _chosen(stages)
                     whole_night.enter_context(overrides.overridden(ws.root, changes))
                 except (HmsaError, OSError) as error:
-                    _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error)), error)
+                    _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error), arguments=arguments), error)
                     raise
-                told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
-                arguments = {name: value for name, value in told.items() if value is not None}
                 return _night(ws, chosen, changes, arguments)
     except ServerGoneError as error:
         _leave(error)

@@ -66,8 +66,8 @@ def results(facts: Facts) -> Raw:
         rows.append([_class(name, colour), *(span_of(found["classes"].get(name)) for _, found in columns)])
     rows.append(["mean", *(span_of([f["value"], f["low"], f["high"]]) for _, f in columns)])
     first = columns[0][1]
-    leaks = {leak["name"] for leak in facts.metrics.get("judgement", {}).get("leaks", [])}
-    left = f" {len(leaks)} images were left out because a model had learned from them." if leaks else ""
+    out = facts.metrics.get("judgement", {}).get("left_out", 0)
+    left = f" {out} images were left out because a model had learned from them." if out else ""
     settings = ", ".join(
         f"{s['name']} = scales {how_run(s)}"
         for s in facts.metrics["settings"]

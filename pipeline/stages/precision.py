@@ -32,7 +32,7 @@ from pipeline.workspace import Workspace
 
 __all__ = [
     "PAIRS", "Precision", "chosen_policy", "fine_samples", "in_sampled_crops", "judge", "kept_figures", "measure",
-    "plot_curves",
+    "plot_curves", "policy_file",
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
@@ -114,12 +114,19 @@ def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) 
         yield CalibrationImage(sample.name, sample.block, label, code, truth, human)
 
 
-def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
-    """The policy that `pseudo_label.threshold` names, refused where it was not made for this store."""
+def policy_file(ws: Workspace) -> Path | None:
+    """The file that `pseudo_label.threshold` names, there or not; None where it is a number."""
     threshold = ws.params.pseudo_label.threshold
     if isinstance(threshold, float | int):
+        return None
+    return ws.path("calibration/policy.json") if threshold == "policy" else ws.resolve(threshold)
+
+
+def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
+    """The policy that `pseudo_label.threshold` names, refused where it was not made for this store."""
+    threshold, path = ws.params.pseudo_label.threshold, policy_file(ws)
+    if path is None:
         return from_threshold(float(threshold), store.classes)
-    path = ws.path("calibration/policy.json") if threshold == "policy" else ws.resolve(threshold)
     if not path.is_file():
         hint = "run calibrate first" if threshold == "policy" else "correct pseudo_label.threshold in params.yaml"
         raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)

@@ -199,9 +199,8 @@ def _all_learn(source: SourceSpec) -> RolesSpec:
 
     Vistas has no city or sequence: all of its training images learn, validation images are for nothing here.
     """
-    usual = source.kind != "folder" or not source.splits
-    splits = ("training", "train", "all") if usual else tuple(source.splits or ())
-    return RolesSpec(learn_splits=splits, unlabelled_splits=())
+    named = source.splits if source.kind == "folder" else None
+    return RolesSpec(learn_splits=named or ("training", "train", "all"), unlabelled_splits=())
 
 
 def _grid(sampling: SamplingConfig) -> list[int]:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import yaml
@@ -25,6 +25,7 @@ from pipeline.workspace import Workspace
 __all__ = ["check_space", "run_stage"]
 
 _LOG = logging.getLogger(__name__)
+_REVIEW = ".review.jsonl"
 _ROUNDS = 4  # of a stage whose marks or policies change while it runs
 _RESERVE = 64 << 20  # bytes that stay free: logs, locks, DVC's own files
 
@@ -43,7 +44,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
-        with _marking_held(ws, described, turn):
+        with _marking_held(ws, described) if turn == _ROUNDS - 1 else nullcontext():
             saved = _peoples(ws, described)
             module.run(ws)
             if saved == _peoples(ws, described):
@@ -81,21 +82,24 @@ def _inputs(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _peoples(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
-    deps = [str(name) for name in described.get("deps", [])]
-    paths = [ws.path(name) for name in deps if name.endswith(".review.jsonl")]
-    paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name)) if "policies" in deps else []
+    paths = [ws.path(name) for name in _reviews(described)]
+    if "policies" in described.get("deps", []):
+        paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
     return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
 
 
+def _reviews(described: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in described.get("deps", []) if str(name).endswith(_REVIEW)]
+
+
 @contextmanager
-def _marking_held(ws: Workspace, described: Mapping[str, Any], turn: int) -> Iterator[None]:
-    """In the last round people wait with their marks (the page keeps what they drew): somebody may never pause."""
+def _marking_held(ws: Workspace, described: Mapping[str, Any]) -> Iterator[None]:
+    """For the last round: people wait with their marks (the page keeps what they drew), or they might never pause."""
     from pipeline.inspector.review import ReviewFile
 
-    names = [str(name) for name in described.get("deps", []) if str(name).endswith(".review.jsonl")]
     with ExitStack() as stack:
-        for name in names if turn == _ROUNDS - 1 else ():
-            stack.enter_context(ReviewFile(ws.path(name.removesuffix(".review.jsonl"))).lock())
+        for name in _reviews(described):
+            stack.enter_context(ReviewFile(ws.path(name.removesuffix(_REVIEW))).lock())
         yield
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
@@ -58,10 +57,7 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
         page = Page(browser, address)
         page.open(threshold="0.9", image=street.names[2])
         page.keys("r")
-        stage = page.find("#stage")
-        ActionChains(browser, duration=30).move_to_element(stage).click_and_hold().move_by_offset(
-            90, 60
-        ).release().perform()
+        page.drag("#stage", 90, 60)
         page.until(lambda: "drawn" in page.text("#region-label"))
         page.keys("n", note, Keys.ESCAPE)
         page.keys("f")
@@ -114,19 +110,17 @@ def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Sce
         page.keys("n", "first", Keys.ESCAPE, "f", "f")
         page.until(lambda: "still being saved" in page.text("#toasts"))
         page.keys(Keys.ARROW_RIGHT)
-        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+        page.until(lambda: page.value("#note") == "")
         page.keys("n", "second", Keys.ESCAPE, "r")
-        ActionChains(browser, duration=30).move_to_element(page.find("#stage")).click_and_hold().move_by_offset(
-            90, 60
-        ).release().perform()
+        page.drag("#stage", 90, 60)
         page.until(lambda: "drawn" in page.text("#region-label"))
         page.js("window.release(false)")
         page.until(lambda: f"Flagged {street.names[0]}" in page.text("#toasts"))
-        assert page.js("return document.getElementById('note').value") == "second"
+        assert page.value("#note") == "second"
         page.keys("f")
         page.until(lambda: page.all(".mark-item"))
         assert page.js("return window.posts") == 2
-        assert page.js("return document.getElementById('note').value") == ""
+        assert page.value("#note") == ""
     marks = ReviewFile(store).marks()
     assert [(mark.name, mark.note, mark.region is None) for mark in marks] == [
         (street.names[0], "first", True), (street.names[1], "second", False)
@@ -140,15 +134,15 @@ def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp
         page.open(threshold="0.9", image=street.names[0])
         page.js(HOLD_SAVES)
         page.keys("n", "ghost car", Keys.ESCAPE, "f", Keys.ARROW_RIGHT)
-        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+        page.until(lambda: page.value("#note") == "")
         page.js("window.release(true)")
         page.until(lambda: f"{street.names[0]}: not saved: disk" in page.text("#toasts"))
         page.keys("a")
         page.until(lambda: page.all(".mark-item"))
         page.keys(Keys.ARROW_LEFT)
-        page.until(lambda: page.js("return document.getElementById('note').value") == "ghost car")
+        page.until(lambda: page.value("#note") == "ghost car")
         page.keys("f")
-        page.until(lambda: page.js("return document.getElementById('note').value") == "")
+        page.until(lambda: page.value("#note") == "")
     assert [(mark.name, mark.verdict, mark.note) for mark in ReviewFile(store).marks()] == [
         (street.names[1], "accept", ""), (street.names[0], "flag", "ghost car")
     ]  # fmt: skip

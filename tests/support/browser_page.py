@@ -69,6 +69,17 @@ class Page:
 
         ActionChains(self.browser, duration=20).send_keys(*keys).perform()
 
+    def drag(self, css: str, right: int, down: int) -> None:
+        """Press in the middle of an element and drag from there."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        chain = ActionChains(self.browser, duration=30).move_to_element(self.find(css)).click_and_hold()
+        chain.move_by_offset(right, down).release().perform()
+
+    def value(self, css: str) -> str:
+        """What stands in a field."""
+        return str(self.find(css).get_property("value"))
+
     def control(self, key: str) -> None:
         """Press a key together with Ctrl."""
         from selenium.webdriver.common.action_chains import ActionChains

@@ -53,7 +53,7 @@ class ExportFolder:
         self._now: dict[str, Digests] = {}
         self._changed: list[str] = []
         self._batch: dict[str, dict[str, bytes]] = {}
-        self._notes = 0
+        self._batch_bytes = self._notes = 0
 
     def _claim(self) -> dict[str, Digests]:
         """Mark the folder before its first file: photographs and labels of people have names like ours."""
@@ -80,7 +80,7 @@ class ExportFolder:
     def _settle(self, known: dict[str, Digests]) -> dict[str, Digests]:
         """What a run that was killed had written: each file is the one from before it or its own."""
         pending = self.out / PENDING
-        notes = [read_json(path) for path in sorted(pending.glob("*.json"))] if pending.is_dir() else []
+        notes = [read_json(path) for path in sorted(pending.glob("*.json"))]
         for note in notes:
             for image, files in note.items():
                 old = known.get(image, {})
@@ -117,13 +117,13 @@ class ExportFolder:
             return
         self._now[image] = digests
         self._batch[image] = data
-        if sum(len(each) for found in self._batch.values() for each in found.values()) > _BATCH_BYTES:
+        self._batch_bytes += sum(map(len, data.values()))
+        if self._batch_bytes > _BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self._batch:
             return
-        make_folder(self.out / PENDING)
         self._notes += 1
         write_json(self.out / PENDING / f"{self._notes:06d}.json", {image: self._now[image] for image in self._batch})
         for image, files in self._batch.items():
@@ -131,7 +131,7 @@ class ExportFolder:
                 write_bytes(self.out / name, data)
             for name in self._before.get(image, {}).keys() - files.keys():  # its city has another name now
                 (self.out / name).unlink(missing_ok=True)
-        self._batch = {}
+        self._batch, self._batch_bytes = {}, 0
 
     def finish(self, *, whole: bool) -> None:
         """Write what is left, remove what the export has no longer (`whole`: all of it was put), tell what was kept.
@@ -143,15 +143,15 @@ class ExportFolder:
         for image in sorted(self._before.keys() - self._now.keys()):
             old = self._before[image]
             changed = self._changed_file({}, old) if whole else ""
-            if changed or not whole:
-                self._changed += [changed] if changed else []
-                self._now[image] = old
+            if whole and not changed:
+                for name in old:
+                    (self.out / name).unlink(missing_ok=True)
                 continue
-            for name in old:
-                (self.out / name).unlink(missing_ok=True)
+            self._now[image] = old
+            if changed:
+                self._changed.append(changed)
         self._save(self._now)
-        if (self.out / PENDING).is_dir():
-            remove_tree(self.out / PENDING)
+        remove_tree(self.out / PENDING)
         if self._changed:
             count = len(self._changed)
             several = f"{count} images have files that were" if count > 1 else "1 image has a file that was"

@@ -196,8 +196,7 @@ function key(event) {
   if (!dialog.open || byId("audit-run").hidden || event.target.closest("input, select")) return;
   if (KEYS[event.key]) {
     if (!event.repeat) answer(KEYS[event.key]);
-  }
-  else if (event.key === "Backspace" || event.key === "ArrowUp") back();
+  } else if (event.key === "Backspace" || event.key === "ArrowUp") back();
   else if (event.key === " ") byId("audit-mask").classList.toggle("off", (maskShown = !maskShown) === false);
   else return;
   event.preventDefault();
