@@ -7,8 +7,8 @@ Judged on images that are in nobody's lineage, in blocks (drives, cities), paire
    uses Student's t at Welch-Satterthwaite's degrees of freedom: three A/A trainings know their spread badly,
    and the normal quantile would promote chance three times too often (tests/unit/pipeline/test_gate.py).
 2. Each class, non-inferior: the loss's upper bound stays under its allowance, Holm over the judged
-   classes. A class is *not judged* when it lies in too few blocks, or when its own noise is wider than
-   the allowance, so that even a perfect tie could not be shown; a significant loss counts all the same.
+   classes. A class is *not judged* when it lies in too few blocks, or when its noise is so wide that even
+   a perfect tie could not be shown at those levels; a significant loss counts all the same (gate_classes.py).
 3. Veto classes (persons, riders): a recall that is significantly lower, or lower by more than its
    allowance, stops the promotion.
 4. A pinned reference champion: slow losses, each too small to see, must not add up.
@@ -22,40 +22,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, Strict
 
-from hmsa_core.config import Section
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import InputError
 from hmsa_core.labels.intervals import t_quantile
-from pipeline.gate_scores import Scores, draw_blocks, finite, paired
+from pipeline.gate_classes import class_rows
+from pipeline.gate_config import GateConfig
+from pipeline.gate_scores import Scores, draw_blocks, paired
 
-__all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
+__all__ = ["Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
 _NORMAL = NormalDist()
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Names = Annotated[tuple[str, ...], Strict(False)]
-
-
-class GateConfig(Section):
-    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
-
-    enabled: bool = True  # False: never promote, only report
-    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05  # one-sided, over all nights together
-    min_gain: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # mean IoU; the lower bound must exceed it
-    seed_sd: Annotated[float, Field(ge=0.0)] | None = None  # of one training's mean IoU; None = from A/A runs
-    min_aa_runs: Annotated[int, Field(ge=2)] = 3  # A/A trainings before a seed variance counts as known
-    class_allowance: Share = 0.02  # IoU a class may lose
-    class_allowances: dict[str, Share] = Field(default_factory=dict)  # by class name
-    min_blocks: Annotated[int, Field(ge=2)] = 10  # blocks judged on; and that show a class, or it is not judged
-    veto_recall: Names = ("person", "rider", "pedestrian", "bicyclist")
-    recall_allowance: Share = 0.01
-    champion_allowance: Share = 0.01  # mean IoU below the pinned reference champion
-    draws: Annotated[int, Field(ge=200)] = 2000
-    power: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.8  # for the smallest gain that could have been seen
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,7 @@ def judge(
     new, old = (Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
 
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, int(weights.shape[1]))
-    rows = _class_rows(new, old, classes, config, alpha)
+    rows = class_rows(new, old, classes, config, alpha)
     reasons = []
     if weights.shape[1] < config.min_blocks:
         reasons.append(f"the report set has {weights.shape[1]} blocks, {config.min_blocks} are needed for an interval")
@@ -181,85 +161,6 @@ def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, 
             )
     if len(blocks) != len(candidate.images) or not blocks:
         raise InputError(f"gate: {len(candidate.images)} images but {len(blocks)} block ids")
-
-
-def _class_rows(
-    new: Scores, old: Scores, classes: Sequence[str], config: GateConfig, alpha: float
-) -> list[dict[str, Any]]:
-    _check_names(config, classes)
-    veto = {name.lower() for name in config.veto_recall}
-    rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
-    judged = [row for row in rows if row["verdict"] == "judged"]
-    # Holm: the smallest p is compared with alpha / m, the next with alpha / (m - 1), ...; the first
-    # that fails stops all later ones.
-    alive = True
-    for rank, row in enumerate(sorted(judged, key=lambda r: float(r["p"]))):
-        alive = alive and row["p"] <= alpha / (len(judged) - rank)
-        row["verdict"] = "non-inferior" if alive else "inferior"
-        if not alive:
-            row["why"] = (
-                f"a loss of {100 * row['allowance']:.1f} points cannot be ruled out (measured {100 * row['gain']:+.2f})"
-            )
-    for c, row in enumerate(rows):
-        _significant_loss(row, alpha / max(1, len(rows)))
-        if row["name"].lower() in veto:
-            _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c],
-                         config, alpha)  # fmt: skip
-    return rows
-
-
-def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
-    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
-    if unknown:
-        raise ConfigError(
-            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
-        )
-
-
-def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
-    allowance = {k.lower(): v for k, v in config.class_allowances.items()}.get(name.lower(), config.class_allowance)
-    difference = new.iou_draws[:, c] - old.iou_draws[:, c]
-    difference = difference[np.isfinite(difference)]
-    gain = float(new.iou[c] - old.iou[c])
-    row: dict[str, Any] = {
-        "name": name, "candidate": finite(new.iou[c]), "incumbent": finite(old.iou[c]), "gain": finite(gain),
-        "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
-        "why": "",
-    }  # fmt: skip
-    se = float(np.std(difference, ddof=1)) if len(difference) >= 2 else 0.0
-    row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
-    if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
-        row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
-        return row
-    # p of "the loss is at least the allowance", one-sided normal.
-    row["p"] = 1.0 - _NORMAL.cdf((gain + allowance) / se) if se > 0 else float(gain <= -allowance)
-    if se * _NORMAL.inv_cdf(1 - config.alpha) > allowance:
-        row["why"] = f"noise of {100 * se:.1f} points is too wide for an allowance of {100 * allowance:.1f}"
-        return row
-    row["verdict"] = "judged"
-    return row
-
-
-def _significant_loss(row: dict[str, Any], alpha: float) -> None:
-    if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
-        return
-    t = float(t_quantile(1 - alpha, row["blocks"] - 1.0))  # few blocks know their own spread badly
-    if row["gain"] + t * row["se"] < 0:
-        row["verdict"] = "inferior"
-        row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
-
-
-def _recall_veto(
-    row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig, alpha: float
-) -> None:
-    draws = draws[np.isfinite(draws)]
-    row["recall_change"] = finite(change)
-    if len(draws) < 2 or not np.isfinite(change):
-        return
-    se = float(np.std(draws, ddof=1))
-    if change < -config.recall_allowance or change + _NORMAL.inv_cdf(1 - alpha) * se < 0:
-        row["verdict"] = "veto"
-        row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"
 
 
 def _champion(

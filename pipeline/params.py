@@ -20,7 +20,7 @@ from hmsa_core.engine.spec import EvaluationSetting
 from hmsa_core.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.codes import ConfidenceCode
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
-from pipeline.gate import GateConfig
+from pipeline.gate_config import GateConfig
 from pipeline.stages import VERSIONS
 from pipeline.strict_yaml import Document, read_yaml
 

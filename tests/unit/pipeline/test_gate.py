@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.metrics import bootstrap_difference
-from pipeline.gate import GateConfig, Judged, alpha_of_look, judge, seed_sd_of
+from pipeline.gate import Judged, alpha_of_look, judge, seed_sd_of
+from pipeline.gate_config import GateConfig
 
 CLASSES = ("road", "building", "person", "rider", "car")
 BLOCKS = [f"city_{i // 4:03d}" for i in range(160)]
@@ -97,6 +98,20 @@ def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
     car = verdict["classes"][4]
     assert car["verdict"] == "not judged"
     assert "3 blocks" in car["why"]
+
+
+@pytest.mark.parametrize("looks", [1, 3, 10])
+def test_a_student_that_lost_nothing_is_never_called_inferior(looks: int) -> None:
+    """Levels fall with looks and classes: a class too noisy for its level is not judged, whatever the level is."""
+    rng = np.random.default_rng(9)
+    hits = np.clip(rng.normal(0.8, 0.09, (2, 160, 5)), 0, 1) * 1000
+    hits = np.where(hits[0].sum(0) > hits[1].sum(0), hits, hits[::-1]).astype(np.int64)  # the first is better in all
+    new, old = (np.zeros((160, 5, 6), np.int64) for _ in range(2))  # what is missed is called none of the classes
+    for confusions, found in zip((new, old), hits, strict=True):
+        confusions[:, range(5), range(5)], confusions[:, :, 5] = found, 1000 - found
+    verdict = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG, looks=looks)
+    assert all(row["gain"] > 0 for row in verdict["classes"])
+    assert not [row for row in verdict["classes"] if row["verdict"] == "inferior"]
 
 
 def test_a_loss_that_chance_does_not_explain_counts_in_few_blocks_too() -> None:
