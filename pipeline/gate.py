@@ -8,13 +8,14 @@ Judged on images that are in nobody's lineage, in blocks (drives, cities), paire
    and the normal quantile would promote chance three times too often (tests/unit/pipeline/test_gate.py).
 2. Each class, non-inferior: the loss's upper bound stays under its allowance, Holm over the judged
    classes. A class is *not judged* when it lies in too few blocks, or when its noise is so wide that even
-   a perfect tie could not be shown at those levels; a significant loss counts all the same (gate_classes.py).
+   a perfect tie could not be shown at those levels; a significant loss counts all the same: among all classes,
+   or, if it is more than three allowances, alone (gate_classes.py).
 3. Veto classes (persons, riders): a recall that is significantly lower, or lower by more than its
    allowance, stops the promotion.
 4. A pinned reference champion: slow losses, each too small to see, must not add up.
 
-Looks at the report set are counted and alpha is spent: the k-th look gets alpha / (k (k + 1)), which
-sums to alpha over all nights.
+Looks at the report set are counted and the mean gain's alpha is spent: the k-th look gets alpha / (k (k + 1)),
+which sums to alpha over all nights. The guards (2 and 3) have all of alpha for each candidate.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.errors import InputError
 from hmsa_core.labels.intervals import t_quantile
-from pipeline.gate_classes import class_rows
+from pipeline.gate_classes import class_note, class_rows
 from pipeline.gate_config import GateConfig
 from pipeline.gate_scores import Scores, draw_blocks, paired
 
@@ -86,7 +87,7 @@ def judge(
     new, old = (Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
 
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, int(weights.shape[1]))
-    rows = class_rows(new, old, classes, config, alpha)
+    rows = class_rows(new, old, classes, config)
     reasons = []
     if weights.shape[1] < config.min_blocks:
         reasons.append(f"the report set has {weights.shape[1]} blocks, {config.min_blocks} are needed for an interval")
@@ -113,7 +114,7 @@ def judge(
         "promote": not reasons, "reasons": reasons, "gain": mean, "classes": rows, "champion": champion_row,
         "look": looks, "alpha": alpha, "alpha_total": config.alpha, "blocks": int(weights.shape[1]),
         "images": len(blocks), "candidate": candidate.name, "incumbent": incumbent.name,
-        "notes": _notes(config, classes),
+        "notes": [*_notes(config, classes), *filter(None, [class_note(rows)])],
     }  # fmt: skip
     verdict["sentence"] = _sentence(verdict)
     return verdict
@@ -172,9 +173,9 @@ def _champion(
     best = Scores.of(champion.confusions, inverse, weights)
     loss, draws = paired(best, new)
     se = float(np.std(draws, ddof=1))
-    z = _NORMAL.inv_cdf(1 - alpha)
+    t = float(t_quantile(1 - alpha, max(1.0, weights.shape[1] - 1.0)))
     return {
-        "name": champion.name, "mean_iou": best.mean, "loss": loss, "low": loss - z * se, "high": loss + z * se,
+        "name": champion.name, "mean_iou": best.mean, "loss": loss, "low": loss - t * se, "high": loss + t * se,
         "allowance": config.champion_allowance,
     }  # fmt: skip
 

@@ -1,9 +1,13 @@
-"""The gate's verdict on each class: may it have lost more than its allowance, and can these images tell?"""
+"""The gate's verdict on each class: may it have lost more than its allowance, and can these images tell?
+
+Alpha is whole for each candidate here: a smaller share for later looks would make the guard blind, not strict,
+since a class that is too noisy for its level cannot be judged. Errors are those of blocks that show the class.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,21 +18,18 @@ from hmsa_core.labels.intervals import t_quantile
 from pipeline.gate_config import GateConfig
 from pipeline.gate_scores import Scores, finite
 
-__all__ = ["class_rows"]
+__all__ = ["class_note", "class_rows"]
 
-_NORMAL = NormalDist()
+_LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
 
 
-def class_rows(
-    new: Scores, old: Scores, classes: Sequence[str], config: GateConfig, alpha: float
-) -> list[dict[str, Any]]:
+def class_rows(new: Scores, old: Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
     """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why.
 
     Args:
         new, old: the candidate and the incumbent on the same draws of blocks.
         classes: class names, index = trainId.
-        config: allowances and veto classes.
-        alpha: one-sided, of this look, for all classes together.
+        config: allowances, veto classes and alpha, one-sided for all classes together.
 
     Raises:
         ConfigError: an allowance is given for a class that is not there.
@@ -36,8 +37,8 @@ def class_rows(
     _check_names(config, classes)
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
-    judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], alpha)
-    shown = _holm([row["p"] for row in judged], alpha)
+    judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)
+    shown = _holm([row["p"] for row in judged], config.alpha)
     for row, is_shown in zip(judged, shown, strict=True):
         row["verdict"] = "non-inferior" if is_shown else "inferior"
         if not is_shown:
@@ -45,11 +46,23 @@ def class_rows(
                 f"a loss of {100 * row['allowance']:.1f} points cannot be ruled out (measured {100 * row['gain']:+.2f})"
             )
     for c, row in enumerate(rows):
-        _significant_loss(row, alpha / max(1, len(rows)))
+        _significant_loss(row, config.alpha, len(rows))
         if row["name"].lower() in veto:
-            _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c],
-                         config, alpha)  # fmt: skip
+            _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c], config)
     return rows
+
+
+def class_note(rows: Sequence[dict[str, Any]]) -> str:
+    """A line on what was measured of classes that could not be judged, or "" where none lost over its allowance."""
+    there = [row for row in rows if row["gain"] is not None]
+    blind = [row for row in there if row["verdict"] == "not judged"]
+    worst = min(blind, key=lambda row: float(row["gain"]), default=None)
+    if worst is None or worst["gain"] >= -worst["allowance"]:
+        return ""
+    return (
+        f"{len(blind)} of {len(there)} classes could not be judged; the most that one of them lost: "
+        f"{worst['name']} {100 * worst['gain']:+.1f} points, which may be chance"
+    )
 
 
 def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -64,23 +77,34 @@ def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
 
 def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
     """The rows whose noise lets a perfect tie be shown at the levels they are judged at, or no tie could ever pass."""
-    rows = sorted(rows, key=_p_of_a_tie)
-    while rows and not all(_holm([_p_of_a_tie(row) for row in rows], alpha)):
-        row = rows.pop()
+    ties = sorted(((_p_of_a_loss(row, 0.0), row) for row in rows), key=lambda tie: tie[0])
+    while ties and not all(_holm([p for p, _ in ties], alpha)):
+        _, row = ties.pop()
         row["verdict"] = "not judged"
         row["why"] = (
             f"noise of {100 * row['se']:.1f} points is too wide for an allowance of {100 * row['allowance']:.1f}"
         )
-    return rows
+    return [row for _, row in ties]
 
 
-def _p_of_a_tie(row: dict[str, Any]) -> float:
-    return _p_of_a_loss(0.0, row["allowance"], row["se"] or 0.0)
+def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
+    """One-sided p of "the loss is at least the allowance" (Student's t), had the gain been this."""
+    allowance, se = row["allowance"], row["se"]
+    return _above((gain + allowance) / se, row["blocks"] - 1.0) if se else float(gain < -allowance)
 
 
-def _p_of_a_loss(gain: float, allowance: float, se: float) -> float:
-    """One-sided normal p of "the loss is at least the allowance"."""
-    return 1.0 - _NORMAL.cdf((gain + allowance) / se) if se > 0 else float(gain < -allowance)
+def _above(t: float, freedom: float) -> float:
+    """P(T > t) of Student's t, at least 1e-12: bisection of the quantile."""
+    if t < 0:
+        return 1.0 - _above(-t, freedom)
+    low, high = math.log(1e-12), math.log(0.4999)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float(t_quantile(1.0 - math.exp(middle), freedom)) > t:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
 
 
 def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
@@ -101,33 +125,36 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
         "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
         "why": "",
     }  # fmt: skip
-    se = float(np.std(difference, ddof=1)) if len(difference) >= 2 else 0.0
+    # Drawing n of n blocks shrinks the variance by (n - 1) / n.
+    shrunk = max(1, row["blocks"] - 1) / max(1, row["blocks"])
+    se = float(np.std(difference, ddof=1) / np.sqrt(shrunk)) if len(difference) >= 2 else 0.0
     row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
         return row
-    row["p"] = _p_of_a_loss(gain, allowance, se)
+    row["p"] = _p_of_a_loss(row, gain)
     row["verdict"] = "judged"
     return row
 
 
-def _significant_loss(row: dict[str, Any], alpha: float) -> None:
+def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
+    """A class that cannot be judged stops a promotion by a loss that chance does not explain."""
     if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
         return
-    t = float(t_quantile(1 - alpha, row["blocks"] - 1.0))  # few blocks know their own spread badly
+    is_large = row["gain"] < -_LARGE * row["allowance"]
+    level = alpha if is_large else alpha / classes
+    t = float(t_quantile(1 - level, row["blocks"] - 1.0))  # few blocks know their own spread badly
     if row["gain"] + t * row["se"] < 0:
         row["verdict"] = "inferior"
         row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
 
 
-def _recall_veto(
-    row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig, alpha: float
-) -> None:
+def _recall_veto(row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig) -> None:
     draws = draws[np.isfinite(draws)]
     row["recall_change"] = finite(change)
     if len(draws) < 2 or not np.isfinite(change):
         return
-    se = float(np.std(draws, ddof=1))
-    if change < -config.recall_allowance or change + _NORMAL.inv_cdf(1 - alpha) * se < 0:
+    t = float(t_quantile(1 - config.alpha, max(1.0, row["blocks"] - 1.0)))
+    if change < -config.recall_allowance or change + t * float(np.std(draws, ddof=1)) < 0:
         row["verdict"] = "veto"
         row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"

@@ -100,18 +100,68 @@ def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
     assert "3 blocks" in car["why"]
 
 
+def _found(hits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Confusions (N, C, C + 1) of 1,000 pixels a class, of which these were found; the others are called no class."""
+    images, classes = hits.shape
+    confusions = np.zeros((images, classes, classes + 1), np.int64)
+    confusions[:, range(classes), range(classes)], confusions[:, :, classes] = hits, 1000 - hits
+    return confusions
+
+
 @pytest.mark.parametrize("looks", [1, 3, 10])
 def test_a_student_that_lost_nothing_is_never_called_inferior(looks: int) -> None:
     """Levels fall with looks and classes: a class too noisy for its level is not judged, whatever the level is."""
     rng = np.random.default_rng(9)
     hits = np.clip(rng.normal(0.8, 0.09, (2, 160, 5)), 0, 1) * 1000
     hits = np.where(hits[0].sum(0) > hits[1].sum(0), hits, hits[::-1]).astype(np.int64)  # the first is better in all
-    new, old = (np.zeros((160, 5, 6), np.int64) for _ in range(2))  # what is missed is called none of the classes
-    for confusions, found in zip((new, old), hits, strict=True):
-        confusions[:, range(5), range(5)], confusions[:, :, 5] = found, 1000 - found
+    new, old = map(_found, hits)
     verdict = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG, looks=looks)
     assert all(row["gain"] > 0 for row in verdict["classes"])
     assert not [row for row in verdict["classes"] if row["verdict"] == "inferior"]
+
+
+@pytest.mark.parametrize("looks", [1, 5, 50])
+def test_a_large_loss_of_a_noisy_class_stops_at_every_look(looks: int) -> None:
+    """Found worse in twelve blocks of 40, so its noise is nearly as large as its loss; all else gains five points."""
+    rng = np.random.default_rng(11)
+    old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)
+    new = old + 50
+    new[:48, 4] = 480
+    verdict = judge(_judged("s", _found(new)), _judged("t", _found(old)), BLOCKS, CLASSES, CONFIG, looks=looks)
+    car = verdict["classes"][4]
+    assert car["gain"] < -0.06
+    assert 2.4 * car["se"] > -car["gain"], "it is significant among all classes, too: this test proves little"
+    assert (car["verdict"], verdict["promote"]) == ("inferior", False)
+
+
+def test_what_a_class_lost_that_cannot_be_judged_is_told() -> None:
+    rng = np.random.default_rng(12)
+    old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)
+    new = old + 50
+    new[:24, 4] = 0
+    verdict = judge(_judged("s", _found(new)), _judged("t", _found(old)), BLOCKS, CLASSES, CONFIG)
+    assert [row["verdict"] for row in verdict["classes"]] == [*["non-inferior"] * 4, "not judged"]
+    assert "1 of 5 classes could not be judged; the most that one of them lost: car -7.8 points" in verdict["notes"][-1]
+
+
+def test_a_loss_of_its_allowance_is_called_harmless_no_more_often_than_alpha() -> None:
+    """Six blocks know their own spread badly: by the normal quantile, many more are called harmless."""
+    blocks = [f"b{i % 6}" for i in range(12)]
+    images = tuple(f"i{i}" for i in range(12))
+    config = GateConfig(alpha=0.01, min_blocks=2, seed_sd=0.0, draws=400, class_allowance=0.1, recall_allowance=0.5)
+    harmless = normal = 0
+    for trial in range(400):
+        rng = np.random.default_rng(trial)
+        old = np.full((12, 1), 800)
+        new = old - 100 + np.rint(rng.normal(0, 30, 6)).astype(int)[np.arange(12) % 6, None]
+        row = judge(
+            Judged("s", _found(new), images), Judged("t", _found(old), images), blocks, ("road",), config
+        )["classes"][0]  # fmt: skip
+        harmless += row["verdict"] == "non-inferior"
+        normal += row["gain"] + row["allowance"] > 2.326 * row["se"]
+    # 4 expected of 400 at 1 %; 12 or more has a chance below 0.1 %.
+    assert harmless <= 11
+    assert normal > 11, "the normal quantile would have done: this test proves nothing"
 
 
 def test_a_loss_that_chance_does_not_explain_counts_in_few_blocks_too() -> None:
