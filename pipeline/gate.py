@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.errors import InputError
-from hmsa_core.labels.intervals import t_quantile
+from hmsa_core.metrics.student_t import t_quantile
 from pipeline.gate_classes import class_note, class_rows
 from pipeline.gate_config import GateConfig
 from pipeline.gate_scores import Scores, draw_blocks, paired

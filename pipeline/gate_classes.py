@@ -6,7 +6,6 @@ since a class that is too noisy for its level cannot be judged. Errors are those
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.errors import ConfigError
-from hmsa_core.labels.intervals import t_quantile
+from hmsa_core.metrics.student_t import t_cdf, t_quantile
 from pipeline.gate_config import GateConfig
 from pipeline.gate_scores import Scores, finite
 
@@ -90,21 +89,7 @@ def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str,
 def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
     """One-sided p of "the loss is at least the allowance" (Student's t), had the gain been this."""
     allowance, se = row["allowance"], row["se"]
-    return _above((gain + allowance) / se, row["blocks"] - 1.0) if se else float(gain < -allowance)
-
-
-def _above(t: float, freedom: float) -> float:
-    """P(T > t) of Student's t, at least 1e-12: bisection of the quantile."""
-    if t < 0:
-        return 1.0 - _above(-t, freedom)
-    low, high = math.log(1e-12), math.log(0.4999)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if float(t_quantile(1.0 - math.exp(middle), freedom)) > t:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)
+    return float(t_cdf(-(gain + allowance) / se, row["blocks"] - 1.0)) if se else float(gain < -allowance)
 
 
 def _check_names(config: GateConfig, classes: Sequence[str]) -> None:

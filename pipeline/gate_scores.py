@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.metrics.confusion import mean_iou_of
+
 __all__ = ["Scores", "draw_blocks", "finite", "paired"]
 
 
@@ -50,10 +52,7 @@ def paired(new: Scores, old: Scores) -> tuple[float, NDArray[np.float64]]:
 
     A class that no truth shows has none for a model that never predicts it, and 0 for one that does.
     """
-    draws = new.iou_draws - old.iou_draws
-    there = np.isfinite(draws)
-    means: NDArray[np.float64] = np.where(there, draws, 0.0).sum(1) / np.maximum(1, there.sum(1))
-    return float(np.nanmean(new.iou - old.iou)), means
+    return mean_iou_of(new.iou - old.iou), np.nan_to_num(mean_iou_of(new.iou_draws - old.iou_draws))
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
