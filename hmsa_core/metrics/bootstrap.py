@@ -46,7 +46,7 @@ class Interval:
         class_value, class_low, class_high: float64 (C,).
         level: share of such intervals that should hold the truth.
         blocks, runs, draws: how much evidence and work it rests on.
-        above_zero: one-sided certainty that the value is positive (one run: share of draws).
+        above_zero: one-sided certainty that the value is positive (one run: share of draws, zeros by half).
     """
 
     value: float
@@ -209,7 +209,7 @@ def _interval(
     else:
         low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
         finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
-        above = float((finite > 0).mean()) if finite.size else float("nan")
+        above = float(((finite > 0) + 0.5 * (finite == 0)).mean()) if finite.size else float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]), low=float(low[-1]), high=float(high[-1]),

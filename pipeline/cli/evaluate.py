@@ -1,7 +1,8 @@
 """Score a checkpoint on a folder of images and a folder of labels with the same stems.
 
-Labels hold the ids of the class file, or, with --ids train, trainIds (255 = ignored). Images of any size; a label
-of another size than its image is scored at its own size.
+Labels hold the ids of the class file, or, with --ids train, trainIds (255 = ignored), or, with --ids colours, the
+colours of the class file. Images of any size; a label of another size than its image is scored at its own size.
+Folders may hold sub-folders; Cityscapes' names (leftImg8bit/val, gtFine/val) and CamVid's (*_L.png) are known.
 
 autolabel evaluate --checkpoint models/student --images DIR --labels DIR --classes classes.json --json --details
 autolabel evaluate --checkpoint models/student --baseline models/control --images DIR --labels DIR --classes FILE
@@ -13,15 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.errors import ConfigError, InputError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 
 if TYPE_CHECKING:
     from hmsa_core.engine.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
+    from pipeline.scored_files import LabelledFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0",
     )  # fmt: skip
     parser.add_argument(
-        "--ids", choices=("auto", "file", "train"), default="auto",
-        help="what labels hold: the class file's ids, or trainIds (255 = ignored); auto: ids, asks if both could be",
+        "--ids", choices=("auto", "file", "train", "colours"), default="auto",
+        help="what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: "
+        "ids, asks if they could be trainIds",
     )  # fmt: skip
+    parser.add_argument(
+        "--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted"
+    )
     parser.add_argument(
         "--mode", choices=("model", "single", "average", "max"), default="model",
         help="how scales are fused (default: as the model was trained)",
@@ -71,22 +78,27 @@ def run(args: argparse.Namespace) -> int:
     options = read_options(args, threads=pin_threads(args))
     baseline = _baseline(args, options)
     from hmsa_core.data.folder import load_classes
-    from pipeline.scoring import blocks_of, check_labels, difference, open_checkpoint, pairs_of, score_checkpoint
+    from pipeline.scored_files import blocks_of, check_labels, label_reader
+    from pipeline.scoring import difference, one_sided, open_checkpoint, score_checkpoint
 
-    files = pairs_of(args.images, args.labels)
+    files = _pairs(args)
     classes = load_classes(Path(), args.classes)
     if args.ids == "train":
         classes = classes.of_train_ids()
     for one in filter(None, (options, baseline)):
-        _check_classes(classes, one, args.classes)
-    for note in check_labels(files, classes, sure=args.ids != "auto"):
-        sys.stderr.write(f"note: {note}\n")
+        classes = _as_trained(classes, one, args.classes, files)
+    reader = label_reader(classes, colours=args.ids == "colours")
+    _tell(check_labels(files, classes, sure=args.ids != "auto", read=reader))
     blocks = blocks_of([file.name for file in files], args.block_length)
     _tell_blocks(blocks, args.block_length)
     contenders = [open_checkpoint(one, _setting(args, one)) for one in filter(None, (options, baseline))]
-    scored = [score_checkpoint(contender, files, blocks, classes, details=args.details) for contender in contenders]
+    scored = [
+        score_checkpoint(contender, files, blocks, classes, read_label=reader, details=args.details)
+        for contender in contenders
+    ]
     for contender, found in zip(contenders, scored, strict=True):
         _tell_learned(found.figures["learned"], contender.options, len(files))
+    _tell(one_sided(scored, classes))
     result = scored[0].figures
     if baseline is not None:
         result = {**result, "baseline": scored[1].figures, "difference": difference(scored[0], scored[1], classes)}
@@ -97,6 +109,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pairs(args: argparse.Namespace) -> list[LabelledFile]:
+    from pipeline.scored_files import pairs_of
+
+    files, unlabelled = pairs_of(args.images, args.labels, train_ids=args.ids == "train")
+    if unlabelled:
+        count = len(files) + len(unlabelled)
+        told = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"
+        if not args.skip_unlabelled:
+            raise InputError(
+                told,
+                hint="images and labels are paired by file name without its ending; --skip-unlabelled leaves them out",
+            )
+        _tell([f"{told}: left out"])
+    return files
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
 def _baseline(args: argparse.Namespace, options: Options) -> Options | None:
     if args.baseline is None:
         return None
@@ -105,13 +138,18 @@ def _baseline(args: argparse.Namespace, options: Options) -> Options | None:
 
 
 def _tell_blocks(blocks: list[str], length: int) -> None:
-    count = len(set(blocks))
+    count, sequences = len(set(blocks)), len({block.rpartition("/")[0] for block in blocks})
     if count == 1:
         sys.stderr.write("note: all images are neighbours, one block: no interval; --block-length 1 draws each alone\n")
     elif count == len(blocks) and length > 1:
         sys.stderr.write(
             "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "
             "narrow where some show the same place\n"
+        )
+    elif sequences == 1:
+        sys.stderr.write(
+            f"note: {count} blocks of {length} neighbours, by their names all of one sequence: if that is one drive, "
+            "the interval says nothing of other places\n"
         )
 
 
@@ -125,7 +163,10 @@ def _tell_learned(learned: dict[str, Any], options: Options, images: int) -> Non
         sys.stderr.write(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}\n")
 
 
-def _check_classes(classes: ClassTable, options: Options, given: str) -> None:
+def _as_trained(classes: ClassTable, options: Options, given: str, files: Sequence[LabelledFile]) -> ClassTable:
+    """The classes in the checkpoint's order; those that have other names there are taken by their number."""
+    from pipeline.scored_files import in_order_of
+
     count = options.meta["num_classes"]
     if classes.num_classes != count:
         raise ConfigError(
@@ -135,12 +176,21 @@ def _check_classes(classes: ClassTable, options: Options, given: str) -> None:
     table = options.meta.get("class_table")
     own = [row["name"].lower() for row in table["classes"]] if table else []
     asked = [name.lower() for name in classes.classes]
-    if own and own != asked:
-        first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
-        message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
-        if sorted(own) == sorted(asked):
-            raise ConfigError(message, hint="give the classes in the checkpoint's order")
-        sys.stderr.write(f"note: {message}; classes are compared by their number\n")
+    if not own or own == asked:
+        return classes
+    if sorted(own) == sorted(asked) and len(set(own)) == len(own):
+        _tell([f"{given}: its classes are taken by name, {options.checkpoint} has another order"])
+        return in_order_of(classes, own, files)
+    first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
+    message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
+    moved = next((name for i, name in enumerate(asked) if name in own and own[i] != name), None)
+    if moved is not None:
+        raise ConfigError(
+            f"{message}, and {moved!r} has another number: classes can be taken neither by name nor by number",
+            hint=f"give these names or this order: {', '.join(own)}",
+        )
+    _tell([f"{message}; classes are compared by their number"])
+    return classes
 
 
 def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:
@@ -170,7 +220,9 @@ def _text(result: dict[str, Any]) -> str:
     if "boundary" in result:
         lines.append(f"{'boundary':<{width}}  {_points(result['boundary']['mean_iou'])}   (mean boundary IoU)")
         lines.append(f"{'ECE':<{width}}  {_points(result['ece'])}   (calibration error)")
-    if base and gain:
+    if base and gain and gain["low"] is None:
+        lines.append("no interval: all images are one block")
+    elif base and gain:
         lines.append(
             f"{100 * gain['level']:g} % intervals over {gain['blocks']} blocks of images, the same draws for both; "
             "how two trainings of one recipe differ is not in them"
@@ -191,6 +243,8 @@ def _points(value: float | None) -> str:
 
 
 def _signed(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None or low is None or high is None:
+    if value is None:
         return "     -"
+    if low is None or high is None:
+        return f"{100 * value:+6.1f}"
     return f"{100 * value:+6.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

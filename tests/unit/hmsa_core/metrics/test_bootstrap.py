@@ -71,6 +71,7 @@ def test_pairing_finds_a_small_difference_that_the_two_intervals_hide():
     assert alone[0].low < alone[1].high, "their own intervals overlap"
     same = bootstrap_difference(worse, worse, ids(40), draws=100)
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert same.above_zero == 0.5, "not sure to be below"
     assert not same.excludes_zero
 
 

@@ -20,7 +20,7 @@ from hmsa_core.engine.lineage import LearnedImage, Lineage
 from hmsa_core.errors import IntegrityError
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
-from pipeline.scoring import blocks_of
+from pipeline.scored_files import blocks_of
 from tests.support.inference import save_model, small_model
 from tests.support.training import CLASSES, class_table, picture
 
@@ -149,9 +149,100 @@ def test_another_number_or_order_of_classes_is_refused(folder, capsys, tmp_path)
     write_classes(tmp_path / "five.json", (*CLASSES, "more"))
     assert evaluate(folder, classes=str(tmp_path / "five.json")) == 2
     assert "has 5 classes" in one_error_line(capsys)
-    write_classes(tmp_path / "order.json", (CLASSES[1], CLASSES[0], *CLASSES[2:]))
-    assert evaluate(folder, classes=str(tmp_path / "order.json")) == 2
-    assert "class 0 is 'building', in" in one_error_line(capsys)
+    write_classes(tmp_path / "moved.json", (CLASSES[1], CLASSES[0], *CLASSES[2:-1], "another"))
+    assert evaluate(folder, classes=str(tmp_path / "moved.json")) == 2
+    line = one_error_line(capsys)
+    assert "class 0 is 'building', in" in line
+    assert "'building' has another number" in line
+
+
+def test_classes_in_another_order_are_taken_by_name(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    order = (2, 0, 3, 1)  # of the checkpoint's class at each id of these labels
+    write_classes(own / "classes.json", tuple(CLASSES[i] for i in order))
+    for path in (own / "labels").iterdir():
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        ids = np.full(256, 255, np.uint8)
+        ids[list(order)] = range(4)
+        cv2.imwrite(str(path), ids[label])
+    assert evaluate(own, "--json") == 0
+    captured = capsys.readouterr()
+    assert "taken by name" in captured.err
+    assert evaluate(folder, "--json") == 0
+    assert json.loads(captured.out)["iou"] == json.loads(capsys.readouterr().out)["iou"]
+    for i in range(3):
+        (own / f"labels/frame{i}.png").rename(own / f"labels/frame{i}_gtFine_labelTrainIds.png")
+    assert evaluate(own, "--ids", "train") == 2, "whose order are trainIds in?"
+    assert "labels hold trainIds, and its classes have another order" in one_error_line(capsys)
+
+
+def test_labels_of_colours_are_read_by_the_class_files_colours(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:4] = [[128, 64, 128], [70, 70, 70], [220, 20, 60], [0, 0, 142]]
+    rows = [{"id": i, "name": name, "colour": colours[i].tolist()} for i, name in enumerate(CLASSES)]
+    write_json(own / "classes.json", {"classes": rows, "ignore_id": 255})
+    for path in (own / "labels").iterdir():
+        cv2.imwrite(str(path), colours[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)][..., ::-1])
+    assert evaluate(own, "--json") == 3
+    assert "--ids colours" in capsys.readouterr().err
+    assert evaluate(own, "--json", "--ids", "colours") == 0
+    found = json.loads(capsys.readouterr().out)["iou"]
+    assert evaluate(folder, "--json") == 0
+    assert found == json.loads(capsys.readouterr().out)["iou"]
+    strange = cv2.imread(str(own / "labels/frame2.png"))
+    strange[:2, :3] = (3, 2, 1)
+    cv2.imwrite(str(own / "labels/frame2.png"), strange)
+    assert evaluate(own, "--ids", "colours") == 3
+    line = one_error_line(capsys)
+    assert "frame2.png" in line
+    assert "6 pixels have colours of no class" in line
+    assert "(1, 2, 3)" in line
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("val/ulm/ulm_00000{}_000019_leftImg8bit", ["val/ulm/ulm_00000{}_000019_gtFine_labelIds",
+                                                   "val/ulm/ulm_00000{}_000019_gtFine_color"]),
+        ("0001TP_00000{}", ["0001TP_00000{}_L"]),
+    ],
+)  # fmt: skip
+def test_names_of_cityscapes_and_of_camvids_own_release_are_paired(folder, capsys, tmp_path, image, labels):
+    for i in range(3):
+        source = next((folder / "images").glob(f"frame{i}.*"))
+        for part, name, file in (
+            ("images", image + source.suffix, source), *(("labels", label + ".png", folder / f"labels/frame{i}.png")
+                                                         for label in labels),
+        ):  # fmt: skip
+            path = tmp_path / part / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, path)
+    assert evaluate(folder, "--json", images=str(tmp_path / "images"), labels=str(tmp_path / "labels")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert evaluate(folder, "--json") == 0
+    assert found["iou"] == json.loads(capsys.readouterr().out)["iou"]
+
+
+def test_images_without_a_label_are_left_out_where_that_was_said(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    (own / "labels/frame1.png").unlink()
+    assert evaluate(own) == 3
+    assert "--skip-unlabelled" in capsys.readouterr().err
+    assert evaluate(own, "--skip-unlabelled", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 2
+    assert "1 of 3 images have no label of the same stem" in captured.err
+
+
+def test_an_image_that_cannot_be_read_is_found_before_any_is_scored(folder, capsys, tmp_path, monkeypatch):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    pixels = cv2.imread(str(own / "images/frame2.png"))
+    cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
+    monkeypatch.setattr("pipeline.scoring.open_checkpoint", lambda *_: pytest.fail("the network was loaded"))
+    assert evaluate(own) == 3
+    line = one_error_line(capsys)
+    assert "frame2.png: has transparent pixels" in line
 
 
 def test_a_label_that_holds_no_class_is_named(folder, capsys, tmp_path):
@@ -254,7 +345,8 @@ def test_two_checkpoints_are_compared_on_the_same_pictures_with_an_interval(fold
     assert evaluate(folder, "--baseline", str(tmp_path / "other")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "model at {0.5, 1}, baseline at {1}"
-    assert re.search(r"mean IoU .*  -   \(3 images\)$", lines[-2]), "one block: no interval"
+    assert re.search(r"mean IoU .*  [+-]\d+\.\d   \(3 images\)$", lines[-2]), "the value of one block is known"
+    assert "no interval: all images are one block" in lines[-1]
 
 
 def test_a_damaged_baseline_is_found_before_anything_is_scored(folder, capsys, tmp_path, monkeypatch):
@@ -303,6 +395,8 @@ def test_blocks_are_runs_of_neighbours_of_one_drive():
     found = dict(zip(names, blocks_of(names, 2), strict=True))
     assert found["a_9"] == found["a_10"] != found["a_11"] == found["a_100"]
     assert found["b_9"] == found["b_10"] not in (found["a_9"], found["a_11"], found["nine"])
+    sized = blocks_of([f"0001TP_{i:06d}_480x360" for i in range(6)], 3)
+    assert [len(set(sized[:3])), len(set(sized))] == [1, 2], "the size of a picture counts no frames"
     cities = [f"{city}_{i:06d}_000019{end}" for city, end in (("ulm", ""), ("bonn", "_leftImg8bit")) for i in range(6)]
     assert len(set(blocks_of(cities, 3))) == 4
 
