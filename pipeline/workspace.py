@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Workspace"]
 
 _MARKS = ("params.yaml", "dvc.yaml")
+JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 TEACHER_STAGE = "stage:teacher-train"
 
 

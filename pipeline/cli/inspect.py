@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", action="append", default=[], metavar="T",
                         help="a threshold on the grid of the confidence code; twice = side by side")  # fmt: skip
     parser.add_argument("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
-    parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: curves.json beside F)")
+    parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
     parser.add_argument("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="look at one class only")
     parser.add_argument("--sort", metavar="ORDER",

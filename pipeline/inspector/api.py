@@ -163,7 +163,7 @@ class Api:
         name = request.query_params.get("name")
         review = self._session.review
         marks = await self._run(lambda: review.of(name) if name else review.marks())
-        return JSONResponse({"entries": [mark.to_json() for mark in marks]})
+        return JSONResponse({"entries": [review.shown(mark) for mark in marks]})
 
     async def add_review(self, request: Request) -> Response:
         """Append a mark, or take one back."""
@@ -180,7 +180,8 @@ class Api:
                     region=body.get("region"), note=_field(body, "note", str, ""), reviewer=session.reviewer,
                 )  # fmt: skip
             marks = session.review.of(name)
-            return {"entries": [mark.to_json() for mark in marks], "status": session.review.statuses().get(name, "")}
+            found = session.review.statuses().get(name, "")
+            return {"entries": [session.review.shown(mark) for mark in marks], "status": found}
 
         return JSONResponse(await self._run(write))
 

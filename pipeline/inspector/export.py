@@ -156,7 +156,7 @@ def _write_export(session: Session, target: Path, limit: int, order: Sort, cuts:
             row["conflict"] = int(conflict[session.view.position(row["name"])])
             images.append(_export_image(session, row, len(images), target))
     store = session.describe() | {"exported": len(images), "start": "policy" if cuts.policy else int(cuts.codes[0])}
-    marks = [mark.to_json() for mark in session.review.marks()]
+    marks = [session.review.shown(mark) for mark in session.review.marks()]
     bundle = {"store": store, "images": images, "reviews": marks}
     write_text(target / "static" / "data.js", f"window.autolabelExport = {json.dumps(bundle)};\n")
     _write_page(target)

@@ -2,9 +2,10 @@
 
 1. audit: a person judged random kept pixels of this very store (an interval that rests on the draw alone).
 2. coarse-corrected: agreement with coarse human labels of these images, corrected by what such labels get wrong
-   where the truth is known (needs `curves.json` and `pairs.npz` of `calibrate`, and coarse labels).
+   where the truth is known (needs `curves.json` and `pairs.npz` of `calibrate`, and coarse labels; not where
+   `calibrate.region` leaves out what people drew).
 3. calibration: counted on images the teacher never saw, with a lower bound over blocks; from the curves file at any
-   cut, or from the policy's own evidence at its own cut.
+   cut, or from the policy's own evidence at its own cut. "outside-coarse": on the pixels that people left open.
 4. expected: the policy's table code -> P(correct), weighted with this store's own histogram; no interval.
 """
 
@@ -68,6 +69,7 @@ class PrecisionSources:
         coarse: counts against coarse labels, or None; needs `curves`.
         answers: judged pixels of an audit of this store.
         audited: per class the code from which on the audit drew pixels (256 = not drawn).
+        outside: `curves` and the policy's evidence leave out what people drew.
     """
 
     def __init__(
@@ -78,11 +80,14 @@ class PrecisionSources:
         coarse: Coarse | None = None,
         answers: Sequence[AuditAnswer] = (),
         audited: Sequence[int] = (),
+        *,
+        outside: bool = False,
     ) -> None:
         self.totals, self.policy = totals, policy
         self.table = None if policy is None else policy.table
         self._curves, self._coarse = curves, coarse
         self._counts = None if curves is None else (curves.kept("total"), curves.kept("correct"))
+        self._source = "outside-coarse" if outside else "calibration"
         self._answers = list(answers)
         self._audited = list(audited)
 
@@ -128,11 +133,11 @@ class PrecisionSources:
 
             total, correct = (counts[:, c, code] for counts in self._counts)
             bound = float(lower_bound(total, correct, CONFIDENCE))
-            return Precision(float(correct.sum() / total.sum()), bound, None, "calibration", marginal)
+            return Precision(float(correct.sum() / total.sum()), bound, None, self._source, marginal)
         entry = None if self.policy is None else self.policy.entries[c]
         if entry is not None and entry.code == code and entry.evidence.get("precision") is not None:
             known = entry.evidence
-            return Precision(float(known["precision"]), known.get("lower"), None, "calibration", marginal)
+            return Precision(float(known["precision"]), known.get("lower"), None, self._source, marginal)
         only = np.full(len(self.totals), NUM_CODES)
         only[c] = code
         value = self.expected(only)

@@ -1,9 +1,10 @@
 """The review file beside a store: what people accepted or flagged, one JSON object a line, only ever appended.
 
 `STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag", "region": [[x, y], ...] | null, "note",
-"reviewer", "image_sha256"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
+"reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
 polygons in pixels of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag
-sets pixels to ignore, an accept lifts earlier flags.
+sets pixels to ignore, an accept lifts earlier flags. `labels` says which labels were looked at (teacher, scales, flip,
+precision): flags go on when a store is made anew, but what nobody has looked at is not called accepted.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 
 from hmsa_core.atomic import digest
 from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.labels.manifest import binding
 from hmsa_core.locks import FileLock
 from pipeline import json_lines
 from pipeline.inspector.saving import saving
 from pipeline.inspector.stamps import stamp_of
 
-__all__ = ["Mark", "ReviewFile", "flagged_pixels", "marked_store", "review_path"]
+__all__ = ["Mark", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
 
 Region = tuple[tuple[float, float], ...]
 Verdict = Literal["accept", "flag"]
@@ -62,10 +64,16 @@ class Mark:
     note: str = ""
     reviewer: str = ""
     image_sha256: str = ""  # the picture that was looked at; "" in older files: any of this name
+    labels: str = ""  # the labels that were looked at (`labels_id`); "" in older files: any
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {name: value for name, value in asdict(self).items() if name != "image_sha256" or value}
+        return {name: value for name, value in asdict(self).items() if name not in ("image_sha256", "labels") or value}
+
+
+def labels_id(lineage: Mapping[str, Any]) -> str:
+    """Which labels a store has, in 16 hex digits: those of its teacher, scales, flip and precision."""
+    return digest(binding(lineage))[:16]
 
 
 def _region(value: object) -> Region | None:
@@ -93,7 +101,8 @@ def _mark(value: dict[str, Any]) -> Mark:
     except UnicodeEncodeError as error:
         raise InputError("a note is text: it has half a character (a lone surrogate) in it") from error
     region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
-    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture)
+    labels = str(value.get("labels", ""))
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture, labels)
 
 
 class ReviewFile:
@@ -102,10 +111,13 @@ class ReviewFile:
     Args:
         store: folder of the label store.
         pictures: {name: SHA-256} of its images: marks of another picture of the same name do not stand.
+        labels: `labels_id` of the labels that are shown now, for new marks and `statuses`; "": not known.
     """
 
-    def __init__(self, store: str | os.PathLike[str], pictures: Mapping[str, str] | None = None) -> None:
-        self.path, self._pictures = review_path(store), pictures or {}
+    def __init__(
+        self, store: str | os.PathLike[str], pictures: Mapping[str, str] | None = None, labels: str = ""
+    ) -> None:
+        self.path, self._pictures, self._labels = review_path(store), pictures or {}, labels
         self._seen: tuple[tuple[int, int], list[Mark]] | None = None
 
     def marks(self) -> list[Mark]:
@@ -160,8 +172,20 @@ class ReviewFile:
         return found
 
     def statuses(self) -> dict[str, str]:
-        """Per reviewed image: "flag" if any flag stands, else "accept"."""
-        return {name: status(marks) for name, marks in self.by_name().items()}
+        """Per reviewed image: "flag" if any flag stands, else "accept"; nothing where other labels were accepted."""
+        return {
+            name: found
+            for name, marks in self.by_name().items()
+            if (found := status(marks)) == "flag" or not all(map(self.is_earlier, marks))
+        }
+
+    def shown(self, mark: Mark) -> dict[str, Any]:
+        """A mark as the page gets it: it says where other labels were looked at."""
+        return mark.to_json() | ({"earlier": True} if self.is_earlier(mark) else {})
+
+    def is_earlier(self, mark: Mark) -> bool:
+        """Whether a mark was made on other labels than those of now."""
+        return bool(mark.labels and self._labels) and mark.labels != self._labels
 
     def _new_id(self, content: object) -> str:
         """A digest of content and place in the file; where lines were taken out by hand, the first that is free."""
@@ -188,7 +212,7 @@ class ReviewFile:
         """
         with saving(self.path), self.lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
-            mark = _mark(value | {"image_sha256": self._pictures.get(name, "")})
+            mark = _mark(value | {"image_sha256": self._pictures.get(name, ""), "labels": self._labels})
             if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
                 raise InputError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
             mark = replace(mark, id=self._new_id(mark.to_json()))

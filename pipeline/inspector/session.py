@@ -18,7 +18,7 @@ from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
 from pipeline.inspector.palette import safe_colours
 from pipeline.inspector.precision import PrecisionSources
-from pipeline.inspector.review import ReviewFile, marked_store
+from pipeline.inspector.review import ReviewFile, labels_id, marked_store
 from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView, find_curves, load_policy
 from pipeline.inspector.workspace_roots import not_over
@@ -40,7 +40,7 @@ class Session:
         save_to: where "Save policy" writes, never over `policy`; default `STORE.policy.json`, beside the store
             (`STORE.policy-2.json` where `policy` is that one).
         reviewer: name that marks carry.
-        curves: calibration counts behind the policy; default: `curves.json` beside the policy, if it is there.
+        curves: calibration counts behind the policy; default: those beside the policy, if they are there.
         evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
     """
 
@@ -69,7 +69,7 @@ class Session:
                 self.policies[key] = load_policy(path, bound_to)
                 self.policy_names[key] = Path(path).name
         self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
-        self.curves, self.coarse = find_curves(self.view, policy if policy is not None else evidence, curves)
+        self.calibrated = find_curves(self.view, policy if policy is not None else evidence, curves)
         folder = self.view.path.resolve()
         if save_to is not None and policy is not None and Path(save_to).resolve() == Path(policy).resolve():
             # A measured policy is an output of `calibrate`: DVC may share its bytes with the cache.
@@ -80,7 +80,8 @@ class Session:
         beside = folder.with_name(f"{folder.name}.policy.json")
         self.save_path = Path(save_to) if save_to is not None else not_over(beside, policy)
         self.reviewer = reviewer
-        self.review = ReviewFile(marked_store(folder, self.view.kind), self.view.image_digests())
+        store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
+        self.review = ReviewFile(store, self.view.image_digests(), labels)
         self.audits = AuditFile(audit_path(folder), self.view)
         self._write = threading.Lock()
 
@@ -127,9 +128,10 @@ class Session:
         answers = audit.answers() if audit else ()
         audited = audit.audited(self.view.classes.num_classes) if audit else ()
         if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
-            return PrecisionSources(self.view.totals, None, None, None, answers, audited)
+            return PrecisionSources(self.view.totals, answers=answers, audited=audited)
         known = policy or self.policies.get("policy") or self.evidence
-        return PrecisionSources(self.view.totals, known, self.curves, self.coarse, answers, audited)
+        curves, coarse, outside = self.calibrated
+        return PrecisionSources(self.view.totals, known, curves, coarse, answers, audited, outside=outside)
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
@@ -173,7 +175,7 @@ class Session:
         return {
             "name": name, "city": row["city"], "width": row["width"], "height": row["height"],
             "picture": view.pictures.has_picture(name), "human": view.pictures.has_human_label(name),
-            "reviews": [mark.to_json() for mark in self.review.of(name)],
+            "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
         }  # fmt: skip
 
     def save_policy(self, cuts: Cuts) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,12 @@ from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.pictures import Pictures
 from pipeline.inspector.precision import Coarse
 from pipeline.inspector.stamps import stamp_of
+from pipeline.workspace import JUDGED_CURVES
 
 if TYPE_CHECKING:
     from hmsa_core.labels.curves import Curves
 
-__all__ = ["StaleError", "StoreView", "find_curves", "load_policy"]
+__all__ = ["Evidence", "StaleError", "StoreView", "find_curves", "load_policy"]
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
@@ -41,6 +42,14 @@ DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 class StaleError(HmsaError):
     """The labels on the disk, or those that are asked for, are no longer those that were opened."""
+
+
+class Evidence(NamedTuple):
+    """What calibration images say of a store's labels."""
+
+    curves: Curves | None = None
+    coarse: Coarse | None = None
+    outside: bool = False  # `curves` leave out what people drew
 
 
 def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
@@ -54,16 +63,17 @@ def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> 
 
 def find_curves(
     store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
-) -> tuple[Curves | None, Coarse | None]:
-    """The calibration counts that belong to a store: the named file, or `curves.json` beside the policy.
+) -> Evidence:
+    """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
 
     With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
-    coarse-corrected precision, where the store knows coarse labels.
+    coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
+    labels (`curves-judged.json`) only those pixels count: people's own word stands on the others.
     """
-    beside = None if policy is None else Path(policy).with_name("curves.json")
-    path = Path(curves) if curves is not None else beside
-    if path is None or (curves is None and not path.is_file()):
-        return None, None
+    path = _curves_beside(Path(policy)) if curves is None and policy is not None else curves
+    if path is None or (curves is None and not Path(path).is_file()):
+        return Evidence()
+    path = Path(path)
     from hmsa_core.labels.curves import Curves
 
     if not path.is_file():
@@ -72,10 +82,15 @@ def find_curves(
     if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
         raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
     pairs = path.with_name("pairs.npz")
-    if not pairs.is_file() or not store.has_human:
-        return found, None
+    if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
+        return Evidence(found, None, path.name == JUDGED_CURVES)
     with np.load(pairs) as file:
-        return found, Coarse(store.statistics.pairs(), file["pairs"])
+        return Evidence(found, Coarse(store.statistics.pairs(), file["pairs"]))
+
+
+def _curves_beside(policy: Path) -> Path:
+    judged = policy.with_name(JUDGED_CURVES)
+    return judged if judged.is_file() else policy.with_name("curves.json")
 
 
 class StoreView:

@@ -22,7 +22,7 @@ from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
 from pipeline.stages.support import role_index, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = ["disk_estimate", "run"]
 
@@ -53,7 +53,7 @@ def run(ws: Workspace) -> None:
     with new_tree(ws.path(OUT)) as out:
         found.curves.save(out / "curves.json")
         if found.judged is not found.curves:
-            found.judged.save(out / precision.JUDGED)
+            found.judged.save(out / JUDGED_CURVES)
         save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
         atomic.write_json(out / "leaks.json", judgement.to_json())
         np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())

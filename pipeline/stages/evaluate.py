@@ -27,7 +27,7 @@ from pipeline.leaks import Judgement
 from pipeline.registry import Registry
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
-from pipeline.workspace import Workspace
+from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = ["disk_estimate", "run"]
 
@@ -99,7 +99,7 @@ def run(ws: Workspace) -> None:
         atomic.write_json(out / "per_class.json", _per_class(results, kept, classes))
         found.curves.save(out / "curves.json")
         if found.judged is not found.curves:
-            found.judged.save(out / precision.JUDGED)
+            found.judged.save(out / JUDGED_CURVES)
         atomic.write_json(out / "verdict.json", verdict)
     write_metrics(ws, STAGE, _flat(ws, results, kept, verdict))
     _plot(ws, results, classes)

@@ -28,7 +28,7 @@ from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
 from pipeline.stages.sampled import Labelled, sampled_precision
 from pipeline.stages.support import infer_store, role_index
-from pipeline.workspace import Workspace
+from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = [
     "PAIRS", "Precision", "chosen_policy", "fine_samples", "in_sampled_crops", "judge", "kept_figures", "measure",
@@ -36,7 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-JUDGED = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
 
 
@@ -155,7 +154,7 @@ def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict
 
 def judged_curves(ws: Workspace, folder: str) -> Path:
     """Curves of the pixels that were judged: a file of their own where `calibrate.region` leaves some out."""
-    judged = ws.path(f"{folder}/{JUDGED}")
+    judged = ws.path(f"{folder}/{JUDGED_CURVES}")
     return judged if judged.exists() else ws.path(f"{folder}/curves.json")
 
 

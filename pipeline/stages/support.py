@@ -177,6 +177,7 @@ def infer_store(
         "version": VERSIONS[stage],
         "config": keys.infer_material(config),
         "teacher": weights_of(checkpoint),
+        **_fusion(checkpoint),
     }
     later = {"classes": classes.digest()}
     material = _unless(lambda old: _is_store_of(old / "store", classes), ws.work(stage), job, plain, later)
@@ -194,6 +195,12 @@ def infer_store(
             ),
         )  # fmt: skip
     return work / "store"
+
+
+def _fusion(checkpoint: Path) -> dict[str, str]:
+    """What the weights do not tell: averages and maxima are of the very weights of a single-scale model."""
+    kind = str(read_meta(checkpoint)["kind"])
+    return {"kind": kind} if kind in ("average", "max") else {}
 
 
 def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
@@ -316,6 +323,7 @@ def evaluate_model(
         "settings": [s.model_dump(mode="json") for s in settings],
         "runtime": keys.runtime_material(runtime),
         "details": details,
+        **_fusion(checkpoint),
     }
     counts = f"{settings[0].name}.npz"
     later = {"classes": classes.digest(), "groups": atomic.digest(groups)}

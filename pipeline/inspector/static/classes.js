@@ -37,7 +37,8 @@ function evidence(known) {
   if (known.precision_source === "coarse-corrected") return `by coarse human labels, corrected: ${percent(known.precision, 1, 1)}`;
   const range = known.precision_high === null ? `at least ${percent(known.precision_low, 1, 1)}` : `${percent(known.precision_low, 1, 1)} to ${percent(known.precision_high, 1, 1)}`;
   if (known.precision_source === "audit") return `audited here: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
-  if (known.precision_source === "calibration") return `on calibration images: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
+  const where = { calibration: "", "outside-coarse": ", outside of human labels" }[known.precision_source];
+  if (where !== undefined) return `on calibration images${where}: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
   return "";
 }
 

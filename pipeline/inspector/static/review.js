@@ -25,7 +25,7 @@ function showMarks() {
   const outline = (mark) => svg("polygon", { points: points(mark.region), class: `mark ${mark.verdict}` });
   drawing.replaceChildren(...marks.filter((mark) => mark.region).map(outline), shape);
   shape.setAttribute("points", points(corners ?? region ?? []));
-  const what = (mark) => `${mark.verdict === "flag" ? "Flagged" : "Accepted"} ${mark.region ? "region" : "image"}`;
+  const what = (mark) => `${mark.verdict === "flag" ? "Flagged" : "Accepted"} ${mark.region ? "region" : "image"}${mark.earlier ? " (other labels)" : ""}`;
   fill(byId("marks"), marks.map((mark) => h(`li.mark-item.${mark.verdict}`, {}, icon(mark.verdict), h("b", {}, what(mark)),
     mark.note && h("span.note", {}, mark.note), mark.reviewer && h("span.muted", {}, mark.reviewer),
     !api.isExport && h("button.ghost", { type: "button", "aria-label": `withdraw: ${what(mark)}`, title: "withdraw", onclick: () => withdraw(mark) }, icon("undo")))));

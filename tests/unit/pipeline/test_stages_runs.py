@@ -410,6 +410,31 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
 
+def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.run(ws)
+    _checkpoint(ws, "teacher", "a")
+
+    def run_job(_ws: Workspace, spec: InferSpec) -> None:
+        with LabelStoreWriter(spec.work / "store", {"teacher": "a" * 64}, 2) as writer:
+            for sample in Index.load(index).select(names=spec.selection.names):
+                writer.add(sample.name, *maps(0, (32, 48), 3), image_sha256=sample.image_sha256)
+
+    monkeypatch.setattr(support, "run_job", run_job)
+    index, meta = ws.path("data/index/learn.parquet"), ws.path("models/teacher/model.json")
+    stores = []
+    for kind in ("hierarchical", "average", "max", "average"):
+        atomic.write_json(meta, atomic.read_json(meta) | {"kind": kind})
+        stores.append(
+            support.infer_store(
+                ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, ("a_0001",)
+            )
+        )
+    assert len(set(stores)) == 3
+    assert stores[1] == stores[3]
+
+
 def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
     path = ws.path("params.yaml")
     path.write_text(path.read_text().replace("  epochs: 2 ", "  epochs: none "))

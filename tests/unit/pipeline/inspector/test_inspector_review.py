@@ -67,6 +67,23 @@ def test_marks_are_of_the_picture_that_was_looked_at(tmp_path: Path) -> None:
     assert replaced.foreign() == [], "somebody looked at the picture of now"
 
 
+def test_what_was_accepted_of_other_labels_is_not_reviewed_and_flags_stand(tmp_path: Path) -> None:
+    first = ReviewFile(tmp_path / "raw", labels="first")
+    first.add("a", "accept")
+    first.add("b", "flag")
+    first.add("c", "accept")
+    assert first.statuses() == {"a": "accept", "b": "flag", "c": "accept"}
+    anew = ReviewFile(tmp_path / "raw", labels="anew")
+    assert anew.statuses() == {"b": "flag"}
+    assert [anew.shown(mark).get("earlier") for mark in anew.marks()] == [True, True, True]
+    anew.add("c", "accept")
+    assert anew.statuses() == {"b": "flag", "c": "accept"}
+    assert ReviewFile(tmp_path / "raw").statuses() == {"a": "accept", "b": "flag", "c": "accept"}
+    older = tmp_path / "old.review.jsonl"
+    older.write_text('{"id": "1", "name": "a", "verdict": "accept", "region": null, "note": "", "reviewer": ""}\n')
+    assert ReviewFile(tmp_path / "old", labels="anew").statuses() == {"a": "accept"}, "it does not say of which labels"
+
+
 def test_the_same_mark_again_counts_where_lines_were_taken_out_by_hand(tmp_path: Path) -> None:
     review = ReviewFile(tmp_path / "raw")
     for name, verdict in (("x", "flag"), ("y", "flag"), ("b", "flag"), ("b", "accept")):

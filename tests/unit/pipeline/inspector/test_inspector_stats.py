@@ -8,11 +8,12 @@ import pytest
 
 from hmsa_core.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.curves import CalibrationImage, Curves
 from hmsa_core.taxonomy import cityscapes
 from pipeline.inspector.cuts import parse_cuts
 from pipeline.inspector.precision import AuditAnswer, PrecisionSources
 from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
-from pipeline.inspector.view import StoreView
+from pipeline.inspector.view import StoreView, find_curves
 from tests.support.label_scenes import Scenes
 
 CUTS = ["rider:0.6", "bus:withheld"]
@@ -164,3 +165,28 @@ def test_a_small_map_shows_the_pixels_of_the_large_one(view: StoreView, maps) ->
     label, code = maps[name]
     assert np.array_equal(small[: small.shape[0] // 2], label[1::2, 1::2])
     assert np.array_equal(small[small.shape[0] // 2 :], code[1::2, 1::2])
+
+
+def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_there(
+    scenes: Scenes, view: StoreView, maps, tmp_path
+) -> None:
+    """The teacher is right where people drew and wrong beside: pixels that it fills are the ones it answers for."""
+    road = view.classes.index("road")
+
+    def images(outside: bool):
+        for name, (label, code) in maps.items():
+            drawn = np.arange(label.size).reshape(label.shape) % 4 != 0
+            truth = np.where(drawn, label, (label + 1) % view.classes.num_classes).astype(np.uint8)
+            yield CalibrationImage(name, name, label, code, truth, None, ~drawn if outside else None)
+
+    policy = tmp_path / "policy.json"
+    Curves.measure(images(False), view.classes, lineage=view.lineage).save(tmp_path / "curves.json")
+    codes = parse_cuts(view.classes, "0.9").codes
+
+    def shown():
+        curves, coarse, outside = find_curves(view, policy, None)
+        return PrecisionSources(view.totals, None, curves, coarse, outside=outside).of_classes(codes)[road]
+
+    assert (shown().source, shown().value) == ("calibration", pytest.approx(0.75, abs=0.02))
+    Curves.measure(images(True), view.classes, lineage=view.lineage).save(tmp_path / "curves-judged.json")
+    assert (shown().source, shown().value) == ("outside-coarse", 0.0)
