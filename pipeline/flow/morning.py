@@ -24,6 +24,7 @@ from pipeline.flow.ranking import expected_loss
 from pipeline.gatekeeper import aa_file
 from pipeline.inspector.review import ReviewFile
 from pipeline.report.html import points
+from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
 
@@ -264,6 +265,9 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
                         "`autolabel models aa` has run")  # fmt: skip
     if skipped:
         warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
+    labelled = _json(ws, "metrics/auto-infer.json")
+    if labelled.get("self_taught"):
+        warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
     return {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 
-from hmsa_core.data.index import Index
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.engine.lineage import lineage_of_checkpoint
 from hmsa_core.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.manifest import publish_store
@@ -14,7 +16,7 @@ from pipeline import plots
 from pipeline.stages.support import infer_store, left_out, role_index, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run"]
+__all__ = ["disk_estimate", "run", "self_taught", "told_of_self_taught"]
 
 STAGE = "auto-infer"
 _LOG = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Label what is new and publish labels/raw."""
     index = role_index(ws, "unlabelled")
-    names = tuple(s.name for s in Index.load(index).samples)
+    samples = Index.load(index).samples
+    names = tuple(s.name for s in samples)
     if not names:
         raise InputError(
             "there is no image to label: no split has the role `unlabelled`",
@@ -46,10 +49,27 @@ def run(ws: Workspace) -> None:
             "%s: %d of %d images could not be labelled, first %s: %s; once they are mended, "
             "`dvc repro --force --single-item %s` labels them", STAGE, len(missing), len(names), name, reason, STAGE,
         )  # fmt: skip
-    _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing))
+    taught = self_taught(ws, samples)
+    if taught:
+        _LOG.warning("%s: %s", STAGE, told_of_self_taught(taught, len(names)))
+    _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)
 
 
-def _report(ws: Workspace, statistics: StoreStatistics, missing: int) -> None:
+def self_taught(ws: Workspace, samples: Iterable[Sample]) -> int:
+    """How many images the teacher has learned from by labels of an earlier teacher."""
+    images = lineage_of_checkpoint(ws.teacher()).images
+    return sum(s.image_sha256 in images and images[s.image_sha256].source == "pseudo" for s in samples)
+
+
+def told_of_self_taught(taught: int, images: int) -> str:
+    """What that means, in words."""
+    return (
+        f"the teacher has learned from {taught} of these {images} images by labels of an earlier teacher: what was "
+        "wrong then may come back surer, and thresholds are measured on images that it never saw (docs/thresholds.md)"
+    )
+
+
+def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: int) -> None:
     totals = statistics.totals()
     every = int(totals.sum())
     kept = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1]  # pixels with at least each code
@@ -57,7 +77,7 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int) -> None:
     write_metrics(
         ws, STAGE,
         {
-            "images": len(statistics.names), "left_out": missing,
+            "images": len(statistics.names), "left_out": missing, "self_taught": taught,
             "pixels": int(statistics.pixels.sum()),
             "kept_share": {f"{t:g}": share for t, share in at.items()},
             "class_share": {

@@ -16,6 +16,7 @@ from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data.index import Index
 from hmsa_core.engine import evaluate as evaluate_job
 from hmsa_core.engine import infer as infer_job
+from hmsa_core.engine.lineage import learned
 from hmsa_core.engine.spec import EvaluateSpec, InferSpec
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
@@ -342,6 +343,15 @@ def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
     Index.write(index, moved, listed.classes, listed.root)
     second = _score(ws)
     assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
+
+
+def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws: Workspace) -> None:
+    samples = Index.load(support.role_index(ws, "unlabelled")).samples
+    assert auto_infer.self_taught(ws, samples) == 0, "its teacher knows fine labels alone"
+    teacher = ws.path("models/teacher")
+    taught = learned(samples[:1], root="target", source="pseudo")
+    models.save(small_model("single", 3), teacher, lineage=taught.summary(taught.save(teacher / "lineage.json")))
+    assert auto_infer.self_taught(ws, samples) == 1
 
 
 def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
