@@ -350,7 +350,9 @@ def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws: Worksp
     assert auto_infer.self_taught(ws, samples) == 0, "its teacher knows fine labels alone"
     teacher = ws.path("models/teacher")
     taught = learned(samples[:1], root="target", source="pseudo")
-    models.save(small_model("single", 3), teacher, lineage=taught.summary(taught.save(teacher / "lineage.json")))
+    summary = taught.summary(taught.save(teacher / "lineage.json"))
+    table = read_json(teacher / "model.json")["class_table"]
+    models.save(small_model("single", 3), teacher, class_table=table, lineage=summary)
     assert auto_infer.self_taught(ws, samples) == 1
 
 
