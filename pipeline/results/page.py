@@ -52,13 +52,13 @@ frames) are drawn, the same for both sides of a difference, and how seeds differ
 of the same recipe can differ by more than it is wide: there the words are "suggested" and "suggested the other way
 round". "Not shown" is not "equal": what the interval holds is open. No interval is corrected for the number of claims;
 a line below each table says what is left when all of its differences are asked at once (Holm 1979). All students of
-a table share one teacher, its thresholds and its labels. The demo's confirming seeds were read as they came; none
+a table share one teacher, its thresholds and its labels. Confirming seeds were read as they came; none that was made
 was left out, and no recipe was changed after the first.
 
 **What was chosen on these images.** In a training nothing: lengths are fixed, the last weights are taken, thresholds
 come from calibration images. Recipes were: the demo's teacher and student (how many variants stands with each frozen
 table), CamVid's form of RMI, its mixing, and the target and region of its thresholds were compared on the report
-images, on seeds 0 to 2. The confirming seeds are new trainings on the same images; CamVid has none yet.
+images, on seeds 0 to 2. The confirming seeds are new trainings on the same images.
 How much a choice has flattered a figure can only be seen on images that nobody here has seen
 ([evaluation](evaluation.md) has the command).
 """
