@@ -50,6 +50,7 @@ _CLAIMS = (
     _Claim("scales", "average-0.25-0.5-1-2", "average-0.5-1-2", "-0.7"),
     _Claim("reasons", "hierarchical-0.5-1", "two-explicit-0.5-1", ">"),
     _Claim("reasons", "three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "-"),
+    _Claim("reasons", "three-hierarchical-0.5-1-2", "explicit-0.5-1-2", ">"),
     _Claim("labels", "attention", "baseline", "+0.5"),
     _Claim("labels", "auto", "baseline", "+1.1"),
     _Claim("labels", "both", "baseline", "+1.4"),
