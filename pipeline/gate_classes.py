@@ -110,9 +110,7 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
         "allowance": allowance, "blocks": int(old.blocks_with[c]), "se": None, "p": None, "verdict": "not judged",
         "why": "",
     }  # fmt: skip
-    # Drawing n of n blocks shrinks the variance by (n - 1) / n.
-    shrunk = max(1, row["blocks"] - 1) / max(1, row["blocks"])
-    se = float(np.std(difference, ddof=1) / np.sqrt(shrunk)) if len(difference) >= 2 else 0.0
+    se = _standard_error(difference, row["blocks"]) if len(difference) >= 2 else 0.0
     row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
@@ -120,6 +118,11 @@ def _class_row(new: Scores, old: Scores, c: int, name: str, config: GateConfig) 
     row["p"] = _p_of_a_loss(row, gain)
     row["verdict"] = "judged"
     return row
+
+
+def _standard_error(draws: NDArray[np.float64], blocks: int) -> float:
+    """Of draws of n blocks out of n, which shrinks the variance by (n - 1) / n."""
+    return float(np.std(draws, ddof=1) * np.sqrt(blocks / max(1, blocks - 1)))
 
 
 def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
@@ -139,7 +142,8 @@ def _recall_veto(row: dict[str, Any], change: float, draws: NDArray[np.float64],
     row["recall_change"] = finite(change)
     if len(draws) < 2 or not np.isfinite(change):
         return
-    t = float(t_quantile(1 - config.alpha, max(1.0, row["blocks"] - 1.0)))
-    if change < -config.recall_allowance or change + t * float(np.std(draws, ddof=1)) < 0:
+    se = _standard_error(draws, row["blocks"])
+    is_lower = row["blocks"] >= 2 and change + float(t_quantile(1 - config.alpha, row["blocks"] - 1.0)) * se < 0
+    if change < -config.recall_allowance or is_lower:
         row["verdict"] = "veto"
         row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"

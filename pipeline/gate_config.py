@@ -18,7 +18,7 @@ class GateConfig(Section):
     """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
 
     enabled: bool = True  # False: never promote, only report
-    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05  # one-sided, over all nights together
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05  # one-sided: gain over all looks, guards for each candidate
     min_gain: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # mean IoU; the lower bound must exceed it
     seed_sd: Annotated[float, Field(ge=0.0)] | None = None  # of one training's mean IoU; None = from A/A runs
     min_aa_runs: Annotated[int, Field(ge=2)] = 3  # A/A trainings before a seed variance counts as known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,10 @@ LabelReader = Callable[[Path], NDArray[np.uint8]]
 
 _SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
 _IMAGE_ENDING = "_leftImg8bit"  # Cityscapes' names
-_LABEL_ENDINGS = ("_labelIds", "_labelTrainIds")
+_LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
 _PARTS = ("_gtFine", "_gtCoarse", "_L")  # _L: CamVid's own labels
-_NUMBER = re.compile(r"\d+")
+_SIZE = re.compile(r"[_-]?\d+x\d+$")
+_LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
 @dataclass(frozen=True)
@@ -41,78 +42,90 @@ class LabelledFile:
 
 
 def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[list[LabelledFile], list[Path]]:
-    """Files of the same stem, sorted, and images without a label; folders may hold sub-folders (cities).
+    """Files of the same stem, sorted, and images without a label.
 
-    Cityscapes' and CamVid's own endings of names are left out where stems differ by them.
+    Sub-folders are searched where a folder holds no file itself; where stems occur twice, their folders tell them
+    apart. Cityscapes' and CamVid's own endings are left out where no two stems are the same.
 
     Args:
         images, labels: folders.
         train_ids: of Cityscapes' label maps take `*_labelTrainIds`, not `*_labelIds`.
 
     Raises:
-        InputError: a label without its image, no pair at all, or two files of one stem; names the first.
+        InputError: a label without its image, no pair at all, or two files of one name; names the first.
     """
-    by_image, by_label = _by_stem(images, "images"), _by_stem(labels, "labels")
-    if by_image.keys() != by_label.keys():
-        by_image, by_label = _without_endings(by_image, _LABEL_ENDINGS[train_ids], by_label)
+    found = {"images": _files(images, "images"), "labels": _files(labels, "labels")}
+    alone = all(len({path.stem for path in files}) == len(files) for files in found.values())
+    by_image = _by_name(found["images"], images, alone)
+    by_label = _by_name(found["labels"], labels, alone)
+    if not by_image.keys() & by_label.keys():
+        by_image = _renamed(by_image, lambda name: name.removesuffix(_IMAGE_ENDING))
+        by_label = _without_endings(by_label, labels, train_ids)
     no_image, no_label = sorted(by_label.keys() - by_image.keys()), sorted(by_image.keys() - by_label.keys())
     both = sorted(by_image.keys() & by_label.keys())
-    for stems, have, lack, files in ((no_image, "labels", "image", by_label), (no_label, "images", "label", by_image)):
-        if stems and (have == "labels" or not both):
+    for names, have, lack, files in ((no_image, "labels", "image", by_label), (no_label, "images", "label", by_image)):
+        if names and (have == "labels" or not both):
             raise InputError(
-                f"{len(stems)} of {len(files)} {have} have no {lack} of the same stem, the first is {files[stems[0]]}",
+                f"{len(names)} of {len(files)} {have} have no {lack} of the same stem, the first is {files[names[0]]}",
                 hint="images and labels are paired by file name without its ending",
             )
-    return [LabelledFile(stem, by_image[stem], by_label[stem]) for stem in both], [by_image[stem] for stem in no_label]
+    return [LabelledFile(name, by_image[name], by_label[name]) for name in both], [by_image[name] for name in no_label]
 
 
-def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+def _files(folder: Path, what: str) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"--{what} {folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in _files(folder):
-        if path.stem in found:
-            raise InputError(f"{folder}: {found[path.stem].relative_to(folder)} and {path.relative_to(folder)} have "
-                             "the same stem")  # fmt: skip
-        found[path.stem] = path
+    found = [folder / name for name in list_files(folder)] or list(_files_below(folder))
     if not found:
         raise InputError(f"--{what} {folder}: no JPEG, PNG, WebP or TIFF file in this folder")
     return found
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    yield from (folder / name for name in list_files(folder))
+def _files_below(folder: Path) -> Iterator[Path]:
     for name in list_folders(folder):
-        yield from _files(folder / name)
+        yield from (folder / name / file for file in list_files(folder / name))
+        yield from _files_below(folder / name)
 
 
-def _without_endings(
-    images: dict[str, Path], wanted: str, labels: dict[str, Path]
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Both by their bare names; of the maps that Cityscapes has of each image, the one that is wanted."""
-    if any(stem.endswith(_LABEL_ENDINGS) for stem in labels):
-        labels = {stem.removesuffix(wanted): path for stem, path in labels.items() if stem.endswith(wanted)}
-    for part in _PARTS:
-        if labels and all(stem.endswith(part) for stem in labels):
-            labels = {stem.removesuffix(part): path for stem, path in labels.items()}
-    return {stem.removesuffix(_IMAGE_ENDING): path for stem, path in images.items()}, labels
+def _by_name(files: Sequence[Path], folder: Path, alone: bool) -> dict[str, Path]:
+    """Files by stem, or with their folders where stems do not tell them apart."""
+    names = [path.stem if alone else path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    found: dict[str, Path] = {}
+    for name, path in zip(names, files, strict=True):
+        if name in found:
+            raise InputError(f"{folder}: {found[name].name} and {path.name} have the same stem")
+        found[name] = path
+    return found
 
 
-def in_order_of(classes: ClassTable, names: Sequence[str], files: Sequence[LabelledFile]) -> ClassTable:
-    """The same classes and ids with trainIds in another order of the (lower-case) names.
+def _renamed(files: Mapping[str, Path], rename: Callable[[str], str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in files.items():
+        if rename(name) in found:
+            raise InputError(f"{found[rename(name)]} and {path} have the same name but for their endings")
+        found[rename(name)] = path
+    return found
 
-    Raises:
-        ConfigError: a label map holds trainIds by its name: whose order they are in nobody knows.
-    """
+
+def _without_endings(labels: dict[str, Path], folder: Path, train_ids: bool) -> dict[str, Path]:
+    """Labels by their bare names; of the maps that Cityscapes has of each image, the one that is wanted."""
+    ending = _LABEL_ENDINGS["train" if train_ids else "ids"]
+    if any(name.endswith(tuple(_LABEL_ENDINGS.values())) for name in labels):
+        wanted = {name: path for name, path in labels.items() if name.endswith(ending)}
+        if not wanted:
+            raise InputError(
+                f"{folder}: no label is called *{ending}",
+                hint="*_labelTrainIds are read with --ids train, *_labelIds without",
+            )
+        labels = _renamed(wanted, lambda name: name.removesuffix(ending))
+    part = next((part for part in _PARTS if all(name.endswith(part) for name in labels)), "")
+    return _renamed(labels, lambda name: name.removesuffix(part))
+
+
+def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
+    """The same classes and ids with trainIds in another order of the (lower-case) names."""
     asked = [name.lower() for name in classes.classes]
     order = [asked.index(name) for name in names]
-    if order == list(range(len(order))):
-        return classes
-    if any(holds_train_ids(file.label) for file in files):
-        raise ConfigError(
-            f"{classes.name}: labels hold trainIds, and its classes have another order than the checkpoint's",
-            hint="give the classes in the order of the labels' trainIds and of the checkpoint",
-        )
     moved = np.full(256, IGNORE, np.uint8)
     moved[order] = np.arange(len(order))
     return replace(
@@ -157,25 +170,24 @@ def _by_colour(
     return values[place]
 
 
-def check_labels(
-    files: Sequence[LabelledFile], classes: ClassTable, *, sure: bool = True, read: LabelReader | None = None
-) -> list[str]:
+def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: LabelReader, ids: str = "auto") -> list[str]:
     """Read every label, and of every image what may refuse it; what does not hinder scoring comes back in words.
 
     Args:
-        sure: somebody said that labels hold the ids of `classes`.
-        read: how labels are read; None = by their ids.
+        files: what is to be scored.
+        classes: as they were given, in their own order.
+        read: how labels are read.
+        ids: what they are said to hold: "auto", "file", "train" or "colours".
 
     Raises:
         DecodeError: a damaged label, or a value that is no class; an image of a form that is not read.
-        InputError: a label whose proportions are not those of its image; not `sure`, and they look like trainIds.
+        InputError: a label whose proportions are not those of its image; "auto", and they look like trainIds.
     """
     from hmsa_core.engine.progress import Progress
 
-    reader = read or label_reader(classes)
     with Progress(len(files), what="read labels") as progress:
-        sizes = [_other_size(file, classes, reader, progress.update) for file in files]
-    if not sure and classes.has_own_ids:
+        sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
+    if ids == "auto" and classes.has_own_ids:
         _refuse_train_ids(files, classes)
     resized = [told for told in sizes if told]
     if not resized:
@@ -184,18 +196,15 @@ def check_labels(
             f"the first: {resized[0]}"]  # fmt: skip
 
 
-def _other_size(file: LabelledFile, classes: ClassTable, read: LabelReader, advance: Callable[[], None]) -> str:
+def _other_size(
+    file: LabelledFile, classes: ClassTable, read: LabelReader, ids: str, advance: Callable[[], None]
+) -> str:
     try:
         label = read(file.label)
     except DecodeError as error:
-        if error.reason == "wrong-mode" and not error.hint.startswith("label maps are lossless:"):
-            hint = f"{error.hint}; maps that hold the colours of the class file are read with --ids colours"
-            raise DecodeError(error.message, reason=error.reason, hint=hint) from error
-        if error.reason != "ids-out-of-range" or error.hint:
+        hint = "" if ids == "colours" else _hint_of(error, classes)
+        if not hint:
             raise
-        hint = 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
-        if classes.has_own_ids:
-            hint = f"labels that hold trainIds (0..{classes.num_classes - 1}, 255 = ignored) are read with --ids train"
         raise DecodeError(error.message, reason=error.reason, hint=hint) from error
     (height, width), image = label.shape, _readable(file.image)
     advance()
@@ -207,10 +216,20 @@ def _other_size(file: LabelledFile, classes: ClassTable, read: LabelReader, adva
     return told
 
 
+def _hint_of(error: DecodeError, classes: ClassTable) -> str:
+    if error.reason == "wrong-mode":
+        return f"{error.hint}; maps that hold the colours of the class file are read with --ids colours"
+    if error.reason != "ids-out-of-range":
+        return ""
+    if classes.has_own_ids:
+        return f"labels that hold trainIds (0..{classes.num_classes - 1}, 255 = ignored) are read with --ids train"
+    return 'pixels without a class hold 255, or what the class file gives as "ignore_id"'
+
+
 def _readable(path: Path) -> Header:
     """An image's header; one whose form may be refused (CMYK, transparent pixels) is decoded at once."""
     header = read_header(path)
-    if header.mode not in ("RGB", "L"):
+    if header.mode not in ("RGB", "L") or (header.format == "PNG" and not header.plain):
         read_image(path)
     return header
 
@@ -238,18 +257,13 @@ def _alike(width: int, height: int, image_width: int, image_height: int) -> bool
 def blocks_of(names: Sequence[str], length: int) -> list[str]:
     """Block of each name for intervals, "sequence/place": runs of `length` neighbours of a sequence.
 
-    A Cityscapes name belongs to its city, in the order of names; another one to the sequence before its frame number,
-    which is the last number that differs among names of the same form (`0001TP_008550_480x360`).
+    A Cityscapes name belongs to its city, in the order of names; another one to the sequence before its last number,
+    the size of the picture (`0001TP_008550_480x360`) left out.
     """
-    forms: dict[str, list[str]] = {}
-    for name in names:
-        forms.setdefault(_NUMBER.sub("#", name), []).append(name)
     groups: dict[str, list[tuple[int, str]]] = {}
-    for alike in forms.values():
-        place = _frame_place(alike)
-        for name in alike:
-            sequence, frame = _sequence_of(name, place)
-            groups.setdefault(sequence, []).append((frame, name))
+    for name in names:
+        sequence, frame = _sequence_of(name)
+        groups.setdefault(sequence, []).append((frame, name))
     found = {
         name: f"{sequence}/{place // length:04d}"
         for sequence, members in groups.items()
@@ -258,17 +272,10 @@ def blocks_of(names: Sequence[str], length: int) -> list[str]:
     return [found[name] for name in names]
 
 
-def _frame_place(alike: Sequence[str]) -> int:
-    """Which of the numbers in names of one form counts the frames."""
-    columns = list(zip(*(_NUMBER.findall(name) for name in alike), strict=True))
-    return max((i for i, column in enumerate(columns) if len(set(column)) > 1), default=len(columns) - 1)
-
-
-def _sequence_of(name: str, place: int) -> tuple[str, int]:
-    city = city_of(name.removesuffix(_IMAGE_ENDING))
+def _sequence_of(name: str) -> tuple[str, int]:
+    city = city_of(Path(name).name.removesuffix(_IMAGE_ENDING))
     if city:
         return city, 0
-    if place < 0:
-        return "", -1
-    number = list(_NUMBER.finditer(name))[place]
-    return name[: number.start()], int(number.group())
+    bare = _SIZE.sub("", name)
+    number = _LAST_NUMBER.search(bare)
+    return (bare[: number.start()], int(number.group())) if number else ("", -1)

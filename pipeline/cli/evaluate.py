@@ -82,13 +82,16 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.scoring import difference, one_sided, open_checkpoint, score_checkpoint
 
     files = _pairs(args)
-    classes = load_classes(Path(), args.classes)
+    given = load_classes(Path(), args.classes)
     if args.ids == "train":
-        classes = classes.of_train_ids()
-    for one in filter(None, (options, baseline)):
-        classes = _as_trained(classes, one, args.classes, files)
+        given = given.of_train_ids()
+    if args.ids == "colours" and not Path(args.classes).is_file():
+        raise ConfigError(f"--ids colours is for class files; label maps of {args.classes} hold ids")
+    classes = _as_trained(given, options, args, files)
+    if baseline is not None:
+        _check_baseline(classes, options, baseline, args)
     reader = label_reader(classes, colours=args.ids == "colours")
-    _tell(check_labels(files, classes, sure=args.ids != "auto", read=reader))
+    _tell(check_labels(files, given, reader, args.ids))
     blocks = blocks_of([file.name for file in files], args.block_length)
     _tell_blocks(blocks, args.block_length)
     contenders = [open_checkpoint(one, _setting(args, one)) for one in filter(None, (options, baseline))]
@@ -163,10 +166,34 @@ def _tell_learned(learned: dict[str, Any], options: Options, images: int) -> Non
         sys.stderr.write(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}\n")
 
 
-def _as_trained(classes: ClassTable, options: Options, given: str, files: Sequence[LabelledFile]) -> ClassTable:
+def _as_trained(
+    classes: ClassTable, options: Options, args: argparse.Namespace, files: Sequence[LabelledFile]
+) -> ClassTable:
     """The classes in the checkpoint's order; those that have other names there are taken by their number."""
-    from pipeline.scored_files import in_order_of
+    from hmsa_core.data.decode import holds_train_ids
 
+    own, asked = _names_of(options, classes, args.classes), [name.lower() for name in classes.classes]
+    if own == asked:
+        return classes
+    in_their_order = args.ids == "train" or any(holds_train_ids(file.label) for file in files)
+    if sorted(own) == sorted(asked) and len(set(own)) == len(own) and not in_their_order:
+        from pipeline.scored_files import in_order_of
+
+        _tell([f"{args.classes}: its classes are taken by name, {options.checkpoint} has another order"])
+        return in_order_of(classes, own)
+    _tell_other_names(own, asked, options, args.classes)
+    return classes
+
+
+def _check_baseline(classes: ClassTable, options: Options, baseline: Options, args: argparse.Namespace) -> None:
+    """The counts of both go by the first one's order."""
+    own, asked = _names_of(baseline, classes, args.classes), [name.lower() for name in classes.classes]
+    if own != asked:
+        _tell_other_names(own, asked, baseline, str(options.checkpoint))
+
+
+def _names_of(options: Options, classes: ClassTable, given: str) -> list[str]:
+    """A checkpoint's class names in lower case; those that were given where it has none."""
     count = options.meta["num_classes"]
     if classes.num_classes != count:
         raise ConfigError(
@@ -174,23 +201,20 @@ def _as_trained(classes: ClassTable, options: Options, given: str, files: Sequen
             hint="give the class file of the data set that the checkpoint was trained for",
         )
     table = options.meta.get("class_table")
-    own = [row["name"].lower() for row in table["classes"]] if table else []
-    asked = [name.lower() for name in classes.classes]
-    if not own or own == asked:
-        return classes
-    if sorted(own) == sorted(asked) and len(set(own)) == len(own):
-        _tell([f"{given}: its classes are taken by name, {options.checkpoint} has another order"])
-        return in_order_of(classes, own, files)
+    return [row["name"].lower() for row in table["classes"]] if table else [name.lower() for name in classes.classes]
+
+
+def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: Options, given: str) -> None:
+    """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
     first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
     message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
     moved = next((name for i, name in enumerate(asked) if name in own and own[i] != name), None)
     if moved is not None:
         raise ConfigError(
-            f"{message}, and {moved!r} has another number: classes can be taken neither by name nor by number",
-            hint=f"give these names or this order: {', '.join(own)}",
+            f"{message}, and {moved!r} has another number: they cannot be compared by number",
+            hint=f"the names of {options.checkpoint} in their order: {', '.join(own)}",
         )
     _tell([f"{message}; classes are compared by their number"])
-    return classes
 
 
 def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:

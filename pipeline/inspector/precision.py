@@ -69,7 +69,7 @@ class PrecisionSources:
         coarse: counts against coarse labels, or None; needs `curves`.
         answers: judged pixels of an audit of this store.
         audited: per class the code from which on the audit drew pixels (256 = not drawn).
-        outside: `curves` and the policy's evidence leave out what people drew.
+        outside: `curves` leave out what people drew.
     """
 
     def __init__(
@@ -137,7 +137,9 @@ class PrecisionSources:
         entry = None if self.policy is None else self.policy.entries[c]
         if entry is not None and entry.code == code and entry.evidence.get("precision") is not None:
             known = entry.evidence
-            return Precision(float(known["precision"]), known.get("lower"), None, self._source, marginal)
+            region = None if self.policy is None else self.policy.settings.get("region")
+            source = "outside-coarse" if region == "outside_coarse" else "calibration"
+            return Precision(float(known["precision"]), known.get("lower"), None, source, marginal)
         only = np.full(len(self.totals), NUM_CODES)
         only[c] = code
         value = self.expected(only)

@@ -40,6 +40,7 @@ def run(ws: Workspace) -> None:
             "there is no image to label: no split has the role `unlabelled`",
             hint="see data.roles.unlabelled_splits in params.yaml",
         )
+    taught = self_taught(ws, samples)
     store = infer_store(ws, STAGE, "auto-infer", ws.params.auto_infer, ws.teacher(), index, names)
     publish_store(store, ws.path("labels/raw"))
     missing = left_out(store)
@@ -49,7 +50,6 @@ def run(ws: Workspace) -> None:
             "%s: %d of %d images could not be labelled, first %s: %s; once they are mended, "
             "`dvc repro --force --single-item %s` labels them", STAGE, len(missing), len(names), name, reason, STAGE,
         )  # fmt: skip
-    taught = self_taught(ws, samples)
     if taught:
         _LOG.warning("%s: %s", STAGE, told_of_self_taught(taught, len(names)))
     _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)

@@ -134,6 +134,26 @@ def test_a_large_loss_of_a_noisy_class_stops_at_every_look(looks: int) -> None:
     assert (car["verdict"], verdict["promote"]) == ("inferior", False)
 
 
+@pytest.mark.parametrize(("blocks", "most"), [(1, 0), (2, 12), (6, 12)])
+def test_recall_that_noise_explains_is_no_veto(blocks: int, most: int) -> None:
+    """Riders in few blocks: of one, all draws say the same, and a single pixel would stop the promotion."""
+    config = GateConfig(seed_sd=0.002, draws=200, recall_allowance=0.5)
+    vetoed = 0
+    for trial in range(80):
+        rng = np.random.default_rng(trial)
+        old = np.full((160, 5), 800)
+        new = old + np.rint(rng.normal(0, 20, (40, 5))).astype(int)[np.arange(160) // 4]
+        shown = np.arange(160) < 4 * blocks
+        counts = []
+        for hits in (new, old):
+            counts.append(_found(hits))
+            counts[-1][~shown, 3] = 0
+        row = judge(_judged("s", counts[0]), _judged("t", counts[1]), BLOCKS, CLASSES, config)["classes"][3]
+        vetoed += row["verdict"] == "veto"
+    # 4 expected of 80 at 5 %; 13 or more has a chance below 0.02 %.
+    assert vetoed <= most
+
+
 def test_what_a_class_lost_that_cannot_be_judged_is_told() -> None:
     rng = np.random.default_rng(12)
     old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)

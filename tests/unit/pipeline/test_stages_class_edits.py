@@ -345,7 +345,9 @@ def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
     assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
 
 
-def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws: Workspace) -> None:
+def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(
+    ws: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = Index.load(support.role_index(ws, "unlabelled")).samples
     assert auto_infer.self_taught(ws, samples) == 0, "its teacher knows fine labels alone"
     teacher = ws.path("models/teacher")
@@ -353,7 +355,9 @@ def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws: Worksp
     summary = taught.summary(taught.save(teacher / "lineage.json"))
     table = read_json(teacher / "model.json")["class_table"]
     models.save(small_model("single", 3), teacher, class_table=table, lineage=summary)
-    assert auto_infer.self_taught(ws, samples) == 1
+    auto_infer.run(ws)
+    assert read_json(ws.path("metrics/auto-infer.json"))["self_taught"] == 1
+    assert f"learned from 1 of these {len(samples)} images by labels of an earlier teacher" in caplog.text
 
 
 def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:

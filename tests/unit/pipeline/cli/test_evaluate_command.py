@@ -20,7 +20,7 @@ from hmsa_core.engine.lineage import LearnedImage, Lineage
 from hmsa_core.errors import IntegrityError
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
-from pipeline.scored_files import blocks_of
+from pipeline.scored_files import blocks_of, pairs_of
 from tests.support.inference import save_model, small_model
 from tests.support.training import CLASSES, class_table, picture
 
@@ -170,10 +170,66 @@ def test_classes_in_another_order_are_taken_by_name(folder, capsys, tmp_path):
     assert "taken by name" in captured.err
     assert evaluate(folder, "--json") == 0
     assert json.loads(captured.out)["iou"] == json.loads(capsys.readouterr().out)["iou"]
-    for i in range(3):
-        (own / f"labels/frame{i}.png").rename(own / f"labels/frame{i}_gtFine_labelTrainIds.png")
     assert evaluate(own, "--ids", "train") == 2, "whose order are trainIds in?"
-    assert "labels hold trainIds, and its classes have another order" in one_error_line(capsys)
+    assert "'car' has another number" in one_error_line(capsys)
+
+
+def test_a_baseline_with_another_order_of_classes_is_refused(folder, capsys, tmp_path):
+    """Counts of both go by one order: the first checkpoint would be scored as the second one's classes."""
+    table = class_table().to_json()
+    table["classes"] = [table["classes"][i] for i in (1, 0, 2, 3)]
+    models.save(small_model(), tmp_path / "other", class_table=table, lineage={})
+    assert evaluate(folder, "--baseline", str(tmp_path / "other")) == 2
+    assert "they cannot be compared by number" in one_error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "pairs", "alone"),
+    [
+        (["0001", "0001_L"], ["0001_L"], [("0001_L", "0001_L")], ["0001"]),
+        (["a_leftImg8bit", "b_leftImg8bit"], ["a_leftImg8bit"], [("a_leftImg8bit", "a_leftImg8bit")], ["b_leftImg8bit"]),
+        (["x/0001", "y/0001"], ["x/0001", "y/0001"], [("x/0001", "x/0001"), ("y/0001", "y/0001")], []),
+        (["a", "b"], ["a", "b", "colour/a"], [("a", "a"), ("b", "b")], []),
+        (["a", "labels/a"], ["a"], [("a", "a")], []),
+    ],
+)  # fmt: skip
+def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
+    for part, names in (("images", images), ("labels", labels)):
+        for name in names:
+            path = tmp_path / part / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    found, unlabelled = pairs_of(tmp_path / "images", tmp_path / "labels")
+    assert [(f"{f.image.relative_to(tmp_path / 'images').with_suffix('')}",
+             f"{f.label.relative_to(tmp_path / 'labels').with_suffix('')}") for f in found] == pairs  # fmt: skip
+    assert [path.stem for path in unlabelled] == alone
+
+
+def test_the_maps_that_are_there_are_told_where_the_others_are_wanted(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    for i in range(3):
+        (own / f"labels/frame{i}.png").rename(own / f"labels/frame{i}_labelTrainIds.png")
+    assert evaluate(own) == 3
+    captured = capsys.readouterr().err
+    assert "no label is called *_labelIds" in captured
+    assert "--ids train" in captured
+
+
+def test_a_class_that_only_a_prediction_has_and_a_single_sequence_are_told(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    for path in (own / "labels").iterdir():
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.where(label == 1, 255, label))
+    assert evaluate(own) == 0
+    captured = capsys.readouterr()
+    assert re.search(rf"note: {CLASSES[1]} is in no label and predicted at \d+ pixels", captured.err)
+    assert "by their names all of one sequence" not in captured.err, "one block has no interval at all"
+    for i in range(3):
+        for part in ("images", "labels"):
+            for path in sorted((folder / part).glob(f"frame{i}.*")):
+                shutil.copy(path, own / part / f"frame{i + 3}{path.suffix}")
+    assert evaluate(own) == 0
+    assert "2 blocks of 3 neighbours, by their names all of one sequence" in capsys.readouterr().err
 
 
 def test_labels_of_colours_are_read_by_the_class_files_colours(folder, capsys, tmp_path):
@@ -397,6 +453,8 @@ def test_blocks_are_runs_of_neighbours_of_one_drive():
     assert found["b_9"] == found["b_10"] not in (found["a_9"], found["a_11"], found["nine"])
     sized = blocks_of([f"0001TP_{i:06d}_480x360" for i in range(6)], 3)
     assert [len(set(sized[:3])), len(set(sized))] == [1, 2], "the size of a picture counts no frames"
+    drives = blocks_of([f"drive{i:02d}_frame0001" for i in range(6)], 3)
+    assert len(set(drives)) == 6, "drives are no neighbours"
     cities = [f"{city}_{i:06d}_000019{end}" for city, end in (("ulm", ""), ("bonn", "_leftImg8bit")) for i in range(6)]
     assert len(set(blocks_of(cities, 3))) == 4
 

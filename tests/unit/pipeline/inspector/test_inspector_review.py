@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa_core.errors import InputError, IntegrityError
-from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels, marked_store
+from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels, labels_id, marked_store
 from tests.support.faults import every_fault
 
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
@@ -82,6 +82,14 @@ def test_what_was_accepted_of_other_labels_is_not_reviewed_and_flags_stand(tmp_p
     older = tmp_path / "old.review.jsonl"
     older.write_text('{"id": "1", "name": "a", "verdict": "accept", "region": null, "note": "", "reviewer": ""}\n')
     assert ReviewFile(tmp_path / "old", labels="anew").statuses() == {"a": "accept"}, "it does not say of which labels"
+
+
+def test_labels_are_told_apart_by_teacher_setting_and_fusion() -> None:
+    base = {"teacher": "a" * 64, "scales": [0.5, 1.0], "flip": True, "precision": "fp32", "parameters": {"kind": "single"}}
+    others = [base | {"teacher": "b" * 64}, base | {"scales": [1.0]}, base | {"flip": False},
+              base | {"parameters": {"kind": "average"}}, base | {"parameters": {"kind": "max"}}]  # fmt: skip
+    assert len({labels_id(lineage) for lineage in (base, *others)}) == 6
+    assert labels_id(base) == labels_id(base | {"parameters": {"kind": "single", "threads": 3}, "code_version": "9"})
 
 
 def test_the_same_mark_again_counts_where_lines_were_taken_out_by_hand(tmp_path: Path) -> None:
