@@ -98,12 +98,12 @@ def _by_name(files: Sequence[Path], folder: Path, alone: bool) -> dict[str, Path
     return found
 
 
-def _renamed(files: Mapping[str, Path], rename: Callable[[str], str]) -> dict[str, Path]:
+def _renamed(files: Mapping[str, Path], bare: Callable[[str], str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in files.items():
-        if rename(name) in found:
-            raise InputError(f"{found[rename(name)]} and {path} have the same name but for their endings")
-        found[rename(name)] = path
+        if bare(name) in found:
+            raise InputError(f"{found[bare(name)]} and {path} have the same name but for their endings")
+        found[bare(name)] = path
     return found
 
 
