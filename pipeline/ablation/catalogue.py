@@ -173,11 +173,14 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         training = from_teacher((*_LOSSES["rmi-masked"], ("pseudo.mix", mix)), Labels(coarse=True))
         title = f"mixing: {mix}, rmi-masked, merged labels"
         rows.append(main_row(f"mix-{mix}-merged", title, training, params))
-    tail = max(1, params.student_train.epochs // 6)
-    for own, title, change in (
-        *((f"colour-{100 * c:.0f}-merged", f"colour jitter {c:g}", ("pseudo.colour", c)) for c in _MERGED_COLOURS),
-        ("tail-merged", f"last {tail} epochs on fine labels alone", ("pseudo.fine_only_epochs", tail)),
-    ):
+    # A recipe that ends on fine labels has that end in every row; camvid-table has one without.
+    tail = 0 if params.student_train.pseudo.fine_only_epochs else max(1, params.student_train.epochs // 6)
+    merged = [(f"colour-{100 * c:.0f}-merged", f"colour jitter {c:g}", ("pseudo.colour", c)) for c in _MERGED_COLOURS]
+    if tail:
+        merged.append(
+            ("tail-merged", f"last {tail} epochs on fine labels alone", ("pseudo.fine_only_epochs", tail))
+        )
+    for own, title, change in merged:
         training = from_teacher((*_LOSSES["rmi-masked"], change), Labels(coarse=True))
         rows.append(main_row(own, f"{title}, rmi-masked, merged labels", training, params))
     for mix in _MIXES:
@@ -217,7 +220,11 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
             Comparison(f"colour-{100 * c:.0f}-merged", "rmi-masked-merged", f"colour {c:g} > {usual:g}, merged labels")
             for c in _MERGED_COLOURS
         ),
-        Comparison("tail-merged", "rmi-masked-merged", "a tail on fine labels > none, merged labels"),
+        *(
+            Comparison(own, "rmi-masked-merged", "a tail on fine labels > none, merged labels")
+            for own, _, _ in merged
+            if own == "tail-merged"
+        ),
         Comparison("aux-cross-entropy", "aux-released-rmi", "auxiliary cross-entropy > auxiliary RMI"),
     )
     return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons, command)
@@ -234,14 +241,14 @@ def _camvid(params: Params) -> Ablation:
         )
     source = params.data.target
     variant = str(getattr(source, "variant", None) or "default")
-    rows = (
+    rows = [
         main_row("teacher", "teacher, as it is", None, params),
         main_row("control", "control: fine labels only", from_teacher(), params),
         main_row("coarse", "coarse as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
         main_row("auto", "auto-labels", from_teacher(labels=Labels()), params),
         main_row("merged", "auto-labels + coarse", from_teacher(labels=Labels(coarse=True)), params),
-    )
-    comparisons = (
+    ]
+    comparisons = [
         Comparison("merged", "control", "student > control"),
         Comparison("auto", "control", "auto-labels > control"),
         Comparison("coarse", "control", "coarse > control"),
@@ -249,6 +256,12 @@ def _camvid(params: Params) -> Ablation:
         Comparison("auto", "coarse", "auto > coarse as drawn"),
         Comparison("merged", "auto", "auto + coarse > auto"),
         Comparison("control", "teacher", "control > teacher"),
-    )
+    ]
+    if params.student_train.pseudo.fine_only_epochs:
+        training = from_teacher((("pseudo.fine_only_epochs", 0),), Labels(coarse=True))
+        rows.append(main_row("no-tail", "auto-labels + coarse, mixed to the end", training, params))
+        comparisons.append(Comparison("merged", "no-tail", "fine labels alone at the end > mixed to the end"))
     title = f"CamVid, variant {variant}"
-    return Ablation(f"camvid-table-{variant}", title, "pseudo-label", rows, comparisons, "make camvid-table")
+    return Ablation(
+        f"camvid-table-{variant}", title, "pseudo-label", tuple(rows), tuple(comparisons), "make camvid-table"
+    )

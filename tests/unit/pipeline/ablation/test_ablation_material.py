@@ -117,6 +117,22 @@ def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params
                 assert len(seen) <= 1, (name, recipe)
 
 
+def test_a_recipe_that_ends_on_fine_labels_is_held_against_one_that_does_not(demo: Params, camvid: Params) -> None:
+    def table(name: str, params: Params, tail: int) -> tuple[dict[str, int], set[tuple[str, str]]]:
+        pseudo = params.student_train.pseudo.model_copy(update={"fine_only_epochs": tail})
+        student = params.student_train.model_copy(update={"pseudo": pseudo})
+        made = make_ablation(name, params.model_copy(update={"student_train": student}))
+        ends = {r.name: train_config(params, r.training, 0, Scale()).pseudo.fine_only_epochs
+                for r in made.rows if r.training and r.name in ("tail-merged", "no-tail")}  # fmt: skip
+        return ends, {(c.row, c.baseline) for c in made.comparisons if {c.row, c.baseline} & {"tail-merged", "no-tail"}}
+
+    length = demo.student_train.epochs
+    assert table("losses", demo, 0) == ({"tail-merged": length // 6}, {("tail-merged", "rmi-masked-merged")})
+    assert table("losses", demo, 5) == ({}, set())
+    assert table("camvid-table", camvid, 0) == ({}, set())
+    assert table("camvid-table", camvid, 5) == ({"no-tail": 0}, {("merged", "no-tail")})
+
+
 def test_a_change_of_a_setting_that_is_not_there_is_named(demo: Params) -> None:
     for dotted in ("model.train_scalez", "epochz"):
         with pytest.raises(ConfigError, match=rf"^student_train\.{dotted}: Extra inputs"):
