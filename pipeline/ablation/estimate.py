@@ -15,7 +15,7 @@ from pipeline.ablation.cells import Cell
 from pipeline.ablation.material import Scale, train_config
 from pipeline.ablation.plan import Row, Training
 from pipeline.ablation.run import Pending, model_of
-from pipeline.ablation.where import describe_machine
+from pipeline.ablation.where import describe_machine, same_kind
 from pipeline.stages import precision
 from pipeline.stages.support import role_index
 from pipeline.workspace import Workspace
@@ -48,7 +48,8 @@ def measured_rates(ws: Workspace, results: Path) -> Rates:
     Small crops in fp32 do a fraction of the multiply-accumulates a second that large ones in bf16 do.
     """
     mine, like = describe_machine(), _kind_of_work(ws.params.teacher_train.model_dump(mode="json"))
-    cells = [c for p in sorted(results.glob("*/*-seed*.json")) if (c := Cell.load(p)).record["machine"] == mine]
+    found = map(Cell.load, sorted(results.glob("*/*-seed*.json")))
+    cells = [c for c in found if same_kind(c.record["machine"], mine)]
     own = [
         c for c in cells
         if "copied_from" not in c.record and _kind_of_work(c.record["settings"].get("training")) == like

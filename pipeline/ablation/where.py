@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline import machine
 from pipeline.ablation.code import REPOSITORY
 from pipeline.devices import CPUINFO
 
-__all__ = ["commit_of", "describe_machine", "describe_run"]
+__all__ = ["commit_of", "describe_machine", "describe_run", "same_kind"]
 
 
 def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
@@ -30,16 +30,27 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and GPUs by name."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpus": _gpus()}
+    """Processor with its family (its bits and speed go with that, its name may say less), cores and GPUs by name."""
+    told = _cpuinfo()
+    processor = told.get("model name") or platform.processor() or platform.machine()
+    family = {k: told[k] for k in ("cpu family", "model") if k in told}
+    return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": _gpus()}
 
 
-def _processor() -> str:
+def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two machines are of one kind, as far as both records tell (older ones have no family)."""
+    known = [k for k in one.keys() | other.keys() if k != "family" or (k in one and k in other)]
+    return all(one.get(k) == other.get(k) for k in known)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What the kernel says of the first processor; nothing where it says nothing."""
+    found: dict[str, str] = {}
     if CPUINFO.exists():
         for line in CPUINFO.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    return found
 
 
 def _gpus() -> list[str]:

@@ -14,7 +14,8 @@ from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
 from pipeline.ablation.plan import Ablation
 from pipeline.ablation.statistics import Cells, Table, after_holm, between_trainings, load_cells, summarise
-from pipeline.results.tables import ONE_SEED, by_class, claims, folded, points, provenance_lines, rows_table, table
+from pipeline.results.provenance import cells_lines, minutes_line, provenance_lines
+from pipeline.results.tables import ONE_SEED, by_class, claims, folded, points, rows_table, table
 
 __all__ = ["Options", "ablation_section", "tables_of"]
 
@@ -59,7 +60,7 @@ def ablation_section(folder: Path, ablation: Ablation, found: Mapping[str, tuple
         lines += [*_missing(ablation, cells), *_warnings(made, cells)]
         lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), *_accepted(cells), ""]
         records = [c.record for by in cells.values() for c in by.values()]
-        lines += [*_material(records), *provenance_lines(records), ""]
+        lines += [*_material(records), *minutes_line(records), *provenance_lines(records), "", *cells_lines(records)]
     newest = found.get("confirming") or found["exploring"]
     if newest[1].compared:
         classes = by_class(newest[1])
@@ -121,7 +122,8 @@ def _freeze_lines(folder: Path) -> list[str]:
         return [
             f"Frozen before the confirming seeds {', '.join(map(str, frozen['confirming_seeds']))} were opened: "
             f"{frozen['variants_tried']} variants tried before. {frozen['note']} "
-            f"(digest `{frozen['digest'][:16]}`, commit {(frozen['commit'] or 'no git')[:12]})"
+            f"(digest `{frozen['digest'][:16]}`, commit {(frozen['commit'] or 'no git')[:12]}; where sources "
+            "have moved on since, more of these seeds are made by the frozen code: [Seeds](evaluation.md#ablations))"
         ]
     tried = folder / TRIED
     lines = [json.loads(line) for line in tried.read_text("utf-8").splitlines()] if tried.exists() else []

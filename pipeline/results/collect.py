@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from hmsa_core import atomic
 from hmsa_core.errors import InputError
 from hmsa_core.models import read_meta
 from pipeline import keys
+from pipeline.ablation.cells import changes
 from pipeline.ablation.where import describe_run
 from pipeline.params import Params
 from pipeline.stages import STAGES, VERSIONS
 from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
-__all__ = ["FORMAT", "collect", "run_name"]
+__all__ = ["FORMAT", "collect", "profile_params", "run_name"]
 
 FORMAT = "hmsa-run"
 _KEPT = (
@@ -23,12 +25,18 @@ _KEPT = (
     "all_pixels",
 )  # fmt: skip
 _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
+_PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 
 
 def run_name(params: Params) -> str:
     """Name of a workspace's file: its profile, with CamVid's variant where it is not the default."""
     variant = params.data.target.variant if params.profile == "camvid" else None
     return params.profile if variant in (None, "default") else f"{params.profile}-{variant}"
+
+
+def profile_params(profile: str) -> Params:
+    """Settings of a profile as it is shipped."""
+    return Params.load(_PROFILES / f"{profile}.yaml")
 
 
 def collect(ws: Workspace, runs: Path) -> Path:
@@ -79,7 +87,7 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
     trained = ("teacher_pretrain", "teacher_train", "student_train")
     return {
         "format": FORMAT, "version": 1, "name": run_name(params), "profile": params.profile,
-        "command": _COMMANDS.get(params.profile, "dvc repro"),
+        "command": _command(params),
         "classes": metrics["classes"], "settings": metrics["settings"], "main_setting": metrics["main_setting"],
         "target": params.calibrate.target,
         "judged": {k: metrics["judgement"][k] for k in ("judged", "left_out")},
@@ -94,6 +102,22 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "recipe": {name: keys.work_key(keys.train_material(getattr(params, name))) for name in trained},
         **describe_run(("hmsa_core", "pipeline")),
     }  # fmt: skip
+
+
+def _command(params: Params) -> str:
+    """What makes such a workspace: the profile's own command, or its first lines where settings are other ones."""
+    usual, mine = profile_params(params.profile).model_dump(mode="json"), params.model_dump(mode="json")
+    changed = [key for key in changes(usual, mine) if not key.endswith(".root")]  # where data lie is no setting
+    if not changed:
+        return _COMMANDS.get(params.profile, "dvc repro")
+    told = ", ".join(f"{key}: {json.dumps(_at(mine, key))}" for key in changed)
+    return f"autolabel init DIR --profile {params.profile}; params.yaml: {told}; dvc repro"
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _kept(kept: dict[str, Any]) -> dict[str, Any]:

@@ -11,16 +11,15 @@ from hmsa_core import atomic
 from hmsa_core.errors import IntegrityError
 from pipeline.ablation.catalogue import NAMES, make_ablation
 from pipeline.ablation.plan import Ablation
-from pipeline.params import Params
 from pipeline.quality import how_run
 from pipeline.results.ablations import ablation_section, tables_of
-from pipeline.results.collect import FORMAT
+from pipeline.results.collect import FORMAT, profile_params
+from pipeline.results.provenance import provenance_lines
 from pipeline.results.summary import summary_section
-from pipeline.results.tables import ONE_SEED, points, provenance_lines, span, table
+from pipeline.results.tables import ONE_SEED, points, span, table
 
 __all__ = ["Sources", "readme_table", "results_page"]
 
-_PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 # Comparisons in the README's table: (row, baseline).
 _HEADLINE = {
     "scales": (("hierarchical-0.5-1-2", "average-0.5-1-2"), ("hierarchical-0.5-1-2", "hierarchical-1")),
@@ -42,8 +41,9 @@ _STATUS = (
 _INTRO = """# Results
 
 Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/ablations`, `benchmarks/results`);
-not to be edited by hand. Every number of a table stands with its command, seeds, machine and commit; what is not
-measured says so.
+not to be edited by hand. Command, seed, machine and commit of each number of a table are folded below the table
+("Where each number was made"); what is not measured says so. Figures in the texts below the tables are from the same
+files, or say where they are from.
 
 **How to read it.** Values are points of mean IoU over classes. Intervals are 95 %: blocks of images (a drive, a run of
 frames) are drawn, the same for both sides of a difference, and how seeds differ counts by Student's t
@@ -106,7 +106,7 @@ def results_page(sources: Sources) -> str:
 
 def _ablations(folder: Path) -> list[Ablation]:
     """Those of the demo and of CamVid's two variants; then tables of other profiles that have cells."""
-    demo, camvid = _params("demo"), _params("camvid")
+    demo, camvid = profile_params("demo"), profile_params("camvid")
     shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
     shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
     names = [name for name in NAMES if name != "camvid-table"]
@@ -121,10 +121,6 @@ def _titled(ablation: Ablation, where: str) -> Ablation:
         ablation.name, f"{ablation.title}, {where}", ablation.needs, ablation.rows, ablation.comparisons,
         f"{ablation.command} WORKSPACE=workspaces/{where.lower()}",
     )  # fmt: skip
-
-
-def _params(profile: str) -> Params:
-    return Params.load(_PROFILES / f"{profile}.yaml")
 
 
 # ------------------------------------------------------------------------------------------- workspaces
@@ -289,7 +285,7 @@ def _headline_claims(folder: Path) -> list[tuple[str, ...]]:
     """The headline comparisons, on the confirming seeds where there are some."""
     rows: list[tuple[str, ...]] = []
     for name, wanted in _HEADLINE.items():
-        ablation = make_ablation(name, _params("demo"))
+        ablation = make_ablation(name, profile_params("demo"))
         found = tables_of(folder / ablation.name, ablation)
         chosen = found.get("confirming") or found.get("exploring")
         if chosen is None:

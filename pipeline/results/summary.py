@@ -121,7 +121,10 @@ def _cost(tables: Found) -> list[str]:
             ("explicit over {0.5, 1, 2}", "explicit-0.5-1-2", "5.25"),
         )
     ]
-    return [f"Multiply-accumulates of a training, single scale = 1: {'; '.join(told)}.", ""]
+    return [
+        f"Multiply-accumulates of a training, single scale = 1: {'; '.join(told)}. Of the cells of table "
+        '"Fusing scales" (`macs.train_total`), counted by torch.', "",
+    ]  # fmt: skip
 
 
 def _anchor(title: str) -> str:

@@ -1,4 +1,4 @@
-"""Markdown of the pieces of the results page: tables, intervals, where a number was made."""
+"""Markdown of the pieces of the results page: tables, differences, intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hmsa_core.metrics import Interval
 from pipeline.ablation.statistics import Compared, RowSummary, Table
 
 __all__ = [
-    "ONE_SEED", "by_class", "claims", "folded", "gains", "giga", "points", "provenance_lines", "rows_table", "seeds",
-    "span", "table", "verdict",
+    "ONE_SEED", "by_class", "claims", "folded", "gains", "giga", "points", "rows_table", "seeds", "span",
+    "table", "verdict",
 ]  # fmt: skip
 
 ONE_SEED = (
@@ -114,17 +114,3 @@ def by_class(found: Table) -> list[str]:
                 for some in (gain, lose))  # fmt: skip
         lines.append((f"`{c.comparison.row}` - `{c.comparison.baseline}`", *told))
     return table(("difference", "classes that gain", "classes that lose"), dict.fromkeys(lines))
-
-
-def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Machines, versions and commits of some records, each named once."""
-    machines = sorted({_machine(r) for r in records})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in records})
-    commits = sorted({(r["commit"] or "no git")[:12] + (" + changes" if r["uncommitted"] else "") for r in records})
-    return [f"Machine: {'; '.join(machines)}. {'; '.join(versions)}. Commit: {', '.join(commits)}."]
-
-
-def _machine(record: Mapping[str, Any]) -> str:
-    machine = record["machine"]
-    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
-    return f"{machine['processor']}, {machine['cores']} cores{gpus}"

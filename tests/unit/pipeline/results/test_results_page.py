@@ -15,9 +15,8 @@ from pipeline.ablation.material import Scale, cell_material
 from pipeline.ablation.run import Request
 from pipeline.cli.main import main
 from pipeline.keys import open_work, recipe_material
-from pipeline.params import Params
-from pipeline.results.collect import collect
-from pipeline.results.page import _PROFILES, Sources, readme_table, results_page
+from pipeline.results.collect import collect, profile_params
+from pipeline.results.page import Sources, readme_table, results_page
 from tests.support.ablations import CLASSES, SHA, bare_workspace, put_cell
 
 HALF = {"value": 0.5, "low": 0.4, "high": 0.6, "blocks": 12, "classes": {n: [0.5, 0.4, 0.6] for n in CLASSES}}
@@ -220,7 +219,7 @@ def test_cells_of_different_sources_are_told(sources: Sources) -> None:
 
 
 def test_confirming_seeds_stand_apart_under_their_freeze(sources: Sources) -> None:
-    params = Params.load(_PROFILES / "demo.yaml")
+    params = profile_params("demo")
     table = make_ablation("labels", params)
     request = Request(table, table.rows, (100,), sources.ablations, Scale())
     folder = sources.ablations / "labels"

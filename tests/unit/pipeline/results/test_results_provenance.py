@@ -1,0 +1,77 @@
+"""Each number's command, seed, machine, commit and time; machines told apart by more than their name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core import atomic
+from pipeline.ablation import where
+from pipeline.results.collect import collect
+from pipeline.results.page import Sources, results_page
+from pipeline.results.provenance import minutes_line
+from pipeline.workspace import Workspace
+from tests.support.ablations import put_cell, record_of
+from tests.unit.pipeline.results.test_results_page import finished_workspace
+
+
+def test_each_cell_stands_on_the_page_with_its_command_commit_and_machine(tmp_path: Path) -> None:
+    sources = Sources.of(tmp_path)
+    folder = sources.ablations / "labels"
+    zen = {"processor": "EPYC", "family": {"cpu family": "26", "model": "2"}, "cores": 2, "gpus": []}
+    put_cell(folder, "both", 0, 0.8, machine=zen, commit="abcdef0123456789", mean_iou=0.7811)
+    put_cell(folder, "both", 1, 0.8, uncommitted=["a.py"], copied_from="scales/both-seed1.json", mean_iou=0.7922)
+    page = results_page(sources)
+    assert "| both | 0 | 78.11 | 10 | 2 | `autolabel ablate scales --rows both --seeds 0` | abcdef012345 | EPYC (family 26, model 2), 2 cores |" in page
+    told = "| c0ffeec0ffee + changes | A processor, 2 cores (copied from scales/both-seed1.json) |"
+    assert f"`autolabel ablate scales --rows both --seeds 1` {told}" in page
+
+
+def test_what_rows_share_is_counted_once_in_the_minutes_of_a_seed() -> None:
+    shared = {"seconds": {"train": 600.0, "evaluate": 60.0}}
+    same = record_of("x", 0)["training"]
+    records = [
+        record_of("average", 0, training=same, **shared), record_of("max", 0, training=same, **shared),
+        record_of("hierarchical", 0, **shared), record_of("hierarchical", 1, **shared),
+        record_of("auto", 1, copied_from="labels/auto-seed1.json", **shared),
+        record_of("teacher", 0, training=None, seconds={"train": 0.0, "evaluate": 60.0}),
+    ]  # fmt: skip
+    assert minutes_line(records) == ["Minutes of training and evaluation by seed, all its rows: 0: 23, 1: 11."]
+
+
+@pytest.mark.parametrize(
+    ("profile", "edited", "command"),
+    [
+        ("demo", ("    root: data/demo/cityscapes ", "    root: elsewhere "), "make demo"),
+        ("camvid", ("    variant: default ", "    variant: drive_shift "),
+         'autolabel init DIR --profile camvid; params.yaml: data.target.variant: "drive_shift"; dvc repro'),
+        ("tiny", ("    root: data/demo/cityscapes ", "    root: elsewhere "), "dvc repro"),
+    ],
+)  # fmt: skip
+def test_a_run_with_settings_of_its_own_does_not_say_that_the_profiles_command_makes_it(
+    profile: str, edited: tuple[str, str], command: str, tmp_path: Path
+) -> None:
+    ws = finished_workspace(tmp_path / "ws", profile)
+    settings = ws.path("params.yaml").read_text()
+    assert edited[0] in settings
+    ws.path("params.yaml").write_text(settings.replace(*edited))
+    record = atomic.read_json(collect(Workspace(ws.root), tmp_path / "runs"))
+    assert record["command"] == command
+
+
+def test_two_processors_of_one_name_are_two_kinds_of_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(family: str) -> dict[str, object]:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor\t: 0\ncpu family\t: {family}\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t: 9\n")
+        monkeypatch.setattr(where, "CPUINFO", cpuinfo)
+        return where.describe_machine()
+
+    fast, slow = of("26"), of("25")
+    assert fast["family"] == {"cpu family": "26", "model": "2"}
+    assert where.same_kind(fast, of("26"))
+    assert not where.same_kind(fast, slow)
+    untold = {k: v for k, v in fast.items() if k != "family"}  # as in records that were made before the family was told
+    assert where.same_kind(untold, fast)
+    assert where.same_kind(slow, untold)
+    assert not where.same_kind(untold | {"cores": 3}, fast)
