@@ -12,7 +12,7 @@ from hmsa_core.metrics import category_iou, cityscapes_categories, iou_of, mean_
 from hmsa_core.taxonomy import ClassTable, cityscapes
 from pipeline.gate_scores import finite
 
-__all__ = ["by_category", "by_city", "categories_of"]
+__all__ = ["by_category", "by_city", "categories_of", "how_run"]
 
 Counts = NDArray[np.int64]
 

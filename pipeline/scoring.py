@@ -5,8 +5,9 @@ Labels are read before a network is: a value that is no class at the last of a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.errors import IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
+from pipeline import plots
 from pipeline.gate_scores import finite
 from pipeline.leaks import find_leaks
 from pipeline.quality import by_category, by_city
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.cli.inference_options import Options
     from pipeline.scored_files import LabelledFile, LabelReader
 
-__all__ = ["Contender", "Scored", "difference", "one_sided", "open_checkpoint", "score_checkpoint"]
+__all__ = ["Contender", "Scored", "difference", "one_sided", "open_checkpoint", "score_checkpoint", "write_plots"]
 
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
 
@@ -113,6 +115,25 @@ def difference(ours: Scored, theirs: Scored, classes: ClassTable) -> dict[str, A
     return bootstrap_difference(
         np.stack(ours.scores.confusions), np.stack(theirs.scores.confusions), ours.scores.blocks
     ).to_json(classes.classes)
+
+
+def write_plots(folder: Path, scored: Mapping[str, Scored], classes: ClassTable) -> None:
+    """confusion-NAME.png of each, reliability.png, iou.png (needs scores with details)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, one in scored.items():
+        counts = np.sum(one.scores.confusions, axis=0)
+        plots.confusion(folder / f"confusion-{name}.png", counts, classes.classes, title=f"{name}: share of each class")
+    series = {}
+    for name, one in scored.items():
+        bins = one.figures["reliability"]
+        full = [(c, a) for c, a, n in zip(*bins.values(), strict=True) if n]
+        series[name] = ([c for c, _ in full], [a for _, a in full])
+    ideal = {"confidence means what it says": ([0.0, 1.0], [0.0, 1.0])}
+    plots.lines(
+        folder / "reliability.png", series | ideal, title="Reliability", x="confidence", y="accuracy", limits=(0.0, 1.0)
+    )
+    iou = {name: [one.figures["iou"][c] for c in classes.classes] for name, one in scored.items()}
+    plots.bars(folder / "iou.png", classes.classes, iou, title="IoU by class", x="IoU")
 
 
 def one_sided(scored: Sequence[Scored], classes: ClassTable) -> list[str]:

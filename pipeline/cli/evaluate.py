@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)",
     )  # fmt: skip
     parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU"
+    )
+    parser.add_argument(
         "--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval"
     )
     parser.add_argument(
@@ -75,11 +78,13 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
+    args.details |= args.plots is not None
     options = read_options(args, threads=pin_threads(args))
     baseline = _baseline(args, options)
     from hmsa_core.data.folder import load_classes
+    from pipeline.ablation.where import describe_run
     from pipeline.scored_files import blocks_of, check_labels, label_reader
-    from pipeline.scoring import difference, one_sided, open_checkpoint, score_checkpoint
+    from pipeline.scoring import difference, one_sided, open_checkpoint, score_checkpoint, write_plots
 
     files = _pairs(args)
     given = load_classes(Path(), args.classes)
@@ -102,10 +107,13 @@ def run(args: argparse.Namespace) -> int:
     for contender, found in zip(contenders, scored, strict=True):
         _tell_learned(found.figures["learned"], contender.options, len(files))
     _tell(one_sided(scored, classes))
+    if args.plots is not None:
+        write_plots(args.plots, dict(zip(("model", "baseline"), scored, strict=False)), classes)
     result = scored[0].figures
     if baseline is not None:
         result = {**result, "baseline": scored[1].figures, "difference": difference(scored[0], scored[1], classes)}
     if args.json:
+        result = {**result, "made": {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))}}
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     else:
         sys.stdout.write(_text(result))

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from typing import NoReturn
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     module.add_arguments(parser)
     args = parser.parse_args(chosen.rest)
+    args.command_line = shlex.join(["autolabel", chosen.command, *chosen.rest])
     try:
         return int(module.run(args) or 0)
     except HmsaError as error:

@@ -1,4 +1,4 @@
-"""Where the models are right and wrong besides mean IoU: categories, boundaries, cities, and what confidences mean."""
+"""Where the models are right and wrong besides mean IoU: categories, boundaries, cities, confusions, confidences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmsa_core.atomic import read_json
 from hmsa_core.taxonomy import ClassTable
 from pipeline.quality import by_category, by_city
+from pipeline.report.confusion import confusion_picture, largest_confusions
 from pipeline.report.html import Raw, esc, number, points, table
 
 __all__ = ["Quality", "read_quality", "section"]
@@ -31,6 +33,8 @@ class Quality:
     categories: Mapping[str, float | None]
     cities: Mapping[str, Mapping[str, Any]]
     bins: tuple[tuple[float, float, int], ...]  # (confidence, accuracy, pixels) of each bin that holds pixels
+    confusion: NDArray[np.int64]  # C x C, rows = truth
+    names: tuple[str, ...]
 
 
 def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Quality]:
@@ -54,6 +58,7 @@ def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
         mean_iou=told["mean_iou"], boundary_iou=told.get("boundary", {}).get("mean_iou"),
         band_iou=told.get("band", {}).get("mean_iou"), ece=told.get("ece"),
         categories=by_category(confusions.sum(axis=0), classes), cities=by_city(confusions, cities), bins=tuple(bins),
+        confusion=confusions.sum(axis=0), names=classes.classes,
     )  # fmt: skip
 
 
@@ -89,7 +94,27 @@ def section(found: Mapping[str, Quality]) -> Raw:
             "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the area "
             f"of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
         ))  # fmt: skip
-    return Raw("".join(parts))
+    return Raw("".join([*parts, *_confusions(found)]))
+
+
+def _confusions(found: Mapping[str, Quality]) -> list[Raw]:
+    drawn = "".join(
+        f"<figure class='card'>{confusion_picture(q.confusion, q.names)}<figcaption>{esc(name)}</figcaption></figure>"
+        for name, q in found.items()
+    )
+    costs = [
+        [name, true, predicted, points(share), points(pixels, 2)]
+        for name, q in found.items()
+        for true, predicted, share, pixels in largest_confusions(q.confusion, q.names)
+    ]
+    heading = "<h3>Confusions: of each true class (rows), the share predicted as each class (columns)</h3>"
+    if not costs:
+        return [Raw(f"{heading}<div class='matrices'>{drawn}</div>")]
+    head = ["", "true class", "predicted as", "% of the class", "% of all pixels"]
+    return [
+        Raw(f"{heading}<div class='matrices'>{drawn}</div><details><summary>Those that cost most pixels</summary>"),
+        table(head, costs), Raw("</details>"),
+    ]  # fmt: skip
 
 
 def _diagram(bins: Sequence[tuple[float, float, int]]) -> Raw:

@@ -14,6 +14,7 @@ from pipeline.ablation.plan import Ablation
 from pipeline.quality import how_run
 from pipeline.results.ablations import ablation_section, tables_of
 from pipeline.results.collect import FORMAT, profile_params
+from pipeline.results.evaluations import evaluation_sections
 from pipeline.results.provenance import provenance_lines
 from pipeline.results.summary import summary_section
 from pipeline.results.tables import ONE_SEED, points, span, table
@@ -40,7 +41,8 @@ _STATUS = (
 )
 _INTRO = """# Results
 
-Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/ablations`, `benchmarks/results`);
+Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/evaluations`, `benchmarks/ablations`,
+`benchmarks/results`);
 not to be edited by hand. Command, seed, machine and commit of each number of a table are folded below the table
 ("Where each number was made"); what is not measured says so. Figures in the texts below the tables are from the same
 files, or say where they are from.
@@ -80,12 +82,13 @@ class Sources:
     runs: Path
     ablations: Path
     benchmarks: Path
+    evaluations: Path
 
     @classmethod
     def of(cls, repository: Path) -> Sources:
         """Those of a checkout."""
         base = repository / "benchmarks"
-        return cls(base / "runs", base / "ablations", base / "results")
+        return cls(base / "runs", base / "ablations", base / "results", base / "evaluations")
 
 
 def results_page(sources: Sources) -> str:
@@ -98,6 +101,7 @@ def results_page(sources: Sources) -> str:
     for path in sorted(sources.runs.glob("*.json")):
         if path.stem not in _RUNS:
             lines += _run_section(sources.runs, path.stem, f"Workspace {path.stem}", "dvc repro")
+    lines += evaluation_sections(sources.evaluations)
     for ablation, found in measured:
         lines += ablation_section(folder / ablation.name, ablation, found)
     lines += _speed_section(sources.benchmarks)

@@ -111,6 +111,63 @@ def test_details_hold_boundaries_reliability_cities_and_the_confusions(folder, c
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*CLASSES, "mean", "boundary", "ECE"]
 
 
+def test_an_answer_says_what_made_it_and_how_each_city_was_scored(folder, capsys, tmp_path):
+    own = tmp_path / "cities"
+    for part in ("images", "labels"):
+        (own / part).mkdir(parents=True)
+    for i, (stem, city) in enumerate((("frame0.png", "ulm"), ("frame2.png", "aachen"))):
+        shutil.copy(folder / "images" / stem, own / f"images/{city}_00000{i}_000019_leftImg8bit.png")
+        shutil.copy(folder / "labels" / stem, own / f"labels/{city}_00000{i}_000019_gtFine_labelIds.png")
+    arguments = (str(own / "images"), str(own / "labels"))
+    assert evaluate(folder, "--json", "--details", "--no-flip", images=arguments[0], labels=arguments[1]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: row["images"] for name, row in found["cities"].items()} == {"aachen": 1, "ulm": 1}
+    assert evaluate(folder, "--json", "--no-flip", images=arguments[0], labels=arguments[1]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["mean_iou"], again["iou"]) == (found["mean_iou"], found["iou"])
+    assert again["made"]["command"].startswith("autolabel evaluate --checkpoint ")
+    assert again["made"]["command"].endswith(" --json --no-flip")
+    assert {"machine", "versions", "commit", "uncommitted"} < set(again["made"])
+
+
+def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(folder, capsys, tmp_path):
+    plots = tmp_path / "new/plots"
+    assert evaluate(folder, "--plots", str(plots), "--baseline", str(folder / "model"), "--block-length", "1") == 0
+    assert "ECE" in capsys.readouterr().out, "pictures need the details"
+    names = ["confusion-baseline.png", "confusion-model.png", "iou.png", "reliability.png"]
+    assert sorted(path.name for path in plots.iterdir()) == names
+    drawn = {name: cv2.imread(str(plots / name)) for name in names}
+    assert all(picture is not None and picture.std() > 5 for picture in drawn.values())
+    same = drawn["confusion-model.png"] != drawn["confusion-baseline.png"]
+    assert same.any(), "their titles differ"
+    assert same.mean() < 0.05, "the same weights have the same confusions"
+
+
+def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_released(tmp_path, capsys):
+    table = taxonomy.mapillary().to_json()
+    models.save(small_model(classes=65), tmp_path / "model", class_table=table, lineage={}, inference=None)
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 66, (6, 8)), np.ones((16, 16))).astype(np.uint8)  # 65: Unlabeled, which is ignored
+    label[:16, :16] = 65
+    for part, pixels in (("images", rng.integers(0, 256, (*label.shape, 3)).astype(np.uint8)), ("labels", label)):
+        (tmp_path / part).mkdir()
+        cv2.imwrite(str(tmp_path / part / "a.png"), pixels)
+
+    def counted(*more: str) -> int:
+        asked = ["--json", "--details", "--scales", "1", "--long-edge", "2177", "--device", "cpu", "--threads", "1", *more]
+        folders = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+        model = ["--checkpoint", str(tmp_path / "model"), "--classes", "mapillary_v1.2"]
+        assert main(["evaluate", *model, *folders, *asked]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(found["iou"]) == 65
+        assert found["long_edge"] == 2177
+        return int(np.sum(found["confusion"]))
+
+    assert counted() == int((label != 65).sum())
+    enlarged = counted("--score-at", "resized")
+    assert enlarged == pytest.approx((label != 65).mean() * 2177 * 1633, rel=0.001), "the released code judges this many"
+
+
 def test_a_long_edge_is_scored_at_the_labels_size_or_as_released(folder, capsys):
     def pixels(*more: str) -> int:
         assert evaluate(folder, "--json", "--details", "--scales", "1", "--long-edge", "28", *more) == 0

@@ -73,8 +73,17 @@ def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None
         np.savez(folder / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["", ""]))
     html = section(read_quality(folder, cityscapes(), "multi"))
     assert "<td>boundary IoU</td><td>–</td><td>–</td>" in html
-    assert "<svg" not in html
+    assert "accuracy over confidence" not in html
     assert "by city" not in html
+
+
+def test_the_confusion_picture_shows_of_each_true_class_what_it_is_taken_for(folder: Path) -> None:
+    html = section(read_quality(folder, cityscapes(), "multi"))
+    assert html.count("predicted class (columns) of each true class (rows)") == 2
+    assert "fill-opacity='0.25'><title>car, predicted as bus: 25.0 %</title>" in html
+    assert "bus, predicted as" not in html, "no pixel of a bus is in the truth"
+    assert "<td>student</td><td>car</td><td>bus</td><td>25.0</td><td>12.50</td>" in html
+    assert "<td>road</td>" not in html, "what is right is no confusion"
 
 
 def test_without_judged_models_the_page_says_so(tmp_path: Path) -> None:
