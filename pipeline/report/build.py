@@ -58,7 +58,7 @@ def render(facts: Facts, drawn: list[Strip]) -> str:
     parts = [
         ("pictures", "What the labels look like", _pictures(facts, drawn)),
         ("results", "Teacher, student, control", sections.results(facts)),
-        ("quality", "Categories, boundaries, cities, confidences", quality.section(facts.quality)),
+        ("quality", "Categories, boundaries, cities, confidences, confusions", quality.section(facts.quality)),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),
