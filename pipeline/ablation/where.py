@@ -67,7 +67,8 @@ def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
     if shutil.which("git") is None:
         return {"commit": None, "uncommitted": []}
     head = _git(root, "rev-parse", "HEAD")
-    if head is None:
+    # An installed package may lie in a folder that another project's git ignores: its commit says nothing of ours.
+    if head is None or _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py") is None:
         return {"commit": None, "uncommitted": []}
     changed = _git(root, "status", "--porcelain", "--", *files) if files else ""
     return {"commit": head.strip(), "uncommitted": sorted(line[3:] for line in (changed or "").splitlines())}

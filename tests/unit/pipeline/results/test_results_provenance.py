@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,17 @@ def test_two_processors_of_one_name_are_two_kinds_of_machine(tmp_path: Path, mon
     assert where.same_kind(untold, fast)
     assert where.same_kind(slow, untold)
     assert not where.same_kind(untold | {"cores": 3}, fast)
+
+
+def test_the_commit_of_a_project_that_only_holds_the_installed_package_is_not_ours(tmp_path: Path) -> None:
+    site = tmp_path / "venv"
+    (site / "pipeline").mkdir(parents=True)
+    (site / "pipeline/__init__.py").touch()
+    (tmp_path / ".gitignore").write_text("venv/\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    assert where.commit_of(site) == {"commit": None, "uncommitted": []}
+    subprocess.run([*git, "add", "-f", "venv/pipeline/__init__.py"], cwd=tmp_path, check=True)
+    assert where.commit_of(site, ["pipeline"])["uncommitted"] == ["venv/pipeline/__init__.py"]
+    assert where.commit_of(site)["commit"]
