@@ -17,7 +17,7 @@ from pathlib import Path
 from hmsa_core.errors import ConfigError, LockedError
 from hmsa_core.locks import FileLock, device_lock_path
 
-__all__ = ["CPUINFO", "Claim", "claim_devices", "cpu_emulates_bf16", "visible_devices"]
+__all__ = ["CPUINFO", "Claim", "claim_devices", "cpu_emulates_bf16", "gpu_list", "visible_devices"]
 
 CPUINFO = Path("/proc/cpuinfo")
 _BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
@@ -42,7 +42,7 @@ def visible_devices(env: Mapping[str, str] | None = None) -> list[str]:
     chosen = env.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None and chosen.strip() in ("", "-1", "none", "NoDevFiles"):
         return []
-    present = _driver_list()
+    present = gpu_list("uuid")
     if chosen is None:
         return present
     wanted = [part.strip() for part in chosen.split(",") if part.strip()]
@@ -60,11 +60,12 @@ def cpu_emulates_bf16() -> bool:
     return bool(known) and not known & _BF16_UNITS
 
 
-def _driver_list() -> list[str]:
+def gpu_list(field: str) -> list[str]:
+    """A field (`uuid`, `name`) of each GPU as the driver's own tool lists them; empty without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    command = [tool, "--query-gpu=uuid", "--format=csv,noheader"]
+    command = [tool, f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -203,6 +203,11 @@ class Params(Section):
         return cls.parse(read_yaml(path))
 
     @classmethod
+    def of_profile(cls, name: str) -> Params:
+        """Settings of a profile as they are shipped."""
+        return cls.load(Path(__file__).with_name("profiles") / f"{name}.yaml")
+
+    @classmethod
     def parse(cls, document: Document) -> Params:
         """Check the values of a document that was read."""
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["bars", "confusion", "lines", "write_figure"]
+__all__ = ["bars", "confusion", "lines", "row_shares", "write_figure"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -96,10 +96,8 @@ def bars(
 
 
 def confusion(path: Path, counts: NDArray[Any], names: Sequence[str], *, title: str) -> None:
-    """Confusion picture: rows = truth, each row scaled to its sum (int (C, C) or (C, C + 1))."""
-    square = counts[:, : len(names)].astype(np.float64)
-    totals = counts.sum(axis=1, keepdims=True)
-    share = np.divide(square, totals, out=np.zeros_like(square), where=totals > 0)
+    """Confusion matrix as a picture: rows = truth, each scaled to its sum (int (C, C) or (C, C + 1))."""
+    share = row_shares(counts)[:, : len(names)]
     side = 2.2 + 0.27 * len(names)
     figure = _figure(side + 0.6, side)
     axes = figure.add_subplot()
@@ -111,6 +109,14 @@ def confusion(path: Path, counts: NDArray[Any], names: Sequence[str], *, title: 
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
     write_figure(path, figure)
+
+
+def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Each row over its sum; zeros where there is nothing."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.zeros(counts.shape)
+    np.divide(counts, totals, out=shares, where=totals > 0)
+    return shares
 
 
 def _dress(axes: Axes, title: str, x: str, y: str) -> None:

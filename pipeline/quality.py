@@ -23,8 +23,13 @@ def categories_of(classes: ClassTable) -> tuple[str, ...]:
 
 
 def how_run(setting: Mapping[str, Any]) -> str:
-    """Scales and flip of a setting, as `{0.5, 1, 2} + flip`."""
-    return f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
+    """Scales and flip of a setting, as `{0.5, 1, 2} + flip`, and what of it is not the usual."""
+    told = f"{{{', '.join(f'{scale:g}' for scale in setting['scales'])}}}{' + flip' if setting['flip'] else ''}"
+    if setting.get("mode", "model") != "model":
+        told += f", fused by {setting['mode']}"
+    if setting.get("long_edge"):
+        told += f", long edge {setting['long_edge']}"
+    return told if setting.get("score_at", "original") == "original" else f"{told}, scored at that size"
 
 
 def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hmsa_core.atomic import sha256_file
+from hmsa_core.atomic import digest, sha256_file
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.phash import perceptual_hash
@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from pipeline.cli.inference_options import Options
     from pipeline.scored_files import LabelledFile, LabelReader
 
-__all__ = ["Contender", "Scored", "difference", "one_sided", "open_checkpoint", "score_checkpoint", "write_plots"]
+__all__ = [
+    "ANSWER", "Contender", "Scored", "difference", "one_sided", "open_checkpoint", "score_checkpoint", "write_plots",
+]  # fmt: skip
 
+ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
 
 
@@ -102,7 +105,8 @@ def score_checkpoint(
     interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
     figures = {
         **{key: summary[key] for key in keys}, "interval": interval.to_json(classes.classes),
-        "category_iou": by_category(counts, classes), "checkpoint": contender.options.meta["weights_sha256"],
+        "category_iou": by_category(counts, classes), "judged": _digest_of(judged),
+        "checkpoint": contender.options.meta["weights_sha256"],
         "precision": contender.predictor.precision, "learned": _learned(judged, contender.lineage),
     }  # fmt: skip
     if details:
@@ -118,19 +122,18 @@ def difference(ours: Scored, theirs: Scored, classes: ClassTable) -> dict[str, A
 
 
 def write_plots(folder: Path, scored: Mapping[str, Scored], classes: ClassTable) -> None:
-    """confusion-NAME.png of each, reliability.png, iou.png (needs scores with details)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """confusion-NAME.png of each, reliability.png, iou.png; of scores with details."""
     for name, one in scored.items():
         counts = np.sum(one.scores.confusions, axis=0)
-        plots.confusion(folder / f"confusion-{name}.png", counts, classes.classes, title=f"{name}: share of each class")
-    series = {}
+        title = f"{name}: share of each true class"
+        plots.confusion(folder / f"confusion-{name}.png", counts, classes.classes, title=title)
+    series: dict[str, tuple[Sequence[float], Sequence[float]]] = {"confidence means what it says": ([0, 1], [0, 1])}
     for name, one in scored.items():
         bins = one.figures["reliability"]
-        full = [(c, a) for c, a, n in zip(*bins.values(), strict=True) if n]
-        series[name] = ([c for c, _ in full], [a for _, a in full])
-    ideal = {"confidence means what it says": ([0.0, 1.0], [0.0, 1.0])}
+        full = [k for k, pixels in enumerate(bins["pixels"]) if pixels]
+        series[name] = ([bins["confidence"][k] for k in full], [bins["accuracy"][k] for k in full])
     plots.lines(
-        folder / "reliability.png", series | ideal, title="Reliability", x="confidence", y="accuracy", limits=(0.0, 1.0)
+        folder / "reliability.png", series, title="Reliability", x="confidence", y="accuracy", limits=(0.0, 1.0)
     )
     iou = {name: [one.figures["iou"][c] for c in classes.classes] for name, one in scored.items()}
     plots.bars(folder / "iou.png", classes.classes, iou, title="IoU by class", x="IoU")
@@ -153,8 +156,13 @@ def _sample(file: LabelledFile, phash: str) -> Sample:
     return Sample(
         name=file.name, image=str(file.image), label=str(file.label), coarse="", kind="fine", split="", role="report",
         city="", sequence="", frame=-1, block="", height=0, width=0, image_sha256=sha256_file(file.image),
-        label_sha256="", coarse_sha256="", phash=phash,
+        label_sha256=sha256_file(file.label), coarse_sha256="", phash=phash,
     )  # fmt: skip
+
+
+def _digest_of(judged: Sequence[Sample]) -> str:
+    """Which pictures and labels were scored: the same set has the same digest wherever it lies."""
+    return digest(sorted([s.image_sha256, s.label_sha256] for s in judged))
 
 
 def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:

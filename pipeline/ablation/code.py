@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 
 from hmsa_core import atomic
+from pipeline.provenance import REPOSITORY
 
 __all__ = ["REPOSITORY", "changed_files", "group_files", "source_digests", "stripped"]
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 # What decides the weights of a training, the counts of an evaluation, the labels of the auto-labelled half, the scenes.
 _GROUPS: dict[str, tuple[str, ...]] = {

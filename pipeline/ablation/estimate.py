@@ -15,7 +15,7 @@ from pipeline.ablation.cells import Cell
 from pipeline.ablation.material import Scale, train_config
 from pipeline.ablation.plan import Row, Training
 from pipeline.ablation.run import Pending, model_of
-from pipeline.ablation.where import describe_machine, same_kind
+from pipeline.provenance import describe_machine, same_kind
 from pipeline.stages import precision
 from pipeline.stages.support import role_index
 from pipeline.workspace import Workspace
@@ -49,7 +49,8 @@ def measured_rates(ws: Workspace, results: Path) -> Rates:
     """
     mine, like = describe_machine(), _kind_of_work(ws.params.teacher_train.model_dump(mode="json"))
     found = map(Cell.load, sorted(results.glob("*/*-seed*.json")))
-    cells = [c for c in found if same_kind(c.record["machine"], mine)]
+    like_mine = [c for c in found if same_kind(c.record["machine"], mine)]
+    cells = [c for c in like_mine if c.record["machine"].get("family")] or like_mine  # older records tell no family
     own = [
         c for c in cells
         if "copied_from" not in c.record and _kind_of_work(c.record["settings"].get("training")) == like

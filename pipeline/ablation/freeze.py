@@ -16,8 +16,8 @@ from hmsa_core.errors import ConfigError, IntegrityError
 from pipeline.ablation.cells import TRIED, Cell, cells_of, changes
 from pipeline.ablation.code import REPOSITORY, changed_files, source_digests
 from pipeline.ablation.material import Material, recipe_material
-from pipeline.ablation.where import commit_of
 from pipeline.params import Params
+from pipeline.provenance import commit_of
 
 if TYPE_CHECKING:
     from pipeline.ablation.run import Request

@@ -21,7 +21,7 @@ from pipeline.ablation.plan import Labels, Row, Training
 from pipeline.init import GENERATED
 from pipeline.params import Params
 
-__all__ = ["Material", "Scale", "cell_material", "recipe_material", "train_config"]
+__all__ = ["Material", "Scale", "cell_material", "recipe_material", "train_config", "without_roots"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 def cell_material(params: Params, row: Row, seed: int, scale: Scale) -> Material:
     """Everything that decides a row's counts for a seed."""
     settings: dict[str, Any] = {
-        "data": _without_roots(params.data.model_dump(mode="json")),
+        "data": without_roots(params.data.model_dump(mode="json")),
         "tile": [params.teacher_train.sampling.tile, params.teacher_train.sampling.min_pixels],
         "setting": row.setting.model_dump(mode="json", exclude={"name"}),
         "judged": params.evaluate.model_dump(mode="json", include={"max_leaked", "max_gap", "max_distance"}),
@@ -129,7 +129,7 @@ def recipe_material(params: Params, rows: tuple[Row, ...], scale: Scale) -> Mate
     return Material(settings, code)
 
 
-def _without_roots(data: Mapping[str, Any]) -> dict[str, Any]:
+def without_roots(data: Mapping[str, Any]) -> dict[str, Any]:
     """Data settings without where the data lie."""
     return {
         name: {k: v for k, v in part.items() if k != "root"} if isinstance(part, Mapping) else part

@@ -18,7 +18,7 @@ from pipeline.ablation.jobs import Evaluated, Trained
 from pipeline.ablation.labels import MadeLabels, make_labels
 from pipeline.ablation.material import Material, Scale, cell_material, train_config
 from pipeline.ablation.plan import Ablation, Labels, Row, Training
-from pipeline.ablation.where import describe_run
+from pipeline.provenance import describe_run
 from pipeline.workspace import Workspace
 
 __all__ = ["Pending", "Request", "pending", "run_ablation"]

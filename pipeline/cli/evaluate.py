@@ -78,14 +78,17 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
-    args.details |= args.plots is not None
     options = read_options(args, threads=pin_threads(args))
     baseline = _baseline(args, options)
     from hmsa_core.data.folder import load_classes
-    from pipeline.ablation.where import describe_run
+    from pipeline.provenance import describe_run
     from pipeline.scored_files import blocks_of, check_labels, label_reader
-    from pipeline.scoring import difference, one_sided, open_checkpoint, score_checkpoint, write_plots
+    from pipeline.scoring import ANSWER, difference, one_sided, open_checkpoint, score_checkpoint, write_plots
 
+    # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
+    if args.plots is not None:
+        args.plots.mkdir(parents=True, exist_ok=True)
+    made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
     files = _pairs(args)
     given = load_classes(Path(), args.classes)
     if args.ids == "train":
@@ -101,22 +104,23 @@ def run(args: argparse.Namespace) -> int:
     _tell_blocks(blocks, args.block_length)
     contenders = [open_checkpoint(one, _setting(args, one)) for one in filter(None, (options, baseline))]
     scored = [
-        score_checkpoint(contender, files, blocks, classes, read_label=reader, details=args.details)
+        score_checkpoint(contender, files, blocks, classes, read_label=reader, details=bool(args.details or args.plots))
         for contender in contenders
     ]
     for contender, found in zip(contenders, scored, strict=True):
         _tell_learned(found.figures["learned"], contender.options, len(files))
     _tell(one_sided(scored, classes))
-    if args.plots is not None:
-        write_plots(args.plots, dict(zip(("model", "baseline"), scored, strict=False)), classes)
     result = scored[0].figures
     if baseline is not None:
         result = {**result, "baseline": scored[1].figures, "difference": difference(scored[0], scored[1], classes)}
     if args.json:
-        result = {**result, "made": {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))}}
+        result = {"format": ANSWER, "version": 1, **result, "made": made}
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     else:
         sys.stdout.write(_text(result))
+    if args.plots is not None:
+        sys.stdout.flush()
+        write_plots(args.plots, dict(zip(("model", "baseline"), scored, strict=False)), classes)
     return 0
 
 

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Collect, then write the page or print the table."""
     from hmsa_core.atomic import write_text
-    from pipeline.results.page import Sources, readme_table, results_page
+    from pipeline.results.page import Sources, results_page
+    from pipeline.results.readme import readme_table
 
     sources = Sources.of(args.repository.resolve())
     if not sources.ablations.is_dir():

@@ -58,13 +58,14 @@ def render(facts: Facts, drawn: list[Strip]) -> str:
     parts = [
         ("pictures", "What the labels look like", _pictures(facts, drawn)),
         ("results", "Teacher, student, control", sections.results(facts)),
-        ("quality", "Categories, boundaries, cities, confidences, confusions", quality.section(facts.quality)),
+        ("quality", "Categories, boundaries, cities, confidences, confusions",
+         quality.section(facts.quality, facts.classes.classes)),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),
         ("lineage", "Lineage", sections.lineage(facts)),
         ("settings", "Settings", _settings(facts)),
-    ]
+    ]  # fmt: skip
     links = "".join(f"<a href='#{key}'>{esc(title)}</a>" for key, title, _ in parts)
     body = "".join(f"<section id='{key}'><h2>{esc(title)}</h2>{html}</section>" for key, title, html in parts)
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")

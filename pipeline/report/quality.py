@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from hmsa_core.atomic import read_json
 from hmsa_core.taxonomy import ClassTable
 from pipeline.quality import by_category, by_city
-from pipeline.report.confusion import confusion_picture, largest_confusions
+from pipeline.report.confusion import confusion_matrix, largest_confusions
 from pipeline.report.html import Raw, esc, number, points, table
 
 __all__ = ["Quality", "read_quality", "section"]
 
 _MODELS = ("teacher", "student", "control", "incumbent", "champion")
+_MANY = 30  # classes: from here on one matrix fills the page's width
 _SIDE, _LEFT, _BOTTOM, _TOP = 200, 30, 20, 6  # of a diagram, pixels
 
 
@@ -34,7 +35,6 @@ class Quality:
     cities: Mapping[str, Mapping[str, Any]]
     bins: tuple[tuple[float, float, int], ...]  # (confidence, accuracy, pixels) of each bin that holds pixels
     confusion: NDArray[np.int64]  # C x C, rows = truth
-    names: tuple[str, ...]
 
 
 def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Quality]:
@@ -58,11 +58,11 @@ def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
         mean_iou=told["mean_iou"], boundary_iou=told.get("boundary", {}).get("mean_iou"),
         band_iou=told.get("band", {}).get("mean_iou"), ece=told.get("ece"),
         categories=by_category(confusions.sum(axis=0), classes), cities=by_city(confusions, cities), bins=tuple(bins),
-        confusion=confusions.sum(axis=0), names=classes.classes,
+        confusion=confusions.sum(axis=0),
     )  # fmt: skip
 
 
-def section(found: Mapping[str, Quality]) -> Raw:
+def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     """Tables and diagrams."""
     if not found:
         return Raw("<p>Nobody was judged.</p>")
@@ -94,25 +94,26 @@ def section(found: Mapping[str, Quality]) -> Raw:
             "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the area "
             f"of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
         ))  # fmt: skip
-    return Raw("".join([*parts, *_confusions(found)]))
+    return Raw("".join([*parts, *_confusions(found, names)]))
 
 
-def _confusions(found: Mapping[str, Quality]) -> list[Raw]:
+def _confusions(found: Mapping[str, Quality], names: Sequence[str]) -> list[Raw]:
+    kind = "matrices wide" if len(names) > _MANY else "matrices"
     drawn = "".join(
-        f"<figure class='card'>{confusion_picture(q.confusion, q.names)}<figcaption>{esc(name)}</figcaption></figure>"
+        f"<figure class='card'>{confusion_matrix(q.confusion, names)}<figcaption>{esc(name)}</figcaption></figure>"
         for name, q in found.items()
     )
     costs = [
         [name, true, predicted, points(share), points(pixels, 2)]
         for name, q in found.items()
-        for true, predicted, share, pixels in largest_confusions(q.confusion, q.names)
+        for true, predicted, share, pixels in largest_confusions(q.confusion, names)
     ]
     heading = "<h3>Confusions: of each true class (rows), the share predicted as each class (columns)</h3>"
     if not costs:
-        return [Raw(f"{heading}<div class='matrices'>{drawn}</div>")]
+        return [Raw(f"{heading}<div class='{kind}'>{drawn}</div>")]
     head = ["", "true class", "predicted as", "% of the class", "% of all pixels"]
     return [
-        Raw(f"{heading}<div class='matrices'>{drawn}</div><details><summary>Those that cost most pixels</summary>"),
+        Raw(f"{heading}<div class='{kind}'>{drawn}</div><details><summary>Those that cost most pixels</summary>"),
         table(head, costs), Raw("</details>"),
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.ablation.statistics import Cells, Table, after_holm, between_train
 from pipeline.results.provenance import cells_lines, minutes_line, provenance_lines
 from pipeline.results.tables import ONE_SEED, by_class, claims, folded, points, rows_table, table
 
-__all__ = ["Options", "ablation_section", "tables_of"]
+__all__ = ["Options", "ablation_section", "tables_of", "workspace_of"]
 
 
 _BY_CLASS = (
@@ -60,13 +61,42 @@ def ablation_section(folder: Path, ablation: Ablation, found: Mapping[str, tuple
         lines += [*_missing(ablation, cells), *_warnings(made, cells)]
         lines += [*(_not_as_frozen(folder, cells) if kind == "confirming" else []), *_accepted(cells), ""]
         records = [c.record for by in cells.values() for c in by.values()]
-        lines += [*_material(records), *minutes_line(records), *provenance_lines(records), "", *cells_lines(records)]
-    newest = found.get("confirming") or found["exploring"]
-    if newest[1].compared:
-        classes = by_class(newest[1])
-        lines += folded(_BY_CLASS[0], [_BY_CLASS[1], "", *classes]) if classes else [_NO_NAMES, ""]
-    lines += _details(newest[0], [row.name for row in ablation.rows])
+        lines += [*_material(records), *minutes_line(records), *provenance_lines(records), ""]
+        lines += cells_lines(records, workspace_of(ablation.name))
+    lines += [*_classes(found), *_details(_newest(found), [row.name for row in ablation.rows])]
     return [*lines, *_notes(folder)]
+
+
+def workspace_of(name: str) -> str:
+    """Where the commands of an ablation run, as the Makefile names it; "" for the checkout's own."""
+    if "camvid" not in name:
+        return ""
+    return "workspaces/camvid-drive_shift" if name.endswith("-drive_shift") else "workspaces/camvid"
+
+
+def _newest(found: Mapping[str, tuple[Cells, Table]]) -> Cells:
+    """Of each row its confirming cells where there are some, else those that were looked at."""
+    newest: Cells = {}
+    for kind in ("exploring", "confirming"):
+        newest |= found[kind][0] if kind in found else {}
+    return newest
+
+
+def _classes(found: Mapping[str, tuple[Cells, Table]]) -> list[str]:
+    """What the differences are made of; of a difference without confirming seeds, the exploring ones."""
+    lines: list[str] = []
+    told: set[tuple[str, str]] = set()
+    for kind in ("confirming", "exploring"):
+        if kind not in found:
+            continue
+        table = found[kind][1]
+        left = tuple(c for c in table.compared if (c.comparison.row, c.comparison.baseline) not in told)
+        told |= {(c.comparison.row, c.comparison.baseline) for c in left}
+        if left:
+            classes = by_class(replace(table, compared=left))
+            heading = f"{_BY_CLASS[0]} ({kind} seeds)"
+            lines += folded(heading, [_BY_CLASS[1], "", *classes]) if classes else [_NO_NAMES, ""]
+    return lines
 
 
 def _noise(made: Table, cells: Cells) -> list[str]:
@@ -122,8 +152,7 @@ def _freeze_lines(folder: Path) -> list[str]:
         return [
             f"Frozen before the confirming seeds {', '.join(map(str, frozen['confirming_seeds']))} were opened: "
             f"{frozen['variants_tried']} variants tried before. {frozen['note']} "
-            f"(digest `{frozen['digest'][:16]}`, commit {(frozen['commit'] or 'no git')[:12]}; where sources "
-            "have moved on since, more of these seeds are made by the frozen code: [Seeds](evaluation.md#ablations))"
+            f"(digest `{frozen['digest'][:16]}`, commit {(frozen['commit'] or 'no git')[:12]})"
         ]
     tried = folder / TRIED
     lines = [json.loads(line) for line in tried.read_text("utf-8").splitlines()] if tried.exists() else []

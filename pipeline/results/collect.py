@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,32 @@ from hmsa_core import atomic
 from hmsa_core.errors import InputError
 from hmsa_core.models import read_meta
 from pipeline import keys
-from pipeline.ablation.cells import changes
-from pipeline.ablation.where import describe_run
+from pipeline.ablation.material import without_roots
 from pipeline.params import Params
+from pipeline.provenance import describe_run
 from pipeline.stages import STAGES, VERSIONS
 from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
-__all__ = ["FORMAT", "collect", "profile_params", "run_name"]
+__all__ = ["FORMAT", "collect", "run_name"]
 
 FORMAT = "hmsa-run"
 _KEPT = (
     "precision", "coverage", "class_mean_precision", "class_mean_coverage", "threshold", "beside", "region",
     "all_pixels",
 )  # fmt: skip
+_SECTIONS = (
+    "teacher_pretrain", "teacher_train", "calibrate", "auto_infer", "pseudo_label", "student_train", "evaluate",
+)  # fmt: skip
+_NAMED = 6  # settings: more are another recipe, which its digests tell apart
+_SPEED = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}
 _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
-_PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 
 
 def run_name(params: Params) -> str:
     """Name of a workspace's file: its profile, with CamVid's variant where it is not the default."""
     variant = params.data.target.variant if params.profile == "camvid" else None
     return params.profile if variant in (None, "default") else f"{params.profile}-{variant}"
-
-
-def profile_params(profile: str) -> Params:
-    """Settings of a profile as it is shipped."""
-    return Params.load(_PROFILES / f"{profile}.yaml")
 
 
 def collect(ws: Workspace, runs: Path) -> Path:
@@ -105,19 +105,35 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(params: Params) -> str:
-    """What makes such a workspace: the profile's own command, or its first lines where settings are other ones."""
-    usual, mine = profile_params(params.profile).model_dump(mode="json"), params.model_dump(mode="json")
-    changed = [key for key in changes(usual, mine) if not key.endswith(".root")]  # where data lie is no setting
+    """What makes such a workspace: the profile's own command, or its first lines where a recipe has other settings."""
+    usual, mine = _recipes(Params.of_profile(params.profile)), _recipes(params)
+    changed = [key for key in sorted({*usual, *mine}) if usual.get(key) != mine.get(key)]
     if not changed:
         return _COMMANDS.get(params.profile, "dvc repro")
-    told = ", ".join(f"{key}: {json.dumps(_at(mine, key))}" for key in changed)
+    told = ", ".join(f"{key}: {_told(mine.get(key))}" for key in changed)
+    if len(changed) > _NAMED:
+        told = f"{len(changed)} settings of its own"
     return f"autolabel init DIR --profile {params.profile}; params.yaml: {told}; dvc repro"
 
 
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
+def _recipes(params: Params) -> dict[str, Any]:
+    """{dotted key: value} of what decides figures: no places on this machine, no speed, no titles."""
+    data = without_roots(params.data.model_dump(mode="json"))
+    sections = {name: getattr(params, name).model_dump(mode="json", exclude=_SPEED) for name in _SECTIONS}
+    return dict(_leaves({"data": data, **sections}, ""))
+
+
+def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
+
+
+def _told(value: Any) -> str:
+    """A value as YAML takes it; a path says nothing to anybody else."""
+    return "a file or folder" if isinstance(value, str) and "/" in value else json.dumps(value)
 
 
 def _kept(kept: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hmsa_core import atomic
 from hmsa_core.errors import IntegrityError
 from pipeline.quality import how_run
 from pipeline.results.provenance import provenance_lines
-from pipeline.results.tables import ONE_SEED, points, span, table
+from pipeline.results.tables import points, span, table
+from pipeline.scoring import ANSWER
 
 __all__ = ["evaluation_sections"]
 
@@ -22,11 +24,15 @@ def evaluation_sections(folder: Path) -> list[str]:
     lines: list[str] = []
     for path in sorted(folder.glob("*.json")):
         answer = atomic.read_json(path)
-        if "made" not in answer:
-            raise IntegrityError(f"{path}: does not tell what made it", hint="make it with `autolabel evaluate --json`")
+        if (answer.get("format"), answer.get("version")) != (ANSWER, 1):
+            raise IntegrityError(f"{path}: not an answer of version 1", hint="make it with `autolabel evaluate --json`")
         notes, made = path.with_suffix(".md"), answer["made"]
+        places = [word for word in shlex.split(made["command"]) if word.startswith(("/", "~"))]
+        if places:
+            raise IntegrityError(f"{path}: its command names {places[0]}", hint="make it with relative paths")
         lines += [
-            f"## Scored: {path.stem.replace('-', ' ')}", "", f"`{made['command']}`; {answer['images']} images.", "",
+            f"## Scored: {path.stem.replace('-', ' ')}", "",
+            f"`{made['command']}`; {answer['images']} images (`{answer['judged'][:12]}`).", "",
             *_models(answer), "", *_by_class(answer), "", *provenance_lines([made]), "",
             *([notes.read_text("utf-8").strip(), ""] if notes.exists() else []),
         ]  # fmt: skip
@@ -44,7 +50,8 @@ def _models(answer: _Answer) -> list[str]:
     told = table(("", "run at", "mIoU", "boundary IoU", "weights", "of these images learned from"), lines)
     if not gain:
         return told
-    return [*told, "", f"Model - baseline: **{span(gain, sign=True)}**, {gain['blocks']} blocks. {ONE_SEED}"]
+    seeds = "how two trainings of one recipe differ is not in it"
+    return [*told, "", f"Model - baseline: **{span(gain, sign=True)}**, {gain['blocks']} blocks; {seeds}."]
 
 
 def _by_class(answer: _Answer) -> list[str]:
@@ -59,5 +66,4 @@ def _by_class(answer: _Answer) -> list[str]:
 
 
 def _class_gain(ends: tuple[float | None, float | None, float | None]) -> str:
-    value, low, high = ends
-    return span({"value": value, "low": low, "high": high}, sign=True) if value is not None else "-"
+    return span(dict(zip(("value", "low", "high"), ends, strict=True)), sign=True)

@@ -1,4 +1,4 @@
-"""docs/results.md and the README's table, from committed files alone: the same files give the same bytes."""
+"""docs/results.md, from committed files alone: the same files give the same bytes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from hmsa_core import atomic
 from hmsa_core.errors import IntegrityError
 from pipeline.ablation.catalogue import NAMES, make_ablation
 from pipeline.ablation.plan import Ablation
+from pipeline.params import Params
 from pipeline.quality import how_run
 from pipeline.results.ablations import ablation_section, tables_of
-from pipeline.results.collect import FORMAT, profile_params
+from pipeline.results.collect import FORMAT
 from pipeline.results.evaluations import evaluation_sections
 from pipeline.results.provenance import provenance_lines
 from pipeline.results.summary import summary_section
 from pipeline.results.tables import ONE_SEED, points, span, table
 
-__all__ = ["Sources", "readme_table", "results_page"]
+__all__ = ["RUNS", "Sources", "load_run", "results_page"]
 
-# Comparisons in the README's table: (row, baseline).
-_HEADLINE = {
-    "scales": (("hierarchical-0.5-1-2", "average-0.5-1-2"), ("hierarchical-0.5-1-2", "hierarchical-1")),
-    "labels": (("both", "attention"), ("both-coarse", "coarse")),
-}
-_RUNS = {
+RUNS = {
     "demo": ("The demo: generated street scenes", "make demo"),
     "camvid": ("CamVid: real photographs", "make camvid"),
 }
@@ -41,11 +37,11 @@ _STATUS = (
 )
 _INTRO = """# Results
 
-Made by `make results` from committed metric files (`benchmarks/runs`, `benchmarks/evaluations`, `benchmarks/ablations`,
-`benchmarks/results`);
-not to be edited by hand. Command, seed, machine and commit of each number of a table are folded below the table
-("Where each number was made"); what is not measured says so. Figures in the texts below the tables are from the same
-files, or say where they are from.
+Made by `make results` from committed files (`benchmarks/runs`, `evaluations`, `ablations`, `results`); not to be edited
+by hand. Each section has its machine, versions and commit; below a table of cells, folded, stand the command, seed,
+commit and machine of each. What is not measured says so. Texts below a table are by hand, their figures from the same
+files or from where they say. Seeds from 100 on were opened after a freeze, whose code makes more of them
+([Seeds](evaluation.md#ablations)).
 
 **How to read it.** Values are points of mean IoU over classes. Intervals are 95 %: blocks of images (a drive, a run of
 frames) are drawn, the same for both sides of a difference, and how seeds differ counts by Student's t
@@ -96,10 +92,10 @@ def results_page(sources: Sources) -> str:
     folder = sources.ablations
     measured = [(ablation, tables_of(folder / ablation.name, ablation)) for ablation in _ablations(folder)]
     lines = [_INTRO, *summary_section(measured)]
-    for name, (title, command) in _RUNS.items():
+    for name, (title, command) in RUNS.items():
         lines += _run_section(sources.runs, name, title, command)
     for path in sorted(sources.runs.glob("*.json")):
-        if path.stem not in _RUNS:
+        if path.stem not in RUNS:
             lines += _run_section(sources.runs, path.stem, f"Workspace {path.stem}", "dvc repro")
     lines += evaluation_sections(sources.evaluations)
     for ablation, found in measured:
@@ -110,7 +106,7 @@ def results_page(sources: Sources) -> str:
 
 def _ablations(folder: Path) -> list[Ablation]:
     """Those of the demo and of CamVid's two variants; then tables of other profiles that have cells."""
-    demo, camvid = profile_params("demo"), profile_params("camvid")
+    demo, camvid = Params.of_profile("demo"), Params.of_profile("camvid")
     shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
     shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
     names = [name for name in NAMES if name != "camvid-table"]
@@ -132,7 +128,7 @@ def _titled(ablation: Ablation, where: str) -> Ablation:
 
 def _run_section(runs: Path, name: str, title: str, command: str) -> list[str]:
     lines = [f"## {title}", ""]
-    record = _load_run(runs / f"{name}.json")
+    record = load_run(runs / f"{name}.json")
     if record is None:
         return [*lines, f"Not measured yet: `{command}`, then `make results`.", ""]
     judged = record["judged"]
@@ -149,7 +145,8 @@ def _run_section(runs: Path, name: str, title: str, command: str) -> list[str]:
     return [*lines, notes.read_text("utf-8").strip(), ""] if notes.exists() else lines
 
 
-def _load_run(path: Path) -> dict[str, Any] | None:
+def load_run(path: Path) -> dict[str, Any] | None:
+    """A workspace's collected figures, None where there are none."""
     if not path.exists():
         return None
     record = atomic.read_json(path)
@@ -259,45 +256,3 @@ def _speed_section(folder: Path) -> list[str]:
     if not names:
         return [*lines, "Not measured yet: `make bench`.", ""]
     return [*lines, f"`make bench`: {', '.join(names)}; the figures are in [benchmarks](benchmarks.md).", ""]
-
-
-# ----------------------------------------------------------------------------------------------- README
-
-
-def readme_table(sources: Sources) -> str:
-    """One measured table for the README's first screen: models of both runs, and the headline comparisons."""
-    rows: list[tuple[str, ...]] = []
-    for name in _RUNS:
-        record = _load_run(sources.runs / f"{name}.json")
-        rows += _headline_run(name, record) if record else [(f"{name}: student - control", "not measured yet")]
-    rows += _headline_claims(sources.ablations)
-    return "\n".join(table(("measured, points of mean IoU", "value [95 % interval]"), rows)) + "\n"
-
-
-def _headline_run(name: str, record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    main = record["main_setting"]
-    rows: list[tuple[str, ...]] = [
-        (f"{name}: {model}", span(record["models"][model]["settings"][main]))
-        for model in ("teacher", "control", "student")
-        if model in record["models"]
-    ]
-    gain = record["differences"].get("student - control")
-    return [*rows, (f"{name}: student - control", span(gain, sign=True))] if gain else rows
-
-
-def _headline_claims(folder: Path) -> list[tuple[str, ...]]:
-    """The headline comparisons, on the confirming seeds where there are some."""
-    rows: list[tuple[str, ...]] = []
-    for name, wanted in _HEADLINE.items():
-        ablation = make_ablation(name, profile_params("demo"))
-        found = tables_of(folder / ablation.name, ablation)
-        chosen = found.get("confirming") or found.get("exploring")
-        if chosen is None:
-            rows.append((ablation.title.lower(), f"not measured yet: `{ablation.command}`"))
-            continue
-        rows += [
-            (f"demo: {c.comparison.claim}", span(c.interval, sign=True))
-            for c in chosen[1].compared
-            if (c.comparison.row, c.comparison.baseline) in wanted
-        ]
-    return rows

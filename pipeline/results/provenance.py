@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.results.tables import folded, points, table
@@ -20,26 +20,40 @@ def provenance_lines(records: Sequence[_Record]) -> list[str]:
     return [f"Machine: {'; '.join(machines)}. {'; '.join(versions)}. Commit: {', '.join(commits)}."]
 
 
-def cells_lines(records: Iterable[_Record]) -> list[str]:
-    """One line a cell, folded: its figure, and the command, machine and commit that made it."""
+def cells_lines(records: Sequence[_Record], workspace: str) -> list[str]:
+    """One line a cell, folded: its figure, and the command, machine and commit that made it.
+
+    Args:
+        records: of a table's cells.
+        workspace: where its commands run ("" = the checkout's own).
+    """
+    at = f" --workspace {workspace}" if workspace else ""
     header = ("row", "seed", "mIoU", "training, s", "evaluation, s", "command", "commit", "machine")
     rows = [
         (r["row"], str(r["seed"]), points(r["mean_iou"]), _seconds(r, "train"), _seconds(r, "evaluate"),
-         f"`{r['command']}`", _commit(r), _machine(r) + _origin(r))
+         f"`{r['command']}{at}`", _commit(r), _machine(r) + _origin(r))
         for r in records
     ]  # fmt: skip
-    return folded("Where each number was made", table(header, rows))
+    told = "Rows that share a training show its whole time, and their part of the evaluation's."
+    return folded("Where each number was made", [told, "", *table(header, rows)])
 
 
-def minutes_line(records: Iterable[_Record]) -> list[str]:
-    """Minutes of training and evaluation of each seed; what several rows share is counted once, a copied cell never."""
-    spent: dict[int, dict[str, float]] = {}
-    for r in records:
-        if "copied_from" not in r:
-            once = r["training"]["weights_sha256"] if r["training"] else r["row"]
-            spent.setdefault(r["seed"], {})[once] = r["seconds"]["train"] + r["seconds"]["evaluate"]
-    told = [f"{seed}: {sum(parts.values()) / 60:.0f}" for seed, parts in sorted(spent.items())]
-    return [f"Minutes of training and evaluation by seed, all its rows: {', '.join(told)}."] if told else []
+def minutes_line(records: Sequence[_Record]) -> list[str]:
+    """Minutes of training and evaluation of each seed; a training that rows share counts once, a copied cell never."""
+    own = [r for r in records if "copied_from" not in r and r["training"]]
+    trained: dict[int, dict[str, float]] = {}
+    for r in own:
+        of_seed, weights = trained.setdefault(r["seed"], {}), r["training"]["weights_sha256"]
+        of_seed[weights] = max(of_seed.get(weights, 0.0), r["seconds"]["train"] or 0.0)
+    told = []
+    for seed, parts in sorted(trained.items()):
+        evaluated = sum(r["seconds"]["evaluate"] or 0.0 for r in own if r["seed"] == seed)
+        told.append(f"{seed}: {(sum(parts.values()) + evaluated) / 60:.0f}")
+    if not told:
+        return []
+    copied = sum("copied_from" in r for r in records)
+    without = f" (without {copied} copied cell{'s' * (copied != 1)})" if copied else ""
+    return [f"Minutes of training and evaluation by seed{without}: {', '.join(told)}."]
 
 
 def _seconds(record: _Record, part: str) -> str:

@@ -44,8 +44,8 @@ def span(interval: Interval | Mapping[str, Any], *, sign: bool = False) -> str:
         value, low, high = interval.value, interval.low, interval.high
     else:
         value, low, high = (interval[k] for k in ("value", "low", "high"))
-        if low is None or high is None:  # of one block there is none
-            return points(value, sign=sign)
+    if low is None or low != low:  # of one block there is none
+        return points(value, sign=sign)
     return f"{points(value, sign=sign)} [{points(low, sign=sign)}, {points(high, sign=sign)}]"
 
 

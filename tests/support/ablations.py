@@ -26,6 +26,30 @@ def bare_workspace(folder: Path, profile: str = "demo") -> Workspace:
     return Workspace(folder)
 
 
+HALF = {"value": 0.5, "low": 0.4, "high": 0.6, "blocks": 12, "classes": {n: [0.5, 0.4, 0.6] for n in CLASSES}}
+GAIN = HALF | {"value": 0.012, "low": -0.003, "high": 0.02}
+
+
+def finished_workspace(folder: Path, profile: str = "demo"):
+    ws = bare_workspace(folder, profile)
+    kept = {"precision": 0.97, "coverage": 0.8, "class_mean_precision": 0.9, "class_mean_coverage": 0.5,
+            "threshold": "policy", "classes": {
+                n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES}}  # fmt: skip
+    models = {
+        name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
+        for name in ("teacher", "student", "control")
+    }
+    settings = [{"name": "multi", "scales": [0.5, 1.0, 2.0], "flip": True}, {"name": "single", "scales": [1.0], "flip": False}]
+    atomic.write_json(
+        ws.path("evaluation/metrics.json"),
+        {"main_setting": "multi", "classes": list(CLASSES), "settings": settings, "models": models, "kept": kept,
+         "judgement": {"judged": 204, "left_out": 1}, "differences": {"student - control": GAIN}},
+    )  # fmt: skip
+    for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
+        atomic.write_json(ws.path(f"work/times/{stage}.json"), {"seconds": seconds})
+    return ws
+
+
 def confusions(quality: float, *, images: int = 24, seed: int = 0, pixels: int = 400) -> np.ndarray:
     """Per-image counts (N, C, C) of a model that is right with probability `quality`, some images harder than others."""
     rng = np.random.default_rng(seed)

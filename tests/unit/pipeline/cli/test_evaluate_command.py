@@ -128,6 +128,11 @@ def test_an_answer_says_what_made_it_and_how_each_city_was_scored(folder, capsys
     assert again["made"]["command"].startswith("autolabel evaluate --checkpoint ")
     assert again["made"]["command"].endswith(" --json --no-flip")
     assert {"machine", "versions", "commit", "uncommitted"} < set(again["made"])
+    assert again["judged"] == found["judged"]
+    shutil.copy(folder / "labels/frame0.png", own / "labels/aachen_000001_000019_gtFine_labelIds.png")
+    shutil.copy(folder / "images/frame0.png", own / "images/aachen_000001_000019_leftImg8bit.png")
+    assert evaluate(folder, "--json", "--no-flip", images=arguments[0], labels=arguments[1]) == 0
+    assert json.loads(capsys.readouterr().out)["judged"] != found["judged"], "another picture"
 
 
 def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(folder, capsys, tmp_path):
@@ -138,9 +143,12 @@ def test_pictures_of_confusions_and_reliability_are_drawn_for_both_checkpoints(f
     assert sorted(path.name for path in plots.iterdir()) == names
     drawn = {name: cv2.imread(str(plots / name)) for name in names}
     assert all(picture is not None and picture.std() > 5 for picture in drawn.values())
-    same = drawn["confusion-model.png"] != drawn["confusion-baseline.png"]
-    assert same.any(), "their titles differ"
-    assert same.mean() < 0.05, "the same weights have the same confusions"
+    differs = drawn["confusion-model.png"] != drawn["confusion-baseline.png"]
+    assert differs.any(), "their titles"
+    assert differs.mean() < 0.05, "the same weights have the same confusions"
+    (tmp_path / "file").touch()
+    assert evaluate(folder, "--plots", str(tmp_path / "file")) != 0
+    assert "evaluate" not in capsys.readouterr().err.partition("error: ")[0], "told before the first picture is scored"
 
 
 def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_released(tmp_path, capsys):
@@ -154,7 +162,7 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
         cv2.imwrite(str(tmp_path / part / "a.png"), pixels)
 
     def counted(*more: str) -> int:
-        asked = ["--json", "--details", "--scales", "1", "--long-edge", "2177", "--device", "cpu", "--threads", "1", *more]
+        asked = ["--json", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177", "--device", "cpu", "--threads", "1", *more]
         folders = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
         model = ["--checkpoint", str(tmp_path / "model"), "--classes", "mapillary_v1.2"]
         assert main(["evaluate", *model, *folders, *asked]) == 0

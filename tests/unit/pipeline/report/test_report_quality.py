@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from hmsa_core.taxonomy import cityscapes, mapillary
 from pipeline.quality import by_category, by_city, categories_of
+from pipeline.report.confusion import confusion_matrix
 from pipeline.report.quality import read_quality, section
 
 CAR, BUS = cityscapes().index("car"), cityscapes().index("bus")
@@ -57,7 +59,7 @@ def test_each_city_has_its_own_mean_and_images_without_a_city_are_left_out() -> 
 
 
 def test_the_page_shows_categories_boundaries_cities_and_the_reliability_diagram(folder: Path) -> None:
-    html = section(read_quality(folder, cityscapes(), "multi"))
+    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
     assert html.index("teacher") < html.index("student")
     assert "<td>boundary IoU</td><td>33.0</td><td>33.0</td>" in html
     assert "<td>category vehicle</td><td>100.0</td><td>100.0</td>" in html
@@ -71,14 +73,14 @@ def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None
     for model in ("student", "teacher"):
         (folder / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": {"mean_iou": 0.61}}}))
         np.savez(folder / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["", ""]))
-    html = section(read_quality(folder, cityscapes(), "multi"))
+    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
     assert "<td>boundary IoU</td><td>–</td><td>–</td>" in html
     assert "accuracy over confidence" not in html
     assert "by city" not in html
 
 
 def test_the_confusion_picture_shows_of_each_true_class_what_it_is_taken_for(folder: Path) -> None:
-    html = section(read_quality(folder, cityscapes(), "multi"))
+    html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
     assert html.count("predicted class (columns) of each true class (rows)") == 2
     assert "fill-opacity='0.25'><title>car, predicted as bus: 25.0 %</title>" in html
     assert "bus, predicted as" not in html, "no pixel of a bus is in the truth"
@@ -87,4 +89,12 @@ def test_the_confusion_picture_shows_of_each_true_class_what_it_is_taken_for(fol
 
 
 def test_without_judged_models_the_page_says_so(tmp_path: Path) -> None:
-    assert "Nobody was judged" in section(read_quality(tmp_path, cityscapes(), "multi"))
+    assert "Nobody was judged" in section(read_quality(tmp_path, cityscapes(), "multi"), cityscapes().classes)
+
+
+def test_names_that_begin_alike_stay_apart_in_the_matrix() -> None:
+    names = mapillary().classes
+    drawn = confusion_matrix(np.eye(65, dtype=np.int64), names)
+    labels = re.findall(r"text-anchor='end'>([^<]*)<title>", drawn)
+    assert len(set(labels)) == len(labels) == 65
+    assert max(map(len, labels)) <= 14

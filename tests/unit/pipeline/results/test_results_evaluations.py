@@ -19,7 +19,7 @@ MADE = {
 
 def answer(mean: float, **more: Any) -> dict[str, Any]:
     return {
-        "mean_iou": mean, "iou": {"road": mean, "rider": None}, "images": 7, "scales": [0.5, 1.0], "flip": True,
+        "format": "hmsa-evaluation", "version": 1, "judged": "cd" * 32, "mean_iou": mean, "iou": {"road": mean, "rider": None}, "images": 7, "scales": [0.5, 1.0], "flip": True,
         "interval": {"value": mean, "low": mean - 0.1, "high": mean + 0.1}, "checkpoint": "ab" * 32,
         "learned": {"images": 3}, "made": MADE,
     } | more  # fmt: skip
@@ -31,10 +31,10 @@ def test_two_checkpoints_stand_side_by_side_with_their_difference_by_class(tmp_p
     atomic.write_json(tmp_path / "a-clip.json", both)
     (tmp_path / "a-clip.md").write_text("What it is.\n")
     page = "\n".join(evaluation_sections(tmp_path))
-    assert page.startswith("## Scored: a clip\n\n`autolabel evaluate --json`; 7 images.")
+    assert page.startswith("## Scored: a clip\n\n`autolabel evaluate --json`; 7 images (`cdcdcdcdcdcd`).")
     assert "| model | {0.5, 1} + flip | 52.00 [42.00, 62.00] | 20.00 | `abababababab` | 3 |" in page
     assert "| baseline | {0.5, 1} + flip | 50.00 [40.00, 60.00] | - | `abababababab` | 0 |" in page
-    assert "Model - baseline: **+2.00 [-1.00, +5.00]**, 4 blocks. One seed" in page
+    assert "Model - baseline: **+2.00 [-1.00, +5.00]**, 4 blocks; how two trainings of one recipe differ is not in it." in page
     assert "| road | 52.00 | 50.00 | +2.00 [+1.00, +3.00] |" in page
     assert "| rider | - | - | - |" in page
     assert "Commit: c0ffeec0ffee." in page
@@ -49,9 +49,17 @@ def test_one_checkpoint_without_an_interval_has_none_made_up(tmp_path: Path) -> 
     assert "Model - baseline" not in page
 
 
-def test_an_answer_that_does_not_say_what_made_it_is_refused(tmp_path: Path) -> None:
-    old = answer(0.5)
-    del old["made"]
-    atomic.write_json(tmp_path / "old.json", old)
-    with pytest.raises(IntegrityError, match=r"old\.json: does not tell what made it"):
+def test_an_answer_of_another_form_or_with_the_places_of_a_machine_is_refused(tmp_path: Path) -> None:
+    atomic.write_json(tmp_path / "old.json", answer(0.5, format=None))
+    with pytest.raises(IntegrityError, match=r"old\.json: not an answer of version 1"):
         evaluation_sections(tmp_path)
+    elsewhere = MADE | {"command": "autolabel evaluate --images /home/me/secret --json"}
+    atomic.write_json(tmp_path / "old.json", answer(0.5, made=elsewhere))
+    with pytest.raises(IntegrityError, match="its command names /home/me/secret"):
+        evaluation_sections(tmp_path)
+
+
+def test_what_was_not_run_as_usual_is_told(tmp_path: Path) -> None:
+    atomic.write_json(tmp_path / "a.json", answer(0.5, mode="max", long_edge=2177, score_at="resized"))
+    page = "\n".join(evaluation_sections(tmp_path))
+    assert "| {0.5, 1} + flip, fused by max, long edge 2177, scored at that size |" in page

@@ -15,37 +15,16 @@ from pipeline.ablation.material import Scale, cell_material
 from pipeline.ablation.run import Request
 from pipeline.cli.main import main
 from pipeline.keys import open_work, recipe_material
-from pipeline.results.collect import collect, profile_params
-from pipeline.results.page import Sources, readme_table, results_page
-from tests.support.ablations import CLASSES, SHA, bare_workspace, put_cell
-
-HALF = {"value": 0.5, "low": 0.4, "high": 0.6, "blocks": 12, "classes": {n: [0.5, 0.4, 0.6] for n in CLASSES}}
-GAIN = HALF | {"value": 0.012, "low": -0.003, "high": 0.02}
+from pipeline.params import Params
+from pipeline.results.collect import collect
+from pipeline.results.page import Sources, results_page
+from pipeline.results.readme import readme_table
+from tests.support.ablations import CLASSES, bare_workspace, finished_workspace, put_cell
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
     return Sources.of(tmp_path)
-
-
-def finished_workspace(folder: Path, profile: str = "demo"):
-    ws = bare_workspace(folder, profile)
-    kept = {"precision": 0.97, "coverage": 0.8, "class_mean_precision": 0.9, "class_mean_coverage": 0.5,
-            "threshold": "policy", "classes": {
-                n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES}}  # fmt: skip
-    models = {
-        name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
-        for name in ("teacher", "student", "control")
-    }
-    settings = [{"name": "multi", "scales": [0.5, 1.0, 2.0], "flip": True}, {"name": "single", "scales": [1.0], "flip": False}]
-    atomic.write_json(
-        ws.path("evaluation/metrics.json"),
-        {"main_setting": "multi", "classes": list(CLASSES), "settings": settings, "models": models, "kept": kept,
-         "judgement": {"judged": 204, "left_out": 1}, "differences": {"student - control": GAIN}},
-    )  # fmt: skip
-    for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
-        atomic.write_json(ws.path(f"work/times/{stage}.json"), {"seconds": seconds})
-    return ws
 
 
 def test_without_files_every_section_says_what_to_run_and_no_number_appears(sources: Sources) -> None:
@@ -219,7 +198,7 @@ def test_cells_of_different_sources_are_told(sources: Sources) -> None:
 
 
 def test_confirming_seeds_stand_apart_under_their_freeze(sources: Sources) -> None:
-    params = profile_params("demo")
+    params = Params.of_profile("demo")
     table = make_ablation("labels", params)
     request = Request(table, table.rows, (100,), sources.ablations, Scale())
     folder = sources.ablations / "labels"

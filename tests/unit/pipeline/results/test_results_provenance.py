@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import atomic
-from pipeline.ablation import where
+from pipeline import provenance
+from pipeline.results.ablations import workspace_of
 from pipeline.results.collect import collect
 from pipeline.results.page import Sources, results_page
-from pipeline.results.provenance import minutes_line
+from pipeline.results.provenance import cells_lines, minutes_line
 from pipeline.workspace import Workspace
-from tests.support.ablations import put_cell, record_of
-from tests.unit.pipeline.results.test_results_page import finished_workspace
+from tests.support.ablations import finished_workspace, put_cell, record_of
 
 
 def test_each_cell_stands_on_the_page_with_its_command_commit_and_machine(tmp_path: Path) -> None:
@@ -29,16 +29,28 @@ def test_each_cell_stands_on_the_page_with_its_command_commit_and_machine(tmp_pa
     assert f"`autolabel ablate scales --rows both --seeds 1` {told}" in page
 
 
-def test_what_rows_share_is_counted_once_in_the_minutes_of_a_seed() -> None:
-    shared = {"seconds": {"train": 600.0, "evaluate": 60.0}}
-    same = record_of("x", 0)["training"]
+def test_a_training_that_rows_share_counts_once_and_each_rows_part_of_the_evaluation() -> None:
+    shared = record_of("x", 0)["training"]
     records = [
-        record_of("average", 0, training=same, **shared), record_of("max", 0, training=same, **shared),
-        record_of("hierarchical", 0, **shared), record_of("hierarchical", 1, **shared),
-        record_of("auto", 1, copied_from="labels/auto-seed1.json", **shared),
+        record_of("average", 0, training=shared, seconds={"train": 600.0, "evaluate": 30.0}),
+        record_of("max", 0, training=shared, seconds={"train": 600.0, "evaluate": 90.0}),
+        record_of("hierarchical", 0, seconds={"train": 1200.0, "evaluate": None}),  # as if killed while it was timed
+        record_of("hierarchical", 1, seconds={"train": 600.0, "evaluate": 60.0}),
+        record_of("auto", 1, copied_from="labels/auto-seed1.json", seconds={"train": 600.0, "evaluate": 60.0}),
         record_of("teacher", 0, training=None, seconds={"train": 0.0, "evaluate": 60.0}),
     ]  # fmt: skip
-    assert minutes_line(records) == ["Minutes of training and evaluation by seed, all its rows: 0: 23, 1: 11."]
+    assert minutes_line(records) == ["Minutes of training and evaluation by seed (without 1 copied cell): 0: 32, 1: 11."]
+
+
+@pytest.mark.parametrize(
+    ("name", "workspace"),
+    [("scales", ""), ("losses-camvid", "workspaces/camvid"), ("camvid-table-default", "workspaces/camvid"),
+     ("camvid-table-drive_shift", "workspaces/camvid-drive_shift")],
+)  # fmt: skip
+def test_a_command_names_the_workspace_of_its_table(name: str, workspace: str) -> None:
+    assert workspace_of(name) == workspace
+    line = next(line for line in cells_lines([record_of("both", 0)], workspace) if line.startswith("| both"))
+    assert ("--seeds 0 --workspace " + workspace in line) == bool(workspace)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +60,12 @@ def test_what_rows_share_is_counted_once_in_the_minutes_of_a_seed() -> None:
         ("camvid", ("    variant: default ", "    variant: drive_shift "),
          'autolabel init DIR --profile camvid; params.yaml: data.target.variant: "drive_shift"; dvc repro'),
         ("tiny", ("    root: data/demo/cityscapes ", "    root: elsewhere "), "dvc repro"),
+        ("demo", ("  init_from: null ", "  init_from: /home/me/secret/weights "),
+         "autolabel init DIR --profile demo; params.yaml: teacher_pretrain.init_from: a file or folder, "
+         "teacher_train.init_from: a file or folder; dvc repro"),
+        ("demo", ("  overrides: {}", "  overrides: {car: 0.9}"),
+         "autolabel init DIR --profile demo; params.yaml: calibrate.overrides.car: 0.9; dvc repro"),
+        ("demo", ("    workers: 0", "    workers: 1"), "make demo"),
     ],
 )  # fmt: skip
 def test_a_run_with_settings_of_its_own_does_not_say_that_the_profiles_command_makes_it(
@@ -65,17 +83,17 @@ def test_two_processors_of_one_name_are_two_kinds_of_machine(tmp_path: Path, mon
     def of(family: str) -> dict[str, object]:
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text(f"processor\t: 0\ncpu family\t: {family}\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t: 9\n")
-        monkeypatch.setattr(where, "CPUINFO", cpuinfo)
-        return where.describe_machine()
+        monkeypatch.setattr(provenance, "CPUINFO", cpuinfo)
+        return provenance.describe_machine()
 
     fast, slow = of("26"), of("25")
     assert fast["family"] == {"cpu family": "26", "model": "2"}
-    assert where.same_kind(fast, of("26"))
-    assert not where.same_kind(fast, slow)
+    assert provenance.same_kind(fast, of("26"))
+    assert not provenance.same_kind(fast, slow)
     untold = {k: v for k, v in fast.items() if k != "family"}  # as in records that were made before the family was told
-    assert where.same_kind(untold, fast)
-    assert where.same_kind(slow, untold)
-    assert not where.same_kind(untold | {"cores": 3}, fast)
+    assert provenance.same_kind(untold, fast)
+    assert provenance.same_kind(slow, untold)
+    assert not provenance.same_kind(untold | {"cores": 3}, fast)
 
 
 def test_the_commit_of_a_project_that_only_holds_the_installed_package_is_not_ours(tmp_path: Path) -> None:
@@ -86,7 +104,7 @@ def test_the_commit_of_a_project_that_only_holds_the_installed_package_is_not_ou
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "theirs"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
-    assert where.commit_of(site) == {"commit": None, "uncommitted": []}
+    assert provenance.commit_of(site) == {"commit": None, "uncommitted": []}
     subprocess.run([*git, "add", "-f", "venv/pipeline/__init__.py"], cwd=tmp_path, check=True)
-    assert where.commit_of(site, ["pipeline"])["uncommitted"] == ["venv/pipeline/__init__.py"]
-    assert where.commit_of(site)["commit"]
+    assert provenance.commit_of(site, ["pipeline"])["uncommitted"] == ["venv/pipeline/__init__.py"]
+    assert provenance.commit_of(site)["commit"]

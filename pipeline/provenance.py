@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import machine
-from pipeline.ablation.code import REPOSITORY
-from pipeline.devices import CPUINFO
+from pipeline.devices import CPUINFO, gpu_list
 
-__all__ = ["commit_of", "describe_machine", "describe_run", "same_kind"]
+__all__ = ["REPOSITORY", "commit_of", "describe_machine", "describe_run", "same_kind"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def describe_run(files: Sequence[str] = ()) -> dict[str, Any]:
@@ -31,35 +32,27 @@ def versions() -> dict[str, str]:
 
 def describe_machine() -> dict[str, Any]:
     """Processor with its family (its bits and speed go with that, its name may say less), cores and GPUs by name."""
-    told = _cpuinfo()
+    told = _first_processor()
     processor = told.get("model name") or platform.processor() or platform.machine()
     family = {k: told[k] for k in ("cpu family", "model") if k in told}
-    return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": _gpus()}
+    return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": gpu_list("name")}
 
 
 def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two machines are of one kind, as far as both records tell (older ones have no family)."""
-    known = [k for k in one.keys() | other.keys() if k != "family" or (k in one and k in other)]
-    return all(one.get(k) == other.get(k) for k in known)
+    if one.get("family") and other.get("family") and one["family"] != other["family"]:
+        return False
+    return all(one.get(k) == other.get(k) for k in ("processor", "cores", "gpus"))
 
 
-def _cpuinfo() -> dict[str, str]:
-    """What the kernel says of the first processor; nothing where it says nothing."""
-    found: dict[str, str] = {}
-    if CPUINFO.exists():
-        for line in CPUINFO.read_text("utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            found.setdefault(key.strip(), value.strip())
-    return found
-
-
-def _gpus() -> list[str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+def _first_processor() -> dict[str, str]:
+    """What the kernel says of it; nothing where it says nothing."""
+    try:
+        text = CPUINFO.read_text("utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def commit_of(root: Path, files: Sequence[str] = ()) -> dict[str, Any]:
