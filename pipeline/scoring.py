@@ -110,7 +110,7 @@ def score_checkpoint(
         "precision": contender.predictor.precision, "learned": _learned(judged, contender.lineage),
     }  # fmt: skip
     if details:
-        figures |= _details(scores, summary, counts)
+        figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
     return Scored(scores, figures)
 
 

@@ -100,6 +100,7 @@ def test_details_hold_boundaries_reliability_cities_and_the_confusions(folder, c
     found = json.loads(capsys.readouterr().out)
     counts = np.array(found["confusion"])
     assert counts.shape == (4, 4)
+    assert found["classes"] == list(CLASSES), "whose row is whose must not hang on the order of JSON keys"
     assert found["pixel_accuracy"] == pytest.approx(np.trace(counts) / counts.sum())
     assert sum(found["reliability"]["pixels"]) == counts.sum()
     assert set(found["boundary"]["iou"]) == set(CLASSES)
