@@ -150,6 +150,7 @@ def _threshold(name: str, command: str, params: Params) -> Ablation:
     comparisons = (
         *(Comparison("policy", f"t{t:g}", f"policy > {t:g}") for t in _THRESHOLDS),
         Comparison("policy", "control", "auto-labels > fine labels only"),
+        Comparison("t0.9", "control", "auto-labels of 0.9 > fine labels only"),
     )
     return Ablation(name, "Thresholds", "pseudo-label", tuple(rows), comparisons, command)
 
