@@ -89,11 +89,11 @@ def _classes(found: Mapping[str, tuple[Cells, Table]]) -> list[str]:
     for kind in ("confirming", "exploring"):
         if kind not in found:
             continue
-        table = found[kind][1]
-        left = tuple(c for c in table.compared if (c.comparison.row, c.comparison.baseline) not in told)
+        made = found[kind][1]
+        left = tuple(c for c in made.compared if (c.comparison.row, c.comparison.baseline) not in told)
         told |= {(c.comparison.row, c.comparison.baseline) for c in left}
         if left:
-            classes = by_class(replace(table, compared=left))
+            classes = by_class(replace(made, compared=left))
             heading = f"{_BY_CLASS[0]} ({kind} seeds)"
             lines += folded(heading, [_BY_CLASS[1], "", *classes]) if classes else [_NO_NAMES, ""]
     return lines

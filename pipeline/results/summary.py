@@ -62,6 +62,7 @@ _CLAIMS = (
     _Claim("merging", "policy", "coarse", "-"),
     _Claim("merging", "policy", "t0", "-"),
     _Claim("merging", "policy-human", "t0.5-human", "-"),
+    _Claim("merging-camvid", "policy", "t0.9", "-"),
     _Claim("camvid-table-default", "auto", "control", "-"),
     _Claim("threshold-camvid", "t0.9", "control", "-"),
     _Claim("threshold-camvid", "policy", "t0.9", "-"),
