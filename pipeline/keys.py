@@ -15,10 +15,11 @@ from hmsa_core import atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
 
 __all__ = [
-    "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used", "work_key",
+    "BESIDE", "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used", "work_key",
 ]  # fmt: skip
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
+BESIDE = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}  # of a section, not of its recipe
 _SPEED_ONLY = {"ranks", "nodes", "workers"}
 
 
@@ -34,8 +35,7 @@ def runtime_material(runtime: RuntimeConfig) -> dict[str, Any]:
 
 def train_material(config: TrainConfig) -> dict[str, Any]:
     """What of a training configuration determines the weights."""
-    beside = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}
-    values = config.model_dump(mode="json", exclude=beside)
+    values = config.model_dump(mode="json", exclude=BESIDE)
     return values | {"runtime": runtime_material(config.runtime)}
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, IntegrityError
 from pipeline.ablation.cells import TRIED, Cell, cells_of, changes
-from pipeline.ablation.code import REPOSITORY, changed_files, source_digests
+from pipeline.ablation.code import changed_files, source_digests
 from pipeline.ablation.material import Material, recipe_material
 from pipeline.params import Params
-from pipeline.provenance import commit_of
+from pipeline.provenance import REPOSITORY, commit_of
 
 if TYPE_CHECKING:
     from pipeline.ablation.run import Request

@@ -29,7 +29,6 @@ _SECTIONS = (
     "teacher_pretrain", "teacher_train", "calibrate", "auto_infer", "pseudo_label", "student_train", "evaluate",
 )  # fmt: skip
 _NAMED = 6  # settings: more are another recipe, which its digests tell apart
-_SPEED = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}
 _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
 
 
@@ -119,7 +118,7 @@ def _command(params: Params) -> str:
 def _recipes(params: Params) -> dict[str, Any]:
     """{dotted key: value} of what decides figures: no places on this machine, no speed, no titles."""
     data = without_roots(params.data.model_dump(mode="json"))
-    sections = {name: getattr(params, name).model_dump(mode="json", exclude=_SPEED) for name in _SECTIONS}
+    sections = {name: getattr(params, name).model_dump(mode="json", exclude=keys.BESIDE) for name in _SECTIONS}
     return dict(_leaves({"data": data, **sections}, ""))
 
 

@@ -75,6 +75,7 @@ def test_an_evaluation_without_details_shows_what_it_holds(folder: Path) -> None
         np.savez(folder / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["", ""]))
     html = section(read_quality(folder, cityscapes(), "multi"), cityscapes().classes)
     assert "<td>boundary IoU</td><td>–</td><td>–</td>" in html
+    assert html.count("<svg") == html.count("predicted class (columns)") == 2, "the confusions alone"
     assert "accuracy over confidence" not in html
     assert "by city" not in html
 
