@@ -15,7 +15,8 @@ from hmsa_core import atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
 
 __all__ = [
-    "BESIDE", "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used", "work_key",
+    "BESIDE", "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used",
+    "work_key",
 ]  # fmt: skip
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it

@@ -118,7 +118,11 @@ def _command(params: Params) -> str:
 def _recipes(params: Params) -> dict[str, Any]:
     """{dotted key: value} of what decides figures: no places on this machine, no speed, no titles."""
     data = without_roots(params.data.model_dump(mode="json"))
-    sections = {name: getattr(params, name).model_dump(mode="json", exclude=keys.BESIDE) for name in _SECTIONS}
+    sections = {}
+    for name in _SECTIONS:
+        section = getattr(params, name)
+        runtime = {"runtime": keys.runtime_material(section.runtime)} if hasattr(section, "runtime") else {}
+        sections[name] = section.model_dump(mode="json", exclude=keys.BESIDE) | runtime
     return dict(_leaves({"data": data, **sections}, ""))
 
 

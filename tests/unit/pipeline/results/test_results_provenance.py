@@ -66,6 +66,9 @@ def test_a_command_names_the_workspace_of_its_table(name: str, workspace: str) -
         ("demo", ("  overrides: {}", "  overrides: {car: 0.9}"),
          "autolabel init DIR --profile demo; params.yaml: calibrate.overrides.car: 0.9; dvc repro"),
         ("demo", ("    workers: 0", "    workers: 1"), "make demo"),
+        ("camvid", ("    precision: bf16 ", "    precision: fp16 "),  # other weights: no speed alone
+         'autolabel init DIR --profile camvid; params.yaml: student_train.runtime.precision: "fp16", '
+         'teacher_train.runtime.precision: "fp16"; dvc repro'),
     ],
 )  # fmt: skip
 def test_a_run_with_settings_of_its_own_does_not_say_that_the_profiles_command_makes_it(
