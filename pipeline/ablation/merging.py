@@ -27,7 +27,10 @@ def make_merging(name: str, command: str, params: Params) -> Ablation:
         main_row("control", "fine labels only", from_teacher(), params),
         main_row("coarse", "human coarse labels as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
     ]
-    comparisons = [Comparison("coarse", "control", "coarse > fine labels only")]
+    comparisons = [
+        Comparison("policy", "control", "student (coarse + auto, policy) > fine labels only"),
+        Comparison("coarse", "control", "coarse > fine labels only"),
+    ]
     for own, labels in _THRESHOLDS.items():
         told = "policy" if own == "policy" else f"threshold {labels.threshold:g}"
         kept = replace(labels, conflict="human")

@@ -46,6 +46,9 @@ _HELPS = (
     ("both", "attention", "auto-labels > fine labels only"),
     ("all-classes", "both", "labels of all classes > of those with a threshold"),
     ("all-classes", "attention", "labels of all classes > fine labels only"),
+    ("both", "coarse", "auto > coarse as drawn"),
+    ("all-classes", "coarse", "auto of all classes > coarse as drawn"),
+    ("coarse", "attention", "coarse > fine labels only"),
 )
 
 
@@ -55,7 +58,8 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
     `narrow`: no enlarged picture is learned from, so 2x should hurt averaging, as the paper has it. `own`: each
     scale has a loss of its own, so the hierarchical model should be as good at {1} alone as the single-scale one.
     `two`, `three`: both kinds of attention are trained on the same scales, so explicit attention should not be better.
-    `all-classes`: no threshold, so no class is missing from the auto-labelled half.
+    `all-classes`: no threshold, so no class is missing from the auto-labelled half; what is left between it and
+    `coarse`, people's polygons, is not owed to missing classes.
     """
     ignored = ("loss.rmi_ignore", params.student_train.loss.rmi_ignore)  # as table labels has it
     rows = (
@@ -75,6 +79,7 @@ def make_reasons(name: str, command: str, params: Params) -> Ablation:
             for own, title, labels in (
                 ("both", "fine and auto-labels", Labels()),
                 ("all-classes", "fine and auto-labels of all classes, threshold 0", Labels(0.0)),
+                ("coarse", "fine labels and human coarse ones as drawn", Labels("none", coarse=True)),
             )
         ),
     )

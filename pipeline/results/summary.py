@@ -59,6 +59,7 @@ _CLAIMS = (
     _Claim("labels", "both-coarse", "coarse", "-"),
     _Claim("threshold", "policy", "control", "-"),
     _Claim("threshold", "policy", "t0.9", "-"),
+    _Claim("merging", "policy", "control", "-"),
     _Claim("merging", "policy", "coarse", "-"),
     _Claim("merging", "policy", "t0", "-"),
     _Claim("merging", "policy-human", "t0.5-human", "-"),
