@@ -122,12 +122,12 @@ def _is_stranger(pid: int, written: float) -> bool:
     process = Path(f"/proc/{pid}")
     try:
         after_boot = int(process.joinpath("stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
-        command = process.joinpath("cmdline").read_bytes()
+        arguments = process.joinpath("cmdline").read_bytes().split(b"\0")
     except OSError:  # it has ended meanwhile
         return False
     booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text("utf-8"), re.MULTILINE)
     started = (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
-    return started > written + 1 and b"dvc" not in command
+    return started > written + 1 and b"dvc" not in map(os.path.basename, arguments)
 
 
 def _is_running(ws: Workspace) -> bool:

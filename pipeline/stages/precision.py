@@ -27,7 +27,8 @@ from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
 from pipeline.stages.sampled import Labelled, sampled_precision
-from pipeline.stages.support import infer_store, role_index
+from pipeline.stages.stores import infer_store
+from pipeline.stages.support import role_index
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = [

@@ -157,7 +157,7 @@ def test_work_of_before_the_class_table_was_in_the_key_goes_on_where_its_classes
     ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
-        before.setattr(support, "_unless", lambda _is_of_them, _folder, _job, material, _later: material)
+        before.setattr(support, "unless", lambda _is_of_them, _folder, _job, material, _later: material)
         _label(ws)
         scores = _score(ws)
     raw = LabelStore.open(ws.path("labels/raw")).digest

@@ -38,6 +38,7 @@ from pipeline.stages import (
     teacher_pretrain,
 )
 from pipeline.stages.precision import chosen_policy
+from pipeline.stages.stores import infer_store
 from pipeline.summary import summary_text
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
@@ -400,7 +401,7 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
 
     monkeypatch.setattr(support, "run_job", run_job)
     stores = [
-        support.infer_store(
+        infer_store(
             ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index,
             tuple(f"{city}_0001" for city in cities),
         )
@@ -427,7 +428,7 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
     for kind in ("hierarchical", "average", "max", "average"):
         atomic.write_json(meta, atomic.read_json(meta) | {"kind": kind})
         stores.append(
-            support.infer_store(
+            infer_store(
                 ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, ("a_0001",)
             )
         )
