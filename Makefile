@@ -88,7 +88,7 @@ bench: setup  ## ratios side by side; writes benchmarks/results and docs/benchma
 ablation-scales: setup  ## single, average, max, explicit, hierarchical on three sets of scales (SEEDS= ROWS= WORKSPACE=)
 	autolabel ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
 
-ablation-reasons: setup  ## why scales and labels come out so: no enlarged pictures in training; a loss at each scale; equal training scales; labels of all classes
+ablation-reasons: setup  ## why scales and labels come out so: no enlarged pictures in training; a loss at each scale; equal training scales; labels of all classes, human ones
 	autolabel ablate reasons --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, auto + coarse

@@ -56,6 +56,7 @@ _CLAIMS = (
     _Claim("labels", "both", "baseline", "+1.4"),
     _Claim("labels", "both", "attention", ">"),
     _Claim("labels", "both", "coarse", ">"),
+    _Claim("reasons", "all-classes", "coarse", "-"),
     _Claim("labels", "both-coarse", "coarse", "-"),
     _Claim("threshold", "policy", "control", "-"),
     _Claim("threshold", "policy", "t0.9", "-"),
