@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(w
     assert f"names process {os.getpid()}, which began after it was written" in found[0].text
     assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
     assert not rwlock.exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "state"), [("/venv/bin/dvc", "warning"), ("tests/test_dvc.py", "broken"), ("dvc.yaml", "broken")]
+)
+def test_dvc_is_known_by_its_program_not_by_a_word_of_another_command_line(
+    workspace: Workspace, argument: str, state: str
+) -> None:
+    rwlock = workspace.path(".dvc/tmp/rwlock")
+    with subprocess.Popen([sys.executable, "-c", "input()", argument], stdin=subprocess.PIPE) as process:
+        rwlock.write_text(json.dumps({"write": {"models": {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}}))
+        os.utime(rwlock, (1e9, 1e9))
+        found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+        process.communicate(b"\n")
+    assert found[0].state == state
 
 
 @pytest.mark.parametrize("content", ["stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "", "stages: 3\n"])
