@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="folder of the tables' cells (the checkout's benchmarks/ablations; without a checkout "
                              "that of the workspace)")  # fmt: skip
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="show each cell's state and figure, run nothing")
+    what.add_argument("--list", action="store_true",
+                      help="show each cell's state and figure, of all seeds that are there, run nothing")  # fmt: skip
     what.add_argument("--dry-run", action="store_true", help="also estimate the time of what is missing, run nothing")
     what.add_argument("--freeze", metavar="100,101", help="freeze generator and recipe, and open these seeds")
     what.add_argument("--accept", metavar="REASON", help="keep cells whose code or new default settings changed")
@@ -116,22 +118,42 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _show(ws: Workspace, request: Request, args: argparse.Namespace) -> int:
+    from pipeline.ablation.freeze import deviations, is_confirming, read_freeze
     from pipeline.ablation.run import pending
 
     cells = pending(ws, request)
+    shown = cells if args.seeds or args.dry_run else cells + _of_other_seeds(ws, request)
+    frozen = read_freeze(request.folder)
     sys.stdout.write(f"{request.ablation.title} ({request.folder})\n")
-    sys.stdout.writelines(_line(cell) for cell in cells)
+    for one in shown:
+        cell = one.state.cell
+        as_frozen = cell and frozen and is_confirming(one.seed) and not deviations(frozen, cell)
+        sys.stdout.write(_line(one, "as frozen" if as_frozen else _told(one)))
     if args.dry_run:
         prepare_process(ws)
         _estimate(ws, request, [c for c in cells if c.state.name != "finished"])
     return 0
 
 
-def _line(cell: Pending) -> str:
-    told = {"missing": "missing", "finished": "", "settings": "other settings", "code": "other code"}[cell.state.name]
-    figure = f"mIoU {100 * cell.state.cell.record['mean_iou']:6.2f}" if cell.state.cell else " " * 11
-    some = ", ".join(cell.state.differs[:3]) + (" ..." if len(cell.state.differs) > 3 else "")
-    return f"  {cell.row.name:28} seed {cell.seed:<4} {figure}  {told}{': ' + some if some else ''}\n"
+def _of_other_seeds(ws: Workspace, request: Request) -> list[Pending]:
+    """Cells that are there of seeds nobody asked for by number, the confirming ones above all."""
+    from pipeline.ablation.cells import cells_of
+    from pipeline.ablation.run import pending
+
+    seeds = tuple(sorted({cell.seed for cell in cells_of(request.folder)} - set(request.seeds)))
+    others = pending(ws, replace(request, seeds=seeds))
+    return [one for one in others if one.seed in seeds and one.state.cell]
+
+
+def _line(one: Pending, told: str) -> str:
+    figure = f"mIoU {100 * one.state.cell.record['mean_iou']:6.2f}" if one.state.cell else " " * 11
+    return f"  {one.row.name:28} seed {one.seed:<4} {figure}  {told}".rstrip() + "\n"
+
+
+def _told(one: Pending) -> str:
+    told = {"missing": "missing", "finished": "", "settings": "other settings", "code": "other code"}[one.state.name]
+    some = ", ".join(one.state.differs[:3]) + (" ..." if len(one.state.differs) > 3 else "")
+    return f"{told}{': ' + some if some else ''}"
 
 
 def _estimate(ws: Workspace, request: Request, cells: list[Pending]) -> None:

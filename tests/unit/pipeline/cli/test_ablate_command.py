@@ -33,6 +33,17 @@ def test_the_list_needs_no_data_and_shows_every_cell(
     assert not (tmp_path / "results").exists()
 
 
+def test_the_list_shows_the_confirming_cells_too_and_that_they_are_as_frozen(
+    ws: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " seed 10" in line]
+    assert len(lines) == 6 * 5
+    assert all("mIoU" in line and line.endswith("as frozen") for line in lines)
+    assert main(["ablate", "labels", "--list", "--seeds", "0", "--workspace", str(ws.root)]) == 0
+    assert "seed 10" not in capsys.readouterr().out, "asked by number: only that"
+
+
 def test_without_a_checkout_the_cells_are_the_workspaces(
     ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
