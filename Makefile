@@ -103,13 +103,16 @@ ablation-merging: setup  ## what auto-labels add to human polygons: policy, 0.5,
 ablation-losses: setup  ## RMI released / masked, BCE, CE at 10, 30, 60 % ignored; CutMix, ClassMix; auxiliary loss
 	autolabel ablate losses --prepare --workspace $(WORKSPACE) $(ABLATE)
 
-camvid-table: setup  ## CamVid: control, coarse, auto, merged for both variants of the splits (CAMVID=folder)
+camvid-table: setup  ## CamVid: control, coarse, auto, merged for both variants of the splits, and with a teacher of twice the length (CAMVID=folder)
+	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-1280 --variant default --teacher-epochs 1280 \
+	  --data $(abspath $(CAMVID)) $(ABLATE)
 	autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
 	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
 
 results: setup  ## docs/results.md from the committed metric files and what these workspaces measured last
-	autolabel results --if-there --collect . --collect workspaces/camvid --collect workspaces/camvid-drive_shift
+	autolabel results --if-there --collect . --collect workspaces/camvid --collect workspaces/camvid-1280 \
+	  --collect workspaces/camvid-drive_shift
 
 lint: setup  ## ruff
 	$(PY) -m ruff check .

@@ -19,7 +19,7 @@ from pipeline.ablation.rows import (
 )
 from pipeline.params import Params
 
-__all__ = ["NAMES", "make_ablation"]
+__all__ = ["NAMES", "camvid_variant", "make_ablation"]
 
 NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "camvid-table")
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -232,14 +232,19 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
 # ------------------------------------------------------------------------------------------------ CamVid
 
 
+def camvid_variant(params: Params) -> str:
+    """The variant of CamVid's splits, with the teacher's epochs where they are not the profile's: "default-1280"."""
+    variant = str(getattr(params.data.target, "variant", None) or "default")
+    epochs = params.teacher_train.epochs
+    return variant if epochs == Params.of_profile("camvid").teacher_train.epochs else f"{variant}-{epochs}"
+
+
 def _camvid(params: Params) -> Ablation:
     if params.profile != "camvid":
         raise ConfigError(
             f"camvid-table is for workspaces of profile camvid, this one has profile {params.profile}",
             hint="autolabel ablate camvid-table --prepare --workspace workspaces/camvid",
         )
-    source = params.data.target
-    variant = str(getattr(source, "variant", None) or "default")
     rows = [
         main_row("teacher", "teacher, as it is", None, params),
         main_row("control", "control: fine labels only", from_teacher(), params),
@@ -260,7 +265,7 @@ def _camvid(params: Params) -> Ablation:
         training = from_teacher((("pseudo.fine_only_epochs", 0),), Labels(coarse=True))
         rows.append(main_row("no-tail", "auto-labels + coarse, mixed to the end", training, params))
         comparisons.append(Comparison("merged", "no-tail", "fine labels alone at the end > mixed to the end"))
-    title = f"CamVid, variant {variant}"
-    return Ablation(
-        f"camvid-table-{variant}", title, "pseudo-label", tuple(rows), tuple(comparisons), "make camvid-table"
-    )
+    variant, _, epochs = camvid_variant(params).partition("-")
+    title = f"CamVid, variant {variant}" + (f", teacher of {epochs} epochs" if epochs else "")
+    name = f"camvid-table-{camvid_variant(params)}"
+    return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons), "make camvid-table")

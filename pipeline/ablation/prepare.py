@@ -55,14 +55,24 @@ def _environment() -> dict[str, str]:
     return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def make_camvid_workspace(folder: Path, variant: str, data: Path | None) -> None:
-    """Make a workspace of profile camvid for one variant of the splits; one that is there must be of that variant."""
+def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: Path | None) -> None:
+    """Make a workspace of profile camvid for one variant of the splits; one that is there must be of that variant.
+
+    Args:
+        folder: of the workspace.
+        variant: of CamVid's splits.
+        epochs: of the teacher; None = the profile's.
+        data: CamVid's folder.
+    """
+    from pipeline.ablation.catalogue import camvid_variant
     from pipeline.flow.overrides import apply
     from pipeline.params import Params
 
     if init_workspace(InitRequest(folder, "camvid", data=data)):
         text = (folder / "params.yaml").read_text("utf-8")
-        atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant}))
-    found = Params.load(folder / "params.yaml").data.target.variant or "default"
-    if found != variant:
-        raise ConfigError(f"{folder}: is a workspace of variant {found}, not {variant}", hint="choose another folder")
+        length = {} if epochs is None else {"teacher_train.epochs": epochs}
+        atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant} | length))
+    found = camvid_variant(Params.load(folder / "params.yaml"))
+    wanted = variant if epochs is None else f"{variant}-{epochs}"
+    if found != wanted:
+        raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", default="", help="with --freeze: how the frozen one was chosen")
     parser.add_argument("--prepare", action="store_true", help="first run the stages that the table needs")
     parser.add_argument("--variant", choices=("default", "drive_shift"), help="camvid-table: make the workspace")
+    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="with --variant: not the profile's")
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --variant: CamVid's folder")
 
 
@@ -81,12 +82,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _workspace(args: argparse.Namespace) -> Workspace:
     if args.variant is None:
+        if args.teacher_epochs is not None:
+            raise ConfigError("--teacher-epochs goes with --variant: a workspace that is there keeps its teacher")
         return Workspace.find(args.workspace)
     if not args.prepare or args.workspace is None or args.name != "camvid-table":
         raise ConfigError("--variant makes a workspace: it goes with camvid-table --prepare --workspace DIR")
     from pipeline.ablation.prepare import make_camvid_workspace
 
-    make_camvid_workspace(args.workspace.resolve(), args.variant, args.data)
+    make_camvid_workspace(args.workspace.resolve(), args.variant, args.teacher_epochs, args.data)
     return Workspace(args.workspace)
 
 

@@ -71,7 +71,8 @@ def workspace_of(name: str) -> str:
     """Where the commands of an ablation run, as the Makefile names it; "" for the checkout's own."""
     if "camvid" not in name:
         return ""
-    return "workspaces/camvid-drive_shift" if name.endswith("-drive_shift") else "workspaces/camvid"
+    kind = name.removeprefix("camvid-table-").removeprefix("default").strip("-") if name.startswith("camvid") else ""
+    return f"workspaces/camvid-{kind}" if kind else "workspaces/camvid"
 
 
 def _newest(found: Mapping[str, tuple[Cells, Table]]) -> Cells:

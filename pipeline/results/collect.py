@@ -11,6 +11,7 @@ from hmsa_core import atomic
 from hmsa_core.errors import InputError
 from hmsa_core.models import read_meta
 from pipeline import keys
+from pipeline.ablation.catalogue import camvid_variant
 from pipeline.ablation.material import without_roots
 from pipeline.params import Params
 from pipeline.provenance import describe_run
@@ -33,9 +34,9 @@ _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
 
 
 def run_name(params: Params) -> str:
-    """Name of a workspace's file: its profile, with CamVid's variant where it is not the default."""
-    variant = params.data.target.variant if params.profile == "camvid" else None
-    return params.profile if variant in (None, "default") else f"{params.profile}-{variant}"
+    """Name of a workspace's file: its profile, with CamVid's variant and its teacher's length where these differ."""
+    variant = camvid_variant(params).removeprefix("default").strip("-") if params.profile == "camvid" else ""
+    return f"{params.profile}-{variant}" if variant else params.profile
 
 
 def collect(ws: Workspace, runs: Path) -> Path:

@@ -111,9 +111,16 @@ def _ablations(folder: Path) -> list[Ablation]:
     shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
     names = [name for name in NAMES if name != "camvid-table"]
     found = [make_ablation(name, demo) for name in names]
-    found += [make_ablation("camvid-table", params) for params in (camvid, shifted)]
+    longer = [_with_epochs(camvid, path.name) for path in sorted(folder.glob("camvid-table-default-*"))]
+    found += [make_ablation("camvid-table", params) for params in (*longer, camvid, shifted)]
     on_camvid = [make_ablation(name, camvid) for name in names]
     return found + [_titled(a, "CamVid") for a in on_camvid if (folder / a.name).is_dir()]
+
+
+def _with_epochs(camvid: Params, name: str) -> Params:
+    """Profile camvid with the teacher's length that a table's name ends with."""
+    epochs = int(name.rpartition("-")[2])
+    return camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"epochs": epochs})})
 
 
 def _titled(ablation: Ablation, where: str) -> Ablation:
