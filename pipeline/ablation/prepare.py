@@ -73,6 +73,7 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
         length = {} if epochs is None else {"teacher_train.epochs": epochs}
         atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant} | length))
     found = camvid_variant(Params.load(folder / "params.yaml"))
-    wanted = variant if epochs is None else f"{variant}-{epochs}"
+    usual = Params.of_profile("camvid").teacher_train.epochs
+    wanted = variant if epochs in (None, usual) else f"{variant}-{epochs}"
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")

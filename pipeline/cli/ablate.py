@@ -89,6 +89,8 @@ def _workspace(args: argparse.Namespace) -> Workspace:
         raise ConfigError("--variant makes a workspace: it goes with camvid-table --prepare --workspace DIR")
     from pipeline.ablation.prepare import make_camvid_workspace
 
+    if args.teacher_epochs is not None and args.teacher_epochs < 1:
+        raise ConfigError(f"--teacher-epochs {args.teacher_epochs}: expected 1 or more")
     make_camvid_workspace(args.workspace.resolve(), args.variant, args.teacher_epochs, args.data)
     return Workspace(args.workspace)
 

@@ -8,8 +8,10 @@ import pytest
 
 from hmsa_core.errors import ConfigError
 from pipeline import init
+from pipeline.ablation.catalogue import make_ablation
 from pipeline.ablation.prepare import make_camvid_workspace
 from pipeline.cli.main import main
+from pipeline.results.collect import run_name
 from pipeline.workspace import Workspace
 from tests.support.ablations import FakeJobs, bare_workspace
 
@@ -67,6 +69,8 @@ def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, caps
         (["labels", "--epochs-scale", "0"], "expected a number above 0"),
         (["labels", "--freeze", "100"], "--freeze needs --variants N"),
         (["labels", "--variant", "default"], "--variant makes a workspace"),
+        (["labels", "--teacher-epochs", "9"], "--teacher-epochs goes with --variant"),
+        (["camvid-table", "--prepare", "--variant", "default", "--teacher-epochs", "0"], "expected 1 or more"),
         (["camvid-table"], "profile camvid, this one has profile demo"),
         (["labels"], "starts after the stage pseudo-label"),
         (["labels", "--dry-run"], "starts after the stage pseudo-label"),
@@ -110,9 +114,25 @@ def test_a_camvid_workspace_is_made_for_its_variant_and_kept_for_it(
     monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
     data = tmp_path / "photographs"
     data.mkdir()
-    make_camvid_workspace(tmp_path / "shift", "drive_shift", data)
+    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
     target = Workspace(tmp_path / "shift").params.data.target
     assert (target.variant, target.root) == ("drive_shift", str(data))
-    make_camvid_workspace(tmp_path / "shift", "drive_shift", data)
+    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
     with pytest.raises(ConfigError, match="is a workspace of variant drive_shift, not default"):
-        make_camvid_workspace(tmp_path / "shift", "default", data)
+        make_camvid_workspace(tmp_path / "shift", "default", None, data)
+
+
+def test_a_camvid_workspace_with_a_longer_teacher_has_a_table_and_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    (tmp_path / "photographs").mkdir()
+    longer = tmp_path / "longer"
+    make_camvid_workspace(longer, "default", 7777, tmp_path / "photographs")
+    params = Workspace(longer).params
+    assert params.teacher_train.epochs == 7777
+    table = make_ablation("camvid-table", params)
+    assert (table.name, table.title) == ("camvid-table-default-7777", "CamVid, variant default, teacher of 7777 epochs")
+    assert run_name(params) == "camvid-7777", "figures of `make camvid` are not overwritten"
+    with pytest.raises(ConfigError, match="is a workspace of variant default-7777, not default"):
+        make_camvid_workspace(longer, "default", None, None)

@@ -56,6 +56,15 @@ def test_a_finished_workspace_is_collected_with_machine_commit_and_times(tmp_pat
     assert "| demo: student - control | +1.20 [-0.30, +2.00] |" in readme_table(sources)
 
 
+def test_camvid_with_another_length_of_its_teacher_is_a_table_of_its_own(sources: Sources) -> None:
+    for row, quality in (("control", 0.6), ("merged", 0.8)):
+        put_cell(sources.ablations / "camvid-table-default-7777", row, 0, quality)
+    page = results_page(sources)
+    assert "## CamVid, variant default, teacher of 7777 epochs" in page
+    assert "--rows merged --seeds 0 --workspace workspaces/camvid-7777" in page
+    assert "## CamVid, variant default\n\nNot measured yet" in page
+
+
 def test_settings_that_were_edited_after_the_training_are_not_taken_for_its_own(tmp_path: Path, sources: Sources) -> None:
     ws = finished_workspace(tmp_path / "ws")
     made_with = {"config": recipe_material(ws.params.student_train)}
