@@ -71,6 +71,10 @@ _CLAIMS = (
     _Claim("camvid-table-default", "auto", "coarse", ">"),
     _Claim("camvid-table-default", "merged", "control", "-"),
     _Claim("camvid-table-default", "merged", "coarse", "-"),
+    _Claim("camvid-table-default-1280", "control", "teacher", "-"),
+    _Claim("camvid-table-default-1280", "merged", "control", "-"),
+    _Claim("camvid-table-default-1280", "auto", "control", "-"),
+    _Claim("camvid-table-default-1280", "merged", "coarse", "-"),
     _Claim("camvid-table-drive_shift", "merged", "control", "-"),
 )
 
