@@ -104,9 +104,9 @@ ablation-losses: setup  ## RMI released / masked, BCE, CE at 10, 30, 60 % ignore
 	autolabel ablate losses --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 camvid-table: setup  ## CamVid: control, coarse, auto, merged for both variants of the splits, and with a teacher of twice the length (CAMVID=folder)
+	autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
 	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-1280 --variant default --teacher-epochs 1280 \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
-	autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
 	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
 

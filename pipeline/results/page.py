@@ -107,20 +107,24 @@ def results_page(sources: Sources) -> str:
 def _ablations(folder: Path) -> list[Ablation]:
     """Those of the demo and of CamVid's two variants; then tables of other profiles that have cells."""
     demo, camvid = Params.of_profile("demo"), Params.of_profile("camvid")
-    shift = camvid.data.target.model_copy(update={"variant": "drive_shift"})
-    shifted = camvid.model_copy(update={"data": camvid.data.model_copy(update={"target": shift})})
+    shifted = _of_variant(camvid, "drive_shift")
     names = [name for name in NAMES if name != "camvid-table"]
     found = [make_ablation(name, demo) for name in names]
-    longer = [_with_epochs(camvid, path.name) for path in sorted(folder.glob("camvid-table-default-*"))]
-    found += [make_ablation("camvid-table", params) for params in (*longer, camvid, shifted)]
+    others = sorted(path.name for path in folder.glob("camvid-table-*-[0-9]*"))
+    longer = [_of_variant(camvid, *name.rsplit("-", 2)[1:]) for name in others]
+    found += [make_ablation("camvid-table", params) for params in (camvid, *longer, shifted)]
     on_camvid = [make_ablation(name, camvid) for name in names]
     return found + [_titled(a, "CamVid") for a in on_camvid if (folder / a.name).is_dir()]
 
 
-def _with_epochs(camvid: Params, name: str) -> Params:
-    """Profile camvid with the teacher's length that a table's name ends with."""
-    epochs = int(name.rpartition("-")[2])
-    return camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"epochs": epochs})})
+def _of_variant(camvid: Params, variant: str, epochs: str = "") -> Params:
+    """Profile camvid for a variant of the splits, with the teacher's length that a table's name ends with."""
+    target = camvid.data.target.model_copy(update={"variant": variant})
+    length = {"epochs": int(epochs)} if epochs else {}
+    return camvid.model_copy(update={
+        "data": camvid.data.model_copy(update={"target": target}),
+        "teacher_train": camvid.teacher_train.model_copy(update=length),
+    })  # fmt: skip
 
 
 def _titled(ablation: Ablation, where: str) -> Ablation:

@@ -59,9 +59,11 @@ def test_a_finished_workspace_is_collected_with_machine_commit_and_times(tmp_pat
 def test_camvid_with_another_length_of_its_teacher_is_a_table_of_its_own(sources: Sources) -> None:
     for row, quality in (("control", 0.6), ("merged", 0.8)):
         put_cell(sources.ablations / "camvid-table-default-7777", row, 0, quality)
+        put_cell(sources.ablations / "camvid-table-drive_shift-8", row, 0, quality)
     page = results_page(sources)
     assert "## CamVid, variant default, teacher of 7777 epochs" in page
     assert "--rows merged --seeds 0 --workspace workspaces/camvid-7777" in page
+    assert "## CamVid, variant drive_shift, teacher of 8 epochs" in page
     assert "## CamVid, variant default\n\nNot measured yet" in page
 
 
