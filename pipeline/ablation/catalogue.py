@@ -19,7 +19,7 @@ from pipeline.ablation.rows import (
 )
 from pipeline.params import Params
 
-__all__ = ["NAMES", "camvid_variant", "make_ablation"]
+__all__ = ["NAMES", "camvid_folder", "camvid_variant", "make_ablation", "named_variant"]
 
 NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "camvid-table")
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -234,9 +234,17 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
 
 def camvid_variant(params: Params) -> str:
     """The variant of CamVid's splits, with the teacher's epochs where they are not the profile's: "default-1280"."""
-    variant = str(getattr(params.data.target, "variant", None) or "default")
-    epochs = params.teacher_train.epochs
-    return variant if epochs == Params.of_profile("camvid").teacher_train.epochs else f"{variant}-{epochs}"
+    return named_variant(getattr(params.data.target, "variant", None) or "default", params.teacher_train.epochs)
+
+
+def named_variant(variant: str, epochs: int | None) -> str:
+    """The same from its parts; `epochs` None = the profile's."""
+    return variant if epochs in (None, Params.of_profile("camvid").teacher_train.epochs) else f"{variant}-{epochs}"
+
+
+def camvid_folder(variant: str) -> str:
+    """Name of the workspace and of the run's file of such a variant: "camvid", "camvid-drive_shift", "camvid-1280"."""
+    return "-".join(("camvid", *(part for part in variant.split("-") if part != "default")))
 
 
 def _camvid(params: Params) -> Ablation:
@@ -265,7 +273,8 @@ def _camvid(params: Params) -> Ablation:
         training = from_teacher((("pseudo.fine_only_epochs", 0),), Labels(coarse=True))
         rows.append(main_row("no-tail", "auto-labels + coarse, mixed to the end", training, params))
         comparisons.append(Comparison("merged", "no-tail", "fine labels alone at the end > mixed to the end"))
-    variant, _, epochs = camvid_variant(params).partition("-")
+    named = camvid_variant(params)
+    variant, _, epochs = named.partition("-")
     title = f"CamVid, variant {variant}" + (f", teacher of {epochs} epochs" if epochs else "")
-    name = f"camvid-table-{camvid_variant(params)}"
+    name = f"camvid-table-{named}"
     return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons), "make camvid-table")

@@ -64,7 +64,7 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
         epochs: of the teacher; None = the profile's.
         data: CamVid's folder.
     """
-    from pipeline.ablation.catalogue import camvid_variant
+    from pipeline.ablation.catalogue import camvid_variant, named_variant
     from pipeline.flow.overrides import apply
     from pipeline.params import Params
 
@@ -72,8 +72,6 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
         text = (folder / "params.yaml").read_text("utf-8")
         length = {} if epochs is None else {"teacher_train.epochs": epochs}
         atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant} | length))
-    found = camvid_variant(Params.load(folder / "params.yaml"))
-    usual = Params.of_profile("camvid").teacher_train.epochs
-    wanted = variant if epochs in (None, usual) else f"{variant}-{epochs}"
+    found, wanted = camvid_variant(Params.load(folder / "params.yaml")), named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")

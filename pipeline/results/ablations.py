@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.errors import HmsaError
+from pipeline.ablation.catalogue import camvid_folder
 from pipeline.ablation.cells import TRIED, Cell
 from pipeline.ablation.code import changed_files
 from pipeline.ablation.freeze import deviations, read_freeze
@@ -71,8 +72,8 @@ def workspace_of(name: str) -> str:
     """Where the commands of an ablation run, as the Makefile names it; "" for the checkout's own."""
     if "camvid" not in name:
         return ""
-    kind = name.removeprefix("camvid-table-").removeprefix("default").strip("-") if name.startswith("camvid") else ""
-    return f"workspaces/camvid-{kind}" if kind else "workspaces/camvid"
+    variant = name.removeprefix("camvid-table-") if name.startswith("camvid-table-") else "default"
+    return f"workspaces/{camvid_folder(variant)}"
 
 
 def _newest(found: Mapping[str, tuple[Cells, Table]]) -> Cells:

@@ -11,7 +11,7 @@ from hmsa_core import atomic
 from hmsa_core.errors import InputError
 from hmsa_core.models import read_meta
 from pipeline import keys
-from pipeline.ablation.catalogue import camvid_variant
+from pipeline.ablation.catalogue import camvid_folder, camvid_variant
 from pipeline.ablation.material import without_roots
 from pipeline.params import Params
 from pipeline.provenance import describe_run
@@ -35,8 +35,7 @@ _COMMANDS = {"demo": "make demo", "camvid": "make camvid"}
 
 def run_name(params: Params) -> str:
     """Name of a workspace's file: its profile, with CamVid's variant and its teacher's length where these differ."""
-    variant = camvid_variant(params).removeprefix("default").strip("-") if params.profile == "camvid" else ""
-    return f"{params.profile}-{variant}" if variant else params.profile
+    return camvid_folder(camvid_variant(params)) if params.profile == "camvid" else params.profile
 
 
 def collect(ws: Workspace, runs: Path) -> Path:
