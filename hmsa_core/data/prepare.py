@@ -28,7 +28,7 @@ from hmsa_core.data.phash import near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.data.summary import Summary, check_labels, check_share, summarise, write_refused
+from hmsa_core.data.summary import Summary, check_labels, check_share, check_train_ids, summarise, write_refused
 from hmsa_core.data.verify import Checked, Task, Verifier
 from hmsa_core.errors import InputError, LayoutError
 from hmsa_core.process import die_with_parent
@@ -91,7 +91,7 @@ def build(
     Raises:
         LayoutError: a whole folder is missing or holds nothing usable.
         InputError: more than `source.max_bad` of the images, and than `source.max_bad_images`, are refused; each of
-            them is in the quarantine table.
+            them is in the quarantine table. Or maps of trainIds lie where ids are read.
     """
     scanned = scan(source)
     found = list(_unique(scanned))  # first: roles and blocks go by name
@@ -106,8 +106,8 @@ def build(
     refused += duplicates
     summary = summarise(source, scanned, samples, refused)
     summary.reused = sum(c.reused for c in checked)
-    check_share(source, summary, refused, Path(out))
-    check_labels(source, {f.name for f in found if f.label}, samples, refused, Path(out))
+    check_share(source, scanned.classes, summary, refused, Path(out))
+    check_labels(source, scanned.classes, {f.name for f in found if f.label}, samples, refused, Path(out))
     kept = {s.name for s in samples}
     centroids = Centroids.collect(
         (c.sample.name, c.centroids)
@@ -116,6 +116,7 @@ def build(
     )
     counts = centroids.counts(scanned.classes.num_classes)
     summary.centroids = {name: int(n) for name, n in zip(scanned.classes.classes, counts, strict=True)}
+    check_train_ids(source, scanned.classes, summary, samples)
     _near(samples, source.near_duplicate_bits, summary)
     _write(Path(out), source, scanned.classes, samples, centroids, refused, summary, tile, min_pixels)
     return summary

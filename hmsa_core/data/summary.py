@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import QuarantineRow, Sample, read_quarantine, write_quarantine
 from hmsa_core.data.layout import Refused, Scan
 from hmsa_core.data.spec import SourceSpec
 from hmsa_core.errors import InputError
+from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Summary", "check_labels", "check_share", "summarise", "write_refused"]
+__all__ = ["Summary", "check_labels", "check_share", "check_train_ids", "summarise", "write_refused"]
 
 
 @dataclass
@@ -63,7 +65,9 @@ def _lost(refused: Sequence[Refused], used: set[str]) -> int:
     return namesakes + len({r.name for r in refused if (r.part, r.reason) not in no_loss} - used)
 
 
-def check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused], out: Path) -> None:
+def check_share(
+    source: SourceSpec, classes: ClassTable, summary: Summary, refused: Sequence[Refused], out: Path
+) -> None:
     """InputError when too many images are refused (`SourceSpec.max_bad`); each is in `out`/quarantine.parquet then."""
     bad, total = summary.refused_images, summary.refused_images + summary.images
     if _is_too_many(source, bad, total):
@@ -75,17 +79,46 @@ def check_share(source: SourceSpec, summary: Summary, refused: Sequence[Refused]
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
             hint="folders whose files have the same names: set `names: path`" if namesakes
-            else _mend(out),
+            else _mend(out, source, classes, refused),
         )
 
 
+def check_train_ids(source: SourceSpec, classes: ClassTable, summary: Summary, samples: Sequence[Sample]) -> None:
+    """Maps of trainIds hold valid ids of other classes (2 is void, 7 is road): nothing else would tell.
+
+    Raises:
+        InputError: label files should hold ids, and no learning one shows a class whose id is above all trainIds.
+    """
+    if not classes.has_own_ids or not any(summary.centroids.values()):
+        return
+    last = classes.num_classes  # often void
+    above = [name for name, own in zip(classes.classes, classes.train_to_id, strict=True) if own > last]
+    learned = [s.label for s in samples if s.role == "learn" and s.label]
+    maps = [label for label in learned if not holds_train_ids(label) and not label.lower().endswith(".json")]
+    if maps and above and not any(summary.centroids[name] for name in above):
+        raise InputError(
+            f"{source.root}: no label map of {len(maps)} learning images holds an id above {last}, the first: "
+            f"{maps[0]}: do they hold trainIds? They would be read as ids of {classes.name}",
+            hint=_mend_train_ids(source, classes),
+        )
+
+
+def _mend_train_ids(source: SourceSpec, classes: ClassTable) -> str:
+    if source.kind != "folder":
+        return "name maps of trainIds ..._labelTrainIds.png"
+    last = classes.num_classes - 1
+    return f"for maps of trainIds write a class file of your own with these classes as 0..{last}, named in `classes`"
+
+
 def check_labels(
-    source: SourceSpec, labelled: Set[str], samples: Sequence[Sample], refused: Sequence[Refused], out: Path
-) -> None:
+    source: SourceSpec, classes: ClassTable, labelled: Set[str], samples: Sequence[Sample], refused: Sequence[Refused],
+    out: Path,
+) -> None:  # fmt: skip
     """The same of the images that have a fine label: a small share of all images may be every one of them.
 
     Args:
         source: the data set.
+        classes: its classes.
         labelled: names of the images that were found with a fine label.
         samples: what can be used.
         refused: what cannot.
@@ -99,7 +132,7 @@ def check_labels(
         raise InputError(
             f"{source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
             f"{min(lost)} ({reasons})",
-            hint=_mend(out),
+            hint=_mend(out, source, classes, refused),
         )
 
 
@@ -108,8 +141,11 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
     return bad > max(source.max_bad * total, few)
 
 
-def _mend(out: Path) -> str:
-    return f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`"
+def _mend(out: Path, source: SourceSpec, classes: ClassTable, refused: Sequence[Refused]) -> str:
+    told = f"mend the files (all of them: {out / 'quarantine.parquet'}), or raise `max_bad`"
+    if classes.has_own_ids and any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in refused):
+        told += f"; {_mend_train_ids(source, classes)}"
+    return told
 
 
 def write_refused(out: Path, root: str, refused: Sequence[Refused]) -> None:
