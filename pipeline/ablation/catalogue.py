@@ -40,7 +40,7 @@ _HARM = 0.005  # mean IoU; set before the first cell: less than this is no harm
 def make_ablation(name: str, params: Params) -> Ablation:
     """An ablation as the workspace of `params` runs it.
 
-    Tables of another profile than demo carry its name: their cells are other files.
+    Tables of another profile than demo carry its name (of CamVid the variant's, too): their cells are other files.
 
     Raises:
         ConfigError: an unknown name, or an ablation that the profile cannot run.
@@ -53,7 +53,8 @@ def make_ablation(name: str, params: Params) -> Ablation:
         return _camvid(params)
     if name not in makers:
         raise ConfigError(f"unknown ablation {name!r}: choose one of {', '.join(NAMES)}")
-    suffix = "" if params.profile == "demo" else f"-{params.profile}"
+    profile = camvid_folder(camvid_variant(params)) if params.profile == "camvid" else params.profile
+    suffix = "" if profile == "demo" else f"-{profile}"
     return makers[name](f"{name}{suffix}", f"make ablation-{name}", params)
 
 

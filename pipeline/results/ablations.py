@@ -72,8 +72,9 @@ def workspace_of(name: str) -> str:
     """Where the commands of an ablation run, as the Makefile names it; "" for the checkout's own."""
     if "camvid" not in name:
         return ""
-    variant = name.removeprefix("camvid-table-") if name.startswith("camvid-table-") else "default"
-    return f"workspaces/{camvid_folder(variant)}"
+    if name.startswith("camvid-table-"):
+        return f"workspaces/{camvid_folder(name.removeprefix('camvid-table-'))}"
+    return f"workspaces/{name[name.index('camvid') :]}"
 
 
 def _newest(found: Mapping[str, tuple[Cells, Table]]) -> Cells:

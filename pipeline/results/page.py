@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,10 @@ def _ablations(folder: Path) -> list[Ablation]:
     others = sorted(path.name for path in folder.glob("camvid-table-*-[0-9]*"))
     longer = [_of_variant(camvid, *name.rsplit("-", 2)[1:]) for name in others]
     found += [make_ablation("camvid-table", params) for params in (camvid, *longer, shifted)]
-    on_camvid = [make_ablation(name, camvid) for name in names]
-    return found + [_titled(a, "CamVid") for a in on_camvid if (folder / a.name).is_dir()]
+    for name in names:
+        for path in sorted(folder.glob(f"{name}-camvid*")):
+            found.append(_on_camvid(name, path.name.removeprefix(f"{name}-"), camvid))
+    return found
 
 
 def _of_variant(camvid: Params, variant: str, epochs: str = "") -> Params:
@@ -127,11 +129,14 @@ def _of_variant(camvid: Params, variant: str, epochs: str = "") -> Params:
     })  # fmt: skip
 
 
-def _titled(ablation: Ablation, where: str) -> Ablation:
-    return Ablation(
-        ablation.name, f"{ablation.title}, {where}", ablation.needs, ablation.rows, ablation.comparisons,
-        f"{ablation.command} WORKSPACE=workspaces/{where.lower()}",
-    )  # fmt: skip
+def _on_camvid(name: str, workspace: str, camvid: Params) -> Ablation:
+    """A table as a workspace of CamVid has it ("camvid", "camvid-drive_shift", "camvid-1280")."""
+    parts = workspace.split("-")[1:]
+    epochs = parts.pop() if parts and parts[-1].isdigit() else ""
+    ablation = make_ablation(name, _of_variant(camvid, parts[0] if parts else "default", epochs))
+    told = [f"variant {part}" for part in parts] + ([f"teacher of {epochs} epochs"] if epochs else [])
+    title = ", ".join([ablation.title, "CamVid", *told])
+    return replace(ablation, title=title, command=f"{ablation.command} WORKSPACE=workspaces/{workspace}")
 
 
 # ------------------------------------------------------------------------------------------- workspaces

@@ -146,6 +146,8 @@ def test_camvid_table_is_refused_elsewhere_and_knows_its_variant(demo: Params, c
     with pytest.raises(ConfigError, match="unknown ablation 'scale': choose one of scales"):
         make_ablation("scale", demo)
     assert make_ablation("scales", camvid).name == "scales-camvid", "its cells are not the demo's"
+    longer = camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"epochs": 1280})})
+    assert make_ablation("scales", longer).name == "scales-camvid-1280", "nor are those of another teacher the profile's"
 
 
 def test_an_unknown_row_is_named_with_the_known_ones(demo: Params) -> None:

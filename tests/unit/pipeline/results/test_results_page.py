@@ -67,6 +67,19 @@ def test_camvid_with_another_length_of_its_teacher_is_a_table_of_its_own(sources
     assert "## CamVid, variant default\n\nNot measured yet" in page
 
 
+def test_every_table_of_another_camvid_workspace_has_cells_and_a_section_of_its_own(sources: Sources) -> None:
+    for workspace in ("camvid", "camvid-7777", "camvid-drive_shift-8"):
+        put_cell(sources.ablations / f"threshold-{workspace}", "policy", 0, 0.6)
+    page = results_page(sources)
+    for title, workspace in (
+        ("CamVid", "camvid"), ("CamVid, teacher of 7777 epochs", "camvid-7777"),
+        ("CamVid, variant drive_shift, teacher of 8 epochs", "camvid-drive_shift-8"),
+    ):  # fmt: skip
+        section = page.split(f"## Thresholds, {title}\n")[1].split("\n## ")[0]
+        assert f"WORKSPACE=workspaces/{workspace}`; cells: `benchmarks/ablations/threshold-{workspace}/`" in section
+        assert f"--rows policy --seeds 0 --workspace workspaces/{workspace}`" in section
+
+
 def test_settings_that_were_edited_after_the_training_are_not_taken_for_its_own(tmp_path: Path, sources: Sources) -> None:
     ws = finished_workspace(tmp_path / "ws")
     made_with = {"config": recipe_material(ws.params.student_train)}

@@ -46,7 +46,7 @@ def test_a_training_that_rows_share_counts_once_and_each_rows_part_of_the_evalua
     ("name", "workspace"),
     [("scales", ""), ("losses-camvid", "workspaces/camvid"), ("camvid-table-default", "workspaces/camvid"),
      ("camvid-table-drive_shift", "workspaces/camvid-drive_shift"),
-     ("camvid-table-default-1280", "workspaces/camvid-1280")],
+     ("camvid-table-default-1280", "workspaces/camvid-1280"), ("losses-camvid-1280", "workspaces/camvid-1280")],
 )  # fmt: skip
 def test_a_command_names_the_workspace_of_its_table(name: str, workspace: str) -> None:
     assert workspace_of(name) == workspace
