@@ -53,6 +53,11 @@ _DEMO_ONLY = ("explicit-0.5-1-2", "max-0.5-1-2", "single-1")  # untrained on Cam
 _CLAIMS = (
     *_SCALES,
     *(replace(claim, ablation="scales-camvid") for claim in _SCALES if claim.baseline not in _DEMO_ONLY),
+    *(
+        _Claim(name, "own-hierarchical-0.5-1-2", other, "-")
+        for name in ("reasons", "reasons-camvid")
+        for other in ("average-0.5-1-2", "hierarchical-0.5-1-2")
+    ),
     _Claim("reasons", "hierarchical-0.5-1", "two-explicit-0.5-1", ">"),
     _Claim("reasons", "three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "-"),
     _Claim("reasons", "three-hierarchical-0.5-1-2", "explicit-0.5-1-2", ">"),
