@@ -11,6 +11,7 @@ from hmsa_core.config import Section
 __all__ = ["GateConfig"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 
@@ -22,8 +23,8 @@ class GateConfig(Section):
     min_gain: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # mean IoU; the lower bound must exceed it
     seed_sd: Annotated[float, Field(ge=0.0)] | None = None  # of one training's mean IoU; None = from A/A runs
     min_aa_runs: Annotated[int, Field(ge=2)] = 3  # A/A trainings before a seed variance counts as known
-    class_allowance: Share = 0.02  # IoU a class may lose
-    class_allowances: dict[str, Share] = Field(default_factory=dict)  # by class name
+    class_allowance: Allowance = 0.02  # IoU a class may lose
+    class_allowances: dict[str, Allowance] = Field(default_factory=dict)  # by class name
     min_blocks: Annotated[int, Field(ge=2)] = 10  # blocks judged on; and that show a class, or it is not judged
     veto_recall: Names = ("person", "rider", "pedestrian", "bicyclist")
     recall_allowance: Share = 0.01

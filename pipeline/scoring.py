@@ -93,7 +93,7 @@ def score_checkpoint(
     def read(file: LabelledFile) -> Labelled:
         image = read_image(file.image)
         judged.append(_sample(file, perceptual_hash(image)))
-        city = city_of(file.name.removesuffix("_leftImg8bit"))
+        city = city_of(file.name)
         return Labelled(file.name, image, read_label(file.label), block_of[file.name], city)
 
     with Progress(len(files), what="evaluate") as progress:

@@ -83,9 +83,8 @@ def _by_stem(root: Path, folder: str, part: str, out: Scan, prefix: str = "") ->
     for file in list_files(root / folder):
         stem = Path(file).stem
         if not is_plain_name(file):
-            shown = ascii(file)[1:-1]
             detail = "the name holds control characters or bytes that are no UTF-8"
-            out.refused.append(Refused(prefix + ascii(stem)[1:-1], f"{folder}/{shown}", part, "", "bad-name", detail))
+            out.refused.append(Refused(prefix + stem, f"{folder}/{file}", part, "", "bad-name", detail))
         elif stem in files:
             detail = f"{files[stem]} has the same stem"
             out.refused.append(Refused(prefix + stem, f"{folder}/{file}", part, "", "duplicate-name", detail))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hmsa_core.errors import LayoutError, translate_os_error
+from hmsa_core.errors import LayoutError, is_plain_name, translate_os_error
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["IMAGE_SUFFIXES", "Found", "Refused", "Scan", "list_files", "list_folders", "pair"]
+__all__ = ["IMAGE_SUFFIXES", "Found", "Refused", "Scan", "list_files", "list_folders", "pair", "refuse_odd_names"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
 
@@ -76,3 +76,19 @@ def pair(images: dict[str, str], labels: dict[str, str]) -> tuple[list[str], lis
     """Match two {name: path}: (names in both, only images, only labels), each sorted."""
     both = sorted(images.keys() & labels.keys())
     return both, sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+
+
+def refuse_odd_names(scan: Scan) -> None:
+    """Move images whose names or folders no table can hold to the refused ones, all of which get names that one can."""
+    odd = [f for f in scan.found if not all(map(is_plain_name, (f.name, f.image, f.label, f.coarse)))]
+    scan.found = [f for f in scan.found if f not in odd]
+    detail = "a name on its path holds control characters or bytes that are no UTF-8"
+    scan.refused += [Refused(f.name, f.image, "image", f.split, "bad-name", detail) for f in odd]
+    scan.refused = [
+        replace(r, name=_shown(r.name), path=_shown(r.path), split=_shown(r.split), detail=_shown(r.detail))
+        for r in scan.refused
+    ]
+
+
+def _shown(text: str) -> str:
+    return text if is_plain_name(text) else ascii(text)[1:-1]

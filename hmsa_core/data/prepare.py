@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data import cityscapes, folder, vistas
-from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.layout import Refused, Scan
+from hmsa_core.data.index import KINDS, Index, Sample
+from hmsa_core.data.layout import Refused, Scan, refuse_odd_names
 from hmsa_core.data.phash import near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
@@ -54,6 +54,7 @@ def scan(source: SourceSpec) -> Scan:
     if not root.is_dir():
         raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")
     result = _SCANNERS[source.kind](root, source)
+    refuse_odd_names(result)
     if not result.found:
         first = next(iter(result.refused), None)
         why = f"; {len(result.refused)} refused, the first: {first.path}: {first.detail}" if first else ""
@@ -221,7 +222,7 @@ def _drop_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Refu
     """Keep one image of each digest: the one that is judged, else the one with the best label, else the first."""
     roles = ("report", "calibrate", "learn", "unlabelled", "guard")
     kept: dict[str, Sample] = {}
-    for s in sorted(samples, key=lambda s: (roles.index(s.role), s.name)):
+    for s in sorted(samples, key=lambda s: (roles.index(s.role), KINDS.index(s.kind), s.name)):
         kept.setdefault(s.image_sha256, s)
     refused = [
         Refused(s.name, s.image, "image", s.split, "duplicate", f"duplicate of {kept[s.image_sha256].name}")

@@ -29,6 +29,7 @@ from hmsa_core.engine.fast_rows import Level, Rows, Size, fuse, resized, weight_
 from hmsa_core.engine.fast_weights import effective_precision, optimise
 from hmsa_core.engine.memory import is_out_of_memory, release_memory
 from hmsa_core.errors import CheckpointError, ConfigError, HmsaError, InputError
+from hmsa_core.models.checkpoint import check_class_count
 from hmsa_core.models.hmsa import MultiScaleModel
 
 __all__ = ["ImagePass", "Predictor"]
@@ -61,8 +62,7 @@ class Predictor:
         self.device = torch.device(device)
         self.precision = effective_precision(precision, self.device)
         self.kind, self.num_classes, self.meta = model.kind, model.num_classes, model.meta
-        if self.num_classes > 254:
-            raise ConfigError(f"labels are bytes: at most 254 classes, the model has {self.num_classes}")
+        check_class_count(self.num_classes)
         inference = model.meta.get("inference") or {}
         mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
         if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():

@@ -50,13 +50,18 @@ def taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], 
 @lru_cache(maxsize=256)
 def _is_one_resize(source: int, middle: int, target: int) -> bool:
     """Whether resizing source -> middle -> target is the same linear map as source -> target (one axis)."""
-    eye = np.eye(source, dtype=np.float32)
-
-    def apply(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        upper, lower, t = taps(len(maps), size)
-        return maps[upper] * (1 - t)[:, None] + maps[lower] * t[:, None]
-
-    return bool(np.abs(apply(apply(eye, middle), target) - apply(eye, target)).max() < 1e-5)
+    upper, lower, t = taps(source, middle)
+    first, second, share = taps(middle, target)
+    direct = taps(source, target)
+    # What each target position takes from which source position: by two steps, less what it takes by one.
+    at = np.stack([upper[first], lower[first], upper[second], lower[second], direct[0], direct[1]])
+    by_first, by_second = (1 - share), share
+    takes = np.stack([
+        by_first * (1 - t[first]), by_first * t[first], by_second * (1 - t[second]), by_second * t[second],
+        direct[2] - 1, -direct[2],
+    ])  # fmt: skip
+    excess = ((at[:, None] == at[None]) * takes[None]).sum(axis=1)
+    return bool(np.abs(excess).max() < 1e-5)
 
 
 def whole(maps: Array) -> Rows:

@@ -35,6 +35,10 @@ from hmsa_core.taxonomy import ClassTable
 __all__ = ["MAX_SKIPPED", "Summary", "classes_of", "label_image", "load_predictor", "run"]
 
 MAX_SKIPPED = 0.05  # share of the images that may be skipped (at least one may) before a run fails
+_BESIDE_GONE = (
+    "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
+    "label it into another store"
+)
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 
 
@@ -122,7 +126,7 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     summaries = context.ranks.gather(Summary(pipeline.images, 0, pipeline.skipped, pipeline.timing))
     summary = _merged(summaries, sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending))
     if context.is_main:
-        skipped = _skipped(store, plans)
+        skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
         _check_skipped(skipped, len(selected))
         summary.skipped = skipped
         sha256 = write_manifest(store, plans, lineage, classes=classes)
@@ -193,10 +197,19 @@ def _images(plan: ShardPlan) -> list[tuple[str, str]]:
 
 
 def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
-    """Whether a shard is whole and holds all it can: it is made again once a skipped image was restored."""
+    """Whether a shard is whole and holds all it can: it is made again once a skipped image was restored.
+
+    Not where an image that it labelled is gone or was changed: the label of such a one could not be made again.
+    """
     if not shard_done(store, plan):
         return False
-    skipped = [row["name"] for row in read_receipt(store, plan)["skipped"]]
+    skipped = {row["name"] for row in read_receipt(store, plan)["skipped"]}
+    if any(
+        name not in samples or samples[name].image_sha256 != sha256
+        for name, sha256 in _images(plan)
+        if name not in skipped
+    ):
+        return True
     return not any(_is_intact(samples[name], root) for name in skipped if name in samples)
 
 
@@ -211,8 +224,16 @@ def _limit(images: int) -> int:
     return max(1, int(MAX_SKIPPED * images))
 
 
-def _skipped(store: Path, plans: list[ShardPlan]) -> list[dict[str, str]]:
-    return [row for plan in plans for row in cast("list[dict[str, str]]", read_receipt(store, plan)["skipped"])]
+def _skipped(
+    store: Path, plans: list[ShardPlan], samples: dict[str, Sample], root: Path
+) -> list[dict[str, str]]:  # fmt: skip
+    rows = [row for plan in plans for row in cast("list[dict[str, str]]", read_receipt(store, plan)["skipped"])]
+    return [
+        {**row, "reason": f"{row['reason']}{_BESIDE_GONE}"}
+        if row["name"] in samples and _is_intact(samples[row["name"]], root)
+        else row
+        for row in rows
+    ]
 
 
 def _check_skipped(skipped: list[dict[str, str]], images: int) -> None:

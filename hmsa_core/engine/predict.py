@@ -30,6 +30,7 @@ __all__ = ["Pictured", "contact_sheet", "open_tiler", "picture", "plain_classes"
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 _PANEL_WIDTH = 640  # pixels; panels of the sheet
+_PANEL_HEIGHT = 1280  # at most
 _TITLE = 28  # pixels
 _MARGIN = 6  # pixels
 _COLUMNS = 3
@@ -112,11 +113,11 @@ def contact_sheet(shown: Pictured, classes: ClassTable) -> UInt8:
 
 
 def _panel(title: str, pixels: UInt8) -> UInt8:
-    height = max(1, round(pixels.shape[0] * _PANEL_WIDTH / pixels.shape[1]))
-    how = cv2.INTER_AREA if pixels.shape[1] > _PANEL_WIDTH else cv2.INTER_NEAREST
-    scaled = cv2.resize(pixels, (_PANEL_WIDTH, height), interpolation=how)
+    factor = min(_PANEL_WIDTH / pixels.shape[1], _PANEL_HEIGHT / pixels.shape[0])
+    height, width = (max(1, round(factor * side)) for side in pixels.shape[:2])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
     panel = np.full((height + _TITLE, _PANEL_WIDTH, 3), 255, np.uint8)
-    panel[_TITLE:] = scaled
+    panel[_TITLE:, :width] = cv2.resize(pixels, (width, height), interpolation=how)
     cv2.putText(panel, title, (2, _TITLE - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
     return panel
 

@@ -32,12 +32,17 @@ def full_lineage(lineage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def binding(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that a policy is bound to: teacher hash, scales, flip, precision."""
+    """The entries that a policy is bound to: teacher hash, scales, flip, precision; average or max where it is one.
+
+    Those two fuse the scales of the same weights as a single-scale model, whose hash is theirs.
+    """
     full = full_lineage(lineage)
-    scales = full["scales"]
+    scales, parameters = full["scales"], full["parameters"]
+    kind = parameters.get("kind") if isinstance(parameters, Mapping) else None
     return {
         **{k: full[k] for k in _BINDING},
         "scales": sorted(float(s) for s in scales) if isinstance(scales, (list, tuple)) else scales,
+        **({"kind": kind} if kind in ("average", "max") else {}),
     }
 
 

@@ -187,7 +187,10 @@ def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, l
 
 
 def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) -> int:
-    """Lowest code from which on bound and marginal precision hold through its marginal bin; 256 = none."""
+    """Lowest code from which on bound and marginal precision hold through its marginal bin; 256 = none.
+
+    Only a code that holds pixels: below it, down to the next one that does, nothing was measured.
+    """
     bound = lower_bound(evidence.total, evidence.correct, config.confidence)
     total, correct = evidence.total.sum(axis=0), evidence.correct.sum(axis=0)
     ends = marginal_ends(total, config.marginal_share)
@@ -195,8 +198,8 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
     with np.errstate(invalid="ignore"):
         passes = (bound >= target) & (marginal >= config.floor) & (total > 0)
     failed_before = np.concatenate([[0], np.cumsum(~passes)])
-    for code in np.flatnonzero(passes):
-        # Codes without pixels of their own change nothing and must not hide a failure behind them.
+    holds_pixels = total > np.append(total[1:], 0)
+    for code in np.flatnonzero(passes & holds_pixels):
         if failed_before[min(ends[code], NUM_CODES)] == failed_before[code]:
             return int(code)
     return WITHHELD

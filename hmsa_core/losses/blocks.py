@@ -46,7 +46,7 @@ def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Te
             f"labels {tuple(label_NHW.shape)} do not fit logits {tuple(logits_NCHW.shape)}: "
             "expected (N, C, H, W) and (N, H, W)"
         )
-    classes = logits_NCHW.shape[1]
+    classes, label_NHW = logits_NCHW.shape[1], label_NHW.long()  # narrow ones wrap at -100 and at C
     valid = (label_NHW >= 0) & (label_NHW < classes) & (label_NHW != ignore_index)
     return torch.where(valid, label_NHW, classes).to(torch.uint8 if classes < 255 else torch.int16)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
 from hmsa_core.digested import take_digest, with_digest
-from hmsa_core.errors import CheckpointError, IntegrityError
+from hmsa_core.errors import CheckpointError, ConfigError, IntegrityError
 from hmsa_core.trees import new_tree
 
 if TYPE_CHECKING:
@@ -23,11 +23,22 @@ if TYPE_CHECKING:
 
     from hmsa_core.models.hmsa import MultiScaleModel
 
-__all__ = ["FORMAT", "VERSION", "load", "read_meta", "read_weights", "save", "write_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "check_class_count",
+    "check_labels",
+    "load",
+    "read_meta",
+    "read_weights",
+    "save",
+    "write_checkpoint",
+]
 
 FORMAT = "hmsa-model"
 VERSION = 1
 WEIGHTS = "model.safetensors"
+_MOST_CLASSES = 254  # 255 is ignored
 META = "model.json"
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -148,10 +159,7 @@ def load(
 
     meta = read_meta(path)
     folder = _folder(Path(path))
-    if meta["kind"] == "trunk":
-        raise CheckpointError(
-            f"{folder}: holds only the weights of a trunk ({meta['trunk']}): start a training from it (init_from)"
-        )
+    _refuse_trunk(meta, folder)
     state = read_weights(folder, meta)
     model = build_empty(make_options(meta["kind"], meta["trunk"], meta["num_classes"], meta["options"]))
     check_state(str(folder / WEIGHTS), model.state_dict(), state)
@@ -159,6 +167,29 @@ def load(
     model.to(map_location).eval()
     model.meta = meta
     return model if kind is None or kind == model.kind else as_kind(model, kind)
+
+
+def check_labels(meta: Mapping[str, Any], where: Path) -> None:
+    """Whether a checkpoint can label images, from its JSON alone.
+
+    Raises:
+        CheckpointError: it holds only a trunk. ConfigError: it has more classes than a byte has trainIds.
+    """
+    _refuse_trunk(meta, where)
+    check_class_count(meta["num_classes"])
+
+
+def check_class_count(count: int) -> None:
+    """Whether labels of so many classes fit into bytes, of which 255 is ignored."""
+    if count > _MOST_CLASSES:
+        raise ConfigError(f"labels are bytes: at most {_MOST_CLASSES} classes, the model has {count}")
+
+
+def _refuse_trunk(meta: Mapping[str, Any], where: Path) -> None:
+    if meta["kind"] == "trunk":
+        raise CheckpointError(
+            f"{where}: holds only the weights of a trunk ({meta['trunk']}): start a training from it (init_from)"
+        )
 
 
 def read_weights(folder: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -257,7 +257,11 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"{'boundary':<{width}}  {_points(result['boundary']['mean_iou'])}   (mean boundary IoU)")
         lines.append(f"{'ECE':<{width}}  {_points(result['ece'])}   (calibration error)")
     if base and gain and gain["low"] is None:
-        lines.append("no interval: all images are one block")
+        lines.append(
+            "no interval: all images are one block"
+            if gain["blocks"] < 2
+            else "no interval: too few labelled pixels to compare"
+        )
     elif base and gain:
         lines.append(
             f"{100 * gain['level']:g} % intervals over {gain['blocks']} blocks of images, the same draws for both; "

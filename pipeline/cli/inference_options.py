@@ -74,10 +74,12 @@ def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> O
     """
     from hmsa_core.config import LARGEST_SCALE, RuntimeConfig
     from hmsa_core.models import read_meta
+    from hmsa_core.models.checkpoint import check_labels
 
     meta = read_meta(args.checkpoint)
+    check_labels(meta, args.checkpoint)
     inference = meta.get("inference") or {}
-    scales = args.scales or tuple(inference.get("scales") or _usual_scales(meta["kind"]))
+    scales = args.scales if args.scales is not None else tuple(inference.get("scales") or _usual_scales(meta["kind"]))
     # Never false for "not a number", which compares with nothing.
     if 1.0 not in scales or len(set(scales)) != len(scales) or not all(0 < s <= LARGEST_SCALE for s in scales):
         shown = ",".join(f"{s:g}" for s in scales)

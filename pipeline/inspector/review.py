@@ -72,11 +72,8 @@ class Mark:
 
 
 def labels_id(lineage: Mapping[str, Any]) -> str:
-    """Which labels a store has, in 16 hex digits: those of its teacher, scales, flip and precision."""
-    parameters = lineage.get("parameters")
-    kind = parameters.get("kind") if isinstance(parameters, Mapping) else None
-    # Averages and maxima are of the very weights of a single-scale model.
-    return digest(binding(lineage) | ({"kind": kind} if kind in ("average", "max") else {}))[:16]
+    """Which labels a store has, in 16 hex digits: those that a policy is bound to (`binding`)."""
+    return digest(binding(lineage))[:16]
 
 
 def _region(value: object) -> Region | None:

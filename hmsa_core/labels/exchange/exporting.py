@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +16,7 @@ from hmsa_core.atomic import digest, open_atomic
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.codes import EDGES, NUM_CODES, ConfidenceCode
-from hmsa_core.labels.exchange.files import Selection, city_of, file_ids, target_path
+from hmsa_core.labels.exchange.files import IMAGE_ENDING, Selection, city_of, file_ids, target_path
 from hmsa_core.labels.exchange.folder import ExportFolder
 from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.schema import SOURCES
@@ -84,6 +85,10 @@ def export_store(
     """
     if fmt not in FORMATS:
         raise ConfigError(f"unknown export format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", suffix):
+        raise ConfigError(
+            f"suffix {suffix!r}: letters, digits, - and . only", hint="file names are read back at their underscores"
+        )
     wanted = store.names() if names is None else names
     if fmt == "cityscapes-submission":
         return _submission(store, Path(out), policy, wanted, advance)
@@ -135,20 +140,25 @@ def _city(store: LabelStore, name: str) -> str:
     return str(store.row(name)["city"]) or city_of(name)
 
 
+def _stem(name: str) -> str:
+    """The name as these formats have it: images that were labelled by their files' names end like Cityscapes' files."""
+    return name.removesuffix(IMAGE_ENDING)
+
+
 def _cityscapes(
     store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
 ) -> None:
     del code, flat
-    folder = _city(store, name)
+    folder, stem = _city(store, name), _stem(name)
     forms = {"labelIds": file_ids(label, store), "labelTrainIds": label, "color": store.classes.palette()[label]}
-    out.put(name, {target_path(out.out, folder, f"{name}_{suffix}_{k}.png"): form for k, form in forms.items()})
+    out.put(name, {target_path(out.out, folder, f"{stem}_{suffix}_{k}.png"): form for k, form in forms.items()})
 
 
 def _released(
     store: LabelStore, out: ExportFolder, name: str, label: Labels, code: Labels, *, flat: bool, suffix: str
 ) -> None:
     del suffix
-    folder, stem = "" if flat else _city(store, name), f"{name}_leftImg8bit"
+    folder, stem = "" if flat else _city(store, name), f"{_stem(name)}{IMAGE_ENDING}"
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
     prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
@@ -174,7 +184,7 @@ def _submission(
             label, _ = store.read(name)
             _check_submission(name, label)
             # A fixed date: the same labels give the same bytes.
-            member = zipfile.ZipInfo(f"{name}_pred_labelIds.png", date_time=(1980, 1, 1, 0, 0, 0))
+            member = zipfile.ZipInfo(f"{_stem(name)}_pred_labelIds.png", date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(member, png_bytes(file_ids(label, store)))
             _report(advance)
     return len(names)

@@ -14,9 +14,10 @@ from hmsa_core.labels.codec import png_bytes
 from hmsa_core.labels.policy import ThresholdPolicy, keep
 from hmsa_core.labels.store import LabelStore
 
-__all__ = ["Selection", "city_of", "file_ids", "target_path", "write_png"]
+__all__ = ["IMAGE_ENDING", "Selection", "city_of", "file_ids", "target_path", "write_png"]
 
-_CITYSCAPES_NAME = re.compile(r"^(?P<city>[^_]+)_\d{6}_\d{6}$")
+IMAGE_ENDING = "_leftImg8bit"  # of Cityscapes' images
+_CITYSCAPES_NAME = re.compile(rf"^(?P<city>[^_]+)_\d{{6}}_\d{{6}}(?:{IMAGE_ENDING})?$")
 
 
 class Selection:
@@ -57,6 +58,6 @@ def target_path(out: Path, folder: str, file: str) -> Path:
 
 
 def city_of(name: str) -> str:
-    """City of a Cityscapes name (`aachen_000000_000019`), "" for others."""
+    """City of a Cityscapes name (`aachen_000000_000019`, with or without its image's ending), "" for others."""
     match = _CITYSCAPES_NAME.match(name)
     return match["city"] if match else ""

@@ -18,7 +18,7 @@ from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.errors import InputError, LayoutError
 from hmsa_core.labels.codec import Codec
 from hmsa_core.labels.exchange.exporting import IMPORTED_BYTES
-from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.labels.exchange.files import IMAGE_ENDING, city_of
 from hmsa_core.labels.exchange.folder import MARK
 from hmsa_core.labels.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -26,7 +26,6 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 __all__ = ["FoundFile", "find_files", "import_folder"]
 
 _PROB, _IDS, _TRAIN_IDS = "_prob", "_labelIds", "_labelTrainIds"  # before the suffix
-_IMAGE = "_leftImg8bit"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def _found(root: Path, path: Path, fmt: str, prob: Path | None) -> FoundFile:
     name = path.stem
     if fmt == "cityscapes":
         name = path.stem.removesuffix(_IDS).rpartition("_")[0] or path.stem.removesuffix(_IDS)
-    name = name.removesuffix(_IMAGE)
+    name = name.removesuffix(IMAGE_ENDING)
     folder = path.parent.name if path.parent != root else ""
     return FoundFile(name, city_of(name) or folder, path, prob)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.metrics import bootstrap_difference
@@ -36,6 +39,13 @@ def _judged(name: str, confusions: NDArray[np.int64]) -> Judged:
 
 
 CONFIG = GateConfig(seed_sd=0.002, draws=400)
+
+
+@pytest.mark.parametrize("allowed", [{"class_allowance": 0.0}, {"class_allowances": {"car": 0.0}}])
+def test_an_allowance_of_nothing_which_no_image_can_show_is_refused(allowed: dict[str, Any]) -> None:
+    """With it every class would be too noisy to be judged: the strictest number would switch the guard off."""
+    with pytest.raises(ValidationError, match="greater than 0"):
+        GateConfig(**allowed)
 
 
 def test_a_clearly_better_student_is_promoted_with_its_interval() -> None:

@@ -415,6 +415,35 @@ def test_files_with_names_that_no_table_can_hold_are_refused_alone(plain, name):
     refused.path.encode("ascii")
 
 
+@pytest.mark.parametrize("names", ["stem", "path"])
+@pytest.mark.parametrize("name", [b"m\xfcnchen", b"two\nlines"])
+def test_folders_with_names_that_no_table_can_hold_are_refused_with_their_images(plain, name, names):
+    odd = plain / "images" / os.fsdecode(name)
+    odd.mkdir()
+    (odd / "new.png").write_bytes((plain / "images" / "cam1_drive0_000.png").read_bytes())
+    splits = {"splits": ("", os.fsdecode(name)), "labels": "", "names": names}
+    result = scan(source("folder", plain, **splits))
+    assert len(result.found) == 3
+    (refused,) = result.refused
+    assert refused.reason == "bad-name"
+    for text in (refused.name, refused.path, refused.split):
+        text.encode("ascii")
+
+
+def test_a_file_of_cityscapes_or_mapillary_with_such_a_name_is_refused_alone(cities, vistas):
+    tree = cities().pair("train", "aachen_000000_000019")
+    save(tree.images["train"] / "aachen" / os.fsdecode(b"d\xfc_000000_000009_leftImg8bit.png"), picture(7))
+    result = scan(source("cityscapes", tree.root))
+    assert ([f.name for f in result.found], [r.reason for r in result.refused]) == (["aachen_000000_000019"], ["bad-name"])
+    root = vistas().root
+    found = len(scan(source("mapillary", root)).found)
+    save(root / "training" / "images" / os.fsdecode(b"k\xfc.jpg"), picture(8))
+    result = scan(source("mapillary", root))
+    assert len(result.found) == found
+    (refused,) = result.refused
+    refused.name.encode("ascii")
+
+
 def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):
     save(plain / "coarse" / "extra.png", blocks(1, (0, 1)))
     save(plain / "images" / "extra.png", picture(330))

@@ -261,6 +261,19 @@ def test_exact_copies_keep_the_judged_one(cities, tmp_path):
     assert "frankfurt_000000_000300" in Index.load(tmp_path / "out/target.parquet").by_name()
 
 
+def test_of_exact_copies_that_wait_for_labels_the_one_with_a_coarse_label_is_kept(tmp_path):
+    for split, name in (("bare", "a"), ("drawn", "b")):
+        save(tmp_path / f"mine/images/{split}/{name}.png", picture(1))
+    save(tmp_path / "mine/coarse/drawn/b.png", blocks(2, (0, 1)))
+    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(("road", "car"))]
+    (tmp_path / "mine/classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    spec = SourceSpec(
+        kind="folder", name="target", root=str(tmp_path / "mine"), splits=("bare", "drawn"), labels="", coarse="coarse",
+    )  # fmt: skip
+    build(spec, RolesSpec(unlabelled_splits=("bare", "drawn")), tmp_path / "out")
+    assert [(s.name, s.kind) for s in Index.load(tmp_path / "out/target.parquet").samples] == [("b", "coarse")]
+
+
 def test_near_copies_across_roles_are_named_first(cities, tmp_path):
     tree = cities().standard()
     original = picture(55)

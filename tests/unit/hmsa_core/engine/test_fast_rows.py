@@ -132,3 +132,17 @@ def test_pictures_one_pixel_wide_or_high_get_the_same_labels_from_both_backends(
     assert label.shape == size
     np.testing.assert_array_equal(label, expected)
     np.testing.assert_allclose(confidence, wanted, rtol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.sampled_from([0.5, 1, 2, 3, 4, 8]), st.sampled_from([0.5, 1, 1.1, 2]))
+def test_two_resizes_are_called_one_where_they_move_every_source_position_alike(source, up, down):
+    middle = max(1, round(source * up))
+    target = max(1, round(middle / down))
+    eye = torch.eye(source)[:, None, :, None]  # one map a source position
+
+    def along(maps, size):
+        return resize(maps, (size, 1))
+
+    alike = torch.allclose(along(along(eye, middle), target), along(eye, target), atol=1e-5)
+    assert fast_rows._is_one_resize(source, middle, target) == alike

@@ -61,6 +61,14 @@ def test_the_sheet_shows_every_map_once(tilers):
     assert contact_sheet(shown, class_table()).tobytes() == sheet.tobytes()
 
 
+@pytest.mark.parametrize("size", [(100, 1), (480, 10), (1, 900)])
+def test_the_sheet_of_a_narrow_picture_is_no_larger_than_that_of_another(tilers, size):
+    shown = picture(tilers["hierarchical"], noise_image(4, *size), (1.0,), False)
+    height, width = contact_sheet(shown, class_table()).shape[:2]
+    assert height <= 2 * (1280 + 28 + 6) + 6
+    assert width == 3 * (640 + 6) + 6
+
+
 def test_the_maximum_over_scales_has_no_weight_pictures(tilers, tmp_path):
     shown = picture(tilers["max"], noise_image(4, 30, 30), SCALES, False)
     assert shown.weights == {}

@@ -117,9 +117,16 @@ def test_easy_pixels_do_not_pay_for_coin_flips() -> None:
     total[:, 0, 250], correct[:, 0, 250] = 100_000, 100_000
     total[:, 0, 100], correct[:, 0, 100] = 1_000, 500
     entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
-    assert 100 < entry.code <= 250
+    assert entry.code == 250, "between the two heaps nothing was measured"
     loose = measure(curves_of(total, correct), CalibrateConfig(floor=0.0)).entries[0]
     assert loose.code <= 100
+
+
+def test_a_cut_never_lies_below_all_that_was_measured() -> None:
+    """A class that calibration images show sure alone: what it is worth when unsure, nobody knows."""
+    total, correct = np.zeros((2, 24, 1, 256), np.int64)
+    total[:, 0, 160:], correct[:, 0, 160:] = 1_000, 1_000
+    assert measure(curves_of(total, correct), CalibrateConfig()).entries[0].code == 160
 
 
 def test_a_class_that_never_gets_there_is_withheld_with_its_best_number() -> None:

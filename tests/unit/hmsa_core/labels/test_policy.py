@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hmsa_core.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
 from hmsa_core.labels.codes import EDGES
+from hmsa_core.labels.manifest import binding
 from hmsa_core.labels.policy import WITHHELD, ClassPolicy, from_threshold, keep
 from hmsa_core.taxonomy import cityscapes
 from tests.support.cases import CASES
@@ -105,6 +106,16 @@ def test_a_measured_policy_is_refused_for_another_teacher_or_inference(key: str,
     policy.check({**LINEAGE, "scales": [2.0, 0.5, 1.0]}, policy.classes)  # the order of scales means nothing
     with pytest.raises(ConfigError, match=key):
         policy.check({**LINEAGE, key: value}, policy.classes)
+
+
+def test_a_policy_of_averaged_scales_is_refused_for_their_maximum() -> None:
+    """Both are of the same weights as a single-scale model: their hash tells them not apart."""
+    lineage = {**LINEAGE, "scales": [0.5, 1.0, 2.0], "parameters": {"kind": "average"}}
+    policy = _policy([1, 2], binding=binding(lineage))
+    policy.check(lineage, policy.classes)
+    with pytest.raises(ConfigError, match="kind"):
+        policy.check({**lineage, "parameters": {"kind": "max"}}, policy.classes)
+    assert "kind" not in binding({**lineage, "parameters": {"kind": "hierarchical"}})
 
 
 def test_a_plain_number_fits_any_teacher_but_not_other_classes() -> None:

@@ -86,3 +86,14 @@ def test_labels_outside_the_classes_and_the_ignored_one_do_not_count() -> None:
     torch.testing.assert_close(cross_entropy(logits, labels, ignore_index=2), without_two)
     with pytest.raises(InputError, match="do not fit"):
         cross_entropy(logits, labels[:, 1:])
+
+
+@pytest.mark.parametrize(("dtype", "classes", "ignore"), [
+    (torch.uint8, 200, -100), (torch.uint8, 300, 255), (torch.int8, 200, 255), (torch.int16, 200, -100), (torch.uint16, 9, 255),
+])  # fmt: skip
+def test_labels_of_any_integer_type_give_the_same_loss(dtype: torch.dtype, classes: int, ignore: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(1, classes, 6, 7, generator=generator)
+    labels = torch.randint(0, min(classes, 127), (1, 6, 7), generator=generator)
+    expected = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(cross_entropy(logits, labels.to(dtype), ignore_index=ignore), expected)

@@ -553,3 +553,16 @@ def test_a_folder_without_a_checkpoint_is_refused(folder, capsys, tmp_path):
                    str(folder / "labels"), "--classes", str(folder / "classes.json")])  # fmt: skip
     assert status == 3
     assert "no checkpoint" in one_error_line(capsys)
+
+
+def test_scales_from_an_empty_variable_are_refused(folder, capsys):
+    assert evaluate(folder, "--scales", "") == 2
+    assert "give different numbers" in one_error_line(capsys)
+
+
+def test_without_a_labelled_pixel_no_interval_is_said_to_lack_blocks(folder, capsys, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    for path in (own / "labels").iterdir():
+        cv2.imwrite(str(path), np.full_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), 255))
+    assert evaluate(own, "--block-length", "1", "--baseline", str(folder / "model")) == 0
+    assert "too few labelled pixels" in capsys.readouterr().out

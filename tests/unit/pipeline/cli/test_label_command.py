@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa_core.atomic import write_json
+from hmsa_core.digested import with_digest
 from hmsa_core.engine import infer
 from hmsa_core.engine.fast import Predictor
 from hmsa_core.labels import LabelStore
 from hmsa_core.locks import FileLock
+from hmsa_core.models import read_meta
 from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.inference import job_context, noise_image, save_model, small_model
@@ -183,3 +186,25 @@ def test_impossible_numbers_are_refused(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         label(folder, tmp_path / "store", "--scales", "a,b")
     assert ended.value.code == 2
+
+
+def test_a_checkpoint_that_cannot_label_is_refused_as_itself(folder, tmp_path, capsys):
+    meta = read_meta(folder / "model")
+    for name, change, told in (
+        ("trunk", {"kind": "trunk", "num_classes": 0}, "holds only the weights of a trunk"),
+        ("many", {"num_classes": 255}, "at most 254 classes, the model has 255"),
+    ):
+        shutil.copytree(folder / "model", tmp_path / name)
+        write_json(tmp_path / name / "model.json", with_digest({**meta, **change}))
+        assert label(folder, tmp_path / "store", "--checkpoint", str(tmp_path / name)) != 0
+        assert told in capsys.readouterr().err
+        assert not list(tmp_path.glob("store*"))
+
+
+def test_a_folder_that_no_table_can_name_is_left_out_and_told(folder, tmp_path, capsys):
+    images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
+    (images / "more").rename(images / os.fsdecode(b"m\xfcnchen"))
+    assert label(folder, tmp_path / "store", images=images) == 0
+    told = capsys.readouterr()
+    assert "bad-name" in told.err
+    assert "3 images labelled" in told.out

@@ -243,6 +243,29 @@ def test_a_submission_is_one_zip_of_ids_at_native_size(tmp_path: Path) -> None:
     assert not (tmp_path / "d.zip").exists()
 
 
+def test_images_that_were_labelled_by_their_files_names_leave_under_cityscapes_names(tmp_path: Path) -> None:
+    """`autolabel label` on the data set's own folders: berlin_000000_000019_leftImg8bit."""
+    label = np.zeros((1024, 2048), np.uint8)
+    with LabelStoreWriter(tmp_path / "store", {}) as writer:
+        writer.add("berlin_000000_000019_leftImg8bit", label, np.ones(label.shape, np.float32))
+    store = LabelStore.open(tmp_path / "store")
+    export_store(store, tmp_path / "all.zip", "cityscapes-submission")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        assert archive.namelist() == ["berlin_000000_000019_pred_labelIds.png"]
+    export_store(store, tmp_path / "cityscapes", "cityscapes")
+    assert (tmp_path / "cityscapes/berlin/berlin_000000_000019_gtCoarse_labelIds.png").is_file()
+    export_store(store, tmp_path / "released", "released")
+    assert (tmp_path / "released/berlin/berlin_000000_000019_leftImg8bit.png").is_file()
+
+
+def test_a_suffix_that_could_not_be_told_from_the_name_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", 1)
+    for suffix in ("my_coarse", "../x", ""):
+        with pytest.raises(ConfigError, match="letters, digits"):
+            export_store(LabelStore.open(tmp_path / "store"), tmp_path / "out", "cityscapes", suffix=suffix)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     for i, name in enumerate(("../evil", "a/b", "/abs")):
         with LabelStoreWriter(tmp_path / f"s{i}", {}) as writer:
