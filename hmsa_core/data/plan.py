@@ -122,6 +122,7 @@ class EpochPlan:
             raise ConfigError("no image with a fine label to learn from: check roles and splits of the selection")
         # An instance attribute, so that a plan (and its cache) can be freed and pickled.
         self._cached: dict[int, tuple[list[CropRequest], EpochReport]] = {}
+        self._ends: dict[int, int] = {}  # lengths of the first and the last: both push others out of the cache
 
     def __len__(self) -> int:
         """Crops of all epochs."""
@@ -151,7 +152,10 @@ class EpochPlan:
         fine_only = max(0, epoch - (self.epochs - self.pseudo_config.fine_only_epochs))
         mixed = epoch - fine_only
         ends = [(mixed, 0), (fine_only, self.epochs - 1)]
-        return sum(count * self.length(at) for count, at in ends if count)
+        for _, at in ends:
+            if at not in self._ends:
+                self._ends[at] = self.length(at)
+        return sum(count * self._ends[at] for count, at in ends)
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, index in it) of a crop's position in the run."""

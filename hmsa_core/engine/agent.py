@@ -9,6 +9,7 @@ stop; and what the rank has already said in one line is not repeated in fifty.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # Torch kills ranks half a minute after it was told to stop; a cluster gives more time (docs/training.md).
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
     # The elastic agent reports each failed rank and each signal in its log; the ranks have told already.
     logging.disable(logging.ERROR)
     try:

@@ -83,8 +83,9 @@ def out_of_memory_error(
     """Say what did not fit and, where it was searched for, what would."""
     room = f"; a crop of {fits[0]}x{fits[1]} would fit" if fits else "; no crop of 64 pixels or more fits either"
     room = room if searched else ""
+    that_size = "set crop to that size, or " if fits else ""
     smaller_batch = f"batch_per_rank below {batch}, " if batch > 1 else ""
     return TrainingError(
         f"out of memory on {device} at step {step} with {batch} crop(s) of {crop[0]}x{crop[1]} a pass{room}",
-        hint=f"set crop to that size, or try {smaller_batch}runtime.activation_checkpointing, runtime.precision bf16",
+        hint=f"{that_size}try {smaller_batch}runtime.activation_checkpointing, runtime.precision bf16",
     )

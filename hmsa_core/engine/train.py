@@ -73,7 +73,7 @@ def _refuse_small_crop(config: TrainConfig) -> None:
         raise ConfigError(
             f"crop {config.crop[0]}x{config.crop[1]} leaves one position on the coarsest grid at scale {scale:g}:"
             " batch norm cannot train on it",
-            hint=f"make a side larger than {int(_COARSEST / scale)} pixels, or batch_per_rank at least 2",
+            hint=f"make a side at least {math.ceil((_COARSEST + 1) / scale)} pixels, or batch_per_rank at least 2",
         )
 
 

@@ -132,20 +132,24 @@ class Trainer:
         )
 
     def _pass(self, batch: PassBatch) -> None:
-        parts: dict[str, Tensor] | None = None
+        parts = self._forward_backward(batch)
+        if parts is None:
+            raise self._out_of_memory(batch)
+        self.meters.put(self.step, parts, batch.counts, batch.names)
+
+    def _forward_backward(self, batch: PassBatch) -> dict[str, Tensor] | None:
+        """Parts of the loss; None where memory ran out, and then nothing holds the activations any more."""
         try:
             loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
-            parts = {**loss.parts, "loss": loss.total}
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
             # RMI factorises covariances, which scores that are not finite do not have.
-            parts = {"loss": torch.tensor(torch.nan)}
+            return {"loss": torch.tensor(torch.nan)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if parts is None:  # out here, since the traceback keeps the activations alive
-            raise self._out_of_memory(batch)
-        self.meters.put(self.step, parts, batch.counts, batch.names)
+            return None
+        return {**loss.parts, "loss": loss.total}
 
     def _loss(self, images: Tensor, labels: Tensor, is_pseudo: tuple[bool, ...]) -> LossParts:
         runtime, device = self.config.runtime, self.ranks.device

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.ablation.code import group_files
+
 REPO = Path(__file__).resolve().parents[2]
 
 # What each part may import of our own packages (itself and everything to the right of its arrow).
@@ -120,3 +122,36 @@ def test_stages_dvc_yaml_params_and_the_command_name_the_same_nine_stages() -> N
         assert (REPO / "pipeline" / "stages" / f"{section_of(name)}.py").is_file()
         assert section_of(name) in Params.model_fields
         assert section_of(name) in VersionsConfig.model_fields
+
+
+# What a training, an evaluation or labels are made with and that decides none of their numbers: files, processes,
+# settings (they are in a cell's key themselves), logs.
+DECIDES_NOTHING = {
+    "hmsa_core": "atomic config digested errors locks process trees",
+    "hmsa_core.data": "containers containers_jpeg headers index layout spec tables",
+    "hmsa_core.engine": "clock context distributed job lineage logs memory meters outcome progress slurm spec state validate",
+    "hmsa_core.labels": "final_counts manifest parquet plans receipts schema sealed shards shift sidecar spec store verify",
+}
+
+
+@pytest.mark.parametrize(
+    ("groups", "roots"),
+    [
+        (("train",), ["hmsa_core.engine.train"]),
+        (("evaluate", "labels", "train"), ["hmsa_core.engine.evaluate"]),
+        (("labels", "evaluate", "train"), ["hmsa_core.labels.measure", "hmsa_core.labels.finalise", "hmsa_core.engine.infer"]),
+    ],
+)
+def test_what_decides_a_cell_of_an_ablation_is_in_its_key(groups: tuple[str, ...], roots: list[str]) -> None:
+    """A file that is imported anew is named in the key's groups, or above."""
+    known = {_module(REPO / path) for path in group_files(groups)}
+    passed_over = {f"{package}.{name}" for package, names in DECIDES_NOTHING.items() for name in names.split()}
+    found: set[str] = set()
+    todo = list(roots)
+    while todo:
+        module = todo.pop()
+        path = REPO / (module.replace(".", "/") + ".py")
+        if module not in found | passed_over and path.is_file() and module.startswith("hmsa_core."):
+            found.add(module)
+            todo += _imports(path)
+    assert found - known == set()

@@ -279,3 +279,16 @@ def test_shares_add_up_and_respect_capacities(total, share, capacity, released, 
 def test_asking_for_more_than_the_caps_allow_is_an_error():
     with pytest.raises(ValueError, match="cannot give 5"):
         cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)
+
+
+def test_an_epoch_is_planned_once_also_where_epochs_differ_in_length(monkeypatch):
+    plan = make_plan(
+        pseudo=40, epochs=6, sampling=SamplingConfig(empty_classes="released"),
+        pseudo_config=PseudoConfig(fine_only_epochs=2),
+    )  # fmt: skip
+    made = []
+    real = EpochPlan._make
+    monkeypatch.setattr(EpochPlan, "_make", lambda self, epoch: made.append(epoch) or real(self, epoch))
+    for position in range(plan.start(2), plan.start(3)):
+        plan.at(position)
+    assert sorted(made) == [0, 2, 5], "the two that tell the lengths, and the one at hand"
