@@ -28,6 +28,11 @@ __all__ = [
 
 FORMAT = "hmsa-ablation-cell"
 VERSION = 1
+_NEEDED = {
+    "ablation", "code", "command", "commit", "counts_sha256", "evaluation", "images_seen", "iou", "key", "machine",
+    "macs", "mean_iou", "row", "seconds", "seed", "settings", "settings_digest", "title", "training", "uncommitted",
+    "versions",
+}  # fmt: skip
 TRIED = "tried.jsonl"  # one line a result that a later variant replaced
 Ints = NDArray[np.int64]
 
@@ -111,10 +116,12 @@ class Cell:
 
     @classmethod
     def load(cls, path: Path) -> Cell:
-        """Read a cell; a file of another kind or a missing count file is an IntegrityError."""
+        """Read a cell; a file of another kind, or one that lacks something, is an IntegrityError."""
         record = atomic.read_json(path)
         if record.get("format") != FORMAT or record.get("version") != VERSION:
             raise IntegrityError(f"{path}: not a cell of version {VERSION}", hint="delete it and run the cell again")
+        if lacking := sorted(_NEEDED - record.keys()):
+            raise IntegrityError(f"{path}: has no {lacking[0]!r}", hint="restore it from git, or run the cell again")
         return cls(path, record)
 
     @property

@@ -161,6 +161,12 @@ def _run_section(runs: Path, name: str, title: str, command: str) -> list[str]:
     return [*lines, notes.read_text("utf-8").strip(), ""] if notes.exists() else lines
 
 
+_NEEDED = {
+    "command", "commit", "differences", "judged", "kept", "kept_classes", "machine", "main_setting", "models",
+    "profile", "settings", "stage_seconds", "training", "uncommitted", "versions",
+}  # fmt: skip
+
+
 def load_run(path: Path) -> dict[str, Any] | None:
     """A workspace's collected figures, None where there are none."""
     if not path.exists():
@@ -168,6 +174,8 @@ def load_run(path: Path) -> dict[str, Any] | None:
     record = atomic.read_json(path)
     if record.get("format") != FORMAT or record.get("version") != 1:
         raise IntegrityError(f"{path}: not a run of version 1", hint="collect it again: `autolabel results --collect`")
+    if lacking := sorted(_NEEDED - record.keys()):
+        raise IntegrityError(f"{path}: has no {lacking[0]!r}", hint="collect it again: `autolabel results --collect`")
     return record
 
 

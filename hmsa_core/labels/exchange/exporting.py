@@ -90,6 +90,8 @@ def export_store(
             f"suffix {suffix!r}: letters, digits, - and . only", hint="file names are read back at their underscores"
         )
     wanted = store.names() if names is None else names
+    if fmt != "masks":
+        _refuse_twins(wanted)
     if fmt == "cityscapes-submission":
         return _submission(store, Path(out), policy, wanted, advance)
     selection = Selection(store, policy)
@@ -138,6 +140,15 @@ def _mask(
 
 def _city(store: LabelStore, name: str) -> str:
     return str(store.row(name)["city"]) or city_of(name)
+
+
+def _refuse_twins(names: list[str]) -> None:
+    by_stem: dict[str, str] = {}
+    for name in names:
+        if (first := by_stem.setdefault(_stem(name), name)) != name:
+            raise InputError(
+                f"{first} and {name} would be the same files", hint="export them apart (--name), or as masks"
+            )
 
 
 def _stem(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import atomic
-from hmsa_core.errors import HmsaError, InputError
+from hmsa_core.errors import HmsaError, InputError, IntegrityError
 from pipeline.ablation.catalogue import make_ablation
 from pipeline.ablation.freeze import write_freeze
 from pipeline.ablation.material import Scale, cell_material
@@ -101,6 +101,18 @@ def test_a_workspace_without_results_or_with_other_weights_is_not_collected(tmp_
     with pytest.raises(InputError, match="other weights than were judged"):
         collect(ws, sources.runs)
     assert not sources.runs.exists()
+
+
+def test_a_run_or_a_cell_that_lacks_something_is_named_with_what_it_lacks(tmp_path: Path, sources: Sources) -> None:
+    path = collect(finished_workspace(tmp_path / "ws"), sources.runs)
+    whole = atomic.read_json(path)
+    atomic.write_json(path, {key: value for key, value in whole.items() if key != "models"})
+    with pytest.raises(IntegrityError, match=r"demo\.json: has no 'models'"):
+        results_page(sources)
+    atomic.write_json(path, whole)
+    atomic.write_json(sources.ablations / "scales" / "single-1-seed0.json", {"format": "hmsa-ablation-cell", "version": 1})
+    with pytest.raises(IntegrityError, match=r"single-1-seed0\.json: has no 'ablation'"):
+        results_page(sources)
 
 
 def test_a_table_shows_rows_claims_verdicts_and_what_is_missing(sources: Sources) -> None:

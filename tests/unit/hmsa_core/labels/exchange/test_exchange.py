@@ -258,6 +258,17 @@ def test_images_that_were_labelled_by_their_files_names_leave_under_cityscapes_n
     assert (tmp_path / "released/berlin/berlin_000000_000019_leftImg8bit.png").is_file()
 
 
+@pytest.mark.parametrize("fmt", ["cityscapes", "released", "released-flat", "cityscapes-submission"])
+def test_two_images_that_would_be_the_same_files_are_refused_before_any_is_written(tmp_path: Path, fmt: str) -> None:
+    with LabelStoreWriter(tmp_path / "store", {}) as writer:
+        for name in (STEM, f"{STEM}_leftImg8bit"):
+            writer.add(name, np.zeros((4, 6), np.uint8), np.ones((4, 6), np.float32))
+    out = tmp_path / ("out.zip" if fmt == "cityscapes-submission" else "out")
+    with pytest.raises(InputError, match=f"{STEM} and {STEM}_leftImg8bit would be the same files"):
+        export_store(LabelStore.open(tmp_path / "store"), out, fmt)
+    assert not out.exists()
+
+
 def test_a_suffix_that_could_not_be_told_from_the_name_is_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "store", 1)
     for suffix in ("my_coarse", "../x", ""):
