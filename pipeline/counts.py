@@ -1,32 +1,51 @@
-"""Per-image counts of an evaluate job (`<setting>.npz`, published as evaluation/confusions-MODEL.npz)."""
+"""Counts in files of numpy: those of an evaluate job, image by image, and the pairs that `calibrate` counted."""
 
 from __future__ import annotations
 
+import io
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.errors import IntegrityError, one_line
+from hmsa_core.labels.codes import NUM_CODES
 
-__all__ = ["read_counts"]
+__all__ = ["read_counts", "read_pairs"]
 
 
 def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
-    """Arrays of an evaluate job's file, by name.
+    """Arrays of an evaluate job's file (`<setting>.npz`, published as evaluation/confusions-MODEL.npz), by name.
 
     Raises:
         IntegrityError: it is missing or damaged; the hint says what makes it anew.
     """
+    place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
+    return _arrays(path, wanted, f"delete {place}, then `dvc repro --force --single-item evaluate`")
+
+
+def read_pairs(path: Path, num_classes: int) -> NDArray[np.int64]:
+    """Pixels of (human class, class, code) on calibration images, the last human class is "none": int64 (C+1, C, 256).
+
+    Raises:
+        IntegrityError: the file is damaged, or counted for another number of classes.
+    """
+    mend = "delete it, then `dvc repro --force --single-item calibrate`; without it coarse labels correct no precision"
+    (found,) = _arrays(path, ("pairs",), mend)
+    expected = (num_classes + 1, num_classes, NUM_CODES)
+    if found.shape != expected or found.dtype.kind not in "iu":
+        said = f"{found.dtype.name} {found.shape}, expected whole numbers {expected}"
+        raise IntegrityError(f"{path}: holds no counts of these classes ({said})", hint=mend)
+    return np.asarray(found, np.int64)
+
+
+def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any], ...]:
     try:
-        with np.load(path) as file:
-            return tuple(file[name] for name in wanted)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        place = "it" if path.name.startswith("confusions-") else f"the folder {path.parent}"
-        raise IntegrityError(
-            f"{path}: no counts can be read from it ({one_line(error)})",
-            hint=f"delete {place}, then `dvc repro --force --single-item evaluate`",
-        ) from error
+        with zipfile.ZipFile(path) as file:
+            members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone reads past a wrong checksum
+        return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise IntegrityError(f"{path}: no counts can be read from it ({one_line(error)})", hint=mend) from error

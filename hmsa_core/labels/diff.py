@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hmsa_core.labels.policy import ThresholdPolicy
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["StoreDiff", "diff_stores", "write_pictures"]
+__all__ = ["StoreDiff", "diff_stores", "other_pictures", "write_pictures"]
 
 Labels = NDArray[np.uint8]
 
@@ -31,6 +31,7 @@ class StoreDiff:
         images: (name, changed pixels, all pixels), most changed share first.
         only_a, only_b: names that one store lacks.
         resized: names whose maps differ in size (not compared).
+        other_pictures: names that both stores give to different pictures (not compared).
     """
 
     classes: tuple[str, ...]
@@ -39,6 +40,7 @@ class StoreDiff:
     only_a: list[str]
     only_b: list[str]
     resized: list[str]
+    other_pictures: list[str]
 
     def to_json(self, limit: int | None = None) -> dict[str, Any]:
         """A JSON object; `limit` cuts the list of images."""
@@ -62,7 +64,14 @@ class StoreDiff:
                 {"name": n, "changed": c, "share": c / p} for n, c, p in self.images[:limit] if c
             ],
             "only_a": self.only_a, "only_b": self.only_b, "resized": self.resized,
+            "other_pictures": self.other_pictures,
         }  # fmt: skip
+
+
+def other_pictures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names that the stores of two manifests give to different pictures, as far as both know what they labelled."""
+    of_a, of_b = ({n: sha256 for shard in m["shards"] for n, sha256 in shard["images"]} for m in (a, b))
+    return [name for name, sha256 in of_a.items() if sha256 and of_b.get(name) and of_b[name] != sha256]
 
 
 def diff_stores(
@@ -85,11 +94,15 @@ def diff_stores(
     pixels = np.zeros((c + 1, c + 1), np.int64)
     images, resized = [], []
     pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
+    others = other_pictures(a.manifest, b.manifest)
+    skipped = set(others)
     common = [name for name in a.names() if name in b]
     for name in common:
-        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
         if advance is not None:
             advance(1)
+        if name in skipped:
+            continue
+        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
         if label_a.shape != label_b.shape:
             resized.append(name)
             continue
@@ -99,7 +112,7 @@ def diff_stores(
     images.sort(key=lambda row: (-row[1] / row[2], row[0]))
     return StoreDiff(
         a.classes.classes, pixels, images, [n for n in a.names() if n not in b],
-        [n for n in b.names() if n not in a], resized,
+        [n for n in b.names() if n not in a], resized, others,
     )  # fmt: skip
 
 

@@ -37,9 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.engine.progress import Progress
     from hmsa_core.labels.diff import diff_stores, write_pictures
     from hmsa_core.labels.store import LabelStore
+    from pipeline.inspector.saving import refuse_in_store
 
     if args.limit < 1:
         raise ConfigError(f"--limit {args.limit}: expected at least 1")
+    if args.pictures is not None:
+        refuse_in_store(args.pictures)
     a, b = LabelStore.open(args.a), LabelStore.open(args.b)
     policy_a, policy_b = (policy_for(s, args.threshold, p) for s, p in ((a, args.policy_a), (b, args.policy_b)))
     with Progress(sum(name in b for name in a.names()), what="diff") as progress:
@@ -71,7 +74,10 @@ def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> T
 def _print(answer: dict[str, Any], limit: int) -> None:
     write = sys.stdout.write
     write(f"{answer['images']} images in both, {answer['changed_share']:.2%} of their pixels changed\n")
-    for key, text in (("only_a", "only in A"), ("only_b", "only in B"), ("resized", "of another size")):
+    for key, text in (
+        ("only_a", "only in A"), ("only_b", "only in B"), ("resized", "of another size"),
+        ("other_pictures", "of the same name are other pictures, not compared"),
+    ):  # fmt: skip
         if answer[key]:
             write(f"{len(answer[key])} images {text}: {', '.join(answer[key][:limit])}\n")
     write(f"\n{'class':22}{'pixels A':>14}{'pixels B':>14}{'same':>9}{'lost':>12}{'gained':>12}\n")

@@ -37,14 +37,11 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.labels.exchange.exporting import export_store
     from hmsa_core.labels.store import LabelStore
     from pipeline.cli.diff import policy_for
+    from pipeline.inspector.saving import refuse_in_store
 
     _check_out(args.out, args.format)
     store = LabelStore.open(args.store)
-    if args.out.resolve().is_relative_to(args.store.resolve()):
-        raise ConfigError(
-            f"{args.out}: lies in the label store, which holds nothing but its own files",
-            hint="give a folder elsewhere",
-        )
+    refuse_in_store(args.out)
     policy = policy_for(store, args.threshold, args.policy)
     with Progress(len(args.name or store.names()), what="export") as progress:
         count = export_store(

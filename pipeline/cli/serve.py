@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     for view in (session.view, session.other):
         if view is not None and view.pictures.note:
             sys.stderr.write(f"note: {view.path}: {view.pictures.note}\n")
+    for note in session.notes:
+        sys.stderr.write(f"note: {note}\n")
     if args.export is not None:
         from pipeline.inspector.export import export_page
 

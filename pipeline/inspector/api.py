@@ -64,6 +64,13 @@ def _field(body: dict[str, Any], key: str, kind: type, usual: Any) -> Any:
     return value
 
 
+def _texts(body: dict[str, Any], key: str) -> list[str]:
+    values: list[str] = _field(body, key, list, [])
+    if not all(isinstance(value, str) for value in values):
+        raise ConfigError(f"{key}: expected a list of texts")
+    return values
+
+
 class Api:
     """Handlers over one session; blocking work runs in two small pools, so that thumbnails never delay a click."""
 
@@ -188,7 +195,7 @@ class Api:
     async def save_policy(self, request: Request) -> Response:
         """Write the thresholds as a policy file."""
         body, session = await _body(request), self._session
-        cuts = session.cuts(_field(body, "threshold", str, "") or None, _field(body, "cut", list, []))
+        cuts = session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
         path, digest = await self._run(lambda: session.save_policy(cuts))
         setting = policy_setting(session.view.path, path)
         hint = f"train with it: pseudo_label.threshold: {setting} in params.yaml"
@@ -211,11 +218,11 @@ class Api:
     async def draw_audit(self, request: Request) -> Response:
         """Draw a new audit."""
         body, session = await _body(request), self._session
-        cuts = session.cuts(_field(body, "threshold", str, "") or None, _field(body, "cut", list, []))
+        cuts = session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
         per_class, seed = _field(body, "per_class", int, 16), _field(body, "seed", int, 0)
         if not 0 <= seed < 10**6:
             raise ConfigError("seed: expected 0 to 999999")
-        names = _field(body, "classes", list, [])
+        names = _texts(body, "classes")
         audit = await self._run(lambda: session.draw_audit(cuts, per_class=per_class, seed=seed, classes=names))
         return JSONResponse({**audit.to_json(), "file": str(session.audits.path)})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +35,9 @@ Verdict = Literal["right", "wrong", "unsure"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 FORMAT, VERSION = "hmsa-click-audit", 1
 LIMIT = 500  # pixels a class
+_NEEDED = {"id": str, "store": str, "codes": list, "strata": list, "items": list}
+_OF_STRATUM = {"class": int, "name": str, "kept": int, "drawn": int, "code": int, "threshold": str}
+_OF_ITEM = {"name": str, "class": int, "rank": int, "verdict": str | None}
 
 
 def audit_path(store: str | os.PathLike[str]) -> Path:
@@ -164,6 +167,24 @@ class Audit:
         return {**self.value, "results": self.results(), "overall": self.overall()}
 
 
+def _damage(value: dict[str, Any]) -> str:
+    """What a file lacks of an audit, "" where all is there."""
+    if lacking := _lacking(value, _NEEDED):
+        return f"its {lacking!r} is missing or of another kind"
+    for key, needed in (("strata", _OF_STRATUM), ("items", _OF_ITEM)):
+        for number, row in enumerate(value[key]):
+            also = {"code": int} if isinstance(row, dict) and row.get("verdict") else {}  # of an answered pixel
+            if lacking := _lacking(row, {**needed, **also}):
+                return f"{lacking!r} of entry {number} of its {key!r} is missing or of another kind"
+    return ""
+
+
+def _lacking(value: object, needed: Mapping[str, Any]) -> str:
+    """The first key that is missing or of another kind, "" where there is none."""
+    row = value if isinstance(value, dict) else {}
+    return next((key for key, kind in needed.items() if key not in row or not isinstance(row[key], kind)), "")
+
+
 def _ranks(kept: NDArray[np.int64], drawn: NDArray[np.int64]) -> list[tuple[int, int]]:
     """(image, rank among its kept pixels) of positions in the row of all kept pixels of a class."""
     ends = np.cumsum(kept)
@@ -190,6 +211,8 @@ class AuditFile:
         value = read_json(path)
         if value.get("format") != FORMAT or value.get("version") != VERSION:
             raise IntegrityError(f"{path}: not a click audit of version {VERSION}")
+        if wrong := _damage(value):
+            raise IntegrityError(f"{path}: damaged: {wrong}", hint="restore it, or move it away and draw a new audit")
         return Audit({k: v for k, v in value.items() if k not in ("results", "overall")})
 
     @property

@@ -17,6 +17,7 @@ from hmsa_core.trees import new_tree
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.page import static_sources
 from pipeline.inspector.safety import POLICY
+from pipeline.inspector.saving import refuse_in_store
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import ImageQuery, Sort, image_rows, parse_sort
 
@@ -63,6 +64,7 @@ def _check_target(target: Path) -> None:
             f"{target}: an export takes the place of the whole folder, and this command runs in it",
             hint="choose a folder below, for example --export page",
         )
+    refuse_in_store(target)
     if not target.exists():
         return
     if not target.is_dir():

@@ -20,6 +20,7 @@ from hmsa_core.errors import (
     translate_os_error,
 )
 from pipeline.inspector.cuts import OffGridError
+from pipeline.inspector.review import MarkError
 from pipeline.inspector.saving import SaveError
 from pipeline.inspector.view import StaleError
 
@@ -29,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _status(error: HmsaError) -> int:
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | MarkError):
         return 400
     if isinstance(error, IntegrityError | LockedError | StaleError):
         return 409

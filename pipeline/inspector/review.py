@@ -29,7 +29,7 @@ from pipeline import json_lines
 from pipeline.inspector.saving import saving
 from pipeline.inspector.stamps import stamp_of
 
-__all__ = ["Mark", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
+__all__ = ["Mark", "MarkError", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
 
 Region = tuple[tuple[float, float], ...]
 Verdict = Literal["accept", "flag"]
@@ -51,6 +51,10 @@ def review_path(store: str | os.PathLike[str]) -> Path:
     """Path of the review file of a store."""
     folder = Path(store)
     return folder.with_name(f"{folder.name}.review.jsonl")
+
+
+class MarkError(InputError):
+    """What was given is no mark."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +84,26 @@ def _region(value: object) -> Region | None:
     if value is None:
         return None
     if not isinstance(value, list) or not 3 <= len(value) <= REGION_LIMIT:
-        raise InputError(f"a region needs 3 to {REGION_LIMIT} corners [x, y]")
+        raise MarkError(f"a region needs 3 to {REGION_LIMIT} corners [x, y]")
     try:
         corners = tuple((float(x), float(y)) for x, y in value)
-    except (TypeError, ValueError) as error:
-        raise InputError("a region is a list of corners [x, y] in pixels") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MarkError("a region is a list of corners [x, y] in pixels") from error
     if not np.isfinite(corners).all() or np.abs(corners).max() > 1e6:
-        raise InputError("a corner of the region lies outside of any image")
+        raise MarkError("a corner of the region lies outside of any image")
     return corners
 
 
 def _mark(value: dict[str, Any]) -> Mark:
     if value.get("verdict") not in ("accept", "flag"):
-        raise InputError(f"verdict {value.get('verdict')!r}: expected accept or flag")
+        raise MarkError(f"verdict {value.get('verdict')!r}: expected accept or flag")
     note, reviewer = value.get("note", ""), value.get("reviewer", "")
     if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
-        raise InputError(f"a note is text of at most {NOTE_LIMIT} characters")
+        raise MarkError(f"a note is text of at most {NOTE_LIMIT} characters")
     try:
         f"{note}{reviewer}".encode()
     except UnicodeEncodeError as error:
-        raise InputError("a note is text: it has half a character (a lone surrogate) in it") from error
+        raise MarkError("a note is text: it has half a character (a lone surrogate) in it") from error
     region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
     labels = str(value.get("labels", ""))
     return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture, labels)
@@ -149,12 +153,14 @@ class ReviewFile:
                 continue
             try:
                 value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise MarkError(f"expected an object, found {type(value).__name__}")
                 if "withdraws" in value:
                     standing.pop(str(value["withdraws"]), None)
                 else:
                     mark = _mark(value)
                     standing[mark.id] = mark
-            except (ValueError, TypeError, KeyError, InputError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
                 raise IntegrityError(
                     f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line",
                 ) from error  # fmt: skip
@@ -192,7 +198,7 @@ class ReviewFile:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         if lines:
             self._parse()  # nothing is written behind a damaged line
-        taken = {json.loads(line).get("id") for line in lines if line.strip()}
+        taken = {str(json.loads(line).get("id")) for line in lines if line.strip()}
         ids = (digest([place, content])[:16] for place in count(len(lines)))
         return next(found for found in ids if found not in taken)
 
@@ -214,7 +220,7 @@ class ReviewFile:
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value | {"image_sha256": self._pictures.get(name, ""), "labels": self._labels})
             if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
-                raise InputError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
+                raise MarkError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
             mark = replace(mark, id=self._new_id(mark.to_json()))
             json_lines.append(self.path, mark.to_json())
         return mark

@@ -14,7 +14,6 @@ import hmac
 import ipaddress
 import secrets
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -120,13 +119,12 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if (kind.lower() == "bearer" and self.is_token(given)) or self.is_token(headers.get(TOKEN_HEADER, "")):
             return True
-        try:
-            jar = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        if self.cookie_name not in jar:
-            return False
-        return hmac.compare_digest(jar[self.cookie_name].value.encode(), self.cookie.encode())
+        return any(hmac.compare_digest(given.encode(), self.cookie.encode()) for given in self._cookies(headers))
+
+    def _cookies(self, headers: Headers) -> list[str]:
+        """Values of our cookie; those of other programs of this host may be written as no parser expects."""
+        pairs = [pair.partition("=") for header in headers.getlist("cookie") for pair in header.split(";")]
+        return [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name]
 
 
 def _refuse(status: int, message: str) -> Response:

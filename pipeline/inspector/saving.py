@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hmsa_core.atomic import is_temp
-from hmsa_core.errors import HmsaError, NoSpaceError, mend_of
+from hmsa_core.atomic import is_temp, read_json
+from hmsa_core.errors import ConfigError, HmsaError, IntegrityError, NoSpaceError, mend_of
+from hmsa_core.labels.schema import FORMAT, MANIFEST
 
-__all__ = ["SaveError", "saving"]
+__all__ = ["SaveError", "refuse_in_store", "saving"]
 
 
 class SaveError(HmsaError):
@@ -39,3 +40,19 @@ def saving(path: Path, *, otherwise: str = "") -> Iterator[None]:
             raise NoSpaceError(said, hint="free space, then do it again") from error
         hint = mend_of(error) or f"let the user of this server write in {path.parent}, then do it again"
         raise SaveError(said, hint=f"{hint}; or {otherwise}" if otherwise else hint) from error
+
+
+def refuse_in_store(out: Path) -> None:
+    """Refuse a folder in (or at) any label store: with a file that its manifest does not list it is no longer whole."""
+    place = out.resolve()
+    if any(_is_store(folder) for folder in (place, *place.parents)):
+        raise ConfigError(
+            f"{out}: lies in a label store, which holds nothing but its own files", hint="give a folder elsewhere"
+        )
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        return read_json(folder / MANIFEST).get("format") == FORMAT
+    except (OSError, IntegrityError):  # none, or none that can be read
+        return False

@@ -79,7 +79,12 @@ def open_app(session: Session, options: ServeOptions, stack: ExitStack) -> tuple
 def _listen(host: str, port: int) -> socket.socket:
     listener: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:  # no such name; none that could be one
+        hint = "give a name or an address of this machine, for example --host 0.0.0.0"
+        raise ConfigError(f"--host {host}: cannot be looked up ({error})", hint=hint) from None
+    family, kind, protocol, _, address = found[0]
+    try:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hmsa_core.errors import ConfigError, InputError
 from hmsa_core.labels.codes import ConfidenceCode
+from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.manifest import binding
 from hmsa_core.labels.policy import ThresholdPolicy
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
@@ -61,6 +62,8 @@ class Session:
         self.other = None if other is None else StoreView(other, images=images)
         if self.other is not None and self.other.classes != self.view.classes:
             raise ConfigError(f"{other} and {store} have different classes and cannot be compared")
+        of_both = [] if self.other is None else other_pictures(self.view.manifest, self.other.manifest)
+        self._other_pictures = frozenset(of_both)
         self.policies: dict[str, ThresholdPolicy] = {}
         self.policy_names: dict[str, str] = {}
         for key, path in (("policy", policy), ("policy-b", other_policy)):
@@ -103,7 +106,18 @@ class Session:
         view = self.side(side)
         if name not in view:
             raise InputError(f"no image named {name!r} in this store")
+        if view is self.other and name in self._other_pictures:
+            raise InputError(f"{view.path}: {name!r} is another picture there and cannot be compared")
         return view
+
+    @property
+    def notes(self) -> list[str]:
+        """What cannot be compared with the second store."""
+        if self.other is None or not self._other_pictures:
+            return []
+        count, first = len(self._other_pictures), min(self._other_pictures)
+        return [f"{self.other.path}: {count} images are other pictures of the same name and cannot be compared "
+                f"(the first: {first})"]  # fmt: skip
 
     def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
         """Thresholds as the address, the API and the page write them; absent ones mean the start values."""
@@ -151,7 +165,7 @@ class Session:
             ],
             "safeColours": safe.tolist(), "edges": list(ConfidenceCode().edges),
             "startCode": start, "start": "policy" if "policy" in self.policies else start,
-            "cities": [c for c in view.statistics.city_names() if c], "problems": view.problems,
+            "cities": [c for c in view.statistics.city_names() if c], "problems": [*view.problems, *self.notes],
             "hasPictures": view.pictures.root is not None, "hasConflicts": view.has_human, "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
             "policy": self._policy_json("policy"), "policyB": self._policy_json("policy-b"),

@@ -23,6 +23,7 @@ from hmsa_core.labels.schema import MANIFEST
 from hmsa_core.labels.stats import StoreStatistics
 from hmsa_core.labels.store import LabelStore
 from hmsa_core.taxonomy import IGNORE
+from pipeline.counts import read_pairs
 from pipeline.inspector.pictures import Pictures
 from pipeline.inspector.precision import Coarse
 from pipeline.inspector.stamps import stamp_of
@@ -84,8 +85,7 @@ def find_curves(
     pairs = path.with_name("pairs.npz")
     if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
         return Evidence(found, None, path.name == JUDGED_CURVES)
-    with np.load(pairs) as file:
-        return Evidence(found, Coarse(store.statistics.pairs(), file["pairs"]))
+    return Evidence(found, Coarse(store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
 
 
 def _curves_beside(policy: Path) -> Path:

@@ -30,6 +30,7 @@ from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rule
 from hmsa_core.labels.shift import shift_report
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
+from pipeline.counts import read_pairs
 from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
 from pipeline.stages import VERSIONS, precision
 from pipeline.stages.precision import PAIRS
@@ -218,8 +219,8 @@ def _shift(ws: Workspace, policy: ThresholdPolicy, curves: Curves | None) -> dic
     report: dict[str, Any] = {"cities": shift_report(curves, histograms, policy, ws.params.calibrate.shift_limit)}
     pairs = ws.path(f"calibration/{PAIRS}")
     if pairs.exists():
-        with np.load(pairs) as file:
-            by_class = corrected_precision(statistics.pairs(), file["pairs"], curves, policy.codes())
+        counted = read_pairs(pairs, curves.classes.num_classes)
+        by_class = corrected_precision(statistics.pairs(), counted, curves, policy.codes())
         report["coarse"] = dict(zip(curves.classes.classes, by_class, strict=True))
     return report
 

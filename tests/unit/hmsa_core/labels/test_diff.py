@@ -90,3 +90,20 @@ def test_resized_images_are_told_and_other_classes_refused(tmp_path: Path) -> No
         diff_stores(a, opened(tmp_path / "c"))
     with pytest.raises(InputError, match="at least 1"):
         write_pictures(diff, a, b, tmp_path, limit=0)
+
+
+def test_other_pictures_of_the_same_name_are_told_and_not_compared(tmp_path: Path) -> None:
+    """What both stores labelled tells pictures apart; a store that does not say what it labelled is compared by name."""
+    pictures = {"a": ("1", "2", "", "", "5"), "b": ("9", "2", "3", "", "8")}
+    for folder, digests in pictures.items():
+        with LabelStoreWriter(tmp_path / folder, {}) as writer:
+            for i, digest in enumerate(digests):
+                label = maps(i, (10, 10) if (folder, i) == ("b", 4) else (12, 12))[0]
+                writer.add(f"n{i}", label, np.ones(label.shape, np.float32), image_sha256=digest * 64)
+    steps: list[int] = []
+    diff = diff_stores(opened(tmp_path / "a"), opened(tmp_path / "b"), advance=steps.append)
+    assert (diff.other_pictures, diff.resized) == (["n0", "n4"], [])
+    assert sorted(name for name, _, _ in diff.images) == ["n1", "n2", "n3"]
+    assert diff.pixels.sum() == 3 * 12 * 12
+    assert diff.to_json()["other_pictures"] == ["n0", "n4"]
+    assert sum(steps) == 5

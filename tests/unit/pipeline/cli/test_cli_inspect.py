@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core.labels import LabelStoreWriter
+from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.curves import CalibrationImage, Curves
+from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.stats import StoreStatistics
 from pipeline.cli.main import main
 from pipeline.inspector.session import Session
 
@@ -110,3 +114,76 @@ def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, t
 def test_what_is_no_store_is_said(tmp_path: Path, capsys) -> None:
     assert main(["inspect", str(tmp_path), "--threshold", "0.9"]) == 4
     assert "no label store here" in capsys.readouterr().err
+
+
+def _calibrated(folder: Path) -> Path:
+    """A store with human labels, and beside it what `calibrate` counts: a policy, curves and pairs."""
+    label, sure = np.zeros((10, 10), np.uint8), np.full((10, 10), 0.95, np.float32)
+    with LabelStoreWriter(folder / "raw", {"teacher": "t" * 64}) as writer:
+        writer.add("a", label, sure, coarse=label)
+    store = LabelStore.open(folder / "raw")
+    (folder / "calibration").mkdir()
+    from_threshold(0.9, store.classes).save(folder / "calibration" / "policy.json")
+    code = store.read("a")[1]
+    images = (CalibrationImage(name, name, label, code, label, label) for name in "pq")
+    Curves.measure(images, store.classes, lineage=store.lineage).save(folder / "calibration" / "curves.json")
+    np.savez_compressed(folder / "calibration" / "pairs.npz", pairs=StoreStatistics.open(store.path).pairs())
+    return store.path
+
+
+def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, capsys) -> None:
+    store = _calibrated(tmp_path)
+    pairs = tmp_path / "calibration" / "pairs.npz"
+    arguments = [str(store), "--policy", str(pairs.with_name("policy.json"))]
+    assert run_json(capsys, *arguments)["classes"][0]["precision_source"] == "coarse-corrected"
+    whole, counts = pairs.read_bytes(), np.zeros((20, 19, 256), np.int64)
+    damages = [whole[: len(whole) // 2], b"", b"no archive"]
+    # A flip in every field of the archive's headers, and in the name, the shape and the numbers behind them.
+    damages += [_flipped(whole, at, bit) for at in range(0, len(whole), 3) for bit in (0, 6)]
+    for value in ({"other": counts}, {"pairs": counts[:19]}, {"pairs": counts[..., :255]}, {"pairs": counts[0]},
+                  {"pairs": counts * 0.5}, {"pairs": np.array(["text"])}):  # fmt: skip
+        np.savez_compressed(made := io.BytesIO(), **value)
+        damages.append(made.getvalue())
+    np.save(made := io.BytesIO(), counts)
+    told = 0
+    for damaged in [*damages, made.getvalue()]:
+        pairs.write_bytes(damaged)
+        status = main(["inspect", *arguments, "--json"])
+        out, err = capsys.readouterr()
+        if status == 0:  # a field that says nothing about the numbers, such as a file's date
+            assert json.loads(out)["classes"][0]["precision_source"] == "coarse-corrected"
+            continue
+        assert (status, out, err.count("\n")) == (4, "", 2)
+        assert f"error: {pairs}: " in err
+        assert "--single-item calibrate" in err
+        told += 1
+    assert told > len(damages) // 2
+    pairs.write_bytes(b"")
+    assert main(["serve", *arguments, "--port", "0"]) == 4
+    assert f"error: {pairs}: " in capsys.readouterr().err
+
+
+def _flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
+def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, capsys) -> None:
+    mine = tmp_path / "raw"
+    shutil.copytree(store, mine)
+    (tmp_path / "raw.review.jsonl").write_text("[]\n")
+    assert main(["inspect", str(mine), "--threshold", "0.9", "--sort", "name"]) == 4
+    err = capsys.readouterr().err
+    assert "raw.review.jsonl: line 1 is not a review mark (expected an object, found list)" in err
+    assert err.count("\n") == 2
+
+
+def test_an_audit_file_without_its_items_is_named(store: Path, tmp_path: Path, capsys) -> None:
+    mine = tmp_path / "three"
+    shutil.copytree(store, mine)
+    for damaged in ({}, {"id": "1"}, {"items": []}):
+        audit = {"format": "hmsa-click-audit", "version": 1, **damaged}
+        (tmp_path / "three.audit.json").write_text(json.dumps(audit))
+        assert main(["inspect", str(mine), "--threshold", "0.9"]) == 4
+        err = capsys.readouterr().err
+        assert "three.audit.json: damaged: " in err
+        assert err.count("\n") == 2

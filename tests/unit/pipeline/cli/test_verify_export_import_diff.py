@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.labels import LabelStore
+from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.manifest import binding, full_lineage
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
@@ -197,7 +197,7 @@ def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, 
     assert main(["export", str(store), str(tmp_path / "file")]) == 2
     assert "is a file, masks are written into a folder" in capsys.readouterr().err
     assert main(["export", str(store), str(store / "out")]) == 2
-    assert "lies in the label store" in capsys.readouterr().err
+    assert "lies in a label store" in capsys.readouterr().err
     assert not (store / "out").exists()
     assert main(["export", str(store), str(tmp_path), "--format", "cityscapes-submission"]) == 2
     assert "a submission is one zip file" in capsys.readouterr().err
@@ -205,3 +205,29 @@ def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, 
     assert main(["export", str(store), str(tmp_path / "sent.zip"), "--format", "cityscapes-submission"]) == 2
     assert "sent.zip: exists" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == (tmp_path / "sent.zip").read_text() == "mine"
+
+
+def test_diff_never_writes_pictures_into_a_label_store(store: Path, tmp_path: Path, capsys) -> None:
+    write_store(tmp_path / "other", 4, shape=(24, 40), lineage={"teacher": "b" * 64})
+    arguments = [str(store), str(tmp_path / "other"), "--pictures"]
+    for place in (store, store / "changed", tmp_path / "other" / "deep" / "changed"):
+        assert main(["diff", *arguments, str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, "lies in a label store" in err, err.count("\n")) == ("", True, 2)
+    assert main(["verify", str(store)]) == main(["verify", str(tmp_path / "other")]) == 0
+
+
+def test_diff_tells_pictures_that_only_share_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for drive in "ab":
+        with LabelStoreWriter(tmp_path / drive, {}) as writer:
+            for name, picture in (("000001", drive), ("000002", "c")):
+                shown = np.full((4, 4), ord(picture) % 19, np.uint8)
+                writer.add(name, shown, np.full((4, 4), 0.9, np.float32), image_sha256=picture * 64)
+    arguments = ["diff", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "1 images in both, 0.00% of their pixels changed" in out
+    assert "1 images of the same name are other pictures, not compared: 000001" in out
+    assert main([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["images"], answer["changed"], answer["other_pictures"]) == (1, 0, ["000001"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.shards import ShardWriter
 from pipeline.cli.main import main
@@ -217,7 +217,6 @@ def test_an_audit_by_script_becomes_the_source_of_precision(client: AsgiClient, 
 def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes: Scenes) -> None:
     from dataclasses import replace
 
-    from hmsa_core.labels import LabelStoreWriter
     from hmsa_core.taxonomy import cityscapes
 
     table = cityscapes()
@@ -363,3 +362,40 @@ def test_a_failed_computation_says_why(session: Session, tmp_path: Path, monkeyp
 def test_the_server_imports_no_torch() -> None:
     code = "import sys, pipeline.inspector.server, pipeline.inspector.export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("policy", {"cut": [1]}), ("policy", {"cut": [None]}), ("policy", {"cut": [["rider:0.9"]]}), ("audit", {"cut": [1]}),
+     ("audit", {"classes": [1]}), ("audit", {"classes": [["road"]]}), ("audit", {"classes": "road"}),
+     ("review", {"verdict": "flag", "region": [[10**400, 1], [2, 2], [3, 1]]}),
+     ("review", {"verdict": "flag", "region": [["1", []], [2, 2], [3, 1]]}), ("review", {"verdict": "flag", "region": {}})],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_the_callers_mistake(
+    client: AsgiClient, own_scenes: Scenes, path: str, body: dict[str, object]
+) -> None:
+    before = sorted(own_scenes.store.parent.iterdir())
+    reply = client.post(f"/api/{path}", {"name": own_scenes.names[0], **body})
+    assert (reply.status, "\n" in reply.json()["message"]) == (400, False)
+    assert [p for p in sorted(own_scenes.store.parent.iterdir()) if not p.name.endswith(".lock")] == before
+
+
+def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Path, capsys) -> None:
+    """Two drives that both count from 000001."""
+    for drive in "ab":
+        with LabelStoreWriter(tmp_path / drive, {**LINEAGE}) as writer:
+            for name, picture in (("000001", drive * 64), ("000002", "c" * 64), ("000003", "" if drive == "a" else "d" * 64)):
+                writer.add(name, np.zeros((8, 8), np.uint8), np.full((8, 8), 0.95, np.float32), image_sha256=picture)
+    session = Session(tmp_path / "a", other=tmp_path / "b")
+    (problem,) = session.describe()["problems"]
+    assert all(words in problem for words in (str(tmp_path / "b"), "1 images are other pictures", "000001"))
+    with ThreadPoolExecutor(1) as pool:
+        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+        answers = {name: client.get("/api/plane", name=name, side="b") for name in session.view.names}
+        assert [answer.status for answer in answers.values()] == [404, 200, 200]
+        assert "another picture" in answers["000001"].json()["message"]
+        assert client.get("/api/plane", name="000001").status == 200
+    assert Session(tmp_path / "a", other=tmp_path / "a").describe()["problems"] == []
+    more = ["--compare", str(tmp_path / "b"), "--export", str(tmp_path / "page")]
+    assert main(["serve", str(tmp_path / "a"), *more]) == 0
+    assert "other pictures of the same name" in capsys.readouterr().err

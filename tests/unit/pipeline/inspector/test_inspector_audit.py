@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts
@@ -176,3 +176,24 @@ def test_what_another_server_drew_or_was_told_is_what_this_one_shows(view: Store
     assert two.current.id == other.id
     two.answer(other.id, 1, "right")
     assert [answer.right for answer in one.current.answers()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [("id", None), ("id", 3), ("items", None), ("items", {}), ("items", [3]), ("items", [{"name": "x"}]), ("strata", None),
+     ("strata", [[]]), ("codes", None), ("store", None),
+     ("items", [{"name": "x", "class": 0, "rank": 0, "verdict": "right"}])],
+)  # fmt: skip
+def test_a_damaged_audit_file_is_named(view: StoreView, cuts: Cuts, tmp_path: Path, key: str, new: object) -> None:
+    file = AuditFile(tmp_path / "raw.audit.json", view)
+    audit = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
+    value = json.loads(file.path.read_text())
+    if new is None:
+        del value[key]
+    else:
+        value[key] = new
+    file.path.write_text(damaged := json.dumps(value))
+    for act in (lambda: file.current, lambda: file.answer(audit.id, 0, "right"), lambda: file.start(audit)):
+        with pytest.raises(IntegrityError, match=rf"raw\.audit\.json: damaged: .*'{key}'"):
+            act()
+    assert file.path.read_text() == damaged

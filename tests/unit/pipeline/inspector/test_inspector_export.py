@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -168,3 +169,16 @@ def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Pat
         == 0
     )
     assert len(bundle_of(target)["images"]) == 2
+
+
+@pytest.mark.parametrize("place", ["raw", "raw/page", "raw/sidecar/deep/page", "other/page"])
+def test_an_export_never_goes_into_a_label_store(own_scenes: Scenes, capsys, place: str) -> None:
+    store = own_scenes.store
+    shutil.copytree(store, store.with_name("other"))
+    before = sorted(store.parent.rglob("*"))
+    assert main(["serve", str(store), "--export", str(store.parent / place)]) == 2
+    error = capsys.readouterr().err
+    assert "lies in a label store" in error
+    assert "give a folder elsewhere" in error
+    assert sorted(store.parent.rglob("*")) == before
+    assert main(["verify", str(store)]) == 0

@@ -153,6 +153,7 @@ def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: 
 
 @pytest.mark.parametrize(
     "region", [[[0, 0]], [[0, 0], [1, 1], [2]], [[0, 0], [1, float("nan")], [2, 2]], "box", [[0, 0], [1e9, 0], [1, 1]],
+               [[0, 0], [10**400, 0], [1, 1]], [[0, 0], ["x", 0], [1, 1]], [[0, 0], [[1], 0], [1, 1]],
                [[0, 0]] * 501],
 )  # fmt: skip
 def test_a_region_that_is_none_is_refused_and_nothing_is_written(tmp_path: Path, region: object) -> None:
@@ -192,3 +193,25 @@ def test_a_failed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path, error
         assert names in (["a"], ["a", "b"])
         review.path.write_bytes(old)
     assert [mark.name for mark in review.marks()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", '"x"', '"withdraws"', "3", "null", '{"id": 1, "name": "a", "verdict": []}', "[" * 100_000,
+             '{"id": "1", "name": "a", "verdict": "flag", "region": [[1, 1], [1%s, 1], [2, 2]]}' % ("0" * 400)],
+)  # fmt: skip
+def test_a_line_that_is_json_but_no_mark_is_named(tmp_path: Path, line: str) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(damaged := f"{review.path.read_text()}{line}\n")
+    for act in (review.marks, review.foreign, lambda: review.add("b", "flag")):
+        with pytest.raises(IntegrityError, match=r"raw\.review\.jsonl: line 2 is not a review mark") as told:
+            act()
+        assert "mend or remove that line" in told.value.hint
+    assert review.path.read_text() == damaged
+
+
+def test_an_id_of_another_kind_in_a_file_mended_by_hand_keeps_nobody_from_marking(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.path.write_text('{"id": [1], "name": "a", "verdict": "flag"}\n')
+    review.add("b", "flag")
+    assert review.statuses() == {"a": "flag", "b": "flag"}

@@ -282,3 +282,19 @@ def test_with_a_token_nothing_is_shown_without_it(session: Session) -> None:
         assert client.get("/api/stats", {"Cookie": cookie + "0"}).status == 401
         assert client.post("/api/policy", {}, {"Cookie": cookie, "Origin": "http://192.168.1.5:80"}).status == 403
         assert client.get("/api/stats", {"Cookie": cookie, "Host": "evil.test"}).status == 403
+
+
+@pytest.mark.parametrize(
+    "foreign", ['prefs={"theme":"dark"}', "x=a b", 'y="q', "\xfc=1", "bad[key]=1", "a=1;", "path=/x", "=", "", "autolabel-=0"]
+)
+def test_a_browser_with_odd_cookies_of_another_program_is_let_in(session: Session, foreign: str) -> None:
+    guard = make_guard(ServeOptions(host="0.0.0.0", token="long enough for us"))
+    with ThreadPoolExecutor(1) as pool:
+        app = make_app(session, guard, weights=None, foreground=pool, background=pool)
+        client = AsgiClient(app, host="192.168.1.5:80")
+        ours = f"{guard.cookie_name}={guard.cookie}"
+        stale = f"{guard.cookie_name}=0"
+        for cookies in (f"{foreign}; {ours}", f"{ours}; {foreign}", f"{stale}; {foreign}; {ours}"):
+            assert client.get("/api/stats", {"Cookie": cookies}).status == 200, cookies
+        for cookies in (foreign, f"{foreign}; {stale}", f"{foreign}; {ours}\xfc", f"{foreign}; x{ours}", f'x="; {ours}0"'):
+            assert client.get("/api/stats", {"Cookie": cookies}).status == 401, cookies

@@ -84,3 +84,12 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFi
     assert main(["serve", str(tmp_path), "--port", "0"]) == 4
     assert "no label store here" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "no-such-machine.invalid"])
+def test_a_host_that_is_no_name_is_one_clear_line(scenes: Scenes, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--host", host, "--token", "long enough for us", "--port", "0"]
+    assert main(["serve", str(scenes.store), *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith(f"error: --host {host}: ")
+    assert len(error) == 2  # and the hint
