@@ -247,12 +247,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; a torn or foreign file is an IntegrityError that names it."""
     where = Path(path)
     try:
-        value = json.loads(where.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(where.read_bytes(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, NaN, nested without end
         raise IntegrityError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise IntegrityError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return cast("dict[str, Any]", value)
+
+
+def _no_constant(name: str) -> None:
+    """JSON has no NaN and no Infinity; nothing here writes them, and no digest can be made with one."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:

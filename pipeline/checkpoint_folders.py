@@ -70,10 +70,14 @@ def version_damage(folder: Path) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A version's record.json; one that is torn or without a number is an IntegrityError."""
+    """A version's record.json; one that is torn, or whose figures cannot be told, is an IntegrityError."""
     record = atomic.read_json(path)
     if not isinstance(record.get("number"), int):
         raise IntegrityError(f"{path}: number is {record.get('number')!r}, expected a whole number")
+    if not isinstance(metrics := record.get("metrics", {}), dict):
+        raise IntegrityError(f"{path}: metrics is {metrics!r}, expected an object")
+    if (miou := metrics.get("mean_iou")) is not None and not (isinstance(miou, int | float) and 0 <= miou <= 1):
+        raise IntegrityError(f"{path}: metrics.mean_iou is {miou!r}, expected a number from 0 to 1")
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,35 +35,47 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         deep: also verify every byte of the label stores.
     """
     gpus = len(visible_devices())
-    checks: list[_Check] = [lambda: _machine(gpus), _python, lambda: _packages(deep=deep)]
+    checks: dict[str, _Check] = {
+        "machine": lambda: _machine(gpus), "python": _python, "packages": lambda: _packages(deep=deep),
+    }  # fmt: skip
     if (root / "dvc.yaml").exists():
-        checks += _of_workspace(Workspace(root), gpus, deep=deep)
+        checks |= _of_workspace(Workspace(root), gpus, deep=deep)
     else:
-        checks.append(lambda: _no_workspace(root))
-    found = []
-    for check in checks:
-        try:
-            found += list(check())
-        except HmsaError as error:
-            found.append(Finding("check", "broken", error.message, error.hint))
-        except OSError as error:
-            mend = mend_of(error) or "let this user read and write the workspace"
-            found.append(Finding("check", "broken", one_line(error), mend))
-    return found
+        checks["workspace"] = lambda: _no_workspace(root)
+    return [finding for name, check in checks.items() for finding in _findings(name, check)]
 
 
-def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> list[_Check]:
+def _findings(name: str, check: _Check) -> Iterator[Finding]:
+    """What a check finds; that it could not be done is a finding, too."""
+    try:
+        yield from check()
+    except HmsaError as error:
+        yield Finding("check", "broken", error.message, error.hint)
+    except OSError as error:
+        mend = mend_of(error) or "let this user read and write the workspace"
+        yield Finding("check", "broken", one_line(error), mend)
+    # The doctor is asked when things are broken: it promises never to raise, and the other checks still speak.
+    except Exception as error:  # noqa: BLE001 - see above
+        if os.environ.get("AUTOLABEL_TRACEBACK"):
+            traceback.print_exception(error)
+        text = f"the check of {name} ended early: {type(error).__name__}: {one_line(error)}"
+        yield Finding(name, "broken", text, "AUTOLABEL_TRACEBACK=1 autolabel doctor  # says where: please report it")
+
+
+def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
     try:
         _ = ws.params
     except HmsaError as error:  # nothing below can be looked at without
         mend = error.hint or "correct that line, then run doctor again: the rest needs params.yaml"
         unread = Finding("params.yaml", "broken", error.message, mend)
-        return [lambda: iter([unread])]
-    return [
-        lambda: _params(ws), lambda: _devices(ws, gpus), lambda: _scales(ws), lambda: _pretrain_dependency(ws),
-        lambda: _locks(ws), lambda: _disk(ws), lambda: doctor_dvc.examine(ws), lambda: _leftovers(ws),
-        lambda: doctor_models.examine(ws), lambda: doctor_kept.examine(ws), lambda: _stores(ws, deep=deep),
-    ]  # fmt: skip
+        return {"params.yaml": lambda: iter([unread])}
+    return {
+        "params.yaml": lambda: _params(ws), "devices": lambda: _devices(ws, gpus), "scales": lambda: _scales(ws),
+        "dvc.yaml": lambda: _pretrain_dependency(ws), "locks": lambda: _locks(ws), "disk": lambda: _disk(ws),
+        "dvc": lambda: doctor_dvc.examine(ws), "leftovers": lambda: _leftovers(ws),
+        "models": lambda: doctor_models.examine(ws), "histories": lambda: doctor_kept.examine(ws),
+        "stores": lambda: _stores(ws, deep=deep),
+    }  # fmt: skip
 
 
 def _no_workspace(root: Path) -> Iterator[Finding]:
@@ -135,7 +148,13 @@ def _scales(ws: Workspace) -> Iterator[Finding]:
 
 def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:
     """DVC reads the root of the pretraining set from params.yaml: one without the other is an error of DVC's own."""
-    named = "${data.pretrain.root}" in ws.path("dvc.yaml").read_text("utf-8")
+    path = ws.path("dvc.yaml")
+    try:
+        named = "${data.pretrain.root}" in path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        mend = "write it as UTF-8, or take it from version control"
+        yield Finding("dvc.yaml", "broken", f"{path}: no UTF-8 text: every dvc repro fails ({one_line(error)})", mend)
+        return
     if named and ws.params.data.pretrain is None:
         yield Finding("dvc.yaml", "broken", "stage prepare depends on data.pretrain.root, params.yaml has none",
                       "sed -i '/data.pretrain.root/d' dvc.yaml")  # fmt: skip

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hmsa_core import atomic
 from hmsa_core.errors import ConfigError, InputError, one_line
-from pipeline.strict_yaml import read_yaml
+from pipeline.strict_yaml import Document, read_yaml
+from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["GENERATED", "PROFILES", "InitRequest", "init_workspace", "profile_text", "render_dvc_yaml"]
 
@@ -43,6 +44,8 @@ class InitRequest:
 def init_workspace(request: InitRequest) -> bool:
     """Make the workspace; False when it was already there (then nothing is changed).
 
+    What a killed `init` left is gone on with: only what is missing is written, for people may have worked there since.
+
     Raises:
         ConfigError: unknown profile. InputError: the folder holds other things, or the data are not there.
     """
@@ -52,12 +55,17 @@ def init_workspace(request: InitRequest) -> bool:
     if _is_finished(folder, request.profile):
         _check_same_roots(request, folder)
         return False
-    roots = _data_roots(request, folder)
+    if (folder / "params.yaml").exists():  # of an unfinished one
+        _check_same_roots(request, folder)
+        roots = {}
+    else:
+        roots = _data_roots(request, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
+    if not (folder / _UNFINISHED).exists():
+        atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
     _write_files(folder, request.profile, roots)
     _set_up_version_control(folder)
-    if request.profile in GENERATED and request.data is None and request.make_data:
+    if request.profile in GENERATED and request.make_data and _is_own_data(folder, request.profile):
         generate_data(folder, request.profile)
     (folder / _UNFINISHED).unlink()
     return True
@@ -93,7 +101,10 @@ def _is_finished(folder: Path, profile: str) -> bool:
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder")
     names = {p.name for p in folder.iterdir()} - {".git"}  # a fresh repository is as good as an empty folder
-    if not names or _UNFINISHED in names:
+    if _UNFINISHED in names:
+        _check_same_profile(folder, profile)
+        return False
+    if not names:
         return False
     if {"params.yaml", "dvc.yaml"} <= names:
         there = read_yaml(folder / "params.yaml").values.get("profile")
@@ -106,18 +117,36 @@ def _is_finished(folder: Path, profile: str) -> bool:
     )
 
 
+def _check_same_profile(folder: Path, profile: str) -> None:
+    """An unfinished workspace is gone on with as it was begun: two profiles' files do not fit together."""
+    begun = one_line((folder / _UNFINISHED).read_text("utf-8", errors="replace"))
+    if begun != profile:
+        raise InputError(
+            f"{folder}: holds an unfinished workspace of profile {begun or '(none named)'}, not {profile}",
+            hint="give that profile to go on with it, or choose another folder",
+        )
+
+
 def _check_same_roots(request: InitRequest, folder: Path) -> None:
     """A path that is given again must be the one in use: it would be ignored in silence."""
     if request.data is None and request.pretrain_data is None:
         return
-    data = read_yaml(folder / "params.yaml").values.get("data") or {}
+    document = read_yaml(folder / "params.yaml")
     for name, root in _data_roots(request, folder).items():
-        used = (data.get(name) or {}).get("root")
-        if used is None or (folder / used).resolve() != (folder / root).resolve():
+        used = _root_in(document, name)
+        if used is None or (folder / str(used)).resolve() != (folder / root).resolve():
             raise InputError(
                 f"{folder}: is a workspace already, its data.{name}.root is {used}, not {root}",
                 hint=f"change data.{name}.root in its params.yaml, or choose another folder",
             )
+
+
+def _root_in(document: Document, name: str) -> object:
+    """data.NAME.root as it is written there; None where it is not."""
+    here: object = document.values
+    for key in ("data", name, "root"):
+        here = here.get(key) if isinstance(here, dict) else None
+    return here
 
 
 def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
@@ -162,30 +191,49 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
 
 
 def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
-    atomic.write_text(folder / "params.yaml", profile_text(profile))
-    document = read_yaml(folder / "params.yaml")
+    """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
+    files = {
+        "params.yaml": _params_text(profile, roots),
+        "dvc.yaml": render_dvc_yaml(has_pretrain=_shipped(profile).values["data"].get("pretrain") is not None),
+        ".gitignore": _template("gitignore"),
+        ".dvcignore": _template("dvcignore"),
+        "README.md": _template("README.md").replace("@PROFILE", profile),
+        "policies/README.md": _template("policies.md"),
+        # `autolabel serve` appends to it. Its first line says nothing: DVC warns about an empty file all the time.
+        "labels/raw.review.jsonl": '{"id": "0", "name": "", "withdraws": ""}\n',
+        "models/current.json": json.dumps({"teacher": TEACHER_STAGE}, indent=1) + "\n",
+    }
+    for name, text in files.items():
+        if not (folder / name).exists():
+            atomic.write_text(folder / name, text)
+
+
+def _shipped(profile: str) -> Document:
+    return read_yaml(_PACKAGE / "profiles" / f"{profile}.yaml")
+
+
+def _is_own_data(folder: Path, profile: str) -> bool:
+    """Whether params.yaml names the target data that are generated, as its profile does."""
+    return _root_in(read_yaml(folder / "params.yaml"), "target") == _root_in(_shipped(profile), "target")
+
+
+def _params_text(profile: str, roots: dict[str, str]) -> str:
+    """A profile's params.yaml with these data roots."""
+    lines = profile_text(profile).splitlines(keepends=True)
     for name, root in roots.items():
-        _replace_root(folder / "params.yaml", document.lines[("data", name, "root")], root)
-    has_pretrain = document.values["data"].get("pretrain") is not None
-    atomic.write_text(folder / "dvc.yaml", render_dvc_yaml(has_pretrain=has_pretrain))
-    atomic.write_text(folder / ".gitignore", _template("gitignore"))
-    atomic.write_text(folder / ".dvcignore", _template("dvcignore"))
-    atomic.write_text(folder / "README.md", _template("README.md").replace("@PROFILE", profile))
-    atomic.write_text(folder / "policies" / "README.md", _template("policies.md"))
-    # `autolabel serve` appends to it. Its first line says nothing: DVC warns about an empty file all the time.
-    atomic.write_text(folder / "labels" / "raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')
-    if not (folder / "models" / "current.json").exists():
-        atomic.write_json(folder / "models" / "current.json", {"teacher": "stage:teacher-train"})
+        number = _shipped(profile).lines[("data", name, "root")] - 1
+        value = root if re.fullmatch(r"[\w./+-]+", root) else _quoted(root)
+        found = re.search(r"(?<=root:)(\s*)(\"[^\"]*\"|[^\s#]+)", lines[number])
+        if found is None:
+            raise AssertionError(f"profile {profile}, line {number + 1}: no root value to replace")
+        lines[number] = lines[number][: found.start(2)] + value + lines[number][found.end(2) :]
+    return "".join(lines)
 
 
-def _replace_root(path: Path, line: int, root: str) -> None:
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    value = root if re.fullmatch(r"[\w./+-]+", root) else json.dumps(root)
-    changed, count = re.subn(r"(root:\s*)(\"[^\"]*\"|[^\s#]+)", lambda m: m[1] + value, lines[line - 1], count=1)
-    if count != 1:
-        raise AssertionError(f"{path}:{line}: no root value to replace")
-    lines[line - 1] = changed
-    atomic.write_text(path, "".join(lines))
+def _quoted(text: str) -> str:
+    """A YAML text in double quotes. JSON's own escapes above U+FFFF are two, of which YAML makes two characters."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
 
 
 def _set_up_version_control(folder: Path) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from pipeline.checkpoint_folders import damage, describes, read_record, version_
 from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["Registry", "Version"]
+
+_OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Registry:
         self.root = root
         self.folder = root / "models" / "registry"
         self.current_file = root / "models" / "current.json"
+        self._pin = self.folder / "champion.json"
 
     def current(self) -> str:
         """Who teaches: "stage:NAME" or a path relative to the workspace."""
@@ -143,7 +148,7 @@ class Registry:
             raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
         with self._lock():
             now = self.current()
-            if not (self.folder / "champion.json").exists():  # first: whoever teaches has a reference
+            if not self._pin.exists():  # first: whoever teaches has a reference
                 self.pin_champion(version)
             self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
 
@@ -159,29 +164,20 @@ class Registry:
             except HmsaError:  # missing or torn: whatever it said, somebody must teach
                 now, broken = "", True
             if broken:
-                before = self._last_that_is_whole(now)
+                pinned, before = None, self._last_that_is_whole(now)
             else:
-                before = self._before(now)
+                pinned, before = self._pinned(), self._before(now)  # what can be refused is, before anything changes
                 if not self._is_whole(before):
-                    raise InputError(
-                        f"cannot roll back: {version_damage(self.root / before) or f'{before} is no registered model'}",
-                        hint="`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one",
-                    )
+                    wrong = version_damage(self.root / before) or f"{before} is no registered model"
+                    raise InputError(f"cannot roll back: {wrong}", hint=_OTHERS)
             # A rollback is a person's word against a model, which stands; a repair is none.
             self._switch("repair" if broken else "rollback", before, by, reason, now=now)
-            if not broken:
-                self._unpin(Path(now).name, Path(before))
+            # A model that a person withdrew is no bar for later ones: whoever teaches again is.
+            if pinned == Path(now).name and before == TEACHER_STAGE:
+                self._pin.unlink()  # the next promotion pins itself
+            elif pinned == Path(now).name:
+                atomic.write_json(self._pin, {"version": Path(before).name})
             return before
-
-    def _unpin(self, withdrawn: str, before: Path) -> None:
-        """A model that a person withdrew is no bar for later ones: whoever teaches again is."""
-        path = self.folder / "champion.json"
-        if not path.exists() or atomic.read_json(path).get("version") != withdrawn:
-            return
-        if str(before) == TEACHER_STAGE:
-            path.unlink()  # the next promotion pins itself
-        else:
-            atomic.write_json(path, {"version": before.name})
 
     def _before(self, now: str) -> str:
         """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""
@@ -196,10 +192,7 @@ class Registry:
                 taught = [*(_up_to(taught, old) or [old]), new]
         taught = _up_to(taught, now)
         if len(taught) < 2:
-            raise InputError(
-                f"nothing to roll back to: {now} is the first teacher of this workspace",
-                hint="`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one",
-            )
+            raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace", hint=_OTHERS)
         return taught[-2]
 
     def _switches(self, now: str) -> list[dict[str, Any]]:
@@ -239,19 +232,27 @@ class Registry:
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
-        atomic.write_json(self.folder / "champion.json", {"version": version.name})
+        atomic.write_json(self._pin, {"version": version.name})
 
     def champion(self) -> Version | None:
         """The pinned reference, if there is one."""
-        path = self.folder / "champion.json"
-        if not path.exists():
-            return None
+        with self._mend_of_pin():
+            name = self._pinned()
+            return None if name is None else self.get(name)
+
+    def _pinned(self) -> str | None:
+        with self._mend_of_pin():
+            return str(atomic.read_json(self._pin).get("version")) if self._pin.exists() else None
+
+    @contextmanager
+    def _mend_of_pin(self) -> Iterator[None]:
         try:
-            return self.get(str(atomic.read_json(path).get("version")))
+            yield
         except HmsaError as error:
-            pin = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
+            path = self._pin
+            mend = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
             said = error.message if str(path) in error.message else f"{path}: {error.message}"
-            raise InputError(said, hint=pin) from error
+            raise InputError(said, hint=mend) from error
 
     def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
         if now == target:

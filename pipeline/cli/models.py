@@ -22,11 +22,15 @@ from pipeline.flow.reaper import nightly_lock
 from pipeline.registry import Registry, Version
 from pipeline.workspace import Workspace
 
+_OF_NO_VERSION = {  # one that is given there would be ignored in silence
+    "list": "all are listed", "rollback": "it goes to whoever taught before", "aa": "it trains the student's recipe",
+}  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
-    parser.add_argument("version", nargs="?", help="version (or checkpoint folder for register)")
+    parser.add_argument("version", nargs="?", help="for promote and pin; for register a checkpoint folder")
     parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
     parser.add_argument("--reason", default="", help="kept in the history")
     parser.add_argument("--by", default="", help="who decided; default: the user's name")
@@ -36,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
+    if args.version is not None and args.action in _OF_NO_VERSION:
+        raise ConfigError(
+            f"autolabel models {args.action} {args.version}: takes no version, {_OF_NO_VERSION[args.action]}",
+            hint=f"leave {args.version} out; `autolabel models promote VERSION` chooses who teaches",
+        )
     if args.action == "aa":
         return _aa(Workspace.find(args.workspace), args.runs)
     registry = Registry(Workspace.find(args.workspace).root)

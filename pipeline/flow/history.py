@@ -111,8 +111,10 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _code() -> str:
     """Version, and the commit where the program runs from a git checkout."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=REPO, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    except OSError:  # no git on the PATH: which commit is unknown, as outside of a checkout
+        return __version__
     commit = done.stdout.strip()
     return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__

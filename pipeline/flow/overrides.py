@@ -23,12 +23,14 @@ from hmsa_core.errors import ConfigError, HmsaError, IntegrityError, one_line
 from pipeline.flow.leftover import SAVED
 from pipeline.named_files import check_named_files
 from pipeline.params import Params
+from pipeline.strict_yaml import read_yaml
 
 __all__ = ["apply", "overridden", "restore"]
 
 _FIRST = "calibrate"  # the trainings before may be done and what they started from gone
 _WRITTEN = "work/nightly/params.written.json"  # {"text": what the run wrote, "keys": the dotted keys it changed}
 _REPLACED = "work/nightly/params.replaced.yaml"  # what was undone while nobody knew what the run had written
+_NO_YAML = (YAMLError, ValueError, RecursionError)  # what comes of a text that is none; bytes that are no UTF-8, too
 
 
 def restore(root: Path) -> bool:
@@ -41,8 +43,11 @@ def restore(root: Path) -> bool:
     saved, params = root / SAVED, _params_file(root)
     if not saved.exists():
         return False
-    original = saved.read_text("utf-8")
-    now = params.read_text("utf-8") if params.exists() else original
+    original = saved.read_bytes().decode("utf-8")  # not read_text(): line breaks come back as they were
+    try:
+        now = params.read_bytes().decode("utf-8") if params.exists() else original
+    except UnicodeDecodeError as error:
+        raise _unreadable(error) from error
     try:
         text, keys = _read_written(root)
     except IntegrityError:
@@ -84,10 +89,10 @@ def _differs_in_values_alone(text: str, original: str) -> bool:
     """Whether a text is the original with other values, comments and all: what `apply` leaves behind."""
     yaml = _yaml()
     try:
-        now, before = _leaves(yaml.load(text)), _leaves(yaml.load(original))
+        now, before = _leaves(_load(yaml, text)), _leaves(_load(yaml, original))
         changes = {key: value for key, value in now.items() if before.get(key) != value}
         return text == original or (now.keys() == before.keys() and apply(original, changes) == text)
-    except (YAMLError, HmsaError):
+    except (*_NO_YAML, HmsaError):
         return False
 
 
@@ -102,12 +107,9 @@ def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
     """A person's text with the run's own keys as they were before it."""
     yaml = _yaml()
     try:
-        tree, before = yaml.load(text), yaml.load(original)
-    except YAMLError as error:
-        raise ConfigError(
-            f"params.yaml was edited during a run and is no YAML text now: {one_line(error)}",
-            hint=f"mend it; the text from before the run is {SAVED}",
-        ) from error
+        tree, before = _load(yaml, text), _load(yaml, original)
+    except _NO_YAML as error:
+        raise _unreadable(error) from error
     for dotted in dotted_keys:
         *parents, last = dotted.split(".")
         here, there = tree, before
@@ -124,9 +126,14 @@ def _set_back(text: str, original: str, dotted_keys: list[str]) -> str:
             here[last] = there[last]
         else:
             here.pop(last, None)
-    out = io.StringIO()
-    yaml.dump(tree, out)
-    return out.getvalue()
+    return _dump(yaml, tree, text)
+
+
+def _unreadable(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"params.yaml was edited during a run and is no YAML text now: {one_line(error)}",
+        hint=f"mend it; the text from before the run is {SAVED}",
+    )
 
 
 def _yaml() -> YAML:
@@ -139,6 +146,17 @@ def _yaml() -> YAML:
     return yaml
 
 
+def _load(yaml: YAML, text: str) -> Any:
+    return yaml.load(text.replace("\r\n", "\n"))
+
+
+def _dump(yaml: YAML, tree: Any, like: str) -> str:
+    """A tree as text, with the line breaks of the text that it came from: the round trip keeps a part of them."""
+    out = io.StringIO()
+    yaml.dump(tree, out)
+    return out.getvalue().replace("\n", "\r\n" if "\r\n" in like else "\n")
+
+
 def apply(text: str, changes: Mapping[str, Any]) -> str:
     """Set dotted keys ("pseudo_label.threshold") in a params.yaml text; comments stay where they are.
 
@@ -146,7 +164,7 @@ def apply(text: str, changes: Mapping[str, Any]) -> str:
         ConfigError: a key that is not there; the line names it.
     """
     yaml = _yaml()
-    tree = yaml.load(text)
+    tree = _load(yaml, text)
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
         here = tree
@@ -157,9 +175,7 @@ def apply(text: str, changes: Mapping[str, Any]) -> str:
         if not isinstance(here, dict):
             raise ConfigError(f"parameter {dotted!r}: {'.'.join(parents)} is a value in params.yaml, not a section")
         here[last] = value
-    out = io.StringIO()
-    yaml.dump(tree, out)
-    return out.getvalue()
+    return _dump(yaml, tree, text)
 
 
 @contextmanager
@@ -172,7 +188,11 @@ def overridden(root: Path, changes: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     original = params.read_bytes()
-    changed = apply(original.decode("utf-8"), changes)
+    try:
+        changed = apply(original.decode("utf-8"), changes)
+    except _NO_YAML as error:
+        read_yaml(params)  # tells the line; not before, for these changes may mend a value of the file
+        raise ConfigError(f"{params}: not a YAML text ({one_line(error)})") from error
     trial = root / "work" / "nightly" / "params.trial.yaml"
     atomic.write_text(trial, changed)
     try:

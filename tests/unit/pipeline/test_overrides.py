@@ -112,6 +112,65 @@ def test_a_mistake_is_told_with_the_file_in_which_it_stands(workspace: Path) -> 
         overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}).__enter__()
 
 
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (b"a:\n\tb: 1\n", r"params\.yaml:\d+: expected spaces, found a tab"),
+        (b"profile: tiny\n", r"params\.yaml:\d+: profile is given twice"),
+        (b"a: b: c\n", r"params\.yaml:\d+: expected one `key: value` a line"),
+        ("# größer\n".encode("latin-1"), r"params\.yaml: not a YAML text"),
+        (b"a: !!int x\n", r"params\.yaml:\d+: a: tags such as"),
+        (b"a: " + b"[" * 3000 + b"\n", r"params\.yaml"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_told_in_one_line_though_parameters_are_given(
+    workspace: Path, broken: bytes, told: str
+) -> None:
+    params = workspace / "params.yaml"
+    params.write_bytes(params.read_bytes() + broken)
+    before = params.read_bytes()
+    with pytest.raises(ConfigError, match=told), overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        pytest.fail("the run must not start")
+    assert params.read_bytes() == before
+    assert not (workspace / "work").exists()
+
+
+@pytest.mark.parametrize("wrong", ["1.5", ".nan", "many"])
+def test_a_runs_parameters_may_mend_a_value_that_is_wrong_in_the_file(workspace: Path, wrong: str) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(re.sub(r"(?m)^(  threshold:) \S+", rf"\1 {wrong}", params.read_text()))
+    with pytest.raises(ConfigError, match=r"pseudo_label\.threshold"):
+        Params.load(params)
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        assert Params.load(params).pseudo_label.threshold == 0.85
+
+
+def test_line_breaks_of_windows_are_what_they_were_after_a_night(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    original = params.read_bytes().replace(b"\n", b"\r\n")
+    params.write_bytes(original)
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        assert params.read_bytes().count(b"\n") == params.read_bytes().count(b"\r\n")
+        assert Params.load(params).pseudo_label.threshold == 0.85
+    assert params.read_bytes() == original
+    with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+        params.write_bytes(params.read_bytes().replace(b"title: ", b"title: My ", 1))
+    assert params.read_bytes() == original.replace(b"title: ", b"title: My ", 1)
+
+
+def test_an_edit_during_a_night_that_is_no_utf8_is_told_and_stays(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    edited = params.read_bytes() + "# größer\n".encode("latin-1")
+
+    def night() -> None:
+        with overrides.overridden(workspace, {"pseudo_label.threshold": 0.85}):
+            params.write_bytes(edited)
+
+    with pytest.raises(ConfigError, match="edited during a run and is no YAML text now"):
+        night()
+    assert params.read_bytes() == edited
+
+
 def test_a_stage_refuses_a_killed_nights_parameters_and_works_inside_of_a_night(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

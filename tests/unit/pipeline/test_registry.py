@@ -292,6 +292,88 @@ def test_models_are_listed_though_the_reference_champion_is_gone(
     assert main(["models", "pin", second.name, "--workspace", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize(("action", "given"), [("rollback", "v0001"), ("list", "v0001"), ("aa", "3")])
+def test_a_version_is_refused_where_it_would_be_ignored(
+    registry: Registry, tmp_path: Path, action: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    _promoted(registry, "abc")
+    before = registry.current()
+    assert main(["models", action, given, "--workspace", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
+    assert "`autolabel models promote VERSION` chooses" in told
+    assert registry.current() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_rollback_that_cannot_read_the_reference_champion_switches_nothing(registry: Registry, content: str) -> None:
+    first, second = _promoted(registry, "ab")
+    champion = registry.folder / "champion.json"
+    champion.write_text(content)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"champion\.json") as told:
+            registry.rollback()
+        assert "autolabel models pin VERSION" in told.value.hint
+        assert registry.current().endswith(second.name)
+    assert [line["action"] for line in registry.history()] == ["promote", "promote"]
+    champion.unlink()
+    assert registry.rollback().endswith(first.name)
+
+
+def _with_nan(version: Version) -> Version:
+    text = (version.path / "model.json").read_text()
+    (version.path / "model.json").unlink()  # a new file: the checkpoint that it came from shares the bytes
+    (version.path / "model.json").write_text(text.replace("{", '{"digest": "0", "extra": NaN, ', 1))
+    return version
+
+
+def test_a_version_whose_description_holds_nan_is_a_damaged_one(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    first, second, third = _promoted(registry, "abc")
+    _with_nan(second)
+    for command in (["promote", second.name], ["rollback"], ["register", str(second.path)]):
+        assert main(["models", *command, "--workspace", str(tmp_path)]) in (3, 4)
+        assert f"{second.path / 'model.json'}: not valid JSON" in capsys.readouterr().err
+        assert registry.current().endswith(third.name)
+    assert registry.register(registry.root / "b", role="student", metrics={}, verdict=None).name == second.name
+    assert registry.rollback().endswith(second.name), "made whole"
+    assert _with_nan(second)
+    assert registry.rollback().endswith(first.name), "a damaged teacher"
+
+
+@pytest.mark.parametrize("metrics", [None, [], {"mean_iou": "0.5"}, {"mean_iou": 1.5}, {"mean_iou": []}])
+def test_a_record_with_figures_that_cannot_be_told_hides_one_version(
+    registry: Registry, tmp_path: Path, metrics: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    first, second = _promoted(registry, "ab")
+    (first.path / "record.json").write_text(json.dumps(first.record | {"metrics": metrics}))
+    for option in ([], ["--json"]):
+        assert main(["models", "list", "--workspace", str(tmp_path), *option]) == 0
+        told = capsys.readouterr()
+        assert second.name in told.out
+        assert f"warning: {first.name} is not listed: {first.path / 'record.json'}: metrics" in told.err
+    assert main(["models", "register", str(first.path), "--workspace", str(tmp_path)]) == 0
+    assert [v.name for v in registry.versions()] == [first.name, second.name]
+
+
+def test_a_record_without_a_mean_iou_is_listed(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
+    (first,) = _promoted(registry, "a")
+    atomic.write_json(first.path / "record.json", first.record | {"metrics": {"mean_iou": None}})
+    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
+    assert f"{first.name}  mIoU      ?" in capsys.readouterr().out
+
+
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
     version = registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={}, verdict=None)
     saved = tmp_path / "saved"

@@ -120,6 +120,103 @@ def test_an_init_that_was_killed_can_be_repeated(tmp_path: Path, no_tools: None,
     assert not init_workspace(InitRequest(folder, "tiny"))
 
 
+@pytest.fixture
+def unfinished(tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace of profile tiny whose `init` was killed while it generated the data."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(init, "generate_data", die)
+        with pytest.raises(KeyboardInterrupt):
+            init_workspace(InitRequest(tmp_path / "ws", "tiny"))
+    return tmp_path / "ws"
+
+
+def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the_next_init(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(init, "generate_data", lambda folder, _: made.append(folder))
+    edited = ("params.yaml", "dvc.yaml", "labels/raw.review.jsonl", "README.md", ".gitignore", "policies/README.md")
+    for name in edited:
+        (unfinished / name).write_text((unfinished / name).read_text() + "# mine\n")
+    before = {name: (unfinished / name).read_bytes() for name in edited}
+    (unfinished / ".dvcignore").unlink()  # as where the kill came before it was written
+    assert init_workspace(InitRequest(unfinished, "tiny"))
+    assert {name: (unfinished / name).read_bytes() for name in edited} == before
+    assert (unfinished / ".dvcignore").is_file()
+    assert made == [unfinished], "the data that were not finished"
+    assert not init_workspace(InitRequest(unfinished, "tiny"))
+
+
+def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
+    unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(init, "generate_data", lambda folder, _: made.append(folder))
+    for name in ("cityscapes", "mapillary"):
+        (tmp_path / "shared" / name).mkdir(parents=True)
+    before = {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="unfinished workspace of profile tiny, not demo"):
+        init_workspace(InitRequest(unfinished, "demo"))
+    with pytest.raises(InputError, match=r"its data\.target\.root is data/demo/cityscapes, not .*/shared/cityscapes"):
+        init_workspace(InitRequest(unfinished, "tiny", tmp_path / "shared"))
+    assert {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()} == before
+    params = unfinished / "params.yaml"
+    params.write_text(params.read_text().replace("root: data/demo/", f"root: {tmp_path}/shared/"))
+    assert init_workspace(InitRequest(unfinished, "tiny"))
+    assert made == [], "params.yaml names other data"
+
+
+def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roots_that_are_given(
+    tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cs").mkdir()
+    request = InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "cs")
+    real = init.atomic.write_text
+    for stop in ("params.yaml", "dvc.yaml", "raw.review.jsonl"):
+
+        def write(path: Path, text: str, stop: str = stop) -> str:
+            if path.name == stop:
+                raise KeyboardInterrupt
+            return real(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(init.atomic, "write_text", write)
+            with pytest.raises(KeyboardInterrupt):
+                init_workspace(request)
+    assert init_workspace(request)
+    assert Workspace(tmp_path / "ws").roots["target"] == tmp_path / "cs"
+    assert json.loads((tmp_path / "ws/models/current.json").read_text()) == {"teacher": "stage:teacher-train"}
+
+
+@pytest.mark.parametrize("name", ["my 😀 data", 'a "quoted" \\ one', "a b\u2028c\x85d\x7fe", "münchen süd", "𝒳"])
+def test_a_data_folder_of_any_name_is_found_again(tmp_path: Path, no_tools: None, name: str) -> None:
+    (tmp_path / name).mkdir()
+    ws = _make(tmp_path / "ws", "cityscapes", data=tmp_path / name)
+    assert ws.roots["target"] == tmp_path / name
+    from ruamel.yaml import YAML  # as DVC reads it
+
+    assert YAML(typ="safe").load(ws.path("params.yaml"))["data"]["target"]["root"] == str(tmp_path / name)
+
+
+def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace_above_it(
+    made: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import demodata
+
+    generated: list[Path] = []
+    monkeypatch.setattr(demodata, "generate", lambda _spec, out, _workers: generated.append(out))
+    assert main(["demo-data", str(made.root / "nope" / "x")]) == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {made.root}/nope/x: no such folder\nhint: ")
+    assert generated == []
+    assert main(["demo-data", str(made.root / "models")]) == 0
+    assert generated == [made.root / "data" / "demo"]
+
+
 def test_inside_a_git_tree_no_second_repository_is_made_but_in_an_ignored_folder_it_is(tmp_path: Path) -> None:
     _git(tmp_path, "init", "-q")
     (tmp_path / ".gitignore").write_text("/workspaces/\n")

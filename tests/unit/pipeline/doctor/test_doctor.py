@@ -270,3 +270,20 @@ def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_n
     found = {f.name: f for f in doctor.examine(workspace.root)}
     assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
     assert not [name for name in found if ".tmp" in name]
+
+
+def test_a_check_that_fails_in_a_way_nobody_thought_of_is_named_and_the_others_still_speak(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def need(_: Workspace) -> disk.Need:
+        raise ZeroDivisionError("division\nby zero")
+
+    whole = {f.name for f in doctor.examine(workspace.root)}
+    monkeypatch.setattr(doctor, "disk_need", need)
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert found.keys() == whole
+    assert (found["disk"].state, found["disk"].text) == ("broken", "the check of disk ended early: ZeroDivisionError: division by zero")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("AUTOLABEL_TRACEBACK", "1")
+    doctor.examine(workspace.root)
+    assert "in need" in capsys.readouterr().err, "the command that mends it says where"

@@ -98,6 +98,18 @@ def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(workspace: Wor
     assert {"packages", "dvc lock", "disk"} <= states(workspace.root).keys()
 
 
+def test_a_stage_file_that_is_no_utf8_is_told_beside_the_rest(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workspace.path("dvc.yaml")
+    path.write_bytes(path.read_bytes() + "# größer\n".encode("latin-1"))
+    assert main(["doctor", "--json", "--workspace", str(workspace.root)]) == 1
+    found = {f["name"]: f for f in json.loads(capsys.readouterr().out)}
+    assert found["dvc.yaml"]["state"] == "broken"
+    assert "dvc.yaml: no UTF-8 text" in found["dvc.yaml"]["text"]
+    assert {"packages", "dvc lock", "disk"} <= found.keys()
+
+
 CONFLICT = """schema: '2.0'
 stages:
   report:

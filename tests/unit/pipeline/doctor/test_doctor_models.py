@@ -50,6 +50,16 @@ def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace
     assert "models/imported" not in states(workspace.root)
 
 
+def test_a_description_with_nan_is_named_beside_the_other_models(workspace: Workspace) -> None:
+    for name in ("student", "teacher"):
+        sha = atomic.write_bytes(workspace.path(f"models/{name}/model.safetensors"), b"weights")
+        atomic.write_json(workspace.path(f"models/{name}/model.json"), {"weights_sha256": sha})
+    workspace.path("models/student/model.json").write_text('{"weights_sha256": "0", "extra": NaN}')
+    found = {f.name: f for f in doctor.examine(workspace.root)}
+    assert (found["models/student"].state, found["models/teacher"].state) == ("broken", "ok")
+    assert f"{workspace.path('models/student/model.json')}: not valid JSON" in found["models/student"].text
+
+
 def test_files_of_others_below_models_are_no_checkpoints(workspace: Workspace) -> None:
     atomic.write_bytes(workspace.path("models/model.pth"), b"released")
     atomic.write_bytes(workspace.path("models/registry/model.txt"), b"notes")
@@ -83,6 +93,7 @@ def _mend_all(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> set[str]
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "weights": lambda folder: (folder / "model.safetensors").write_bytes(b"?"),
     "model.json": lambda folder: (folder / "model.json").write_text("{"),
+    "NaN": lambda folder: (folder / "model.json").write_text('{"weights_sha256": NaN}'),
     "no model.json": lambda folder: (folder / "model.json").unlink(),
 }
 
@@ -103,14 +114,15 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
 
 
 @pytest.mark.parametrize("damaged", ["a", "b", "ab"])
+@pytest.mark.parametrize("text", ["{", '{"number": 7, "metrics": null}'])
 def test_a_torn_record_costs_no_weights_and_no_teacher(
-    workspace: Workspace, damaged: str, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, damaged: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry, versions = _two_promoted(workspace)
     shutil.rmtree(workspace.path("models/student"))
     before = registry.current(), registry.history(), [v.name for v in registry.versions()]
     for name in damaged:
-        (versions[name].path / "record.json").write_text("{")
+        (versions[name].path / "record.json").write_text(text)
     assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
     assert (registry.current(), registry.history(), [v.name for v in registry.versions()]) == before
     assert registry.champion() is not None

@@ -71,6 +71,18 @@ def test_a_params_file_that_cannot_be_read_has_a_page_without_what_needs_it(ws: 
     assert night["night"] | YESTERDAY["night"] == night["night"]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])
+@pytest.mark.parametrize("broken", [b"a:\n\tb: 1\n", b"a: b: c\n", "# größer\n".encode("latin-1")])
+def test_a_params_file_that_is_no_yaml_has_a_page_with_and_without_parameters(
+    ws: Workspace, broken: bytes, given: dict[str, Any]
+) -> None:
+    params = ws.path("params.yaml")
+    params.write_bytes(params.read_bytes() + broken)
+    page, (night,) = _fails(ws, ConfigError, **given)
+    assert "params.yaml:" in page
+    assert night["kind"] == "failed"
+
+
 @pytest.mark.parametrize("name", [HISTORY, "models/registry/history.jsonl", "models/registry/looks.jsonl"])
 def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_page(ws: Workspace, name: str) -> None:
     path = ws.path(name)
