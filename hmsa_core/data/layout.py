@@ -80,10 +80,13 @@ def pair(images: dict[str, str], labels: dict[str, str]) -> tuple[list[str], lis
 
 def refuse_odd_names(scan: Scan) -> None:
     """Move images whose names or folders no table can hold to the refused ones, all of which get names that one can."""
-    odd = [f for f in scan.found if not all(map(is_plain_name, (f.name, f.image, f.label, f.coarse)))]
-    scan.found = [f for f in scan.found if f not in odd]
     detail = "a name on its path holds control characters or bytes that are no UTF-8"
-    scan.refused += [Refused(f.name, f.image, "image", f.split, "bad-name", detail) for f in odd]
+    found, scan.found = scan.found, []
+    for f in found:
+        if all(map(is_plain_name, (f.name, f.image, f.label, f.coarse))):
+            scan.found.append(f)
+        else:
+            scan.refused.append(Refused(f.name, f.image, "image", f.split, "bad-name", detail))
     scan.refused = [
         replace(r, name=_shown(r.name), path=_shown(r.path), split=_shown(r.split), detail=_shown(r.detail))
         for r in scan.refused
