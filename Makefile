@@ -82,8 +82,8 @@ mutants: setup  ## does a test notice? mutation run over files, locks, checkpoin
 coverage: setup  ## branch coverage of the fast tests, line by line
 	$(PY) -m pytest -n 2 -q -m "not ($(SLOW) or $(PROCESS))" --cov --cov-branch --cov-report=term-missing:skip-covered
 
-bench: setup  ## ratios side by side; writes benchmarks/results and docs/benchmarks.md
-	$(PY) -m benchmarks.run
+bench: setup  ## ratios side by side; writes research/bench/results and docs/benchmarks.md
+	$(PY) -m research.bench.run
 
 ablation-scales: setup  ## single, average, max, explicit, hierarchical on three sets of scales (SEEDS= ROWS= WORKSPACE=)
 	autolabel ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
@@ -124,10 +124,10 @@ audit: setup  ## known vulnerabilities of the locked packages (asks the network;
 	$(PY) -m tools.audit
 
 orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=. PORT=4200)
-	$(PY) -m pipeline.flow.up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
+	$(PY) -m pipeline.nightly.up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
 
 orchestrate-stop: setup  ## end all of it
-	$(PY) -m pipeline.flow.down --workspace $(WORKSPACE)
+	$(PY) -m pipeline.nightly.down --workspace $(WORKSPACE)
 
 clean:  ## remove what runs left, keep .venv
 	rm -rf work report evaluation calibration labels/raw labels/final labels/shift.json plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Typed settings of jobs: each field with unit and source; unknown keys and impossible values are refused.
 
 The same models are the sections of a workspace's params.yaml (`pipeline.params`) and the body of the
-job specs that `hmsa_core.engine.job` reads. Defaults are the paper's recipe (Tao et al. 2020, section 4);
+job specs that `hmsa_core.job` reads. Defaults are the paper's recipe (Tao et al. 2020, section 4);
 profiles override them.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
-from hmsa_core.errors import did_you_mean
+from hmsa_core.io.errors import did_you_mean
 
 __all__ = [
     "LARGEST_SCALE",
@@ -37,9 +37,15 @@ Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 
 TRUNKS = (
-    "hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro", "deeplabv3_resnet50",
+    "hrnet_w18",
+    "hrnet_w32",
+    "hrnet_w48",
+    "hrnet_w64",
+    "hrnet_tiny",
+    "hrnet_micro",
+    "deeplabv3_resnet50",
     "deeplabv3_resnet101",
-)  # fmt: skip
+)
 
 
 def _known_trunk(name: str) -> str:
@@ -58,9 +64,11 @@ def _different_with_one(scales: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Scales = Annotated[
-    tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...], Strict(False), Field(min_length=1),
+    tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...],
+    Strict(False),
+    Field(min_length=1),
     AfterValidator(_different_with_one),
-]  # fmt: skip
+]
 
 
 class Section(BaseModel):
@@ -201,8 +209,7 @@ class TrainConfig(Section):
         per_pass = self.runtime.ranks * self.runtime.nodes * self.batch_per_rank
         if self.global_batch % per_pass:
             raise ValueError(
-                f"global_batch {self.global_batch} is not a multiple of "
-                f"ranks x nodes x batch_per_rank = {per_pass}"
+                f"global_batch {self.global_batch} is not a multiple of ranks x nodes x batch_per_rank = {per_pass}"
             )
         if self.pseudo.fine_only_epochs > self.epochs:
             raise ValueError("pseudo.fine_only_epochs must not exceed epochs")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
-from hmsa_core.digested import take_digest
-from hmsa_core.engine.lineage import LINEAGE_FILE
-from hmsa_core.errors import HmsaError, IntegrityError, one_line
+from hmsa_core.io import atomic
+from hmsa_core.io.digested import take_digest
+from hmsa_core.io.errors import HmsaError, IntegrityError, one_line
+from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["damage", "describes", "knows_other_classes", "read_record", "version_damage", "weights_by_name"]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import IntegrityError, one_line
-from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.io.errors import IntegrityError, one_line
+from hmsa_core.labels.store.codes import NUM_CODES
 
 __all__ = ["read_counts", "read_pairs"]
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError, LockedError
-from hmsa_core.locks import FileLock, device_lock_path
+from hmsa_core.io.errors import ConfigError, LockedError
+from hmsa_core.io.locks import FileLock, device_lock_path
 
 __all__ = ["CPUINFO", "Claim", "claim_devices", "cpu_emulates_bf16", "gpu_list", "visible_devices"]
 

@@ -14,7 +14,7 @@ from hmsa_core.data.index import ROLES, Index, Sample
 from hmsa_core.data.layout import Found
 from hmsa_core.data.prepare import scan
 from hmsa_core.data.roles import assign_roles
-from hmsa_core.errors import DecodeError, HmsaError, InputError, translate_os_error
+from hmsa_core.io.errors import DecodeError, HmsaError, InputError, translate_os_error
 from pipeline.stages import STAGES, module_of
 from pipeline.stages.support import INDEX
 from pipeline.workspace import Workspace
@@ -117,9 +117,23 @@ def _write_indexes(ws: Workspace, folder: Path) -> None:
 def _sample(found: Found, role: str, size: tuple[int, int]) -> Sample:
     kind = "fine" if found.label else "coarse" if found.coarse else "unlabelled"
     return Sample(
-        found.name, found.image, found.label, found.coarse, kind, found.split, role, found.city, found.sequence,
-        found.frame, "", *size, "", "", "", "",
-    )  # fmt: skip
+        found.name,
+        found.image,
+        found.label,
+        found.coarse,
+        kind,
+        found.split,
+        role,
+        found.city,
+        found.sequence,
+        found.frame,
+        "",
+        *size,
+        "",
+        "",
+        "",
+        "",
+    )
 
 
 def _sizes(ws: Workspace, root: Path, found: Sequence[Found]) -> dict[str, tuple[int, int]]:

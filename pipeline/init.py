@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -13,8 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmsa_core import atomic
-from hmsa_core.errors import ConfigError, InputError, one_line
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, InputError, one_line
 from pipeline.strict_yaml import Document, read_yaml
 from pipeline.workspace import TEACHER_STAGE
 
@@ -66,16 +67,27 @@ def init_workspace(request: InitRequest) -> bool:
     _write_files(folder, request.profile, roots)
     _set_up_version_control(folder)
     if request.profile in GENERATED and request.make_data and _is_own_data(folder, request.profile):
-        generate_data(folder, request.profile)
+        generate_data(folder / "data" / "demo", request.profile)
     (folder / _UNFINISHED).unlink()
     return True
 
 
-def generate_data(folder: Path, profile: str, *, workers: int = 2) -> None:
-    """Generate a profile's street scenes below `folder`/data/demo."""
-    from pipeline.demodata import default_spec, generate
+def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
+    """Generate a profile's street scenes in the folder `out` with the checkout's generator, `examples/streets`.
 
-    generate(default_spec("tiny" if profile == "tiny" else "demo"), folder / "data" / "demo", workers)
+    Raises:
+        ConfigError: the package was installed without a checkout; the generator is no part of it.
+    """
+    checkout = _PACKAGE.parent
+    if not (checkout / "examples" / "streets").is_dir():
+        raise ConfigError(
+            f"profile {profile}: the street generator is not part of the installed package",
+            hint="install from a clone of the repository (`make setup`), or give your own images with --data",
+        )
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    streets = importlib.import_module("examples.streets")
+    streets.generate(streets.default_spec(profile), out, workers)
 
 
 def profile_text(profile: str) -> str:

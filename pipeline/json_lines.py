@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
-from hmsa_core.errors import IntegrityError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import IntegrityError
 
 __all__ = ["append", "read"]
 

@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
+from hmsa_core.io import atomic
 
 __all__ = [
-    "BESIDE", "KEPT", "infer_material", "open_work", "recipe_material", "runtime_material", "train_material", "used",
+    "BESIDE",
+    "KEPT",
+    "infer_material",
+    "open_work",
+    "recipe_material",
+    "runtime_material",
+    "train_material",
+    "used",
     "work_key",
-]  # fmt: skip
+]
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
 BESIDE = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}  # of a section, not of its recipe

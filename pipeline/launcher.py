@@ -1,4 +1,4 @@
-"""Start a job of `hmsa_core.engine` as a process or under torchrun, and bring its outcome home.
+"""Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
 
 The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. Each asks the kernel for a signal when
 its parent dies, a stop request is passed down, thread counts are pinned (they change the last bits of a
@@ -15,12 +15,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hmsa_core import errors
-from hmsa_core.atomic import read_json
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.engine.job import REPORTS
-from hmsa_core.engine.spec import JobSpec, runtime_of, save_spec
-from hmsa_core.process import StopRequest, run_child
+from hmsa_core.io import errors
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.process import StopRequest, run_child
+from hmsa_core.job import REPORTS
+from hmsa_core.spec import JobSpec, runtime_of, save_spec
 from pipeline.devices import claim_devices, cpu_emulates_bf16
 
 __all__ = ["KEEP_HEAP", "RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
@@ -29,16 +29,23 @@ RELAUNCHES = 2
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # glibc gives freed memory back to the kernel at every step and faults it in again at the next: a fifth of the time of
-# a narrow network (benchmarks/bench_train_step.py with and without). 32 MiB is the most that all versions take.
+# a narrow network (research/bench/bench_train_step.py with and without). 32 MiB is the most that all versions take.
 KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 # Every error of ours by exit status; subclasses share their parent's, so the parent is what comes back.
 _BY_STATUS: dict[int, type[errors.HmsaError]] = {
     kind.exit_code: kind
     for kind in (
-        errors.HmsaError, errors.ConfigError, errors.InputError, errors.IntegrityError, errors.LeakageError,
-        errors.TrainingError, errors.LockedError, errors.NoSpaceError, errors.InterruptedRunError,
+        errors.HmsaError,
+        errors.ConfigError,
+        errors.InputError,
+        errors.IntegrityError,
+        errors.LeakageError,
+        errors.TrainingError,
+        errors.LockedError,
+        errors.NoSpaceError,
+        errors.InterruptedRunError,
     )
-}  # fmt: skip
+}
 
 
 def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -> None:
@@ -60,8 +67,9 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             if runtime.precision == "bf16" and cpu_emulates_bf16():
                 _LOG.warning(
                     "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
-                    "training to fp32 in params.yaml", spec.stage,
-                )  # fmt: skip
+                    "training to fp32 in params.yaml",
+                    spec.stage,
+                )
         for attempt in range(relaunches + 1):
             if stop.is_set():
                 raise errors.InterruptedRunError("stopped before the job was started")
@@ -71,8 +79,11 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             _raise_reported(work, status, stop)
             _LOG.warning(
                 "a rank of %s was lost (status %d); start %d of %d from the last checkpoint",
-                spec.job, status, attempt + 2, relaunches + 1,
-            )  # fmt: skip
+                spec.job,
+                status,
+                attempt + 2,
+                relaunches + 1,
+            )
     raise errors.HmsaError(
         f"the {spec.job} job died {relaunches + 1} times without an error of its own (last status {status})",
         hint=f"a killed rank often means too little memory: see {work / 'log.jsonl'} and the kernel's log",
@@ -121,10 +132,10 @@ def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str,
 
 def job_command(spec: Path, runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
     """Command line of a job: a plain process for one rank, torchrun's agent for several."""
-    job = ["-m", "hmsa_core.engine.job", str(spec)]
+    job = ["-m", "hmsa_core.job", str(spec)]
     if runtime.ranks == 1 and runtime.nodes == 1:
         return [sys.executable, *job]
-    return [sys.executable, "-m", "hmsa_core.engine.agent", *agent_arguments(runtime, env), *job]
+    return [sys.executable, "-m", "hmsa_core.runtime.agent", *agent_arguments(runtime, env), *job]
 
 
 def agent_arguments(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
@@ -144,9 +155,16 @@ def agent_arguments(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]
         )
     identity = env.get("AUTOLABEL_RDZV_ID") or env.get("SLURM_JOB_ID") or "autolabel"
     return [
-        "--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint,
-        "--rdzv-id", identity, *shared,
-    ]  # fmt: skip
+        "--nnodes",
+        str(runtime.nodes),
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        endpoint,
+        "--rdzv-id",
+        identity,
+        *shared,
+    ]
 
 
 def _slurm_endpoint(env: Mapping[str, str]) -> str:

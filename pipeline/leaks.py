@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.data.index import Sample
-from hmsa_core.engine.lineage import LearnedImage, Lineage, lineage_of_checkpoint
-from hmsa_core.errors import InputError, LeakageError
+from hmsa_core.io.errors import InputError, LeakageError
+from hmsa_core.lineage import LearnedImage, Lineage, lineage_of_checkpoint
 
 __all__ = ["Judgement", "Leak", "find_leaks", "judge_only_unseen"]
 

@@ -12,17 +12,26 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hmsa_core.errors import ConfigError, HmsaError, NoSpaceError, one_line
-from hmsa_core.locks import probe_locks
+from hmsa_core.io.errors import ConfigError, HmsaError, NoSpaceError, one_line
+from hmsa_core.io.locks import probe_locks
 from pipeline.disk import disk_need
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "check_machine", "memory_gib", "reinstall", "torch_pair", "torch_works",
-           "versions"]  # fmt: skip
+__all__ = ["PACKAGES", "check_machine", "memory_gib", "reinstall", "torch_pair", "torch_works", "versions"]
 
-PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "opencv-python-headless", "pillow", "safetensors", "dvc",
-            "prefect", "fastapi")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pyarrow",
+    "opencv-python-headless",
+    "pillow",
+    "safetensors",
+    "dvc",
+    "prefect",
+    "fastapi",
+)
 _MINIMUM = {"torch": (2, 11)}
 
 
@@ -61,10 +70,7 @@ def torch_works() -> str | None:
 
     Versions can fit on paper while the compiled parts do not: then torchvision's own operators are missing.
     """
-    code = (
-        "import torch, torchvision; "
-        "torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)"
-    )
+    code = "import torch, torchvision; torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None

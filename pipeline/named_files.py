@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from pipeline.params import Params
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace

@@ -16,11 +16,11 @@ from pydantic import BaseModel, Field, Strict, ValidationError, field_validator,
 
 from hmsa_core.config import InferConfig, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.engine.spec import EvaluationSetting
-from hmsa_core.errors import ConfigError, did_you_mean, one_line
-from hmsa_core.labels.codes import ConfidenceCode
+from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
-from pipeline.gate_config import GateConfig
+from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.spec import EvaluationSetting
+from pipeline.nightly.gate_config import GateConfig
 from pipeline.stages import VERSIONS
 from pipeline.strict_yaml import Document, read_yaml
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hmsa_core.atomic import write_bytes
+from hmsa_core.io.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,10 +40,16 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def lines(
-    path: Path, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x: str, y: str,
+    path: Path,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
     limits: tuple[float, float] | None = None,
-    below: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None, y_below: str = "",
-) -> None:  # fmt: skip
+    below: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    y_below: str = "",
+) -> None:
     """One line a series of (x values, y values); an empty series says so in the picture.
 
     Series of `below` (shares, named as in `series`) get a second picture under it, with the same x and colours.
@@ -71,9 +77,14 @@ def lines(
 
 
 def bars(
-    path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float | None]], *, title: str, x: str,
+    path: Path,
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[float | None]],
+    *,
+    title: str,
+    x: str,
     intervals: Mapping[str, Sequence[tuple[float | None, float | None]]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Horizontal bars, one row a name and one bar a group; None = no bar. Intervals are (low, high)."""
     figure = _figure(7.0, 1.2 + 0.16 * len(names) * max(1, len(groups)) + 0.12 * len(names))
     axes = figure.add_subplot()

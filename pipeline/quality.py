@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.metrics import category_iou, cityscapes_categories, iou_of, mean_iou_of
 from hmsa_core.taxonomy import ClassTable, cityscapes
-from pipeline.gate_scores import finite
+from pipeline.nightly.gate_scores import finite
 
 __all__ = ["by_category", "by_city", "categories_of", "how_run"]
 
@@ -44,7 +44,8 @@ def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, An
     for city in sorted({c for c in cities if c}):
         iou = iou_of(confusions[where == city].sum(axis=0))
         result[city] = {
-            "images": int((where == city).sum()), "mean_iou": finite(float(mean_iou_of(iou))),
+            "images": int((where == city).sum()),
+            "mean_iou": finite(float(mean_iou_of(iou))),
             "iou": [finite(value) for value in iou],
-        }  # fmt: skip
+        }
     return result

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_header, read_image, read_label, read_label_ids
 from hmsa_core.data.layout import list_files, list_folders
-from hmsa_core.errors import ConfigError, DecodeError, InputError
+from hmsa_core.io.errors import ConfigError, DecodeError, InputError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
@@ -129,10 +129,13 @@ def in_order_of(classes: ClassTable, names: Sequence[str]) -> ClassTable:
     moved = np.full(256, IGNORE, np.uint8)
     moved[order] = np.arange(len(order))
     return replace(
-        classes, classes=tuple(classes.classes[i] for i in order), colours=tuple(classes.colours[i] for i in order),
-        groups=tuple(classes.groups[i] for i in order), id_to_train=moved[classes.id_to_train],
+        classes,
+        classes=tuple(classes.classes[i] for i in order),
+        colours=tuple(classes.colours[i] for i in order),
+        groups=tuple(classes.groups[i] for i in order),
+        id_to_train=moved[classes.id_to_train],
         train_to_id=tuple(classes.train_to_id[i] for i in order),
-    )  # fmt: skip
+    )
 
 
 def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
@@ -154,8 +157,11 @@ def _by_colour(
     path: Path, keys: NDArray[np.int32], values: NDArray[np.uint8], classes: ClassTable
 ) -> NDArray[np.uint8]:
     if read_header(path).format == "JPEG":
-        raise DecodeError(f"{path}: a JPEG's colours are not those that were drawn", reason="wrong-mode",
-                          hint="label maps are lossless: PNG, TIFF or WebP")  # fmt: skip
+        raise DecodeError(
+            f"{path}: a JPEG's colours are not those that were drawn",
+            reason="wrong-mode",
+            hint="label maps are lossless: PNG, TIFF or WebP",
+        )
     pixels = read_image(path).astype(np.int32)
     packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
@@ -164,9 +170,10 @@ def _by_colour(
         first = int(wrong[0])
         raise DecodeError(
             f"{path}: {len(wrong)} pixels have colours of no class of {classes.name}, the first: "
-            f"{(first >> 16, first >> 8 & 255, first & 255)}", reason="ids-out-of-range",
+            f"{(first >> 16, first >> 8 & 255, first & 255)}",
+            reason="ids-out-of-range",
             hint="give the colours of these labels in the class file; black is ignored where no class has it",
-        )  # fmt: skip
+        )
     return values[place]
 
 
@@ -183,7 +190,7 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
         DecodeError: a damaged label, or a value that is no class; an image of a form that is not read.
         InputError: a label whose proportions are not those of its image; "auto", and they look like trainIds.
     """
-    from hmsa_core.engine.progress import Progress
+    from hmsa_core.runtime.progress import Progress
 
     with Progress(len(files), what="read labels") as progress:
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
@@ -192,8 +199,10 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
     resized = [told for told in sizes if told]
     if not resized:
         return []
-    return [f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own; "
-            f"the first: {resized[0]}"]  # fmt: skip
+    return [
+        f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own; "
+        f"the first: {resized[0]}"
+    ]
 
 
 def _other_size(

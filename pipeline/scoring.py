@@ -12,31 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hmsa_core.atomic import digest, sha256_file
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.phash import perceptual_hash
-from hmsa_core.engine.lineage import Lineage, lineage_of_checkpoint
-from hmsa_core.errors import IntegrityError
+from hmsa_core.io.atomic import digest, sha256_file
+from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
 from pipeline import plots
-from pipeline.gate_scores import finite
 from pipeline.leaks import find_leaks
+from pipeline.nightly.gate_scores import finite
 from pipeline.quality import by_category, by_city
 
 if TYPE_CHECKING:
-    from hmsa_core.engine.context import JobContext
-    from hmsa_core.engine.evaluate_scores import Labelled, SettingScores
-    from hmsa_core.engine.fast import Predictor
-    from hmsa_core.engine.spec import EvaluationSetting
+    from hmsa_core.inference.evaluate_scores import Labelled, SettingScores
+    from hmsa_core.inference.fast import Predictor
+    from hmsa_core.runtime.context import JobContext
+    from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
     from pipeline.cli.inference_options import Options
     from pipeline.scored_files import LabelledFile, LabelReader
 
 __all__ = [
-    "ANSWER", "Contender", "Scored", "difference", "one_sided", "open_checkpoint", "score_checkpoint", "write_plots",
-]  # fmt: skip
+    "ANSWER",
+    "Contender",
+    "Scored",
+    "difference",
+    "one_sided",
+    "open_checkpoint",
+    "score_checkpoint",
+    "write_plots",
+]
 
 ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
@@ -63,9 +70,9 @@ class Scored:
 
 def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
     """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
-    from hmsa_core.engine.context import JobContext
-    from hmsa_core.engine.distributed import start_ranks
-    from hmsa_core.engine.infer import load_predictor
+    from hmsa_core.inference.infer import load_predictor
+    from hmsa_core.runtime.context import JobContext
+    from hmsa_core.runtime.distributed import start_ranks
 
     context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
     try:
@@ -76,14 +83,19 @@ def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
 
 
 def score_checkpoint(
-    contender: Contender, files: Sequence[LabelledFile], blocks: Sequence[str], classes: ClassTable, *,
-    read_label: LabelReader, details: bool,
-) -> Scored:  # fmt: skip
+    contender: Contender,
+    files: Sequence[LabelledFile],
+    blocks: Sequence[str],
+    classes: ClassTable,
+    *,
+    read_label: LabelReader,
+    details: bool,
+) -> Scored:
     """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
-    from hmsa_core.engine.evaluate import read_ahead, score
-    from hmsa_core.engine.evaluate_scores import Labelled, Scorer, summarise
-    from hmsa_core.engine.fast_tiles import Tiler
-    from hmsa_core.engine.progress import Progress
+    from hmsa_core.inference.evaluate import read_ahead, score
+    from hmsa_core.inference.evaluate_scores import Labelled, Scorer, summarise
+    from hmsa_core.inference.fast_tiles import Tiler
+    from hmsa_core.runtime.progress import Progress
 
     setting = contender.setting
     scorer = Scorer(Tiler(contender.predictor), [setting], classes.num_classes, details=details)
@@ -104,11 +116,14 @@ def score_checkpoint(
     counts = np.sum(scores.confusions, axis=0)
     interval = bootstrap_iou(np.stack(scores.confusions), scores.blocks)
     figures = {
-        **{key: summary[key] for key in keys}, "interval": interval.to_json(classes.classes),
-        "category_iou": by_category(counts, classes), "judged": _digest_of(judged),
+        **{key: summary[key] for key in keys},
+        "interval": interval.to_json(classes.classes),
+        "category_iou": by_category(counts, classes),
+        "judged": _digest_of(judged),
         "checkpoint": contender.options.meta["weights_sha256"],
-        "precision": contender.predictor.precision, "learned": _learned(judged, contender.lineage),
-    }  # fmt: skip
+        "precision": contender.predictor.precision,
+        "learned": _learned(judged, contender.lineage),
+    }
     if details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
     return Scored(scores, figures)
@@ -154,10 +169,24 @@ def one_sided(scored: Sequence[Scored], classes: ClassTable) -> list[str]:
 
 def _sample(file: LabelledFile, phash: str) -> Sample:
     return Sample(
-        name=file.name, image=str(file.image), label=str(file.label), coarse="", kind="fine", split="", role="report",
-        city="", sequence="", frame=-1, block="", height=0, width=0, image_sha256=sha256_file(file.image),
-        label_sha256=sha256_file(file.label), coarse_sha256="", phash=phash,
-    )  # fmt: skip
+        name=file.name,
+        image=str(file.image),
+        label=str(file.label),
+        coarse="",
+        kind="fine",
+        split="",
+        role="report",
+        city="",
+        sequence="",
+        frame=-1,
+        block="",
+        height=0,
+        width=0,
+        image_sha256=sha256_file(file.image),
+        label_sha256=sha256_file(file.label),
+        coarse_sha256="",
+        phash=phash,
+    )
 
 
 def _digest_of(judged: Sequence[Sample]) -> str:
@@ -177,5 +206,6 @@ def _details(scores: SettingScores, summary: dict[str, Any], counts: Any) -> dic
     return {
         **{key: summary[key] for key in ("boundary", "band", "ece", "weights") if key in summary},
         "reliability": {k: [finite(v) for v in diagram[k].tolist()] for k in ("confidence", "accuracy", "pixels")},
-        "cities": by_city(np.stack(scores.confusions), scores.cities), "confusion": counts.tolist(),
-    }  # fmt: skip
+        "cities": by_city(np.stack(scores.confusions), scores.cities),
+        "confusion": counts.tolist(),
+    }

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hmsa_core.errors import ConfigError, one_line
+from hmsa_core.io.errors import ConfigError, one_line
 
 __all__ = ["Document", "read_yaml"]
 

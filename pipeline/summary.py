@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hmsa_core.atomic import read_json
-from hmsa_core.errors import InputError
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.errors import InputError
 from pipeline.workspace import Workspace
 
 __all__ = ["summary_text"]
@@ -88,8 +88,11 @@ def _ends(row: dict[str, Any]) -> str:
 def _beside(beside: dict[str, Any], where: str) -> list[str]:
     if not beside["classes"]:
         return []
-    rows = ["", f"one threshold for all instead, on {', '.join(beside['classes'])}{where}",
-            f"{'':<44}{'worst precision':>16}  {'of':<16}{'class-mean coverage':>19}"]  # fmt: skip
+    rows = [
+        "",
+        f"one threshold for all instead, on {', '.join(beside['classes'])}{where}",
+        f"{'':<44}{'worst precision':>16}  {'of':<16}{'class-mean coverage':>19}",
+    ]
     return rows + [
         f"{row['name']:<44}{_percent(row['worst_precision']):>16}  {row['worst_class']:<16}"
         f"{_percent(row['class_mean_coverage']):>19}"

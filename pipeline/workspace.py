@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmsa_core.errors import ConfigError, InterruptedRunError
-from hmsa_core.locks import FileLock
-from hmsa_core.process import StopRequest
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.process import StopRequest
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -94,7 +94,7 @@ class Workspace:
 
     def teacher(self) -> Path:
         """Checkpoint folder of the model that teaches: what models/current.json names."""
-        from pipeline.registry import Registry
+        from pipeline.nightly.registry import Registry
 
         current = Registry(self.root).current()
         folder = self.path("models/teacher") if current == TEACHER_STAGE else self._registered(current)
@@ -107,7 +107,7 @@ class Workspace:
 
     def is_promoted(self) -> bool:
         """Whether the teacher is a registered model and not this workspace's own teacher-train."""
-        from pipeline.registry import Registry
+        from pipeline.nightly.registry import Registry
 
         return Registry(self.root).current() != TEACHER_STAGE
 
@@ -116,8 +116,7 @@ class Workspace:
         folder = (self.root / current).resolve()
         if folder.parent != registry:
             raise ConfigError(
-                f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or '
-                f'"models/registry/VERSION"',
+                f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or "models/registry/VERSION"',
                 hint="`autolabel models list` shows the versions; `autolabel models rollback` returns to the last",
             )
         return folder

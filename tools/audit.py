@@ -117,8 +117,19 @@ def stale_licences(exceptions: Mapping[str, tuple[str, str]], today: datetime.da
 
 def main() -> int:
     """Audit requirements.lock."""
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "-r", str(LOCK),
-               "--format", "json", "--progress-spinner", "off"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--disable-pip",
+        "--require-hashes",
+        "-r",
+        str(LOCK),
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         report = json.loads(done.stdout)

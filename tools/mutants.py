@@ -24,14 +24,23 @@ REPO = Path(__file__).resolve().parents[1]
 COPY = REPO / "build" / "mutation"
 LEAST = 0.9
 MODULES = (
-    "hmsa_core/atomic.py", "hmsa_core/trees.py", "hmsa_core/locks.py", "hmsa_core/models/checkpoint.py",
-    "hmsa_core/labels/merge.py", "hmsa_core/labels/schema.py", "hmsa_core/labels/sealed.py",
-)  # fmt: skip
+    "hmsa_core/io/atomic.py",
+    "hmsa_core/io/trees.py",
+    "hmsa_core/io/locks.py",
+    "hmsa_core/models/checkpoint.py",
+    "hmsa_core/labels/merge.py",
+    "hmsa_core/labels/store/schema.py",
+    "hmsa_core/io/sealed.py",
+)
 TESTS = (
-    "tests/unit/hmsa_core/test_atomic.py", "tests/unit/hmsa_core/test_trees.py", "tests/unit/hmsa_core/test_locks.py",
-    "tests/unit/hmsa_core/labels/test_merge.py", "tests/unit/hmsa_core/labels/test_sealed.py",
-    "tests/unit/hmsa_core/models/test_checkpoint_folder.py", "tests/unit/test_stored_formats.py",
-)  # fmt: skip
+    "tests/unit/hmsa_core/io/test_atomic.py",
+    "tests/unit/hmsa_core/io/test_trees.py",
+    "tests/unit/hmsa_core/io/test_locks.py",
+    "tests/unit/hmsa_core/labels/test_merge.py",
+    "tests/unit/hmsa_core/io/test_sealed.py",
+    "tests/unit/hmsa_core/models/test_checkpoint_folder.py",
+    "tests/unit/test_stored_formats.py",
+)
 _CAUGHT = ("killed", "timeout", "segfault", "caught by type check")  # a test failed, hung or died
 _CONFIG = """[mutmut]
 source_paths=hmsa_core

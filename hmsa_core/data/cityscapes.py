@@ -14,15 +14,31 @@ from pathlib import Path
 from hmsa_core import taxonomy
 from hmsa_core.data.layout import Found, Refused, Scan, list_files, list_folders, pair
 from hmsa_core.data.spec import SourceSpec
-from hmsa_core.errors import InputError, LayoutError
+from hmsa_core.io.errors import InputError, LayoutError
 
 __all__ = ["TEST_CITIES", "TRAIN_CITIES", "VAL_CITIES", "cv_split", "scan"]
 
 SPLITS = ("train", "val", "test", "train_extra")
 TRAIN_CITIES = (
-    "aachen", "bochum", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg", "hanover", "jena",
-    "krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich",
-)  # fmt: skip
+    "aachen",
+    "bochum",
+    "bremen",
+    "cologne",
+    "darmstadt",
+    "dusseldorf",
+    "erfurt",
+    "hamburg",
+    "hanover",
+    "jena",
+    "krefeld",
+    "monchengladbach",
+    "strasbourg",
+    "stuttgart",
+    "tubingen",
+    "ulm",
+    "weimar",
+    "zurich",
+)
 VAL_CITIES = ("frankfurt", "lindau", "munster")
 TEST_CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")
 
@@ -131,10 +147,16 @@ def _scan_split(
             raise AssertionError(name)
         out.found.append(
             Found(
-                name, pictures[name], labels.get(name, ""), drawn.get(name, ""), split, stem["city"],
-                f"{stem['city']}_{stem['sequence']}", int(stem["frame"]),
+                name,
+                pictures[name],
+                labels.get(name, ""),
+                drawn.get(name, ""),
+                split,
+                stem["city"],
+                f"{stem['city']}_{stem['sequence']}",
+                int(stem["frame"]),
             )
-        )  # fmt: skip
+        )
 
 
 def _suffixes(kind: str) -> tuple[str, ...]:

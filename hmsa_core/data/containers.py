@@ -13,12 +13,21 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Literal
 
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.errors import DecodeError
 
 __all__ = [
-    "MOST_TEXT", "PLAIN_CHUNKS", "TIFF_DIRECTORIES", "Budget", "check_png", "check_png_length", "check_tiff",
-    "check_webp", "one_pixel_png", "sniff", "webp_size",
-]  # fmt: skip
+    "MOST_TEXT",
+    "PLAIN_CHUNKS",
+    "TIFF_DIRECTORIES",
+    "Budget",
+    "check_png",
+    "check_png_length",
+    "check_tiff",
+    "check_webp",
+    "one_pixel_png",
+    "sniff",
+    "webp_size",
+]
 
 # Chunks that do not change what the pixels of a grey or RGB PNG mean.
 PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"tEXt", b"zTXt", b"iTXt"}
@@ -51,9 +60,10 @@ class Budget:
         self._found[what] += more
         if self._found[what] > _MOST[what]:
             raise DecodeError(
-                f"{self._where}: more than {_MOST[what]} {what}", reason="too-large",
+                f"{self._where}: more than {_MOST[what]} {what}",
+                reason="too-large",
                 hint="save it again without metadata",
-            )  # fmt: skip
+            )
         return self._found[what]
 
 

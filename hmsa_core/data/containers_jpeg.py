@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from hmsa_core.data.containers import Budget
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.errors import DecodeError
 
 __all__ = ["check_jpeg"]
 

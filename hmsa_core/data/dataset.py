@@ -23,8 +23,8 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.data.transforms import MEAN, STD, Dice, JointAugment, mix_pair, normalise
-from hmsa_core.errors import InputError
-from hmsa_core.process import die_with_parent
+from hmsa_core.io.errors import InputError
+from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["CropDataset", "ImageDataset", "init_worker"]

@@ -17,12 +17,19 @@ from PIL import Image
 from hmsa_core.data.containers import check_png_length
 from hmsa_core.data.headers import REASONS, TRIED_MEMORY, Header, guarded, inspect, opened, read_header
 from hmsa_core.data.spec import MAX_PIXELS
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = [
-    "REASONS", "Header", "holds_train_ids", "is_constant", "read_header", "read_image", "read_label", "read_label_ids",
-]  # fmt: skip
+    "REASONS",
+    "Header",
+    "holds_train_ids",
+    "is_constant",
+    "read_header",
+    "read_image",
+    "read_label",
+    "read_label_ids",
+]
 
 UInt8 = NDArray[np.uint8]
 
@@ -34,10 +41,14 @@ _IMAGE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 _LABEL_MODES = {"L", "P"}
 # EXIF orientation -> how to bring the stored pixels upright.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -58,9 +69,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         with image:
             if header.mode not in _IMAGE_MODES:
                 raise DecodeError(
-                    f"{where}: colour mode {header.mode} is not read as an image", reason="wrong-mode",
+                    f"{where}: colour mode {header.mode} is not read as an image",
+                    reason="wrong-mode",
                     hint="convert it to 8-bit RGB",
-                )  # fmt: skip
+                )
             if header.plain:
                 return _decode_cv2(file, cv2.IMREAD_COLOR_RGB, where)
             return _to_rgb(_decode(image, header, file, where), where)
@@ -108,9 +120,10 @@ def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: st
         with image:
             if header.mode not in _LABEL_MODES or header.format == "JPEG":
                 raise DecodeError(
-                    f"{where}: a {header.format} of mode {header.mode} is no label map", reason="wrong-mode",
+                    f"{where}: a {header.format} of mode {header.mode} is no label map",
+                    reason="wrong-mode",
                     hint="label maps are lossless 8-bit grey (ids) or palette images",
-                )  # fmt: skip
+                )
             if header.plain:
                 return _decode_cv2(file, cv2.IMREAD_GRAYSCALE, where)
             return np.array(_decode(image, header, file, where))
@@ -170,7 +183,5 @@ def _to_rgb(image: Image.Image, where: str) -> UInt8:
             image = image.convert("RGBA")
         low, _ = image.getchannel("A").getextrema()
         if low != 255:
-            raise DecodeError(
-                f"{where}: has transparent pixels", reason="wrong-mode", hint="flatten it to 8-bit RGB"
-            )
+            raise DecodeError(f"{where}: has transparent pixels", reason="wrong-mode", hint="flatten it to 8-bit RGB")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -39,9 +39,7 @@ class Allotment:
     capped: tuple[int, ...]
 
 
-def allot(
-    total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool
-) -> Allotment:
+def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool) -> Allotment:
     """Divide `total` crops between classes and random images.
 
     Args:
@@ -76,9 +74,7 @@ def allot(
     return Allotment(tuple(filled), total - sum(filled), empty, capped)
 
 
-def cycle_capped(
-    rows: NDArray[np.integer], owners: NDArray[np.integer], wanted: int, cap: int
-) -> list[np.integer]:
+def cycle_capped(rows: NDArray[np.integer], owners: NDArray[np.integer], wanted: int, cap: int) -> list[np.integer]:
     """Go round `rows` taking each in turn, but no owner's rows more than `cap` times in all: `wanted` rows.
 
     Args:

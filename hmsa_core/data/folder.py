@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core import taxonomy
-from hmsa_core.atomic import read_json
 from hmsa_core.data.layout import Found, Refused, Scan, list_files, list_folders, pair
 from hmsa_core.data.spec import SourceSpec
-from hmsa_core.errors import ConfigError, IntegrityError, LayoutError, is_plain_name
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.errors import ConfigError, IntegrityError, LayoutError, is_plain_name
 
 __all__ = ["load_classes", "scan", "scan_camvid"]
 
 _CAMVID_ROLES = {
-    "fine": "learn", "calibration": "calibrate", "selection": "report", "unlabelled": "unlabelled", "guard": "guard",
-}  # fmt: skip
+    "fine": "learn",
+    "calibration": "calibrate",
+    "selection": "report",
+    "unlabelled": "unlabelled",
+    "guard": "guard",
+}
 _UNLABELLED = "no label has this stem (images to be labelled go into a split without a folder of labels)"
 _CAMVID_NAME = re.compile(r"^(?P<sequence>.+)_f?(?P<frame>\d+)$")
 
@@ -98,9 +102,14 @@ def _by_stem(root: Path, folder: str, part: str, out: Scan, prefix: str = "") ->
 
 
 def _pair(
-    images: dict[str, str], labels: dict[str, str], coarse: dict[str, str], split: str, prefix: str,
-    pattern: re.Pattern[str] | None, out: Scan,
-) -> None:  # fmt: skip
+    images: dict[str, str],
+    labels: dict[str, str],
+    coarse: dict[str, str],
+    split: str,
+    prefix: str,
+    pattern: re.Pattern[str] | None,
+    out: Scan,
+) -> None:
     _, no_label, no_image = pair(images, labels)
     for stem in no_image:
         out.refused.append(Refused(prefix + stem, labels[stem], "label", split, "unpaired", "no image has this stem"))
@@ -120,10 +129,16 @@ def _pair(
             continue
         out.found.append(
             Found(
-                name, images[stem], labels.get(stem, ""), coarse.get(stem, ""), split, city,
-                groups.get("sequence") or city, int(frame),
+                name,
+                images[stem],
+                labels.get(stem, ""),
+                coarse.get(stem, ""),
+                split,
+                city,
+                groups.get("sequence") or city,
+                int(frame),
             )
-        )  # fmt: skip
+        )
 
 
 def scan_camvid(root: Path, source: SourceSpec) -> Scan:
@@ -165,9 +180,14 @@ def _read_splits(path: Path, variant: str) -> dict[str, Any]:
 
 
 def _add(
-    stem: str, images: dict[str, str], labels: dict[str, str] | None, coarse: dict[str, str], split: str, role: str,
+    stem: str,
+    images: dict[str, str],
+    labels: dict[str, str] | None,
+    coarse: dict[str, str],
+    split: str,
+    role: str,
     out: Scan,
-) -> None:  # fmt: skip
+) -> None:
     match = _CAMVID_NAME.match(stem)
     if stem not in images:
         out.refused.append(Refused(stem, "", "image", split, "unpaired", "splits.json names it, no image is there"))

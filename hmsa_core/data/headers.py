@@ -23,7 +23,7 @@ from hmsa_core.data import containers
 from hmsa_core.data.containers import PLAIN_CHUNKS
 from hmsa_core.data.containers_jpeg import check_jpeg
 from hmsa_core.data.spec import MAX_PIXELS
-from hmsa_core.errors import DecodeError, IntegrityError
+from hmsa_core.io.errors import DecodeError, IntegrityError
 
 __all__ = ["REASONS", "TRIED_MEMORY", "Header", "guarded", "inspect", "opened", "read_header"]
 
@@ -50,9 +50,15 @@ REASONS = {
 }
 
 _EXTENSIONS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
-    ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 # Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
 TRIED_MEMORY = 180_000_000
 # The same where nothing is estimated; a JPEG of several scans (4:2:0) at the full ceiling takes as much.
@@ -66,9 +72,22 @@ _WEBP_BYTES, _WEBP_LOSSLESS_BYTES, _WEBP_ALPHA_BYTES, _ALPHA_BYTES = 6, 8, 18, 6
 PngImagePlugin.MAX_TEXT_MEMORY = containers.MOST_TEXT
 # All that Pillow's readers of these four formats are known to raise on damaged content.
 _DAMAGE = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    MemoryError, RuntimeError, struct.error, zlib.error, Warning, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Warning,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -277,9 +296,10 @@ def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
         raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
     if height * width > max_pixels:
         raise DecodeError(
-            f"{where}: {width}x{height} is more than {max_pixels} pixels", reason="too-large",
+            f"{where}: {width}x{height} is more than {max_pixels} pixels",
+            reason="too-large",
             hint="make the picture smaller",
-        )  # fmt: skip
+        )
 
 
 def _check_memory(needed: int, what: str, where: str, most: int = TRIED_MEMORY) -> None:
@@ -287,8 +307,10 @@ def _check_memory(needed: int, what: str, where: str, most: int = TRIED_MEMORY) 
     if needed > most:
         raise DecodeError(
             f"{where}: {what} of this size takes {needed / 1e6:.0f} MB before it is known to be whole, more than "
-            f"{most / 1e6:.0f} MB", reason="too-large", hint="convert it to an opaque PNG or a JPEG of one scan",
-        )  # fmt: skip
+            f"{most / 1e6:.0f} MB",
+            reason="too-large",
+            hint="convert it to an opaque PNG or a JPEG of one scan",
+        )
 
 
 def _png_header(head: bytes, where: str) -> tuple[int, int, int, int]:

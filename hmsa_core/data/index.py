@@ -12,7 +12,7 @@ from typing import Any
 
 from hmsa_core.data.layout import Refused
 from hmsa_core.data.tables import read_table, write_rows
-from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["KINDS", "ROLES", "Index", "QuarantineRow", "Sample", "read_quarantine", "write_quarantine"]
@@ -128,9 +128,7 @@ _QUARANTINE = "hmsa-quarantine"
 def write_quarantine(path: str | Path, rows: Iterable[QuarantineRow]) -> str:
     """Write refused files sorted by (root, split, name, part); returns the SHA-256."""
     key: Callable[[QuarantineRow], tuple[str, ...]] = lambda r: (r.root, r.split, r.name, r.part, r.path)  # noqa: E731
-    return write_rows(
-        Path(path), sorted(rows, key=key), QuarantineRow, {"format": _QUARANTINE, "version": 1}
-    )
+    return write_rows(Path(path), sorted(rows, key=key), QuarantineRow, {"format": _QUARANTINE, "version": 1})
 
 
 def read_quarantine(path: str | Path) -> list[QuarantineRow]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hmsa_core.errors import LayoutError, is_plain_name, translate_os_error
+from hmsa_core.io.errors import LayoutError, is_plain_name, translate_os_error
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["IMAGE_SUFFIXES", "Found", "Refused", "Scan", "list_files", "list_folders", "pair", "refuse_odd_names"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hmsa_core.data.decode import holds_train_ids, read_label_ids
 from hmsa_core.data.headers import guarded, opened
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["check_palette"]
@@ -45,13 +45,15 @@ def check_palette(path: str | os.PathLike[str], classes: ClassTable, *, max_pixe
         if number in colours and palette[number] in known and colours[number] != palette[number]:
             other = next(i for i, colour in colours.items() if colour == palette[number])
             raise DecodeError(
-                f"{where}: number {number} has the colour of class {other} in its palette", reason="wrong-mode",
+                f"{where}: number {number} has the colour of class {other} in its palette",
+                reason="wrong-mode",
                 hint="a colour mask that was saved with a palette: write the ids themselves, as 8-bit grey",
-            )  # fmt: skip
+            )
     greys = {number: palette[number][0] for number in used if len(set(palette[number])) == 1}
     valid = {*colours, classes.ignored_id, IGNORE}
     if len(greys) == len(used) and valid.issuperset(greys.values()) and any(i != grey for i, grey in greys.items()):
         raise DecodeError(
-            f"{where}: a grey map in palette form, whose numbers are not its grey values", reason="wrong-mode",
+            f"{where}: a grey map in palette form, whose numbers are not its grey values",
+            reason="wrong-mode",
             hint="write it as 8-bit grey without a palette",
         )

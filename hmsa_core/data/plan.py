@@ -16,7 +16,7 @@ from hmsa_core.config import PseudoConfig, SamplingConfig
 from hmsa_core.data.draw import Allotment, allot, cycle_capped, permutation, raw
 from hmsa_core.data.index import Sample
 from hmsa_core.data.sampling import CLASS, Centroids
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 
 __all__ = ["CropRequest", "EpochPlan", "EpochReport", "shard"]
 
@@ -207,11 +207,15 @@ class EpochPlan:
             crops.append(make(what, int(number) >> 1))
         fine = sum(crop.source == "fine" for crop in crops)
         report = EpochReport(
-            epoch, len(crops), fine, len(crops) - fine,
+            epoch,
+            len(crops),
+            fine,
+            len(crops) - fine,
             {s: list(a.counts) for s, a in shares.items()},
             {s: sum(c.source == s and c.class_id < 0 for c in crops) for s in shares},
-            {s: list(a.empty) for s, a in shares.items()}, {s: list(a.capped) for s, a in shares.items()},
-        )  # fmt: skip
+            {s: list(a.empty) for s, a in shares.items()},
+            {s: list(a.capped) for s, a in shares.items()},
+        )
         return crops, report
 
     def _pick(self, half: _Half, count: int, epoch: int, stream: int) -> tuple[Allotment, list[int], list[int]]:
@@ -219,9 +223,12 @@ class EpochPlan:
         released = self.sampling.empty_classes == "released"
         cap = count if released else self.sampling.max_repeats
         share = allot(
-            count, self.sampling.class_uniform, [cap * n for n in half.images],
-            permutation(self.num_classes, self.seed, epoch, _LEFT_OVER, stream), released=released,
-        )  # fmt: skip
+            count,
+            self.sampling.class_uniform,
+            [cap * n for n in half.images],
+            permutation(self.num_classes, self.seed, epoch, _LEFT_OVER, stream),
+            released=released,
+        )
         rows: list[int] = []
         for class_id, wanted in enumerate(share.counts):
             if wanted:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from hmsa_core import taxonomy
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.errors import DecodeError
 
 __all__ = ["label_ids", "rasterise"]
 

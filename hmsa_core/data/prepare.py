@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data import cityscapes, folder, vistas
 from hmsa_core.data.index import KINDS, Index, Sample
 from hmsa_core.data.layout import Refused, Scan, refuse_odd_names
@@ -30,8 +29,9 @@ from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.summary import Summary, check_labels, check_share, check_train_ids, summarise, write_refused
 from hmsa_core.data.verify import Checked, Task, Verifier
-from hmsa_core.errors import InputError, LayoutError
-from hmsa_core.process import die_with_parent
+from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io.errors import InputError, LayoutError
+from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["CHECKS", "Summary", "build", "scan", "write_empty"]
@@ -137,9 +137,7 @@ def _unique(scanned: Scan) -> Iterator[Any]:
     for found in sorted(scanned.found, key=lambda f: (f.name, f.image)):
         if found.name in seen:
             detail = f"{seen[found.name]} has the same name"
-            scanned.refused.append(
-                Refused(found.name, found.image, "image", found.split, "duplicate-name", detail)
-            )
+            scanned.refused.append(Refused(found.name, found.image, "image", found.split, "duplicate-name", detail))
         else:
             seen[found.name] = found.image
             yield found
@@ -153,9 +151,7 @@ class _Earlier:
     centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     @classmethod
-    def load(
-        cls, folder: str | Path | None, name: str, classes: ClassTable, tile: int, min_pixels: int
-    ) -> _Earlier:
+    def load(cls, folder: str | Path | None, name: str, classes: ClassTable, tile: int, min_pixels: int) -> _Earlier:
         if folder is None or not (Path(folder) / f"{name}.parquet").is_file():
             return cls()
         index = Index.load(Path(folder) / f"{name}.parquet")
@@ -245,9 +241,16 @@ def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
 
 
 def _write(
-    out: Path, source: SourceSpec, classes: ClassTable, samples: Sequence[Sample], centroids: Centroids,
-    refused: Sequence[Refused], summary: Summary, tile: int, min_pixels: int,
-) -> None:  # fmt: skip
+    out: Path,
+    source: SourceSpec,
+    classes: ClassTable,
+    samples: Sequence[Sample],
+    centroids: Centroids,
+    refused: Sequence[Refused],
+    summary: Summary,
+    tile: int,
+    min_pixels: int,
+) -> None:
     figures = out / "summary.json"
     roots = dict(read_json(figures)) if figures.is_file() else {}
     centroids.write(out / f"centroids-{source.name}.parquet", tile=tile, min_pixels=min_pixels)

@@ -9,7 +9,7 @@ from statistics import median
 from hmsa_core.data.cityscapes import cv_split
 from hmsa_core.data.layout import Found
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 __all__ = ["assign_blocks", "assign_roles"]
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hmsa_core.data.tables import read_table, write_columns
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
 __all__ = ["CLASS", "PIXELS", "Centroids", "X", "Y", "class_centroids", "find_centroids"]
 
@@ -26,9 +26,7 @@ CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
 _FORMAT, _VERSION = "hmsa-centroids", 1
 
 
-def class_centroids(
-    label: NDArray[np.uint8], num_classes: int, tile: int
-) -> dict[int, list[tuple[int, int]]]:
+def class_centroids(label: NDArray[np.uint8], num_classes: int, tile: int) -> dict[int, list[tuple[int, int]]]:
     """Centroids of each class in each tile, as the released code computes them.
 
     Args:
@@ -160,9 +158,7 @@ class Centroids:
         column = table.column("name").combine_chunks().dictionary_encode()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         numbers = [table.column(c).to_numpy() for c in ("class_id", "x", "y", "pixels")]
-        return cls(
-            column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1)
-        )
+        return cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
 
     def write(self, path: str | Path, **settings: int | str) -> str:
         """Write Parquet (name, class_id, x, y, pixels) atomically; `settings` go into its metadata."""

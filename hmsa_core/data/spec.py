@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, model_validator
 
 from hmsa_core.config import Count, PositiveInt, Section, Share
-from hmsa_core.errors import did_you_mean
+from hmsa_core.io.errors import did_you_mean
 
 __all__ = ["MAX_PIXELS", "RolesSpec", "SourceSpec"]
 

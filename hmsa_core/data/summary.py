@@ -12,7 +12,7 @@ from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import QuarantineRow, Sample, read_quarantine, write_quarantine
 from hmsa_core.data.layout import Refused, Scan
 from hmsa_core.data.spec import SourceSpec
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["Summary", "check_labels", "check_share", "check_train_ids", "summarise", "write_refused"]
@@ -51,11 +51,18 @@ def summarise(source: SourceSpec, scanned: Scan, samples: Sequence[Sample], refu
 
     block_roles = {(s.role, s.block) for s in samples}
     return Summary(
-        source.name, scanned.layout, len(samples), count(lambda s: s.role, samples), count(lambda s: s.kind, samples),
-        count(lambda s: s.split, samples), len({s.city for s in samples} - {""}), count(lambda b: b[0], block_roles),
-        count(lambda r: r.reason, refused), _lost(refused, {s.name for s in samples}),
+        source.name,
+        scanned.layout,
+        len(samples),
+        count(lambda s: s.role, samples),
+        count(lambda s: s.kind, samples),
+        count(lambda s: s.split, samples),
+        len({s.city for s in samples} - {""}),
+        count(lambda b: b[0], block_roles),
+        count(lambda r: r.reason, refused),
+        _lost(refused, {s.name for s in samples}),
         notes=list(scanned.notes),
-    )  # fmt: skip
+    )
 
 
 def _lost(refused: Sequence[Refused], used: set[str]) -> int:
@@ -78,7 +85,8 @@ def check_share(
         raise InputError(
             f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
             f"allowed are {source.max_bad:.0%}",
-            hint="folders whose files have the same names: set `names: path`" if namesakes
+            hint="folders whose files have the same names: set `names: path`"
+            if namesakes
             else _mend(out, source, classes, refused),
         )
 
@@ -111,9 +119,13 @@ def _mend_train_ids(source: SourceSpec, classes: ClassTable) -> str:
 
 
 def check_labels(
-    source: SourceSpec, classes: ClassTable, labelled: Set[str], samples: Sequence[Sample], refused: Sequence[Refused],
+    source: SourceSpec,
+    classes: ClassTable,
+    labelled: Set[str],
+    samples: Sequence[Sample],
+    refused: Sequence[Refused],
     out: Path,
-) -> None:  # fmt: skip
+) -> None:
     """The same of the images that have a fine label: a small share of all images may be every one of them.
 
     Args:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hmsa_core.atomic import open_atomic
-from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.io.atomic import open_atomic
+from hmsa_core.io.errors import InputError, IntegrityError
 
 __all__ = ["read_table", "write_columns", "write_rows"]
 

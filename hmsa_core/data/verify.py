@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import sha256_file
 from hmsa_core.data.decode import holds_train_ids, is_constant, read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layout import Found, Refused
 from hmsa_core.data.palettes import check_palette
 from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.data.sampling import find_centroids
-from hmsa_core.errors import DecodeError
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["Checked", "Task", "Verifier"]
@@ -77,26 +77,44 @@ class Verifier:
             height, width, phash = image.shape[0], image.shape[1], perceptual_hash(image)
         size = (height, width)
         same_label = (
-            same_image and old is not None and old.label_sha256 == (digests["label"] or "")
+            same_image
+            and old is not None
+            and old.label_sha256 == (digests["label"] or "")
             and _same_form(old.label, found.label)
-        )  # fmt: skip
+        )
         label_ok = self._label(task, size, out, reuse=same_label)
         if not label_ok:
             return out
         coarse = found.coarse if digests["coarse"] else ""
         same_coarse = (
-            same_image and old is not None and old.coarse_sha256 == (digests["coarse"] or "")
+            same_image
+            and old is not None
+            and old.coarse_sha256 == (digests["coarse"] or "")
             and _same_form(old.coarse, found.coarse)
-        )  # fmt: skip
+        )
         if coarse and not same_coarse:
             drawn = self._try(found, "coarse", out, partial(self._map, coarse, size))
             coarse = coarse if drawn is not None else ""
         out.reused = same_image and same_label and same_coarse
         out.sample = Sample(
-            found.name, found.image, found.label, coarse, _kind(found.label, coarse), found.split, task.role,
-            found.city, found.sequence, found.frame, task.block, height, width, digests["image"],
-            digests["label"] or "", (digests["coarse"] or "") if coarse else "", phash,
-        )  # fmt: skip
+            found.name,
+            found.image,
+            found.label,
+            coarse,
+            _kind(found.label, coarse),
+            found.split,
+            task.role,
+            found.city,
+            found.sequence,
+            found.frame,
+            task.block,
+            height,
+            width,
+            digests["image"],
+            digests["label"] or "",
+            (digests["coarse"] or "") if coarse else "",
+            phash,
+        )
         return out
 
     def _label(self, task: Task, size: tuple[int, int], out: Checked, *, reuse: bool) -> bool:
@@ -112,9 +130,7 @@ class Verifier:
         if label is None:
             return False
         if wanted:
-            out.centroids = find_centroids(
-                label, self.classes.num_classes, self.tile, min_pixels=self.min_pixels
-            )
+            out.centroids = find_centroids(label, self.classes.num_classes, self.tile, min_pixels=self.min_pixels)
         return True
 
     def _digest(self, found: Found, part: str, out: Checked) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hmsa_core.data.layout import Found, Refused, Scan, list_files, pair
 from hmsa_core.data.spec import SourceSpec
-from hmsa_core.errors import LayoutError
+from hmsa_core.io.errors import LayoutError
 from hmsa_core.taxonomy import from_vistas_config
 
 __all__ = ["scan"]
@@ -43,9 +43,7 @@ def _config(root: Path, variant: str | None) -> tuple[str, str]:
         if (root / f"config_{version}.json").is_file():
             return f"config_{version}.json", version
     expected = f"config_{variant}.json" if variant else "config_v1.2.json or config_v2.0.json"
-    raise LayoutError(
-        f"{root}: no Mapillary Vistas config found", hint=f"expected config.json (v1.x) or {expected}"
-    )
+    raise LayoutError(f"{root}: no Mapillary Vistas config found", hint=f"expected config.json (v1.x) or {expected}")
 
 
 def _scan_split(root: Path, split: str, labels_in: str, out: Scan) -> None:

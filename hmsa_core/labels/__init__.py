@@ -9,18 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.codes import ConfidenceCode
-    from hmsa_core.labels.policy import ThresholdPolicy
-    from hmsa_core.labels.stats import StoreStatistics
-    from hmsa_core.labels.store import LabelStore, Problem
-    from hmsa_core.labels.writer import LabelStoreWriter
+    from hmsa_core.labels.store.codes import ConfidenceCode
+    from hmsa_core.labels.store.reader import LabelStore, Problem
+    from hmsa_core.labels.store.writer import LabelStoreWriter
+    from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+    from hmsa_core.labels.thresholds.stats import StoreStatistics
 
 __all__ = ["ConfidenceCode", "LabelStore", "LabelStoreWriter", "Problem", "StoreStatistics", "ThresholdPolicy"]
 
 _HOME = {
-    "ConfidenceCode": "codes", "LabelStore": "store", "LabelStoreWriter": "writer", "Problem": "store",
-    "StoreStatistics": "stats", "ThresholdPolicy": "policy",
-}  # fmt: skip
+    "ConfidenceCode": "store.codes",
+    "LabelStore": "store.reader",
+    "LabelStoreWriter": "store.writer",
+    "Problem": "store.reader",
+    "StoreStatistics": "thresholds.stats",
+    "ThresholdPolicy": "thresholds.policy",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.exchange.files import Selection, target_path, write_png
-from hmsa_core.labels.policy import ThresholdPolicy
-from hmsa_core.labels.store import LabelStore
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["StoreDiff", "diff_stores", "other_pictures", "write_pictures"]
@@ -50,22 +50,28 @@ class StoreDiff:
         moves = self.pixels - np.diag(np.diag(self.pixels))
         order = sorted(np.argwhere(moves).tolist(), key=lambda ij: (-int(moves[ij[0], ij[1]]), ij))
         return {
-            "images": len(self.images), "pixels": whole, "changed": changed,
+            "images": len(self.images),
+            "pixels": whole,
+            "changed": changed,
             "changed_share": changed / whole if whole else 0.0,
             "classes": [
                 {
-                    "name": name, "a": int(self.pixels[i].sum()), "b": int(self.pixels[:, i].sum()),
-                    "same": int(self.pixels[i, i]), "lost": int(moves[i].sum()), "gained": int(moves[:, i].sum()),
+                    "name": name,
+                    "a": int(self.pixels[i].sum()),
+                    "b": int(self.pixels[:, i].sum()),
+                    "same": int(self.pixels[i, i]),
+                    "lost": int(moves[i].sum()),
+                    "gained": int(moves[:, i].sum()),
                 }
                 for i, name in enumerate(names)
             ],
             "moves": [{"a": names[i], "b": names[j], "pixels": int(moves[i, j])} for i, j in order],
-            "most_changed": [
-                {"name": n, "changed": c, "share": c / p} for n, c, p in self.images[:limit] if c
-            ],
-            "only_a": self.only_a, "only_b": self.only_b, "resized": self.resized,
+            "most_changed": [{"name": n, "changed": c, "share": c / p} for n, c, p in self.images[:limit] if c],
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "resized": self.resized,
             "other_pictures": self.other_pictures,
-        }  # fmt: skip
+        }
 
 
 def other_pictures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -111,9 +117,14 @@ def diff_stores(
         images.append((name, int(counts.sum() - np.trace(counts)), label_a.size))
     images.sort(key=lambda row: (-row[1] / row[2], row[0]))
     return StoreDiff(
-        a.classes.classes, pixels, images, [n for n in a.names() if n not in b],
-        [n for n in b.names() if n not in a], resized, others,
-    )  # fmt: skip
+        a.classes.classes,
+        pixels,
+        images,
+        [n for n in a.names() if n not in b],
+        [n for n in b.names() if n not in a],
+        resized,
+        others,
+    )
 
 
 def _confusion(one: Labels, other: Labels, num_classes: int) -> NDArray[np.int64]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.policy import ClassPolicy
-from hmsa_core.labels.schema import SOURCES
+from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.thresholds.policy import ClassPolicy
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["ShardCounts", "summarise"]
@@ -30,9 +30,16 @@ class ShardCounts:
         self.centroids: list[tuple[str, list[list[int]]]] = []
 
     def add(
-        self, name: str, city: str, label: Labels, passed: Labels, human: Labels | None, final: Labels,
-        source: Labels, centroids: NDArray[np.int32],
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        city: str,
+        label: Labels,
+        passed: Labels,
+        human: Labels | None,
+        final: Labels,
+        source: Labels,
+        centroids: NDArray[np.int32],
+    ) -> None:
         """Count one image: the teacher's label, what passed, the human's, the final one and its sources."""
         self.centroids.append((name, centroids.tolist()))
         self.raw += np.bincount(label.reshape(-1), minlength=256)[: self.c]
@@ -50,10 +57,13 @@ class ShardCounts:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the receipt."""
         return {
-            "raw": self.raw.tolist(), "passed": self.passed.tolist(), "sources": self.sources.tolist(),
+            "raw": self.raw.tolist(),
+            "passed": self.passed.tolist(),
+            "sources": self.sources.tolist(),
             "conflicts": [[int(h), int(t), int(self.conflicts[h, t])] for h, t in np.argwhere(self.conflicts)],
-            "cities": self.cities, "centroids": self.centroids,
-        }  # fmt: skip
+            "cities": self.cities,
+            "centroids": self.centroids,
+        }
 
 
 def summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy]) -> dict[str, Any]:
@@ -72,21 +82,27 @@ def summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy]
             cities[city] = [a + b for a, b in zip(cities.get(city, [0, 0, 0]), sums, strict=True)]
     pixels, labelled = sum(s[1] for s in cities.values()), sum(s[2] for s in cities.values())
     return {
-        "images": sum(s[0] for s in cities.values()), "pixels": pixels, "labelled": labelled,
+        "images": sum(s[0] for s in cities.values()),
+        "pixels": pixels,
+        "labelled": labelled,
         "labelled_share": labelled / pixels if pixels else 0.0,
         "classes": [
             {
-                "name": names[i], "threshold": e.threshold, "status": e.status, "teacher_gave": int(given[i]),
-                "passed": int(passed[i]), "coverage": float(passed[i] / given[i]) if given[i] else 0.0,
-                "from_teacher": int(sources[SOURCES["teacher"], i]), "from_human": int(sources[SOURCES["human"], i]),
-                "both": int(sources[SOURCES["both"], i]), "final": int(sources[:, i].sum()),
+                "name": names[i],
+                "threshold": e.threshold,
+                "status": e.status,
+                "teacher_gave": int(given[i]),
+                "passed": int(passed[i]),
+                "coverage": float(passed[i] / given[i]) if given[i] else 0.0,
+                "from_teacher": int(sources[SOURCES["teacher"], i]),
+                "from_human": int(sources[SOURCES["human"], i]),
+                "both": int(sources[SOURCES["both"], i]),
+                "final": int(sources[:, i].sum()),
             }
             for i, e in enumerate(entries)
         ],
-        "conflicts": [
-            {"human": names[h], "teacher": names[t], "pixels": n} for (h, t), n in sorted(conflicts.items())
-        ],
+        "conflicts": [{"human": names[h], "teacher": names[t], "pixels": n} for (h, t), n in sorted(conflicts.items())],
         "cities": {
             city: {"images": s[0], "pixels": s[1], "labelled_share": s[2] / s[1]} for city, s in sorted(cities.items())
         },
-    }  # fmt: skip
+    }

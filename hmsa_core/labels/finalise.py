@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core import atomic
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.errors import ConfigError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels.final_counts import ShardCounts, summarise
 from hmsa_core.labels.masks import apply_mask
 from hmsa_core.labels.merge import MergeRules, merge_with_source
-from hmsa_core.labels.policy import ThresholdPolicy, keep
-from hmsa_core.labels.schema import SOURCES
-from hmsa_core.labels.shards import ShardPlan, ShardWriter, read_receipt, shard_done, write_manifest
-from hmsa_core.labels.store import LabelStore
-from hmsa_core.process import die_with_parent
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done, write_manifest
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["CENTROIDS", "STATISTICS", "CentroidSettings", "Recipe", "finalise"]
@@ -82,12 +82,20 @@ class Recipe:
 
         So images that are appended to the raw store leave the key, and the finished shards of others, as they are.
         """
-        return atomic.digest({
-            "lineage": raw.lineage, "classes": raw.classes.digest(), "policy": self.policy.digest,
-            "material": self.material, "code": 2,
-            "rules": self.rules.to_json() if self.rules else None, "centroids": vars(self.centroids),
-            "masks": sorted([*size, atomic.sha256_bytes(np.packbits(m).tobytes())] for size, m in self.masks.items()),
-        })  # fmt: skip
+        return atomic.digest(
+            {
+                "lineage": raw.lineage,
+                "classes": raw.classes.digest(),
+                "policy": self.policy.digest,
+                "material": self.material,
+                "code": 2,
+                "rules": self.rules.to_json() if self.rules else None,
+                "centroids": vars(self.centroids),
+                "masks": sorted(
+                    [*size, atomic.sha256_bytes(np.packbits(m).tobytes())] for size, m in self.masks.items()
+                ),
+            }
+        )
 
     def plans(self, raw: LabelStore) -> list[ShardPlan]:
         """One shard for each of the raw store's, keyed by its content."""
@@ -150,9 +158,13 @@ def _report(advance: Callable[[int], None] | None, plan: ShardPlan) -> None:
 
 
 def _run(
-    raw: LabelStore, recipe: Recipe, root: Path, todo: list[ShardPlan], workers: int,
+    raw: LabelStore,
+    recipe: Recipe,
+    root: Path,
+    todo: list[ShardPlan],
+    workers: int,
     check_stop: Callable[[], None] | None,
-) -> Iterator[ShardPlan]:  # fmt: skip
+) -> Iterator[ShardPlan]:
     def stoppable(plans: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
         for plan in plans:
             if check_stop is not None:
@@ -222,9 +234,15 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: Sh
             source = np.where(ignored, np.uint8(SOURCES["none"]), source)
     teacher = (source == SOURCES["teacher"]) | (source == SOURCES["both"])
     shard.add_coded(
-        name, final, np.where(teacher, code, np.uint8(0)), source=source, city=row["city"],
-        image_path=row["image_path"], coarse_path=row["coarse_path"], image_sha256=row["image_sha256"],
-    )  # fmt: skip
+        name,
+        final,
+        np.where(teacher, code, np.uint8(0)),
+        source=source,
+        city=row["city"],
+        image_path=row["image_path"],
+        coarse_path=row["coarse_path"],
+        image_sha256=row["image_sha256"],
+    )
     settings = vars(recipe.centroids)
     centroids = find_centroids(final, raw.classes.num_classes, **settings)
     counts.add(name, row["city"], label, passed, human, final, source, centroids)
@@ -240,11 +258,16 @@ def _commit(
     statistics["skipped"] = [s for plan in plans for s in read_receipt(root, plan)["skipped"]]
     atomic.write_json(root / STATISTICS, statistics)
     write_manifest(
-        root, plans, {**raw.lineage, **lineage}, classes=raw.classes, extras=(CENTROIDS, STATISTICS),
+        root,
+        plans,
+        {**raw.lineage, **lineage},
+        classes=raw.classes,
+        extras=(CENTROIDS, STATISTICS),
         policy={
-            "digest": recipe.policy.digest, "raw_store": raw.digest,
+            "digest": recipe.policy.digest,
+            "raw_store": raw.digest,
             "thresholds": {e.name: e.threshold for e in recipe.policy.entries},
             "rules": recipe.rules.evidence if recipe.rules else None,
         },
-    )  # fmt: skip
+    )
     return statistics

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import InputError, StoreError
-from hmsa_core.labels import sealed
-from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.curves import Curves
-from hmsa_core.labels.intervals import lower_bound
-from hmsa_core.labels.schema import SOURCES
+from hmsa_core.io import sealed
+from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.spec import MergeConfig
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.intervals import lower_bound
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["HUMAN", "IGNORED", "TEACHER", "MergeRules", "corrected_precision", "measure_rules", "merge_labels"]
@@ -71,17 +71,18 @@ class MergeRules:
             if human == teacher:
                 raise InputError(f"merge rule {rule.human} / {rule.teacher}: equal classes are no conflict")
             actions[human, teacher] = _ACTIONS[rule.action]
-            evidence.append({
-                "human": rule.human, "teacher": rule.teacher, "action": rule.action, "source": "set by hand"
-            })  # fmt: skip
+            evidence.append(
+                {"human": rule.human, "teacher": rule.teacher, "action": rule.action, "source": "set by hand"}
+            )
         return MergeRules(self.classes, actions, evidence)
 
     def to_json(self) -> dict[str, Any]:
         """Class table, the actions of all pairs by name, and the evidence."""
         return {
-            "class_table": self.classes.to_json(), "evidence": self.evidence,
+            "class_table": self.classes.to_json(),
+            "evidence": self.evidence,
             "actions": [[_NAMES[int(a)] for a in row] for row in self.actions],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MergeRules:
@@ -159,8 +160,9 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
     c, found = curves.classes.num_classes, curves.conflicts
     passed = (found.code >= np.asarray(codes)[found.teacher]) & (found.human != found.teacher)
     wins = np.zeros((len(curves.blocks), c, c, 3), np.int64)
-    np.add.at(wins, tuple(a[passed] for a in (found.block, found.human, found.teacher, found.outcome)),
-              found.pixels[passed])  # fmt: skip
+    np.add.at(
+        wins, tuple(a[passed] for a in (found.block, found.human, found.teacher, found.outcome)), found.pixels[passed]
+    )
     total = wins.sum(axis=3)
     bounds = [lower_bound(total, wins[..., i], confidence) for i in (0, 1)]
     for human, teacher in np.argwhere(total.sum(axis=0) > 0):
@@ -169,13 +171,20 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
         if blocks >= config.min_blocks and max(low) >= config.win_rate:
             actions[human, teacher] = HUMAN if low[0] >= low[1] else TEACHER
         shares = wins[:, human, teacher].sum(axis=0) / total[:, human, teacher].sum()
-        evidence.append({
-            "human": curves.classes.classes[human], "teacher": curves.classes.classes[teacher],
-            "action": _NAMES[int(actions[human, teacher])], "source": "measured", "blocks": blocks,
-            "pixels": int(total[:, human, teacher].sum()), "human_right": round(float(shares[0]), 4),
-            "teacher_right": round(float(shares[1]), 4), "human_lower": round(low[0], 4),
-            "teacher_lower": round(low[1], 4),
-        })  # fmt: skip
+        evidence.append(
+            {
+                "human": curves.classes.classes[human],
+                "teacher": curves.classes.classes[teacher],
+                "action": _NAMES[int(actions[human, teacher])],
+                "source": "measured",
+                "blocks": blocks,
+                "pixels": int(total[:, human, teacher].sum()),
+                "human_right": round(float(shares[0]), 4),
+                "teacher_right": round(float(shares[1]), 4),
+                "human_lower": round(low[0], 4),
+                "teacher_lower": round(low[1], 4),
+            }
+        )
     return MergeRules(curves.classes, actions, evidence).with_hand_rules(config)
 
 
@@ -203,9 +212,9 @@ def corrected_precision(
         corrected = None
         if estimate is not None and reference is not None and true is not None:
             corrected = min(1.0, max(0.0, estimate + true - reference))
-        result.append({
-            "coarse": estimate, "calibration_coarse": reference, "calibration": true, "corrected": corrected
-        })  # fmt: skip
+        result.append(
+            {"coarse": estimate, "calibration_coarse": reference, "calibration": true, "corrected": corrected}
+        )
     return result
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, field_validator, model_validator
 
 from hmsa_core.config import Section
-from hmsa_core.errors import ConfigError
-from hmsa_core.labels.codes import ConfidenceCode
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels.store.codes import ConfidenceCode
 
 __all__ = ["CalibrateConfig", "MergeConfig", "PairRule"]
 

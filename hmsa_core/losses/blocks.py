@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
 __all__ = ["LOW_PRECISION", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
 

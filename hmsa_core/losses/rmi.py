@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.losses.blocks import add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 from hmsa_core.losses.cells import POOL, pool, pool_labels, times_cells
 from hmsa_core.losses.regions import (
@@ -52,9 +52,7 @@ class _Settings(NamedTuple):
     rmi_ignore: RmiIgnore
 
 
-def rmi_loss(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released"
-) -> Tensor:
+def rmi_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, rmi_ignore: RmiIgnore = "released") -> Tensor:
     """Return 0.5 BCE + 0.5 RMI, a scalar; finite for any finite logits and any label map, NaN for others.
 
     Args:

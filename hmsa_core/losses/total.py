@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses.cross_entropy import cross_entropy
 from hmsa_core.losses.rmi import RmiIgnore, released_bce, rmi_loss, rmi_parts
 

@@ -12,7 +12,7 @@ value +- t * sqrt(s^2 / runs + v): s the standard deviation between the runs' va
 variance of their mean over the draws of blocks, t Student's with the degrees of freedom of such a sum
 (Welch 1947, Satterthwaite 1946). What a run does to some blocks and not to others is in both terms; runs
 with blocks of their own have all of their blocks in both. Two runs that agree by luck still give too narrow
-an interval; benchmarks/interval_coverage.py counts how often each kind holds. One run has percentiles. Of
+an interval; research/bench/interval_coverage.py counts how often each kind holds. One run has percentiles. Of
 one block nothing can be drawn: there is no interval then, nor of a class that one run of several scored.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
 from hmsa_core.metrics.student_t import t_cdf, t_quantile
 
@@ -71,11 +71,16 @@ class Interval:
         """JSON with null instead of NaN."""
         rows = zip(classes, self.class_value, self.class_low, self.class_high, strict=True)
         return {
-            "value": _number(self.value), "low": _number(self.low), "high": _number(self.high),
-            "level": self.level, "blocks": self.blocks, "runs": self.runs, "draws": self.draws,
+            "value": _number(self.value),
+            "low": _number(self.low),
+            "high": _number(self.high),
+            "level": self.level,
+            "blocks": self.blocks,
+            "runs": self.runs,
+            "draws": self.draws,
             "above_zero": _number(self.above_zero),
             "classes": {name: [_number(v), _number(a), _number(b)] for name, v, a, b in rows},
-        }  # fmt: skip
+        }
 
 
 def _number(value: float) -> float | None:
@@ -83,9 +88,13 @@ def _number(value: float) -> float | None:
 
 
 def bootstrap_iou(
-    confusions: Counts | Sequence[Counts], blocks: Blocks | Sequence[Blocks], *,
-    draws: int = DRAWS, level: float = 0.95, seed: int = 0,
-) -> Interval:  # fmt: skip
+    confusions: Counts | Sequence[Counts],
+    blocks: Blocks | Sequence[Blocks],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
     """Interval of the mean IoU and of each class's IoU.
 
     Args:
@@ -99,9 +108,14 @@ def bootstrap_iou(
 
 
 def bootstrap_difference(
-    confusions: Counts | Sequence[Counts], baseline: Counts | Sequence[Counts],
-    blocks: Blocks | Sequence[Blocks], *, draws: int = DRAWS, level: float = 0.95, seed: int = 0,
-) -> Interval:  # fmt: skip
+    confusions: Counts | Sequence[Counts],
+    baseline: Counts | Sequence[Counts],
+    blocks: Blocks | Sequence[Blocks],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
     """Interval of (mean IoU - mean IoU of the baseline), paired: both are judged on the same draws.
 
     With several runs the i-th of `confusions` is paired with the i-th of `baseline` (the same seed). The mean is over
@@ -111,9 +125,7 @@ def bootstrap_difference(
     runs, ids = _as_runs(confusions, blocks)
     others, _ = _as_runs(baseline, blocks)
     if [r.shape for r in runs] != [o.shape for o in others]:
-        raise InputError(
-            f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}"
-        )
+        raise InputError(f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}")
     plan = _Plan(ids, draws, seed)
     (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)
     return _interval(plan, (_difference(whole, their_whole), _difference(drawn, their_drawn)), level, lowest=-1.0)
@@ -212,11 +224,19 @@ def _interval(
         above = float(((finite > 0) + 0.5 * (finite == 0)).mean()) if finite.size else float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
-        value=float(value[-1]), low=float(low[-1]), high=float(high[-1]),
+        value=float(value[-1]),
+        low=float(low[-1]),
+        high=float(high[-1]),
         run_values=tuple(float(v) for v in by_run[:, -1]),
-        class_value=value[:-1], class_low=low[:-1], class_high=high[:-1], level=level,
-        blocks=plan.blocks, runs=len(plan.weights), draws=plan.draws, above_zero=above,
-    )  # fmt: skip
+        class_value=value[:-1],
+        class_low=low[:-1],
+        class_high=high[:-1],
+        level=level,
+        blocks=plan.blocks,
+        runs=len(plan.weights),
+        draws=plan.draws,
+        above_zero=above,
+    )
 
 
 def interval_of_runs(

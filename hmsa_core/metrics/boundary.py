@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import confusion_counts, mean_iou_of, ratio
 
 __all__ = ["BoundaryIoU", "boundary_band", "boundary_confusion", "inner_boundary"]
@@ -100,11 +100,7 @@ def boundary_band(label: NDArray[np.uint8], radius_px: float, ignore_index: int 
 
 
 def boundary_confusion(
-    pred: NDArray[np.uint8],
-    label: NDArray[np.uint8],
-    num_classes: int,
-    radius_px: float,
-    ignore_index: int = 255,
+    pred: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int, radius_px: float, ignore_index: int = 255
 ) -> NDArray[np.int64]:
     """Confusion counts (C, C + 1) of the labelled pixels inside the boundary band of the truth."""
     inside = boundary_band(label, radius_px, ignore_index) & (label != ignore_index)

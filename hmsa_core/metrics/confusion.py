@@ -15,16 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
-__all__ = [
-    "ConfusionMatrix",
-    "category_iou",
-    "cityscapes_categories",
-    "confusion_counts",
-    "iou_of",
-    "mean_iou_of",
-]
+__all__ = ["ConfusionMatrix", "category_iou", "cityscapes_categories", "confusion_counts", "iou_of", "mean_iou_of"]
 
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -53,9 +46,7 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
     pred_u8 = _as_bytes(pred, num_classes, None, "prediction")
     label_u8 = _as_bytes(label, num_classes, ignore_index, "label")
     if pred_u8.shape != label_u8.shape:
-        raise InputError(
-            f"confusion matrix: prediction {pred_u8.shape} and label {label_u8.shape} differ in shape"
-        )
+        raise InputError(f"confusion matrix: prediction {pred_u8.shape} and label {label_u8.shape} differ in shape")
     table = np.zeros((256, 256), np.int64)
     flat_pred, flat_label = pred_u8.ravel(), label_u8.ravel()
     for start in range(0, flat_label.size, _BLOCK_PIXELS):
@@ -68,8 +59,7 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
     stray = np.flatnonzero(table.sum(1)[num_classes:255]) + num_classes
     if stray.size:
         raise InputError(
-            f"confusion matrix: label {stray[0]} is neither a class 0..{num_classes - 1} "
-            f"nor {ignore_index} (ignore)"
+            f"confusion matrix: label {stray[0]} is neither a class 0..{num_classes - 1} nor {ignore_index} (ignore)"
         )
     counts = np.empty((num_classes, num_classes + 1), np.int64)
     counts[:, :num_classes] = table[:num_classes, :num_classes]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.attention import AttentionHead
 from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.models.hrnet import HRNet, hrnet_spec

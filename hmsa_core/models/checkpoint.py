@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.atomic import read_json, sha256_bytes, write_bytes, write_json
-from hmsa_core.digested import take_digest, with_digest
-from hmsa_core.errors import CheckpointError, ConfigError, IntegrityError
-from hmsa_core.trees import new_tree
+from hmsa_core.io.atomic import read_json, sha256_bytes, write_bytes, write_json
+from hmsa_core.io.digested import take_digest, with_digest
+from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError
+from hmsa_core.io.trees import new_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,9 +92,13 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[st
 
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     value = {
-        **meta, "format": FORMAT, "version": VERSION, "weights_sha256": sha256_bytes(data), "tensors": len(state),
+        **meta,
+        "format": FORMAT,
+        "version": VERSION,
+        "weights_sha256": sha256_bytes(data),
+        "tensors": len(state),
         "values": sum(tensor.numel() for tensor in state.values()),
-    }  # fmt: skip
+    }
     if folder.is_dir() and {path.name for path in folder.iterdir()} - {META, WEIGHTS}:
         (folder / META).unlink(missing_ok=True)
         _write(folder, data, value)
@@ -139,9 +143,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def load(
-    path: str | Path, map_location: str | torch.device = "cpu", *, kind: str | None = None
-) -> MultiScaleModel:
+def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: str | None = None) -> MultiScaleModel:
     """Load one of our checkpoints, in evaluation mode, with its JSON as `model.meta`.
 
     Args:

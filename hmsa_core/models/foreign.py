@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from hmsa_core.errors import CheckpointError, one_line
+from hmsa_core.io.errors import CheckpointError, one_line
 from hmsa_core.models.states import safetensors_from_bytes
 
 __all__ = ["read_foreign"]
@@ -64,8 +64,20 @@ def _read_pickle(file: Path) -> object:
             "run code; nothing was run",
             hint="export a plain state dict (name -> tensor), or use safetensors",
         ) from error
-    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError, AssertionError,
-            struct.error, ArithmeticError, MemoryError, ImportError) as error:  # fmt: skip
+    except (
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        AssertionError,
+        struct.error,
+        ArithmeticError,
+        MemoryError,
+        ImportError,
+    ) as error:
         raise _damaged(file, error) from error
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import FUSIONS, Level, explicit_weights
 from hmsa_core.models.layers import promote, resize, scaled_size
 from hmsa_core.models.options import ModelOptions
@@ -69,9 +69,7 @@ class _Pass:
     attention: tuple[Tensor | None, ...]
 
     def levels(self, classes: slice) -> Iterator[Level]:
-        for scale, size, logits, attention in zip(
-            self.scales, self.sizes, self.logits, self.attention, strict=True
-        ):
+        for scale, size, logits, attention in zip(self.scales, self.sizes, self.logits, self.attention, strict=True):
             yield Level(scale, resize(logits[:, classes], size), attention)
 
 
@@ -140,9 +138,7 @@ class MultiScaleModel(nn.Module):
             attention={s: a for s, a in zip(scales, attention, strict=True) if a is not None},
         )
 
-    def predict(
-        self, images: Tensor, scales: Sequence[float] = (0.5, 1.0, 2.0), flip: bool = False
-    ) -> Prediction:
+    def predict(self, images: Tensor, scales: Sequence[float] = (0.5, 1.0, 2.0), flip: bool = False) -> Prediction:
         """Fuse the predictions of any scales that contain 1.0, in evaluation mode and without gradient.
 
         Args:
@@ -210,9 +206,7 @@ class MultiScaleModel(nn.Module):
         """Bring each scale's attention to the grid on which the fusion uses it."""
         if self.kind == "explicit":
             return list(explicit_weights([cast("Tensor", one) for one in attention], size))
-        return [
-            None if one is None else resize(one, own) for one, own in zip(attention, sizes, strict=True)
-        ]
+        return [None if one is None else resize(one, own) for one, own in zip(attention, sizes, strict=True)]
 
     def _fused_logits(self, passes: list[_Pass], size: tuple[int, int]) -> Tensor:
         first = passes[0].logits[0]

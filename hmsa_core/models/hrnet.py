@@ -109,9 +109,7 @@ class ExchangeModule(nn.Module):
 
     def __init__(self, channels: Sequence[int], blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels
-        )
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_exchange(channels, source, target) for source in range(len(channels)))
             for target in range(len(channels))
@@ -208,9 +206,7 @@ class HRNet(nn.Module):
         ):
             # A new branch grows from the coarsest one there is.
             last = branches[-1]
-            branches = [
-                step(branches[i] if i < len(branches) else last) for i, step in enumerate(transition)
-            ]
+            branches = [step(branches[i] if i < len(branches) else last) for i, step in enumerate(transition)]
             branches = self._run(stage, branches)
         size = (branches[0].shape[-2], branches[0].shape[-1])
         return torch.cat([branches[0], *(resize(branch, size) for branch in branches[1:])], dim=1)

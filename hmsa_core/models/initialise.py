@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hmsa_core.errors import CheckpointError
+from hmsa_core.io.errors import CheckpointError
 from hmsa_core.models.checkpoint import read_meta, read_weights, unwrap
 from hmsa_core.models.states import check_finite, compare_states
 

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 __all__ = ["KINDS", "ModelOptions", "make_options"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hmsa_core.errors import CheckpointError, one_line
+from hmsa_core.io.errors import CheckpointError, one_line
 
 __all__ = ["StateDifference", "check_finite", "check_state", "compare_states", "safetensors_from_bytes"]
 

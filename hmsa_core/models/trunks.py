@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.hrnet import HRNet, hrnet_spec
 
 __all__ = ["Trunk", "TrunkDefaults", "make_trunk", "trunk_defaults"]
@@ -37,10 +37,7 @@ class TrunkDefaults:
 
 
 _PUBLISHED = TrunkDefaults("ocr", 512, 256, 256)  # released configuration, any published width
-_DEFAULTS = {
-    "hrnet_tiny": TrunkDefaults("ocr", 64, 32, 32),
-    "hrnet_micro": TrunkDefaults("ocr", 32, 16, 16),
-}
+_DEFAULTS = {"hrnet_tiny": TrunkDefaults("ocr", 64, 32, 32), "hrnet_micro": TrunkDefaults("ocr", 32, 16, 16)}
 
 
 def trunk_defaults(name: str) -> TrunkDefaults:

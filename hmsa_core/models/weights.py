@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core import taxonomy
-from hmsa_core.atomic import sha256_file
-from hmsa_core.errors import CheckpointError
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import CheckpointError
 from hmsa_core.models.builder import build_empty
 from hmsa_core.models.checkpoint import write_checkpoint
 from hmsa_core.models.foreign import read_foreign

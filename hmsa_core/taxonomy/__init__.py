@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import digest, read_json
-from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.io.atomic import digest, read_json
+from hmsa_core.io.errors import InputError, IntegrityError
 
 __all__ = [
     "GROUPS",
@@ -36,13 +36,31 @@ IGNORE = 255
 GROUPS = ("flat", "construction", "thin", "nature", "sky", "person", "vehicle", "other")
 
 _GROUP_OF = {
-    "road": "flat", "sidewalk": "flat", "pavement": "flat",
-    "building": "construction", "wall": "construction", "fence": "construction",
-    "pole": "thin", "traffic light": "thin", "traffic sign": "thin", "signsymbol": "thin",
-    "vegetation": "nature", "terrain": "nature", "tree": "nature", "sky": "sky", "person": "person",
-    "pedestrian": "person", "rider": "person", "bicyclist": "person", "car": "vehicle", "truck": "vehicle",
-    "bus": "vehicle", "train": "vehicle", "motorcycle": "vehicle", "bicycle": "vehicle",
-}  # fmt: skip
+    "road": "flat",
+    "sidewalk": "flat",
+    "pavement": "flat",
+    "building": "construction",
+    "wall": "construction",
+    "fence": "construction",
+    "pole": "thin",
+    "traffic light": "thin",
+    "traffic sign": "thin",
+    "signsymbol": "thin",
+    "vegetation": "nature",
+    "terrain": "nature",
+    "tree": "nature",
+    "sky": "sky",
+    "person": "person",
+    "pedestrian": "person",
+    "rider": "person",
+    "bicyclist": "person",
+    "car": "vehicle",
+    "truck": "vehicle",
+    "bus": "vehicle",
+    "train": "vehicle",
+    "motorcycle": "vehicle",
+    "bicycle": "vehicle",
+}
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,11 @@ class ClassTable:
         ids = np.arange(256)
         known = ids < self.num_classes
         return replace(
-            self, id_to_train=np.where(known, ids, IGNORE).astype(np.uint8), valid_ids=known | (ids == IGNORE),
+            self,
+            id_to_train=np.where(known, ids, IGNORE).astype(np.uint8),
+            valid_ids=known | (ids == IGNORE),
             train_to_id=tuple(range(self.num_classes)),
-        )  # fmt: skip
+        )
 
     def index(self, class_name: str) -> int:
         """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""
@@ -124,11 +144,14 @@ class ClassTable:
         valid = np.zeros(256, bool)
         valid[value["valid_ids"]] = True
         return cls(
-            name=value["name"], classes=tuple(r["name"] for r in rows),
-            colours=tuple(tuple(r["colour"]) for r in rows), groups=tuple(r["group"] for r in rows),
-            id_to_train=np.array(value["id_to_train"], np.uint8), valid_ids=valid,
+            name=value["name"],
+            classes=tuple(r["name"] for r in rows),
+            colours=tuple(tuple(r["colour"]) for r in rows),
+            groups=tuple(r["group"] for r in rows),
+            id_to_train=np.array(value["id_to_train"], np.uint8),
+            valid_ids=valid,
             train_to_id=tuple(r["id"] for r in rows),
-        )  # fmt: skip
+        )
 
     def digest(self) -> str:
         """Digest of names, colours and maps: two tables are the same when this is."""
@@ -148,9 +171,14 @@ def _packaged(name: str) -> dict[str, Any]:
 
 def _group(name: str, category: str = "") -> str:
     by_category = {
-        "flat": "flat", "construction": "construction", "object": "thin", "nature": "nature", "sky": "sky",
-        "human": "person", "vehicle": "vehicle",
-    }  # fmt: skip
+        "flat": "flat",
+        "construction": "construction",
+        "object": "thin",
+        "nature": "nature",
+        "sky": "sky",
+        "human": "person",
+        "vehicle": "vehicle",
+    }
     return _GROUP_OF.get(name.lower(), by_category.get(category, "other"))
 
 
@@ -165,17 +193,31 @@ def cityscapes() -> ClassTable:
             lut[row["id"]] = row["trainId"] if 0 <= row["trainId"] < IGNORE else IGNORE
     rows = sorted((r for r in labels if 0 <= r["trainId"] < IGNORE), key=lambda r: r["trainId"])
     return ClassTable(
-        "cityscapes", tuple(r["name"] for r in rows), tuple(tuple(r["colour"]) for r in rows),
-        tuple(_group(r["name"], r["category"]) for r in rows), lut, valid, tuple(r["id"] for r in rows),
-    )  # fmt: skip
+        "cityscapes",
+        tuple(r["name"] for r in rows),
+        tuple(tuple(r["colour"]) for r in rows),
+        tuple(_group(r["name"], r["category"]) for r in rows),
+        lut,
+        valid,
+        tuple(r["id"] for r in rows),
+    )
 
 
 _VISTAS_GROUPS = {
-    "animal": "other", "construction--flat": "flat", "construction--barrier": "construction",
-    "construction--structure": "construction", "human": "person", "marking": "flat", "nature--sky": "sky",
-    "nature": "nature", "object--vehicle": "vehicle", "object--support": "thin", "object--traffic": "thin",
-    "object": "other", "void": "other",
-}  # fmt: skip
+    "animal": "other",
+    "construction--flat": "flat",
+    "construction--barrier": "construction",
+    "construction--structure": "construction",
+    "human": "person",
+    "marking": "flat",
+    "nature--sky": "sky",
+    "nature": "nature",
+    "object--vehicle": "vehicle",
+    "object--support": "thin",
+    "object--traffic": "thin",
+    "object": "other",
+    "void": "other",
+}
 
 
 def _vistas_group(key: str) -> str:
@@ -197,10 +239,14 @@ def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:
     lut[:n] = np.arange(n)
     valid[: n + 1] = True
     return ClassTable(
-        name, tuple(str(r.get("readable") or r["name"]) for r in labels[:n]),
+        name,
+        tuple(str(r.get("readable") or r["name"]) for r in labels[:n]),
         tuple(tuple(r.get("colour") or r["color"]) for r in labels[:n]),
-        tuple(_vistas_group(str(r.get("name") or "")) for r in labels[:n]), lut, valid, tuple(range(n)),
-    )  # fmt: skip
+        tuple(_vistas_group(str(r.get("name") or "")) for r in labels[:n]),
+        lut,
+        valid,
+        tuple(range(n)),
+    )
 
 
 def from_vistas_config(path: Path) -> ClassTable:
@@ -265,10 +311,14 @@ def from_file(path: str | Path) -> ClassTable:
     valid[: len(ids)] = True
     valid[_ignore_id(where, value.get("ignore_id", IGNORE), len(ids))] = True
     return ClassTable(
-        str(value.get("dataset", where.stem)), names, tuple((c[0], c[1], c[2]) for c in colours),
+        str(value.get("dataset", where.stem)),
+        names,
+        tuple((c[0], c[1], c[2]) for c in colours),
         tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)),
-        lut, valid, tuple(ids),
-    )  # fmt: skip
+        lut,
+        valid,
+        tuple(ids),
+    )
 
 
 def _ignore_id(where: Path, given: object, num_classes: int) -> int:

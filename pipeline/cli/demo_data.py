@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder"
     )
     parser.add_argument("--profile", help="tiny or demo (default: the workspace's)")
-    parser.add_argument(
-        "--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)"
-    )
+    parser.add_argument("--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate the data."""
-    from pipeline.demodata import default_spec, generate
-    from pipeline.init import GENERATED
+    from pipeline.init import GENERATED, generate_data
 
     if args.workers < 1:
         raise ConfigError(f"--workers: expected at least 1, found {args.workers}")
@@ -44,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
         out = out or ws.path("data/demo")
     if profile not in GENERATED:
         raise ConfigError(f"profile {profile} has no generated data: expected one of {', '.join(GENERATED)}")
-    generate(default_spec(profile), out, args.workers)
+    generate_data(out, profile, workers=args.workers)
     sys.stderr.write(f"{out}: street scenes of profile {profile}\n")
     return 0

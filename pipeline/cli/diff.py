@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.policy import ThresholdPolicy
-    from hmsa_core.labels.store import LabelStore
+    from hmsa_core.labels.store.reader import LabelStore
+    from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
-    from hmsa_core.engine.progress import Progress
     from hmsa_core.labels.diff import diff_stores, write_pictures
-    from hmsa_core.labels.store import LabelStore
+    from hmsa_core.labels.store.reader import LabelStore
+    from hmsa_core.runtime.progress import Progress
     from pipeline.inspector.saving import refuse_in_store
 
     if args.limit < 1:
@@ -48,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(sum(name in b for name in a.names()), what="diff") as progress:
         diff = diff_stores(a, b, policy_a=policy_a, policy_b=policy_b, advance=progress.update)
     if args.pictures is not None:
-        write_pictures(
-            diff, a, b, args.pictures, policy_a=policy_a, policy_b=policy_b, limit=args.limit
-        )
+        write_pictures(diff, a, b, args.pictures, policy_a=policy_a, policy_b=policy_b, limit=args.limit)
     answer = diff.to_json(args.limit)
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> ThresholdPolicy | None:
     """The policy of a file, or a plain threshold for all classes of the store, or None for neither."""
-    from hmsa_core.labels.policy import from_threshold
+    from hmsa_core.labels.thresholds.policy import from_threshold
     from pipeline.inspector.view import load_policy
 
     if threshold is not None and path is not None:
@@ -75,9 +73,11 @@ def _print(answer: dict[str, Any], limit: int) -> None:
     write = sys.stdout.write
     write(f"{answer['images']} images in both, {answer['changed_share']:.2%} of their pixels changed\n")
     for key, text in (
-        ("only_a", "only in A"), ("only_b", "only in B"), ("resized", "of another size"),
+        ("only_a", "only in A"),
+        ("only_b", "only in B"),
+        ("resized", "of another size"),
         ("other_pictures", "of the same name are other pictures, not compared"),
-    ):  # fmt: skip
+    ):
         if answer[key]:
             write(f"{len(answer[key])} images {text}: {', '.join(answer[key][:limit])}\n")
     write(f"\n{'class':22}{'pixels A':>14}{'pixels B':>14}{'same':>9}{'lost':>12}{'gained':>12}\n")

@@ -8,9 +8,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError
-from pipeline import doctor_dvc
-from pipeline.doctor import examine
+from hmsa_core.io.errors import ConfigError
+from pipeline.doctor import dvc as doctor_dvc
+from pipeline.doctor.checks import examine
 from pipeline.workspace import Workspace
 
 
@@ -54,7 +54,7 @@ def _root(given: Path | None) -> Path:
 
 
 def _fix(root: Path) -> None:
-    from pipeline.flow.overrides import restore
+    from pipeline.nightly.overrides import restore
 
     ws = Workspace(root)
     done = doctor_dvc.repair_lock(ws)

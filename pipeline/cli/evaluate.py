@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 
 if TYPE_CHECKING:
-    from hmsa_core.engine.spec import EvaluationSetting
+    from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
     from pipeline.scored_files import LabelledFile
 
@@ -32,31 +32,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
     parser.add_argument(
-        "--classes", required=True, metavar="FILE",
+        "--classes",
+        required=True,
+        metavar="FILE",
         help="class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--ids", choices=("auto", "file", "train", "colours"), default="auto",
+        "--ids",
+        choices=("auto", "file", "train", "colours"),
+        default="auto",
         help="what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: "
         "ids, asks if they could be trainIds",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted"
     )
     parser.add_argument(
-        "--mode", choices=("model", "single", "average", "max"), default="model",
+        "--mode",
+        choices=("model", "single", "average", "max"),
+        default="model",
         help="how scales are fused (default: as the model was trained)",
-    )  # fmt: skip
+    )
     parser.add_argument("--long-edge", type=_count, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
     parser.add_argument(
-        "--score-at", choices=("original", "resized"), default="original",
+        "--score-at",
+        choices=("original", "resized"),
+        default="original",
         help="original: scores are enlarged to the label's size; resized: labels too, as the released code scores",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
     parser.add_argument(
-        "--details", action="store_true",
+        "--details",
+        action="store_true",
         help="also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU"
     )
@@ -64,9 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval"
     )
     parser.add_argument(
-        "--block-length", type=_count, default=3, metavar="N",
+        "--block-length",
+        type=_count,
+        default=3,
+        metavar="N",
         help="neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)",
-    )  # fmt: skip
+    )
     add_options(parser)
 
 
@@ -230,12 +242,18 @@ def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: Options
 
 
 def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:
-    from hmsa_core.engine.spec import EvaluationSetting
+    from hmsa_core.spec import EvaluationSetting
 
     return EvaluationSetting.model_validate(
-        {"name": "evaluate", "scales": options.scales, "flip": options.flip, "mode": args.mode,
-         "long_edge": args.long_edge, "score_at": args.score_at}
-    )  # fmt: skip
+        {
+            "name": "evaluate",
+            "scales": options.scales,
+            "flip": options.flip,
+            "mode": args.mode,
+            "long_edge": args.long_edge,
+            "score_at": args.score_at,
+        }
+    )
 
 
 def _text(result: dict[str, Any]) -> str:

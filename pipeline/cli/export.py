@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 FORMATS = ("masks", "released", "released-flat", "cityscapes", "cityscapes-submission")
 
@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export."""
-    from hmsa_core.engine.progress import Progress
     from hmsa_core.labels.exchange.exporting import export_store
-    from hmsa_core.labels.store import LabelStore
+    from hmsa_core.labels.store.reader import LabelStore
+    from hmsa_core.runtime.progress import Progress
     from pipeline.cli.diff import policy_for
     from pipeline.inspector.saving import refuse_in_store
 
@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     policy = policy_for(store, args.threshold, args.policy)
     with Progress(len(args.name or store.names()), what="export") as progress:
         count = export_store(
-            store, args.out, args.format, policy=policy, names=args.name, suffix=args.suffix,
-            advance=progress.update,
-        )  # fmt: skip
+            store, args.out, args.format, policy=policy, names=args.name, suffix=args.suffix, advance=progress.update
+        )
     sys.stderr.write(f"{args.out}: {count} images as {args.format}\n")
     return 0
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from pipeline.cli.label_begun import is_free
 
 if TYPE_CHECKING:
@@ -26,19 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder a city")
     parser.add_argument("store", type=Path, metavar="STORE", help="folder of the new store")
-    parser.add_argument("--classes", default="cityscapes", metavar="FILE",
-                        help="class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes")
-    parser.add_argument("--ids", choices=["auto", "file", "train"], default="auto",
-                        help="what the files hold; auto: trainIds in plain masks, else the data set's ids")  # fmt: skip
+    parser.add_argument(
+        "--classes",
+        default="cityscapes",
+        metavar="FILE",
+        help="class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes",
+    )
+    parser.add_argument(
+        "--ids",
+        choices=["auto", "file", "train"],
+        default="auto",
+        help="what the files hold; auto: trainIds in plain masks, else the data set's ids",
+    )
     parser.add_argument("--teacher", default="unknown", help="weight hash or name of what made the labels")
     parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
     """Import."""
-    from hmsa_core.engine.progress import Progress
-    from hmsa_core.labels import schema
     from hmsa_core.labels.exchange.importing import find_files, import_folder
+    from hmsa_core.labels.store import schema
+    from hmsa_core.runtime.progress import Progress
 
     classes = _classes(args.classes)
     if (args.store / schema.MANIFEST).exists():
@@ -48,9 +56,14 @@ def run(args: argparse.Namespace) -> int:
     fmt, files = find_files(args.folder)
     with Progress(len(files), what=f"import {fmt}") as progress:
         import_folder(
-            args.folder, args.store, classes, lineage={"teacher": args.teacher}, ids=args.ids,
-            images_per_shard=args.images_per_shard, advance=progress.update,
-        )  # fmt: skip
+            args.folder,
+            args.store,
+            classes,
+            lineage={"teacher": args.teacher},
+            ids=args.ids,
+            images_per_shard=args.images_per_shard,
+            advance=progress.update,
+        )
     sys.stderr.write(f"{args.store}: {len(files)} images ({fmt}), classes of {classes.name} ({classes.num_classes})\n")
     return 0
 

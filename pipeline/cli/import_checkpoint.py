@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from hmsa_core.config import RuntimeConfig
@@ -34,14 +34,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="checkpoint folder or a file in it")
     parser.add_argument("--scales", type=_scales, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
     parser.add_argument(
-        "--flip", action=argparse.BooleanOptionalAction, default=None,
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help="average with the mirror image (default: the checkpoint's)",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32",
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
         help="default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it",
-    )  # fmt: skip
+    )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
 
 

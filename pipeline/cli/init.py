@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=Path, help="new or empty folder")
     parser.add_argument("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
     parser.add_argument(
-        "--data", type=Path, metavar="PATH",
+        "--data",
+        type=Path,
+        metavar="PATH",
         help="root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)",
-    )  # fmt: skip
+    )
     parser.add_argument("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
     parser.add_argument("--no-data", action="store_true", help="do not generate the demo data now")
 

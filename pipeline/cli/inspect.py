@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.inspector.cuts import Cuts
@@ -28,14 +28,20 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
-    parser.add_argument("--threshold", action="append", default=[], metavar="T",
-                        help="a threshold on the grid of the confidence code; twice = side by side")  # fmt: skip
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="T",
+        help="a threshold on the grid of the confidence code; twice = side by side",
+    )
     parser.add_argument("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
     parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
     parser.add_argument("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="look at one class only")
-    parser.add_argument("--sort", metavar="ORDER",
-                        help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95")  # fmt: skip
+    parser.add_argument(
+        "--sort", metavar="ORDER", help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95"
+    )
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="images in the list (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 

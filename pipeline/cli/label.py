@@ -18,12 +18,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hmsa_core.errors import ConfigError, HmsaError, InputError, InterruptedRunError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
 from pipeline.cli.label_begun import begun_with, changes, check_begun, check_target
 
 if TYPE_CHECKING:
-    from hmsa_core.process import StopRequest
+    from hmsa_core.io.process import StopRequest
 
 _ROOT = "images"  # name of the root that image paths in the store are relative to
 
@@ -36,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
     parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
     parser.add_argument(
-        "--ranks", type=int, default=1, metavar="N",
+        "--ranks",
+        type=int,
+        default=1,
+        metavar="N",
         help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
-    )  # fmt: skip
+    )
     add_options(parser)
 
 
@@ -55,15 +58,17 @@ def run(args: argparse.Namespace) -> int:
     check_target(out, work)
     options = read_options(args, threads=_threads(args, work), ranks=args.ranks)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from hmsa_core.locks import FileLock
-    from hmsa_core.process import StopRequest
+    from hmsa_core.io.locks import FileLock
+    from hmsa_core.io.process import StopRequest
 
     stop = StopRequest().install()
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {args.out}"):
         try:
-            check_begun(work, {"names": args.names, "threads": options.runtime.threads,
-                                "images_per_shard": args.images_per_shard})  # fmt: skip
+            check_begun(
+                work,
+                {"names": args.names, "threads": options.runtime.threads, "images_per_shard": args.images_per_shard},
+            )
             refused = _index(images, work, options, args.names, stop)
             wanted, changed = _unchanged(work)
             _label(work, images, options, args, stop, wanted)
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
                 shutil.rmtree(work)
             raise
-        from hmsa_core.labels.shards import publish_store
+        from hmsa_core.labels.store.shards import publish_store
 
         publish_store(work / "store", out)
     _report(out, work, refused + changed)
@@ -98,10 +103,16 @@ def _index(images: Path, work: Path, options: Options, names: Literal["stem", "p
     from hmsa_core.data.spec import RolesSpec, SourceSpec
 
     source = SourceSpec(
-        kind="folder", name=_ROOT, root=str(images.parent), images=images.name, labels="",
-        splits=tuple(_folders(images)), classes=str(_class_file(work, options)), max_bad=1.0,
+        kind="folder",
+        name=_ROOT,
+        root=str(images.parent),
+        images=images.name,
+        labels="",
+        splits=tuple(_folders(images)),
+        classes=str(_class_file(work, options)),
+        max_bad=1.0,
         names=names,
-    )  # fmt: skip
+    )
     previous = work / "index" if (work / "index" / f"{_ROOT}.parquet").is_file() else None
 
     def stop_here(_done: int, _total: int) -> None:
@@ -155,7 +166,7 @@ def _folders(images: Path) -> list[str]:
 
 def _class_file(work: Path, options: Options) -> Path:
     """The checkpoint's classes as a class file, which the index asks for."""
-    from hmsa_core.atomic import write_json
+    from hmsa_core.io.atomic import write_json
 
     table = options.meta.get("class_table")
     rows: list[dict[str, Any]] = (
@@ -188,21 +199,32 @@ def _unchanged(work: Path) -> tuple[tuple[str, ...] | None, int]:
 
 
 def _label(
-    work: Path, images: Path, options: Options, args: argparse.Namespace, stop: StopRequest,
+    work: Path,
+    images: Path,
+    options: Options,
+    args: argparse.Namespace,
+    stop: StopRequest,
     names: tuple[str, ...] | None,
-) -> None:  # fmt: skip
+) -> None:
     from hmsa_core.config import InferConfig
-    from hmsa_core.engine.spec import InferSpec, Selection
+    from hmsa_core.spec import InferSpec, Selection
     from pipeline.launcher import run_job
 
     config = InferConfig(
-        scales=options.scales, flip=options.flip, images_per_shard=args.images_per_shard, codec=args.codec,
+        scales=options.scales,
+        flip=options.flip,
+        images_per_shard=args.images_per_shard,
+        codec=args.codec,
         runtime=options.runtime,
-    )  # fmt: skip
+    )
     spec = InferSpec(
-        work=work, roots={_ROOT: images.parent}, config=config, checkpoint=options.checkpoint.resolve(),
-        selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names), lineage={"licences": "unknown"},
-    )  # fmt: skip
+        work=work,
+        roots={_ROOT: images.parent},
+        config=config,
+        checkpoint=options.checkpoint.resolve(),
+        selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
+        lineage={"licences": "unknown"},
+    )
     # Threads that wait in busy loops take the cores from those with work, of other ranks and other programs: a seventh
     # faster on an idle machine, several times slower on any other (docs/inference.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -210,7 +232,7 @@ def _label(
 
 
 def _report(out: Path, work: Path, refused: int) -> None:
-    from hmsa_core.atomic import read_json
+    from hmsa_core.io.atomic import read_json
 
     summary = read_json(work / "summary.json")
     for row in summary["skipped"]:

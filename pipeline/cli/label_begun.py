@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 
 __all__ = ["begun_with", "changes", "check_begun", "check_target", "is_free"]
 
@@ -35,7 +35,7 @@ def _is_empty_or_half_published(out: Path, work: Path) -> bool:
     last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
     that took the place of a deleted store is not taken for one.
     """
-    from hmsa_core.labels import schema
+    from hmsa_core.labels.store import schema
 
     # The manifest of the work folder is written before anything is published, and never removed.
     return is_free(out, for_parts=(work / "store" / schema.MANIFEST).is_file())
@@ -43,8 +43,8 @@ def _is_empty_or_half_published(out: Path, work: Path) -> bool:
 
 def is_free(folder: Path, *, for_parts: bool) -> bool:
     """Whether a folder is empty, or (`for_parts`) holds nothing but parts of a store that was never finished."""
-    from hmsa_core.atomic import is_temp
-    from hmsa_core.labels import schema
+    from hmsa_core.io.atomic import is_temp
+    from hmsa_core.labels.store import schema
 
     # A file system that was just made has a folder of its own at its top.
     content = [name for p in folder.rglob("*") if (name := p.relative_to(folder).as_posix()) != "lost+found"]
@@ -58,7 +58,7 @@ def is_free(folder: Path, *, for_parts: bool) -> bool:
 
 def begun_with(work: Path) -> dict[str, Any]:
     """The options that the store's first labels were made with; empty if there are none yet."""
-    from hmsa_core.atomic import read_json
+    from hmsa_core.io.atomic import read_json
 
     if not (work / "plan.json").is_file():
         return {}
@@ -77,17 +77,21 @@ def check_begun(work: Path, options: dict[str, Any]) -> None:
     Images named in another way would come in twice. Other numbers of threads sum in another order: the store would
     depend on where a run was interrupted, and its lineage would name the last number alone, as of images in a shard.
     """
-    from hmsa_core.atomic import write_json
+    from hmsa_core.io.atomic import write_json
 
     begun = options | begun_with(work)
     if options["names"] != begun["names"]:
-        raise ConfigError(f"--names {options['names']}: the images of this store are called by their {begun['names']}",
-                          hint=f"give --names {begun['names']}, or another --out")  # fmt: skip
+        raise ConfigError(
+            f"--names {options['names']}: the images of this store are called by their {begun['names']}",
+            hint=f"give --names {begun['names']}, or another --out",
+        )
     for name in ("threads", "images_per_shard"):
         if options[name] != begun[name]:
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} {options[name]}: this store was begun with {flag} {begun[name]}",
-                              hint=f"leave {flag} out, or give another --out")  # fmt: skip
+            raise ConfigError(
+                f"{flag} {options[name]}: this store was begun with {flag} {begun[name]}",
+                hint=f"leave {flag} out, or give another --out",
+            )
     write_json(work / _RECORD, begun)
 
 
@@ -101,8 +105,8 @@ def changes(work: Path, images: Mapping[str, str]) -> tuple[list[str], list[str]
     Raises:
         InputError: too many changed for a mistake: names that are used again, of other pictures.
     """
-    from hmsa_core.atomic import read_json
-    from hmsa_core.engine.infer import MAX_SKIPPED
+    from hmsa_core.inference.infer import MAX_SKIPPED
+    from hmsa_core.io.atomic import read_json
 
     if not (work / "plan.json").is_file():
         return [], []

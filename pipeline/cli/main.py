@@ -12,7 +12,7 @@ import traceback
 from typing import NoReturn
 
 from hmsa_core import __version__
-from hmsa_core.errors import ConfigError, HmsaError, translate_os_error
+from hmsa_core.io.errors import ConfigError, HmsaError, translate_os_error
 
 # Subcommand -> (module, help). Modules offer add_arguments(parser) and run(args) -> int. Only the
 # chosen one is imported, so that `autolabel --help` is instant and torch-free.
@@ -31,10 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("pipeline.cli.import_", "read PNG labels of other tools into a label store"),
     "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),
-    "ablate": ("pipeline.cli.ablate", "train and score the rows of an ablation that are missing"),
-    "results": ("pipeline.cli.results", "write docs/results.md from metric files and ablation cells"),
     "doctor": ("pipeline.cli.doctor", "check machine, versions, disk, locks, stores; say what mends them"),
-}  # fmt: skip
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(COMMANDS[chosen.command][0])
     parser = _Parser(
-        prog=f"autolabel {chosen.command}", description=module.__doc__, allow_abbrev=False,
+        prog=f"autolabel {chosen.command}",
+        description=module.__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     module.add_arguments(parser)
     args = parser.parse_args(chosen.rest)
     args.command_line = shlex.join(["autolabel", chosen.command, *chosen.rest])

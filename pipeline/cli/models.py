@@ -15,16 +15,18 @@ import json
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
-from pipeline.flow.leftover import refuse_killed_nights
-from pipeline.flow.reaper import nightly_lock
-from pipeline.registry import Registry, Version
+from pipeline.nightly.leftover import refuse_killed_nights
+from pipeline.nightly.reaper import nightly_lock
+from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
 
 _OF_NO_VERSION = {  # one that is given there would be ignored in silence
-    "list": "all are listed", "rollback": "it goes to whoever taught before", "aa": "it trains the student's recipe",
-}  # fmt: skip
+    "list": "all are listed",
+    "rollback": "it goes to whoever taught before",
+    "aa": "it trains the student's recipe",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +80,8 @@ def _aa(ws: Workspace, runs: int) -> int:
     # One after another with a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
         prepare_process(ws)
-        from pipeline.aa import measure_aa
-        from pipeline.gatekeeper import aa_file
+        from pipeline.nightly.aa import measure_aa
+        from pipeline.nightly.gatekeeper import aa_file
 
         found = measure_aa(ws, runs)
     values = ", ".join(f"{100 * value:.2f}" for value in found["mean_iou"])

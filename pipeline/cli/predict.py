@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from pipeline.cli.inference_options import add_options, pin_threads, read_options
 
 
@@ -14,13 +14,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel predict`."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), metavar="DIR",
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
         help="folder for the pictures (default: predictions)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--mode", choices=("model", "single", "average", "max"), default="model",
+        "--mode",
+        choices=("model", "single", "average", "max"),
+        default="model",
         help="how scales are fused (default: as the model was trained)",
-    )  # fmt: skip
+    )
     add_options(parser)
 
 
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
     options = read_options(args, threads=pin_threads(args))
     from hmsa_core.data.decode import read_image
-    from hmsa_core.engine.predict import open_tiler, picture, plain_classes, write_pictures
+    from hmsa_core.inference.predict import open_tiler, picture, plain_classes, write_pictures
     from hmsa_core.taxonomy import ClassTable
 
     tiler = open_tiler(options.checkpoint, options.runtime)

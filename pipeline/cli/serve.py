@@ -20,15 +20,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
     parser.add_argument("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
-    parser.add_argument("--images", type=Path, metavar="ROOT", help="folder of the photographs: the one that was given "
-                        "to `label`, or the root that the store's image paths are relative to "
-                        "(default: the data root of the workspace that holds the store)")  # fmt: skip
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="ROOT",
+        help="folder of the photographs: the one that was given "
+        "to `label`, or the root that the store's image paths are relative to "
+        "(default: the data root of the workspace that holds the store)",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
     parser.add_argument("--compare", type=Path, metavar="STORE", help="second store to swipe against")
     parser.add_argument("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    parser.add_argument("--save-policy", type=Path, metavar="F", help="where it saves, never over --policy "
-                        "(default: policies/NAME.json in a workspace, else STORE.policy.json; "
-                        "where that is --policy, with -2 behind the name)")  # fmt: skip
+    parser.add_argument(
+        "--save-policy",
+        type=Path,
+        metavar="F",
+        help="where it saves, never over --policy "
+        "(default: policies/NAME.json in a workspace, else STORE.policy.json; "
+        "where that is --policy, with -2 behind the name)",
+    )
     parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
@@ -62,10 +72,15 @@ def run(args: argparse.Namespace) -> int:
     # An export saves nothing, so there is nothing to refuse.
     target = None if args.export is not None else args.save_policy or policy_target(args.store, args.policy)
     session = Session(
-        args.store, policy=args.policy, evidence=known, images=images, other=args.compare,
-        other_policy=args.compare_policy, save_to=target,
+        args.store,
+        policy=args.policy,
+        evidence=known,
+        images=images,
+        other=args.compare,
+        other_policy=args.compare_policy,
+        save_to=target,
         reviewer=_user() if args.reviewer is None else args.reviewer,
-    )  # fmt: skip
+    )
     for view in (session.view, session.other):
         if view is not None and view.pictures.note:
             sys.stderr.write(f"note: {view.path}: {view.pictures.note}\n")

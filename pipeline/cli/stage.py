@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from hmsa_core.errors import ConfigError, InterruptedRunError
-from hmsa_core.process import die_with_parent, is_orphan
-from pipeline.flow.leftover import refuse_killed_nights
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.process import die_with_parent, is_orphan
+from pipeline.nightly.leftover import refuse_killed_nights
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 

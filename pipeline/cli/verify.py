@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and report."""
-    from hmsa_core.errors import StoreError
-    from hmsa_core.labels import sealed
-    from hmsa_core.labels.store import LabelStore
+    from hmsa_core.io import sealed
+    from hmsa_core.io.errors import StoreError
+    from hmsa_core.labels.store.reader import LabelStore
 
     if args.store.is_file():
         value = sealed.read(args.store)
@@ -37,9 +37,12 @@ def run(args: argparse.Namespace) -> int:
     problems = store.verify(args.subset)
     if args.json:
         answer = {
-            "store": str(args.store), "subset": args.subset, "images": len(store), "whole": not problems,
+            "store": str(args.store),
+            "subset": args.subset,
+            "images": len(store),
+            "whole": not problems,
             "problems": [asdict(p) for p in problems],
-        }  # fmt: skip
+        }
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     elif problems:
         sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))

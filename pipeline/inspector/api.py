@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.failures import HANDLERS
 from pipeline.inspector.page import StaticFiles, error_page
@@ -113,9 +113,12 @@ class Api:
         session, query = self._session, request.query_params
         cuts, name = self._cuts(request), query.get("class")
         wanted = ImageQuery(
-            parse_sort(query.get("sort", "name")), session.view.classes.index(name) if name else None,
-            query.get("q", ""), query.get("city", ""), query.get("review", ""),
-        )  # fmt: skip
+            parse_sort(query.get("sort", "name")),
+            session.view.classes.index(name) if name else None,
+            query.get("q", ""),
+            query.get("city", ""),
+            query.get("review", ""),
+        )
         offset, limit = _whole_number(request, "offset", 0, 10**9), _whole_number(request, "limit", 100, MAX_ROWS)
 
         def rows() -> dict[str, Any]:
@@ -183,9 +186,13 @@ class Api:
                 session.review.withdraw(name, _field(body, "withdraws", str, ""))
             else:
                 session.review.add(
-                    name, _field(body, "verdict", str, ""), size=(row["height"], row["width"]),
-                    region=body.get("region"), note=_field(body, "note", str, ""), reviewer=session.reviewer,
-                )  # fmt: skip
+                    name,
+                    _field(body, "verdict", str, ""),
+                    size=(row["height"], row["width"]),
+                    region=body.get("region"),
+                    note=_field(body, "note", str, ""),
+                    reviewer=session.reviewer,
+                )
             marks = session.review.of(name)
             found = session.review.statuses().get(name, "")
             return {"entries": [session.review.shown(mark) for mark in marks], "status": found}
@@ -257,14 +264,27 @@ class Api:
     def routes(self) -> list[Route]:
         """All routes below /api."""
         gets = {
-            "store": self.store, "stats": self.stats, "images": self.images, "image": self.image, "plane": self.plane,
-            "mini": self.mini, "thumb": self.thumb, "picture": self.picture, "review": self.reviews,
-            "audit": self.audit, "audit/item": self.audit_item, "weights": self.weights_state, "weight": self.weight,
-        }  # fmt: skip
+            "store": self.store,
+            "stats": self.stats,
+            "images": self.images,
+            "image": self.image,
+            "plane": self.plane,
+            "mini": self.mini,
+            "thumb": self.thumb,
+            "picture": self.picture,
+            "review": self.reviews,
+            "audit": self.audit,
+            "audit/item": self.audit_item,
+            "weights": self.weights_state,
+            "weight": self.weight,
+        }
         posts = {
-            "review": self.add_review, "policy": self.save_policy, "audit": self.draw_audit,
-            "audit/answer": self.answer_audit, "weights": self.start_weights,
-        }  # fmt: skip
+            "review": self.add_review,
+            "policy": self.save_policy,
+            "audit": self.draw_audit,
+            "audit/answer": self.answer_audit,
+            "weights": self.start_weights,
+        }
         return [Route(f"/api/{path}", handler, methods=["GET"]) for path, handler in gets.items()] + [
             Route(f"/api/{path}", handler, methods=["POST"]) for path, handler in posts.items()
         ]

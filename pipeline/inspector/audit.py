@@ -18,10 +18,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import digest, read_json, write_json
-from hmsa_core.errors import ConfigError, InputError, IntegrityError
-from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.locks import FileLock
+from hmsa_core.io.atomic import digest, read_json, write_json
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 from pipeline.inspector.precision import AuditAnswer
@@ -76,17 +76,31 @@ class Audit:
                 continue
             rng = np.random.default_rng([seed, c])
             drawn = _ranks(kept[:, c], np.sort(rng.integers(0, total, per_class)))
-            strata.append({"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class,
-                           "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})  # fmt: skip
+            strata.append(
+                {
+                    "class": c,
+                    "name": view.classes.classes[c],
+                    "kept": total,
+                    "drawn": per_class,
+                    "code": int(cuts.codes[c]),
+                    "threshold": cuts.edge(c),
+                }
+            )
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
         body = {
-            "format": FORMAT, "version": VERSION, "store": view.digest, "teacher": view.lineage.get("teacher"),
-            "seed": seed, "per_class": per_class, "codes": [int(code) for code in cuts.codes],
+            "format": FORMAT,
+            "version": VERSION,
+            "store": view.digest,
+            "teacher": view.lineage.get("teacher"),
+            "seed": seed,
+            "per_class": per_class,
+            "codes": [int(code) for code in cuts.codes],
             "thresholds": [ConfidenceCode().threshold(int(code)) for code in cuts.codes],
-            "strata": strata, "items": items,
-        }  # fmt: skip
+            "strata": strata,
+            "items": items,
+        }
         return cls({"id": digest(body)[:16], **body})
 
     def located(self, view: StoreView, item: int) -> dict[str, Any]:
@@ -123,11 +137,18 @@ class Audit:
             right, wrong, unsure = (verdicts.count(v) for v in VERDICTS)
             n = right + wrong
             low, high = clopper_pearson(right, n)
-            rows.append({
-                **{k: stratum[k] for k in ("class", "name", "kept", "drawn", "threshold")}, "right": right,
-                "wrong": wrong, "unsure": unsure, "precision": right / n if n else None, "low": low, "high": high,
-                "precision_if_unsure_is_wrong": right / (n + unsure) if n + unsure else None,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **{k: stratum[k] for k in ("class", "name", "kept", "drawn", "threshold")},
+                    "right": right,
+                    "wrong": wrong,
+                    "unsure": unsure,
+                    "precision": right / n if n else None,
+                    "low": low,
+                    "high": high,
+                    "precision_if_unsure_is_wrong": right / (n + unsure) if n + unsure else None,
+                }
+            )
         return rows
 
     def overall(self) -> dict[str, Any] | None:
@@ -138,10 +159,13 @@ class Audit:
             return None
         asked = all(s.n for s in strata)
         return {
-            "precision": share.value, "low": share.low, "high": share.high, "answers": int(share.n),
+            "precision": share.value,
+            "low": share.low,
+            "high": share.high,
+            "answers": int(share.n),
             "all_classes_answered": asked,
             "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %",
-        }  # fmt: skip
+        }
 
     @property
     def is_begun(self) -> bool:
@@ -152,8 +176,9 @@ class Audit:
         """Decided answers."""
         return [
             AuditAnswer(i["class"], i["code"], i["verdict"] == "right")
-            for i in self.value["items"] if i["verdict"] in ("right", "wrong")
-        ]  # fmt: skip
+            for i in self.value["items"]
+            if i["verdict"] in ("right", "wrong")
+        ]
 
     def audited(self, num_classes: int) -> list[int]:
         """Per class the code from which on pixels were drawn; 256 for classes that were not."""

@@ -9,9 +9,9 @@ from decimal import Decimal
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError
-from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.policy import WITHHELD, ClassPolicy, ThresholdPolicy
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["Cuts", "OffGridError", "code_of", "parse_cuts", "to_policy"]
@@ -137,7 +137,10 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
     if cuts.threshold is not None:
         settings["threshold"] = cuts.threshold
     return ThresholdPolicy(
-        classes, tuple(entries), table=measured.table if measured is not None else None,
-        binding=measured.binding if measured is not None else None, settings=settings,
+        classes,
+        tuple(entries),
+        table=measured.table if measured is not None else None,
+        binding=measured.binding if measured is not None else None,
+        settings=settings,
         evidence=measured.evidence if measured is not None else None,
-    )  # fmt: skip
+    )

@@ -11,9 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hmsa_core.atomic import write_bytes, write_text
-from hmsa_core.errors import ConfigError, StoreError
-from hmsa_core.trees import new_tree
+from hmsa_core.io.atomic import write_bytes, write_text
+from hmsa_core.io.errors import ConfigError, StoreError
+from hmsa_core.io.trees import new_tree
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.page import static_sources
 from pipeline.inspector.safety import POLICY
@@ -118,10 +118,15 @@ def _export_image(session: Session, row: dict[str, Any], number: int, target: Pa
         write_bytes(target / files["picture"], _picture(session, name))
         write_bytes(target / files["thumb"], view.pictures.thumb(name))
     return {
-        **files, "name": name, "city": row["city"], "pixels": details["height"] * details["width"], "details": details,
-        "mini": _text(view.mini_png(name)), "histogram": _histogram(session, name),
+        **files,
+        "name": name,
+        "city": row["city"],
+        "pixels": details["height"] * details["width"],
+        "details": details,
+        "mini": _text(view.mini_png(name)),
+        "histogram": _histogram(session, name),
         "row": {k: row[k] for k in ("name", "city", "review", "conflict")} | {"picture": details["picture"]},
-    }  # fmt: skip
+    }
 
 
 def export_page(session: Session, target: Path, *, limit: int, sort: str, threshold: str | None) -> int:

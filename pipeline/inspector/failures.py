@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hmsa_core.errors import (
+from hmsa_core.io.errors import (
     ConfigError,
     HmsaError,
     InputError,
@@ -19,8 +19,8 @@ from hmsa_core.errors import (
     NoSpaceError,
     translate_os_error,
 )
+from hmsa_core.labels.review import MarkError
 from pipeline.inspector.cuts import OffGridError
-from pipeline.inspector.review import MarkError
 from pipeline.inspector.saving import SaveError
 from pipeline.inspector.view import StaleError
 
@@ -66,5 +66,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
-    HmsaError: _on_error, OSError: _on_os_error, HTTPException: _on_http_error,
-}  # fmt: skip
+    HmsaError: _on_error,
+    OSError: _on_os_error,
+    HTTPException: _on_http_error,
+}

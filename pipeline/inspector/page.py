@@ -10,15 +10,17 @@ from urllib.parse import urlencode
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from pipeline.inspector.cuts import OffGridError
 
 __all__ = ["StaticFiles", "error_page", "static_sources"]
 
 _TYPES = {
-    ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
     ".html": "text/html; charset=utf-8",
-}  # fmt: skip
+}
 
 
 def static_sources() -> dict[str, str]:

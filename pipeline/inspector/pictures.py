@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["Pictures"]
@@ -35,9 +35,12 @@ class Pictures:
     """
 
     def __init__(
-        self, root: str | os.PathLike[str] | None, info: Callable[[str], dict[str, Any]], classes: ClassTable,
+        self,
+        root: str | os.PathLike[str] | None,
+        info: Callable[[str], dict[str, Any]],
+        classes: ClassTable,
         paths: Callable[[], list[str]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.root = None if root is None else Path(root).resolve()
         self.note = ""
         self._info, self._classes = info, classes

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.curves import Curves
+    from hmsa_core.labels.thresholds.curves import Curves
 
 __all__ = ["AuditAnswer", "Coarse", "Precision", "PrecisionSources"]
 
@@ -129,7 +129,7 @@ class PrecisionSources:
 
     def _calibrated(self, c: int, code: int, marginal: float | None) -> Precision | None:
         if self._counts is not None and self._counts[0][:, c, code].sum():
-            from hmsa_core.labels.intervals import lower_bound
+            from hmsa_core.labels.thresholds.intervals import lower_bound
 
             total, correct = (counts[:, c, code] for counts in self._counts)
             bound = float(lower_bound(total, correct, CONFIDENCE))

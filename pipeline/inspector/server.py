@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import uvicorn
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from pipeline.inspector.api import make_app
 from pipeline.inspector.safety import Guard, SafetyMiddleware, is_loopback
 from pipeline.inspector.session import Session
@@ -129,7 +129,14 @@ def serve(session: Session, options: ServeOptions) -> None:
         listener = stack.enter_context(_listen(options.host, options.port))
         query = f"?{urlencode({'token': guard.token})}" if guard.demands_token else ""
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, lifespan="off", http="h11", ws="none",
-            timeout_graceful_shutdown=2, proxy_headers=False,
-        )  # fmt: skip
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            http="h11",
+            ws="none",
+            timeout_graceful_shutdown=2,
+            proxy_headers=False,
+        )
         _Server(config, _address(listener) + query, open_browser=options.open_browser).run([listener])

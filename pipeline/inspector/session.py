@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.labels.codes import ConfidenceCode
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.diff import other_pictures
-from hmsa_core.labels.manifest import binding
-from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
+from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
 from pipeline.inspector.palette import safe_colours
 from pipeline.inspector.precision import PrecisionSources
-from pipeline.inspector.review import ReviewFile, labels_id, marked_store
 from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView, find_curves, load_policy
 from pipeline.inspector.workspace_roots import not_over
@@ -116,8 +116,10 @@ class Session:
         if self.other is None or not self._other_pictures:
             return []
         count, first = len(self._other_pictures), min(self._other_pictures)
-        return [f"{self.other.path}: {count} images are other pictures of the same name and cannot be compared "
-                f"(the first: {first})"]  # fmt: skip
+        return [
+            f"{self.other.path}: {count} images are other pictures of the same name and cannot be compared "
+            f"(the first: {first})"
+        ]
 
     def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
         """Thresholds as the address, the API and the page write them; absent ones mean the start values."""
@@ -157,40 +159,57 @@ class Session:
         table = sources.table
         start = ConfidenceCode().code_for(DEFAULT_THRESHOLD) if view.kind == "raw" else 0
         return {
-            "name": view.name, "path": str(view.path), "kind": view.kind, "digest": view.digest,
-            "version": self.version, "teacher": _text(view.lineage.get("teacher")), "images": len(view.names),
+            "name": view.name,
+            "path": str(view.path),
+            "kind": view.kind,
+            "digest": view.digest,
+            "version": self.version,
+            "teacher": _text(view.lineage.get("teacher")),
+            "images": len(view.names),
             "classes": [
                 {"name": n, "colour": list(c), "group": g}
                 for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)
             ],
-            "safeColours": safe.tolist(), "edges": list(ConfidenceCode().edges),
-            "startCode": start, "start": "policy" if "policy" in self.policies else start,
-            "cities": [c for c in view.statistics.city_names() if c], "problems": [*view.problems, *self.notes],
-            "hasPictures": view.pictures.root is not None, "hasConflicts": view.has_human, "canWeigh": False,
+            "safeColours": safe.tolist(),
+            "edges": list(ConfidenceCode().edges),
+            "startCode": start,
+            "start": "policy" if "policy" in self.policies else start,
+            "cities": [c for c in view.statistics.city_names() if c],
+            "problems": [*view.problems, *self.notes],
+            "hasPictures": view.pictures.root is not None,
+            "hasConflicts": view.has_human,
+            "canWeigh": False,
             "precision": None if table is None else {"table": table.round(6).tolist()},
-            "policy": self._policy_json("policy"), "policyB": self._policy_json("policy-b"),
-            "other": self._totals_b, **_totals_json(view),
-        }  # fmt: skip
+            "policy": self._policy_json("policy"),
+            "policyB": self._policy_json("policy-b"),
+            "other": self._totals_b,
+            **_totals_json(view),
+        }
 
     def _policy_json(self, key: str) -> dict[str, Any] | None:
         policy = self.policies.get(key)
         if policy is None:
             return None
         return {
-            "name": self.policy_names[key], "codes": policy.codes().tolist(),
+            "name": self.policy_names[key],
+            "codes": policy.codes().tolist(),
             "statuses": [entry.status for entry in policy.entries],
             "target": policy.evidence.get("target", policy.settings.get("target")),
-        }  # fmt: skip
+        }
 
     def image_details(self, name: str) -> dict[str, Any]:
         """What is known of one image."""
         view = self.image(name)
         row = view.info(name)
         return {
-            "name": name, "city": row["city"], "width": row["width"], "height": row["height"],
-            "picture": view.pictures.has_picture(name), "human": view.pictures.has_human_label(name),
+            "name": name,
+            "city": row["city"],
+            "width": row["width"],
+            "height": row["height"],
+            "picture": view.pictures.has_picture(name),
+            "human": view.pictures.has_human_label(name),
             "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
-        }  # fmt: skip
+        }
 
     def save_policy(self, cuts: Cuts) -> tuple[Path, str]:
         """Write the cuts as a policy file that training reads; returns path and digest."""
@@ -201,8 +220,12 @@ class Session:
             policy.binding = binding(self.view.lineage)  # chosen on these labels, so for this teacher alone
         audit = self.audits.current
         if audit is not None and audit.answers():
-            policy.evidence["audit"] = {"file": self.audits.path.name, "id": audit.id, "overall": audit.overall(),
-                                        "classes": audit.results()}  # fmt: skip
+            policy.evidence["audit"] = {
+                "file": self.audits.path.name,
+                "id": audit.id,
+                "overall": audit.overall(),
+                "classes": audit.results(),
+            }
         with self._write, saving(self.save_path, otherwise="start again with --save-policy F"):
             return self.save_path, policy.save(self.save_path)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError
-from hmsa_core.labels.codes import NUM_CODES
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels.store.codes import NUM_CODES
 from pipeline.inspector.cuts import Cuts, code_of
 from pipeline.inspector.precision import Precision, PrecisionSources
 from pipeline.inspector.view import StoreView
@@ -73,13 +73,22 @@ def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
 
 def _precision_json(found: Precision | None) -> dict[str, Any]:
     if found is None:
-        return {"precision": None, "precision_low": None, "precision_high": None, "precision_source": None,
-                "marginal_precision": None}  # fmt: skip
+        return {
+            "precision": None,
+            "precision_low": None,
+            "precision_high": None,
+            "precision_source": None,
+            "marginal_precision": None,
+        }
     rounded = {
         key: _rounded(value)
-        for key, value in (("precision", found.value), ("precision_low", found.low), ("precision_high", found.high),
-                           ("marginal_precision", found.marginal))
-    }  # fmt: skip
+        for key, value in (
+            ("precision", found.value),
+            ("precision_low", found.low),
+            ("precision_high", found.high),
+            ("marginal_precision", found.marginal),
+        )
+    }
     return {**rounded, "precision_source": found.source}
 
 
@@ -97,24 +106,37 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
     rows = []
     for c in chosen:
         predicted = int(totals[c].sum())
-        rows.append({
-            "id": c, "name": view.classes.classes[c], "threshold": cuts.edge(c), "code": int(cuts.codes[c]),
-            "status": cuts.statuses[c], "predicted": predicted, "kept": int(kept[c]),
-            "coverage": _share(int(kept[c]), predicted),
-            **_precision_json(known[c]),
-            "expected_precision": _rounded(sources.expected(_only(cuts.codes, c))),
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": c,
+                "name": view.classes.classes[c],
+                "threshold": cuts.edge(c),
+                "code": int(cuts.codes[c]),
+                "status": cuts.statuses[c],
+                "predicted": predicted,
+                "kept": int(kept[c]),
+                "coverage": _share(int(kept[c]), predicted),
+                **_precision_json(known[c]),
+                "expected_precision": _rounded(sources.expected(_only(cuts.codes, c))),
+            }
+        )
     whole = int(view.pixels.sum())
     all_kept = int(sum(row["kept"] for row in rows))
     found = sources.overall(cuts.codes, known) if class_id is None else known[class_id]
     shown = cuts.codes if class_id is None else _only(cuts.codes, class_id)
     return {
-        "store": str(view.path), "kind": view.kind, "images": len(view.names), "threshold": cuts.threshold,
-        "policy": cuts.base if cuts.policy is not None else None, "pixels": whole, "kept": all_kept,
-        "kept_share": _share(all_kept, whole), **_precision_json(found),
+        "store": str(view.path),
+        "kind": view.kind,
+        "images": len(view.names),
+        "threshold": cuts.threshold,
+        "policy": cuts.base if cuts.policy is not None else None,
+        "pixels": whole,
+        "kept": all_kept,
+        "kept_share": _share(all_kept, whole),
+        **_precision_json(found),
         "expected_precision": _rounded(sources.expected(shown)),
         "classes": rows,
-    }  # fmt: skip
+    }
 
 
 def _over_classes(counts: NDArray[Any], class_id: int | None) -> NDArray[Any]:
@@ -153,9 +175,14 @@ def _matching(
 
 
 def image_rows(
-    view: StoreView, cuts: Cuts, query: ImageQuery, *, offset: int = 0, limit: int = 100,
+    view: StoreView,
+    cuts: Cuts,
+    query: ImageQuery,
+    *,
+    offset: int = 0,
+    limit: int = 100,
     statuses: Mapping[str, str] | None = None,
-) -> tuple[int, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[int, list[dict[str, Any]]]:
     """Number of matching images and one page of them.
 
     With a class, all figures (pixels, kept, conflict, ...) are of that class alone, and images without it are

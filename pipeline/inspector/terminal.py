@@ -15,8 +15,13 @@ from hmsa_core.taxonomy import ClassTable
 __all__ = ["print_images", "print_stats", "print_step"]
 
 _TONES = {
-    "measured": "green", "estimate": "yellow", "pooled": "yellow", "withheld": "red", "given": "cyan", "yours": "cyan",
-}  # fmt: skip
+    "measured": "green",
+    "estimate": "yellow",
+    "pooled": "yellow",
+    "withheld": "red",
+    "given": "cyan",
+    "yours": "cyan",
+}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -55,8 +60,12 @@ def _title(stats: dict[str, Any]) -> str:
 
 def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, unfit: str = "") -> None:
     """One row a class: threshold, kept, coverage, precision and how it is known (`unfit`: why it is not)."""
-    table = Table(title=f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}", title_justify="left",
-                  show_footer=True, expand=False)  # fmt: skip
+    table = Table(
+        title=f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}",
+        title_justify="left",
+        show_footer=True,
+        expand=False,
+    )
     table.add_column("class", footer="all")
     table.add_column("threshold", justify="right")
     table.add_column("status")
@@ -69,10 +78,17 @@ def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, un
     table.add_column("at the cut", justify="right")
     for row in stats["classes"]:
         table.add_row(
-            _class_name(classes, row), row["threshold"], Text(row["status"], style=_TONES.get(row["status"], "")),
-            f"{row['kept']:,}", _percent(row["coverage"]), _bar(row["coverage"]), _share(row["precision"]), _range(row),
-            row["precision_source"] or "", _share(row["marginal_precision"], 0),
-        )  # fmt: skip
+            _class_name(classes, row),
+            row["threshold"],
+            Text(row["status"], style=_TONES.get(row["status"], "")),
+            f"{row['kept']:,}",
+            _percent(row["coverage"]),
+            _bar(row["coverage"]),
+            _share(row["precision"]),
+            _range(row),
+            row["precision_source"] or "",
+            _share(row["marginal_precision"], 0),
+        )
     console.print(table)
     if stats["kept"] and all(row["precision"] is None for row in (stats, *stats["classes"])):
         advice = "No precision: give --policy for the calibration, or audit some pixels (`autolabel serve`)."
@@ -93,10 +109,14 @@ def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], 
     for a, b in zip(first["classes"], second["classes"], strict=True):
         change = b["kept"] - a["kept"]
         table.add_row(
-            _class_name(classes, a), _percent(a["coverage"]), _percent(b["coverage"]),
+            _class_name(classes, a),
+            _percent(a["coverage"]),
+            _percent(b["coverage"]),
             Text(f"{change:+,}" if change else "0", style="red" if change < 0 else "green" if change else ""),
-            _share(a["precision"]), _share(b["precision"]), b["precision_source"] or "",
-        )  # fmt: skip
+            _share(a["precision"]),
+            _share(b["precision"]),
+            b["precision_source"] or "",
+        )
     console.print(table)
 
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.errors import ConfigError, HmsaError, InputError
-from hmsa_core.labels import codec
-from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.manifest import binding, read_manifest
-from hmsa_core.labels.parquet import FileRecord, read_table
-from hmsa_core.labels.policy import ThresholdPolicy
-from hmsa_core.labels.schema import MANIFEST
-from hmsa_core.labels.stats import StoreStatistics
-from hmsa_core.labels.store import LabelStore
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.labels.store import codec
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.manifest import binding, read_manifest
+from hmsa_core.labels.store.parquet import FileRecord, read_table
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.store.schema import MANIFEST
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+from hmsa_core.labels.thresholds.stats import StoreStatistics
 from hmsa_core.taxonomy import IGNORE
 from pipeline.counts import read_pairs
 from pipeline.inspector.pictures import Pictures
@@ -30,7 +30,7 @@ from pipeline.inspector.stamps import stamp_of
 from pipeline.workspace import JUDGED_CURVES
 
 if TYPE_CHECKING:
-    from hmsa_core.labels.curves import Curves
+    from hmsa_core.labels.thresholds.curves import Curves
 
 __all__ = ["Evidence", "StaleError", "StoreView", "find_curves", "load_policy"]
 
@@ -75,7 +75,7 @@ def find_curves(
     if path is None or (curves is None and not Path(path).is_file()):
         return Evidence()
     path = Path(path)
-    from hmsa_core.labels.curves import Curves
+    from hmsa_core.labels.thresholds.curves import Curves
 
     if not path.is_file():
         raise InputError(f"{path}: curves file not found")
@@ -205,7 +205,7 @@ class StoreView:
     @cached_property
     def doubt(self) -> NDArray[np.float32]:
         """Sum of (1 - confidence) of each image and class, float32 (N, C), by trapezoids over DOUBT_EDGES."""
-        from hmsa_core.labels.codes import ConfidenceCode
+        from hmsa_core.labels.store.codes import ConfidenceCode
 
         grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
         with self._lock:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.errors import InputError, one_line
+from hmsa_core.io.errors import InputError, one_line
 from pipeline.inspector.view import StoreView
 
 __all__ = ["WeightJobs"]
@@ -67,9 +67,16 @@ class WeightJobs:
 
     def _command(self, path: Path, out: Path) -> list[str]:
         return [
-            sys.executable, "-m", "pipeline.cli.main", "predict", str(path), "--checkpoint", str(self._checkpoint),
-            "--out", str(out),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pipeline.cli.main",
+            "predict",
+            str(path),
+            "--checkpoint",
+            str(self._checkpoint),
+            "--out",
+            str(out),
+        ]
 
     def _work(self, path: Path, state: dict[str, Any]) -> None:
         out: Path = state["out"]

@@ -6,7 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-from hmsa_core.errors import HmsaError
+from hmsa_core.io.errors import HmsaError
 
 __all__ = ["calibration_policy", "image_root", "not_over", "policy_setting", "policy_target"]
 
@@ -27,8 +27,8 @@ def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]
 
     The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
     """
-    from hmsa_core.labels.manifest import read_manifest
-    from hmsa_core.labels.policy import ThresholdPolicy
+    from hmsa_core.labels.store.manifest import read_manifest
+    from hmsa_core.labels.thresholds.policy import ThresholdPolicy
     from hmsa_core.taxonomy import ClassTable
     from pipeline.workspace import Workspace
 

@@ -8,11 +8,12 @@ from importlib import resources
 import cv2
 import numpy as np
 
-from hmsa_core import __version__, atomic
+from hmsa_core import __version__
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from pipeline.demodata.baseline import colour_position_baseline
+from hmsa_core.io import atomic
 from pipeline.report import quality, sections
+from pipeline.report.baseline import colour_position_baseline
 from pipeline.report.facts import Facts, gather
 from pipeline.report.html import Raw, esc, swatch
 from pipeline.report.pictures import Strip, choose, strips
@@ -58,14 +59,17 @@ def render(facts: Facts, drawn: list[Strip]) -> str:
     parts = [
         ("pictures", "What the labels look like", _pictures(facts, drawn)),
         ("results", "Teacher, student, control", sections.results(facts)),
-        ("quality", "Categories, boundaries, cities, confidences, confusions",
-         quality.section(facts.quality, facts.classes.classes)),
+        (
+            "quality",
+            "Categories, boundaries, cities, confidences, confusions",
+            quality.section(facts.quality, facts.classes.classes),
+        ),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),
         ("lineage", "Lineage", sections.lineage(facts)),
         ("settings", "Settings", _settings(facts)),
-    ]  # fmt: skip
+    ]
     links = "".join(f"<a href='#{key}'>{esc(title)}</a>" for key, title, _ in parts)
     body = "".join(f"<section id='{key}'><h2>{esc(title)}</h2>{html}</section>" for key, title, html in parts)
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")

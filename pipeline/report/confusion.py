@@ -54,5 +54,5 @@ def largest_confusions(counts: Counts, names: Sequence[str]) -> list[tuple[str, 
 def _label(name: str) -> Raw:
     """A name short enough for its place, whole under the pointer; Mapillary's begin alike and differ at the end."""
     half = _LETTERS // 2
-    short = name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half:]}"
+    short = name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}"
     return Raw(f"{esc(short)}<title>{esc(name)}</title>")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.curves import Curves
-from hmsa_core.labels.policy import ThresholdPolicy
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.report.html import Raw, esc, swatch
 
 __all__ = ["curve_grid"]
@@ -36,9 +36,7 @@ def _svg(total: NDArray[np.int64], correct: NDArray[np.int64], code: int, target
     axis = f"M{_x(0)},{_y(1)} V{_y(_FLOOR)} H{_x(1)}"
     texts = "".join(
         f"<text x='{_LEFT - 4}' y='{_y(v) + 3:.1f}' text-anchor='end'>{v:g}</text>" for v in (0.5, 0.75, 1.0)
-    ) + "".join(
-        f"<text x='{_x(v):.1f}' y='{_HEIGHT - 6}' text-anchor='middle'>{v:g}</text>" for v in (0.0, 0.5, 1.0)
-    )
+    ) + "".join(f"<text x='{_x(v):.1f}' y='{_HEIGHT - 6}' text-anchor='middle'>{v:g}</text>" for v in (0.0, 0.5, 1.0))
     dot = ""
     if code < NUM_CODES and total[code]:
         at, right = total[code] / total[0], correct[code] / total[code]

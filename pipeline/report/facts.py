@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.atomic import read_json
 from hmsa_core.data.index import Index, QuarantineRow, read_quarantine
+from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import ThresholdPolicy
-from hmsa_core.labels.curves import Curves
+from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 from pipeline.report.quality import Quality, read_quality
 from pipeline.stages import STAGES

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmsa_core import atomic
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.errors import HmsaError, NoSpaceError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import HmsaError, NoSpaceError
+from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels import ConfidenceCode, LabelStore
-from hmsa_core.process import die_with_parent
 from pipeline.report.html import Raw, data_uri, esc
 from pipeline.workspace import Workspace
 
@@ -75,8 +75,9 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
             pictures.append(("human, coarse", _labels(read_label(root / sample.coarse, index.classes), palette)))
         pictures.append(("pseudo label, every pixel", _labels(label, palette)))
         if sample.name in final:
-            pictures.append(("training label (merged, thresholded; black = ignored)",
-                             _labels(final.read(sample.name)[0], palette)))  # fmt: skip
+            pictures.append(
+                ("training label (merged, thresholded; black = ignored)", _labels(final.read(sample.name)[0], palette))
+            )
         pictures.append(("confidence (white = 1)", _grey(np.rint(edges[code] * 255).astype(np.uint8))))
         maps = sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of)
         pictures += [(f"weight of {_scale_of(p):g}x (white = 1)", _grey(np.asarray(Image.open(p)))) for p in maps]
@@ -101,14 +102,27 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
         out = folder / image.stem
         out.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images), "--checkpoint", str(ws.teacher()),
-        "--out", str(folder / "all"), "--scales", ",".join(f"{s:g}" for s in config.scales),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "predict",
+        *map(str, images),
+        "--checkpoint",
+        str(ws.teacher()),
+        "--out",
+        str(folder / "all"),
+        "--scales",
+        ",".join(f"{s:g}" for s in config.scales),
+    ]
     me = os.getpid()
     ended = subprocess.run(
-        command, env=dict(os.environ), capture_output=True, text=True, check=False,
+        command,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent=me),
-    )  # fmt: skip
+    )
     if ended.returncode == NoSpaceError.exit_code:
         raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
     if ended.returncode:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import read_json
+from hmsa_core.io.atomic import read_json
 from hmsa_core.taxonomy import ClassTable
 from pipeline.quality import by_category, by_city
 from pipeline.report.confusion import confusion_matrix, largest_confusions
@@ -55,11 +55,15 @@ def _read(path: Path, told: Mapping[str, Any], classes: ClassTable) -> Quality:
             rows = zip(*(file[f"reliability_{k}"].tolist() for k in ("confidence", "accuracy", "pixels")), strict=True)
             bins = [(c, a, n) for c, a, n in rows if n]
     return Quality(
-        mean_iou=told["mean_iou"], boundary_iou=told.get("boundary", {}).get("mean_iou"),
-        band_iou=told.get("band", {}).get("mean_iou"), ece=told.get("ece"),
-        categories=by_category(confusions.sum(axis=0), classes), cities=by_city(confusions, cities), bins=tuple(bins),
+        mean_iou=told["mean_iou"],
+        boundary_iou=told.get("boundary", {}).get("mean_iou"),
+        band_iou=told.get("band", {}).get("mean_iou"),
+        ece=told.get("ece"),
+        categories=by_category(confusions.sum(axis=0), classes),
+        cities=by_city(confusions, cities),
+        bins=tuple(bins),
         confusion=confusions.sum(axis=0),
-    )  # fmt: skip
+    )
 
 
 def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
@@ -79,21 +83,26 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
         for name, row in first.cities.items()
     ]
     parts = [
-        Raw("<p class='soft'>Main setting, percent points. A category forgives confusions inside it. Boundary IoU: "
-            "the inner boundaries of each class (Cheng et al. 2021).</p>"),
+        Raw(
+            "<p class='soft'>Main setting, percent points. A category forgives confusions inside it. Boundary IoU: "
+            "the inner boundaries of each class (Cheng et al. 2021).</p>"
+        ),
         table(["", *found], overall),
-    ]  # fmt: skip
+    ]
     if cities:
         parts += [Raw("<h3>Mean IoU by city</h3>"), table(["city", "images", *found], cities)]
     drawn = "".join(
         f"<figure class='card'>{_diagram(q.bins)}<figcaption>{esc(name)} · ECE {number(q.ece, 3)}</figcaption></figure>"
-        for name, q in found.items() if q.bins
-    )  # fmt: skip
+        for name, q in found.items()
+        if q.bins
+    )
     if drawn:
-        parts.append(Raw(
-            "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the area "
-            f"of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
-        ))  # fmt: skip
+        parts.append(
+            Raw(
+                "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the area "
+                f"of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
+            )
+        )
     return Raw("".join([*parts, *_confusions(found, names)]))
 
 
@@ -114,8 +123,9 @@ def _confusions(found: Mapping[str, Quality], names: Sequence[str]) -> list[Raw]
     head = ["", "true class", "predicted as", "% of the class", "% of all pixels"]
     return [
         Raw(f"{heading}<div class='{kind}'>{drawn}</div><details><summary>Those that cost most pixels</summary>"),
-        table(head, costs), Raw("</details>"),
-    ]  # fmt: skip
+        table(head, costs),
+        Raw("</details>"),
+    ]
 
 
 def _diagram(bins: Sequence[tuple[float, float, int]]) -> Raw:

@@ -68,15 +68,16 @@ def results(facts: Facts) -> Raw:
     first = columns[0][1]
     out = facts.metrics.get("judgement", {}).get("left_out", 0)
     left = f" {out} images were left out because a model had learned from them." if out else ""
-    settings = ", ".join(
-        f"{s['name']} = scales {how_run(s)}"
-        for s in facts.metrics["settings"]
-    )
+    settings = ", ".join(f"{s['name']} = scales {how_run(s)}" for s in facts.metrics["settings"])
     gains = [
-        [name, _signed(d["value"]), f"{_signed(d['low'])} … {_signed(d['high'])}",
-         "yes" if (d["low"] or 0) > 0 or (d["high"] or 0) < 0 else "no"]
+        [
+            name,
+            _signed(d["value"]),
+            f"{_signed(d['low'])} … {_signed(d['high'])}",
+            "yes" if (d["low"] or 0) > 0 or (d["high"] or 0) < 0 else "no",
+        ]
         for name, d in facts.metrics.get("differences", {}).items()
-    ]  # fmt: skip
+    ]
     return Raw(
         f"<p class='soft'>IoU in percent points with {100 * first['level']:.0f} % intervals from "
         f"{first['draws']} draws of {first['blocks']} blocks.{left} {esc(settings)}.</p>"
@@ -96,31 +97,60 @@ def thresholds(facts: Facts) -> Raw:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
     wanted = float(facts.policy.settings.get("target", facts.settings["calibrate"]["target"]))
     target = float(facts.policy.evidence.get("target", wanted))
-    lowered = "" if target >= wanted else (
-        f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by errors "
-        "of the teacher or of the labels)"
-    )  # fmt: skip
+    lowered = (
+        ""
+        if target >= wanted
+        else (
+            f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by errors "
+            "of the teacher or of the labels)"
+        )
+    )
     report = facts.metrics.get("kept", {}).get("classes", {})
     rows = []
     for entry, colour in zip(facts.policy.entries, facts.classes.colours, strict=True):
         own, seen = entry.evidence, report.get(entry.name, {})
         kept = entry.threshold is not None  # else the counts are of nothing
-        rows.append([
-            _class(entry.name, colour),
-            _status(entry.status),
-            entry.threshold or "–", number(own.get("effective_blocks") if kept else None, 0),
-            number(own.get("components") if kept else None, 0),
-            points(own.get("precision"), 2), points(own.get("lower"), 2), points(own.get("marginal"), 1),
-            points(own.get("coverage")), points(seen.get("precision"), 2), _ends(seen), points(seen.get("coverage")),
-            points(seen.get("void"), 2),
-        ])  # fmt: skip
-    head = ["class", "status", "cut", "blocks", "pieces", "precision", "lower bound", "marginal", "coverage",
-            "precision, report", "its 95 %", "coverage, report", "on void"]  # fmt: skip
+        rows.append(
+            [
+                _class(entry.name, colour),
+                _status(entry.status),
+                entry.threshold or "–",
+                number(own.get("effective_blocks") if kept else None, 0),
+                number(own.get("components") if kept else None, 0),
+                points(own.get("precision"), 2),
+                points(own.get("lower"), 2),
+                points(own.get("marginal"), 1),
+                points(own.get("coverage")),
+                points(seen.get("precision"), 2),
+                _ends(seen),
+                points(seen.get("coverage")),
+                points(seen.get("void"), 2),
+            ]
+        )
+    head = [
+        "class",
+        "status",
+        "cut",
+        "blocks",
+        "pieces",
+        "precision",
+        "lower bound",
+        "marginal",
+        "coverage",
+        "precision, report",
+        "its 95 %",
+        "coverage, report",
+        "on void",
+    ]
     used = facts.settings["pseudo_label"]["threshold"]
-    other = "" if used == "policy" else (
-        f"<p><b>The labels of this run were not cut by this policy but by <code>{esc(used)}</code></b> "
-        f"(pseudo_label.threshold): what the report images say, on the right, is about that.</p>"
-    )  # fmt: skip
+    other = (
+        ""
+        if used == "policy"
+        else (
+            f"<p><b>The labels of this run were not cut by this policy but by <code>{esc(used)}</code></b> "
+            f"(pseudo_label.threshold): what the report images say, on the right, is about that.</p>"
+        )
+    )
     return Raw(
         f"{other}<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
         f"{points(target)} %{lowered} on images that the teacher never saw, and at which the marginal pixels are still "
@@ -182,10 +212,17 @@ def _sampled(facts: Facts) -> Raw:
     if not found.get("crops"):
         return Raw("")
     rows = [
-        [name, row["crops"], points(row["plain_share"], 2), points(row["share"], 2), points(row["plain_precision"], 2),
-         points(row["precision"], 2)]
-        for name, row in found["classes"].items() if row["plain_share"]
-    ]  # fmt: skip
+        [
+            name,
+            row["crops"],
+            points(row["plain_share"], 2),
+            points(row["share"], 2),
+            points(row["plain_precision"], 2),
+            points(row["precision"], 2),
+        ]
+        for name, row in found["classes"].items()
+        if row["plain_share"]
+    ]
     head = ["class", "crops drawn for it", "share of kept pixels %", "... in crops", "precision %", "... in crops"]
     rows.append(["all", found["crops"], "", "", points(found["plain_precision"], 2), points(found["precision"], 2)])
     return Raw(
@@ -208,9 +245,11 @@ def data(facts: Facts) -> Raw:
         roles, splits, blocks = (_lines(part.get(key, {})) for key in ("by_role", "by_split", "blocks"))
         parts.append([root, part["layout"], part["images"], roles, splits, blocks, part["refused_images"]])
     near = [
-        f"{kind}: {n}" for part in facts.summary.values() if isinstance(part, dict)
+        f"{kind}: {n}"
+        for part in facts.summary.values()
+        if isinstance(part, dict)
         for kind, n in part.get("near_duplicates", {}).items()
-    ]  # fmt: skip
+    ]
     refused = [
         [bad.root, bad.path, bad.reason, Raw(f"<span class='wrap'>{esc(bad.detail)}</span>")]
         for bad in facts.quarantine
@@ -230,11 +269,19 @@ def _kept_table(facts: Facts) -> Raw:
         return Raw("")
     rows = []
     for row, colour in zip(own["classes"], facts.classes.colours, strict=True):
-        rows.append([
-            _class(row["name"], colour), row["threshold"] or "–", f"{row['teacher_gave']:,}", f"{row['passed']:,}",
-            points(row["coverage"]), f"{row['from_teacher']:,}", f"{row['from_human']:,}", f"{row['both']:,}",
-            f"{row['final']:,}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                _class(row["name"], colour),
+                row["threshold"] or "–",
+                f"{row['teacher_gave']:,}",
+                f"{row['passed']:,}",
+                points(row["coverage"]),
+                f"{row['from_teacher']:,}",
+                f"{row['from_human']:,}",
+                f"{row['both']:,}",
+                f"{row['final']:,}",
+            ]
+        )
     head = ["class", "cut", "teacher gave", "passed", "coverage %", "from teacher", "from human", "both", "final"]
     return Raw(
         f"<h3>Training labels of {own['images']} auto-labelled images: {points(own['labelled_share'])} % of "
@@ -248,10 +295,17 @@ def times(facts: Facts) -> Raw:
     total = sum(t["seconds"] for t in facts.times)
     rows.append(["all", number(total, 1), ""])
     speeds = [
-        [f"{stage}: {name}", number(run["images_per_s"], 1), points(run["data_wait"]), points(run["data_wait_most"]),
-         number(run["memory_mb"], 0)]
-        for stage, runs in facts.trainings.items() for name, run in runs.items() if run
-    ]  # fmt: skip
+        [
+            f"{stage}: {name}",
+            number(run["images_per_s"], 1),
+            points(run["data_wait"]),
+            points(run["data_wait_most"]),
+            number(run["memory_mb"], 0),
+        ]
+        for stage, runs in facts.trainings.items()
+        for name, run in runs.items()
+        if run
+    ]
     head = ["training", "crops a second", "waiting for the loader, % of the time", "... at most", "peak MB of a rank"]
     return Raw(
         table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True)
@@ -266,9 +320,16 @@ def _stores(facts: Facts) -> Raw:
         line = manifest.get("lineage", {})
         scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
         policy = (manifest.get("policy") or {}).get("digest")
-        rows.append([f"labels/{name}", str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16],
-                     f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}",
-                     str(policy or "–")[:16], manifest.get("images", "–")])  # fmt: skip
+        rows.append(
+            [
+                f"labels/{name}",
+                str(manifest.get("digest", ""))[:16],
+                str(line.get("teacher", ""))[:16],
+                f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}",
+                str(policy or "–")[:16],
+                manifest.get("images", "–"),
+            ]
+        )
     if facts.policy_digest:
         rows.append(["calibration/policy.json", facts.policy_digest[:16], "", "", "", ""])
     if not rows:
@@ -284,8 +345,16 @@ def lineage(facts: Facts) -> Raw:
         parents = ", ".join(str(p)[:12] for p in line.get("parents", [])) or "none"
         images = line.get("images")
         count = len(images) if isinstance(images, dict | list) else line.get("num_images", images)
-        rows.append([_WORDS[name], str(meta.get("weights_sha256", ""))[:16], parents, meta.get("kind", ""),
-                     meta.get("trunk", ""), "–" if count is None else count])  # fmt: skip
+        rows.append(
+            [
+                _WORDS[name],
+                str(meta.get("weights_sha256", ""))[:16],
+                parents,
+                meta.get("kind", ""),
+                meta.get("trunk", ""),
+                "–" if count is None else count,
+            ]
+        )
     return Raw(
         table(["model", "weights (SHA-256)", "parents", "kind", "trunk", "images learned from"], rows)
         + _stores(facts)

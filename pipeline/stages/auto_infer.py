@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.engine.lineage import lineage_of_checkpoint
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
-from hmsa_core.labels.manifest import publish_store
+from hmsa_core.labels.store.manifest import publish_store
+from hmsa_core.lineage import lineage_of_checkpoint
 from pipeline import plots
 from pipeline.stages.stores import infer_store, left_out
 from pipeline.stages.support import role_index, write_metrics
@@ -49,8 +49,14 @@ def run(ws: Workspace) -> None:
         name, reason = min(missing.items())
         _LOG.warning(
             "%s: %d of %d images could not be labelled, first %s: %s; once they are mended, "
-            "`dvc repro --force --single-item %s` labels them", STAGE, len(missing), len(names), name, reason, STAGE,
-        )  # fmt: skip
+            "`dvc repro --force --single-item %s` labels them",
+            STAGE,
+            len(missing),
+            len(names),
+            name,
+            reason,
+            STAGE,
+        )
     if taught:
         _LOG.warning("%s: %s", STAGE, told_of_self_taught(taught, len(names)))
     _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)
@@ -76,9 +82,12 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: in
     kept = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1]  # pixels with at least each code
     at = {t: int(kept[:, ConfidenceCode().code_for(t)].sum()) / max(1, every) for t in (0.5, 0.9, 0.98)}
     write_metrics(
-        ws, STAGE,
+        ws,
+        STAGE,
         {
-            "images": len(statistics.names), "left_out": missing, "self_taught": taught,
+            "images": len(statistics.names),
+            "left_out": missing,
+            "self_taught": taught,
             "pixels": int(statistics.pixels.sum()),
             "kept_share": {f"{t:g}": share for t, share in at.items()},
             "class_share": {
@@ -86,11 +95,14 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: in
                 for name, row in zip(statistics.classes.classes, totals, strict=True)
             },
         },
-    )  # fmt: skip
+    )
     edges = [float(e) for e in ConfidenceCode().edges]
     shares = (kept.sum(axis=0) / max(1, every)).tolist()
     plots.lines(
-        ws.path(f"plots/{STAGE}-confidence.png"), {"all classes": (edges, shares)},
-        title="Auto-labels: pixels with at least this confidence", x="threshold", y="share of pixels",
+        ws.path(f"plots/{STAGE}-confidence.png"),
+        {"all classes": (edges, shares)},
+        title="Auto-labels: pixels with at least this confidence",
+        x="threshold",
+        y="share of pixels",
         limits=(0.0, 1.02),
-    )  # fmt: skip
+    )

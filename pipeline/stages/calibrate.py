@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
+from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import StoreStatistics
-from hmsa_core.labels.calibration import save_table
-from hmsa_core.labels.policy import ThresholdPolicy
-from hmsa_core.labels.policy import measure as choose_thresholds
-from hmsa_core.trees import new_tree
+from hmsa_core.labels.thresholds.calibration import save_table
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+from hmsa_core.labels.thresholds.policy import measure as choose_thresholds
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
@@ -66,8 +66,9 @@ def run(ws: Workspace) -> None:
         _LOG.warning(
             "calibrate: thresholds are measured to %.1f %%, not to calibrate.target's %.1f %%: no confidence is right "
             "more often on these images, by errors of the teacher or of the labels (docs/thresholds.md)",
-            100 * target, 100 * wanted,
-        )  # fmt: skip
+            100 * target,
+            100 * wanted,
+        )
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
     if scarce:
         _LOG.warning("calibrate: little of %s is kept (calibration/policy.json says why)", ", ".join(scarce))

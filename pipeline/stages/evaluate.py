@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core import atomic
 from hmsa_core.data.index import Index
+from hmsa_core.io import atomic
+from hmsa_core.io.trees import new_tree
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
-from hmsa_core.trees import new_tree
-from pipeline import gate, plots
+from pipeline import plots
 from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
-from pipeline.gate_scores import finite
 from pipeline.leaks import Judgement
-from pipeline.registry import Registry
+from pipeline.nightly import gate
+from pipeline.nightly.gate_scores import finite
+from pipeline.nightly.registry import Registry
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
@@ -119,8 +120,9 @@ def _models(ws: Workspace) -> dict[str, Path]:
         _LOG.warning(
             "%s: the pinned reference %s has other classes and is not scored; nothing is promoted until "
             "`autolabel models pin VERSION` names another, or `rm models/registry/champion.json` none",
-            STAGE, champion.name,
-        )  # fmt: skip
+            STAGE,
+            champion.name,
+        )
         return models
     return models | {"champion": champion.path}
 
@@ -136,9 +138,16 @@ def _champion(ws: Workspace, models: Mapping[str, Path]) -> str | None:
 def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> Path:
     config = ws.params.evaluate
     return evaluate_model(
-        ws, STAGE, name, checkpoint, role_index(ws, "report"), judgement.names, config.settings, config.runtime,
+        ws,
+        STAGE,
+        name,
+        checkpoint,
+        role_index(ws, "report"),
+        judgement.names,
+        config.settings,
+        config.runtime,
         details=config.details,
-    )  # fmt: skip
+    )
 
 
 def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -148,9 +157,14 @@ def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classe
     judged = {name: gate.Judged(name, r[main].confusions, r[main].names) for name, r in results.items()}
     incumbent = "incumbent" if "incumbent" in models else "teacher"
     verdict = gate.judge(
-        judged["student"], judged[incumbent], results["student"][main].blocks, classes, config.gate,
-        champion=judged.get(_champion(ws, models) or ""), seed=config.seed,
-    )  # fmt: skip
+        judged["student"],
+        judged[incumbent],
+        results["student"][main].blocks,
+        classes,
+        config.gate,
+        champion=judged.get(_champion(ws, models) or ""),
+        seed=config.seed,
+    )
     return verdict | {
         "notes": [*verdict["notes"], _ALONE],
         "candidate_weights_sha256": weights_of(models["student"]),
@@ -159,9 +173,13 @@ def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classe
 
 
 def _metrics(
-    ws: Workspace, models: Mapping[str, Path], results: Results, judgement: Judgement, kept: dict[str, Any],
+    ws: Workspace,
+    models: Mapping[str, Path],
+    results: Results,
+    judgement: Judgement,
+    kept: dict[str, Any],
     classes: tuple[str, ...],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     config = ws.params.evaluate
     options: dict[str, Any] = {"draws": config.draws, "level": config.confidence, "seed": config.seed}
     return {

@@ -16,13 +16,13 @@ import numpy as np
 
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
-from hmsa_core.labels.codes import NUM_CODES
-from hmsa_core.labels.curves import CalibrationImage, Curves
-from hmsa_core.labels.measure import figures, smallest_global_code
-from hmsa_core.labels.policy import from_threshold
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.measure import figures, smallest_global_code
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
@@ -32,9 +32,17 @@ from pipeline.stages.support import role_index
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = [
-    "PAIRS", "Precision", "chosen_policy", "fine_samples", "in_sampled_crops", "judge", "kept_figures", "measure",
-    "plot_curves", "policy_file",
-]  # fmt: skip
+    "PAIRS",
+    "Precision",
+    "chosen_policy",
+    "fine_samples",
+    "in_sampled_crops",
+    "judge",
+    "kept_figures",
+    "measure",
+    "plot_curves",
+    "policy_file",
+]
 
 _LOG = logging.getLogger(__name__)
 PAIRS = "pairs.npz"  # in calibration/: human label, teacher's label and code on the calibration images
@@ -61,9 +69,13 @@ def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> J
     """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
     config = ws.params.evaluate
     return judge_only_unseen(
-        samples, models, max_leaked=config.max_leaked, max_gap=config.max_gap, max_distance=config.max_distance,
+        samples,
+        models,
+        max_leaked=config.max_leaked,
+        max_gap=config.max_gap,
+        max_distance=config.max_distance,
         known=Index.load(ws.path("data/index/target.parquet")).samples,
-    )  # fmt: skip
+    )
 
 
 def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...], teacher: Path) -> Precision:
@@ -211,8 +223,12 @@ def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
         precision = {c: float(correct[c, k] / total[c, k]) if total[c, k] else 1.0 for c, k in chosen.items()}
         worst = min(precision, key=lambda c: precision[c])
         coverage = float(np.mean([total[c, k] / total[c, 0] for c, k in chosen.items()]))
-        return {"name": name, "worst_class": policy.entries[worst].name, "worst_precision": precision[worst],
-                "class_mean_coverage": coverage}  # fmt: skip
+        return {
+            "name": name,
+            "worst_class": policy.entries[worst].name,
+            "worst_precision": precision[worst],
+            "class_mean_coverage": coverage,
+        }
 
     rows = [row("policy", {c: int(codes[c]) for c in classes})]
     one = smallest_global_code(curves, rows[0]["worst_precision"], classes)
@@ -233,8 +249,9 @@ def plot_curves(path: Path, curves: Curves, *, title: str) -> None:
         used = np.flatnonzero(total[c])
         coverage, precision = total[c, used] / total[c, 0], correct[c, used] / total[c, used]
         series[name] = (coverage.tolist(), precision.tolist())
-    plots.lines(path, series, title=title, x="coverage (kept share of the class's pixels)", y="precision",
-                limits=(0.0, 1.02))  # fmt: skip
+    plots.lines(
+        path, series, title=title, x="coverage (kept share of the class's pixels)", y="precision", limits=(0.0, 1.02)
+    )
 
 
 def edge_of(code: int) -> float | None:

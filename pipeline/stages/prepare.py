@@ -11,16 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic, taxonomy
+from hmsa_core import taxonomy
 from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.engine.lineage import LearnedImage, Lineage
-from hmsa_core.engine.progress import Progress
-from hmsa_core.errors import ConfigError, InputError, did_you_mean
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
+from hmsa_core.io.trees import publish_tree
+from hmsa_core.lineage import LearnedImage, Lineage
+from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
-from hmsa_core.trees import publish_tree
 from pipeline import keys, plots
 from pipeline.leaks import find_leaks
 from pipeline.named_files import mend_of_root
@@ -98,40 +99,52 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
         if every and not images:
             _LOG.warning(
                 "%s: %s.validate_every is %d, but no image with a fine label has role calibrate: that training will "
-                "stop; set it to 0, or name cities in data.roles.calibrate", STAGE, stage, every,
-            )  # fmt: skip
+                "stop; set it to 0, or name cities in data.roles.calibrate",
+                STAGE,
+                stage,
+                every,
+            )
     if not images and params.pseudo_label.threshold == "policy":
         _LOG.warning(
             "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
-            "will stop; name cities in data.roles.calibrate, or give a number or a policy file", STAGE,
-        )  # fmt: skip
+            "will stop; name cities in data.roles.calibrate, or give a number or a policy file",
+            STAGE,
+        )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
         _LOG.warning(
             "%s: %d block(s) calibrate, calibrate.min_blocks is %d: no class gets a threshold of its own, and what "
             "gets none is ignored everywhere; let more calibrate, choose smaller blocks (data.target.block), lower "
             "calibrate.min_blocks (at least 3), or give pseudo_label.threshold a number",
-            STAGE, blocks, params.calibrate.min_blocks,
-        )  # fmt: skip
+            STAGE,
+            blocks,
+            params.calibrate.min_blocks,
+        )
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         _LOG.warning(
             "%s: calibrate.region is outside_coarse, but none of the %d images of role calibrate has a coarse label: "
-            "calibrate will stop; set calibrate.region to all", STAGE, len(images),
-        )  # fmt: skip
+            "calibrate will stop; set calibrate.region to all",
+            STAGE,
+            len(images),
+        )
 
 
 def _tell_of_links(root: Path) -> None:
     """DVC follows a data root that is a link, but looks behind none that lies in it."""
     linked = [
         Path(folder, name).relative_to(root).as_posix()
-        for folder, below, _ in os.walk(root) for name in below if Path(folder, name).is_symlink()
-    ]  # fmt: skip
+        for folder, below, _ in os.walk(root)
+        for name in below
+        if Path(folder, name).is_symlink()
+    ]
     if linked:
         _LOG.warning(
             "%s: %s holds linked folders (%s): DVC does not see changes behind them, and nothing runs again for new "
             "images or labels there; after a change type `dvc repro -f prepare`, or mount the folders instead",
-            STAGE, root, ", ".join(sorted(linked)[:3]),
-        )  # fmt: skip
+            STAGE,
+            root,
+            ", ".join(sorted(linked)[:3]),
+        )
 
 
 def _tell_of_roles(index: Index) -> None:
@@ -145,31 +158,38 @@ def _tell_of_roles(index: Index) -> None:
         _LOG.warning(
             "%s: %d images with coarse labels, first %s, have role guard and are used for nothing: name their split in "
             "data.roles.unlabelled_splits (images of places that calibrate or report stay unused)",
-            STAGE, len(idle), idle[0],
-        )  # fmt: skip
+            STAGE,
+            len(idle),
+            idle[0],
+        )
     if not index.select(roles=("report",), kinds=("fine",)):
         _LOG.warning(
             "%s: no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
-            "name cities in data.roles.report", STAGE,
-        )  # fmt: skip
+            "name cities in data.roles.report",
+            STAGE,
+        )
     if not index.select(roles=("unlabelled",)):
         _LOG.warning(
             "%s: no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
-            "cities in data.roles", STAGE,
-        )  # fmt: skip
+            "cities in data.roles",
+            STAGE,
+        )
 
 
 def _tell_of_leaks(params: Params, index: Index) -> None:
     """Now, not after the trainings: which images calibrate and evaluate will leave out, or stop for."""
     config = params.evaluate
     for stage, role, learning in (
-        ("calibrate", "calibrate", ("learn",)), ("evaluate", "report", ("learn", "unlabelled")),
-    ):  # fmt: skip
+        ("calibrate", "calibrate", ("learn",)),
+        ("evaluate", "report", ("learn", "unlabelled")),
+    ):
         judged = index.select(roles=(role,), kinds=("fine",))
-        learned = Lineage({
-            s.image_sha256: LearnedImage(s.image_sha256, s.name, "target", s.phash, s.sequence, s.frame, s.kind)
-            for s in index.select(roles=learning)
-        })  # fmt: skip
+        learned = Lineage(
+            {
+                s.image_sha256: LearnedImage(s.image_sha256, s.name, "target", s.phash, s.sequence, s.frame, s.kind)
+                for s in index.select(roles=learning)
+            }
+        )
         leaks = find_leaks(judged, learned, model="", max_gap=config.max_gap, max_distance=config.max_distance)
         if not leaks:
             continue
@@ -177,9 +197,15 @@ def _tell_of_leaks(params: Params, index: Index) -> None:
         stops = len(leaks) > config.max_leaked * len(judged)
         _LOG.warning(
             "%s: %d of %d images of role %s are near copies or neighbours of images that models will learn from, %s "
-            "will %s: %s; give both sides the same role in data.roles", STAGE, len(leaks), len(judged), role, stage,
-            f"stop (evaluate.max_leaked is {config.max_leaked:g})" if stops else "leave them out", few,
-        )  # fmt: skip
+            "will %s: %s; give both sides the same role in data.roles",
+            STAGE,
+            len(leaks),
+            len(judged),
+            role,
+            stage,
+            f"stop (evaluate.max_leaked is {config.max_leaked:g})" if stops else "leave them out",
+            few,
+        )
 
 
 def _tell(ws: Workspace, summary: prepare.Summary) -> None:
@@ -207,9 +233,7 @@ def _grid(sampling: SamplingConfig) -> list[int]:
     return [sampling.tile, sampling.min_pixels]
 
 
-def _build(
-    ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig
-) -> prepare.Summary:
+def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig) -> prepare.Summary:
     root = ws.resolve(source.root)
     located = source.model_copy(update={"root": str(root)})
     bars: list[Progress] = []
@@ -221,9 +245,15 @@ def _build(
 
     try:
         return prepare.build(
-            located, roles, out, workers=ws.params.prepare.workers, tile=sampling.tile, min_pixels=sampling.min_pixels,
-            previous=out if out.exists() else None, progress=report,
-        )  # fmt: skip
+            located,
+            roles,
+            out,
+            workers=ws.params.prepare.workers,
+            tile=sampling.tile,
+            min_pixels=sampling.min_pixels,
+            previous=out if out.exists() else None,
+            progress=report,
+        )
     except ConfigError as error:
         if not error.message.startswith("roles."):
             raise
@@ -247,9 +277,13 @@ def _forget_reuse(path: Path) -> None:
 
 def _figures(summary: prepare.Summary) -> dict[str, Any]:
     return {
-        "images": summary.images, "by_role": summary.by_role, "by_kind": summary.by_kind,
-        "refused_images": summary.refused_images, "refused": summary.refused, "cities": summary.cities,
-    }  # fmt: skip
+        "images": summary.images,
+        "by_role": summary.by_role,
+        "by_kind": summary.by_kind,
+        "refused_images": summary.refused_images,
+        "refused": summary.refused,
+        "cities": summary.cities,
+    }
 
 
 def _plot(path: Path, target: prepare.Summary) -> None:

@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core import atomic
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
-from hmsa_core.engine.progress import Progress
-from hmsa_core.errors import ConfigError, InterruptedRunError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
-from hmsa_core.labels.curves import Curves
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise
-from hmsa_core.labels.manifest import binding, publish_store
 from hmsa_core.labels.masks import MaskCounter, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
-from hmsa_core.labels.shift import shift_report
+from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels
+from hmsa_core.labels.store.manifest import binding, publish_store
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.shift import shift_report
+from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
 from pipeline.counts import read_pairs
-from pipeline.inspector.review import Mark, ReviewFile, flagged_pixels
 from pipeline.stages import VERSIONS, precision
 from pipeline.stages.precision import PAIRS
 from pipeline.stages.support import check_classes, provenance, role_index, write_metrics
@@ -84,9 +84,14 @@ def run(ws: Workspace) -> None:
     work = keys.open_work(ws.work(STAGE), "labels", material)
     with Progress(len(raw), what=STAGE, stream=sys.stderr) as progress:
         statistics = finalise(
-            raw, recipe, work / "store", lineage=provenance(STAGE), workers=ws.params.pseudo_label.workers,
-            advance=progress.update, check_stop=lambda: _check_stop(ws),
-        )  # fmt: skip
+            raw,
+            recipe,
+            work / "store",
+            lineage=provenance(STAGE),
+            workers=ws.params.pseudo_label.workers,
+            advance=progress.update,
+            check_stop=lambda: _check_stop(ws),
+        )
     publish_store(work / "store", ws.path("labels/final"))
     atomic.write_json(ws.path("labels/shift.json"), _shift(ws, policy, curves))
     _report(ws, statistics)
@@ -151,8 +156,10 @@ def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
     if names:
         _LOG.warning(
             "%s: marks of %d images, first %s, are of other pictures than those of now and do not count: look again",
-            STAGE, len(names), names[0],
-        )  # fmt: skip
+            STAGE,
+            len(names),
+            names[0],
+        )
     return review.by_name()
 
 
@@ -162,8 +169,11 @@ def _tell_of_other_coarse_labels(raw: LabelStore, drawn: Mapping[str, str]) -> N
         _LOG.warning(
             "%s: %d image%s other human coarse labels than when %s labelled: merged as they are now; what %s counts "
             "of them (agreement with people, in labels/shift.json and on the page) is as of then",
-            STAGE, others, *(("s have", "they were") if others > 1 else (" has", "it was")), raw.path,
-        )  # fmt: skip
+            STAGE,
+            others,
+            *(("s have", "they were") if others > 1 else (" has", "it was")),
+            raw.path,
+        )
 
 
 def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
@@ -194,9 +204,12 @@ def _check_mask(ws: Workspace, mask: NDArray[np.bool_]) -> None:
         )
     if others:
         _LOG.warning(
-            "%s: pseudo_label.merge.mask is %dx%d: %d images of other sizes are not masked", STAGE, width, height,
+            "%s: pseudo_label.merge.mask is %dx%d: %d images of other sizes are not masked",
+            STAGE,
+            width,
+            height,
             sum(others.values()),
-        )  # fmt: skip
+        )
 
 
 def _fine_labels(ws: Workspace, at_least: int) -> Iterator[NDArray[np.uint8]]:
@@ -228,14 +241,16 @@ def _shift(ws: Workspace, policy: ThresholdPolicy, curves: Curves | None) -> dic
 def _report(ws: Workspace, statistics: dict[str, Any]) -> None:
     rows = statistics["classes"]
     write_metrics(
-        ws, STAGE,
+        ws,
+        STAGE,
         {
-            "images": statistics["images"], "labelled_share": statistics["labelled_share"],
+            "images": statistics["images"],
+            "labelled_share": statistics["labelled_share"],
             "left_out": len(statistics["skipped"]),
             "conflict_pixels": sum(c["pixels"] for c in statistics["conflicts"]),
             "classes": {r["name"]: {"coverage": r["coverage"], "final": r["final"]} for r in rows},
         },
-    )  # fmt: skip
+    )
     pixels = max(1, statistics["pixels"])
     groups: dict[str, list[float | None]] = {
         source: [r[key] / pixels for r in rows]

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from hmsa_core import atomic
-from hmsa_core.atomic import is_temp
-from hmsa_core.errors import ConfigError, NoSpaceError
+from hmsa_core.io import atomic
+from hmsa_core.io.atomic import is_temp
+from hmsa_core.io.errors import ConfigError, NoSpaceError
 from pipeline.named_files import check_named_files
-from pipeline.registry import Registry
+from pipeline.nightly.registry import Registry
 from pipeline.stages import module_of
 from pipeline.workspace import Workspace
 
@@ -95,7 +95,7 @@ def _reviews(described: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def _marking_held(ws: Workspace, described: Mapping[str, Any]) -> Iterator[None]:
     """For the last round: people wait with their marks (the page keeps what they drew), or they might never pause."""
-    from pipeline.inspector.review import ReviewFile
+    from hmsa_core.labels.review import ReviewFile
 
     with ExitStack() as stack:
         for name in _reviews(described):

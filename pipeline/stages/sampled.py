@@ -53,21 +53,31 @@ def sampled_precision(
     drawn, chosen = np.zeros((2, count), np.int64), np.zeros(count, np.int64)
     if samples:
         plan = EpochPlan(
-            (), Centroids(), num_classes=count, seed=config.seed, epochs=1, epoch_samples=_PER_IMAGE * len(samples),
-            sampling=sampling, pseudo=samples, pseudo_centroids=Centroids.collect(parts),
+            (),
+            Centroids(),
+            num_classes=count,
+            seed=config.seed,
+            epochs=1,
+            epoch_samples=_PER_IMAGE * len(samples),
+            sampling=sampling,
+            pseudo=samples,
+            pseudo_centroids=Centroids.collect(parts),
             pseudo_config=config.pseudo.model_copy(update={"share": 1.0, "fine_only_epochs": 0}),
-        )  # fmt: skip
+        )
         drawn, chosen = _drawn(images, plan, config, count)
     return {
-        "crops": _PER_IMAGE * len(samples), **_ratios(drawn.sum(axis=1), plain.sum(axis=1)),
+        "crops": _PER_IMAGE * len(samples),
+        **_ratios(drawn.sum(axis=1), plain.sum(axis=1)),
         "classes": {
             name: {
-                "crops": int(chosen[c]), **_ratios(drawn[:, c], plain[:, c]),
-                "share": _ratio(drawn[0, c], drawn[0].sum()), "plain_share": _ratio(plain[0, c], plain[0].sum()),
+                "crops": int(chosen[c]),
+                **_ratios(drawn[:, c], plain[:, c]),
+                "share": _ratio(drawn[0, c], drawn[0].sum()),
+                "plain_share": _ratio(plain[0, c], plain[0].sum()),
             }
             for c, name in enumerate(classes)
         },
-    }  # fmt: skip
+    }
 
 
 def _drawn(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
 from hmsa_core.config import InferConfig
 from hmsa_core.data.index import Index
-from hmsa_core.engine.spec import InferSpec, Selection
-from hmsa_core.errors import StoreError
-from hmsa_core.labels import sealed
-from hmsa_core.labels.manifest import listed_files, read_manifest
-from hmsa_core.labels.schema import RECEIPTS
+from hmsa_core.io import atomic, sealed
+from hmsa_core.io.errors import StoreError
+from hmsa_core.labels.store.manifest import listed_files, read_manifest
+from hmsa_core.labels.store.schema import RECEIPTS
 from hmsa_core.models import read_meta
+from hmsa_core.spec import InferSpec, Selection
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys
 from pipeline.stages import VERSIONS, support
@@ -51,10 +50,14 @@ def infer_store(
         support.run_job(
             ws,
             InferSpec(
-                work=work, roots=support.root_paths(ws), config=config, checkpoint=checkpoint,
-                selection=Selection(index=index, names=names), lineage=support.provenance(stage),
+                work=work,
+                roots=support.root_paths(ws),
+                config=config,
+                checkpoint=checkpoint,
+                selection=Selection(index=index, names=names),
+                lineage=support.provenance(stage),
             ),
-        )  # fmt: skip
+        )
     return work / "store"
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from hmsa_core import atomic
 from hmsa_core.config import PseudoConfig
 from hmsa_core.data.index import Index
-from hmsa_core.engine.spec import PseudoData
-from hmsa_core.errors import ConfigError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.trees import new_tree
 from hmsa_core.labels.finalise import STATISTICS
-from hmsa_core.labels.manifest import read_manifest
+from hmsa_core.labels.store.manifest import read_manifest
 from hmsa_core.models import read_meta
+from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
-from hmsa_core.trees import new_tree
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model, weights_of
 from pipeline.workspace import Workspace
@@ -55,9 +55,7 @@ def run(ws: Workspace) -> None:
     if config.control:
         # Its key must not change with settings of the other half; crops an epoch do not depend on them.
         fine_only = config.model_copy(update={"pseudo": PseudoConfig()})
-        runs["control"] = train_model(
-            ws, STAGE, "control", fine_only, fine, init_from=teacher, validate_every=every
-        )
+        runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=teacher, validate_every=every)
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)
@@ -119,8 +117,11 @@ def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
     _LOG.warning(
         "labels/final: %.1f %% of the pixels are labelled at threshold %s: %g %% of each epoch teaches (almost) "
         "nothing; lower %s, or train the teacher longer",
-        100 * share, threshold, 100 * config.share, easier,
-    )  # fmt: skip
+        100 * share,
+        threshold,
+        100 * config.share,
+        easier,
+    )
 
 
 def _publish_control(ws: Workspace, work: Path | None) -> None:

@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import __version__, atomic
+from hmsa_core import __version__
 from hmsa_core.config import RuntimeConfig, TrainConfig
 from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.engine.spec import (
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
+from hmsa_core.io.trees import publish_tree
+from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.models import read_meta
+from hmsa_core.spec import (
     EvaluateSpec,
     EvaluationSetting,
     FineData,
@@ -20,11 +25,7 @@ from hmsa_core.engine.spec import (
     TrainSpec,
     ValidationData,
 )
-from hmsa_core.errors import ConfigError, HmsaError, IntegrityError
-from hmsa_core.labels.manifest import read_manifest
-from hmsa_core.models import read_meta
 from hmsa_core.taxonomy import ClassTable
-from hmsa_core.trees import publish_tree
 from pipeline import keys, launcher
 from pipeline.counts import read_counts
 from pipeline.stages import VERSIONS
@@ -66,9 +67,12 @@ def weights_of(checkpoint: Path) -> str:
 def samples_digest(samples: list[Sample]) -> str:
     """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
     forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
-    return atomic.digest([
-        [s.name, s.image_sha256, s.label_sha256, s.coarse_sha256, *form] for s, form in zip(samples, forms, strict=True)
-    ])  # fmt: skip
+    return atomic.digest(
+        [
+            [s.name, s.image_sha256, s.label_sha256, s.coarse_sha256, *form]
+            for s, form in zip(samples, forms, strict=True)
+        ]
+    )
 
 
 def run_job(ws: Workspace, spec: JobSpec) -> None:
@@ -117,11 +121,18 @@ def train_model(
         run_job(
             ws,
             TrainSpec(
-                work=work, roots=root_paths(ws), stage=stage, config=plain, fine=fine, pseudo=pseudo,
-                init_from=init_from, teacher=teacher, validation=_validation(ws, validate_every),
+                work=work,
+                roots=root_paths(ws),
+                stage=stage,
+                config=plain,
+                fine=fine,
+                pseudo=pseudo,
+                init_from=init_from,
+                teacher=teacher,
+                validation=_validation(ws, validate_every),
                 lineage=provenance(stage) | {"job": job},
             ),
-        )  # fmt: skip
+        )
     return work
 
 
@@ -136,10 +147,7 @@ def _validation(ws: Workspace, every: int) -> ValidationData | None:
 def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:
     if pseudo is None:
         return None
-    return {
-        "store": str(read_manifest(pseudo.store)["digest"]),
-        "centroids": atomic.sha256_file(pseudo.centroids),
-    }
+    return {"store": str(read_manifest(pseudo.store)["digest"]), "centroids": atomic.sha256_file(pseudo.centroids)}
 
 
 def root_paths(ws: Workspace) -> dict[str, Path]:
@@ -230,10 +238,16 @@ def evaluate_model(
         run_job(
             ws,
             EvaluateSpec(
-                work=work, roots=root_paths(ws), checkpoint=checkpoint, settings=settings, runtime=runtime,
-                selection=Selection(index=index, names=names), details=details, lineage=provenance(stage),
+                work=work,
+                roots=root_paths(ws),
+                checkpoint=checkpoint,
+                settings=settings,
+                runtime=runtime,
+                selection=Selection(index=index, names=names),
+                details=details,
+                lineage=provenance(stage),
             ),
-        )  # fmt: skip
+        )
     return work
 
 

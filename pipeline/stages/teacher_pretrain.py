@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from hmsa_core import atomic
 from hmsa_core.data.index import Index
-from hmsa_core.errors import ConfigError
-from hmsa_core.trees import new_tree
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.trees import new_tree
 from pipeline import plots
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, train_model, write_metrics

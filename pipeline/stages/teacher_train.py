@@ -22,9 +22,7 @@ def run(ws: Workspace) -> None:
     """Train and publish models/teacher."""
     config = ws.params.teacher_train
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
-    work = train_model(
-        ws, STAGE, "teacher", config, fine, init_from=_start(ws), validate_every=config.validate_every
-    )
+    work = train_model(ws, STAGE, "teacher", config, fine, init_from=_start(ws), validate_every=config.validate_every)
     publish_checkpoint(ws, work / "model", "models/teacher")
     training.report(ws, STAGE, {"teacher": work})
 

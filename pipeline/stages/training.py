@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
 from hmsa_core.config import TrainConfig
-from hmsa_core.engine.logs import read_log
+from hmsa_core.io import atomic
 from hmsa_core.models import read_meta
+from hmsa_core.runtime.logs import read_log
 from pipeline import plots
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace
@@ -25,9 +25,15 @@ Log = list[dict[str, Any]]
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}
 # Parameters in millions, rounded up, with OCR and attention heads; an unknown trunk counts as the largest.
 _MILLIONS = {
-    "hrnet_micro": 1, "hrnet_tiny": 2, "hrnet_w18": 14, "hrnet_w32": 35, "hrnet_w48": 73, "hrnet_w64": 125,
-    "deeplabv3_resnet50": 41, "deeplabv3_resnet101": 60,
-}  # fmt: skip
+    "hrnet_micro": 1,
+    "hrnet_tiny": 2,
+    "hrnet_w18": 14,
+    "hrnet_w32": 35,
+    "hrnet_w48": 73,
+    "hrnet_w64": 125,
+    "deeplabv3_resnet50": 41,
+    "deeplabv3_resnet101": 60,
+}
 
 
 def disk_estimate(config: TrainConfig, *, models: int = 1) -> int:
@@ -46,9 +52,14 @@ def report(ws: Workspace, stage: str, runs: Mapping[str, Path]) -> None:
     write_metrics(ws, stage, figures)
     atomic.write_json(speed_file(ws, stage), {name: _speed(log) for name, log in logs.items()})
     plots.lines(
-        ws.path(f"plots/{stage}-loss.png"), curves, title=f"{stage}: training loss", x="step", y="loss",
-        below={name: curve for name, curve in scores.items() if curve[0]}, y_below="mIoU on calibration images",
-    )  # fmt: skip
+        ws.path(f"plots/{stage}-loss.png"),
+        curves,
+        title=f"{stage}: training loss",
+        x="step",
+        y="loss",
+        below={name: curve for name, curve in scores.items() if curve[0]},
+        y_below="mIoU on calibration images",
+    )
 
 
 def speed_file(ws: Workspace, stage: str) -> Path:

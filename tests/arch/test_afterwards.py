@@ -12,11 +12,15 @@ from tests.support import afterwards
 
 
 def test_a_process_that_a_test_leaves_is_named_until_it_is_gone() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+    )
     assert child.stdout is not None
     child.stdout.readline()
     try:
-        assert any(f"process {child.pid} of a test is left" in line for line in afterwards.check(afterwards.look(), wait_s=0.0))
+        assert any(
+            f"process {child.pid} of a test is left" in line for line in afterwards.check(afterwards.look(), wait_s=0.0)
+        )
     finally:
         child.kill()
         child.communicate()

@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.ablation.code import group_files
+from research.ablation.code import group_files
 
 REPO = Path(__file__).resolve().parents[2]
 
 # What each part may import of our own packages (itself and everything to the right of its arrow).
-BASE = {"hmsa_core", "hmsa_core.errors", "hmsa_core.atomic", "hmsa_core.locks", "hmsa_core.process",
-        "hmsa_core.config", "hmsa_core.taxonomy"}  # fmt: skip
+BASE = {
+    "hmsa_core",
+    "hmsa_core.io.errors",
+    "hmsa_core.io.atomic",
+    "hmsa_core.io.locks",
+    "hmsa_core.io.process",
+    "hmsa_core.config",
+    "hmsa_core.taxonomy",
+}
 LEAVES = {"models", "losses", "labels", "data", "metrics"}
 BELOW_ENGINE = {f"hmsa_core.{leaf}" for leaf in LEAVES}
 FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline"}
@@ -54,7 +61,7 @@ def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _part(module: str) -> str:
-    """`hmsa_core.labels.store` -> `hmsa_core.labels`."""
+    """`hmsa_core.labels.store.reader` -> `hmsa_core.labels`."""
     return ".".join(module.split(".")[:2])
 
 
@@ -62,7 +69,7 @@ def _part(module: str) -> str:
 def test_the_core_knows_nothing_of_the_pipeline_and_imports_downwards_only(path: Path) -> None:
     here = _part(_module(path))
     allowed = {here} | BASE
-    if here == "hmsa_core.engine":
+    if here == "hmsa_core.runtime":
         allowed |= BELOW_ENGINE
     for name in _imports(path):
         assert name.split(".")[0] not in FOREIGN_TO_CORE, f"{path}: imports {name}"
@@ -76,14 +83,17 @@ def test_the_core_knows_nothing_of_the_pipeline_and_imports_downwards_only(path:
 @pytest.mark.parametrize("path", _sources("pipeline"), ids=_module)
 def test_the_pipeline_holds_no_tensor_code(path: Path) -> None:
     tensor_code = [n for n in _imports(path) if n.split(".")[0] in {"torch", "torchvision", "safetensors"}]
-    assert not tensor_code, f"{path}: imports {tensor_code}; start a job of hmsa_core.engine instead"
+    assert not tensor_code, f"{path}: imports {tensor_code}; start a job of hmsa_core.runtime instead"
 
 
 def _loaded(code: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"],
-        capture_output=True, text=True, cwd=REPO, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        check=True,
+    )
     return set(done.stdout.split())
 
 
@@ -129,7 +139,7 @@ def test_stages_dvc_yaml_params_and_the_command_name_the_same_nine_stages() -> N
 DECIDES_NOTHING = {
     "hmsa_core": "atomic config digested errors locks process trees",
     "hmsa_core.data": "containers containers_jpeg headers index layout spec tables",
-    "hmsa_core.engine": "clock context distributed job lineage logs memory meters outcome progress slurm spec state validate",
+    "hmsa_core.runtime": "clock context distributed job lineage logs memory meters outcome progress slurm spec state validate",
     "hmsa_core.labels": "final_counts manifest parquet plans receipts schema sealed shards shift sidecar spec store verify",
 }
 
@@ -137,9 +147,12 @@ DECIDES_NOTHING = {
 @pytest.mark.parametrize(
     ("groups", "roots"),
     [
-        (("train",), ["hmsa_core.engine.train"]),
-        (("evaluate", "labels", "train"), ["hmsa_core.engine.evaluate"]),
-        (("labels", "evaluate", "train"), ["hmsa_core.labels.measure", "hmsa_core.labels.finalise", "hmsa_core.engine.infer"]),
+        (("train",), ["hmsa_core.training.train"]),
+        (("evaluate", "labels", "train"), ["hmsa_core.inference.evaluate"]),
+        (
+            ("labels", "evaluate", "train"),
+            ["hmsa_core.labels.thresholds.measure", "hmsa_core.labels.finalise", "hmsa_core.inference.infer"],
+        ),
     ],
 )
 def test_what_decides_a_cell_of_an_ablation_is_in_its_key(groups: tuple[str, ...], roots: list[str]) -> None:

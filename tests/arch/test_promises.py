@@ -9,7 +9,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((REPO / "docs").glob("*.md"))
-PLACEHOLDER = re.compile(r"\b(TODO|TBD|TBA|FIXME|XXX|WIP|to be (measured|filled in)|lorem ipsum)\b|\?\?\?|<!-- *(later|open|todo)|\|\s*\.\.\.\s*\|")
+PLACEHOLDER = re.compile(
+    r"\b(TODO|TBD|TBA|FIXME|XXX|WIP|to be (measured|filled in)|lorem ipsum)\b|\?\?\?|<!-- *(later|open|todo)|\|\s*\.\.\.\s*\|"
+)
 SECTION = (REPO / "README.md").read_text().partition("## Promises")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!promise \||---)(.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 
@@ -56,7 +58,9 @@ def test_the_page_on_reliability_names_modules_and_commands_that_are_there() -> 
     for name in modules:
         *parents, last = name.split(".")
         path, folder = REPO.joinpath(*parents), REPO.joinpath(*parents, last)
-        is_member = path.with_suffix(".py").exists() and re.search(rf"^(def |class )?{last}\b", path.with_suffix(".py").read_text(), re.MULTILINE)
+        is_member = path.with_suffix(".py").exists() and re.search(
+            rf"^(def |class )?{last}\b", path.with_suffix(".py").read_text(), re.MULTILINE
+        )
         assert folder.is_dir() or folder.with_suffix(".py").exists() or is_member, name
     targets = re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z-]+)`", text)) <= set(targets)

@@ -5,8 +5,17 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-STAGES = ["prepare", "teacher-pretrain", "teacher-train", "calibrate", "auto-infer", "pseudo-label", "student-train",
-          "evaluate", "report"]  # fmt: skip
+STAGES = [
+    "prepare",
+    "teacher-pretrain",
+    "teacher-train",
+    "calibrate",
+    "auto-infer",
+    "pseudo-label",
+    "student-train",
+    "evaluate",
+    "report",
+]
 
 
 def test_dvc_finds_the_nine_stages_of_the_root_and_nothing_else() -> None:

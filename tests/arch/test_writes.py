@@ -1,4 +1,4 @@
-"""Nothing of ours writes a file but through `hmsa_core.atomic`: no half file, and none that is published is opened again."""
+"""Nothing of ours writes a file but through `hmsa_core.io.atomic`: no half file, and none that is published is opened again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ REPO = Path(__file__).resolve().parents[2]
 SOURCES = [path for package in ("hmsa_core", "pipeline") for path in sorted((REPO / package).rglob("*.py"))]
 # Where a file is written, or opened for writing, in another way: what, and why that loses nothing.
 MAY_WRITE = {
-    "hmsa_core/atomic.py": "this is it",
-    "hmsa_core/engine/logs.py": "the log grows by lines; a torn last line is dropped",
-    "hmsa_core/locks.py": "a lock file names its owner, for people",
+    "hmsa_core/io/atomic.py": "this is it",
+    "hmsa_core/runtime/logs.py": "the log grows by lines; a torn last line is dropped",
+    "hmsa_core/io/locks.py": "a lock file names its owner, for people",
     "pipeline/cli/main.py": "/dev/null",
-    "pipeline/demodata/files.py": "a folder that is renamed into its place as a whole",
-    "pipeline/doctor_dvc.py": "asks for DVC's kernel lock and changes nothing",
-    "pipeline/flow/services.py": "what the server and the worker say",
+    "examples/streets/files.py": "a folder that is renamed into its place as a whole",
+    "pipeline/doctor/dvc.py": "asks for DVC's kernel lock and changes nothing",
+    "pipeline/nightly/services.py": "what the server and the worker say",
 }
-IN_MEMORY = {"buffer", "data", "stream", "self._stream", "file", "out"}  # names of buffers, and of files of `open_atomic`
+IN_MEMORY = {
+    "buffer",
+    "data",
+    "stream",
+    "self._stream",
+    "file",
+    "out",
+}  # names of buffers, and of files of `open_atomic`
 WHOLE = {"imwrite", "save_file", "to_csv", "to_parquet", "tofile", "copyfile", "copy", "copy2", "copytree", "move"}
 INTO = {"save": 0, "savez": 0, "savez_compressed": 0, "savefig": 0, "dump": 1, "write_table": 1, "ParquetWriter": 0}
 
@@ -37,14 +44,17 @@ def _is_write(call: ast.Call) -> bool:
     if name == "open":
         return (owner == "os" and "O_RDONLY" not in ast.unparse(call)) or _mode(call, is_method=bool(owner)) != ""
     if name in ("write_text", "write_bytes"):
-        return owner not in ("", "atomic")  # `write_text(...)` alone is that of hmsa_core.atomic
+        return owner not in ("", "atomic")  # `write_text(...)` alone is that of hmsa_core.io.atomic
     if name in ("rename", "replace", "symlink", "link", "symlink_to", "hardlink_to"):
         return owner == "os" or (name != "replace" and owner != "atomic.ops")
     if name in WHOLE:
         return name in ("imwrite", "save_file") or owner in ("shutil", "cv2") or name.startswith("to")
     if name in INTO and owner not in ("", "self"):
         is_picture = name == "save" and len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
-        is_ours = (name == "save" and not is_picture and owner not in ("torch", "np")) or owner in ("sealed", "self._writer")
+        is_ours = (name == "save" and not is_picture and owner not in ("torch", "np")) or owner in (
+            "sealed",
+            "self._writer",
+        )
         return not is_ours and not _is_memory(call, INTO[name])
     return False
 
@@ -79,20 +89,48 @@ def test_the_exceptions_are_still_needed() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["open(p, 'w')", "p.open('ab')", "p.open(mode='r+b')", "os.open(p, os.O_RDWR)", "p.write_text('x')", "p.rename(q)",
-     "p.write_bytes(b'')", "os.replace(p, q)", "os.link(p, q)", "np.savez(p, a=a)", "np.save(p, a)", "torch.save(m, p)",
-     "cv2.imwrite(str(p), a)", "image.save(p, 'PNG')", "figure.savefig(p)", "json.dump(v, p.open())", "save_file(t, p)",
-     "pq.write_table(t, p)", "shutil.copy(p, q)", "shutil.move(p, q)"],
-)  # fmt: skip
+    [
+        "open(p, 'w')",
+        "p.open('ab')",
+        "p.open(mode='r+b')",
+        "os.open(p, os.O_RDWR)",
+        "p.write_text('x')",
+        "p.rename(q)",
+        "p.write_bytes(b'')",
+        "os.replace(p, q)",
+        "os.link(p, q)",
+        "np.savez(p, a=a)",
+        "np.save(p, a)",
+        "torch.save(m, p)",
+        "cv2.imwrite(str(p), a)",
+        "image.save(p, 'PNG')",
+        "figure.savefig(p)",
+        "json.dump(v, p.open())",
+        "save_file(t, p)",
+        "pq.write_table(t, p)",
+        "shutil.copy(p, q)",
+        "shutil.move(p, q)",
+    ],
+)
 def test_such_a_line_would_be_found(line: str) -> None:
     assert list(_writes(line))
 
 
 @pytest.mark.parametrize(
     "line",
-    ["p.open('rb')", "open(p)", "LabelStore.open(p, strict=True)", "atomic.write_text(p, 'x')", "write_bytes(p, b'')",
-     "text.replace('w', 'a')", "np.savez(buffer, a=a)", "policy.save(p)", "image.save(stream, 'PNG')",
-     "atomic.ops.rename(p, q)", "os.open(p, os.O_RDONLY)"],
-)  # fmt: skip
+    [
+        "p.open('rb')",
+        "open(p)",
+        "LabelStore.open(p, strict=True)",
+        "atomic.write_text(p, 'x')",
+        "write_bytes(p, b'')",
+        "text.replace('w', 'a')",
+        "np.savez(buffer, a=a)",
+        "policy.save(p)",
+        "image.save(stream, 'PNG')",
+        "atomic.ops.rename(p, q)",
+        "os.open(p, os.O_RDONLY)",
+    ],
+)
 def test_such_a_line_is_fine(line: str) -> None:
     assert not list(_writes(line))

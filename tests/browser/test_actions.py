@@ -13,9 +13,9 @@ from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.review import ReviewFile, flagged_pixels
+from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
-from pipeline.inspector.review import ReviewFile, flagged_pixels
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
 from tests.support.ranks import free_port
@@ -123,8 +123,9 @@ def test_a_slow_save_takes_nothing_from_the_next_image(browser: Any, street: Sce
         assert page.value("#note") == ""
     marks = ReviewFile(store).marks()
     assert [(mark.name, mark.note, mark.region is None) for mark in marks] == [
-        (street.names[0], "first", True), (street.names[1], "second", False)
-    ]  # fmt: skip
+        (street.names[0], "first", True),
+        (street.names[1], "second", False),
+    ]
 
 
 def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp_path: Path) -> None:
@@ -144,8 +145,9 @@ def test_what_was_not_saved_waits_on_its_image(browser: Any, street: Scenes, tmp
         page.keys("f")
         page.until(lambda: page.value("#note") == "")
     assert [(mark.name, mark.verdict, mark.note) for mark in ReviewFile(store).marks()] == [
-        (street.names[1], "accept", ""), (street.names[0], "flag", "ghost car")
-    ]  # fmt: skip
+        (street.names[1], "accept", ""),
+        (street.names[0], "flag", "ghost car"),
+    ]
 
 
 def test_only_what_is_on_the_screen_can_be_judged(browser: Any, street: Scenes, tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def test_the_page_fits_and_no_image_of_the_list_hides_another(page: Page, resize
     assert page.js(OVERLAPS) == 0
     assert page.js("return document.documentElement.scrollWidth") <= width
     for css in ("#threshold", "#save-policy", "#accept", "#filter"):
-        box = page.js("const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right];", css)
+        box = page.js(
+            "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right];", css
+        )
         assert box[0] >= 0, css
         assert box[1] <= width, css
 
@@ -50,6 +52,8 @@ def test_colours_in_captions_of_the_reports_curves_are_small_squares(browser: An
         f"<figcaption>{swatch((128, 64, 128))}road</figcaption></figure></div>"
     )
     browser.get((tmp_path / "page.html").as_uri())
-    width = browser.execute_script("return [...document.querySelectorAll('svg')].map((s) => s.getBoundingClientRect().width)")
+    width = browser.execute_script(
+        "return [...document.querySelectorAll('svg')].map((s) => s.getBoundingClientRect().width)"
+    )
     assert width[0] > 150
     assert width[1] < 20

@@ -49,8 +49,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
             truth = np.zeros((sample.height, sample.width), np.uint8)
             truth[sample.height // 2 :] = 13
             label, confidence = imitate_teacher(truth, number)
-            writer.add(sample.name, label, confidence, city=sample.city, image_path=sample.image,
-                       coarse_path=sample.coarse, image_sha256=sample.image_sha256)  # fmt: skip
+            writer.add(
+                sample.name,
+                label,
+                confidence,
+                city=sample.city,
+                image_path=sample.image,
+                coarse_path=sample.coarse,
+                image_sha256=sample.image_sha256,
+            )
     return folder
 
 

@@ -67,7 +67,14 @@ def test_light(browser: Any, avenue: str) -> None:
 
 def test_dark(browser: Any, avenue: str) -> None:
     page = Page(browser, avenue)
-    page.open(theme="dark", threshold="0.9", layers="image,labels,dropped", opacity=70, sort="drop:0.8:0.95", **{"class": "car"})  # fmt: skip
+    page.open(
+        theme="dark",
+        threshold="0.9",
+        layers="image,labels,dropped",
+        opacity=70,
+        sort="drop:0.8:0.95",
+        **{"class": "car"},
+    )
     page.until(lambda: page.all(".tile[aria-selected=true]"))
     shoot(page, "dark")
     assert page.console() == []

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
+from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter
 from hmsa_core.taxonomy import cityscapes
-from pipeline.demodata.annotate import cityscapes_polygons, draw_cityscapes
-from pipeline.demodata.scene import city_picture
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, imitate_teacher
 

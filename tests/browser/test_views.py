@@ -103,10 +103,21 @@ def test_the_pixel_under_the_cursor_is_read_out(page: Page, street: Scenes) -> N
 
 def test_a_link_brings_the_whole_view_back(page: Page, street: Scenes) -> None:
     state = {
-        "image": street.names[5], "threshold": "0.85", "cut": ["rider:0.97", "traffic light:withheld"], "class": "car",
-        "sort": "drop:0.5:0.9", "city": "bremen", "layers": "image,labels,dropped", "opacity": "40", "palette": "safe",
-        "theme": "dark", "alpha": ["sky:0", "road:30"], "view": "2.000,200.0,100.0", "compare": "policy", "swipe": "0.300",
-    }  # fmt: skip
+        "image": street.names[5],
+        "threshold": "0.85",
+        "cut": ["rider:0.97", "traffic light:withheld"],
+        "class": "car",
+        "sort": "drop:0.5:0.9",
+        "city": "bremen",
+        "layers": "image,labels,dropped",
+        "opacity": "40",
+        "palette": "safe",
+        "theme": "dark",
+        "alpha": ["sky:0", "road:30"],
+        "view": "2.000,200.0,100.0",
+        "compare": "policy",
+        "swipe": "0.300",
+    }
     page.open(**state)
     page.until(lambda: parse_qs(urlsplit(page.browser.current_url).query).get("image"))
     page.frame()

@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from hmsa_core.locks import FileLock
-from pipeline.flow.overrides import apply
+from hmsa_core.io.locks import FileLock
+from pipeline.nightly.overrides import apply
 from tests.support.chain import REPO, Whole, dvc, run
 from tests.support.nightly import SLOWLY, down, free_port, up
 

@@ -59,7 +59,13 @@ def test_a_lock_file_with_the_conflict_of_a_merge_is_made_again_and_nothing_runs
     broken = _findings(workspace, 1)
     assert set(broken) == {"dvc.lock"}
     done = subprocess.run(
-        broken["dvc.lock"]["mend"], shell=True, cwd=workspace, env=environment(), capture_output=True, text=True, check=True
+        broken["dvc.lock"]["mend"],
+        shell=True,
+        cwd=workspace,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "Running stage" not in done.stdout
     assert lock_file(workspace) == lock

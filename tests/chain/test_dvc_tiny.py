@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.curves import Curves
+from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.stages import STAGES
 from tests.support.chain import REPO, Whole, change_param, dvc, lock_file, run
 
 pytestmark = pytest.mark.chain
+
 
 def test_one_repro_runs_all_nine_stages_with_two_ranks(whole: Whole) -> None:
     root, done = whole.root, whole.done
@@ -29,13 +30,26 @@ def test_one_repro_runs_all_nine_stages_with_two_ranks(whole: Whole) -> None:
 def test_everything_that_the_design_names_is_there(whole: Whole) -> None:
     root = whole.root
     for path in (
-        "data/index/target.parquet", "data/index/quarantine.parquet", "models/pretrain/model.json",
-        "models/teacher/lineage.json", "models/student/model.safetensors", "models/control/model.json",
-        "calibration/curves.json", "calibration/table.json", "calibration/policy.json", "labels/raw/manifest.json",
-        "labels/final/centroids.parquet", "labels/final/statistics.json", "evaluation/metrics.json",
-        "evaluation/per_class.json", "evaluation/verdict.json", "evaluation/confusions-teacher.npz",
-        "evaluation/confusions-control.npz", "report/index.html", "plots/evaluate-confusion.png",
-    ):  # fmt: skip
+        "data/index/target.parquet",
+        "data/index/quarantine.parquet",
+        "models/pretrain/model.json",
+        "models/teacher/lineage.json",
+        "models/student/model.safetensors",
+        "models/control/model.json",
+        "calibration/curves.json",
+        "calibration/table.json",
+        "calibration/policy.json",
+        "labels/raw/manifest.json",
+        "labels/final/centroids.parquet",
+        "labels/final/statistics.json",
+        "evaluation/metrics.json",
+        "evaluation/per_class.json",
+        "evaluation/verdict.json",
+        "evaluation/confusions-teacher.npz",
+        "evaluation/confusions-control.npz",
+        "report/index.html",
+        "plots/evaluate-confusion.png",
+    ):
         assert (root / path).is_file(), path
     for stage in STAGES:
         assert (root / "metrics" / f"{stage}.json").is_file()
@@ -106,8 +120,20 @@ def test_only_new_images_are_labelled(workspace: Path) -> None:
 
 def test_deleted_outputs_come_back_from_the_run_cache_without_running(workspace: Path) -> None:
     lock = lock_file(workspace)
-    for name in ("work", "data/index", "models/pretrain", "models/teacher", "models/student", "models/control",
-                 "calibration", "labels/raw", "labels/final", "evaluation", "report", "plots"):  # fmt: skip
+    for name in (
+        "work",
+        "data/index",
+        "models/pretrain",
+        "models/teacher",
+        "models/student",
+        "models/control",
+        "calibration",
+        "labels/raw",
+        "labels/final",
+        "evaluation",
+        "report",
+        "plots",
+    ):
         shutil.rmtree(workspace / name)
     (workspace / "dvc.lock").unlink()
     done = dvc(workspace, "repro")

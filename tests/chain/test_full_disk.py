@@ -19,10 +19,16 @@ pytestmark = [pytest.mark.chain, pytest.mark.fault]
 
 NO_SPACE = 28
 OUTPUTS = {
-    "prepare": ("data/index",), "teacher-pretrain": ("models/pretrain",), "teacher-train": ("models/teacher",),
-    "calibrate": ("calibration",), "auto-infer": ("labels/raw",), "pseudo-label": ("labels/final", "labels/shift.json"),
-    "student-train": ("models/student", "models/control"), "evaluate": ("evaluation",), "report": ("report",),
-}  # fmt: skip
+    "prepare": ("data/index",),
+    "teacher-pretrain": ("models/pretrain",),
+    "teacher-train": ("models/teacher",),
+    "calibrate": ("calibration",),
+    "auto-infer": ("labels/raw",),
+    "pseudo-label": ("labels/final", "labels/shift.json"),
+    "student-train": ("models/student", "models/control"),
+    "evaluate": ("evaluation",),
+    "report": ("report",),
+}
 # The file operation at which there is no room any more: in the middle of what the stage writes.
 POINTS = {
     "prepare": (r"/work/prepare/", 20),
@@ -34,7 +40,7 @@ POINTS = {
     "student-train": (r"/state/step-", 8),
     "evaluate": (r"\.npz", 3),
     "report": (r"/report/", 3),
-}  # fmt: skip
+}
 # And a point while the finished results are put in place.
 PLACING = {
     "prepare": (r"/data/\.index\.", 4),
@@ -58,9 +64,13 @@ def _bytes(root: Path, stage: str) -> dict[str, bytes]:
 
 def _run(root: Path, stage: str, plan: Plan) -> tuple[int, str]:
     done = subprocess.run(
-        ["autolabel", "stage", stage], cwd=root, env=planted(plan, environment()), capture_output=True, text=True,
+        ["autolabel", "stage", stage],
+        cwd=root,
+        env=planted(plan, environment()),
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     return done.returncode, done.stderr
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.atomic import read_json
-from hmsa_core.engine.logs import read_log
-from pipeline.flow.overrides import apply
+from hmsa_core.io.atomic import read_json
+from hmsa_core.runtime.logs import read_log
+from pipeline.nightly.overrides import apply
 from tests.support.chain import run
 from tests.unit.hmsa_core.data.conftest import CityTree, VistasTree
 
@@ -16,9 +16,16 @@ pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # The paper's crops; a narrow trunk, one process, one step.
 ONE_STEP = {
-    "model.trunk": "hrnet_micro", "runtime.device": "cpu", "runtime.precision": "fp32", "runtime.ranks": 1,
-    "runtime.threads": 2, "runtime.workers": 1, "epochs": 1, "epoch_samples": 1, "global_batch": 1,
-}  # fmt: skip
+    "model.trunk": "hrnet_micro",
+    "runtime.device": "cpu",
+    "runtime.precision": "fp32",
+    "runtime.ranks": 1,
+    "runtime.threads": 2,
+    "runtime.workers": 1,
+    "epochs": 1,
+    "epoch_samples": 1,
+    "global_batch": 1,
+}
 
 
 @pytest.mark.parametrize(("convention", "release"), [("A", "v1"), ("B", "combined")])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hmsa_core.atomic import read_json
+from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, noise_image, save_model
 from tests.support.jobs import REPO, agent, errors_of, finish, started, wait_until_gone
@@ -129,9 +129,22 @@ def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
 def label(photos: Path, out: Path, *more: str, **changes: Any) -> subprocess.CompletedProcess[str]:
     """Run the command as a process of its own."""
     command = [
-        sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(photos / "straße"), "--checkpoint",
-        str(photos / "model"), "--out", str(out), "--device", "cpu", "--images-per-shard", "2", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "label",
+        "--images",
+        str(photos / "straße"),
+        "--checkpoint",
+        str(photos / "model"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--images-per-shard",
+        "2",
+        *more,
+    ]
     env = os.environ | {"PYTHONPATH": str(REPO)} | changes.pop("env", {})
     return subprocess.run(
         command, capture_output=True, timeout=120, env=env, check=False, encoding="utf-8", **{"cwd": REPO} | changes
@@ -182,7 +195,9 @@ def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, 
     # Without the first two Python takes UTF-8 in place of the C locale.
     env = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONHASHSEED": "77"}
     asked = "import sys; print(sys.getfilesystemencoding())"
-    said = subprocess.run([sys.executable, "-c", asked], env=os.environ | env, capture_output=True, check=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", asked], env=os.environ | env, capture_output=True, check=True, text=True
+    )
     assert said.stdout == "ascii\n", "the test tests something"
     done = label(photos, tmp_path / "store", env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -190,8 +205,20 @@ def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, 
 
 
 def test_a_python_that_may_not_read_utf_8_is_told_so(photos, tmp_path):
-    command = [sys.executable, "-X", "utf8=0", "-m", "pipeline.cli.main", "label", "--images", ".", "--checkpoint", ".",
-               "--out", str(tmp_path / "store")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-X",
+        "utf8=0",
+        "-m",
+        "pipeline.cli.main",
+        "label",
+        "--images",
+        ".",
+        "--checkpoint",
+        ".",
+        "--out",
+        str(tmp_path / "store"),
+    ]
     env = os.environ | {"PYTHONPATH": str(REPO), "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     done = subprocess.run(command, env=env, cwd=photos, capture_output=True, timeout=60, check=False, text=True)
     assert done.returncode == 2
@@ -205,7 +232,7 @@ def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_p
     # Python tells where it takes each module from.
     done = label(photos, tmp_path / "store", env={"PYTHONPATH": str(code), "PYTHONVERBOSE": "1"}, cwd=code)
     assert done.returncode == 0, done.stderr
-    for module in ("pipeline/cli/label.py", "hmsa_core/engine/infer.py", "hmsa_core/labels/shards.py"):
+    for module in ("pipeline/cli/label.py", "hmsa_core/inference/infer.py", "hmsa_core/labels/store/shards.py"):
         assert str(code / module) in done.stderr
         assert str(REPO / module) not in done.stderr
     assert folder_bytes(tmp_path / "store") == labelled
@@ -214,10 +241,26 @@ def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_p
 def test_the_label_command_runs_a_job_of_two_ranks_and_refuses_other_scales(data, tmp_path):
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         command = [
-            sys.executable, "-m", "pipeline.cli.main", "label", "--images", str(data / "toy"), "--checkpoint",
-            str(data / "model"), "--out", str(tmp_path / "store"), "--device", "cpu", "--threads", "1", "--ranks", "2",
-            "--images-per-shard", "8", *more,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pipeline.cli.main",
+            "label",
+            "--images",
+            str(data / "toy"),
+            "--checkpoint",
+            str(data / "model"),
+            "--out",
+            str(tmp_path / "store"),
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--ranks",
+            "2",
+            "--images-per-shard",
+            "8",
+            *more,
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO, check=False)
 
     done = run()

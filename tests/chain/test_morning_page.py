@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
-from hmsa_core.labels.curves import Curves
-from pipeline.flow import morning, morning_page
-from pipeline.flow.discover import discover
-from pipeline.flow.morning import Tonight
-from pipeline.flow.overrides import apply, overridden
-from pipeline.flow.ranking import expected_loss
-from pipeline.gatekeeper import apply_verdict
-from pipeline.inspector.review import ReviewFile
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.thresholds.curves import Curves
+from pipeline.nightly import morning, morning_page
+from pipeline.nightly.discover import discover
+from pipeline.nightly.gatekeeper import apply_verdict
+from pipeline.nightly.morning import Tonight
+from pipeline.nightly.overrides import apply, overridden
+from pipeline.nightly.ranking import expected_loss
 from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
 from pipeline.workspace import Workspace
 from tests.support.chromium import chromium
@@ -51,8 +51,11 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
         assert row["coverage"] == f"{100 * kept['coverage']:.1f}"
         assert row["threshold"] == (kept["threshold"] or "–")
         assert row["blocks"] == policy[name].evidence["blocks"]
-        for key, value in (("precision", policy[name].evidence["precision"]), ("on void", policy[name].evidence["void"]),
-                           ("report set", report[name]["kept"]["precision"])):  # fmt: skip
+        for key, value in (
+            ("precision", policy[name].evidence["precision"]),
+            ("on void", policy[name].evidence["void"]),
+            ("report set", report[name]["kept"]["precision"]),
+        ):
             assert row[key] == ("–" if value is None else f"{100 * value:.1f}")
     assert page["cost"]["hours"] == pytest.approx((2 * 7.7 + 2.0) / 3600, abs=1e-4), "two ranks infer, one prepares"
     means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
@@ -158,7 +161,9 @@ def test_the_page_fits_on_one_screen_with_every_part_and_loads_nothing(workspace
     assert "src='http" not in html
     with chromium(1500, 940) as browser:
         browser.get(ws.path(morning.PAGE).as_uri())
-        size = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        size = browser.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        )
         assert size[0] <= 1500
         assert size[1] <= 940
         cut = browser.execute_script(
@@ -166,8 +171,18 @@ def test_the_page_fits_on_one_screen_with_every_part_and_loads_nothing(workspace
         )
         assert cut == 0, "a table is wider than its box"
         titles = [h.text for h in browser.find_elements("css selector", "h2")]
-        for part in ("What differs", "From arrived", "Cost", "Health", "What to type", "Trust", "Drift", "Pictures",
-                     "Your twenty minutes", "The last 30 nights"):  # fmt: skip
+        for part in (
+            "What differs",
+            "From arrived",
+            "Cost",
+            "Health",
+            "What to type",
+            "Trust",
+            "Drift",
+            "Pictures",
+            "Your twenty minutes",
+            "The last 30 nights",
+        ):
             assert any(title.startswith(part) for title in titles), part
         assert browser.execute_script("return [...document.images].every(i => i.naturalWidth > 0)")
         assert len(browser.find_elements("css selector", ".thumbs img")) == 14

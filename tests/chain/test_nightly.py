@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 from hmsa_core.labels import LabelStore
-from pipeline.flow.reaper import BEGINS_S, nightly_lock
-from pipeline.flow.services import Services
+from pipeline.nightly.reaper import BEGINS_S, nightly_lock
+from pipeline.nightly.services import Services
 from tests.support.chain import REPO, Whole, environment
 from tests.support.nightly import (
     SLOWLY,
@@ -58,8 +58,18 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
     before = set(LabelStore.open(orchestrated / "labels/raw").names())
     shards = {n: digest for n, digest in store_bytes(orchestrated).items() if n.startswith("shard-")}
     begin = time.monotonic()
-    watched = command(sys.executable, "-m", "prefect", "deployment", "run", "auto-label/nightly", "-p", "promote=false",
-                      "--watch", cwd=orchestrated)  # fmt: skip
+    watched = command(
+        sys.executable,
+        "-m",
+        "prefect",
+        "deployment",
+        "run",
+        "auto-label/nightly",
+        "-p",
+        "promote=false",
+        "--watch",
+        cwd=orchestrated,
+    )
     seconds = time.monotonic() - begin
     assert "Completed" in watched.stdout + watched.stderr
     if whole.was_idle and os.getloadavg()[0] < 1.5:
@@ -76,7 +86,10 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
 
     images = sorted((orchestrated / "data/demo/cityscapes/leftImg8bit/test").rglob("*_leftImg8bit.png"))[:5]
     for i, image in enumerate(images):
-        target = orchestrated / f"data/demo/cityscapes/leftImg8bit/train_extra/augsburg/augsburg_{90 + i:06d}_000019_leftImg8bit.png"
+        target = (
+            orchestrated
+            / f"data/demo/cityscapes/leftImg8bit/train_extra/augsburg/augsburg_{90 + i:06d}_000019_leftImg8bit.png"
+        )
         shutil.copy(image, target)
         # The picture is turned round: a copy of a known one would be quarantined.
         from PIL import Image
@@ -96,10 +109,16 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
 
 def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     """Prefect's artifacts hold the numbers of the metric files, and nothing else."""
-    read = {name: atomic.read_json(folder / name) for name in (
-        "metrics/pseudo-label.json", "metrics/evaluate.json", "metrics/calibrate.json", "evaluation/per_class.json",
-        "labels/final/statistics.json",
-    )}  # fmt: skip
+    read = {
+        name: atomic.read_json(folder / name)
+        for name in (
+            "metrics/pseudo-label.json",
+            "metrics/evaluate.json",
+            "metrics/calibrate.json",
+            "evaluation/per_class.json",
+            "labels/final/statistics.json",
+        )
+    }
     funnel = {row["step"]: row["in all"] for row in found["auto-label-funnel"]}
     assert funnel["labelled by the teacher"] == atomic.read_json(folder / "metrics/auto-infer.json")["images"]
     assert funnel["pixels kept, %"] == round(100 * read["labels/final/statistics.json"]["labelled_share"], 2)
@@ -210,7 +229,7 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
         assert "server started" in up(workspace, port)
         assert "server runs already" in up(workspace, port)
     finally:
-        command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(workspace), cwd=workspace)
+        command(sys.executable, "-m", "pipeline.nightly.down", "--workspace", str(workspace), cwd=workspace)
     wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
     assert not (workspace / "prefect.toml").exists()
 
@@ -235,7 +254,7 @@ def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(orchestr
     Services(orchestrated).stop("worker")
     run = start(orchestrated, threshold=1.5)
     api(orchestrated, f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
-    reaper = [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(orchestrated)]
+    reaper = [sys.executable, "-m", "pipeline.nightly.reaper", "--workspace", str(orchestrated)]
     with subprocess.Popen(reaper, cwd=orchestrated, env=environment(), stdout=subprocess.PIPE, text=True) as looking:
         time.sleep(BEGINS_S / 2)
         assert looking.poll() is None, "it looks again"
@@ -258,7 +277,7 @@ def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(orchest
     (orchestrated / "work/nightly").mkdir(exist_ok=True)
     (orchestrated / "work/nightly/params.saved.yaml").write_bytes(before)
     params.write_text("a killed run's parameters")
-    reaper = [sys.executable, "-m", "pipeline.flow.reaper", "--workspace", str(orchestrated), "--pending"]
+    reaper = [sys.executable, "-m", "pipeline.nightly.reaper", "--workspace", str(orchestrated), "--pending"]
     with nightly_lock(orchestrated):
         assert command(*reaper, cwd=orchestrated).stdout == "", "while a run may live nothing is touched"
     assert state(orchestrated, left["RUNNING"]) == "Running"

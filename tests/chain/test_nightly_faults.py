@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.labels import LabelStore
-from pipeline.flow.services import Services
+from pipeline.nightly.services import Services
 from tests.support.chain import environment
 from tests.support.nightly import (
     SLOWLY,
@@ -143,15 +143,19 @@ def test_a_night_whose_flow_died_is_crashed_at_once_and_one_whose_server_is_sile
 
 
 def test_ctrl_c_in_a_terminal_ends_flow_stage_and_ranks(orchestrated: Path, undisturbed: Path) -> None:
-    call = f"from pipeline.flow.nightly import auto_label; auto_label(params={SLOWLY!r}, stages=['auto-infer'], promote=False)"
+    call = f"from pipeline.nightly.flow import auto_label; auto_label(params={SLOWLY!r}, stages=['auto-infer'], promote=False)"
     work = orchestrated / "work" / "auto-infer"
     known = receipts_of(work)
     with (orchestrated.parent / "said.txt").open("wb") as said:
         flow = subprocess.Popen(
-            [sys.executable, "-c", call], cwd=orchestrated, env=environment(), stdout=said, stderr=said,
+            [sys.executable, "-c", call],
+            cwd=orchestrated,
+            env=environment(),
+            stdout=said,
+            stderr=said,
             # As in a terminal, whoever started the tests: a shell's background jobs ignore SIGINT, and so do their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
     try:
         wait_for("the first new shard", lambda: receipts_of(work) - known or flow.poll() is not None, 600, every_s=0.01)
         ranks = ranks_of(orchestrated)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
-from pipeline.gatekeeper import apply_verdict, recipe_digest
-from pipeline.registry import Registry
+from pipeline.nightly.gatekeeper import apply_verdict, recipe_digest
+from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 from tests.support.chain import environment, run
 from tests.support.nightly import artifacts_of, finish, start, wait_for

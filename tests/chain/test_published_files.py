@@ -16,8 +16,19 @@ from tests.support.inotify import Watch
 
 pytestmark = pytest.mark.chain
 
-OUTPUTS = ("data/index", "models/pretrain", "models/teacher", "models/student", "models/control", "calibration", "labels",
-           "evaluation", "report", "metrics", "plots")  # fmt: skip
+OUTPUTS = (
+    "data/index",
+    "models/pretrain",
+    "models/teacher",
+    "models/student",
+    "models/control",
+    "calibration",
+    "labels",
+    "evaluation",
+    "report",
+    "metrics",
+    "plots",
+)
 
 
 def _copy(whole: Whole, folder: Path) -> Path:
@@ -51,10 +62,14 @@ def _damaged_cache_files(root: Path) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("finished", [
-    ("teacher-pretrain", "teacher-train", "auto-infer", "pseudo-label"),
-    pytest.param(STAGES[1:], marks=pytest.mark.slow),
-], ids=["trainings and labels", "every stage"])  # fmt: skip
+@pytest.mark.parametrize(
+    "finished",
+    [
+        ("teacher-pretrain", "teacher-train", "auto-infer", "pseudo-label"),
+        pytest.param(STAGES[1:], marks=pytest.mark.slow),
+    ],
+    ids=["trainings and labels", "every stage"],
+)
 def test_no_run_opens_a_published_file_for_writing(whole: Whole, tmp_path: Path, finished: tuple[str, ...]) -> None:
     root = _copy(whole, tmp_path / "ws")
     for stage in finished:  # DVC has put its own copies in their place: publish again, as a run without DVC does

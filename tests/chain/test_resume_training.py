@@ -15,19 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.atomic import digest, read_json
-from hmsa_core.engine.spec import TrainSpec
-from hmsa_core.engine.state import StateStore
-from hmsa_core.errors import TrainingError
-from tests.support.jobs import (
-    agent,
-    errors_of,
-    finish,
-    last_logged_step,
-    processes_of,
-    started,
-    wait_until_gone,
-)
+from hmsa_core.io.atomic import digest, read_json
+from hmsa_core.io.errors import TrainingError
+from hmsa_core.spec import TrainSpec
+from hmsa_core.training.state import StateStore
+from tests.support.jobs import agent, errors_of, finish, last_logged_step, processes_of, started, wait_until_gone
 from tests.support.planted import Plan
 from tests.support.ranks import free_port
 from tests.support.training import folder_bytes, log_of, train_spec, write_data
@@ -212,7 +204,7 @@ def _has_open(pid: int, path: Path) -> bool:
 
 @pytest.mark.fault
 def test_a_second_job_in_the_same_folder_waits_for_the_first_before_it_loads_torch(data: Path, tmp_path: Path) -> None:
-    from hmsa_core.locks import FileLock
+    from hmsa_core.io.locks import FileLock
 
     spec = spec_of(data, tmp_path / "work")
     with FileLock(spec.work / "rank0.lock"), started(spec) as process:

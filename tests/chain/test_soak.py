@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.atomic import read_json
-from hmsa_core.engine import infer, infer_pipeline
+from hmsa_core.inference import infer, infer_pipeline
+from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model
 from tests.support.training import write_data

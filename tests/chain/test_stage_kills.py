@@ -16,18 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.flow.overrides import apply
+from pipeline.nightly.overrides import apply
 from pipeline.stages import STAGES
-from tests.support.blows import (
-    GONE_WITHIN_S,
-    assert_all_gone,
-    hit_all,
-    kill_all,
-    receipts,
-    running,
-    stage_pid,
-    steps,
-)
+from tests.support.blows import GONE_WITHIN_S, assert_all_gone, hit_all, kill_all, receipts, running, stage_pid, steps
 from tests.support.chain import Whole, change_param, dvc, lock_file
 from tests.support.planted import Plan
 from tests.support.waiting import leave
@@ -136,10 +127,7 @@ OTHERS = {
 JUDGED = ("student", "control", "kept")  # jobs of evaluate that come after another one
 # Trainings of few steps, which save after each: four operations of three files a state, from the second state to the
 # one before the last (of 4 and 8).
-SHORT = {
-    "teacher-pretrain": (r"/state/step-\d+/", 13, 36),
-    "student-train": (r"/state/step-\d+/", 13, 84),
-}
+SHORT = {"teacher-pretrain": (r"/state/step-\d+/", 13, 36), "student-train": (r"/state/step-\d+/", 13, 84)}
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +182,9 @@ def _assert_the_next_run_gives_the_same_bytes(workspace: Path, stage: str, lock:
 
 def _kill_another_stage(finished: Path, workspace: Path, stage: str, seed: int) -> None:
     lock = _kill_at_an_operation(finished, workspace, stage, seed)
-    assert any(p.is_file() for p in (workspace / "work" / stage).rglob("*")), "the blow came before anything was written"
+    assert any(p.is_file() for p in (workspace / "work" / stage).rglob("*")), (
+        "the blow came before anything was written"
+    )
     assert not (workspace / f"metrics/{stage}.json").exists(), "the blow came after the last file"
     kept = {path: path.stat().st_mtime_ns for path in _judged(workspace)}
     if stage == "evaluate":

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmsa_core import atomic, trees
-from hmsa_core.engine import state
-from hmsa_core.engine.state import StateStore
-from hmsa_core.errors import HmsaError, StoreError
+from hmsa_core.io import atomic, trees
+from hmsa_core.io.errors import HmsaError, StoreError
+from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.manifest import publish_store
-from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.manifest import publish_store
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
 from hmsa_core.models.checkpoint import read_meta, read_weights, write_checkpoint
-from hmsa_core.trees import new_tree
+from hmsa_core.training import state
+from hmsa_core.training.state import StateStore
 from tests.support.crashes import Recorder, legal_states
 from tests.support.label_maps import maps, toy_classes
 
@@ -98,7 +98,14 @@ def _read_tree(path: Path) -> int | None:
 
 
 def _write_model(path: Path, version: int) -> None:
-    meta = {"kind": "single", "trunk": "hrnet_micro", "num_classes": 2, "options": {}, "class_table": None, "lineage": {}}
+    meta = {
+        "kind": "single",
+        "trunk": "hrnet_micro",
+        "num_classes": 2,
+        "options": {},
+        "class_table": None,
+        "lineage": {},
+    }
     write_checkpoint(path, {"w": torch.full((9,), float(version))}, meta)
 
 
@@ -134,10 +141,15 @@ def _read_store(path: Path) -> int | None:
 FOLDERS = {
     "folder": Folder(_write_tree, _read_tree),
     "checkpoint": Folder(_write_model, _read_model),
-    "training states": Folder(lambda path, version: StateStore(path, key="k").save(
-        version, {"model": {"w": torch.full((9,), float(version))}}, {}), _read_state, 4),  # two are kept
+    "training states": Folder(
+        lambda path, version: StateStore(path, key="k").save(
+            version, {"model": {"w": torch.full((9,), float(version))}}, {}
+        ),
+        _read_state,
+        4,
+    ),  # two are kept
     "published store": Folder(_publish_store, _read_store),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOLDERS)

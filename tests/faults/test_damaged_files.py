@@ -16,13 +16,13 @@ import cv2
 import pytest
 import torch
 
-from hmsa_core.atomic import sha256_file
 from hmsa_core.data.decode import read_image
-from hmsa_core.engine.state import StateStore
-from hmsa_core.errors import HmsaError
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import HmsaError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.policy import ThresholdPolicy, from_threshold
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy, from_threshold
 from hmsa_core.models.checkpoint import read_meta, read_weights, write_checkpoint
+from hmsa_core.training.state import StateStore
 from tests.support.label_maps import toy_classes, write_store
 from tests.support.training import picture
 
@@ -43,8 +43,17 @@ class Kind:
 
 def _weights(folder: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
-    meta = {"kind": "single", "trunk": "hrnet_micro", "num_classes": 2, "options": {}, "class_table": None, "lineage": {}}
-    write_checkpoint(folder, {"a": torch.randn(9, 9, generator=generator), "b": torch.randn(40, generator=generator)}, meta)
+    meta = {
+        "kind": "single",
+        "trunk": "hrnet_micro",
+        "num_classes": 2,
+        "options": {},
+        "class_table": None,
+        "lineage": {},
+    }
+    write_checkpoint(
+        folder, {"a": torch.randn(9, 9, generator=generator), "b": torch.randn(40, generator=generator)}, meta
+    )
     return folder / "model.safetensors"
 
 

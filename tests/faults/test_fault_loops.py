@@ -1,7 +1,7 @@
 """Every file operation of writing what must not be lost fails once, for good, or is the process's last one.
 
 Shard writer and manifest from nothing: tests/unit/hmsa_core/labels/test_store_faults.py; training states:
-tests/unit/hmsa_core/engine/test_state_store.py; single files: tests/unit/hmsa_core/test_atomic.py.
+tests/unit/hmsa_core/training/test_state_store.py; single files: tests/unit/hmsa_core/io/test_atomic.py.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa_core import atomic
-from hmsa_core.errors import CheckpointError, StoreError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import CheckpointError, StoreError
+from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.manifest import publish_store
-from hmsa_core.labels.policy import ThresholdPolicy, from_threshold
-from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.store.manifest import publish_store
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy, from_threshold
 from hmsa_core.models.checkpoint import read_meta, write_checkpoint
-from hmsa_core.trees import new_tree
-from pipeline.inspector.review import ReviewFile
-from pipeline.registry import Registry
+from pipeline.nightly.registry import Registry
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, toy_classes
 
@@ -121,8 +121,16 @@ def _checkpoint(value: float) -> Callable[[Path], None]:
     return save
 
 
-_META = {"kind": "single", "trunk": "hrnet_micro", "num_classes": 2, "options": {}, "class_table": None, "lineage": {},
-         "inference": None, "extra": {}}  # fmt: skip
+_META = {
+    "kind": "single",
+    "trunk": "hrnet_micro",
+    "num_classes": 2,
+    "options": {},
+    "class_table": None,
+    "lineage": {},
+    "inference": None,
+    "extra": {},
+}
 
 
 def _read_checkpoint(folder: Path) -> object:

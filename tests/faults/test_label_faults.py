@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hmsa_core import atomic
-from hmsa_core.engine import infer
-from hmsa_core.labels import shards
+from hmsa_core.inference import infer
+from hmsa_core.io import atomic
+from hmsa_core.labels.store import shards
 from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.faults import faulty
@@ -41,10 +41,22 @@ class World:
     def label(self, folder: Path, *, grown: bool) -> int:
         """Run the command; the exit status."""
         return main(
-            ["label", "--images", str(self.root / ("after" if grown else "before") / "frames"), "--checkpoint",
-             str(self.root / "model"), "--out", str(folder / "store"), "--device", "cpu", "--threads", "1",
-             "--images-per-shard", "2"]
-        )  # fmt: skip
+            [
+                "label",
+                "--images",
+                str(self.root / ("after" if grown else "before") / "frames"),
+                "--checkpoint",
+                str(self.root / "model"),
+                "--out",
+                str(folder / "store"),
+                "--device",
+                "cpu",
+                "--threads",
+                "1",
+                "--images-per-shard",
+                "2",
+            ]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +173,10 @@ def test_the_same_command_goes_on_after_a_fault(world, tmp_path, fault, grown, i
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_same_command_goes_on_after_a_fault_at_any_operation(world, tmp_path, fault, grown, is_swapped):
     _loop(
-        world, tmp_path, fault, grown=grown, is_swapped=is_swapped,
+        world,
+        tmp_path,
+        fault,
+        grown=grown,
+        is_swapped=is_swapped,
         choose=lambda total, _before: list(range(1, total + 1)),
-    )  # fmt: skip
+    )

@@ -37,9 +37,7 @@ def main() -> None:
     (HERE / "model_keys.json.gz").write_bytes(gzip.compress(keys, 9, mtime=0))
     for ours, theirs in {"model_forward": "model_forward", "loss_rmi": "rmi"}.items():
         with np.load(FULL / f"{theirs}.npz") as file:
-            kept = {
-                key: file[key] if key in WHOLE else thin(file[key]) for key in file.files if key not in BY_FORMULA
-            }
+            kept = {key: file[key] if key in WHOLE else thin(file[key]) for key in file.files if key not in BY_FORMULA}
         np.savez_compressed(HERE / f"{ours}.npz", **kept)
 
 

@@ -23,16 +23,16 @@ import torch
 from hmsa_core import models
 from hmsa_core.data.index import Index, QuarantineRow, Sample, read_quarantine, write_quarantine
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.engine.lineage import LearnedImage, Lineage
-from hmsa_core.engine.state import StateStore
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
-from hmsa_core.labels.calibration import calibration_table, load_table, save_table
-from hmsa_core.labels.curves import Curves
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.merge import MergeRules
-from hmsa_core.labels.policy import measure
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig, PairRule
+from hmsa_core.labels.thresholds.calibration import calibration_table, load_table, save_table
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.policy import measure
+from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.taxonomy import IGNORE, cityscapes
+from hmsa_core.training.state import StateStore
 from pipeline.inspector.audit import Audit, AuditFile
 from pipeline.inspector.cuts import parse_cuts
 from pipeline.inspector.view import StoreView
@@ -44,9 +44,24 @@ CLASSES = toy_classes()
 LINEAGE = {"teacher": "ab" * 32, "scales": [0.5, 1.0, 2.0], "flip": True, "class_table": CLASSES.to_json()}
 KEY = "c" * 64
 SAMPLE = Sample(
-    "aachen_000000_000019", "leftImg8bit/a.png", "gtFine/a.png", "", "fine", "train", "learn", "aachen", "000000", 19,
-    "aachen_0", 96, 128, "1" * 64, "2" * 64, "", "0123456789abcdef",
-)  # fmt: skip
+    "aachen_000000_000019",
+    "leftImg8bit/a.png",
+    "gtFine/a.png",
+    "",
+    "fine",
+    "train",
+    "learn",
+    "aachen",
+    "000000",
+    19,
+    "aachen_0",
+    96,
+    128,
+    "1" * 64,
+    "2" * 64,
+    "",
+    "0123456789abcdef",
+)
 
 
 def _patterned(model: models.MultiScaleModel) -> models.MultiScaleModel:
@@ -117,7 +132,13 @@ def _store(path: Path) -> Any:
     for row in rows:
         source = [store.read_source(row["name"])] if store.kind == "thresholded" else []
         row["maps"] = _sha(*store.read(row["name"]), *source)
-    return {"kind": store.kind, "classes": store.classes.classes, "lineage": store.lineage, "rows": rows, "digest": store.digest}
+    return {
+        "kind": store.kind,
+        "classes": store.classes.classes,
+        "lineage": store.lineage,
+        "rows": rows,
+        "digest": store.digest,
+    }
 
 
 def _audit(folder: Path) -> Any:

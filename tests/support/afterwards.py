@@ -19,7 +19,17 @@ _REPO = Path(__file__).resolve().parents[2]
 _HOME = ("", ".config", ".cache", ".local", ".local/bin", ".local/lib", ".local/share", ".local/state")
 _SHARED = (Path("/var/tmp"), Path("/dev/shm"))  # others write there, too
 # Caches that tools keep in the checkout, ignored by git; DVC's own folder holds the time of its first command.
-_TOOLS = {"__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache", ".venv", ".dvc", "build", "htmlcov"}
+_TOOLS = {
+    "__pycache__",
+    ".pytest_cache",
+    ".hypothesis",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".venv",
+    ".dvc",
+    "build",
+    "htmlcov",
+}
 # Python's semaphores: its resource tracker removes them, unless it is killed with everybody else, as kill tests do.
 _SEMAPHORE = "sem.mp-"
 
@@ -49,7 +59,9 @@ def look() -> Seen:
     home = [p for name in _HOME for p in _entries(Path.home() / name)]
     shared = [p for folder in _SHARED for p in _entries(folder) if not p.name.startswith(_SEMAPHORE) and _is_ours(p)]
     status = _git("status", "--porcelain").splitlines()
-    ignored = [x for x in _git("ls-files", "--others", "--ignored", "--exclude-standard").splitlines() if not _of_a_tool(x)]
+    ignored = [
+        x for x in _git("ls-files", "--others", "--ignored", "--exclude-standard").splitlines() if not _of_a_tool(x)
+    ]
     return Seen(frozenset((*status, *ignored)), frozenset(map(str, home)), frozenset(map(str, shared)))
 
 

@@ -46,12 +46,19 @@ class AsgiClient:
         if body and not any(name.lower() == "content-length" for name, _ in given):
             given.append(("Content-Length", str(len(body))))
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": unquote_to_bytes(path).decode("utf-8", "replace"), "raw_path": path.encode("latin-1", "replace"),
-            "query_string": query.encode("latin-1"), "root_path": "", "client": ("127.0.0.1", 50000),
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": unquote_to_bytes(path).decode("utf-8", "replace"),
+            "raw_path": path.encode("latin-1", "replace"),
+            "query_string": query.encode("latin-1"),
+            "root_path": "",
+            "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8733),
             "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given],
-        }  # fmt: skip
+        }
         return asyncio.run(self._call(scope, body))
 
     async def _call(self, scope: dict[str, Any], body: bytes) -> Reply:

@@ -109,16 +109,22 @@ class Page:
     def mask(self) -> str:
         """Fingerprint of the label layer's pixels."""
         self.frame()
-        return str(self.js(
-            "const c = document.getElementById('layer-labels'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-            "let h = 0; for (let i = 0; i < d.length; i += 4) h = (h * 31 + d[i] * 7 + d[i + 1] * 3 + d[i + 3]) | 0; return h"))  # fmt: skip
+        return str(
+            self.js(
+                "const c = document.getElementById('layer-labels'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+                "let h = 0; for (let i = 0; i < d.length; i += 4) h = (h * 31 + d[i] * 7 + d[i + 1] * 3 + d[i + 3]) | 0; return h"
+            )
+        )
 
     def painted(self) -> int:
         """Pixels of the label layer that are not transparent."""
         self.frame()
-        return int(self.js(
-            "const c = document.getElementById('layer-labels'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-            "let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"))  # fmt: skip
+        return int(
+            self.js(
+                "const c = document.getElementById('layer-labels'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+                "let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
+            )
+        )
 
     def image(self) -> str:
         """Name of the image on the screen."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hmsa_core import atomic
-from hmsa_core.atomic import remove_tree as real_remove_tree
+from hmsa_core.io import atomic
+from hmsa_core.io.atomic import remove_tree as real_remove_tree
 
 __all__ = ["Recorder", "legal_states"]
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 
 
 class FaultyOps(atomic.FileOps):
@@ -67,7 +67,7 @@ class FaultyOps(atomic.FileOps):
 
 @contextmanager
 def faulty(fail_at: int, error: int | None, *, persistent: bool = False) -> Iterator[FaultyOps]:
-    """Replace the file operations of `hmsa_core.atomic` inside the block."""
+    """Replace the file operations of `hmsa_core.io.atomic` inside the block."""
     ops = FaultyOps(fail_at, error, persistent=persistent)
     real = atomic.ops
     atomic.ops = ops

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import doctor
+from pipeline.doctor import checks as doctor
 
 __all__ = ["states"]
 

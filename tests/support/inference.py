@@ -12,12 +12,12 @@ from torch import nn
 
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
-from hmsa_core.engine.context import JobContext
-from hmsa_core.engine.distributed import Ranks
-from hmsa_core.engine.logs import JsonLog
-from hmsa_core.engine.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
+from hmsa_core.io.process import StopRequest
 from hmsa_core.models.hmsa import MultiScaleModel
-from hmsa_core.process import StopRequest
+from hmsa_core.runtime.context import JobContext
+from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.logs import JsonLog
+from hmsa_core.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
 from tests.support.training import CLASSES, class_table
 
 CPU = RuntimeConfig(device="cpu", precision="fp32", threads=1)
@@ -49,9 +49,7 @@ def small_model(kind: str = "hierarchical", classes: int = len(CLASSES), seed: i
 def save_model(path: Path, model: MultiScaleModel | None = None, **inference: Any) -> Path:
     model = model or small_model()
     table = class_table() if model.num_classes == len(CLASSES) else None
-    models.save(
-        model, path, class_table=table.to_json() if table else None, lineage={}, inference=inference or None
-    )
+    models.save(model, path, class_table=table.to_json() if table else None, lineage={}, inference=inference or None)
     return path
 
 
@@ -69,9 +67,13 @@ def infer_spec(data: Path, work: Path, checkpoint: Path, **changes: Any) -> Infe
     selection = Selection(index=data / f"{index}.parquet", **changes.pop("selection", {}))
     values = {"images_per_shard": 2, "scales": (0.5, 1.0), "flip": True, "runtime": CPU} | changes
     return InferSpec(
-        work=work, roots={"target": data}, checkpoint=checkpoint, selection=selection, config=InferConfig(**values),
+        work=work,
+        roots={"target": data},
+        checkpoint=checkpoint,
+        selection=selection,
+        config=InferConfig(**values),
         lineage={"licences": {"toy": "none"}},
-    )  # fmt: skip
+    )
 
 
 def evaluate_spec(
@@ -79,9 +81,14 @@ def evaluate_spec(
 ) -> EvaluateSpec:
     index = changes.pop("index", "toy")
     return EvaluateSpec(
-        work=work, roots={"target": data}, checkpoint=checkpoint, runtime=CPU, settings=tuple(settings),
-        selection=Selection(index=data / f"{index}.parquet", **changes.pop("selection", {})), **changes,
-    )  # fmt: skip
+        work=work,
+        roots={"target": data},
+        checkpoint=checkpoint,
+        runtime=CPU,
+        settings=tuple(settings),
+        selection=Selection(index=data / f"{index}.parquet", **changes.pop("selection", {})),
+        **changes,
+    )
 
 
 def job_context(work: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> JobContext:

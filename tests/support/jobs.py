@@ -11,28 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hmsa_core.engine.logs import read_log
-from hmsa_core.engine.spec import JobSpec, save_spec
+from hmsa_core.runtime.logs import read_log
+from hmsa_core.spec import JobSpec, save_spec
 from tests.support.planted import Plan, planted
 
-JOB = ["-m", "hmsa_core.engine.job"]
+JOB = ["-m", "hmsa_core.job"]
 REPO = Path(__file__).resolve().parents[2]
 
 
 def agent(*arguments: str) -> list[str]:
-    return ["-m", "hmsa_core.engine.agent", "--local-addr", "127.0.0.1", "--max-restarts", "0", *arguments]
+    return ["-m", "hmsa_core.runtime.agent", "--local-addr", "127.0.0.1", "--max-restarts", "0", *arguments]
 
 
 @contextmanager
 def started(
     spec: JobSpec, *before: str, name: str = "spec.json", plan: Plan | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `python BEFORE... -m hmsa_core.engine.job SPEC` in its own session; kill what is left afterwards."""
+    """Start `python BEFORE... -m hmsa_core.job SPEC` in its own session; kill what is left afterwards."""
     path = Path(spec.work) / name
     save_spec(path, spec)
     env = os.environ | {
-        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPO),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     env = planted(plan, env) if plan else env
     with (Path(spec.work) / f"{name}.stderr").open("ab") as stderr:
         process = subprocess.Popen(

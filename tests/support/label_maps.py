@@ -41,15 +41,26 @@ def toy_classes(n: int = 5) -> ClassTable:
     table = cityscapes()
     groups = ("flat", "flat", "construction", "construction", "thin")
     return ClassTable(
-        f"toy{n}", table.classes[:n], table.colours[:n], groups[:n], table.id_to_train, table.valid_ids,
+        f"toy{n}",
+        table.classes[:n],
+        table.colours[:n],
+        groups[:n],
+        table.id_to_train,
+        table.valid_ids,
         table.train_to_id[:n],
-    )  # fmt: skip
+    )
 
 
 def write_store(
-    path: Path, count: int = 6, *, per_shard: int = 2, lineage: dict[str, Any] | None = None, coarse: bool = True,
-    shape: tuple[int, int] = (24, 40), start: int = 0,
-) -> dict[str, tuple[UInt8, NDArray[np.float32], UInt8 | None]]:  # fmt: skip
+    path: Path,
+    count: int = 6,
+    *,
+    per_shard: int = 2,
+    lineage: dict[str, Any] | None = None,
+    coarse: bool = True,
+    shape: tuple[int, int] = (24, 40),
+    start: int = 0,
+) -> dict[str, tuple[UInt8, NDArray[np.float32], UInt8 | None]]:
     """Write `count` images and return what was written: name -> (label, confidence, human)."""
     given: dict[str, tuple[UInt8, NDArray[np.float32], UInt8 | None]] = {}
     with LabelStoreWriter(path, lineage or {"teacher": "a" * 64}, per_shard) as writer:

@@ -14,18 +14,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
+from examples.streets.coarse import coarse_polygons
+from examples.streets.rng import Rng
+from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter, ThresholdPolicy
-from hmsa_core.labels.manifest import binding, full_lineage
-from hmsa_core.labels.policy import WITHHELD, ClassPolicy
+from hmsa_core.labels.store.manifest import binding, full_lineage
+from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
-from pipeline.demodata.annotate import cityscapes_polygons, draw_cityscapes
-from pipeline.demodata.coarse import coarse_polygons
-from pipeline.demodata.rng import Rng
-from pipeline.demodata.scene import city_picture
 
 LINEAGE = {"teacher": "9f3c" * 16, "scales": [0.5, 1.0, 2.0], "flip": True, "precision": "fp32"}
-_MIXED = {"rider": "person", "wall": "building", "fence": "vegetation", "truck": "bus", "motorcycle": "bicycle",
-          "terrain": "vegetation", "traffic sign": "building", "pole": "building", "sidewalk": "road"}  # fmt: skip
+_MIXED = {
+    "rider": "person",
+    "wall": "building",
+    "fence": "vegetation",
+    "truck": "bus",
+    "motorcycle": "bicycle",
+    "terrain": "vegetation",
+    "traffic sign": "building",
+    "pole": "building",
+    "sidewalk": "road",
+}
 
 UInt8 = NDArray[np.uint8]
 
@@ -98,15 +107,25 @@ def _policy(table: ClassTable, right: NDArray[np.int64], all_: NDArray[np.int64]
         status = "measured" if kept[0] > 60_000 else "estimate" if kept[0] > 9_000 else "pooled"
         entries.append(ClassPolicy(name, int(enough[0]), status, {"blocks": 24}))
     ThresholdPolicy(
-        table, tuple(entries), table=probabilities, binding=binding(full_lineage(LINEAGE)),
+        table,
+        tuple(entries),
+        table=probabilities,
+        binding=binding(full_lineage(LINEAGE)),
         settings={"target": 0.97, "floor": 0.8},
-    ).save(path)  # fmt: skip
+    ).save(path)
 
 
 def make_scenes(
-    folder: Path, *, cities: tuple[str, ...] = ("aachen", "bremen"), frames: int = 3, size: tuple[int, int] = (512, 256),
-    coarse: bool = True, seed: int = 11, teacher_seed: int = 0, images_per_shard: int = 4,
-) -> Scenes:  # fmt: skip
+    folder: Path,
+    *,
+    cities: tuple[str, ...] = ("aachen", "bremen"),
+    frames: int = 3,
+    size: tuple[int, int] = (512, 256),
+    coarse: bool = True,
+    seed: int = 11,
+    teacher_seed: int = 0,
+    images_per_shard: int = 4,
+) -> Scenes:
     """Write pictures, coarse labels, a raw store and a policy below `folder`; `size` is (width, height)."""
     table, code = cityscapes(), ConfidenceCode()
     images = folder / "data"

@@ -8,15 +8,22 @@ import cv2
 import numpy as np
 
 from hmsa_core.labels import ConfidenceCode
-from hmsa_core.labels.curves import CalibrationImage
+from hmsa_core.labels.thresholds.curves import CalibrationImage
 
 _CODE = ConfidenceCode()
 
 
 def world(
-    blocks: int, per_block: int, *, seed: int, shape: tuple[int, int] = (48, 64), noise: float = 0.12,
-    overconfident: float = 1.5, absent: tuple[int, ...] = (), bias: tuple[float, ...] = (0, 0, 0, -0.5, -0.8),
-) -> Iterator[CalibrationImage]:  # fmt: skip
+    blocks: int,
+    per_block: int,
+    *,
+    seed: int,
+    shape: tuple[int, int] = (48, 64),
+    noise: float = 0.12,
+    overconfident: float = 1.5,
+    absent: tuple[int, ...] = (),
+    bias: tuple[float, ...] = (0, 0, 0, -0.5, -0.8),
+) -> Iterator[CalibrationImage]:
     """Images of 5 classes; the last class is given too confidently, and some blocks are harder than others."""
     rng = np.random.default_rng(seed)
     height, width = shape

@@ -17,15 +17,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hmsa_core import atomic
-from pipeline.flow.services import Services
+from hmsa_core.io import atomic
+from pipeline.nightly.services import Services
 from tests.support.chain import environment
 
 __all__ = [
-    "SLOWLY", "api", "artifacts_of", "command", "down", "finish", "free_port", "held", "logs_of", "pid_of", "processes_of", "ranks_of",
-    "receipts_of", "run_of", "run_processes_of", "start", "state", "store_bytes",
-    "task_runs", "up", "wait_for", "worker_log",
-]  # fmt: skip
+    "SLOWLY",
+    "api",
+    "artifacts_of",
+    "command",
+    "down",
+    "finish",
+    "free_port",
+    "held",
+    "logs_of",
+    "pid_of",
+    "processes_of",
+    "ranks_of",
+    "receipts_of",
+    "run_of",
+    "run_processes_of",
+    "start",
+    "state",
+    "store_bytes",
+    "task_runs",
+    "up",
+    "wait_for",
+    "worker_log",
+]
 
 # One image a shard and sixteen times the work of an image: there is something to kill on any machine.
 SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
@@ -62,14 +81,23 @@ def free_port() -> int:
 
 def up(folder: Path, port: int, *, check: bool = True) -> str:
     """What `make orchestrate WORKSPACE=folder PORT=port` calls; return what it said."""
-    done = command(sys.executable, "-m", "pipeline.flow.up", "--workspace", str(folder), "--port", str(port),
-                   cwd=folder, check=check)  # fmt: skip
+    done = command(
+        sys.executable,
+        "-m",
+        "pipeline.nightly.up",
+        "--workspace",
+        str(folder),
+        "--port",
+        str(port),
+        cwd=folder,
+        check=check,
+    )
     return done.stdout + done.stderr
 
 
 def down(folder: Path) -> None:
     """What `make orchestrate-stop` calls; afterwards nothing of the workspace lives."""
-    command(sys.executable, "-m", "pipeline.flow.down", "--workspace", str(folder), cwd=folder)
+    command(sys.executable, "-m", "pipeline.nightly.down", "--workspace", str(folder), cwd=folder)
     wait_for("all processes of the workspace end", lambda: not processes_of(folder), 60)
 
 
@@ -104,9 +132,10 @@ def run_of(said: str) -> str:
 def api(folder: Path, path: str, **body: Any) -> Any:
     """Ask the workspace's server: GET, or POST when a body is given."""
     request = urllib.request.Request(
-        f"{Services(folder).api_url}/{path}", data=json.dumps(body).encode() if body else None,
+        f"{Services(folder).api_url}/{path}",
+        data=json.dumps(body).encode() if body else None,
         headers={"Content-Type": "application/json"},
-    )  # fmt: skip
+    )
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.load(answer)
 
@@ -138,8 +167,14 @@ def logs_of(folder: Path, run: str) -> list[str]:
     """Messages that Prefect holds of a run, in order."""
     found: list[str] = []
     while True:
-        page = api(folder, "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200,
-                   offset=len(found))  # fmt: skip
+        page = api(
+            folder,
+            "logs/filter",
+            logs={"flow_run_id": {"any_": [run]}},
+            sort="TIMESTAMP_ASC",
+            limit=200,
+            offset=len(found),
+        )
         found += [str(line["message"]) for line in page]
         if len(page) < 200:
             return found
@@ -171,15 +206,16 @@ def run_processes_of(folder: Path) -> dict[int, str]:
     """Those that a run started: neither the server, nor the worker, nor children of the server."""
     services = {pid_of(folder, name) for name in ("server", "worker")}
     return {
-        pid: line for pid, line in processes_of(folder).items()
+        pid: line
+        for pid, line in processes_of(folder).items()
         if pid not in services and "prefect server" not in line and "uvicorn" not in line
-    }  # fmt: skip
+    }
 
 
 def ranks_of(folder: Path) -> list[int]:
     """Processes that compute for a stage: the ranks of its job, without torchrun's agent."""
     lines = processes_of(folder).items()
-    return [pid for pid, line in lines if "hmsa_core.engine.job" in line and "engine.agent" not in line]
+    return [pid for pid, line in lines if "hmsa_core.job" in line and "engine.agent" not in line]
 
 
 @contextmanager
@@ -204,8 +240,11 @@ def _is_told(pid: int, number: int) -> bool:
         lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
     except OSError:
         return True
-    waiting = {key: int(value, 16) for key, _, value in (line.partition(":\t") for line in lines)
-               if key in ("SigPnd", "ShdPnd")}  # fmt: skip
+    waiting = {
+        key: int(value, 16)
+        for key, _, value in (line.partition(":\t") for line in lines)
+        if key in ("SigPnd", "ShdPnd")
+    }
     return any(mask & 1 << number - 1 for mask in waiting.values())
 
 

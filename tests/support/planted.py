@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 
 __all__ = ["Plan", "install", "planted"]
 
@@ -79,7 +79,7 @@ def planted(plan: Plan, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def install() -> None:
-    """Replace `hmsa_core.atomic.ops` as the environment says."""
+    """Replace `hmsa_core.io.atomic.ops` as the environment says."""
     if _VARIABLE in os.environ:
         values = json.loads(os.environ[_VARIABLE])
         atomic.ops = _PlantedOps(Plan(**values | {"marks": Path(values["marks"])}))

@@ -54,9 +54,13 @@ def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> in
     code = 3
     try:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
-        )  # fmt: skip
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            GLOO_SOCKET_IFNAME="lo",
+        )
         target(rank)
         code = 0
     except BaseException:  # noqa: BLE001 - a fork of the test process must end here, whatever happened

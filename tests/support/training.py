@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 import torch
 
-from hmsa_core.atomic import sha256_file
 from hmsa_core.config import TrainConfig
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.engine.context import JobContext
-from hmsa_core.engine.distributed import Ranks
-from hmsa_core.engine.logs import JsonLog, read_log
-from hmsa_core.engine.spec import FineData, PseudoData, Selection, TrainSpec
-from hmsa_core.labels.shards import ShardWriter, plan_shards, write_manifest
-from hmsa_core.process import StopRequest
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.process import StopRequest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, write_manifest
+from hmsa_core.runtime.context import JobContext
+from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.logs import JsonLog, read_log
+from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 
 CLASSES = ("road", "building", "car", "sky")
@@ -48,9 +48,15 @@ def picture(seed: int, classes: int, size: tuple[int, int]) -> tuple[np.ndarray,
 
 
 def write_data(
-    folder: Path, *, images: int = 8, size: tuple[int, int] = (64, 96), names: tuple[str, ...] = CLASSES,
-    role: str = "learn", prefix: str = "toy", first_seed: int = 0,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    images: int = 8,
+    size: tuple[int, int] = (64, 96),
+    names: tuple[str, ...] = CLASSES,
+    role: str = "learn",
+    prefix: str = "toy",
+    first_seed: int = 0,
+) -> Path:
     """Write images, labels, `<prefix>.parquet` and `<prefix>-centroids.parquet`; returns the index's path."""
     table = class_table(names)
     samples, parts = [], []
@@ -63,10 +69,22 @@ def write_data(
         cv2.imwrite(str(folder / paths["label"]), label)
         samples.append(
             Sample(
-                name=name, **paths, coarse="", kind="fine", split="train", role=role, city="toytown",
-                sequence=f"{prefix}_0", frame=i, block="0", height=size[0], width=size[1],
-                image_sha256=sha256_file(folder / paths["image"]), label_sha256=sha256_file(folder / paths["label"]),
-                coarse_sha256="", phash=f"{i:016x}",
+                name=name,
+                **paths,
+                coarse="",
+                kind="fine",
+                split="train",
+                role=role,
+                city="toytown",
+                sequence=f"{prefix}_0",
+                frame=i,
+                block="0",
+                height=size[0],
+                width=size[1],
+                image_sha256=sha256_file(folder / paths["image"]),
+                label_sha256=sha256_file(folder / paths["label"]),
+                coarse_sha256="",
+                phash=f"{i:016x}",
             )
         )
         parts.append((name, find_centroids(label, len(names), 32)))
@@ -99,9 +117,14 @@ def config(**changes: Any) -> TrainConfig:
         "optimiser": {"lr": 0.05, "lr_scaling": "none", "poly_unit": "step", "poly_power": 1.0},
         "sampling": {"tile": 32},
         "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "channels_last": False},
-        "crop": [64, 96], "epochs": 3, "global_batch": 2, "batch_per_rank": 1, "checkpoint_every": 4,
-        "ema_decay": 0.9, "seed": 5,
-    }  # fmt: skip
+        "crop": [64, 96],
+        "epochs": 3,
+        "global_batch": 2,
+        "batch_per_rank": 1,
+        "checkpoint_every": 4,
+        "ema_decay": 0.9,
+        "seed": 5,
+    }
     for key, value in changes.items():
         at = values
         *path, last = key.split("__")
@@ -115,13 +138,17 @@ def train_spec(data: Path, work: Path, *, index: str = "toy", **changes: Any) ->
     """Spec of a run on the data that `write_data` made in `data`."""
     top = {k: changes.pop(k) for k in ("init_from", "teacher", "validation", "pseudo", "stage") if k in changes}
     return TrainSpec(
-        work=work, roots={"target": data}, stage=top.pop("stage", "teacher-train"), config=config(**changes),
+        work=work,
+        roots={"target": data},
+        stage=top.pop("stage", "teacher-train"),
+        config=config(**changes),
         fine=FineData(
             selection=Selection(index=data / f"{index}.parquet", roles=("learn",)),
             centroids=data / f"{index}-centroids.parquet",
         ),
-        lineage={"asked_by": "a test"}, **top,
-    )  # fmt: skip
+        lineage={"asked_by": "a test"},
+        **top,
+    )
 
 
 def pseudo_data(data: Path, store: Path, *, index: str = "extra") -> PseudoData:
@@ -151,4 +178,3 @@ _MEASURED = ("time", "images_per_s", "data_wait", "memory_mb")
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """All files below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-

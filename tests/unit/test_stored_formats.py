@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hmsa_core.digested import take_digest, with_digest
-from hmsa_core.errors import HmsaError
-from hmsa_core.labels import sealed
+from hmsa_core.io import sealed
+from hmsa_core.io.digested import take_digest, with_digest
+from hmsa_core.io.errors import HmsaError
 from tests.stored.formats import HERE, READERS, unpack, write
 
 VERSIONS = sorted(int(path.name.removeprefix("version-").removesuffix(".tar.gz")) for path in HERE.glob("*.tar.gz"))

@@ -12,15 +12,15 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import digest, open_atomic
-from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.labels.codec import png_bytes
-from hmsa_core.labels.codes import EDGES, NUM_CODES, ConfidenceCode
+from hmsa_core.io.atomic import digest, open_atomic
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.exchange.files import IMAGE_ENDING, Selection, city_of, file_ids, target_path
 from hmsa_core.labels.exchange.folder import ExportFolder
-from hmsa_core.labels.policy import ThresholdPolicy
-from hmsa_core.labels.schema import SOURCES
-from hmsa_core.labels.store import LabelStore
+from hmsa_core.labels.store.codec import png_bytes
+from hmsa_core.labels.store.codes import EDGES, NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["FORMATS", "IMPORTED_BYTES", "export_store", "prob_bytes", "prob_bytes_of_codes"]
@@ -96,9 +96,11 @@ def export_store(
         return _submission(store, Path(out), policy, wanted, advance)
     selection = Selection(store, policy)
     facts = {
-        "format": fmt, "suffix": suffix, "kept": _kept(store, policy),
+        "format": fmt,
+        "suffix": suffix,
+        "kept": _kept(store, policy),
         "labels": digest({"lineage": store.lineage, "classes": store.classes.digest()}),
-    }  # fmt: skip
+    }
     for name in sorted(set(wanted) - set(store.names())):
         store.row(name)  # says that it is unknown, before there is a folder
     folder = ExportFolder(Path(out), facts)
@@ -173,10 +175,13 @@ def _released(
     imported = store.lineage.get("confidence") == IMPORTED_BYTES
     # Ignored pixels get byte 0 too: readers that drop by confidence alone drop them.
     prob = np.where(label == IGNORE, np.uint8(0), prob_bytes_of_codes(code, imported=imported))
-    out.put(name, {
-        target_path(out.out, folder, f"{stem}_prob.png"): prob,
-        target_path(out.out, folder, f"{stem}.png"): file_ids(label, store),
-    })  # fmt: skip
+    out.put(
+        name,
+        {
+            target_path(out.out, folder, f"{stem}_prob.png"): prob,
+            target_path(out.out, folder, f"{stem}.png"): file_ids(label, store),
+        },
+    )
 
 
 def _submission(

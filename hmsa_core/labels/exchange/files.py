@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import write_bytes
-from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.labels.codec import png_bytes
-from hmsa_core.labels.policy import ThresholdPolicy, keep
-from hmsa_core.labels.store import LabelStore
+from hmsa_core.io.atomic import write_bytes
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels.store.codec import png_bytes
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
 
 __all__ = ["IMAGE_ENDING", "Selection", "city_of", "file_ids", "target_path", "write_png"]
 

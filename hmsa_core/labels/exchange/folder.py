@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.atomic import (
+from hmsa_core.io.atomic import (
     make_folder,
     read_json,
     remove_tree,
@@ -24,8 +24,8 @@ from hmsa_core.atomic import (
     write_bytes,
     write_json,
 )
-from hmsa_core.errors import ConfigError, InputError
-from hmsa_core.labels.codec import png_bytes
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels.store.codec import png_bytes
 
 __all__ = ["MARK", "ExportFolder"]
 

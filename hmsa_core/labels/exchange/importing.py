@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label, read_label_ids
-from hmsa_core.errors import InputError, LayoutError
-from hmsa_core.labels.codec import Codec
+from hmsa_core.io.errors import InputError, LayoutError
 from hmsa_core.labels.exchange.exporting import IMPORTED_BYTES
 from hmsa_core.labels.exchange.files import IMAGE_ENDING, city_of
 from hmsa_core.labels.exchange.folder import MARK
-from hmsa_core.labels.writer import LabelStoreWriter
+from hmsa_core.labels.store.codec import Codec
+from hmsa_core.labels.store.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["FoundFile", "find_files", "import_folder"]
@@ -49,9 +49,12 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
         raise InputError(f"{root}: folder not found")
     # Editors leave hidden files and folders behind; some programs write .PNG.
     files = sorted(
-        p for p in root.rglob("*") if p.suffix.lower() == ".png" and p.is_file()
+        p
+        for p in root.rglob("*")
+        if p.suffix.lower() == ".png"
+        and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )  # fmt: skip
+    )
     if not files:
         raise LayoutError(f"{root}: no PNG files below this folder")
     probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
@@ -118,9 +121,10 @@ def import_folder(
     """
     fmt, files = find_files(folder)
     facts = {
-        "imported_from": fmt, "confidence": IMPORTED_BYTES if fmt == "released" else "none given",
+        "imported_from": fmt,
+        "confidence": IMPORTED_BYTES if fmt == "released" else "none given",
         **(lineage or {}),
-    }  # fmt: skip
+    }
     with LabelStoreWriter(out, facts, images_per_shard, classes=classes, codec=codec) as writer:
         train = ids == "train" or (ids == "auto" and fmt == "masks")
         ours = fmt == "cityscapes" and (Path(folder) / MARK).is_file()

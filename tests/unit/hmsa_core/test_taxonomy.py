@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hmsa_core import taxonomy
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
 
 def test_cityscapes_has_its_19_classes_and_maps_every_other_id_to_ignore() -> None:
@@ -77,8 +77,9 @@ def test_a_class_file_with_gaps_is_refused_by_name(tmp_path: Path) -> None:
 )
 def test_a_class_that_cannot_be_told_or_drawn_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     rows: list[dict[str, Any]] = [
-        {"id": 0, "name": "road", "colour": [128, 64, 128]}, {"id": 1, "name": "car", "colour": [0, 0, 142]},
-    ]  # fmt: skip
+        {"id": 0, "name": "road", "colour": [128, 64, 128]},
+        {"id": 1, "name": "car", "colour": [0, 0, 142]},
+    ]
     path = tmp_path / "classes.json"
     path.write_text(json.dumps({"classes": rows}))
     assert taxonomy.from_file(path).classes == ("road", "car")

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core import atomic
-from hmsa_core.errors import NoSpaceError
-from pipeline import disk, doctor, machine
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import NoSpaceError
+from pipeline import disk, machine
 from pipeline.disk import RESERVE, disk_need
+from pipeline.doctor import checks as doctor
 from pipeline.stages import STAGES, module_of, prepare
 from pipeline.stages.runner import check_space
 from pipeline.workspace import Workspace
-from tests.support.ablations import bare_workspace
+from research.tests.ablations import bare_workspace
 
 SOURCE = """  target:
     kind: folder
@@ -38,7 +39,9 @@ def _photograph(root: Path, name: str, seed: int, height: int = 300, width: int 
     small = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(small).resize((width, height)).save(root / "images" / split / f"{name}_0001.png")
     if split == "train":
-        truth = Image.fromarray(rng.integers(0, 3, (6, 8), dtype=np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        truth = Image.fromarray(rng.integers(0, 3, (6, 8), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
         truth.save(root / "labels" / split / f"{name}_0001.png")
 
 
@@ -55,7 +58,9 @@ def ws(tmp_path: Path) -> Workspace:
     found = bare_workspace(tmp_path / "ws", "tiny")
     params = found.path("params.yaml")
     text = re.sub(r"  target:\n(.*\n)*?  roles:\n", SOURCE.format(root=root), params.read_text())
-    text = re.sub(r"    (calibrate|report): \[.*\]", lambda m: f"    {m[1]}: [{'c, d' if m[1][0] == 'c' else 'e'}]", text)
+    text = re.sub(
+        r"    (calibrate|report): \[.*\]", lambda m: f"    {m[1]}: [{'c, d' if m[1][0] == 'c' else 'e'}]", text
+    )
     text = text.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[train_extra]", "[extra]")
     params.write_text(text.replace("report_splits: [test]", "report_splits: []"))
     return found

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.errors import IntegrityError
+from hmsa_core.io.errors import IntegrityError
 from pipeline import json_lines
 from pipeline.cli.main import main
-from pipeline.flow import history
-from pipeline.gatekeeper import count_look
-from pipeline.registry import Registry
+from pipeline.nightly import history
+from pipeline.nightly.gatekeeper import count_look
+from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 
 

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from hmsa_core import errors
 from hmsa_core.config import RuntimeConfig, TrainConfig
-from hmsa_core.engine.spec import FineData, InferSpec, Selection, TrainSpec
-from hmsa_core.locks import FileLock, device_lock_path
-from hmsa_core.process import StopRequest
+from hmsa_core.io import errors
+from hmsa_core.io.locks import FileLock, device_lock_path
+from hmsa_core.io.process import StopRequest
+from hmsa_core.spec import FineData, InferSpec, Selection, TrainSpec
 from pipeline import devices, launcher
 
-RECORD = "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
+RECORD = (
+    "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
+)
 LOSE_SOME = """
 import os, pathlib, signal
 count = pathlib.Path({work!r}) / "starts"
@@ -32,9 +34,12 @@ if n <= {losses}: os.kill(os.getpid(), signal.SIGKILL)
 
 def _spec(work: Path, **runtime: object) -> InferSpec:
     return InferSpec(
-        work=work, roots={"target": work}, checkpoint=work, selection=Selection(index=work / "i.parquet"),
+        work=work,
+        roots={"target": work},
+        checkpoint=work,
+        selection=Selection(index=work / "i.parquet"),
         config={"runtime": {"device": "cpu", **runtime}},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -55,9 +60,16 @@ def test_a_job_that_ends_well_leaves_its_spec_and_no_error(tmp_path: Path, run_s
 
 @pytest.mark.parametrize(
     "kind",
-    [errors.ConfigError, errors.InputError, errors.IntegrityError, errors.TrainingError, errors.LockedError,
-     errors.NoSpaceError, errors.InterruptedRunError],
-)  # fmt: skip
+    [
+        errors.ConfigError,
+        errors.InputError,
+        errors.IntegrityError,
+        errors.TrainingError,
+        errors.LockedError,
+        errors.NoSpaceError,
+        errors.InterruptedRunError,
+    ],
+)
 def test_what_a_rank_reports_is_raised_with_its_class_message_and_hint(tmp_path: Path, run_script, kind) -> None:
     record = json.dumps({"exit_code": kind.exit_code, "message": "loss is not finite at step 7", "hint": "lower lr"})
     with pytest.raises(kind, match="loss is not finite at step 7") as caught:
@@ -115,8 +127,12 @@ def test_a_stop_request_reaches_the_job_and_is_reported_as_interrupted(tmp_path:
     assert (tmp_path / "saved").read_text() == "yes"
 
 
-def test_a_job_has_a_process_group_of_its_own_so_that_ctrl_c_reaches_it_through_us_alone(tmp_path: Path, run_script) -> None:
-    run_script(f"import os, pathlib; pathlib.Path({str(tmp_path / 'group')!r}).write_text(str(os.getpgrp() - os.getpid()))")
+def test_a_job_has_a_process_group_of_its_own_so_that_ctrl_c_reaches_it_through_us_alone(
+    tmp_path: Path, run_script
+) -> None:
+    run_script(
+        f"import os, pathlib; pathlib.Path({str(tmp_path / 'group')!r}).write_text(str(os.getpgrp() - os.getpid()))"
+    )
     assert (tmp_path / "group").read_text() == "0"
 
 
@@ -133,9 +149,12 @@ def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, 
 def _training(work: Path, **runtime: Any) -> TrainSpec:
     fine = FineData(selection=Selection(index=work / "i.parquet"), centroids=work / "c.parquet")
     return TrainSpec(
-        work=work, roots={"target": work}, stage="teacher-train", fine=fine,
+        work=work,
+        roots={"target": work},
+        stage="teacher-train",
+        fine=fine,
         config=TrainConfig(runtime=RuntimeConfig(device="cpu", **runtime)),
-    )  # fmt: skip
+    )
 
 
 FAULTS = """
@@ -172,9 +191,9 @@ def test_a_training_in_bf16_on_a_processor_without_it_says_that_it_will_be_slow(
 
 def test_one_rank_is_a_plain_process_and_two_run_under_torchrun_on_loopback(tmp_path: Path) -> None:
     alone = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=1), {})
-    assert alone[1:] == ["-m", "hmsa_core.engine.job", str(tmp_path / "s.json")]
+    assert alone[1:] == ["-m", "hmsa_core.job", str(tmp_path / "s.json")]
     two = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=2), {})
-    assert two[2] == "hmsa_core.engine.agent"
+    assert two[2] == "hmsa_core.runtime.agent"
     assert "--standalone" in two
     assert two[two.index("--nproc-per-node") + 1] == "2"
     assert two[two.index("--max-restarts") + 1] == "0"
@@ -205,7 +224,10 @@ def test_a_second_job_takes_the_other_gpu_and_a_third_is_told_who_holds_them(two
     with devices.claim_devices("auto", 1, env={}) as first, devices.claim_devices("cuda", 1, env={}) as second:
         assert {first.devices, second.devices} == {("GPU-aaaa",), ("GPU-bbbb",)}
         assert first.environment == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
-        with pytest.raises(errors.LockedError, match=f"process {os.getpid()}"), devices.claim_devices("cuda", 1, env={}):
+        with (
+            pytest.raises(errors.LockedError, match=f"process {os.getpid()}"),
+            devices.claim_devices("cuda", 1, env={}),
+        ):
             pass
     assert FileLock(device_lock_path("GPU-aaaa")).is_free()
 
@@ -218,7 +240,10 @@ def test_visible_devices_follow_cuda_visible_devices(two_gpus) -> None:
 
 
 def test_more_ranks_than_gpus_and_cuda_without_a_gpu_are_configuration_errors(two_gpus) -> None:
-    with pytest.raises(errors.ConfigError, match=r"runtime\.ranks is 3, but 2"), devices.claim_devices("auto", 3, env={}):
+    with (
+        pytest.raises(errors.ConfigError, match=r"runtime\.ranks is 3, but 2"),
+        devices.claim_devices("auto", 3, env={}),
+    ):
         pass
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     with pytest.raises(errors.ConfigError, match="no GPU is visible"), devices.claim_devices("cuda", 1, env=no_gpu):

@@ -6,26 +6,44 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
 from hmsa_core.data.index import Sample
-from hmsa_core.engine.lineage import LearnedImage, Lineage
-from hmsa_core.errors import InputError, LeakageError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import InputError, LeakageError
+from hmsa_core.lineage import LearnedImage, Lineage
 from pipeline.leaks import find_leaks, judge_only_unseen
 
 
-def _sample(name: str, *, sha: str = "", phash: str = "ffff0000ffff0000", sequence: str = "", frame: int = -1) -> Sample:
+def _sample(
+    name: str, *, sha: str = "", phash: str = "ffff0000ffff0000", sequence: str = "", frame: int = -1
+) -> Sample:
     return Sample(
-        name=name, image=f"{name}.png", label=f"{name}_l.png", coarse="", kind="fine", split="test", role="report",
-        city="berlin", sequence=sequence, frame=frame, block=name, height=8, width=8, image_sha256=sha or f"sha-{name}",
-        label_sha256="", coarse_sha256="", phash=phash,
-    )  # fmt: skip
+        name=name,
+        image=f"{name}.png",
+        label=f"{name}_l.png",
+        coarse="",
+        kind="fine",
+        split="test",
+        role="report",
+        city="berlin",
+        sequence=sequence,
+        frame=frame,
+        block=name,
+        height=8,
+        width=8,
+        image_sha256=sha or f"sha-{name}",
+        label_sha256="",
+        coarse_sha256="",
+        phash=phash,
+    )
 
 
 def _lineage(*learned: LearnedImage, unknown: tuple[str, ...] = ()) -> Lineage:
     return Lineage({i.sha256: i for i in learned}, (), unknown)
 
 
-def _learned(name: str, *, sha: str = "", phash: str = "0123456789abcdef", sequence: str = "", frame: int = -1) -> LearnedImage:
+def _learned(
+    name: str, *, sha: str = "", phash: str = "0123456789abcdef", sequence: str = "", frame: int = -1
+) -> LearnedImage:
     return LearnedImage(sha or f"sha-{name}", name, "target", phash, sequence, frame, "fine")
 
 
@@ -69,8 +87,16 @@ def checkpoint(tmp_path: Path):
         folder = tmp_path / name
         folder.mkdir()
         sha = lineage.save(folder / "lineage.json")
-        meta = {"format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 19,
-                "options": {}, "weights_sha256": "0" * 64, "lineage": lineage.summary(sha)}  # fmt: skip
+        meta = {
+            "format": "hmsa-model",
+            "version": 1,
+            "kind": "single",
+            "trunk": "hrnet_micro",
+            "num_classes": 19,
+            "options": {},
+            "weights_sha256": "0" * 64,
+            "lineage": lineage.summary(sha),
+        }
         atomic.write_json(folder / "model.json", meta)
         return folder
 
@@ -87,7 +113,11 @@ def test_learned_images_are_left_out_and_listed_for_every_judged_model(checkpoin
     assert set(judged.names) == {s.name for s in samples} - {"s3", "s7"}
     told = judged.to_json()
     assert (told["judged"], told["left_out"]) == (38, 2)
-    assert [(leak["name"], leak["model"]) for leak in told["leaks"]] == [("s3", "teacher"), ("s3", "student"), ("s7", "student")]
+    assert [(leak["name"], leak["model"]) for leak in told["leaks"]] == [
+        ("s3", "teacher"),
+        ("s3", "student"),
+        ("s7", "student"),
+    ]
     assert told["unknown_lineage"] == ["student: weights abc: unlisted"]
 
 

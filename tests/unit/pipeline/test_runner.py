@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.process import group_lives
-from pipeline.flow.runner import ServerGoneError, StageFailedError, run_stage, stop_group
+from hmsa_core.io.process import group_lives
+from pipeline.nightly.runner import ServerGoneError, StageFailedError, run_stage, stop_group
 
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
 
@@ -93,7 +93,7 @@ def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> 
 NIGHT = """
 import signal, sys
 from pathlib import Path
-from pipeline.flow.runner import run_stage
+from pipeline.nightly.runner import run_stage
 class Terminated(BaseException): pass
 def stop(*_): raise Terminated
 signal.signal(signal.SIGTERM, stop)

@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from hmsa_core import models
-from hmsa_core.atomic import read_json, write_json
 from hmsa_core.data.index import Index
-from hmsa_core.engine import evaluate as evaluate_job
-from hmsa_core.engine import infer as infer_job
-from hmsa_core.engine.lineage import learned
-from hmsa_core.engine.spec import EvaluateSpec, InferSpec
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.inference import evaluate as evaluate_job
+from hmsa_core.inference import infer as infer_job
+from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.lineage import learned
+from hmsa_core.spec import EvaluateSpec, InferSpec
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
-from pipeline.inspector.review import ReviewFile
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
 from tests.support.inference import CPU, job_context, small_model
@@ -101,9 +101,15 @@ def _edit(data: Path, old: str, new: str) -> None:
 
 def _score(ws: Workspace) -> Path:
     return support.evaluate_model(
-        ws, "evaluate", "teacher", ws.path("models/teacher"), support.role_index(ws, "report"), ("f_0001",),
-        ws.params.evaluate.settings[:1], CPU,
-    )  # fmt: skip
+        ws,
+        "evaluate",
+        "teacher",
+        ws.path("models/teacher"),
+        support.role_index(ws, "report"),
+        ("f_0001",),
+        ws.params.evaluate.settings[:1],
+        CPU,
+    )
 
 
 def _check(ws: Workspace) -> None:
@@ -238,7 +244,9 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspa
     write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
     rows = json.loads((data / "classes.json").read_text())
     new = {"id": 3, "name": "tram", "colour": [3, 3, 3]}
-    rows["classes"] = [*rows["classes"], new] if edit == "added" else [rows["classes"][0], rows["classes"][2] | {"id": 1}]
+    rows["classes"] = (
+        [*rows["classes"], new] if edit == "added" else [rows["classes"][0], rows["classes"][2] | {"id": 1}]
+    )
     (data / "classes.json").write_text(json.dumps(rows))
     for path in (data / "labels" / "train").iterdir():
         label = np.asarray(Image.open(path))
@@ -291,12 +299,16 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
 ) -> None:
     params = ws.path("params.yaml")
     text = params.read_text().replace("    kind: folder\n", "    kind: folder\n    coarse: coarse\n")
-    params.write_text(text.replace("threshold: 0.5 ", "threshold: 0.99999 ").replace("default: ignore ", "default: human "))
+    params.write_text(
+        text.replace("threshold: 0.5 ", "threshold: 0.99999 ").replace("default: ignore ", "default: human ")
+    )
     ws = Workspace(ws.root)
     _draw(data, "h_0001", 0)
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")  # nothing passes this threshold, and nobody drew anything
-    monkeypatch.setattr(support, "run_job", lambda _ws, spec: pytest.fail(f"nothing has to be labelled again: {spec.kind}"))
+    monkeypatch.setattr(
+        support, "run_job", lambda _ws, spec: pytest.fail(f"nothing has to be labelled again: {spec.kind}")
+    )
     for class_id in (1, 2):
         _draw(data, "g_0001", class_id)
         prepare.run(ws)
@@ -365,6 +377,8 @@ def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
     student_train.check_teacher(ws.path("labels/final"), ws.teacher())
     other = ws.path("models/other")
     models.save(small_model("single", 3, seed=8), other, class_table=None, lineage={})
-    with pytest.raises(ConfigError, match=r"labels/final: labelled by [0-9a-f]{16}, but .*models/other teaches now") as error:
+    with pytest.raises(
+        ConfigError, match=r"labels/final: labelled by [0-9a-f]{16}, but .*models/other teaches now"
+    ) as error:
         student_train.check_teacher(ws.path("labels/final"), other)
     assert error.value.hint == "`dvc repro` labels with the new teacher first"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.atomic import read_json
 from hmsa_core.config import InferConfig, TrainConfig
+from hmsa_core.io.atomic import read_json
 from pipeline.keys import infer_material, open_work, recipe_material, train_material, work_key
 from pipeline.params import Params
 from tests.conftest import REPO
@@ -20,18 +20,31 @@ def _train(**changes: object) -> str:
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"epochs": 3}, {"crop": [64, 64]}, {"batch_per_rank": 2}, {"optimiser": {"lr": 0.1}},
-     {"pseudo": {"share": 0.4}}, {"runtime": {"threads": 2}}, {"runtime": {"precision": "fp32"}}],
-)  # fmt: skip
+    [
+        {"seed": 1},
+        {"epochs": 3},
+        {"crop": [64, 64]},
+        {"batch_per_rank": 2},
+        {"optimiser": {"lr": 0.1}},
+        {"pseudo": {"share": 0.4}},
+        {"runtime": {"threads": 2}},
+        {"runtime": {"precision": "fp32"}},
+    ],
+)
 def test_what_changes_the_weights_changes_the_key(change: dict[str, object]) -> None:
     assert _train(**change) != _train()
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"runtime": {"ranks": 4}}, {"runtime": {"nodes": 2}}, {"runtime": {"workers": 8}}, {"checkpoint_every": 7},
-     {"keep_checkpoints": 5}],
-)  # fmt: skip
+    [
+        {"runtime": {"ranks": 4}},
+        {"runtime": {"nodes": 2}},
+        {"runtime": {"workers": 8}},
+        {"checkpoint_every": 7},
+        {"keep_checkpoints": 5},
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_gpus(change: dict[str, object]) -> None:
     assert _train(**change) == _train()
 

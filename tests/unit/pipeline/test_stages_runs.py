@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core import atomic
 from hmsa_core.data.index import Index
-from hmsa_core.engine.lineage import Lineage
-from hmsa_core.engine.spec import InferSpec
-from hmsa_core.errors import ConfigError, InputError, NoSpaceError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, InputError, NoSpaceError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.lineage import Lineage
+from hmsa_core.spec import InferSpec
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
-from pipeline.inspector.review import ReviewFile
 from pipeline.named_files import check_named_files
 from pipeline.stages import (
     auto_infer,
@@ -83,7 +83,11 @@ def ws(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     before, rest = text.split("  target:\n")
     _, roles = rest.split("  roles:\n")
     roles = roles.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[ulm, zurich]", "[e, f]")
-    roles = roles.replace("    report: []", "    report: [g, h]").replace("[train_extra]", "[extra]").replace("[test]", "[]")
+    roles = (
+        roles.replace("    report: []", "    report: [g, h]")
+        .replace("[train_extra]", "[extra]")
+        .replace("[test]", "[]")
+    )
     changed = f"{before}  target:\n{SOURCE.format(root=photographs)}  pretrain: null\n  roles:\n{roles}"
     (root / "params.yaml").write_text(changed)
     return Workspace(root)
@@ -94,10 +98,19 @@ def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
     folder = ws.path(f"models/{name}")
     folder.mkdir(parents=True)
     sha = Lineage().save(folder / "lineage.json")
-    atomic.write_json(folder / "model.json", {
-        "format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 3,
-        "options": {}, "weights_sha256": digit * 64, "lineage": Lineage().summary(sha),
-    })  # fmt: skip
+    atomic.write_json(
+        folder / "model.json",
+        {
+            "format": "hmsa-model",
+            "version": 1,
+            "kind": "single",
+            "trunk": "hrnet_micro",
+            "num_classes": 3,
+            "options": {},
+            "weights_sha256": digit * 64,
+            "lineage": Lineage().summary(sha),
+        },
+    )
 
 
 def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace) -> None:
@@ -151,13 +164,18 @@ def test_prepare_tells_of_a_policy_that_nothing_can_measure(ws: Workspace, caplo
     text = params.read_text().replace("calibrate: [e, f]", "calibrate: []")
     params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", text))
     prepare.run(ws)
-    assert "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop" in caplog.text
+    assert (
+        "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop" in caplog.text
+    )
 
 
-@pytest.mark.parametrize(("edit", "words"), [
-    (("report: [g, h]", "report: []"), "no image with a fine label has role report: nothing will be judged"),
-    (("[extra]", "[]"), "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (("report: [g, h]", "report: []"), "no image with a fine label has role report: nothing will be judged"),
+        (("[extra]", "[]"), "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+    ],
+)
 def test_prepare_tells_of_roles_that_nobody_has(ws: Workspace, caplog: pytest.LogCaptureFixture, edit, words) -> None:
     prepare.run(ws)
     assert words not in caplog.text
@@ -215,7 +233,11 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
 @pytest.mark.parametrize(
     ("edit", "stages", "words"),
     [
-        (("threshold: policy ", "threshold: policies/x.json "), ("prepare", "pseudo-label"), "policies/x.json: no such file"),
+        (
+            ("threshold: policy ", "threshold: policies/x.json "),
+            ("prepare", "pseudo-label"),
+            "policies/x.json: no such file",
+        ),
         (("mask: null", "mask: nope.png"), ("prepare", "auto-infer"), "merge.mask: nope.png: no such file"),
         (("init_from: null", "init_from: models"), ("prepare", "teacher-pretrain"), "models: no checkpoint folder"),
     ],
@@ -366,7 +388,9 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
             runner.run_stage(ws, "pseudo-label")
 
 
-def test_somebody_who_never_stops_marking_waits_for_the_last_round(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_who_never_stops_marking_waits_for_the_last_round(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     review = ReviewFile(ws.path("labels/raw"))
     seen: list[int] = []
 
@@ -402,11 +426,16 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
     monkeypatch.setattr(support, "run_job", run_job)
     stores = [
         infer_store(
-            ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index,
+            ws,
+            "auto-infer",
+            "auto",
+            ws.params.auto_infer,
+            ws.path("models/teacher"),
+            index,
             tuple(f"{city}_0001" for city in cities),
         )
         for cities in ("abc", "ab", "abd", "abd", "ab")
-    ]  # fmt: skip
+    ]
     assert [[name[0] for name in names] for names in labelled] == [["a", "b", "c"], ["a", "b"], ["d"], ["a", "b"]]
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
@@ -428,9 +457,7 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
     for kind in ("hierarchical", "average", "max", "average"):
         atomic.write_json(meta, atomic.read_json(meta) | {"kind": kind})
         stores.append(
-            infer_store(
-                ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, ("a_0001",)
-            )
+            infer_store(ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, ("a_0001",))
         )
     assert len(set(stores)) == 3
     assert stores[1] == stores[3]
@@ -447,7 +474,9 @@ def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -
 def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Workspace, tmp_path: Path) -> None:
     write_store(tmp_path / "raw", 1)
     raw = LabelStore.open(tmp_path / "raw")
-    with pytest.raises(ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"):
+    with pytest.raises(
+        ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"
+    ):
         chosen_policy(ws, raw)
     path = ws.path("params.yaml")
     text = re.sub(r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json", path.read_text())

@@ -14,16 +14,33 @@ CLASSES = ("road", "rare")
 
 def config(uniform: float, crop: int = 32, **more) -> TrainConfig:
     return TrainConfig(
-        crop=(crop, crop), sampling=SamplingConfig(class_uniform=uniform, tile=32, max_repeats=64),
-        augment=AugmentConfig(scale_min=1.0, scale_max=1.0, flip=0.0), **more,
-    )  # fmt: skip
+        crop=(crop, crop),
+        sampling=SamplingConfig(class_uniform=uniform, tile=32, max_repeats=64),
+        augment=AugmentConfig(scale_min=1.0, scale_max=1.0, flip=0.0),
+        **more,
+    )
 
 
 def sample(name: str) -> Sample:
     return Sample(
-        name=name, image="", label="", coarse="", kind="fine", split="", role="report", city="", sequence="", frame=-1,
-        block="", height=128, width=128, image_sha256="", label_sha256="", coarse_sha256="", phash="",
-    )  # fmt: skip
+        name=name,
+        image="",
+        label="",
+        coarse="",
+        kind="fine",
+        split="",
+        role="report",
+        city="",
+        sequence="",
+        frame=-1,
+        block="",
+        height=128,
+        width=128,
+        image_sha256="",
+        label_sha256="",
+        coarse_sha256="",
+        phash="",
+    )
 
 
 def images(count: int = 6):

@@ -7,27 +7,51 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
 from hmsa_core.config import TRUNKS, ModelConfig, TrainConfig
+from hmsa_core.io import atomic
 from hmsa_core.models.builder import build_empty
 from hmsa_core.models.options import make_options
 from pipeline.stages import training
-from tests.support.ablations import SHA, bare_workspace
+from research.tests.ablations import SHA, bare_workspace
 
-LINE = {"event": "train", "epoch": 0, "images": 40, "pseudo": 20, "memory_mb": 500.0, "bce": 0.4, "rmi": 0.8, "aux": 1.0}  # fmt: skip
+LINE = {
+    "event": "train",
+    "epoch": 0,
+    "images": 40,
+    "pseudo": 20,
+    "memory_mb": 500.0,
+    "bce": 0.4,
+    "rmi": 0.8,
+    "aux": 1.0,
+}
 
 
 def finished_run(folder: Path, speed: float) -> Path:
     """A work folder with a log of twenty lines, the last two with other losses."""
-    meta = {"format": "hmsa-model", "version": 1, "kind": "x", "trunk": "x", "num_classes": 3, "options": {},
-            "lineage": {}, "weights_sha256": SHA}  # fmt: skip
+    meta = {
+        "format": "hmsa-model",
+        "version": 1,
+        "kind": "x",
+        "trunk": "x",
+        "num_classes": 3,
+        "options": {},
+        "lineage": {},
+        "weights_sha256": SHA,
+    }
     atomic.write_json(folder / "model" / "model.json", meta)
     lines = [
-        LINE | {"step": 10 * i, "time": i / speed, "lr": 0.1 - i / 1000, "loss": 2.0 if i < 19 else 1.0,
-                "bce": 0.4 if i < 19 else 0.2, "images_per_s": speed if i < 20 else 3 * speed,
-                "data_wait": 0.02 if i < 20 else 0.06}
+        LINE
+        | {
+            "step": 10 * i,
+            "time": i / speed,
+            "lr": 0.1 - i / 1000,
+            "loss": 2.0 if i < 19 else 1.0,
+            "bce": 0.4 if i < 19 else 0.2,
+            "images_per_s": speed if i < 20 else 3 * speed,
+            "data_wait": 0.02 if i < 20 else 0.06,
+        }
         for i in range(1, 21)
-    ]  # fmt: skip
+    ]
     lines.append({"event": "epoch", "step": 200, "epoch": 0, "pixels": {"road": 9, "car": 1}})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hmsa_core.errors import ConfigError, InputError, InterruptedRunError, LockedError
+from hmsa_core.io.errors import ConfigError, InputError, InterruptedRunError, LockedError
 from pipeline import init
 from pipeline.cli import stage as stage_cli
 from pipeline.cli.main import main
@@ -104,7 +104,10 @@ def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path: Path, no_tools
     folder = tmp_path / "a work's space"
     assert main(["init", str(folder), "--profile", "tiny", "--no-data"]) == 0
     told = [line.removeprefix("next: ") for line in capsys.readouterr().err.splitlines() if line.startswith("next: ")]
-    assert [shlex.split(line)[:3] for line in told] == [["autolabel", "demo-data", str(folder)], ["cd", str(folder), "&&"]]
+    assert [shlex.split(line)[:3] for line in told] == [
+        ["autolabel", "demo-data", str(folder)],
+        ["cd", str(folder), "&&"],
+    ]
 
 
 def test_an_init_that_was_killed_can_be_repeated(tmp_path: Path, no_tools: None, monkeypatch) -> None:
@@ -205,7 +208,7 @@ def test_a_data_folder_of_any_name_is_found_again(tmp_path: Path, no_tools: None
 def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace_above_it(
     made: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import demodata
+    from examples import streets as demodata
 
     generated: list[Path] = []
     monkeypatch.setattr(demodata, "generate", lambda _spec, out, _workers: generated.append(out))
@@ -238,7 +241,9 @@ def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path: Path, m
     assert _git(ws.root, "log", "--format=%s").strip() == "Workspace"
 
 
-def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(tmp_path: Path, no_tools, monkeypatch) -> None:
+def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(
+    tmp_path: Path, no_tools, monkeypatch
+) -> None:
     data = tmp_path / "my data" / "camvid"
     data.mkdir(parents=True)
     (data / FAKE_CAMVID).write_text("{}")
@@ -285,7 +290,9 @@ def test_demo_data_of_one_workspace_can_serve_another(tmp_path: Path, no_tools) 
     assert ws.roots["pretrain"] == tmp_path / "shared" / "mapillary"
 
 
-def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(made: Workspace, tmp_path: Path) -> None:
+def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(
+    made: Workspace, tmp_path: Path
+) -> None:
     assert Workspace.find(made.root / "models").root == made.root
     with pytest.raises(ConfigError, match="not a workspace") as caught:
         Workspace.find(tmp_path)
@@ -308,11 +315,13 @@ def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made
     assert ws.is_promoted()
 
 
-@pytest.mark.parametrize("teacher", ["../elsewhere", "models/registry/../../x", "/etc", "stage:student-train", "models/teacher"])
+@pytest.mark.parametrize(
+    "teacher", ["../elsewhere", "models/registry/../../x", "/etc", "stage:student-train", "models/teacher"]
+)
 def test_a_teacher_outside_the_registry_is_refused(tmp_path: Path, teacher: str) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "current.json").write_text(json.dumps({"teacher": teacher}))
-    with pytest.raises(ConfigError, match="expected \"stage:teacher-train\""):
+    with pytest.raises(ConfigError, match='expected "stage:teacher-train"'):
         Workspace(tmp_path).teacher()
 
 
@@ -366,15 +375,23 @@ def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(
 ) -> None:
     said = tmp_path / "said.txt"
     stage = f"{sys.executable} -m pipeline.cli.main stage prepare --workspace {made.root} 2> {said}"
-    dvc = subprocess.run([sys.executable, "-c", START, stage], stdout=subprocess.PIPE, text=True, cwd=REPO, check=True,
-                         start_new_session=True)  # fmt: skip
+    dvc = subprocess.run(
+        [sys.executable, "-c", START, stage],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+        check=True,
+        start_new_session=True,
+    )
     _, status = os.waitpid(int(dvc.stdout), 0)
     assert os.waitstatus_to_exitcode(status) == 143, said.read_text()
     assert "dvc, which started this stage, is gone" in said.read_text()
 
 
 @pytest.mark.parametrize("arguments", [["stage", "prepar"], ["stage"]])
-def test_an_unknown_stage_is_one_line_with_the_names(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_an_unknown_stage_is_one_line_with_the_names(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -391,7 +408,7 @@ def test_a_stop_in_a_jobs_last_moment_is_not_lost(tmp_path: Path) -> None:
 
 HEARD_IN_A_LINE = """
 import logging, os, signal, sys
-from hmsa_core.errors import InterruptedRunError
+from hmsa_core.io.errors import InterruptedRunError
 from pipeline.cli.stage import prepare_process
 from pipeline.workspace import Workspace
 
@@ -411,7 +428,8 @@ print("goes on")
 
 
 def test_a_stop_that_is_heard_while_a_line_is_logged_is_not_lost(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", HEARD_IN_A_LINE, str(tmp_path)], capture_output=True, text=True,
-                          check=False, cwd=REPO)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HEARD_IN_A_LINE, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPO
+    )
     assert (done.returncode, done.stdout) == (0, "stopped\ngoes on\n"), done.stderr
     assert done.stderr.count("Logging error") == 1

@@ -13,9 +13,10 @@ from tools.audit import Exemption, ask_again, judge, read_exemptions, stale_lice
 TODAY = datetime.date(2026, 11, 20)
 CLEAN: dict[str, Any] = {"name": "six", "version": "1.17.0", "vulns": []}
 HIT: dict[str, Any] = {
-    "name": "pillow", "version": "11.0.0",
+    "name": "pillow",
+    "version": "11.0.0",
     "vulns": [{"id": "PYSEC-1", "aliases": ["CVE-2"], "fix_versions": ["11.1"], "description": "x"}],
-}  # fmt: skip
+}
 UNKNOWN = {"name": "tqdm", "skip_reason": "Dependency not found on PyPI and could not be audited: tqdm (4.70.1)"}
 
 

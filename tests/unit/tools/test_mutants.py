@@ -27,15 +27,19 @@ def test_what_it_installs_is_locked_with_hashes_and_leaves_the_locked_environmen
 
 def test_the_share_counts_what_no_test_noticed() -> None:
     verdicts = {
-        "hmsa_core.atomic.x_digest__mutmut_1": "killed", "hmsa_core.atomic.x_digest__mutmut_2": "timeout",
-        "hmsa_core.atomic.x\u01c1FileOps\u01c1open_new__mutmut_1": "survived", "hmsa_core.locks.x_f__mutmut_1": "no tests",
-    }  # fmt: skip
+        "hmsa_core.io.atomic.x_digest__mutmut_1": "killed",
+        "hmsa_core.io.atomic.x_digest__mutmut_2": "timeout",
+        "hmsa_core.io.atomic.x\u01c1FileOps\u01c1open_new__mutmut_1": "survived",
+        "hmsa_core.io.locks.x_f__mutmut_1": "no tests",
+    }
     lines, share = mutants.report(verdicts)
-    assert lines == ["hmsa_core.atomic: 2 of 3 caught (66.7%)", "hmsa_core.locks: 0 of 1 caught (0.0%)"]
+    assert lines == ["hmsa_core.io.atomic: 2 of 3 caught (66.7%)", "hmsa_core.io.locks: 0 of 1 caught (0.0%)"]
     assert share == 0.5
 
 
-def test_without_mutmut_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_mutmut_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert mutants.main() == 3
     assert "make mutants" in capsys.readouterr().err

@@ -49,7 +49,10 @@ class CityTree:
         self.root, self.size = root, size
         b = convention == "B"
         self.images = {
-            s: root / ("leftImg8bit_trainextra" if s == "train_extra" else "leftImg8bit_trainvaltest") / "leftImg8bit" / s
+            s: root
+            / ("leftImg8bit_trainextra" if s == "train_extra" else "leftImg8bit_trainvaltest")
+            / "leftImg8bit"
+            / s
             if b
             else root / "leftImg8bit" / s
             for s in ("train", "val", "test", "train_extra")
@@ -99,10 +102,15 @@ class VistasTree:
         names = {"v1": {"config.json": 66}, "combined": {"config_v1.2.json": 66, "config_v2.0.json": 124}}[layout]
         for name, count in names.items():
             labels = [
-                {"name": f"object--thing-{i}", "readable": f"Thing {i}", "color": [i, 2 * i % 256, 3], "instances": False,
-                 "evaluate": True}
+                {
+                    "name": f"object--thing-{i}",
+                    "readable": f"Thing {i}",
+                    "color": [i, 2 * i % 256, 3],
+                    "instances": False,
+                    "evaluate": True,
+                }
                 for i in range(count)
-            ]  # fmt: skip
+            ]
             root.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(json.dumps({"labels": labels, "version": 1.1, "mapping": "public"}))
 

@@ -25,7 +25,7 @@ from hmsa_core import taxonomy
 from hmsa_core.data.decode import REASONS, read_image, read_label
 from hmsa_core.data.layout import Found
 from hmsa_core.data.verify import Task, Verifier
-from hmsa_core.errors import DecodeError, IntegrityError
+from hmsa_core.io.errors import DecodeError, IntegrityError
 from tests.unit.hmsa_core.data.hostile_images import exif, jpeg, jpeg_segment, png, png_chunk, tiff, tiff_pages, webp
 
 from .conftest import blocks, encode, picture, save
@@ -64,12 +64,18 @@ def images(seed: int) -> list[tuple[str, bytes]]:
     Image.fromarray(small).convert("CMYK").save(cmyk, "JPEG")
     Image.fromarray(small[..., 0].astype(np.uint16) * 200).save(deep, "PNG")
     return [
-        (".png", encode(small, "PNG")), (".jpg", encode(small, "JPEG", exif=turned)), (".webp", encode(small, "WEBP")),
-        (".webp", encode(small, "WEBP", lossless=True)), (".tif", encode(small, "TIFF", exif=turned)),
-        (".tif", encode(small, "TIFF", compression="tiff_lzw")), (".tif", encode(small, "TIFF", compression="tiff_adobe_deflate")),
-        (".jpg", cmyk.getvalue()), (".png", deep.getvalue()), (".jpg", encode(small, "JPEG", progressive=True)),
+        (".png", encode(small, "PNG")),
+        (".jpg", encode(small, "JPEG", exif=turned)),
+        (".webp", encode(small, "WEBP")),
+        (".webp", encode(small, "WEBP", lossless=True)),
+        (".tif", encode(small, "TIFF", exif=turned)),
+        (".tif", encode(small, "TIFF", compression="tiff_lzw")),
+        (".tif", encode(small, "TIFF", compression="tiff_adobe_deflate")),
+        (".jpg", cmyk.getvalue()),
+        (".png", deep.getvalue()),
+        (".jpg", encode(small, "JPEG", progressive=True)),
         (".png", encode(small, "PNG", exif=turned)),
-    ]  # fmt: skip
+    ]
 
 
 def labels(seed: int) -> list[tuple[str, bytes]]:
@@ -80,10 +86,14 @@ def labels(seed: int) -> list[tuple[str, bytes]]:
     out = io.BytesIO()
     indexed.save(out, "PNG")
     return [
-        (".png", encode(maps[0], "PNG")), (".png", out.getvalue()), (".tif", encode(maps[2], "TIFF")),
-        (".tif", encode(maps[0], "TIFF", compression="tiff_lzw")), (".png", encode(maps[3], "PNG")),
-        (".tif", encode(maps[4], "TIFF")), (".png", encode(maps[5], "PNG")),
-    ]  # fmt: skip
+        (".png", encode(maps[0], "PNG")),
+        (".png", out.getvalue()),
+        (".tif", encode(maps[2], "TIFF")),
+        (".tif", encode(maps[0], "TIFF", compression="tiff_lzw")),
+        (".png", encode(maps[3], "PNG")),
+        (".tif", encode(maps[4], "TIFF")),
+        (".png", encode(maps[5], "PNG")),
+    ]
 
 
 def bomb(rng: np.random.Generator) -> tuple[str, bytes]:
@@ -117,14 +127,17 @@ _BOMBS: list[tuple[str, Callable[[int], bytes]]] = [
     (".jpg", lambda n: jpeg(b"\xff" * (60_000 + n))),
     (".jpg", lambda n: jpeg(in_scan=b"\xff" * (130_000 + n))),
     (".jpg", lambda n: jpeg(jpeg_segment(0xFE, b"") * n)),
-    (".webp", lambda n: _patched(encode(picture(1, SIZE), "WEBP", lossless=True), 21, (n | n << 14).to_bytes(4, "little"))),
+    (
+        ".webp",
+        lambda n: _patched(encode(picture(1, SIZE), "WEBP", lossless=True), 21, (n | n << 14).to_bytes(4, "little")),
+    ),
     (".webp", lambda n: _patched(encode(picture(1, SIZE), "WEBP"), 26, struct.pack("<HH", n, n))),
     (".webp", lambda n: webp(*[(b"abcd", b"")] * (100_000 + n))),
     (".tif", lambda n: _large_tiff(n, b"\1\0")),
     (".tif", lambda n: _large_tiff(n, b"\5\0")),
     (".tif", lambda n: tiff(more={273: (4, 270_000 + n, bytes(4 * (270_000 + n)))})),
     (".tif", tiff_pages),
-]  # fmt: skip
+]
 
 
 def mutated(rng: np.random.Generator, original: bytes) -> bytes:
@@ -237,9 +250,12 @@ print(json.dumps([outcome, (peak() - before) * 1.024e-3]))
 def fuzz_in_a_process_of_its_own(tmp_path: Path, seed: int, count: int) -> tuple[dict[str, int], float]:
     """(outcomes, MB that its memory grew by) with 1 GiB and 10 s for each file: the kernel ends what takes more."""
     done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, str(tmp_path), str(seed), str(count)], cwd=Path(__file__).parents[4],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", _LIMITED, str(tmp_path), str(seed), str(count)],
+        cwd=Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr  # libtiff says a line of its own on standard error
     outcome, grown = json.loads(done.stdout)

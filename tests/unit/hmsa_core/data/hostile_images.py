@@ -36,7 +36,13 @@ def png(
 
 def small_png(before: bytes = b"", after: bytes = b"") -> bytes:
     """A good picture of 8x8 with other chunks around its pixels."""
-    return png(8, 8, body=zlib.compress(b"".join(b"\0" + bytes(range(i, i + 24)) for i in range(8))), before=before, after=after)
+    return png(
+        8,
+        8,
+        body=zlib.compress(b"".join(b"\0" + bytes(range(i, i + 24)) for i in range(8))),
+        before=before,
+        after=after,
+    )
 
 
 @cache
@@ -89,15 +95,24 @@ def webp(*chunks: tuple[bytes, bytes], flags: int = 0) -> bytes:
 
 
 def tiff(
-    width: int = 8, height: int = 8, more: dict[int, tuple[int, int, bytes]] | None = None, pixels: bytes = b"",
+    width: int = 8,
+    height: int = 8,
+    more: dict[int, tuple[int, int, bytes]] | None = None,
+    pixels: bytes = b"",
     following: int = 0,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """An RGB TIFF with all tags outside of its directory: {tag: (type, count, value)}; offsets count from the pixels."""
     tags = {
-        256: (4, 1, struct.pack("<I", width)), 257: (4, 1, struct.pack("<I", height)), 258: (3, 3, b"\x08\0" * 3),
-        259: (3, 1, b"\x01\0"), 262: (3, 1, b"\x02\0"), 273: (4, 1, bytes(4)), 277: (3, 1, b"\x03\0"),
-        278: (4, 1, struct.pack("<I", height)), 279: (4, 1, struct.pack("<I", 3 * width * height)),
-    } | (more or {})  # fmt: skip
+        256: (4, 1, struct.pack("<I", width)),
+        257: (4, 1, struct.pack("<I", height)),
+        258: (3, 3, b"\x08\0" * 3),
+        259: (3, 1, b"\x01\0"),
+        262: (3, 1, b"\x02\0"),
+        273: (4, 1, bytes(4)),
+        277: (3, 1, b"\x03\0"),
+        278: (4, 1, struct.pack("<I", height)),
+        279: (4, 1, struct.pack("<I", 3 * width * height)),
+    } | (more or {})
     at = 8 + 2 + 12 * len(tags) + 4
     begin = at + sum(len(value) for _, _, value in tags.values())
     entries, values = b"", b""
@@ -128,7 +143,7 @@ from pathlib import Path
 from PIL import Image
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import read_image, read_label
-from hmsa_core.errors import DecodeError, IntegrityError
+from hmsa_core.io.errors import DecodeError, IntegrityError
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -31,7 +31,7 @@ from tests.unit.hmsa_core.data.hostile_images import (
     tiff_pages,
     webp,
     zero_rows,
-)  # fmt: skip
+)
 
 pytestmark = pytest.mark.fault  # hostile files, measured in processes of their own
 
@@ -65,15 +65,21 @@ BESIDES = {
     "texts that inflate": (".png", lambda: small_png(_texts(60)), {"too-large"}),
     "texts behind the pixels that inflate": (".png", lambda: small_png(after=_texts(60)), {"too-large"}),
     "a text that inflates for OpenCV only": (
-        ".png", lambda: small_png(after=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9)) * 300), {"corrupt"},
+        ".png",
+        lambda: small_png(after=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9)) * 300),
+        {"corrupt"},
     ),
     "profiles that inflate": (
-        ".png", lambda: small_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)[:-4]) * 5000), {"too-large"},
+        ".png",
+        lambda: small_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)[:-4]) * 5000),
+        {"too-large"},
     ),
     "a million empty chunks": (".png", lambda: small_png(png_chunk(b"prVt", b"") * 1_000_000), {"too-large"}),
     "EXIF of 10 MB in a PNG": (".png", lambda: small_png(png_chunk(b"eXIf", exif(numbers=5_000_000))), {"too-large"}),
     "EXIF of 3 MB in a text": (
-        ".png", lambda: small_png(png_chunk(b"tEXt", b"exif\0" + exif(numbers=1_500_000)), png_chunk(b"eXIf", b"II*\0")), {"too-large"},
+        ".png",
+        lambda: small_png(png_chunk(b"tEXt", b"exif\0" + exif(numbers=1_500_000)), png_chunk(b"eXIf", b"II*\0")),
+        {"too-large"},
     ),
     "fill bytes before a segment": (".jpg", lambda: jpeg(b"\xff" * 10_000_000), {"corrupt"}),
     "fill bytes in a scan": (".jpg", lambda: jpeg(in_scan=b"\xff" * 30_000_000), {"corrupt"}),
@@ -89,14 +95,22 @@ BESIDES = {
     "EXIF of 10 MB in a WebP": (".webp", lambda: webp((b"EXIF", exif(numbers=5_000_000)), flags=8), {"too-large"}),
     "a tag of 40 MB": (".tif", lambda: tiff(more={65_000: (1, 40 << 20, bytes(40 << 20))}), {"too-large"}),
     "a million strips": (
-        ".tif", lambda: tiff(more={273: (4, 1_000_000, bytes(4_000_000)), 278: (4, 1, b"\1\0\0\0")}), {"too-large"},
+        ".tif",
+        lambda: tiff(more={273: (4, 1_000_000, bytes(4_000_000)), 278: (4, 1, b"\1\0\0\0")}),
+        {"too-large"},
     ),
-    "a tag of five million numbers": (".tif", lambda: tiff(more={274: (3, 5_000_000, b"\x09\x01" * 5_000_000)}), {"too-large"}),
+    "a tag of five million numbers": (
+        ".tif",
+        lambda: tiff(more={274: (3, 5_000_000, b"\x09\x01" * 5_000_000)}),
+        {"too-large"},
+    ),
     "EXIF of five million numbers": (
-        ".tif", lambda: tiff(more={34665: (4, 1, struct.pack("<I", 200))}, pixels=bytes(192) + exif(0x9000, 5_000_000)), {"too-large"},
+        ".tif",
+        lambda: tiff(more={34665: (4, 1, struct.pack("<I", 200))}, pixels=bytes(192) + exif(0x9000, 5_000_000)),
+        {"too-large"},
     ),
     "a hundred thousand pages": (".tif", lambda: tiff_pages(100_000), {"many-frames"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +132,11 @@ def test_what_no_picture_needs_is_refused_before_it_costs_memory_or_time(besides
 
 def test_what_the_hostile_files_are_made_of_is_good(tmp_path):
     good = {
-        ".png": small_png(_texts(1), png_chunk(b"eXIf", exif())), ".jpg": jpeg(jpeg_segment(0xFE, b"a") * 99 + b"\xff" * 99),
-        ".webp": webp((b"XMP ", bytes(99)), flags=4), ".tif": tiff(more={65_000: (1, 9, bytes(9))}),
-    }  # fmt: skip
+        ".png": small_png(_texts(1), png_chunk(b"eXIf", exif())),
+        ".jpg": jpeg(jpeg_segment(0xFE, b"a") * 99 + b"\xff" * 99),
+        ".webp": webp((b"XMP ", bytes(99)), flags=4),
+        ".tif": tiff(more={65_000: (1, 9, bytes(9))}),
+    }
     paths = [tmp_path / f"good{suffix}" for suffix in good] + [tmp_path / "scans.jpg"]
     for path, data in zip(paths, [*good.values(), scans(50)], strict=True):
         path.write_bytes(data)
@@ -131,7 +147,9 @@ def test_metadata_of_ordinary_size_is_read_over(tmp_path):
     profile = os.urandom(900_000)
     texts = b"".join(png_chunk(b"iTXt", b"key%d\0\0\0\0\0" % i + "caf\u00e9".encode()) for i in range(200))
     data = {
-        "a.png": small_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)) + texts, png_chunk(b"tEXt", b"k\0" + bytes(3 << 20))),
+        "a.png": small_png(
+            png_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)) + texts, png_chunk(b"tEXt", b"k\0" + bytes(3 << 20))
+        ),
         "b.jpg": jpeg(b"".join(jpeg_segment(0xE2, bytes(65_000)) for _ in range(150)) + b"\xff" * 5000),
         "c.webp": webp((b"XMP ", bytes(9 << 20)), flags=4),
         "d.tif": tiff(more={700: (1, 9 << 20, bytes(9 << 20))}),
@@ -155,9 +173,11 @@ def _noisy_tiff() -> bytes:
     strip = zlib.compress(np.random.default_rng(4).bytes(3 * SIDE * 100), 0)
     offsets = np.arange(55, dtype="<u4") * len(strip)
     more = {
-        259: (3, 1, b"\x08\0"), 278: (4, 1, struct.pack("<I", 100)), 273: (4, 55, offsets.tobytes()),
+        259: (3, 1, b"\x08\0"),
+        278: (4, 1, struct.pack("<I", 100)),
+        273: (4, 55, offsets.tobytes()),
         279: (4, 55, np.full(55, len(strip), "<u4").tobytes()),
-    }  # fmt: skip
+    }
     return tiff(SIDE, 5500, more, strip * 54 + strip[:-9] + b"\xff" * 9)
 
 
@@ -167,14 +187,20 @@ SHORT_GAMMA = png_chunk(b"gAMA", b"\0\0")
 LATE = {
     "noise without its last rows": lambda: png(SIDE, 7990, body=noise_rows(7900)),
     "noise without a checksum": lambda: png(SIDE, 7990, body=noise_rows(7990)[:-4]),
-    "rows missing behind which EXIF data come": lambda: png(SIDE, 7990, body=zero_rows(7900), after=png_chunk(b"eXIf", exif())),
+    "rows missing behind which EXIF data come": lambda: png(
+        SIDE, 7990, body=zero_rows(7900), after=png_chunk(b"eXIf", exif())
+    ),
     "an unknown filter in the last row": lambda: png(SIDE, 7990, body=zero_rows(7990, last_filter=9), before=GAMMA),
     "pixel data in two parts": lambda: png(
-        SIDE, 7990, body=zero_rows(7990)[:-100_000], before=GAMMA, after=GAMMA + png_chunk(b"IDAT", zero_rows(7990)[-100_000:])
+        SIDE,
+        7990,
+        body=zero_rows(7990)[:-100_000],
+        before=GAMMA,
+        after=GAMMA + png_chunk(b"IDAT", zero_rows(7990)[-100_000:]),
     ),
     "a bad chunk behind the pixels": lambda: png(SIDE, 7990, body=zero_rows(7990), before=GAMMA, after=SHORT_GAMMA),
     "bad EXIF data behind the pixels": lambda: png(SIDE, 7990, body=zero_rows(7990), after=NOT_EXIF),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LATE)
@@ -212,9 +238,10 @@ def _big_file(form: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {})],
+    ("form", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {})],
     ids=["JPEG", "progressive JPEG", "TIFF"],
-)  # fmt: skip
+)
 def test_a_cut_file_of_any_format_costs_less_than_200_mb(tmp_path, form, options):
     found = cost(put(tmp_path, _big_file(form, **options), SUFFIX[form]))
     assert found.reason in ("truncated", "corrupt")
@@ -270,8 +297,12 @@ def test_a_refused_file_costs_less_than_200_mb(tmp_path, case):
         "cut file": (lambda: _big_png(2)[:-90_000], "image", {"truncated"}),
         # Whole chunks with right checksums, but rows are missing inside.
         "cut stream": (lambda: _big_png(2, cut=0.5), "image", {"truncated", "corrupt"}),
-        "bad ids": (lambda: png(8000, 7900, colour=0, body=zlib.compress((b"\0" + b"\xc8" * 8000) * 7900, 1)), "label", {"ids-out-of-range"}),
-    }[case]  # fmt: skip
+        "bad ids": (
+            lambda: png(8000, 7900, colour=0, body=zlib.compress((b"\0" + b"\xc8" * 8000) * 7900, 1)),
+            "label",
+            {"ids-out-of-range"},
+        ),
+    }[case]
     found = cost(put(tmp_path, content()), what)
     assert found.reason in reasons
     assert found.megabytes < 200, found

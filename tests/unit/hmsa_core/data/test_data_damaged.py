@@ -15,8 +15,8 @@ from hmsa_core.data.decode import REASONS, read_image
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.engine import infer
-from hmsa_core.errors import DecodeError
+from hmsa_core.inference import infer
+from hmsa_core.io.errors import DecodeError
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model
 from tests.support.training import write_data
@@ -96,22 +96,39 @@ def test_hundreds_of_damaged_files_become_rows_of_the_quarantine_or_right_rows_o
     assert refused.keys() | indexed.keys() == kinds.keys()
     assert not refused.keys() & indexed.keys()
     assert summary.refused == Counter(r.reason for r in refused.values())
-    parts = {"image": "image", "image bomb": "image", "label": "label", "label bomb": "label", "other size": "label",
-             "other ids": "label", "wrong name": "image", "constant": "image"}  # fmt: skip
+    parts = {
+        "image": "image",
+        "image bomb": "image",
+        "label": "label",
+        "label bomb": "label",
+        "other size": "label",
+        "other ids": "label",
+        "wrong name": "image",
+        "constant": "image",
+    }
     for name, row in refused.items():
         assert row.reason in REASONS
         turned = kinds[name] == "image" and row.reason == "size-mismatch"  # a good image, but of another size
         assert row.part == ("label" if turned else parts[kinds[name]])
         assert (tmp_path / "data" / row.path).is_file()
         assert row.detail
-    sure = {"other size": "size-mismatch", "other ids": "ids-out-of-range", "wrong name": "wrong-extension", "constant": "constant"}
+    sure = {
+        "other size": "size-mismatch",
+        "other ids": "ids-out-of-range",
+        "wrong name": "wrong-extension",
+        "constant": "constant",
+    }
     for kind, reason in sure.items():
         assert {refused[n].reason for n, k in kinds.items() if k == kind} == {reason}
     assert all(name in indexed for name, kind in kinds.items() if kind == "good")
     assert all(name in refused for name, kind in kinds.items() if kind.endswith("bomb"))
     for name, sample in indexed.items():
         data = (tmp_path / "data" / sample.image).read_bytes()
-        assert (sample.height, sample.width) == shown(data).shape[:2] == read_image(tmp_path / "data" / sample.image).shape[:2]
+        assert (
+            (sample.height, sample.width)
+            == shown(data).shape[:2]
+            == read_image(tmp_path / "data" / sample.image).shape[:2]
+        )
         assert sample.image_sha256 == hashlib.sha256(data).hexdigest()
         assert kinds[name] in ("good", "image", "label")
         with Image.open(tmp_path / "data" / sample.label) as label:
@@ -135,7 +152,9 @@ def test_a_labelling_job_labels_what_can_be_read_and_names_the_rest(tmp_path, mo
             expected[sample.name] = error.reason
     Index.write(tmp_path / "toy.parquet", wrong, index.classes, index.root)
     monkeypatch.setattr(infer, "_limit", lambda images: images)  # else the run ends when a twentieth is bad
-    spec = infer_spec(tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), flip=False, images_per_shard=16)
+    spec = infer_spec(
+        tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), flip=False, images_per_shard=16
+    )
     summary = infer.run(spec, job_context(tmp_path / "work"))
     store = LabelStore.open(tmp_path / "work/store", strict=True)
     labelled = {name: store.read(name)[0].shape for name in store.names()}

@@ -21,7 +21,7 @@ from hmsa_core.data.plan import EpochPlan, shard
 from hmsa_core.data.prepare import build
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError
 
 from .conftest import SIZE, CityTree, blocks
 
@@ -49,16 +49,26 @@ def data(tmp_path_factory) -> tuple[Path, Index, Centroids]:
     folder = tmp_path_factory.mktemp("data")
     tree = CityTree(folder / "cityscapes").standard()
     build(SourceSpec(root=str(tree.root)), RolesSpec(learn_splits=("train",)), folder / "index", tile=16)
-    return tree.root, Index.load(folder / "index/target.parquet"), Centroids.load(folder / "index/centroids-target.parquet")
+    return (
+        tree.root,
+        Index.load(folder / "index/target.parquet"),
+        Centroids.load(folder / "index/centroids-target.parquet"),
+    )
 
 
 def make_plan(data, length: int = 24, epochs: int = 2, **options) -> EpochPlan:
     _, index, centroids = data
     pseudo = index.select(roles=["unlabelled"]) if options.pop("pseudo", True) else []
     return EpochPlan(
-        index.select(roles=["learn"]), centroids, num_classes=19, seed=3, epochs=epochs, epoch_samples=length, pseudo=pseudo,
+        index.select(roles=["learn"]),
+        centroids,
+        num_classes=19,
+        seed=3,
+        epochs=epochs,
+        epoch_samples=length,
+        pseudo=pseudo,
         **options,
-    )  # fmt: skip
+    )
 
 
 def crops(data, plan: EpochPlan, epoch: int | None = 0, **options) -> CropDataset:
@@ -67,7 +77,11 @@ def crops(data, plan: EpochPlan, epoch: int | None = 0, **options) -> CropDatase
 
 
 def same(a: dict, b: dict) -> bool:
-    return a["name"] == b["name"] and a["source"] == b["source"] and all(torch.equal(a[k], b[k]) for k in ("image", "label"))
+    return (
+        a["name"] == b["name"]
+        and a["source"] == b["source"]
+        and all(torch.equal(a[k], b[k]) for k in ("image", "label"))
+    )
 
 
 def test_items_are_what_training_needs(data):
@@ -146,7 +160,11 @@ def test_ranks_and_loader_processes_never_change_the_global_sequence(data, world
         steps = list(shard(len(plan), rank, world, 8))
         filled = [s for s in steps if s]
         loader = DataLoader(
-            Names(plan), batch_sampler=filled, num_workers=workers, collate_fn=list, worker_init_fn=init_worker if workers else None
+            Names(plan),
+            batch_sampler=filled,
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=init_worker if workers else None,
         )
         batches = iter(loader)
         per_rank.append([next(batches) if s else [] for s in steps])
@@ -282,9 +300,13 @@ def test_full_size_crops_fit_the_papers_crop(tmp_path):
     build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index")
     index = Index.load(tmp_path / "index/target.parquet")
     plan = EpochPlan(
-        index.samples, Centroids.load(tmp_path / "index/centroids-target.parquet"), num_classes=19, seed=1, epochs=1,
+        index.samples,
+        Centroids.load(tmp_path / "index/centroids-target.parquet"),
+        num_classes=19,
+        seed=1,
+        epochs=1,
         epoch_samples=2,
-    )  # fmt: skip
+    )
     items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
     assert items[0]["image"].shape == (3, 1024, 2048)
     assert items[1]["label"].shape == (1024, 2048)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data.decode import REASONS, is_constant, read_header, read_image, read_label, read_label_ids
-from hmsa_core.errors import DecodeError, IntegrityError
+from hmsa_core.io.errors import DecodeError, IntegrityError
 from tests.unit.hmsa_core.data.damaged_images import shown
 from tests.unit.hmsa_core.data.hostile_images import SUFFIX, png, png_chunk, small_png, tiff
 
@@ -89,9 +89,15 @@ def test_exif_rotation_is_applied_once(tmp_path, orientation, form):
     exif[0x0112] = orientation
     path = put(tmp_path, encode(RGB, form, exif=exif), SUFFIX[form])
     upright = {
-        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
-        6: np.rot90(RGB, -1), 7: np.rot90(RGB, 2).transpose(1, 0, 2), 8: np.rot90(RGB),
-    }[orientation]  # fmt: skip
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: np.rot90(RGB, 2).transpose(1, 0, 2),
+        8: np.rot90(RGB),
+    }[orientation]
     assert np.array_equal(read_image(path), upright)
     header = read_header(path)
     assert (header.height, header.width) == upright.shape[:2]
@@ -191,17 +197,26 @@ def test_large_png_are_judged_as_small_ones_before_they_are_decoded(tmp_path, mo
         return "decoded"
 
     bodies = {
-        "good": [good], "in parts": [good[:9], b"", good[9:-3], good[-3:]], "more": [zlib.compress(raw + bytes(999))],
-        "bytes behind": [good + b"bytes", b"bytes"], "too few": [zlib.compress(raw[:-1])], "sum": [good[:-1] + b"?"],
-        "filter": [zlib.compress(b"\5" + raw[1:])], "last filter": [zlib.compress(raw[: -rows[-1][1] - 1] + b"\x09" + raw[-rows[-1][1] :])],
-        "cut": [good[:-9]], "none": [b""], "no sum": [good[:-4]],
-    }  # fmt: skip
+        "good": [good],
+        "in parts": [good[:9], b"", good[9:-3], good[-3:]],
+        "more": [zlib.compress(raw + bytes(999))],
+        "bytes behind": [good + b"bytes", b"bytes"],
+        "too few": [zlib.compress(raw[:-1])],
+        "sum": [good[:-1] + b"?"],
+        "filter": [zlib.compress(b"\5" + raw[1:])],
+        "last filter": [zlib.compress(raw[: -rows[-1][1] - 1] + b"\x09" + raw[-rows[-1][1] :])],
+        "cut": [good[:-9]],
+        "none": [b""],
+        "no sum": [good[:-4]],
+    }
     small = {name: read(*body) for name, body in bodies.items()}
     monkeypatch.setattr("hmsa_core.data.headers.TRIED_MEMORY", 0)
     monkeypatch.setattr("hmsa_core.data.containers._BLOCK", 50)  # bytes, so that rows lie across blocks
     large = {name: read(*body) for name, body in bodies.items()}
     assert {n: r == "decoded" for n, r in large.items()} == {n: r == "decoded" for n, r in small.items()}
-    assert [n for n, r in small.items() if r == "decoded"] == ["good", "in parts", "more", "bytes behind"] + ["no sum"] * bool(before)
+    assert [n for n, r in small.items() if r == "decoded"] == ["good", "in parts", "more", "bytes behind"] + [
+        "no sum"
+    ] * bool(before)
 
 
 def test_a_png_has_one_header_of_thirteen_bytes(tmp_path):
@@ -213,8 +228,16 @@ def test_a_png_has_one_header_of_thirteen_bytes(tmp_path):
 
 
 def test_a_tiff_without_some_of_its_strips_is_refused(tmp_path):
-    halves = {278: (4, 1, struct.pack("<I", 4)), 273: (4, 2, struct.pack("<II", 0, 96)), 279: (4, 2, struct.pack("<II", 96, 96))}
-    planes = {284: (3, 1, b"\2\0"), 273: (4, 3, struct.pack("<III", 0, 64, 128)), 279: (4, 3, struct.pack("<III", 64, 64, 64))}
+    halves = {
+        278: (4, 1, struct.pack("<I", 4)),
+        273: (4, 2, struct.pack("<II", 0, 96)),
+        279: (4, 2, struct.pack("<II", 96, 96)),
+    }
+    planes = {
+        284: (3, 1, b"\2\0"),
+        273: (4, 3, struct.pack("<III", 0, 64, 128)),
+        279: (4, 3, struct.pack("<III", 64, 64, 64)),
+    }
     for more in (halves, planes):
         data = tiff(more=more)
         assert np.array_equal(read_image(put(tmp_path, data, ".tif")), shown(data))
@@ -228,7 +251,9 @@ def test_a_flipped_bit_in_a_png_is_caught_by_its_checksum(tmp_path):
     assert refused(put(tmp_path, bytes(data))) == "corrupt"
 
 
-@pytest.mark.parametrize(("width", "height"), [(178_956_971, 1), (65_000, 65_000), (2**31 - 1, 2**31 - 1), (8001, 8000)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(178_956_971, 1), (65_000, 65_000), (2**31 - 1, 2**31 - 1), (8001, 8000)]
+)
 def test_own_ceiling_is_raised_before_decoding(tmp_path, width, height):
     started = time.perf_counter()
     assert refused(put(tmp_path, png(width, height))) == "too-large"
@@ -253,7 +278,9 @@ def test_jpeg_webp_and_tiff_bombs_are_refused_by_their_headers(tmp_path):
     lossy = bytearray(encode(RGB, "WEBP", quality=80))
     lossy[26:30] = struct.pack("<HH", 16_000, 16_000)
     assert refused(put(tmp_path, bytes(lossy), ".webp")) == "too-large"
-    extended = b"RIFF" + struct.pack("<I", 60) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff" * 6 + bytes(40)
+    extended = (
+        b"RIFF" + struct.pack("<I", 60) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff" * 6 + bytes(40)
+    )
     assert refused(put(tmp_path, extended, ".webp")) == "too-large"
     tiff = _with_tiff_tags(encode(RGB, "TIFF"), {256: 60_000, 257: 60_000})
     assert refused(put(tmp_path, tiff, ".tif")) == "too-large"

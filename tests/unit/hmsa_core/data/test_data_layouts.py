@@ -15,7 +15,7 @@ from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.data.prepare import scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.errors import ConfigError, DecodeError, InputError, LayoutError
+from hmsa_core.io.errors import ConfigError, DecodeError, InputError, LayoutError
 
 from .conftest import SIZE, blocks, picture, save
 
@@ -328,7 +328,11 @@ def test_only_the_splits_that_have_coarse_labels_need_files_of_them(plain):
     save(plain / "coarse" / "drive1" / "drive1.png", blocks(0, (0, 1)))
     (plain / "coarse" / "drive3").mkdir()
     result = scan(source("folder", plain, splits=("drive1", "drive2", "drive3"), coarse="coarse"))
-    assert {f.name: f.coarse for f in result.found} == {"drive1": "coarse/drive1/drive1.png", "drive2": "", "drive3": ""}
+    assert {f.name: f.coarse for f in result.found} == {
+        "drive1": "coarse/drive1/drive1.png",
+        "drive2": "",
+        "drive3": "",
+    }
     assert "split drive2 has no file in coarse/: its images have no coarse labels" in result.notes
     with pytest.raises(LayoutError, match="corse"):
         scan(source("folder", plain, splits=("drive1",), coarse="corse"))
@@ -377,9 +381,11 @@ def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
             save(root / "labels" / split / "000001.png", blocks(i, (0, 1)))
     found = scan(SourceSpec.model_validate(example["target"] | {"root": str(root)})).found
     assert assign_roles(found, RolesSpec.model_validate(example["roles"])) == {
-        "train__drive1__000001": "learn", "train__drive2__000001": "calibrate", "test__drive3__000001": "report",
+        "train__drive1__000001": "learn",
+        "train__drive2__000001": "calibrate",
+        "test__drive3__000001": "report",
         "new__drive4__000001": "unlabelled",
-    }  # fmt: skip
+    }
 
 
 def test_coarse_labels_without_an_image_and_images_without_one_are_told(cities):
@@ -434,7 +440,10 @@ def test_a_file_of_cityscapes_or_mapillary_with_such_a_name_is_refused_alone(cit
     tree = cities().pair("train", "aachen_000000_000019")
     save(tree.images["train"] / "aachen" / os.fsdecode(b"d\xfc_000000_000009_leftImg8bit.png"), picture(7))
     result = scan(source("cityscapes", tree.root))
-    assert ([f.name for f in result.found], [r.reason for r in result.refused]) == (["aachen_000000_000019"], ["bad-name"])
+    assert ([f.name for f in result.found], [r.reason for r in result.refused]) == (
+        ["aachen_000000_000019"],
+        ["bad-name"],
+    )
     root = vistas().root
     found = len(scan(source("mapillary", root)).found)
     save(root / "training" / "images" / os.fsdecode(b"k\xfc.jpg"), picture(8))

@@ -18,7 +18,7 @@ from hmsa_core.data.draw import allot, cycle_capped, permutation, raw
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import EpochPlan, shard
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
@@ -28,7 +28,23 @@ GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
 def images(count: int, prefix: str = "fine") -> list[Sample]:
     return [
         Sample(
-            f"{prefix}-{i:04d}", f"{prefix}-{i:04d}.png", "", "", "fine", "train", "learn", "", "", -1, "", 8, 8, "", "", "", ""
+            f"{prefix}-{i:04d}",
+            f"{prefix}-{i:04d}.png",
+            "",
+            "",
+            "fine",
+            "train",
+            "learn",
+            "",
+            "",
+            -1,
+            "",
+            8,
+            8,
+            "",
+            "",
+            "",
+            "",
         )
         for i in range(count)
     ]
@@ -67,9 +83,14 @@ def test_released_epochs_have_the_released_counts(share):
     lut = taxonomy.cityscapes().id_to_train
     centroids = Centroids.collect((s.name, find_centroids(lut[m], 19, 128)) for s, m in zip(samples, MAPS, strict=True))
     plan = EpochPlan(
-        samples, centroids, num_classes=19, seed=5, epochs=2, epoch_samples=golden["items_in"],
+        samples,
+        centroids,
+        num_classes=19,
+        seed=5,
+        epochs=2,
+        epoch_samples=golden["items_in"],
         sampling=SamplingConfig(class_uniform=float(share), empty_classes="released"),
-    )  # fmt: skip
+    )
     crops = plan.crops(0)
     assert len(crops) == golden["items_out"] == plan.length(0)
     per_class = Counter(c.class_id for c in crops)
@@ -96,17 +117,27 @@ def test_empty_classes_shares_go_to_the_others():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 60), st.integers(1, 8), st.integers(0, 10_000), st.integers(1, 300), st.integers(1, 4),
-    st.floats(0, 1), st.floats(0.01, 0.9),
-)  # fmt: skip
+    st.integers(1, 60),
+    st.integers(1, 8),
+    st.integers(0, 10_000),
+    st.integers(1, 300),
+    st.integers(1, 4),
+    st.floats(0, 1),
+    st.floats(0.01, 0.9),
+)
 def test_an_epoch_is_complete_and_no_image_repeats_too_often_for_a_class(
     fine, classes, seed, length, cap, share, density
 ):
     samples = images(fine)
     plan = EpochPlan(
-        samples, scattered(samples, classes, seed, density), num_classes=classes, seed=seed, epochs=2, epoch_samples=length,
+        samples,
+        scattered(samples, classes, seed, density),
+        num_classes=classes,
+        seed=seed,
+        epochs=2,
+        epoch_samples=length,
         sampling=SamplingConfig(class_uniform=share, max_repeats=cap),
-    )  # fmt: skip
+    )
     crops = plan.crops(1)
     assert len(crops) == length
     uses = Counter((c.class_id, c.sample.name) for c in crops if c.class_id >= 0)
@@ -161,11 +192,17 @@ def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
     )
     prints = {
         subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
-            env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).resolve().parents[4]}", "PYTHONHASHSEED": seed},
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).resolve().parents[4]}",
+                "PYTHONHASHSEED": seed,
+            },
         ).stdout
         for seed in ("0", "12345")
-    }  # fmt: skip
+    }
     assert len(prints) == 1
 
 
@@ -178,9 +215,14 @@ def test_random_numbers_are_pinned():
 def test_positions_of_a_run_lead_to_epochs_and_back():
     for mode in ("redistribute", "released"):
         plan = make_plan(
-            37, 20, epochs=5, epoch_samples=50, sampling=SamplingConfig(empty_classes=mode),
-            centroids=scattered(images(37), 5, 1), pseudo_config=PseudoConfig(fine_only_epochs=2),
-        )  # fmt: skip
+            37,
+            20,
+            epochs=5,
+            epoch_samples=50,
+            sampling=SamplingConfig(empty_classes=mode),
+            centroids=scattered(images(37), 5, 1),
+            pseudo_config=PseudoConfig(fine_only_epochs=2),
+        )
         lengths = [plan.length(e) for e in range(5)]
         assert len(plan) == sum(lengths)
         assert [plan.start(e) for e in range(5)] == [sum(lengths[:e]) for e in range(5)]
@@ -198,9 +240,14 @@ def test_capped_classes_are_named_and_their_rest_is_given_away():
     rare = [(samples[7].name, np.array([[0, 3, 4, 9], [0, 30, 40, 9]], np.int32))]
     common = [(s.name, np.array([[1, 5, 5, 9]], np.int32)) for s in samples if s is not samples[7]]
     plan = EpochPlan(
-        samples, Centroids.collect(rare + common), num_classes=2, seed=1, epochs=1, epoch_samples=40,
+        samples,
+        Centroids.collect(rare + common),
+        num_classes=2,
+        seed=1,
+        epochs=1,
+        epoch_samples=40,
         sampling=SamplingConfig(max_repeats=4),
-    )  # fmt: skip
+    )
     report = plan.report(0)
     assert report.per_class["fine"] == [4, 16]
     assert report.capped["fine"] == [0]
@@ -254,7 +301,11 @@ def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason():
 
 @settings(max_examples=300)
 @given(
-    st.integers(0, 500), st.floats(0, 1), st.lists(st.integers(0, 60), min_size=1, max_size=12), st.booleans(), st.randoms()
+    st.integers(0, 500),
+    st.floats(0, 1),
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.booleans(),
+    st.randoms(),
 )
 def test_shares_add_up_and_respect_capacities(total, share, capacity, released, random):
     order = list(range(len(capacity)))
@@ -283,9 +334,11 @@ def test_asking_for_more_than_the_caps_allow_is_an_error():
 
 def test_an_epoch_is_planned_once_also_where_epochs_differ_in_length(monkeypatch):
     plan = make_plan(
-        pseudo=40, epochs=6, sampling=SamplingConfig(empty_classes="released"),
+        pseudo=40,
+        epochs=6,
+        sampling=SamplingConfig(empty_classes="released"),
         pseudo_config=PseudoConfig(fine_only_epochs=2),
-    )  # fmt: skip
+    )
     made = []
     real = EpochPlan._make
     monkeypatch.setattr(EpochPlan, "_make", lambda self, epoch: made.append(epoch) or real(self, epoch))

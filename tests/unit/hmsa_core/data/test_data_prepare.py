@@ -24,7 +24,7 @@ from hmsa_core.data.prepare import build, write_empty
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.errors import ConfigError, InputError, IntegrityError, LayoutError
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
 
 from .conftest import SIZE, blocks, picture, save
 
@@ -55,9 +55,12 @@ def test_index_holds_what_the_files_hold(cities, tmp_path):
             assert digest == (hashlib.sha256((tree.root / path).read_bytes()).hexdigest() if path else "")
     roles = Counter((s.split, s.role, s.kind) for s in index.samples)
     assert roles == {
-        ("train", "learn", "fine"): 4, ("train", "calibrate", "fine"): 4, ("val", "report", "fine"): 3,
-        ("test", "guard", "unlabelled"): 2, ("train_extra", "unlabelled", "coarse"): 2,
-    }  # fmt: skip
+        ("train", "learn", "fine"): 4,
+        ("train", "calibrate", "fine"): 4,
+        ("val", "report", "fine"): 3,
+        ("test", "guard", "unlabelled"): 2,
+        ("train_extra", "unlabelled", "coarse"): 2,
+    }
     assert {s.city for s in index.select(roles=["calibrate"])} == {"ulm"}
     assert summary.by_role == {"calibrate": 4, "guard": 2, "learn": 4, "report": 3, "unlabelled": 2}
 
@@ -112,8 +115,14 @@ def test_every_kind_of_bad_file_becomes_one_row_and_the_run_goes_on(cities, tmp_
     assert names["bamberg_000000_000019"].coarse == ""
     assert "bremen_000004_000019" not in names
     assert summary.refused == {
-        "constant": 1, "duplicate": 1, "empty": 1, "ids-out-of-range": 1, "size-mismatch": 1, "truncated": 2, "unpaired": 2,
-    }  # fmt: skip
+        "constant": 1,
+        "duplicate": 1,
+        "empty": 1,
+        "ids-out-of-range": 1,
+        "size-mismatch": 1,
+        "truncated": 2,
+        "unpaired": 2,
+    }
     assert summary.refused_images == 6  # a copy, a label without an image and a bad coarse label lose no image
 
 
@@ -166,7 +175,9 @@ def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_pat
     assert "set `names: path`" in caught.value.hint
     build(source(root, kind="folder", names="path", **given), roles, tmp_path / "out")
     roles_of = {s.name: s.role for s in Index.load(tmp_path / "out/target.parquet").samples}
-    assert roles_of == {f"{s}__{k:06d}": {"test": "report", "train": "learn"}[s] for s in ("test", "train") for k in range(4)}
+    assert roles_of == {
+        f"{s}__{k:06d}": {"test": "report", "train": "learn"}[s] for s in ("test", "train") for k in range(4)
+    }
 
 
 def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
@@ -232,10 +243,7 @@ def test_roots_share_one_quarantine_and_summary(cities, vistas, tmp_path):
     build(source(tree), ROLES, out)
     build(source(other, "mapillary", name="pretrain"), RolesSpec(), out)
     build(source(tree), ROLES, out)  # again: replaces its own part only
-    assert quarantine(out) == [
-        ("lonely", "image", "unpaired"),
-        ("bremen_000004_000019", "image", "unpaired"),
-    ]
+    assert quarantine(out) == [("lonely", "image", "unpaired"), ("bremen_000004_000019", "image", "unpaired")]
     assert set(json.loads((out / "summary.json").read_text())) == {"target", "pretrain"}
     index = Index.load(out / "pretrain.parquet")
     assert index.root == "pretrain"
@@ -268,8 +276,8 @@ def test_of_exact_copies_that_wait_for_labels_the_one_with_a_coarse_label_is_kep
     rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(("road", "car"))]
     (tmp_path / "mine/classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
     spec = SourceSpec(
-        kind="folder", name="target", root=str(tmp_path / "mine"), splits=("bare", "drawn"), labels="", coarse="coarse",
-    )  # fmt: skip
+        kind="folder", name="target", root=str(tmp_path / "mine"), splits=("bare", "drawn"), labels="", coarse="coarse"
+    )
     build(spec, RolesSpec(unlabelled_splits=("bare", "drawn")), tmp_path / "out")
     assert [(s.name, s.kind) for s in Index.load(tmp_path / "out/target.parquet").samples] == [("b", "coarse")]
 
@@ -366,7 +374,11 @@ def test_unlabelled_images_of_a_test_split_never_teach_unless_asked():
 
 
 def test_nobody_learns_from_a_judged_drive_with_labels_of_a_teacher_either():
-    images = [found("aachen", s, f, "new" if f % 10 else "train", "" if f % 10 else "x") for s in (0, 1) for f in range(0, 40, 5)]
+    images = [
+        found("aachen", s, f, "new" if f % 10 else "train", "" if f % 10 else "x")
+        for s in (0, 1)
+        for f in range(0, 40, 5)
+    ]
     role = assign_roles(images, RolesSpec(report=("aachen_000001",), learn_splits=()))
     assert {r for n, r in role.items() if n.startswith("aachen_000001")} == {"report", "guard"}
     assert {role[f.name] for f in images if not f.label and f.sequence == "aachen_000000"} == {"unlabelled"}
@@ -399,7 +411,10 @@ def test_few_labelled_images_that_are_all_refused_stop_the_run_beside_many_witho
     root = own_folder(tmp_path / "own", 3, 90)
     roles = RolesSpec(learn_splits=("train",), unlabelled_splits=("new",))
     given = {"splits": ("train", "new")}
-    assert build(source(root, kind="folder", **given), roles, tmp_path / "good").by_role == {"learn": 3, "unlabelled": 90}
+    assert build(source(root, kind="folder", **given), roles, tmp_path / "good").by_role == {
+        "learn": 3,
+        "unlabelled": 90,
+    }
     for path in (root / "labels" / "train").iterdir():
         save(path, np.full((16, 16), 700, np.uint16))
     with pytest.raises(InputError, match="3 of 3 images with a fine label cannot be used, the first: l000"):
@@ -414,9 +429,11 @@ def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, for
         colours = [(90 * i + 20, 5, 5) for i in range(3)]
         greys = [(i, i, i) for i in range(256)]
         palette = {
-            "colours of other classes": [colours[1], colours[0], colours[2]], "a grey map": [greys[1], greys[2], greys[0]],
-            "its own colours": colours, "greys for people": [greys[0], greys[120], greys[240]],
-        }[form]  # fmt: skip
+            "colours of other classes": [colours[1], colours[0], colours[2]],
+            "a grey map": [greys[1], greys[2], greys[0]],
+            "its own colours": colours,
+            "greys for people": [greys[0], greys[120], greys[240]],
+        }[form]
         if number < 3:
             ids[:3, 0] = (0, 1, 2)
         image = Image.fromarray(ids, "P")
@@ -482,10 +499,24 @@ def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
 
 def sample(name: str, **values) -> Sample:
     base = {
-        "name": name, "image": f"{name}.png", "label": "", "coarse": "", "kind": "fine", "split": "train", "role": "learn",
-        "city": "", "sequence": "", "frame": -1, "block": name, "height": 4, "width": 4, "image_sha256": "", "label_sha256": "",
-        "coarse_sha256": "", "phash": "0" * 16,
-    }  # fmt: skip
+        "name": name,
+        "image": f"{name}.png",
+        "label": "",
+        "coarse": "",
+        "kind": "fine",
+        "split": "train",
+        "role": "learn",
+        "city": "",
+        "sequence": "",
+        "frame": -1,
+        "block": name,
+        "height": 4,
+        "width": 4,
+        "image_sha256": "",
+        "label_sha256": "",
+        "coarse_sha256": "",
+        "phash": "0" * 16,
+    }
     return Sample(**{**base, **values})
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from hmsa_core import taxonomy
 from hmsa_core.data.phash import hamming, near_duplicates, perceptual_hash
 from hmsa_core.data.sampling import Centroids, class_centroids, find_centroids
-from hmsa_core.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError
 
 from .conftest import encode, picture
 
@@ -21,7 +21,9 @@ MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
 GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
 TRAIN_ID = taxonomy.cityscapes().id_to_train
 
-labels = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.sampled_from([0, 1, 2, 5, 255]))
+labels = hnp.arrays(
+    np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.sampled_from([0, 1, 2, 5, 255])
+)
 
 
 def test_centroids_are_exactly_the_released_ones():

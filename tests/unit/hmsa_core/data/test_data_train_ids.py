@@ -6,7 +6,7 @@ import pytest
 
 from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 
 from .conftest import blocks, picture, save
 

@@ -90,9 +90,14 @@ def test_windows_stay_inside_the_stored_image_and_the_crop(stored, scaled, crop,
 
 @settings(max_examples=200, deadline=None)
 @given(
-    sizes, sizes, st.integers(0, 2**62), st.lists(st.sampled_from([0, 1, 2, 7, 18, 255]), min_size=1, max_size=4, unique=True),
-    st.booleans(), st.sampled_from([None, 40, 150]), st.sampled_from(["mended", "released"]),
-)  # fmt: skip
+    sizes,
+    sizes,
+    st.integers(0, 2**62),
+    st.lists(st.sampled_from([0, 1, 2, 7, 18, 255]), min_size=1, max_size=4, unique=True),
+    st.booleans(),
+    st.sampled_from([None, 40, 150]),
+    st.sampled_from(["mended", "released"]),
+)
 def test_no_class_is_invented_and_ignored_pixels_stay_ignored(size, crop, seed, ids, centred, long_edge, placement):
     label = blocks(seed % 1000, tuple(ids), size)
     # Each class has its own colour, so pixels and labels must stay together.
@@ -138,9 +143,7 @@ def test_without_changes_the_stored_pixels_come_out_untouched():
     assert np.array_equal(out, image)
     assert np.array_equal(ids, label)
     part, part_ids = JointAugment((16, 20), PLAIN)(image, label, (30, 20), Dice(9))
-    places = [
-        (y, x) for y in range(25) for x in range(41) if np.array_equal(image[y : y + 16, x : x + 20], part)
-    ]
+    places = [(y, x) for y in range(25) for x in range(41) if np.array_equal(image[y : y + 16, x : x + 20], part)]
     assert len(places) == 1
     y, x = places[0]
     assert np.array_equal(label[y : y + 16, x : x + 20], part_ids)
@@ -231,7 +234,9 @@ def test_mixing_pastes_whole_pixels_of_the_fine_crop(kind):
         pasted = (out != image).any(2)
         assert np.array_equal(out[pasted], fine[pasted])
         assert np.array_equal(ids[pasted], truth[pasted])
-        assert np.array_equal(ids[~pasted], np.where((out == fine).all(2) & ~pasted & (ids == truth), truth, label)[~pasted])
+        assert np.array_equal(
+            ids[~pasted], np.where((out == fine).all(2) & ~pasted & (ids == truth), truth, label)[~pasted]
+        )
         if kind == "classmix":
             classes = set(np.unique(ids)) - {0, 1, 255}
             assert len(classes) == 2  # half of four
@@ -240,7 +245,10 @@ def test_mixing_pastes_whole_pixels_of_the_fine_crop(kind):
             ys, xs = np.nonzero(pasted)
             share = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) / label.size
             assert 0.05 < share < 0.55
-    assert np.array_equal(mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1], mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1])
+    assert np.array_equal(
+        mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1],
+        mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1],
+    )
 
 
 def test_classmix_of_an_ignored_crop_changes_nothing():
@@ -252,7 +260,9 @@ def test_classmix_of_an_ignored_crop_changes_nothing():
 
 def test_normalisation_is_the_usual_one():
     image = picture(4)
-    expected = F.normalize(F.to_dtype(torch.from_numpy(image).permute(2, 0, 1), torch.float32, scale=True), list(MEAN), list(STD))
+    expected = F.normalize(
+        F.to_dtype(torch.from_numpy(image).permute(2, 0, 1), torch.float32, scale=True), list(MEAN), list(STD)
+    )
     assert (normalise(image) - expected).abs().max() < 1e-6
     assert normalise(image).is_contiguous()
 

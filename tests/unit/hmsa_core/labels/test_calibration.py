@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa_core.errors import StoreError
-from hmsa_core.labels.calibration import calibration_table, isotonic, load_table, save_table
-from hmsa_core.labels.curves import Curves
+from hmsa_core.io.errors import StoreError
+from hmsa_core.labels.thresholds.calibration import calibration_table, isotonic, load_table, save_table
+from hmsa_core.labels.thresholds.curves import Curves
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -39,7 +39,9 @@ def test_probabilities_never_fall_with_the_code_and_predict_fresh_images() -> No
     total, correct = fresh.counts["total"].sum(axis=0), fresh.counts["correct"].sum(axis=0)
     assert (table * total).sum() / total.sum() == pytest.approx(correct.sum() / total.sum(), abs=0.04)
     for c in range(5):  # the last class is rare and over-confident
-        assert (table[c] * total[c]).sum() / total[c].sum() == pytest.approx(correct[c].sum() / total[c].sum(), abs=0.15)
+        assert (table[c] * total[c]).sum() / total[c].sum() == pytest.approx(
+            correct[c].sum() / total[c].sum(), abs=0.15
+        )
 
 
 def test_codes_that_a_class_never_had_take_the_curve_of_all_classes() -> None:
@@ -62,7 +64,7 @@ def test_the_table_file_keeps_values_classes_and_binding(tmp_path: Path) -> None
 
 
 def test_a_foreign_or_misshapen_table_is_refused(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     sealed.write(tmp_path / "x.json", {"format": "x", "version": 1})
     with pytest.raises(StoreError, match="not a calibration table"):

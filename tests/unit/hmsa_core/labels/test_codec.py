@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from hmsa_core.errors import InputError, StoreError
-from hmsa_core.labels import ConfidenceCode, codec
+from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels import ConfidenceCode
+from hmsa_core.labels.store import codec
 from tests.support.cases import CASES
 from tests.support.label_maps import maps
 

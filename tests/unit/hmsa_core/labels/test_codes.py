@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode
-from hmsa_core.labels.codes import EDGES
+from hmsa_core.labels.store.codes import EDGES
 from tests.support.cases import CASES
 
 CODE = ConfidenceCode()

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core.errors import InputError, StoreError
+from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
-from hmsa_core.labels.curves import COUNTS, CalibrationImage, Curves
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds.curves import COUNTS, CalibrationImage, Curves
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -110,7 +110,7 @@ def test_a_curves_file_gives_back_every_number(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     path = tmp_path / "c.json"
     Curves.measure(world(2, 1, seed=1), CLASSES).save(path)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.diff import diff_stores, write_pictures
-from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from tests.support.label_maps import maps, opened, toy_classes
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hmsa_core.data.sampling import Centroids, find_centroids
-from hmsa_core.errors import ConfigError, StoreError
+from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
 from hmsa_core.labels.merge import MergeRules, merge_labels
-from hmsa_core.labels.policy import ClassPolicy, from_threshold
+from hmsa_core.labels.thresholds.policy import ClassPolicy, from_threshold
 from hmsa_core.taxonomy import cityscapes
 from tests.support.label_maps import coarse_of, maps, opened, toy_classes, write_store
 
@@ -56,8 +56,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 
 def _recipe(**changes: Any) -> Recipe:
     options: dict[str, Any] = {
-        "policy": POLICY, "rules": RULES, "human": Human(), "centroids": CentroidSettings(tile=16),
-    }  # fmt: skip
+        "policy": POLICY,
+        "rules": RULES,
+        "human": Human(),
+        "centroids": CentroidSettings(tile=16),
+    }
     return Recipe(**{**options, **changes})
 
 
@@ -117,8 +120,9 @@ def test_the_manifest_names_policy_raw_store_and_rules(raw: LabelStore, tmp_path
 def _bytes(root: Path) -> dict[str, bytes]:
     return {
         p.relative_to(root).as_posix(): p.read_bytes()
-        for p in sorted(root.rglob("*")) if p.is_file() and ".locks" not in p.parts
-    }  # fmt: skip
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and ".locks" not in p.parts
+    }
 
 
 def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
@@ -162,9 +166,14 @@ def test_shards_of_another_recipe_are_never_reused(raw: LabelStore, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "change",
-    [{"policy": from_threshold(0.71, cityscapes())}, {"rules": None}, {"material": "other labels"},
-     {"masks": {(24, 40): np.ones((24, 40), bool)}}, {"centroids": CentroidSettings(tile=8)}],
-)  # fmt: skip
+    [
+        {"policy": from_threshold(0.71, cityscapes())},
+        {"rules": None},
+        {"material": "other labels"},
+        {"masks": {(24, 40): np.ones((24, 40), bool)}},
+        {"centroids": CentroidSettings(tile=8)},
+    ],
+)
 def test_the_key_changes_with_everything_that_decides_a_label(raw: LabelStore, change: dict[str, Any]) -> None:
     assert _recipe(**change).key(raw) != _recipe().key(raw)
 
@@ -215,7 +224,7 @@ def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None
 
 def test_a_worker_that_nobody_started_does_nothing() -> None:
     from hmsa_core.labels import finalise as module
-    from hmsa_core.labels.plans import ShardPlan
+    from hmsa_core.labels.store.plans import ShardPlan
 
     with pytest.raises(RuntimeError, match="not started"):
         module._work(ShardPlan(0, (), (), ""))

@@ -6,22 +6,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hmsa_core.labels.intervals import (
+from hmsa_core.labels.thresholds.intervals import (
     effective_blocks,
     interval,
     lower_bound,
     simulated_coverage,
     spread_of_errors,
     t_quantile,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
     ("probability", "freedom", "expected"),
-    [(0.95, 1, 6.3138), (0.95, 2, 2.9200), (0.95, 5, 2.0150), (0.95, 10, 1.8125), (0.95, 40, 1.6839),
-     (0.975, 1, 12.706), (0.975, 2, 4.3027), (0.975, 3, 3.1824), (0.975, 10, 2.2281), (0.975, 30, 2.0423),
-     (0.99, 4, 3.7469), (0.9, 7, 1.4149)],
-)  # fmt: skip
+    [
+        (0.95, 1, 6.3138),
+        (0.95, 2, 2.9200),
+        (0.95, 5, 2.0150),
+        (0.95, 10, 1.8125),
+        (0.95, 40, 1.6839),
+        (0.975, 1, 12.706),
+        (0.975, 2, 4.3027),
+        (0.975, 3, 3.1824),
+        (0.975, 10, 2.2281),
+        (0.975, 30, 2.0423),
+        (0.99, 4, 3.7469),
+        (0.9, 7, 1.4149),
+    ],
+)
 def test_students_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
     assert float(t_quantile(probability, freedom)) == pytest.approx(expected, rel=3e-3)
 

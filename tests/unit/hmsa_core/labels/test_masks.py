@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels.masks import MaskCounter, apply_mask, read_mask, write_mask
 
 

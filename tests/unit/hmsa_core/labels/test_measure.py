@@ -5,17 +5,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError
-from hmsa_core.labels.curves import COUNTS, Conflicts, Curves
-from hmsa_core.labels.measure import (
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds.curves import COUNTS, Conflicts, Curves
+from hmsa_core.labels.thresholds.measure import (
     ceiling,
     figures,
     marginal_ends,
     marginal_precision,
     smallest_global_code,
-)  # fmt: skip
-from hmsa_core.labels.policy import WITHHELD, ThresholdPolicy, measure
-from hmsa_core.labels.spec import CalibrateConfig
+)
+from hmsa_core.labels.thresholds.policy import WITHHELD, ThresholdPolicy, measure
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -100,13 +100,17 @@ def test_the_lowest_code_that_passes_is_taken_and_its_numbers_are_in_the_policy(
     lower_cut = figures(curves_of(total, correct), 0, entry.code - 1, 0.95)
     assert lower_cut["lower"] < 0.98 or lower_cut["marginal"] < 0.8
     assert entry.evidence["cross_fit"]["folds"] == 5
-    assert entry.evidence["precision"] == pytest.approx(correct[..., entry.code :].sum() / total[..., entry.code :].sum())
+    assert entry.evidence["precision"] == pytest.approx(
+        correct[..., entry.code :].sum() / total[..., entry.code :].sum()
+    )
 
 
 def test_a_higher_target_never_keeps_more() -> None:
     total, correct, _ = _teacher(np.random.default_rng(3), 40, cv=0.5)
     curves = curves_of(total, correct)
-    codes = [measure(curves, CalibrateConfig(target=t, cross_fit=False)).entries[0].code for t in (0.9, 0.95, 0.98, 0.99)]
+    codes = [
+        measure(curves, CalibrateConfig(target=t, cross_fit=False)).entries[0].code for t in (0.9, 0.95, 0.98, 0.99)
+    ]
     assert codes == sorted(codes)
     assert codes[0] < codes[-1]
 
@@ -141,8 +145,9 @@ def test_a_class_that_calibration_never_saw_is_withheld() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.3)
     entry = measure(curves_of(total, correct), CalibrateConfig()).entries[4]
     assert (entry.status, entry.evidence["reason"]) == (
-        "withheld", "the teacher never gave this class on calibration images",
-    )  # fmt: skip
+        "withheld",
+        "the teacher never gave this class on calibration images",
+    )
 
 
 def _pair(own: tuple[np.ndarray, np.ndarray], blocks: int, other_scale: float = 1.0) -> Curves:

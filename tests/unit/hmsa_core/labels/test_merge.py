@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hmsa_core.errors import InputError, StoreError
-from hmsa_core.labels.curves import CalibrationImage, Curves
-from hmsa_core.labels.intervals import lower_bound
+from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.merge import (
     HUMAN,
     IGNORED,
@@ -20,8 +18,10 @@ from hmsa_core.labels.merge import (
     measure_rules,
     merge_labels,
     merge_with_source,
-)  # fmt: skip
+)
 from hmsa_core.labels.spec import MergeConfig, PairRule
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.intervals import lower_bound
 from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
 
@@ -188,7 +188,9 @@ def test_the_correction_never_exceeds_one_and_needs_all_three_figures() -> None:
 
 
 def test_labels_and_sources_stay_bytes() -> None:
-    label, source = merge_with_source(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), MergeRules.default(CLASSES))
+    label, source = merge_with_source(
+        np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), MergeRules.default(CLASSES)
+    )
     assert (label.dtype, source.dtype) == (np.uint8, np.uint8)
 
 
@@ -205,10 +207,20 @@ def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
     total = np.full((6, 1), 24)
     low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]
     rules = measure_rules(curves, np.full(5, 100), MergeConfig(min_blocks=3, win_rate=0.6), 0.95)  # at the cut: kept
-    assert rules.evidence == [{
-        "human": "road", "teacher": "sidewalk", "action": "teacher", "source": "measured", "blocks": 6, "pixels": 144,
-        "human_right": 0.2917, "teacher_right": 0.6667, "human_lower": low[0], "teacher_lower": low[1],
-    }]  # fmt: skip
+    assert rules.evidence == [
+        {
+            "human": "road",
+            "teacher": "sidewalk",
+            "action": "teacher",
+            "source": "measured",
+            "blocks": 6,
+            "pixels": 144,
+            "human_right": 0.2917,
+            "teacher_right": 0.6667,
+            "human_lower": low[0],
+            "teacher_lower": low[1],
+        }
+    ]
     assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
 
 
@@ -229,7 +241,9 @@ def test_exactly_enough_blocks_and_exactly_the_win_rate_suffice() -> None:
 
 
 def test_rules_by_hand_are_told_once_and_the_default_holds_where_nothing_was_measured() -> None:
-    config = MergeConfig(default="human", min_blocks=3, rules=(PairRule(human="wall", teacher="fence", action="ignore"),))
+    config = MergeConfig(
+        default="human", min_blocks=3, rules=(PairRule(human="wall", teacher="fence", action="ignore"),)
+    )
     rules = measure_rules(Curves.measure(_images(16), CLASSES), np.full(5, 100), config, 0.95)
     assert rules.actions[0, 1] == TEACHER
     assert rules.actions[3, 4] == IGNORED
@@ -239,7 +253,7 @@ def test_rules_by_hand_are_told_once_and_the_default_holds_where_nothing_was_mea
 
 
 def test_a_file_of_another_kind_holds_no_rules(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     sealed.write(tmp_path / "x.json", {"format": "x", "version": 1})
     with pytest.raises(StoreError, match="not a rules file"):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.errors import ConfigError, InputError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
-from hmsa_core.labels.codes import EDGES
-from hmsa_core.labels.manifest import binding
-from hmsa_core.labels.policy import WITHHELD, ClassPolicy, from_threshold, keep
+from hmsa_core.labels.store.codes import EDGES
+from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold, keep
 from hmsa_core.taxonomy import cityscapes
 from tests.support.cases import CASES
 from tests.support.label_maps import toy_classes
@@ -91,7 +91,7 @@ def test_an_edited_or_flipped_policy_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_no_policy(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     sealed.write(tmp_path / "x.json", {"format": "hmsa-merge-rules", "version": 1})
     with pytest.raises(StoreError, match="not a policy"):
@@ -146,7 +146,7 @@ def test_one_dimensional_and_empty_maps_keep_their_shape() -> None:
 
 
 def test_an_entry_whose_code_and_threshold_disagree_is_refused(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     _policy([3, 7]).save(tmp_path / "p.json")
     value = {k: v for k, v in sealed.read(tmp_path / "p.json").items() if k != "digest"}

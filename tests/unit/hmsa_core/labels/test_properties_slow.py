@@ -23,7 +23,11 @@ def test_twenty_thousand_cases(name: str) -> None:
     env = {k: v for k, v in os.environ.items() if k != afterwards.MARK} | {VARIABLE: str(MANY)}
     chosen = [sys.executable, "-m", "pytest", "-q", "-k", "any_map or keeps or pixel or 255 or pair or cut_of"]
     done = subprocess.run(
-        [*chosen, str(HERE / f"test_{name}.py")], cwd=HERE.parents[3], env=env, capture_output=True, text=True,
+        [*chosen, str(HERE / f"test_{name}.py")],
+        cwd=HERE.parents[3],
+        env=env,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa_core.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LockedError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.shards import ShardPlan, ShardWriter, claim_shard, leave, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.shards import (
+    ShardPlan,
+    ShardWriter,
+    claim_shard,
+    leave,
+    plan_shards,
+    shard_done,
+    write_manifest,
+)
 from tests.support.label_maps import maps, toy_classes
 
 KEY = "k" * 64
@@ -92,6 +100,7 @@ def test_a_shard_whose_bytes_changed_is_not_done(tmp_path: Path, file: str) -> N
 
 def test_an_aborted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
     plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
+
     def stopped() -> None:
         with ShardWriter(tmp_path, plan) as shard:
             shard.add("i1", *maps(1))
@@ -164,7 +173,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash
     script = (
         "import sys; from pathlib import Path\n"
         "from tests.unit.hmsa_core.labels import test_shards as t\n"
-        "from hmsa_core.labels.shards import *\n"
+        "from hmsa_core.labels.store.shards import *\n"
         "root = Path(sys.argv[1]); plans = plan_shards([], t.MIXED[::-1], 2, t.KEY)\n"
         "[t._write(root, p) for p in plans[::-1]]\n"
         "write_manifest(root, plans, {'teacher': 't'})\n"
@@ -173,9 +182,13 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash
     foreign = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     other = tmp_path / "elsewhere" / "two"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(other)], cwd=Path(__file__).parents[4], check=False, capture_output=True,
-        env={**os.environ, **foreign, "PYTHONPATH": "."}, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", script, str(other)],
+        cwd=Path(__file__).parents[4],
+        check=False,
+        capture_output=True,
+        env={**os.environ, **foreign, "PYTHONPATH": "."},
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert _digests(tmp_path / "one") == _digests(other)
 
@@ -244,7 +257,7 @@ def test_a_shard_that_cannot_be_opened_gives_its_lock_back(tmp_path: Path, monke
     with pytest.raises(HmsaError, match="shard-00000"):
         shard.close()
     (tmp_path / "shard-00000.parquet").rmdir()
-    monkeypatch.setattr("hmsa_core.labels.shards.ParquetSink", _fail)
+    monkeypatch.setattr("hmsa_core.labels.store.shards.ParquetSink", _fail)
     with pytest.raises(OSError, match="no"):
         ShardWriter(tmp_path, plan)
     monkeypatch.undo()
@@ -260,7 +273,7 @@ def _fail(*_: object, **__: object) -> None:
 _WORKER = """
 import os, sys
 from pathlib import Path
-from hmsa_core.labels.shards import claim_shard, plan_shards
+from hmsa_core.labels.store.shards import claim_shard, plan_shards
 from tests.support.label_maps import maps, toy_classes
 root = Path(sys.argv[1])
 for plan in plan_shards([], [(f"i{i:03d}", "") for i in range(200)], 1, "k" * 64):

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hmsa_core.labels.curves import Curves
-from hmsa_core.labels.measure import measure
-from hmsa_core.labels.policy import from_threshold
-from hmsa_core.labels.shift import compare, estimate_prior, shift_report
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.measure import measure
+from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.labels.thresholds.shift import compare, estimate_prior, shift_report
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 

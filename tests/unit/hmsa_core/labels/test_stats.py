@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.errors import InputError, StoreError
+from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
-from hmsa_core.labels.histogram import count, cumulative
+from hmsa_core.labels.store.histogram import count, cumulative
 from tests.support.label_maps import coarse_of, maps, write_store
 
 CODE = ConfidenceCode()
@@ -68,10 +68,8 @@ def test_images_keep_their_order_when_shards_are_appended(tmp_path: Path) -> Non
     assert StoreStatistics.open(tmp_path).names == LabelStore.open(tmp_path).names()
 
 
-def test_many_blocks_of_images_give_the_same_numbers_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hmsa_core.labels import sidecar
+def test_many_blocks_of_images_give_the_same_numbers_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmsa_core.labels.store import sidecar
 
     monkeypatch.setattr(sidecar, "_BLOCK", 2)
     monkeypatch.setattr(sidecar, "_SMALL", 1)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError, InputError, LockedError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
-from hmsa_core.labels.manifest import publish_store
+from hmsa_core.labels.store.manifest import publish_store
 from hmsa_core.taxonomy import mapillary
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
@@ -46,8 +46,11 @@ def test_metadata_and_lineage_are_kept_and_absent_lineage_is_unknown(tmp_path: P
     store = opened(tmp_path)
     row = store.row("city1_000001_000019")
     assert (row["city"], row["image_path"], row["height"], row["width"]) == (
-        "city1", "img/city1_000001_000019.png", 24, 40,
-    )  # fmt: skip
+        "city1",
+        "img/city1_000001_000019.png",
+        24,
+        40,
+    )
     assert [r["name"] for r in store.rows()] == store.names()
     assert store.lineage["teacher"] == "t" * 64
     assert store.lineage["note"] == [1, 2]
@@ -163,7 +166,7 @@ def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_with_its_version(tmp_path: Path) -> None:
-    from hmsa_core.labels import sealed
+    from hmsa_core.io import sealed
 
     write_store(tmp_path, 1)
     value = {k: v for k, v in sealed.read(tmp_path / "manifest.json").items() if k != "digest"}
@@ -193,7 +196,7 @@ def test_a_raw_store_has_no_source_maps(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_may_be_open_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmsa_core.labels import store as module
+    from hmsa_core.labels.store import reader as module
 
     monkeypatch.setattr(module, "_OPEN_FILES", 2)
     given = write_store(tmp_path, 5, per_shard=1)
@@ -264,9 +267,12 @@ print(json.dumps({"above_base": peak() - base}))
 
 def _memory(root: Path, count: int) -> float:
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(root), str(count)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", MEMORY, str(root), str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
         cwd=Path(__file__).parents[4],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return float(json.loads(done.stdout)["above_base"])
 
@@ -295,9 +301,9 @@ def _rewrite(root: Path, **changes: object) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from hmsa_core.atomic import sha256_file
-    from hmsa_core.labels import sealed
-    from hmsa_core.labels.parquet import footer_sha256
+    from hmsa_core.io import sealed
+    from hmsa_core.io.atomic import sha256_file
+    from hmsa_core.labels.store.parquet import footer_sha256
 
     path = root / "shard-00000.parquet"
     table = pq.read_table(path)
@@ -307,14 +313,20 @@ def _rewrite(root: Path, **changes: object) -> None:
     pq.write_table(table, path, row_group_size=1, write_page_checksum=True)
     value = {k: v for k, v in sealed.read(root / "manifest.json").items() if k != "digest"}
     value["shards"][0] |= {
-        "size_bytes": path.stat().st_size, "sha256": sha256_file(path), "footer_sha256": footer_sha256(path),
-    }  # fmt: skip
+        "size_bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+        "footer_sha256": footer_sha256(path),
+    }
     sealed.write(root / "manifest.json", value)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"label_sha256": "0" * 64}, "label is damaged"), ({"height": 9}, "recorded"), ({"name": "other"}, "manifest says")],
+    [
+        ({"label_sha256": "0" * 64}, "label is damaged"),
+        ({"height": 9}, "recorded"),
+        ({"name": "other"}, "manifest says"),
+    ],
 )
 def test_a_row_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with LabelStoreWriter(tmp_path, {}) as writer:
@@ -342,6 +354,6 @@ def test_a_row_group_of_several_rows_is_refused(tmp_path: Path) -> None:
 
 
 def _footer(path: Path) -> str:
-    from hmsa_core.labels.parquet import footer_sha256
+    from hmsa_core.labels.store.parquet import footer_sha256
 
     return footer_sha256(path)

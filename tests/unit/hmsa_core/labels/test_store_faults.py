@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core import atomic
-from hmsa_core.errors import HmsaError, NoSpaceError, StoreError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import HmsaError, NoSpaceError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
 from tests.support.faults import FaultyOps
 from tests.support.label_maps import maps, toy_classes
 

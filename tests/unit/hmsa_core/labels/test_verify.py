@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hmsa_core.errors import ConfigError, HmsaError, StoreError
+from hmsa_core.io.errors import ConfigError, HmsaError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.manifest import listed_files
-from hmsa_core.labels.parquet import footer_sha256
+from hmsa_core.labels.store.manifest import listed_files
+from hmsa_core.labels.store.parquet import footer_sha256
 from tests.support.label_maps import write_store
 
 T = TypeVar("T")
@@ -105,7 +105,9 @@ def test_a_flipped_bit_in_what_a_shard_says_of_an_image_is_never_served(whole: P
     original = path.read_bytes()
     reference = LabelStore.open(whole)
     expected = {n: reference.row(n) for n in reference.names() if reference.shard_of(n) == SHARD}
-    text = [column for column in pq.ParquetFile(path).schema_arrow.names if column in ("city", "image_path", "image_sha256")]
+    text = [
+        column for column in pq.ParquetFile(path).schema_arrow.names if column in ("city", "image_path", "image_sha256")
+    ]
     draw, noticed = random.Random(4), 0
     for position in (place for places in _column_chunks(path, text) for place in places):
         _flip(path, position, draw.randrange(8))

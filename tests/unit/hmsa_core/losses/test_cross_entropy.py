@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.losses import blocks, cross_entropy
 from tests.unit.hmsa_core.losses.test_rmi_behaviour import scene
 
@@ -22,7 +22,9 @@ from tests.unit.hmsa_core.losses.test_rmi_behaviour import scene
     width=st.integers(1, 20),
     ignored=st.sampled_from([0.0, 0.3]),
 )
-def test_value_and_gradient_are_torchs(seed: int, n: int, classes: int, height: int, width: int, ignored: float) -> None:
+def test_value_and_gradient_are_torchs(
+    seed: int, n: int, classes: int, height: int, width: int, ignored: float
+) -> None:
     logits, labels = scene(seed, (n, classes, height, width), ignored)
     if bool((labels == 255).all()):
         return
@@ -64,7 +66,9 @@ def test_other_layouts_dtypes_and_factors() -> None:
     logits, labels = scene(5, (2, 4, 12, 16))
     expected = torch.autograd.grad(cross_entropy(logits, labels), logits)[0]
     strided = logits.detach().to(memory_format=torch.channels_last).requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(-2 * cross_entropy(strided, labels.byte()), strided)[0], -2 * expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(-2 * cross_entropy(strided, labels.byte()), strided)[0], -2 * expected
+    )
     half = logits.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = cross_entropy(half, labels)
@@ -88,9 +92,16 @@ def test_labels_outside_the_classes_and_the_ignored_one_do_not_count() -> None:
         cross_entropy(logits, labels[:, 1:])
 
 
-@pytest.mark.parametrize(("dtype", "classes", "ignore"), [
-    (torch.uint8, 200, -100), (torch.uint8, 300, 255), (torch.int8, 200, 255), (torch.int16, 200, -100), (torch.uint16, 9, 255),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "classes", "ignore"),
+    [
+        (torch.uint8, 200, -100),
+        (torch.uint8, 300, 255),
+        (torch.int8, 200, 255),
+        (torch.int16, 200, -100),
+        (torch.uint16, 9, 255),
+    ],
+)
 def test_labels_of_any_integer_type_give_the_same_loss(dtype: torch.dtype, classes: int, ignore: int) -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(1, classes, 6, 7, generator=generator)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from benchmarks.reference.rmi_plain import rmi_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reference.rmi_plain import rmi_plain
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.losses import blocks as blocks_module
 from hmsa_core.losses import released_bce, rmi_loss, rmi_parts
 
@@ -102,9 +102,7 @@ def test_masked_leaves_absent_classes_and_touched_regions_out() -> None:
     labels[:] = labels % 2  # class 2 does not occur
     released, masked = (rmi_parts(logits, labels, rmi_ignore=kind) for kind in ("released", "masked"))
     constant = 0.5 * math.log(5e-4)
-    assert released.mutual_information.item() == pytest.approx(
-        masked.mutual_information.item() + constant, rel=1e-6
-    )
+    assert released.mutual_information.item() == pytest.approx(masked.mutual_information.item() + constant, rel=1e-6)
     # One ignored pixel: only regions around it stop to count, so far-away gradients hardly move ...
     labels[0, 0, 0] = 255
     again = rmi_parts(logits, labels, rmi_ignore="masked")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.losses import TotalLoss, cross_entropy, released_bce, rmi_loss
 from hmsa_core.models import ModelOutput
 

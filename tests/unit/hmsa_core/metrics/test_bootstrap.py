@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of, mean_iou_of
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import BoundaryIoU, boundary_band, boundary_confusion, confusion_counts
 from hmsa_core.metrics.boundary import inner_boundary
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import (
     ConfusionMatrix,
     category_iou,
@@ -27,9 +27,14 @@ from hmsa_core.taxonomy import cityscapes
 # Confusion and IoU that the released code gives for a 7-class case with ignored pixels, one class that is in
 # neither map (2) and one that is only predicted (4): the project's reference numbers, rebuilt from the counts.
 RELEASED_IOU = [
-    0.5238828967642527, 0.3116883116883117, math.nan, 0.47092198581560285, 0.0, 0.4581497797356828,
+    0.5238828967642527,
+    0.3116883116883117,
+    math.nan,
+    0.47092198581560285,
+    0.0,
+    0.4581497797356828,
     0.5069984447900466,
-]  # fmt: skip
+]
 RELEASED_MEAN = 0.3786069031323161
 GOLDEN = Path(__file__).parents[3] / "reference" / "iou.npz"
 
@@ -76,9 +81,12 @@ def test_torch_tensors_and_numpy_arrays_of_any_integer_type_count_the_same():
     label[rng.random(label.shape) < 0.2] = 255
     expected = brute_force(pred, label, 5)
     for convert in (
-        lambda a: a.astype(np.uint8), lambda a: a.astype(np.int16), lambda a: a,
-        lambda a: torch.from_numpy(a), lambda a: torch.from_numpy(a).to(torch.uint8),
-    ):  # fmt: skip
+        lambda a: a.astype(np.uint8),
+        lambda a: a.astype(np.int16),
+        lambda a: a,
+        lambda a: torch.from_numpy(a),
+        lambda a: torch.from_numpy(a).to(torch.uint8),
+    ):
         matrix = ConfusionMatrix(5).update(convert(pred), convert(label))
         np.testing.assert_array_equal(matrix.counts, expected)
 
@@ -169,8 +177,7 @@ def official_scores(pairs, folder, table):
         )
     classes = [official.getIouScoreForLabel(i, confusion, official.args) for i in table.train_to_id]
     categories = {
-        name: official.getIouScoreForCategory(name, confusion, official.args)
-        for name in set(cityscapes_categories())
+        name: official.getIouScoreForCategory(name, confusion, official.args) for name in set(cityscapes_categories())
     }
     mean = official.getScoreAverage(dict(enumerate(classes)), official.args)
     return classes, categories, mean

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hmsa_core.errors import InputError
+from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import Reliability
 
 

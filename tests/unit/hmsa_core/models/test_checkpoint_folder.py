@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from hmsa_core import models, taxonomy
-from hmsa_core.atomic import digest, write_json
-from hmsa_core.errors import CheckpointError, IntegrityError
+from hmsa_core.io.atomic import digest, write_json
+from hmsa_core.io.errors import CheckpointError, IntegrityError
 from hmsa_core.models.checkpoint import read_weights, unwrap, write_checkpoint
 from tests.support.faults import every_fault
 from tests.support.hostile import HOSTILE, Gadget

@@ -16,13 +16,19 @@ LAYOUT = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 @settings(max_examples=60, deadline=None)
 @given(
-    channels=st.sampled_from([1, 2, 19]), source=st.tuples(SIDE, SIDE), target=st.tuples(SIDE, SIDE), layout=LAYOUT,
+    channels=st.sampled_from([1, 2, 19]),
+    source=st.tuples(SIDE, SIDE),
+    target=st.tuples(SIDE, SIDE),
+    layout=LAYOUT,
     from_above=LAYOUT,
-)  # fmt: skip
+)
 def test_the_gradient_has_the_bits_of_torch(
-    channels: int, source: tuple[int, int], target: tuple[int, int], layout: torch.memory_format,
+    channels: int,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    layout: torch.memory_format,
     from_above: torch.memory_format,
-) -> None:  # fmt: skip
+) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn((2, channels, *source), generator=generator).to(memory_format=layout).requires_grad_()
     above = torch.randn((2, channels, *target), generator=generator).to(memory_format=from_above)

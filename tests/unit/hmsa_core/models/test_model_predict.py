@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models import MultiScaleModel, as_kind, build
 from hmsa_core.models import hmsa as hmsa_module
 from hmsa_core.models.layers import resize, scaled_size
@@ -76,9 +76,7 @@ def test_attention_has_a_map_for_each_scale_but_the_highest(
     assert models["average"].predict(images, scales).attention == {}
 
 
-def test_the_hierarchical_chain_is_the_papers_formula(
-    models: dict[str, MultiScaleModel], images: torch.Tensor
-) -> None:
+def test_the_hierarchical_chain_is_the_papers_formula(models: dict[str, MultiScaleModel], images: torch.Tensor) -> None:
     model = models["hierarchical"]
     outputs = {}
     for scale in (0.5, 1.0, 2.0):
@@ -233,9 +231,14 @@ def test_a_hierarchical_model_cannot_be_made_of_one_without_attention() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "scales"),
-    [("hierarchical", (0.5, 1.0)), ("explicit", (0.5, 1.0, 2.0)), ("average", (1.0,)), ("max", (1.0,)),
-     ("single", (1.0,))],
-)  # fmt: skip
+    [
+        ("hierarchical", (0.5, 1.0)),
+        ("explicit", (0.5, 1.0, 2.0)),
+        ("average", (1.0,)),
+        ("max", (1.0,)),
+        ("single", (1.0,)),
+    ],
+)
 def test_every_parameter_learns_from_the_training_pass(
     kind: str, scales: tuple[float, ...], images: torch.Tensor
 ) -> None:

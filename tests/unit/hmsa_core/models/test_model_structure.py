@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.models.builder import build, build_empty
 from hmsa_core.models.hmsa import MultiScaleModel, ScaleOutput
 from hmsa_core.models.options import KINDS, make_options
@@ -26,8 +26,10 @@ def empty(kind: str, trunk: str = "hrnet_w48", num_classes: int = 19, **options:
 def released_keys(name: str) -> list[list[Any]]:
     """The recorded list, with the differences applied that are recorded instead of a list of their own."""
     record = RELEASED[name]
-    keys = [[key, record["shapes_changed"].get(key, shape) if "shapes_changed" in record else shape, dtype]
-            for key, shape, dtype in RELEASED["HRNet_Mscale_19"]["keys"]]  # fmt: skip
+    keys = [
+        [key, record["shapes_changed"].get(key, shape) if "shapes_changed" in record else shape, dtype]
+        for key, shape, dtype in RELEASED["HRNet_Mscale_19"]["keys"]
+    ]
     return [entry for entry in keys if entry[0] not in record.get("keys_missing", [])]
 
 

@@ -50,7 +50,11 @@ def _two_steps(dtype: torch.dtype) -> tuple[list[float], dict[str, torch.Tensor]
     for step in range(2):
         output = model(images)
         if step == 0:
-            statistics = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(("backbone", "ocr", "scale"))}
+            statistics = {
+                key: value.clone()
+                for key, value in model.state_dict().items()
+                if key.startswith(("backbone", "ocr", "scale"))
+            }
         loss = loss_of(output, labels).total
         losses.append(loss.item())
         optimiser.zero_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hmsa_core import models
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

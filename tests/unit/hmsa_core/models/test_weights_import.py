@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmsa_core import models
-from hmsa_core.atomic import sha256_file
-from hmsa_core.errors import CheckpointError
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import CheckpointError
 from hmsa_core.models.builder import build_empty
 from hmsa_core.models.options import make_options
 from tests.reference import golden
@@ -128,8 +128,9 @@ def test_bare_trunks_come_in_under_any_prefix(
 
     model = models.build("hierarchical", trunk=f"hrnet_w{WIDTH}", num_classes=5, **OPTIONS)
     assert models.initialise_from(model, tmp_path / "ours") == [
-        "ocr (not in the checkpoint)", "scale_attn (not in the checkpoint)"
-    ]  # fmt: skip
+        "ocr (not in the checkpoint)",
+        "scale_attn (not in the checkpoint)",
+    ]
     assert torch.equal(model.backbone.conv1.weight, state["backbone.conv1.weight"])
     with pytest.raises(CheckpointError, match="only a trunk"):
         models.load_nvidia(path)
@@ -169,9 +170,7 @@ def write(path: Path, state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_five_kinds_of_damage_give_five_different_lines(
-    tmp_path: Path, state: dict[str, Tensor], suffix: str
-) -> None:
+def test_five_kinds_of_damage_give_five_different_lines(tmp_path: Path, state: dict[str, Tensor], suffix: str) -> None:
     key = "backbone.stage3.1.branches.2.0.conv1.weight"
     files = {name: tmp_path / f"{name}{suffix}" for name in ("renamed", "reshaped", "code", "truncated", "empty")}
     write(files["renamed"], {("backbone.oops" if k == key else k): t for k, t in state.items()})

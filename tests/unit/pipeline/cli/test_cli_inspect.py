@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.curves import CalibrationImage, Curves
-from hmsa_core.labels.policy import from_threshold
-from hmsa_core.labels.stats import StoreStatistics
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.labels.thresholds.stats import StoreStatistics
 from pipeline.cli.main import main
 from pipeline.inspector.session import Session
 
@@ -84,11 +84,17 @@ def test_tables_show_the_same_without_colour_codes_in_a_pipe(store: Path) -> Non
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
-    [(["--threshold", "0.9051"], 2, "0.905 and 0.906"), ([], 2, "which threshold"), (["--threshold", "abc"], 2, "not a number"),
-     (["--threshold", "0.9", "--class", "nobody"], 3, "unknown class"), (["--threshold", "0.9", "--sort", "size"], 2, "sort"),
-     (["--policy", "/nowhere.json"], 3, "not found"), (["--threshold", "0.9", "--limit", "-1"], 2, "--limit"),
-     (["--threshold", "0.8", "--threshold", "0.9", "--threshold", "0.95"], 2, "at most two")],
-)  # fmt: skip
+    [
+        (["--threshold", "0.9051"], 2, "0.905 and 0.906"),
+        ([], 2, "which threshold"),
+        (["--threshold", "abc"], 2, "not a number"),
+        (["--threshold", "0.9", "--class", "nobody"], 3, "unknown class"),
+        (["--threshold", "0.9", "--sort", "size"], 2, "sort"),
+        (["--policy", "/nowhere.json"], 3, "not found"),
+        (["--threshold", "0.9", "--limit", "-1"], 2, "--limit"),
+        (["--threshold", "0.8", "--threshold", "0.9", "--threshold", "0.95"], 2, "at most two"),
+    ],
+)
 def test_bad_input_is_one_clear_line(store: Path, capsys, args: list[str], code: int, words: str) -> None:
     assert main(["inspect", str(store), *args]) == code
     captured = capsys.readouterr()
@@ -140,8 +146,14 @@ def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, capsys) -> None:
     damages = [whole[: len(whole) // 2], b"", b"no archive"]
     # A flip in every field of the archive's headers, and in the name, the shape and the numbers behind them.
     damages += [_flipped(whole, at, bit) for at in range(0, len(whole), 3) for bit in (0, 6)]
-    for value in ({"other": counts}, {"pairs": counts[:19]}, {"pairs": counts[..., :255]}, {"pairs": counts[0]},
-                  {"pairs": counts * 0.5}, {"pairs": np.array(["text"])}):  # fmt: skip
+    for value in (
+        {"other": counts},
+        {"pairs": counts[:19]},
+        {"pairs": counts[..., :255]},
+        {"pairs": counts[0]},
+        {"pairs": counts * 0.5},
+        {"pairs": np.array(["text"])},
+    ):
         np.savez_compressed(made := io.BytesIO(), **value)
         damages.append(made.getvalue())
     np.save(made := io.BytesIO(), counts)

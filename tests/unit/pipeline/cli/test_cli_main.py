@@ -9,13 +9,18 @@ from pipeline.cli.main import COMMANDS, main
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(["inspct", "labels/raw"], "unknown command 'inspct', did you mean inspect?"), (["???"], "unknown command '???'"),
-     (["--nonsense"], "--nonsense"), (["inspect"], "autolabel inspect: the following arguments are required: STORE"),
-     (["inspect", "STORE", "--treshold", "0.9"], "unrecognized arguments: --treshold 0.9"),
-     (["export", "A", "B", "--format", "gif"], "'gif'"), (["models", "forget"], "'forget'"),
-     (["predict", "a.png", "--out", "b", "--checkpoint", "c", "--threads", "0"], "'0' is not a whole number"),
-     (["serve", "STORE", "--port", "99999"], "'99999' is not a port from 0 to 65535")],
-)  # fmt: skip
+    [
+        (["inspct", "labels/raw"], "unknown command 'inspct', did you mean inspect?"),
+        (["???"], "unknown command '???'"),
+        (["--nonsense"], "--nonsense"),
+        (["inspect"], "autolabel inspect: the following arguments are required: STORE"),
+        (["inspect", "STORE", "--treshold", "0.9"], "unrecognized arguments: --treshold 0.9"),
+        (["export", "A", "B", "--format", "gif"], "'gif'"),
+        (["models", "forget"], "'forget'"),
+        (["predict", "a.png", "--out", "b", "--checkpoint", "c", "--threads", "0"], "'0' is not a whole number"),
+        (["serve", "STORE", "--port", "99999"], "'99999' is not a port from 0 to 65535"),
+    ],
+)
 def test_wrong_arguments_are_one_line_and_a_hint(args: list[str], words: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(args)

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core import atomic, models, taxonomy
-from hmsa_core.atomic import write_json
+from hmsa_core import models, taxonomy
 from hmsa_core.data.phash import perceptual_hash
-from hmsa_core.engine.fast import Predictor
-from hmsa_core.engine.infer import label_image
-from hmsa_core.engine.lineage import LearnedImage, Lineage
-from hmsa_core.errors import IntegrityError
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.infer import label_image
+from hmsa_core.io import atomic
+from hmsa_core.io.atomic import write_json
+from hmsa_core.io.errors import IntegrityError
+from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
 from pipeline.scored_files import blocks_of, pairs_of
@@ -48,9 +49,23 @@ def write_classes(path: Path, names: tuple[str, ...]) -> None:
 
 def evaluate(folder: Path, *more: str, images: str = "images", labels: str = "labels", classes: str = "classes.json"):
     return main(
-        ["evaluate", "--checkpoint", str(folder / "model"), "--images", str(folder / images), "--labels",
-         str(folder / labels), "--classes", str(folder / classes), "--device", "cpu", "--threads", "1", *more]
-    )  # fmt: skip
+        [
+            "evaluate",
+            "--checkpoint",
+            str(folder / "model"),
+            "--images",
+            str(folder / images),
+            "--labels",
+            str(folder / labels),
+            "--classes",
+            str(folder / classes),
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            *more,
+        ]
+    )
 
 
 def expected_scores(folder: Path, scales: tuple[float, ...], flip: bool) -> ConfusionMatrix:
@@ -163,7 +178,20 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
         cv2.imwrite(str(tmp_path / part / "a.png"), pixels)
 
     def counted(*more: str) -> int:
-        asked = ["--json", "--details", "--scales", "1", "--no-flip", "--long-edge", "2177", "--device", "cpu", "--threads", "1", *more]
+        asked = [
+            "--json",
+            "--details",
+            "--scales",
+            "1",
+            "--no-flip",
+            "--long-edge",
+            "2177",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            *more,
+        ]
         folders = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
         model = ["--checkpoint", str(tmp_path / "model"), "--classes", "mapillary_v1.2"]
         assert main(["evaluate", *model, *folders, *asked]) == 0
@@ -174,7 +202,9 @@ def test_mapillarys_65_classes_are_scored_at_2177_at_the_labels_size_and_as_rele
 
     assert counted() == int((label != 65).sum())
     enlarged = counted("--score-at", "resized")
-    assert enlarged == pytest.approx((label != 65).mean() * 2177 * 1633, rel=0.001), "the released code judges this many"
+    assert enlarged == pytest.approx((label != 65).mean() * 2177 * 1633, rel=0.001), (
+        "the released code judges this many"
+    )
 
 
 def test_a_long_edge_is_scored_at_the_labels_size_or_as_released(folder, capsys):
@@ -253,12 +283,17 @@ def test_a_baseline_with_another_order_of_classes_is_refused(folder, capsys, tmp
     ("images", "labels", "pairs", "alone"),
     [
         (["0001", "0001_L"], ["0001_L"], [("0001_L", "0001_L")], ["0001"]),
-        (["a_leftImg8bit", "b_leftImg8bit"], ["a_leftImg8bit"], [("a_leftImg8bit", "a_leftImg8bit")], ["b_leftImg8bit"]),
+        (
+            ["a_leftImg8bit", "b_leftImg8bit"],
+            ["a_leftImg8bit"],
+            [("a_leftImg8bit", "a_leftImg8bit")],
+            ["b_leftImg8bit"],
+        ),
         (["x/0001", "y/0001"], ["x/0001", "y/0001"], [("x/0001", "x/0001"), ("y/0001", "y/0001")], []),
         (["a", "b"], ["a", "b", "colour/a"], [("a", "a"), ("b", "b")], []),
         (["a", "labels/a"], ["a"], [("a", "a")], []),
     ],
-)  # fmt: skip
+)
 def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
     for part, names in (("images", images), ("labels", labels)):
         for name in names:
@@ -266,8 +301,13 @@ def test_which_files_belong_together(tmp_path, images, labels, pairs, alone):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     found, unlabelled = pairs_of(tmp_path / "images", tmp_path / "labels")
-    assert [(f"{f.image.relative_to(tmp_path / 'images').with_suffix('')}",
-             f"{f.label.relative_to(tmp_path / 'labels').with_suffix('')}") for f in found] == pairs  # fmt: skip
+    assert [
+        (
+            f"{f.image.relative_to(tmp_path / 'images').with_suffix('')}",
+            f"{f.label.relative_to(tmp_path / 'labels').with_suffix('')}",
+        )
+        for f in found
+    ] == pairs
     assert [path.stem for path in unlabelled] == alone
 
 
@@ -325,18 +365,20 @@ def test_labels_of_colours_are_read_by_the_class_files_colours(folder, capsys, t
 @pytest.mark.parametrize(
     ("image", "labels"),
     [
-        ("val/ulm/ulm_00000{}_000019_leftImg8bit", ["val/ulm/ulm_00000{}_000019_gtFine_labelIds",
-                                                   "val/ulm/ulm_00000{}_000019_gtFine_color"]),
+        (
+            "val/ulm/ulm_00000{}_000019_leftImg8bit",
+            ["val/ulm/ulm_00000{}_000019_gtFine_labelIds", "val/ulm/ulm_00000{}_000019_gtFine_color"],
+        ),
         ("0001TP_00000{}", ["0001TP_00000{}_L"]),
     ],
-)  # fmt: skip
+)
 def test_names_of_cityscapes_and_of_camvids_own_release_are_paired(folder, capsys, tmp_path, image, labels):
     for i in range(3):
         source = next((folder / "images").glob(f"frame{i}.*"))
         for part, name, file in (
-            ("images", image + source.suffix, source), *(("labels", label + ".png", folder / f"labels/frame{i}.png")
-                                                         for label in labels),
-        ):  # fmt: skip
+            ("images", image + source.suffix, source),
+            *(("labels", label + ".png", folder / f"labels/frame{i}.png") for label in labels),
+        ):
             path = tmp_path / part / name.format(i)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, path)
@@ -407,9 +449,24 @@ def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(f
         for file, train in drawn.items():
             cv2.imwrite(str(tmp_path / name / file), to_file(train))
         status = main(
-            ["evaluate", "--checkpoint", str(model), "--images", str(folder / "images"), "--labels", str(tmp_path / name),
-             "--classes", "cityscapes", "--device", "cpu", "--threads", "1", "--json", *more]
-        )  # fmt: skip
+            [
+                "evaluate",
+                "--checkpoint",
+                str(model),
+                "--images",
+                str(folder / "images"),
+                "--labels",
+                str(tmp_path / name),
+                "--classes",
+                "cityscapes",
+                "--device",
+                "cpu",
+                "--threads",
+                "1",
+                "--json",
+                *more,
+            ]
+        )
         out, err = capsys.readouterr()
         return json.loads(out)["iou"] if status == 0 else err
 
@@ -528,10 +585,11 @@ def test_blocks_are_runs_of_neighbours_of_one_drive():
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"images": "nowhere"}, 3, "no such folder"), ({"classes": "nowhere.json"}, 3, "class file not found"),
+        ({"images": "nowhere"}, 3, "no such folder"),
+        ({"classes": "nowhere.json"}, 3, "class file not found"),
         ({"labels": "model"}, 3, "no JPEG, PNG, WebP or TIFF file in this folder"),
     ],
-)  # fmt: skip
+)
 def test_missing_folders_and_files_are_one_line(folder, capsys, change, status, message):
     assert evaluate(folder, **change) == status
     assert message in one_error_line(capsys)
@@ -549,8 +607,19 @@ def test_scales_that_no_image_can_be_brought_to_are_refused(folder, capsys, scal
 
 
 def test_a_folder_without_a_checkpoint_is_refused(folder, capsys, tmp_path):
-    status = main(["evaluate", "--checkpoint", str(tmp_path), "--images", str(folder / "images"), "--labels",
-                   str(folder / "labels"), "--classes", str(folder / "classes.json")])  # fmt: skip
+    status = main(
+        [
+            "evaluate",
+            "--checkpoint",
+            str(tmp_path),
+            "--images",
+            str(folder / "images"),
+            "--labels",
+            str(folder / "labels"),
+            "--classes",
+            str(folder / "classes.json"),
+        ]
+    )
     assert status == 3
     assert "no checkpoint" in one_error_line(capsys)
 

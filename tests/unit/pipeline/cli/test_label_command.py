@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.atomic import write_json
-from hmsa_core.digested import with_digest
-from hmsa_core.engine import infer
-from hmsa_core.engine.fast import Predictor
+from hmsa_core.inference import infer
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.io.atomic import write_json
+from hmsa_core.io.digested import with_digest
+from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
-from hmsa_core.locks import FileLock
 from hmsa_core.models import read_meta
 from pipeline import launcher
 from pipeline.cli.main import main
@@ -55,8 +55,22 @@ def in_this_process(monkeypatch):
 
 
 def command(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:
-    return ["label", "--images", str(images or folder / "frames"), "--checkpoint", str(folder / "model"), "--out",
-            str(out), "--device", "cpu", "--threads", "1", "--images-per-shard", "2", *more]  # fmt: skip
+    return [
+        "label",
+        "--images",
+        str(images or folder / "frames"),
+        "--checkpoint",
+        str(folder / "model"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--images-per-shard",
+        "2",
+        *more,
+    ]
 
 
 def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> int:
@@ -136,7 +150,9 @@ def test_a_second_run_into_the_same_store_leaves_at_once_and_names_the_first(fol
     assert all(f"labelling into {tmp_path}/store is in use by process {os.getpid()} " in done.text for done in tries)
     # Together these are seconds of the clock on an idle machine.
     assert min(done.cpu_seconds for done in tries) + min(done.waited_seconds for done in tries) < 1.0, tries
-    assert [path.name for path in tmp_path.rglob("*")] == ["store.work", "label.lock"], "the first one's work is left alone"
+    assert [path.name for path in tmp_path.rglob("*")] == ["store.work", "label.lock"], (
+        "the first one's work is left alone"
+    )
     assert label(folder, tmp_path / "store") == 0
 
 

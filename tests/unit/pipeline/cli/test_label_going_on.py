@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.atomic import read_json, write_json
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.engine import infer
-from hmsa_core.engine.spec import InferSpec, save_spec
-from hmsa_core.errors import InterruptedRunError
-from hmsa_core.labels.store import LabelStore
-from hmsa_core.process import StopRequest
+from hmsa_core.inference import infer
+from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io.errors import InterruptedRunError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.spec import InferSpec, save_spec
 from pipeline import launcher
 from pipeline.cli.inference_options import _THREADS
 from pipeline.cli.main import main
@@ -61,9 +61,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RuntimeConfig]]:
 
 def label(folder: Path, out: Path, *more: str) -> int:
     return main(
-        ["label", "--images", str(folder / "frames"), "--checkpoint", str(folder / "model"), "--out", str(out),
-         "--device", "cpu", *more]
-    )  # fmt: skip
+        [
+            "label",
+            "--images",
+            str(folder / "frames"),
+            "--checkpoint",
+            str(folder / "model"),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *more,
+        ]
+    )
 
 
 def test_threads_are_all_cores_whatever_the_number_of_processes(folder, tmp_path, started):
@@ -115,7 +125,9 @@ def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(fo
     assert label(folder, out) == 0
     assert folder_bytes(out) == whole, "an audit is bound to the manifest's digest"
     assert label(folder, out, "--images-per-shard", "3") == 2
-    assert "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in capsys.readouterr().err
+    assert (
+        "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in capsys.readouterr().err
+    )
     write_json(record, {name: value for name, value in read_json(record).items() if name != "images_per_shard"})
     assert label(folder, out) == 0, "of a store that is older than the record of it"
     assert folder_bytes(out) == whole
@@ -129,7 +141,9 @@ def test_threads_wait_asleep_unless_the_user_wants_otherwise(folder, tmp_path, m
     assert os.environ["OMP_WAIT_POLICY"] == used
 
 
-@pytest.mark.parametrize("file", ["holiday.png", "lost+found/#12", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"])
+@pytest.mark.parametrize(
+    "file", ["holiday.png", "lost+found/#12", "sidecar/letter.txt", "receipts/tax.json", ".hidden", "shard-1/a.parquet"]
+)
 def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_path, capsys, file):
     out = tmp_path / "store"
     assert label(folder, out) == 0

@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predict(checkpoint: Path, out: Path, *arguments: str) -> int:
     return main(
         ["predict", *arguments, "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", "--threads", "1"]
-    )  # fmt: skip
+    )
 
 
 def test_each_image_gets_its_pictures_and_the_sheets_are_printed(checkpoint, tmp_path, capsys):

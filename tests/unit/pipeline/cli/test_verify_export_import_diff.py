@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.manifest import binding, full_lineage
-from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.store.manifest import binding, full_lineage
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from tests.support.label_maps import write_store

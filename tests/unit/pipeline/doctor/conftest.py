@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
-from pipeline import doctor
+from hmsa_core.io import atomic
+from pipeline.doctor import checks as doctor
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
-from pipeline import disk, doctor, machine
+from hmsa_core.io import atomic
+from pipeline import disk, machine
 from pipeline.cli.main import main
-from pipeline.flow import overrides
+from pipeline.doctor import checks as doctor
+from pipeline.nightly import overrides
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.findings import states
@@ -231,7 +232,7 @@ def test_damaged_packages_of_the_right_version_are_removed_first(
 def test_too_little_disk_stops_the_night_before_it_starts(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hmsa_core.errors import NoSpaceError
+    from hmsa_core.io.errors import NoSpaceError
 
     monkeypatch.setattr(machine, "disk_need", lambda *_: disk.Need(10 << 30, 10 << 30, {}, 1 << 30))
     with pytest.raises(NoSpaceError, match=r"10\.0 GiB are needed, 1\.0 GiB are free"):
@@ -263,12 +264,19 @@ def test_what_killed_writers_left_is_told_once_wherever_results_are_put_and_is_n
     workspace: Workspace,
 ) -> None:
     dead = "999999999-00000000.tmp"  # no process can have this number
-    for name in (f"work/evaluate/.x.json.{dead}", f"models/.teacher.{dead}/model.safetensors",
-                 f"labels/.raw.{dead}/shard-00000.parquet", f".calibration.{dead}/policy.json",
-                 "work/.living.1-00000000.tmp"):  # fmt: skip
+    for name in (
+        f"work/evaluate/.x.json.{dead}",
+        f"models/.teacher.{dead}/model.safetensors",
+        f"labels/.raw.{dead}/shard-00000.parquet",
+        f".calibration.{dead}/policy.json",
+        "work/.living.1-00000000.tmp",
+    ):
         atomic.write_bytes(workspace.path(name), b"four")
     found = {f.name: f for f in doctor.examine(workspace.root)}
-    assert found["leftovers"].text == "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
+    assert (
+        found["leftovers"].text
+        == "4 temporary files of killed writers, 16 bytes, swept when their place is written next"
+    )
     assert not [name for name in found if ".tmp" in name]
 
 
@@ -282,7 +290,10 @@ def test_a_check_that_fails_in_a_way_nobody_thought_of_is_named_and_the_others_s
     monkeypatch.setattr(doctor, "disk_need", need)
     found = {f.name: f for f in doctor.examine(workspace.root)}
     assert found.keys() == whole
-    assert (found["disk"].state, found["disk"].text) == ("broken", "the check of disk ended early: ZeroDivisionError: division by zero")
+    assert (found["disk"].state, found["disk"].text) == (
+        "broken",
+        "the check of disk ended early: ZeroDivisionError: division by zero",
+    )
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("AUTOLABEL_TRACEBACK", "1")
     doctor.examine(workspace.root)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor, doctor_dvc
 from pipeline.cli.main import main
-from pipeline.finding import Finding
+from pipeline.doctor import checks as doctor
+from pipeline.doctor import dvc as doctor_dvc
+from pipeline.doctor.finding import Finding
 from pipeline.workspace import Workspace
 from tests.support.findings import states
 
@@ -121,8 +122,9 @@ stages:
 """
 
 
-@pytest.mark.parametrize(("content", "said"), [(CONFLICT, "merge conflict"), ("schema: '2.0'\nstages:\n  report: {cm", "torn"),
-                                               ("", "torn")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "said"), [(CONFLICT, "merge conflict"), ("schema: '2.0'\nstages:\n  report: {cm", "torn"), ("", "torn")]
+)
 def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
     workspace: Workspace, content: str, said: str
 ) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.errors import HmsaError
-from pipeline import doctor
+from hmsa_core.io.errors import HmsaError
+from hmsa_core.labels.review import ReviewFile
 from pipeline.cli.main import main
-from pipeline.finding import Finding
-from pipeline.flow import overrides
-from pipeline.inspector.review import ReviewFile
+from pipeline.doctor import checks as doctor
+from pipeline.doctor.finding import Finding
+from pipeline.nightly import overrides
 from pipeline.params import Params
 from pipeline.workspace import Workspace
 from tests.support.findings import states
@@ -109,9 +109,7 @@ def test_where_somebody_edited_meanwhile_the_doctor_says_what_to_delete(
 
 
 @pytest.mark.parametrize("text", ['{"text": 1, "keys": []}', '{"text": "x"}', "[]"])
-def test_a_record_that_no_night_wrote_is_damaged_too(
-    workspace: Workspace, killed: tuple[str, Path], text: str
-) -> None:
+def test_a_record_that_no_night_wrote_is_damaged_too(workspace: Workspace, killed: tuple[str, Path], text: str) -> None:
     (_, written), params = killed, workspace.path("params.yaml")
     written.write_text(text)
     params.write_text(params.read_text() + "# mine\n")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
-from hmsa_core.errors import InputError
-from pipeline import doctor
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import InputError
 from pipeline.cli.main import main
-from pipeline.registry import Registry, Version
+from pipeline.doctor import checks as doctor
+from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
 from tests.support.findings import states
 

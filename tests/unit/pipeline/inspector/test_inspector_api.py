@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
-from hmsa_core.labels.policy import from_threshold
-from hmsa_core.labels.shards import ShardWriter
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.store.shards import ShardWriter
+from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
 from pipeline.inspector import weights as weights_module
 from pipeline.inspector.api import make_app
-from pipeline.inspector.review import ReviewFile
 from pipeline.inspector.safety import Guard
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
@@ -72,10 +72,20 @@ def test_an_off_grid_threshold_is_refused_with_its_neighbours(client: AsgiClient
 
 @pytest.mark.parametrize(
     ("path", "params", "status"),
-    [("stats", {"threshold": "x"}, 400), ("stats", {"class": "nobody"}, 404), ("images", {"limit": "-1"}, 400),
-     ("images", {"limit": "1001"}, 400), ("images", {"sort": "size"}, 400), ("image", {}, 400), ("image", {"name": "x"}, 404),
-     ("plane", {"name": "x"}, 404), ("weights", {"name": "x"}, 404), ("nothing", {}, 404), ("images", {"limit": "²"}, 400)],
-)  # fmt: skip
+    [
+        ("stats", {"threshold": "x"}, 400),
+        ("stats", {"class": "nobody"}, 404),
+        ("images", {"limit": "-1"}, 400),
+        ("images", {"limit": "1001"}, 400),
+        ("images", {"sort": "size"}, 400),
+        ("image", {}, 400),
+        ("image", {"name": "x"}, 404),
+        ("plane", {"name": "x"}, 404),
+        ("weights", {"name": "x"}, 404),
+        ("nothing", {}, 404),
+        ("images", {"limit": "²"}, 400),
+    ],
+)
 def test_a_bad_question_gets_one_clear_line(client: AsgiClient, path: str, params: dict[str, str], status: int) -> None:
     reply = client.get(f"/api/{path}", **params)
     assert reply.status == status
@@ -183,13 +193,22 @@ def test_marks_go_round_and_are_lifted(client: AsgiClient, own_scenes: Scenes) -
 
 
 @pytest.mark.parametrize(
-    "body", [{"verdict": "flag"}, {"name": "nobody", "verdict": "flag"}, {"name": 3, "verdict": "flag"}, {}, [],
-             {"name": "NAME", "verdict": "burn"}, {"name": "NAME", "verdict": "flag", "note": "x" * 2001},
-             {"name": "NAME", "verdict": "flag", "note": "half \ud83d"},
-             {"name": "NAME", "verdict": "flag", "region": [[9000, 9000], [9009, 9000], [9009, 9009]]},
-             {"name": "NAME", "verdict": "flag", "region": [[-9, -9], [-2, -9], [-2, -2]]},
-             {"name": "NAME", "verdict": "flag", "region": [[0, 0]]}, {"name": "NAME", "verdict": "flag", "region": "all"}],
-)  # fmt: skip
+    "body",
+    [
+        {"verdict": "flag"},
+        {"name": "nobody", "verdict": "flag"},
+        {"name": 3, "verdict": "flag"},
+        {},
+        [],
+        {"name": "NAME", "verdict": "burn"},
+        {"name": "NAME", "verdict": "flag", "note": "x" * 2001},
+        {"name": "NAME", "verdict": "flag", "note": "half \ud83d"},
+        {"name": "NAME", "verdict": "flag", "region": [[9000, 9000], [9009, 9000], [9009, 9009]]},
+        {"name": "NAME", "verdict": "flag", "region": [[-9, -9], [-2, -9], [-2, -2]]},
+        {"name": "NAME", "verdict": "flag", "region": [[0, 0]]},
+        {"name": "NAME", "verdict": "flag", "region": "all"},
+    ],
+)
 def test_a_mark_that_means_nothing_is_refused(client: AsgiClient, own_scenes: Scenes, body: object) -> None:
     if isinstance(body, dict) and body.get("name") == "NAME":
         body = {**body, "name": own_scenes.names[0]}
@@ -239,8 +258,8 @@ def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes:
 
 def thresholded(folder: Path, scenes: Scenes, threshold: str = "") -> Path:
     """A final store as `pseudo-label` makes it, from the policy's labels or those of one threshold."""
-    from hmsa_core.labels.plans import plan_shards
-    from hmsa_core.labels.shards import write_manifest
+    from hmsa_core.labels.store.plans import plan_shards
+    from hmsa_core.labels.store.shards import write_manifest
 
     raw, policy = LabelStore.open(scenes.store), ThresholdPolicy.load(scenes.policy)
     if threshold:
@@ -366,11 +385,19 @@ def test_the_server_imports_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("policy", {"cut": [1]}), ("policy", {"cut": [None]}), ("policy", {"cut": [["rider:0.9"]]}), ("audit", {"cut": [1]}),
-     ("audit", {"classes": [1]}), ("audit", {"classes": [["road"]]}), ("audit", {"classes": "road"}),
-     ("review", {"verdict": "flag", "region": [[10**400, 1], [2, 2], [3, 1]]}),
-     ("review", {"verdict": "flag", "region": [["1", []], [2, 2], [3, 1]]}), ("review", {"verdict": "flag", "region": {}})],
-)  # fmt: skip
+    [
+        ("policy", {"cut": [1]}),
+        ("policy", {"cut": [None]}),
+        ("policy", {"cut": [["rider:0.9"]]}),
+        ("audit", {"cut": [1]}),
+        ("audit", {"classes": [1]}),
+        ("audit", {"classes": [["road"]]}),
+        ("audit", {"classes": "road"}),
+        ("review", {"verdict": "flag", "region": [[10**400, 1], [2, 2], [3, 1]]}),
+        ("review", {"verdict": "flag", "region": [["1", []], [2, 2], [3, 1]]}),
+        ("review", {"verdict": "flag", "region": {}}),
+    ],
+)
 def test_a_value_of_another_kind_is_the_callers_mistake(
     client: AsgiClient, own_scenes: Scenes, path: str, body: dict[str, object]
 ) -> None:
@@ -384,7 +411,11 @@ def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Pat
     """Two drives that both count from 000001."""
     for drive in "ab":
         with LabelStoreWriter(tmp_path / drive, {**LINEAGE}) as writer:
-            for name, picture in (("000001", drive * 64), ("000002", "c" * 64), ("000003", "" if drive == "a" else "d" * 64)):
+            for name, picture in (
+                ("000001", drive * 64),
+                ("000002", "c" * 64),
+                ("000003", "" if drive == "a" else "d" * 64),
+            ):
                 writer.add(name, np.zeros((8, 8), np.uint8), np.full((8, 8), 0.95, np.float32), image_sha256=picture)
     session = Session(tmp_path / "a", other=tmp_path / "b")
     (problem,) = session.describe()["problems"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError, InputError, IntegrityError
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts
@@ -129,7 +129,9 @@ def test_an_audit_of_other_labels_is_no_evidence(view: StoreView, cuts: Cuts, tm
 
 
 @pytest.mark.parametrize("verdict", ["right", "unsure"])
-def test_an_audit_of_last_nights_labels_is_put_aside_by_the_next(view: StoreView, cuts: Cuts, tmp_path: Path, verdict: str) -> None:
+def test_an_audit_of_last_nights_labels_is_put_aside_by_the_next(
+    view: StoreView, cuts: Cuts, tmp_path: Path, verdict: str
+) -> None:
     path = tmp_path / "raw.audit.json"
     file = AuditFile(path, view)
     old = file.start(Audit.draw(view, cuts, per_class=2, seed=0))
@@ -165,7 +167,9 @@ def test_nothing_kept_is_nothing_to_judge(view: StoreView) -> None:
         Audit.draw(view, parse_cuts(view.classes, "0.9", withheld), per_class=3, seed=0)
 
 
-def test_what_another_server_drew_or_was_told_is_what_this_one_shows(view: StoreView, cuts: Cuts, tmp_path: Path) -> None:
+def test_what_another_server_drew_or_was_told_is_what_this_one_shows(
+    view: StoreView, cuts: Cuts, tmp_path: Path
+) -> None:
     one, two = (AuditFile(tmp_path / "raw.audit.json", view) for _ in range(2))
     assert two.current is None
     audit = one.start(Audit.draw(view, cuts, per_class=3, seed=0))
@@ -180,10 +184,20 @@ def test_what_another_server_drew_or_was_told_is_what_this_one_shows(view: Store
 
 @pytest.mark.parametrize(
     ("key", "new"),
-    [("id", None), ("id", 3), ("items", None), ("items", {}), ("items", [3]), ("items", [{"name": "x"}]), ("strata", None),
-     ("strata", [[]]), ("codes", None), ("store", None),
-     ("items", [{"name": "x", "class": 0, "rank": 0, "verdict": "right"}])],
-)  # fmt: skip
+    [
+        ("id", None),
+        ("id", 3),
+        ("items", None),
+        ("items", {}),
+        ("items", [3]),
+        ("items", [{"name": "x"}]),
+        ("strata", None),
+        ("strata", [[]]),
+        ("codes", None),
+        ("store", None),
+        ("items", [{"name": "x", "class": 0, "rank": 0, "verdict": "right"}]),
+    ],
+)
 def test_a_damaged_audit_file_is_named(view: StoreView, cuts: Cuts, tmp_path: Path, key: str, new: object) -> None:
     file = AuditFile(tmp_path / "raw.audit.json", view)
     audit = file.start(Audit.draw(view, cuts, per_class=2, seed=0))

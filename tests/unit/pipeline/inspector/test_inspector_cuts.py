@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa_core.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
-from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.inspector.cuts import OffGridError, code_of, parse_cuts, to_policy
 

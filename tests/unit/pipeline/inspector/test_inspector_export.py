@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core import atomic
-from hmsa_core.errors import ConfigError
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore
 from pipeline.cli.main import main
 from pipeline.inspector import export

@@ -54,7 +54,9 @@ def test_the_folder_that_was_labelled_and_its_parent_are_both_taken(tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     assert export(store, ".", Path("from-parent"), capsys) == ""
     said = export(store, "photos", Path("from-folder"), capsys)
-    assert said == f"note: {store}: its paths begin one folder above photos ('photos/x.png'); nothing else there is read\n"
+    assert (
+        said == f"note: {store}: its paths begin one folder above photos ('photos/x.png'); nothing else there is read\n"
+    )
     monkeypatch.chdir(tmp_path / "photos")
     export(store, ".", tmp_path / "from-inside", capsys)
     for page in ("from-parent", "from-folder", "from-inside"):
@@ -91,7 +93,15 @@ def test_paths_that_begin_in_the_folder_are_never_followed_from_its_parent(tmp_p
 
 
 @pytest.mark.parametrize(
-    "path", ["beside.png", "other/secret.png", "photos/../beside.png", "photos/link.png", "photos/out/secret.png", "photos-2/secret.png"]
+    "path",
+    [
+        "beside.png",
+        "other/secret.png",
+        "photos/../beside.png",
+        "photos/link.png",
+        "photos/out/secret.png",
+        "photos-2/secret.png",
+    ],
 )
 def test_nothing_outside_of_the_given_folder_is_read_though_paths_begin_above_it(tmp_path: Path, path: str) -> None:
     make_picture(tmp_path / "photos/x.png")
@@ -125,7 +135,9 @@ def test_a_path_that_cannot_be_one_does_not_keep_the_page_from_starting(tmp_path
 
 
 @pytest.mark.parametrize("size", [(4000, 8), (300, 1), (1, 300), (8, 4000), (1, 1), (3, 2), (1, 40000)])
-def test_an_image_of_any_shape_has_its_thumbnails_and_can_be_exported(tmp_path: Path, size: tuple[int, int], capsys) -> None:
+def test_an_image_of_any_shape_has_its_thumbnails_and_can_be_exported(
+    tmp_path: Path, size: tuple[int, int], capsys
+) -> None:
     store = make_store(tmp_path, "photos/x.png", size=size)
     make_picture(tmp_path / "photos/x.png", size)
     session = Session(store, images=tmp_path)

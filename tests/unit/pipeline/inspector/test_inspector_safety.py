@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStoreWriter
 from pipeline.inspector.api import make_app
 from pipeline.inspector.safety import Guard
@@ -24,10 +24,31 @@ SECRET = b"the secret outside of the root"
 
 LOOPBACK = ["127.0.0.1", "127.0.0.1:8733", "localhost", "LOCALHOST:1", "[::1]", "[::1]:8733", "127.8.9.1:80"]
 FOREIGN = [
-    "evil.test", "evil.test:8733", "127.0.0.1.evil", "127.0.0.1.evil.test:8733", "localhost.evil.test", "evil.localhost",
-    "", " ", ":", ":8733", "127.0.0.1:80:80", "127.0.0.1:http", "[::1", "::1]", "[::1]x", "192.168.1.9", "0.0.0.0",
-    "10.0.0.1:8733", "[fe80::1]", "http://127.0.0.1", "127.0.0.1/", "127.0.0.1@evil.test", "2130706433", "0x7f.1",
-]  # fmt: skip
+    "evil.test",
+    "evil.test:8733",
+    "127.0.0.1.evil",
+    "127.0.0.1.evil.test:8733",
+    "localhost.evil.test",
+    "evil.localhost",
+    "",
+    " ",
+    ":",
+    ":8733",
+    "127.0.0.1:80:80",
+    "127.0.0.1:http",
+    "[::1",
+    "::1]",
+    "[::1]x",
+    "192.168.1.9",
+    "0.0.0.0",
+    "10.0.0.1:8733",
+    "[fe80::1]",
+    "http://127.0.0.1",
+    "127.0.0.1/",
+    "127.0.0.1@evil.test",
+    "2130706433",
+    "0x7f.1",
+]
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
@@ -51,9 +72,19 @@ def test_no_host_and_two_hosts_get_nothing(client: AsgiClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["null", "http://evil.test", "http://127.0.0.1:9999", "https://evil.test:8733", "file://", "",
-               "http://127.0.0.1:8733.evil.test", "chrome-extension://abc", "http://localhost:8733"],
-)  # fmt: skip
+    "origin",
+    [
+        "null",
+        "http://evil.test",
+        "http://127.0.0.1:9999",
+        "https://evil.test:8733",
+        "file://",
+        "",
+        "http://127.0.0.1:8733.evil.test",
+        "chrome-extension://abc",
+        "http://localhost:8733",
+    ],
+)
 def test_a_foreign_origin_gets_nothing(client: AsgiClient, origin: str) -> None:
     assert client.get("/api/stats", {"Origin": origin}).status == 403
     assert client.post("/api/review", {"name": "x", "verdict": "flag"}, {"Origin": origin}).status == 403
@@ -236,9 +267,21 @@ def hostile_store(folder: Path, image_path: str) -> Session:
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret.txt", "inside/../../secret.txt", "/etc/passwd", "../root-sibling/secret.txt", "link.jpg",
-             "linked/secret.txt", "..", ".", "inside", "%2e%2e/secret.txt", "..\\secret.txt"],
-)  # fmt: skip
+    "path",
+    [
+        "../secret.txt",
+        "inside/../../secret.txt",
+        "/etc/passwd",
+        "../root-sibling/secret.txt",
+        "link.jpg",
+        "linked/secret.txt",
+        "..",
+        ".",
+        "inside",
+        "%2e%2e/secret.txt",
+        "..\\secret.txt",
+    ],
+)
 def test_a_store_that_lies_about_its_images_shows_none_of_them(tmp_path: Path, path: str) -> None:
     session = hostile_store(tmp_path, path)
     with ThreadPoolExecutor(1) as pool:
@@ -285,7 +328,8 @@ def test_with_a_token_nothing_is_shown_without_it(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    "foreign", ['prefs={"theme":"dark"}', "x=a b", 'y="q', "\xfc=1", "bad[key]=1", "a=1;", "path=/x", "=", "", "autolabel-=0"]
+    "foreign",
+    ['prefs={"theme":"dark"}', "x=a b", 'y="q', "\xfc=1", "bad[key]=1", "a=1;", "path=/x", "=", "", "autolabel-=0"],
 )
 def test_a_browser_with_odd_cookies_of_another_program_is_let_in(session: Session, foreign: str) -> None:
     guard = make_guard(ServeOptions(host="0.0.0.0", token="long enough for us"))
@@ -296,5 +340,11 @@ def test_a_browser_with_odd_cookies_of_another_program_is_let_in(session: Sessio
         stale = f"{guard.cookie_name}=0"
         for cookies in (f"{foreign}; {ours}", f"{ours}; {foreign}", f"{stale}; {foreign}; {ours}"):
             assert client.get("/api/stats", {"Cookie": cookies}).status == 200, cookies
-        for cookies in (foreign, f"{foreign}; {stale}", f"{foreign}; {ours}\xfc", f"{foreign}; x{ours}", f'x="; {ours}0"'):
+        for cookies in (
+            foreign,
+            f"{foreign}; {stale}",
+            f"{foreign}; {ours}\xfc",
+            f"{foreign}; x{ours}",
+            f'x="; {ours}0"',
+        ):
             assert client.get("/api/stats", {"Cookie": cookies}).status == 401, cookies

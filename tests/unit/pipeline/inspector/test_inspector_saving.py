@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core import atomic
+from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from pipeline.inspector.api import make_app
 from pipeline.inspector.safety import Guard
@@ -42,9 +42,13 @@ def fail(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize(
     ("code", "kind", "said", "hint"),
-    [(errno.EACCES, "SaveError", "Permission denied", "write in"), (errno.EROFS, "SaveError", "Read-only", "mount"),
-     (errno.ENOSPC, "NoSpaceError", "No space left", "free space"), (errno.EDQUOT, "NoSpaceError", "quota", "free space")],
-)  # fmt: skip
+    [
+        (errno.EACCES, "SaveError", "Permission denied", "write in"),
+        (errno.EROFS, "SaveError", "Read-only", "mount"),
+        (errno.ENOSPC, "NoSpaceError", "No space left", "free space"),
+        (errno.EDQUOT, "NoSpaceError", "quota", "free space"),
+    ],
+)
 def test_what_cannot_be_saved_is_one_clear_line(
     client: AsgiClient, own_scenes: Scenes, monkeypatch, caplog, what: str, code: int, kind: str, said: str, hint: str
 ) -> None:
@@ -84,7 +88,7 @@ def test_a_lock_file_of_somebody_else_is_named(client: AsgiClient, own_scenes: S
     def refuse(path: object, *_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("hmsa_core.locks.os.open", refuse)  # root, as whom tests may run, can open all of them
+    monkeypatch.setattr("hmsa_core.io.locks.os.open", refuse)  # root, as whom tests may run, can open all of them
     reply = post(client, "review", own_scenes.names[0])
     monkeypatch.undo()
     assert reply.status == 507

@@ -45,13 +45,22 @@ def test_a_loopback_host_is_served(port: int) -> None:
 
 @pytest.mark.parametrize(
     "request_head",
-    ["GET / HTTP/1.1\r\nHost: evil.test\r\n", "GET / HTTP/1.1\r\nHost: 127.0.0.1.evil\r\n", "GET / HTTP/1.1\r\nHost:\r\n",
-     "GET / HTTP/1.0\r\n", "GET / HTTP/1.1\r\n", "GET http://evil.test/ HTTP/1.1\r\nHost: localhost\r\n",
-     "GET http://localhost/ HTTP/1.1\r\nHost: evil.test\r\n", "GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
-     "GET / HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n", "GET /\0 HTTP/1.1\r\nHost: localhost\r\n",
-     "GET ../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n",
-     "CONNECT evil.test:443 HTTP/1.1\r\nHost: localhost\r\n"],
-)  # fmt: skip
+    [
+        "GET / HTTP/1.1\r\nHost: evil.test\r\n",
+        "GET / HTTP/1.1\r\nHost: 127.0.0.1.evil\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n",
+        "GET / HTTP/1.0\r\n",
+        "GET / HTTP/1.1\r\n",
+        "GET http://evil.test/ HTTP/1.1\r\nHost: localhost\r\n",
+        "GET http://localhost/ HTTP/1.1\r\nHost: evil.test\r\n",
+        "GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
+        "GET / HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n",
+        "GET /\0 HTTP/1.1\r\nHost: localhost\r\n",
+        "GET ../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n",
+        "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n",
+        "CONNECT evil.test:443 HTTP/1.1\r\nHost: localhost\r\n",
+    ],
+)
 def test_a_crooked_request_is_refused(port: int, request_head: str) -> None:
     status = raw(port, request_head + "\r\n").split(" ")[1]
     assert status in ("400", "403", "404", "405")
@@ -87,7 +96,9 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "no-such-machine.invalid"])
-def test_a_host_that_is_no_name_is_one_clear_line(scenes: Scenes, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_host_that_is_no_name_is_one_clear_line(
+    scenes: Scenes, host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--host", host, "--token", "long enough for us", "--port", "0"]
     assert main(["serve", str(scenes.store), *arguments]) == 2
     error = capsys.readouterr().err.splitlines()

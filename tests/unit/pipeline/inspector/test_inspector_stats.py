@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa_core.errors import ConfigError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
-from hmsa_core.labels.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.taxonomy import cityscapes
 from pipeline.inspector.cuts import parse_cuts
 from pipeline.inspector.precision import AuditAnswer, PrecisionSources

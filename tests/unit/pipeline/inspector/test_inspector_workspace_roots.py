@@ -61,7 +61,9 @@ def test_without_workspace_or_calibration_nothing_is_said(own_scenes: Scenes, ra
 
 
 def test_the_image_list_has_its_title_on_one_line(raw: Path, capsys) -> None:
-    assert main(["inspect", str(raw), "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1"]) == 0
+    assert (
+        main(["inspect", str(raw), "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1"]) == 0
+    )
     assert any(line.endswith("with car, by coverage") for line in capsys.readouterr().out.splitlines())
 
 

@@ -32,9 +32,13 @@ def folder(tmp_path: Path) -> Path:
     for model in ("student", "teacher"):
         (tmp_path / f"summary-{model}.json").write_text(json.dumps({"settings": {"multi": told}}))
         np.savez(
-            tmp_path / f"confusions-{model}.npz", confusions=counts(), cities=np.array(["aachen", "ulm"]),
-            reliability_confidence=[np.nan, 0.9], reliability_accuracy=[np.nan, 0.7], reliability_pixels=[0, 300],
-        )  # fmt: skip
+            tmp_path / f"confusions-{model}.npz",
+            confusions=counts(),
+            cities=np.array(["aachen", "ulm"]),
+            reliability_confidence=[np.nan, 0.9],
+            reliability_accuracy=[np.nan, 0.7],
+            reliability_pixels=[0, 300],
+        )
     return tmp_path
 
 

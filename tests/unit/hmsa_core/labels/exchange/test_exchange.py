@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from hmsa_core.data.sampling import class_centroids
-from hmsa_core.errors import ConfigError, HmsaError, InputError, LayoutError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
 from hmsa_core.labels.exchange.exporting import export_store, prob_bytes, prob_bytes_of_codes
 from hmsa_core.labels.exchange.importing import find_files, import_folder
-from hmsa_core.labels.policy import from_threshold
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.metrics import ConfusionMatrix
 from hmsa_core.taxonomy import ClassTable, cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault
@@ -168,7 +168,9 @@ def test_an_incomplete_released_folder_is_refused_with_the_file(golden: dict[str
         find_files(tmp_path)
 
 
-def test_a_confidence_of_another_size_and_unknown_ids_are_refused(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_confidence_of_another_size_and_unknown_ids_are_refused(
+    golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     _dump(tmp_path / "in", golden)
     cv2.imwrite(str(tmp_path / "in" / f"{STEM}_leftImg8bit_prob.png"), golden["dumped_prob_png"][:-1])
     with pytest.raises(InputError, match="_prob.png"):
@@ -341,7 +343,9 @@ def _final(
     if not (tmp_path / "raw").exists():
         write_store(tmp_path / "raw", 3)
     raw = opened(tmp_path / "raw")
-    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without, half)), tmp_path / name)
+    finalise(
+        raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without, half)), tmp_path / name
+    )
     return opened(tmp_path / name)
 
 
@@ -378,7 +382,9 @@ def test_masks_corrected_by_hand_are_never_overwritten_or_removed(tmp_path: Path
     third.unlink()
     reviewed = _final(tmp_path, "reviewed", without=(final.names()[1],))
     for _ in range(2):
-        with pytest.raises(InputError, match=f"2 images have files that were changed after the export, the first: {first.name}"):
+        with pytest.raises(
+            InputError, match=f"2 images have files that were changed after the export, the first: {first.name}"
+        ):
             export_store(reviewed, out, "masks")
         assert all((np.asarray(Image.open(path)) == 7).all() for path in (first, second))
         assert np.array_equal(np.asarray(Image.open(third)), final.read_label(final.names()[2]))
@@ -400,6 +406,7 @@ def test_an_export_that_ended_anywhere_is_gone_on_with_and_nobody_is_said_to_hav
     tmp_path: Path, error: int | None
 ) -> None:
     """Night 1 whole; night 2, with another label and without an image, ends at each operation; night 3 is whole."""
+
     def pictures() -> dict[str, bytes]:
         return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.png"))}
 
@@ -467,7 +474,11 @@ class _Drawn:
     """A person drew class 2 over the upper half."""
 
     def __call__(self, row: dict[str, object]) -> np.ndarray:
-        return np.where(np.arange(row["height"])[:, None] < row["height"] // 2, 2, 255).repeat(row["width"], 1).astype(np.uint8)
+        return (
+            np.where(np.arange(row["height"])[:, None] < row["height"] // 2, 2, 255)
+            .repeat(row["width"], 1)
+            .astype(np.uint8)
+        )
 
 
 def test_what_people_drew_is_sure_in_a_released_export(tmp_path: Path) -> None:

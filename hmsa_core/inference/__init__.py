@@ -1,0 +1,1 @@
+"""Inference: labelling, pictures, evaluation with one fusion over scales."""

@@ -1,0 +1,276 @@
+"""Label images with a checkpoint into a raw label store: resumable, the same bytes on any number of ranks.
+
+Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
+plans shards (`work/plan.json`: appended for new images, never reordered); rank r labels every world-th
+shard that is not acknowledged yet. Reading and writing overlap with the model in threads. An image whose
+bytes differ from the index is not labelled: it is listed as skipped, and too many of them end the run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core import __version__, models
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.fast_tiles import Tiler
+from hmsa_core.inference.infer_pipeline import Pipeline, Timing
+from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
+from hmsa_core.io.errors import ConfigError, IntegrityError
+from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep, write_manifest
+from hmsa_core.models.hmsa import MultiScaleModel
+from hmsa_core.runtime.context import JobContext
+from hmsa_core.spec import InferSpec
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = ["MAX_SKIPPED", "Summary", "classes_of", "label_image", "load_predictor", "run"]
+
+MAX_SKIPPED = 0.05  # share of the images that may be skipped (at least one may) before a run fails
+_BESIDE_GONE = (
+    "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
+    "label it into another store"
+)
+_METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
+
+
+def label_image(
+    model: Predictor | MultiScaleModel,
+    image: NDArray[np.uint8],
+    scales: Sequence[float],
+    flip: bool,
+    *,
+    kind: str = "model",
+    size: tuple[int, int] | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Label one image: the one way that everything here labels (job, evaluation, pictures).
+
+    Args:
+        model: a Predictor; a plain model is rewritten for inference first (seconds: not in a loop).
+        image: uint8 HxWx3 RGB of any size.
+        scales: different positive numbers, one of them 1.0.
+        flip: average the scores with those of the mirror image.
+        kind: "model" = as it was trained; "single", "average", "max" fuse its scales another way.
+        size: size of the result where it is not the image's.
+
+    Returns:
+        label: uint8 HxW trainIds; confidence: float32 HxW, softmax probability of the label.
+    """
+    if isinstance(model, MultiScaleModel):
+        model = Predictor(model, next(model.parameters()).device)
+    return Tiler(model).label(image, scales, flip, kind=kind, size=size)
+
+
+def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
+    """Load a checkpoint for this rank's device in the precision that the job asks for."""
+    cv2.setNumThreads(context.runtime.threads)
+    # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
+    # cost as much as the convolutions (docs/inference.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+
+
+def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
+    """Classes of the checkpoint; one without class names (imported weights) takes the index's if the count fits."""
+    table = predictor.meta.get("class_table")
+    classes = ClassTable.from_json(table) if table else index.classes
+    if classes.num_classes != predictor.num_classes:
+        raise ConfigError(
+            f"{where}: {predictor.num_classes} classes, but the index has {classes.num_classes} ({classes.name})",
+            hint="give the index of the data set that the checkpoint was trained for",
+        )
+    return classes
+
+
+@dataclass
+class Summary:
+    """What a rank (or all of them) did; `work/summary.json`."""
+
+    images: int = 0  # labelled by this run
+    resumed: int = 0  # found labelled by an earlier run
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
+
+
+def run(spec: InferSpec, context: JobContext) -> Summary:
+    """Label the selected images into `work/store`; see the module's first lines.
+
+    Raises:
+        ConfigError: `work` holds labels made with other parameters, or classes do not fit.
+        IntegrityError: more images are damaged than `MAX_SKIPPED` allows.
+        InterruptedRunError: a stop was asked for; finished shards stay.
+    """
+    start = time.monotonic()
+    index = Index.load(spec.selection.index)
+    selected = index.select(**spec.selection.model_dump(exclude={"index"}))
+    predictor = load_predictor(spec.checkpoint, context)
+    classes = classes_of(predictor, index, spec.checkpoint)
+    lineage = _lineage(spec, predictor, context)
+    store = spec.work / "store"
+    if context.is_main:
+        sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
+    plans, pending = context.ranks.broadcast(
+        _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root) if context.is_main else None
+    ) or ([], [])
+    leave(store)
+    mine = pending[context.rank :: context.world]
+    pipeline = Pipeline(
+        store,
+        {s.name: s for s in selected},
+        spec.roots[index.root],
+        Tiler(predictor),
+        spec.config,
+        classes,
+        coarse_classes=index.classes if index.classes.classes == classes.classes else None,
+        limit=_limit(len(selected)),
+    )
+    _work(pipeline, mine, context)
+    summaries = context.ranks.gather(Summary(pipeline.images, 0, pipeline.skipped, pipeline.timing))
+    summary = _merged(summaries, sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending))
+    if context.is_main:
+        skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
+        _check_skipped(skipped, len(selected))
+        summary.skipped = skipped
+        sha256 = write_manifest(store, plans, lineage, classes=classes)
+        write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
+        context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
+    return summary
+
+
+def _work(pipeline: Pipeline, mine: list[ShardPlan], context: JobContext) -> None:
+    total = sum(len(plan.names) for plan in mine)
+    if not total:
+        return
+    what = "infer" if context.world == 1 else f"infer (rank 0 of {context.world})"
+    with context.progress(total, what=what) as progress:
+        pipeline.run(mine, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
+
+
+def _lineage(spec: InferSpec, predictor: Predictor, context: JobContext) -> dict[str, Any]:
+    config = spec.config
+    return {
+        **spec.lineage,
+        "teacher": predictor.meta["weights_sha256"],
+        "scales": sorted(config.scales),
+        "flip": config.flip,
+        "precision": predictor.precision,
+        "code_version": __version__,
+        "parameters": {
+            "kind": predictor.kind,
+            "method": _METHOD,
+            "codec": config.codec,
+            "images_per_shard": config.images_per_shard,
+            "device": context.device.type,
+            "threads": context.runtime.threads,
+        },
+    }
+
+
+def _key(lineage: dict[str, Any], classes: ClassTable, codec: str) -> str:
+    """Digest of what determines a label. Device and threads may move last bits; they are only recorded."""
+    made_by = {name: lineage[name] for name in ("teacher", "scales", "flip", "precision")}
+    kind = lineage["parameters"]["kind"]
+    if kind in ("average", "max"):  # the same weights as `single`, so the same digest of the teacher
+        made_by["kind"] = kind
+    return digest({**made_by, "method": _METHOD, "codec": codec, "classes": classes.digest()})
+
+
+def _plan(
+    spec: InferSpec, key: str, selected: list[Sample], index_root: str
+) -> tuple[list[ShardPlan], list[ShardPlan]]:
+    """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
+    path, store = spec.work / "plan.json", spec.work / "store"
+    existing = [ShardPlan.from_json(p) for p in read_json(path)["shards"]] if path.exists() else []
+    wanted = {s.name: s.image_sha256 for s in selected}
+    if any(plan.key != key for plan in existing):
+        raise ConfigError(
+            f"{spec.work} holds labels of another checkpoint, scales, flip, precision, codec or classes",
+            hint="use another folder: labels made in different ways are never mixed",
+        )
+    root = spec.roots[index_root]
+    by_name = {s.name: s for s in selected}
+    done = {plan.index for plan in existing if _is_done(store, plan, by_name, root)}
+    # A shard that was never finished and whose images are gone cannot be made any more.
+    kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
+    plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key)
+    write_json(path, {"format": "hmsa-infer-plan", "version": 1, "shards": [p.to_json() for p in plans]})
+    return plans, [plan for plan in plans if plan.index not in done]
+
+
+def _images(plan: ShardPlan) -> list[tuple[str, str]]:
+    return list(zip(plan.names, plan.image_sha256s, strict=True))
+
+
+def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
+    """Whether a shard is whole and holds all it can: it is made again once a skipped image was restored.
+
+    Not where an image that it labelled is gone or was changed: the label of such a one could not be made again.
+    """
+    if not shard_done(store, plan):
+        return False
+    skipped = {row["name"] for row in read_receipt(store, plan)["skipped"]}
+    if any(
+        name not in samples or samples[name].image_sha256 != sha256
+        for name, sha256 in _images(plan)
+        if name not in skipped
+    ):
+        return True
+    return not any(_is_intact(samples[name], root) for name in skipped if name in samples)
+
+
+def _is_intact(sample: Sample, root: Path) -> bool:
+    files = [(sample.image, sample.image_sha256)]
+    if sample.coarse:
+        files.append((sample.coarse, sample.coarse_sha256))
+    return all((root / path).is_file() and sha256_file(root / path) == sha256 for path, sha256 in files)
+
+
+def _limit(images: int) -> int:
+    return max(1, int(MAX_SKIPPED * images))
+
+
+def _skipped(store: Path, plans: list[ShardPlan], samples: dict[str, Sample], root: Path) -> list[dict[str, str]]:
+    rows = [row for plan in plans for row in cast("list[dict[str, str]]", read_receipt(store, plan)["skipped"])]
+    return [
+        {**row, "reason": f"{row['reason']}{_BESIDE_GONE}"}
+        if row["name"] in samples and _is_intact(samples[row["name"]], root)
+        else row
+        for row in rows
+    ]
+
+
+def _check_skipped(skipped: list[dict[str, str]], images: int) -> None:
+    if len(skipped) > _limit(images):
+        raise IntegrityError(
+            f"{len(skipped)} of {images} images cannot be labelled, more than {_limit(images)}; the first: "
+            f"{skipped[0]['name']}: {skipped[0]['reason']}",
+            hint="restore the files, or run `prepare` again if they were changed on purpose",
+        )
+
+
+def _merged(parts: list[Summary], resumed: int) -> Summary:
+    total = Summary(resumed=resumed)
+    for part in parts:
+        total.images += part.images
+        total.skipped += part.skipped
+        total.timing = total.timing + part.timing
+    return total
+
+
+def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
+    return {
+        "images": summary.images,
+        "resumed": summary.resumed,
+        "skipped": summary.skipped,
+        "seconds": round(seconds, 3),
+        "timing": {k: round(v, 3) for k, v in asdict(summary.timing).items()},
+        "model_share": round(summary.timing.model_share, 4),
+    }

@@ -1,0 +1,1 @@
+"""What every part stands on: atomic files, folder trees, locks, processes, errors."""

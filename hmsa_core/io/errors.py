@@ -1,0 +1,180 @@
+"""The project's error tree: what went wrong, where, how to mend it, and the exit status.
+
+    HmsaError                 1   anything of ours that has no better name
+      ConfigError             2   a parameter, option or spec is wrong; nothing was started
+      InputError              3   a file or folder a user gave cannot be used
+        DecodeError           3   one image or mask is refused (carries a reason code: quarantine)
+        LayoutError           3   a data set folder is not in a layout we know
+        CheckpointError       3   a weight file is refused before a tensor is used
+      IntegrityError          4   bytes differ from their recorded digest
+        StoreError            4   a label store, shard or manifest is torn, changed or missing
+      LeakageError            5   too many judged images are in a model's lineage
+      TrainingError           6   the loss is not finite, or memory ran out
+      LockedError            75   another process holds the lock (EX_TEMPFAIL: try again later)
+      NoSpaceError           28   the disk is full (errno ENOSPC), last good state intact
+      InterruptedRunError   143   SIGTERM: progress was saved, run again to go on
+
+Every message is one line: what, where, how to mend it. `pipeline.cli` prints `error: MESSAGE` (and
+`hint: HINT`) to standard error and exits with `exit_code`; ranks of a job do the same.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DecodeError",
+    "HmsaError",
+    "InputError",
+    "IntegrityError",
+    "InterruptedRunError",
+    "LayoutError",
+    "LeakageError",
+    "LockedError",
+    "NoSpaceError",
+    "StoreError",
+    "TrainingError",
+    "did_you_mean",
+    "is_plain_name",
+    "mend_of",
+    "one_line",
+    "translate_os_error",
+]
+
+
+def one_line(text: object) -> str:
+    """Fold any text to a single line, so that a message never spills over a log line."""
+    return " ".join(str(text).split())
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can stand in tables and messages: no control characters, no bytes that were no UTF-8."""
+    return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name)
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str, *, cutoff: float = 0.5) -> str:
+    """The nearest of the known names as a question; `otherwise` where none is near (difflib's ratio)."""
+    import difflib  # only for a mistake: this module is part of every start-up
+
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+class HmsaError(Exception):
+    """Base of all errors we raise on purpose; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(one_line(message))
+        self.hint = one_line(hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors of worker processes travel as pickles; the default calls __init__ without its named arguments.
+        return _revive, (type(self), self.args, self.__dict__)
+
+    @property
+    def message(self) -> str:
+        """The one-line message without the hint."""
+        return str(self.args[0])
+
+
+def _revive(kind: type[HmsaError], args: tuple[Any, ...], state: dict[str, Any]) -> HmsaError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(HmsaError):
+    """A parameter, option or job spec is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class InputError(HmsaError):
+    """A file or folder that a user gave cannot be used."""
+
+    exit_code = 3
+
+
+class DecodeError(InputError):
+    """One image or mask is refused; `reason` is the short code of the quarantine table."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class LayoutError(InputError):
+    """A data set folder does not have a layout we know."""
+
+
+class CheckpointError(InputError):
+    """A weight file is refused before any of its tensors is used."""
+
+
+class IntegrityError(HmsaError):
+    """Bytes on disk differ from the digest that was recorded for them."""
+
+    exit_code = 4
+
+
+class StoreError(IntegrityError):
+    """A label store, one of its shards or its manifest is torn, changed or missing."""
+
+
+class LeakageError(HmsaError):
+    """More judged images than allowed are in the lineage of the model that they should judge."""
+
+    exit_code = 5
+
+
+class TrainingError(HmsaError):
+    """Training cannot go on: the loss is not finite, or memory ran out."""
+
+    exit_code = 6
+
+
+class LockedError(HmsaError):
+    """Another process holds the lock; the message names it."""
+
+    exit_code = 75
+
+
+class NoSpaceError(HmsaError):
+    """No space is left on the device; the last good state is intact."""
+
+    exit_code = 28
+
+
+class InterruptedRunError(HmsaError):
+    """SIGTERM or SIGINT arrived; progress is saved and the same command goes on from it."""
+
+    exit_code = 143
+
+
+_MENDS = {
+    errno.ENOSPC: "free space, run again",
+    errno.EDQUOT: "free space, run again",
+    errno.EROFS: "mount that file system so that it can be written",
+    errno.EIO: "look at the disk: `dmesg` has more",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), run again",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`), run again",
+}
+
+
+def mend_of(error: OSError) -> str:
+    """What mends an error of the system, "" where that depends on the file."""
+    return _MENDS.get(error.errno or 0, "")
+
+
+def translate_os_error(error: OSError, doing: str) -> HmsaError:
+    """Turn an OSError into ours, so that a full disk always has its own exit status."""
+    where = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(f"no space left on device while {doing}{where}", hint=mend_of(error))
+    return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=mend_of(error))

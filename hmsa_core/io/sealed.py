@@ -1,0 +1,72 @@
+"""JSON files that carry the SHA-256 of themselves: manifests, receipts, policies, curves.
+
+The first line is `{"digest":"<64 hex digits>",`; the digest is that of all bytes after that line's
+newline. So a reader in any language can check the file without a canonical form of JSON, and every
+changed bit is found: those of the first line by its fixed form, all others by the digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.io.atomic import sha256_bytes, write_bytes
+from hmsa_core.io.errors import StoreError
+
+__all__ = ["dump", "parse", "read", "write"]
+
+_HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
+
+
+def dump(value: dict[str, Any]) -> bytes:
+    """Bytes of a sealed file: sorted keys, one top-level key a line, one element a line in lists of objects."""
+    if not value or "digest" in value:
+        raise ValueError("a sealed object needs keys, and none of them may be 'digest'")
+    body = (",\n".join(f"{_compact(k)}:{_lines(v)}" for k, v in sorted(value.items())) + "}\n").encode("utf-8")
+    return b'{"digest":"' + sha256_bytes(body).encode("ascii") + b'",\n' + body
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _lines(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        return "[\n" + ",\n".join(_compact(v) for v in value) + "]"
+    return _compact(value)
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """Check and read sealed bytes; the result has the key `digest` too. Anything else is a StoreError."""
+    head = _HEAD.match(data)
+    if not head:
+        raise StoreError(f"{where}: not one of our files, or its first line is damaged")
+    expected, actual = head[1].decode("ascii"), sha256_bytes(data[head.end() :])
+    if actual != expected:
+        raise StoreError(
+            f"{where}: damaged or edited (digest is {actual}, recorded {expected})",
+            hint="put the original back, or make it again; in a workspace `autolabel doctor` says how",
+        )
+    try:
+        value: dict[str, Any] = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{where}: digest matches but it is not valid JSON ({error})") from error
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a sealed file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    return parse(data, str(path))
+
+
+def write(path: Path, value: dict[str, Any]) -> str:
+    """Write a sealed file atomically; return the digest that it carries."""
+    data = dump(value)
+    write_bytes(path, data)
+    return data[11:75].decode("ascii")

@@ -1,0 +1,181 @@
+"""Run one job: `python -m hmsa_core.job SPEC.json`, alone, under torchrun, or under srun.
+
+Order matters. First the request to die with the parent (a rank that outlives torchrun would write into a
+folder that the next run owns), then the spec is checked and the rank's lock taken, and only then is torch
+imported, which takes seconds. A job that fails leaves `work/error.json` {exit_code, message, hint}; the
+first rank that fails writes it and prints the error, and every rank exits with its kind of status (SIGTERM: 143).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmsa_core.io.process import JOB_GRACE_S, StopRequest, die_with_parent, end_after_parent
+
+if TYPE_CHECKING:
+    from hmsa_core.io.errors import HmsaError
+    from hmsa_core.runtime.context import JobContext
+    from hmsa_core.spec import JobSpec
+
+__all__ = ["ERROR_FILE", "REPORTS", "main", "run_spec"]
+
+ERROR_FILE = "error.json"
+REPORTS = "HMSA_ERRORS"  # environment; "record": an error goes into ERROR_FILE alone
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job named on the command line; return the exit status."""
+    # Under torchrun nobody waits for our last words; alone, SIGTERM lets us save first.
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
+    _leave_on_signals()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m hmsa_core.job SPEC.json\n")
+        return 2
+    from hmsa_core.io.errors import HmsaError, translate_os_error
+    from hmsa_core.spec import load_spec
+
+    spec: JobSpec | None = None
+    try:
+        spec = load_spec(arguments[0])
+        run_spec(spec)
+    except HmsaError as error:
+        return _fail(error, spec)
+    except OSError as error:
+        return _fail(translate_os_error(error, f"{spec.job if spec else 'job'}:"), spec, traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 - the last line of defence: the record must say what happened
+        found = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
+        return _fail(found, spec, traceback.format_exc())
+    return 0
+
+
+def _leave_on_signals() -> None:
+    """Until the job itself begins there is nothing to save: a signal ends the process at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(143))
+
+
+def run_spec(spec: JobSpec) -> None:
+    """Take the rank's lock, meet the other ranks and run the job; errors are raised."""
+    from hmsa_core.io.locks import FileLock
+    from hmsa_core.spec import runtime_of
+
+    runtime = runtime_of(spec)
+    _set_threads(runtime.threads)
+    rank = _early_rank()
+    if rank:  # what all ranks know is told once
+        logging.getLogger().setLevel(logging.WARNING)
+    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
+    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
+        if rank == 0:
+            (spec.work / ERROR_FILE).unlink(missing_ok=True)
+        from hmsa_core.runtime.context import JobContext
+        from hmsa_core.runtime.distributed import start_ranks
+        from hmsa_core.runtime.logs import JsonLog
+
+        ranks = start_ranks(runtime)
+        log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
+        stop = StopRequest(repeats=False).install()  # whoever started us limits the time, or dies
+        end_after_parent(JOB_GRACE_S)
+        _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
+        ranks.barrier()
+        ranks.stop()
+
+
+def _dispatch(spec: JobSpec, context: JobContext) -> None:
+    from hmsa_core.spec import InferSpec, TrainSpec
+
+    if isinstance(spec, TrainSpec):
+        from hmsa_core.training import train
+
+        train.run(spec, context)
+    elif isinstance(spec, InferSpec):
+        from hmsa_core.inference import infer
+
+        infer.run(spec, context)
+    else:
+        from hmsa_core.inference import evaluate
+
+        evaluate.run(spec, context)
+
+
+def _early_rank() -> int:
+    """Rank before torch is there; Slurm's variables are translated for what follows."""
+    from hmsa_core.runtime.slurm import apply_slurm
+
+    apply_slurm(os.environ)
+    return int(os.environ.get("RANK", "0"))
+
+
+def _set_threads(threads: int) -> None:
+    # Libraries read these when they are first loaded; the spec wins over torchrun's default of 1.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
+    """Record the error, unless another rank's came first: what that one did to us is no news."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
+    from hmsa_core.io.errors import LockedError
+
+    rank = os.environ.get("RANK", "0")
+    record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
+    # Of a folder that another job holds nothing is ours to write: its own error comes there.
+    has_record = spec is not None and not isinstance(error, LockedError)
+    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec and has_record else rank == "0"
+    if is_first:
+        sys.stderr.write(trace)
+        # Who started us may read the record and say it in its own place.
+        is_told = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
+        if not is_told:
+            sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        sys.stderr.flush()
+    return error.exit_code
+
+
+def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
+    """Publish the record unless another rank was first (False): its error is the cause, ours a consequence."""
+    from hmsa_core.io import atomic
+
+    own = path.with_name(f".{path.name}.rank{rank}")
+    is_first = True
+    # On a full disk there is no record; the exit status and standard error still tell.
+    with contextlib.suppress(OSError):
+        atomic.write_bytes(own, json.dumps(record, sort_keys=True).encode() + b"\n")
+        try:
+            atomic.ops.link(own, path)
+        except FileExistsError:
+            is_first = False
+        own.unlink(missing_ok=True)
+    return is_first
+
+
+def _run_and_leave() -> None:
+    """Run `main` and end with its status, or 1 after an error from outside of what it catches."""
+    status = 1
+    try:
+        status = main()
+    except Exception:  # noqa: BLE001 - torch's word about a dead loader worker comes out of any line, `_fail`'s too
+        traceback.print_exc()
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if status:
+            # Python waits for loader workers at its exit: those left ignore SIGTERM, and would be waited for for ever.
+            # Teardown of a broken process group can hang too. The kernel frees locks and pipes.
+            os._exit(status)
+
+
+if __name__ == "__main__":
+    _run_and_leave()

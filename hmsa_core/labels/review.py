@@ -1,0 +1,270 @@
+"""The review file beside a store: what people accepted or flagged, one JSON object a line, only ever appended.
+
+`STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag", "region": [[x, y], ...] | null, "note",
+"reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
+polygons in pixels of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag
+sets pixels to ignore, an accept lifts earlier flags. `labels` says which labels were looked at (teacher, scales, flip,
+precision): flags go on when a store is made anew, but what nobody has looked at is not called accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.io.atomic import digest
+from hmsa_core.io.errors import InputError, IntegrityError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.labels.store.manifest import binding
+from pipeline import json_lines
+from pipeline.inspector.saving import saving
+from pipeline.inspector.stamps import stamp_of
+
+__all__ = ["Mark", "MarkError", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
+
+Region = tuple[tuple[float, float], ...]
+Verdict = Literal["accept", "flag"]
+NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners
+
+
+def marked_store(store: Path, kind: str) -> Path:
+    """The store whose marks act on what is shown: of `final` the raw one beside it, whose marks `pseudo-label` reads.
+
+    A thresholded store elsewhere keeps marks of its own, which no stage reads.
+    """
+    raw = store.with_name("raw")
+    # While `auto-infer` makes it anew the raw store of a workspace is away for a time; its marks are not.
+    is_beside = (raw / "manifest.json").is_file() or review_path(raw).is_file()
+    return raw if kind != "raw" and store.name == "final" and is_beside else store
+
+
+def review_path(store: str | os.PathLike[str]) -> Path:
+    """Path of the review file of a store."""
+    folder = Path(store)
+    return folder.with_name(f"{folder.name}.review.jsonl")
+
+
+class MarkError(InputError):
+    """What was given is no mark."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One verdict on an image (region None) or on a polygon of it."""
+
+    id: str
+    name: str
+    verdict: Verdict
+    region: Region | None = None
+    note: str = ""
+    reviewer: str = ""
+    image_sha256: str = ""  # the picture that was looked at; "" in older files: any of this name
+    labels: str = ""  # the labels that were looked at (`labels_id`); "" in older files: any
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {name: value for name, value in asdict(self).items() if name not in ("image_sha256", "labels") or value}
+
+
+def labels_id(lineage: Mapping[str, Any]) -> str:
+    """Which labels a store has, in 16 hex digits: those that a policy is bound to (`binding`)."""
+    return digest(binding(lineage))[:16]
+
+
+def _region(value: object) -> Region | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 3 <= len(value) <= REGION_LIMIT:
+        raise MarkError(f"a region needs 3 to {REGION_LIMIT} corners [x, y]")
+    try:
+        corners = tuple((float(x), float(y)) for x, y in value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MarkError("a region is a list of corners [x, y] in pixels") from error
+    if not np.isfinite(corners).all() or np.abs(corners).max() > 1e6:
+        raise MarkError("a corner of the region lies outside of any image")
+    return corners
+
+
+def _mark(value: dict[str, Any]) -> Mark:
+    if value.get("verdict") not in ("accept", "flag"):
+        raise MarkError(f"verdict {value.get('verdict')!r}: expected accept or flag")
+    note, reviewer = value.get("note", ""), value.get("reviewer", "")
+    if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
+        raise MarkError(f"a note is text of at most {NOTE_LIMIT} characters")
+    try:
+        f"{note}{reviewer}".encode()
+    except UnicodeEncodeError as error:
+        raise MarkError("a note is text: it has half a character (a lone surrogate) in it") from error
+    region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
+    labels = str(value.get("labels", ""))
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture, labels)
+
+
+class ReviewFile:
+    """Reads and appends marks. Writers take a lock; readers always see whole lines.
+
+    Args:
+        store: folder of the label store.
+        pictures: {name: SHA-256} of its images: marks of another picture of the same name do not stand.
+        labels: `labels_id` of the labels that are shown now, for new marks and `statuses`; "": not known.
+    """
+
+    def __init__(
+        self, store: str | os.PathLike[str], pictures: Mapping[str, str] | None = None, labels: str = ""
+    ) -> None:
+        self.path, self._pictures, self._labels = review_path(store), pictures or {}, labels
+        self._seen: tuple[tuple[int, int], list[Mark]] | None = None
+
+    def marks(self) -> list[Mark]:
+        """Marks that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""
+        stamp = stamp_of(self.path)
+        if stamp is None:
+            return []
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = (stamp, [mark for mark in self._parse() if self._is_of_now(mark)])
+        return list(self._seen[1])
+
+    def _is_of_now(self, mark: Mark) -> bool:
+        return not mark.image_sha256 or self._pictures.get(mark.name, mark.image_sha256) == mark.image_sha256
+
+    def foreign(self) -> list[Mark]:
+        """Marks that nobody withdrew, of another picture than the store has by that name, without a later one of it."""
+        found: list[Mark] = []
+        for mark in self._parse() if self.path.exists() else []:
+            if self._is_of_now(mark):  # somebody looked again
+                found = [old for old in found if old.name != mark.name]
+            else:
+                found.append(mark)
+        return found
+
+    def _parse(self) -> list[Mark]:
+        standing: dict[str, Mark] = {}
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise MarkError(f"expected an object, found {type(value).__name__}")
+                if "withdraws" in value:
+                    standing.pop(str(value["withdraws"]), None)
+                else:
+                    mark = _mark(value)
+                    standing[mark.id] = mark
+            except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
+                raise IntegrityError(
+                    f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line"
+                ) from error
+        return list(standing.values())
+
+    def of(self, name: str) -> list[Mark]:
+        """Marks of one image, oldest first."""
+        return [mark for mark in self.marks() if mark.name == name]
+
+    def by_name(self) -> dict[str, list[Mark]]:
+        """Marks of every reviewed image, oldest first."""
+        found: dict[str, list[Mark]] = {}
+        for mark in self.marks():
+            found.setdefault(mark.name, []).append(mark)
+        return found
+
+    def statuses(self) -> dict[str, str]:
+        """Per reviewed image: "flag" if any flag stands, else "accept"; nothing where other labels were accepted."""
+        return {
+            name: found
+            for name, marks in self.by_name().items()
+            if (found := status(marks)) == "flag" or not all(map(self.is_earlier, marks))
+        }
+
+    def shown(self, mark: Mark) -> dict[str, Any]:
+        """A mark as the page gets it: it says where other labels were looked at."""
+        return mark.to_json() | ({"earlier": True} if self.is_earlier(mark) else {})
+
+    def is_earlier(self, mark: Mark) -> bool:
+        """Whether a mark was made on other labels than those of now."""
+        return bool(mark.labels and self._labels) and mark.labels != self._labels
+
+    def _new_id(self, content: object) -> str:
+        """A digest of content and place in the file; where lines were taken out by hand, the first that is free."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        if lines:
+            self._parse()  # nothing is written behind a damaged line
+        taken = {str(json.loads(line).get("id")) for line in lines if line.strip()}
+        ids = (digest([place, content])[:16] for place in count(len(lines)))
+        return next(found for found in ids if found not in taken)
+
+    def add(
+        self,
+        name: str,
+        verdict: str,
+        *,
+        region: object = None,
+        note: str = "",
+        reviewer: str = "",
+        size: tuple[int, int] | None = None,
+    ) -> Mark:
+        """Append a mark; its id is a digest of its content and its place in the file, never of the time.
+
+        Args:
+            name: the image.
+            verdict: "accept" or "flag".
+            region: corners [x, y], or None for the whole image.
+            note: what the person says.
+            reviewer: who says it.
+            size: height and width of its label map, to refuse a region outside of it; None: taken as it is.
+        """
+        with saving(self.path), self.lock():
+            value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
+            mark = _mark(value | {"image_sha256": self._pictures.get(name, ""), "labels": self._labels})
+            if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
+                raise MarkError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
+            mark = replace(mark, id=self._new_id(mark.to_json()))
+            json_lines.append(self.path, mark.to_json())
+        return mark
+
+    def withdraw(self, name: str, mark_id: str) -> None:
+        """Take a mark back by appending a line that says so."""
+        with saving(self.path), self.lock():
+            if mark_id not in {mark.id for mark in self.of(name)}:
+                raise InputError(f"no mark {mark_id!r} on image {name!r}")
+            line = {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id}
+            json_lines.append(self.path, line)
+
+    def lock(self) -> FileLock:
+        """Keeps writers out while it is held; readers need none."""
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"review file {self.path}", wait_s=10.0)
+
+
+def status(marks: list[Mark]) -> str:
+    """What an image's marks come to: "flag", "accept" or "" (an accept of the whole image lifts earlier flags)."""
+    found = ""
+    for mark in marks:
+        if mark.verdict == "accept" and mark.region is None:
+            found = "accept"
+        elif mark.verdict == "flag":
+            found = "flag"
+        else:
+            found = found or "accept"
+    return found
+
+
+def flagged_pixels(marks: list[Mark], height: int, width: int) -> NDArray[np.bool_]:
+    """Pixels (bool HxW) that must not be learned; marks of one image in order, the last word counts."""
+    flagged = np.zeros((height, width), np.uint8)
+    for mark in marks:
+        value = 1 if mark.verdict == "flag" else 0
+        if mark.region is None:
+            flagged[:] = value
+        else:
+            # The pixel under each corner and the outline between them belong to the region.
+            cv2.fillPoly(flagged, [np.floor(np.array(mark.region)).astype(np.int32)], value)
+    return flagged.astype(bool)

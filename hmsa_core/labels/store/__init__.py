@@ -1,0 +1,1 @@
+"""The label store: Parquet shards of labels and confidence codes, manifest, sidecar tables."""

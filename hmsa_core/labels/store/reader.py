@@ -1,0 +1,215 @@
+"""Reading a label store: by name, verified, with damaged shards named and all others still served."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels.store import codec, schema
+from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.parquet import FileRecord, check_footer, open_parquet, parquet_errors, read_table
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = ["LabelStore", "Problem"]
+
+_OPEN_FILES = 64  # shards held open by one reader
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a store."""
+
+    file: str
+    kind: str  # missing | torn | changed | swapped | renamed | unlisted
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LabelStore:
+    """A finished store. `open` checks the manifest and each shard's size and footer; reads check the rest."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.kind: schema.Kind = manifest["kind"]
+        self.classes = ClassTable.from_json(manifest["classes"])
+        self.lineage: dict[str, Any] = manifest["lineage"]
+        self.digest: str = manifest["digest"]
+        self.problems: list[Problem] = []
+        self._where = {
+            image[0]: (shard, row)
+            for shard, entry in enumerate(manifest["shards"])
+            for row, image in enumerate(entry["images"])
+        }
+        self._bad: dict[str, str] = {}
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._pid = os.getpid()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, strict: bool = False) -> LabelStore:
+        """Open a store.
+
+        Args:
+            path: its folder.
+            strict: read every byte and refuse the whole store if anything is wrong (training does).
+
+        Raises:
+            InputError: no such folder.
+            StoreError: no or a damaged manifest; with `strict` any problem at all, all of them named.
+        """
+        if not Path(path).is_dir():
+            raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
+        store = cls(Path(path), read_manifest(path))
+        if not strict:
+            store._look()
+            return store
+        store.problems = store.verify()
+        if store.problems:
+            raise StoreError(
+                f"{path}: refused, {len(store.problems)} problem(s): " + "; ".join(map(str, store.problems)),
+                hint="run `autolabel verify` for the list; make the named shards again",
+            )
+        return store
+
+    def _look(self) -> None:
+        """Cheap check of all files: there, of the right size, with the recorded footer."""
+        for entry in self.manifest["shards"]:
+            for record in (_record(entry), FileRecord(**entry["sidecar"])):
+                self._look_at(record)
+        for record in self.manifest["statistics"].values():
+            self._look_at(FileRecord(**record))
+
+    def _look_at(self, record: FileRecord) -> None:
+        try:
+            check_footer(self.path / record.file, record)
+        except StoreError as error:
+            kind = "changed" if (self.path / record.file).exists() else "missing"
+            self.problems.append(Problem(record.file, kind, error.message))
+            self._bad[record.file] = error.message
+
+    def verify(self, subset: str = "1/1") -> list[Problem]:
+        """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""
+        from hmsa_core.labels.store.verify import verify_store  # the other way round at import time
+
+        try:
+            manifest = read_manifest(self.path)  # not the one of `open`: it may have been damaged or replaced since
+        except StoreError as error:
+            kind = "changed" if (self.path / schema.MANIFEST).exists() else "missing"
+            return [Problem(schema.MANIFEST, kind, error.message)]
+        return verify_store(self.path, manifest, subset)
+
+    def names(self) -> list[str]:
+        """Names of all images in order, those of damaged shards too."""
+        return list(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def is_served(self, name: str) -> bool:
+        """Whether the image's shard passed the checks of `open`."""
+        return self._entry(name)[0]["file"] not in self._bad
+
+    def shard_of(self, name: str) -> str:
+        """File name of the shard that holds an image."""
+        return str(self._entry(name)[0]["file"])
+
+    def _entry(self, name: str) -> tuple[dict[str, Any], int, int]:
+        if name not in self._where:
+            raise InputError(f"{self.path}: no image named {name!r} in this store")
+        shard, row = self._where[name]
+        return self.manifest["shards"][shard], shard, row
+
+    def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Label (uint8 HxW trainIds or 255) and confidence code (uint8 HxW); damage is a StoreError."""
+        maps = self._read(name, ("label", "confidence"))
+        return maps["label"], maps["confidence"]
+
+    def read_label(self, name: str) -> NDArray[np.uint8]:
+        """The label alone (what training needs)."""
+        return self._read(name, ("label",))["label"]
+
+    def read_source(self, name: str) -> NDArray[np.uint8]:
+        """Where each final pixel comes from (schema.SOURCES); only a thresholded store has it."""
+        if self.kind != "thresholded":
+            raise InputError(f"{self.path}: a raw store has no source maps")
+        return self._read(name, ("source",))["source"]
+
+    def _read(self, name: str, columns: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+        digests = [f"{c}_sha256" for c in columns]
+        row = self._row(name, [*columns, *digests, "name", "height", "width"])
+        where = f"{self.path / self.shard_of(name)}: image {name!r}"
+        maps = {}
+        for column, digest in zip(columns, digests, strict=True):
+            if hashlib.sha256(row[column]).hexdigest() != row[digest]:
+                raise StoreError(f"{where}: {column} is damaged (digest differs)")
+            maps[column] = codec.decode(row[column], self.manifest["codec"])
+            if maps[column].shape != (row["height"], row["width"]):
+                raise StoreError(f"{where}: {column} is {maps[column].shape}, recorded {row['height'], row['width']}")
+        return maps
+
+    def row(self, name: str) -> dict[str, Any]:
+        """What the store knows of an image, without its maps: city, paths, size, digests."""
+        columns = [n for n in schema.shard_schema(self.kind).names if n not in schema.payload_columns(self.kind)]
+        return self._row(name, columns)
+
+    def _row(self, name: str, columns: list[str]) -> dict[str, Any]:
+        entry, shard, position = self._entry(name)
+        path = self.path / entry["file"]
+        if entry["file"] in self._bad:
+            raise StoreError(self._bad[entry["file"]], hint="its other shards can still be read")
+        with parquet_errors(path):
+            table = self._file(shard, entry).read_row_group(position, columns=columns, use_threads=False)
+            if table.num_rows != 1:
+                raise StoreError(f"{path}: row group {position} holds {table.num_rows} rows, expected 1")
+            row: dict[str, Any] = table.to_pylist()[0]
+        if row.get("name", name) != name:
+            raise StoreError(f"{path}: row {position} is {row['name']!r}, the manifest says {name!r}")
+        return row
+
+    def _file(self, shard: int, entry: dict[str, Any]) -> pq.ParquetFile:
+        if self._pid != os.getpid():  # after a fork the parent's readers are not ours
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if shard not in self._files:
+            self._files[shard] = open_parquet(self.path / entry["file"], _record(entry))
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What is known of every image in order, from one small table (plus `shard` and `row` numbers)."""
+        record = FileRecord(**self.manifest["statistics"]["images"])
+        yield from read_table(self.path / record.file, record).to_pylist()
+
+    def close(self) -> None:
+        """Close open shards."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}  # open files do not travel to loader workers
+
+
+def _record(entry: dict[str, Any]) -> FileRecord:
+    return FileRecord(entry["file"], entry["size_bytes"], entry["sha256"], entry["footer_sha256"])

@@ -1,0 +1,1 @@
+"""Thresholds: curves, calibration, policies, what a threshold keeps."""

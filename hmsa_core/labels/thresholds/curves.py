@@ -1,0 +1,299 @@
+"""Precision curves: what the teacher got right on calibration images, per class, code and block.
+
+Counts only, no thresholds: a policy, a calibration table and merge rules are computed from them without
+looking at a pixel again. Regions of an image (truth known in all but the last):
+  whole      labelled pixels
+  boundary   labelled pixels within 8 px (at 1024 lines, scaled) of a boundary of the truth
+  interior   labelled pixels more than 2 px (scaled) from a boundary: where the label itself is exact
+  void       pixels that the truth leaves out: keeping one is a second kind of error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.io import sealed
+from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.histogram import cumulative
+from hmsa_core.metrics.boundary import boundary_band
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+__all__ = ["COUNTS", "CalibrationImage", "Conflicts", "Curves"]
+
+FORMAT, VERSION = "hmsa-precision-curves", 1
+_LINES = 1024  # image height for which widths in pixels are given
+COUNTS = (
+    "total",
+    "correct",
+    "boundary_total",
+    "boundary_correct",
+    "interior_total",
+    "interior_correct",
+    "void",
+    "components",
+)
+Counts = NDArray[np.int64]
+
+
+class CalibrationImage(NamedTuple):
+    """One image on which the teacher is judged; all maps uint8 HxW."""
+
+    name: str
+    block: str
+    label: NDArray[np.uint8]  # the teacher's, trainIds or 255
+    code: NDArray[np.uint8]
+    truth: NDArray[np.uint8]  # fine label, trainIds or 255
+    human: NDArray[np.uint8] | None = None  # coarse label, where there is one
+    region: NDArray[np.bool_] | None = None  # pixels that count (None = all); conflicts are counted everywhere
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Pixels where a human class meets another one of the teacher, sparse and sorted.
+
+    outcome: 0 the truth is the human's, 1 the teacher's, 2 neither (void is left out). `same` pixels, where both
+    agree, have teacher == human and outcome 0 (right) or 2 (both wrong).
+    """
+
+    block: NDArray[np.int64]
+    human: NDArray[np.int64]
+    teacher: NDArray[np.int64]
+    outcome: NDArray[np.int64]
+    code: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
+class Curves:
+    """Counts over (block, class, code); `counts[name]` is int64 (B, C, 256) for each of COUNTS.
+
+    "total" counts labelled pixels whose label is the class and whose code is exactly that; "correct" those
+    with the same truth. "components" counts connected pieces of the class by their highest code.
+    """
+
+    def __init__(
+        self,
+        classes: ClassTable,
+        blocks: Sequence[str],
+        counts: Mapping[str, Counts],
+        truth: Counts,
+        joint: Counts,
+        conflicts: Conflicts,
+        images: Sequence[tuple[str, str]] = (),
+        lineage: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.classes, self.blocks, self.counts = classes, tuple(blocks), dict(counts)
+        self.truth = truth  # (B, C): labelled pixels of each true class
+        self.joint = joint  # (C, C, 256): truth, label, code, summed over blocks
+        self.conflicts = conflicts
+        self.images = tuple(images)  # (name, block)
+        self.lineage = dict(lineage or {})
+        self._kept: dict[str, Counts] = {}
+
+    @classmethod
+    def measure(
+        cls,
+        pairs: Iterable[CalibrationImage],
+        classes: ClassTable,
+        *,
+        config: CalibrateConfig | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> Curves:
+        """Count over the images, one at a time.
+
+        Args:
+            pairs: calibration images with the teacher's labels; nobody in the teacher's lineage.
+            classes: class table of all maps.
+            config: widths of the bands and the smallest component.
+            lineage: the raw store's, so that a policy can be bound to it.
+        """
+        counter = _Counter(classes.num_classes, config or CalibrateConfig())
+        for image in pairs:
+            counter.add(image)
+        if not counter.images:
+            raise InputError("no calibration images: curves need at least one", hint="check the role `calibrate`")
+        return counter.result(classes, lineage)
+
+    def kept(self, name: str) -> Counts:
+        """Counts of pixels with at least each code, (B, C, 256)."""
+        if name not in self._kept:
+            self._kept[name] = cumulative(self.counts[name])
+        return self._kept[name]
+
+    def subset(self, blocks: Sequence[int]) -> Curves:
+        """The curves of some blocks only (joint counts and conflicts stay whole)."""
+        rows = np.asarray(blocks, np.intp)
+        counts = {name: array[rows] for name, array in self.counts.items()}
+        names = [self.blocks[i] for i in rows]
+        return Curves(self.classes, names, counts, self.truth[rows], self.joint, self.conflicts, self.images)
+
+    def save(self, path: str | Path) -> str:
+        """Write a sealed JSON file with sparse counts; return its digest."""
+        block, class_id, code = np.nonzero(np.sum(list(self.counts.values()), axis=0))
+        sparse: dict[str, Any] = {"block": block, "class": class_id, "code": code}
+        sparse.update({name: array[block, class_id, code] for name, array in self.counts.items()})
+        where = np.nonzero(self.joint)
+        joint = {"truth": where[0], "label": where[1], "code": where[2], "pixels": self.joint[where]}
+        return sealed.write(
+            Path(path),
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "class_table": self.classes.to_json(),
+                "blocks": list(self.blocks),
+                "images": [list(i) for i in self.images],
+                "lineage": self.lineage,
+                "counts": _lists(sparse),
+                "truth": self.truth.tolist(),
+                "joint": _lists(joint),
+                "conflicts": _lists(vars(self.conflicts)),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Curves:
+        """Read a curves file; a damaged one is a StoreError."""
+        value = sealed.read(Path(path))
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise StoreError(f"{path}: not a curves file of version {VERSION}")
+        classes = ClassTable.from_json(value["class_table"])
+        n, c = len(value["blocks"]), classes.num_classes
+        sparse = _arrays(value["counts"])
+        where = (sparse["block"], sparse["class"], sparse["code"])
+        counts = {name: np.zeros((n, c, NUM_CODES), np.int64) for name in COUNTS}
+        for name, array in counts.items():
+            array[where] = sparse[name]
+        joint = np.zeros((c, c, NUM_CODES), np.int64)
+        cells = _arrays(value["joint"])
+        joint[cells["truth"], cells["label"], cells["code"]] = cells["pixels"]
+        return cls(
+            classes,
+            value["blocks"],
+            counts,
+            np.array(value["truth"], np.int64).reshape(n, c),
+            joint,
+            Conflicts(**_arrays(value["conflicts"])),
+            [(i[0], i[1]) for i in value["images"]],
+            value["lineage"],
+        )
+
+
+def _lists(columns: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
+    return {name: [int(v) for v in column] for name, column in columns.items()}
+
+
+def _arrays(columns: Mapping[str, list[int]]) -> dict[str, Counts]:
+    return {name: np.array(column, np.int64) for name, column in columns.items()}
+
+
+class _Counter:
+    """Sums up images; memory grows with blocks and classes, not with images."""
+
+    def __init__(self, num_classes: int, config: CalibrateConfig) -> None:
+        self.c, self.config = num_classes, config
+        self.images: list[tuple[str, str]] = []
+        self._of_block: dict[str, dict[str, Counts]] = {}
+        self._truth: dict[str, Counts] = {}
+        self._joint = np.zeros((num_classes, num_classes, NUM_CODES), np.int64)
+        self._conflicts: dict[str, tuple[Counts, Counts]] = {}
+
+    def add(self, image: CalibrationImage) -> None:
+        label, code, truth = image.label, image.code, image.truth
+        if not label.shape == code.shape == truth.shape:
+            raise InputError(f"{image.name}: label {label.shape}, code {code.shape} and truth {truth.shape} differ")
+        self._check_values(image)
+        counts = self._of_block.setdefault(
+            image.block, {name: np.zeros((self.c, NUM_CODES), np.int64) for name in COUNTS}
+        )
+        counted = np.ones(label.shape, np.bool_) if image.region is None else image.region
+        known = (truth < self.c) & counted
+        right = label == truth
+        scale = label.shape[0] / _LINES
+        near = boundary_band(truth, max(1.0, self.config.boundary_px * scale)) & known
+        far = known & ~boundary_band(truth, max(1.0, self.config.ceiling_px * scale))
+        for region, mask in (("", known), ("boundary_", near), ("interior_", far)):
+            counts[f"{region}total"] += self._count(label, code, mask)
+            counts[f"{region}correct"] += self._count(label, code, mask & right)
+        counts["void"] += self._count(label, code, (truth >= self.c) & counted)
+        smallest = max(1, round(self.config.min_component_px * scale * scale))
+        counts["components"] += _components(np.where(counted, label, IGNORE), code, self.c, smallest)
+        self._truth.setdefault(image.block, np.zeros(self.c, np.int64))
+        self._truth[image.block] += np.bincount(truth[counted], minlength=256)[: self.c]
+        self._add_joint(label, code, truth, known)
+        if image.human is not None:
+            self._add_conflicts(image, image.human)
+        self.images.append((image.name, image.block))
+
+    def _check_values(self, image: CalibrationImage) -> None:
+        maps = {"label": image.label, "code": image.code, "truth": image.truth, "human label": image.human}
+        for what, values in maps.items():
+            if values is None:
+                continue
+            if values.dtype != np.uint8:
+                raise InputError(f"{image.name}: the {what} is {values.dtype}, expected uint8")
+            if what != "code" and (foreign := np.unique(values[(values >= self.c) & (values != IGNORE)])).size:
+                raise InputError(
+                    f"{image.name}: the {what} holds {', '.join(map(str, foreign[:5]))}, no class of {self.c}",
+                    hint=f"give trainIds 0..{self.c - 1}, and {IGNORE} for pixels that do not count",
+                )
+
+    def _count(self, label: NDArray[np.uint8], code: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Counts:
+        key = (label[mask].astype(np.int64) << 8) | code[mask]
+        return np.bincount(key, minlength=256 * NUM_CODES).reshape(256, NUM_CODES)[: self.c]
+
+    def _add_joint(
+        self, label: NDArray[np.uint8], code: NDArray[np.uint8], truth: NDArray[np.uint8], known: NDArray[np.bool_]
+    ) -> None:
+        mask = known & (label < self.c)
+        key = (truth[mask].astype(np.int64) * self.c + label[mask]) * NUM_CODES + code[mask]
+        self._joint += np.bincount(key, minlength=self._joint.size).reshape(self._joint.shape)
+
+    def _add_conflicts(self, image: CalibrationImage, human: NDArray[np.uint8]) -> None:
+        if human.shape != image.label.shape:
+            raise InputError(f"{image.name}: human label is {human.shape}, the teacher's {image.label.shape}")
+        mask = (human < self.c) & (image.label < self.c) & (image.truth < self.c)
+        h, t, truth = (a[mask].astype(np.int64) for a in (human, image.label, image.truth))
+        outcome = np.where(truth == h, 0, np.where(truth == t, 1, 2))
+        key = ((h * self.c + t) * 3 + outcome) * NUM_CODES + image.code[mask]
+        keys, pixels = np.unique(key, return_counts=True)
+        old_keys, old_pixels = self._conflicts.get(image.block, (np.zeros(0, np.int64),) * 2)
+        merged, position = np.unique(np.concatenate([old_keys, keys]), return_inverse=True)
+        sums = np.zeros(len(merged), np.int64)
+        np.add.at(sums, position, np.concatenate([old_pixels, pixels]))
+        self._conflicts[image.block] = merged, sums
+
+    def result(self, classes: ClassTable, lineage: Mapping[str, Any] | None) -> Curves:
+        blocks = sorted(self._of_block)
+        counts = {name: np.stack([self._of_block[b][name] for b in blocks]) for name in COUNTS}
+        truth = np.stack([self._truth[b] for b in blocks])
+        return Curves(classes, blocks, counts, truth, self._joint, self._sparse_conflicts(blocks), self.images, lineage)
+
+    def _sparse_conflicts(self, blocks: list[str]) -> Conflicts:
+        parts = []
+        for i, block in enumerate(blocks):
+            keys, pixels = self._conflicts.get(block, (np.zeros(0, np.int64),) * 2)
+            cells = np.unravel_index(keys, (self.c, self.c, 3, NUM_CODES))
+            parts.append(np.stack([np.full(len(keys), i), *cells, pixels]).astype(np.int64))
+        return Conflicts(*np.concatenate(parts, axis=1))
+
+
+def _components(label: NDArray[np.uint8], code: NDArray[np.uint8], num_classes: int, smallest: int) -> Counts:
+    """Connected pieces (8-neighbours) of each class of at least `smallest` pixels, by their highest code."""
+    counts = np.zeros((num_classes, NUM_CODES), np.int64)
+    for class_id in np.flatnonzero(np.bincount(label.reshape(-1), minlength=IGNORE + 1)[:num_classes]):
+        mask = (label == class_id).astype(np.uint8)
+        n, ids, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        highest = np.zeros(n, np.uint8)
+        inside = mask.astype(bool)
+        np.maximum.at(highest, ids[inside], code[inside])
+        large = stats[1:, cv2.CC_STAT_AREA] >= smallest
+        counts[class_id] = np.bincount(highest[1:][large], minlength=NUM_CODES)
+    return counts

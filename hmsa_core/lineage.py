@@ -1,0 +1,135 @@
+"""What a checkpoint has learned from, through all its parents: nobody may be judged on these images.
+
+`lineage.json` lies beside `model.json` in a checkpoint folder and lists every image: by the digest of its
+bytes, and by what finds near copies (perceptual hash; sequence and frame number). A student inherits the
+images of the teacher it starts from and adds the auto-labelled ones. What cannot be known (a parent
+without a list) is said in words under `unknown`, never left out in silence. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.data.index import Sample
+from hmsa_core.io.atomic import read_json, sha256_file, write_json
+from hmsa_core.io.errors import IntegrityError
+from hmsa_core.models.checkpoint import read_meta
+
+__all__ = ["LINEAGE_FILE", "LearnedImage", "Lineage", "learned", "lineage_of_checkpoint"]
+
+LINEAGE_FILE = "lineage.json"
+_FORMAT, _VERSION = "hmsa-lineage", 1
+
+
+@dataclass(frozen=True)
+class LearnedImage:
+    """One image that weights depend on."""
+
+    sha256: str  # of the image file
+    name: str
+    root: str  # name of the root it was found under
+    phash: str  # perceptual hash, 16 hex digits
+    sequence: str
+    frame: int  # -1 = none
+    source: str  # fine | pseudo: which kind of label taught it (fine wins)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All images behind a set of weights.
+
+    Attributes:
+        images: by SHA-256 of the file.
+        parents: digests of the weights this came from, nearest first.
+        unknown: in words, what could not be traced.
+    """
+
+    images: dict[str, LearnedImage] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def union(self, other: Lineage) -> Lineage:
+        """Both together; `self`'s parents come first."""
+        images = dict(self.images)
+        for key, image in other.images.items():
+            if key not in images or image.source == "fine":
+                images[key] = image
+        return Lineage(
+            images,
+            tuple(dict.fromkeys([*self.parents, *other.parents])),
+            tuple(dict.fromkeys([*self.unknown, *other.unknown])),
+        )
+
+    def with_parent(self, weights_sha256: str) -> Lineage:
+        """The lineage of what is trained from these weights."""
+        parents = tuple(dict.fromkeys([weights_sha256, *self.parents]))
+        return Lineage(self.images, parents, self.unknown)
+
+    def save(self, path: Path) -> str:
+        """Write `lineage.json`; return its SHA-256."""
+        rows = [asdict(image) for _, image in sorted(self.images.items())]
+        return write_json(
+            path,
+            {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "images": rows,
+                "parents": list(self.parents),
+                "unknown": list(self.unknown),
+            },
+            indent=None,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Lineage:
+        """Read a `lineage.json`; IntegrityError when it is not one."""
+        value = read_json(path)
+        if value.get("format") != _FORMAT or value.get("version") != _VERSION:
+            raise IntegrityError(f"{path}: not a {_FORMAT} file of version {_VERSION}")
+        known = {f.name for f in fields(LearnedImage)}
+        rows = [LearnedImage(**{k: v for k, v in row.items() if k in known}) for row in value["images"]]
+        return cls({row.sha256: row for row in rows}, tuple(value["parents"]), tuple(value["unknown"]))
+
+    def summary(self, file_sha256: str) -> dict[str, Any]:
+        """What goes into `model.json`: counts, parents, gaps, and the digest of the list."""
+        return {
+            "images": len(self.images),
+            "lineage_sha256": file_sha256,
+            "parents": list(self.parents),
+            "unknown": list(self.unknown),
+        }
+
+
+def learned(samples: Iterable[Sample], *, root: str, source: str) -> Lineage:
+    """The lineage of what was trained on these samples alone."""
+    return Lineage(
+        {
+            s.image_sha256: LearnedImage(s.image_sha256, s.name, root, s.phash, s.sequence, s.frame, source)
+            for s in samples
+        }
+    )
+
+
+def lineage_of_checkpoint(path: Path) -> Lineage:
+    """The lineage of a checkpoint's weights (without naming the weights themselves as a parent).
+
+    A checkpoint that never had a list (an imported one) gives an empty lineage that says so.
+
+    Raises:
+        IntegrityError: the list is there but not the one that belongs to `model.json`.
+    """
+    folder = path if path.is_dir() else path.parent
+    meta = read_meta(folder)
+    recorded: Mapping[str, Any] = meta["lineage"]
+    file = folder / LINEAGE_FILE
+    expected = recorded.get("lineage_sha256")
+    if expected is None:
+        return Lineage(unknown=(f"weights {meta['weights_sha256'][:16]}: what they learned from is not listed",))
+    if not file.exists():
+        raise IntegrityError(f"{file}: missing, though model.json refers to it; copy the whole folder again")
+    if sha256_file(file) != expected:
+        raise IntegrityError(f"{file}: SHA-256 is not the one in model.json; copy the whole folder again")
+    return Lineage.load(file)

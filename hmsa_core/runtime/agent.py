@@ -1,0 +1,70 @@
+"""torchrun with an exit status that says what happened, and without its page of traceback.
+
+`python -m hmsa_core.runtime.agent TORCHRUN-ARGUMENTS` starts the ranks exactly as
+`python -m torch.distributed.run` does. Differences: the exit status is that of the first rank that
+failed (torchrun always says 1), 128 + n when a signal n killed it, 143 when the agent itself was asked to
+stop; and what the rank has already said in one line is not repeated in fifty.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from hmsa_core.io.errors import InterruptedRunError
+from hmsa_core.io.process import die_with_parent
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ranks to their end and return the exit status described above."""
+    die_with_parent()
+    arguments = sys.argv[1:] if argv is None else argv
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # Torch kills ranks half a minute after it was told to stop; a cluster gives more time (docs/training.md).
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
+    # The elastic agent reports each failed rank and each signal in its log; the ranks have told already.
+    logging.disable(logging.ERROR)
+    try:
+        # Torchrun makes a folder for the ranks' log files, even where there are none, and never removes it.
+        with tempfile.TemporaryDirectory(prefix="autolabel-ranks-") as logs:
+            run(parse_args(["--log-dir", logs, *arguments]))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
+    except ChildFailedError as error:
+        rank, failure = _cause(error)
+        if failure.exitcode < 0:
+            sys.stderr.write(f"rank {rank} was ended by signal {-failure.exitcode}\n")
+            return 128 - failure.exitcode
+        return failure.exitcode or 1
+    except SignalException:
+        return InterruptedRunError.exit_code
+    return 0
+
+
+def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The failure that the others follow from.
+
+    Failures carry whole seconds, and a rank whose neighbour was killed fails within the same one: the killed one is
+    the cause then. (Those that the agent ends are ended with SIGTERM.)
+    """
+    rank, first = error.get_first_failure()
+    killed = {
+        r: f
+        for r, f in error.failures.items()
+        if f.exitcode < 0 and f.exitcode != -signal.SIGTERM and f.timestamp <= first.timestamp + 1
+    }
+    return min(killed.items()) if killed and first.exitcode >= 0 else (rank, first)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

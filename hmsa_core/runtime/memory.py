@@ -1,0 +1,97 @@
+"""Out of memory: recognise it, and find by trial the crop that would have fitted."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+
+import torch
+
+from hmsa_core.io.errors import TrainingError
+
+__all__ = ["is_out_of_memory", "largest_fitting_crop", "out_of_memory_error", "peak_memory_mb", "release_memory"]
+
+# Of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which raise no error of a kind of its own.
+_TEXTS = (
+    "can't allocate memory",
+    "could not create a memory object",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_MULTIPLE = 32  # of the pixels of a crop's side: the trunk's coarsest grid
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch (CUDA or CPU) or Python failed to allocate."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached blocks back, so that a trial starts from what is really needed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far in MB (10^6 bytes): allocated on the GPU, or resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def largest_fitting_crop(attempt: Callable[[tuple[int, int]], None], crop: tuple[int, int]) -> tuple[int, int] | None:
+    """Try crops of the same shape, each with about 3/4 of the pixels of the last one.
+
+    Args:
+        attempt: runs one forward and backward pass on a crop of that size (height, width).
+        crop: the one that did not fit.
+
+    Returns:
+        The first that fits, sides rounded down to multiples of 32 pixels, or None if not even 64 pixels fit.
+    """
+    tried = crop
+    for exponent in range(1, 64):
+        side = 0.75 ** (exponent / 2)
+        smaller = (_floor(crop[0] * side), _floor(crop[1] * side))
+        if min(smaller) < 64:
+            return None
+        if smaller == tried:
+            continue
+        tried = smaller
+        try:
+            attempt(smaller)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return smaller
+    return None
+
+
+def _floor(pixels: float) -> int:
+    return int(pixels) // _MULTIPLE * _MULTIPLE
+
+
+def out_of_memory_error(
+    crop: tuple[int, int],
+    fits: tuple[int, int] | None,
+    *,
+    step: int,
+    batch: int,
+    device: torch.device,
+    searched: bool = True,
+) -> TrainingError:
+    """Say what did not fit and, where it was searched for, what would."""
+    room = f"; a crop of {fits[0]}x{fits[1]} would fit" if fits else "; no crop of 64 pixels or more fits either"
+    room = room if searched else ""
+    that_size = "set crop to that size, or " if fits else ""
+    smaller_batch = f"batch_per_rank below {batch}, " if batch > 1 else ""
+    return TrainingError(
+        f"out of memory on {device} at step {step} with {batch} crop(s) of {crop[0]}x{crop[1]} a pass{room}",
+        hint=f"{that_size}try {smaller_batch}runtime.activation_checkpointing, runtime.precision bf16",
+    )

@@ -1,0 +1,176 @@
+"""Job specs: what `python -m hmsa_core.job SPEC.json` is asked to do, checked before torch is loaded.
+
+A spec holds paths and settings only. Paths may be absolute or relative to the working directory of the
+job; images inside an index are relative to a named root (`roots`). Result files lie below `work`:
+
+    train     work/model/                    checkpoint folder (model.safetensors, model.json, lineage.json)
+    infer     work/store/                    raw label store
+    evaluate  work/<setting name>.npz, work/summary.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validator
+
+from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, TrainConfig
+from hmsa_core.io.atomic import write_json
+from hmsa_core.io.errors import ConfigError
+
+__all__ = [
+    "EvaluateSpec",
+    "EvaluationSetting",
+    "FineData",
+    "InferSpec",
+    "JobSpec",
+    "PseudoData",
+    "Selection",
+    "TrainSpec",
+    "ValidationData",
+    "load_spec",
+    "parse_spec",
+    "runtime_of",
+    "save_spec",
+]
+
+FilePath = Annotated[Path, Strict(False)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # becomes a file name
+
+
+class Selection(Section):
+    """Rows of an index; a filter that is null lets everything through."""
+
+    index: FilePath
+    roles: Names | None = None
+    kinds: Names | None = None
+    splits: Names | None = None
+    names: Names | None = None
+
+
+class FineData(Section):
+    """Images with fine labels, and where their class centroids are."""
+
+    selection: Selection
+    centroids: FilePath
+
+
+class PseudoData(Section):
+    """Auto-labelled images: a thresholded label store, its centroids, the index that knows the images."""
+
+    store: FilePath
+    centroids: FilePath
+    index: FilePath
+
+
+class ValidationData(Section):
+    """Images that the running model is scored on at ends of epochs (single scale, for the log alone)."""
+
+    selection: Selection
+    every_epochs: Annotated[int, Field(ge=1)] = 1
+
+
+class _JobSpec(Section):
+    """What all jobs have: a progress folder and the folders that images are relative to."""
+
+    work: FilePath
+    roots: dict[str, FilePath]
+    lineage: dict[str, Any] = Field(default_factory=dict)  # recorded with the result as it is given
+
+
+class TrainSpec(_JobSpec):
+    """One training run: pretraining, teacher, student or control.
+
+    `init_from` is a checkpoint whose weights start the run (heads with another class count start anew).
+    `teacher` is the checkpoint that made the pseudo labels, if `init_from` is not it: its images count as
+    learned from. Nothing is chosen by `validation`: the last (or averaged) weights are the result.
+    """
+
+    job: Literal["train"] = "train"
+    stage: str
+    config: TrainConfig
+    fine: FineData
+    pseudo: PseudoData | None = None
+    init_from: FilePath | None = None
+    teacher: FilePath | None = None
+    validation: ValidationData | None = None
+
+
+class InferSpec(_JobSpec):
+    """Label the selected images with a checkpoint into a raw label store."""
+
+    job: Literal["infer"] = "infer"
+    config: InferConfig = InferConfig()
+    checkpoint: FilePath
+    selection: Selection
+
+
+class EvaluationSetting(Section):
+    """One way to run the model: scales, flip, and how the scales are fused ("model" = as it was trained)."""
+
+    name: Name
+    scales: Scales = (0.5, 1.0, 2.0)
+    flip: bool = True
+    mode: Literal["model", "average", "max", "single"] = "model"
+    long_edge: PositiveInt | None = None  # pixels; images are first brought to it (Mapillary: 2177)
+    score_at: Literal["original", "resized"] = "original"  # resized: labels too, as the released code scores
+
+
+class EvaluateSpec(_JobSpec):
+    """Confusion counts of a checkpoint on the selected images, one result a setting."""
+
+    job: Literal["evaluate"] = "evaluate"
+    checkpoint: FilePath
+    selection: Selection
+    settings: Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
+    runtime: RuntimeConfig = RuntimeConfig()
+    details: bool = False  # also boundary IoU, boundary bands, reliability, weights of the scales
+
+    @model_validator(mode="after")
+    def _different_names(self) -> EvaluateSpec:
+        names = [setting.name for setting in self.settings]
+        if len(set(names)) != len(names):
+            raise ValueError("settings must have different names")
+        return self
+
+
+JobSpec = TrainSpec | InferSpec | EvaluateSpec
+_ADAPTER: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="job")])
+
+
+def parse_spec(text: str | bytes, *, where: str = "job spec") -> JobSpec:
+    """Check the JSON text of a spec; the first fault becomes a one-line ConfigError with its key."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        first = faults[0]
+        # The first part of the place is the tag of the union ("train"): it helps nobody.
+        key = ".".join(str(part) for part in first["loc"][1:]) or "(whole file)"
+        found = json.dumps(first["input"], default=str)[:80]
+        given = "" if first["type"] == "missing" else f", found {found}"
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ConfigError(f"{where}: {key}: {first['msg']}{given}{more}") from None
+
+
+def load_spec(path: str | Path) -> JobSpec:
+    """Read and check a spec file; ConfigError when it is missing or wrong."""
+    where = Path(path)
+    try:
+        text = where.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot read the job spec ({error.strerror})") from error
+    return parse_spec(text, where=str(where))
+
+
+def save_spec(path: str | Path, spec: JobSpec) -> str:
+    """Write a spec atomically as the JSON that `load_spec` reads; return the file's SHA-256."""
+    return write_json(path, spec.model_dump(mode="json"))
+
+
+def runtime_of(spec: JobSpec) -> RuntimeConfig:
+    """How the job uses the machine."""
+    return spec.runtime if isinstance(spec, EvaluateSpec) else spec.config.runtime

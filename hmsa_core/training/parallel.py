@@ -1,0 +1,135 @@
+"""One model on several ranks: gradients averaged once a step, batch norm statistics the same everywhere.
+
+GPUs use DistributedDataParallel (overlaps NCCL with the backward pass) and SyncBatchNorm. CPUs use one flat
+gradient buffer and one gloo message a step: DDP regroups its buckets after the first step, so a resumed run
+would sum in another order than the uninterrupted one, and a resume has to be bit-identical.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hmsa_core.runtime.distributed import Ranks
+
+__all__ = ["DdpReplicas", "FlatReplicas", "Replicas", "replicate"]
+
+
+# Statistics need no broadcast before each pass; torch 2.15 gave the option that says so another name.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
+
+
+class Replicas:
+    """A model on one rank, and the interface of the others.
+
+    Attributes:
+        forward: call this for a training pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward: nn.Module = model
+
+    def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Context of one forward and backward pass; `is_last` of the passes that make up a step."""
+        del is_last
+        return nullcontext()
+
+    def zero_grad(self, optimiser: torch.optim.Optimizer) -> None:
+        """Forget the gradients of the last step."""
+        optimiser.zero_grad(set_to_none=True)
+
+    def reduce(self) -> None:
+        """Make gradients and batch norm statistics the mean over ranks, after the last pass of a step."""
+
+
+class FlatReplicas(Replicas):
+    """CPU ranks: gradients are views of one buffer, which is summed by one message a step.
+
+    Running statistics of batch norm ride in the same message; they are averages already, so the mean over
+    ranks is what one process would have collected from all of them.
+    """
+
+    def __init__(self, model: nn.Module, forward: nn.Module, ranks: Ranks) -> None:
+        super().__init__(forward)
+        self._world = ranks.world
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # float64 counters and integer counts are the same on all ranks anyway.
+        self._statistics = [b for b in model.buffers() if b.dtype == torch.float32]
+        size = sum(p.numel() for p in parameters)
+        self._message = torch.zeros(size + sum(b.numel() for b in self._statistics))
+        self._gradients = self._message[:size]
+        self._views = list(_views(self._gradients, parameters))
+        for parameter, view in zip(parameters, self._views, strict=True):
+            parameter.grad = view
+        self._parameters = parameters
+
+    def zero_grad(self, optimiser: torch.optim.Optimizer) -> None:
+        """Zero the buffer; the gradients stay views of it."""
+        del optimiser
+        self._gradients.zero_()
+
+    def reduce(self) -> None:
+        """Average gradients and statistics."""
+        if any(p.grad is not view for p, view in zip(self._parameters, self._views, strict=True)):
+            raise RuntimeError("a gradient was replaced: it is no longer part of the message to other ranks")
+        size = self._gradients.numel()
+        torch.cat([b.reshape(-1) for b in self._statistics], out=self._message[size:])
+        dist.all_reduce(self._message)
+        self._message.div_(self._world)
+        start = size
+        for buffer in self._statistics:
+            buffer.copy_(self._message[start : start + buffer.numel()].view_as(buffer))
+            start += buffer.numel()
+
+
+def _views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Slices of `flat` with the shapes *and strides* of the parameters (fused optimisers walk memory)."""
+    views, start = [], 0
+    for p in parameters:
+        views.append(flat[start : start + p.numel()].as_strided(p.shape, p.stride()))
+        start += p.numel()
+    return views
+
+
+class DdpReplicas(Replicas):
+    """GPU ranks: DistributedDataParallel; statistics are equal already (SyncBatchNorm).
+
+    Not with a static graph: that does not go together with `no_sync`, which accumulation needs.
+    """
+
+    def __init__(self, forward: nn.Module, ranks: Ranks) -> None:
+        options: dict[str, Any] = {_SYNC_BUFFERS: False}
+        self._ddp = DistributedDataParallel(
+            forward,
+            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **options,
+        )
+        super().__init__(self._ddp)
+
+    def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Do not send gradients before the last pass."""
+        return nullcontext() if is_last else self._ddp.no_sync()
+
+
+def replicate(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Replicas:
+    """Put a model (batch norm synchronised already, where that is wanted) on the ranks, with rank 0's weights."""
+    forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]  # a module too
+    if ranks.world == 1:
+        return Replicas(forward)
+    if ranks.device.type == "cuda":
+        return DdpReplicas(forward, ranks)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor, src=0)
+    return FlatReplicas(model, forward, ranks)

@@ -1,0 +1,191 @@
+"""Training state on disk: everything a run needs to go on exactly where it stopped.
+
+    state/step-00000120/model.safetensors        weights and batch norm statistics
+                        optimiser.safetensors    momentum, by parameter name
+                        ema.safetensors          running average, where there is one
+                        state.json               commit point: step, digests of the files and its own, figures so far
+
+Files are written through `hmsa_core.io.atomic`, `state.json` last; a folder without it does not exist for a
+reader. At least two states are kept, and an older one goes only after the newer one is durable. Random
+numbers are not stored: they are a function of (seed, step, pass), see `seeds`; nor is the loader's state:
+the order of samples is a function of (seed, epoch), see `data.plan`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmsa_core.io import atomic
+from hmsa_core.io.atomic import read_json, remove_tree, sha256_bytes, sweep_temps, write_bytes, write_json
+from hmsa_core.io.digested import take_digest, with_digest
+from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
+
+__all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
+
+_log = logging.getLogger(__name__)
+_FORMAT, _VERSION = "hmsa-train-state", 1
+_COMMIT = "state.json"
+_FIELDS = {"format", "version", "key", "step", "files", "record"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One saved state.
+
+    Attributes:
+        step: optimiser steps done.
+        groups: "model", "optimiser", "ema" -> name -> tensor on the CPU.
+        record: the JSON object that was given to `save`.
+        folder: where it lies.
+    """
+
+    step: int
+    groups: dict[str, dict[str, Tensor]]
+    record: dict[str, Any]
+    folder: Path
+
+
+class StateStore:
+    """The states of one run.
+
+    Args:
+        folder: `work/state`.
+        key: digest of everything that determines the result; a state of another key is refused.
+        keep: number of states to keep, at least 2: the newest may be lost with its disk block.
+    """
+
+    def __init__(self, folder: Path, *, key: str, keep: int = 2) -> None:
+        if keep < 2:
+            raise ConfigError(f"keep_checkpoints {keep}: at least 2, since the newest may be damaged")
+        self.folder, self.key, self.keep = folder, key, keep
+
+    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> Path:
+        """Write the state after `step` steps durably, then remove what is no longer kept.
+
+        Raises:
+            OSError: the disk is full or broken; the states that were there are intact.
+        """
+        from safetensors.torch import save as to_bytes
+
+        target = self.folder / f"step-{step:08d}"
+        self._retract(target)  # an unfinished or damaged one of the same step
+        files = {}
+        for name, tensors in groups.items():
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            files[f"{name}.safetensors"] = write_bytes(target / f"{name}.safetensors", to_bytes(plain))
+        meta = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "key": self.key,
+            "step": step,
+            "files": files,
+            "record": dict(record),
+        }
+        write_json(target / _COMMIT, with_digest(meta))
+        self._prune(step)
+        return target
+
+    def steps(self) -> list[int]:
+        """Steps of the finished states, ascending."""
+        return [int(path.parent.name[5:]) for path in sorted(self.folder.glob(f"step-*/{_COMMIT}"))]
+
+    def latest(self) -> Snapshot | None:
+        """Read the newest state whose bytes are what they were; damaged ones are named in the log.
+
+        Raises:
+            IntegrityError: there are states and all of them are damaged.
+            ConfigError: the folder belongs to a run with other settings or data.
+        """
+        damaged: list[HmsaError] = []
+        for step in reversed(self.steps()):
+            try:
+                return self._read(step)
+            except (IntegrityError, OSError) as error:
+                fault = error if isinstance(error, HmsaError) else IntegrityError(str(error))
+                _log.warning("%s", fault.message)
+                damaged.append(fault)
+        if damaged:
+            raise IntegrityError(
+                f"{self.folder}: none of {len(damaged)} training states can be read: {damaged[0].message}",
+                hint="remove the folder to train from the start",
+            )
+        return None
+
+    def sweep(self) -> None:
+        """Remove what dead writers left: temporary files and states without their commit point."""
+        sweep_temps(self.folder)
+        for path in self.folder.glob("step-*"):
+            if not (path / _COMMIT).exists():
+                remove_tree(path)
+
+    def _read(self, step: int) -> Snapshot:
+        folder = self.folder / f"step-{step:08d}"
+        meta = _check_digest(read_json(folder / _COMMIT), folder / _COMMIT)
+        if meta.get("format") != _FORMAT or meta.get("version") != _VERSION or meta.get("step") != step:
+            raise IntegrityError(f"{folder / _COMMIT}: not a training state of this version")
+        if meta["key"] != self.key:
+            raise ConfigError(
+                f"{folder}: belongs to a run with other settings or data (key {meta['key'][:12]}, now {self.key[:12]})",
+                hint="use another work folder, or remove this one to train from the start",
+            )
+        groups = {name.removesuffix(".safetensors"): t for name, t in _read_files(folder, meta["files"])}
+        return Snapshot(step, groups, dict(meta["record"]), folder)
+
+    def _prune(self, newest: int) -> None:
+        # States after `newest` are of a future that a resumed run has left: they go as well.
+        finished = self.steps()
+        kept = [step for step in finished if step <= newest][-self.keep :]
+        for step in finished:
+            if step not in kept:
+                with contextlib.suppress(OSError):  # an old state that stays does no harm
+                    self._retract(self.folder / f"step-{step:08d}")
+
+    @staticmethod
+    def _retract(target: Path) -> None:
+        # The commit point first: what remains after a kill in between is not a state.
+        if (target / _COMMIT).exists():
+            atomic.ops.unlink(target / _COMMIT)
+        remove_tree(target)
+
+
+def _check_digest(meta: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The commit point without its digest, which it must match; the first states had none."""
+    recorded, actual = take_digest(meta)
+    if recorded not in (None, actual):
+        raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
+    if set(meta) != _FIELDS:
+        raise IntegrityError(f"{where}: not a training state of this version")
+    return meta
+
+
+def _read_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    for name, sha256 in files.items():
+        data = (folder / name).read_bytes()
+        found = sha256_bytes(data)
+        if found != sha256:
+            raise IntegrityError(f"{folder / name}: SHA-256 is {found[:16]}..., recorded was {sha256[:16]}...")
+        try:
+            yield name, load(data)
+        except SafetensorError as error:
+            raise IntegrityError(f"{folder / name}: {error}") from error
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """Momentum buffers by parameter name: the optimiser's own tensors, to save or to copy into."""
+    return {
+        names[parameter]: optimiser.state[parameter]["momentum_buffer"]
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+        if "momentum_buffer" in optimiser.state[parameter]
+    }

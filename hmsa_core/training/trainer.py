@@ -1,0 +1,302 @@
+"""One optimiser step, exactly repeatable: passes, gradients, update, running average.
+
+A step is `passes` forward and backward passes of `batch_per_rank` crops on each rank; together they are the
+global batch. Pass i of rank r is pass i x world + r of the step, wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hmsa_core.config import TrainConfig
+from hmsa_core.io.errors import CheckpointError, ConfigError, TrainingError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.losses import LossParts, TotalLoss
+from hmsa_core.models import ModelOutput, MultiScaleModel
+from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
+from hmsa_core.runtime.seeds import seed_pass
+from hmsa_core.training.average import RunningAverage
+from hmsa_core.training.meters import Meters, Verdict
+from hmsa_core.training.parallel import replicate
+from hmsa_core.training.schedule import LearningRate
+from hmsa_core.training.state import Snapshot, optimiser_tensors
+from hmsa_core.training.timeline import Timeline, passes_a_step
+
+__all__ = ["PassBatch", "Trainer"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PassBatch:
+    """The crops of one pass on one rank."""
+
+    images: Tensor  # float32 B x 3 x h x w, normalised
+    labels: Tensor  # int64 or uint8 B x h x w, trainIds or 255
+    names: tuple[str, ...]
+    is_pseudo: tuple[bool, ...]
+    counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
+
+    def pin_memory(self) -> PassBatch:
+        """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+class Trainer:
+    """Model, optimiser, average and figures of a run on one rank.
+
+    Args:
+        config: the run's settings.
+        model: on the device already, batch norm already synchronised where that is wanted.
+        ranks: the ranks.
+        timeline: steps and epochs of the run.
+        stop: stop requests of this rank.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: MultiScaleModel, ranks: Ranks, *, timeline: Timeline, stop: StopRequest
+    ) -> None:
+        self.config, self.model, self.ranks, self.stop = config, model, ranks, stop
+        self.timeline = timeline
+        self.passes = passes_a_step(config, ranks.world)
+        self.step = 0  # optimiser steps done
+        self.saved_step: int | None = None  # newest durable state, for messages
+        self.rate = LearningRate(config.optimiser, config.global_batch, timeline.total_steps, config.epochs)
+        self.loss = TotalLoss(
+            main=config.loss.main,
+            aux=config.loss.aux,
+            aux_weight=config.loss.aux_weight,
+            per_scale_weight=config.loss.per_scale_weight,
+            rmi_ignore=config.loss.rmi_ignore,
+        )
+        self.optimiser = _sgd(config, model)
+        self.replicas = replicate(model, ranks, compiled=config.runtime.compile)
+        self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.runtime.precision == "fp16")
+        self.meters = Meters(ranks, ("images", "pseudo", *(f"class:{c}" for c in range(model.num_classes))))
+        model.train()
+
+    def rate_of(self, step: int) -> float:
+        """Learning rate in force during a step."""
+        return self.rate.at(step, self.timeline.epoch_of(step))
+
+    def run_step(self, feed: Iterator[PassBatch]) -> Verdict:
+        """Do one step; when some rank is asked to stop between passes, the step is given up without a trace.
+
+        Raises:
+            TrainingError: the loss is not finite (nothing was updated on a CPU), or memory ran out.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate_of(self.step)
+        self.replicas.zero_grad(self.optimiser)
+        before = [b.clone() for b in self.model.buffers()] if self.passes > 1 else []
+        for index in range(self.passes):
+            batch = next(feed)
+            seed_pass(self.config.seed, self.step, index * self.ranks.world + self.ranks.rank)
+            is_last = index == self.passes - 1
+            with self.replicas.passing(is_last=is_last):
+                self._pass(batch)
+            verdict = self.meters.exchange(stop=self.stop.is_set())
+            self.refuse_failure(verdict)
+            if verdict.stop and not is_last:
+                self._give_up(before)
+                return verdict
+        self.replicas.reduce()
+        self._update()
+        self.meters.fold()
+        return verdict
+
+    def settle(self) -> None:
+        """Wait for all figures of finished steps; all ranks call it before logging or saving."""
+        self.refuse_failure(self.meters.flush(stop=False))
+        self.meters.fold()
+
+    def refuse_failure(self, verdict: Verdict) -> None:
+        """Raise TrainingError on all ranks when one has seen a loss that is not finite."""
+        if not verdict.failed:
+            return
+        found = sorted(failure for failures in self.ranks.gather(self.meters.failures) for failure in failures)
+        step = found[0][0]
+        names = [name for at, batch in found if at == step for name in batch]
+        last = "none" if self.saved_step is None else f"step {self.saved_step}"
+        raise TrainingError(
+            f"the loss is not finite at step {step} (epoch {self.timeline.epoch_of(step)}) on images"
+            f" {', '.join(names)}; last good checkpoint: {last}",
+            hint="look at these images, or lower optimiser.lr, raise optimiser.warmup_steps, set optimiser.clip_norm",
+        )
+
+    def _pass(self, batch: PassBatch) -> None:
+        parts = self._forward_backward(batch)
+        if parts is None:
+            raise self._out_of_memory(batch)
+        self.meters.put(self.step, parts, batch.counts, batch.names)
+
+    def _forward_backward(self, batch: PassBatch) -> dict[str, Tensor] | None:
+        """Parts of the loss; None where memory ran out, and then nothing holds the activations any more."""
+        try:
+            loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
+            torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
+            # RMI factorises covariances, which scores that are not finite do not have.
+            return {"loss": torch.tensor(torch.nan)}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return {**loss.parts, "loss": loss.total}
+
+    def _loss(self, images: Tensor, labels: Tensor, is_pseudo: tuple[bool, ...]) -> LossParts:
+        runtime, device = self.config.runtime, self.ranks.device
+        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+        images = images.to(device, memory_format=layout, non_blocking=True)
+        labels = labels.to(device, non_blocking=True).long()
+        with torch.autocast(device.type, _DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+            output = self.replicas.forward(images)
+        weight = self.config.pseudo.loss_weight
+        if weight == 1.0 or not any(is_pseudo):
+            return cast("LossParts", self.loss(output, labels))
+        return self._weighted(output, labels, torch.tensor(is_pseudo), weight)
+
+    def _weighted(self, output: ModelOutput, labels: Tensor, is_pseudo: Tensor, weight: float) -> LossParts:
+        """Mean over crops in which auto-labelled ones count `weight` times."""
+        total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
+        for chosen, factor in ((~is_pseudo, 1.0), (is_pseudo, weight)):
+            share = float(chosen.float().mean())
+            if share == 0.0:
+                continue
+            at = chosen.to(labels.device)
+            some = self.loss(
+                ModelOutput(
+                    output.logits[at], output.aux_logits[at], {s: x[at] for s, x in output.scale_logits.items()}, {}
+                ),
+                labels[at],
+            )
+            total = total + factor * share * some.total
+            for name, value in some.parts.items():
+                parts[name] = parts.get(name, torch.zeros_like(value)) + share * value
+        return LossParts(total, parts)
+
+    def _give_up(self, before: list[Tensor]) -> None:
+        for buffer, old in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(old)
+        self.refuse_failure(self.meters.flush(stop=False))
+        self.meters.forget(self.step)
+        self.meters.fold()
+
+    def _update(self) -> None:
+        if self.config.optimiser.clip_norm:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+
+    def _out_of_memory(self, batch: PassBatch) -> TrainingError:
+        size, crop = len(batch.names), (batch.images.shape[2], batch.images.shape[3])
+        self.optimiser.zero_grad(set_to_none=True)
+        release_memory(self.ranks.device)
+        for module in self.model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.eval()  # it would wait for ranks that had enough memory; this run is over anyway
+
+        def attempt(smaller: tuple[int, int]) -> None:
+            images, labels = torch.zeros(size, 3, *smaller), torch.zeros(size, *smaller, dtype=torch.uint8)
+            self.replicas.forward = self.model  # other ranks do not take part
+            # Not `backward`: hooks of DDP hang on the parameters, and this pass is none of its own.
+            weights = [p for p in self.model.parameters() if p.requires_grad]
+            torch.autograd.grad(self._loss(images, labels, batch.is_pseudo).total, weights, allow_unused=True)
+
+        told: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
+        try:
+            fits = largest_fitting_crop(attempt, crop)
+        except RuntimeError:  # what hinders the search must not hide what it is for
+            return out_of_memory_error(crop, None, searched=False, **told)
+        return out_of_memory_error(crop, fits, **told)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Class scores N x C x H x W of whole images at scale 1.0, in the run's precision."""
+        runtime, device = self.config.runtime, self.ranks.device
+        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+        with torch.autocast(device.type, _DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+            return self.model.predict(images.to(device, memory_format=layout), scales=(1.0,)).logits.float()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the running average (if there is one) into the model inside the block."""
+        if self.average is None:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.average.copy_to(self.model)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of the state, to save or to fill; TrainingError when a weight is not finite.
+
+        The check is here because a state with NaN in it must never become the last good one.
+        """
+        groups = {
+            "model": dict(self.model.state_dict()),
+            "optimiser": optimiser_tensors(self.optimiser, {p: n for n, p in self.model.named_parameters()}),
+        }
+        if self.average is not None:
+            groups["ema"] = self.average.tensors
+        for name, tensors in groups.items():
+            bad = [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+            if bad:
+                last = "none" if self.saved_step is None else f"step {self.saved_step}"
+                raise TrainingError(
+                    f"{name} tensor {bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step};"
+                    f" last good checkpoint: {last}",
+                    hint="lower optimiser.lr, raise optimiser.warmup_steps, or set optimiser.clip_norm",
+                )
+        return groups
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a saved state."""
+        with torch.no_grad():
+            for name, own in self.groups().items():
+                found = snapshot.groups.get(name, {})
+                if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in found.items()}:
+                    raise CheckpointError(f"{snapshot.folder}: {name} tensors do not fit this model")
+                for key, tensor in own.items():
+                    tensor.copy_(found[key])
+        self.step = self.saved_step = snapshot.step
+        self.meters.load(snapshot.record["meters"])
+        self.scaler.load_state_dict(snapshot.record["scaler"]) if self.scaler.is_enabled() else None
+
+
+def _sgd(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
+    chosen = config.optimiser
+    if chosen.nesterov and not chosen.momentum:
+        raise ConfigError("optimiser.nesterov needs optimiser.momentum above 0")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # Decay on all parameters, batch norm and biases included, as the released code does; fused: one kernel.
+    optimiser = torch.optim.SGD(
+        parameters,
+        lr=chosen.lr,
+        momentum=chosen.momentum,
+        nesterov=chosen.nesterov,
+        weight_decay=chosen.weight_decay,
+        fused=True,
+    )
+    if chosen.momentum:
+        # A zero buffer gives the same first step as none, and makes a resumed run the same code path.
+        for p in parameters:
+            optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimiser

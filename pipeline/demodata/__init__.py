@@ -1,6 +1,0 @@
-"""Synthetic street scenes in the exact layouts of Cityscapes and Mapillary Vistas (see docs/demo-data.md)."""
-
-from pipeline.demodata.generate import generate
-from pipeline.demodata.spec import City, DemoSpec, default_spec
-
-__all__ = ["City", "DemoSpec", "default_spec", "generate"]

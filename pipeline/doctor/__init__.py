@@ -1,0 +1,1 @@
+"""`autolabel doctor`: checks of machine, workspace, DVC, models and stores."""

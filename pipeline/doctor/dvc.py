@@ -1,0 +1,219 @@
+"""What the doctor looks at in DVC's own files: its lock, dvc.lock, and who may write what it unpickles."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from hmsa_core.io.errors import ConfigError, one_line
+from pipeline.doctor.finding import Finding
+from pipeline.workspace import Workspace
+
+__all__ = ["examine", "inputs", "outputs", "repair_lock", "restore"]
+
+
+def examine(ws: Workspace) -> Iterator[Finding]:
+    """All of it."""
+    yield from _lock(ws)
+    yield from _lock_file(ws)
+    yield from _site_cache(ws)
+
+
+def outputs(ws: Workspace) -> set[str]:
+    """What DVC keeps copies of: the outputs of dvc.yaml's stages, relative to the workspace.
+
+    Raises:
+        ConfigError: dvc.yaml cannot be read.
+    """
+    return _named(ws, "outs")
+
+
+def inputs(ws: Workspace) -> set[str]:
+    """What DVC asks for before a stage begins: the dependencies of dvc.yaml's stages, as written there.
+
+    Raises:
+        ConfigError: dvc.yaml cannot be read.
+    """
+    return _named(ws, "deps")
+
+
+def _named(ws: Workspace, key: str) -> set[str]:
+    path = ws.path("dvc.yaml")
+    try:
+        stages = yaml.safe_load(path.read_text("utf-8", errors="replace"))["stages"]
+        found = [name for stage in stages.values() for name in stage.get(key, [])]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: no stages can be read: every dvc repro fails ({one_line(error)})",
+            hint="take it from version control, or from a new workspace of `autolabel init`",
+        ) from error
+    return {name for one in found for name in (one if isinstance(one, dict) else [one])}
+
+
+def restore(name: str) -> str:
+    """The command that takes an output of a stage from DVC's cache again."""
+    return f"rm -r {name} && dvc checkout {name}"
+
+
+def _rwlock(ws: Workspace) -> Path:
+    return ws.path(".dvc/tmp/rwlock")
+
+
+def _lock(ws: Workspace) -> Iterator[Finding]:
+    path = _rwlock(ws)
+    if not path.exists():
+        yield Finding("dvc lock", "ok", "free")
+        return
+    data = path.read_bytes()
+    try:
+        entries = json.loads(data)
+    except ValueError:
+        # DVC rewrites this file in place: a kill or a full disk in between leaves it torn, and every
+        # later `dvc repro` fails until it is gone (dvc issue 7615).
+        text = "is empty" if not data else "is torn"
+        yield _blocking(ws, f"{path} {text}")
+        return
+    written = path.stat().st_mtime
+    dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
+    living = {pid for pid in _pids(entries) if _lives(pid)}
+    strangers = sorted(pid for pid in living if _is_stranger(pid, written))
+    if holders := sorted(living - set(strangers)):
+        yield Finding("dvc lock", "warning", f"held by process {holders[0]}", "wait for it, or stop that process")
+    elif strangers:
+        # DVC asks only whether a process of that number lives.
+        yield _blocking(ws, f"{path} names process {strangers[0]}, which began after it was written")
+    elif dead:
+        yield Finding("dvc lock", "ok", f"names dead process {dead[0]}: dvc drops it by itself at the next run")
+    else:
+        yield Finding("dvc lock", "ok", "free")
+
+
+def _blocking(ws: Workspace, text: str) -> Finding:
+    if _is_running(ws):
+        return Finding("dvc lock", "warning", f"{text}, but a dvc process is at work", "wait for it")
+    return Finding("dvc lock", "broken", f"{text}: every dvc repro fails", "autolabel doctor --fix")
+
+
+def _pids(entries: object) -> Iterator[int]:
+    if isinstance(entries, dict):
+        for key, value in entries.items():
+            if key == "pid" and isinstance(value, int):
+                yield value
+            else:
+                yield from _pids(value)
+    elif isinstance(entries, list):
+        for value in entries:
+            yield from _pids(value)
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _is_stranger(pid: int, written: float) -> bool:
+    """Whether a process has the number of one that is gone: it began after the file was written, and is no dvc."""
+    process = Path(f"/proc/{pid}")
+    try:
+        after_boot = int(process.joinpath("stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
+        arguments = process.joinpath("cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended meanwhile
+        return False
+    booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text("utf-8"), re.MULTILINE)
+    started = (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
+    return started > written + 1 and b"dvc" not in map(os.path.basename, arguments)
+
+
+def _is_running(ws: Workspace) -> bool:
+    """Whether somebody holds DVC's own lock file (a kernel lock, so a dead holder holds nothing)."""
+    path = ws.path(".dvc/tmp/lock")
+    if not path.exists():
+        return False
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def repair_lock(ws: Workspace) -> str | None:
+    """Remove a torn or stale DVC lock file when no dvc process and no stage is at work; say what was done."""
+    findings = list(_lock(ws))
+    if not any(f.state == "broken" for f in findings):
+        return None
+    for path in ws.path("work/locks").glob("*.lock"):
+        if not ws.lock(path.stem).is_free():
+            return None
+    _rwlock(ws).unlink()
+    return f"removed {_rwlock(ws)}"
+
+
+def _lock_file(ws: Workspace) -> Iterator[Finding]:
+    """Whether dvc.lock can be read: a merge of two branches leaves both versions in it, a kill half of one."""
+    path = ws.path("dvc.lock")
+    if not path.exists():
+        return
+    text = path.read_text("utf-8", errors="replace")
+    try:
+        is_whole = isinstance(yaml.safe_load(text), dict) and not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)
+    except yaml.YAMLError:
+        is_whole = False
+    if is_whole:
+        yield Finding("dvc.lock", "ok", "can be read")
+    else:
+        what = "holds a merge conflict" if "<<<<<<< " in text else "is torn"
+        # Written anew from params.yaml and the run cache: what ran before with the same inputs does not run again.
+        yield Finding("dvc.lock", "broken", f"{path} {what}: every dvc repro fails", "rm dvc.lock && dvc repro")
+
+
+def _site_cache(ws: Workspace) -> Iterator[Finding]:
+    """Whether another user of the machine can write the folder from which DVC unpickles (CVE-2025-69872, diskcache)."""
+    try:
+        from dvc.config import Config, ConfigError
+        from dvc.dirs import site_cache_dir
+    except ModuleNotFoundError:
+        yield Finding("dvc", "broken", "not installed: `dvc repro` cannot run", "make setup")
+        return
+    try:
+        configured = Config(dvc_dir=str(ws.path(".dvc")))["core"].get("site_cache_dir")
+    except ConfigError as error:
+        yield Finding("dvc config", "broken", f"{error}: every dvc repro fails", "mend .dvc/config")
+        return
+    folder = Path(site_cache_dir(configured)).resolve()
+    if _others_can_write(folder / "repo"):
+        yield Finding(
+            "dvc site cache",
+            "warning",
+            f"{folder}: dvc unpickles what it finds there, and other users of this machine can write it",
+            "mkdir -p -m 700 ~/.cache/dvc-site && dvc config --global core.site_cache_dir ~/.cache/dvc-site",
+        )
+    else:
+        yield Finding("dvc site cache", "ok", f"{folder}: no other user can write it")
+
+
+def _others_can_write(folder: Path) -> bool:
+    """Whether users other than root and ours can put or swap something in `folder`; DVC makes missing folders 0777."""
+    is_open = False
+    for part in (folder, *folder.parents):
+        if not part.exists():
+            is_open = True
+            continue
+        found = part.stat()
+        if not found.st_mode & (stat.S_IXOTH | stat.S_IXGRP):
+            return False  # nobody else gets below this one
+        # A user's own group is taken for his alone, as distributions make it.
+        writers = stat.S_IWOTH if found.st_gid in (0, os.getgid()) else stat.S_IWOTH | stat.S_IWGRP
+        is_sticky = bool(found.st_mode & stat.S_ISVTX) and part != folder
+        is_open |= bool(found.st_mode & writers) and not is_sticky
+        is_open |= found.st_uid not in (0, os.getuid())
+    return is_open

@@ -1,0 +1,295 @@
+"""The model registry: plain files that say who teaches, who promoted it, and why.
+
+    models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
+    models/registry/VERSION/        checkpoint folder (hard links) + record.json
+    models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
+    models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
+
+`promote` writes the version first and `current.json` last: a kill in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.trees import link_tree, new_tree
+from pipeline import json_lines
+from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
+from pipeline.workspace import TEACHER_STAGE
+
+__all__ = ["Registry", "Version"]
+
+_OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model: its name, folder and record."""
+
+    name: str
+    path: Path
+    record: dict[str, Any]
+
+
+class Registry:
+    """Registered models of one workspace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "models" / "registry"
+        self.current_file = root / "models" / "current.json"
+        self._pin = self.folder / "champion.json"
+
+    def current(self) -> str:
+        """Who teaches: "stage:NAME" or a path relative to the workspace."""
+        if not self.current_file.exists():
+            raise ConfigError(
+                f"{self.current_file}: missing",
+                hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
+            )
+        hint = "`autolabel models rollback` names whoever taught last and is whole"
+        try:
+            teacher = atomic.read_json(self.current_file).get("teacher")
+        except IntegrityError as error:
+            raise IntegrityError(error.message, hint=hint) from error
+        if not isinstance(teacher, str) or not teacher:
+            raise ConfigError(f'{self.current_file}: expected {{"teacher": "stage:teacher-train"}}', hint=hint)
+        return teacher
+
+    def versions(self) -> list[Version]:
+        """All registered models whose record can be read, oldest first; `torn` tells of the others."""
+        return self._read()[0]
+
+    def torn(self) -> dict[str, str]:
+        """{name: what is wrong} of registered models whose record cannot be read."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[list[Version], dict[str, str]]:
+        found, torn = [], {}
+        for path in sorted(self.folder.glob("v*/record.json")):
+            try:
+                found.append(Version(path.parent.name, path.parent, read_record(path)))
+            except HmsaError as error:
+                torn[path.parent.name] = error.message
+        return sorted(found, key=lambda v: int(v.record["number"])), torn
+
+    def get(self, name: str) -> Version:
+        """One version by name or by a unique beginning of it."""
+        versions, torn = self._read()
+        hits = [v for v in versions if v.name == name] or [v for v in versions if v.name.startswith(name)]
+        for other, wrong in torn.items():
+            if other.startswith(name) and not any(v.name == name for v in hits):
+                raise IntegrityError(wrong, hint=f"`autolabel models register {self.folder / other}` writes it anew")
+        if len(hits) != 1:
+            known = ", ".join(v.name for v in versions) or "none"
+            raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})")
+        return hits[0]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Promotions and rollbacks, oldest first."""
+        return json_lines.read(self.folder / "history.jsonl", "a switch of the teacher", ("action", "from", "to"))
+
+    def register(
+        self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
+    ) -> Version:
+        """Give a checkpoint folder a version.
+
+        The same weights with the same description get the same one, made whole if it was damaged; a version's own
+        folder gets its lost record back.
+        """
+        if not (checkpoint / "model.json").is_file():
+            raise InputError(
+                f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
+            )
+        if wrong := damage(checkpoint):
+            raise IntegrityError(wrong)
+        meta = atomic.read_json(checkpoint / "model.json")
+        weights = str(meta["weights_sha256"])
+        versions, torn = self._read()
+        own = checkpoint.resolve()
+        is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
+        for version in versions:
+            is_same = version.record.get("weights_sha256") == weights and describes(version.path, checkpoint)
+            if version.name == own.name if is_own else is_same:
+                if damage(version.path):
+                    _put(checkpoint, version.path, version.record)
+                return version
+        numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
+        number = _number_of(own.name) if is_own else 1 + max(numbers, default=0)
+        path = self.folder / (own.name if is_own else f"v{number:04d}-{weights[:8]}")
+        atomic.sweep_temps(self.folder)
+        record = {
+            "number": number,
+            "role": role,
+            "weights_sha256": weights,
+            "metrics": metrics,
+            "verdict": verdict,
+            "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
+            "incumbent": self.current(),
+        }
+        if is_own:
+            atomic.write_json(path / "record.json", record)
+            return Version(path.name, path, record)
+        _put(checkpoint, path, record)
+        return Version(path.name, path, record)
+
+    def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
+        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json`.
+
+        Raises:
+            IntegrityError: its files are damaged.
+        """
+        if wrong := damage(version.path):
+            raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
+        with self._lock():
+            now = self.current()
+            if not self._pin.exists():  # first: whoever teaches has a reference
+                self.pin_champion(version)
+            self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
+
+    def rollback(self, *, by: str = "", reason: str = "") -> str:
+        """Return to whoever taught before the last switch; return its name.
+
+        Where current.json is damaged or names a model that is gone or damaged: to whoever taught last and is whole.
+        """
+        with self._lock():
+            try:
+                now = self.current()
+                broken = not self._is_whole(now)
+            except HmsaError:  # missing or torn: whatever it said, somebody must teach
+                now, broken = "", True
+            if broken:
+                pinned, before = None, self._last_that_is_whole(now)
+            else:
+                pinned, before = self._pinned(), self._before(now)  # what can be refused is, before anything changes
+                if not self._is_whole(before):
+                    wrong = version_damage(self.root / before) or f"{before} is no registered model"
+                    raise InputError(f"cannot roll back: {wrong}", hint=_OTHERS)
+            # A rollback is a person's word against a model, which stands; a repair is none.
+            self._switch("repair" if broken else "rollback", before, by, reason, now=now)
+            # A model that a person withdrew is no bar for later ones: whoever teaches again is.
+            if pinned == Path(now).name and before == TEACHER_STAGE:
+                self._pin.unlink()  # the next promotion pins itself
+            elif pinned == Path(now).name:
+                atomic.write_json(self._pin, {"version": Path(before).name})
+            return before
+
+    def _before(self, now: str) -> str:
+        """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""
+        taught: list[str] = []
+        for line in self._switches(now):
+            old, new = str(line["from"]), str(line["to"])
+            if line["action"] == "repair":  # what it left cannot be gone back to
+                taught = _up_to(taught, new) or [new]
+            elif line["action"] == "rollback" and taught[-2:] == [new, old]:
+                taught.pop()
+            else:
+                taught = [*(_up_to(taught, old) or [old]), new]
+        taught = _up_to(taught, now)
+        if len(taught) < 2:
+            raise InputError(f"nothing to roll back to: {now} is the first teacher of this workspace", hint=_OTHERS)
+        return taught[-2]
+
+    def _switches(self, now: str) -> list[dict[str, Any]]:
+        """The history without lines whose writer ended before current.json said the same."""
+        lines = self.history()
+        then = [*(str(line["from"]) for line in lines[1:]), now]
+        return [line for line, after in zip(lines, then, strict=False) if not line["from"] == after != line["to"]]
+
+    def _is_whole(self, teacher: str) -> bool:
+        """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
+        folder = (self.root / teacher).resolve()
+        return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not version_damage(folder))
+
+    def _last_that_is_whole(self, gone: str) -> str:
+        """Who taught last by the history and was not withdrawn; the stage's own model if nobody did."""
+        taught = (str(line["to"]) for line in reversed(self.history()))
+        may = (t for t in taught if t != gone and not self.withdrawn(Path(t).name) and self._is_whole(t))
+        return next(may, TEACHER_STAGE)
+
+    def withdrawn(self, name: str) -> dict[str, Any] | None:
+        """The rollback away from a version, if that is the last thing that happened to it: a person's word stands.
+
+        It is a word against the weights: another description of the same ones is meant, too.
+        """
+        try:
+            now = self.current()
+        except HmsaError:  # missing or torn: all that is told happened
+            now = ""
+        weights = weights_by_name(self.folder / name)
+        same = {p.name for p in self.folder.glob("v*") if weights and weights_by_name(p) == weights} | {name}
+        for line in reversed(self._switches(now)):
+            if Path(str(line["to"])).name in same:
+                return None
+            if Path(str(line["from"])).name in same and line["action"] == "rollback":
+                return dict(line)
+        return None
+
+    def pin_champion(self, version: Version) -> None:
+        """Make a version the reference that later candidates must not fall behind."""
+        atomic.write_json(self._pin, {"version": version.name})
+
+    def champion(self) -> Version | None:
+        """The pinned reference, if there is one."""
+        with self._mend_of_pin():
+            name = self._pinned()
+            return None if name is None else self.get(name)
+
+    def _pinned(self) -> str | None:
+        with self._mend_of_pin():
+            return str(atomic.read_json(self._pin).get("version")) if self._pin.exists() else None
+
+    @contextmanager
+    def _mend_of_pin(self) -> Iterator[None]:
+        try:
+            yield
+        except HmsaError as error:
+            path = self._pin
+            mend = f"`autolabel models pin VERSION` names another reference, `rm {path}` none until the next promotion"
+            said = error.message if str(path) in error.message else f"{path}: {error.message}"
+            raise InputError(said, hint=mend) from error
+
+    def _switch(self, action: str, target: str, by: str, reason: str, *, now: str) -> None:
+        if now == target:
+            return
+        line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
+        if self.history()[-1:] != [line]:  # a switch that was cut short after this line is not told twice
+            json_lines.append(self.folder / "history.jsonl", line)
+        atomic.write_json(self.current_file, {"teacher": target})
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.root / "work" / "locks" / "registry.lock", what="the model registry", wait_s=10)
+
+
+def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
+    """Make `path` a version in one step: the checkpoint's files by hard links, and the record."""
+    with new_tree(path, last=("record.json",)) as folder:
+        link_tree(checkpoint, folder)
+        atomic.write_json(folder / "record.json", record)
+
+
+def _up_to(taught: list[str], name: str) -> list[str]:
+    """Up to the last time that somebody taught; [] if never."""
+    return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
+
+
+def _number_of(name: str) -> int:
+    """The number in a version's name, 0 where there is none."""
+    digits = name.removeprefix("v").split("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have a user id without a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,1 @@
+"""Ablations, results and benchmarks: what the figures of this project come from. Not part of the package."""

@@ -1,0 +1,86 @@
+"""Bring a workspace to where an ablation can start: its data, and the stages that come before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, HmsaError
+from hmsa_core.io.process import CHAIN_GRACE_S, run_child
+from pipeline.init import GENERATED, InitRequest, generate_data, init_workspace
+from pipeline.workspace import Workspace
+from research.ablation.plan import Ablation
+
+__all__ = ["check_ready", "make_camvid_workspace", "run_stages"]
+
+_LOG = logging.getLogger(__name__)
+_MARKS = {
+    "teacher-pretrain": ("data/index/learn.parquet", "data/index/report.parquet"),
+    "pseudo-label": (
+        "data/index/learn.parquet",
+        "data/index/report.parquet",
+        "calibration/policy.json",
+        "labels/raw/manifest.json",
+        "models/teacher/model.json",
+    ),
+}
+
+
+def check_ready(ws: Workspace, ablation: Ablation) -> None:
+    """Refuse to start where a stage has not run (ConfigError names it)."""
+    for mark in _MARKS[ablation.needs]:
+        if not ws.path(mark).exists():
+            raise ConfigError(
+                f"{ws.path(mark)}: not there; {ablation.name} starts after the stage {ablation.needs}",
+                hint=f"run with --prepare, or `dvc repro {ablation.needs}` in {ws.root}",
+            )
+
+
+def run_stages(ws: Workspace, ablation: Ablation) -> None:
+    """Generate a profile's scenes where they are missing, then `dvc repro` up to the stage that is needed."""
+    profile = ws.params.profile
+    if profile in GENERATED and not ws.resolve(ws.params.data.target.root).exists():
+        generate_data(ws.path("data/demo"), profile)
+    _LOG.info("%s: dvc repro %s", ws.root.name, ablation.needs)
+    with ws.job():
+        status = run_child(
+            [sys.executable, "-m", "dvc", "repro", ablation.needs],
+            stop=ws.stop,
+            cwd=str(ws.root),
+            env=_environment(),
+            own_group=True,
+            grace_s=CHAIN_GRACE_S,
+        )
+    if status != 0:
+        raise HmsaError(f"`dvc repro {ablation.needs}` in {ws.root} ended with status {status}; its output is above")
+
+
+def _environment() -> dict[str, str]:
+    """DVC's stages call `autolabel`: the one beside this Python, whether or not its environment is active."""
+    beside = Path(sys.executable).parent
+    return dict(os.environ) | {"PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: Path | None) -> None:
+    """Make a workspace of profile camvid for one variant of the splits; one that is there must be of that variant.
+
+    Args:
+        folder: of the workspace.
+        variant: of CamVid's splits.
+        epochs: of the teacher; None = the profile's.
+        data: CamVid's folder.
+    """
+    from pipeline.nightly.overrides import apply
+    from pipeline.params import Params
+    from research.ablation.catalogue import camvid_variant, named_variant
+
+    if init_workspace(InitRequest(folder, "camvid", data=data)):
+        text = (folder / "params.yaml").read_text("utf-8")
+        length = {} if epochs is None else {"teacher_train.epochs": epochs}
+        atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant} | length))
+    found, wanted = camvid_variant(Params.load(folder / "params.yaml")), named_variant(variant, epochs)
+    if found != wanted:
+        raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")

@@ -1,0 +1,137 @@
+"""Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
+
+    python research/bench/bench_train_step.py [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--rounds 5]
+
+Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
+computed (`top_attention: skip`). They run in turns in one process, so that another load on the machine hits
+both; on CPUs time is processor time of one thread, with freed memory kept as the stages start trainings. The
+median of the rounds' ratios is the figure. Prints one JSON object. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
+from hmsa_core.io.process import StopRequest
+from hmsa_core.models import build
+from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.runtime.memory import peak_memory_mb
+from hmsa_core.training.timeline import Timeline
+from hmsa_core.training.trainer import PassBatch, Trainer
+from pipeline.launcher import KEEP_HEAP
+
+CLASSES = 19
+CPU_CASES = ["hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1"]
+GPU_CASES = ["hrnet_w48:1024x2048:1"]
+ROUND_S = 2.0  # seconds that a round of each model takes at least: one short step is noise
+
+
+class _Plan:
+    """As long as a bench needs: one epoch without end."""
+
+    epochs = 1
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def locate(self, position: int) -> tuple[int, int]:
+        return 0, position
+
+
+def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, *crop, generator=generator)
+    labels = torch.randint(0, CLASSES, (size, crop[0] // 16, crop[1] // 16), generator=generator)
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
+    names = tuple(f"image-{i}" for i in range(size))
+    counts = np.array([size, 0, *np.zeros(CLASSES)])
+    return itertools.repeat(PassBatch(images, labels, names, (False,) * size, counts))
+
+
+def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, precision: str) -> Trainer:
+    runtime = RuntimeConfig(precision=precision)  # type: ignore[arg-type]  # checked by pydantic
+    config = TrainConfig(
+        model=ModelConfig(kind=kind, trunk=trunk),
+        crop=crop,
+        batch_per_rank=batch,
+        global_batch=batch,
+        runtime=runtime,  # type: ignore[arg-type]
+    )
+    ranks = start_ranks(runtime, {})
+    torch.manual_seed(0)
+    model = build(kind, trunk=trunk, num_classes=CLASSES, head="paper")
+    model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), batch), stop=StopRequest())  # type: ignore[arg-type]
+
+
+def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
+    is_gpu = one.ranks.device.type == "cuda"
+    clock = time.perf_counter if is_gpu else time.process_time
+    if is_gpu:
+        torch.cuda.synchronize()
+    start = clock()
+    for _ in range(steps):
+        one.run_step(feed)
+    if is_gpu:
+        torch.cuda.synchronize()
+    return (clock() - start) / steps
+
+
+def run(case: str, rounds: int, steps: int, precision: str) -> dict[str, object]:
+    trunk, size, batch = case.split(":")
+    crop = int(size.split("x")[0]), int(size.split("x")[1])
+    feed = batches(crop, int(batch))
+    trainers = {k: trainer(k, trunk, crop, int(batch), precision) for k in ("single", "hierarchical")}
+    times: dict[str, list[float]] = {kind: [] for kind in trainers}
+    warm = [seconds(one, feed, 2) for one in trainers.values()]
+    steps = steps or math.ceil(ROUND_S / min(warm))
+    for _ in range(rounds):
+        for kind, one in trainers.items():
+            times[kind].append(seconds(one, feed, steps))
+    ratios = [h / s for s, h in zip(times["single"], times["hierarchical"], strict=True)]
+    return {
+        "case": case,
+        "precision": precision,
+        "seconds_a_step": {kind: round(statistics.median(t), 4) for kind, t in times.items()},
+        "ratio": {n: round(f(ratios), 3) for n, f in (("median", statistics.median), ("best", min), ("worst", max))},
+        "peak_memory_mb": round(peak_memory_mb(trainers["single"].ranks.device)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    gpu = torch.cuda.is_available()
+    if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_HEAP})
+    parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=0, help="steps a round and model (0: two seconds of them)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
+    args = parser.parse_args()
+    result = {
+        "what": "training step, hierarchical / single",
+        "bar": 1.40,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if gpu else "cpu, one thread",
+        "cases": [run(case, args.rounds, args.steps, args.precision) for case in args.cases],
+    }
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Workspaces without data, cells with made-up counts, and jobs that write them in no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmsa_core.io import atomic
+from pipeline.init import profile_text, render_dvc_yaml
+from pipeline.workspace import Workspace
+from research.ablation.cells import Counts, write_cell
+from research.ablation.jobs import Evaluated, Trained
+
+CLASSES = ("road", "car", "pole")
+SHA = "ab" * 32
+
+
+def bare_workspace(folder: Path, profile: str = "demo") -> Workspace:
+    """params.yaml and dvc.yaml of a profile, nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(profile_text(profile))
+    (folder / "dvc.yaml").write_text(render_dvc_yaml(has_pretrain=profile != "camvid"))
+    return Workspace(folder)
+
+
+HALF = {"value": 0.5, "low": 0.4, "high": 0.6, "blocks": 12, "classes": {n: [0.5, 0.4, 0.6] for n in CLASSES}}
+GAIN = HALF | {"value": 0.012, "low": -0.003, "high": 0.02}
+
+
+def finished_workspace(folder: Path, profile: str = "demo"):
+    ws = bare_workspace(folder, profile)
+    kept = {
+        "precision": 0.97,
+        "coverage": 0.8,
+        "class_mean_precision": 0.9,
+        "class_mean_coverage": 0.5,
+        "threshold": "policy",
+        "classes": {
+            n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES
+        },
+    }
+    models = {
+        name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
+        for name in ("teacher", "student", "control")
+    }
+    settings = [
+        {"name": "multi", "scales": [0.5, 1.0, 2.0], "flip": True},
+        {"name": "single", "scales": [1.0], "flip": False},
+    ]
+    atomic.write_json(
+        ws.path("evaluation/metrics.json"),
+        {
+            "main_setting": "multi",
+            "classes": list(CLASSES),
+            "settings": settings,
+            "models": models,
+            "kept": kept,
+            "judgement": {"judged": 204, "left_out": 1},
+            "differences": {"student - control": GAIN},
+        },
+    )
+    for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
+        atomic.write_json(ws.path(f"work/times/{stage}.json"), {"seconds": seconds})
+    return ws
+
+
+def confusions(quality: float, *, images: int = 24, seed: int = 0, pixels: int = 400) -> np.ndarray:
+    """Per-image counts (N, C, C) of a model that is right with probability `quality`, some images harder than others."""
+    rng = np.random.default_rng(seed)
+    c = len(CLASSES)
+    result = np.zeros((images, c, c), np.int64)
+    for i in range(images):
+        right = np.clip(quality + 0.1 * np.sin(i // 3), 0.02, 0.98)
+        for k in range(c):
+            total = pixels // (1 + 3 * k)
+            hits = rng.binomial(total, right)
+            result[i, k, k] = hits
+            result[i, k, (k + 1) % c] = total - hits
+    return result
+
+
+def counts_of(quality: float, **options: Any) -> Counts:
+    found = confusions(quality, **options)
+    n = len(found)
+    boundary = np.stack([np.diagonal(found, axis1=1, axis2=2), found.sum(2) + 5], axis=1)
+    return Counts(
+        tuple(f"berlin_{i:04d}" for i in range(n)),
+        tuple(f"block{i // 3}" for i in range(n)),
+        np.diagonal(found, axis1=1, axis2=2).copy(),
+        found.sum(2),
+        found.sum(1),
+        boundary,
+    )
+
+
+def record_of(row: str, seed: int, **changes: Any) -> dict[str, Any]:
+    """A record with all fields that the tables read."""
+    return {
+        "ablation": "scales",
+        "row": row,
+        "title": row,
+        "seed": seed,
+        "key": f"{row}{seed}",
+        "settings_digest": "s",
+        "settings": {"training": {"seed": seed, "lr": 0.1}},
+        "code": {"a.py": "1"},
+        "epochs_scale": 1.0,
+        "mean_iou": 0.5,
+        "iou": dict.fromkeys(CLASSES, 0.5),
+        "details": {"mean_weights": None},
+        "labels": None,
+        "training": {
+            "images_seen": 1000,
+            "seconds": 10.0,
+            "weights_sha256": f"{row}{seed}",
+            "fine": "f" * 64,
+            "start": "5" * 64,
+        },
+        "images_seen": 1000,
+        "macs": {"train_per_crop": 10, "train_total": 10_000, "inference_per_image": 2_000_000_000, "image": [8, 8]},
+        "evaluation": {"images": 24, "names": "0123456789abcdef", "seconds": 2.0},
+        "seconds": {"train": 10.0, "evaluate": 2.0},
+        "command": f"autolabel ablate scales --rows {row} --seeds {seed}",
+        "machine": {"processor": "A processor", "cores": 2, "gpus": []},
+        "versions": {"python": "3", "torch": "2"},
+        "commit": "c0ffee" * 6,
+        "uncommitted": [],
+    } | changes
+
+
+def put_cell(folder: Path, row: str, seed: int, quality: float, **changes: Any) -> None:
+    counts = counts_of(quality, seed=seed)
+    hits, union = counts.hits.sum(0), (counts.truth + counts.predicted - counts.hits).sum(0)
+    iou = dict(zip(CLASSES, (hits / union).tolist(), strict=True))
+    write_cell(folder, record_of(row, seed, **{"iou": iou, **changes}), counts.to_bytes())
+
+
+@dataclass
+class FakeJobs:
+    """Stands for `research.ablation.jobs` and `labels`: writes what the jobs would have written, and counts them."""
+
+    folder: Path
+    quality: dict[str, float] = field(default_factory=dict)
+    trained: list[tuple[str, int]] = field(default_factory=list)
+    evaluated: list[list[str]] = field(default_factory=list)
+    labelled: list[Any] = field(default_factory=list)
+    die_before_evaluation: int | None = None
+
+    def train(self, ws, training, config, labels, seed):
+        self.trained.append((config.model.kind, seed))
+        images = config.epochs * 10
+        return Trained(
+            self.folder / "model",
+            {
+                "images_seen": images,
+                "steps": images // config.global_batch,
+                "epochs": config.epochs,
+                "seconds": 8.0,
+                "device": "cpu",
+                "ranks": 2,
+                "weights_sha256": SHA,
+                "labels": labels and labels.figures["digest"],
+            },
+        )
+
+    def evaluate(self, ws, name, checkpoint, settings, runtime):
+        if self.die_before_evaluation == len(self.evaluated):
+            raise KeyboardInterrupt
+        self.evaluated.append([s.name for s in settings])
+        folder = self.folder / f"evaluated{len(self.evaluated)}"
+        folder.mkdir(parents=True)
+        told = {}
+        for setting in settings:
+            counts = confusions(self.quality.get(setting.name, 0.7))
+            n, c = len(counts), len(CLASSES)
+            scales = sorted(setting.scales)
+            weights = np.zeros((n, len(scales), c, 2))
+            weights[:, 0] = np.stack([counts.sum(2) - 10, np.full((n, c), 10)], axis=-1)
+            np.savez(
+                folder / f"{setting.name}.npz",
+                confusions=counts,
+                names=[f"i{i}" for i in range(n)],
+                blocks=[f"b{i // 3}" for i in range(n)],
+                classes=CLASSES,
+                weights=weights,
+                band_confusions=np.tile(np.eye(c, dtype=np.int64) * 10, (n, 1, 1)),
+                boundary=np.stack([counts.sum(2) - 5, counts.sum(2)], axis=1),
+            )
+            told[setting.name] = {
+                "mean_iou": 0.5,
+                "iou": dict.fromkeys(CLASSES, 0.5),
+                "pixel_accuracy": 0.6,
+                "ece": 0.1,
+                "boundary": {"mean_iou": 0.3, "iou": {}},
+                "band": {"mean_iou": 0.2, "iou": {}},
+                "weights": {f"{s:g}": {p: dict.fromkeys(CLASSES, 0.5) for p in ("interior", "band")} for s in scales},
+            }
+        atomic.write_json(folder / "summary.json", {"settings": told})
+        return Evaluated(folder, {"images": 24, "left_out": 0, "names": "n", "seconds": 2.0})
+
+    def count_macs(self, ws, model, crop, settings):
+        cost = {"single": 100, "hierarchical": 129, "explicit": 600}[model.kind]
+        return {"train_per_crop": cost, "inference": {s.name: 1000 for s in settings}, "image": [64, 128]}
+
+    def make_labels(self, ws, labels):
+        from types import SimpleNamespace
+
+        self.labelled.append(labels)
+        classes = {name: {"share": 0.2, "human": 0.1, "teacher": 0.1} for name in CLASSES}
+        figures = {"digest": SHA, "labelled_share": 0.6, "threshold": "policy", "classes": classes}
+        return SimpleNamespace(figures=figures, data=None)
+
+    def install(self, monkeypatch) -> FakeJobs:
+        from research.ablation import jobs, run
+
+        for name in ("train", "evaluate", "count_macs"):
+            monkeypatch.setattr(jobs, name, getattr(self, name))
+        monkeypatch.setattr(jobs, "own_teacher", lambda ws: self.folder / "teacher")
+        monkeypatch.setattr(run, "make_labels", self.make_labels)
+        return self

@@ -1,0 +1,138 @@
+"""`autolabel ablate`: what it lists and refuses before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmsa_core.io.errors import ConfigError
+from pipeline import init
+from pipeline.cli.main import main
+from pipeline.workspace import Workspace
+from research.ablation.catalogue import make_ablation
+from research.ablation.prepare import make_camvid_workspace
+from research.results.collect import run_name
+from research.tests.ablations import FakeJobs, bare_workspace
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return bare_workspace(tmp_path / "ws")
+
+
+def ablate(ws: Workspace, tmp_path: Path, *arguments: str) -> int:
+    return main(["ablate", *arguments, "--workspace", str(ws.root), "--results", str(tmp_path / "results")])
+
+
+def test_the_list_needs_no_data_and_shows_every_cell(
+    ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate(ws, tmp_path, "labels", "--list", "--seeds", "0,5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 12
+    assert all("missing" in line for line in lines[1:])
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_list_shows_the_confirming_cells_too_and_that_they_are_as_frozen(
+    ws: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " seed 10" in line]
+    assert len(lines) == 6 * 5
+    assert all("mIoU" in line and line.endswith("as frozen") for line in lines)
+    assert main(["ablate", "labels", "--list", "--seeds", "0", "--workspace", str(ws.root)]) == 0
+    assert "seed 10" not in capsys.readouterr().out, "asked by number: only that"
+
+
+def test_without_a_checkout_the_cells_are_the_workspaces(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("research.ablate.RESULTS", tmp_path / "site-packages" / "research" / "cells")
+    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
+    assert f"({ws.path('research/cells/labels')})" in capsys.readouterr().out
+
+
+def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ablate(ws, tmp_path, "threshold", "--list")
+    assert capsys.readouterr().out.count("seed 0") == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scale"], "unknown ablation 'scale': choose one of scales, labels"),
+        (["labels", "--rows", "bothh"], "has no row 'bothh': choose from baseline"),
+        (["labels", "--seeds", "one"], "expected whole numbers with commas"),
+        (["labels", "--seeds=-1"], "a seed is 0 or more"),
+        (["labels", "--epochs-scale", "0"], "expected a number above 0"),
+        (["labels", "--freeze", "100"], "--freeze needs --variants N"),
+        (["labels", "--variant", "default"], "--variant makes a workspace"),
+        (["labels", "--teacher-epochs", "9"], "--teacher-epochs goes with --variant"),
+        (["camvid-table", "--prepare", "--variant", "default", "--teacher-epochs", "0"], "expected 1 or more"),
+        (["camvid-table"], "profile camvid, this one has profile demo"),
+        (["labels"], "starts after the stage pseudo-label"),
+        (["labels", "--dry-run"], "starts after the stage pseudo-label"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert ablate(ws, tmp_path, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_a_second_run_in_the_same_workspace_leaves_at_once(
+    ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ws.lock("ablation"):
+        assert ablate(ws, tmp_path, "labels") == 75
+    assert "stage ablation" in capsys.readouterr().err
+
+
+def test_freeze_then_accept_from_the_command_line(
+    ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ablate(ws, tmp_path, "labels", "--freeze", "100,101", "--variants", "2", "--note", "as shipped") == 0
+    assert "2 variants tried" in capsys.readouterr().out
+    assert (tmp_path / "results" / "labels" / "freeze.json").is_file()
+    FakeJobs(tmp_path / "jobs").install(monkeypatch)
+    monkeypatch.setattr("research.ablation.prepare.check_ready", lambda *_: None)
+    monkeypatch.setattr("research.ablate.prepare_process", lambda _ws: None)
+    assert ablate(ws, tmp_path, "labels", "--rows", "both", "--seeds", "100") == 0
+    assert "1 cells written" in capsys.readouterr().out
+    assert ablate(ws, tmp_path, "labels", "--rows", "both", "--seeds", "100", "--accept", "no change") == 0
+    assert "0 cells accepted" in capsys.readouterr().out
+
+
+def test_a_camvid_workspace_is_made_for_its_variant_and_kept_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    data = tmp_path / "photographs"
+    data.mkdir()
+    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
+    target = Workspace(tmp_path / "shift").params.data.target
+    assert (target.variant, target.root) == ("drive_shift", str(data))
+    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
+    with pytest.raises(ConfigError, match="is a workspace of variant drive_shift, not default"):
+        make_camvid_workspace(tmp_path / "shift", "default", None, data)
+
+
+def test_a_camvid_workspace_with_a_longer_teacher_has_a_table_and_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
+    (tmp_path / "photographs").mkdir()
+    longer = tmp_path / "longer"
+    make_camvid_workspace(longer, "default", 7777, tmp_path / "photographs")
+    params = Workspace(longer).params
+    assert params.teacher_train.epochs == 7777
+    table = make_ablation("camvid-table", params)
+    assert (table.name, table.title) == ("camvid-table-default-7777", "CamVid, variant default, teacher of 7777 epochs")
+    assert run_name(params) == "camvid-7777", "figures of `make camvid` are not overwritten"
+    with pytest.raises(ConfigError, match="is a workspace of variant default-7777, not default"):
+        make_camvid_workspace(longer, "default", None, None)

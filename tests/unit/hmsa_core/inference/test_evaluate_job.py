@@ -1,0 +1,190 @@
+"""The evaluation job: per-image confusions of several settings, whatever the ranks and sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index
+from hmsa_core.inference import evaluate
+from hmsa_core.inference.evaluate_scores import Labelled, Scorer
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.fast_tiles import Tiler
+from hmsa_core.inference.infer import label_image
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
+from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
+from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.spec import EvaluationSetting
+from tests.support.inference import CPU, StopAfter, evaluate_spec, job_context, noise_image, save_model, small_model
+from tests.support.ranks import run_ranks
+from tests.support.training import write_data
+
+SIZE = (40, 56)
+MULTI = EvaluationSetting(name="multi", scales=(0.5, 1.0), flip=True)
+SINGLE = EvaluationSetting(name="single", scales=(1.0,), flip=False, mode="single")
+AVERAGE = EvaluationSetting(name="average", scales=(0.5, 1.0), flip=False, mode="average")
+MAXIMUM = EvaluationSetting(name="max", scales=(0.5, 1.0), flip=False, mode="max")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, images=5, size=SIZE)
+    save_model(folder / "model")
+    return folder
+
+
+def run(data: Path, work: Path, *settings, ranks=None, stop=None, **changes):
+    spec = evaluate_spec(data, work, data / "model", settings, **changes)
+    return evaluate.run(spec, job_context(work, ranks, stop))
+
+
+def truth(data: Path, name: str) -> np.ndarray:
+    return read_label(data / f"toy/{name}_label.png", Index.load(data / "toy.parquet").classes)
+
+
+def test_confusions_are_those_of_label_image_for_every_setting(data, tmp_path):
+    summary = run(data, tmp_path, MULTI, SINGLE, AVERAGE, MAXIMUM)
+    predictor = Predictor(small_model())
+    means = set()
+    for setting in (MULTI, SINGLE, AVERAGE, MAXIMUM):
+        expected = []
+        for i in range(5):
+            image = read_image(data / f"toy/toy_{i:03d}.png")
+            label, _ = label_image(predictor, image, setting.scales, setting.flip, kind=setting.mode)
+            expected.append(confusion_counts(label, truth(data, f"toy_{i:03d}"), 4)[:, :4])
+        with np.load(tmp_path / f"{setting.name}.npz") as found:
+            np.testing.assert_array_equal(found["confusions"], expected)
+            assert found["names"].tolist() == [f"toy_{i:03d}" for i in range(5)]
+            assert found["blocks"].tolist() == ["0"] * 5
+            assert found["cities"].tolist() == ["toytown"] * 5
+            assert found["classes"].tolist() == ["road", "building", "car", "sky"]
+        figures = summary["settings"][setting.name]
+        iou = iou_of(np.sum(expected, axis=0))
+        assert figures["mean_iou"] == pytest.approx(mean_iou_of(iou))
+        for value, found_iou in zip(iou, figures["iou"].values(), strict=True):
+            assert (found_iou is None) == math.isnan(value)
+        means.add(figures["mean_iou"])
+    assert len(means) == 4, "the modes must differ"
+    assert read_json(tmp_path / "summary.json") == summary
+    assert summary["checkpoint"] == read_json(data / "model/model.json")["weights_sha256"]
+
+
+def test_any_number_of_ranks_writes_the_same_files(data, tmp_path):
+    run(data, tmp_path / "one", MULTI, SINGLE, details=True)
+
+    def rank_main(rank: int) -> None:
+        ranks = start_ranks(CPU)
+        run(data, tmp_path / "three", MULTI, SINGLE, ranks=ranks, details=True)
+        ranks.stop()
+
+    assert run_ranks(3, rank_main) == [0, 0, 0]
+    for name in ("multi.npz", "single.npz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+    assert read_json(tmp_path / "one/summary.json") == read_json(tmp_path / "three/summary.json")
+
+
+def test_settings_share_their_scales_in_whatever_order_they_are_given():
+    predictor = Predictor(small_model())
+    sizes = []
+    inner = predictor.run
+    predictor.run = lambda images, *, attention: (
+        sizes.append(tuple(images.shape[2:])),
+        inner(images, attention=attention),
+    )[1]
+    settings = (
+        SINGLE,
+        AVERAGE,
+        EvaluationSetting(name="two", scales=(0.5, 1.0), flip=False),
+        MULTI,
+        EvaluationSetting(name="three", scales=(0.5, 1.0, 2.0), flip=True),
+    )
+    scorer = Scorer(Tiler(predictor), settings, 4)
+    scorer.add(Labelled("a", noise_image(1, *SIZE), np.zeros(SIZE, np.uint8)))
+    assert len(sizes) == 6, "three scales and their mirror images, each once"
+    assert len(set(sizes)) == 3
+
+
+def test_details_hold_boundaries_reliability_and_weights_that_add_up(data, tmp_path):
+    summary = run(data, tmp_path, MULTI, SINGLE, details=True)
+    with np.load(tmp_path / "multi.npz") as found:
+        assert (found["band_confusions"] <= found["confusions"]).all()
+        assert 0 < found["band_confusions"].sum() < found["confusions"].sum()
+        assert (found["boundary"][:, 0] <= found["boundary"][:, 1]).all()
+        assert found["reliability_pixels"].sum() == found["confusions"].sum()
+        pixels = found["confusions"].sum(2)
+        np.testing.assert_allclose(found["weights"].sum((1, 3)), pixels, rtol=1e-4)
+    figures = summary["settings"]["multi"]
+    assert set(figures["weights"]) == {"0.5", "1"}
+    for place in ("interior", "band"):
+        total = sum(figures["weights"][scale][place]["road"] for scale in ("0.5", "1"))
+        assert total == pytest.approx(1.0, abs=1e-4)
+    assert 0 <= figures["ece"] <= 1
+    assert figures["boundary"]["mean_iou"] < figures["mean_iou"] + 0.2
+    assert "weights" not in summary["settings"]["single"]
+    with np.load(tmp_path / "single.npz") as found:
+        assert "weights" not in found
+
+
+def test_a_long_edge_scores_at_the_original_size_or_as_released(data, tmp_path):
+    original = EvaluationSetting(name="original", scales=(1.0,), flip=False, long_edge=28)
+    released = EvaluationSetting(name="released", scales=(1.0,), flip=False, long_edge=28, score_at="resized")
+    run(data, tmp_path, original, released)
+    with np.load(tmp_path / "original.npz") as found:
+        assert found["confusions"][0].sum() == (truth(data, "toy_000") != 255).sum()
+    with np.load(tmp_path / "released.npz") as found:
+        assert 0 < found["confusions"][0].sum() <= 20 * 28
+
+
+def test_a_label_of_another_size_than_its_image_is_scored_at_its_own(data):
+    scorer = Scorer(Tiler(Predictor(small_model())), [SINGLE], 4)
+    scorer.add(Labelled("a", noise_image(2, 30, 40), np.zeros((61, 83), np.uint8)))
+    assert scorer.scores["single"].confusions[0].sum() == 61 * 83
+
+
+def test_a_changed_file_ends_the_evaluation(data, tmp_path):
+    index = Index.load(data / "toy.parquet")
+    wrong = [dataclasses.replace(s, label_sha256="0" * 64) for s in index.samples]
+    Index.write(data / "wrong.parquet", wrong, index.classes, index.root)
+    with pytest.raises(IntegrityError, match=r"toy_000_label\.png: SHA-256 is"):
+        run(data, tmp_path, SINGLE, index="wrong")
+
+
+def test_images_without_labels_are_not_judged(data, tmp_path):
+    index = Index.load(data / "toy.parquet")
+    bare = [dataclasses.replace(s, label="", kind="unlabelled") for s in index.samples]
+    Index.write(data / "bare.parquet", bare, index.classes, index.root)
+    with pytest.raises(InputError, match="none of the 5 selected images has a label"):
+        run(data, tmp_path, SINGLE, index="bare")
+
+
+def test_a_model_is_only_judged_on_labels_of_its_own_classes(data, tmp_path):
+    write_data(data, images=1, size=SIZE, names=("a", "b", "c", "d"), prefix="other")
+    with pytest.raises(ConfigError, match="labels toy, the index holds labels of toy"):
+        run(data, tmp_path, SINGLE, index="other")
+
+
+def test_attention_cannot_be_asked_of_a_model_without_it(data, tmp_path):
+    explicit = EvaluationSetting.model_construct(name="x", scales=(1.0,), flip=False, mode="explicit")
+    with pytest.raises(ConfigError, match="cannot be run as explicit"):
+        Scorer(Tiler(Predictor(small_model())), [explicit], 4)
+
+
+def test_a_stop_request_ends_it_between_two_images(data, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        run(data, tmp_path, SINGLE, stop=StopAfter(2))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_read_ahead_keeps_the_order_and_passes_errors_on():
+    assert list(evaluate.read_ahead(list(range(7)), lambda x: x * x)) == [x * x for x in range(7)]
+    assert list(evaluate.read_ahead([3], str)) == ["3"]
+    assert list(evaluate.read_ahead([], str)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(evaluate.read_ahead([1, 0], lambda x: 1 // x))

@@ -1,0 +1,301 @@
+"""The inference job: right labels, the same bytes however it is run, and nothing labelled from a damaged file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.data.decode import read_image
+from hmsa_core.data.index import Index
+from hmsa_core.inference import infer
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.io.atomic import read_json, sha256_file
+from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
+from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
+from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.runtime.logs import read_log
+from tests.support.inference import CPU, StopAfter, infer_spec, job_context, save_model, small_model
+from tests.support.ranks import run_ranks
+from tests.support.training import folder_bytes, write_data
+
+SIZE = (40, 56)
+IMAGES = 7
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder, images=IMAGES, size=SIZE)
+    save_model(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(data, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder of an undisturbed run by one rank."""
+    work = tmp_path_factory.mktemp("finished")
+    run(data, work)
+    return work
+
+
+def run(data: Path, work: Path, stop=None, ranks=None, **changes) -> infer.Summary:
+    return infer.run(infer_spec(data, work, data / "model", **changes), job_context(work, ranks, stop))
+
+
+def store_bytes(work: Path) -> dict[str, bytes]:
+    return {k: v for k, v in folder_bytes(work / "store").items() if not k.endswith(".lock")}
+
+
+def rewrite_index(data: Path, change) -> None:
+    """Pass the samples through `change` (list -> list) and write the index again."""
+    path = data / "toy.parquet"
+    index = Index.load(path)
+    Index.write(path, change(list(index.samples)), index.classes, index.root)
+
+
+def test_the_store_holds_what_label_image_gives_with_paths_and_lineage(data, finished):
+    store = LabelStore.open(finished / "store", strict=True)
+    predictor = Predictor(small_model())
+    assert store.names() == [f"toy_{i:03d}" for i in range(IMAGES)]
+    for name in store.names()[:3]:
+        label, code = store.read(name)
+        expected, confidence = infer.label_image(predictor, read_image(data / f"toy/{name}.png"), (0.5, 1.0), True)
+        np.testing.assert_array_equal(label, expected)
+        np.testing.assert_array_equal(code, ConfidenceCode().encode(confidence))
+    row = store.row("toy_001")
+    assert (row["city"], row["image_path"]) == ("toytown", "toy/toy_001.png")
+    assert row["image_sha256"] == sha256_file(data / "toy/toy_001.png")
+    lineage = store.lineage
+    assert lineage["teacher"] == read_json(data / "model" / "model.json")["weights_sha256"]
+    assert (lineage["scales"], lineage["flip"], lineage["precision"]) == ([0.5, 1.0], True, "fp32")
+    assert lineage["licences"] == {"toy": "none"}
+    assert lineage["parameters"]["threads"] == 1
+    assert read_json(finished / "summary.json")["images"] == IMAGES
+    assert [line["event"] for line in read_log(finished / "log.jsonl")].count("shard") == 4
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_ranks_writes_the_same_bytes(data, finished, tmp_path, world):
+    def rank_main(rank: int) -> None:
+        ranks = start_ranks(CPU)
+        run(data, tmp_path, ranks=ranks)
+        ranks.stop()
+
+    assert run_ranks(world, rank_main) == [0] * world
+    assert store_bytes(tmp_path) == store_bytes(finished)
+
+
+def test_neither_the_order_of_the_index_nor_the_place_of_the_data_changes_a_byte(own_data, finished, tmp_path):
+    rewrite_index(own_data, lambda samples: samples[::-1])
+    run(own_data, tmp_path / "elsewhere")
+    assert store_bytes(tmp_path / "elsewhere") == store_bytes(finished)
+
+
+def test_how_many_images_a_shard_holds_changes_no_label(data, finished, tmp_path):
+    run(data, tmp_path, images_per_shard=3)
+    small, large = (LabelStore.open(work / "store", strict=True) for work in (finished, tmp_path))
+    assert [len(list(work.glob("store/*.parquet"))) for work in (finished, tmp_path)] == [4, 3]
+    for name in small.names():
+        for one, other in zip(small.read(name), large.read(name), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_clock_that_jumps_and_images_of_one_time_change_no_byte(own_data, finished, tmp_path, monkeypatch):
+    for image in own_data.rglob("*.png"):
+        os.utime(image, (1e9, 1e9))
+    day, real = itertools.cycle([0, 86_400, -86_400, 7 * 86_400]), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(day))
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + next(day)) * 1e9))
+    run(own_data, tmp_path / "work")
+    assert store_bytes(tmp_path / "work") == store_bytes(finished)
+    assert summary_without_clocks(tmp_path / "work") == summary_without_clocks(finished)
+    written = [line["time"] for line in read_log(tmp_path / "work/log.jsonl")]
+    assert max(written) - min(written) > 86_400, "the job has seen the clock jump"
+
+
+def summary_without_clocks(work: Path) -> dict[str, object]:
+    summary = read_json(work / "summary.json")
+    return {key: summary[key] for key in ("images", "resumed", "skipped")}
+
+
+def test_a_stopped_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(data, finished, tmp_path):
+    with pytest.raises(InterruptedRunError) as stopped:
+        run(data, tmp_path, stop=StopAfter(5))
+    assert stopped.value.exit_code == 143
+    assert sorted(p.name for p in (tmp_path / "store").glob("*.parquet")) == [
+        "shard-00000.parquet",
+        "shard-00001.parquet",
+    ]
+    assert not (tmp_path / "store" / "manifest.json").exists(), "an unfinished store is no store"
+    inodes = {p.name: p.stat().st_ino for p in (tmp_path / "store").glob("*.parquet")}
+    summary = run(data, tmp_path)
+    assert (summary.images, summary.resumed) == (IMAGES - 4, 4)
+    assert store_bytes(tmp_path) == store_bytes(finished)
+    for name, inode in inodes.items():
+        assert (tmp_path / "store" / name).stat().st_ino == inode, "finished shards are not written again"
+
+
+def test_a_finished_run_labels_nothing_when_it_is_started_again(data, finished, tmp_path):
+    work = Path(shutil.copytree(finished, tmp_path / "work"))
+    summary = run(data, work)
+    assert (summary.images, summary.resumed) == (0, IMAGES)
+    assert store_bytes(work) == store_bytes(finished)
+
+
+def test_a_torn_shard_is_made_again(data, finished, tmp_path):
+    work = Path(shutil.copytree(finished, tmp_path / "work"))
+    shard = work / "store" / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert run(data, work).images == 2
+    assert store_bytes(work) == store_bytes(finished)
+
+
+def test_new_images_are_appended_and_nothing_that_was_there_changes(own_data, tmp_path):
+    few = {"names": tuple(f"toy_{i:03d}" for i in (1, 2, 5))}
+    run(own_data, tmp_path / "work", selection=few)
+    before = {k: v for k, v in store_bytes(tmp_path / "work").items() if k.startswith("shard-")}
+    summary = run(own_data, tmp_path / "work")
+    after = store_bytes(tmp_path / "work")
+    assert (summary.images, summary.resumed) == (IMAGES - 3, 3)
+    assert before.items() <= after.items()
+    names = LabelStore.open(tmp_path / "work" / "store", strict=True).names()
+    assert names == [f"toy_{i:03d}" for i in (1, 2, 5, 0, 3, 4, 6)]
+
+
+def test_an_unfinished_shard_whose_images_left_the_index_is_given_up(own_data, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        run(own_data, tmp_path / "work", stop=StopAfter(3))
+    rewrite_index(own_data, lambda samples: [s for s in samples if s.name != "toy_003"])
+    run(own_data, tmp_path / "work")
+    names = LabelStore.open(tmp_path / "work" / "store", strict=True).names()
+    assert sorted(names) == [f"toy_{i:03d}" for i in range(IMAGES) if i != 3]
+
+
+@pytest.mark.parametrize("change", [{"scales": (1.0,)}, {"flip": False}, {"codec": "webp"}])
+def test_labels_of_other_parameters_are_never_mixed(data, finished, tmp_path, change):
+    work = Path(shutil.copytree(finished, tmp_path / "work"))
+    with pytest.raises(ConfigError, match="holds labels of another checkpoint, scales, flip, precision"):
+        run(data, work, **change)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def test_an_image_damaged_after_indexing_is_left_out_named_and_taken_in_once_restored(own_data, tmp_path, finished):
+    image = own_data / "toy/toy_002.png"
+    good = image.read_bytes()
+    flip_a_bit(image)
+    summary = run(own_data, tmp_path / "work")
+    assert summary.images == IMAGES - 1
+    assert [row["name"] for row in summary.skipped] == ["toy_002"]
+    assert summary.skipped[0]["reason"].startswith(f"changed: {image}: SHA-256 is")
+    store = LabelStore.open(tmp_path / "work" / "store", strict=True)
+    assert "toy_002" not in store
+    assert len(store) == IMAGES - 1
+    again = run(own_data, tmp_path / "work")
+    assert again.images == 0, "as long as it is damaged nothing is done again"
+    assert [row["name"] for row in again.skipped] == ["toy_002"]
+    image.write_bytes(good)
+    assert run(own_data, tmp_path / "work").skipped == []
+    assert store_bytes(tmp_path / "work") == store_bytes(finished)
+
+
+def test_labels_of_images_that_are_gone_stay_when_one_beside_them_is_restored(own_data, tmp_path):
+    image = own_data / "toy/toy_002.png"
+    good = image.read_bytes()
+    flip_a_bit(image)
+    run(own_data, tmp_path / "work")
+    shards = read_json(tmp_path / "work" / "plan.json")["shards"]
+    (beside,) = [s["names"] for s in shards if "toy_002" in s["names"]]
+    gone = next(name for name in beside if name != "toy_002")
+    before = LabelStore.open(tmp_path / "work" / "store").names()
+    image.write_bytes(good)
+    rewrite_index(own_data, lambda samples: [s for s in samples if s.name != gone])
+    summary = run(own_data, tmp_path / "work")
+    assert LabelStore.open(tmp_path / "work" / "store", strict=True).names() == before
+    (row,) = summary.skipped
+    assert row["name"] == "toy_002"
+    assert row["reason"].endswith("label it into another store")
+
+
+def test_too_many_damaged_images_end_the_run(own_data, tmp_path):
+    for i in (1, 4):
+        (own_data / f"toy/toy_{i:03d}.png").unlink()
+    with pytest.raises(IntegrityError, match="2 images cannot be labelled, more than 1; the first: toy_001") as caught:
+        run(own_data, tmp_path / "work")
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "work" / "store" / "manifest.json").exists()
+
+
+def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
+    for i in (0, 2):  # one image in a shard of each rank
+        (own_data / f"toy/toy_{i:03d}.png").unlink()
+
+    def rank_main(rank: int) -> None:
+        ranks = start_ranks(CPU)
+        if rank:
+            run(own_data, tmp_path / "work", ranks=ranks)
+        else:
+            with pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1"):
+                run(own_data, tmp_path / "work", ranks=ranks)
+        ranks.stop()
+
+    assert run_ranks(2, rank_main) == [0, 0]
+
+
+def test_conflicts_with_human_coarse_labels_are_counted(own_data, tmp_path):
+    coarse = np.full(SIZE, 255, np.uint8)
+    coarse[10:20, 10:30] = 2
+    cv2.imwrite(str(own_data / "toy/coarse.png"), coarse)
+    sha256 = sha256_file(own_data / "toy/coarse.png")
+    rewrite_index(
+        own_data,
+        lambda samples: [
+            dataclasses.replace(s, coarse="toy/coarse.png", coarse_sha256=sha256) if s.name == "toy_001" else s
+            for s in samples
+        ],
+    )
+    run(own_data, tmp_path / "work")
+    store = LabelStore.open(tmp_path / "work" / "store", strict=True)
+    assert store.row("toy_001")["coarse_path"] == "toy/coarse.png"
+    assert np.asarray(StoreStatistics.open(tmp_path / "work" / "store").conflicts).sum() > 0
+
+
+def test_a_checkpoint_with_another_number_of_classes_is_refused(data, tmp_path):
+    save_model(tmp_path / "model", small_model(classes=6))
+    spec = infer_spec(data, tmp_path / "work", tmp_path / "model")
+    with pytest.raises(ConfigError, match="6 classes, but the index has 4"):
+        infer.run(spec, job_context(tmp_path / "work"))
+
+
+def test_reading_and_writing_overlap_with_the_model(data, tmp_path):
+    summary = run(data, tmp_path, scales=(0.5, 1.0, 2.0))
+    assert summary.timing.model > 0
+    assert summary.timing.model_share > 0.5
+    assert read_json(tmp_path / "summary.json")["model_share"] == round(summary.timing.model_share, 4)
+
+
+def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("hmsa_core.inference.fast_weights.cpu_has_bf16", lambda: False)
+    runtime = RuntimeConfig(device="cpu", precision="bf16")
+    spec = infer_spec(data, tmp_path, data / "model", runtime=runtime)
+    infer.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))
+    assert LabelStore.open(tmp_path / "store").lineage["precision"] == "fp32"

@@ -1,0 +1,246 @@
+"""The review file: append-only, whole lines, last word counts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmsa_core.io.errors import InputError, IntegrityError
+from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels, labels_id, marked_store
+from tests.support.faults import every_fault
+
+BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
+
+
+def test_marks_are_lines_beside_the_store_and_carry_no_time(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag", region=BOX, note="ghost <b>car</b>", reviewer="kim")
+    review.add("b", "accept")
+    lines = [json.loads(line) for line in (tmp_path / "raw.review.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["a", "b"]
+    assert lines[0]["region"] == BOX
+    assert lines[0]["note"] == "ghost <b>car</b>"
+    assert set(lines[0]) == {"id", "name", "verdict", "region", "note", "reviewer"}
+
+
+def test_the_same_marks_make_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        review = ReviewFile(tmp_path / folder / "raw")
+        review.add("a", "flag", note="x")
+        review.add("a", "flag", note="x")
+    one, two = ((tmp_path / folder / "raw.review.jsonl").read_bytes() for folder in ("one", "two"))
+    assert one == two
+    assert len(set(one.splitlines())) == 2  # the same mark twice is still two marks
+
+
+def test_a_withdrawn_mark_no_longer_counts_but_stays_in_the_file(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    first = review.add("a", "flag")
+    review.withdraw("a", first.id)
+    assert review.marks() == []
+    assert len(review.path.read_text().splitlines()) == 2
+    with pytest.raises(InputError, match="no mark"):
+        review.withdraw("a", first.id)
+
+
+def test_marks_are_of_the_picture_that_was_looked_at(tmp_path: Path) -> None:
+    old = ReviewFile(tmp_path / "raw")
+    of_any = old.add("a", "flag", note="from before marks named pictures")
+    first = ReviewFile(tmp_path / "raw", {"a": "1" * 64, "b": "2" * 64})
+    flagged, other = first.add("a", "flag", region=BOX), first.add("b", "flag")
+    assert (flagged.image_sha256, of_any.image_sha256) == ("1" * 64, "")
+    replaced = ReviewFile(tmp_path / "raw", {"a": "9" * 64, "b": "2" * 64})
+    assert [mark.id for mark in replaced.marks()] == [of_any.id, other.id]
+    assert [mark.id for mark in replaced.foreign()] == [flagged.id]
+    assert replaced.statuses() == {"a": "flag", "b": "flag"}
+    back = ReviewFile(tmp_path / "raw", {"a": "1" * 64, "b": "2" * 64})
+    assert [mark.id for mark in back.marks()] == [of_any.id, flagged.id, other.id]
+    assert "image_sha256" not in of_any.to_json()
+    replaced.add("a", "accept")
+    assert replaced.foreign() == [], "somebody looked at the picture of now"
+
+
+def test_what_was_accepted_of_other_labels_is_not_reviewed_and_flags_stand(tmp_path: Path) -> None:
+    first = ReviewFile(tmp_path / "raw", labels="first")
+    first.add("a", "accept")
+    first.add("b", "flag")
+    first.add("c", "accept")
+    assert first.statuses() == {"a": "accept", "b": "flag", "c": "accept"}
+    anew = ReviewFile(tmp_path / "raw", labels="anew")
+    assert anew.statuses() == {"b": "flag"}
+    assert [anew.shown(mark).get("earlier") for mark in anew.marks()] == [True, True, True]
+    anew.add("c", "accept")
+    assert anew.statuses() == {"b": "flag", "c": "accept"}
+    assert ReviewFile(tmp_path / "raw").statuses() == {"a": "accept", "b": "flag", "c": "accept"}
+    older = tmp_path / "old.review.jsonl"
+    older.write_text('{"id": "1", "name": "a", "verdict": "accept", "region": null, "note": "", "reviewer": ""}\n')
+    assert ReviewFile(tmp_path / "old", labels="anew").statuses() == {"a": "accept"}, "it does not say of which labels"
+
+
+def test_labels_are_told_apart_by_teacher_setting_and_fusion() -> None:
+    base = {
+        "teacher": "a" * 64,
+        "scales": [0.5, 1.0],
+        "flip": True,
+        "precision": "fp32",
+        "parameters": {"kind": "single"},
+    }
+    others = [
+        base | {"teacher": "b" * 64},
+        base | {"scales": [1.0]},
+        base | {"flip": False},
+        base | {"parameters": {"kind": "average"}},
+        base | {"parameters": {"kind": "max"}},
+    ]
+    assert len({labels_id(lineage) for lineage in (base, *others)}) == 6
+    assert labels_id(base) == labels_id(base | {"parameters": {"kind": "single", "threads": 3}, "code_version": "9"})
+
+
+def test_the_same_mark_again_counts_where_lines_were_taken_out_by_hand(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    for name, verdict in (("x", "flag"), ("y", "flag"), ("b", "flag"), ("b", "accept")):
+        review.add(name, verdict)
+    review.path.write_text("".join(review.path.read_text().splitlines(keepends=True)[2:]))
+    review.add("b", "flag")
+    assert [mark.verdict for mark in review.marks()] == ["flag", "accept", "flag"]
+    assert review.statuses() == {"b": "flag"}
+
+
+def test_nothing_is_written_behind_a_damaged_line(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(damaged := review.path.read_text() + '{"id": 1, "verdict"')
+    with pytest.raises(IntegrityError, match="line 2"):
+        review.add("b", "flag")
+    assert review.path.read_text() == damaged
+
+
+def test_marks_of_final_labels_go_to_raw_though_it_is_being_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "manifest.json").write_text("{}")
+    final = tmp_path / "final"
+    assert marked_store(final, "final") == tmp_path / "raw"
+    ReviewFile(tmp_path / "raw").add("a", "flag")
+    (tmp_path / "raw" / "manifest.json").unlink()  # `auto-infer` runs
+    assert marked_store(final, "final") == tmp_path / "raw"
+    assert marked_store(tmp_path / "elsewhere" / "final", "final") == tmp_path / "elsewhere" / "final"
+
+
+def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.add("b", "flag")
+    kept = review.path.read_text().splitlines()[0]
+    review.path.write_text(f"\n{kept}")  # a line taken out, the last line break lost
+    review.add("c", "accept")
+    assert [mark.name for mark in review.marks()] == ["a", "c"]
+
+
+def test_the_last_word_counts_pixel_by_pixel() -> None:
+    marks = [Mark("1", "a", "flag"), Mark("2", "a", "accept", ((2, 1), (5, 1), (5, 3), (2, 3)))]
+    flagged = flagged_pixels(marks, 8, 10)
+    assert flagged[0, 0]
+    assert not flagged[1:4, 2:6].any()
+    assert flagged.sum() == 80 - 12
+
+
+@given(st.lists(st.tuples(st.sampled_from(["flag", "accept"]), st.integers(0, 9), st.integers(0, 7)), max_size=6))
+def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: list[tuple[str, int, int]]) -> None:
+    marks = [
+        Mark(str(i), "a", v, ((x, y), (x + 3, y), (x + 3, y + 2), (x, y + 2))) for i, (v, x, y) in enumerate(steps)
+    ]
+    expected = np.zeros((8, 10), bool)
+    for verdict, x, y in steps:
+        expected[y : y + 3, x : x + 4] = verdict == "flag"
+    assert np.array_equal(flagged_pixels(marks, 8, 10), expected)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        [[0, 0]],
+        [[0, 0], [1, 1], [2]],
+        [[0, 0], [1, float("nan")], [2, 2]],
+        "box",
+        [[0, 0], [1e9, 0], [1, 1]],
+        [[0, 0], [10**400, 0], [1, 1]],
+        [[0, 0], ["x", 0], [1, 1]],
+        [[0, 0], [[1], 0], [1, 1]],
+        [[0, 0]] * 501,
+    ],
+)
+def test_a_region_that_is_none_is_refused_and_nothing_is_written(tmp_path: Path, region: object) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    with pytest.raises(InputError):
+        review.add("a", "flag", region=region)
+    assert not review.path.exists()
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    def write(who: str) -> None:
+        review = ReviewFile(tmp_path / "raw")
+        for i in range(10):
+            review.add(f"{who}{i}", "flag")
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(ReviewFile(tmp_path / "raw").marks()) == 20
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(review.path.read_text() + '{"id": 1, "verdict"')
+    with pytest.raises(IntegrityError, match="line 2"):
+        review.marks()
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_failed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path, error: int) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    old = review.path.read_bytes()
+    for _ in every_fault(lambda: review.add("b", "accept"), error):
+        names = [mark.name for mark in ReviewFile(tmp_path / "raw").marks()]
+        assert names in (["a"], ["a", "b"])
+        review.path.write_bytes(old)
+    assert [mark.name for mark in review.marks()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '"x"',
+        '"withdraws"',
+        "3",
+        "null",
+        '{"id": 1, "name": "a", "verdict": []}',
+        "[" * 100_000,
+        '{"id": "1", "name": "a", "verdict": "flag", "region": [[1, 1], [1%s, 1], [2, 2]]}' % ("0" * 400),
+    ],
+)
+def test_a_line_that_is_json_but_no_mark_is_named(tmp_path: Path, line: str) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.add("a", "flag")
+    review.path.write_text(damaged := f"{review.path.read_text()}{line}\n")
+    for act in (review.marks, review.foreign, lambda: review.add("b", "flag")):
+        with pytest.raises(IntegrityError, match=r"raw\.review\.jsonl: line 2 is not a review mark") as told:
+            act()
+        assert "mend or remove that line" in told.value.hint
+    assert review.path.read_text() == damaged
+
+
+def test_an_id_of_another_kind_in_a_file_mended_by_hand_keeps_nobody_from_marking(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "raw")
+    review.path.write_text('{"id": [1], "name": "a", "verdict": "flag"}\n')
+    review.add("b", "flag")
+    assert review.statuses() == {"a": "flag", "b": "flag"}

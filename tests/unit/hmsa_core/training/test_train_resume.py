@@ -1,0 +1,261 @@
+"""Interrupted training goes on exactly: whole checkpoints, states and logs equal, tolerance 0 (one rank)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.spec import Selection, TrainSpec, ValidationData
+from hmsa_core.training import train
+from hmsa_core.training.state import StateStore
+from hmsa_core.training.trainer import Trainer
+from hmsa_core.training.validate import Validation
+from tests.support.faults import faulty
+from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing is saved on the way out."""
+
+
+Interruption = Callable[[pytest.MonkeyPatch, StopRequest], None]
+# 3 epochs of 8 crops, batch 2: steps 0..11, epochs end after 4, 8, 12; fine only from step 8; saved every 3.
+LAST = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    write_data(folder, prefix="extra", images=6, first_seed=100)
+    write_data(folder, prefix="held", images=2, first_seed=200, role="calibrate")
+    write_store(folder, folder / "store")
+    return folder
+
+
+def student(data: Path, work: Path, **changes: object) -> TrainSpec:
+    """Everything at once: mixed crops, a fine-only last epoch, accumulation, dropout, average, validation."""
+    return train_spec(
+        data,
+        work,
+        checkpoint_every=3,
+        pseudo=pseudo_data(data, data / "store"),
+        pseudo__fine_only_epochs=1,
+        pseudo__mix="classmix",
+        loss__per_scale_weight=0.05,
+        optimiser__clip_norm=1.0,
+        validation=ValidationData(
+            selection=Selection(index=data / "held.parquet", roles=("calibrate",)), every_epochs=2
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("whole")
+    spec = student(data, work)
+    train.run(spec, context(spec))
+    return work
+
+
+def killed_after(steps: int) -> Interruption:
+    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+        real = Trainer.run_step
+
+        def run_step(self: Trainer, feed: Iterator[object]) -> object:
+            if self.step == steps:
+                raise KilledError
+            return real(self, feed)  # type: ignore[arg-type]
+
+        patch.setattr(Trainer, "run_step", run_step)
+
+    return interrupt
+
+
+def stopped_in(step: int, *, between_passes: bool) -> Interruption:
+    """A stop request during a step: between its passes the step is given up, in the last it is finished."""
+
+    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+        real = Trainer._pass
+        seen: list[int] = []
+
+        def one_pass(self: Trainer, batch: object) -> None:
+            real(self, batch)  # type: ignore[arg-type]
+            seen.append(self.step)
+            if self.step == step and (between_passes or seen.count(step) == self.passes):
+                stop.set()
+
+        patch.setattr(Trainer, "_pass", one_pass)
+
+    return interrupt
+
+
+def killed_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+    def score(self: Validation, *args: object) -> object:
+        raise KilledError
+
+    patch.setattr(Validation, "_score", score)
+
+
+def stopped_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+    real = Validation._score
+
+    def score(self: Validation, *args: object) -> object:
+        stop.set()
+        return real(self, *args)  # type: ignore[arg-type]
+
+    patch.setattr(Validation, "_score", score)
+
+
+def killed_while_saving(operation: int) -> Interruption:
+    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+        real = StateStore.save
+
+        def save(self: StateStore, step: int, *args: object) -> object:
+            if step != 6:
+                return real(self, step, *args)  # type: ignore[arg-type]
+            with faulty(operation, errno.EIO):
+                real(self, step, *args)  # type: ignore[arg-type]
+            raise KilledError  # after the commit point
+
+        patch.setattr(StateStore, "save", save)
+
+    return interrupt
+
+
+def killed_before_the_model_is_written(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+    def save_model(*args: object) -> str:
+        raise KilledError
+
+    patch.setattr(train, "save_model", save_model)
+
+
+INTERRUPTIONS: dict[str, Interruption] = {
+    "killed in the middle of an epoch": killed_after(5),
+    "killed before the first step": killed_after(0),
+    "killed before the first state": killed_after(2),
+    "killed at the edge of an epoch": killed_after(4),
+    "killed at the switch to fine labels only": killed_after(8),
+    "killed at the last step": killed_after(LAST - 1),
+    "stopped between two passes of a step": stopped_in(6, between_passes=True),
+    "stopped in the very first pass": stopped_in(0, between_passes=True),
+    "stopped at the end of a step": stopped_in(6, between_passes=False),
+    "stopped in the last step before an epoch's edge": stopped_in(7, between_passes=False),
+    "stopped in the last pass of all": stopped_in(LAST - 1, between_passes=False),
+    "killed during validation": killed_in_validation,
+    "stopped during validation": stopped_in_validation,
+    "killed at the first file operation of a save": killed_while_saving(1),
+    "killed in the middle of a save": killed_while_saving(8),
+    "killed right after a save": killed_while_saving(10_000),
+    "killed before the model is written": killed_before_the_model_is_written,
+}
+
+
+QUICK = ("stopped between two passes of a step", "killed in the middle of an epoch", "stopped during validation")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.fault) for name in INTERRUPTIONS]
+)
+def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
+    name: str, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    spec = student(data, tmp_path / "work")
+    stop = StopRequest()
+    with pytest.MonkeyPatch.context() as patch:
+        INTERRUPTIONS[name](patch, stop)
+        with pytest.raises((KilledError, InterruptedRunError, OSError)):
+            train.run(spec, context(spec, stop))
+    assert not (spec.work / "model" / "model.json").exists()
+    train.run(spec, context(spec))
+    assert folder_bytes(spec.work / "model") == folder_bytes(uninterrupted / "model")
+    last = f"state/step-{LAST:08d}"
+    assert folder_bytes(spec.work / last) == folder_bytes(uninterrupted / last)
+    assert log_of(spec.work) == log_of(uninterrupted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterrupted_one(
+    data: Path, tmp_path: Path
+) -> None:
+    gpu = Ranks(0, 1, 0, torch.device("cuda", 0))
+    specs = [student(data, tmp_path / name, runtime__device="cuda") for name in ("whole", "cut")]
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(7)(patch, StopRequest())
+        with pytest.raises(KilledError):
+            train.run(specs[1], context(specs[1], ranks=gpu))
+    for spec in specs:
+        train.run(spec, context(spec, ranks=gpu))
+    whole, cut = ([line for line in log_of(spec.work) if line["event"] == "train"] for spec in specs)
+    assert [(line["step"], line["lr"]) for line in cut] == [(line["step"], line["lr"]) for line in whole]
+    # cuDNN and atomic additions change last bits: what grows out of them in twelve steps stays small.
+    assert [line["loss"] for line in cut] == pytest.approx([line["loss"] for line in whole], rel=0.02)
+
+
+def test_a_stop_request_saves_the_state_and_says_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    spec = student(data, tmp_path / "work")
+    stop = StopRequest()
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_in(6, between_passes=True)(patch, stop)
+        with pytest.raises(InterruptedRunError, match="at step 6 of 12") as caught:
+            train.run(spec, context(spec, stop))
+    assert caught.value.exit_code == 143
+    assert StateStore(spec.work / "state", key="any").steps() == [3, 6]
+
+
+def test_ranks_that_read_different_states_do_not_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose disk did not answer would take an older state, and stay apart from the others without a word."""
+    spec = student(data, tmp_path / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(5)(patch, StopRequest())
+        with pytest.raises(KilledError):
+            train.run(spec, context(spec))
+    monkeypatch.setattr(
+        Ranks, "gather", lambda self, value: [value, "no state"] if str(value).startswith("step") else [value]
+    )
+    with pytest.raises(TrainingError, match=r"different states \(rank 0: step 3, rank 1: no state\)"):
+        train.run(spec, context(spec))
+
+
+def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object, **named: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(train, "make_model", never)
+    before = folder_bytes(uninterrupted / "model")
+    spec = student(data, uninterrupted)
+    train.run(spec, context(spec))
+    assert folder_bytes(uninterrupted / "model") == before
+
+
+def test_a_state_of_other_settings_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(5)(patch, StopRequest())
+        with pytest.raises(KilledError):
+            train.run(spec, context(spec))
+    other = train_spec(data, tmp_path / "work", optimiser__momentum=0.5)
+    with pytest.raises(ConfigError, match="other settings or data"):
+        train.run(other, context(other))
+
+
+def test_how_often_it_saves_and_how_it_uses_the_machine_may_change_between_runs(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after(5)(patch, StopRequest())
+        with pytest.raises(KilledError):
+            train.run(spec, context(spec))
+    changed = train_spec(data, tmp_path / "work", checkpoint_every=1, batch_per_rank=2, runtime__channels_last=True)
+    train.run(changed, context(changed))
+    assert (tmp_path / "work" / "model" / "model.json").exists()

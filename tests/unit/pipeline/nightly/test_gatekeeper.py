@@ -1,0 +1,230 @@
+"""The gatekeeper: looks are counted per report set, a verdict for other weights is refused, promotion happens once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core import taxonomy
+from hmsa_core.data.index import Index
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import IntegrityError
+from pipeline.cli.main import main
+from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
+from pipeline.nightly.overrides import apply
+from pipeline.nightly.registry import Registry
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+
+CLASSES = 19
+
+
+def _confusions(accuracy: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    result = np.zeros((120, CLASSES, CLASSES), np.int64)
+    for image in range(120):
+        hits = rng.binomial(2000, np.clip(accuracy + rng.normal(0, 0.01, CLASSES), 0, 1))
+        result[image] = np.diag(hits)
+        for c in range(CLASSES):
+            result[image, c, (c + 1) % CLASSES] = 2000 - hits[c]
+    return result
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPO / name, tmp_path / name)
+    atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
+    Index.write(tmp_path / "data/index/target.parquet", [], taxonomy.cityscapes(), "target")
+    return Workspace(tmp_path)
+
+
+def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
+    sha = atomic.write_bytes(ws.path("models/student/model.safetensors"), weights)
+    atomic.write_json(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
+    names = np.array([f"i{i}" for i in range(120)])
+    blocks = np.array([f"b{i // 3}" for i in range(120)])
+    for model, level, seed in (("teacher", 0.8, 1), ("student", accuracy, 2)):
+        path = ws.path(f"evaluation/confusions-{model}.npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, names=names, blocks=blocks, confusions=_confusions(level, seed))
+    atomic.write_json(ws.path("evaluation/verdict.json"), {"candidate_weights_sha256": sha, "gain": {}})
+
+
+def _change(ws: Workspace, key: str, value: object) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(apply(params.read_text(), {key: value}))
+
+
+def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.9, b"good")
+    first = apply_verdict(workspace)
+    assert first["promoted"], first["decision"]
+    assert workspace.is_promoted()
+    again = apply_verdict(workspace)
+    assert again["promoted"] is None
+    assert "teaches already" in again["decision"]
+
+
+def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_back(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.9, b"good")
+    version = apply_verdict(workspace)["promoted"]
+    registry = Registry(workspace.root)
+    registry.rollback(by="ana", reason="worse in rain")
+    again = apply_verdict(workspace)
+    assert (again["promote"], again["promoted"], workspace.is_promoted()) == (True, None, False)
+    assert (
+        f"{version} was rolled back by ana (worse in rain); `autolabel models promote {version}`" in again["decision"]
+    )
+    registry.promote(registry.get(version), by="ana")
+    assert "teaches already" in apply_verdict(workspace)["decision"]
+
+
+def _pinned_teacher(ws: Workspace) -> Registry:
+    """The first teacher is registered and pinned; another model teaches now and is worse than it."""
+    sha = atomic.write_bytes(ws.path("models/teacher/model.safetensors"), b"first")
+    atomic.write_json(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
+    registry = Registry(ws.root)
+    registry.pin_champion(registry.register(ws.path("models/teacher"), role="teacher", metrics={}, verdict=None))
+    atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(ws, 0.85, b"good")
+    with np.load(ws.path("evaluation/confusions-teacher.npz")) as file:
+        rest = {name: file[name] for name in ("names", "blocks")}
+    np.savez(ws.path("evaluation/confusions-incumbent.npz"), confusions=_confusions(0.8, 1), **rest)
+    np.savez(ws.path("evaluation/confusions-teacher.npz"), confusions=_confusions(0.9, 3), **rest)
+    atomic.write_json(ws.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": sha}}})
+    return registry
+
+
+def test_a_pinned_reference_counts_also_where_it_is_scored_as_the_teacher(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    verdict = apply_verdict(workspace)
+    assert verdict["promote"] is False
+    assert any("points below the reference champion v0001-" in reason for reason in verdict["reasons"])
+
+
+def test_a_pinned_reference_that_was_never_scored_holds_a_promotion_up(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    atomic.write_json(workspace.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": "0" * 64}}})
+    verdict = apply_verdict(workspace)
+    assert (verdict["promote"], verdict["promoted"]) == (False, None)
+    assert "dvc repro --force --single-item evaluate" in verdict["reasons"][-1]
+
+
+def test_a_pinned_reference_of_other_classes_is_named_with_the_way_out(workspace: Workspace) -> None:
+    registry = _pinned_teacher(workspace)
+    champion = registry.champion()
+    assert champion is not None
+    classes = replace(taxonomy.cityscapes(), classes=("street", *taxonomy.cityscapes().classes[1:])).to_json()
+    atomic.write_json(champion.path / "model.json", {"weights_sha256": "1" * 64, "class_table": classes})
+    verdict = apply_verdict(workspace)
+    assert (verdict["promote"], verdict["promoted"]) == (False, None)
+    assert "has other classes" in verdict["reasons"][-1]
+    assert "autolabel models pin VERSION" in verdict["reasons"][-1]
+
+
+def test_a_student_is_not_promoted_over_a_teacher_that_it_was_not_judged_against(workspace: Workspace) -> None:
+    _pinned_teacher(workspace)
+    path = workspace.path("evaluation/verdict.json")
+    atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match="judged against another teacher") as told:
+        apply_verdict(workspace)
+    assert "dvc repro evaluate" in told.value.hint
+    teacher = atomic.read_json(workspace.path("models/teacher/model.json"))["weights_sha256"]
+    atomic.write_json(path, atomic.read_json(path) | {"incumbent_weights_sha256": teacher})
+    apply_verdict(workspace)
+
+
+def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(workspace: Workspace) -> None:
+    _change(workspace, "evaluate.gate.veto_recall", ["wheelchair"])
+    _night(workspace, 0.9, b"good")
+    assert any("no class is called wheelchair" in note for note in apply_verdict(Workspace(workspace.root))["notes"])
+
+
+def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    _night(workspace, 0.7, b"bad")
+    assert "kept stage:teacher-train" in apply_verdict(workspace)["decision"]
+    _night(workspace, 0.9, b"good")
+    assert "switched off" in apply_verdict(workspace, promote=False)["decision"]
+    assert not workspace.is_promoted()
+
+
+def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    decision = apply_verdict(workspace)["decision"]
+    assert "0 of 3 A/A trainings" in decision
+    assert "autolabel models aa" in decision, "the message names what mends it"
+
+
+def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    record = {"mean_iou": [0.6, 0.601, 0.602], "recipe": recipe_digest(workspace)}
+    atomic.write_json(workspace.path("models/registry/aa.json"), record)
+    assert apply_verdict(workspace, promote=False)["notes"] == []
+    _change(workspace, "student_train.optimiser.weight_decay", 0.001)
+    (note,) = apply_verdict(Workspace(workspace.root), promote=False)["notes"]
+    assert "another recipe" in note
+    assert "autolabel models aa" in note
+
+
+def test_the_seed_is_no_part_of_the_recipe(workspace: Workspace) -> None:
+    digest = recipe_digest(workspace)
+    _change(workspace, "student_train.seed", 7)
+    assert recipe_digest(Workspace(workspace.root)) == digest
+
+
+def test_aa_trainings_need_labels_and_at_least_two_runs(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "aa", "--workspace", str(workspace.root)]) == 3
+    assert "no auto-labels yet" in capsys.readouterr().err
+    assert main(["models", "aa", "--runs", "1", "--workspace", str(workspace.root)]) == 2
+    assert "at least 2" in capsys.readouterr().err
+
+
+def test_a_verdict_on_other_weights_is_refused(workspace: Workspace) -> None:
+    _night(workspace, 0.9, b"good")
+    sha = atomic.write_bytes(workspace.path("models/student/model.safetensors"), b"other")
+    atomic.write_json(workspace.path("models/student/model.json"), {"weights_sha256": sha})
+    with pytest.raises(IntegrityError, match="judged other weights"):
+        apply_verdict(workspace)
+
+
+def test_looks_are_counted_by_candidate_and_report_set(workspace: Workspace) -> None:
+    assert count_look(workspace, "a", ("x", "y")) == 1
+    assert count_look(workspace, "a", ("x", "y")) == 1, "the same candidate again is no new look"
+    assert count_look(workspace, "b", ("x", "y")) == 2
+    assert count_look(workspace, "c", ("z",)) == 1, "another report set starts anew"
+
+
+def test_a_report_set_that_grows_goes_on_spending_the_same_alpha(workspace: Workspace) -> None:
+    assert count_look(workspace, "a", ("x", "y")) == 1
+    assert count_look(workspace, "b", ("x", "y", "z")) == 2, "two of the images have been looked at before"
+    assert count_look(workspace, "b", ("x", "y", "z")) == 2
+    assert count_look(workspace, "c", ("y", "w")) == 3
+    assert count_look(workspace, "c", ("v",)) == 1, "images that nobody has looked at"
+    assert count_look(workspace, "a", ("x", "y")) == 1, "a look keeps its number"
+
+
+def test_looks_without_names_are_counted_as_before(workspace: Workspace) -> None:
+    report = atomic.digest(["x", "y"])
+    path = workspace.path("models/registry/looks.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"candidate": "a", "images": report}) + "\n")
+    assert count_look(workspace, "b", ("x", "y")) == 2, "the same images by their digest"
+    assert count_look(workspace, "c", ("x", "z")) == 3, "the second look told their names"
+
+
+def test_looks_of_an_unknown_set_count_for_every_set(workspace: Workspace) -> None:
+    path = workspace.path("models/registry/looks.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"candidate": str(n), "images": "0" * 64}) + "\n" for n in range(9)))
+    assert count_look(workspace, "b", ("x", "y")) == 10

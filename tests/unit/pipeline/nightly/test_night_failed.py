@@ -1,0 +1,95 @@
+"""A night that fails before its first stage has a morning page and a line in the history, too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
+from pipeline.nightly import flow as nightly
+from pipeline.nightly.morning import PAGE
+from pipeline.workspace import Workspace
+from tests.conftest import REPO
+
+HISTORY = "work/nightly/history.jsonl"
+YESTERDAY = {"night": {"data": "d", "roles": {"learn": 4}}, "kind": "kept", "counts": {"arrived": 3}, "coverage": {}}
+
+
+@pytest.fixture
+def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPO / name, tmp_path / name)
+    atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
+    atomic.write_text(tmp_path / PAGE, "yesterday's")
+    atomic.append_line(tmp_path / HISTORY, json.dumps(YESTERDAY))
+    # No server: what a run has from Prefect is not asked for.
+    monkeypatch.setattr(nightly, "die_with_parent", lambda *_: None)
+    monkeypatch.setattr(nightly, "get_run_logger", lambda: logging.getLogger("night"))
+    monkeypatch.setattr(nightly, "_run_id", lambda: None)
+    monkeypatch.setattr(nightly, "reap", lambda *_, **__: [])
+    monkeypatch.setattr(nightly, "publish_task", nightly.write_page)
+    monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: pytest.fail("the night has begun"))
+    return Workspace(tmp_path)
+
+
+def _fails(ws: Workspace, error: type[HmsaError], **given: Any) -> tuple[str, list[dict[str, Any]]]:
+    """The page, and the nights that were remembered behind yesterday's."""
+    with pytest.raises(error):
+        nightly.auto_label.fn(str(ws.root), **given)
+    lines = ws.path(HISTORY).read_text().splitlines()
+    assert json.loads(lines[0]) == YESTERDAY
+    return ws.path(PAGE).read_text(), [json.loads(line) for line in lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"threshold": 1.5}, "parameters of this run: pseudo_label.threshold"), ({"stages": ["auto-infr"]}, "auto-infr")],
+)
+def test_bad_parameters_of_a_run_are_on_the_page(ws: Workspace, given: dict[str, Any], told: str) -> None:
+    page, nights = _fails(ws, ConfigError, **given)
+    assert "The night ended early" in page
+    assert told in page
+    assert "What differs from last night" in page, "the whole page"
+    assert [night["kind"] for night in nights] == ["failed"]
+
+
+def test_a_params_file_that_cannot_be_read_has_a_page_without_what_needs_it(ws: Workspace) -> None:
+    params = ws.path("params.yaml")
+    params.write_text(params.read_text().replace("use_coarse:", "use_corse:"))
+    page, (night,) = _fails(ws, ConfigError)
+    assert "use_corse" in page
+    assert "autolabel doctor" in page
+    assert "Trust" not in page, "nothing is said about what was not read"
+    assert night["kind"] == "failed"
+    assert night["counts"] == YESTERDAY["counts"], "the next night is compared with the last that is known"
+    assert night["night"] | YESTERDAY["night"] == night["night"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("given", [{}, {"threshold": 0.85}])
+@pytest.mark.parametrize("broken", [b"a:\n\tb: 1\n", b"a: b: c\n", "# größer\n".encode("latin-1")])
+def test_a_params_file_that_is_no_yaml_has_a_page_with_and_without_parameters(
+    ws: Workspace, broken: bytes, given: dict[str, Any]
+) -> None:
+    params = ws.path("params.yaml")
+    params.write_bytes(params.read_bytes() + broken)
+    page, (night,) = _fails(ws, ConfigError, **given)
+    assert "params.yaml:" in page
+    assert night["kind"] == "failed"
+
+
+@pytest.mark.parametrize("name", [HISTORY, "models/registry/history.jsonl", "models/registry/looks.jsonl"])
+def test_a_damaged_history_ends_the_night_before_its_first_stage_and_is_on_the_page(ws: Workspace, name: str) -> None:
+    path = ws.path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write('{"torn": ')
+    with pytest.raises(IntegrityError, match=rf"{name}: line \d is not"):
+        nightly.auto_label.fn(str(ws.root))
+    assert f"{name}: line " in ws.path(PAGE).read_text()
+    assert path.read_text().endswith('{"torn": '), "nothing is written behind it"
