@@ -19,9 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.reference.infer_plain import hierarchical, normalise
-
 from research.bench.bench_infer import make_image, make_model
+from research.bench.reference.infer_plain import hierarchical, normalise
 
 RELEASED_W48_S = (0.72, 0.79)
 RELEASED_RMI_S = 1.33

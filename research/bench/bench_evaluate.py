@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 import torch
-from benchmarks.reference.evaluate_plain import confusion as plain_confusion
 
 from hmsa_core.inference.fast_backends import NumpyBackend
 from hmsa_core.inference.fast_rows import resized, whole
 from hmsa_core.metrics import confusion_counts
+from research.bench.reference.evaluate_plain import confusion as plain_confusion
 
 CASES = {
     "19 classes, 512x1024": (19, 512, 1024),

@@ -64,7 +64,7 @@ def open_way(way: str, trunk: str):
     """A function image -> (label, confidence)."""
     model = make_model(trunk)
     if way == "plain":
-        from benchmarks.reference.infer_plain import label_image as plain
+        from research.bench.reference.infer_plain import label_image as plain
 
         return lambda image: plain(model, image, SCALES, True)
     from hmsa_core.inference.fast import Predictor

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 import torch
-from benchmarks.reference.loader_plain import PlainLoader
 
 from hmsa_core import taxonomy
 from hmsa_core.data.dataset import CropDataset
@@ -31,6 +30,7 @@ from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.prepare import build
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from research.bench.reference.loader_plain import PlainLoader
 
 
 def street(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

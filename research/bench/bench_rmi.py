@@ -24,11 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks.reference.rmi_plain import rmi_plain
 from torch import Tensor
 from torch.nn import functional as F
 
 from hmsa_core.losses import rmi_loss
+from research.bench.reference.rmi_plain import rmi_plain
 
 LIMITS = {"plain_over_ours": 6.0, "ours_over_bce": 2.0, "memory_share": 1 / 3}
 

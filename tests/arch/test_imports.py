@@ -11,23 +11,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from research.ablation.code import group_files
-
 REPO = Path(__file__).resolve().parents[2]
 
-# What each part may import of our own packages (itself and everything to the right of its arrow).
-BASE = {
-    "hmsa_core",
-    "hmsa_core.io.errors",
-    "hmsa_core.io.atomic",
-    "hmsa_core.io.locks",
-    "hmsa_core.io.process",
-    "hmsa_core.config",
-    "hmsa_core.taxonomy",
-}
-LEAVES = {"models", "losses", "labels", "data", "metrics"}
-BELOW_ENGINE = {f"hmsa_core.{leaf}" for leaf in LEAVES}
-FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline"}
+# The layers of the core, lowest first. A part imports its own layer and those below it.
+LAYERS = (
+    {"hmsa_core", "hmsa_core.io"},
+    {"hmsa_core.config", "hmsa_core.taxonomy"},
+    {"hmsa_core.models", "hmsa_core.losses", "hmsa_core.labels", "hmsa_core.data", "hmsa_core.metrics"},
+    {"hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
+    {"hmsa_core.inference"},
+    {"hmsa_core.training"},
+    {"hmsa_core.job"},
+)
+FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline", "research", "examples"}
 
 
 def _sources(package: str) -> list[Path]:
@@ -38,10 +34,10 @@ def _module(path: Path) -> str:
     return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
 
 
-def _imports(path: Path, *, at_start_only: bool = False) -> Iterator[str]:
-    """Names a module imports; with `at_start_only` those outside functions and TYPE_CHECKING blocks."""
+def _imports(path: Path, *, without_types: bool = False) -> Iterator[str]:
+    """Names a module imports; `without_types` leaves those of TYPE_CHECKING blocks out."""
     tree = ast.parse(path.read_text("utf-8"), str(path))
-    nodes = _top_level(tree) if at_start_only else ast.walk(tree)
+    nodes = _at_run_time(tree) if without_types else ast.walk(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -51,13 +47,11 @@ def _imports(path: Path, *, at_start_only: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
+def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
-        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_typing:
-            continue
-        yield node
-        yield from _top_level(node)
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield node
+            yield from _at_run_time(node)
 
 
 def _part(module: str) -> str:
@@ -65,25 +59,53 @@ def _part(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
+def _layer(module: str) -> int:
+    return next(i for i, parts in enumerate(LAYERS) if _part(module) in parts)
+
+
 @pytest.mark.parametrize("path", _sources("hmsa_core"), ids=_module)
 def test_the_core_knows_nothing_of_the_pipeline_and_imports_downwards_only(path: Path) -> None:
-    here = _part(_module(path))
-    allowed = {here} | BASE
-    if here == "hmsa_core.runtime":
-        allowed |= BELOW_ENGINE
+    here = _layer(_module(path))
     for name in _imports(path):
         assert name.split(".")[0] not in FOREIGN_TO_CORE, f"{path}: imports {name}"
-        is_own = name.startswith("hmsa_core.") and (REPO / "hmsa_core" / name.split(".")[1]).exists()
-        if here.removeprefix("hmsa_core.") in LEAVES and is_own and _part(name) in BELOW_ENGINE:
-            continue  # leaves may use each other (labels read class tables of data, ...) but never the engine
-        if is_own:
-            assert _part(name) in allowed, f"{path}: {here} must not import {name}"
+        if name.startswith("hmsa_core.") and (REPO / "hmsa_core" / name.split(".")[1]).exists():
+            assert _layer(name) <= here, f"{path}: must not import {name}, which is above it"
+
+
+def _cycles(packages: tuple[str, ...]) -> list[str]:
+    """Cycles of imports, those inside functions counted, those for type checkers alone not."""
+    sources = {_module(p): p for package in packages for p in _sources(package)}
+    graph = {
+        module: {n for n in _imports(path, without_types=True) if n in sources and n != module}
+        for module, path in sources.items()
+        if path.name != "__init__.py"  # packages look names up when they are asked for
+    }
+    found: list[str] = []
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: list[str]) -> None:
+        state[module] = 1
+        for other in sorted(graph.get(module, ())):
+            if state.get(other) == 1:
+                found.append(" -> ".join([*trail[trail.index(other) :], other]))
+            elif other not in state:
+                visit(other, [*trail, other])
+        state[module] = 2
+
+    for module in sorted(graph):
+        if module not in state:
+            visit(module, [module])
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert _cycles(("hmsa_core", "pipeline")) == []
 
 
 @pytest.mark.parametrize("path", _sources("pipeline"), ids=_module)
 def test_the_pipeline_holds_no_tensor_code(path: Path) -> None:
     tensor_code = [n for n in _imports(path) if n.split(".")[0] in {"torch", "torchvision", "safetensors"}]
-    assert not tensor_code, f"{path}: imports {tensor_code}; start a job of hmsa_core.runtime instead"
+    assert not tensor_code, f"{path}: imports {tensor_code}; start a job of hmsa_core instead"
 
 
 def _loaded(code: str) -> set[str]:
@@ -132,39 +154,3 @@ def test_stages_dvc_yaml_params_and_the_command_name_the_same_nine_stages() -> N
         assert (REPO / "pipeline" / "stages" / f"{section_of(name)}.py").is_file()
         assert section_of(name) in Params.model_fields
         assert section_of(name) in VersionsConfig.model_fields
-
-
-# What a training, an evaluation or labels are made with and that decides none of their numbers: files, processes,
-# settings (they are in a cell's key themselves), logs.
-DECIDES_NOTHING = {
-    "hmsa_core": "atomic config digested errors locks process trees",
-    "hmsa_core.data": "containers containers_jpeg headers index layout spec tables",
-    "hmsa_core.runtime": "clock context distributed job lineage logs memory meters outcome progress slurm spec state validate",
-    "hmsa_core.labels": "final_counts manifest parquet plans receipts schema sealed shards shift sidecar spec store verify",
-}
-
-
-@pytest.mark.parametrize(
-    ("groups", "roots"),
-    [
-        (("train",), ["hmsa_core.training.train"]),
-        (("evaluate", "labels", "train"), ["hmsa_core.inference.evaluate"]),
-        (
-            ("labels", "evaluate", "train"),
-            ["hmsa_core.labels.thresholds.measure", "hmsa_core.labels.finalise", "hmsa_core.inference.infer"],
-        ),
-    ],
-)
-def test_what_decides_a_cell_of_an_ablation_is_in_its_key(groups: tuple[str, ...], roots: list[str]) -> None:
-    """A file that is imported anew is named in the key's groups, or above."""
-    known = {_module(REPO / path) for path in group_files(groups)}
-    passed_over = {f"{package}.{name}" for package, names in DECIDES_NOTHING.items() for name in names.split()}
-    found: set[str] = set()
-    todo = list(roots)
-    while todo:
-        module = todo.pop()
-        path = REPO / (module.replace(".", "/") + ".py")
-        if module not in found | passed_over and path.is_file() and module.startswith("hmsa_core."):
-            found.add(module)
-            todo += _imports(path)
-    assert found - known == set()

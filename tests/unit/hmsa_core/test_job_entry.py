@@ -165,7 +165,7 @@ def test_each_kind_of_job_reaches_its_own_module(tmp_path: Path, monkeypatch: py
 def test_a_real_process_refuses_a_bad_spec_without_loading_torch(tmp_path: Path) -> None:
     write_json(tmp_path / "spec.json", {"job": "train", "work": "w", "roots": {}, "stage": "x", "config": {"sede": 1}})
     code = (
-        "import sys; sys.argv = ['job', sys.argv[1]]; from hmsa_core.runtime import job; s = job.main();"
+        "import sys; sys.argv = ['job', sys.argv[1]]; from hmsa_core import job; s = job.main();"
         " print('torch' in sys.modules, s)"
     )
     done = subprocess.run(

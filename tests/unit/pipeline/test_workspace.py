@@ -141,7 +141,7 @@ def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the
     unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(init, "generate_data", lambda folder, _: made.append(folder))
+    monkeypatch.setattr(init, "generate_data", lambda out, _: made.append(out.parents[1]))
     edited = ("params.yaml", "dvc.yaml", "labels/raw.review.jsonl", "README.md", ".gitignore", "policies/README.md")
     for name in edited:
         (unfinished / name).write_text((unfinished / name).read_text() + "# mine\n")
@@ -158,7 +158,7 @@ def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
     unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(init, "generate_data", lambda folder, _: made.append(folder))
+    monkeypatch.setattr(init, "generate_data", lambda out, _: made.append(out.parents[1]))
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)
     before = {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()}

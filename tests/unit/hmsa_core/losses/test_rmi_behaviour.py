@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from benchmarks.reference.rmi_plain import rmi_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.losses import blocks as blocks_module
 from hmsa_core.losses import released_bce, rmi_loss, rmi_parts
+from research.bench.reference.rmi_plain import rmi_plain
 
 
 def scene(seed: int, shape: tuple[int, int, int, int], ignored: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
