@@ -99,8 +99,8 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     if drawn:
         parts.append(
             Raw(
-                "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the area "
-                f"of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
+                "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the "
+                f"area of a dot is its share of the pixels</h3><div class='curves'>{drawn}</div>"
             )
         )
     return Raw("".join([*parts, *_confusions(found, names)]))

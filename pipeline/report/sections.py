@@ -101,8 +101,8 @@ def thresholds(facts: Facts) -> Raw:
         ""
         if target >= wanted
         else (
-            f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by errors "
-            "of the teacher or of the labels)"
+            f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
+            "errors of the teacher or of the labels)"
         )
     )
     report = facts.metrics.get("kept", {}).get("classes", {})

@@ -90,9 +90,9 @@ def page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench` from `research/bench/results/*.json`. Both sides of a ratio run in turns in one process or",
-        "one run; absolute times hold for the machine named. `load_before` above about 0.5 means that the machine was",
-        "busy: then trust ratios only.",
+        "Made by `make bench` from `research/bench/results/*.json`. Both sides of a ratio run in turns, in one process "
+        "or one run; absolute times hold for the machine named. `load_before` above about 0.5 means that the machine "
+        "was busy: then trust ratios only.",
         "",
     ]
     results = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
@@ -107,7 +107,7 @@ def page() -> str:
 
 
 def record(name: str, command: str, where: dict[str, Any], result: dict[str, Any]) -> None:
-    """Write research/bench/results/NAME.json of a benchmark that needs a workspace, and make docs/benchmarks.md anew."""
+    """Write research/bench/results/NAME.json of a benchmark that needs a workspace; make docs/benchmarks.md anew."""
     write_json(RESULTS / f"{name}.json", {"command": command, "machine": where, "result": result})
     write_text(REPO / "docs" / "benchmarks.md", page())
 
