@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError
+from pipeline.cli.main import run_command
 from pipeline.cli.stage import prepare_process
 from pipeline.workspace import Workspace
 from research.ablation.catalogue import make_ablation
@@ -24,7 +25,6 @@ from research.ablation.freeze import write_freeze
 from research.ablation.prepare import check_ready, make_camvid_workspace, run_stages
 from research.ablation.recipe import Scale
 from research.ablation.run import Pending, Request, pending, run_ablation
-from research.command import run_command
 from research.figures import TABLES
 
 __all__ = ["add_arguments", "main", "run"]
@@ -136,7 +136,7 @@ def _freeze(ws: Workspace, request: Request, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; bad input gives one line on standard error and the error's exit status."""
-    return run_command("python -m research.ablate", __doc__, add_arguments, run, argv)
+    return run_command("python -m research.ablate", sys.modules[__name__], sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ def summarise(ablation: Ablation, cells: Cells, kind: str, made: Made) -> list[F
         if name not in told:  # two claims may speak of one difference
             told.add(name)
             lines += _lines_of_difference(_Teller(ablation.name, name, kind, made), mine, comparison, fixed)
-    return lines + _lines_of_trainings(_Teller(ablation.name, TRAININGS, kind, made), ablation, mine)
+    lines += _lines_of_trainings(_Teller(ablation.name, TRAININGS, kind, made), ablation, mine)
+    return lines
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Make the missing rows of an ablation: one training for rows that share it, one evaluation, their lines in the table."""
+"""Make the missing rows of an ablation: one training for rows that share it, one evaluation, lines in the table."""
 
 from __future__ import annotations
 
