@@ -16,11 +16,12 @@ from hmsa_core.io.process import StopRequest
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-__all__ = ["Workspace"]
+__all__ = ["PARAMS_VARIABLE", "TEACHER_STAGE", "Workspace"]
 
 _MARKS = ("params.yaml", "dvc.yaml")
 JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 TEACHER_STAGE = "stage:teacher-train"
+PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
 
 
 class Workspace:
@@ -68,10 +69,10 @@ class Workspace:
 
     @cached_property
     def params(self) -> Params:
-        """The checked params.yaml."""
+        """The checked params.yaml, or the file that a night (`pipeline.nightly.parameters`) has in its place."""
         from pipeline.params import Params
 
-        return Params.load(self.root / "params.yaml")
+        return Params.load(os.environ.get(PARAMS_VARIABLE) or self.root / "params.yaml")
 
     @property
     def roots(self) -> dict[str, Path]:

@@ -76,7 +76,7 @@ def run_stage(
         die_with_parent(signal.SIGTERM, parent=me)
 
     child = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        [sys.executable, "-m", "pipeline.nightly.parameters", "repro", "--single-item", stage],
         cwd=workspace,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ def run_stage(
             say(line)
         status = child.wait()
     except BaseException:
-        with _undisturbed():  # the worker's own end is one more signal; params.yaml is put back after us
+        with _undisturbed():  # the worker's own end is one more signal
             stop_group(child)
         raise
     if status:
