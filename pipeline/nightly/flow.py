@@ -34,7 +34,7 @@ from pipeline.nightly.least import collect_least
 from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
-from pipeline.nightly.runner import ServerGoneError, StageFailedError, run_stage
+from pipeline.nightly.runner import DVC, ServerGoneError, StageFailedError, run_stage
 from pipeline.nightly.watch import ServerWatch
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
@@ -190,9 +190,7 @@ def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
 
 def dvc_unchanged(root: Path) -> bool:
     """Whether DVC has nothing to do in the whole workspace (one call instead of one a stage)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.nightly.parameters", "status", "--json"], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*DVC, "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         return False
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
