@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.atomic import read_json
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from pipeline.nightly.overrides import apply
 from tests.support.chain import run
 from tests.unit.hmsa_core.data.conftest import CityTree, VistasTree
