@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
+from hmsa_core.io.errors import needs_extra
 
-if TYPE_CHECKING:
+with needs_extra("report"):  # at the start of a stage, not at its end when the plots are drawn
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 __all__ = ["bars", "confusion", "lines", "row_shares", "write_figure"]
 
@@ -24,15 +26,11 @@ _DPI = 110
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure atomically, without a date or a program's name in it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})

@@ -20,7 +20,6 @@ from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
-from pipeline import plots
 from pipeline.leaks import find_leaks
 from pipeline.nightly.gate_scores import finite
 from pipeline.quality import by_category, by_city
@@ -137,6 +136,8 @@ def difference(ours: Scored, theirs: Scored, classes: ClassTable) -> dict[str, A
 
 def write_plots(folder: Path, scored: Mapping[str, Scored], classes: ClassTable) -> None:
     """confusion-NAME.png of each, reliability.png, iou.png; of scores with details."""
+    from pipeline import plots  # here, because it needs the optional packages [report]
+
     for name, one in scored.items():
         counts = np.sum(one.scores.confusions, axis=0)
         title = f"{name}: share of each true class"

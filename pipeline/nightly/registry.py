@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
-from pipeline import json_lines
 from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
 from pipeline.workspace import TEACHER_STAGE
 
@@ -96,7 +95,7 @@ class Registry:
 
     def history(self) -> list[dict[str, Any]]:
         """Promotions and rollbacks, oldest first."""
-        return json_lines.read(self.folder / "history.jsonl", "a switch of the teacher", ("action", "from", "to"))
+        return records.read(self.folder / "history.jsonl", "a switch of the teacher", ("action", "from", "to"))
 
     def register(
         self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
@@ -263,7 +262,7 @@ class Registry:
             return
         line = {"action": action, "from": now, "to": target, "by": by or _user(), "reason": reason}
         if self.history()[-1:] != [line]:  # a switch that was cut short after this line is not told twice
-            json_lines.append(self.folder / "history.jsonl", line)
+            records.append(self.folder / "history.jsonl", line)
         atomic.write_json(self.current_file, {"teacher": target})
 
     def _lock(self) -> FileLock:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hmsa_core.io import atomic, sealed
-from hmsa_core.io.atomic import sha256_file, sweep_temps
-from hmsa_core.io.errors import StoreError
+from hmsa_core.io.atomic import read_json, sha256_file, sweep_temps
+from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
 from hmsa_core.io.trees import publish_tree
 from hmsa_core.labels.store import schema
 from hmsa_core.labels.store.codes import EDGES
@@ -18,7 +18,15 @@ from hmsa_core.labels.store.receipts import read_receipt, receipt_path
 from hmsa_core.labels.store.sidecar import consolidate
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["binding", "full_lineage", "listed_files", "publish_store", "read_manifest", "write_manifest"]
+__all__ = [
+    "binding",
+    "full_lineage",
+    "listed_files",
+    "publish_store",
+    "read_manifest",
+    "refuse_in_store",
+    "write_manifest",
+]
 
 # What every store says about where its labels come from. Absent entries are recorded as unknown.
 LINEAGE = ("teacher", "parameters", "scales", "flip", "precision", "code_version", "licences")
@@ -152,3 +160,19 @@ def publish_store(source: str | Path, target: str | Path) -> None:
     """Hard-link a finished store's files into another folder, in one step; other files there go."""
     source, target = Path(source), Path(target)
     publish_tree(source, target, last=(schema.MANIFEST,), only=listed_files(read_manifest(source)))
+
+
+def refuse_in_store(out: Path) -> None:
+    """Refuse a folder in (or at) a label store: a file that the manifest does not list would make the store damaged."""
+    place = out.resolve()
+    if any(_is_store(folder) for folder in (place, *place.parents)):
+        raise ConfigError(
+            f"{out}: lies in a label store, which holds nothing but its own files", hint="give a folder elsewhere"
+        )
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        return read_json(folder / schema.MANIFEST).get("format") == schema.FORMAT
+    except (OSError, IntegrityError):  # there is no manifest, or it cannot be read
+        return False
