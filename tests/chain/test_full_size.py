@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.atomic import read_json
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from tests.support.chain import run, set_params
 from tests.unit.hmsa_core.data.conftest import CityTree, VistasTree
 
