@@ -26,7 +26,7 @@ from pipeline.leaks import find_leaks
 if TYPE_CHECKING:
     from hmsa_core.inference.evaluate_scores import Labelled, SettingScores
     from hmsa_core.inference.fast import Predictor
-    from hmsa_core.runtime.context import JobContext
+    from hmsa_core.runtime.ranks import JobContext
     from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
     from pipeline.cli.inference_options import Options
@@ -69,8 +69,7 @@ class Scored:
 def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
     """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
     from hmsa_core.inference.infer import load_predictor
-    from hmsa_core.runtime.context import JobContext
-    from hmsa_core.runtime.distributed import start_ranks
+    from hmsa_core.runtime.ranks import JobContext, start_ranks
 
     context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
     try:

@@ -17,7 +17,6 @@ from typing import TextIO
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import die_with_parent, is_orphan
-from pipeline.nightly.leftover import refuse_killed_nights
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -45,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         given = "no stage named" if args.name is None else f"unknown stage {args.name!r}"
         raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
     ws = Workspace.find(args.workspace)
-    refuse_killed_nights(ws.root)
     with ws.lock(args.name):
         prepare_process(ws)
         from pipeline.stages.runner import run_stage
