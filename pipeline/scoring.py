@@ -20,9 +20,8 @@ from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
+from pipeline.counts import by_category, by_city, finite
 from pipeline.leaks import find_leaks
-from pipeline.nightly.gate_scores import finite
-from pipeline.quality import by_category, by_city
 
 if TYPE_CHECKING:
     from hmsa_core.inference.evaluate_scores import Labelled, SettingScores

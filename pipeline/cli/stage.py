@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if "DVC_STAGE" in os.environ and is_orphan():  # it died while this interpreter started: no signal will come
         raise InterruptedRunError("dvc, which started this stage, is gone", hint="run `dvc repro` again")
     if args.summary:
-        from pipeline.summary import summary_text
+        from pipeline.results import summary_text
 
         sys.stdout.write(summary_text(Workspace.find(args.workspace)))
         return 0
