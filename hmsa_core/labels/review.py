@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from pipeline import json_lines
 from pipeline.inspector.saving import saving
 from pipeline.inspector.stamps import stamp_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hmsa_core.io.atomic import is_temp, read_json
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError, NoSpaceError, mend_of
-from hmsa_core.labels.store.schema import FORMAT, MANIFEST
+from hmsa_core.labels.store.format import FORMAT, MANIFEST
 
 __all__ = ["SaveError", "refuse_in_store", "saving"]
 

@@ -9,8 +9,7 @@ from hmsa_core.config import InferConfig
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import StoreError
-from hmsa_core.labels.store.manifest import listed_files, read_manifest
-from hmsa_core.labels.store.schema import RECEIPTS
+from hmsa_core.labels.store.format import RECEIPTS, listed_files, read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import InferSpec, Selection
 from hmsa_core.taxonomy import ClassTable
