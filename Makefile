@@ -45,7 +45,7 @@ $(STAMP): requirements.lock pyproject.toml
 setup: $(STAMP)  ## build .venv from the lock (VENV= overrides)
 
 lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra orchestrate --extra dev --override requirements.overrides --universal \
+	uv pip compile pyproject.toml --extra all --extra dev --override requirements.overrides --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 
 demo: setup  ## synthetic streets, the whole chain, report/index.html (<= 15 minutes on 2 cores)

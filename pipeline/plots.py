@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
+from hmsa_core.io.errors import needs_extra
+from pipeline.counts import row_shares
 
-if TYPE_CHECKING:
+with needs_extra("report"):  # at the start of a stage, not at its end when the plots are drawn
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-__all__ = ["bars", "confusion", "lines", "row_shares", "write_figure"]
+__all__ = ["bars", "confusion", "lines", "write_figure"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -24,15 +27,11 @@ _DPI = 110
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure atomically, without a date or a program's name in it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
@@ -120,14 +119,6 @@ def confusion(path: Path, counts: NDArray[Any], names: Sequence[str], *, title: 
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
     write_figure(path, figure)
-
-
-def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Each row over its sum; zeros where there is nothing."""
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.zeros(counts.shape)
-    np.divide(counts, totals, out=shares, where=totals > 0)
-    return shares
 
 
 def _dress(axes: Axes, title: str, x: str, y: str) -> None:

@@ -29,7 +29,7 @@ from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.models.hmsa import MultiScaleModel
-from hmsa_core.runtime.context import JobContext
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 

@@ -21,7 +21,8 @@ Every message is one line: what, where, how to mend it. `pipeline.cli` prints `e
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "did_you_mean",
     "is_plain_name",
     "mend_of",
+    "needs_extra",
     "one_line",
     "translate_os_error",
 ]
@@ -178,3 +180,24 @@ def translate_os_error(error: OSError, doing: str) -> HmsaError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(f"no space left on device while {doing}{where}", hint=mend_of(error))
     return InputError(f"{doing}{where} failed: {error.strerror or error}", hint=mend_of(error))
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn the import error of an optional package into one line that names the command which installs it.
+
+    Args:
+        extra: name of the optional dependencies in pyproject.toml that the imports of the block belong to.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("hmsa_core", "pipeline")):
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed; this command needs the optional packages [{extra}]",
+            hint=f"pip install 'hmsa-autolabel[{extra}]'",
+        ) from error

@@ -21,13 +21,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.io import records
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
+from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.format import binding
-from pipeline import json_lines
-from pipeline.inspector.saving import saving
-from pipeline.inspector.stamps import stamp_of
 
 __all__ = ["Mark", "MarkError", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
 
@@ -228,7 +227,7 @@ class ReviewFile:
             if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
                 raise MarkError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
             mark = replace(mark, id=self._new_id(mark.to_json()))
-            json_lines.append(self.path, mark.to_json())
+            records.append(self.path, mark.to_json())
         return mark
 
     def withdraw(self, name: str, mark_id: str) -> None:
@@ -237,7 +236,7 @@ class ReviewFile:
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
             line = {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id}
-            json_lines.append(self.path, line)
+            records.append(self.path, line)
 
     def lock(self) -> FileLock:
         """Keeps writers out while it is held; readers need none."""

@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
     from hmsa_core.labels.diff import diff_stores, write_pictures
+    from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress
-    from pipeline.inspector.saving import refuse_in_store
 
     if args.limit < 1:
         raise ConfigError(f"--limit {args.limit}: expected at least 1")

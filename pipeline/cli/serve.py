@@ -15,6 +15,8 @@ import logging
 import sys
 from pathlib import Path
 
+from hmsa_core.io.errors import needs_extra
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
@@ -91,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
         export_page(session, args.export, limit=args.limit, sort=args.sort, threshold=args.threshold)
         return 0
-    from pipeline.inspector.server import ServeOptions, serve
+    with needs_extra("ui"):
+        from pipeline.inspector.server import ServeOptions, serve
 
     serve(session, ServeOptions(args.host, args.port, args.token, tuple(args.host_name), args.checkpoint, args.open))
     return 0

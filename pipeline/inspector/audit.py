@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import digest, read_json, write_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
+from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
 from pipeline.inspector.precision import AuditAnswer
-from pipeline.inspector.saving import saving
-from pipeline.inspector.stamps import stamp_of
 from pipeline.inspector.view import StoreView
 
 __all__ = ["Audit", "AuditFile", "audit_path"]

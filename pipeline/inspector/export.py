@@ -14,10 +14,10 @@ import numpy as np
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.io.trees import new_tree
+from hmsa_core.labels.store.format import refuse_in_store
 from pipeline.inspector.cuts import Cuts
 from pipeline.inspector.page import static_sources
 from pipeline.inspector.safety import POLICY
-from pipeline.inspector.saving import refuse_in_store
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import ImageQuery, Sort, image_rows, parse_sort
 

@@ -19,9 +19,9 @@ from hmsa_core.io.errors import (
     NoSpaceError,
     translate_os_error,
 )
+from hmsa_core.io.records import SaveError
 from hmsa_core.labels.review import MarkError
 from pipeline.inspector.cuts import OffGridError
-from pipeline.inspector.saving import SaveError
 from pipeline.inspector.view import StaleError
 
 __all__ = ["HANDLERS"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.records import saving
 from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
@@ -20,7 +21,6 @@ from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
 from pipeline.inspector.palette import safe_colours
 from pipeline.inspector.precision import PrecisionSources
-from pipeline.inspector.saving import saving
 from pipeline.inspector.view import StoreView, find_curves, load_policy
 from pipeline.inspector.workspace_roots import not_over
 

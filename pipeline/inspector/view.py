@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.io.records import stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import MANIFEST, FileRecord, binding, encode, read_manifest, read_table
 from hmsa_core.labels.store.reader import LabelStore
@@ -23,7 +24,6 @@ from hmsa_core.taxonomy import IGNORE
 from pipeline.counts import read_pairs
 from pipeline.inspector.pictures import Pictures
 from pipeline.inspector.precision import Coarse
-from pipeline.inspector.stamps import stamp_of
 from pipeline.workspace import JUDGED_CURVES
 
 if TYPE_CHECKING:

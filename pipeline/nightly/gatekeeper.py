@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hmsa_core.config import key_material
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import HmsaError, IntegrityError
-from pipeline import json_lines, keys
 from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
@@ -56,7 +56,7 @@ def measured_aa(ws: Workspace) -> dict[str, Any]:
 
 def recipe_digest(ws: Workspace) -> str:
     """Digest of what A/A trainings have in common: the student's configuration but its seed, and the main setting."""
-    config = keys.recipe_material(ws.params.student_train)
+    config = key_material(ws.params.student_train)
     config.pop("seed")
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 
@@ -148,7 +148,7 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
 
 def looks(ws: Workspace) -> list[dict[str, Any]]:
     """All looks at report sets so far, oldest first."""
-    return json_lines.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
+    return records.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
 
 
 def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
@@ -164,7 +164,7 @@ def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
     taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
     if (candidate, report) not in taken:
         names = {} if report in sets else {"names": list(images)}
-        json_lines.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
+        records.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
         taken.append((candidate, report))
     return taken.index((candidate, report)) + 1
 

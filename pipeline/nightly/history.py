@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmsa_core import __version__
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import IntegrityError
-from pipeline import json_lines
 from pipeline.checkpoint_folders import damage
 from pipeline.nightly.gatekeeper import looks, measured_aa
 from pipeline.nightly.registry import Registry
@@ -26,13 +25,13 @@ _NAMED = 4  # changed parameters that are written out
 
 def nights(ws: Workspace) -> list[dict[str, Any]]:
     """All nights so far, oldest first."""
-    return json_lines.read(ws.path(HISTORY), "a night", ("night",))
+    return records.read(ws.path(HISTORY), "a night", ("night",))
 
 
 def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Append tonight; return the last NIGHTS nights."""
     before = nights(ws)
-    json_lines.append(ws.path(HISTORY), line)
+    records.append(ws.path(HISTORY), line)
     return [*before, dict(line)][-NIGHTS:]
 
 

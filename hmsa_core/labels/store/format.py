@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmsa_core.io import sealed
-from hmsa_core.io.atomic import AtomicFile
-from hmsa_core.io.errors import InputError, NoSpaceError, StoreError, translate_os_error
+from hmsa_core.io.atomic import AtomicFile, read_json
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, NoSpaceError, StoreError, translate_os_error
 
 __all__ = [
     "FORMAT",
@@ -47,6 +47,7 @@ __all__ = [
     "png_bytes",
     "read_manifest",
     "read_table",
+    "refuse_in_store",
 ]
 
 FORMAT, VERSION = "hmsa-label-store", 1
@@ -348,3 +349,19 @@ def listed_files(manifest: Mapping[str, Any]) -> list[str]:
         files += [shard["file"], shard["sidecar"]["file"], shard["receipt"]["file"]]
     others = [*manifest["statistics"].values(), *manifest["extras"]]
     return [*files, *(r["file"] for r in others), MANIFEST]
+
+
+def refuse_in_store(out: Path) -> None:
+    """Refuse a folder in (or at) a label store: a file that the manifest does not list would make the store damaged."""
+    place = out.resolve()
+    if any(_is_store(folder) for folder in (place, *place.parents)):
+        raise ConfigError(
+            f"{out}: lies in a label store, which holds nothing but its own files", hint="give a folder elsewhere"
+        )
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        return read_json(folder / MANIFEST).get("format") == FORMAT
+    except (OSError, IntegrityError):  # there is no manifest, or it cannot be read
+        return False

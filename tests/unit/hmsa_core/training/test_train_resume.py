@@ -11,12 +11,12 @@ import torch
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import Selection, TrainSpec, ValidationData
-from hmsa_core.training import train
+from hmsa_core.training import run as train
+from hmsa_core.training.run import Validation
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
-from hmsa_core.training.validate import Validation
 from tests.support.faults import faulty
 from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
 

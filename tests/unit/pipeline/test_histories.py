@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hmsa_core.io import records
 from hmsa_core.io.errors import IntegrityError
-from pipeline import json_lines
 from pipeline.cli.main import main
 from pipeline.nightly import history
 from pipeline.nightly.gatekeeper import count_look
@@ -19,18 +19,18 @@ from pipeline.workspace import Workspace
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_damaged_line_is_named_with_its_file_and_a_way_out(tmp_path: Path, torn: str, is_last: bool) -> None:
     path = tmp_path / "lines.jsonl"
-    json_lines.append(path, {"key": 1})
+    records.append(path, {"key": 1})
     path.write_text(path.read_text() + torn + ("" if is_last else '\n{"key": 2}\n'))
     with pytest.raises(IntegrityError, match=rf"{path}: line 2 is not a thing") as error:
-        json_lines.read(path, "a thing", ("key",))
+        records.read(path, "a thing", ("key",))
     assert error.value.hint == "mend or remove that line"
 
 
 def test_a_last_line_that_lost_its_line_break_is_not_glued_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text('{"key": 1}')
-    json_lines.append(path, {"key": "two\u2028lines"})
-    assert json_lines.read(path, "a thing", ("key",)) == [{"key": 1}, {"key": "two\u2028lines"}]
+    records.append(path, {"key": "two\u2028lines"})
+    assert records.read(path, "a thing", ("key",)) == [{"key": 1}, {"key": "two\u2028lines"}]
 
 
 def test_each_history_names_its_damaged_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
