@@ -111,12 +111,16 @@ class InferSpec(_JobSpec):
 class EvaluationSetting(Section):
     """One way to run the model: scales, flip, and how the scales are fused ("model" = as it was trained)."""
 
-    name: Name
-    scales: Scales = (0.5, 1.0, 2.0)
-    flip: bool = True
-    mode: Literal["model", "average", "max", "single"] = "model"
-    long_edge: PositiveInt | None = None  # pixels; images are first brought to it (Mapillary: 2177)
-    score_at: Literal["original", "resized"] = "original"  # resized: labels too, as the released code scores
+    name: Name = Field(description="of the result files")
+    scales: Scales = Field((0.5, 1.0, 2.0), description="any list that contains 1.0")
+    flip: bool = Field(True, description="average with the mirrored image")
+    mode: Literal["model", "average", "max", "single"] = Field(
+        "model", description="how the scales are fused: model (as it was trained), average, max or single"
+    )
+    long_edge: PositiveInt | None = Field(None, description="pixels; images are first brought to it (Mapillary: 2177)")
+    score_at: Literal["original", "resized"] = Field(
+        "original", description="resized: labels too, as the released code scores"
+    )
 
 
 class EvaluateSpec(_JobSpec):

@@ -54,11 +54,7 @@ def _root(given: Path | None) -> Path:
 
 
 def _fix(root: Path) -> None:
-    from pipeline.nightly.overrides import restore
-
     ws = Workspace(root)
     done = doctor_dvc.repair_lock(ws)
     if done:
         sys.stderr.write(f"{done}\n")
-    if ws.lock("nightly").is_free() and restore(root):
-        sys.stderr.write("restored params.yaml\n")

@@ -21,7 +21,6 @@ from pipeline.doctor import models as doctor_models
 from pipeline.doctor.finding import Finding
 from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
-from pipeline.nightly.leftover import is_killed_nights
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
@@ -212,9 +211,6 @@ def _disk(ws: Workspace) -> Iterator[Finding]:
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:
-    if is_killed_nights(ws.root):
-        text = "a killed nightly run left its own parameters in params.yaml: every stage refuses them"
-        yield Finding("params.yaml", "broken", text, "autolabel doctor --fix")
     places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
     places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
     with suppress(FileNotFoundError):  # a run that goes on meanwhile sweeps, too

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics.student_t import t_cdf, t_quantile
+from pipeline.counts import finite
 from pipeline.nightly.gate_config import GateConfig
-from pipeline.nightly.gate_scores import Scores, finite
+from pipeline.nightly.gate_scores import Scores
 
 __all__ = ["class_note", "class_rows"]
 

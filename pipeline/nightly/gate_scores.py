@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.metrics.confusion import mean_iou_of
 
-__all__ = ["Scores", "draw_blocks", "finite", "paired"]
+__all__ = ["Scores", "draw_blocks", "paired"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,3 @@ def draw_blocks(blocks: Sequence[str], draws: int, seed: int) -> tuple[NDArray[n
     rng = np.random.Generator(np.random.PCG64(seed))
     n = len(names)
     return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64), inverse
-
-
-def finite(value: float | np.floating[Any]) -> float | None:
-    """A float for JSON; None for what is no number."""
-    return float(value) if np.isfinite(value) else None

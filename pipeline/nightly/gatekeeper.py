@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hmsa_core.config import key_material
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import HmsaError, IntegrityError
-from pipeline import keys
 from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
@@ -56,7 +56,7 @@ def measured_aa(ws: Workspace) -> dict[str, Any]:
 
 def recipe_digest(ws: Workspace) -> str:
     """Digest of what A/A trainings have in common: the student's configuration but its seed, and the main setting."""
-    config = keys.recipe_material(ws.params.student_train)
+    config = key_material(ws.params.student_train)
     config.pop("seed")
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 

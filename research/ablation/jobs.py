@@ -19,7 +19,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import run_child
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluationSetting
 from pipeline import keys, launcher
 from pipeline.stages import precision

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig
+from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
-from pipeline import keys
 from pipeline.params import Params
 from research.ablation.plan import Ablation, Training
 
@@ -85,11 +84,11 @@ def recipe_digest(params: Params, ablation: Ablation, scale: Scale) -> str:
     for row in ablation.rows:
         training = row.training
         rows[row.name] = {
-            "config": training and keys.train_material(train_config(params, training, 0, scale)),
+            "config": training and key_material(train_config(params, training, 0, scale)),
             "start": training and training.start,
             "labels": training and training.labels and training.labels.to_json(),
             "run": row.setting.model_dump(mode="json"),
         }
     claims = [[c.row, c.baseline, c.claim, c.hurts, c.allowed] for c in ablation.comparisons]
-    teacher, labels = keys.train_material(params.teacher_train), params.pseudo_label.model_dump(mode="json")
-    return atomic.digest([rows, claims, teacher, labels, params.calibrate.model_dump(mode="json")])[:16]
+    sections = (params.teacher_train, params.auto_infer, params.calibrate, params.pseudo_label)
+    return atomic.digest([rows, claims, [key_material(section) for section in sections]])[:16]

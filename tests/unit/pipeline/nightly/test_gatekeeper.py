@@ -16,10 +16,10 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import IntegrityError
 from pipeline.cli.main import main
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
-from pipeline.nightly.overrides import apply
 from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import set_params
 
 CLASSES = 19
 
@@ -57,8 +57,7 @@ def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
 
 
 def _change(ws: Workspace, key: str, value: object) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(apply(params.read_text(), {key: value}))
+    set_params(ws.root, {key: value})
 
 
 def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:

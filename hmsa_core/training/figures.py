@@ -1,23 +1,25 @@
-"""Figures of a run that all ranks agree on: one small message a pass carries losses, counts and stop requests.
+"""Figures of a run: losses and counts that all ranks agree on, and where the time goes.
 
-Every rank ends up with the same sums, so any rank's are the run's, a saved state holds them whatever the
-number of ranks, and all ranks stop after the same pass. On a GPU a pass is reported one pass late: its loss
-can then be read without waiting for the device.
+One small message a pass carries losses, counts and stop requests. Every rank ends up with the same sums, so any
+rank's are the run's, a saved state holds them whatever the number of ranks, and all ranks stop after the same pass.
+On a GPU a pass is reported one pass late: its loss can then be read without waiting for the device.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.ranks import Ranks
 
-__all__ = ["Meters", "Verdict"]
+__all__ = ["Meters", "StepClock", "Verdict"]
 
 _Sums = NDArray[np.float64]
 _SPANS = ("window", "epoch")
@@ -131,3 +133,33 @@ class Meters:
         """Take the sums of a saved state."""
         self._parts = tuple(str(name) for name in state["parts"])
         self._sums = {span: np.asarray(state[span], np.float64) for span in _SPANS if span in state}
+
+
+class StepClock:
+    """Time of training steps, without that of saving and validation."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._excluded_s = 0.0
+        self._waited_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leave the block out."""
+        start = time.perf_counter()
+        yield
+        self._excluded_s += time.perf_counter() - start
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of training and share of them spent waiting, since the last reading."""
+        seconds = max(time.perf_counter() - self._start - self._excluded_s, 1e-9)
+        share = self._waited_s / seconds
+        self._start, self._excluded_s, self._waited_s = time.perf_counter(), 0.0, 0.0
+        return seconds, share

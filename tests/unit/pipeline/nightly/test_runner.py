@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.process import group_lives
+from pipeline.nightly import runner
 from pipeline.nightly.runner import ServerGoneError, StageFailedError, run_stage, stop_group
 
+PLAIN = (sys.executable, "-m", "dvc")
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
+
+
+@pytest.fixture(autouse=True)
+def _plain_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "DVC", PLAIN)
 
 
 def _fake_dvc(tmp_path: Path, script: str) -> dict[str, str]:
@@ -93,12 +100,14 @@ def test_stopping_lets_the_stage_below_dvc_save_its_progress(tmp_path: Path) -> 
 NIGHT = """
 import signal, sys
 from pathlib import Path
-from pipeline.nightly.runner import run_stage
+from pipeline.nightly import runner
+from pipeline.nightly import runner
+runner.DVC = (sys.executable, "-m", "dvc")
 class Terminated(BaseException): pass
 def stop(*_): raise Terminated
 signal.signal(signal.SIGTERM, stop)
 try:
-    run_stage("x", Path(sys.argv[1]), say=lambda _: open("ready", "w").close())
+    runner.run_stage("x", Path(sys.argv[1]), say=lambda _: open("ready", "w").close())
 except Terminated as second:
     assert isinstance(second.__context__, Terminated), "it was heard of in the end"
     sys.exit(0 if Path("saved").exists() else 1)

@@ -1,7 +1,7 @@
-"""The ranks of a job: who we are, which device, and the few collectives that jobs need.
+"""The ranks of a job: which process this is, which device it computes on, and what the ranks tell each other.
 
-Started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task a rank, or
-alone. NCCL carries tensors on GPUs; small control messages and everything on CPUs go through gloo.
+Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task a rank, or
+a job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.runtime.progress import JsonLog, Progress
 
-__all__ = ["Ranks", "start_ranks"]
+__all__ = ["JobContext", "Ranks", "start_ranks"]
 
 T = TypeVar("T")
 _TIMEOUT = datetime.timedelta(minutes=30)  # of NCCL: gradients; rank 0 may save for long while the others wait
@@ -134,3 +137,56 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     elif world > 1:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     return Ranks(rank, world, local_rank, device, control)
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Made by `hmsa_core.job`; a job's `run(spec, context)` reads it.
+
+    Attributes:
+        work: the job's progress folder.
+        ranks: this process's place, with the collectives.
+        runtime: device, precision, threads, workers.
+        stop: set by SIGTERM or SIGINT on this rank.
+        log: JSON lines, real on rank 0 only.
+    """
+
+    work: Path
+    ranks: Ranks
+    runtime: RuntimeConfig
+    stop: StopRequest = field(default_factory=StopRequest)
+    log: JsonLog = field(default_factory=lambda: JsonLog(None))
+
+    @classmethod
+    def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:
+        """The context of a job that logs into `work/log.jsonl`."""
+        return cls(work, ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes over all nodes."""
+        return self.ranks.world
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.ranks.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files that there is one of."""
+        return self.ranks.is_main
+
+    def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
+        """Progress on standard error, silent on all ranks but the first."""
+        return Progress(total, what=what, unit=unit, initial=initial, enabled=self.is_main)
+
+    def check_stop(self) -> None:
+        """Raise InterruptedRunError if *this* rank was asked to stop (for jobs whose ranks work on their own)."""
+        if self.stop.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")

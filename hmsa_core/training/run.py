@@ -6,33 +6,33 @@ Below `work`: `state/` (see `state`), `log.jsonl`, and in the end `model/` (chec
 
 from __future__ import annotations
 
-import math
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import nn
+from torch.nn import functional as F
 
-from hmsa_core.config import TrainConfig
+from hmsa_core import __version__
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.transforms import MEAN, STD, normalise
+from hmsa_core.inference.evaluate_scores import to_long_edge
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
-from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
-from hmsa_core.models.ocr import PixelHeads
-from hmsa_core.models.options import ModelOptions
-from hmsa_core.runtime.context import JobContext
-from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.lineage import LINEAGE_FILE
+from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
+from hmsa_core.models import read_meta, save
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.progress import Progress
-from hmsa_core.runtime.seeds import seed_everything
-from hmsa_core.spec import TrainSpec
-from hmsa_core.training.clock import StepClock
-from hmsa_core.training.feed import Feed
-from hmsa_core.training.outcome import save_model
-from hmsa_core.training.rundata import RunData, open_run_data
+from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.spec import TrainSpec, ValidationData
+from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step, root_of, select
+from hmsa_core.training.figures import StepClock
+from hmsa_core.training.recipe import make_model, refuse_small_crop
 from hmsa_core.training.state import StateStore
-from hmsa_core.training.timeline import Timeline, passes_a_step
 from hmsa_core.training.trainer import Trainer
-from hmsa_core.training.validate import Validation
 
 __all__ = ["run"]
 
@@ -50,59 +50,34 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     """
     # Refuse what cannot work before any data are read.
     passes_a_step(spec.config, context.world)
-    _refuse_small_crop(spec.config)
+    refuse_small_crop(spec.config)
     data = open_run_data(spec, context.ranks)
+    total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
     if _is_finished(spec.work / "model", data.key):
-        context.log.write("finished", step=Timeline(data.plan, spec.config.global_batch).total_steps)
+        context.log.write("finished", step=total)
         return
-    _Run(spec, context, data).run()
-
-
-def _refuse_small_crop(config: TrainConfig) -> None:
-    """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
-    runtime = config.runtime
-    synchronised = runtime.ranks * runtime.nodes > 1 and runtime.device != "cpu" and torch.cuda.is_available()
-    if not synchronised and config.model.trunk.startswith("deeplabv3") and config.batch_per_rank < 2:
-        raise ConfigError(
-            f"trunk {config.model.trunk} pools to one position: batch norm cannot train on batch_per_rank 1",
-            hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
-        )
-    scale = min(ModelOptions(**config.model.model_dump(), num_classes=1).training_scales)
-    rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
-    if rows * columns * config.batch_per_rank < 2:
-        raise ConfigError(
-            f"crop {config.crop[0]}x{config.crop[1]} leaves one position on the coarsest grid at scale {scale:g}:"
-            " batch norm cannot train on it",
-            hint=f"make a side at least {math.ceil((_COARSEST + 1) / scale)} pixels, or batch_per_rank at least 2",
-        )
+    job = _Run(spec, context, data)
+    trainer = job.trainer
+    progress = context.progress(total * batch, what=spec.stage, unit="crops", initial=trainer.step * batch)
+    with Feed(data, job.timeline, context.ranks, spec.config, trainer.step, job.clock) as feed, progress:
+        while trainer.step < total:
+            job.validate()
+            verdict = trainer.run_step(feed)
+            job.after_step(progress)
+            if verdict.stop:
+                job.save_and_leave()
+        job.validate()
+    if context.is_main:
+        digest = save_model(spec, context, trainer, data)
+        context.log.write("finished", step=total, weights_sha256=digest)
 
 
 def _is_finished(folder: Path, key: str) -> bool:
     return (folder / "model.json").exists() and read_meta(folder)["extra"].get("key") == key
 
 
-def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiScaleModel, list[str]]:
-    """Build the model on the rank's device, start it from `init_from`; returns it and the parts left fresh."""
-    config = spec.config
-    seed_everything(config.seed, "init")
-    model = build(
-        **config.model.model_dump(),
-        num_classes=num_classes,
-        activation_checkpointing=config.runtime.activation_checkpointing,
-    )
-    if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
-        # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
-        model.ocr.aux_head.requires_grad_(requires_grad=False)
-    fresh = initialise_from(model, spec.init_from) if spec.init_from is not None else []
-    if ranks.device.type == "cuda" and ranks.world > 1:
-        # On CPUs torch has no synchronised batch norm: each rank normalises with its own crops.
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    layout = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
-    return model.to(ranks.device, memory_format=layout), fresh  # type: ignore[call-overload]  # torch's stub
-
-
 class _Run:
-    """One run on one rank."""
+    """What goes on around the steps of one run on one rank: resuming, the log, states, validation."""
 
     def __init__(self, spec: TrainSpec, context: JobContext, data: RunData) -> None:
         self.spec, self.context, self.data = spec, context, data
@@ -111,17 +86,13 @@ class _Run:
         model, fresh = make_model(spec, data.classes.num_classes, context.ranks)
         self.trainer = Trainer(config, model, context.ranks, timeline=self.timeline, stop=context.stop)
         self.states = StateStore(spec.work / "state", key=data.key, keep=config.keep_checkpoints)
-        self.validation = self._open_validation()
+        self.validation = None
+        if spec.validation is not None:
+            self.validation = Validation(spec.validation, spec, context, set(data.lineage.images))
         self.validated = 0  # epochs whose validation is over, or was not due
         self.clock = StepClock()
         self._resume(fresh)
         self.last_logged = self.trainer.step
-
-    def _open_validation(self) -> Validation | None:
-        wanted = self.spec.validation
-        if wanted is None:
-            return None
-        return Validation(wanted, self.spec, self.context, set(self.data.lineage.images))
 
     def _resume(self, fresh: list[str]) -> None:
         ranks, log = self.context.ranks, self.context.log
@@ -166,29 +137,11 @@ class _Run:
 
         self.context.log.rewind(is_done)
 
-    def run(self) -> None:
-        """Train, validate, save; see `run` above for errors."""
-        spec, config = self.spec, self.spec.config
-        total, batch = self.timeline.total_steps, config.global_batch
-        progress = self.context.progress(
-            total * batch, what=spec.stage, unit="crops", initial=self.trainer.step * batch
-        )
-        feed = Feed(self.data, self.timeline, self.context.ranks, config, self.trainer.step, self.clock)
-        with feed, progress:
-            while self.trainer.step < total:
-                self._validate()
-                verdict = self.trainer.run_step(feed)
-                if self.trainer.step > self.last_logged:
-                    self._after_step(progress)
-                if verdict.stop:
-                    self._save_and_leave()
-            self._validate()
-        if self.context.is_main:
-            digest = save_model(spec, self.context, self.trainer, self.data)
-            self.context.log.write("finished", step=total, weights_sha256=digest)
-
-    def _after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress) -> None:
+        """Log and save what is due; nothing when the step was given up."""
         step, total = self.trainer.step, self.timeline.total_steps
+        if step == self.last_logged:
+            return
         is_edge = self.timeline.is_edge(step)
         if is_edge or step % LOG_EVERY == 0:
             self._log_window(progress)
@@ -233,8 +186,8 @@ class _Run:
             **means,
         )
 
-    def _validate(self) -> None:
-        """Score the model if an epoch has just ended and it is due; interruptible, see `_save_and_leave`."""
+    def validate(self) -> None:
+        """Score the model if an epoch has just ended and it is due; a stop request ends it."""
         step = self.trainer.step
         ended = self.timeline.epoch_of(step)
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
@@ -243,7 +196,7 @@ class _Run:
             with self.clock.excluded():
                 scores = self.validation.run(self.trainer)
             if scores is None:
-                self._save_and_leave()
+                self.save_and_leave()
             self.context.log.write("validation", step=step, epoch=ended, **(scores or {}))
         self.validated = ended
 
@@ -269,7 +222,8 @@ class _Run:
                 self.states.save(step, groups, record)
         self.trainer.saved_step = step
 
-    def _save_and_leave(self) -> NoReturn:
+    def save_and_leave(self) -> NoReturn:
+        """Save the state and raise InterruptedRunError, on all ranks."""
         self._save()
         # A rank that leaves first would make torchrun stop the one that is still writing.
         self.context.ranks.barrier()
@@ -279,3 +233,92 @@ class _Run:
             f"{self.spec.stage}: stopped by a signal at step {step} of {total}, the state is saved",
             hint="run the same command again to go on",
         )
+
+
+class Validation:
+    """Images to score on; they teach nothing and nothing is chosen by them.
+
+    Raises:
+        ConfigError: the selection is empty, or one of its images is learned from as well.
+    """
+
+    def __init__(self, wanted: ValidationData, spec: TrainSpec, context: JobContext, learned: set[str]) -> None:
+        self._context, self._config, self._every = context, spec.config, wanted.every_epochs
+        chosen = wanted.selection
+        index = Index.load(chosen.index)
+        self._samples = [s for s in select(index, chosen) if s.label]
+        self._root, self._classes = root_of(spec, index.root), index.classes
+        if not self._samples:
+            raise ConfigError(f"validation: no image of {chosen.index} has a fine label and passes the selection")
+        both = [s.name for s in self._samples if s.image_sha256 in learned]
+        if both:
+            raise ConfigError(f"validation: {len(both)} images are learned from as well, first {both[0]}")
+
+    def is_due(self, ended: int, epochs: int) -> bool:
+        """Whether to score after so many epochs; always after the last."""
+        return ended % self._every == 0 or ended >= epochs
+
+    def run(self, trainer: Trainer) -> dict[str, Any] | None:
+        """Mean IoU and IoU by class; None when some rank was asked to stop meanwhile. All ranks call it."""
+        ranks, classes = self._context.ranks, self._classes
+        counts = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
+        with trainer.averaged():
+            for first in range(0, len(self._samples), ranks.world):
+                if ranks.any(self._context.stop.is_set()):
+                    return None
+                if first + ranks.rank < len(self._samples):
+                    counts += self._score(trainer, self._samples[first + ranks.rank])
+        total = ranks.sum_(torch.from_numpy(counts)).numpy()
+        iou = iou_of(total)
+        return {
+            "mean_iou": float(mean_iou_of(iou)),
+            "images": len(self._samples),
+            "iou": dict(zip(classes.classes, map(float, iou), strict=True)),
+        }
+
+    def _score(self, trainer: Trainer, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
+        image = read_image(self._root / sample.image, sha256=sample.image_sha256)
+        label = read_label(self._root / sample.label, self._classes, sha256=sample.label_sha256)
+        if self._config.long_edge is not None:
+            image = to_long_edge(image, self._config.long_edge)
+        logits = trainer.predict(normalise(image)[None])
+        if logits.shape[2:] != label.shape:
+            logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
+        pred = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return confusion_counts(pred, label, self._classes.num_classes)
+
+
+def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: RunData) -> str:
+    """Write `work/model/` on rank 0: the averaged weights where there are such, else the last ones.
+
+    Nothing in it depends on the clock: the same run gives the same bytes. Returns the digest of the weights.
+    """
+    folder = spec.work / "model"
+    if trainer.average is not None:
+        trainer.average.copy_to(trainer.model)
+    list_sha256 = data.lineage.save(folder / LINEAGE_FILE)
+    runtime = spec.config.runtime
+    lineage = {
+        **spec.lineage,
+        **data.lineage.summary(list_sha256),
+        "stage": spec.stage,
+        "config": spec.config.model_dump(mode="json"),
+        "machine": {
+            "ranks": context.world,
+            "device": context.device.type,
+            "threads": runtime.threads,
+            "precision": runtime.precision,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "code": __version__,
+        },
+    }
+    scales = [0.5, 1.0, 2.0] if spec.config.model.kind != "single" else [1.0]
+    return save(
+        trainer.model,
+        folder,
+        class_table=data.classes.to_json(),
+        lineage=lineage,
+        inference={"scales": scales, "flip": True, "mean": list(MEAN), "std": list(STD)},
+        extra={"key": data.key, "steps": trainer.step, "averaged": trainer.average is not None},
+    )
