@@ -113,10 +113,13 @@ def _listed(request: Request, *, with_times: bool) -> list[str]:
     lines = [f"{request.ablation.title} ({request.path})\n", *map(_line, cells)]
     missing = [cell for cell in cells if not cell.found]
     if with_times and missing:
-        known = [cell.usual_s for cell in missing if cell.usual_s is not None]
-        unknown = f", and {len(missing) - len(known)} that were never timed" if len(known) < len(missing) else ""
-        # Rows that share a training have its whole time each: an upper bound.
-        lines.append(f"{len(missing)} missing: at most {sum(known) / 60:.0f} minutes by earlier runs{unknown}\n")
+        trainings = {(cell.row.training, cell.seed): cell.usual_s[0] for cell in missing if cell.usual_s}
+        timed = [cell.usual_s[1] for cell in missing if cell.usual_s]
+        minutes = (sum(trainings.values()) + sum(timed)) / 60
+        told = f"about {minutes:.0f} minutes by earlier runs" if timed else "no such row was timed"
+        others = len(missing) - len(timed)
+        unknown = f", and {others} that were never timed" if timed and others else ""
+        lines.append(f"{len(missing)} missing: {told}{unknown}\n")
     return lines
 
 

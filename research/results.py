@@ -6,7 +6,7 @@ python -m research.results --show merging         (all figures of one table, as 
 python -m research.results --collect workspaces/camvid --name camvid      (the figures of a finished workspace)
 
 The prose of a page is written by hand. Between `<!-- figures: WHAT -->` and `<!-- end -->` stands what is made here:
-`rows TABLE`, `claims GROUP`, `workspaces NAME ...`, `goals`, `bench` or `scaling`.
+`claims GROUP`, `workspaces NAME ...`, `goals`, `bench` or `scaling`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hmsa_core.io.atomic import write_text
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.metrics.bootstrap import holm
 from pipeline.cli.main import run_command
 from pipeline.workspace import Workspace
 from research.bench.goals import bench_lines, goals_lines, scaling_lines
@@ -27,7 +28,7 @@ from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
 from research.markdown import points, span, table
 
-__all__ = ["add_arguments", "holm", "made_anew", "main", "run", "verdict"]
+__all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("docs/results.md", "docs/scaling.md", "research/bench/README.md")
@@ -62,25 +63,6 @@ class Tables:
             if (row, kind, "") in known:
                 return known[row, kind, ""], kind, self._seeds.get((file, row, kind), [])
         return None
-
-    def of_seed(self, file: str, row: str, metric: str) -> float | None:
-        """A figure that all seeds of a row share."""
-        lines = figures(self.folder / f"{file}.parquet")
-        return next((f.value for f in lines if f.row == row and f.seed is not None and f.metric == metric), None)
-
-
-def _rows(tables: Tables, file: str) -> list[str]:
-    """Mean IoU and boundary IoU of every row, and what it costs."""
-    lines = []
-    for name in dict.fromkeys(row for row, kind, _ in tables.rows(file) if kind in (EXPLORING, CONFIRMING)):
-        found = tables.best(file, name)
-        if found is None or "mean_iou" not in found[0]:
-            continue
-        metrics, kind, seeds = found
-        cost = tables.of_seed(file, name, "gmac_training")
-        told = f"{cost:,.0f}" if cost else "-"
-        lines.append((f"`{name}`", span(metrics, "mean_iou"), span(metrics, "boundary_iou"), _seeds(seeds, kind), told))
-    return table(("row", "mIoU", "boundary IoU", "seeds", "GMAC"), lines)
 
 
 def _seeds(seeds: Sequence[int], kind: str) -> str:
@@ -117,18 +99,6 @@ def verdict(claim: Claim, metrics: Metrics, seeds: int) -> str:
     return words[low <= -claim.allowed]
 
 
-def holm(chances: dict[str, float], level: float = 0.95) -> set[str]:
-    """Which differences still exclude zero when all of them are asked at once.
-
-    Holm's step-down procedure (1979): the k-th smallest of n chances counts against (1 - level) / (n - k + 1).
-    """
-    ordered = sorted(chances, key=lambda name: chances[name])
-    kept = 0
-    while kept < len(ordered) and chances[ordered[kept]] <= (1 - level) / (len(ordered) - kept):
-        kept += 1
-    return set(ordered[:kept])
-
-
 def _workspaces(tables: Tables, *names: str) -> list[str]:
     """Models and differences of finished workspaces, in their main setting."""
     known = tables.rows(WORKSPACES)
@@ -154,16 +124,16 @@ def _show(tables: Tables, file: str) -> list[str]:
     for kind in (EXPLORING, CONFIRMING):
         mine = {row: metrics for (row, setting, name), metrics in known.items() if setting == kind and not name}
         differences = {row: m for row, m in mine.items() if "difference" in m}
-        stand = holm({row: m["chance"] or 0.0 for row, m in differences.items()})
+        stands = holm([m["chance"] or 0.0 for m in differences.values()], 0.05)
         told = [
             (
                 f"`{row}`",
                 span(m, "difference", sign=True),
                 span(m, "boundary_difference", sign=True),
-                "yes" if row in stand else "no",
+                "yes" if stand else "no",
                 *_classes(known, row, kind),
             )
-            for row, m in differences.items()
+            for (row, m), stand in zip(differences.items(), stands, strict=True)
         ]
         header = ("difference", "mIoU", "boundary IoU", "stands by Holm", "classes that gain", "classes that lose")
         if mine:
@@ -193,7 +163,6 @@ def _classes(known: dict[tuple[str, str, str], Metrics], row: str, kind: str) ->
 
 
 _BLOCKS: dict[str, Callable[..., list[str]]] = {
-    "rows": _rows,
     "claims": _claims,
     "workspaces": _workspaces,
     "goals": lambda tables: goals_lines(tables.folder),

@@ -47,13 +47,13 @@ class Request:
 class Pending:
     """A row and seed that are asked for, with their figures {metric: value} where they are in the table.
 
-    `usual_s` is the mean time of this row, with other seeds or here, training and evaluation; None = never made.
+    `usual_s` are the mean seconds of this row's trainings and evaluations with any seed; None = never made.
     """
 
     row: Row
     seed: int
     found: Mapping[str, float | None]
-    usual_s: float | None
+    usual_s: tuple[float, float] | None
 
 
 def pending(request: Request) -> list[Pending]:
@@ -67,14 +67,14 @@ def pending(request: Request) -> list[Pending]:
         for row in request.rows:
             own = seed if row.is_seeded else 0
             how = how_run(row.setting, request.scale)
-            times = [_seconds(f) for (name, _, setting), f in known.items() if (name, setting) == (row.name, how)]
-            usual = statistics.fmean(times) if times else None
+            alike = [f for (name, _, setting), f in known.items() if (name, setting) == (row.name, how)]
+            usual = (_mean(alike, "train_seconds"), _mean(alike, "evaluate_seconds")) if alike else None
             cells.setdefault((row.name, own), Pending(row, own, known.get((row.name, own, how), {}), usual))
     return list(cells.values())
 
 
-def _seconds(found: Mapping[str, float | None]) -> float:
-    return (found.get("train_seconds") or 0.0) + (found.get("evaluate_seconds") or 0.0)
+def _mean(found: Sequence[Mapping[str, float | None]], metric: str) -> float:
+    return statistics.fmean(one.get(metric) or 0.0 for one in found)
 
 
 def run_ablation(ws: Workspace, request: Request) -> list[tuple[str, int]]:
