@@ -23,8 +23,9 @@ from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from pipeline.inspector.cuts import Cuts
-from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
+from pipeline.inspector.intervals import Stratum, stratified
 from pipeline.inspector.precision import AuditAnswer
 from pipeline.inspector.view import StoreView
 

@@ -6,13 +6,12 @@ Korn and Graubard 1998, put into the same formula (as the US National Center for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Share", "Stratum", "beta_quantile", "clopper_pearson", "stratified"]
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
 
-_TINY = 1e-300
+__all__ = ["Share", "Stratum", "stratified"]
 
 
 @dataclass(frozen=True)
@@ -32,56 +31,6 @@ class Stratum:
     right: int
     n: int
     weight: float
-
-
-def _continued_fraction(a: float, b: float, x: float) -> float:
-    """Lentz's algorithm for the continued fraction of the incomplete beta function."""
-    c, d = 1.0, 1.0 - (a + b) * x / (a + 1.0)
-    d = 1.0 / (d if abs(d) > _TINY else _TINY)
-    result = d
-    for m in range(1, 400):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 + term * d
-            d = 1.0 / (d if abs(d) > _TINY else _TINY)
-            c = 1.0 + term / c
-            c = c if abs(c) > _TINY else _TINY
-            result *= d * c
-        if abs(d * c - 1.0) < 1e-14:
-            break
-    return result
-
-
-def _beta_cdf(x: float, a: float, b: float) -> float:
-    if x <= 0.0 or x >= 1.0:
-        return 0.0 if x <= 0.0 else 1.0
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    front = math.exp(log_front)
-    # The fraction converges fast on one side of the mean; the other side is its mirror image.
-    if x < (a + 1.0) / (a + b + 2.0):
-        return front * _continued_fraction(a, b, x) / a
-    return 1.0 - front * _continued_fraction(b, a, 1.0 - x) / b
-
-
-def beta_quantile(q: float, a: float, b: float) -> float:
-    """Value x with P(Beta(a, b) <= x) = q, to 1e-12, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_cdf(middle, a, b) < q else (low, middle)
-    return (low + high) / 2
-
-
-def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a binomial share; `right` and `n` may be effective (not whole) numbers."""
-    if n <= 0:
-        return 0.0, 1.0
-    tail = (1.0 - confidence) / 2
-    low = 0.0 if right <= 0 else beta_quantile(tail, right, n - right + 1)
-    high = 1.0 if right >= n else beta_quantile(1.0 - tail, right + 1, n - right)
-    return low, high
 
 
 def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> Share | None:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
+from pipeline.inspector.intervals import Stratum, stratified
 
 if TYPE_CHECKING:
     from hmsa_core.labels.thresholds.curves import Curves

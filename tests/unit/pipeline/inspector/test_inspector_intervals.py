@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inspector.intervals import Stratum, beta_quantile, clopper_pearson, stratified
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from pipeline.inspector.intervals import Stratum, stratified
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,6 @@ def test_the_exact_interval_matches_published_values(right: int, n: int, low: fl
 def test_no_answers_say_nothing() -> None:
     assert clopper_pearson(0, 0) == (0.0, 1.0)
     assert stratified([Stratum(0, 0, 10.0)]) is None
-
-
-@given(st.floats(0.01, 0.99), st.floats(0.5, 60), st.floats(0.5, 60))
-def test_the_beta_quantile_lies_where_random_draws_lie(q: float, a: float, b: float) -> None:
-    x = beta_quantile(q, a, b)
-    draws = np.random.default_rng(7).beta(a, b, 4000)
-    assert abs(float((draws <= x).mean()) - q) < 0.05
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
