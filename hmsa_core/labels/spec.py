@@ -53,7 +53,7 @@ class CalibrateConfig(Section):
     @classmethod
     def _rule_exists(cls, value: str) -> str:
         if value not in rule_names():
-            raise ValueError(f"rule: one of {', '.join(rule_names())}, found {value!r}")
+            raise ValueError(f"expected one of {', '.join(rule_names())}, found {value!r}")
         return value
 
     @field_validator("overrides")

@@ -105,7 +105,6 @@ def write(folder: Path) -> None:
     policy.save(folder / "policy.json")
     hand = PairRule(human=CLASSES.classes[0], teacher=CLASSES.classes[1], action="teacher")
     rules = MergeRules.default(CLASSES, MergeConfig(rules=(hand,)))
-    rules.save(folder / "rules.json")
     _write_stores(folder, policy, rules)
     Index.write(folder / "index.parquet", [SAMPLE], cityscapes(), "target", licences={"target": "none"})
     refused = QuarantineRow("x", "x.png", "image", "train", "truncated", "ends early", "target")
@@ -184,7 +183,6 @@ READERS: dict[str, Callable[[Path], Any]] = {  # the file that names format and 
     "webp/manifest.json": lambda f: _store(f / "webp"),
     "policy.json": lambda f: _policy(f / "policy.json"),
     "curves.json": lambda f: _curves(f / "curves.json"),
-    "rules.json": lambda f: MergeRules.load(f / "rules.json").to_json()["actions"],
     "index.parquet": lambda f: _index(f / "index.parquet"),
     "quarantine.parquet": lambda f: [vars(r) for r in read_quarantine(f / "quarantine.parquet")],
     "centroids.parquet": lambda f: Centroids.load(f / "centroids.parquet").values.tolist(),
