@@ -27,7 +27,7 @@ def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]
 
     The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
     """
-    from hmsa_core.labels.store.manifest import read_manifest
+    from hmsa_core.labels.store.format import read_manifest
     from hmsa_core.labels.thresholds.policy import ThresholdPolicy
     from hmsa_core.taxonomy import ClassTable
     from pipeline.workspace import Workspace

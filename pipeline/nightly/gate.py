@@ -27,13 +27,13 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, Strict
+from scipy.special import stdtr, stdtrit
 
 from hmsa_core.config import Section
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.metrics import mean_iou_of
+from hmsa_core.metrics import holm, mean_iou_of
 from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
-from hmsa_core.metrics.student_t import t_cdf, t_quantile
 from pipeline.counts import finite
 
 __all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
@@ -242,7 +242,7 @@ def _mean_gain(
     se = float(np.sqrt(boot + seed))
     uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(aa_mean_iou) - 1))
     freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else 1e6
-    t = float(t_quantile(1 - alpha, min(max(freedom, 1.0), 1e6)))
+    t = float(stdtrit(min(max(freedom, 1.0), 1e6), 1 - alpha))
     return {
         "value": gain,
         "low": gain - t * se,
@@ -274,7 +274,7 @@ def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig
     best = drawn.score(champion)
     loss, draws = best.gain_over(new)
     se = float(np.std(draws, ddof=1))
-    t = float(t_quantile(1 - alpha, max(1.0, drawn.number - 1.0)))
+    t = float(stdtrit(max(1.0, drawn.number - 1.0), 1 - alpha))
     return {
         "name": champion.name,
         "mean_iou": float(np.nanmean(best.iou)),
@@ -306,7 +306,7 @@ def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: Gate
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
     judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)
-    shown = _holm([row["p"] for row in judged], config.alpha)
+    shown = holm([row["p"] for row in judged], config.alpha)
     for row, is_shown in zip(judged, shown, strict=True):
         row["verdict"] = "non-inferior" if is_shown else "inferior"
         if not is_shown:
@@ -333,20 +333,10 @@ def _class_note(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which of the hypotheses fall (Holm 1979): the smallest p at alpha / m, the next at alpha / (m - 1), ..."""
-    falls = [False] * len(p_values)
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[i] > alpha / (len(p_values) - rank):
-            break  # and stops all later ones
-        falls[i] = True
-    return falls
-
-
 def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
     """The rows whose noise lets a perfect tie be shown at the levels they are judged at, or no tie could ever pass."""
     ties = sorted(((_p_of_a_loss(row, 0.0), row) for row in rows), key=lambda tie: tie[0])
-    while ties and not all(_holm([p for p, _ in ties], alpha)):
+    while ties and not all(holm([p for p, _ in ties], alpha)):
         _, row = ties.pop()
         row["verdict"] = "not judged"
         row["why"] = (
@@ -358,7 +348,7 @@ def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str,
 def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
     """One-sided p of "the loss is at least the allowance" (Student's t), had the gain been this."""
     allowance, se = row["allowance"], row["se"]
-    return float(t_cdf(-(gain + allowance) / se, row["blocks"] - 1.0)) if se else float(gain < -allowance)
+    return float(stdtr(row["blocks"] - 1.0, -(gain + allowance) / se)) if se else float(gain < -allowance)
 
 
 def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
@@ -407,7 +397,7 @@ def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
         return
     is_large = row["gain"] < -_LARGE * row["allowance"]
     level = alpha if is_large else alpha / classes
-    t = float(t_quantile(1 - level, row["blocks"] - 1.0))  # few blocks know their own spread badly
+    t = float(stdtrit(row["blocks"] - 1.0, 1 - level))  # few blocks know their own spread badly
     if row["gain"] + t * row["se"] < 0:
         row["verdict"] = "inferior"
         row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
@@ -419,7 +409,7 @@ def _recall_veto(row: dict[str, Any], change: float, draws: NDArray[np.float64],
     if len(draws) < 2 or not np.isfinite(change):
         return
     se = _standard_error(draws, row["blocks"])
-    is_lower = row["blocks"] >= 2 and change + float(t_quantile(1 - config.alpha, row["blocks"] - 1.0)) * se < 0
+    is_lower = row["blocks"] >= 2 and change + float(stdtrit(row["blocks"] - 1.0, 1 - config.alpha)) * se < 0
     if change < -config.recall_allowance or is_lower:
         row["verdict"] = "veto"
         row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"

@@ -23,7 +23,7 @@ from hmsa_core.config import key_material
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
-from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import iou_of
 from hmsa_core.spec import PseudoData
 from pipeline.checkpoint_folders import knows_other_classes
