@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import ClassPolicy
 from hmsa_core.taxonomy import IGNORE
 

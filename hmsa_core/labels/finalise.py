@@ -1,7 +1,7 @@
 """From a raw store to training labels: thresholds, human labels, camera masks, reviews; one shard at a time.
 
 The thresholded store mirrors the raw store's shards. Its `label` is the final one, its `source` says where each
-pixel comes from (schema.SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
+pixel comes from (SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
 teacher's (or both agree) and 0 elsewhere: what was not kept cannot be brought back from it.
 """
 
@@ -26,9 +26,10 @@ from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels.final_counts import ShardCounts, summarise
 from hmsa_core.labels.masks import apply_mask
 from hmsa_core.labels.merge import MergeRules, merge_with_source
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.store.schema import SOURCES
-from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done, write_manifest
+from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
+from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.store.codec import png_bytes
+from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.taxonomy import IGNORE
 
 __all__ = ["MaskCounter", "apply_mask", "read_mask", "write_mask"]

@@ -20,7 +20,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound
 from hmsa_core.taxonomy import IGNORE, ClassTable
@@ -115,7 +115,7 @@ def merge_labels(pseudo: Labels, human: Labels | None, rules: MergeRules) -> Lab
 
 
 def merge_with_source(pseudo: Labels, human: Labels | None, rules: MergeRules) -> tuple[Labels, Labels]:
-    """`merge_labels`, and where each pixel comes from (uint8, schema.SOURCES)."""
+    """`merge_labels`, and where each pixel comes from (uint8, SOURCES)."""
     if human is None:
         human = np.full_like(pseudo, IGNORE)
     if pseudo.shape != human.shape or pseudo.dtype != np.uint8 or human.dtype != np.uint8:

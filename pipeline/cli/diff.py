@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
     from hmsa_core.labels.diff import diff_stores, write_pictures
-    from hmsa_core.labels.store.manifest import refuse_in_store
+    from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress
 

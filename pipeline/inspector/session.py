@@ -16,7 +16,7 @@ from hmsa_core.io.records import saving
 from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.pictures import safe_colours

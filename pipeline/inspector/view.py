@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.records import stamp_of
+<<<<<<< HEAD
 from hmsa_core.labels.store import codec
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.store.manifest import read_manifest
@@ -22,6 +23,13 @@ from hmsa_core.labels.store.parquet import FileRecord, read_table
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.schema import MANIFEST
 from hmsa_core.labels.thresholds.stats import StoreStatistics
+=======
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.format import MANIFEST, FileRecord, binding, encode, read_manifest, read_table
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.store.sidecar import StoreStatistics
+from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+>>>>>>> main
 from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.pictures import Pictures
 
@@ -223,11 +231,11 @@ class StoreView:
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
         if plane == "human":
-            return codec.encode(self.pictures.human(name), "label", "png")
+            return encode(self.pictures.human(name), "label", "png")
         if plane not in ("label", "confidence"):
             raise InputError(f"plane {plane!r}: expected label, confidence or human")
         label, code = self.read(name)
-        return codec.encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
+        return encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
 
     def mini_png(self, name: str) -> bytes:
         """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
@@ -237,4 +245,4 @@ class StoreView:
         # From the middle of the first step, or of an image that is smaller than one: something is always left.
         y, x = min(step, height) // 2, min(step, width) // 2
         small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
-        return codec.encode(np.concatenate(small), "label", "png")
+        return encode(np.concatenate(small), "label", "png")

@@ -16,7 +16,7 @@ import numpy as np
 from hmsa_core import __version__
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import iou_of
 from hmsa_core.spec import PseudoData
 from pipeline.counts import read_counts

@@ -25,7 +25,8 @@ from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise
 from hmsa_core.labels.masks import MaskCounter, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
 from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels
-from hmsa_core.labels.store.manifest import binding, publish_store
+from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress

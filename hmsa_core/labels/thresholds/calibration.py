@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import StoreError
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.spec import CalibrateConfig
-from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.histogram import cumulative
+from hmsa_core.labels.store.codes import NUM_CODES, cumulative
 from hmsa_core.metrics.boundary import boundary_band
 from hmsa_core.taxonomy import IGNORE, ClassTable
 

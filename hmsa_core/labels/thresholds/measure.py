@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.calibration import calibration_table
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.cuts import (

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 if TYPE_CHECKING:

@@ -224,7 +224,7 @@ def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None
 
 def test_a_worker_that_nobody_started_does_nothing() -> None:
     from hmsa_core.labels import finalise as module
-    from hmsa_core.labels.store.plans import ShardPlan
+    from hmsa_core.labels.store.shards import ShardPlan
 
     with pytest.raises(RuntimeError, match="not started"):
         module._work(ShardPlan(0, (), (), ""))

@@ -257,8 +257,8 @@ def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes:
 
 def thresholded(folder: Path, scenes: Scenes, threshold: str = "") -> Path:
     """A final store as `pseudo-label` makes it, from the policy's labels or those of one threshold."""
-    from hmsa_core.labels.store.plans import plan_shards
-    from hmsa_core.labels.store.shards import write_manifest
+    from hmsa_core.labels.store.shards import plan_shards
+    from hmsa_core.labels.store.writer import write_manifest
 
     raw, policy = LabelStore.open(scenes.store), ThresholdPolicy.load(scenes.policy)
     if threshold:
