@@ -15,14 +15,7 @@ import numpy as np
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.io.trees import new_tree
-<<<<<<< HEAD
-from hmsa_core.labels.store.manifest import refuse_in_store
-=======
 from hmsa_core.labels.store.format import refuse_in_store
-from pipeline.inspector.cuts import Cuts
-from pipeline.inspector.page import static_sources
-from pipeline.inspector.safety import POLICY
->>>>>>> main
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import Cuts, ImageQuery, Sort, image_rows, parse_sort
 

@@ -24,7 +24,7 @@ from scipy.special import betaincinv
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.labels.merge import corrected_precision
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.manifest import binding, read_manifest
+from hmsa_core.labels.store.format import binding, read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound

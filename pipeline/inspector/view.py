@@ -15,21 +15,10 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.records import stamp_of
-<<<<<<< HEAD
-from hmsa_core.labels.store import codec
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.store.manifest import read_manifest
-from hmsa_core.labels.store.parquet import FileRecord, read_table
-from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.store.schema import MANIFEST
-from hmsa_core.labels.thresholds.stats import StoreStatistics
-=======
-from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.format import MANIFEST, FileRecord, binding, encode, read_manifest, read_table
+from hmsa_core.labels.store.format import MANIFEST, FileRecord, encode, read_manifest, read_table
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.sidecar import StoreStatistics
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy
->>>>>>> main
 from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.pictures import Pictures
 
