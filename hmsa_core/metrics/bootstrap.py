@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
-from hmsa_core.metrics.student_t import t_cdf, t_quantile
 
-__all__ = ["Interval", "bootstrap_difference", "bootstrap_iou", "interval_of_runs"]
+__all__ = ["Interval", "bootstrap_difference", "bootstrap_iou", "holm", "interval_of_runs"]
 
 DRAWS = 2000
 Counts = NDArray[np.int64]
@@ -258,9 +258,9 @@ def interval_of_runs(
     # Of no spread at all any degrees of freedom say the same.
     parts = between**2 / np.maximum(n - 1, 1) + within**2 / (blocks - 1)
     df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
-    half = np.where(n > 1, t_quantile((1 + level) / 2, df) * np.sqrt(total), np.nan)
+    half = np.where(n > 1, stdtrit(df, (1 + level) / 2) * np.sqrt(total), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = float(t_cdf(value[-1] / np.sqrt(total[-1]), df[-1]))  # NaN where nothing is scored, or nothing differs
+        above = float(stdtr(df[-1], value[-1] / np.sqrt(total[-1])))  # NaN where nothing is scored, or nothing differs
     return value - half, value + half, above
 
 
@@ -268,3 +268,16 @@ def _percentiles(drawn: NDArray[np.float64], q: float) -> NDArray[np.float64]:
     """Percentile of each column over the draws in which it is scored; NaN when it never is."""
     columns = [column[~np.isnan(column)] for column in drawn.T]
     return np.array([np.quantile(c, q) if c.size else np.nan for c in columns])
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several hypotheses fall when all are asked at once: Holm's step-down procedure (1979).
+
+    The smallest p falls at alpha / m, the next at alpha / (m - 1), and so on; the first that stands ends it.
+    """
+    falls = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] > alpha / (len(p_values) - rank):
+            break
+        falls[i] = True
+    return falls
