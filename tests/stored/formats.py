@@ -33,7 +33,7 @@ from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.taxonomy import IGNORE, cityscapes
 from hmsa_core.training.state import StateStore
 from pipeline.inspector.audit import Audit, AuditFile
-from pipeline.inspector.cuts import parse_cuts
+from pipeline.inspector.stats import parse_cuts
 from pipeline.inspector.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
