@@ -132,7 +132,7 @@ class Curves:
     def subset(self, blocks: Sequence[int]) -> Curves:
         """The curves of some blocks only (joint counts and conflicts stay whole)."""
         counts = {name: array[list(blocks)] for name, array in self.counts.items()}
-        names = [self.blocks[i] for i in blocks]
+        names = tuple(self.blocks[i] for i in blocks)
         return replace(self, blocks=names, counts=counts, truth=self.truth[list(blocks)])
 
     def save(self, path: str | Path) -> str:
@@ -176,7 +176,7 @@ class Curves:
         joint[cells["truth"], cells["label"], cells["code"]] = cells["pixels"]
         return cls(
             classes,
-            value["blocks"],
+            tuple(value["blocks"]),
             counts,
             np.array(value["truth"], np.int64).reshape(n, c),
             joint,
@@ -275,7 +275,7 @@ class _Counter:
         counts = {name: np.stack([self._of_block[b][name] for b in blocks]) for name in COUNTS}
         truth = np.stack([self._truth[b] for b in blocks])
         conflicts = self._sparse_conflicts(blocks)
-        return Curves(classes, blocks, counts, truth, self._joint, conflicts, self.images, dict(lineage or {}))
+        return Curves(classes, tuple(blocks), counts, truth, self._joint, conflicts, self.images, dict(lineage or {}))
 
     def _sparse_conflicts(self, blocks: list[str]) -> Conflicts:
         parts = []
