@@ -8,6 +8,8 @@ profiles override them.
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
@@ -156,17 +158,26 @@ class AugmentConfig(Section):
         return self
 
 
+def _known_loss(name: str) -> str:
+    """A loss is a file of `hmsa_core/losses`; its name is checked where torch is not imported."""
+    known = sorted(m.name for m in iter_modules([str(Path(__file__).with_name("losses"))]) if m.name[0] != "_")
+    if name not in known:
+        raise ValueError("unknown loss, " + did_you_mean(name, known, f"choose one of {', '.join(known)}"))
+    return name
+
+
+LossName = Annotated[str, AfterValidator(_known_loss)]
+
+
 class LossConfig(Section):
     """Training loss (paper section 4; where the released code differs: docs/training.md)."""
 
-    main: Literal["rmi", "cross_entropy", "bce"] = Field(
-        "rmi", description="rmi (paper; Zhao et al. 2019), cross_entropy or bce"
-    )
+    main: LossName = Field("rmi", description="rmi (paper; Zhao et al. 2019), cross_entropy or released_bce")
     rmi_ignore: Literal["released", "masked"] = Field(
         "released", description="released (ignored pixels count as zeros) or masked (only fully valid regions)"
     )
-    aux: Literal["cross_entropy", "released_bce", "released_rmi"] = Field(
-        "cross_entropy", description="loss of the auxiliary head: cross_entropy (paper), released_bce or released_rmi"
+    aux: LossName = Field(
+        "cross_entropy", description="loss of the auxiliary head: cross_entropy (paper), released_bce or rmi"
     )
     aux_weight: float = Field(0.4, ge=0.0, description="paper: 0.4")
     per_scale_weight: float = Field(

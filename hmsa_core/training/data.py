@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hmsa_core.config import TrainConfig
+from hmsa_core.config import TrainConfig, key_material
 from hmsa_core.data.dataset import CropDataset, init_worker
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.plan import EpochPlan
@@ -183,7 +183,7 @@ def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
 
 def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable) -> str:
     material: dict[str, Any] = {
-        "config": _settings(spec.config),
+        "config": key_material(spec.config),
         "classes": classes.digest(),
         "fine": [(s.name, s.image_sha256, s.label_sha256) for s in fine],
         "centroids": sha256_file(spec.fine.centroids),
@@ -192,12 +192,6 @@ def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classe
     if spec.pseudo is not None and pseudo is not None:
         material["pseudo"] = [pseudo.store.digest, sha256_file(spec.pseudo.centroids)]
     return digest(material)
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings that a resumed run must share; how it uses the machine may change, its precision may not."""
-    values = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "batch_per_rank"})
-    return values | {"runtime": {"precision": config.runtime.precision}}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hmsa_core.config import TrainConfig
 from hmsa_core.io.errors import CheckpointError, TrainingError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.losses import LossParts, TotalLoss
+from hmsa_core.losses import LossParts, training_loss
 from hmsa_core.models import ModelOutput, MultiScaleModel
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import Ranks
@@ -51,13 +51,6 @@ class Trainer:
         self.step = 0  # optimiser steps done
         self.saved_step: int | None = None  # newest durable state, for messages
         self.rate = LearningRate(config.optimiser, config.global_batch, timeline.total_steps, config.epochs)
-        self.loss = TotalLoss(
-            main=config.loss.main,
-            aux=config.loss.aux,
-            aux_weight=config.loss.aux_weight,
-            per_scale_weight=config.loss.per_scale_weight,
-            rmi_ignore=config.loss.rmi_ignore,
-        )
         self.optimiser = make_optimiser(config, model)
         self.replicas = replicate(model, ranks, compiled=config.runtime.compile)
         self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
@@ -143,7 +136,7 @@ class Trainer:
             output = self.replicas.forward(images)
         weight = self.config.pseudo.loss_weight
         if weight == 1.0 or not any(is_pseudo):
-            return self.loss(output, labels)
+            return training_loss(output, labels, self.config.loss)
         return self._weighted(output, labels, torch.tensor(is_pseudo), weight)
 
     def _weighted(self, output: ModelOutput, labels: Tensor, is_pseudo: Tensor, weight: float) -> LossParts:
@@ -154,11 +147,12 @@ class Trainer:
             if share == 0.0:
                 continue
             at = chosen.to(labels.device)
-            some = self.loss(
+            some = training_loss(
                 ModelOutput(
                     output.logits[at], output.aux_logits[at], {s: x[at] for s, x in output.scale_logits.items()}, {}
                 ),
                 labels[at],
+                self.config.loss,
             )
             total = total + factor * share * some.total
             for name, value in some.parts.items():

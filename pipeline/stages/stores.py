@@ -9,7 +9,7 @@ from hmsa_core.config import InferConfig, key_material
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import StoreError
-from hmsa_core.labels.store.manifest import listed_files, read_manifest
+from hmsa_core.labels.store.format import listed_files, read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import InferSpec, Selection
 from hmsa_core.taxonomy import ClassTable

@@ -13,7 +13,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.io.trees import publish_tree
-from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import (
     EvaluateSpec,

@@ -14,7 +14,8 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.process import StopRequest
-from hmsa_core.labels.store.shards import ShardWriter, plan_shards, write_manifest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards
+from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec

@@ -542,7 +542,7 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
         {"optimiser__clip_norm": 0.01},
         {"optimiser__warmup_steps": 9},
         {"loss__rmi_ignore": "masked"},
-        {"loss__main": "bce"},
+        {"loss__main": "released_bce"},
         {"loss__aux": "released_bce"},
         {"model__head": "released"},
         {"model__dropout": 0.5},

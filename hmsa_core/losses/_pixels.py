@@ -1,29 +1,38 @@
-"""Going through N x C x H x W scores in blocks of classes, with reused buffers, on labels of one form.
+"""What losses over pixels share: checks of labels, the result's type, blocks of classes with reused buffers.
 
-A loss over pixels is a handful of cheap operations on very many numbers: what costs is memory that does not
-fit the cache or is fresh from the system. Large blocks on a GPU, where neither holds.
+A loss over pixels is a handful of cheap operations on very many numbers. What costs is memory that does not fit the
+cache or is fresh from the system, so N x C x H x W scores are gone through in blocks of classes. On a GPU, where
+neither holds, the blocks are large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hmsa_core.io.errors import InputError
 
-__all__ = ["LOW_PRECISION", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
+__all__ = ["LossParts", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
 _MOST_CLASSES = 64  # of a block: the product of as many probabilities from 0.5 on is far from float32's smallest
 # Small enough for the cache, large enough that threads do not meet after every few microseconds of work
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
+@dataclass(frozen=True)
+class LossParts:
+    """A loss, a scalar with a gradient, and what it is made of: unweighted scalars for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
 def work_dtype(logits: Tensor) -> torch.dtype:
     """Give the precision to compute in: at least float32."""
-    return torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
+    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
 
 
 def make_target(logits_NCHW: Tensor, label_NHW: Tensor, ignore_index: int) -> Tensor:
