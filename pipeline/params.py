@@ -21,7 +21,6 @@ from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.spec import EvaluationSetting
-from pipeline.nightly.gate import GateConfig
 from pipeline.stages import TABLE, Stage
 from pipeline.strict_yaml import Document, read_yaml
 
@@ -29,6 +28,7 @@ __all__ = [
     "PROFILES",
     "DataConfig",
     "EvaluateConfig",
+    "GateConfig",
     "Params",
     "PrepareConfig",
     "PretrainConfig",
@@ -46,6 +46,8 @@ Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start w
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
+Names = Annotated[tuple[str, ...], Strict(False)]
 Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
 
@@ -145,6 +147,37 @@ class PseudoLabelConfig(Section):
             near = " or ".join(edge for edge in (below, above) if edge is not None)
             raise ValueError(f"a number on the grid of the confidence code, such as its neighbours {near}")
         return value
+
+
+class GateConfig(Section):
+    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
+
+    enabled: bool = Field(True, description="false = report only, never promote")
+    alpha: float = Field(
+        0.05,
+        gt=0.0,
+        lt=0.5,
+        description="one-sided error probability: of the gain over all looks, of each guard for a candidate",
+    )
+    min_gain: float = Field(0.0, ge=-1.0, le=1.0, description="mean IoU; the gain's lower bound must exceed it")
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="mean IoU; spread between trainings of one recipe; null = from A/A trainings"
+    )
+    min_aa_runs: int = Field(3, ge=2, description="A/A trainings before that spread counts as known")
+    class_allowance: Allowance = Field(0.02, description="IoU that a class may lose")
+    class_allowances: dict[str, Allowance] = Field(
+        default_factory=dict, description="the same for single classes, by name"
+    )
+    min_blocks: int = Field(
+        10, ge=2, description="blocks of the report set; and blocks that show a class, or it is not judged"
+    )
+    veto_recall: Names = Field(
+        ("person", "rider", "pedestrian", "bicyclist"), description="classes whose recall may not fall"
+    )
+    recall_allowance: Share = Field(0.01, description="recall that such a class may lose")
+    champion_allowance: Share = Field(0.01, description="mean IoU below the pinned reference champion")
+    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
+    power: float = Field(0.8, gt=0.5, lt=1.0, description="for the smallest gain that could have been seen")
 
 
 class EvaluateConfig(Section):

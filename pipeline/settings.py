@@ -62,7 +62,7 @@ def _section(section: BaseModel, at: Key, told: Mapping[Key, str]) -> Iterator[s
         described = type(section).model_fields[name].description or ""
         key = (*at, name)
         if isinstance(value, Section):
-            yield _line(key, "", described)
+            yield _line(key, "", "")
             yield from _section(value, key, told)
         else:
             yield from _leaf(key, value, "" if at == ("versions",) else described, told)
