@@ -20,7 +20,7 @@ from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.spec import EvaluationSetting
-from pipeline.nightly.gate_config import GateConfig
+from pipeline.nightly.gate import GateConfig
 from pipeline.stages import VERSIONS
 from pipeline.strict_yaml import Document, read_yaml
 
