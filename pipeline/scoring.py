@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Sample
-from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.exporting import city_of
