@@ -78,8 +78,7 @@ def _aa(ws: Workspace, runs: int) -> int:
     # One after another with a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
         prepare_process(ws)
-        from pipeline.nightly.aa import measure_aa
-        from pipeline.nightly.gatekeeper import aa_file
+        from pipeline.nightly.gatekeeper import aa_file, measure_aa
 
         found = measure_aa(ws, runs)
     values = ", ".join(f"{100 * value:.2f}" for value in found["mean_iou"])

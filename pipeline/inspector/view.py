@@ -8,28 +8,21 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.records import stamp_of
-from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.format import MANIFEST, FileRecord, binding, encode, read_manifest, read_table
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.format import MANIFEST, FileRecord, encode, read_manifest, read_table
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.sidecar import StoreStatistics
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
-from pipeline.counts import read_pairs
 from pipeline.inspector.pictures import Pictures
-from pipeline.inspector.precision import Coarse
-from pipeline.workspace import JUDGED_CURVES
 
-if TYPE_CHECKING:
-    from hmsa_core.labels.thresholds.curves import Curves
-
-__all__ = ["Evidence", "StaleError", "StoreView", "find_curves", "load_policy"]
+__all__ = ["StaleError", "StoreView"]
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
@@ -40,54 +33,6 @@ DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 class StaleError(HmsaError):
     """The labels on the disk, or those that are asked for, are no longer those that were opened."""
-
-
-class Evidence(NamedTuple):
-    """What calibration images say of a store's labels."""
-
-    curves: Curves | None = None
-    coarse: Coarse | None = None
-    outside: bool = False  # `curves` leave out what people drew
-
-
-def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
-    """Read a policy and refuse one that was measured for other classes or another teacher."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: policy file not found")
-    policy = ThresholdPolicy.load(Path(path))
-    policy.check(store.lineage, store.classes, where=str(store.path))
-    return policy
-
-
-def find_curves(
-    store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
-) -> Evidence:
-    """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
-
-    With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
-    coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
-    labels (`curves-judged.json`) only those pixels count: people's own word stands on the others.
-    """
-    path = _curves_beside(Path(policy)) if curves is None and policy is not None else curves
-    if path is None or (curves is None and not Path(path).is_file()):
-        return Evidence()
-    path = Path(path)
-    from hmsa_core.labels.thresholds.curves import Curves
-
-    if not path.is_file():
-        raise InputError(f"{path}: curves file not found")
-    found = Curves.load(path)
-    if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
-        raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
-    pairs = path.with_name("pairs.npz")
-    if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
-        return Evidence(found, None, path.name == JUDGED_CURVES)
-    return Evidence(found, Coarse(store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
-
-
-def _curves_beside(policy: Path) -> Path:
-    judged = policy.with_name(JUDGED_CURVES)
-    return judged if judged.is_file() else policy.with_name("curves.json")
 
 
 class StoreView:
@@ -202,8 +147,6 @@ class StoreView:
     @cached_property
     def doubt(self) -> NDArray[np.float32]:
         """Sum of (1 - confidence) of each image and class, float32 (N, C), by trapezoids over DOUBT_EDGES."""
-        from hmsa_core.labels.store.codes import ConfidenceCode
-
         grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
         with self._lock:
             above = [self.predicted, *(self.statistics.kept(ConfidenceCode().code_for(e)) for e in DOUBT_EDGES)]

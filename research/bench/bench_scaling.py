@@ -26,9 +26,10 @@ import numpy as np
 import torch
 
 from hmsa_core import taxonomy
+from hmsa_core.data.checks import near_duplicates
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.phash import near_duplicates
-from hmsa_core.data.prepare import build, scan
+from hmsa_core.data.layouts import scan
+from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.inference.fast import Predictor
 from hmsa_core.inference.infer import label_image

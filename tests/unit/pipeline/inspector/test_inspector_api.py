@@ -21,8 +21,7 @@ from hmsa_core.labels.store.shards import ShardWriter
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
 from pipeline.inspector import weights as weights_module
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
+from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
 from tests.support.asgi import AsgiClient
