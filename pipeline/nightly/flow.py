@@ -34,8 +34,7 @@ from pipeline.nightly.least import collect_least
 from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
-from pipeline.nightly.runner import DVC, ServerGoneError, StageFailedError, run_stage
-from pipeline.nightly.watch import ServerWatch
+from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
