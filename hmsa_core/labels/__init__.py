@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from hmsa_core.labels.store.sidecar import StoreStatistics
     from hmsa_core.labels.store.verify import Problem
     from hmsa_core.labels.store.writer import LabelStoreWriter
+    from hmsa_core.labels.thresholds.calibration import calibrate
     from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
-__all__ = ["ConfidenceCode", "LabelStore", "LabelStoreWriter", "Problem", "StoreStatistics", "ThresholdPolicy"]
+__all__ = [
+    "ConfidenceCode",
+    "LabelStore",
+    "LabelStoreWriter",
+    "Problem",
+    "StoreStatistics",
+    "ThresholdPolicy",
+    "calibrate",
+]
 
 _HOME = {
     "ConfidenceCode": "store.codes",
@@ -25,6 +34,7 @@ _HOME = {
     "Problem": "store.verify",
     "StoreStatistics": "store.sidecar",
     "ThresholdPolicy": "thresholds.policy",
+    "calibrate": "thresholds.calibration",
 }
 
 

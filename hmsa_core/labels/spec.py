@@ -9,6 +9,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 from hmsa_core.config import Section
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.labels.thresholds.rules import rule_names
 
 __all__ = ["CalibrateConfig", "MergeConfig", "PairRule"]
 
@@ -20,6 +21,7 @@ Count = Annotated[int, Field(ge=0)]
 class CalibrateConfig(Section):
     """How thresholds are picked from the calibration images."""
 
+    rule: str = Field("promise", description="how thresholds are chosen: a file of hmsa_core/labels/thresholds/rules")
     target: float = Field(0.98, gt=0.5, lt=1.0, description="precision of kept pixels that a class must reach")
     floor: float = Field(
         0.8,
@@ -46,6 +48,13 @@ class CalibrateConfig(Section):
     overrides: dict[str, str | float] = Field(
         default_factory=dict, description="class name: threshold on the grid, or withheld"
     )
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_exists(cls, value: str) -> str:
+        if value not in rule_names():
+            raise ValueError(f"expected one of {', '.join(rule_names())}, found {value!r}")
+        return value
 
     @field_validator("overrides")
     @classmethod

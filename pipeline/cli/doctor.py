@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         _fix(root)
     findings = examine(root, deep=not args.quick)
     if args.json:
-        sys.stdout.write(json.dumps([f.to_json() for f in findings], indent=1) + "\n")
+        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
     else:
         if root != Path.cwd().resolve() and any(f.mend for f in findings):
             sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")

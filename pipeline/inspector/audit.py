@@ -23,7 +23,8 @@ from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from pipeline.inspector.precision import AuditAnswer, Stratum, clopper_pearson, stratified
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from pipeline.inspector.precision import AuditAnswer, Stratum, stratified
 from pipeline.inspector.stats import Cuts
 from pipeline.inspector.view import StoreView
 

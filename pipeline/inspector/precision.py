@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.labels.merge import corrected_precision
@@ -27,7 +26,7 @@ from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import binding, read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.intervals import lower_bound
+from hmsa_core.labels.thresholds.intervals import clopper_pearson, lower_bound
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import ClassTable
 from pipeline.counts import read_pairs
@@ -42,7 +41,6 @@ __all__ = [
     "PrecisionSources",
     "Stratum",
     "calibration_policy",
-    "clopper_pearson",
     "find_curves",
     "load_policy",
     "stratified",
@@ -58,16 +56,6 @@ class Stratum(NamedTuple):
     right: int
     n: int
     weight: float
-
-
-def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a binomial share (Clopper and Pearson 1934); `right` and `n` need not be whole numbers."""
-    if n <= 0:
-        return 0.0, 1.0
-    tail = (1.0 - confidence) / 2
-    low = 0.0 if right <= 0 else float(betaincinv(right, n - right + 1, tail))
-    high = 1.0 if right >= n else float(betaincinv(right + 1, n - right, 1.0 - tail))
-    return low, high
 
 
 def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:

@@ -21,7 +21,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.atomic import canonical_json, digest, sha256_file, sweep_temps
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.io.locks import FileLock
-from hmsa_core.labels.store.codes import ConfidenceCode, count, present_values
+from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import (
     FORMAT,
     LOCKS,
@@ -35,7 +35,7 @@ from hmsa_core.labels.store.format import (
     encode,
     shard_schema,
 )
-from hmsa_core.labels.store.sidecar import SidecarRows
+from hmsa_core.labels.store.sidecar import SidecarRows, count, present_values
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 __all__ = [

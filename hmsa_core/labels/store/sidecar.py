@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import InputError, StoreError
-from hmsa_core.labels.store.codes import NUM_CODES, Histogram, cumulative
+from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import (
     IMAGES_SCHEMA,
     KEPT_SCHEMA,
@@ -41,13 +42,63 @@ from hmsa_core.labels.store.format import (
 )
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["SidecarRows", "StoreStatistics", "consolidate"]
+__all__ = ["Histogram", "SidecarRows", "StoreStatistics", "consolidate", "count", "cumulative", "present_values"]
 
 _SMALL = 512  # images
 _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens of MB
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 _HASHED_BYTES = 16 << 20
 _MEND = "run `autolabel verify` on the store; make it again"
+
+
+class Histogram(NamedTuple):
+    """Sparse counts sorted by class, human class and code; only pixels > 0 are listed."""
+
+    class_id: NDArray[np.uint8]
+    human: NDArray[np.uint8]
+    code: NDArray[np.uint8]
+    pixels: NDArray[np.uint32]
+
+
+def present_values(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The values that occur, in order (ten times faster than np.bincount or np.unique on uint8)."""
+    bins = cv2.calcHist([np.ascontiguousarray(ids)], [0], None, [256], [0, 256])
+    return np.flatnonzero(bins.reshape(-1)).astype(np.uint8)
+
+
+def _dense(ids: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Present values, and a 256-entry table value -> its position among them."""
+    present = present_values(ids)
+    table = np.zeros(256, np.int32)
+    table[present] = np.arange(len(present))
+    return present, table
+
+
+def count(label: NDArray[np.uint8], code: NDArray[np.uint8], human: NDArray[np.uint8] | None = None) -> Histogram:
+    """Count the pixels of one image; without a human label all pixels count as human 255."""
+    classes, class_at = _dense(label)
+    key = np.asarray(cv2.LUT(np.ascontiguousarray(label), class_at), np.int32)
+    humans = np.full(1, 255, np.uint8)
+    if human is not None:
+        humans, human_at = _dense(human)
+        key *= len(humans)
+        key += np.asarray(cv2.LUT(np.ascontiguousarray(human), human_at), np.int32)
+    key <<= 8
+    key |= code
+    bins = np.bincount(key.reshape(-1))
+    hit = np.flatnonzero(bins)
+    pair = hit >> 8
+    return Histogram(
+        classes[pair // len(humans)],
+        humans[pair % len(humans)],
+        (hit & 255).astype(np.uint8),
+        bins[hit].astype(np.uint32),
+    )
+
+
+def cumulative(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pixels with at least each code: reversed cumulative sum over the last axis."""
+    return np.cumsum(counts[..., ::-1], axis=-1, dtype=np.int64)[..., ::-1]
 
 
 class SidecarRows:

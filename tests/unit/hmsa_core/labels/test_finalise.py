@@ -68,7 +68,7 @@ def _expected(raw: LabelStore, name: str) -> np.ndarray:
     i = int(name.split("_")[1])
     label, confidence = maps(i)
     passed = np.where(confidence >= np.float32(0.7), label, 255).astype(np.uint8)
-    return merge_labels(passed, Human()(raw.row(name)), RULES)
+    return merge_labels(passed, Human()(raw.row(name)), RULES)[0]
 
 
 def test_the_final_store_holds_thresholded_merged_labels_and_their_sources(raw: LabelStore, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hmsa_core.labels.review import ReviewFile
 from pipeline.doctor import checks as doctor
-from pipeline.doctor.finding import Finding
+from pipeline.doctor.dvc import Finding
 from pipeline.workspace import Workspace
 from tests.support.findings import states
 
@@ -49,12 +49,3 @@ def test_what_dvc_asks_for_and_no_stage_makes_is_named_when_it_is_gone(workspace
     subprocess.run(found[name].mend, shell=True, check=True, cwd=workspace.root)
     assert name not in states(workspace.root)
     assert ReviewFile(workspace.path("labels/raw")).marks() == []
-
-
-def test_marks_beside_the_final_store_are_moved_to_where_they_are_read(workspace: Workspace) -> None:
-    mark = ReviewFile(workspace.path("labels/final")).add("a", "flag")
-    (told,) = [f for f in doctor.examine(workspace.root) if f.name == "labels/final.review.jsonl"]
-    assert (told.state, "1 mark" in told.text) == ("warning", True)
-    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
-    assert [found.id for found in ReviewFile(workspace.path("labels/raw")).marks()] == [mark.id]
-    assert "labels/final.review.jsonl" not in states(workspace.root)

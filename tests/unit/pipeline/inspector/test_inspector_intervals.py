@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inspector.precision import Stratum, clopper_pearson, stratified
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from pipeline.inspector.precision import Stratum, stratified
 
 
 @pytest.mark.parametrize(

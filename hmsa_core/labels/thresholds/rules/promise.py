@@ -1,8 +1,9 @@
-"""From curves to a policy: the lowest code whose kept pixels are right often enough, for each class.
+"""The rule `promise`: the lowest code whose kept pixels are right often enough, for each class.
 
 A class keeps a code if (a) the lower bound on the precision of all its pixels with at least this code reaches
 the target and (b) the pixels just above the cut - the marginal bin - are right at least `floor` of the time,
-so that many easy pixels never pay for coin flips. Both must hold through the whole marginal bin.
+so that many easy pixels never pay for coin flips. Both must hold through the whole marginal bin. The target is
+`calibrate.target`, or the ceiling that the labels allow where that is lower.
 """
 
 from __future__ import annotations
@@ -13,24 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.store.format import binding
-from hmsa_core.labels.thresholds.calibration import calibration_table
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.cuts import (
-    figures,
-    marginal_ends,
-    marginal_precision,
-    number,
-    share,
-    smallest_global_code,
-)
+from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, marginal_precision, number, share
 from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_coverage, spread_of_errors
-from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, Status, ThresholdPolicy
+from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 
-__all__ = ["ceiling", "figures", "measure", "smallest_global_code"]
+__all__ = ["ceiling", "choose"]
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -64,43 +55,17 @@ class _Evidence:
         return int(self.components[:, 0].sum())
 
 
-def measure(curves: Curves, config: CalibrateConfig) -> ThresholdPolicy:
-    """Pick each class's cut and say how far it can be trusted.
-
-    Raises:
-        ConfigError: an override names an unknown class or a threshold off the grid.
-    """
-    target, top = _target(curves, config)
-    overrides = _overrides(curves, config)
-    picks = [_pick(curves, c, target, config, config.min_blocks) for c in range(curves.classes.num_classes)]
+def choose(curves: Curves, config: CalibrateConfig) -> Choice:
+    """Each class's lowest code whose kept pixels are right often enough, and how far that can be trusted."""
+    top = ceiling(curves)
+    target = min(config.target, top)
     honest = _cross_fit(curves, target, config) if config.cross_fit else {}
-    entries = []
-    for c, name in enumerate(curves.classes.classes):
-        code, status, why = overrides[c] if c in overrides else picks[c]
-        numbers = figures(curves, c, code, config.confidence, config.marginal_share)
-        numbers["reason"] = why
-        numbers["cross_fit"] = honest.get(c)
-        if status == "measured":
-            status, numbers["reason"] = _promise(curves, c, code, target, numbers, config)
-        if numbers["coverage"] < config.min_coverage:
-            numbers["warning"] = (
-                f"keeps {numbers['coverage']:.1%} of its pixels, less than min_coverage {config.min_coverage:.0%}"
-            )
-        entries.append(ClassPolicy(name, code, status, numbers))
-    return ThresholdPolicy(
-        curves.classes,
-        tuple(entries),
-        table=calibration_table(curves),
-        binding=binding(curves.lineage),
-        settings=config.model_dump(mode="json"),
-        evidence={
-            "blocks": len(curves.blocks),
-            "images": len(curves.images),
-            "ceiling": top,
-            "target": target,
-            "warnings": [f"{e.name}: {e.evidence['warning']}" for e in entries if "warning" in e.evidence],
-        },
-    )
+    cuts = []
+    for class_id in range(curves.classes.num_classes):
+        code, status, reason = _pick(curves, class_id, target, config, config.min_blocks)
+        cut = Cut(code, status, reason, {"cross_fit": honest.get(class_id)})
+        cuts.append(_promise(curves, class_id, cut, target, config) if status == "measured" else cut)
+    return Choice(cuts, {"ceiling": top, "target": target})
 
 
 def ceiling(curves: Curves, confidence_share: float = _CEILING_SHARE) -> float:
@@ -109,22 +74,6 @@ def ceiling(curves: Curves, confidence_share: float = _CEILING_SHARE) -> float:
     correct = curves.kept("interior_correct").sum(axis=(0, 1))
     enough = total >= max(1.0, confidence_share * float(total[0]))
     return float((correct[enough] / total[enough]).max()) if enough.any() else 1.0
-
-
-def _target(curves: Curves, config: CalibrateConfig) -> tuple[float, float]:
-    top = ceiling(curves)
-    return min(config.target, top), top
-
-
-def _overrides(curves: Curves, config: CalibrateConfig) -> dict[int, tuple[int, Status, str]]:
-    names = {name.lower(): i for i, name in enumerate(curves.classes.classes)}
-    result: dict[int, tuple[int, Status, str]] = {}
-    for name, threshold in config.overrides.items():
-        if name.lower() not in names:
-            raise ConfigError(f"overrides: no class {name!r}", hint=f"classes: {', '.join(curves.classes.classes)}")
-        code = WITHHELD if threshold == "withheld" else _CODE.code_for(threshold)
-        result[names[name.lower()]] = (code, "given", f"set by hand to {threshold}")
-    return result
 
 
 def _own(curves: Curves, class_id: int) -> _Evidence:
@@ -212,17 +161,14 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
     return WITHHELD
 
 
-def _promise(
-    curves: Curves, class_id: int, code: int, target: float, numbers: dict[str, Any], config: CalibrateConfig
-) -> tuple[Status, str]:
+def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: CalibrateConfig) -> Cut:
     """Keep "measured" only where the bound can be trusted and held-out blocks agree."""
     own = _own(curves, class_id)
-    blocks = own.blocks(code)
-    spread = spread_of_errors(own.total[:, code], own.correct[:, code])
+    blocks = own.blocks(cut.code)
+    spread = spread_of_errors(own.total[:, cut.code], own.correct[:, cut.code])
     covers = simulated_coverage(blocks, *spread, config.confidence)
-    numbers["bound_covers"] = round(covers, 3)
-    numbers["error_spread"] = [round(s, 3) for s in spread]
-    held_out = (numbers["cross_fit"] or {}).get("precision")
+    evidence = {**cut.evidence, "bound_covers": round(covers, 3), "error_spread": [round(s, 3) for s in spread]}
+    held_out = (evidence["cross_fit"] or {}).get("precision")
     doubts = []
     if blocks < RELIABLE_BLOCKS:
         doubts.append(f"only {blocks} blocks")
@@ -231,8 +177,8 @@ def _promise(
     if held_out is not None and held_out < target:
         doubts.append(f"held-out blocks reach {held_out:.3f}")
     if doubts:
-        return "estimate", "reaches the target, but " + " and ".join(doubts)
-    return "measured", "reaches the target"
+        return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
+    return cut._replace(evidence=evidence)
 
 
 def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[int, dict[str, Any]]:
