@@ -30,7 +30,6 @@ from hmsa_core.io.process import die_with_parent
 from pipeline.machine import check_machine
 from pipeline.nightly import discover, history, morning, morning_page
 from pipeline.nightly.gatekeeper import apply_verdict
-from pipeline.nightly.least import collect_least
 from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
@@ -206,12 +205,7 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
 
 def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
     """Write the morning page; return its content and its path."""
-    try:
-        page = morning.collect(ws, tonight)
-    except (HmsaError, OSError) as error:
-        if not tonight.failed:
-            raise
-        page = collect_least(ws, tonight, error)  # what the night failed on may be what a whole page needs
+    page = morning.collect(ws, tonight)
     return page, morning_page.write(ws, page)
 
 
