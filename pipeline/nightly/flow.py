@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +73,9 @@ def auto_label(
     arguments = {name: value for name, value in told.items() if value is not None}
     try:
         with nightly_lock(ws.root):
-            log = get_run_logger()
             for line in reap(ws.root, keep=_run_id()):
-                log.warning(line)
-            with ExitStack() as whole_night:
-                try:
-                    chosen = _chosen(stages)
-                    whole_night.enter_context(parameters_of_night(ws.root, changes))
-                except (HmsaError, OSError) as error:
-                    _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error), arguments=arguments), error)
-                    raise
-                return _night(ws, chosen, changes, arguments)
+                get_run_logger().warning(line)
+            return _night(ws, stages, changes, arguments)
     except ServerGoneError as error:
         _leave(error)
         raise
@@ -98,19 +89,23 @@ def _leave(error: ServerGoneError) -> None:
         os._exit(1)
 
 
-def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], arguments: dict[str, Any]) -> str:
+def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arguments: dict[str, Any]) -> str:
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
+    verdict: dict[str, Any] = {}
     try:
-        history.check_readable(ws)
-        unchanged = dvc_unchanged(ws.root)
-        check_machine_task(ws, [] if unchanged else chosen)
-        arrived = discover_task(ws)
-        for stage in STAGES:
-            if stage in chosen:
+        chosen = _chosen(stages)
+        with parameters_of_night(ws.root, changes):
+            _ = ws.params  # the page is about these, also when it is written after the block
+            history.check_readable(ws)
+            unchanged = dvc_unchanged(ws.root)
+            check_machine_task(ws, [] if unchanged else chosen)
+            arrived = discover_task(ws)
+            for stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
-        verdict = gate_task(ws, promote=arguments.get("promote", True)) if "evaluate" in chosen else {}
+            if "evaluate" in chosen:
+                verdict = gate_task(ws, promote=arguments.get("promote", True))
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
         _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail, arguments), error)
@@ -137,7 +132,7 @@ def _chosen(stages: list[str] | None) -> list[str]:
     unknown = [s for s in stages or [] if s not in STAGES]
     if unknown:
         raise ConfigError(f"unknown stage {unknown[0]!r}; the stages are: {', '.join(STAGES)}")
-    return list(stages or STAGES)
+    return [stage for stage in STAGES if stage in (stages or STAGES)]
 
 
 def _run_id() -> Any:
