@@ -45,8 +45,7 @@ class Stage:
         return f"metrics/{self.name}.json"
 
 
-PRETRAIN_ROOT = "${data.pretrain.root}"  # a dependency only where there is a pretraining set_MODELS = ("models/teacher", "models/student", "models/control")
-
+PRETRAIN_ROOT = "${data.pretrain.root}"  # a dependency only where there is a pretraining set
 _MODELS = ("models/teacher", "models/student", "models/control")
 
 
