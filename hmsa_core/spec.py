@@ -50,6 +50,10 @@ class Selection(Section):
     splits: Names | None = None
     names: Names | None = None
 
+    def filters(self) -> dict[str, tuple[str, ...] | None]:
+        """The filters as arguments of `Index.select`."""
+        return self.model_dump(exclude={"index"})
+
 
 class FineData(Section):
     """Images with fine labels, and where their class centroids are."""
@@ -79,6 +83,13 @@ class _JobSpec(Section):
     work: FilePath
     roots: dict[str, FilePath]
     lineage: dict[str, Any] = Field(default_factory=dict)  # recorded with the result as it is given
+
+    def root(self, name: str) -> Path:
+        """Folder of a named root; ConfigError where it is not given."""
+        if name not in self.roots:
+            there = ", ".join(self.roots) or "none"
+            raise ConfigError(f"roots: the folder of root {name!r} is not given, only {there}")
+        return self.roots[name]
 
 
 class TrainSpec(_JobSpec):

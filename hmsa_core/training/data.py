@@ -33,11 +33,11 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.lineage import Lineage, learned, lineage_of_checkpoint
 from hmsa_core.models import read_meta
 from hmsa_core.runtime.ranks import Ranks
-from hmsa_core.spec import PseudoData, Selection, TrainSpec
+from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.training.figures import StepClock
 
-__all__ = ["Feed", "PassBatch", "RunData", "Timeline", "open_run_data", "passes_a_step", "root_of", "select"]
+__all__ = ["Feed", "PassBatch", "RunData", "Timeline", "open_run_data", "passes_a_step"]
 
 _CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data sets are decoded once
 
@@ -92,7 +92,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     """
     config = spec.config
     index = Index.load(spec.fine.selection.index)
-    fine = tuple(s for s in select(index, spec.fine.selection) if s.label)
+    fine = tuple(s for s in index.select(**spec.fine.selection.filters()) if s.label)
     if not fine:
         raise ConfigError(f"{spec.fine.selection.index}: no image with a fine label passes the selection")
     pseudo = _open_pseudo(spec.pseudo, spec, index.classes, ranks) if spec.pseudo is not None else None
@@ -111,7 +111,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     dataset = CropDataset(
         plan,
         None,
-        root=root_of(spec, index.root),
+        root=spec.root(index.root),
         classes=index.classes,
         crop=config.crop,
         augment=config.augment,
@@ -132,18 +132,6 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     )
 
 
-def select(index: Index, chosen: Selection) -> list[Sample]:
-    """Samples of an index that pass a spec's selection."""
-    return index.select(roles=chosen.roles, kinds=chosen.kinds, splits=chosen.splits, names=chosen.names)
-
-
-def root_of(spec: TrainSpec, name: str) -> Path:
-    """Folder of a named root."""
-    if name not in spec.roots:
-        raise ConfigError(f"roots: the folder of root {name!r} is not given, only {', '.join(spec.roots) or 'none'}")
-    return spec.roots[name]
-
-
 def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks: Ranks) -> _Pseudo:
     # One rank reads every byte before training starts; the others, and every later read, check what they use.
     store = LabelStore.open(chosen.store, strict=ranks.is_main)
@@ -162,7 +150,7 @@ def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks
         raise ConfigError(f"{chosen.store}: {len(strangers)} images are not in {chosen.index}, first {strangers[0]}")
     # By name, as in a store that was made at once: one that grew night by night holds the same images in another order.
     samples = tuple(known[name] for name in sorted(store.names()))
-    return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, root_of(spec, index.root), store)
+    return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, spec.root(index.root), store)
 
 
 def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
@@ -330,17 +318,6 @@ class _Collate:
         )
 
 
-class _Positions:
-    """Batch sampler: the rest of the run, one list of positions a pass."""
-
-    def __init__(self, timeline: Timeline, step: int, ranks: Ranks, batch: int) -> None:
-        self._arguments = (timeline, step, ranks, batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        timeline, step, ranks, batch = self._arguments
-        return timeline.batches(step, rank=ranks.rank, world=ranks.world, batch=batch)
-
-
 class Feed:
     """Iterator over this rank's passes from `step` to the end of the run; close it to end the workers."""
 
@@ -352,7 +329,7 @@ class Feed:
         workers = config.runtime.workers
         loader: DataLoader[Any] = DataLoader(
             _Crops(data.dataset),
-            batch_sampler=_Positions(timeline, step, ranks, config.batch_per_rank),
+            batch_sampler=timeline.batches(step, rank=ranks.rank, world=ranks.world, batch=config.batch_per_rank),
             num_workers=workers,
             collate_fn=_Collate(data.classes.num_classes),
             worker_init_fn=init_worker if workers else None,
@@ -368,7 +345,7 @@ class Feed:
         return self
 
     def __next__(self) -> PassBatch:
-        with self._clock.waiting():
+        with self._clock.counting("waiting"):
             try:
                 batch = next(self._iterator)
             except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -136,30 +137,21 @@ class Meters:
 
 
 class StepClock:
-    """Time of training steps, without that of saving and validation."""
+    """Time of training steps, without that of saving and validation, and the share of it spent waiting for data."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._excluded_s = 0.0
-        self._waited_s = 0.0
+        self._start, self._spent = time.perf_counter(), {"waiting": 0.0, "excluded": 0.0}
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block as waiting for data."""
+    def counting(self, what: Literal["waiting", "excluded"]) -> Iterator[None]:
+        """Count the block as waiting for data, or leave it out."""
         start = time.perf_counter()
         yield
-        self._waited_s += time.perf_counter() - start
-
-    @contextmanager
-    def excluded(self) -> Iterator[None]:
-        """Leave the block out."""
-        start = time.perf_counter()
-        yield
-        self._excluded_s += time.perf_counter() - start
+        self._spent[what] += time.perf_counter() - start
 
     def read(self) -> tuple[float, float]:
         """Seconds of training and share of them spent waiting, since the last reading."""
-        seconds = max(time.perf_counter() - self._start - self._excluded_s, 1e-9)
-        share = self._waited_s / seconds
-        self._start, self._excluded_s, self._waited_s = time.perf_counter(), 0.0, 0.0
+        seconds = max(time.perf_counter() - self._start - self._spent["excluded"], 1e-9)
+        share = self._spent["waiting"] / seconds
+        self._start, self._spent = time.perf_counter(), dict.fromkeys(self._spent, 0.0)
         return seconds, share

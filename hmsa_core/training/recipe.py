@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import OptimiserConfig, TrainConfig
+from hmsa_core.config import TrainConfig
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import MultiScaleModel, build, initialise_from
 from hmsa_core.models.ocr import PixelHeads
@@ -19,16 +16,7 @@ from hmsa_core.models.options import ModelOptions
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import TrainSpec
 
-__all__ = [
-    "LearningRate",
-    "RunningAverage",
-    "make_model",
-    "make_optimiser",
-    "poly",
-    "refuse_small_crop",
-    "scaled_lr",
-    "seed_pass",
-]
+__all__ = ["RunningAverage", "learning_rate", "make_model", "make_optimiser", "refuse_small_crop", "seed_torch"]
 
 _COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 
@@ -36,7 +24,7 @@ _COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiScaleModel, list[str]]:
     """Build the model on the rank's device, start it from `init_from`; returns it and the parts left fresh."""
     config = spec.config
-    seed_everything(config.seed, "init")
+    seed_torch(config.seed, "init", "torch")
     model = build(
         **config.model.model_dump(),
         num_classes=num_classes,
@@ -94,43 +82,21 @@ def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
     return optimiser
 
 
-def poly(done: float, total: float, power: float) -> float:
-    """Factor (1 - done / total) ^ power of the base rate; 0 at the end and after it."""
-    return float(max(0.0, 1.0 - done / total) ** power)
+def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: int) -> float:
+    """Rate in force during optimiser step `step` of epoch `epoch` (both 0-based): polynomial decay, warm-up.
 
-
-def scaled_lr(config: OptimiserConfig, global_batch: int) -> float:
-    """Base rate for this batch: `lr` is meant for `lr_reference_batch` crops a step.
-
-    linear: Goyal et al. 2017 (arXiv 1706.02677); sqrt: Krizhevsky 2014 (arXiv 1404.5997).
+    `lr` is meant for `lr_reference_batch` crops a step; other batches scale it (linear: Goyal et al. 2017, arXiv
+    1706.02677; sqrt: Krizhevsky 2014, arXiv 1404.5997). With `poly_unit: epoch` the rate is constant within an epoch,
+    as in the released code, and would reach 0 only after the last epoch.
     """
-    ratio = global_batch / config.lr_reference_batch
-    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[config.lr_scaling]
-    return config.lr * factor
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """The rate of every step of a run.
-
-    Attributes:
-        config: rate, power, unit ("epoch": constant within an epoch, as released; "step": every step), warm-up.
-        global_batch: crops a step.
-        total_steps, epochs: length of the run.
-    """
-
-    config: OptimiserConfig
-    global_batch: int
-    total_steps: int
-    epochs: int
-
-    def at(self, step: int, epoch: int) -> float:
-        """Rate in force during optimiser step `step` of epoch `epoch` (both 0-based)."""
-        done, total = (epoch, self.epochs) if self.config.poly_unit == "epoch" else (step, self.total_steps)
-        factor = poly(done, total, self.config.poly_power)
-        # The first step must move something, hence step + 1: warm-up ends at the full rate.
-        warm = min(1.0, (step + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
-        return scaled_lr(self.config, self.global_batch) * factor * warm
+    chosen = config.optimiser
+    done, total = (epoch, config.epochs) if chosen.poly_unit == "epoch" else (step, total_steps)
+    factor = max(0.0, 1.0 - done / total) ** chosen.poly_power
+    # The first step must move something, hence step + 1: warm-up ends at the full rate.
+    warm = min(1.0, (step + 1) / chosen.warmup_steps) if chosen.warmup_steps else 1.0
+    ratio = config.global_batch / chosen.lr_reference_batch
+    scale = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[chosen.lr_scaling]
+    return float(chosen.lr * scale * factor * warm)
 
 
 class RunningAverage:
@@ -158,19 +124,11 @@ class RunningAverage:
                 state[name].copy_(tensor)
 
 
-def derive_seed(*parts: int | str) -> int:
-    """63-bit seed from any mix of numbers and words; a different place gives an unrelated seed."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+def seed_torch(*place: int | str) -> None:
+    """Seed torch as a pure function of a place, such as (seed, "pass", step, pass of the step).
 
-
-def seed_everything(seed: int, what: str) -> None:
-    """Seed Python, numpy and torch (all devices) for one purpose, e.g. "init"."""
-    random.seed(derive_seed(seed, what, "python"))
-    np.random.seed(derive_seed(seed, what, "numpy") % 2**32)  # noqa: NPY002 - libraries use the global one
-    torch.manual_seed(derive_seed(seed, what, "torch"))
-
-
-def seed_pass(seed: int, step: int, index: int) -> None:
-    """Seed torch for forward pass `index` (0-based over all ranks) of optimiser step `step`."""
-    torch.manual_seed(derive_seed(seed, "pass", step, index))
+    So nothing about random numbers has to be stored to resume exactly. A training run seeds before every forward
+    pass. Which rank runs a pass does not enter: dropout is the same on any number of ranks.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in place)
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1)

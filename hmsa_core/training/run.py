@@ -6,6 +6,7 @@ Below `work`: `state/` (see `state`), `log.jsonl`, and in the end `model/` (chec
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -16,28 +17,103 @@ import torch
 from torch.nn import functional as F
 
 from hmsa_core import __version__
+from hmsa_core.config import TrainConfig
+from hmsa_core.data import prepare
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.transforms import MEAN, STD, normalise
 from hmsa_core.inference.evaluate_scores import to_long_edge
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.process import StopRequest
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
 from hmsa_core.models import read_meta, save
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.progress import Progress
-from hmsa_core.runtime.ranks import JobContext
-from hmsa_core.spec import TrainSpec, ValidationData
-from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step, root_of, select
+from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
+from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
 from hmsa_core.training.recipe import make_model, refuse_small_crop
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 
-__all__ = ["run"]
+__all__ = ["run", "train", "train_spec"]
 
 LOG_EVERY = 10  # steps between log lines
-_COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
+
+
+def train(
+    images: str | Path,
+    labels: str | Path,
+    *,
+    classes: str | Path,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    init_from: str | Path | None = None,
+) -> Path:
+    """Train in this process on a folder of images and a folder of label maps; return the checkpoint folder.
+
+    The same call goes on where an earlier one was stopped, and does nothing when that one has finished.
+
+    Args:
+        images: folder of images.
+        labels: folder of label maps with the same stems; pixels hold class ids.
+        classes: class file (docs/own-data.md), or a packaged one: cityscapes, mapillary_v1.2, mapillary_v2.0.
+        out: folder of the result: `model/` (checkpoint), `log.jsonl`, `state/` (to go on from), `index/`.
+        config: settings; the default is the paper's recipe, which is meant for 32 GPUs.
+        init_from: checkpoint folder whose weights start the run; heads with another class count start anew.
+
+    Raises:
+        ConfigError, InputError: settings or data cannot be used.
+        TrainingError: the loss is not finite, or memory ran out.
+        LockedError: another run uses `out`.
+
+    Example:
+        >>> from hmsa_core.config import TrainConfig
+        >>> from hmsa_core.training import train
+        >>> config = TrainConfig.model_validate({
+        ...     "model": {"trunk": "hrnet_micro"}, "crop": [64, 96], "epochs": 2,
+        ...     "global_batch": 2, "optimiser": {"lr": 0.05, "lr_scaling": "none"},
+        ... })
+        >>> train("images", "labels", classes="classes.json", out="run", config=config)
+        PosixPath('run/model')
+    """
+    config, work = config or TrainConfig(), Path(out)
+    images, labels = Path(images).absolute(), Path(labels).absolute()
+    root = Path(os.path.commonpath([images, labels]))
+    source = SourceSpec(
+        kind="folder",
+        root=str(root),
+        images=str(images.relative_to(root)),
+        labels=str(labels.relative_to(root)),
+        classes=str(Path(classes).absolute() if Path(classes).suffix else classes),
+    )
+    sampling = config.sampling
+    prepare.build(
+        source, RolesSpec(), work / "index", tile=sampling.tile, min_pixels=sampling.min_pixels, previous=work / "index"
+    )
+    index, centroids = (work / "index" / f"{start}{source.name}.parquet" for start in ("", "centroids-"))
+    return train_spec(
+        TrainSpec(
+            work=work,
+            roots={source.name: root},
+            stage="train",
+            config=config,
+            fine=FineData(selection=Selection(index=index, roles=("learn",)), centroids=centroids),
+            init_from=Path(init_from) if init_from is not None else None,
+        )
+    )
+
+
+def train_spec(spec: TrainSpec) -> Path:
+    """Run a training spec in this process, as one rank; return the checkpoint folder. Errors are those of `run`."""
+    with FileLock(spec.work / "rank0.lock", what=f"a training in {spec.work}"):
+        ranks = start_ranks(spec.config.runtime, {})
+        run(spec, JobContext.of(spec.work, ranks, spec.config.runtime, StopRequest()))
+    return spec.work / "model"
 
 
 def run(spec: TrainSpec, context: JobContext) -> None:
@@ -193,7 +269,7 @@ class _Run:
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
             return
         if self.validation.is_due(ended, self.timeline.epochs):
-            with self.clock.excluded():
+            with self.clock.counting("excluded"):
                 scores = self.validation.run(self.trainer)
             if scores is None:
                 self.save_and_leave()
@@ -208,17 +284,12 @@ class _Run:
         self.trainer.settle()
         groups = self.trainer.groups()  # on every rank: it refuses weights that are not finite
         record = {
-            "epoch": self.timeline.epoch_of(step),
-            "crops": step * self.spec.config.global_batch,
-            "global_batch": self.spec.config.global_batch,
-            "ranks": self.context.world,
             "validated": self.validated,
             "meters": self.trainer.meters.state(),
             "scaler": self.trainer.scaler.state_dict(),
-            "seed": self.spec.config.seed,
         }
         if self.context.is_main:
-            with self.clock.excluded():
+            with self.clock.counting("excluded"):
                 self.states.save(step, groups, record)
         self.trainer.saved_step = step
 
@@ -246,8 +317,8 @@ class Validation:
         self._context, self._config, self._every = context, spec.config, wanted.every_epochs
         chosen = wanted.selection
         index = Index.load(chosen.index)
-        self._samples = [s for s in select(index, chosen) if s.label]
-        self._root, self._classes = root_of(spec, index.root), index.classes
+        self._samples = [s for s in index.select(**chosen.filters()) if s.label]
+        self._root, self._classes = spec.root(index.root), index.classes
         if not self._samples:
             raise ConfigError(f"validation: no image of {chosen.index} has a fine label and passes the selection")
         both = [s.name for s in self._samples if s.image_sha256 in learned]

@@ -23,7 +23,7 @@ from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.data import PassBatch, Timeline, passes_a_step
 from hmsa_core.training.figures import Meters, Verdict
 from hmsa_core.training.parallel import replicate
-from hmsa_core.training.recipe import LearningRate, RunningAverage, make_optimiser, seed_pass
+from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch
 from hmsa_core.training.state import Snapshot, optimiser_tensors
 
 __all__ = ["Trainer"]
@@ -50,7 +50,6 @@ class Trainer:
         self.passes = passes_a_step(config, ranks.world)
         self.step = 0  # optimiser steps done
         self.saved_step: int | None = None  # newest durable state, for messages
-        self.rate = LearningRate(config.optimiser, config.global_batch, timeline.total_steps, config.epochs)
         self.optimiser = make_optimiser(config, model)
         self.replicas = replicate(model, ranks, compiled=config.runtime.compile)
         self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
@@ -60,7 +59,8 @@ class Trainer:
 
     def rate_of(self, step: int) -> float:
         """Learning rate in force during a step."""
-        return self.rate.at(step, self.timeline.epoch_of(step))
+        timeline = self.timeline
+        return learning_rate(self.config, step=step, epoch=timeline.epoch_of(step), total_steps=timeline.total_steps)
 
     def run_step(self, feed: Iterator[PassBatch]) -> Verdict:
         """Do one step; when some rank is asked to stop between passes, the step is given up without a trace.
@@ -74,7 +74,7 @@ class Trainer:
         before = [b.clone() for b in self.model.buffers()] if self.passes > 1 else []
         for index in range(self.passes):
             batch = next(feed)
-            seed_pass(self.config.seed, self.step, index * self.ranks.world + self.ranks.rank)
+            seed_torch(self.config.seed, "pass", self.step, index * self.ranks.world + self.ranks.rank)
             is_last = index == self.passes - 1
             with self.replicas.passing(is_last=is_last):
                 self._pass(batch)
