@@ -20,47 +20,28 @@ from hmsa_core.data.sampling import Centroids, allot, cycle_capped, find_centroi
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.training.data import Timeline
 
+from .conftest import sample
+
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
 GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
 
 
 def images(count: int, prefix: str = "fine") -> list[Sample]:
-    return [
-        Sample(
-            f"{prefix}-{i:04d}",
-            f"{prefix}-{i:04d}.png",
-            "",
-            "",
-            "fine",
-            "train",
-            "learn",
-            "",
-            "",
-            -1,
-            "",
-            8,
-            8,
-            "",
-            "",
-            "",
-            "",
-        )
-        for i in range(count)
-    ]
+    return [sample(f"{prefix}-{i:04d}") for i in range(count)]
 
 
 def scattered(samples: list[Sample], classes: int, seed: int, density: float = 0.4) -> Centroids:
     """Random centroids: most images show some classes, some more than once."""
     rng = np.random.default_rng(seed)
     parts = []
-    for sample in samples:
+    for one in samples:
         rows = [
             (c, int(rng.integers(0, 100)), int(rng.integers(0, 100)), 5)
             for c in range(classes)
             for _ in range(int(rng.integers(1, 4)) if rng.random() < density else 0)
         ]
-        parts.append((sample.name, np.array(rows, np.int32).reshape(-1, 4)))
+        parts.append((one.name, np.array(rows, np.int32).reshape(-1, 4)))
     return Centroids.collect(parts)
 
 
