@@ -168,7 +168,7 @@ def test_epochs_differ_and_seeds_differ_but_nothing_else_does():
 
 def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
     program = (
-        "from test_data_plan import make_plan, key; import hashlib; "
+        "from tests.unit.hmsa_core.data.test_data_plan import make_plan, key; import hashlib; "
         "print(hashlib.sha256(repr([key(c) for e in range(3) for c in make_plan(pseudo=50).crops(e)]).encode()).hexdigest())"
     )
     prints = {
@@ -177,10 +177,7 @@ def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
             capture_output=True,
             text=True,
             check=True,
-            env={
-                "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).resolve().parents[4]}",
-                "PYTHONHASHSEED": seed,
-            },
+            env={"PYTHONPATH": str(Path(__file__).resolve().parents[4]), "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("0", "12345")
     }
