@@ -99,7 +99,7 @@ def render_dvc_yaml(*, has_pretrain: bool) -> str:
         lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
         for key, values in (
             ("deps", deps),
-            ("params", (f"versions.{row.section}", *dict.fromkeys((*row.params, row.section)))),
+            ("params", row.watched),
             ("outs", row.outs),
             ("metrics", [f"{row.metrics}: {{cache: false}}"]),
             ("plots", row.plots),

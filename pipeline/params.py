@@ -277,7 +277,7 @@ class _Params(Section):
         overlay = read_yaml(profile_file(name))
         versions = {row.section: row.version for row in TABLE}
         values = overlay.values | {"data": _over(overlay.values["data"], data or {})}
-        added = {row.section: {} for row in TABLE if row.section not in values}
+        added: dict[str, Any] = {row.section: {} for row in TABLE if row.section not in values}
         return cls.parse(replace(overlay, values={"profile": name, "versions": versions} | added | values))
 
     @classmethod

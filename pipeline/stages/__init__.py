@@ -24,7 +24,7 @@ class Stage:
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     plots: tuple[str, ...]
-    params: tuple[str, ...] = ()  # keys of params.yaml besides its own section and its version
+    params: tuple[str, ...] = ()  # keys of params.yaml that it reads besides its own section
     version: int = 1  # raised when its results change for the same parameters and inputs: the stage then runs again
     # Settings of a stage whose section no class of `pipeline.params` describes: name -> (default, description).
     settings: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
@@ -35,12 +35,23 @@ class Stage:
         return section_of(self.name)
 
     @property
+    def watched(self) -> tuple[str, ...]:
+        """Keys of params.yaml whose changes make it run again."""
+        return (f"versions.{self.section}", self.section, *self.params)
+
+    @property
     def metrics(self) -> str:
         """The file that `dvc metrics` reads."""
         return f"metrics/{self.name}.json"
 
 
 PRETRAIN_ROOT = "${data.pretrain.root}"  # a dependency only where there is a pretraining set
+_MODELS = ("models/teacher", "models/student", "models/control")
+
+
+def _index(*names: str) -> tuple[str, ...]:
+    return tuple(f"data/index/{name}.parquet" for name in names)
+
 
 TABLE = (
     Stage(
@@ -60,26 +71,21 @@ TABLE = (
     Stage(
         "teacher-pretrain",
         "train on the pretraining set, single scale, no attention (skipped without data.pretrain)",
-        deps=("data/index/pretrain.parquet", "data/index/centroids-pretrain.parquet"),
+        deps=_index("pretrain", "centroids-pretrain"),
         outs=("models/pretrain",),
         plots=("plots/teacher-pretrain-loss.png",),
     ),
     Stage(
         "teacher-train",
         "train the teacher on fine labels of role `learn`, with hierarchical attention",
-        deps=(
-            "data/index/learn.parquet",
-            "data/index/calibrate.parquet",
-            "data/index/centroids-target.parquet",
-            "models/pretrain",
-        ),
+        deps=(*_index("learn", "calibrate", "centroids-target"), "models/pretrain"),
         outs=("models/teacher",),
         plots=("plots/teacher-train-loss.png",),
     ),
     Stage(
         "calibrate",
         "measure precision per class and confidence on images the teacher never saw; choose thresholds",
-        deps=("data/index/calibrate.parquet", "models/teacher", "models/current.json"),
+        deps=(*_index("calibrate"), "models/teacher", "models/current.json"),
         outs=("calibration",),
         plots=("plots/calibrate-curves.png",),
         params=("auto_infer", "evaluate.max_leaked", "evaluate.max_gap", "evaluate.max_distance"),
@@ -87,7 +93,7 @@ TABLE = (
     Stage(
         "auto-infer",
         "label coarse and unlabelled images with the current teacher, only new ones (calibrate labels so, too)",
-        deps=("data/index/unlabelled.parquet", "models/teacher", "models/current.json"),
+        deps=(*_index("unlabelled"), "models/teacher", "models/current.json"),
         outs=("labels/raw",),
         plots=("plots/auto-infer-confidence.png",),
     ),
@@ -95,9 +101,7 @@ TABLE = (
         "pseudo-label",
         "apply the thresholds, merge with human coarse labels",
         deps=(
-            "data/index/learn.parquet",
-            "data/index/calibrate.parquet",
-            "data/index/unlabelled.parquet",
+            *_index("learn", "calibrate", "unlabelled"),
             "labels/raw",
             "labels/raw.review.jsonl",
             "calibration",
@@ -116,10 +120,7 @@ TABLE = (
         "student-train",
         "fine-tune the teacher on half fine, half auto-labelled images (and the control on fine ones alone)",
         deps=(
-            "data/index/learn.parquet",
-            "data/index/calibrate.parquet",
-            "data/index/unlabelled.parquet",
-            "data/index/centroids-target.parquet",
+            *_index("learn", "calibrate", "unlabelled", "centroids-target"),
             "labels/final",
             "models/teacher",
             "models/current.json",
@@ -130,15 +131,7 @@ TABLE = (
     Stage(
         "evaluate",
         "score teacher, student, control and incumbent on images in nobody's lineage; judge the student",
-        deps=(
-            "data/index/report.parquet",
-            "policies",
-            "models/teacher",
-            "models/student",
-            "models/control",
-            "models/current.json",
-            "calibration",
-        ),
+        deps=(*_index("report"), "policies", *_MODELS, "models/current.json", "calibration"),
         outs=("evaluation",),
         plots=("plots/evaluate-iou.png", "plots/evaluate-confusion.png"),
         params=("auto_infer", "calibrate", "pseudo_label.threshold"),
@@ -149,9 +142,7 @@ TABLE = (
         deps=(
             "data/index",
             "models/pretrain",
-            "models/teacher",
-            "models/student",
-            "models/control",
+            *_MODELS,
             "calibration",
             "labels/raw",
             "labels/final",
