@@ -26,7 +26,7 @@ from pipeline.quality import by_category, by_city
 
 if TYPE_CHECKING:
     from hmsa_core.inference.evaluate_scores import Labelled, SettingScores
-    from hmsa_core.inference.fast import Predictor
+    from hmsa_core.inference.predictor import Predictor
     from hmsa_core.runtime.context import JobContext
     from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
@@ -69,7 +69,7 @@ class Scored:
 
 def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
     """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
-    from hmsa_core.inference.infer import load_predictor
+    from hmsa_core.inference.predictor import load_predictor
     from hmsa_core.runtime.context import JobContext
     from hmsa_core.runtime.distributed import start_ranks
 
@@ -93,7 +93,7 @@ def score_checkpoint(
     """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
     from hmsa_core.inference.evaluate import read_ahead, score
     from hmsa_core.inference.evaluate_scores import Labelled, Scorer, summarise
-    from hmsa_core.inference.fast_tiles import Tiler
+    from hmsa_core.inference.predictor import Tiler
     from hmsa_core.runtime.progress import Progress
 
     setting = contender.setting

@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.config import ModelConfig, Scales, Section, Size
 from hmsa_core.io.atomic import write_json
-from hmsa_core.models.builder import build_empty
-from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.models.layers import scaled_size
+from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import ModelOptions
 
 __all__ = ["InferenceCost", "MacsRequest", "count", "inference_macs", "main", "training_macs"]
@@ -76,9 +75,8 @@ def inference_macs(
     """One image (height, width) under an evaluation setting; the mirror image costs as much again."""
     kind = options.kind if mode == "model" else mode
     used = (1.0,) if kind == "single" else tuple(scales)
-    rounding = "round" if kind in ("average", "max") else "floor"
     once = sum(
-        _scale_macs(options, scaled_size(size, s, rounding=rounding), attention=_runs_attention(options, kind, s, used))
+        _scale_macs(options, scaled_size(size, s, kind), attention=_runs_attention(options, kind, s, used))
         for s in used
     )
     return once * (2 if flip else 1)

@@ -17,7 +17,7 @@ from torch import nn
 from hmsa_core.config import TrainConfig
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.models import MultiScaleModel, build, initialise_from, read_meta
-from hmsa_core.models.ocr import PixelHeads
+from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.runtime.context import JobContext
 from hmsa_core.runtime.distributed import Ranks

@@ -25,7 +25,7 @@ import torch
 
 from hmsa_core import models
 from hmsa_core.data.decode import read_image
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor
 from pipeline.workspace import Workspace
 from research.bench.bench_infer import agreement
 from research.bench.gateable_share import images_of

@@ -33,7 +33,7 @@ import torch
 from hmsa_core import models
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor
 from hmsa_core.inference.fast_rows import fuse
 from pipeline.workspace import Workspace
 from research.bench.run import machine, record

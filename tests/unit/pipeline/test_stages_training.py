@@ -9,7 +9,7 @@ import pytest
 
 from hmsa_core.config import TRUNKS, ModelConfig, TrainConfig
 from hmsa_core.io import atomic
-from hmsa_core.models.builder import build_empty
+from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import make_options
 from pipeline.stages import training
 from research.tests.ablations import SHA, bare_workspace

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.inference.macs import inference_macs, main, training_macs
-from hmsa_core.models.builder import build_empty
+from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import ModelOptions
 
 SIZE = (64, 96)

@@ -13,9 +13,9 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference import evaluate
 from hmsa_core.inference.evaluate_scores import Labelled, Scorer
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor
+from hmsa_core.inference.predictor import Tiler
+from hmsa_core.inference.predictor import label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of

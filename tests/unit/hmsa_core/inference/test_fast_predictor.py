@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hmsa_core.inference import fast, fast_weights
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor
+from hmsa_core.inference.predictor import label_image
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError
 from tests.support.inference import noise_image, small_model
 

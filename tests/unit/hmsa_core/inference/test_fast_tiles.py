@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler, windows
+from hmsa_core.inference.predictor import Predictor
+from hmsa_core.inference.predictor import Tiler, windows
 from hmsa_core.io.errors import TrainingError
 from tests.support.inference import noise_image, small_model
 

@@ -17,7 +17,7 @@ from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor
 from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics

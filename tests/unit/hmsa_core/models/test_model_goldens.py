@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.builder import as_kind
-from hmsa_core.models.hmsa import MultiScaleModel, Prediction, ScaleOutput
+from hmsa_core.models.model import as_kind
+from hmsa_core.models.model import MultiScaleModel, Prediction, ScaleOutput
 from hmsa_core.models.layers import resize, scaled_size
 from tests.reference import golden
 

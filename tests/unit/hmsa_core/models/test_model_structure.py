@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.models.builder import build, build_empty
-from hmsa_core.models.hmsa import MultiScaleModel, ScaleOutput
+from hmsa_core.models.model import build, build_empty
+from hmsa_core.models.model import MultiScaleModel, ScaleOutput
 from hmsa_core.models.options import KINDS, make_options
 from tests.reference import golden
 
