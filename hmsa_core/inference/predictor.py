@@ -166,8 +166,7 @@ class ImagePass(ScalePass):
     def weight_maps(self, scales: Sequence[float], flip: bool, *, kind: str = "model") -> dict[float, Float32]:
         """Weight of each scale at each pixel (float32 HxW); they sum to 1. "max" has none."""
         maps = self.weights(scales, flip, kind)
-        zero = np.zeros(self.size, np.float32)
-        return {s: maps[s].full().reshape(self.size).cpu().numpy() if s in maps else zero for s in sorted(scales)}
+        return {scale: one.reshape(self.size).cpu().numpy() for scale, one in maps.items()}
 
     def _compute(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> None:
         if not (flip and self._predictor.pairs and self._run_pair(size, attention)):

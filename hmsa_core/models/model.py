@@ -146,18 +146,12 @@ class MultiScaleModel(nn.Module):
         asked = check_scales(scales)
         with evaluating(self), torch.no_grad():
             fused = ScalePass(images, self.kind, self._run)
-            logits = fused.scores(asked, flip).full()
+            weights = None if self.kind == "max" else fused.weights(asked, flip)
             return Prediction(
-                logits=logits,
-                weights=None if self.kind == "max" else self._weights(fused, asked, flip, logits),
+                logits=fused.scores(asked, flip).full(),
+                weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
                 attention={scale: maps.full() for scale, maps in fused.attention(asked, flip).items()},
             )
-
-    def _weights(self, fused: ScalePass, asked: Sequence[float], flip: bool, like: Tensor) -> dict[float, Tensor]:
-        shape = (len(like), 1, *fused.size)
-        maps = {scale: one.full().expand(shape) for scale, one in fused.weights(asked, flip).items()}
-        unused = like.new_zeros(()).expand(shape)
-        return {scale: maps.get(scale, unused) for scale in sorted(asked)}
 
     def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
         out = self.forward_scale(images, attention=attention)

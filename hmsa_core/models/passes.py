@@ -60,8 +60,8 @@ class ScalePass:
         kind = resolve_kind(kind, self._kind)
         return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
 
-    def weights(self, scales: Sequence[float], flip: bool, kind: str = "model") -> dict[float, Rows]:
-        """Weight of each scale at each pixel (H x W, 1 channel), summing to 1; scales that are not run are left out.
+    def weights(self, scales: Sequence[float], flip: bool, kind: str = "model") -> dict[float, Tensor]:
+        """Weight of each scale at each pixel (N or no dimension, 1 x H x W), summing to 1; 0 for scales that are not run.
 
         Raises:
             ConfigError: as `scores`, or kind "max", which has no weights.
@@ -77,8 +77,10 @@ class ScalePass:
                 for i, level in enumerate(levels)
             ]
             runs.append(fuse(kind, indicators, self.size))
-        maps = _mean(runs).remembered()
-        return {level.scale: maps.channel(i) for i, level in enumerate(levels)}
+        maps = _mean(runs).full()
+        found = {level.scale: maps[..., i : i + 1, :, :] for i, level in enumerate(levels)}
+        unused = maps.new_zeros((1, *self.size))
+        return {scale: found.get(scale, unused) for scale in sorted(scales)}
 
     def attention(self, scales: Sequence[float], flip: bool) -> dict[float, Rows]:
         """Attention of each scale, N x 1 x H x W; the highest of a hierarchical model has none."""

@@ -78,10 +78,6 @@ class Rows:
 
         return Rows(self.size, compute)
 
-    def channel(self, i: int) -> Rows:
-        """One channel, ... x 1 x H x W."""
-        return Rows(self.size, lambda y0, y1: self(y0, y1)[..., i : i + 1, :, :])
-
     def resized(self, size: Size) -> Rows:
         """The map resized bilinearly: corners not aligned, no antialias."""
         if size == self.size:

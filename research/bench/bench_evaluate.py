@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 import torch
 
-from hmsa_core.inference.fast_backends import NumpyBackend
-from hmsa_core.inference.fast_rows import resized, whole
+from hmsa_core.inference.predictor import decide
 from hmsa_core.metrics import confusion_counts
+from hmsa_core.models.rows import whole
 from research.bench.reference.evaluate_plain import confusion as plain_confusion
 
 CASES = {
@@ -39,13 +39,12 @@ BLOCK_BYTES = 2 << 20
 
 def by_rows(logits: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """The same counts, a few rows at a time."""
-    ops = NumpyBackend()
-    rows = resized(whole(logits), logits.shape[1:], label.shape, ops)
+    rows = whole(logits).resized(label.shape)
     pred = np.empty(label.shape, np.uint8)
     step = max(1, BLOCK_BYTES // (classes * label.shape[1] * 4))
     for y in range(0, label.shape[0], step):
         end = min(y + step, label.shape[0])
-        pred[y:end], _ = ops.decide(rows(y, end))
+        pred[y:end], _ = decide(rows(y, end))
     return confusion_counts(pred, label, classes)[:, :classes]
 
 

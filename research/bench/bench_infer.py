@@ -67,8 +67,7 @@ def open_way(way: str, trunk: str):
         from research.bench.reference.infer_plain import label_image as plain
 
         return lambda image: plain(model, image, SCALES, True)
-    from hmsa_core.inference.predictor import Predictor
-    from hmsa_core.inference.predictor import label_image
+    from hmsa_core.inference.predictor import Predictor, label_image
 
     predictor = Predictor(model, "cpu", way, in_place=True)
     return lambda image: label_image(predictor, image, SCALES, True)

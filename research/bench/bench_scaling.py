@@ -176,8 +176,7 @@ def model() -> dict[str, float]:
     """W48 on one core, {0.5, 1, 2} with flip: seconds of one image of 256x512 (an eighth of each side's pixels)."""
     import torch
 
-    from hmsa_core.inference.predictor import Predictor
-    from hmsa_core.inference.predictor import label_image
+    from hmsa_core.inference.predictor import Predictor, label_image
     from research.bench.bench_infer import SCALES, make_image, make_model
 
     torch.set_num_threads(1)

@@ -34,7 +34,6 @@ from hmsa_core import models
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
 from hmsa_core.inference.predictor import Predictor
-from hmsa_core.inference.fast_rows import fuse
 from pipeline.workspace import Workspace
 from research.bench.run import machine, record
 
@@ -47,11 +46,11 @@ def maps_of(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
     """Fused scores with and without 2.0x, its weight, and the spread of what it adds before weighting."""
     opened = predictor.open(image)
     size = image.shape[:2]
-    with_top = opened.scores((0.5, 1.0, 2.0), False)(0, size[0])
-    without = opened.scores((0.5, 1.0), False)(0, size[0])
-    weight = opened.weights((0.5, 1.0, 2.0), False)[2.0]
-    levels = opened._levels("hierarchical", (1.0, 2.0), mirrored=False, flip=False)
-    top, one = (fuse("single", [level], size, predictor.ops)(0, size[0]) for level in levels)
+    with_top = opened.scores((0.5, 1.0, 2.0), False)(0, size[0])[0]
+    without = opened.scores((0.5, 1.0), False)(0, size[0])[0]
+    weight = opened.weight_maps((0.5, 1.0, 2.0), False)[2.0]
+    levels = opened._levels("hierarchical", (1.0, 2.0), False)[0]
+    top, one = (level.values.resized(size)(0, size[0])[0] for level in levels)
     change = top - one
     return {"with": with_top, "without": without, "weight": weight, "spread": change.max(0) - change.min(0)}
 

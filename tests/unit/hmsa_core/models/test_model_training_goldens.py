@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from hmsa_core.losses import TotalLoss
-from hmsa_core.models.model import as_kind
-from hmsa_core.models.model import ModelOutput, MultiScaleModel
+from hmsa_core.models.model import ModelOutput, MultiScaleModel, as_kind
 from tests.reference import golden
 from tests.unit.hmsa_core.models.conftest import filled_model
 
