@@ -1,4 +1,4 @@
-"""Typed settings of jobs: each field with unit and source; unknown keys and impossible values are refused.
+"""Typed settings of jobs: each field says what it is, its unit and its source; impossible values are refused.
 
 The same models are the sections of a workspace's params.yaml (`pipeline.params`) and the body of the
 job specs that `hmsa_core.job` reads. Defaults are the paper's recipe (Tao et al. 2020, section 4);
@@ -7,12 +7,14 @@ profiles override them.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
-from hmsa_core.io.errors import did_you_mean
+from hmsa_core.models.options import scales_fault
+from hmsa_core.models.trunks import trunk_fault
 
 __all__ = [
     "LARGEST_SCALE",
@@ -20,12 +22,14 @@ __all__ = [
     "InferConfig",
     "LossConfig",
     "ModelConfig",
+    "NotInKey",
     "OptimiserConfig",
     "PseudoConfig",
     "RuntimeConfig",
     "SamplingConfig",
     "Section",
     "TrainConfig",
+    "key_material",
 ]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -36,30 +40,16 @@ LARGEST_SCALE = 8.0
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 
-TRUNKS = (
-    "hrnet_w18",
-    "hrnet_w32",
-    "hrnet_w48",
-    "hrnet_w64",
-    "hrnet_tiny",
-    "hrnet_micro",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-)
-
-
 def _known_trunk(name: str) -> str:
     """By name alone: settings are checked where torch is not imported."""
-    if name not in TRUNKS and not re.fullmatch(r"hrnet_w[1-9]\d{0,2}", name):
-        raise ValueError("unknown trunk, " + did_you_mean(name, TRUNKS, f"choose one of {', '.join(TRUNKS)}"))
+    if fault := trunk_fault(name):
+        raise ValueError(fault)
     return name
 
 
-def _different_with_one(scales: tuple[float, ...]) -> tuple[float, ...]:
-    if 1.0 not in scales:
-        raise ValueError("scales must contain 1.0")
-    if len(set(scales)) != len(scales):
-        raise ValueError("scales must be different")
+def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if fault := scales_fault(scales):
+        raise ValueError(f"scales {fault}")
     return scales
 
 
@@ -67,7 +57,7 @@ Scales = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...],
     Strict(False),
     Field(min_length=1),
-    AfterValidator(_different_with_one),
+    AfterValidator(_usable_scales),
 ]
 
 
@@ -77,20 +67,54 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class NotInKey:
+    """Mark of a field that changes no result, `Annotated[int, NotInKey]`: keys of finished work leave it out."""
+
+
+def key_material(section: Section) -> dict[str, Any]:
+    """The settings of a section that determine a result, as JSON values; the one source of keys of finished work.
+
+    Left out, at any depth, are the fields marked `NotInKey`: how fast a job runs, how often it saves, and what a key
+    holds by content (start weights). So an interrupted training goes on with another number of GPUs.
+    """
+    values = section.model_dump(mode="json")
+    material: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if NotInKey not in field.metadata:
+            value = getattr(section, name)
+            material[name] = key_material(value) if isinstance(value, Section) else values[name]
+    return material
+
+
 class ModelConfig(Section):
     """The network (paper sections 3 and 4)."""
 
-    kind: Literal["hierarchical", "explicit", "average", "max", "single"] = "hierarchical"
-    trunk: Annotated[str, AfterValidator(_known_trunk)] = "hrnet_w48"
-    head: Literal["paper", "released"] = "paper"
-    ocr_mid: PositiveInt | None = None  # channels; None = the trunk's default (512 for published widths)
-    ocr_key: PositiveInt | None = None  # channels; None = the trunk's default (256)
-    attention_channels: PositiveInt | None = None  # channels; None = the trunk's default (256)
-    dropout: Share = 0.05
-    top_attention: Literal["skip", "released"] = "skip"
-    low_scale: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # the second training scale
-    # None = by kind, with low_scale. Absent from dumps while unset: keys of work older than this setting stay valid.
-    train_scales: Annotated[Scales | None, Field(exclude_if=lambda scales: scales is None)] = None
+    kind: Literal["hierarchical", "explicit", "average", "max", "single"] = Field(
+        "hierarchical", description="hierarchical (paper), explicit, average, max or single"
+    )
+    trunk: Annotated[str, AfterValidator(_known_trunk)] = Field(
+        "hrnet_w48", description="hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50"
+    )
+    head: Literal["paper", "released"] = Field(
+        "paper", description="paper (three layers, Fig. 3) or released (one 1x1 convolution)"
+    )
+    ocr_mid: PositiveInt | None = Field(
+        None, description="channels of OCR; null = the trunk's (published widths: 512, Yuan et al. 2020)"
+    )
+    ocr_key: PositiveInt | None = Field(
+        None, description="channels of OCR's keys; null = the trunk's (published widths: 256)"
+    )
+    attention_channels: PositiveInt | None = Field(
+        None, description="channels of the attention head; null = the trunk's (published widths: 256)"
+    )
+    dropout: Share = Field(0.05, description="probability behind OCR (Yuan et al. 2020: 0.05)")
+    top_attention: Literal["skip", "released"] = Field(
+        "skip", description="skip (never used, not computed) or released (computed, for its batch-norm statistics)"
+    )
+    low_scale: float = Field(0.5, gt=0.0, lt=1.0, description="second training scale (paper: 0.5)")
+    train_scales: Scales | None = Field(
+        None, description="all training scales, 1.0 among them; null = low_scale and 1 (paper), and 2 if explicit"
+    )
 
     @model_validator(mode="after")
     def _scales_need_attention(self) -> ModelConfig:
@@ -104,12 +128,14 @@ class ModelConfig(Section):
 class AugmentConfig(Section):
     """Joint augmentation of image and label; ignored pixels stay ignored."""
 
-    scale_min: Positive = 0.5
-    scale_max: Positive = 2.0
-    flip: Share = 0.5  # probability
-    colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25  # strength of all four colour jitters
-    blur: Share = 0.5  # probability of a Gaussian blur
-    blur_sigma: Positive = 1.5  # pixels, upper end
+    scale_min: Positive = Field(0.5, description="random scale, lower end (paper: 0.5)")
+    scale_max: Positive = Field(2.0, description="random scale, upper end (paper: 2.0)")
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    colour: float = Field(
+        0.25, ge=0.0, le=1.0, description="strength of brightness, contrast, saturation and hue jitter (released: 0.25)"
+    )
+    blur: Share = Field(0.5, description="probability of a Gaussian blur")
+    blur_sigma: Positive = Field(1.5, description="pixels, upper end")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -118,63 +144,94 @@ class AugmentConfig(Section):
         return self
 
 
+def _known_loss(name: str) -> str:
+    """A loss is a file of `hmsa_core/losses`; its name is checked where torch is not imported."""
+    known = sorted(m.name for m in iter_modules([str(Path(__file__).with_name("losses"))]) if m.name[0] != "_")
+    if name not in known:
+        raise ValueError("unknown loss, " + did_you_mean(name, known, f"choose one of {', '.join(known)}"))
+    return name
+
+
+LossName = Annotated[str, AfterValidator(_known_loss)]
+
+
 class LossConfig(Section):
     """Training loss (paper section 4; where the released code differs: docs/training.md)."""
 
-    main: Literal["rmi", "cross_entropy", "bce"] = "rmi"
-    rmi_ignore: Literal["released", "masked"] = "released"
-    aux: Literal["cross_entropy", "released_bce", "released_rmi"] = "cross_entropy"
-    aux_weight: Annotated[float, Field(ge=0.0)] = 0.4
-    per_scale_weight: Annotated[float, Field(ge=0.0)] = 0.0  # released recipe: 0.05
+    main: LossName = Field("rmi", description="rmi (paper; Zhao et al. 2019), cross_entropy or released_bce")
+    rmi_ignore: Literal["released", "masked"] = Field(
+        "released", description="released (ignored pixels count as zeros) or masked (only fully valid regions)"
+    )
+    aux: LossName = Field(
+        "cross_entropy", description="loss of the auxiliary head: cross_entropy (paper), released_bce or rmi"
+    )
+    aux_weight: float = Field(0.4, ge=0.0, description="paper: 0.4")
+    per_scale_weight: float = Field(
+        0.0, ge=0.0, description="loss on each single scale's output; released recipe 0.05, paper 0"
+    )
 
 
 class OptimiserConfig(Section):
     """SGD with polynomial decay (paper section 4)."""
 
-    lr: Positive = 0.02  # for `lr_reference_batch` crops a step
-    lr_reference_batch: PositiveInt = 32  # paper: 32 GPUs x batch 1
-    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # with global_batch / lr_reference_batch
-    momentum: Share = 0.9
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    poly_power: Positive = 2.0  # paper: 2.0 Cityscapes, 1.0 Mapillary
-    poly_unit: Literal["step", "epoch"] = "epoch"  # released code changes the rate once an epoch
-    warmup_steps: Count = 0  # linear from 0; the paper has none, small batches from scratch like some
-    clip_norm: Annotated[float, Field(ge=0.0)] = 0.0  # gradient norm; 0 = off (paper)
+    lr: Positive = Field(0.02, description="learning rate for lr_reference_batch crops a step")
+    lr_reference_batch: PositiveInt = Field(32, description="crops a step that lr is meant for (paper: 32 GPUs x 1)")
+    lr_scaling: Literal["linear", "sqrt", "none"] = Field(
+        "linear", description="linear, sqrt or none: with global_batch / lr_reference_batch"
+    )
+    momentum: Share = Field(0.9, description="SGD; paper: 0.9")
+    nesterov: bool = Field(False, description="paper: no")
+    weight_decay: float = Field(5e-4, ge=0.0, description="paper: 5e-4 (the released code: 1e-4)")
+    poly_power: Positive = Field(2.0, description="exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
+    poly_unit: Literal["step", "epoch"] = Field(
+        "epoch", description="step or epoch (released: the rate changes once an epoch)"
+    )
+    warmup_steps: Count = Field(0, description="steps of linear warm-up from 0 (paper: none)")
+    clip_norm: float = Field(0.0, ge=0.0, description="gradient norm; 0 = off (paper)")
 
 
 class SamplingConfig(Section):
     """Class-uniform sampling (paper section 4, Zhu et al. 2019)."""
 
-    class_uniform: Share = 0.5  # share of an epoch that picks a class first
-    tile: PositiveInt = 1024  # pixels; grid in which class centroids are looked for
-    max_repeats: PositiveInt = 4  # an image at most so often an epoch for one class
-    min_pixels: Count = 0  # a class in a tile with fewer pixels gives no centroid
-    empty_classes: Literal["redistribute", "released"] = "redistribute"
+    class_uniform: Share = Field(0.5, description="share of an epoch that picks a class first (paper: 0.5)")
+    tile: PositiveInt = Field(
+        1024, description="pixels; grid in which a class's centroids are looked for (paper: 1024)"
+    )
+    max_repeats: PositiveInt = Field(4, description="an image at most so often an epoch for one class")
+    min_pixels: Count = Field(0, description="pixels; a class with fewer in a tile gives no centroid there")
+    empty_classes: Literal["redistribute", "released"] = Field(
+        "redistribute", description="redistribute their share, or released: a shorter epoch"
+    )
 
 
 class PseudoConfig(Section):
     """The auto-labelled half of a student's epoch."""
 
-    share: Share = 0.5  # paper: 50 % auto-labelled
-    fine_only_epochs: Count = 0  # at the end
-    colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25  # colour strength on auto-labelled crops
-    mix: Literal["none", "cutmix", "classmix"] = "none"
-    loss_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    share: Share = Field(
+        0.5, description="share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only"
+    )
+    fine_only_epochs: Count = Field(0, description="epochs at the end with fine crops only")
+    colour: float = Field(0.25, ge=0.0, le=1.0, description="colour jitter on auto-labelled crops")
+    mix: Literal["none", "cutmix", "classmix"] = Field(
+        "none", description="none, cutmix or classmix on auto-labelled crops (Olsson et al. 2021)"
+    )
+    loss_weight: float = Field(1.0, ge=0.0, description="weight of auto-labelled crops in the loss")
 
 
 class RuntimeConfig(Section):
     """How a job uses the machine; none of it changes what is asked for, all of it goes into lineage."""
 
-    ranks: PositiveInt = 1  # processes on this node: one a GPU, or CPU processes
-    nodes: PositiveInt = 1
-    threads: PositiveInt = 1  # torch threads per rank
-    workers: Count = 0  # loader processes per rank
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    channels_last: bool = True
-    compile: bool = False
-    activation_checkpointing: bool = False
+    ranks: Annotated[PositiveInt, NotInKey] = Field(
+        1, description="processes on this node: one a GPU, or CPU processes"
+    )
+    nodes: Annotated[PositiveInt, NotInKey] = Field(1, description="machines (docs/training.md: rendezvous)")
+    threads: PositiveInt = Field(1, description="torch threads a rank; changes the last bits, so it is part of the key")
+    workers: Annotated[Count, NotInKey] = Field(0, description="loader processes a rank")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="fp32, bf16 or fp16")
+    channels_last: bool = Field(True, description="memory format of the convolutions")
+    compile: bool = Field(False, description="torch.compile")
+    activation_checkpointing: bool = Field(False, description="less memory, a third more time")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RuntimeConfig:
@@ -186,23 +243,41 @@ class RuntimeConfig(Section):
 class TrainConfig(Section):
     """One training run: pretraining, teacher, student and control differ only in these values."""
 
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    augment: AugmentConfig = AugmentConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    pseudo: PseudoConfig = PseudoConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    crop: Size = (1024, 2048)  # height, width in pixels
-    long_edge: PositiveInt | None = None  # resize before everything else (Mapillary: 2177)
-    epochs: PositiveInt = 200
-    epoch_samples: PositiveInt | None = None  # crops an epoch; None = number of fine images that learn
-    global_batch: PositiveInt = 32  # crops a step over all ranks and accumulation
-    batch_per_rank: PositiveInt = 1  # crops in one forward pass; the rest is gradient accumulation
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 = off; the average is what is saved
-    checkpoint_every: PositiveInt = 500  # steps
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    seed: Count = 0
+    model: ModelConfig = Field(ModelConfig(), description="the network (paper sections 3 and 4)")
+    loss: LossConfig = Field(
+        LossConfig(), description="training loss (paper section 4; where the released code differs: docs/training.md)"
+    )
+    optimiser: OptimiserConfig = Field(OptimiserConfig(), description="SGD with polynomial decay (paper section 4)")
+    augment: AugmentConfig = Field(
+        AugmentConfig(), description="joint augmentation of image and label; ignored pixels stay ignored"
+    )
+    sampling: SamplingConfig = Field(
+        SamplingConfig(), description="class-uniform sampling (paper section 4; Zhu et al. 2019)"
+    )
+    pseudo: PseudoConfig = Field(PseudoConfig(), description="the auto-labelled part of an epoch")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")
+    crop: Size = Field(
+        (1024, 2048), description="pixels, height x width (paper: 1024x2048 Cityscapes, 1024x1856 Mapillary)"
+    )
+    long_edge: PositiveInt | None = Field(
+        None, description="pixels; resize the long edge to this first (paper, Mapillary: 2177); null = as stored"
+    )
+    epochs: PositiveInt = Field(
+        200, description="fixed length; the last (or averaged) weights are taken, nothing is selected (paper: 200)"
+    )
+    epoch_samples: PositiveInt | None = Field(None, description="crops an epoch; null = number of learning images")
+    global_batch: PositiveInt = Field(32, description="crops a step over all ranks and accumulation (paper: 32)")
+    batch_per_rank: PositiveInt = Field(
+        1, description="crops in one forward pass of a rank (paper: 1); the rest is accumulation"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0.0, lt=1.0, description="moving average of the weights, saved instead of them; 0 = off (paper)"
+    )
+    checkpoint_every: Annotated[PositiveInt, NotInKey] = Field(
+        500, description="steps between saved states (work/, never published)"
+    )
+    keep_checkpoints: Annotated[int, NotInKey] = Field(2, ge=2, description="saved states that are kept, at least 2")
+    seed: Count = Field(0, description="of weights, sample order and augmentation")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -219,8 +294,8 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    scales: Scales = (0.5, 1.0, 2.0)
-    flip: bool = True
-    images_per_shard: PositiveInt = 256
-    codec: Literal["png", "webp"] = "png"
-    runtime: RuntimeConfig = RuntimeConfig()
+    scales: Scales = Field((0.5, 1.0, 2.0), description="any list that contains 1.0 (paper: 0.5, 1, 2)")
+    flip: bool = Field(True, description="average with the mirrored image (paper: yes)")
+    images_per_shard: PositiveInt = Field(256, description="images in a Parquet shard")
+    codec: Literal["png", "webp"] = Field("png", description="png or webp (smaller, slower)")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")

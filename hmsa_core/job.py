@@ -12,20 +12,23 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, translate_os_error
+from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import JOB_GRACE_S, StopRequest, die_with_parent, end_after_parent
 
 if TYPE_CHECKING:
-    from hmsa_core.io.errors import HmsaError
-    from hmsa_core.runtime.context import JobContext
     from hmsa_core.spec import JobSpec
 
-__all__ = ["ERROR_FILE", "REPORTS", "main", "run_spec"]
+__all__ = ["ERROR_FILE", "REPORTS", "apply_slurm", "first_host", "main", "run_spec"]
 
 ERROR_FILE = "error.json"
 REPORTS = "HMSA_ERRORS"  # environment; "record": an error goes into ERROR_FILE alone
@@ -42,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         sys.stderr.write("usage: python -m hmsa_core.job SPEC.json\n")
         return 2
-    from hmsa_core.io.errors import HmsaError, translate_os_error
     from hmsa_core.spec import load_spec
 
     spec: JobSpec | None = None
@@ -67,54 +69,63 @@ def _leave_on_signals() -> None:
 
 def run_spec(spec: JobSpec) -> None:
     """Take the rank's lock, meet the other ranks and run the job; errors are raised."""
-    from hmsa_core.io.locks import FileLock
-    from hmsa_core.spec import runtime_of
+    from hmsa_core.spec import InferSpec, TrainSpec, runtime_of
 
     runtime = runtime_of(spec)
     _set_threads(runtime.threads)
-    rank = _early_rank()
-    if rank:  # what all ranks know is told once
+    apply_slurm(os.environ)
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:  # rank 0 says what all ranks know
         logging.getLogger().setLevel(logging.WARNING)
     # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
     with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
         if rank == 0:
             (spec.work / ERROR_FILE).unlink(missing_ok=True)
-        from hmsa_core.runtime.context import JobContext
-        from hmsa_core.runtime.distributed import start_ranks
-        from hmsa_core.runtime.logs import JsonLog
+        from hmsa_core.runtime.ranks import JobContext, start_ranks
 
         ranks = start_ranks(runtime)
-        log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
-        stop = StopRequest(repeats=False).install()  # whoever started us limits the time, or dies
+        stop = StopRequest(repeats=False).install()  # whoever started this process limits the time, or dies
         end_after_parent(JOB_GRACE_S)
-        _dispatch(spec, JobContext(spec.work, ranks, runtime, stop, log))
+        context = JobContext.of(spec.work, ranks, runtime, stop)
+        if isinstance(spec, TrainSpec):
+            from hmsa_core.training import run
+
+            run.run(spec, context)
+        elif isinstance(spec, InferSpec):
+            from hmsa_core.inference import infer
+
+            infer.run(spec, context)
+        else:
+            from hmsa_core.inference import evaluate
+
+            evaluate.run(spec, context)
         ranks.barrier()
         ranks.stop()
 
 
-def _dispatch(spec: JobSpec, context: JobContext) -> None:
-    from hmsa_core.spec import InferSpec, TrainSpec
+def apply_slurm(env: MutableMapping[str, str]) -> bool:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from a Slurm step; False where there is none.
 
-    if isinstance(spec, TrainSpec):
-        from hmsa_core.training import train
+    torchrun's own variables win, so `srun torchrun ...` with one task a node works as well. A batch script
+    that runs the job without srun has no SLURM_STEP_NUM_TASKS and stays alone.
+    """
+    if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return False
+    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"]
+    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
+    env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
+    # Two steps on one node must not meet: the port follows from the ids of job and step.
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+    env.setdefault("MASTER_PORT", str(20000 + (job * 31 + step) % 40000))
+    return True
 
-        train.run(spec, context)
-    elif isinstance(spec, InferSpec):
-        from hmsa_core.inference import infer
 
-        infer.run(spec, context)
-    else:
-        from hmsa_core.inference import evaluate
-
-        evaluate.run(spec, context)
-
-
-def _early_rank() -> int:
-    """Rank before torch is there; Slurm's variables are translated for what follows."""
-    from hmsa_core.runtime.slurm import apply_slurm
-
-    apply_slurm(os.environ)
-    return int(os.environ.get("RANK", "0"))
+def first_host(nodes: str) -> str:
+    """First host of a Slurm node list: `gpu[03-06,9],cpu1` -> `gpu03`."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
+        raise ConfigError(f"SLURM_STEP_NODELIST {nodes!r} names no host: set MASTER_ADDR")
+    return match[1] + (match[2] or "") + (match[3] or "")
 
 
 def _set_threads(threads: int) -> None:
@@ -126,8 +137,6 @@ def _set_threads(threads: int) -> None:
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     """Record the error, unless another rank's came first: what that one did to us is no news."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
-    from hmsa_core.io.errors import LockedError
-
     rank = os.environ.get("RANK", "0")
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
     # Of a folder that another job holds nothing is ours to write: its own error comes there.
@@ -145,8 +154,6 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
 
 def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
     """Publish the record unless another rank was first (False): its error is the cause, ours a consequence."""
-    from hmsa_core.io import atomic
-
     own = path.with_name(f".{path.name}.rank{rank}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.

@@ -9,7 +9,7 @@ without a list) is said in words under `unknown`, never left out in silence. No 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ class Lineage:
         value = read_json(path)
         if value.get("format") != _FORMAT or value.get("version") != _VERSION:
             raise IntegrityError(f"{path}: not a {_FORMAT} file of version {_VERSION}")
-        known = {f.name for f in fields(LearnedImage)}
-        rows = [LearnedImage(**{k: v for k, v in row.items() if k in known}) for row in value["images"]]
+        rows = [LearnedImage(**row) for row in value["images"]]
         return cls({row.sha256: row for row in rows}, tuple(value["parents"]), tuple(value["unknown"]))
 
     def summary(self, file_sha256: str) -> dict[str, Any]:

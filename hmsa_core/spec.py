@@ -50,6 +50,10 @@ class Selection(Section):
     splits: Names | None = None
     names: Names | None = None
 
+    def filters(self) -> dict[str, tuple[str, ...] | None]:
+        """The filters as arguments of `Index.select`."""
+        return self.model_dump(exclude={"index"})
+
 
 class FineData(Section):
     """Images with fine labels, and where their class centroids are."""
@@ -79,6 +83,13 @@ class _JobSpec(Section):
     work: FilePath
     roots: dict[str, FilePath]
     lineage: dict[str, Any] = Field(default_factory=dict)  # recorded with the result as it is given
+
+    def root(self, name: str) -> Path:
+        """Folder of a named root; ConfigError where it is not given."""
+        if name not in self.roots:
+            there = ", ".join(self.roots) or "none"
+            raise ConfigError(f"roots: the folder of root {name!r} is not given, only {there}")
+        return self.roots[name]
 
 
 class TrainSpec(_JobSpec):
@@ -111,12 +122,16 @@ class InferSpec(_JobSpec):
 class EvaluationSetting(Section):
     """One way to run the model: scales, flip, and how the scales are fused ("model" = as it was trained)."""
 
-    name: Name
-    scales: Scales = (0.5, 1.0, 2.0)
-    flip: bool = True
-    mode: Literal["model", "average", "max", "single"] = "model"
-    long_edge: PositiveInt | None = None  # pixels; images are first brought to it (Mapillary: 2177)
-    score_at: Literal["original", "resized"] = "original"  # resized: labels too, as the released code scores
+    name: Name = Field(description="of the result files")
+    scales: Scales = Field((0.5, 1.0, 2.0), description="any list that contains 1.0")
+    flip: bool = Field(True, description="average with the mirrored image")
+    mode: Literal["model", "average", "max", "single"] = Field(
+        "model", description="how the scales are fused: model (as it was trained), average, max or single"
+    )
+    long_edge: PositiveInt | None = Field(None, description="pixels; images are first brought to it (Mapillary: 2177)")
+    score_at: Literal["original", "resized"] = Field(
+        "original", description="resized: labels too, as the released code scores"
+    )
 
 
 class EvaluateSpec(_JobSpec):

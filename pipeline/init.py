@@ -16,8 +16,8 @@ from pathlib import Path
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError, one_line
+from pipeline.nightly.registry import TEACHER_STAGE
 from pipeline.strict_yaml import Document, read_yaml
-from pipeline.workspace import TEACHER_STAGE
 
 __all__ = ["GENERATED", "PROFILES", "InitRequest", "init_workspace", "profile_text", "render_dvc_yaml"]
 

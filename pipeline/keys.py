@@ -1,8 +1,6 @@
-"""Keys of work folders: the digest of everything that determines a result, and which old keys are kept.
+"""Work folders: each is named by the digest of everything that determines its result; which old ones are kept.
 
-A key never holds a time, a path or a machine's name. Values that only say how fast or where a job runs
-(ranks, nodes, loader workers, how often it saves) are left out, so that an interrupted training can go on
-with another number of GPUs; what changes the result (threads, precision, batch per rank) is in.
+A key never holds a time, a path or a machine's name. `hmsa_core.config.key_material` tells which settings count.
 """
 
 from __future__ import annotations
@@ -11,55 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io import atomic
 
-__all__ = [
-    "BESIDE",
-    "KEPT",
-    "infer_material",
-    "open_work",
-    "recipe_material",
-    "runtime_material",
-    "train_material",
-    "used",
-    "work_key",
-]
+__all__ = ["KEPT", "open_work", "used", "work_key"]
 
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
-BESIDE = {"runtime", "checkpoint_every", "keep_checkpoints", "validate_every"}  # of a section, not of its recipe
-_SPEED_ONLY = {"ranks", "nodes", "workers"}
 
 
 def work_key(material: Mapping[str, Any]) -> str:
     """Sixteen hex digits of the digest of `material` (JSON values only)."""
     return atomic.digest(dict(material))[:16]
-
-
-def runtime_material(runtime: RuntimeConfig) -> dict[str, Any]:
-    """What of the runtime changes a result: threads, device, precision, memory format, compile."""
-    return runtime.model_dump(mode="json", exclude=_SPEED_ONLY)
-
-
-def train_material(config: TrainConfig) -> dict[str, Any]:
-    """What of a training configuration determines the weights."""
-    values = config.model_dump(mode="json", exclude=BESIDE)
-    return values | {"runtime": runtime_material(config.runtime)}
-
-
-def recipe_material(config: TrainConfig) -> dict[str, Any]:
-    """`train_material` where start weights are told apart by content.
-
-    Whether a control is trained beside and from which path a run starts makes no other weights. Both get fixed
-    values, so that keys of default settings stay as they are.
-    """
-    values = train_material(config)
-    return values | {name: value for name, value in {"control": True, "init_from": None}.items() if name in values}
-
-
-def infer_material(config: InferConfig) -> dict[str, Any]:
-    """What of an inference configuration determines labels and codes, and the shards they lie in."""
-    return config.model_dump(mode="json", exclude={"runtime"}) | {"runtime": runtime_material(config.runtime)}
 
 
 def open_work(folder: Path, job: str, material: Mapping[str, Any], *, kept: int = KEPT) -> Path:

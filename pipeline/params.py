@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Strict, ValidationError, field_validator, model_validator
 
-from hmsa_core.config import InferConfig, RuntimeConfig, Section, TrainConfig
+from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.spec import EvaluationSetting
-from pipeline.nightly.gate_config import GateConfig
+from pipeline.nightly.gate import GateConfig
 from pipeline.stages import VERSIONS
 from pipeline.strict_yaml import Document, read_yaml
 
@@ -33,8 +33,11 @@ __all__ = [
     "PseudoLabelConfig",
     "ReportConfig",
     "StudentConfig",
+    "TeacherConfig",
 ]
 
+Workers = Annotated[int, Field(ge=1), NotInKey]
+Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -44,9 +47,11 @@ Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_len
 class DataConfig(Section):
     """Where the data lie and which image does what."""
 
-    target: SourceSpec
-    pretrain: SourceSpec | None = None
-    roles: RolesSpec = RolesSpec()
+    target: SourceSpec = Field(description="the data set whose classes are learned and labelled")
+    pretrain: SourceSpec | None = Field(
+        None, description="no pretraining set: teacher-pretrain records that, teacher-train starts from scratch"
+    )
+    roles: RolesSpec = Field(RolesSpec(), description="who may use which image (camvid brings its own roles)")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,36 +81,50 @@ class DataConfig(Section):
 class PrepareConfig(Section):
     """Indexing and checking; what is checked is told with each data set (`data`)."""
 
-    workers: PositiveInt = 2  # processes
+    workers: Workers = Field(2, description="processes")
 
 
 class PretrainConfig(TrainConfig):
     """Training on the pretraining set: a single scale, no attention."""
 
-    init_from: str | None = None  # checkpoint folder (`autolabel import-checkpoint`) whose weights start it
+    init_from: Start = Field(
+        None, description="checkpoint folder (`autolabel import-checkpoint`) to start from; null = from scratch"
+    )
 
 
 class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
-    init_from: str | None = None  # another checkpoint folder to start from, instead of models/pretrain
-    validate_every: Count = 0  # epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never
+    init_from: Start = Field(
+        None, description="another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
+    )
+    validate_every: Annotated[Count, NotInKey] = Field(
+        0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
 
 
 class StudentConfig(TrainConfig):
     """Fine-tuning of the teacher on fine and auto-labelled images."""
 
-    control: bool = True  # also train models/control/: same start, same steps, fine labels only
-    validate_every: Count = 0  # epochs, as in teacher_train
+    control: Annotated[bool, NotInKey] = Field(
+        True, description="also train models/control/: same start, same steps, fine labels only"
+    )
+    validate_every: Annotated[Count, NotInKey] = Field(
+        0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
 
 
 class PseudoLabelConfig(Section):
     """From raw labels to training labels."""
 
-    threshold: float | str = "policy"  # "policy" (measured), a number on the code grid, or a policy file
-    merge: MergeConfig = MergeConfig()
-    min_component: Count = 0  # pixels; a smaller connected piece of a class gives no centroid to sample at
-    workers: PositiveInt = 2  # processes
+    threshold: float | str = Field(
+        "policy", description="policy (measured by calibrate), a number on the code grid, or a policy file"
+    )
+    merge: MergeConfig = Field(MergeConfig(), description="human coarse labels and the teacher's into one label")
+    min_component: Count = Field(
+        0, description="pixels; a smaller connected piece of a class gives no centroid to sample at"
+    )
+    workers: Workers = Field(2, description="processes")
 
     @field_validator("threshold")
     @classmethod
@@ -126,19 +145,28 @@ class PseudoLabelConfig(Section):
 class EvaluateConfig(Section):
     """Who is judged, on what, and when a student is good enough."""
 
-    max_leaked: Share = 0.05  # share of judged images that may be in a lineage before the stage fails
-    max_gap: Count = 0  # frames: images this close in one sequence to a learned one count as learned
-    max_distance: Annotated[int, Field(ge=0, le=16)] = 2  # bits of 64 between perceptual hashes
-    settings: Settings = (
-        EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
-        EvaluationSetting(name="single", scales=(1.0,), flip=False),
+    max_leaked: Share = Field(
+        0.05, description="share of judged images that may be in a model's lineage before the stage fails"
     )
-    details: bool = True  # also boundary IoU, reliability and the weight of each scale per class
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95  # of the intervals
-    draws: Annotated[int, Field(ge=200)] = 2000  # bootstrap draws of blocks
-    seed: Count = 0  # of the bootstrap
-    runtime: RuntimeConfig = RuntimeConfig()
-    gate: GateConfig = GateConfig()
+    max_gap: Count = Field(
+        0, description="frames; a judged image this close to a learned one in its sequence counts as learned"
+    )
+    max_distance: int = Field(
+        2, ge=0, le=16, description="bits of 64; perceptual hashes this close count as the same image"
+    )
+    settings: Settings = Field(
+        (
+            EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
+            EvaluationSetting(name="single", scales=(1.0,), flip=False),
+        ),
+        description="how each model is run; the first one is the main one",
+    )
+    details: bool = Field(True, description="also boundary IoU, reliability and the weight of each scale per class")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the intervals")
+    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
+    seed: Count = Field(0, description="of the bootstrap")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")
+    gate: GateConfig = Field(GateConfig(), description="when a student is promoted")
 
     @model_validator(mode="after")
     def _one_main_setting(self) -> EvaluateConfig:
@@ -151,8 +179,8 @@ class EvaluateConfig(Section):
 class ReportConfig(Section):
     """The report page."""
 
-    title: str = "Auto-labelling report"
-    pictures: Count = 6  # images shown with label, confidence and scale weights
+    title: str = Field("Auto-labelling report", description="of the page")
+    pictures: Count = Field(6, description="images shown with label, confidence and scale weights")
 
 
 class VersionsConfig(Section):
@@ -172,18 +200,28 @@ class VersionsConfig(Section):
 class Params(Section):
     """A workspace's params.yaml."""
 
-    profile: Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
-    versions: VersionsConfig
-    data: DataConfig
-    prepare: PrepareConfig
-    teacher_pretrain: PretrainConfig
-    teacher_train: TeacherConfig
-    calibrate: CalibrateConfig
-    auto_infer: InferConfig
-    pseudo_label: PseudoLabelConfig
-    student_train: StudentConfig
-    evaluate: EvaluateConfig
-    report: ReportConfig
+    profile: Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"] = Field(
+        description="which profile this file came from; `autolabel demo-data` and the tests ask"
+    )
+    versions: VersionsConfig = Field(
+        description="code version of each stage; raising one re-runs that stage and those after it"
+    )
+    data: DataConfig = Field(description="where the data lie, and who may use which image")
+    prepare: PrepareConfig = Field(description="index, checks, centroids")
+    teacher_pretrain: PretrainConfig = Field(
+        description="the pretraining set, a single scale, no attention (skipped without data.pretrain)"
+    )
+    teacher_train: TeacherConfig = Field(
+        description="fine labels of role `learn`, hierarchical attention on two scales"
+    )
+    calibrate: CalibrateConfig = Field(description="precision by class and confidence, thresholds from it")
+    auto_infer: InferConfig = Field(
+        description="labels for coarse and unlabelled images (calibrate runs with the same settings)"
+    )
+    pseudo_label: PseudoLabelConfig = Field(description="thresholds and human coarse labels into training labels")
+    student_train: StudentConfig = Field(description="from the teacher, half fine, half auto-labelled crops")
+    evaluate: EvaluateConfig = Field(description="who is judged, on what, and when a student may teach")
+    report: ReportConfig = Field(description="one self-contained page")
 
     @model_validator(mode="after")
     def _versions_are_ours(self) -> Params:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import needs_extra
+from pipeline.counts import row_shares
 
 with needs_extra("report"):  # at the start of a stage, not at its end when the plots are drawn
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "confusion", "lines", "row_shares", "write_figure"]
+__all__ = ["bars", "confusion", "lines", "write_figure"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -118,14 +119,6 @@ def confusion(path: Path, counts: NDArray[Any], names: Sequence[str], *, title: 
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
     write_figure(path, figure)
-
-
-def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Each row over its sum; zeros where there is nothing."""
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.zeros(counts.shape)
-    np.divide(counts, totals, out=shares, where=totals > 0)
-    return shares
 
 
 def _dress(axes: Axes, title: str, x: str, y: str) -> None:

@@ -20,14 +20,13 @@ from hmsa_core.io.errors import IntegrityError
 from hmsa_core.labels.exchange.files import city_of
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
+from pipeline.counts import by_category, by_city, finite
 from pipeline.leaks import find_leaks
-from pipeline.nightly.gate_scores import finite
-from pipeline.quality import by_category, by_city
 
 if TYPE_CHECKING:
     from hmsa_core.inference.evaluate_scores import Labelled, SettingScores
     from hmsa_core.inference.predictor import Predictor
-    from hmsa_core.runtime.context import JobContext
+    from hmsa_core.runtime.ranks import JobContext
     from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
     from pipeline.cli.inference_options import Options
@@ -70,8 +69,7 @@ class Scored:
 def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
     """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
     from hmsa_core.inference.predictor import load_predictor
-    from hmsa_core.runtime.context import JobContext
-    from hmsa_core.runtime.distributed import start_ranks
+    from hmsa_core.runtime.ranks import JobContext, start_ranks
 
     context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
     try:

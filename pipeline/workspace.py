@@ -16,11 +16,11 @@ from hmsa_core.io.process import StopRequest
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-__all__ = ["Workspace"]
+__all__ = ["PARAMS_VARIABLE", "Workspace"]
 
 _MARKS = ("params.yaml", "dvc.yaml")
 JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
-TEACHER_STAGE = "stage:teacher-train"
+PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml
 
 
 class Workspace:
@@ -68,10 +68,10 @@ class Workspace:
 
     @cached_property
     def params(self) -> Params:
-        """The checked params.yaml."""
+        """The checked params.yaml, or the file that a night (`pipeline.nightly.parameters`) has in its place."""
         from pipeline.params import Params
 
-        return Params.load(self.root / "params.yaml")
+        return Params.load(os.environ.get(PARAMS_VARIABLE) or self.root / "params.yaml")
 
     @property
     def roots(self) -> dict[str, Path]:
@@ -96,27 +96,10 @@ class Workspace:
         """Checkpoint folder of the model that teaches: what models/current.json names."""
         from pipeline.nightly.registry import Registry
 
-        current = Registry(self.root).current()
-        folder = self.path("models/teacher") if current == TEACHER_STAGE else self._registered(current)
-        if not (folder / "model.json").is_file():
-            raise ConfigError(
-                f"{folder}: no checkpoint there (models/current.json names {current!r} as the teacher)",
-                hint="run `dvc repro teacher-train`, or `autolabel models rollback`",
-            )
-        return folder
+        return Registry(self.root).teacher()
 
     def is_promoted(self) -> bool:
         """Whether the teacher is a registered model and not this workspace's own teacher-train."""
-        from pipeline.nightly.registry import Registry
+        from pipeline.nightly.registry import TEACHER_STAGE, Registry
 
         return Registry(self.root).current() != TEACHER_STAGE
-
-    def _registered(self, current: str) -> Path:
-        registry = self.path("models/registry").resolve()
-        folder = (self.root / current).resolve()
-        if folder.parent != registry:
-            raise ConfigError(
-                f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or "models/registry/VERSION"',
-                hint="`autolabel models list` shows the versions; `autolabel models rollback` returns to the last",
-            )
-        return folder

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
 from hmsa_core.config import Count, PositiveInt, Section, Share
 from hmsa_core.io.errors import did_you_mean
 
-__all__ = ["MAX_PIXELS", "RolesSpec", "SourceSpec"]
+__all__ = ["MAX_PIXELS", "OnlyFor", "RolesSpec", "SourceSpec"]
 
 MAX_PIXELS = 64_000_000  # pixels; ceiling that is checked from the header, before anything is decoded
 
@@ -25,31 +25,70 @@ _SPLITS = {
 }
 
 
+class OnlyFor(frozenset[str]):
+    """Mark of a field that only these layouts read: `config show` leaves it out for the others (none: for all)."""
+
+    def __new__(cls, *kinds: str) -> Self:
+        """The names of the layouts."""
+        return super().__new__(cls, kinds)
+
+
+_Folder = Annotated[str, OnlyFor("folder")]
+
+
 class SourceSpec(Section):
     """One data set on disk, in one of the layouts of docs/data.md.
 
     `root` is a folder (relative ones against the workspace); indexes hold paths relative to it under `name`.
     """
 
-    kind: Kind = "cityscapes"
-    root: str = ""
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "target"  # of the root, in indexes
-    splits: Names | None = None  # None = all that are there (mapillary: training and validation)
-    variant: str | None = None  # mapillary: v1.2 or v2.0 (None = v1.2 where both are); camvid: default or drive_shift
-    test_is_labelled: bool = False  # cityscapes: `test` holds real labels instead of the release's dummies
-    official_val: bool = False  # camvid: also index the official val clip (role guard, split val)
-    images: str = "images"  # folder: relative to root, in it `<split>/` folders if `splits` is given
-    labels: str = "labels"  # folder: same stems; "" = none; a split without a folder there is unlabelled
-    coarse: str = ""  # folder: coarse labels with the same stems; "" = none
-    classes: str = "classes.json"  # folder: class file, relative to root; or cityscapes, mapillary_v1.2, ...
-    names: Literal["stem", "path"] = "stem"  # folder: path = the split's folders and the stem, drive2__cam0__000001
-    pattern: str = ""  # folder: regular expression on the name with groups city, sequence, frame (any of them)
-    block: BlockRule | None = None  # unit of resampling; None: cityscapes, camvid run; else sequence or image
-    block_frames: PositiveInt | None = None  # images in a run; None: camvid 3, else 10
-    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
-    max_bad: Share = 0.05  # a larger share of refused images stops `prepare`; 0 = one is enough
-    max_bad_images: Count = 10  # so few never do, unless `max_bad` is 0
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4  # perceptual hashes this close are reported
+    kind: Kind = Field("cityscapes", description="cityscapes, mapillary, camvid or folder (layouts: docs/data.md)")
+    root: str = Field("", description="folder; relative to this file or absolute")
+    name: Annotated[str, OnlyFor()] = Field(
+        "target", pattern=r"^[a-z][a-z0-9_-]*$", description="of the root, in indexes"
+    )
+    splits: Annotated[Names | None, OnlyFor("cityscapes", "mapillary", "folder")] = Field(
+        None, description="null = all that are there"
+    )
+    variant: Annotated[str | None, OnlyFor("mapillary", "camvid")] = Field(
+        None, description="mapillary: v1.2 or v2.0 (null = v1.2 where both are there); camvid: default or drive_shift"
+    )
+    test_is_labelled: Annotated[bool, OnlyFor("cityscapes")] = Field(
+        False, description="`test` holds real labels (the release's own are dummies)"
+    )
+    official_val: Annotated[bool, OnlyFor("camvid")] = Field(
+        False, description="also index the official val clip (used for nothing)"
+    )
+    images: _Folder = Field("images", description="folder below root; in it `<split>/` folders if `splits` is given")
+    labels: _Folder = Field(
+        "labels", description='folder below root, same stems; "" = none; a split without a folder there is unlabelled'
+    )
+    coarse: _Folder = Field("", description='folder below root: coarse labels, same stems; "" = none')
+    classes: _Folder = Field(
+        "classes.json", description="class file, relative to root; or cityscapes, mapillary_v1.2, ..."
+    )
+    names: Annotated[Literal["stem", "path"], OnlyFor("folder")] = Field(
+        "stem", description="stem, or path = the split's folders and the stem, drive2__cam0__000001"
+    )
+    pattern: _Folder = Field(
+        "", description="regular expression on the name with groups city, sequence, frame (any of them)"
+    )
+    block: Annotated[BlockRule | None, OnlyFor("cityscapes", "camvid", "folder")] = Field(
+        None, description="unit of resampling: city, sequence, run or image; null = the layout's own"
+    )
+    block_frames: Annotated[PositiveInt | None, OnlyFor("cityscapes", "camvid", "folder")] = Field(
+        None, description="images in a run of consecutive frames; null = the layout's own (camvid 3, else 10)"
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=MAX_PIXELS, description="pixels; a larger image is quarantined before it is decoded"
+    )
+    max_bad: Share = Field(
+        0.05, description="share of refused images that stops the stage (ten never do; 0 = any does)"
+    )
+    max_bad_images: Annotated[Count, OnlyFor()] = Field(10, description="so few never do, unless `max_bad` is 0")
+    near_duplicate_bits: int = Field(
+        4, ge=0, le=16, description="bits of 64; perceptual hashes this close are reported as near duplicates"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> SourceSpec:
@@ -77,13 +116,23 @@ class RolesSpec(Section):
     (splits.json), so nothing here applies to it.
     """
 
-    learn_splits: Names = ("train", "val", "training", "all")
-    report_splits: Names = ()
-    calibrate: Names = ()
-    report: Names = ()
-    unlabelled_splits: Names | None = None  # None = every split but the benchmarks' test splits
-    cv: Annotated[int, Field(ge=0, le=3)] | None = None  # released cross-validation split: its val cities report
-    guard_frames: Count = 0  # learn images this close (frames, same sequence) to calibrate/report become guard
+    learn_splits: Names = Field(
+        ("train", "val", "training", "all"), description="splits whose fine images learn, but for those named below"
+    )
+    report_splits: Names = Field((), description="splits that are only ever judged on")
+    calibrate: Names = Field(
+        (), description="cities or sequences for curves, thresholds and win rates: no model learns them"
+    )
+    report: Names = Field((), description="cities or sequences to judge on, besides report_splits")
+    unlabelled_splits: Names | None = Field(
+        None, description="splits to auto-label; null = every split without fine labels but the test splits"
+    )
+    cv: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None, description="released cross-validation split 0..3 (its cities report); null = off"
+    )
+    guard_frames: Count = Field(
+        0, description="frames; a learning image this close to a judged one in its sequence is used for nothing"
+    )
 
     @model_validator(mode="after")
     def _one_role_each(self) -> RolesSpec:

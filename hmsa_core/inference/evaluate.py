@@ -18,7 +18,7 @@ from hmsa_core.inference.infer import classes_of
 from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.runtime.context import JobContext
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluateSpec
 from hmsa_core.taxonomy import ClassTable
 

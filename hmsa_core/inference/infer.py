@@ -19,8 +19,9 @@ from hmsa_core.inference.infer_pipeline import Pipeline, Timing
 from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
-from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep, write_manifest
-from hmsa_core.runtime.context import JobContext
+from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep
+from hmsa_core.labels.store.writer import write_manifest
+from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 

@@ -20,8 +20,7 @@ from hmsa_core.config import RuntimeConfig
 from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import InputError
-from hmsa_core.runtime.context import JobContext
-from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
 
 __all__ = ["Pictured", "contact_sheet", "open_tiler", "picture", "plain_classes", "write_pictures"]

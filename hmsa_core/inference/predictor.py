@@ -33,8 +33,8 @@ from hmsa_core.models.checkpoint import check_class_count
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.models.passes import ScalePass, resolve_kind
 from hmsa_core.models.rows import Size, block_rows
-from hmsa_core.runtime.context import JobContext
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
+from hmsa_core.runtime.ranks import JobContext
 
 __all__ = ["ImagePass", "Predictor", "Tiler", "decide", "label_image", "load_predictor", "windows"]
 

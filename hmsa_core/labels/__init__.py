@@ -10,20 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hmsa_core.labels.store.codes import ConfidenceCode
-    from hmsa_core.labels.store.reader import LabelStore, Problem
+    from hmsa_core.labels.store.reader import LabelStore
+    from hmsa_core.labels.store.sidecar import StoreStatistics
+    from hmsa_core.labels.store.verify import Problem
     from hmsa_core.labels.store.writer import LabelStoreWriter
+    from hmsa_core.labels.thresholds.calibration import calibrate
     from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-    from hmsa_core.labels.thresholds.stats import StoreStatistics
 
-__all__ = ["ConfidenceCode", "LabelStore", "LabelStoreWriter", "Problem", "StoreStatistics", "ThresholdPolicy"]
+__all__ = [
+    "ConfidenceCode",
+    "LabelStore",
+    "LabelStoreWriter",
+    "Problem",
+    "StoreStatistics",
+    "ThresholdPolicy",
+    "calibrate",
+]
 
 _HOME = {
     "ConfidenceCode": "store.codes",
     "LabelStore": "store.reader",
     "LabelStoreWriter": "store.writer",
-    "Problem": "store.reader",
-    "StoreStatistics": "thresholds.stats",
+    "Problem": "store.verify",
+    "StoreStatistics": "store.sidecar",
     "ThresholdPolicy": "thresholds.policy",
+    "calibrate": "thresholds.calibration",
 }
 
 

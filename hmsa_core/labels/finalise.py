@@ -1,7 +1,7 @@
 """From a raw store to training labels: thresholds, human labels, camera masks, reviews; one shard at a time.
 
 The thresholded store mirrors the raw store's shards. Its `label` is the final one, its `source` says where each
-pixel comes from (schema.SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
+pixel comes from (SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
 teacher's (or both agree) and 0 elsewhere: what was not kept cannot be brought back from it.
 """
 
@@ -10,35 +10,46 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.io.process import die_with_parent
-from hmsa_core.labels.final_counts import ShardCounts, summarise
-from hmsa_core.labels.masks import apply_mask
-from hmsa_core.labels.merge import MergeRules, merge_with_source
+from hmsa_core.labels.merge import MergeRules, merge_labels
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.store.schema import SOURCES
-from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done, write_manifest
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
+from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
+from hmsa_core.labels.store.writer import write_manifest
+from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["CENTROIDS", "STATISTICS", "CentroidSettings", "Recipe", "finalise"]
+__all__ = [
+    "CENTROIDS",
+    "STATISTICS",
+    "CentroidSettings",
+    "Recipe",
+    "apply_mask",
+    "finalise",
+    "measured_masks",
+    "read_mask",
+]
 
 CENTROIDS, STATISTICS = "centroids.parquet", "statistics.json"
 
 Labels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 HumanLabels = Callable[[Mapping[str, Any]], Labels | None]
-Flagged = Callable[[str, int, int], NDArray[np.bool_] | None]
+Flagged = Callable[[str, int, int], Mask | None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Recipe:
     rules: MergeRules | None = None
     human: HumanLabels | None = None
     human_paths: Mapping[str, str] | None = None
-    masks: Mapping[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
+    masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)
     flagged: Flagged | None = None
     centroids: CentroidSettings = CentroidSettings()
     material: Any = None
@@ -205,13 +216,13 @@ def _work(plan: ShardPlan) -> ShardPlan:
 
 def _write_shard(raw: LabelStore, recipe: Recipe, root: Path, plan: ShardPlan) -> None:
     with ShardWriter(root, plan, classes=raw.classes, kind="thresholded", codec=raw.manifest["codec"]) as shard:
-        counts = ShardCounts(raw.classes.num_classes)
+        counts = _ShardCounts(raw.classes.num_classes)
         for name in plan.names:
             _write_image(raw, recipe, shard, counts, name)
         shard.notes = counts.to_json()
 
 
-def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: ShardCounts, name: str) -> None:
+def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _ShardCounts, name: str) -> None:
     label, code = raw.read(name)
     row = raw.row(name)
     if recipe.human_paths is not None:
@@ -221,31 +232,19 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: Sh
         shard.skip(name, "flagged in review")
         return
     passed = keep(label, code, recipe.policy.codes())
+    rules = recipe.rules or MergeRules.default(raw.classes)
     human = recipe.human(row) if recipe.rules is not None and recipe.human is not None else None
-    if recipe.rules is None or human is None:
-        final = passed
-        source = np.where(final != IGNORE, np.uint8(SOURCES["teacher"]), np.uint8(SOURCES["none"]))
-    else:
-        final, source = merge_with_source(passed, human, recipe.rules)
-    mask = recipe.masks.get((label.shape[0], label.shape[1]))
-    for ignored in (mask, flagged):
+    final, source = merge_labels(passed, human, rules)
+    for ignored in (recipe.masks.get((label.shape[0], label.shape[1])), flagged):
         if ignored is not None:
             final = apply_mask(final, ignored, name)
             source = np.where(ignored, np.uint8(SOURCES["none"]), source)
     teacher = (source == SOURCES["teacher"]) | (source == SOURCES["both"])
-    shard.add_coded(
-        name,
-        final,
-        np.where(teacher, code, np.uint8(0)),
-        source=source,
-        city=row["city"],
-        image_path=row["image_path"],
-        coarse_path=row["coarse_path"],
-        image_sha256=row["image_sha256"],
-    )
-    settings = vars(recipe.centroids)
-    centroids = find_centroids(final, raw.classes.num_classes, **settings)
-    counts.add(name, row["city"], label, passed, human, final, source, centroids)
+    facts = {key: row[key] for key in ("city", "image_path", "coarse_path", "image_sha256")}
+    shard.add_coded(name, final, np.where(teacher, code, np.uint8(0)), source=source, **facts)
+    counts.add(row["city"], label, passed, human, final, source)
+    centroids = find_centroids(final, raw.classes.num_classes, **vars(recipe.centroids))
+    counts.centroids.append((name, centroids.tolist()))
 
 
 def _commit(
@@ -254,7 +253,7 @@ def _commit(
     notes = [read_receipt(root, plan)["notes"] for plan in plans]
     parts = ((name, np.array(rows, np.int32).reshape(-1, 4)) for note in notes for name, rows in note["centroids"])
     Centroids.collect(parts).write(root / CENTROIDS, **vars(recipe.centroids))
-    statistics = summarise(notes, recipe.policy.entries)
+    statistics = _summarise(notes, recipe.policy.entries)
     statistics["skipped"] = [s for plan in plans for s in read_receipt(root, plan)["skipped"]]
     atomic.write_json(root / STATISTICS, statistics)
     write_manifest(
@@ -271,3 +270,119 @@ def _commit(
         },
     )
     return statistics
+
+
+class _ShardCounts:
+    """What happened to the pixels of one shard."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.c = num_classes
+        self.raw = np.zeros(num_classes, np.int64)
+        self.passed = np.zeros(num_classes, np.int64)
+        self.sources = np.zeros((len(SOURCES), num_classes), np.int64)
+        self.conflicts = np.zeros((num_classes, num_classes), np.int64)
+        self.cities: dict[str, list[int]] = {}
+        self.centroids: list[tuple[str, list[list[int]]]] = []
+
+    def add(
+        self, city: str, label: Labels, passed: Labels, human: Labels | None, final: Labels, source: Labels
+    ) -> None:
+        """Count one image: the teacher's label, what passed, the human's, the final one and its sources."""
+        self.raw += np.bincount(label.reshape(-1), minlength=256)[: self.c]
+        self.passed += np.bincount(passed.reshape(-1), minlength=256)[: self.c]
+        key = (source.astype(np.uint16) << 8) | final
+        self.sources += np.bincount(key.reshape(-1), minlength=len(SOURCES) * 256).reshape(-1, 256)[:, : self.c]
+        if human is not None:
+            both = (human < self.c) & (passed < self.c) & (human != passed)
+            pair = human[both].astype(np.int64) * self.c + passed[both]
+            self.conflicts += np.bincount(pair, minlength=self.c**2).reshape(self.c, self.c)
+        sums = self.cities.setdefault(city, [0, 0, 0])
+        for i, value in enumerate((1, final.size, int(np.count_nonzero(final != IGNORE)))):
+            sums[i] += value
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, for the receipt."""
+        return {
+            "raw": self.raw.tolist(),
+            "passed": self.passed.tolist(),
+            "sources": self.sources.tolist(),
+            "conflicts": [[int(h), int(t), int(self.conflicts[h, t])] for h, t in np.argwhere(self.conflicts)],
+            "cities": self.cities,
+            "centroids": self.centroids,
+        }
+
+
+def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy]) -> dict[str, Any]:
+    """Statistics of a thresholded store from the notes in its receipts."""
+    c, names = len(entries), [e.name for e in entries]
+    empty = np.zeros(c, np.int64)
+    given = sum((np.array(n["raw"], np.int64) for n in notes), empty)
+    passed = sum((np.array(n["passed"], np.int64) for n in notes), empty)
+    sources = sum((np.array(n["sources"], np.int64) for n in notes), np.zeros((len(SOURCES), c), np.int64))
+    conflicts: dict[tuple[int, int], int] = {}
+    cities: dict[str, list[int]] = {}
+    for note in notes:
+        for human, teacher, pixels in note["conflicts"]:
+            conflicts[human, teacher] = conflicts.get((human, teacher), 0) + pixels
+        for city, sums in note["cities"].items():
+            cities[city] = [a + b for a, b in zip(cities.get(city, [0, 0, 0]), sums, strict=True)]
+    pixels, labelled = sum(s[1] for s in cities.values()), sum(s[2] for s in cities.values())
+    return {
+        "images": sum(s[0] for s in cities.values()),
+        "pixels": pixels,
+        "labelled": labelled,
+        "labelled_share": labelled / pixels if pixels else 0.0,
+        "classes": [
+            {
+                "name": names[i],
+                "threshold": e.threshold,
+                "status": e.status,
+                "teacher_gave": int(given[i]),
+                "passed": int(passed[i]),
+                "coverage": float(passed[i] / given[i]) if given[i] else 0.0,
+                "from_teacher": int(sources[SOURCES["teacher"], i]),
+                "from_human": int(sources[SOURCES["human"], i]),
+                "both": int(sources[SOURCES["both"], i]),
+                "final": int(sources[:, i].sum()),
+            }
+            for i, e in enumerate(entries)
+        ],
+        "conflicts": [{"human": names[h], "teacher": names[t], "pixels": n} for (h, t), n in sorted(conflicts.items())],
+        "cities": {
+            city: {"images": s[0], "pixels": s[1], "labelled_share": s[2] / s[1]} for city, s in sorted(cities.items())
+        },
+    }
+
+
+def measured_masks(truths: Iterable[Labels], void_share: float, min_images: int) -> dict[tuple[int, int], Mask]:
+    """Static masks (True = ignored) by image size: pixels that are void in more than a share of the fine labels.
+
+    The hood and the border of rectification are data of a camera. Labels (uint8 HxW, 255 = void) of another size are
+    of another camera; a size with fewer than `min_images` labels gets no mask.
+    """
+    void: dict[tuple[int, int], NDArray[np.int64]] = {}
+    images: Counter[tuple[int, int]] = Counter()
+    for truth in truths:
+        size = (truth.shape[0], truth.shape[1])
+        images[size] += 1
+        void[size] = void.get(size, np.zeros(size, np.int64)) + (truth == IGNORE)
+    masks = {size: count > void_share * images[size] for size, count in void.items() if images[size] >= min_images}
+    return {size: mask for size, mask in masks.items() if mask.any()}
+
+
+def read_mask(path: str | Path) -> Mask:
+    """Read a mask PNG: 8-bit grey, 0 = ignored, anything else = used; returns True where ignored."""
+    where = Path(path)
+    if not where.is_file():
+        raise InputError(f"{where}: mask not found")
+    image = cv2.imread(str(where), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 2 or image.dtype != np.uint8:
+        raise InputError(f"{where}: a mask must be an 8-bit grey PNG (0 = ignored)")
+    return np.asarray(image == 0)
+
+
+def apply_mask(label: NDArray[np.uint8], mask: Mask, where: str = "the mask") -> NDArray[np.uint8]:
+    """The label with 255 where the mask is True; another size is an InputError, never a resize."""
+    if mask.shape != label.shape:
+        raise InputError(f"{where}: mask is {mask.shape}, the label {label.shape}", hint="one mask for each camera")
+    return np.where(mask, np.uint8(IGNORE), label)

@@ -8,29 +8,25 @@ the teacher surely says another class; then a rule per (human, teacher) pair dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io import sealed
-from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.io.errors import InputError
 from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.schema import SOURCES
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = ["HUMAN", "IGNORED", "TEACHER", "MergeRules", "corrected_precision", "measure_rules", "merge_labels"]
 
-FORMAT, VERSION = "hmsa-merge-rules", 1
 HUMAN, IGNORED, TEACHER = 0, 1, 2
 _ACTIONS = {"human": HUMAN, "ignore": IGNORED, "teacher": TEACHER}
-_NAMES = {v: k for k, v in _ACTIONS.items()}
+_NAMES = tuple(_ACTIONS)
 
 Labels = NDArray[np.uint8]
 
@@ -49,27 +45,20 @@ class MergeRules:
 
     def __post_init__(self) -> None:
         c = self.classes.num_classes
-        if self.actions.shape != (c, c) or self.actions.dtype != np.uint8 or self.actions.max(initial=0) > TEACHER:
-            raise InputError(f"merge rules must be uint8 ({c}, {c}) of 0, 1, 2, got {self.actions.shape}")
-        if np.diagonal(self.actions).any():
-            raise InputError("merge rules: a pair of equal classes is no conflict and has no rule")
+        if self.actions.shape != (c, c) or self.actions.dtype != np.uint8 or np.diagonal(self.actions).any():
+            raise InputError(f"merge rules must be uint8 ({c}, {c}) with HUMAN on the diagonal")
 
     @classmethod
     def default(cls, classes: ClassTable, config: MergeConfig | None = None) -> MergeRules:
         """The default for every pair, then the rules that were written by hand."""
         config = config or MergeConfig()
-        actions = np.full((classes.num_classes,) * 2, _ACTIONS[config.default], np.uint8)
-        np.fill_diagonal(actions, HUMAN)
-        rules = cls(classes, actions)
-        return rules.with_hand_rules(config)
+        return cls(classes, _defaults(classes, config)).with_hand_rules(config)
 
     def with_hand_rules(self, config: MergeConfig) -> MergeRules:
         """These rules with those of the parameters on top."""
         actions, evidence = self.actions.copy(), list(self.evidence)
         for rule in config.rules:
             human, teacher = self.classes.index(rule.human), self.classes.index(rule.teacher)
-            if human == teacher:
-                raise InputError(f"merge rule {rule.human} / {rule.teacher}: equal classes are no conflict")
             actions[human, teacher] = _ACTIONS[rule.action]
             evidence.append(
                 {"human": rule.human, "teacher": rule.teacher, "action": rule.action, "source": "set by hand"}
@@ -84,38 +73,21 @@ class MergeRules:
             "actions": [[_NAMES[int(a)] for a in row] for row in self.actions],
         }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> MergeRules:
-        """Rebuild rules from `to_json`."""
-        actions = np.array([[_ACTIONS[a] for a in row] for row in value["actions"]], np.uint8)
-        return cls(ClassTable.from_json(value["class_table"]), actions, list(value["evidence"]))
 
-    def save(self, path: str | Path) -> str:
-        """Write a sealed JSON file; return its digest."""
-        return sealed.write(Path(path), {"format": FORMAT, "version": VERSION, **self.to_json()})
-
-    @classmethod
-    def load(cls, path: str | Path) -> MergeRules:
-        """Read a rules file; a damaged one is a StoreError."""
-        value = sealed.read(Path(path))
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise StoreError(f"{path}: not a rules file of version {VERSION}")
-        return cls.from_json(value)
+def _defaults(classes: ClassTable, config: MergeConfig) -> NDArray[np.uint8]:
+    actions = np.full((classes.num_classes,) * 2, _ACTIONS[config.default], np.uint8)
+    np.fill_diagonal(actions, HUMAN)
+    return actions
 
 
-def merge_labels(pseudo: Labels, human: Labels | None, rules: MergeRules) -> Labels:
-    """Final labels from thresholded teacher labels and human ones.
+def merge_labels(pseudo: Labels, human: Labels | None, rules: MergeRules) -> tuple[Labels, Labels]:
+    """Final labels from thresholded teacher labels and human ones, and where each pixel comes from (SOURCES).
 
     Args:
         pseudo: uint8 HxW, the teacher's labels that passed (255 = unsure).
         human: uint8 HxW trainIds or 255 (outside polygons); None = no human label.
         rules: what happens on a conflict.
     """
-    return merge_with_source(pseudo, human, rules)[0]
-
-
-def merge_with_source(pseudo: Labels, human: Labels | None, rules: MergeRules) -> tuple[Labels, Labels]:
-    """`merge_labels`, and where each pixel comes from (uint8, schema.SOURCES)."""
     if human is None:
         human = np.full_like(pseudo, IGNORE)
     if pseudo.shape != human.shape or pseudo.dtype != np.uint8 or human.dtype != np.uint8:
@@ -153,10 +125,9 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
         config: needed win rate, number of blocks, default and rules by hand.
         confidence: of the lower bound on the win rate (blocks are the unit, as everywhere).
     """
-    rules = MergeRules.default(curves.classes, config.model_copy(update={"rules": ()}))
     if not config.measure:
-        return rules.with_hand_rules(config)
-    actions, evidence = rules.actions.copy(), []
+        return MergeRules.default(curves.classes, config)
+    actions, evidence = _defaults(curves.classes, config), []
     c, found = curves.classes.num_classes, curves.conflicts
     passed = (found.code >= np.asarray(codes)[found.teacher]) & (found.human != found.teacher)
     wins = np.zeros((len(curves.blocks), c, c, 3), np.int64)

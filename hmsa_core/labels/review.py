@@ -26,7 +26,7 @@ from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 
 __all__ = ["Mark", "MarkError", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
 

@@ -1,7 +1,17 @@
-"""Losses: region mutual information, cross-entropies and the weighted training loss."""
+"""Losses: region mutual information, cross-entropies, and the weighted training loss.
 
+Another loss is one file here. `hmsa_core/losses/NAME.py` holds a function
+
+    def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts
+
+and `loss.main` and `loss.aux` in `params.yaml` take NAME. `hmsa_core.config` lists the files without importing them;
+a file whose name begins with an underscore is no loss. Settings of a loss are fields of `LossConfig`.
+"""
+
+from hmsa_core.losses._pixels import LossParts
+from hmsa_core.losses._training import training_loss
 from hmsa_core.losses.cross_entropy import cross_entropy
-from hmsa_core.losses.rmi import RmiParts, released_bce, rmi_loss, rmi_parts
-from hmsa_core.losses.total import LossParts, TotalLoss
+from hmsa_core.losses.released_bce import released_bce
+from hmsa_core.losses.rmi import RmiParts, rmi_loss, rmi_parts
 
-__all__ = ["LossParts", "RmiParts", "TotalLoss", "cross_entropy", "released_bce", "rmi_loss", "rmi_parts"]
+__all__ = ["LossParts", "RmiParts", "cross_entropy", "released_bce", "rmi_loss", "rmi_parts", "training_loss"]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hmsa_core.losses.blocks import add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
+from hmsa_core.config import LossConfig
+from hmsa_core.losses._pixels import LossParts, add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "loss"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -25,6 +26,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) ->
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = _CrossEntropy.apply(logits.contiguous(), target)
     return loss
+
+
+def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts:
+    """`cross_entropy` as a training loss."""
+    del options
+    return LossParts(cross_entropy(logits, labels, ignore_index=ignore_index))
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
 
-from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou
+from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
 from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band, boundary_confusion
 from hmsa_core.metrics.confusion import (
     ConfusionMatrix,
@@ -24,6 +24,7 @@ __all__ = [
     "category_iou",
     "cityscapes_categories",
     "confusion_counts",
+    "holm",
     "iou_of",
     "mean_iou_of",
 ]

@@ -24,12 +24,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
-from hmsa_core.metrics.student_t import t_cdf, t_quantile
 
-__all__ = ["Interval", "bootstrap_difference", "bootstrap_iou", "interval_of_runs"]
+__all__ = [
+    "Interval",
+    "block_sums",
+    "bootstrap_difference",
+    "bootstrap_iou",
+    "draw_weights",
+    "holm",
+    "interval_of_runs",
+]
 
 DRAWS = 2000
 Counts = NDArray[np.int64]
@@ -164,7 +172,7 @@ class _Plan:
             self.inverse.append(inverse)
             key = tuple(names.tolist())
             if key not in shared:
-                shared[key] = _multinomial(rng, len(names), draws)
+                shared[key] = draw_weights(rng, len(names), draws)
             self.weights.append(shared[key])
         self.blocks = sum(len(names) for names in shared)
 
@@ -172,24 +180,31 @@ class _Plan:
         """(runs, C + 1) of all data and (runs, draws, C + 1): class IoU, then its mean."""
         whole, drawn = [], []
         for run, inverse, weights in zip(runs, self.inverse, self.weights, strict=True):
-            sums = _block_sums(run, inverse, weights.shape[1])
+            sums = block_sums(run, inverse, weights.shape[1])
             whole.append(_with_mean(_iou(sums.sum(0))))
             drawn.append(_with_mean(_iou(np.tensordot(weights, sums, axes=1))))
         return np.stack(whole), np.stack(drawn)
 
 
-def _multinomial(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.float64]:
+def draw_weights(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.float64]:
+    """How often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
     return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64)
 
 
-def _block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[np.float64]:
-    """(blocks, 2, C): hits and union of each class. IoU needs no more, so that a draw costs 2C numbers."""
+def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[np.float64]:
+    """Hits, union and truth of each class in each block, float64 (blocks, 3, C): IoU and recall need no more.
+
+    Args:
+        run: int64 (N, C, C or C + 1), rows = truth; a prediction outside the classes is a miss, too.
+        inverse: (N,) number of each image's block.
+        blocks: how many there are.
+    """
     num_classes = run.shape[1]
     square = run[:, :, :num_classes]
     hits = np.diagonal(square, axis1=1, axis2=2)
-    union = run.sum(2) + square.sum(1) - hits
-    sums = np.zeros((blocks, 2, num_classes), np.float64)
-    np.add.at(sums, inverse, np.stack([hits, union], axis=1))
+    truth = run.sum(2)
+    sums = np.zeros((blocks, 3, num_classes), np.float64)
+    np.add.at(sums, inverse, np.stack([hits, truth + square.sum(1) - hits, truth], axis=1))
     return sums
 
 
@@ -258,9 +273,9 @@ def interval_of_runs(
     # Of no spread at all any degrees of freedom say the same.
     parts = between**2 / np.maximum(n - 1, 1) + within**2 / (blocks - 1)
     df = np.maximum(np.divide(total**2, parts, out=np.ones_like(total), where=parts > 0), 1.0)
-    half = np.where(n > 1, t_quantile((1 + level) / 2, df) * np.sqrt(total), np.nan)
+    half = np.where(n > 1, stdtrit(df, (1 + level) / 2) * np.sqrt(total), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = float(t_cdf(value[-1] / np.sqrt(total[-1]), df[-1]))  # NaN where nothing is scored, or nothing differs
+        above = float(stdtr(df[-1], value[-1] / np.sqrt(total[-1])))  # NaN where nothing is scored, or nothing differs
     return value - half, value + half, above
 
 
@@ -268,3 +283,16 @@ def _percentiles(drawn: NDArray[np.float64], q: float) -> NDArray[np.float64]:
     """Percentile of each column over the draws in which it is scored; NaN when it never is."""
     columns = [column[~np.isnan(column)] for column in drawn.T]
     return np.array([np.quantile(c, q) if c.size else np.nan for c in columns])
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several hypotheses fall when all are asked at once: Holm's step-down procedure (1979).
+
+    The smallest p falls at alpha / m, the next at alpha / (m - 1), and so on; the first that stands ends it.
+    """
+    falls = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] > alpha / (len(p_values) - rank):
+            break
+        falls[i] = True
+    return falls

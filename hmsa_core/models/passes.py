@@ -61,7 +61,7 @@ class ScalePass:
         return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
 
     def weights(self, scales: Sequence[float], flip: bool, kind: str = "model") -> dict[float, Tensor]:
-        """Weight of each scale at each pixel (N or no dimension, 1 x H x W), summing to 1; 0 for scales that are not run.
+        """Weight of each scale at each pixel, (N x) 1 x H x W, summing to 1; 0 for scales that are not run.
 
         Raises:
             ConfigError: as `scores`, or kind "max", which has no weights.

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.ranks import Ranks
 
 __all__ = ["DdpReplicas", "FlatReplicas", "Replicas", "replicate"]
 

@@ -33,7 +33,6 @@ __all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "hmsa-train-state", 1
 _COMMIT = "state.json"
-_FIELDS = {"format", "version", "key", "step", "files", "record"}
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,12 @@ class StateStore:
 
     def _read(self, step: int) -> Snapshot:
         folder = self.folder / f"step-{step:08d}"
-        meta = _check_digest(read_json(folder / _COMMIT), folder / _COMMIT)
-        if meta.get("format") != _FORMAT or meta.get("version") != _VERSION or meta.get("step") != step:
-            raise IntegrityError(f"{folder / _COMMIT}: not a training state of this version")
+        meta, where = read_json(folder / _COMMIT), folder / _COMMIT
+        recorded, actual = take_digest(meta)
+        if recorded != actual:
+            raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
+        if [meta.get(field) for field in ("format", "version", "step")] != [_FORMAT, _VERSION, step]:
+            raise IntegrityError(f"{where}: not a training state of this version and step")
         if meta["key"] != self.key:
             raise ConfigError(
                 f"{folder}: belongs to a run with other settings or data (key {meta['key'][:12]}, now {self.key[:12]})",
@@ -154,16 +156,6 @@ class StateStore:
         if (target / _COMMIT).exists():
             atomic.ops.unlink(target / _COMMIT)
         remove_tree(target)
-
-
-def _check_digest(meta: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The commit point without its digest, which it must match; the first states had none."""
-    recorded, actual = take_digest(meta)
-    if recorded not in (None, actual):
-        raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
-    if set(meta) != _FIELDS:
-        raise IntegrityError(f"{where}: not a training state of this version")
-    return meta
 
 
 def _read_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -8,47 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmsa_core.config import TrainConfig
-from hmsa_core.io.errors import CheckpointError, ConfigError, TrainingError
+from hmsa_core.io.errors import CheckpointError, TrainingError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.losses import LossParts, TotalLoss
+from hmsa_core.losses import LossParts, training_loss
 from hmsa_core.models import ModelOutput, MultiScaleModel
-from hmsa_core.runtime.distributed import Ranks
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
-from hmsa_core.runtime.seeds import seed_pass
-from hmsa_core.training.average import RunningAverage
-from hmsa_core.training.meters import Meters, Verdict
+from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.training.data import PassBatch, Timeline, passes_a_step
+from hmsa_core.training.figures import Meters, Verdict
 from hmsa_core.training.parallel import replicate
-from hmsa_core.training.schedule import LearningRate
+from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch
 from hmsa_core.training.state import Snapshot, optimiser_tensors
-from hmsa_core.training.timeline import Timeline, passes_a_step
 
-__all__ = ["PassBatch", "Trainer"]
+__all__ = ["Trainer"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class PassBatch:
-    """The crops of one pass on one rank."""
-
-    images: Tensor  # float32 B x 3 x h x w, normalised
-    labels: Tensor  # int64 or uint8 B x h x w, trainIds or 255
-    names: tuple[str, ...]
-    is_pseudo: tuple[bool, ...]
-    counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
-
-    def pin_memory(self) -> PassBatch:
-        """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class Trainer:
@@ -70,15 +50,7 @@ class Trainer:
         self.passes = passes_a_step(config, ranks.world)
         self.step = 0  # optimiser steps done
         self.saved_step: int | None = None  # newest durable state, for messages
-        self.rate = LearningRate(config.optimiser, config.global_batch, timeline.total_steps, config.epochs)
-        self.loss = TotalLoss(
-            main=config.loss.main,
-            aux=config.loss.aux,
-            aux_weight=config.loss.aux_weight,
-            per_scale_weight=config.loss.per_scale_weight,
-            rmi_ignore=config.loss.rmi_ignore,
-        )
-        self.optimiser = _sgd(config, model)
+        self.optimiser = make_optimiser(config, model)
         self.replicas = replicate(model, ranks, compiled=config.runtime.compile)
         self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.runtime.precision == "fp16")
@@ -87,7 +59,8 @@ class Trainer:
 
     def rate_of(self, step: int) -> float:
         """Learning rate in force during a step."""
-        return self.rate.at(step, self.timeline.epoch_of(step))
+        timeline = self.timeline
+        return learning_rate(self.config, step=step, epoch=timeline.epoch_of(step), total_steps=timeline.total_steps)
 
     def run_step(self, feed: Iterator[PassBatch]) -> Verdict:
         """Do one step; when some rank is asked to stop between passes, the step is given up without a trace.
@@ -101,7 +74,7 @@ class Trainer:
         before = [b.clone() for b in self.model.buffers()] if self.passes > 1 else []
         for index in range(self.passes):
             batch = next(feed)
-            seed_pass(self.config.seed, self.step, index * self.ranks.world + self.ranks.rank)
+            seed_torch(self.config.seed, "pass", self.step, index * self.ranks.world + self.ranks.rank)
             is_last = index == self.passes - 1
             with self.replicas.passing(is_last=is_last):
                 self._pass(batch)
@@ -163,7 +136,7 @@ class Trainer:
             output = self.replicas.forward(images)
         weight = self.config.pseudo.loss_weight
         if weight == 1.0 or not any(is_pseudo):
-            return cast("LossParts", self.loss(output, labels))
+            return training_loss(output, labels, self.config.loss)
         return self._weighted(output, labels, torch.tensor(is_pseudo), weight)
 
     def _weighted(self, output: ModelOutput, labels: Tensor, is_pseudo: Tensor, weight: float) -> LossParts:
@@ -174,11 +147,12 @@ class Trainer:
             if share == 0.0:
                 continue
             at = chosen.to(labels.device)
-            some = self.loss(
+            some = training_loss(
                 ModelOutput(
                     output.logits[at], output.aux_logits[at], {s: x[at] for s, x in output.scale_logits.items()}, {}
                 ),
                 labels[at],
+                self.config.loss,
             )
             total = total + factor * share * some.total
             for name, value in some.parts.items():
@@ -279,24 +253,3 @@ class Trainer:
         self.step = self.saved_step = snapshot.step
         self.meters.load(snapshot.record["meters"])
         self.scaler.load_state_dict(snapshot.record["scaler"]) if self.scaler.is_enabled() else None
-
-
-def _sgd(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
-    chosen = config.optimiser
-    if chosen.nesterov and not chosen.momentum:
-        raise ConfigError("optimiser.nesterov needs optimiser.momentum above 0")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    # Decay on all parameters, batch norm and biases included, as the released code does; fused: one kernel.
-    optimiser = torch.optim.SGD(
-        parameters,
-        lr=chosen.lr,
-        momentum=chosen.momentum,
-        nesterov=chosen.nesterov,
-        weight_decay=chosen.weight_decay,
-        fused=True,
-    )
-    if chosen.momentum:
-        # A zero buffer gives the same first step as none, and makes a resumed run the same code path.
-        for p in parameters:
-            optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimiser

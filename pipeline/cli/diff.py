@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
     from hmsa_core.labels.diff import diff_stores, write_pictures
-    from hmsa_core.labels.store.manifest import refuse_in_store
+    from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 def policy_for(store: LabelStore, threshold: str | None, path: Path | None) -> ThresholdPolicy | None:
     """The policy of a file, or a plain threshold for all classes of the store, or None for neither."""
     from hmsa_core.labels.thresholds.policy import from_threshold
-    from pipeline.inspector.view import load_policy
+    from pipeline.inspector.precision import load_policy
 
     if threshold is not None and path is not None:
         raise ConfigError("give a threshold or a policy, not both")

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         _fix(root)
     findings = examine(root, deep=not args.quick)
     if args.json:
-        sys.stdout.write(json.dumps([f.to_json() for f in findings], indent=1) + "\n")
+        sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
     else:
         if root != Path.cwd().resolve() and any(f.mend for f in findings):
             sys.stdout.write(f"commands are meant for this folder: cd {shlex.quote(str(root))}\n")
@@ -54,11 +55,7 @@ def _root(given: Path | None) -> Path:
 
 
 def _fix(root: Path) -> None:
-    from pipeline.nightly.overrides import restore
-
     ws = Workspace(root)
     done = doctor_dvc.repair_lock(ws)
     if done:
         sys.stderr.write(f"{done}\n")
-    if ws.lock("nightly").is_free() and restore(root):
-        sys.stderr.write("restored params.yaml\n")

@@ -290,7 +290,7 @@ def _text(result: dict[str, Any]) -> str:
 
 def _run_as(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """How both were run: each checkpoint has scales of its own."""
-    from pipeline.quality import how_run
+    from pipeline.results import how_run
 
     told = [how_run(one) for one in (ours, theirs)]
     return f"both at {told[0]}" if told[0] == told[1] else f"model at {told[0]}, baseline at {told[1]}"

@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Import."""
     from hmsa_core.labels.exchange.importing import find_files, import_folder
-    from hmsa_core.labels.store import schema
+    from hmsa_core.labels.store.format import MANIFEST
     from hmsa_core.runtime.progress import Progress
 
     classes = _classes(args.classes)
-    if (args.store / schema.MANIFEST).exists():
+    if (args.store / MANIFEST).exists():
         raise ConfigError(f"{args.store}: there is a label store already", hint="import into a new folder")
     if args.store.exists() and not (args.store.is_dir() and is_free(args.store, for_parts=True)):
         raise ConfigError(f"{args.store}: exists and is no label store", hint="import into a new folder")

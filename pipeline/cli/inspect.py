@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from hmsa_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.inspector.cuts import Cuts
     from pipeline.inspector.session import Session
+    from pipeline.inspector.stats import Cuts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print tables, or JSON."""
     # Imported here, because the data packages take longer than `--help` may.
+    from pipeline.inspector.precision import calibration_policy
     from pipeline.inspector.session import Session
-    from pipeline.inspector.workspace_roots import calibration_policy
 
     known, unfit = (None, "") if args.policy else calibration_policy(args.store)
     session = Session(args.store, policy=args.policy, curves=args.curves, evidence=known)

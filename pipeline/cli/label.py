@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
                 shutil.rmtree(work)
             raise
-        from hmsa_core.labels.store.shards import publish_store
+        from hmsa_core.labels.store.writer import publish_store
 
         publish_store(work / "store", out)
     _report(out, work, refused + changed)

@@ -35,23 +35,23 @@ def _is_empty_or_half_published(out: Path, work: Path) -> bool:
     last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
     that took the place of a deleted store is not taken for one.
     """
-    from hmsa_core.labels.store import schema
+    from hmsa_core.labels.store.format import MANIFEST
 
     # The manifest of the work folder is written before anything is published, and never removed.
-    return is_free(out, for_parts=(work / "store" / schema.MANIFEST).is_file())
+    return is_free(out, for_parts=(work / "store" / MANIFEST).is_file())
 
 
 def is_free(folder: Path, *, for_parts: bool) -> bool:
     """Whether a folder is empty, or (`for_parts`) holds nothing but parts of a store that was never finished."""
     from hmsa_core.io.atomic import is_temp
-    from hmsa_core.labels.store import schema
+    from hmsa_core.labels.store.format import LOCKS, RECEIPTS, SIDECAR, STATISTICS
 
     # A file system that was just made has a folder of its own at its top.
     content = [name for p in folder.rglob("*") if (name := p.relative_to(folder).as_posix()) != "lost+found"]
-    statistics = "|".join(schema.STATISTICS)
+    statistics = "|".join(STATISTICS)
     ours = re.compile(
-        rf"shard-\d+\.parquet|{schema.RECEIPTS}(/shard-\d+\.json)?|{re.escape(schema.LOCKS)}(/[\w.-]+\.lock)?"
-        rf"|{schema.SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
+        rf"shard-\d+\.parquet|{RECEIPTS}(/shard-\d+\.json)?|{re.escape(LOCKS)}(/[\w.-]+\.lock)?"
+        rf"|{SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
     )
     return all(for_parts and (ours.fullmatch(name) or is_temp(PurePath(name).name)) for name in content)
 

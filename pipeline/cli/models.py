@@ -17,7 +17,6 @@ from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
-from pipeline.nightly.leftover import refuse_killed_nights
 from pipeline.nightly.reaper import nightly_lock
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
@@ -76,12 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _aa(ws: Workspace, runs: int) -> int:
-    refuse_killed_nights(ws.root)  # before the lock: with it in hand, a killed night looks like a living one
     # One after another with a nightly run, whose GPU and work folders these trainings use.
     with nightly_lock(ws.root), ws.lock("student-train"), ws.lock("evaluate"):
         prepare_process(ws)
-        from pipeline.nightly.aa import measure_aa
-        from pipeline.nightly.gatekeeper import aa_file
+        from pipeline.nightly.gatekeeper import aa_file, measure_aa
 
         found = measure_aa(ws, runs)
     values = ", ".join(f"{100 * value:.2f}" for value in found["mean_iou"])

@@ -63,8 +63,8 @@ def _port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Serve, or export."""
     # Imported here: the server's packages take longer than `--help` may.
-    from pipeline.inspector.session import Session
-    from pipeline.inspector.workspace_roots import calibration_policy, image_root, policy_target
+    from pipeline.inspector.precision import calibration_policy
+    from pipeline.inspector.session import Session, image_root, policy_target
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images = args.images if args.images is not None else image_root(args.store)

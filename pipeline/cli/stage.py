@@ -17,7 +17,6 @@ from typing import TextIO
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import die_with_parent, is_orphan
-from pipeline.nightly.leftover import refuse_killed_nights
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if "DVC_STAGE" in os.environ and is_orphan():  # it died while this interpreter started: no signal will come
         raise InterruptedRunError("dvc, which started this stage, is gone", hint="run `dvc repro` again")
     if args.summary:
-        from pipeline.summary import summary_text
+        from pipeline.results import summary_text
 
         sys.stdout.write(summary_text(Workspace.find(args.workspace)))
         return 0
@@ -45,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         given = "no stage named" if args.name is None else f"unknown stage {args.name!r}"
         raise ConfigError(f"{given}: expected one of {', '.join(STAGES)}")
     ws = Workspace.find(args.workspace)
-    refuse_killed_nights(ws.root)
     with ws.lock(args.name):
         prepare_process(ws)
         from pipeline.stages.runner import run_stage

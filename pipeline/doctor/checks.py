@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from hmsa_core.io.atomic import is_left_over
+from hmsa_core.io.atomic import is_left_over, is_temp, read_json
 from hmsa_core.io.errors import HmsaError, mend_of, one_line
 from hmsa_core.io.locks import probe_locks
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.review import ReviewFile
 from hmsa_core.models.options import ModelOptions
+from pipeline.checkpoint_folders import damage, version_damage
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.doctor import dvc as doctor_dvc
-from pipeline.doctor import kept as doctor_kept
-from pipeline.doctor import models as doctor_models
-from pipeline.doctor.finding import Finding
+from pipeline.doctor.dvc import Finding
 from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, versions
 from pipeline.named_files import mend_of_root, missing_files
-from pipeline.nightly.leftover import is_killed_nights
+from pipeline.nightly import history
+from pipeline.nightly.gatekeeper import looks, measured_aa
+from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 
 __all__ = ["examine"]
@@ -82,8 +88,9 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         "disk": lambda: _disk(ws),
         "dvc": lambda: doctor_dvc.examine(ws),
         "leftovers": lambda: _leftovers(ws),
-        "models": lambda: doctor_models.examine(ws),
-        "histories": lambda: doctor_kept.examine(ws),
+        "models": lambda: _models(ws),
+        "files of people": lambda: _asked_for(ws),
+        "histories": lambda: _histories(ws),
         "stores": lambda: _stores(ws, deep=deep),
     }
 
@@ -212,9 +219,6 @@ def _disk(ws: Workspace) -> Iterator[Finding]:
 
 
 def _leftovers(ws: Workspace) -> Iterator[Finding]:
-    if is_killed_nights(ws.root):
-        text = "a killed nightly run left its own parameters in params.yaml: every stage refuses them"
-        yield Finding("params.yaml", "broken", text, "autolabel doctor --fix")
     places = [ws.root.glob(".*.tmp"), *(ws.path(name).rglob(".*.tmp") for name in ("work", "models", "labels"))]
     places.append(ws.path("data").glob(".*.tmp"))  # not below: data sets can be large
     with suppress(FileNotFoundError):  # a run that goes on meanwhile sweeps, too
@@ -227,8 +231,6 @@ def _leftovers(ws: Workspace) -> Iterator[Finding]:
 
 
 def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
-    from hmsa_core.labels import LabelStore
-
     for name in ("labels/raw", "labels/final"):
         path = ws.path(name)
         if not (path / "manifest.json").exists():
@@ -243,3 +245,131 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         if not problems:
             text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
             yield Finding(name, "ok", text)
+
+
+# -- files that no stage makes again ---------------------------------------------------------------------
+
+# What `autolabel init` made and DVC asks for -> the command that makes it anew.
+_ASKED_FOR = {
+    "policies": "mkdir -p policies",
+    "labels/raw.review.jsonl": (
+        """mkdir -p labels && echo '{"id": "0", "name": "", "withdraws": ""}' > labels/raw.review.jsonl"""
+        "  # or take it from your backup: it holds what people reviewed"
+    ),
+}
+
+
+def _asked_for(ws: Workspace) -> Iterator[Finding]:
+    with suppress(HmsaError):  # a dvc.yaml that cannot be read is a finding of its own
+        for name in sorted(doctor_dvc.named(ws, "deps") & _ASKED_FOR.keys()):
+            if not ws.path(name).exists():
+                yield Finding(name, "broken", f"{ws.path(name)}: missing: dvc repro stops at it", _ASKED_FOR[name])
+
+
+def _histories(ws: Workspace) -> Iterator[Finding]:
+    """Files of one line an entry, of which a damaged one stops every reader."""
+    readers: dict[str, Callable[[], object]] = {
+        history.HISTORY: partial(history.nights, ws),
+        "models/registry/history.jsonl": Registry(ws.root).history,
+        "models/registry/looks.jsonl": partial(looks, ws),
+        "models/registry/aa.json": partial(measured_aa, ws),
+    }
+    for path in sorted(ws.path("labels").glob("*.review.jsonl")):
+        name = path.relative_to(ws.root).as_posix()
+        readers[name] = ReviewFile(path.with_name(path.name.removesuffix(".review.jsonl"))).marks
+    for name, read in readers.items():
+        try:
+            read()
+        except HmsaError as error:
+            yield Finding(name, "broken", error.message, _mend_line(ws.path(name), name, error))
+
+
+def _mend_line(path: Path, name: str, error: HmsaError) -> str:
+    if path.suffix == ".json":
+        return f"rm {shlex.quote(name)} && autolabel models aa"
+    at = re.match(r": line (\d+) ", error.message.removeprefix(str(path)))
+    return f"sed -i {at[1]}d {shlex.quote(name)}  # or mend that line" if at else error.hint
+
+
+# -- models ----------------------------------------------------------------------------------------------
+
+_FILES = ("model.safetensors", "model.json")
+
+
+def _models(ws: Workspace) -> Iterator[Finding]:
+    """Who teaches, the reference champion, every checkpoint's bytes."""
+    yield from _teacher(ws)
+    yield from _champion(ws)
+    yield from _checkpoints(ws)
+
+
+def _teacher(ws: Workspace) -> Iterator[Finding]:
+    """Whether models/current.json names a model that is there (the stage's own may be untrained yet)."""
+    try:
+        if ws.is_promoted():
+            ws.teacher()
+    except HmsaError as error:
+        yield Finding("teacher", "broken", error.message, "autolabel models rollback")
+
+
+def _champion(ws: Workspace) -> Iterator[Finding]:
+    """Whether models/registry/champion.json names a version that is there: evaluate and the gate read it."""
+    path = ws.path("models/registry/champion.json")
+    if path.exists() and not _champion_folder(ws):
+        text = f"{path}: names no registered model: evaluate and the gate stop at it"
+        yield Finding("champion", "broken", text, f"rm {path.relative_to(ws.root)}")
+
+
+def _champion_folder(ws: Workspace) -> Path | None:
+    with suppress(HmsaError, FileNotFoundError):  # damaged is a finding of its own, and none at all is fine
+        name = str(read_json(ws.path("models/registry/champion.json")).get("version"))
+        folder = ws.path("models/registry") / name
+        return folder if (folder / "record.json").exists() else None
+    return None
+
+
+def _checkpoints(ws: Workspace) -> Iterator[Finding]:
+    outs, registry = doctor_dvc.named(ws, "outs"), ws.path("models/registry")
+    found = {path.parent for name in _FILES for path in ws.path("models").rglob(name)}
+    for folder in sorted(found | {path.parent for path in registry.glob("v*/record.json")}):
+        if is_temp(folder.name):
+            continue  # told as a leftover
+        name = folder.relative_to(ws.root).as_posix()
+        wrong = version_damage(folder) if folder.parent == registry else damage(folder)
+        if not wrong:
+            yield Finding(name, "ok", "weights match their digest")
+        elif folder.parent == registry:
+            yield Finding(name, "broken", wrong, _mend_version(ws, folder))
+        elif name in outs:
+            yield Finding(name, "broken", wrong, doctor_dvc.restore(name))
+        else:
+            files = " ".join(shlex.quote(f"{name}/{file}") for file in _FILES)
+            yield Finding(name, "broken", wrong, f"rm -f {files}  # then import it again: DVC has no copy of it")
+
+
+def _mend_version(ws: Workspace, folder: Path) -> str:
+    """Make a damaged registered model whole, from its twin if need be; without one: nobody names it, and it goes."""
+    if not damage(folder):  # the record alone
+        return f"autolabel models register {folder.relative_to(ws.root).as_posix()}"
+    twin = _twin(ws, folder)
+    if twin:
+        return f"autolabel models register {twin}"
+    registry, name = Registry(ws.root), folder.relative_to(ws.root).as_posix()
+    commands = []
+    with suppress(HmsaError):  # a finding of its own
+        # Without model.json the teacher is one, too, and two rollbacks would be one too many.
+        if registry.current() == name and (folder / "model.json").exists():
+            commands.append("autolabel models rollback")
+    if _champion_folder(ws) == folder:
+        commands.append("rm models/registry/champion.json")  # the next promotion pins another reference
+    return " && ".join([*commands, f"rm -r {name}"])
+
+
+def _twin(ws: Workspace, version: Path) -> str | None:
+    """A whole checkpoint with the weights that a version should have."""
+    with suppress(HmsaError, FileNotFoundError):
+        weights = read_json(version / "record.json").get("weights_sha256")
+        for meta in sorted(ws.path("models").glob("*/model.json")):
+            if not damage(meta.parent) and read_json(meta).get("weights_sha256") == weights:
+                return meta.parent.relative_to(ws.root).as_posix()
+    return None

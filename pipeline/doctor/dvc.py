@@ -1,4 +1,4 @@
-"""What the doctor looks at in DVC's own files: its lock, dvc.lock, and who may write what it unpickles."""
+"""What the doctor checks in DVC's own files: its lock, dvc.lock, and who may write what it unpickles."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
-from pipeline.doctor.finding import Finding
 from pipeline.workspace import Workspace
 
-__all__ = ["examine", "inputs", "outputs", "repair_lock", "restore"]
+__all__ = ["Finding", "examine", "named", "repair_lock", "restore"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ok, warning or broken, in a line, with what mends it."""
+
+    name: str
+    state: str  # "ok" | "warning" | "broken"
+    text: str
+    mend: str = ""
 
 
 def examine(ws: Workspace) -> Iterator[Finding]:
@@ -26,25 +36,12 @@ def examine(ws: Workspace) -> Iterator[Finding]:
     yield from _site_cache(ws)
 
 
-def outputs(ws: Workspace) -> set[str]:
-    """What DVC keeps copies of: the outputs of dvc.yaml's stages, relative to the workspace.
+def named(ws: Workspace, key: str) -> set[str]:
+    """What the stages of dvc.yaml name under `key`, as written there: "outs" or "deps".
 
     Raises:
         ConfigError: dvc.yaml cannot be read.
     """
-    return _named(ws, "outs")
-
-
-def inputs(ws: Workspace) -> set[str]:
-    """What DVC asks for before a stage begins: the dependencies of dvc.yaml's stages, as written there.
-
-    Raises:
-        ConfigError: dvc.yaml cannot be read.
-    """
-    return _named(ws, "deps")
-
-
-def _named(ws: Workspace, key: str) -> set[str]:
     path = ws.path("dvc.yaml")
     try:
         stages = yaml.safe_load(path.read_text("utf-8", errors="replace"))["stages"]
@@ -62,12 +59,11 @@ def restore(name: str) -> str:
     return f"rm -r {name} && dvc checkout {name}"
 
 
-def _rwlock(ws: Workspace) -> Path:
-    return ws.path(".dvc/tmp/rwlock")
+_RWLOCK = ".dvc/tmp/rwlock"
 
 
 def _lock(ws: Workspace) -> Iterator[Finding]:
-    path = _rwlock(ws)
+    path = ws.path(_RWLOCK)
     if not path.exists():
         yield Finding("dvc lock", "ok", "free")
         return
@@ -148,14 +144,11 @@ def _is_running(ws: Workspace) -> bool:
 
 def repair_lock(ws: Workspace) -> str | None:
     """Remove a torn or stale DVC lock file when no dvc process and no stage is at work; say what was done."""
-    findings = list(_lock(ws))
-    if not any(f.state == "broken" for f in findings):
+    is_broken = any(found.state == "broken" for found in _lock(ws))
+    if not is_broken or not all(ws.lock(path.stem).is_free() for path in ws.path("work/locks").glob("*.lock")):
         return None
-    for path in ws.path("work/locks").glob("*.lock"):
-        if not ws.lock(path.stem).is_free():
-            return None
-    _rwlock(ws).unlink()
-    return f"removed {_rwlock(ws)}"
+    ws.path(_RWLOCK).unlink()
+    return f"removed {ws.path(_RWLOCK)}"
 
 
 def _lock_file(ws: Workspace) -> Iterator[Finding]:

@@ -6,28 +6,40 @@ Names of images are query parameters and are looked up in the store; no part of 
 from __future__ import annotations
 
 import asyncio
+import html
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from hmsa_core.io.errors import ConfigError, InputError
-from pipeline.inspector.cuts import Cuts
-from pipeline.inspector.failures import HANDLERS
-from pipeline.inspector.page import StaticFiles, error_page
-from pipeline.inspector.safety import Guard, SafetyMiddleware
-from pipeline.inspector.session import Session
-from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
+from hmsa_core.io.errors import (
+    ConfigError,
+    HmsaError,
+    InputError,
+    IntegrityError,
+    LockedError,
+    NoSpaceError,
+    translate_os_error,
+)
+from hmsa_core.io.records import SaveError
+from hmsa_core.labels.review import MarkError
+from pipeline.inspector.export import MEDIA_TYPES, static_sources
+from pipeline.inspector.session import Session, policy_setting
+from pipeline.inspector.stats import Cuts, ImageQuery, OffGridError, image_rows, parse_sort, store_stats
 from pipeline.inspector.view import StaleError
 from pipeline.inspector.weights import WeightJobs
-from pipeline.inspector.workspace_roots import policy_setting
 
-__all__ = ["Api", "make_app"]
+__all__ = ["HANDLERS", "Api", "Page"]
+
+_LOG = logging.getLogger(__name__)
 
 MAX_ROWS = 1000
 _KEEP = {"cache-control": "private, max-age=600"}  # their addresses hold the version of the labels
@@ -290,29 +302,109 @@ class Api:
         ]
 
 
-def make_app(
-    session: Session, guard: Guard, *, weights: WeightJobs | None, foreground: Executor, background: Executor
-) -> SafetyMiddleware:
-    """The whole application, guarded."""
-    api, files = Api(session, weights, foreground, background), StaticFiles(guard.token)
+# -- the page -----------------------------------------------------------------------------------------
 
-    async def page(request: Request) -> Response:
-        # A link with a threshold that does not exist must say so, not show something near it.
+
+class Page:
+    """The page and its files, read once at start and served by exact name: no request ever becomes a path."""
+
+    def __init__(self, session: Session, token: str) -> None:
+        sources = static_sources()
+        # The browser loads all modules at once instead of one import level after the other.
+        preload = "\n".join(
+            f'<link rel="modulepreload" href="static/{name}">' for name in sources if name.endswith(".js")
+        )
+        page = sources.pop("index.html").replace("{{token}}", html.escape(token, quote=True))
+        self._page = page.replace("</head>", f"{preload}\n</head>")
+        self._files = {name: text.encode("utf-8") for name, text in sources.items()}
+        self._session = session
+
+    async def page(self, request: Request) -> Response:
+        """The page itself; a link with a threshold that does not exist says so and shows nothing near it."""
         query = request.query_params
         try:
-            session.cuts(query.get("threshold"), query.getlist("cut"))
+            self._session.cuts(query.get("threshold"), query.getlist("cut"))
             if query.get("compare"):
-                session.cuts(query.get("compare"))
+                self._session.cuts(query.get("compare"))
         except ConfigError as error:
-            return error_page(error, request.query_params.multi_items())
-        return files.page()
+            return _error_page(error, query.multi_items())
+        return HTMLResponse(self._page)
 
-    async def static(request: Request) -> Response:
-        return files.answer(request.path_params["file"])
+    async def static(self, request: Request) -> Response:
+        """One static file; anything that is not exactly one of their names is 404."""
+        name = request.path_params["file"]
+        data = self._files.get(name)
+        if data is None:
+            raise HTTPException(404)
+        media = MEDIA_TYPES[Path(name).suffix]
+        return Response(data, media_type=media, headers={"cache-control": "no-cache"})
 
-    app = Starlette(
-        routes=[Route("/", page, methods=["GET"]), Route("/static/{file}", static, methods=["GET"]), *api.routes()],
-        exception_handlers=HANDLERS,
+
+def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Response:
+    """400 for an address that asks for something that does not exist, with links to its neighbours."""
+    links = ""
+    if isinstance(error, OffGridError):
+        for near in error.neighbours:
+            fixed = [(k, _mended(k, v, error.given, near)) for k, v in query]
+            links += f'<li><a href="./?{html.escape(urlencode(fixed), quote=True)}">{html.escape(near)}</a></li>'
+    body = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Not on the grid</title>'
+        '<link rel="icon" href="static/icon.svg"><link rel="stylesheet" href="static/base.css"></head>'
+        '<body><div id="fatal" class="card" role="alert"><h1>This address cannot be shown</h1>'
+        f'<p>{html.escape(error.message)}</p><p class="muted">{html.escape(error.hint)}</p>'
+        f'<ul>{links}</ul><p><a href="./">Open without an address</a></p></div></body></html>'
     )
-    app.router.redirect_slashes = False
-    return SafetyMiddleware(app, guard)
+    return HTMLResponse(body, status_code=400)
+
+
+def _mended(key: str, value: str, bad: str, near: str) -> str:
+    if key in ("threshold", "compare") and value == bad:
+        return near
+    name, colon, text = value.rpartition(":")
+    return f"{name}:{near}" if key == "cut" and colon and text == bad else value
+
+
+# -- requests that fail -------------------------------------------------------------------------------
+
+
+def _status(error: HmsaError) -> int:
+    if isinstance(error, ConfigError | MarkError):
+        return 400
+    if isinstance(error, IntegrityError | LockedError | StaleError):
+        return 409
+    if isinstance(error, SaveError | NoSpaceError):
+        return 507  # the server cannot store what it was given
+    return 404 if isinstance(error, InputError) else 500
+
+
+def _answer(error: HmsaError, status: int) -> Response:
+    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
+    if status >= 500:
+        _LOG.warning("error: %s%s", error.message, f" (hint: {error.hint})" if error.hint else "")
+    body: dict[str, Any] = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    if isinstance(error, OffGridError):
+        body["neighbours"] = list(error.neighbours)
+    return JSONResponse(body, status_code=status)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HmsaError)  # registered for it alone  # noqa: S101
+    return _answer(error, _status(error))
+
+
+async def _on_os_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)  # registered for it alone  # noqa: S101
+    # Writers say what they wrote (`saving`): this one came from reading, and no question can mend it.
+    return _answer(translate_os_error(error, "reading"), 500)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return JSONResponse({"error": "NotFound", "message": "nothing here", "hint": ""}, status_code=status)
+
+
+HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
+    HmsaError: _on_error,
+    OSError: _on_os_error,
+    HTTPException: _on_http_error,
+}

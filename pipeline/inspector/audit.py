@@ -23,9 +23,9 @@ from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from pipeline.inspector.cuts import Cuts
-from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
-from pipeline.inspector.precision import AuditAnswer
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from pipeline.inspector.precision import AuditAnswer, Stratum, stratified
+from pipeline.inspector.stats import Cuts
 from pipeline.inspector.view import StoreView
 
 __all__ = ["Audit", "AuditFile", "audit_path"]
@@ -156,13 +156,10 @@ class Audit:
         share = stratified(strata)
         if share is None:
             return None
-        asked = all(s.n for s in strata)
         return {
-            "precision": share.value,
-            "low": share.low,
-            "high": share.high,
-            "answers": int(share.n),
-            "all_classes_answered": asked,
+            **dict(zip(("precision", "low", "high"), share, strict=True)),
+            "answers": sum(s.n for s in strata if s.weight > 0),
+            "all_classes_answered": all(s.n for s in strata),
             "method": "stratified by class; Korn-Graubard with Clopper-Pearson, 95 %",
         }
 

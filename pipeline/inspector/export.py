@@ -1,10 +1,11 @@
-"""The page as static files: plain scripts and pictures that open from a folder, without a server or a network."""
+"""The files of the page, and its export: scripts and pictures that open from a folder, without a server or network."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,34 @@ import numpy as np
 from hmsa_core.io.atomic import write_bytes, write_text
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.io.trees import new_tree
-from hmsa_core.labels.store.manifest import refuse_in_store
-from pipeline.inspector.cuts import Cuts
-from pipeline.inspector.page import static_sources
-from pipeline.inspector.safety import POLICY
+from hmsa_core.labels.store.format import refuse_in_store
 from pipeline.inspector.session import Session
-from pipeline.inspector.stats import ImageQuery, Sort, image_rows, parse_sort
+from pipeline.inspector.stats import Cuts, ImageQuery, Sort, image_rows, parse_sort
 
-__all__ = ["bundle_modules", "export_page"]
+__all__ = ["CONTENT_POLICY", "MEDIA_TYPES", "bundle_modules", "export_page", "static_sources"]
+
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+MEDIA_TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+}
 
 _IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
 _JPEG_QUALITY = 92
 _MARK = "export.json"
 _OURS = {"data", "pictures", "thumbs", "static", "index.html", _MARK}
+
+
+def static_sources() -> dict[str, str]:
+    """File name -> text of all files of the page, in `static/`."""
+    files = sorted((resources.files(__package__) / "static").iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_text("utf-8") for file in files if Path(file.name).suffix in MEDIA_TYPES}
 
 
 def bundle_modules(sources: dict[str, str], entry: str = "app") -> str:
@@ -173,7 +188,7 @@ def _write_export(session: Session, target: Path, limit: int, order: Sort, cuts:
 def _write_page(target: Path) -> None:
     sources = static_sources()
     page = sources.pop("index.html").replace("{{token}}", "")
-    policy = POLICY.replace("; frame-ancestors 'none'", "")  # only a server can send that one
+    policy = CONTENT_POLICY.replace("; frame-ancestors 'none'", "")  # only a server can send that one
     header = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace("<meta charset", f"{header}\n<meta charset", 1)
     page = page.replace(

@@ -11,24 +11,71 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.labels.merge import corrected_precision
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.format import binding, read_manifest
+from hmsa_core.labels.store.reader import LabelStore
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.intervals import clopper_pearson, lower_bound
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from pipeline.inspector.intervals import Stratum, clopper_pearson, stratified
+from hmsa_core.taxonomy import ClassTable
+from pipeline.counts import read_pairs
+from pipeline.inspector.view import StoreView
+from pipeline.workspace import JUDGED_CURVES, Workspace
 
-if TYPE_CHECKING:
-    from hmsa_core.labels.thresholds.curves import Curves
-
-__all__ = ["AuditAnswer", "Coarse", "Precision", "PrecisionSources"]
+__all__ = [
+    "AuditAnswer",
+    "Coarse",
+    "Evidence",
+    "Precision",
+    "PrecisionSources",
+    "Stratum",
+    "calibration_policy",
+    "find_curves",
+    "load_policy",
+    "stratified",
+]
 
 CONFIDENCE = 0.95  # of intervals and bounds
 FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
+
+
+class Stratum(NamedTuple):
+    """Answers of one stratum: `right` of `n` sampled units, which stand for `weight` units in all."""
+
+    right: int
+    n: int
+    weight: float
+
+
+def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[float, float, float] | None:
+    """Weighted share over strata and the ends of its design-based interval; None when nothing was answered.
+
+    The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
+    National Center for Health Statistics does. Strata without an answer are left out: the result is then about the
+    others alone. The design effect is taken at shares with one right and one wrong answer added to each stratum, so
+    that a stratum in which everything is right still counts as uncertain.
+    """
+    asked = [s for s in strata if s.n > 0 and s.weight > 0]
+    if not asked:
+        return None
+    total = sum(s.weight for s in asked)
+    value = sum(s.weight * s.right / s.n for s in asked) / total
+    careful = [(s, (s.right + 1) / (s.n + 2)) for s in asked]
+    variance = sum((s.weight / total) ** 2 * p * (1 - p) / s.n for s, p in careful)
+    middle = sum(s.weight * p for s, p in careful) / total
+    effective = min(float(sum(s.n for s in asked)), middle * (1 - middle) / variance)
+    return value, *clopper_pearson(value * effective, effective, confidence)
 
 
 @dataclass(frozen=True)
@@ -59,37 +106,41 @@ class Coarse:
     calibration: NDArray[np.int64]
 
 
+class Evidence(NamedTuple):
+    """What calibration images say of a store's labels."""
+
+    curves: Curves | None = None
+    coarse: Coarse | None = None
+    outside: bool = False  # `curves` leave out the pixels that people labelled
+
+
+NO_EVIDENCE = Evidence()
+
+
 class PrecisionSources:
     """Everything that is known about precision for one store.
 
     Args:
         totals: pixels of each class and code in the store, (C, 256).
         policy: policy with a calibration table, or None.
-        curves: the calibration counts behind the policy, or None.
-        coarse: counts against coarse labels, or None; needs `curves`.
+        evidence: what calibration images say.
         answers: judged pixels of an audit of this store.
         audited: per class the code from which on the audit drew pixels (256 = not drawn).
-        outside: `curves` leave out what people drew.
     """
 
     def __init__(
         self,
         totals: NDArray[np.int64],
         policy: ThresholdPolicy | None = None,
-        curves: Curves | None = None,
-        coarse: Coarse | None = None,
+        evidence: Evidence = NO_EVIDENCE,
         answers: Sequence[AuditAnswer] = (),
         audited: Sequence[int] = (),
-        *,
-        outside: bool = False,
     ) -> None:
         self.totals, self.policy = totals, policy
         self.table = None if policy is None else policy.table
-        self._curves, self._coarse = curves, coarse
+        self._evidence, curves = evidence, evidence.curves
         self._counts = None if curves is None else (curves.kept("total"), curves.kept("correct"))
-        self._source = "outside-coarse" if outside else "calibration"
-        self._answers = list(answers)
-        self._audited = list(audited)
+        self._answers, self._audited = list(answers), list(audited)
 
     def _judged(self, c: int, code: int) -> list[bool]:
         """Answers that are a random sample of what is kept: the audit drew from a set that contains it."""
@@ -108,10 +159,9 @@ class PrecisionSources:
     def of_classes(self, codes: NDArray[np.integer]) -> list[Precision | None]:
         """Precision of what each class keeps from its code on; None where nothing is kept or known."""
         corrected: list[float | None] = [None] * len(codes)
-        if self._curves is not None and self._coarse is not None:
-            from hmsa_core.labels.merge import corrected_precision
-
-            rows = corrected_precision(self._coarse.here, self._coarse.calibration, self._curves, codes)
+        curves, coarse = self._evidence.curves, self._evidence.coarse
+        if curves is not None and coarse is not None:
+            rows = corrected_precision(coarse.here, coarse.calibration, curves, codes)
             corrected = [row["corrected"] for row in rows]
         return [self._of_class(c, int(code), corrected[c]) for c, code in enumerate(codes)]
 
@@ -129,11 +179,10 @@ class PrecisionSources:
 
     def _calibrated(self, c: int, code: int, marginal: float | None) -> Precision | None:
         if self._counts is not None and self._counts[0][:, c, code].sum():
-            from hmsa_core.labels.thresholds.intervals import lower_bound
-
             total, correct = (counts[:, c, code] for counts in self._counts)
             bound = float(lower_bound(total, correct, CONFIDENCE))
-            return Precision(float(correct.sum() / total.sum()), bound, None, self._source, marginal)
+            source = "outside-coarse" if self._evidence.outside else "calibration"
+            return Precision(float(correct.sum() / total.sum()), bound, None, source, marginal)
         entry = None if self.policy is None else self.policy.entries[c]
         if entry is not None and entry.code == code and entry.evidence.get("precision") is not None:
             known = entry.evidence
@@ -155,14 +204,12 @@ class PrecisionSources:
             known: `of_classes` at these codes.
         """
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
-        strata = []
-        for c, code in enumerate(codes):
-            judged = self._judged(c, int(code))
-            strata.append(Stratum(sum(judged), len(judged), float(kept[c])))
+        judged = [self._judged(c, int(code)) for c, code in enumerate(codes)]
+        strata = [Stratum(sum(right), len(right), float(n)) for right, n in zip(judged, kept, strict=True)]
         if any(kept) and all(s.n >= FEW for s in strata if s.weight):
             share = stratified(strata)
             if share is not None:
-                return Precision(share.value, share.low, share.high, "audit")
+                return Precision(*share, "audit")
         rows = [(p, pixels) for p, pixels in zip(known, kept, strict=True) if pixels]
         found = [p for p, _ in rows if p is not None]
         if not found or len(found) < len(rows):
@@ -170,3 +217,64 @@ class PrecisionSources:
         sources = {p.source for p in found}
         value = sum(p.value * pixels for p, (_, pixels) in zip(found, rows, strict=True)) / sum(n for _, n in rows)
         return Precision(value, None, None, sources.pop() if len(sources) == 1 else "by class")
+
+
+# -- where a store's calibration lies -----------------------------------------------------------------
+
+
+def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
+    """Read a policy and refuse one that was measured for other classes or another teacher."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: policy file not found")
+    policy = ThresholdPolicy.load(Path(path))
+    policy.check(store.lineage, store.classes, where=str(store.path))
+    return policy
+
+
+def find_curves(
+    store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
+) -> Evidence:
+    """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
+
+    With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
+    coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
+    labels (`curves-judged.json`) only those pixels count: on the others people's own labels are used.
+    """
+    path = _curves_beside(Path(policy)) if curves is None and policy is not None else curves
+    if path is None or (curves is None and not Path(path).is_file()):
+        return Evidence()
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: curves file not found")
+    found = Curves.load(path)
+    if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
+        raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
+    pairs = path.with_name("pairs.npz")
+    if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
+        return Evidence(found, None, path.name == JUDGED_CURVES)
+    return Evidence(found, Coarse(store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
+
+
+def _curves_beside(policy: Path) -> Path:
+    judged = policy.with_name(JUDGED_CURVES)
+    return judged if judged.is_file() else policy.with_name("curves.json")
+
+
+def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]:
+    """The measured policy of the workspace around a raw store, or None and why it says nothing about this store.
+
+    The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
+    """
+    manifest = read_manifest(Path(store))
+    try:
+        path = Workspace.find(Path(store)).path("calibration/policy.json")
+    except HmsaError:  # not in a workspace
+        return None, ""
+    if manifest["kind"] != "raw" or not path.is_file():
+        return None, ""
+    try:
+        policy = ThresholdPolicy.load(path)
+        policy.check(manifest["lineage"], ClassTable.from_json(manifest["classes"]), where=str(store))
+    except HmsaError as error:
+        return None, f"{path}: {error.message}"
+    return path, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from functools import cached_property
@@ -10,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from hmsa_core.io.records import saving
 from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
-from pipeline.inspector.cuts import Cuts, parse_cuts, to_policy
-from pipeline.inspector.palette import safe_colours
-from pipeline.inspector.precision import PrecisionSources
-from pipeline.inspector.view import StoreView, find_curves, load_policy
-from pipeline.inspector.workspace_roots import not_over
+from pipeline.inspector.pictures import safe_colours
+from pipeline.inspector.precision import PrecisionSources, find_curves, load_policy
+from pipeline.inspector.stats import Cuts, parse_cuts, to_policy
+from pipeline.inspector.view import StoreView
+from pipeline.workspace import Workspace
 
-__all__ = ["DEFAULT_THRESHOLD", "Session"]
+__all__ = ["DEFAULT_THRESHOLD", "Session", "image_root", "policy_setting", "policy_target"]
 
 DEFAULT_THRESHOLD = "0.9"  # the paper's
 
@@ -81,7 +82,7 @@ class Session:
                 hint="leave --save-policy out, or give it the name of a new file",
             )
         beside = folder.with_name(f"{folder.name}.policy.json")
-        self.save_path = Path(save_to) if save_to is not None else not_over(beside, policy)
+        self.save_path = Path(save_to) if save_to is not None else _not_over(beside, policy)
         self.reviewer = reviewer
         store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
         self.review = ReviewFile(store, self.view.image_digests(), labels)
@@ -146,8 +147,7 @@ class Session:
         if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
             return PrecisionSources(self.view.totals, answers=answers, audited=audited)
         known = policy or self.policies.get("policy") or self.evidence
-        curves, coarse, outside = self.calibrated
-        return PrecisionSources(self.view.totals, known, curves, coarse, answers, audited, outside=outside)
+        return PrecisionSources(self.view.totals, known, self.calibrated, answers, audited)
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
@@ -242,3 +242,44 @@ def _totals_json(view: StoreView) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) and value != "unknown" else ""
+
+
+# -- the workspace around a store ----------------------------------------------------------------------
+
+
+def image_root(store: str | os.PathLike[str]) -> Path | None:
+    """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
+    try:
+        root = Workspace.find(Path(store)).roots.get("target")
+    except HmsaError:  # not in a workspace, or its parameters are broken: then pictures need --images
+        return None
+    return root if root is not None and root.is_dir() else None
+
+
+def policy_target(store: str | os.PathLike[str], start: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
+    try:
+        folder = Workspace.find(Path(store)).path("policies")
+    except HmsaError:  # not in a workspace
+        return None
+    return _not_over(folder / f"{Path(store).resolve().name}.json", start)
+
+
+def _not_over(target: Path, start: str | os.PathLike[str] | None) -> Path:
+    """`target`, or the first free of NAME-2.json, NAME-3.json, ... where it is the policy that is started from.
+
+    The page goes on from a saved policy as from a measured one: it is still there to go back to.
+    """
+    if start is None or target.resolve() != Path(start).resolve():
+        return target
+    return next(p for n in itertools.count(2) if not (p := target.with_name(f"{target.stem}-{n}.json")).exists())
+
+
+def policy_setting(store: str | os.PathLike[str], policy: Path) -> str:
+    """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
+    path = policy.resolve()
+    try:
+        root = Workspace.find(Path(store)).root.resolve()
+    except HmsaError:  # not in a workspace
+        return str(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

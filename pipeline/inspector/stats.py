@@ -1,11 +1,11 @@
-"""Figures of a store under given thresholds: one function for the terminal, the API and the page's lists.
+"""Thresholds as people write them, and the figures of a store under them (terminal, API, lists of the page).
 
-Everything comes from the store's sidecar tables; no pixel is read.
+All figures come from the store's sidecar tables; no pixel is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,138 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.labels.store.codes import NUM_CODES
-from pipeline.inspector.cuts import Cuts, code_of
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
+from hmsa_core.taxonomy import ClassTable
 from pipeline.inspector.precision import Precision, PrecisionSources
 from pipeline.inspector.view import StoreView
 
-__all__ = ["ImageQuery", "Sort", "image_rows", "parse_sort", "store_stats"]
+__all__ = [
+    "Cuts",
+    "ImageQuery",
+    "OffGridError",
+    "Sort",
+    "code_of",
+    "image_rows",
+    "parse_cuts",
+    "parse_sort",
+    "store_stats",
+    "to_policy",
+]
+
+_CODE = ConfidenceCode()
+
+
+class OffGridError(ConfigError):
+    """A threshold that is no edge of the confidence code; `neighbours` are the edges beside it."""
+
+    def __init__(self, given: str, neighbours: tuple[str, ...]) -> None:
+        super().__init__(
+            f"threshold {given} is not an edge of the confidence code; the nearest: {' and '.join(neighbours)}",
+            hint=f"use {' or '.join(neighbours)}",
+        )
+        self.given, self.neighbours = given, neighbours
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """One code per class, and where it comes from.
+
+    Attributes:
+        codes: smallest code that is kept, int64 (C,); 256 = withheld.
+        statuses: per class "one for all", a policy's status, "yours" or "withheld".
+        base: the threshold as an edge of the grid, or the name of a policy.
+        policy: the policy, when the base is one.
+    """
+
+    codes: NDArray[np.int64]
+    statuses: tuple[str, ...]
+    base: str
+    policy: ThresholdPolicy | None = None
+
+    @property
+    def threshold(self) -> str | None:
+        """The common threshold as an edge of the grid; None when a policy is the base."""
+        return self.base if self.policy is None else None
+
+    def edge(self, class_id: int) -> str:
+        """Threshold of a class as text, "withheld" when nothing of it is kept."""
+        return _CODE.threshold(int(self.codes[class_id]))
+
+
+def code_of(text: str | float) -> int:
+    """Code of a threshold on the grid; anything else is an OffGridError with its neighbours."""
+    below, above = _CODE.neighbours(text)  # not a number at all: ConfigError
+    if below is not None and below == above:
+        return _CODE.code_for(below)
+    raise OffGridError(str(text), tuple(edge for edge in (below, above) if edge is not None))
+
+
+def _pin(pair: str, classes: ClassTable) -> tuple[int, int]:
+    name, colon, text = pair.rpartition(":")
+    if not colon:
+        raise ConfigError(f"cut {pair!r}: expected CLASS:THRESHOLD, for example rider:0.95")
+    return classes.index(name), WITHHELD if text == "withheld" else code_of(text)
+
+
+def parse_cuts(
+    classes: ClassTable, threshold: str, pins: Sequence[str] = (), policies: Mapping[str, ThresholdPolicy] | None = None
+) -> Cuts:
+    """Cuts of a base and pins.
+
+    Args:
+        classes: class table of the store.
+        threshold: an edge of the grid, or a key of `policies`.
+        pins: "CLASS:THRESHOLD" or "CLASS:withheld", for classes with their own threshold.
+        policies: policies by the names they go by ("policy", "policy-b").
+
+    Raises:
+        OffGridError: a threshold is not on the grid.
+        ConfigError: no such policy, class or number.
+    """
+    policy, base = (policies or {}).get(threshold), threshold
+    if policy is not None:
+        codes, statuses = policy.codes().astype(np.int64), [str(entry.status) for entry in policy.entries]
+    elif threshold.startswith("policy"):
+        raise ConfigError(
+            f"threshold {threshold!r}: no such policy here",
+            hint="give one with --policy FILE (a workspace's own is calibration/policy.json)",
+        )
+    else:
+        base = _CODE.threshold(code_of(threshold))
+        codes, statuses = np.full(classes.num_classes, code_of(threshold)), ["one for all"] * classes.num_classes
+    for class_id, code in (_pin(pair, classes) for pair in pins):
+        codes[class_id], statuses[class_id] = code, "withheld" if code >= NUM_CODES else "yours"
+    return Cuts(codes, tuple(statuses), base, policy)
+
+
+def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None) -> ThresholdPolicy:
+    """The policy file that stands for these cuts.
+
+    A class whose code is the measured policy's keeps its entry with all evidence; another one becomes
+    "given" (or "withheld"), and says what it was before.
+    """
+    entries = []
+    for i, name in enumerate(classes.classes):
+        before = measured.entries[i] if measured is not None else None
+        code = int(cuts.codes[i])
+        if before is not None and before.code == code:
+            entries.append(before)
+            continue
+        note: dict[str, object] = {"set_by": "user"}
+        if before is not None:
+            note["was"] = {"code": before.code, "threshold": before.threshold, "status": before.status}
+        entries.append(ClassPolicy(name, code, "withheld" if code >= NUM_CODES else "given", note))
+    settings = (dict(measured.settings) if measured is not None else {}) | {"chosen_by": "user"}
+    if cuts.threshold is not None:
+        settings["threshold"] = cuts.threshold
+    if measured is None:
+        return ThresholdPolicy(classes, tuple(entries), settings=settings)
+    known = {"binding": measured.binding, "evidence": measured.evidence}
+    return ThresholdPolicy(classes, tuple(entries), table=measured.table, settings=settings, **known)
+
+
+# -- figures ------------------------------------------------------------------------------------------
 
 SORTS = ("name", "coverage", "conflict", "uncertain", "drop")
 
@@ -72,24 +198,10 @@ def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
 
 
 def _precision_json(found: Precision | None) -> dict[str, Any]:
-    if found is None:
-        return {
-            "precision": None,
-            "precision_low": None,
-            "precision_high": None,
-            "precision_source": None,
-            "marginal_precision": None,
-        }
-    rounded = {
-        key: _rounded(value)
-        for key, value in (
-            ("precision", found.value),
-            ("precision_low", found.low),
-            ("precision_high", found.high),
-            ("marginal_precision", found.marginal),
-        )
-    }
-    return {**rounded, "precision_source": found.source}
+    values = (None,) * 4 if found is None else (found.value, found.low, found.high, found.marginal)
+    keys = ("precision", "precision_low", "precision_high", "marginal_precision")
+    rounded = {key: _rounded(value) for key, value in zip(keys, values, strict=True)}
+    return {**rounded, "precision_source": None if found is None else found.source}
 
 
 def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id: int | None = None) -> dict[str, Any]:
@@ -139,24 +251,6 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
     }
 
 
-def _over_classes(counts: NDArray[Any], class_id: int | None) -> NDArray[Any]:
-    return np.asarray(counts.sum(axis=1) if class_id is None else counts[:, class_id])
-
-
-def _order(view: StoreView, query: ImageQuery, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """Positions of all images, the ones to look at first coming first; ties in the store's order."""
-    pixels = np.maximum(columns["pixels"], 1)
-    keys: dict[str, NDArray[Any]] = {
-        "coverage": columns["kept"] / pixels,
-        "conflict": -columns["conflict"] / pixels,
-        "uncertain": -columns["doubt"] / pixels,
-        "drop": -columns["drop"],
-    }
-    if query.sort.kind == "name":
-        return np.asarray(np.argsort(np.array(view.names, object), kind="stable"), np.int64)
-    return np.asarray(np.argsort(keys[query.sort.kind], kind="stable"), np.int64)
-
-
 def _matching(
     view: StoreView, query: ImageQuery, pixels: NDArray[Any], statuses: Mapping[str, str]
 ) -> NDArray[np.bool_]:
@@ -183,40 +277,41 @@ def image_rows(
     limit: int = 100,
     statuses: Mapping[str, str] | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Number of matching images and one page of them.
+    """Number of matching images and one page of them, the ones to look at first coming first.
 
     With a class, all figures (pixels, kept, conflict, ...) are of that class alone, and images without it are
     left out. `uncertain` is the mean of 1 - confidence; `drop` the pixels lost between the two thresholds.
     """
-    c, sort = query.class_id, query.sort
-    reviewed = statuses or {}
-    pixels = view.pixels if c is None else _over_classes(view.predicted, c)
-    columns = {"pixels": pixels, "kept": _over_classes(view.kept(cuts.codes), c)}
-    zeros = np.zeros(len(view.names), np.int64)
-    columns["conflict"] = _over_classes(view.conflict(cuts.codes), c) if sort.kind == "conflict" else zeros
-    columns["doubt"] = _over_classes(view.doubt, c) if sort.kind == "uncertain" else zeros
-    columns["drop"] = zeros
-    if sort.kind == "drop":
-        columns["drop"] = _over_classes(view.kept(sort.low), c) - _over_classes(view.kept(sort.high), c)
-    order = _order(view, query, columns)
+    c, sort, reviewed = query.class_id, query.sort, statuses or {}
+
+    def total(counts: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(counts.sum(axis=1) if c is None else counts[:, c])
+
+    pixels = view.pixels if c is None else total(view.predicted)
+    kept, area = total(view.kept(cuts.codes)), np.maximum(pixels, 1)
+    found = np.zeros(len(view.names))  # the figure that is sorted by
+    if sort.kind == "conflict":
+        found = total(view.conflict(cuts.codes))
+    elif sort.kind == "uncertain":
+        found = total(view.doubt) / area
+    elif sort.kind == "drop":
+        found = total(view.kept(sort.low)) - total(view.kept(sort.high))
+    keys = {"name": np.array(view.names, object), "coverage": kept / area, "conflict": -found / area}
+    order = np.argsort(keys.get(sort.kind, -found), kind="stable")  # ties in the store's order
     order = order[_matching(view, query, pixels, reviewed)[order]]
     rows = []
     for i in order[offset : offset + limit]:
-        name = view.names[i]
-        here = int(pixels[i])
         row: dict[str, Any] = {
-            "name": name,
+            "name": view.names[i],
             "city": view.statistics.cities[i],
-            "pixels": here,
-            "kept": int(columns["kept"][i]),
-            "kept_share": _share(int(columns["kept"][i]), here),
-            "review": reviewed.get(name, ""),
+            "pixels": int(pixels[i]),
+            "kept": int(kept[i]),
+            "kept_share": _share(int(kept[i]), int(pixels[i])),
+            "review": reviewed.get(view.names[i], ""),
         }
-        if sort.kind == "conflict":
-            row["conflict"] = int(columns["conflict"][i])
-        if sort.kind == "uncertain":
-            row["uncertain"] = round(float(columns["doubt"][i]) / max(here, 1), 6)
-        if sort.kind == "drop":
-            row["drop"] = int(columns["drop"][i])
+        if sort.kind in ("conflict", "drop"):
+            row[sort.kind] = int(found[i])
+        elif sort.kind == "uncertain":
+            row[sort.kind] = round(float(found[i]), 6)
         rows.append(row)
     return len(order), rows

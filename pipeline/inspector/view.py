@@ -8,31 +8,21 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.records import stamp_of
-from hmsa_core.labels.store import codec
-from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.manifest import binding, read_manifest
-from hmsa_core.labels.store.parquet import FileRecord, read_table
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.format import MANIFEST, FileRecord, encode, read_manifest, read_table
 from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.store.schema import MANIFEST
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from hmsa_core.labels.thresholds.stats import StoreStatistics
+from hmsa_core.labels.store.sidecar import StoreStatistics
 from hmsa_core.taxonomy import IGNORE
-from pipeline.counts import read_pairs
 from pipeline.inspector.pictures import Pictures
-from pipeline.inspector.precision import Coarse
-from pipeline.workspace import JUDGED_CURVES
 
-if TYPE_CHECKING:
-    from hmsa_core.labels.thresholds.curves import Curves
-
-__all__ = ["Evidence", "StaleError", "StoreView", "find_curves", "load_policy"]
+__all__ = ["StaleError", "StoreView"]
 
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
@@ -43,54 +33,6 @@ DOUBT_EDGES = ("0.3", "0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 class StaleError(HmsaError):
     """The labels on the disk, or those that are asked for, are no longer those that were opened."""
-
-
-class Evidence(NamedTuple):
-    """What calibration images say of a store's labels."""
-
-    curves: Curves | None = None
-    coarse: Coarse | None = None
-    outside: bool = False  # `curves` leave out what people drew
-
-
-def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
-    """Read a policy and refuse one that was measured for other classes or another teacher."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: policy file not found")
-    policy = ThresholdPolicy.load(Path(path))
-    policy.check(store.lineage, store.classes, where=str(store.path))
-    return policy
-
-
-def find_curves(
-    store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
-) -> Evidence:
-    """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
-
-    With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
-    coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
-    labels (`curves-judged.json`) only those pixels count: people's own word stands on the others.
-    """
-    path = _curves_beside(Path(policy)) if curves is None and policy is not None else curves
-    if path is None or (curves is None and not Path(path).is_file()):
-        return Evidence()
-    path = Path(path)
-    from hmsa_core.labels.thresholds.curves import Curves
-
-    if not path.is_file():
-        raise InputError(f"{path}: curves file not found")
-    found = Curves.load(path)
-    if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
-        raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
-    pairs = path.with_name("pairs.npz")
-    if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
-        return Evidence(found, None, path.name == JUDGED_CURVES)
-    return Evidence(found, Coarse(store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
-
-
-def _curves_beside(policy: Path) -> Path:
-    judged = policy.with_name(JUDGED_CURVES)
-    return judged if judged.is_file() else policy.with_name("curves.json")
 
 
 class StoreView:
@@ -205,8 +147,6 @@ class StoreView:
     @cached_property
     def doubt(self) -> NDArray[np.float32]:
         """Sum of (1 - confidence) of each image and class, float32 (N, C), by trapezoids over DOUBT_EDGES."""
-        from hmsa_core.labels.store.codes import ConfidenceCode
-
         grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
         with self._lock:
             above = [self.predicted, *(self.statistics.kept(ConfidenceCode().code_for(e)) for e in DOUBT_EDGES)]
@@ -280,11 +220,11 @@ class StoreView:
     def plane_png(self, name: str, plane: str) -> bytes:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
         if plane == "human":
-            return codec.encode(self.pictures.human(name), "label", "png")
+            return encode(self.pictures.human(name), "label", "png")
         if plane not in ("label", "confidence"):
             raise InputError(f"plane {plane!r}: expected label, confidence or human")
         label, code = self.read(name)
-        return codec.encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
+        return encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
 
     def mini_png(self, name: str) -> bytes:
         """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""
@@ -294,4 +234,4 @@ class StoreView:
         # From the middle of the first step, or of an image that is smaller than one: something is always left.
         y, x = min(step, height) // 2, min(step, width) // 2
         small = [np.ascontiguousarray(plane[y::step, x::step]) for plane in (label, code)]
-        return codec.encode(np.concatenate(small), "label", "png")
+        return encode(np.concatenate(small), "label", "png")

@@ -28,12 +28,13 @@ from prefect.settings import PREFECT_API_URL
 from hmsa_core.io.errors import ConfigError, HmsaError, one_line
 from hmsa_core.io.process import die_with_parent
 from pipeline.machine import check_machine
-from pipeline.nightly import discover, history, morning, morning_page, overrides
+from pipeline.nightly import discover, history, morning, morning_page
 from pipeline.nightly.gatekeeper import apply_verdict
 from pipeline.nightly.least import collect_least
 from pipeline.nightly.morning import Tonight
+from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
-from pipeline.nightly.runner import ServerGoneError, StageFailedError, run_stage
+from pipeline.nightly.runner import DVC, ServerGoneError, StageFailedError, run_stage
 from pipeline.nightly.watch import ServerWatch
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
@@ -81,7 +82,7 @@ def auto_label(
             with ExitStack() as whole_night:
                 try:
                     chosen = _chosen(stages)
-                    whole_night.enter_context(overrides.overridden(ws.root, changes))
+                    whole_night.enter_context(parameters_of_night(ws.root, changes))
                 except (HmsaError, OSError) as error:
                     _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error), arguments=arguments), error)
                     raise
@@ -189,9 +190,7 @@ def stage_task(stage: str, ws: Workspace, *, skip: bool) -> float:
 
 def dvc_unchanged(root: Path) -> bool:
     """Whether DVC has nothing to do in the whole workspace (one call instead of one a stage)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*DVC, "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         return False
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,21 +1,20 @@
-"""The promotion gate: is the candidate good enough to teach tomorrow, and how sure can we be?
+"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be?
 
-Judged on images that are in nobody's lineage, in blocks (drives, cities), paired with the incumbent:
+Both models are judged on images in nobody's lineage. The unit of evidence is the block (a drive, a city), and both
+models are scored on the same bootstrap draws of blocks. A candidate is promoted when all of these hold:
 
-1. Mean gain. Standard error = paired block bootstrap and, added in squares, what two trainings of the
-   same recipe differ by (A/A trainings: `seed_sd`). The lower bound of the gain must exceed `min_gain`. It
-   uses Student's t at Welch-Satterthwaite's degrees of freedom: three A/A trainings know their spread badly,
-   and the normal quantile would promote chance three times too often (tests/unit/pipeline/nightly/test_gate.py).
-2. Each class, non-inferior: the loss's upper bound stays under its allowance, Holm over the judged
-   classes. A class is *not judged* when it lies in too few blocks, or when its noise is so wide that even
-   a perfect tie could not be shown at those levels; a significant loss counts all the same: among all classes,
-   or, if it is more than three allowances, alone (gate_classes.py).
-3. Veto classes (persons, riders): a recall that is significantly lower, or lower by more than its
-   allowance, stops the promotion.
-4. A pinned reference champion: slow losses, each too small to see, must not add up.
+1. Mean gain: the lower bound of the gain exceeds `min_gain`. Its variance is that of the draws plus that between
+   two trainings of one recipe (A/A trainings). Student's t with Welch-Satterthwaite's degrees of freedom allows for
+   a spread that few trainings know badly; the normal quantile would promote chance three times too often.
+2. Each class is non-inferior: the upper bound of its loss stays under its allowance, after Holm's correction over
+   the judged classes. A class is not judged when it lies in too few blocks, or when even a perfect tie could not be
+   shown at its level. A class that is not judged still stops the promotion by a loss that chance does not explain.
+3. Veto classes (persons, riders): recall is neither significantly lower nor lower by more than its allowance.
+4. The pinned reference champion is not lost sight of: losses that are each too small to see must not add up.
 
-Looks at the report set are counted and the mean gain's alpha is spent: the k-th look gets alpha / (k (k + 1)),
-which sums to alpha over all nights. The guards (2 and 3) have all of alpha for each candidate.
+The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha, which sums to alpha over all
+nights. The guards 2 and 3 have all of alpha for each candidate: at a smaller level a noisy class could not be
+judged at all, so the guard would be blind and not strict.
 """
 
 from __future__ import annotations
@@ -23,20 +22,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, Strict
+from scipy.special import stdtr, stdtrit
 
-from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.student_t import t_quantile
-from pipeline.nightly.gate_classes import class_note, class_rows
-from pipeline.nightly.gate_config import GateConfig
-from pipeline.nightly.gate_scores import Scores, draw_blocks, paired
+from hmsa_core.config import Section
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.metrics import holm, mean_iou_of
+from hmsa_core.metrics.bootstrap import block_sums, draw_weights
+from hmsa_core.metrics.confusion import ratio
+from pipeline.counts import finite
 
-__all__ = ["Judged", "alpha_of_look", "judge", "seed_sd_of"]
+__all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
-_NORMAL = NormalDist()
+_LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+
+class GateConfig(Section):
+    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
+
+    enabled: bool = Field(True, description="false = report only, never promote")
+    alpha: float = Field(
+        0.05,
+        gt=0.0,
+        lt=0.5,
+        description="one-sided error probability: of the gain over all looks, of each guard for a candidate",
+    )
+    min_gain: float = Field(0.0, ge=-1.0, le=1.0, description="mean IoU; the gain's lower bound must exceed it")
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="mean IoU; spread between trainings of one recipe; null = from A/A trainings"
+    )
+    min_aa_runs: int = Field(3, ge=2, description="A/A trainings before that spread counts as known")
+    class_allowance: Allowance = Field(0.02, description="IoU that a class may lose")
+    class_allowances: dict[str, Allowance] = Field(
+        default_factory=dict, description="the same for single classes, by name"
+    )
+    min_blocks: int = Field(
+        10, ge=2, description="blocks of the report set; and blocks that show a class, or it is not judged"
+    )
+    veto_recall: Names = Field(
+        ("person", "rider", "pedestrian", "bicyclist"), description="classes whose recall may not fall"
+    )
+    recall_allowance: Share = Field(0.01, description="recall that such a class may lose")
+    champion_allowance: Share = Field(0.01, description="mean IoU below the pinned reference champion")
+    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
+    power: float = Field(0.8, gt=0.5, lt=1.0, description="for the smallest gain that could have been seen")
 
 
 @dataclass(frozen=True)
@@ -46,6 +84,41 @@ class Judged:
     name: str
     confusions: NDArray[np.int64]
     images: tuple[str, ...]
+
+
+class _Blocks:
+    """The blocks of the report images and the draws of them, on which all models are scored."""
+
+    def __init__(self, blocks: Sequence[str], draws: int, seed: int) -> None:
+        names, self.inverse = np.unique(np.asarray(blocks, str), return_inverse=True)
+        self.number = len(names)
+        self.weights = draw_weights(np.random.Generator(np.random.PCG64(seed)), self.number, draws)
+
+    def score(self, judged: Judged) -> _Scores:
+        sums = block_sums(judged.confusions, self.inverse, self.number)
+        drawn = np.tensordot(self.weights, sums, axes=1)
+        return _Scores(
+            *(ratio(s[..., 0, :], s[..., part, :]) for part in (1, 2) for s in (sums.sum(0), drawn)),
+            (sums[:, 2] > 0).sum(0),
+        )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """IoU and recall of a model on all images and on each draw."""
+
+    iou: NDArray[np.float64]  # (C,)
+    iou_draws: NDArray[np.float64]  # (draws, C)
+    recall: NDArray[np.float64]
+    recall_draws: NDArray[np.float64]
+    blocks_with: NDArray[np.int64]  # (C,) blocks whose truth shows the class
+
+    def gain_over(self, other: _Scores) -> tuple[float, NDArray[np.float64]]:
+        """Difference of mean IoU, of all data and of each draw, over the classes that both have an IoU for.
+
+        A class that no truth shows has none for a model that never predicts it, and 0 for one that does.
+        """
+        return mean_iou_of(self.iou - other.iou), np.nan_to_num(mean_iou_of(self.iou_draws - other.iou_draws))
 
 
 def alpha_of_look(alpha: float, look: int) -> float:
@@ -91,33 +164,12 @@ def judge(
     """
     _same_images(candidate, incumbent, champion, blocks)
     alpha = alpha_of_look(config.alpha, looks)
-    weights, inverse = draw_blocks(blocks, config.draws, seed)
-    new, old = (Scores.of(m.confusions, inverse, weights) for m in (candidate, incumbent))
-
-    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, int(weights.shape[1]))
-    rows = class_rows(new, old, classes, config)
-    reasons = []
-    if weights.shape[1] < config.min_blocks:
-        reasons.append(f"the report set has {weights.shape[1]} blocks, {config.min_blocks} are needed for an interval")
-    if mean["seed_sd"] is None:
-        reasons.append(
-            f"seed variance is unknown: {len(aa_mean_iou)} of {config.min_aa_runs} A/A trainings are there "
-            "(make them: autolabel models aa)"
-        )
-    if not mean["low"] > config.min_gain:
-        reasons.append(
-            f"the gain {100 * mean['value']:+.2f} points has its lower bound at {100 * mean['low']:+.2f}, "
-            f"not above {100 * config.min_gain:+.2f}"
-        )
-    reasons += [f"{row['name']}: {row['why']}" for row in rows if row["verdict"] in ("inferior", "veto")]
-    champion_row = _champion(new, champion, inverse, weights, config, alpha)
-    if champion_row and champion_row["loss"] > config.champion_allowance:
-        reasons.append(
-            f"{100 * champion_row['loss']:.2f} points below the reference champion {champion_row['name']} "
-            "(another one: autolabel models pin VERSION)"
-        )
-    if not config.enabled:
-        reasons.append("promotion is switched off (evaluate.gate.enabled)")
+    drawn = _Blocks(blocks, config.draws, seed)
+    new, old = drawn.score(candidate), drawn.score(incumbent)
+    mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
+    rows = _class_rows(new, old, classes, config)
+    champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
+    reasons = _reasons(mean, rows, champion_row, drawn.number, config)
     verdict = {
         "promote": not reasons,
         "reasons": reasons,
@@ -127,33 +179,61 @@ def judge(
         "look": looks,
         "alpha": alpha,
         "alpha_total": config.alpha,
-        "blocks": int(weights.shape[1]),
+        "blocks": drawn.number,
         "images": len(blocks),
         "candidate": candidate.name,
         "incumbent": incumbent.name,
-        "notes": [*_notes(config, classes), *filter(None, [class_note(rows)])],
+        "notes": [*_veto_note(config, classes), *_class_note(rows)],
     }
     verdict["sentence"] = _sentence(verdict)
     return verdict
 
 
-def _notes(config: GateConfig, classes: Sequence[str]) -> list[str]:
+def _reasons(
+    mean: dict[str, Any], rows: list[dict[str, Any]], champion: dict[str, Any] | None, blocks: int, config: GateConfig
+) -> list[str]:
+    """Everything that stands against a promotion."""
+    found = []
+    if blocks < config.min_blocks:
+        found.append(f"the report set has {blocks} blocks, {config.min_blocks} are needed for an interval")
+    if mean["seed_sd"] is None:
+        found.append(
+            f"seed variance is unknown: {mean['aa_runs']} of {config.min_aa_runs} A/A trainings are there "
+            "(make them: autolabel models aa)"
+        )
+    if not mean["low"] > config.min_gain:
+        found.append(
+            f"the gain {100 * mean['value']:+.2f} points has its lower bound at {100 * mean['low']:+.2f}, "
+            f"not above {100 * config.min_gain:+.2f}"
+        )
+    found += [f"{row['name']}: {row['why']}" for row in rows if row["verdict"] in ("inferior", "veto")]
+    if champion and champion["loss"] > config.champion_allowance:
+        found.append(
+            f"{100 * champion['loss']:.2f} points below the reference champion {champion['name']} "
+            "(another one: autolabel models pin VERSION)"
+        )
+    if not config.enabled:
+        found.append("promotion is switched off (evaluate.gate.enabled)")
+    return found
+
+
+def _veto_note(config: GateConfig, classes: Sequence[str]) -> list[str]:
     there = {name.lower() for name in classes}
-    if config.veto_recall and not there & {name.lower() for name in config.veto_recall}:
-        return [
-            f"no class is called {' or '.join(config.veto_recall)}: nobody's recall is protected by a veto "
-            "(evaluate.gate.veto_recall)"
-        ]
-    return []
+    if not config.veto_recall or there & {name.lower() for name in config.veto_recall}:
+        return []
+    return [
+        f"no class is called {' or '.join(config.veto_recall)}: nobody's recall is protected by a veto "
+        "(evaluate.gate.veto_recall)"
+    ]
 
 
 def _mean_gain(
-    new: Scores, old: Scores, config: GateConfig, aa_mean_iou: Sequence[float], alpha: float, blocks: int
+    new: _Scores, old: _Scores, config: GateConfig, aa_mean_iou: Sequence[float], alpha: float, blocks: int
 ) -> dict[str, Any]:
     """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
     known = config.seed_sd is not None
     seed_sd = config.seed_sd if known else seed_sd_of(aa_mean_iou, config.min_aa_runs)
-    gain, draws = paired(new, old)
+    gain, draws = new.gain_over(old)
     boot_se = float(np.std(draws, ddof=1))
     # Drawing n of n blocks shrinks the variance by (n - 1) / n.
     boot = boot_se**2 * blocks / max(1, blocks - 1)
@@ -162,7 +242,7 @@ def _mean_gain(
     se = float(np.sqrt(boot + seed))
     uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(aa_mean_iou) - 1))
     freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else 1e6
-    t = float(t_quantile(1 - alpha, min(max(freedom, 1.0), 1e6)))
+    t = float(stdtrit(min(max(freedom, 1.0), 1e6), 1 - alpha))
     return {
         "value": gain,
         "low": gain - t * se,
@@ -172,9 +252,9 @@ def _mean_gain(
         "seed_sd": seed_sd,
         "aa_runs": len(aa_mean_iou),
         "freedom": freedom,
-        "smallest_detectable": (t + _NORMAL.inv_cdf(config.power)) * se,
-        "candidate": float(new.mean),
-        "incumbent": float(old.mean),
+        "smallest_detectable": (t + NormalDist().inv_cdf(config.power)) * se,
+        "candidate": float(np.nanmean(new.iou)),
+        "incumbent": float(np.nanmean(old.iou)),
     }
 
 
@@ -190,23 +270,14 @@ def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, 
         raise InputError(f"gate: {len(candidate.images)} images but {len(blocks)} block ids")
 
 
-def _champion(
-    new: Scores,
-    champion: Judged | None,
-    inverse: NDArray[np.intp],
-    weights: NDArray[np.float64],
-    config: GateConfig,
-    alpha: float,
-) -> dict[str, Any] | None:
-    if champion is None:
-        return None
-    best = Scores.of(champion.confusions, inverse, weights)
-    loss, draws = paired(best, new)
+def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig, alpha: float) -> dict[str, Any]:
+    best = drawn.score(champion)
+    loss, draws = best.gain_over(new)
     se = float(np.std(draws, ddof=1))
-    t = float(t_quantile(1 - alpha, max(1.0, weights.shape[1] - 1.0)))
+    t = float(stdtrit(max(1.0, drawn.number - 1.0), 1 - alpha))
     return {
         "name": champion.name,
-        "mean_iou": best.mean,
+        "mean_iou": float(np.nanmean(best.iou)),
         "loss": loss,
         "low": loss - t * se,
         "high": loss + t * se,
@@ -214,19 +285,131 @@ def _champion(
     }
 
 
-def _bounds_of(verdict: dict[str, Any]) -> str:
-    """What the gate's bounds hold, which are wider than a report's interval."""
-    gain = verdict["gain"]
-    seeds = f", spread of {gain['aa_runs']} A/A trainings" if gain["seed_sd"] and gain["aa_runs"] else ""
-    return f"bounds at alpha {verdict['alpha']:.3g} for look {verdict['look']}{seeds}"
-
-
 def _sentence(verdict: dict[str, Any]) -> str:
     gain = verdict["gain"]
-    told = (
+    seeds = f", spread of {gain['aa_runs']} A/A trainings" if gain["seed_sd"] and gain["aa_runs"] else ""
+    return (
+        f"{'Promote' if verdict['promote'] else 'Keep the incumbent'}: "
         f"{verdict['candidate']} {100 * gain['value']:+.2f} points against {verdict['incumbent']} "
-        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}] ({_bounds_of(verdict)}); the smallest gain this set "
-        f"could have shown is "
-        f"{100 * gain['smallest_detectable']:.2f}."
+        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}] "
+        f"(bounds at alpha {verdict['alpha']:.3g} for look {verdict['look']}{seeds}); the smallest gain this set "
+        f"could have shown is {100 * gain['smallest_detectable']:.2f}."
     )
-    return ("Promote: " if verdict["promote"] else "Keep the incumbent: ") + told
+
+
+# -- class by class --------------------------------------------------------------------------------
+
+
+def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
+    """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why."""
+    _check_names(config, classes)
+    veto = {name.lower() for name in config.veto_recall}
+    rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
+    judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)
+    shown = holm([row["p"] for row in judged], config.alpha)
+    for row, is_shown in zip(judged, shown, strict=True):
+        row["verdict"] = "non-inferior" if is_shown else "inferior"
+        if not is_shown:
+            row["why"] = (
+                f"a loss of {100 * row['allowance']:.1f} points cannot be ruled out (measured {100 * row['gain']:+.2f})"
+            )
+    for c, row in enumerate(rows):
+        _significant_loss(row, config.alpha, len(rows))
+        if row["name"].lower() in veto:
+            _recall_veto(row, new.recall[c] - old.recall[c], new.recall_draws[:, c] - old.recall_draws[:, c], config)
+    return rows
+
+
+def _class_note(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was measured of classes that could not be judged, where one lost more than its allowance."""
+    there = [row for row in rows if row["gain"] is not None]
+    blind = [row for row in there if row["verdict"] == "not judged"]
+    worst = min(blind, key=lambda row: float(row["gain"]), default=None)
+    if worst is None or worst["gain"] >= -worst["allowance"]:
+        return []
+    return [
+        f"{len(blind)} of {len(there)} classes could not be judged; the most that one of them lost: "
+        f"{worst['name']} {100 * worst['gain']:+.1f} points, which may be chance"
+    ]
+
+
+def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
+    """The rows whose noise lets a perfect tie be shown at the levels they are judged at, or no tie could ever pass."""
+    ties = sorted(((_p_of_a_loss(row, 0.0), row) for row in rows), key=lambda tie: tie[0])
+    while ties and not all(holm([p for p, _ in ties], alpha)):
+        _, row = ties.pop()
+        row["verdict"] = "not judged"
+        row["why"] = (
+            f"noise of {100 * row['se']:.1f} points is too wide for an allowance of {100 * row['allowance']:.1f}"
+        )
+    return [row for _, row in ties]
+
+
+def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
+    """One-sided p of "the loss is at least the allowance" (Student's t), had the gain been this."""
+    allowance, se = row["allowance"], row["se"]
+    return float(stdtr(row["blocks"] - 1.0, -(gain + allowance) / se)) if se else float(gain < -allowance)
+
+
+def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
+    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
+    if unknown:
+        raise ConfigError(
+            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
+        )
+
+
+def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
+    allowance = {k.lower(): v for k, v in config.class_allowances.items()}.get(name.lower(), config.class_allowance)
+    difference = new.iou_draws[:, c] - old.iou_draws[:, c]
+    difference = difference[np.isfinite(difference)]
+    gain = float(new.iou[c] - old.iou[c])
+    row: dict[str, Any] = {
+        "name": name,
+        "candidate": finite(new.iou[c]),
+        "incumbent": finite(old.iou[c]),
+        "gain": finite(gain),
+        "allowance": allowance,
+        "blocks": int(old.blocks_with[c]),
+        "se": None,
+        "p": None,
+        "verdict": "not judged",
+        "why": "",
+    }
+    se = _standard_error(difference, row["blocks"]) if len(difference) >= 2 else 0.0
+    row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
+    if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
+        row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
+        return row
+    row["p"] = _p_of_a_loss(row, gain)
+    row["verdict"] = "judged"
+    return row
+
+
+def _standard_error(draws: NDArray[np.float64], blocks: int) -> float:
+    """Of draws of n blocks out of n, which shrinks the variance by (n - 1) / n."""
+    return float(np.std(draws, ddof=1) * np.sqrt(blocks / max(1, blocks - 1)))
+
+
+def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
+    """A class that cannot be judged stops a promotion by a loss that chance does not explain."""
+    if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
+        return
+    is_large = row["gain"] < -_LARGE * row["allowance"]
+    level = alpha if is_large else alpha / classes
+    t = float(stdtrit(row["blocks"] - 1.0, 1 - level))  # few blocks know their own spread badly
+    if row["gain"] + t * row["se"] < 0:
+        row["verdict"] = "inferior"
+        row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
+
+
+def _recall_veto(row: dict[str, Any], change: float, draws: NDArray[np.float64], config: GateConfig) -> None:
+    draws = draws[np.isfinite(draws)]
+    row["recall_change"] = finite(change)
+    if len(draws) < 2 or not np.isfinite(change):
+        return
+    se = _standard_error(draws, row["blocks"])
+    is_lower = row["blocks"] >= 2 and change + float(stdtrit(row["blocks"] - 1.0, 1 - config.alpha)) * se < 0
+    if change < -config.recall_allowance or is_lower:
+        row["verdict"] = "veto"
+        row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"

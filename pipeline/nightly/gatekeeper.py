@@ -1,36 +1,60 @@
-"""After `evaluate`: judge the student with everything that earlier nights spent, let it teach once, or say why not.
+"""After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
 
-The stage's own verdict knows one night. Here the looks at the report set are counted (each new candidate that is
-held against images that were used before spends alpha), and the seed variance comes from A/A trainings:
+The verdict of the stage knows one night. Here looks at the report set are counted (each new candidate that is judged
+on images that were used before spends alpha), and the spread between trainings comes from A/A trainings: the
+student's recipe, trained with other seeds.
 
-    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first of
-                                  each set has their "names"
+    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first
+                                  line of each set of images has their "names"
     models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}, written by `autolabel models aa`
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hmsa_core import __version__
+from hmsa_core.config import key_material
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, records
-from hmsa_core.io.errors import HmsaError, IntegrityError
-from pipeline import keys
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.labels.store.format import read_manifest
+from hmsa_core.metrics import iou_of
+from hmsa_core.spec import PseudoData
 from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
 from pipeline.nightly.registry import Registry
+from pipeline.stages import precision, training
+from pipeline.stages.runner import check_space
+from pipeline.stages.student_train import check_teacher
+from pipeline.stages.support import (
+    INDEX,
+    evaluate_model,
+    fine_data,
+    role_index,
+    samples_digest,
+    train_model,
+    weights_of,
+)
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "judge_tonight", "looks", "measured_aa", "recipe_digest"]
+__all__ = ["aa_file", "apply_verdict", "count_look", "looks", "measure_aa", "measured_aa", "recipe_digest"]
 
+_LOG = logging.getLogger(__name__)
 _LOOKS = "models/registry/looks.jsonl"
 
 
+# -- A/A trainings -----------------------------------------------------------------------------------
+
+
 def aa_file(ws: Workspace) -> Path:
-    """Where the A/A trainings' results are kept."""
+    """Where the results of A/A trainings are kept."""
     return ws.path("models/registry/aa.json")
 
 
@@ -38,7 +62,7 @@ def measured_aa(ws: Workspace) -> dict[str, Any]:
     """What `autolabel models aa` wrote; {} before it ran.
 
     Raises:
-        IntegrityError: the file is torn, or its figures are none.
+        IntegrityError: the file is torn, or its figures are no shares.
     """
     path = aa_file(ws)
     if not path.exists():
@@ -55,36 +79,154 @@ def measured_aa(ws: Workspace) -> dict[str, Any]:
 
 
 def recipe_digest(ws: Workspace) -> str:
-    """Digest of what A/A trainings have in common: the student's configuration but its seed, and the main setting."""
-    config = keys.recipe_material(ws.params.student_train)
+    """Digest of what A/A trainings have in common: the student's settings but its seed, and the main setting."""
+    config = key_material(ws.params.student_train)
     config.pop("seed")
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 
 
-def judge_tonight(ws: Workspace) -> dict[str, Any]:
-    """The gate's verdict on models/student against whoever teaches, with looks and A/A runs counted.
+def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
+    """Train the student's recipe `runs` times (seeds seed, seed + 1, ...), evaluate each run, write aa.json.
+
+    Finished trainings and evaluations are found again. The first run is the student that is there already. The
+    caller holds the locks of student-train and evaluate.
+
+    Returns:
+        What was written: {"mean_iou": [...], "sd": standard deviation, "recipe", "runs": [...], "lineage": {...}}.
 
     Raises:
-        IntegrityError: evaluation/ belongs to other weights than models/student holds.
+        ConfigError: fewer than two runs. InputError: no labels to learn from, or no image to judge on.
     """
+    if runs < 2:
+        raise ConfigError(f"{runs} A/A training says nothing about a spread: at least 2 are needed")
+    if not ws.path("labels/final/manifest.json").exists():
+        raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
+    check_teacher(ws.path("labels/final"), ws.teacher())
+    check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
+    samples = precision.fine_samples(ws, "report")
+    if not samples:
+        raise InputError("no image has the role `report`: A/A trainings cannot be judged", hint="see data.roles")
+    seeds = [ws.params.student_train.seed + i for i in range(runs)]
+    models = {f"aa-{seed}": _train(ws, seed, i, runs) for i, seed in enumerate(seeds)}
+    names = precision.judge(ws, samples, models).names
+    scores = [_mean_iou(ws, name, model, names) for name, model in models.items()]
+    record = {
+        "mean_iou": scores,
+        "sd": float(np.std(scores, ddof=1)),
+        "recipe": recipe_digest(ws),
+        "runs": [
+            {"seed": seed, "weights_sha256": weights_of(model), "mean_iou": score}
+            for seed, model, score in zip(seeds, models.values(), scores, strict=True)
+        ],
+        "lineage": {
+            "student_train": ws.params.student_train.model_dump(mode="json"),
+            "setting": ws.params.evaluate.settings[0].model_dump(mode="json"),
+            "teacher": weights_of(ws.teacher()),
+            "labels": str(read_manifest(ws.path("labels/final"))["digest"]),
+            "report_images": samples_digest([s for s in samples if s.name in set(names)]),
+            "images": len(names),
+            "code_version": __version__,
+        },
+    }
+    atomic.write_json(aa_file(ws), record)
+    return record
+
+
+def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
+    """The student of this seed, as student-train makes it."""
+    _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
+    config = ws.params.student_train.model_copy(update={"seed": seed})
+    teacher, labels = ws.teacher(), ws.path("labels/final")
+    pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
+    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    # The job's name is part of the key: under the student's own name the student's training is found.
+    job = "student" if number == 0 else f"aa-{seed}"
+    stage = "student-train"
+    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=teacher, teacher=teacher) / "model"
+
+
+def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:
+    config = ws.params.evaluate
+    main = config.settings[0]
+    folder = evaluate_model(ws, "evaluate", name, model, role_index(ws, "report"), names, (main,), config.runtime)
+    (confusions,) = read_counts(folder / f"{main.name}.npz", "confusions")
+    return float(np.nanmean(iou_of(confusions.sum(axis=0))))
+
+
+# -- looks at the report images ----------------------------------------------------------------------
+
+
+def looks(ws: Workspace) -> list[dict[str, Any]]:
+    """All looks at report sets so far, oldest first."""
+    return records.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
+
+
+def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
+    """Number of this look at these report images, which is recorded; a candidate looks once at the same images.
+
+    A set that shares an image with this one counts, too: one image more a night must not start the count anew.
+    """
+    report, seen = atomic.digest(list(images)), looks(ws)
+    sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
+    overlap = {digest for digest, names in sets.items() if not names.isdisjoint(images)} | {report}
+    taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
+    if (candidate, report) not in taken:
+        names = {} if report in sets else {"names": list(images)}
+        records.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
+        taken.append((candidate, report))
+    return taken.index((candidate, report)) + 1
+
+
+# -- the verdict of a night --------------------------------------------------------------------------
+
+
+def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:
+    """Judge the student; register and promote it when it was accepted.
+
+    Args:
+        ws: the workspace.
+        promote: False reports what would have happened.
+        by: who decides, for the history.
+
+    Returns:
+        The verdict with `promoted` (version name, or null) and `decision` in words.
+
+    Raises:
+        IntegrityError: evaluation/ belongs to another student or teacher than the workspace has now.
+    """
+    verdict, registry = _judge_tonight(ws), Registry(ws.root)
+    verdict["promoted"] = None
+    kept = f"kept {registry.current()}"
+    if not verdict.get("promote"):
+        return verdict | {"decision": f"{kept}: {'; '.join(verdict.get('reasons', []))}"}
+    if not promote:
+        return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
+    metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
+    version = registry.register(ws.path("models/student"), role="student", metrics=metrics, verdict=verdict)
+    if registry.current().endswith(f"/{version.name}"):
+        return verdict | {"decision": f"{version.name} teaches already"}
+    if withdrawn := registry.withdrawn(version.name):
+        why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
+        told = f"{kept}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
+        return verdict | {"decision": f"{told}`autolabel models promote {version.name}` takes it back"}
+    registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
+    return verdict | {"promoted": version.name, "decision": f"promoted {version.name}"}
+
+
+def _judge_tonight(ws: Workspace) -> dict[str, Any]:
+    """The gate's verdict on models/student against whoever teaches, with looks and A/A trainings counted."""
     stored = atomic.read_json(ws.path("evaluation/verdict.json"))
-    weights = atomic.read_json(ws.path("models/student/model.json"))["weights_sha256"]
-    if stored.get("candidate_weights_sha256") != weights:
-        raise IntegrityError(
-            f"{ws.path('evaluation/verdict.json')}: judged other weights than models/student holds",
-            hint="run `dvc repro evaluate`",
-        )
-    _check_incumbent(ws, stored.get("incumbent_weights_sha256"), weights)
+    weights = _weights(ws.path("models/student"))
+    _check_models(ws, stored, weights)
     if "gain" not in stored:
-        return stored  # unverified: there is no report set (profile paper-final)
+        return stored  # there is no report set (profile paper-final)
     incumbent = "incumbent" if ws.path("evaluation/confusions-incumbent.npz").exists() else "teacher"
     new, blocks = _judged(ws, "student")
-    old, _ = _judged(ws, incumbent)
     champion, unscored = _champion(ws)
     aa = measured_aa(ws)
     verdict = gate.judge(
         new,
-        old,
+        _judged(ws, incumbent)[0],
         blocks,
         Index.load(ws.path("data/index/target.parquet")).classes.classes,
         ws.params.evaluate.gate,
@@ -95,27 +237,25 @@ def judge_tonight(ws: Workspace) -> dict[str, Any]:
     )
     if unscored:
         verdict |= {"promote": False, "reasons": [*verdict["reasons"], unscored]}
-    return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict.get("notes", []), *_notes(ws, aa)]}
+    return verdict | {"candidate_weights_sha256": weights, "notes": [*verdict["notes"], *_aa_note(ws, aa)]}
 
 
-def _check_incumbent(ws: Workspace, judged_against: str | None, candidate: str) -> None:
-    """Somebody may have promoted or rolled back since `evaluate`."""
-    if judged_against is None:
-        return
-    teacher = atomic.read_json(ws.teacher() / "model.json")["weights_sha256"]
-    if teacher not in (judged_against, candidate):
-        raise IntegrityError(
-            f"{ws.path('evaluation/verdict.json')}: judged against another teacher than the one that teaches now",
-            hint="run `dvc repro evaluate`",
-        )
+def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
+    """The student may have been trained anew since `evaluate`, and somebody may have promoted or rolled back."""
+    path, against = ws.path("evaluation/verdict.json"), stored.get("incumbent_weights_sha256")
+    hint = "run `dvc repro evaluate`"
+    if stored.get("candidate_weights_sha256") != student:
+        raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
+    if against is not None and _weights(ws.teacher()) not in (against, student):
+        raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
 
 
 def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
-    """What `evaluate` scored the pinned reference at, by the name that people type; and why it did not."""
+    """How `evaluate` scored the pinned reference, under the name that people type; or why there is no score."""
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
     if champion is None or not metrics.exists():
         return None, ""
-    wanted = atomic.read_json(champion.path / "model.json")["weights_sha256"]
+    wanted = _weights(champion.path)
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
             return replace(_judged(ws, name)[0], name=champion.name), ""
@@ -130,8 +270,7 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
     )
 
 
-def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:
-    """What the reader of the verdict should know about its evidence."""
+def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
     if ws.params.evaluate.gate.seed_sd is not None or aa.get("recipe") in (None, recipe_digest(ws)):
         return []
     return [
@@ -141,67 +280,11 @@ def _notes(ws: Workspace, aa: dict[str, Any]) -> list[str]:
 
 
 def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
-    path = ws.path(f"evaluation/confusions-{model}.npz")
-    names, blocks, confusions = read_counts(path, "names", "blocks", "confusions")
+    names, blocks, confusions = read_counts(
+        ws.path(f"evaluation/confusions-{model}.npz"), "names", "blocks", "confusions"
+    )
     return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
 
 
-def looks(ws: Workspace) -> list[dict[str, Any]]:
-    """All looks at report sets so far, oldest first."""
-    return records.read(ws.path(_LOOKS), "a look at a report set", ("candidate", "images"))
-
-
-def count_look(ws: Workspace, candidate: str, images: tuple[str, ...]) -> int:
-    """Number of this look at these report images; a candidate is looked at once on the same ones.
-
-    A set that shares an image with this one counts, too: one image more a night must not start the count anew.
-    """
-    report, seen = atomic.digest(list(images)), looks(ws)
-    sets = {str(line["images"]): set(line["names"]) for line in seen if "names" in line}
-    # Of sets without names (looks of an earlier version) nothing is known: they may overlap.
-    overlap = {str(line["images"]) for line in seen} - {d for d, names in sets.items() if names.isdisjoint(images)}
-    overlap.add(report)
-    taken = [(line["candidate"], line["images"]) for line in seen if line["images"] in overlap]
-    if (candidate, report) not in taken:
-        names = {} if report in sets else {"names": list(images)}
-        records.append(ws.path(_LOOKS), {"candidate": candidate, "images": report, **names})
-        taken.append((candidate, report))
-    return taken.index((candidate, report)) + 1
-
-
-def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> dict[str, Any]:
-    """Judge the student; register and promote it when it was accepted.
-
-    Args:
-        ws: the workspace.
-        promote: False reports what would have happened.
-        by: who decides, for the history.
-
-    Returns:
-        The verdict with `promoted` (version name, or null) and `decision` in words.
-    """
-    verdict = judge_tonight(ws)
-    registry = Registry(ws.root)
-    verdict["promoted"] = None
-    if not verdict.get("promote"):
-        verdict["decision"] = f"kept {registry.current()}: {'; '.join(verdict.get('reasons', []))}"
-        return verdict
-    if not promote:
-        verdict["decision"] = f"kept {registry.current()}: promotion is switched off for this run"
-        return verdict
-    metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
-    version = registry.register(ws.path("models/student"), role="student", metrics=metrics, verdict=verdict)
-    if registry.current().endswith(f"/{version.name}"):
-        verdict["decision"] = f"{version.name} teaches already"
-        return verdict
-    if withdrawn := registry.withdrawn(version.name):
-        why = f" ({withdrawn['reason']})" if withdrawn["reason"] else ""
-        verdict["decision"] = (
-            f"kept {registry.current()}: {version.name} was rolled back by {withdrawn['by'] or 'somebody'}{why}; "
-            f"`autolabel models promote {version.name}` takes it back"
-        )
-        return verdict
-    registry.promote(version, by=by, reason=str(verdict.get("sentence", "")))
-    verdict["promoted"] = version.name
-    verdict["decision"] = f"promoted {version.name}"
-    return verdict
+def _weights(checkpoint: Path) -> str:
+    return str(atomic.read_json(checkpoint / "model.json")["weights_sha256"])

@@ -23,7 +23,7 @@ from pipeline.nightly import history
 from pipeline.nightly.cost import cost_of
 from pipeline.nightly.gatekeeper import aa_file
 from pipeline.nightly.ranking import expected_loss
-from pipeline.report.html import points
+from pipeline.render import points
 from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace

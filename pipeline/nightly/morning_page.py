@@ -20,7 +20,7 @@ from hmsa_core.io.errors import DecodeError
 from hmsa_core.labels import LabelStore
 from hmsa_core.taxonomy import IGNORE
 from pipeline.nightly.morning import INSPECTOR, PAGE
-from pipeline.report.html import Raw, data_uri, esc, number, table
+from pipeline.render import Raw, Status, Table, data_uri, esc, number
 from pipeline.stages.precision import policy_file
 from pipeline.workspace import Workspace
 
@@ -112,7 +112,7 @@ def _funnel(rows: Sequence[Mapping[str, Any]]) -> Raw:
         total = _count(row["in all"])
         shown = Raw(f"<details><summary>{total}</summary><ul>{links}</ul></details>") if links else Raw(total)
         cells.append([row["step"], _change(row["tonight"]), shown])
-    return table(["", "tonight", "in all"], cells)
+    return Table(["", "tonight", "in all"], cells).html()
 
 
 def _count(value: float) -> str:
@@ -170,25 +170,17 @@ def _json(value: Any) -> str:
 def _trust(rows: Sequence[Mapping[str, Any]]) -> Raw:
     if not rows:
         return _soft("no policy: calibrate has not run, or the threshold is a plain number")
-    shown = [
-        [row["class"], Raw(f"<span class='chip {esc(row['status'])}'>{esc(row['status'])}</span>")]
-        + [
-            row[k]
-            for k in ("threshold", "precision", "blocks", "report set", "marginal", "coverage", "change", "on void")
-        ]
-        for row in rows
-    ]
+    figures = ("threshold", "precision", "blocks", "report set", "marginal", "coverage", "change", "on void")
+    shown = [[row["class"], Status(row["status"]), *(row[key] for key in figures)] for row in rows]
     head = ["class", "status", "threshold", "precision", "blocks", "on report", "marginal", "covers", "change", "void"]
-    return table(head, shown)
+    return Table(head, shown).html()
 
 
 def _drift(rows: Sequence[Mapping[str, Any]]) -> Raw:
     if not rows:
         return _soft("every city's classes are covered by the calibration images")
-    shown = table(
-        ["where", "class", "status", "expected", "usual"],
-        [[r["where"], r["class"], r["status"], r["precision"], r["usual"]] for r in rows[:_DRIFT_SHOWN]],
-    )
+    cells = [[r["where"], r["class"], r["status"], r["precision"], r["usual"]] for r in rows[:_DRIFT_SHOWN]]
+    shown = Table(["where", "class", "status", "expected", "usual"], cells).html()
     more = f"and {len(rows) - _DRIFT_SHOWN} more, in labels/shift.json" if len(rows) > _DRIFT_SHOWN else ""
     return Raw(shown + (_soft(more) if more else ""))
 

@@ -23,9 +23,10 @@ from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityErr
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
 from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
-from pipeline.workspace import TEACHER_STAGE
 
-__all__ = ["Registry", "Version"]
+__all__ = ["TEACHER_STAGE", "Registry", "Version"]
+
+TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
 
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
 
@@ -63,6 +64,26 @@ class Registry:
         if not isinstance(teacher, str) or not teacher:
             raise ConfigError(f'{self.current_file}: expected {{"teacher": "stage:teacher-train"}}', hint=hint)
         return teacher
+
+    def teacher(self) -> Path:
+        """Checkpoint folder of the model that teaches.
+
+        Raises:
+            ConfigError: current.json names no registered model, or no checkpoint is there.
+        """
+        current = self.current()
+        folder = (self.root / ("models/teacher" if current == TEACHER_STAGE else current)).resolve()
+        if current != TEACHER_STAGE and folder.parent != self.folder.resolve():
+            raise ConfigError(
+                f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or "models/registry/VERSION"',
+                hint="`autolabel models list` shows the versions; `autolabel models rollback` returns to the last",
+            )
+        if not (folder / "model.json").is_file():
+            raise ConfigError(
+                f"{folder}: no checkpoint there (models/current.json names {current!r} as the teacher)",
+                hint="run `dvc repro teacher-train`, or `autolabel models rollback`",
+            )
+        return folder
 
     def versions(self) -> list[Version]:
         """All registered models whose record can be read, oldest first; `torn` tells of the others."""

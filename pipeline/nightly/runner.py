@@ -18,11 +18,12 @@ from pathlib import Path
 from hmsa_core.io.errors import HmsaError
 from hmsa_core.io.process import die_with_parent, end_group
 
-__all__ = ["PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
+__all__ = ["DVC", "PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
 
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})
+DVC = (sys.executable, "-m", "pipeline.nightly.parameters")
 _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
@@ -76,7 +77,7 @@ def run_stage(
         die_with_parent(signal.SIGTERM, parent=me)
 
     child = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        [*DVC, "repro", "--single-item", stage],
         cwd=workspace,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -94,7 +95,7 @@ def run_stage(
             say(line)
         status = child.wait()
     except BaseException:
-        with _undisturbed():  # the worker's own end is one more signal; params.yaml is put back after us
+        with _undisturbed():  # the worker's own end is one more signal
             stop_group(child)
         raise
     if status:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hmsa_core.io.errors import ConfigError, HmsaError
-from pipeline.nightly.overrides import restore
 from pipeline.nightly.reaper import nightly_lock
 from pipeline.nightly.services import HOST, POOL, REPO, Services
 
@@ -42,8 +41,6 @@ def up(services: Services, *, wait_s: float = 300.0) -> list[str]:
     said.append("deployment auto-label/nightly is registered")
     if before and before != str(services.workspace):
         said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
-    if nightly_lock(services.workspace).is_free() and restore(services.workspace):
-        said.append("params.yaml is what it was before a run that was killed")
     said += _reap(services, env)
     worker = [
         sys.executable,

@@ -20,7 +20,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels import ConfidenceCode, LabelStore
-from pipeline.report.html import Raw, data_uri, esc
+from pipeline.render import Raw, data_uri, esc
 from pipeline.workspace import Workspace
 
 __all__ = ["Strip", "choose", "strips"]
@@ -68,19 +68,19 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
     edges = np.array([float(e) for e in ConfidenceCode().edges])
     drawn = []
     for sample in samples:
-        image = read_image(root / sample.image)
         label, code = raw.read(sample.name)
-        pictures = [("image", _jpeg(image))]
+        pictures = [("image", _uri(read_image(root / sample.image), Image.Resampling.LANCZOS, "JPEG"))]
+        labels = {"pseudo label, every pixel": label}
         if sample.coarse:
-            pictures.append(("human, coarse", _labels(read_label(root / sample.coarse, index.classes), palette)))
-        pictures.append(("pseudo label, every pixel", _labels(label, palette)))
+            labels = {"human, coarse": read_label(root / sample.coarse, index.classes)} | labels
         if sample.name in final:
-            pictures.append(
-                ("training label (merged, thresholded; black = ignored)", _labels(final.read(sample.name)[0], palette))
-            )
-        pictures.append(("confidence (white = 1)", _grey(np.rint(edges[code] * 255).astype(np.uint8))))
-        maps = sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of)
-        pictures += [(f"weight of {_scale_of(p):g}x (white = 1)", _grey(np.asarray(Image.open(p)))) for p in maps]
+            labels["training label (merged, thresholded; black = ignored)"] = final.read(sample.name)[0]
+        pictures += [(text, _uri(palette[ids], Image.Resampling.NEAREST)) for text, ids in labels.items()]
+        confidence = np.rint(edges[code] * 255).astype(np.uint8)
+        pictures.append(("confidence (white = 1)", _uri(confidence, Image.Resampling.BILINEAR)))
+        for path in sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of):
+            weight = _uri(np.asarray(Image.open(path)), Image.Resampling.BILINEAR)
+            pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", weight))
         drawn.append(Strip(sample.name, pictures))
     return drawn
 
@@ -135,28 +135,10 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
     return folder
 
 
-def _labels(label: UInt8, palette: UInt8) -> str:
-    return _png(Image.fromarray(palette[label]), resample=Image.Resampling.NEAREST)
-
-
-def _grey(values: UInt8) -> str:
-    return _png(Image.fromarray(values), resample=Image.Resampling.BILINEAR)
-
-
-def _png(image: Image.Image, *, resample: Image.Resampling) -> str:
-    buffer = io.BytesIO()
-    _fit(image, resample).save(buffer, "PNG", optimize=True)
-    return data_uri(buffer.getvalue())
-
-
-def _jpeg(image: UInt8) -> str:
-    buffer = io.BytesIO()
-    _fit(Image.fromarray(image), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
-    return data_uri(buffer.getvalue(), "image/jpeg")
-
-
-def _fit(image: Image.Image, resample: Image.Resampling) -> Image.Image:
+def _uri(picture: UInt8, resample: Image.Resampling, kind: str = "PNG") -> str:
+    """A picture of the page's width as a data address; enlarged without smoothing, so that a pixel stays a pixel."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
     height = max(1, round(image.height * _WIDTH / image.width))
-    # Small pictures are enlarged without smoothing, so that a pixel stays a pixel.
-    how = Image.Resampling.NEAREST if image.width < _WIDTH else resample
-    return image.resize((_WIDTH, height), how)
+    image = image.resize((_WIDTH, height), Image.Resampling.NEAREST if image.width < _WIDTH else resample)
+    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
+    return data_uri(buffer.getvalue(), f"image/{kind.lower()}")

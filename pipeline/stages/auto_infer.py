@@ -10,7 +10,7 @@ import numpy as np
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
-from hmsa_core.labels.store.manifest import publish_store
+from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.lineage import lineage_of_checkpoint
 from pipeline import plots
 from pipeline.stages.stores import infer_store, left_out

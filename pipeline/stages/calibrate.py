@@ -14,10 +14,8 @@ import numpy as np
 
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
-from hmsa_core.labels import StoreStatistics
+from hmsa_core.labels import StoreStatistics, ThresholdPolicy, calibrate
 from hmsa_core.labels.thresholds.calibration import save_table
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy
-from hmsa_core.labels.thresholds.policy import measure as choose_thresholds
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
@@ -47,14 +45,12 @@ def run(ws: Workspace) -> None:
     teacher = ws.teacher()
     judgement = precision.judge(ws, samples, {"teacher": teacher})
     found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names, teacher)
-    policy = choose_thresholds(found.judged, ws.params.calibrate)
-    if policy.table is None:
-        raise AssertionError("a measured policy has a calibration table")
+    _, table, policy = calibrate(found.judged, config=ws.params.calibrate)
     with new_tree(ws.path(OUT)) as out:
         found.curves.save(out / "curves.json")
         if found.judged is not found.curves:
             found.judged.save(out / JUDGED_CURVES)
-        save_table(out / "table.json", policy.table, found.curves.classes, found.curves.lineage)
+        save_table(out / "table.json", table, found.curves.classes, found.curves.lineage)
         atomic.write_json(out / "leaks.json", judgement.to_json())
         np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
         atomic.write_bytes(out / PAIRS, buffer.getvalue())

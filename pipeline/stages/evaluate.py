@@ -21,10 +21,9 @@ from hmsa_core.io.trees import new_tree
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
 from pipeline import plots
 from pipeline.checkpoint_folders import knows_other_classes
-from pipeline.counts import read_counts
+from pipeline.counts import finite, read_counts
 from pipeline.leaks import Judgement
 from pipeline.nightly import gate
-from pipeline.nightly.gate_scores import finite
 from pipeline.nightly.registry import Registry
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics

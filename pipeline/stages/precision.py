@@ -20,10 +20,9 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
-from hmsa_core.labels.thresholds.measure import figures, smallest_global_code
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
+from hmsa_core.labels.thresholds.cuts import figures, smallest_global_code
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
 from pipeline.leaks import Judgement, judge_only_unseen
 from pipeline.stages.sampled import Labelled, sampled_precision
@@ -99,19 +98,8 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
             raise ConfigError(wrong, hint="set calibrate.region to all")
         _LOG.warning("%s: %s: all of their pixels are judged", stage, wrong)
         return Precision(store, curves, curves)
-    outside = _outside_coarse(_pairs(store, index, root, names))
+    outside = outside_coarse(_pairs(store, index, root, names))
     return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))
-
-
-def _outside_coarse(images: Iterator[CalibrationImage]) -> Iterator[CalibrationImage]:
-    """The images that have coarse labels, counted where those say nothing: there the teacher fills in.
-
-    Polygons lie in the middle of things, where the teacher is right most often; merged labels take its word near
-    the outlines. Precision of all pixels together would promise what these pixels do not keep.
-    """
-    for image in images:
-        if image.human is not None:
-            yield image._replace(region=image.human == IGNORE)
 
 
 def _pairs(store: LabelStore, index: Index, root: Path, names: tuple[str, ...]) -> Iterator[CalibrationImage]:

@@ -21,11 +21,11 @@ from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
-from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise
-from hmsa_core.labels.masks import MaskCounter, read_mask
+from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
 from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels
-from hmsa_core.labels.store.manifest import binding, publish_store
+from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
@@ -185,7 +185,7 @@ def _masks(ws: Workspace) -> dict[tuple[int, int], NDArray[np.bool_]]:
         return {(mask.shape[0], mask.shape[1]): mask}
     if merge.mask_void_share is None:
         return {}
-    masks = MaskCounter.of(_fine_labels(ws, merge.mask_min_images)).masks(merge.mask_void_share, merge.mask_min_images)
+    masks = measured_masks(_fine_labels(ws, merge.mask_min_images), merge.mask_void_share, merge.mask_min_images)
     for (height, width), mask in masks.items():
         _LOG.info("%s: camera mask of %dx%d leaves out %.1f %%", STAGE, width, height, 100 * mask.mean())
     return masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import build
+from pipeline.report.build import build
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import InferConfig
+from hmsa_core.config import InferConfig, key_material
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic, sealed
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import StoreError
-from hmsa_core.labels.store.manifest import listed_files, read_manifest
-from hmsa_core.labels.store.schema import RECEIPTS
+from hmsa_core.labels.store.format import listed_files, read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import InferSpec, Selection
 from hmsa_core.taxonomy import ClassTable
@@ -33,14 +32,13 @@ def infer_store(
     wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
     classes = _classes_of(checkpoint, listed)
     support.check_classes(ws, f"{checkpoint}", classes, listed.classes)
-    plain: dict[str, Any] = {
+    material = {
         "version": VERSIONS[stage],
-        "config": keys.infer_material(config),
+        "config": key_material(config),
         "teacher": support.weights_of(checkpoint),
+        "classes": classes.digest(),
         **support.fusion(checkpoint),
     }
-    later = {"classes": classes.digest()}
-    material = support.unless(lambda old: _is_store_of(old / "store", classes), ws.work(stage), job, plain, later)
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")
     if any(wanted.get(name) != sha for name, sha in held.items()):
@@ -65,16 +63,6 @@ def _classes_of(checkpoint: Path, index: Index) -> ClassTable:
     """Classes that a checkpoint's labels get: its own, or the index's where it has none (imported weights)."""
     table = read_meta(checkpoint).get("class_table")
     return ClassTable.from_json(table) if table else index.classes
-
-
-def _is_store_of(store: Path, classes: ClassTable) -> bool:
-    """Whether a store's shards, finished or not, are of these classes (a store never mixes them)."""
-    for path in sorted((store / RECEIPTS).glob("*.json")):
-        try:
-            return bool(sealed.read(path).get("classes_sha256") == classes.digest())
-        except StoreError:
-            continue  # the job makes a shard with a damaged receipt again
-    return False
 
 
 def _begun(folder: Path, job: str, material: dict[str, Any], wanted: dict[str, str]) -> dict[str, str]:

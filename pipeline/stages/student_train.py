@@ -15,7 +15,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels.finalise import STATISTICS
-from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hmsa_core import __version__
-from hmsa_core.config import RuntimeConfig, TrainConfig
+from hmsa_core.config import RuntimeConfig, TrainConfig, key_material
 from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
+from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.io.trees import publish_tree
-from hmsa_core.labels.store.manifest import read_manifest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import (
     EvaluateSpec,
@@ -27,7 +27,6 @@ from hmsa_core.spec import (
 )
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, launcher
-from pipeline.counts import read_counts
 from pipeline.stages import VERSIONS
 from pipeline.workspace import Workspace
 
@@ -41,7 +40,6 @@ __all__ = [
     "run_job",
     "samples_digest",
     "train_model",
-    "unless",
     "weights_of",
     "write_metrics",
 ]
@@ -107,7 +105,7 @@ def train_model(
     learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
     material = {
         "version": VERSIONS[stage],
-        "config": keys.recipe_material(config),
+        "config": key_material(config),
         "classes": index.classes.digest(),
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),
@@ -191,16 +189,6 @@ def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable
     )
 
 
-def unless(
-    is_of_them: Callable[[Path], bool], folder: Path, job: str, material: dict[str, Any], later: dict[str, Any]
-) -> dict[str, Any]:
-    """`material` with what keys were without once: classes (who edits a name or colour has the same weights), blocks.
-
-    Work of then goes on under its key where it is of these.
-    """
-    return material if is_of_them(folder / keys.work_key({"job": job} | material)) else material | later
-
-
 def evaluate_model(
     ws: Workspace,
     stage: str,
@@ -215,24 +203,18 @@ def evaluate_model(
 ) -> Path:
     """Confusion counts of a checkpoint, one `<setting>.npz` each, in the folder returned."""
     listed = Index.load(index)
-    classes, chosen = listed.classes, listed.select(names=names)
-    groups = [[s.name, s.block, s.city] for s in chosen]
-    plain: dict[str, Any] = {
+    chosen = listed.select(names=names)
+    material = {
         "version": VERSIONS[stage],
         "weights": weights_of(checkpoint),
         "images": samples_digest(chosen),
-        "settings": [s.model_dump(mode="json") for s in settings],
-        "runtime": keys.runtime_material(runtime),
+        "settings": [key_material(s) for s in settings],
+        "runtime": key_material(runtime),
         "details": details,
+        "classes": listed.classes.digest(),
+        "groups": atomic.digest([[s.name, s.block, s.city] for s in chosen]),  # intervals and tables go by them
         **fusion(checkpoint),
     }
-    counts = f"{settings[0].name}.npz"
-    later = {"classes": classes.digest(), "groups": atomic.digest(groups)}
-
-    def is_of_them(old: Path) -> bool:
-        return _has_scores_of(old, classes) and _has_groups(old / counts, groups)
-
-    material = unless(is_of_them, ws.work(stage), job, plain, later)
     work = keys.open_work(ws.work(stage), job, material)
     if not (work / "summary.json").exists():
         run_job(
@@ -249,21 +231,6 @@ def evaluate_model(
             ),
         )
     return work
-
-
-def _has_scores_of(work: Path, classes: ClassTable) -> bool:
-    """Whether finished scores name these classes (scores know no colours)."""
-    summary = work / "summary.json"
-    return summary.exists() and atomic.read_json(summary)["classes"] == list(classes.classes)
-
-
-def _has_groups(counts: Path, groups: list[list[str]]) -> bool:
-    """Whether finished scores go by these blocks and cities: intervals draw the one, tables show the other."""
-    try:
-        found = read_counts(counts, "names", "blocks", "cities")
-    except HmsaError:
-        return False
-    return sorted(map(list, zip(*(array.tolist() for array in found), strict=True))) == sorted(groups)
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:

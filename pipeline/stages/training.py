@@ -13,7 +13,7 @@ from typing import Any
 from hmsa_core.config import TrainConfig
 from hmsa_core.io import atomic
 from hmsa_core.models import read_meta
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from pipeline import plots
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace

@@ -28,7 +28,7 @@ _LOSSES: dict[str, Changes] = {
     "rmi-released": (("loss.main", "rmi"), ("loss.rmi_ignore", "released")),
     "rmi-masked": (("loss.main", "rmi"), ("loss.rmi_ignore", "masked")),
     # Stated though neither looks at it: rows keep their keys when the profile's form of RMI changes.
-    "bce": (("loss.main", "bce"), ("loss.rmi_ignore", "released")),
+    "bce": (("loss.main", "released_bce"), ("loss.rmi_ignore", "released")),
     "cross-entropy": (("loss.main", "cross_entropy"), ("loss.rmi_ignore", "released")),
 }
 _MIXES = ("none", "cutmix", "classmix")
@@ -201,8 +201,7 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         own, title = f"colour-{100 * colour:.0f}", f"colour jitter {colour:g} on auto-labelled crops"
         training = from_teacher((*_LOSSES["rmi-released"], ("pseudo.colour", colour)), Labels())
         rows.append(main_row(own, title, training, params))
-    for aux in ("cross_entropy", "released_rmi"):
-        own = f"aux-{aux.replace('_', '-')}"
+    for aux, own in (("cross_entropy", "aux-cross-entropy"), ("rmi", "aux-released-rmi")):
         training = from_pretraining("hierarchical", ("loss.aux", aux))
         rows.append(main_row(own, f"auxiliary loss: {aux}", training, params))
     comparisons = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from pipeline.provenance import describe_machine, same_kind
 from pipeline.stages import precision
 from pipeline.stages.support import role_index

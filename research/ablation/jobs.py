@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
+from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import run_child
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluateSpec, EvaluationSetting, Selection, TrainSpec
 from pipeline import keys, launcher
 from pipeline.stages import precision
@@ -92,7 +92,7 @@ def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLa
     learning = index.select(roles=fine.selection.roles, kinds=fine.selection.kinds)
     start = start_of(ws, training)
     material: dict[str, Any] = {
-        "config": keys.train_material(config),
+        "config": key_material(config),
         "classes": index.classes.digest(),
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),
@@ -169,7 +169,7 @@ def evaluate(
         "images": samples_digest(chosen),
         "details": True,
         "settings": [s.model_dump(mode="json") for s in settings],
-        "runtime": keys.runtime_material(runtime),
+        "runtime": key_material(runtime),
         "code": atomic.digest(source_digests(("evaluate",))),
     }
     work = keys.open_work(ws.work(WORK), f"evaluate-{name}", material)

@@ -12,12 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig
+from hmsa_core.config import PseudoConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
-from pipeline import keys
 from pipeline.init import GENERATED
-from pipeline.params import Params
+from pipeline.params import Params, PretrainConfig, TeacherConfig
 from research.ablation.code import source_digests
 from research.ablation.plan import Labels, Row, Training
 
@@ -102,14 +101,14 @@ def cell_material(params: Params, row: Row, seed: int, scale: Scale) -> Material
         "tile": [params.teacher_train.sampling.tile, params.teacher_train.sampling.min_pixels],
         "setting": row.setting.model_dump(mode="json", exclude={"name"}),
         "judged": params.evaluate.model_dump(mode="json", include={"max_leaked", "max_gap", "max_distance"}),
-        "precision": keys.runtime_material(params.evaluate.runtime),
+        "precision": key_material(params.evaluate.runtime),
     }
     groups: tuple[str, ...] = ("train", "evaluate")
     if row.training is None:
         settings["teacher"] = _teacher(params)
     else:
         training = row.training
-        settings["training"] = keys.train_material(train_config(params, training, seed, scale))
+        settings["training"] = key_material(train_config(params, training, seed, scale))
         settings["start"] = _teacher(params) if training.start == "teacher" else _pretrain(params)
         if training.labels is not None:
             groups = (*groups, "labels")
@@ -139,11 +138,15 @@ def without_roots(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pretrain(params: Params) -> dict[str, Any]:
     has_set = params.data.pretrain is not None
-    return {"pretrain": keys.train_material(params.teacher_pretrain) if has_set else None}
+    return {"pretrain": _recipe(params.teacher_pretrain) if has_set else None}
 
 
 def _teacher(params: Params) -> dict[str, Any]:
-    return _pretrain(params) | {"teacher": keys.train_material(params.teacher_train)}
+    return _pretrain(params) | {"teacher": _recipe(params.teacher_train)}
+
+
+def _recipe(config: PretrainConfig | TeacherConfig) -> dict[str, Any]:
+    return key_material(config) | {"init_from": config.init_from}
 
 
 def _labelling(params: Params, labels: Labels) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def _labelling(params: Params, labels: Labels) -> dict[str, Any]:
     merge = params.pseudo_label.merge.model_dump(mode="json", exclude={"use_coarse"})
     return _teacher(params) | {
         "calibrate": calibrate,
-        "infer": keys.infer_material(params.auto_infer),
+        "infer": key_material(params.auto_infer),
         "merge": merge | {"min_component": params.pseudo_label.min_component},
         "tile": [params.student_train.sampling.tile, params.student_train.sampling.min_pixels],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -73,14 +74,16 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
         epochs: of the teacher; None = the profile's.
         data: CamVid's folder.
     """
-    from pipeline.nightly.overrides import apply
+    from pipeline.nightly.parameters import set_keys
     from pipeline.params import Params
+    from pipeline.strict_yaml import read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
     if init_workspace(InitRequest(folder, "camvid", data=data)):
-        text = (folder / "params.yaml").read_text("utf-8")
+        document = read_yaml(folder / "params.yaml")
         length = {} if epochs is None else {"teacher_train.epochs": epochs}
-        atomic.write_text(folder / "params.yaml", apply(text, {"data.target.variant": variant} | length))
+        set_keys(document.values, {"data.target.variant": variant} | length)
+        atomic.write_text(folder / "params.yaml", json.dumps(document.values, indent=1))
     found, wanted = camvid_variant(Params.load(folder / "params.yaml")), named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")

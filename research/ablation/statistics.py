@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou
+from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, holm
 from research.ablation.cells import Cell, Counts, cells_of
 from research.ablation.freeze import is_confirming
 from research.ablation.plan import Comparison
@@ -157,15 +157,14 @@ def compare(cells: Cells, comparison: Comparison, *, draws: int, seed: int) -> C
 def after_holm(compared: Iterable[Compared], level: float = 0.95) -> tuple[int, tuple[Compared, ...]]:
     """How many differences of a table are held against zero, and which exclude it alone but not all taken together.
 
-    Holm's step-down procedure (1979): the k-th smallest of n chances counts against (1 - level) / (n - k + 1).
     A difference that two claims speak of counts once.
     """
     family = {(c.comparison.row, c.comparison.baseline): c for c in compared if not c.comparison.allowed}
     ordered = sorted(family.values(), key=lambda c: c.chance)
-    kept = 0
-    while kept < len(ordered) and ordered[kept].chance <= (1 - level) / (len(ordered) - kept):
-        kept += 1
-    return len(ordered), tuple(c for c in ordered[kept:] if c.interval.excludes_zero)
+    stands = holm([c.chance for c in ordered], 1 - level)
+    return len(ordered), tuple(
+        c for c, kept in zip(ordered, stands, strict=True) if not kept and c.interval.excludes_zero
+    )
 
 
 def between_trainings(cells: Cells) -> tuple[float, float, int] | None:

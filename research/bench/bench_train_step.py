@@ -29,9 +29,9 @@ import torch
 from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models import build
-from hmsa_core.runtime.distributed import start_ranks
 from hmsa_core.runtime.memory import peak_memory_mb
-from hmsa_core.training.timeline import Timeline
+from hmsa_core.runtime.ranks import start_ranks
+from hmsa_core.training.data import Timeline
 from hmsa_core.training.trainer import PassBatch, Trainer
 from pipeline.launcher import KEEP_HEAP
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hmsa_core.config import key_material
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.models import read_meta
@@ -86,7 +87,7 @@ def _check_recipes(ws: Workspace) -> None:
         folder = ws.work(section.replace("_", "-"))
         for key in keys.used(folder, job)[-1:]:
             made_with = atomic.read_json(folder / key / "key.json")["config"]
-            if made_with != keys.recipe_material(getattr(ws.params, section)):
+            if made_with != key_material(getattr(ws.params, section)):
                 raise InputError(
                     f"{ws.path('params.yaml')}: {section} is not what the last {job} was trained with",
                     hint="set it back, or run `dvc repro`",
@@ -117,7 +118,7 @@ def _record(ws: Workspace, metrics: dict[str, Any]) -> dict[str, Any]:
         "training": {name: _training(ws, name) for name in trained},
         "stage_seconds": _seconds(ws),
         "stage_versions": VERSIONS,
-        "recipe": {name: keys.work_key(keys.train_material(getattr(params, name))) for name in trained},
+        "recipe": {name: keys.work_key(key_material(getattr(params, name))) for name in trained},
         **describe_run(("hmsa_core", "pipeline")),
     }
 
@@ -140,8 +141,7 @@ def _recipes(params: Params) -> dict[str, Any]:
     sections = {}
     for name in _SECTIONS:
         section = getattr(params, name)
-        runtime = {"runtime": keys.runtime_material(section.runtime)} if hasattr(section, "runtime") else {}
-        sections[name] = section.model_dump(mode="json", exclude=keys.BESIDE) | runtime
+        sections[name] = key_material(section)
     return dict(_leaves({"data": data, **sections}, ""))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import IntegrityError
-from pipeline.quality import how_run
+from pipeline.results import how_run
 from pipeline.scoring import ANSWER
 from research.results.provenance import provenance_lines
 from research.results.tables import points, span, table

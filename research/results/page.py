@@ -10,7 +10,7 @@ from typing import Any
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import IntegrityError
 from pipeline.params import Params
-from pipeline.quality import how_run
+from pipeline.results import how_run
 from research.ablation.catalogue import NAMES, make_ablation
 from research.ablation.plan import Ablation
 from research.results.ablations import ablation_section, tables_of

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hmsa_core.config import key_material
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, InputError, IntegrityError
 from pipeline.cli.main import main
-from pipeline.keys import open_work, recipe_material
+from pipeline.keys import open_work
 from pipeline.params import Params
 from research.ablation.catalogue import make_ablation
 from research.ablation.freeze import write_freeze
@@ -95,7 +96,7 @@ def test_settings_that_were_edited_after_the_training_are_not_taken_for_its_own(
     tmp_path: Path, sources: Sources
 ) -> None:
     ws = finished_workspace(tmp_path / "ws")
-    made_with = {"config": recipe_material(ws.params.student_train)}
+    made_with = {"config": key_material(ws.params.student_train)}
     open_work(ws.work("student-train"), "student", made_with)
     collect(ws, sources.runs)
     edited = {"config": made_with["config"] | {"epochs": 999}}

@@ -12,7 +12,7 @@ SOURCES = [path for package in ("hmsa_core", "pipeline") for path in sorted((REP
 CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "strftime", "ctime"}
 STAMPS = {"st_mtime", "st_mtime_ns", "st_ctime", "st_ctime_ns", "st_atime", "getmtime", "getctime"}
 MAY_READ = {
-    "hmsa_core/runtime/logs.py": "lines of the log carry their time, for people",
+    "hmsa_core/runtime/progress.py": "lines of the log carry their time, for people",
     "pipeline/doctor/dvc.py": "whether a process is younger than the lock that names its number; whether `--fix` removes it",
     "hmsa_core/io/records.py": "whether the page has read the newest file; its inode tells, whatever the time",
 }

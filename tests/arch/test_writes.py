@@ -13,7 +13,7 @@ SOURCES = [path for package in ("hmsa_core", "pipeline") for path in sorted((REP
 # Where a file is written, or opened for writing, in another way: what, and why that loses nothing.
 MAY_WRITE = {
     "hmsa_core/io/atomic.py": "this is it",
-    "hmsa_core/runtime/logs.py": "the log grows by lines; a torn last line is dropped",
+    "hmsa_core/runtime/progress.py": "the log grows by lines; a torn last line is dropped",
     "hmsa_core/io/locks.py": "a lock file names its owner, for people",
     "pipeline/cli/main.py": "/dev/null",
     "examples/streets/files.py": "a folder that is renamed into its place as a whole",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.html import swatch
+from pipeline.render import swatch
 from tests.support.browser_page import Page
 
 OVERLAPS = """

@@ -15,7 +15,7 @@ import pytest
 
 from examples.streets.annotate import cityscapes_polygons, draw_cityscapes
 from examples.streets.scene import city_picture
-from hmsa_core.labels import ConfidenceCode, LabelStoreWriter
+from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.taxonomy import cityscapes
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, imitate_teacher
@@ -32,12 +32,12 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     label, confidence = imitate_teacher(np.asarray(cityscapes().id_to_train[ids], np.uint8), 0)
     (folder / "data").mkdir()
     cv2.imwrite(str(folder / "data" / "a.jpg"), np.ascontiguousarray(picture.rgb[..., ::-1].astype(np.uint8)))
-    small_label, small_code = label[::64, ::64].copy(), ConfidenceCode().encode(confidence[::64, ::64].copy())
+    small_label, small_confidence = label[::64, ::64].copy(), confidence[::64, ::64].copy()
     with LabelStoreWriter(folder / "raw", LINEAGE, images_per_shard=64) as writer:
         for number in range(LARGE):
             writer.add(f"a_{number:05d}", np.roll(label, 40 * number, 1), confidence, image_path="a.jpg")
         for number in range(LARGE, 5000):
-            writer.add_coded(f"b_{number:05d}", small_label, small_code, image_path="a.jpg")
+            writer.add(f"b_{number:05d}", small_label, small_confidence, image_path="a.jpg")
     with serving(str(folder / "raw"), "--images", str(folder / "data")) as (address, server):
         yield address, server.pid
 

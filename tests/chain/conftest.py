@@ -12,8 +12,7 @@ from typing import cast
 import pytest
 
 from hmsa_core.io.locks import FileLock
-from pipeline.nightly.overrides import apply
-from tests.support.chain import REPO, Whole, dvc, run
+from tests.support.chain import REPO, Whole, dvc, run, set_params
 from tests.support.nightly import SLOWLY, down, free_port, up
 
 
@@ -56,7 +55,6 @@ def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def undisturbed(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store that a run with SLOWLY makes when nobody disturbs it."""
     twin = shutil.copytree(whole.root, tmp_path_factory.mktemp("undisturbed") / "ws", symlinks=True)
-    params = twin / "params.yaml"
-    params.write_text(apply(params.read_text(), SLOWLY))
+    set_params(twin, SLOWLY)
     dvc(twin, "repro", "--single-item", "auto-infer")
     return twin

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.io.atomic import read_json
-from hmsa_core.runtime.logs import read_log
-from pipeline.nightly.overrides import apply
-from tests.support.chain import run
+from hmsa_core.runtime.progress import read_log
+from tests.support.chain import run, set_params
 from tests.unit.hmsa_core.data.conftest import CityTree, VistasTree
 
 pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -40,8 +39,7 @@ def test_the_layouts_go_through_prepare_and_one_training_step(tmp_path: Path, co
     run(tmp_path, "autolabel", "init", str(ws), "--profile", "cityscapes", *roots)
     stages = ("teacher_pretrain", "teacher_train")
     changes = {f"{stage}.{key}": value for stage in stages for key, value in ONE_STEP.items()}
-    params = ws / "params.yaml"
-    params.write_text(apply(params.read_text(), changes | {"teacher_train.validate_every": 0, "prepare.workers": 1}))
+    set_params(ws, changes | {"teacher_train.validate_every": 0, "prepare.workers": 1})
     run(ws, "autolabel", "stage", "prepare")
     figures = read_json(ws / "metrics/prepare.json")
     assert figures["target"]["by_role"] == {"calibrate": 3, "learn": 2, "report": 1, "unlabelled": 1}

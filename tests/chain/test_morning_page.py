@@ -17,10 +17,11 @@ from pipeline.nightly import morning, morning_page
 from pipeline.nightly.discover import discover
 from pipeline.nightly.gatekeeper import apply_verdict
 from pipeline.nightly.morning import Tonight
-from pipeline.nightly.overrides import apply, overridden
+from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.ranking import expected_loss
 from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
 from pipeline.workspace import Workspace
+from tests.support.chain import set_params
 from tests.support.chromium import chromium
 
 pytestmark = pytest.mark.chain
@@ -66,7 +67,7 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
 
 def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path) -> None:
     ws, measured, _ = _night(workspace)
-    with overridden(workspace, {"pseudo_label.threshold": 0.99}):
+    with parameters_of_night(workspace, {"pseudo_label.threshold": 0.99}):
         ws, page, _ = _night(workspace)
         store = LabelStore.open(ws.path("labels/raw"))
         curves = Curves.load(judged_curves(ws, "calibration"))
@@ -84,8 +85,7 @@ def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(work
     _, second, _ = _night(workspace)
     assert "nothing differs" in second["differs"][0]
     assert {row["change"] for row in second["trust"]} == {"="}
-    params = workspace / "params.yaml"
-    params.write_text(apply(params.read_text(), {"student_train.epochs": 3}))
+    set_params(workspace, {"student_train.epochs": 3})
     statistics = workspace / "labels/final/statistics.json"
     changed = json.loads(statistics.read_text())
     changed["classes"][0]["coverage"] += 0.1

@@ -107,7 +107,7 @@ def test_a_night_that_is_hit_in_auto_infer_leaves_nobody_and_the_next_one_makes_
     assert store_bytes(orchestrated) == store_bytes(undisturbed)
     assert finish(orchestrated, start(orchestrated, **NIGHT)) == "Completed"
     assert store_bytes(orchestrated) == store_bytes(undisturbed), "a night with nothing to do changes nothing"
-    assert (orchestrated / "params.yaml").read_bytes() == params, "the parameters of a run are undone"
+    assert (orchestrated / "params.yaml").read_bytes() == params, "a run never writes it"
 
 
 def _answers(folder: Path) -> bool:

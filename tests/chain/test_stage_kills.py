@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.nightly.overrides import apply
 from pipeline.stages import STAGES
 from tests.support.blows import GONE_WITHIN_S, assert_all_gone, hit_all, kill_all, receipts, running, stage_pid, steps
-from tests.support.chain import Whole, change_param, dvc, lock_file
+from tests.support.chain import Whole, change_param, dvc, lock_file, set_params
 from tests.support.planted import Plan
 from tests.support.waiting import leave
 
@@ -135,9 +134,7 @@ def many_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished workspace, its short trainings with a state after each step. Look, do not touch."""
     root = tmp_path_factory.mktemp("states") / "ws"
     shutil.copytree(whole.root, root, symlinks=True)
-    params = root / "params.yaml"
-    changes = {f"{stage.replace('-', '_')}.checkpoint_every": 1 for stage in SHORT}
-    params.write_text(apply(params.read_text(), changes))
+    set_params(root, {f"{stage.replace('-', '_')}.checkpoint_every": 1 for stage in SHORT})
     for stage in SHORT:
         shutil.rmtree(root / "work" / stage)
         assert dvc(root, "repro", "--single-item", "--force", stage).ran == [stage]
@@ -149,9 +146,8 @@ def many_teacher_states(whole: Whole, tmp_path_factory: pytest.TempPathFactory) 
     """The finished workspace with a teacher of few steps that has a state after each. Look, do not touch."""
     root = tmp_path_factory.mktemp("teacher") / "ws"
     shutil.copytree(whole.root, root, symlinks=True)
-    params = root / "params.yaml"
     changes = {"checkpoint_every": 1, "epochs": 2, "epoch_samples": 16, "validate_every": 0}  # eight steps
-    params.write_text(apply(params.read_text(), {f"teacher_train.{key}": value for key, value in changes.items()}))
+    set_params(root, {f"teacher_train.{key}": value for key, value in changes.items()})
     shutil.rmtree(root / "work" / TRAINING)
     assert dvc(root, "repro", "--single-item", TRAINING).ran == [TRAINING]
     return root

@@ -14,8 +14,8 @@ from hmsa_core.io import atomic, trees
 from hmsa_core.io.errors import HmsaError, StoreError
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.manifest import publish_store
-from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done
+from hmsa_core.labels.store.writer import publish_store, write_manifest
 from hmsa_core.models.checkpoint import read_meta, read_weights, write_checkpoint
 from hmsa_core.training import state
 from hmsa_core.training.state import StateStore

@@ -21,8 +21,8 @@ from hmsa_core.io.errors import CheckpointError, StoreError
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
-from hmsa_core.labels.store.manifest import publish_store
-from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done
+from hmsa_core.labels.store.writer import publish_store, write_manifest
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy, from_threshold
 from hmsa_core.models.checkpoint import read_meta, write_checkpoint
 from pipeline.nightly.registry import Registry

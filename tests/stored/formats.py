@@ -27,14 +27,13 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.merge import MergeRules
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig, PairRule
-from hmsa_core.labels.thresholds.calibration import calibration_table, load_table, save_table
+from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.policy import measure
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.taxonomy import IGNORE, cityscapes
 from hmsa_core.training.state import StateStore
 from pipeline.inspector.audit import Audit, AuditFile
-from pipeline.inspector.cuts import parse_cuts
+from pipeline.inspector.stats import parse_cuts
 from pipeline.inspector.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
@@ -102,12 +101,10 @@ def write(folder: Path) -> None:
     """One file or folder of each format."""
     curves = Curves.measure(world(8, 2, seed=3, shape=(32, 48)), CLASSES, lineage=LINEAGE)
     curves.save(folder / "curves.json")
-    policy = measure(curves, CalibrateConfig(min_blocks=5, min_components=5, target=0.9))
+    policy = choose_policy(curves, CalibrateConfig(min_blocks=5, min_components=5, target=0.9))
     policy.save(folder / "policy.json")
-    save_table(folder / "calibration.json", calibration_table(curves), CLASSES, LINEAGE)
     hand = PairRule(human=CLASSES.classes[0], teacher=CLASSES.classes[1], action="teacher")
     rules = MergeRules.default(CLASSES, MergeConfig(rules=(hand,)))
-    rules.save(folder / "rules.json")
     _write_stores(folder, policy, rules)
     Index.write(folder / "index.parquet", [SAMPLE], cityscapes(), "target", licences={"target": "none"})
     refused = QuarantineRow("x", "x.png", "image", "train", "truncated", "ends early", "target")
@@ -168,11 +165,6 @@ def _curves(path: Path) -> Any:
     return {"blocks": curves.blocks, "counts": sums, "truth": curves.truth.tolist()}
 
 
-def _table(path: Path) -> Any:
-    table, bound_to = load_table(path)
-    return [_sha(table), bound_to]
-
-
 def _state(path: Path) -> Any:
     state = StateStore(path, key=KEY).latest()
     assert state is not None
@@ -191,8 +183,6 @@ READERS: dict[str, Callable[[Path], Any]] = {  # the file that names format and 
     "webp/manifest.json": lambda f: _store(f / "webp"),
     "policy.json": lambda f: _policy(f / "policy.json"),
     "curves.json": lambda f: _curves(f / "curves.json"),
-    "calibration.json": lambda f: _table(f / "calibration.json"),
-    "rules.json": lambda f: MergeRules.load(f / "rules.json").to_json()["actions"],
     "index.parquet": lambda f: _index(f / "index.parquet"),
     "quarantine.parquet": lambda f: [vars(r) for r in read_quarantine(f / "quarantine.parquet")],
     "centroids.parquet": lambda f: Centroids.load(f / "centroids.parquet").values.tolist(),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from tests.support.chain import environment
 from tests.support.nightly import processes_of
 from tests.support.planted import Plan, planted

@@ -8,8 +8,15 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.nightly.parameters import set_keys
+from pipeline.strict_yaml import read_yaml
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -71,6 +78,14 @@ def change_param(workspace: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text, old
     path.write_text(text.replace(old, new, 1))
+
+
+def set_params(workspace: Path, changes: Mapping[str, Any]) -> None:
+    """Set dotted keys of params.yaml, as a person's edit would."""
+    path = workspace / "params.yaml"
+    values = read_yaml(path).values
+    set_keys(values, changes)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def lock_file(workspace: Path) -> str:

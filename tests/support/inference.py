@@ -14,9 +14,7 @@ from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models.model import MultiScaleModel
-from hmsa_core.runtime.context import JobContext
-from hmsa_core.runtime.distributed import Ranks
-from hmsa_core.runtime.logs import JsonLog
+from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
 from tests.support.training import CLASSES, class_table
 
@@ -94,8 +92,7 @@ def evaluate_spec(
 def job_context(work: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> JobContext:
     torch.set_num_threads(1)
     ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
-    log = JsonLog(work / "log.jsonl" if ranks.is_main else None)
-    return JobContext(work, ranks, CPU, stop or StopRequest(), log)
+    return JobContext.of(work, ranks, CPU, stop or StopRequest())
 
 
 class StopAfter(StopRequest):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import JobSpec, save_spec
 from tests.support.planted import Plan, planted
 

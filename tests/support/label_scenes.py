@@ -19,7 +19,7 @@ from examples.streets.coarse import coarse_polygons
 from examples.streets.rng import Rng
 from examples.streets.scene import city_picture
 from hmsa_core.labels import ConfidenceCode, LabelStoreWriter, ThresholdPolicy
-from hmsa_core.labels.store.manifest import binding, full_lineage
+from hmsa_core.labels.store.format import binding, full_lineage
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
 

@@ -14,10 +14,10 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.process import StopRequest
-from hmsa_core.labels.store.shards import ShardWriter, plan_shards, write_manifest
-from hmsa_core.runtime.context import JobContext
-from hmsa_core.runtime.distributed import Ranks
-from hmsa_core.runtime.logs import JsonLog, read_log
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards
+from hmsa_core.labels.store.writer import write_manifest
+from hmsa_core.runtime.progress import read_log
+from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 
@@ -159,8 +159,7 @@ def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | Non
     """Context of a job that runs alone in this process."""
     torch.set_num_threads(1)
     ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
-    log = JsonLog(spec.work / "log.jsonl" if ranks.is_main else None)
-    return JobContext(spec.work, ranks, spec.config.runtime, stop or StopRequest(), log)
+    return JobContext.of(spec.work, ranks, spec.config.runtime, stop or StopRequest())
 
 
 def log_of(work: Path) -> list[dict[str, Any]]:

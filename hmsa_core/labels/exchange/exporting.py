@@ -16,10 +16,9 @@ from hmsa_core.io.atomic import digest, open_atomic
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.exchange.files import IMAGE_ENDING, Selection, city_of, file_ids, target_path
 from hmsa_core.labels.exchange.folder import ExportFolder
-from hmsa_core.labels.store.codec import png_bytes
 from hmsa_core.labels.store.codes import EDGES, NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.format import SOURCES, png_bytes
 from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.store.schema import SOURCES
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.labels.store.codec import png_bytes
+from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
 

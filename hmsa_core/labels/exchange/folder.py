@@ -25,7 +25,7 @@ from hmsa_core.io.atomic import (
     write_json,
 )
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.labels.store.codec import png_bytes
+from hmsa_core.labels.store.format import png_bytes
 
 __all__ = ["MARK", "ExportFolder"]
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,25 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError, StoreError
-from hmsa_core.labels.store import codec, schema
-from hmsa_core.labels.store.manifest import read_manifest
-from hmsa_core.labels.store.parquet import FileRecord, check_footer, open_parquet, parquet_errors, read_table
+from hmsa_core.labels.store.format import (
+    MANIFEST,
+    FileRecord,
+    Kind,
+    check_footer,
+    decode,
+    open_parquet,
+    parquet_errors,
+    payload_columns,
+    read_manifest,
+    read_table,
+    shard_schema,
+)
+from hmsa_core.labels.store.verify import Problem, verify_store
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["LabelStore", "Problem"]
+__all__ = ["LabelStore"]
 
 _OPEN_FILES = 64  # shards held open by one reader
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a store."""
-
-    file: str
-    kind: str  # missing | torn | changed | swapped | renamed | unlisted
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class LabelStore:
@@ -42,7 +40,7 @@ class LabelStore:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
-        self.kind: schema.Kind = manifest["kind"]
+        self.kind: Kind = manifest["kind"]
         self.classes = ClassTable.from_json(manifest["classes"])
         self.lineage: dict[str, Any] = manifest["lineage"]
         self.digest: str = manifest["digest"]
@@ -100,13 +98,11 @@ class LabelStore:
 
     def verify(self, subset: str = "1/1") -> list[Problem]:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""
-        from hmsa_core.labels.store.verify import verify_store  # the other way round at import time
-
         try:
             manifest = read_manifest(self.path)  # not the one of `open`: it may have been damaged or replaced since
         except StoreError as error:
-            kind = "changed" if (self.path / schema.MANIFEST).exists() else "missing"
-            return [Problem(schema.MANIFEST, kind, error.message)]
+            kind = "changed" if (self.path / MANIFEST).exists() else "missing"
+            return [Problem(MANIFEST, kind, error.message)]
         return verify_store(self.path, manifest, subset)
 
     def names(self) -> list[str]:
@@ -143,7 +139,7 @@ class LabelStore:
         return self._read(name, ("label",))["label"]
 
     def read_source(self, name: str) -> NDArray[np.uint8]:
-        """Where each final pixel comes from (schema.SOURCES); only a thresholded store has it."""
+        """Where each final pixel comes from (SOURCES); only a thresholded store has it."""
         if self.kind != "thresholded":
             raise InputError(f"{self.path}: a raw store has no source maps")
         return self._read(name, ("source",))["source"]
@@ -156,14 +152,14 @@ class LabelStore:
         for column, digest in zip(columns, digests, strict=True):
             if hashlib.sha256(row[column]).hexdigest() != row[digest]:
                 raise StoreError(f"{where}: {column} is damaged (digest differs)")
-            maps[column] = codec.decode(row[column], self.manifest["codec"])
+            maps[column] = decode(row[column], self.manifest["codec"])
             if maps[column].shape != (row["height"], row["width"]):
                 raise StoreError(f"{where}: {column} is {maps[column].shape}, recorded {row['height'], row['width']}")
         return maps
 
     def row(self, name: str) -> dict[str, Any]:
         """What the store knows of an image, without its maps: city, paths, size, digests."""
-        columns = [n for n in schema.shard_schema(self.kind).names if n not in schema.payload_columns(self.kind)]
+        columns = [n for n in shard_schema(self.kind).names if n not in payload_columns(self.kind)]
         return self._row(name, columns)
 
     def _row(self, name: str, columns: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing shards: one owner each, visible when complete, acknowledged by a receipt.
+"""Shards of a store: which image goes where, one writer for each, acknowledged by a receipt.
 
 Order on disk: shard, sidecar, receipt (each atomically). A shard without a receipt was never acknowledged
 and is written again; one with a receipt is never touched again. The manifest comes last of all.
@@ -7,43 +7,162 @@ and is written again; one with a receipt is never touched again. The manifest co
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
-from hmsa_core.io.atomic import canonical_json, sha256_file, sweep_temps
-from hmsa_core.io.errors import InputError, LockedError, StoreError, is_plain_name
+from hmsa_core.io.atomic import canonical_json, digest, sha256_file, sweep_temps
+from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.io.locks import FileLock
-from hmsa_core.labels.store import schema
-from hmsa_core.labels.store.codec import Codec, encode
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.histogram import count, present_values
-from hmsa_core.labels.store.manifest import publish_store, write_manifest
-from hmsa_core.labels.store.parquet import FileRecord, ParquetSink
-from hmsa_core.labels.store.plans import ShardPlan, plan_shards
-from hmsa_core.labels.store.receipts import RECEIPT_FORMAT, read_receipt, receipt_path
-from hmsa_core.labels.store.sidecar import SidecarRows
+from hmsa_core.labels.store.format import (
+    FORMAT,
+    LOCKS,
+    RECEIPTS,
+    SIDECAR,
+    VERSION,
+    Codec,
+    FileRecord,
+    Kind,
+    ParquetSink,
+    encode,
+    shard_schema,
+)
+from hmsa_core.labels.store.sidecar import SidecarRows, count, present_values
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 __all__ = [
+    "ImageFacts",
     "ShardPlan",
     "ShardWriter",
     "claim_shard",
     "leave",
     "plan_shards",
-    "publish_store",
     "read_receipt",
     "shard_done",
     "sweep",
-    "write_manifest",
 ]
 
+RECEIPT_FORMAT = "hmsa-label-shard"
+UInt8 = NDArray[np.uint8]
 _CODE = ConfidenceCode()
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard: its number, its images in order with their content hashes, and the key of what labels them."""
+
+    index: int
+    names: tuple[str, ...]
+    image_sha256s: tuple[str, ...]
+    key: str
+
+    @property
+    def stem(self) -> str:
+        """File stem of the shard, its sidecar and its receipt."""
+        return f"shard-{self.index:05d}"
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the whole plan: a receipt counts only for the plan that it was written for."""
+        return digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` rebuilds the plan."""
+        return {
+            "index": self.index,
+            "names": list(self.names),
+            "image_sha256s": list(self.image_sha256s),
+            "key": self.key,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ShardPlan:
+        """Rebuild a plan from `to_json`."""
+        return cls(value["index"], tuple(value["names"]), tuple(value["image_sha256s"]), value["key"])
+
+
+def plan_shards(
+    existing: Sequence[ShardPlan], images: Iterable[tuple[str, str]], images_per_shard: int, key: str
+) -> list[ShardPlan]:
+    """Keep the existing plans and append shards for the images that are in none of them.
+
+    Args:
+        existing: plans of earlier runs with the same key; never reordered or refilled.
+        images: (name, image_sha256) of all images wanted now, in any order.
+        images_per_shard: images a new shard holds, >= 1.
+        key: digest of all that determines a label (teacher, scales, flip, precision, classes, code).
+
+    Raises:
+        ConfigError: an existing plan has another key (changed parameters need a new store).
+        InputError: a name occurs twice, or its content changed since it was labelled.
+    """
+    if images_per_shard < 1:
+        raise ConfigError(f"images_per_shard must be at least 1, got {images_per_shard}")
+    if any(plan.key != key for plan in existing):
+        raise ConfigError(
+            "the existing shards were made with other parameters or another teacher", hint="use a new store"
+        )
+    known = {n: h for plan in existing for n, h in zip(plan.names, plan.image_sha256s, strict=True)}
+    new: dict[str, str] = {}
+    for name, sha256 in images:
+        if name in new:
+            raise InputError(f"image name {name!r} occurs twice", hint="names must be unique in a store")
+        new[name] = sha256
+    for name in sorted(known.keys() & new.keys()):
+        if known[name] != new[name]:
+            raise InputError(
+                f"image {name!r} has changed since it was labelled (sha256 {new[name]}, labelled {known[name]})",
+                hint="give it a new name, or label into a new store",
+            )
+    # Sorted by name: the plan does not depend on the order in which a folder was listed.
+    fresh = sorted(new.keys() - known.keys())
+    first = 1 + max((plan.index for plan in existing), default=-1)
+    return [
+        *existing,
+        *(
+            ShardPlan(
+                first + i // images_per_shard,
+                names := tuple(fresh[i : i + images_per_shard]),
+                tuple(new[n] for n in names),
+                key,
+            )
+            for i in range(0, len(fresh), images_per_shard)
+        ),
+    ]
+
+
+def receipt_path(store: Path, plan: ShardPlan) -> Path:
+    """Where the receipt of a planned shard lies."""
+    return store / RECEIPTS / f"{plan.stem}.json"
+
+
+def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
+    """Receipt of a planned shard; missing, damaged or of another plan is a StoreError."""
+    receipt = sealed.read(receipt_path(store, plan))
+    if receipt.get("plan_sha256") != plan.digest or receipt.get("version") != VERSION:
+        raise StoreError(f"{receipt_path(store, plan)}: belongs to another plan")
+    return receipt
+
+
+class ImageFacts(TypedDict, total=False):
+    """What a store keeps of an image beside its maps; absent entries are "".
+
+    city: unit in which shift is looked at (city, camera or drive); image_path, coarse_path: paths of the image and of
+    its human label, relative to their root; image_sha256: content hash of the image file.
+    """
+
+    city: str
+    image_path: str
+    coarse_path: str
+    image_sha256: str
 
 
 class ShardWriter:
@@ -67,16 +186,14 @@ class ShardWriter:
         plan: ShardPlan,
         *,
         classes: ClassTable | None = None,
-        kind: schema.Kind = "raw",
+        kind: Kind = "raw",
         codec: Codec = "png",
         streaming: bool = False,
     ) -> None:
         self.root, self.plan, self.kind = Path(store), plan, kind
         self._codec, self._classes = codec, classes or cityscapes()
         self._streaming = streaming
-        self._lock = FileLock(
-            self.root / schema.LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}"
-        ).acquire()
+        self._lock = FileLock(self.root / LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}").acquire()
         try:
             _sweep_once(self.root)
             self._sink = self._open()
@@ -90,14 +207,14 @@ class ShardWriter:
 
     def _open(self) -> ParquetSink:
         about = {
-            "format": schema.FORMAT,
-            "version": schema.VERSION,
+            "format": FORMAT,
+            "version": VERSION,
             "kind": self.kind,
             "codec": self._codec,
             "classes_sha256": self._classes.digest(),
             "key": self.plan.key,
         }
-        self._schema = schema.shard_schema(self.kind, {b"hmsa": canonical_json(about)})
+        self._schema = shard_schema(self.kind, {b"hmsa": canonical_json(about)})
         path = self.root / f"{self.plan.stem}.parquet"
         # Images are compressed already; statistics only where a reader searches.
         return ParquetSink(path, self._schema, compression="none", statistics=["name"])
@@ -105,14 +222,11 @@ class ShardWriter:
     def add(
         self,
         name: str,
-        label: NDArray[np.uint8],
+        label: UInt8,
         confidence: NDArray[np.floating],
         *,
-        city: str = "",
-        image_path: str = "",
-        coarse_path: str = "",
-        image_sha256: str = "",
-        coarse: NDArray[np.uint8] | None = None,
+        coarse: UInt8 | None = None,
+        **facts: Unpack[ImageFacts],
     ) -> None:
         """Append one image.
 
@@ -120,43 +234,30 @@ class ShardWriter:
             name: the plan's next name.
             label: uint8 HxW trainIds or 255.
             confidence: float32 HxW, top probability of the label, in [0, 1].
-            city: unit in which shift is looked at: city, camera or drive.
-            image_path: path of the image relative to its root.
-            coarse_path: path of the human label relative to its root.
-            image_sha256: content hash of the image file; must be the plan's where the plan has one.
             coarse: uint8 HxW trainIds of the human label, only counted (conflicts), not stored.
+            facts: what else is known of the image; a digest must be the plan's where the plan has one.
 
         Raises:
             InputError: wrong name, type, shape or ids.
         """
         _check_shapes(name, label, confidence)
-        self.add_coded(
-            name,
-            label,
-            _CODE.encode(confidence),
-            city=city,
-            image_path=image_path,
-            coarse_path=coarse_path,
-            image_sha256=image_sha256,
-            coarse=coarse,
-        )
+        self.add_coded(name, label, _CODE.encode(confidence), coarse=coarse, **facts)
 
     def add_coded(
         self,
         name: str,
-        label: NDArray[np.uint8],
-        code: NDArray[np.uint8],
+        label: UInt8,
+        code: UInt8,
         *,
-        source: NDArray[np.uint8] | None = None,
+        source: UInt8 | None = None,
+        coarse: UInt8 | None = None,
         city: str = "",
         image_path: str = "",
         coarse_path: str = "",
         image_sha256: str = "",
-        coarse: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Append one image whose confidences are codes already; see `add`. `source`: schema.SOURCES."""
+        """Append one image whose confidences are codes already; see `add`. `source`: SOURCES of a thresholded store."""
         maps = self._check(name, label, code, source, coarse)
-        image_sha256 = self._check_plan(name, image_sha256)
         row: dict[str, Any] = {
             "name": name,
             "city": city,
@@ -164,9 +265,9 @@ class ShardWriter:
             "coarse_path": coarse_path,
             "height": label.shape[0],
             "width": label.shape[1],
-            "image_sha256": image_sha256,
+            "image_sha256": self._check_plan(name, image_sha256),
         }
-        encoded = {column: encode(value, column, self._codec) for column, value in maps.items()}  # type: ignore[arg-type]  # keys are payload_columns
+        encoded = {column: encode(value, column, self._codec) for column, value in maps.items()}
         digests = {f"{c}_sha256": hashlib.sha256(data).hexdigest() for c, data in encoded.items()}
         values = {**row, **encoded, **digests}
         self._sink.append(pa.table({n: [values[n]] for n in self._schema.names}, schema=self._schema))
@@ -179,26 +280,21 @@ class ShardWriter:
         self._skipped.append({"name": name, "reason": reason})
 
     def _check(
-        self,
-        name: str,
-        label: NDArray[np.uint8],
-        code: NDArray[np.uint8],
-        source: NDArray[np.uint8] | None,
-        coarse: NDArray[np.uint8] | None,
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, label: UInt8, code: UInt8, source: UInt8 | None, coarse: UInt8 | None
+    ) -> dict[str, UInt8]:
+        """The maps to be stored, by column."""
         _check_shapes(name, label, code)
-        maps = {"label": label, "confidence": code}
         if (source is not None) != (self.kind == "thresholded"):
             raise InputError(f"{name}: a source map belongs to a thresholded store, and only there")
-        if source is not None:
-            maps["source"] = source
-        for what, array in {**maps, **({} if coarse is None else {"coarse": coarse})}.items():
+        maps = {"label": label, "confidence": code, "source": source, "coarse": coarse}
+        given = {what: array for what, array in maps.items() if array is not None}
+        for what, array in given.items():
             if array.dtype != np.uint8 or array.shape != label.shape:
                 raise InputError(f"{name}: {what} must be uint8 {label.shape}, got {array.dtype} {array.shape}")
-        _check_ids(name, "label", label, self._classes)
-        if coarse is not None:
-            _check_ids(name, "coarse", coarse, self._classes)
-        return {k: np.ascontiguousarray(v) for k, v in maps.items()}
+        for what in ("label", "coarse"):
+            if what in given:
+                _check_ids(name, what, given[what], self._classes)
+        return {what: np.ascontiguousarray(array) for what, array in given.items() if what != "coarse"}
 
     def _check_plan(self, name: str, image_sha256: str) -> str:
         if self._streaming:
@@ -223,10 +319,10 @@ class ShardWriter:
             raise StoreError(f"{self.plan.stem}: {missing} of its images were not written", hint="run again")
         try:
             shard = self._sink.commit(self.root)
-            sidecar = self._sidecar.write(self.root / schema.SIDECAR / f"{self.plan.stem}.parquet", self.root)
+            sidecar = self._sidecar.write(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root)
             receipt = {
                 "format": RECEIPT_FORMAT,
-                "version": schema.VERSION,
+                "version": VERSION,
                 "kind": self.kind,
                 "codec": self._codec,
                 "classes_sha256": self._classes.digest(),
@@ -254,9 +350,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
@@ -283,7 +377,7 @@ def _sweep_once(root: Path) -> None:
         sweep(root)
 
 
-def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> None:
+def _check_shapes(name: str, label: UInt8, other: NDArray[Any]) -> None:
     if not name or not is_plain_name(name):
         raise InputError(f"image name {name!a} is empty, or holds control characters or bytes that are no UTF-8")
     for what, array in (("label", label), ("confidence", other)):
@@ -295,7 +389,7 @@ def _check_shapes(name: str, label: NDArray[np.uint8], other: NDArray[Any]) -> N
         raise InputError(f"{name}: confidence is {other.shape} but the label is {label.shape}")
 
 
-def _check_ids(name: str, what: str, ids: NDArray[np.uint8], classes: ClassTable) -> None:
+def _check_ids(name: str, what: str, ids: UInt8, classes: ClassTable) -> None:
     present = present_values(ids)
     wrong = present[(present >= classes.num_classes) & (present != IGNORE)]
     if len(wrong):
@@ -311,29 +405,22 @@ def claim_shard(store: str | Path, plan: ShardPlan, **options: Any) -> ShardWrit
 
     Done is asked again under the lock: its last owner may have finished it a moment ago.
     """
-    if shard_done(store, plan):
-        return None
     try:
-        writer = ShardWriter(store, plan, **options)
+        writer = None if shard_done(store, plan) else ShardWriter(store, plan, **options)
     except LockedError:
         return None
-    if shard_done(store, plan):
+    if writer is not None and shard_done(store, plan):
         writer.abort()
         return None
     return writer
 
 
-def shard_done(store: str | Path, plan: ShardPlan, *, check_bytes: bool = True) -> bool:
-    """Whether this very plan is acknowledged and its files are whole (all bytes read, unless told not to)."""
+def shard_done(store: str | Path, plan: ShardPlan) -> bool:
+    """Whether this very plan is acknowledged and its files are whole (all bytes are read)."""
     root = Path(store)
     try:
         receipt = read_receipt(root, plan)
     except StoreError:
         return False
-    for record in (FileRecord(**receipt["shard"]), FileRecord(**receipt["sidecar"])):
-        path = root / record.file
-        if not path.is_file() or path.stat().st_size != record.size_bytes:
-            return False
-        if check_bytes and sha256_file(path) != record.sha256:
-            return False
-    return True
+    records = [FileRecord(**receipt[part]) for part in ("shard", "sidecar")]
+    return all((root / r.file).is_file() and sha256_file(root / r.file) == r.sha256 for r in records)

@@ -1,4 +1,4 @@
-"""The sidecar tables: histograms of each image, and their consolidated forms for instant statistics.
+"""The sidecar tables: histograms of each image, their consolidated forms, and statistics at any threshold from them.
 
 `sidecar/shard-NNNNN.parquet` is the source: one sparse table a shard, sorted by class. From all of them
 `consolidate` makes three tables whose file names carry the digest of their sources, so that an old manifest
@@ -11,24 +11,94 @@ never meets new statistics:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hmsa_core.io.atomic import digest
-from hmsa_core.labels.store import schema
-from hmsa_core.labels.store.histogram import Histogram, cumulative
-from hmsa_core.labels.store.parquet import FileRecord, ParquetSink, read_table, sink
+from hmsa_core.io.atomic import digest, sha256_file
+from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.format import (
+    IMAGES_SCHEMA,
+    KEPT_SCHEMA,
+    SIDECAR,
+    SIDECAR_SCHEMA,
+    STATISTICS,
+    TOTALS_SCHEMA,
+    FileRecord,
+    ParquetSink,
+    open_parquet,
+    parquet_errors,
+    read_manifest,
+    read_table,
+)
+from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["SidecarRows", "consolidate"]
+__all__ = ["Histogram", "SidecarRows", "StoreStatistics", "consolidate", "count", "cumulative", "present_values"]
 
 _SMALL = 512  # images
 _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens of MB
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
+_HASHED_BYTES = 16 << 20
+_MEND = "run `autolabel verify` on the store; make it again"
+
+
+class Histogram(NamedTuple):
+    """Sparse counts sorted by class, human class and code; only pixels > 0 are listed."""
+
+    class_id: NDArray[np.uint8]
+    human: NDArray[np.uint8]
+    code: NDArray[np.uint8]
+    pixels: NDArray[np.uint32]
+
+
+def present_values(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The values that occur, in order (ten times faster than np.bincount or np.unique on uint8)."""
+    bins = cv2.calcHist([np.ascontiguousarray(ids)], [0], None, [256], [0, 256])
+    return np.flatnonzero(bins.reshape(-1)).astype(np.uint8)
+
+
+def _dense(ids: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Present values, and a 256-entry table value -> its position among them."""
+    present = present_values(ids)
+    table = np.zeros(256, np.int32)
+    table[present] = np.arange(len(present))
+    return present, table
+
+
+def count(label: NDArray[np.uint8], code: NDArray[np.uint8], human: NDArray[np.uint8] | None = None) -> Histogram:
+    """Count the pixels of one image; without a human label all pixels count as human 255."""
+    classes, class_at = _dense(label)
+    key = np.asarray(cv2.LUT(np.ascontiguousarray(label), class_at), np.int32)
+    humans = np.full(1, 255, np.uint8)
+    if human is not None:
+        humans, human_at = _dense(human)
+        key *= len(humans)
+        key += np.asarray(cv2.LUT(np.ascontiguousarray(human), human_at), np.int32)
+    key <<= 8
+    key |= code
+    bins = np.bincount(key.reshape(-1))
+    hit = np.flatnonzero(bins)
+    pair = hit >> 8
+    return Histogram(
+        classes[pair // len(humans)],
+        humans[pair % len(humans)],
+        (hit & 255).astype(np.uint8),
+        bins[hit].astype(np.uint32),
+    )
+
+
+def cumulative(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pixels with at least each code: reversed cumulative sum over the last axis."""
+    return np.cumsum(counts[..., ::-1], axis=-1, dtype=np.int64)[..., ::-1]
 
 
 class SidecarRows:
@@ -52,20 +122,20 @@ class SidecarRows:
         arrays = [names, pa.array(rows[order])]
         types = (pa.uint8(), pa.uint8(), pa.uint8(), pa.uint32())
         arrays += [pa.array(c[order].astype(t.to_pandas_dtype())) for c, t in zip(columns, types, strict=True)]
-        with sink(path, schema.sidecar_schema(), statistics=["class"], dictionary=["name", "class", "human"]) as out:
-            out.append(pa.Table.from_arrays(arrays, schema=schema.sidecar_schema()))
+        with ParquetSink(path, SIDECAR_SCHEMA, statistics=["class"], dictionary=["name", "class", "human"]) as out:
+            out.append(pa.Table.from_arrays(arrays, schema=SIDECAR_SCHEMA))
             return out.commit(root)
 
 
 def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int) -> dict[str, FileRecord]:
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
-    where = {name: root / schema.SIDECAR / f"{name}-{sources}.parquet" for name in schema.STATISTICS}
+    where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in STATISTICS}
     totals = _Totals(num_classes)
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
-    with sink(
-        where["kept"], schema.kept_schema(), compression=compression, statistics=["class"], dictionary=["class"]
+    with ParquetSink(
+        where["kept"], KEPT_SCHEMA, compression=compression, statistics=["class"], dictionary=["class"]
     ) as kept:
         for first, members in _blocks(receipts):
             tables = [_load(root, receipts[i]) for i in members]
@@ -127,7 +197,7 @@ def _append_kept(out: ParquetSink, parts: list[tuple[NDArray[Any], NDArray[np.ui
     columns = np.concatenate([part[2] for part in parts]).T
     arrays = [pa.array(image.astype(np.uint32)), pa.array(class_id)]
     arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
-    out.append(pa.Table.from_arrays(arrays, schema=schema.kept_schema()))
+    out.append(pa.Table.from_arrays(arrays, schema=KEPT_SCHEMA))
 
 
 class _Totals:
@@ -160,7 +230,7 @@ class _Totals:
         rank = np.argsort(np.argsort(names[: len(self._cities)], kind="stable"), kind="stable")
         order = np.argsort(rank[city], kind="stable") if len(rank) else np.arange(0)
         to_id = np.append(np.arange(self._size - 1), 255).astype(np.uint8)
-        with sink(path, schema.totals_schema(), dictionary=["city"]) as out:
+        with ParquetSink(path, TOTALS_SCHEMA, dictionary=["city"]) as out:
             out.append(
                 pa.table(
                     {
@@ -170,15 +240,15 @@ class _Totals:
                         "code": pa.array(code[order].astype(np.uint8)),
                         "pixels": pa.array(self._pixels[order]),
                     },
-                    schema=schema.totals_schema(),
+                    schema=TOTALS_SCHEMA,
                 )
             )
             return out.commit(root)
 
 
 def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) -> FileRecord:
-    names = [n for n in schema.image_table_schema().names if n not in ("shard", "row")]
-    with sink(path, schema.image_table_schema()) as out:
+    names = [n for n in IMAGES_SCHEMA.names if n not in ("shard", "row")]
+    with ParquetSink(path, IMAGES_SCHEMA) as out:
         for shard, receipt in enumerate(receipts):
             rows = receipt["rows"]
             if not rows:
@@ -186,5 +256,130 @@ def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) ->
             columns: dict[str, Any] = {n: [row[n] for row in rows] for n in names}
             columns["shard"] = [shard] * len(rows)
             columns["row"] = list(range(len(rows)))
-            out.append(pa.table(columns, schema=schema.image_table_schema()))
+            out.append(pa.table(columns, schema=IMAGES_SCHEMA))
         return out.commit(root)
+
+
+class StoreStatistics:
+    """Counts of a store. N images in the manifest's order, C classes, codes 0..255."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.classes = ClassTable.from_json(manifest["classes"])
+        self.names: list[str] = [image[0] for shard in manifest["shards"] for image in shard["images"]]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> StoreStatistics:
+        """Open the sidecar tables of a store; a missing or damaged one is a StoreError when it is used."""
+        return cls(Path(path), read_manifest(path))
+
+    def _table_path(self, name: str) -> tuple[Path, FileRecord]:
+        record = FileRecord(**self.manifest["statistics"][name])
+        path = self.path / record.file
+        # Page checksums miss flips in page headers. Small tables are hashed; a large one is checked by its sums.
+        if record.size_bytes <= _HASHED_BYTES and path.is_file() and (found := sha256_file(path)) != record.sha256:
+            said = f"its sha256 is {found}, recorded is {record.sha256}"
+            raise StoreError(f"{path}: changed or torn ({said})", hint=_MEND)
+        return path, record
+
+    @cached_property
+    def _kept_file(self) -> tuple[pq.ParquetFile, list[tuple[int, int]]]:
+        """The open table, and the lowest and highest class of each of its row groups."""
+        path, record = self._table_path("kept")
+        file = open_parquet(path, record)
+        groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
+        if any(s is None or not s.has_min_max for s in groups):
+            raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
+        return file, [(int(s.min), int(s.max)) for s in groups]
+
+    def kept(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
+        """Pixels kept when class c needs `codes[c]` (256 = withheld), as int64 (N, C)."""
+        wanted = self._codes(codes)
+        file, classes_of_group = self._kept_file
+        counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
+        with parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
+            for group, (low, high) in enumerate(classes_of_group):
+                columns = {c: f"k{wanted[c]:03d}" for c in range(low, high + 1) if wanted[c] < NUM_CODES}
+                if not columns:
+                    continue
+                names = ["image", "class", *dict.fromkeys(columns.values())]
+                table = file.read_row_group(group, columns=names, use_threads=False)
+                image, ids = table["image"].to_numpy(), table["class"].to_numpy()
+                for class_id, column in columns.items():
+                    start, end = np.searchsorted(ids, [class_id, class_id + 1])
+                    counts[image[start:end], class_id] = table[column].to_numpy()[start:end]
+        self._check_sums(counts, wanted)
+        return counts
+
+    def _check_sums(self, counts: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
+        """The sums over all images are known from another table: a damaged number cannot hide."""
+        expected = np.append(cumulative(self._all_totals), np.zeros((len(codes), 1), np.int64), axis=1)
+        if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
+            raise StoreError(f"{self._table_path('kept')[0]}: damaged (its sums are not those of totals)", hint=_MEND)
+
+    def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
+        n = self.classes.num_classes
+        wanted = np.broadcast_to(np.asarray(codes, np.int64), (n,) if np.ndim(codes) == 0 else np.shape(codes))
+        if wanted.shape != (n,) or wanted.min() < 0 or wanted.max() > NUM_CODES:
+            raise InputError(f"codes must be {n} values in 0..{NUM_CODES}, got {np.asarray(codes).tolist()}")
+        return wanted
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """Name, city, paths, height, width, image_sha256, shard, row of each image."""
+        return read_table(*self._table_path("images"))
+
+    @cached_property
+    def cities(self) -> list[str]:
+        """City (or camera, drive) of each image."""
+        return list(self.images["city"].to_pylist())
+
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """Number of pixels of each image, ignored ones included, (N,)."""
+        height, width = self.images["height"].to_numpy(), self.images["width"].to_numpy()
+        return np.asarray(height.astype(np.int64) * width, np.int64)
+
+    @cached_property
+    def _totals(self) -> dict[str, NDArray[Any]]:
+        """Columns of the table of sums; `city` as a position in `_total_cities`."""
+        table = read_table(*self._table_path("totals"))
+        city = table["city"].combine_chunks().dictionary_encode()
+        self._total_cities: list[str] = city.dictionary.to_pylist()
+        columns = {name: table[name].to_numpy() for name in ("class", "human", "code", "pixels")}
+        return {**columns, "city": city.indices.to_numpy()}
+
+    def pairs(self, city: str | None = None) -> NDArray[np.int64]:
+        """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
+        c, table = self.classes.num_classes, self._totals
+        mine = table["class"] != IGNORE
+        if city is not None:
+            known = {name: i for i, name in enumerate(self._total_cities)}
+            mine = mine & (table["city"] == known.get(city, -1))
+        human = np.minimum(table["human"][mine], c)
+        counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
+        np.add.at(counts, (human, table["class"][mine], table["code"][mine]), table["pixels"][mine])
+        return counts
+
+    @cached_property
+    def _all_totals(self) -> NDArray[np.int64]:
+        return self.totals()
+
+    def totals(self, city: str | None = None) -> NDArray[np.int64]:
+        """Pixels of each class and code, int64 (C, 256), of all images or of one city's."""
+        return np.asarray(self.pairs(city).sum(axis=0))
+
+    def city_names(self) -> list[str]:
+        """All cities of the store, sorted."""
+        return sorted(set(self.cities))
+
+    @property
+    def conflicts(self) -> NDArray[np.int64]:
+        """Pixels of each (human class, teacher's class) pair, int64 (C, C); the diagonal is agreement."""
+        return np.asarray(self.pairs().sum(axis=2)[:-1])
+
+    def close(self) -> None:
+        """Close the open table."""
+        if "_kept_file" in self.__dict__:
+            self._kept_file[0].close()
+            del self.__dict__["_kept_file"]

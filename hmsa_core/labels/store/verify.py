@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, StoreError
-from hmsa_core.labels.store import schema
-from hmsa_core.labels.store.manifest import listed_files
-from hmsa_core.labels.store.reader import Problem
+from hmsa_core.labels.store.format import SIDECAR, listed_files
 
-__all__ = ["parse_subset", "verify_store"]
+__all__ = ["Problem", "parse_subset", "verify_store"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a store."""
+
+    file: str
+    kind: str  # missing | torn | changed | swapped | renamed | unlisted
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def parse_subset(text: str) -> tuple[int, int]:
@@ -91,6 +102,6 @@ def _check_receipt(root: Path, file: str, expected: str) -> Problem | None:
 
 def _unlisted_problem(root: Path, file: str, sha256: str, by_digest: dict[str, str]) -> Problem:
     same = f"; it has the content of {by_digest[sha256]}" if sha256 in by_digest else ""
-    if file.startswith(f"{schema.SIDECAR}/") and not same:
+    if file.startswith(f"{SIDECAR}/") and not same:
         same = "; it may be left over from a killed writer"
     return Problem(file, "unlisted", f"{root / file}: not in the manifest{same}")

@@ -1,30 +1,118 @@
-"""The streaming writer: images come one by one, memory stays constant, the store appears at `close`."""
+"""Finishing a store: the manifest is its commit point. The streaming writer: images come one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io import atomic
-from hmsa_core.io.atomic import digest, sweep_temps
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io import atomic, sealed
+from hmsa_core.io.atomic import digest, sha256_file, sweep_temps
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.io.locks import FileLock
-from hmsa_core.labels.store import schema
-from hmsa_core.labels.store.codec import Codec
-from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.manifest import full_lineage, read_manifest, write_manifest
-from hmsa_core.labels.store.plans import ShardPlan
-from hmsa_core.labels.store.shards import ShardWriter, _check_shapes
+from hmsa_core.io.trees import publish_tree
+from hmsa_core.labels.store.codes import EDGES
+from hmsa_core.labels.store.format import (
+    FORMAT,
+    LOCKS,
+    MANIFEST,
+    RECEIPTS,
+    SIDECAR,
+    STATISTICS,
+    VERSION,
+    Codec,
+    full_lineage,
+    listed_files,
+    read_manifest,
+)
+from hmsa_core.labels.store.shards import ImageFacts, ShardPlan, ShardWriter, read_receipt, receipt_path
+from hmsa_core.labels.store.sidecar import consolidate
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["LabelStoreWriter"]
+__all__ = ["LabelStoreWriter", "publish_store", "write_manifest"]
 
-_CODE = ConfidenceCode()
+
+def write_manifest(
+    store: str | Path,
+    plans: Sequence[ShardPlan],
+    lineage: Mapping[str, Any],
+    *,
+    classes: ClassTable | None = None,
+    policy: Mapping[str, Any] | None = None,
+    extras: Sequence[str] = (),
+) -> str:
+    """Consolidate the sidecars and commit the store; return the manifest's digest.
+
+    Args:
+        store: folder of the store; every plan must have its receipt.
+        plans: the shards in order.
+        lineage: any JSON object; see LINEAGE for the entries that readers look for.
+        classes: class table; default: Cityscapes. Must be the one that the shards were written with.
+        policy: of a thresholded store: digest of the policy, of the raw store, rules.
+        extras: further files in the folder that belong to the store (their digests go in too).
+
+    Raises:
+        StoreError: a shard is missing, of another plan, or written with other classes.
+    """
+    root, table = Path(store), classes or cityscapes()
+    sweep_temps(root)
+    receipts = [read_receipt(root, plan) for plan in plans]
+    kinds = {(r["kind"], r["codec"], r["classes_sha256"]) for r in receipts} or {("raw", "png", table.digest())}
+    if len(kinds) > 1 or next(iter(kinds))[2] != table.digest():
+        raise StoreError(f"{root}: its shards differ in kind, codec or class table", hint="make the store again")
+    kind, codec, _ = next(iter(kinds))
+    statistics = consolidate(root, receipts, table.num_classes)
+    value = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "codec": codec,
+        "edges": list(EDGES),
+        "classes": table.to_json(),
+        "lineage": full_lineage(lineage),
+        "policy": dict(policy) if policy else None,
+        "images": sum(len(r["rows"]) for r in receipts),
+        "shards": [_shard_entry(root, r) for r in receipts],
+        "statistics": {name: record.to_json() for name, record in statistics.items()},
+        "extras": [_extra_entry(root, file) for file in extras],
+    }
+    sealed_digest = sealed.write(root / MANIFEST, value)
+    _remove_old_statistics(root, {record.file for record in statistics.values()})
+    return sealed_digest
+
+
+def _shard_entry(root: Path, receipt: dict[str, Any]) -> dict[str, Any]:
+    plan = ShardPlan.from_json(receipt["plan"])
+    return {
+        "index": plan.index,
+        "key": plan.key,
+        **receipt["shard"],
+        "sidecar": receipt["sidecar"],
+        "receipt": {"file": receipt_path(root, plan).relative_to(root).as_posix(), "digest": receipt["digest"]},
+        "images": [[row["name"], row["image_sha256"]] for row in receipt["rows"]],
+        "skipped": receipt["skipped"],
+    }
+
+
+def _extra_entry(root: Path, file: str) -> dict[str, Any]:
+    path = root / file
+    return {"file": file, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _remove_old_statistics(root: Path, current: set[str]) -> None:
+    for name in STATISTICS:
+        for path in (root / SIDECAR).glob(f"{name}-*.parquet"):
+            if path.relative_to(root).as_posix() not in current:
+                atomic.ops.unlink(path)
+
+
+def publish_store(source: str | Path, target: str | Path) -> None:
+    """Hard-link a finished store's files into another folder, in one step; other files there go."""
+    source, target = Path(source), Path(target)
+    publish_tree(source, target, last=(MANIFEST,), only=listed_files(read_manifest(source)))
 
 
 class LabelStoreWriter:
@@ -58,7 +146,7 @@ class LabelStoreWriter:
         self._classes = classes or (ClassTable.from_json(table) if isinstance(table, dict) else cityscapes())
         self._codec: Codec = codec
         self._key = digest({"lineage": self._lineage, "classes": self._classes.digest(), "codec": codec})
-        self._lock = FileLock(self.path / schema.LOCKS / "writer.lock", what=f"label store {self.path}").acquire()
+        self._lock = FileLock(self.path / LOCKS / "writer.lock", what=f"label store {self.path}").acquire()
         self._shard: ShardWriter | None = None
         self._closed = False
         try:
@@ -70,7 +158,7 @@ class LabelStoreWriter:
         self._names = {name for plan in self._plans for name in plan.names}
 
     def _existing(self) -> list[ShardPlan]:
-        if not (self.path / schema.MANIFEST).is_file():
+        if not (self.path / MANIFEST).is_file():
             return []
         manifest = read_manifest(self.path)
         if any(entry["key"] != self._key for entry in manifest["shards"]):
@@ -78,7 +166,8 @@ class LabelStoreWriter:
                 f"{self.path} holds labels of another teacher, parameters, codec or class table",
                 hint="write into a new folder",
             )
-        return [_plan(self.path, entry) for entry in manifest["shards"]]
+        receipts = [self.path / entry["receipt"]["file"] for entry in manifest["shards"]]
+        return [ShardPlan.from_json(sealed.read(path)["plan"]) for path in receipts]
 
     def add(
         self,
@@ -86,38 +175,10 @@ class LabelStoreWriter:
         label: NDArray[np.uint8],
         confidence: NDArray[np.floating],
         *,
-        city: str = "",
-        image_path: str = "",
-        coarse_path: str = "",
-        image_sha256: str = "",
         coarse: NDArray[np.uint8] | None = None,
+        **facts: Unpack[ImageFacts],
     ) -> None:
         """Append one image; see `ShardWriter.add`. Names are unique in a store."""
-        _check_shapes(name, label, confidence)
-        self.add_coded(
-            name,
-            label,
-            _CODE.encode(confidence),
-            city=city,
-            image_path=image_path,
-            coarse_path=coarse_path,
-            image_sha256=image_sha256,
-            coarse=coarse,
-        )
-
-    def add_coded(
-        self,
-        name: str,
-        label: NDArray[np.uint8],
-        code: NDArray[np.uint8],
-        *,
-        city: str = "",
-        image_path: str = "",
-        coarse_path: str = "",
-        image_sha256: str = "",
-        coarse: NDArray[np.uint8] | None = None,
-    ) -> None:
-        """Append one image whose confidences are codes already."""
         if self._closed:
             raise InputError(f"{self.path}: the writer is closed")
         if name in self._names:
@@ -126,16 +187,7 @@ class LabelStoreWriter:
             index = 1 + max((p.index for p in self._plans), default=-1)
             plan = ShardPlan(index, (), (), self._key)
             self._shard = ShardWriter(self.path, plan, classes=self._classes, codec=self._codec, streaming=True)
-        self._shard.add_coded(
-            name,
-            label,
-            code,
-            city=city,
-            image_path=image_path,
-            coarse_path=coarse_path,
-            image_sha256=image_sha256,
-            coarse=coarse,
-        )
+        self._shard.add(name, label, confidence, coarse=coarse, **facts)
         self._names.add(name)
         if len(self._shard) >= self._per_shard:
             self._finish_shard()
@@ -163,7 +215,7 @@ class LabelStoreWriter:
     def _remove_leftovers(self) -> None:
         """Files of shards that a killed writer finished and that this store does not have."""
         own = {plan.stem for plan in self._plans}
-        for pattern in ("shard-*.parquet", f"{schema.SIDECAR}/shard-*.parquet", f"{schema.RECEIPTS}/shard-*.json"):
+        for pattern in ("shard-*.parquet", f"{SIDECAR}/shard-*.parquet", f"{RECEIPTS}/shard-*.json"):
             for path in self.path.glob(pattern):
                 if path.stem not in own:
                     atomic.ops.unlink(path)
@@ -179,16 +231,8 @@ class LabelStoreWriter:
     def __enter__(self) -> LabelStoreWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
             self.abort()
-
-
-def _plan(root: Path, entry: dict[str, Any]) -> ShardPlan:
-    from hmsa_core.io import sealed
-
-    return ShardPlan.from_json(sealed.read(root / entry["receipt"]["file"])["plan"])

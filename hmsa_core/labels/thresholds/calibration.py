@@ -1,22 +1,27 @@
-"""The calibration table: class and raw code -> probability that the label is right, never falling with the code."""
+"""From evidence to a policy: count right and wrong pixels, calibrate confidences, let a rule choose thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from hmsa_core.io import sealed
-from hmsa_core.io.errors import StoreError
-from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.manifest import binding
-from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.store.codes import ConfidenceCode
+from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
+from hmsa_core.labels.thresholds.cuts import Cut, figures
+from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
+from hmsa_core.labels.thresholds.rules import find_rule
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["calibration_table", "isotonic", "load_table", "save_table"]
+__all__ = ["Calibration", "calibrate", "calibration_table", "choose_policy", "save_table"]
 
 FORMAT, VERSION = "hmsa-calibration-table", 1
 # Weight of the prior in pixels. It only decides where a class has (nearly) no pixels of a code: there the
@@ -24,22 +29,86 @@ FORMAT, VERSION = "hmsa-calibration-table", 1
 _PRIOR_PIXELS = 50.0
 
 
-def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Non-decreasing least-squares fit (pool adjacent violators); weights must be positive."""
-    means: list[float] = []
-    masses: list[float] = []
-    lengths: list[int] = []
-    for value, weight in zip(values, weights, strict=True):
-        means.append(float(value))
-        masses.append(float(weight))
-        lengths.append(1)
-        while len(means) > 1 and means[-2] > means[-1]:
-            mass = masses[-2] + masses[-1]
-            means[-2] = (means[-2] * masses[-2] + means[-1] * masses[-1]) / mass
-            masses[-2] = mass
-            lengths[-2] += lengths[-1]
-            del means[-1], masses[-1], lengths[-1]
-    return np.repeat(np.array(means), lengths)
+class Calibration(NamedTuple):
+    """What `calibrate` finds: counts, P(label is right | class, code) as float64 (C, 256), and thresholds."""
+
+    curves: Curves
+    table: NDArray[np.float64]
+    policy: ThresholdPolicy
+
+
+def calibrate(
+    evidence: Iterable[CalibrationImage] | Curves,
+    classes: ClassTable | None = None,
+    *,
+    config: CalibrateConfig | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> Calibration:
+    """Measure how often a teacher is right, and choose the thresholds of a policy from that.
+
+    Args:
+        evidence: calibration images with the teacher's labels, from which the teacher never learned; or curves that
+            were counted on such images before, for other thresholds without looking at a pixel.
+        classes: class table of the images; not needed with curves.
+        config: the rule and its settings; `region` says which pixels of images count.
+        lineage: the label store's: the policy is bound to its teacher and inference.
+
+    Raises:
+        InputError: no image, or images without a class table.
+        ConfigError: an unknown rule, or an override of an unknown class or off the grid.
+    """
+    config = config or CalibrateConfig()
+    if isinstance(evidence, Curves):
+        curves = evidence
+    elif classes is None:
+        raise InputError("calibration images need their class table")
+    else:
+        images = outside_coarse(evidence) if config.region == "outside_coarse" else evidence
+        curves = Curves.measure(images, classes, config=config, lineage=lineage)
+    table = calibration_table(curves)
+    return Calibration(curves, table, choose_policy(curves, config, table))
+
+
+def choose_policy(curves: Curves, config: CalibrateConfig, table: NDArray[np.float64] | None = None) -> ThresholdPolicy:
+    """Thresholds by the rule `config.rule`, with overrides by hand on top and the evidence for each class.
+
+    `table` is the calibration table of the curves where it is known already; see `calibrate` for the errors.
+    """
+    overrides = _overrides(curves.classes, config)
+    choice = find_rule(config.rule)(curves, config)
+    entries = []
+    for c, (name, chosen) in enumerate(zip(curves.classes.classes, choice.cuts, strict=True)):
+        cut = overrides.get(c, chosen)
+        found = figures(curves, c, cut.code, config.confidence, config.marginal_share)
+        found |= {"reason": cut.reason, **cut.evidence}
+        if found["coverage"] < config.min_coverage:
+            share, least = found["coverage"], config.min_coverage
+            found["warning"] = f"keeps {share:.1%} of its pixels, less than min_coverage {least:.0%}"
+        entries.append(ClassPolicy(name, cut.code, cut.status, found))
+    return ThresholdPolicy(
+        curves.classes,
+        tuple(entries),
+        table=calibration_table(curves) if table is None else table,
+        binding=binding(curves.lineage),
+        settings=config.model_dump(mode="json"),
+        evidence={
+            **choice.evidence,
+            "blocks": len(curves.blocks),
+            "images": len(curves.images),
+            "warnings": [f"{e.name}: {e.evidence['warning']}" for e in entries if "warning" in e.evidence],
+        },
+    )
+
+
+def _overrides(classes: ClassTable, config: CalibrateConfig) -> dict[int, Cut]:
+    names = {name.lower(): i for i, name in enumerate(classes.classes)}
+    result: dict[int, Cut] = {}
+    for name, threshold in config.overrides.items():
+        if name.lower() not in names:
+            raise ConfigError(f"overrides: no class {name!r}", hint=f"classes: {', '.join(classes.classes)}")
+        code = WITHHELD if threshold == "withheld" else ConfidenceCode().code_for(threshold)
+        result[names[name.lower()]] = Cut(code, "given", f"set by hand to {threshold}", {"cross_fit": None})
+    return result
 
 
 def calibration_table(curves: Curves) -> NDArray[np.float64]:
@@ -51,7 +120,8 @@ def calibration_table(curves: Curves) -> NDArray[np.float64]:
 
 
 def _fit(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.clip(isotonic(correct / total, total), 0.0, 1.0)
+    fit: NDArray[np.float64] = isotonic_regression(correct / total, weights=total).x
+    return np.clip(fit, 0.0, 1.0)
 
 
 def save_table(path: str | Path, table: NDArray[np.float64], classes: ClassTable, lineage: Mapping[str, Any]) -> str:
@@ -68,15 +138,3 @@ def save_table(path: str | Path, table: NDArray[np.float64], classes: ClassTable
             },
         },
     )
-
-
-def load_table(path: str | Path) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Table (C, 256) and binding of a file of `save_table`."""
-    value = sealed.read(Path(path))
-    if value.get("format") != FORMAT or value.get("version") != VERSION:
-        raise StoreError(f"{path}: not a calibration table of version {VERSION}")
-    names = ClassTable.from_json(value["class_table"]).classes
-    table = np.array([value["table"][name] for name in names], np.float64)
-    if table.shape != (len(names), NUM_CODES):
-        raise StoreError(f"{path}: table is {table.shape}, expected {(len(names), NUM_CODES)}")
-    return table, value["binding"]

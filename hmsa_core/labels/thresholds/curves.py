@@ -10,7 +10,7 @@ looking at a pixel again. Regions of an image (truth known in all but the last):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.histogram import cumulative
+from hmsa_core.labels.store.sidecar import cumulative
 from hmsa_core.metrics.boundary import boundary_band
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["COUNTS", "CalibrationImage", "Conflicts", "Curves"]
+__all__ = ["COUNTS", "CalibrationImage", "Conflicts", "Curves", "outside_coarse"]
 
 FORMAT, VERSION = "hmsa-precision-curves", 1
 _LINES = 1024  # image height for which widths in pixels are given
@@ -54,6 +54,17 @@ class CalibrationImage(NamedTuple):
     truth: NDArray[np.uint8]  # fine label, trainIds or 255
     human: NDArray[np.uint8] | None = None  # coarse label, where there is one
     region: NDArray[np.bool_] | None = None  # pixels that count (None = all); conflicts are counted everywhere
+
+
+def outside_coarse(images: Iterable[CalibrationImage]) -> Iterator[CalibrationImage]:
+    """The images that have coarse labels, counted where those say nothing: there the teacher's label is used.
+
+    Polygons lie in the middle of things, where the teacher is right most often; merged labels use the teacher near
+    the outlines. The precision of all pixels together would be too high for these pixels.
+    """
+    for image in images:
+        if image.human is not None:
+            yield image._replace(region=image.human == IGNORE)
 
 
 @dataclass(frozen=True)

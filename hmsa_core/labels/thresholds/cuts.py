@@ -1,8 +1,8 @@
-"""Figures of one class at one cut: what is kept, how often it is right, and what lies just above the cut."""
+"""A cut (the code from which on a class is kept) and its figures: what is kept, how often that is right."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,28 @@ from numpy.typing import NDArray
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import effective_blocks, interval
-from hmsa_core.labels.thresholds.policy import WITHHELD
+from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 
-__all__ = ["figures", "marginal_ends", "marginal_precision", "number", "share", "smallest_global_code"]
+__all__ = ["Choice", "Cut", "figures", "marginal_ends", "marginal_precision", "number", "share", "smallest_global_code"]
 
 Floats = NDArray[np.float64]
 _CODE = ConfidenceCode()
+
+
+class Cut(NamedTuple):
+    """What a rule decides for one class: the code (256 = withheld), its status, the reason in words, and evidence."""
+
+    code: int
+    status: Status
+    reason: str
+    evidence: dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """What a rule decides: one cut a class in trainId order, and evidence of the whole (must hold `target`)."""
+
+    cuts: list[Cut]
+    evidence: dict[str, Any]
 
 
 def marginal_ends(total: NDArray[Any], share: float) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Lower bounds on precision: a ratio estimator over blocks, never over pixels.
+"""Intervals: precision of pixels by a ratio estimator over blocks, and exact intervals of counted answers.
 
 Pixels of one image are wrong together, and so are images of one drive; the unit is the block. Precision is
 p = sum(correct) / sum(total) over blocks; its standard error comes from leaving out one block at a time
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtrit
 
-__all__ = ["effective_blocks", "interval", "lower_bound", "simulated_coverage", "spread_of_errors", "t_quantile"]
+__all__ = ["clopper_pearson", "effective_blocks", "interval", "lower_bound", "simulated_coverage", "spread_of_errors"]
 
 Array = NDArray[np.float64]
 
@@ -54,40 +54,24 @@ def interval(
         error = np.sqrt((blocks - 1) / blocks * deviations)
         error = np.where(right >= whole, wrong_share, error)
         freedom = effective_blocks(x) - 1
-        t = t_quantile(1 - (1 - confidence) / 2, np.maximum(freedom, 1.0))
+        t = stdtrit(np.maximum(freedom, 1.0), 1 - (1 - confidence) / 2)
         width = np.minimum(t * error / wrong_share, 700.0)
         low, high = 1 - wrong_share * np.exp(width), 1 - wrong_share * np.exp(-width)
     low, high = np.where(freedom < 1, 0.0, np.maximum(low, 0.0)), np.where(freedom < 1, 1.0, high)
     return np.where(whole > 0, low, np.nan), np.where(whole > 0, high, np.nan)
 
 
-def t_quantile(probability: float, freedom: NDArray[np.float64] | float) -> Array:
-    """Quantile of Student's t for real degrees of freedom >= 1 (Hill 1970, Algorithm 396), error < 2e-3.
+def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval of a binomial share (Clopper and Pearson 1934): (low, high).
 
-    Between 1 and 2 degrees of freedom it is too large, by up to 40 %: bounds of so little evidence are cautious.
+    `right` of `n` answers; both may be effective (not whole) numbers. Without an answer: (0, 1).
     """
-    n = np.asarray(freedom, np.float64)
-    tail = 2 * (1 - probability)
-    safe = np.maximum(n, 1.0)
-    a = 1 / (safe - 0.5)
-    b = 48 / a**2
-    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
-    d = ((94.5 / (b + c) - 3) / b + 1) * np.sqrt(a * np.pi / 2) * safe
-    y = (d * tail) ** (2 / safe)
-    z = NormalDist().inv_cdf(tail / 2)
-    c_far = np.where(safe < 5, c + 0.3 * (safe - 4.5) * (z + 0.6), c)
-    c_far = (((0.05 * d * z - 5) * z - 7) * z - 2) * z + b + c_far
-    w = z * z
-    far = np.expm1(a * ((((((0.4 * w + 6.3) * w + 36) * w + 94.5) / c_far - w - 3) / b + 1) * z) ** 2)
-    near = ((1 / (((safe + 6) / (safe * y) - 0.089 * d - 0.822) * (safe + 2) * 3) + 0.5 / (safe + 4)) * y - 1) * (
-        safe + 1
-    ) / (safe + 2) + 1 / y
-    result = np.sqrt(safe * np.where(y > 0.05 + a, far, near))
-    # Both expansions are poor below 2 degrees of freedom; there the exact ends (1 and 2) are joined on a log scale.
-    one = 1 / math.tan(tail * math.pi / 2)
-    two = math.sqrt(2 / (tail * (2 - tail)) - 2)
-    joined = np.exp(math.log(one) + (safe - 1) * (math.log(two) - math.log(one)))
-    return np.asarray(np.where(safe <= 2, joined, result))
+    if n <= 0:
+        return 0.0, 1.0
+    tail = (1.0 - confidence) / 2
+    low = 0.0 if right <= 0 else float(betaincinv(right, n - right + 1, tail))
+    high = 1.0 if right >= n else float(betaincinv(right + 1, n - right, 1.0 - tail))
+    return low, high
 
 
 def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -> tuple[float, float]:

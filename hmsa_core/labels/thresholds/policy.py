@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-if TYPE_CHECKING:
-    from hmsa_core.labels.spec import CalibrateConfig
-    from hmsa_core.labels.thresholds.curves import Curves
-
-__all__ = ["WITHHELD", "ClassPolicy", "Status", "ThresholdPolicy", "from_threshold", "keep", "measure"]
+__all__ = ["WITHHELD", "ClassPolicy", "Status", "ThresholdPolicy", "from_threshold", "keep"]
 
 FORMAT, VERSION = "hmsa-threshold-policy", 1
 WITHHELD = NUM_CODES  # 256: no code reaches it
@@ -165,10 +161,3 @@ def from_threshold(threshold: str | float, classes: ClassTable) -> ThresholdPoli
     code = _CODE.code_for(threshold)
     entries = tuple(ClassPolicy(name, code, "given") for name in classes.classes)
     return ThresholdPolicy(classes, entries, settings={"threshold": _CODE.threshold(code)})
-
-
-def measure(curves: Curves, config: CalibrateConfig) -> ThresholdPolicy:
-    """Pick thresholds from precision curves (hmsa_core.labels.thresholds.measure explains how)."""
-    from hmsa_core.labels.thresholds import measure as implementation  # it builds on this module
-
-    return implementation.measure(curves, config)

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from hmsa_core import job
+from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, NoSpaceError, TrainingError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.runtime.slurm import apply_slurm, first_host
+from hmsa_core.job import apply_slurm, first_host
 from hmsa_core.spec import EvaluateSpec, InferSpec, Selection, load_spec, parse_spec, save_spec
 from tests.support.faults import faulty
 from tests.support.training import train_spec, write_data
@@ -29,6 +30,7 @@ def quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run `main` in the test process without changing its signals, logging or environment."""
     monkeypatch.setattr(job, "die_with_parent", lambda sig: None)
     monkeypatch.setattr(job, "_leave_on_signals", lambda: None)
+    monkeypatch.setattr(job, "end_after_parent", lambda grace_s: None)
     monkeypatch.setattr(StopRequest, "install", lambda self: self)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     for name in ("RANK", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
@@ -149,17 +151,20 @@ def test_without_room_for_a_record_the_error_is_still_told(
     assert capsys.readouterr().err == "error: no space left on device\n"
 
 
-def test_each_kind_of_job_reaches_its_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_job_reaches_its_own_module(
+    tmp_path: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hmsa_core.inference.evaluate as evaluate
     import hmsa_core.inference.infer as infer
 
     called = []
-    monkeypatch.setattr(infer, "run", lambda spec, context: called.append(spec.job))
-    monkeypatch.setattr(evaluate, "run", lambda spec, context: called.append(spec.job))
+    for module in (infer, evaluate):
+        monkeypatch.setattr(module, "run", lambda spec, context: called.append((spec.job, context.is_main)))
     common = {"work": tmp_path, "roots": {}, "checkpoint": tmp_path, "selection": Selection(index=tmp_path)}
-    job._dispatch(InferSpec(**common), None)  # type: ignore[arg-type]
-    job._dispatch(EvaluateSpec(settings=[{"name": "multi"}], **common), None)  # type: ignore[arg-type]
-    assert called == ["infer", "evaluate"]
+    cpu = RuntimeConfig(device="cpu")
+    job.run_spec(InferSpec(config=InferConfig(runtime=cpu), **common))
+    job.run_spec(EvaluateSpec(settings=[{"name": "multi"}], runtime=cpu, **common))
+    assert called == [("infer", True), ("evaluate", True)]
 
 
 def test_a_real_process_refuses_a_bad_spec_without_loading_torch(tmp_path: Path) -> None:

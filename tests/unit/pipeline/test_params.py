@@ -106,9 +106,13 @@ def test_every_knob_of_a_profile_is_explained_on_its_line(profile: str) -> None:
         (
             "    trunk: hrnet_micro",
             "    trunk: hrnet_micra",
-            r"model\.trunk: unknown trunk, did you mean hrnet_micro\?",
+            r"model\.trunk: unknown trunk 'hrnet_micra': did you mean hrnet_micro\?",
         ),
-        ("    trunk: hrnet_micro", "    trunk: hrnet_w0", r"model\.trunk: unknown trunk, did you mean hrnet_w"),
+        (
+            "    trunk: hrnet_micro",
+            "    trunk: hrnet_w0",
+            r"model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w",
+        ),
         (
             "    train_scales: null",
             "    train_scales: [1.0]",

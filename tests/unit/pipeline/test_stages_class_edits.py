@@ -159,26 +159,6 @@ def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
     assert LabelStore.open(ws.path("labels/raw")).classes.classes == ("road", "car", "sky")
 
 
-def test_work_of_before_the_class_table_was_in_the_key_goes_on_where_its_classes_are_these(
-    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as before:
-        before.setattr(support, "unless", lambda _is_of_them, _folder, _job, material, _later: material)
-        _label(ws)
-        scores = _score(ws)
-    raw = LabelStore.open(ws.path("labels/raw")).digest
-    with monkeypatch.context() as now:
-        now.setattr(support, "run_job", lambda _ws, spec: pytest.fail(f"{spec.work}: was finished"))
-        _label(ws)
-        assert _score(ws) == scores
-    assert LabelStore.open(ws.path("labels/raw")).digest == raw
-    _edit(data, '"car"', '"auto"')
-    _prepare(ws)
-    _label(ws)
-    _check(ws)
-    assert "auto" in read_json(_score(ws) / "summary.json")["classes"]
-
-
 def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, data: Path) -> None:
     _label(ws)
     _check(ws)

@@ -26,6 +26,7 @@ from hmsa_core.spec import InferSpec
 from pipeline import init
 from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
+from pipeline.results import summary_text
 from pipeline.stages import (
     auto_infer,
     calibrate,
@@ -39,7 +40,6 @@ from pipeline.stages import (
 )
 from pipeline.stages.precision import chosen_policy
 from pipeline.stages.stores import infer_store
-from pipeline.summary import summary_text
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
 

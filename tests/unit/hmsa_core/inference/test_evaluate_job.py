@@ -17,7 +17,7 @@ from hmsa_core.inference.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
-from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.runtime.ranks import start_ranks
 from hmsa_core.spec import EvaluationSetting
 from tests.support.inference import CPU, StopAfter, evaluate_spec, job_context, noise_image, save_model, small_model
 from tests.support.ranks import run_ranks

@@ -21,8 +21,8 @@ from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
-from hmsa_core.runtime.distributed import start_ranks
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
+from hmsa_core.runtime.ranks import start_ranks
 from tests.support.inference import CPU, StopAfter, infer_spec, job_context, save_model, small_model
 from tests.support.ranks import run_ranks
 from tests.support.training import folder_bytes, write_data

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
-from hmsa_core.labels.store import codec
+from hmsa_core.labels.store.format import Codec, decode, encode, png_bytes
 from tests.support.cases import CASES
 from tests.support.label_maps import maps
 
@@ -19,13 +19,13 @@ CODE = ConfidenceCode()
 ARRAYS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
 
 
-@given(ARRAYS, st.sampled_from(["label", "confidence", "source"]), st.sampled_from(codec.CODECS))
+@given(ARRAYS, st.sampled_from(["label", "confidence", "source"]), st.sampled_from(["png", "webp"]))
 @settings(max_examples=CASES)
 def test_any_map_comes_back_unchanged_and_other_programs_see_the_same(
-    array: np.ndarray, what: str, name: codec.Codec
+    array: np.ndarray, what: str, name: Codec
 ) -> None:
-    data = codec.encode(array, what, name)  # type: ignore[arg-type]  # a literal, drawn by hypothesis
-    assert np.array_equal(codec.decode(data, name), array)
+    data = encode(array, what, name)  # type: ignore[arg-type]  # a literal, drawn by hypothesis
+    assert np.array_equal(decode(data, name), array)
     image = Image.open(io.BytesIO(data))
     assert image.format == name.upper()
     seen = np.asarray(image)
@@ -45,31 +45,31 @@ def test_bytes_are_at_most_those_of_pillows_default_and_a_twentieth(shape: tuple
         label, confidence = maps(seed, shape)
         noisy = confidence - 1e-3 * np.random.default_rng(seed).random(shape, dtype=np.float32) * confidence
         code = CODE.encode(noisy)
-        ours += len(codec.encode(label, "label", "png")) + len(codec.encode(code, "confidence", "png"))
+        ours += len(encode(label, "label", "png")) + len(encode(code, "confidence", "png"))
         theirs += _pillow(label) + _pillow(code)
     assert ours <= 1.05 * theirs
 
 
 def test_a_map_too_large_for_webp_is_refused() -> None:
     with pytest.raises(InputError, match="too large for WebP"):
-        codec.encode(np.zeros((1, 16384), np.uint8), "label", "webp")
-    assert codec.decode(codec.encode(np.zeros((1, 16384), np.uint8), "label", "png"), "png").shape == (1, 16384)
+        encode(np.zeros((1, 16384), np.uint8), "label", "webp")
+    assert decode(encode(np.zeros((1, 16384), np.uint8), "label", "png"), "png").shape == (1, 16384)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-@pytest.mark.parametrize("name", codec.CODECS)
-def test_bytes_that_are_no_image_are_an_error(data: bytes, name: codec.Codec) -> None:
+@pytest.mark.parametrize("name", ["png", "webp"])
+def test_bytes_that_are_no_image_are_an_error(data: bytes, name: Codec) -> None:
     with pytest.raises(StoreError, match="could not be decoded"):
-        codec.decode(data, name)
+        decode(data, name)
 
 
 def test_a_colour_image_is_no_map() -> None:
-    colour = codec.png_bytes(np.zeros((4, 4, 3), np.uint8))
+    colour = png_bytes(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(StoreError, match="8-bit grey"):
-        codec.decode(colour, "png")
+        decode(colour, "png")
 
 
 def test_colours_are_written_as_rgb() -> None:
     rgb = np.zeros((2, 2, 3), np.uint8)
     rgb[..., 0] = 200
-    assert np.asarray(Image.open(io.BytesIO(codec.png_bytes(rgb))))[0, 0].tolist() == [200, 0, 0]
+    assert np.asarray(Image.open(io.BytesIO(png_bytes(rgb))))[0, 0].tolist() == [200, 0, 0]

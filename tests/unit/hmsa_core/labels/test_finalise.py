@@ -68,7 +68,7 @@ def _expected(raw: LabelStore, name: str) -> np.ndarray:
     i = int(name.split("_")[1])
     label, confidence = maps(i)
     passed = np.where(confidence >= np.float32(0.7), label, 255).astype(np.uint8)
-    return merge_labels(passed, Human()(raw.row(name)), RULES)
+    return merge_labels(passed, Human()(raw.row(name)), RULES)[0]
 
 
 def test_the_final_store_holds_thresholded_merged_labels_and_their_sources(raw: LabelStore, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None
 
 def test_a_worker_that_nobody_started_does_nothing() -> None:
     from hmsa_core.labels import finalise as module
-    from hmsa_core.labels.store.plans import ShardPlan
+    from hmsa_core.labels.store.shards import ShardPlan
 
     with pytest.raises(RuntimeError, match="not started"):
         module._work(ShardPlan(0, (), (), ""))

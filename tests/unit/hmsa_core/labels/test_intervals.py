@@ -12,33 +12,20 @@ from hmsa_core.labels.thresholds.intervals import (
     lower_bound,
     simulated_coverage,
     spread_of_errors,
-    t_quantile,
 )
 
 
-@pytest.mark.parametrize(
-    ("probability", "freedom", "expected"),
-    [
-        (0.95, 1, 6.3138),
-        (0.95, 2, 2.9200),
-        (0.95, 5, 2.0150),
-        (0.95, 10, 1.8125),
-        (0.95, 40, 1.6839),
-        (0.975, 1, 12.706),
-        (0.975, 2, 4.3027),
-        (0.975, 3, 3.1824),
-        (0.975, 10, 2.2281),
-        (0.975, 30, 2.0423),
-        (0.99, 4, 3.7469),
-        (0.9, 7, 1.4149),
-    ],
-)
-def test_students_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
-    assert float(t_quantile(probability, freedom)) == pytest.approx(expected, rel=3e-3)
-
-
-def test_the_quantile_falls_with_the_degrees_of_freedom() -> None:
-    assert (np.diff(t_quantile(0.975, np.linspace(1, 60, 500))) < 0).all()
+def test_few_blocks_use_students_t_at_their_effective_number() -> None:
+    """1.5 degrees of freedom, from two large blocks and a small one: t is 6.017, between 12.7 (1) and 4.3 (2)."""
+    total, correct = np.array([1000, 1000, 279]), np.array([990, 970, 275])
+    assert float(effective_blocks(total)) - 1 == pytest.approx(1.5, abs=0.001)
+    whole, right = total.sum(), correct.sum()
+    left_out = (right - correct) / (whole - total)
+    error = np.sqrt(2 / 3 * ((left_out - right / whole) ** 2).sum())
+    wrong = 1 - right / whole
+    assert float(lower_bound(total, correct, 0.95)) == pytest.approx(
+        1 - wrong * np.exp(6.017 * error / wrong), rel=1e-3
+    )
 
 
 def test_equal_blocks_count_fully_and_one_large_one_counts_as_one() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.labels.masks import MaskCounter, apply_mask, read_mask, write_mask
+from hmsa_core.labels.finalise import apply_mask, measured_masks, read_mask
 
 
 def _truth(void_rows: int, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
@@ -18,25 +18,25 @@ def _truth(void_rows: int, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
 
 def test_what_is_void_in_nearly_all_images_of_a_camera_is_its_mask() -> None:
     labels = [_truth(2)] * 19 + [_truth(5)]
-    masks = MaskCounter.of(labels).masks(0.9, 20)
+    masks = measured_masks(labels, 0.9, 20)
     assert np.array_equal(masks[10, 12], _truth(2) == 255)
 
 
 def test_exactly_the_share_is_not_more_than_the_share() -> None:
     labels = [_truth(2)] * 9 + [_truth(0)]
-    assert MaskCounter.of(labels).masks(0.9, 1) == {}
-    assert MaskCounter.of(labels).masks(0.89, 1) != {}
+    assert measured_masks(labels, 0.9, 1) == {}
+    assert measured_masks(labels, 0.89, 1) != {}
 
 
 def test_cameras_of_other_sizes_or_with_few_images_get_no_mask_of_others() -> None:
     labels = [_truth(2)] * 20 + [_truth(1, (8, 8))] * 3
-    assert set(MaskCounter.of(labels).masks(0.9, 20)) == {(10, 12)}
-    assert set(MaskCounter.of(labels).masks(0.9, 3)) == {(10, 12), (8, 8)}
+    assert set(measured_masks(labels, 0.9, 20)) == {(10, 12)}
+    assert set(measured_masks(labels, 0.9, 3)) == {(10, 12), (8, 8)}
 
 
 def test_a_mask_file_reads_back_and_ignores_its_pixels(tmp_path: Path) -> None:
     mask = _truth(3) == 255
-    write_mask(tmp_path / "mask.png", mask)
+    cv2.imwrite(str(tmp_path / "mask.png"), np.where(mask, 0, 255).astype(np.uint8))
     assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
     label = np.full((10, 12), 7, np.uint8)
     assert np.array_equal(apply_mask(label, mask), np.where(mask, 255, 7))

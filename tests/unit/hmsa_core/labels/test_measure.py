@@ -7,15 +7,11 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import COUNTS, Conflicts, Curves
-from hmsa_core.labels.thresholds.measure import (
-    ceiling,
-    figures,
-    marginal_ends,
-    marginal_precision,
-    smallest_global_code,
-)
-from hmsa_core.labels.thresholds.policy import WITHHELD, ThresholdPolicy, measure
+from hmsa_core.labels.thresholds.cuts import figures, marginal_ends, marginal_precision, smallest_global_code
+from hmsa_core.labels.thresholds.policy import WITHHELD, ThresholdPolicy
+from hmsa_core.labels.thresholds.rules.promise import ceiling
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -68,7 +64,7 @@ def test_the_promise_holds_in_nine_of_ten_simulated_calibrations(blocks: int) ->
     kept, statuses = [], []
     for _ in range(60):
         total, correct, truth = _teacher(rng, blocks, cv=0.8)
-        entry = measure(curves_of(total, correct, components=9), config).entries[0]
+        entry = choose_policy(curves_of(total, correct, components=9), config).entries[0]
         statuses.append(entry.status)
         if entry.code < WITHHELD:
             kept.append(truth[entry.code] >= 0.98)
@@ -83,7 +79,7 @@ def test_blocks_that_differ_wildly_give_an_estimate_not_a_promise() -> None:
     entries = []
     for _ in range(20):
         total, correct, _ = _teacher(rng, 24, cv=5.0, scale=0.2)
-        entries.append(measure(curves_of(total, correct), CalibrateConfig(cross_fit=False)).entries[0])
+        entries.append(choose_policy(curves_of(total, correct), CalibrateConfig(cross_fit=False)).entries[0])
     judged = [e for e in entries if e.status != "withheld"]
     assert len(judged) > 10
     assert all(e.status == "estimate" for e in judged if e.evidence["bound_covers"] < 0.9)
@@ -92,7 +88,7 @@ def test_blocks_that_differ_wildly_give_an_estimate_not_a_promise() -> None:
 
 def test_the_lowest_code_that_passes_is_taken_and_its_numbers_are_in_the_policy() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.5)
-    policy = measure(curves_of(total, correct), CalibrateConfig())
+    policy = choose_policy(curves_of(total, correct), CalibrateConfig())
     entry = policy.entries[0]
     assert entry.status == "measured"
     assert entry.evidence["lower"] >= 0.98
@@ -109,7 +105,8 @@ def test_a_higher_target_never_keeps_more() -> None:
     total, correct, _ = _teacher(np.random.default_rng(3), 40, cv=0.5)
     curves = curves_of(total, correct)
     codes = [
-        measure(curves, CalibrateConfig(target=t, cross_fit=False)).entries[0].code for t in (0.9, 0.95, 0.98, 0.99)
+        choose_policy(curves, CalibrateConfig(target=t, cross_fit=False)).entries[0].code
+        for t in (0.9, 0.95, 0.98, 0.99)
     ]
     assert codes == sorted(codes)
     assert codes[0] < codes[-1]
@@ -120,9 +117,9 @@ def test_easy_pixels_do_not_pay_for_coin_flips() -> None:
     total, correct = np.zeros((2, 24, 1, 256), np.int64)
     total[:, 0, 250], correct[:, 0, 250] = 100_000, 100_000
     total[:, 0, 100], correct[:, 0, 100] = 1_000, 500
-    entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
+    entry = choose_policy(curves_of(total, correct), CalibrateConfig()).entries[0]
     assert entry.code == 250, "between the two heaps nothing was measured"
-    loose = measure(curves_of(total, correct), CalibrateConfig(floor=0.0)).entries[0]
+    loose = choose_policy(curves_of(total, correct), CalibrateConfig(floor=0.0)).entries[0]
     assert loose.code <= 100
 
 
@@ -130,12 +127,12 @@ def test_a_cut_never_lies_below_all_that_was_measured() -> None:
     """A class that calibration images show sure alone: what it is worth when unsure, nobody knows."""
     total, correct = np.zeros((2, 24, 1, 256), np.int64)
     total[:, 0, 160:], correct[:, 0, 160:] = 1_000, 1_000
-    assert measure(curves_of(total, correct), CalibrateConfig()).entries[0].code == 160
+    assert choose_policy(curves_of(total, correct), CalibrateConfig()).entries[0].code == 160
 
 
 def test_a_class_that_never_gets_there_is_withheld_with_its_best_number() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.3, scale=200)
-    entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
+    entry = choose_policy(curves_of(total, correct), CalibrateConfig()).entries[0]
     assert (entry.status, entry.code) == ("withheld", WITHHELD)
     assert "best lower bound" in entry.evidence["reason"]
     assert "warning" in entry.evidence
@@ -143,7 +140,7 @@ def test_a_class_that_never_gets_there_is_withheld_with_its_best_number() -> Non
 
 def test_a_class_that_calibration_never_saw_is_withheld() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.3)
-    entry = measure(curves_of(total, correct), CalibrateConfig()).entries[4]
+    entry = choose_policy(curves_of(total, correct), CalibrateConfig()).entries[4]
     assert (entry.status, entry.evidence["reason"]) == (
         "withheld",
         "the teacher never gave this class on calibration images",
@@ -161,7 +158,7 @@ def _pair(own: tuple[np.ndarray, np.ndarray], blocks: int, other_scale: float = 
 
 def test_little_evidence_is_shrunk_to_the_group_when_both_agree() -> None:
     total, correct, _ = _teacher(np.random.default_rng(6), 40, cv=0.3)
-    entry = measure(_pair((total, correct), 4), CalibrateConfig(cross_fit=False)).entries[0]
+    entry = choose_policy(_pair((total, correct), 4), CalibrateConfig(cross_fit=False)).entries[0]
     assert entry.status == "pooled"
     assert entry.code < WITHHELD
     assert "4 blocks of 20" in entry.evidence["reason"]
@@ -170,7 +167,7 @@ def test_little_evidence_is_shrunk_to_the_group_when_both_agree() -> None:
 
 def test_a_good_group_never_hides_a_bad_class() -> None:
     total, correct, _ = _teacher(np.random.default_rng(6), 40, cv=0.3)
-    entry = measure(_pair((total, correct // 20), 4), CalibrateConfig(cross_fit=False)).entries[0]
+    entry = choose_policy(_pair((total, correct // 20), 4), CalibrateConfig(cross_fit=False)).entries[0]
     assert entry.status == "withheld"
 
 
@@ -178,7 +175,7 @@ def test_too_few_components_are_little_evidence_too() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.3)
     components = np.zeros((40, 1), int)
     components[:29] = 1
-    entry = measure(curves_of(total, correct, components), CalibrateConfig()).entries[0]
+    entry = choose_policy(curves_of(total, correct, components), CalibrateConfig()).entries[0]
     assert entry.status == "withheld"
     assert "29 components of 30" in entry.evidence["reason"]
 
@@ -188,27 +185,27 @@ def test_the_target_is_at_most_what_labels_allow_away_from_boundaries() -> None:
     noisy = np.round(correct * 0.97).astype(np.int64)  # 3 % of the labels are wrong whatever the teacher says
     curves = curves_of(total, noisy)
     assert ceiling(curves) == pytest.approx(0.97, abs=2e-3)
-    policy = measure(curves, CalibrateConfig(target=0.98))
+    policy = choose_policy(curves, CalibrateConfig(target=0.98))
     assert policy.evidence["target"] == policy.evidence["ceiling"] < 0.975
-    assert measure(curves_of(total, correct), CalibrateConfig(target=0.98)).evidence["target"] == 0.98
+    assert choose_policy(curves_of(total, correct), CalibrateConfig(target=0.98)).evidence["target"] == 0.98
 
 
 def test_overrides_set_a_class_by_name_and_mistakes_are_told() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.3)
     curves = curves_of(total, correct)
-    policy = measure(curves, CalibrateConfig(overrides={"Road": "withheld", "sidewalk": 0.5}))
+    policy = choose_policy(curves, CalibrateConfig(overrides={"Road": "withheld", "sidewalk": 0.5}))
     assert [e.status for e in policy.entries[:2]] == ["given", "given"]
     assert policy.codes()[:2].tolist() == [WITHHELD, 50]
     with pytest.raises(ConfigError, match="no class 'rood'"):
-        measure(curves, CalibrateConfig(overrides={"rood": 0.5}))
+        choose_policy(curves, CalibrateConfig(overrides={"rood": 0.5}))
     with pytest.raises(ConfigError, match="neighbours"):  # also where nobody checked the settings
-        measure(curves, CalibrateConfig().model_copy(update={"overrides": {"road": 0.905001}}))
+        choose_policy(curves, CalibrateConfig().model_copy(update={"overrides": {"road": 0.905001}}))
 
 
 def test_a_policy_measured_on_pictures_reaches_its_target_on_new_ones(tmp_path) -> None:
     lineage = {"teacher": "t", "scales": [1.0], "flip": False, "precision": "fp32"}
     curves = Curves.measure(world(24, 2, seed=0), CLASSES, lineage=lineage)
-    policy = measure(curves, CalibrateConfig(target=0.95, min_components=10))
+    policy = choose_policy(curves, CalibrateConfig(target=0.95, min_components=10))
     policy.save(tmp_path / "p.json")
     assert ThresholdPolicy.load(tmp_path / "p.json").codes().tolist() == policy.codes().tolist()
     assert policy.binding == {**lineage, "scales": [1.0]}
@@ -256,7 +253,7 @@ def test_held_out_blocks_that_fall_short_make_an_estimate() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 40, cv=0.05, scale=0.05)
     total[32:], correct[32:] = 20 * total[32:], 20 * correct[32:]
     correct[32:, :, :200] = np.round(0.6 * correct[32:, :, :200])
-    entry = measure(curves_of(total, correct), CalibrateConfig()).entries[0]
+    entry = choose_policy(curves_of(total, correct), CalibrateConfig()).entries[0]
     assert entry.code >= 195
     assert entry.evidence["precision"] >= 0.98 > entry.evidence["cross_fit"]["precision"]
     assert entry.status == "estimate"
@@ -265,6 +262,6 @@ def test_held_out_blocks_that_fall_short_make_an_estimate() -> None:
 
 def test_a_single_block_cannot_be_cross_fitted_and_promises_nothing() -> None:
     total, correct, _ = _teacher(np.random.default_rng(0), 1, cv=0.3)
-    entry = measure(curves_of(total, correct, components=99), CalibrateConfig()).entries[0]
+    entry = choose_policy(curves_of(total, correct, components=99), CalibrateConfig()).entries[0]
     assert entry.status == "withheld"
     assert entry.evidence["cross_fit"] is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
 from hmsa_core.labels.store.codes import EDGES
-from hmsa_core.labels.store.manifest import binding
+from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold, keep
 from hmsa_core.taxonomy import cityscapes
 from tests.support.cases import CASES

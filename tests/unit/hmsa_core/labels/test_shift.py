@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
-from hmsa_core.labels.thresholds.measure import measure
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.labels.thresholds.shift import compare, estimate_prior, shift_report
 from tests.support.label_maps import toy_classes
@@ -39,7 +39,7 @@ def test_a_shifted_prior_is_found_from_labels_and_codes_alone(curves: Curves) ->
 
 
 def test_images_like_the_calibration_images_are_covered(curves: Curves) -> None:
-    policy = measure(curves, CalibrateConfig(target=0.9, min_components=5, cross_fit=False))
+    policy = choose_policy(curves, CalibrateConfig(target=0.9, min_components=5, cross_fit=False))
     same = compare(curves, _histogram(world(30, 2, seed=4)), policy, 0.25)
     kept = [s for s in same if s.status != "nothing kept"]
     assert len(kept) >= 4

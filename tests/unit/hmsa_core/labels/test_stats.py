@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
-from hmsa_core.labels.store.histogram import count, cumulative
+from hmsa_core.labels.store.sidecar import count, cumulative
 from tests.support.label_maps import coarse_of, maps, write_store
 
 CODE = ConfidenceCode()

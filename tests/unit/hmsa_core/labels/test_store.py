@@ -11,7 +11,7 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
-from hmsa_core.labels.store.manifest import publish_store
+from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.taxonomy import mapillary
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
@@ -303,7 +303,7 @@ def _rewrite(root: Path, **changes: object) -> None:
 
     from hmsa_core.io import sealed
     from hmsa_core.io.atomic import sha256_file
-    from hmsa_core.labels.store.parquet import footer_sha256
+    from hmsa_core.labels.store.format import footer_sha256
 
     path = root / "shard-00000.parquet"
     table = pq.read_table(path)
@@ -354,6 +354,6 @@ def test_a_row_group_of_several_rows_is_refused(tmp_path: Path) -> None:
 
 
 def _footer(path: Path) -> str:
-    from hmsa_core.labels.store.parquet import footer_sha256
+    from hmsa_core.labels.store.format import footer_sha256
 
     return footer_sha256(path)

@@ -12,7 +12,8 @@ import pytest
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, NoSpaceError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done, write_manifest
+from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done
+from hmsa_core.labels.store.writer import write_manifest
 from tests.support.faults import FaultyOps
 from tests.support.label_maps import maps, toy_classes
 

@@ -12,8 +12,7 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError, HmsaError, StoreError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.manifest import listed_files
-from hmsa_core.labels.store.parquet import footer_sha256
+from hmsa_core.labels.store.format import footer_sha256, listed_files
 from tests.support.label_maps import write_store
 
 T = TypeVar("T")

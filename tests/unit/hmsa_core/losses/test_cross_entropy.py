@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.losses import blocks, cross_entropy
+from hmsa_core.losses import _pixels, cross_entropy
 from tests.unit.hmsa_core.losses.test_rmi_behaviour import scene
 
 
@@ -58,7 +58,7 @@ def test_extreme_scores_stay_finite(value: float) -> None:
 def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = scene(4, (3, 5, 16, 20))
     whole = torch.autograd.grad(cross_entropy(logits, labels), logits)[0]
-    monkeypatch.setitem(blocks.BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setitem(_pixels.BLOCK_BYTES, "cpu", block_bytes)
     torch.testing.assert_close(torch.autograd.grad(cross_entropy(logits, labels), logits)[0], whole)
 
 

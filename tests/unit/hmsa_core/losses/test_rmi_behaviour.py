@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.losses import blocks as blocks_module
-from hmsa_core.losses import released_bce, rmi_loss, rmi_parts
+from hmsa_core.losses import _pixels, released_bce, rmi_loss, rmi_parts
 from research.bench.reference.rmi_plain import rmi_plain
 
 
@@ -59,7 +58,7 @@ def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkey
     logits, labels = scene(4, (3, 5, 32, 40))
     whole = rmi_loss(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setitem(blocks_module.BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setitem(_pixels.BLOCK_BYTES, "cpu", block_bytes)
     cut = rmi_loss(logits, labels)
     (gradient,) = torch.autograd.grad(cut, logits)
     assert cut.item() == pytest.approx(whole.item(), rel=1e-12)

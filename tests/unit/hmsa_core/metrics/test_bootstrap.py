@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of, mean_iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, holm, iou_of, mean_iou_of
 
 
 def confusions(rng, quality, classes=3, pixels=400):
@@ -159,3 +159,11 @@ def test_inputs_that_do_not_belong_together_are_refused():
         bootstrap_iou([counts, counts], [ids(4)])
     with pytest.raises(InputError, match="shapes differ"):
         bootstrap_difference(counts, counts[:, :2, :2], ids(4))
+
+
+def test_holm_lets_the_smallest_fall_first_and_the_first_that_stands_saves_the_rest():
+    assert holm([0.03, 0.01, 0.04], 0.05) == [False, True, False], "0.03 is above 0.05 / 2"
+    assert holm([0.02, 0.01, 0.04], 0.05) == [True, True, True]
+    assert holm([0.02, 0.018, 0.001], 0.05) == [True, True, True]
+    assert holm([], 0.05) == []
+    assert holm([0.05], 0.05) == [True], "equal to the level counts"

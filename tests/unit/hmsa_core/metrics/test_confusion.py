@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import (
@@ -101,6 +102,19 @@ def test_counts_equal_brute_force_for_any_ignore_value(num_classes, seed, ignore
     label[rng.random(shape) < 0.3] = ignore
     counts = confusion_counts(pred, label, num_classes, ignore)
     np.testing.assert_array_equal(counts, brute_force(pred, label, num_classes, ignore))
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_classes=st.integers(2, 12), seed=st.integers(0, 2**31), missing=st.booleans())
+def test_torchmetrics_counts_the_same_and_gives_the_same_iou(num_classes, seed, missing):
+    rng = np.random.default_rng(seed)
+    pred, label = (torch.from_numpy(rng.integers(0, num_classes - missing, (2, 9, 11))) for _ in range(2))
+    label[torch.from_numpy(rng.random(label.shape) < 0.2)] = 255
+    matrix = ConfusionMatrix(num_classes).update(pred, label)
+    options = {"num_classes": num_classes, "ignore_index": 255}
+    np.testing.assert_array_equal(matrix.matrix, multiclass_confusion_matrix(pred, label, **options).numpy())
+    theirs = multiclass_jaccard_index(pred, label, average="none", **options).numpy()
+    np.testing.assert_allclose(np.nan_to_num(matrix.iou()), theirs, rtol=1e-6)  # they call an absent class 0
 
 
 def test_a_pixel_without_an_answer_is_missed_not_ignored():

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hmsa_core.losses import TotalLoss
+from hmsa_core.config import LossConfig
+from hmsa_core.losses import training_loss
 from hmsa_core.models.model import ModelOutput, MultiScaleModel, as_kind
 from tests.reference import golden
 from tests.unit.hmsa_core.models.conftest import filled_model
@@ -29,19 +30,16 @@ def test_training_loss_with_frozen_norms(frozen_outputs: dict[str, ModelOutput],
     match = re.fullmatch(r"fp32/(two_scale|plain)/(rmi|ce)(?:/supervised([\d.]+))?/aux_rmi(True|False)", name)
     assert match
     net, criterion, supervised, aux_rmi = match.groups()
-    aux = {"ce": "cross_entropy", "rmi": "released_rmi" if aux_rmi == "True" else "released_bce"}[criterion]
-    loss = TotalLoss(
-        main="rmi" if criterion == "rmi" else "cross_entropy",
-        aux=aux,  # type: ignore[arg-type]
-        per_scale_weight=float(supervised or 0),
-    )
+    aux = {"ce": "cross_entropy", "rmi": "rmi" if aux_rmi == "True" else "released_bce"}[criterion]
+    main = "rmi" if criterion == "rmi" else "cross_entropy"
+    options = LossConfig(main=main, aux=aux, per_scale_weight=float(supervised or 0))
     labels = torch.from_numpy(golden.blocky_labels(4321, 1, 128, 256, 19))
-    assert loss(frozen_outputs[net], labels).total.item() == pytest.approx(FROZEN[name], rel=1e-5)
+    assert training_loss(frozen_outputs[net], labels, options).total.item() == pytest.approx(FROZEN[name], rel=1e-5)
 
 
 def _two_steps(dtype: torch.dtype) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     model = filled_model("hierarchical", dropout=0.0, top_attention="released").to(dtype).train()
-    loss_of = TotalLoss(aux="released_bce", per_scale_weight=0.05)
+    options = LossConfig(aux="released_bce", per_scale_weight=0.05)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     images = golden.image(2468, (2, 3, 128, 256)).to(dtype)
     labels = torch.from_numpy(golden.blocky_labels(2469, 2, 128, 256, 19))
@@ -54,7 +52,7 @@ def _two_steps(dtype: torch.dtype) -> tuple[list[float], dict[str, torch.Tensor]
                 for key, value in model.state_dict().items()
                 if key.startswith(("backbone", "ocr", "scale"))
             }
-        loss = loss_of(output, labels).total
+        loss = training_loss(output, labels, options).total
         losses.append(loss.item())
         optimiser.zero_grad()
         if step == 0:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.runtime.distributed import Ranks, start_ranks
+from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.parallel import DdpReplicas, FlatReplicas, Replicas, replicate
 from tests.support.jobs import errors_of, finish
 from tests.support.ranks import run_ranks
@@ -138,7 +138,7 @@ def test_running_statistics_are_the_mean_over_ranks(tmp_path: Path) -> None:
 
 
 def test_a_head_that_no_loss_reaches_does_not_hold_up_the_ranks(tmp_path: Path) -> None:
-    from hmsa_core.training.train import make_model
+    from hmsa_core.training.recipe import make_model
     from tests.support.training import train_spec
 
     model = {"model__kind": "single", "model__trunk": "deeplabv3_resnet50"}
@@ -194,7 +194,7 @@ def test_a_compiled_model_trains_to_the_same_loss(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_runs_on_a_gpu_in_every_precision(tmp_path: Path, precision: str) -> None:
-    from hmsa_core.training import train
+    from hmsa_core.training import run as train
     from tests.support.training import context, log_of, train_spec, write_data
 
     write_data(tmp_path)

@@ -7,8 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from hmsa_core.runtime.logs import JsonLog, read_log
-from hmsa_core.runtime.progress import Progress
+from hmsa_core.runtime.progress import JsonLog, Progress, read_log
 
 
 def test_each_line_is_a_json_object_and_nan_is_null(tmp_path: Path) -> None:

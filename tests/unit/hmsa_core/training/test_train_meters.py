@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa_core.runtime.distributed import Ranks
-from hmsa_core.training.meters import Meters
+from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.training.figures import Meters
 
 
 def meters(device: str = "cpu") -> Meters:

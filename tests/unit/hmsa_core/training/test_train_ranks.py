@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.runtime.distributed import start_ranks
+from hmsa_core.runtime.ranks import start_ranks
 from hmsa_core.spec import Selection, TrainSpec, ValidationData
-from hmsa_core.training import train
+from hmsa_core.training import run as train
 from hmsa_core.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
@@ -108,7 +108,7 @@ def stop_in(step: int, rank: int) -> Callable[[int, StopRequest], None]:
 
 
 def exit_in_validation(me: int, stop: StopRequest) -> None:
-    from hmsa_core.training.validate import Validation
+    from hmsa_core.training.run import Validation
 
     def score(self: Validation, *args: object) -> object:
         os._exit(9)
@@ -214,7 +214,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, tmp_path: Path) 
 
 
 def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason(data: Path, tmp_path: Path) -> None:
-    from hmsa_core.runtime.distributed import Ranks
+    from hmsa_core.runtime.ranks import Ranks
 
     spec = student(data, tmp_path / "work")
     three = Ranks(0, 3, 0, torch.device("cpu"))

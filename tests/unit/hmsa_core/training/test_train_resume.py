@@ -11,12 +11,12 @@ import torch
 
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.runtime.distributed import Ranks
+from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import Selection, TrainSpec, ValidationData
-from hmsa_core.training import train
+from hmsa_core.training import run as train
+from hmsa_core.training.run import Validation
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
-from hmsa_core.training.validate import Validation
 from tests.support.faults import faulty
 from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
 
@@ -250,12 +250,12 @@ def test_a_state_of_other_settings_is_refused_by_name(data: Path, tmp_path: Path
         train.run(other, context(other))
 
 
-def test_how_often_it_saves_and_how_it_uses_the_machine_may_change_between_runs(data: Path, tmp_path: Path) -> None:
+def test_how_often_it_saves_and_its_loader_processes_may_change_between_runs(data: Path, tmp_path: Path) -> None:
     spec = train_spec(data, tmp_path / "work")
     with pytest.MonkeyPatch.context() as patch:
         killed_after(5)(patch, StopRequest())
         with pytest.raises(KilledError):
             train.run(spec, context(spec))
-    changed = train_spec(data, tmp_path / "work", checkpoint_every=1, batch_per_rank=2, runtime__channels_last=True)
+    changed = train_spec(data, tmp_path / "work", checkpoint_every=1, keep_checkpoints=3, runtime__workers=1)
     train.run(changed, context(changed))
     assert (tmp_path / "work" / "model" / "model.json").exists()

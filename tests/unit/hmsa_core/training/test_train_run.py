@@ -19,10 +19,11 @@ from hmsa_core.io.errors import ConfigError, DecodeError, HmsaError, IntegrityEr
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.models import build, load, read_meta, save
-from hmsa_core.runtime.distributed import Ranks
-from hmsa_core.runtime.logs import read_log
+from hmsa_core.runtime.progress import read_log
+from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import Selection, TrainSpec, ValidationData
-from hmsa_core.training import train, trainer
+from hmsa_core.training import run as train
+from hmsa_core.training import trainer
 from hmsa_core.training.parallel import DdpReplicas
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
@@ -514,7 +515,7 @@ def test_a_trunk_that_pools_to_one_position_needs_more_than_one_crop(data: Path,
 
 
 def test_fp16_on_a_cpu_is_refused(data: Path, tmp_path: Path) -> None:
-    from hmsa_core.runtime.distributed import start_ranks
+    from hmsa_core.runtime.ranks import start_ranks
 
     spec = train_spec(data, tmp_path, runtime__precision="fp16")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
@@ -541,7 +542,7 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
         {"optimiser__clip_norm": 0.01},
         {"optimiser__warmup_steps": 9},
         {"loss__rmi_ignore": "masked"},
-        {"loss__main": "bce"},
+        {"loss__main": "released_bce"},
         {"loss__aux": "released_bce"},
         {"model__head": "released"},
         {"model__dropout": 0.5},

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.store.sidecar import StoreStatistics
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.labels.thresholds.stats import StoreStatistics
 from pipeline.cli.main import main
 from pipeline.inspector.session import Session
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter
-from hmsa_core.labels.store.manifest import binding, full_lineage
+from hmsa_core.labels.store.format import binding, full_lineage
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main

@@ -18,7 +18,6 @@ from hmsa_core.io import atomic
 from pipeline import disk, machine
 from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
-from pipeline.nightly import overrides
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.findings import states
@@ -167,15 +166,6 @@ def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> N
     text = workspace.path("params.yaml").read_text().replace("calibrate:\n", "calibrat:\n")
     workspace.path("params.yaml").write_text(text)
     assert any(f.state == "broken" and "calibrat" in f.text for f in doctor.examine(workspace.root))
-
-
-def test_parameters_of_a_killed_night_are_restored(workspace: Workspace) -> None:
-    original = workspace.path("params.yaml").read_bytes()
-    killed = overrides.overridden(workspace.root, {"pseudo_label.threshold": 0.5})
-    killed.__enter__()  # and nobody leaves it: the process was killed
-    assert "autolabel doctor --fix" in {f.mend for f in doctor.examine(workspace.root)}
-    assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
-    assert workspace.path("params.yaml").read_bytes() == original
 
 
 def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

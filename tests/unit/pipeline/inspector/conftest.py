@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
+from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from tests.support.asgi import AsgiClient
 from tests.support.label_scenes import Scenes, make_scenes

@@ -21,8 +21,7 @@ from hmsa_core.labels.store.shards import ShardWriter
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
 from pipeline.inspector import weights as weights_module
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
+from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
 from tests.support.asgi import AsgiClient
@@ -258,8 +257,8 @@ def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes:
 
 def thresholded(folder: Path, scenes: Scenes, threshold: str = "") -> Path:
     """A final store as `pseudo-label` makes it, from the policy's labels or those of one threshold."""
-    from hmsa_core.labels.store.plans import plan_shards
-    from hmsa_core.labels.store.shards import write_manifest
+    from hmsa_core.labels.store.shards import plan_shards
+    from hmsa_core.labels.store.writer import write_manifest
 
     raw, policy = LabelStore.open(scenes.store), ThresholdPolicy.load(scenes.policy)
     if threshold:

@@ -11,7 +11,7 @@ import pytest
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
-from pipeline.inspector.cuts import Cuts, parse_cuts
+from pipeline.inspector.stats import Cuts, parse_cuts
 from pipeline.inspector.view import StoreView
 from tests.support.label_scenes import Scenes
 

@@ -13,7 +13,7 @@ from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode, ThresholdPolicy
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
-from pipeline.inspector.cuts import OffGridError, code_of, parse_cuts, to_policy
+from pipeline.inspector.stats import OffGridError, code_of, parse_cuts, to_policy
 
 EDGES = ConfidenceCode().edges
 

@@ -20,8 +20,7 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore
 from pipeline.cli.main import main
 from pipeline.inspector import export
-from pipeline.inspector.export import bundle_modules, export_page
-from pipeline.inspector.page import static_sources
+from pipeline.inspector.export import bundle_modules, export_page, static_sources
 from pipeline.inspector.session import Session
 from tests.support.label_scenes import Scenes
 

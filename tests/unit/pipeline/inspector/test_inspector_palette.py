@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hmsa_core.taxonomy import cityscapes
-from pipeline.inspector.palette import safe_colours, smallest_distance
+from pipeline.inspector.pictures import safe_colours, smallest_distance
 
 
 def test_the_safe_palette_keeps_classes_farther_apart_than_the_data_sets_own_colours() -> None:

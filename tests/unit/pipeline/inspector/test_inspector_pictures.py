@@ -11,8 +11,7 @@ import pytest
 
 from hmsa_core.labels import LabelStoreWriter
 from pipeline.cli.main import main
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
+from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from tests.support.asgi import AsgiClient, Reply
 from tests.support.label_scenes import LINEAGE

@@ -13,9 +13,7 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStoreWriter
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
-from pipeline.inspector.server import ServeOptions, make_guard
+from pipeline.inspector.server import Guard, ServeOptions, make_app, make_guard
 from pipeline.inspector.session import Session
 from tests.support.asgi import AsgiClient
 from tests.support.label_scenes import LINEAGE, Scenes

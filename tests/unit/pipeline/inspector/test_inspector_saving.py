@@ -12,8 +12,7 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
-from pipeline.inspector.api import make_app
-from pipeline.inspector.safety import Guard
+from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from tests.support.asgi import AsgiClient, Reply
 from tests.support.label_scenes import Scenes

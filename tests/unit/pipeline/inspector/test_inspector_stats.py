@@ -10,10 +10,9 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.taxonomy import cityscapes
-from pipeline.inspector.cuts import parse_cuts
-from pipeline.inspector.precision import AuditAnswer, PrecisionSources
-from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort, store_stats
-from pipeline.inspector.view import StoreView, find_curves
+from pipeline.inspector.precision import AuditAnswer, PrecisionSources, find_curves
+from pipeline.inspector.stats import ImageQuery, image_rows, parse_cuts, parse_sort, store_stats
+from pipeline.inspector.view import StoreView
 from tests.support.label_scenes import Scenes
 
 CUTS = ["rider:0.6", "bus:withheld"]
@@ -184,8 +183,7 @@ def test_a_policy_measured_outside_of_coarse_labels_is_shown_with_the_precision_
     codes = parse_cuts(view.classes, "0.9").codes
 
     def shown():
-        curves, coarse, outside = find_curves(view, policy, None)
-        return PrecisionSources(view.totals, None, curves, coarse, outside=outside).of_classes(codes)[road]
+        return PrecisionSources(view.totals, None, find_curves(view, policy, None)).of_classes(codes)[road]
 
     assert (shown().source, shown().value) == ("calibration", pytest.approx(0.75, abs=0.02))
     Curves.measure(images(True), view.classes, lineage=view.lineage).save(tmp_path / "curves-judged.json")

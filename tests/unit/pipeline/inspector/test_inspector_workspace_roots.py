@@ -10,8 +10,8 @@ import pytest
 
 from hmsa_core.labels import ThresholdPolicy
 from pipeline.cli.main import main
-from pipeline.inspector.session import Session
-from pipeline.inspector.workspace_roots import calibration_policy, policy_setting, policy_target
+from pipeline.inspector.precision import calibration_policy
+from pipeline.inspector.session import Session, policy_setting, policy_target
 from tests.support.label_scenes import Scenes
 
 

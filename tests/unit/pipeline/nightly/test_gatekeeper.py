@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import IntegrityError
 from pipeline.cli.main import main
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
-from pipeline.nightly.overrides import apply
 from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
+from tests.support.chain import set_params
 
 CLASSES = 19
 
@@ -57,8 +56,7 @@ def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
 
 
 def _change(ws: Workspace, key: str, value: object) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(apply(params.read_text(), {key: value}))
+    set_params(ws.root, {key: value})
 
 
 def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
@@ -212,19 +210,3 @@ def test_a_report_set_that_grows_goes_on_spending_the_same_alpha(workspace: Work
     assert count_look(workspace, "c", ("y", "w")) == 3
     assert count_look(workspace, "c", ("v",)) == 1, "images that nobody has looked at"
     assert count_look(workspace, "a", ("x", "y")) == 1, "a look keeps its number"
-
-
-def test_looks_without_names_are_counted_as_before(workspace: Workspace) -> None:
-    report = atomic.digest(["x", "y"])
-    path = workspace.path("models/registry/looks.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"candidate": "a", "images": report}) + "\n")
-    assert count_look(workspace, "b", ("x", "y")) == 2, "the same images by their digest"
-    assert count_look(workspace, "c", ("x", "z")) == 3, "the second look told their names"
-
-
-def test_looks_of_an_unknown_set_count_for_every_set(workspace: Workspace) -> None:
-    path = workspace.path("models/registry/looks.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"candidate": str(n), "images": "0" * 64}) + "\n" for n in range(9)))
-    assert count_look(workspace, "b", ("x", "y")) == 10

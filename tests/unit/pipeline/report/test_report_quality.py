@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hmsa_core.taxonomy import cityscapes, mapillary
-from pipeline.quality import by_category, by_city, categories_of
-from pipeline.report.confusion import confusion_matrix
+from pipeline.counts import by_category, by_city, categories_of
+from pipeline.report.charts import confusion_matrix
 from pipeline.report.quality import read_quality, section
 
 CAR, BUS = cityscapes().index("car"), cityscapes().index("bus")

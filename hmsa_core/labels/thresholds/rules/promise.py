@@ -1,0 +1,210 @@
+"""The rule `promise`: the lowest code whose kept pixels are right often enough, for each class.
+
+A class keeps a code if (a) the lower bound on the precision of all its pixels with at least this code reaches
+the target and (b) the pixels just above the cut - the marginal bin - are right at least `floor` of the time,
+so that many easy pixels never pay for coin flips. Both must hold through the whole marginal bin. The target is
+`calibrate.target`, or the ceiling that the labels allow where that is lower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, marginal_precision, number, share
+from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_coverage, spread_of_errors
+from hmsa_core.labels.thresholds.policy import WITHHELD, Status
+
+__all__ = ["ceiling", "choose"]
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+RELIABLE_BLOCKS = 20  # with fewer a spread cannot be estimated well enough for a promise
+RELIABLE_COVERAGE = 0.9  # share of simulated calibrations in which the bound has to be right
+_CEILING_SHARE = 0.2  # of all pixels: the ceiling is looked for among cuts that keep at least so many
+_CODE = ConfidenceCode()
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """Counts of pixels with at least each code, blocks first: (B, 256) and (256,) for one class."""
+
+    total: Counts
+    correct: Counts
+    components: Counts  # (B, 256)
+
+    @property
+    def precision(self) -> Floats:
+        total, correct = self.total.sum(axis=0), self.correct.sum(axis=0)
+        shares: Floats = np.divide(correct, total, out=np.full(NUM_CODES, np.nan), where=total > 0)
+        return shares
+
+    def blocks(self, code: int) -> int:
+        return int(np.count_nonzero(self.total[:, code])) if code < NUM_CODES else 0
+
+    @property
+    def pieces(self) -> int:
+        """Connected pieces of the class, kept or not: how often the teacher met it at all."""
+        return int(self.components[:, 0].sum())
+
+
+def choose(curves: Curves, config: CalibrateConfig) -> Choice:
+    """Each class's lowest code whose kept pixels are right often enough, and how far that can be trusted."""
+    top = ceiling(curves)
+    target = min(config.target, top)
+    honest = _cross_fit(curves, target, config) if config.cross_fit else {}
+    cuts = []
+    for class_id in range(curves.classes.num_classes):
+        code, status, reason = _pick(curves, class_id, target, config, config.min_blocks)
+        cut = Cut(code, status, reason, {"cross_fit": honest.get(class_id)})
+        cuts.append(_promise(curves, class_id, cut, target, config) if status == "measured" else cut)
+    return Choice(cuts, {"ceiling": top, "target": target})
+
+
+def ceiling(curves: Curves, confidence_share: float = _CEILING_SHARE) -> float:
+    """Best precision of all classes together when 2 px at boundaries are left out: what labels allow at all."""
+    total = curves.kept("interior_total").sum(axis=(0, 1))
+    correct = curves.kept("interior_correct").sum(axis=(0, 1))
+    enough = total >= max(1.0, confidence_share * float(total[0]))
+    return float((correct[enough] / total[enough]).max()) if enough.any() else 1.0
+
+
+def _own(curves: Curves, class_id: int) -> _Evidence:
+    return _Evidence(*(curves.kept(n)[:, class_id] for n in ("total", "correct", "components")))
+
+
+def _pick(
+    curves: Curves, class_id: int, target: float, config: CalibrateConfig, min_blocks: float
+) -> tuple[int, Status, str]:
+    """Cut, status (measured still without its promise) and the reason in words."""
+    own = _own(curves, class_id)
+    if not own.total.any():
+        return WITHHELD, "withheld", "the teacher never gave this class on calibration images"
+    code = _lowest_code(own, target, config)
+    at = code if code < NUM_CODES else 0
+    lack = _lacking(own, at, config, min_blocks)
+    if not lack:
+        if code < NUM_CODES:
+            return code, "measured", "reaches the target"
+        return WITHHELD, "withheld", _best_bound(own, target, config, min_blocks)
+    pooled, members = _pooled(curves, class_id, own)
+    code = _lowest_code(pooled, target, config) if members else WITHHELD
+    if code == WITHHELD or _lacking(pooled, code, config, min_blocks):
+        return WITHHELD, "withheld", f"little evidence ({lack}), and its group does not make up for it"
+    if not own.precision[code] >= target:  # also without any pixel there: a group never speaks against its class
+        return WITHHELD, "withheld", f"little evidence ({lack}), and what there is does not reach the target"
+    names = ", ".join(curves.classes.classes[i] for i in members)
+    return code, "pooled", f"little evidence ({lack}); shrunk to its group with {names}"
+
+
+def _lacking(evidence: _Evidence, code: int, config: CalibrateConfig, min_blocks: float) -> str:
+    lack = []
+    if evidence.blocks(code) < min_blocks:
+        lack.append(f"{evidence.blocks(code)} blocks of {min_blocks:g}")
+    if evidence.pieces < config.min_components:
+        lack.append(f"{evidence.pieces} components of {config.min_components}")
+    return " and ".join(lack)
+
+
+def _best_bound(own: _Evidence, target: float, config: CalibrateConfig, min_blocks: float) -> str:
+    enough = np.count_nonzero(own.total, axis=0) >= min_blocks
+    bound = np.where(enough, lower_bound(own.total, own.correct, config.confidence), -1.0)
+    best = int(np.argmax(bound))
+    return (
+        f"target {target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
+        f"at {_CODE.threshold(best)} (of cuts with {min_blocks:g} blocks)"
+    )
+
+
+def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, list[int]]:
+    """The class's counts plus those of its group, which together never weigh more than the class itself."""
+    group = curves.classes.groups[class_id]
+    members = [
+        i
+        for i, g in enumerate(curves.classes.groups)
+        if g == group and g != "other" and i != class_id and curves.counts["total"][:, i].any()
+    ]
+    total, correct = own.total.astype(np.float64), own.correct.astype(np.float64)
+    components = own.components.copy()
+    if members:
+        others = [_own(curves, i) for i in members]
+        weight = min(1.0, own.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
+        for other in others:
+            total, correct = total + weight * other.total, correct + weight * other.correct
+            components = components + other.components
+    return _Evidence(total, correct, components), members  # type: ignore[arg-type]  # weighted counts are floats
+
+
+def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) -> int:
+    """Lowest code from which on bound and marginal precision hold through its marginal bin; 256 = none.
+
+    Only a code that holds pixels: below it, down to the next one that does, nothing was measured.
+    """
+    bound = lower_bound(evidence.total, evidence.correct, config.confidence)
+    total, correct = evidence.total.sum(axis=0), evidence.correct.sum(axis=0)
+    ends = marginal_ends(total, config.marginal_share)
+    marginal = marginal_precision(total, correct, ends)
+    with np.errstate(invalid="ignore"):
+        passes = (bound >= target) & (marginal >= config.floor) & (total > 0)
+    failed_before = np.concatenate([[0], np.cumsum(~passes)])
+    holds_pixels = total > np.append(total[1:], 0)
+    for code in np.flatnonzero(passes & holds_pixels):
+        if failed_before[min(ends[code], NUM_CODES)] == failed_before[code]:
+            return int(code)
+    return WITHHELD
+
+
+def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: CalibrateConfig) -> Cut:
+    """Keep "measured" only where the bound can be trusted and held-out blocks agree."""
+    own = _own(curves, class_id)
+    blocks = own.blocks(cut.code)
+    spread = spread_of_errors(own.total[:, cut.code], own.correct[:, cut.code])
+    covers = simulated_coverage(blocks, *spread, config.confidence)
+    evidence = {**cut.evidence, "bound_covers": round(covers, 3), "error_spread": [round(s, 3) for s in spread]}
+    held_out = (evidence["cross_fit"] or {}).get("precision")
+    doubts = []
+    if blocks < RELIABLE_BLOCKS:
+        doubts.append(f"only {blocks} blocks")
+    if covers < RELIABLE_COVERAGE:
+        doubts.append(f"the bound covers {covers:.0%} in simulation")
+    if held_out is not None and held_out < target:
+        doubts.append(f"held-out blocks reach {held_out:.3f}")
+    if doubts:
+        return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
+    return cut._replace(evidence=evidence)
+
+
+def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[int, dict[str, Any]]:
+    """Precision and coverage on blocks that did not choose the cut, summed over folds of neighbouring blocks."""
+    n, c = len(curves.blocks), curves.classes.num_classes
+    folds = min(config.folds, n)
+    if folds < 2:
+        return {}
+    kept = {name: curves.kept(name) for name in ("total", "correct")}
+    total, correct, everything = np.zeros((n, c), np.int64), np.zeros((n, c), np.int64), kept["total"][:, :, 0]
+    for held_out in np.array_split(np.arange(n), folds):
+        rest = np.setdiff1d(np.arange(n), held_out)
+        some = curves.subset(list(rest))
+        enough = config.min_blocks * len(rest) / n
+        for class_id in range(c):
+            code = _pick(some, class_id, target, config, enough)[0]
+            if code < NUM_CODES:
+                total[held_out, class_id] = kept["total"][held_out, class_id, code]
+                correct[held_out, class_id] = kept["correct"][held_out, class_id, code]
+    bound = lower_bound(total, correct, config.confidence)
+    return {
+        i: {
+            "precision": share(correct[:, i].sum(), total[:, i].sum()),
+            "lower": number(bound[i]),
+            "coverage": share(total[:, i].sum(), everything[:, i].sum()),
+            "folds": folds,
+        }
+        for i in range(c)
+    }

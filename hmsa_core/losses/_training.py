@@ -1,0 +1,54 @@
+"""The training loss: main + aux_weight x auxiliary + per_scale_weight x each single scale, with named parts."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hmsa_core.config import LossConfig
+from hmsa_core.losses._pixels import LossParts
+
+if TYPE_CHECKING:
+    from hmsa_core.models import ModelOutput
+
+__all__ = ["loss_of", "training_loss"]
+
+
+def loss_of(name: str, logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts:
+    """Compute the loss of this name: function `loss` of the file `hmsa_core/losses/NAME.py`."""
+    return cast("LossParts", import_module(f"hmsa_core.losses.{name}").loss(logits, labels, options, ignore_index))
+
+
+def training_loss(output: ModelOutput, labels: Tensor, options: LossConfig, *, ignore_index: int = 255) -> LossParts:
+    """Compute the loss of a model's training output: the paper's (section 4) or the released recipe, by `options`.
+
+    The loss of a single scale is the main one; of RMI it is the released BCE, as in the released recipe.
+
+    Args:
+        output: fused scores and auxiliary scores, N x C x H x W; scores of each scale on its own grid.
+        labels: N x H x W, any integer dtype.
+        options: names and weights of the losses.
+        ignore_index: label that does not count.
+    """
+    main = loss_of(options.main, output.logits, labels, options, ignore_index)
+    total, parts = main.total, {"main": main.total, **main.parts}
+    if options.aux_weight:
+        parts["aux"] = loss_of(options.aux, output.aux_logits, labels, options, ignore_index).total
+        total = total + options.aux_weight * parts["aux"]
+    if options.per_scale_weight:
+        single = "released_bce" if options.main == "rmi" else options.main
+        for scale, logits in output.scale_logits.items():
+            scores = _on_grid_of(labels, logits)
+            parts[f"scale_{scale:g}"] = part = loss_of(single, scores, labels, options, ignore_index).total
+            total = total + options.per_scale_weight * part
+    return LossParts(total, {name: part.detach() for name, part in parts.items()})
+
+
+def _on_grid_of(labels: Tensor, logits: Tensor) -> Tensor:
+    size = (labels.shape[-2], labels.shape[-1])
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,192 @@
+"""The ranks of a job: which process this is, which device it computes on, and what the ranks tell each other.
+
+Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task a rank, or
+a job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.io.errors import ConfigError, InterruptedRunError
+from hmsa_core.io.process import StopRequest
+from hmsa_core.runtime.progress import JsonLog, Progress
+
+__all__ = ["JobContext", "Ranks", "start_ranks"]
+
+T = TypeVar("T")
+_TIMEOUT = datetime.timedelta(minutes=30)  # of NCCL: gradients; rank 0 may save for long while the others wait
+# Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.
+_PATIENCE = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank, world: number of this process and of all of them, over all nodes.
+        local_rank: number on this node; it chooses the GPU.
+        device: where this rank computes.
+        control: process group of control messages; None = the default one.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files that there is one of."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here (a control message: it does not wait for a GPU)."""
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(1, dtype=torch.int32), group=self.control)
+
+    def maximum(self, value: int) -> int:
+        """Largest of all ranks' values; all ranks call it."""
+        if self.world == 1:
+            return value
+        message = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
+        return int(message.item())
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank; all ranks call it."""
+        return bool(self.maximum(int(flag)))
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Give every rank the (small, picklable) values of all ranks, in rank order."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def broadcast(self, value: T) -> T:
+        """Give every rank the (small, picklable) value of rank 0."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def stop(self) -> None:
+        """Leave the process group, if there is one."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _choose_device(asked: str, local_rank: int) -> torch.device:
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "device is cuda, but torch finds no GPU",
+            hint="use auto or cpu (--device, or runtime.device in params.yaml)",
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(
+            f"rank {local_rank} of this node has no GPU: {count} are visible", hint=f"set runtime.ranks to {count}"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) -> Ranks:
+    """Choose the device, set torch's threads and meet the other ranks.
+
+    Raises:
+        ConfigError: no such device, or an impossible precision for it.
+    """
+    env = os.environ if env is None else env
+    world, rank = int(env.get("WORLD_SIZE", "1")), int(env.get("RANK", "0"))
+    local_rank = int(env.get("LOCAL_RANK", str(rank)))
+    torch.set_num_threads(runtime.threads)
+    device = _choose_device(runtime.device, local_rank)
+    if runtime.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")
+    if runtime.precision == "fp32":
+        # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
+        torch.backends.cudnn.allow_tf32 = False
+    control = None
+    if world > 1 and device.type == "cuda":
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
+        control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
+    elif world > 1:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    return Ranks(rank, world, local_rank, device, control)
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Made by `hmsa_core.job`; a job's `run(spec, context)` reads it.
+
+    Attributes:
+        work: the job's progress folder.
+        ranks: this process's place, with the collectives.
+        runtime: device, precision, threads, workers.
+        stop: set by SIGTERM or SIGINT on this rank.
+        log: JSON lines, real on rank 0 only.
+    """
+
+    work: Path
+    ranks: Ranks
+    runtime: RuntimeConfig
+    stop: StopRequest = field(default_factory=StopRequest)
+    log: JsonLog = field(default_factory=lambda: JsonLog(None))
+
+    @classmethod
+    def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:
+        """The context of a job that logs into `work/log.jsonl`."""
+        return cls(work, ranks, runtime, stop, JsonLog(work / "log.jsonl" if ranks.is_main else None))
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes over all nodes."""
+        return self.ranks.world
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.ranks.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files that there is one of."""
+        return self.ranks.is_main
+
+    def progress(self, total: int, *, what: str, unit: str = "images", initial: int = 0) -> Progress:
+        """Progress on standard error, silent on all ranks but the first."""
+        return Progress(total, what=what, unit=unit, initial=initial, enabled=self.is_main)
+
+    def check_stop(self) -> None:
+        """Raise InterruptedRunError if *this* rank was asked to stop (for jobs whose ranks work on their own)."""
+        if self.stop.is_set():
+            raise InterruptedRunError("stopped by a signal; progress is saved", hint="run the same command again")

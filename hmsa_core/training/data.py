@@ -1,0 +1,371 @@
+"""The data of a training run, from the files that a spec names to the batches of one rank.
+
+`open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays epoch
+after epoch end to end and cuts the crops into steps of one global batch each, so that each crop of each epoch is used
+once: a step at a seam takes crops of both epochs, and only what is left over at the end of the run (less than a
+batch) is dropped. `Feed` fetches the crops of a rank ahead, in worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hmsa_core.config import TrainConfig, key_material
+from hmsa_core.data.dataset import CropDataset, init_worker
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.plan import EpochPlan
+from hmsa_core.data.sampling import Centroids
+from hmsa_core.io.atomic import digest, sha256_file
+from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
+from hmsa_core.labels import LabelStore
+from hmsa_core.lineage import Lineage, learned, lineage_of_checkpoint
+from hmsa_core.models import read_meta
+from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.spec import PseudoData, TrainSpec
+from hmsa_core.taxonomy import ClassTable
+from hmsa_core.training.figures import StepClock
+
+__all__ = ["Feed", "PassBatch", "RunData", "Timeline", "open_run_data", "passes_a_step"]
+
+_CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data sets are decoded once
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from.
+
+    Attributes:
+        classes: class table of the labels.
+        fine, pseudo: images with fine labels, and auto-labelled ones.
+        plan: crops of each epoch.
+        dataset: crops by position in the run.
+        lineage: everything the result will have learned from.
+        key: digest of settings and data: the same key means the same result.
+    """
+
+    classes: ClassTable
+    fine: tuple[Sample, ...]
+    pseudo: tuple[Sample, ...]
+    plan: EpochPlan
+    dataset: CropDataset
+    lineage: Lineage
+    key: str
+
+
+@dataclass(frozen=True)
+class _Pseudo:
+    samples: tuple[Sample, ...]
+    centroids: Centroids
+    root_name: str
+    root: Path
+    store: LabelStore
+
+
+class _LabelsOnly:
+    """A label store whose confidence codes are not decoded: training has no use for them."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = LabelStore.open(path)
+
+    def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return self._store.read_label(name), np.empty((0, 0), np.uint8)
+
+
+def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
+    """Read indexes, centroids and label store of a run, and check that they belong together.
+
+    Raises:
+        ConfigError: an empty selection, another class table, a raw store.
+        InputError, IntegrityError, StoreError: a file is missing or damaged.
+    """
+    config = spec.config
+    index = Index.load(spec.fine.selection.index)
+    fine = tuple(s for s in index.select(**spec.fine.selection.filters()) if s.label)
+    if not fine:
+        raise ConfigError(f"{spec.fine.selection.index}: no image with a fine label passes the selection")
+    pseudo = _open_pseudo(spec.pseudo, spec, index.classes, ranks) if spec.pseudo is not None else None
+    plan = EpochPlan(
+        fine,
+        Centroids.load(spec.fine.centroids),
+        num_classes=index.classes.num_classes,
+        seed=config.seed,
+        epochs=config.epochs,
+        epoch_samples=config.epoch_samples,
+        sampling=config.sampling,
+        pseudo=pseudo.samples if pseudo else (),
+        pseudo_centroids=pseudo.centroids if pseudo else None,
+        pseudo_config=config.pseudo,
+    )
+    dataset = CropDataset(
+        plan,
+        None,
+        root=spec.root(index.root),
+        classes=index.classes,
+        crop=config.crop,
+        augment=config.augment,
+        open_store=partial(_LabelsOnly, spec.pseudo.store) if spec.pseudo else None,
+        pseudo_root=pseudo.root if pseudo else None,
+        long_edge=config.long_edge,
+        cache_bytes=_CACHE_BYTES,
+        verify=True,
+    )
+    return RunData(
+        index.classes,
+        fine,
+        pseudo.samples if pseudo else (),
+        plan,
+        dataset,
+        lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), pseudo),
+        key=_key(spec, fine, pseudo, index.classes),
+    )
+
+
+def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks: Ranks) -> _Pseudo:
+    # One rank reads every byte before training starts; the others, and every later read, check what they use.
+    store = LabelStore.open(chosen.store, strict=ranks.is_main)
+    ranks.barrier()
+    if store.kind != "thresholded":
+        raise ConfigError(
+            f"{chosen.store}: holds raw labels, unsure pixels included",
+            hint="train on a thresholded store (labels/final, stage pseudo-label)",
+        )
+    if store.classes != classes:
+        raise ConfigError(f"{chosen.store}: its classes ({store.classes.name}) are not those of the fine labels")
+    index = Index.load(chosen.index)
+    known = index.by_name()
+    strangers = [name for name in store.names() if name not in known]
+    if strangers:
+        raise ConfigError(f"{chosen.store}: {len(strangers)} images are not in {chosen.index}, first {strangers[0]}")
+    # By name, as in a store that was made at once: one that grew night by night holds the same images in another order.
+    samples = tuple(known[name] for name in sorted(store.names()))
+    return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, spec.root(index.root), store)
+
+
+def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
+    if pseudo is not None:
+        own = own.union(learned(pseudo.samples, root=pseudo.root_name, source="pseudo"))
+    for parent in (spec.init_from, spec.teacher):
+        if parent is not None:
+            digest_of_parent = str(read_meta(parent)["weights_sha256"])
+            own = own.union(lineage_of_checkpoint(parent).with_parent(digest_of_parent))
+    if pseudo is None:
+        return own
+    teacher = str(pseudo.store.lineage.get("teacher", "unknown"))
+    if teacher in own.parents:
+        return own
+    gap = f"label store {pseudo.store.digest[:16]}: the images of its teacher ({teacher[:16]}) are not listed"
+    return own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
+
+
+def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable) -> str:
+    material: dict[str, Any] = {
+        "config": key_material(spec.config),
+        "classes": classes.digest(),
+        "fine": [(s.name, s.image_sha256, s.label_sha256) for s in fine],
+        "centroids": sha256_file(spec.fine.centroids),
+        "init": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
+    }
+    if spec.pseudo is not None and pseudo is not None:
+        material["pseudo"] = [pseudo.store.digest, sha256_file(spec.pseudo.centroids)]
+    return digest(material)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where a step lies.
+
+    Attributes:
+        plan: crops of each epoch.
+        global_batch: crops a step.
+    """
+
+    plan: EpochPlan
+    global_batch: int
+
+    def __post_init__(self) -> None:
+        if not self.total_steps:
+            raise ConfigError(
+                f"{len(self.plan)} crops in {self.plan.epochs} epochs do not fill one global batch of"
+                f" {self.global_batch}",
+                hint="lower global_batch, or raise epochs or epoch_samples",
+            )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run."""
+        return self.plan.epochs
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return len(self.plan) // self.global_batch
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch that the step's first crop belongs to; the number of epochs after the last step."""
+        if step >= self.total_steps:
+            return self.epochs
+        return self.plan.locate(step * self.global_batch)[0]
+
+    def is_edge(self, step: int) -> bool:
+        """Whether an epoch has ended with the first `step` steps done (its last crops may be in the next)."""
+        return step > 0 and self.epoch_of(step) > self.epoch_of(step - 1)
+
+    def batches(self, step: int, *, rank: int, world: int, batch: int) -> Iterator[list[int]]:
+        """Crop positions of each pass of one rank, from `step` to the end of the run.
+
+        Pass i of rank r takes the (i x world + r)-th group of `batch` crops of the step: the same groups
+        whatever the number of ranks.
+        """
+        for first in range(step * self.global_batch, self.total_steps * self.global_batch, self.global_batch):
+            for start in range(first + rank * batch, first + self.global_batch, world * batch):
+                yield list(range(start, start + batch))
+
+
+def passes_a_step(config: TrainConfig, world: int) -> int:
+    """Passes of a rank that make up a step.
+
+    Raises:
+        ConfigError: this many ranks cannot keep the global batch.
+    """
+    total, batch = config.global_batch, config.batch_per_rank
+    passes, rest = divmod(total, world * batch)
+    if rest or not passes:
+        fitting = [str(n) for n in range(1, total + 1) if total % (n * batch) == 0]
+        raise ConfigError(
+            f"{world} ranks x {batch} crops a pass cannot keep the global batch of {total}: another batch would"
+            " need another learning rate and visit the crops in other groups",
+            hint=f"start {', '.join(fitting)} ranks, or change batch_per_rank",
+        )
+    return passes
+
+
+@dataclass(frozen=True)
+class PassBatch:
+    """The crops of one pass on one rank."""
+
+    images: Tensor  # float32 B x 3 x h x w, normalised
+    labels: Tensor  # int64 or uint8 B x h x w, trainIds or 255
+    names: tuple[str, ...]
+    is_pseudo: tuple[bool, ...]
+    counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
+
+    def pin_memory(self) -> PassBatch:
+        """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """An error of ours on its way out of a worker: torch would turn it into a RuntimeError of many lines."""
+
+    kind: type[HmsaError]
+    message: str
+    fields: dict[str, Any]
+
+    def raised(self) -> HmsaError:
+        error = self.kind.__new__(self.kind, self.message)
+        error.args = (self.message,)
+        error.__dict__.update(self.fields)
+        return error
+
+
+class _Crops(Dataset[dict[str, Any] | _Fault]):
+    """The data set with errors as values."""
+
+    def __init__(self, dataset: CropDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, position: int) -> dict[str, Any] | _Fault:
+        try:
+            return self._dataset[position]
+        except HmsaError as error:
+            return _Fault(type(error), error.message, error.__dict__)
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Stack items into a batch and count their pixels (in the worker, next to the data)."""
+
+    num_classes: int
+
+    def __call__(self, items: list[dict[str, Any] | _Fault]) -> PassBatch | _Fault:
+        good: list[dict[str, Any]] = []
+        for item in items:
+            if isinstance(item, _Fault):
+                return item
+            good.append(item)
+        labels = torch.stack([item["label"].to(torch.uint8) for item in good])
+        is_pseudo = tuple(item["source"] == "pseudo" for item in good)
+        pixels = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes]
+        return PassBatch(
+            images=torch.stack([item["image"] for item in good]),
+            labels=labels,
+            names=tuple(item["name"] for item in good),
+            is_pseudo=is_pseudo,
+            counts=np.array([len(good), sum(is_pseudo), *pixels], np.float64),
+        )
+
+
+class Feed:
+    """Iterator over this rank's passes from `step` to the end of the run; close it to end the workers."""
+
+    def __init__(
+        self, data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
+    ) -> None:
+        # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: none from here on.
+        cv2.setNumThreads(1)
+        workers = config.runtime.workers
+        loader: DataLoader[Any] = DataLoader(
+            _Crops(data.dataset),
+            batch_sampler=timeline.batches(step, rank=ranks.rank, world=ranks.world, batch=config.batch_per_rank),
+            num_workers=workers,
+            collate_fn=_Collate(data.classes.num_classes),
+            worker_init_fn=init_worker if workers else None,
+            # Forked workers share index and store; a fresh interpreter would import torch for seconds.
+            multiprocessing_context="fork" if workers else None,
+            prefetch_factor=4 if workers else None,
+            pin_memory=ranks.device.type == "cuda",
+        )
+        self._clock = clock
+        self._iterator: Iterator[PassBatch | _Fault] = iter(loader)
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> PassBatch:
+        with self._clock.counting("waiting"):
+            try:
+                batch = next(self._iterator)
+            except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
+                raise _death(error) from error
+        if isinstance(batch, _Fault):
+            raise batch.raised()
+        return batch
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Dropping the iterator ends its workers; a traceback that is kept must not keep them alive.
+        del self._iterator
+        # torch reports a dead worker from a signal handler: the error can come out of any line.
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise _death(error) from error
+
+
+def _death(error: BaseException) -> TrainingError:
+    return TrainingError(f"a loader process died: {error}", hint="often too little memory: lower runtime.workers")

@@ -1,0 +1,157 @@
+"""Figures of a run: losses and counts that all ranks agree on, and where the time goes.
+
+One small message a pass carries losses, counts and stop requests. Every rank ends up with the same sums, so any
+rank's are the run's, a saved state holds them whatever the number of ranks, and all ranks stop after the same pass.
+On a GPU a pass is reported one pass late: its loss can then be read without waiting for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmsa_core.runtime.ranks import Ranks
+
+__all__ = ["Meters", "StepClock", "Verdict"]
+
+_Sums = NDArray[np.float64]
+_SPANS = ("window", "epoch")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all ranks agreed on after a pass."""
+
+    stop: bool  # some rank was asked to stop
+    failed: bool  # some rank's loss is not finite
+
+    def __or__(self, other: Verdict) -> Verdict:
+        return Verdict(self.stop or other.stop, self.failed or other.failed)
+
+
+@dataclass(frozen=True)
+class _Report:
+    step: int
+    values: torch.Tensor  # loss parts, on the device
+    counts: _Sums
+    names: tuple[str, ...]
+
+
+class Meters:
+    """Sums over passes and ranks, folded step by step into a window (one log line) and an epoch.
+
+    Args:
+        ranks: the ranks.
+        counters: names of what is counted; their sums are reported. Of the loss parts, which the first
+            pass names, means over passes are reported.
+    """
+
+    def __init__(self, ranks: Ranks, counters: tuple[str, ...]) -> None:
+        self._ranks, self._counters = ranks, counters
+        self._parts: tuple[str, ...] = ()
+        self._lag = 1 if ranks.device.type == "cuda" else 0
+        self._pending: deque[_Report] = deque()
+        self._steps: dict[int, _Sums] = {}
+        self._sums: dict[str, _Sums] = {}
+        self.failures: list[tuple[int, tuple[str, ...]]] = []  # on this rank: step, names of the images
+
+    def _zeros(self) -> _Sums:
+        return np.zeros(1 + len(self._parts) + len(self._counters))
+
+    def put(self, step: int, parts: Mapping[str, torch.Tensor], counts: _Sums, names: tuple[str, ...]) -> None:
+        """Hand in a pass of this rank: loss parts (on the device), counts, the images that it saw.
+
+        A part that is missing (the loss could not be computed) counts as not finite.
+        """
+        if not self._sums:
+            self._parts = tuple(sorted(parts))
+            self._sums = {span: self._zeros() for span in _SPANS}
+        missing = torch.tensor(torch.nan)
+        values = torch.stack([parts.get(name, missing).detach().float() for name in self._parts])
+        self._pending.append(_Report(step, values, counts, names))
+
+    def exchange(self, *, stop: bool) -> Verdict:
+        """Tell the other ranks about a stop request and the oldest pass; all ranks call it after each pass."""
+        return self._exchange(stop, self._lag)
+
+    def flush(self, *, stop: bool) -> Verdict:
+        """Exchange what is still held back; all ranks call it at the same step."""
+        verdict = Verdict(stop=False, failed=False)
+        while self._pending:
+            verdict |= self._exchange(stop, 0)
+        return verdict
+
+    def _exchange(self, stop: bool, lag: int) -> Verdict:
+        message = np.zeros(2 + self._zeros().size)
+        message[0] = stop
+        report = self._pending.popleft() if len(self._pending) > lag else None
+        if report is not None:
+            values = report.values.double().cpu().numpy()
+            if not np.isfinite(values).all():
+                self.failures.append((report.step, report.names))
+                message[1] = 1.0
+            message[2:] = np.concatenate([[1.0], np.nan_to_num(values), report.counts])
+        self._ranks.sum_(torch.from_numpy(message))
+        if report is not None:
+            self._steps[report.step] = self._steps.get(report.step, self._zeros()) + message[2:]
+        return Verdict(stop=message[0] > 0, failed=message[1] > 0)
+
+    def forget(self, step: int) -> None:
+        """Drop what was reported about a step that is given up and done again later (after `flush`)."""
+        self._steps.pop(step, None)
+
+    def fold(self) -> None:
+        """Add finished steps to window and epoch, in order: the same sums whenever it is called."""
+        for step in sorted(self._steps):
+            values = self._steps.pop(step)
+            for sums in self._sums.values():
+                sums += values
+
+    def read(self, span: str) -> tuple[dict[str, float], dict[str, int]]:
+        """Mean loss parts a pass and counts of "window" or "epoch" so far; starts the span anew."""
+        sums = self._sums.get(span, self._zeros())
+        passes = max(sums[0], 1.0)
+        means, counts = sums[1 : 1 + len(self._parts)] / passes, sums[1 + len(self._parts) :]
+        self._sums[span] = self._zeros()
+        return (
+            {name: float(value) for name, value in zip(self._parts, means, strict=True)},
+            {name: int(value) for name, value in zip(self._counters, counts, strict=True)},
+        )
+
+    def state(self) -> dict[str, list[float] | list[str]]:
+        """Sums so far, for a saved state (call `flush` and `fold` first)."""
+        return {"parts": list(self._parts)} | {span: [float(v) for v in s] for span, s in self._sums.items()}
+
+    def load(self, state: Mapping[str, list[float] | list[str]]) -> None:
+        """Take the sums of a saved state."""
+        self._parts = tuple(str(name) for name in state["parts"])
+        self._sums = {span: np.asarray(state[span], np.float64) for span in _SPANS if span in state}
+
+
+class StepClock:
+    """Time of training steps, without that of saving and validation, and the share of it spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start, self._spent = time.perf_counter(), {"waiting": 0.0, "excluded": 0.0}
+
+    @contextmanager
+    def counting(self, what: Literal["waiting", "excluded"]) -> Iterator[None]:
+        """Count the block as waiting for data, or leave it out."""
+        start = time.perf_counter()
+        yield
+        self._spent[what] += time.perf_counter() - start
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of training and share of them spent waiting, since the last reading."""
+        seconds = max(time.perf_counter() - self._start - self._spent["excluded"], 1e-9)
+        share = self._spent["waiting"] / seconds
+        self._start, self._spent = time.perf_counter(), dict.fromkeys(self._spent, 0.0)
+        return seconds, share

@@ -1,0 +1,395 @@
+"""The training job: pretraining, teacher, student and control are this loop with other settings.
+
+Below `work`: `state/` (see `state`), `log.jsonl`, and in the end `model/` (checkpoint folder with
+`lineage.json`). Stopping at any moment and starting again gives the same bytes on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from hmsa_core import __version__
+from hmsa_core.config import TrainConfig
+from hmsa_core.data import prepare
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index, Sample
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.transforms import MEAN, STD, normalise
+from hmsa_core.inference.evaluate_scores import to_long_edge
+from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.process import StopRequest
+from hmsa_core.lineage import LINEAGE_FILE
+from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
+from hmsa_core.models import read_meta, save
+from hmsa_core.runtime.memory import peak_memory_mb
+from hmsa_core.runtime.progress import Progress
+from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
+from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step
+from hmsa_core.training.figures import StepClock
+from hmsa_core.training.recipe import make_model, refuse_small_crop
+from hmsa_core.training.state import StateStore
+from hmsa_core.training.trainer import Trainer
+
+__all__ = ["run", "train", "train_spec"]
+
+LOG_EVERY = 10  # steps between log lines
+
+
+def train(
+    images: str | Path,
+    labels: str | Path,
+    *,
+    classes: str | Path,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    init_from: str | Path | None = None,
+) -> Path:
+    """Train in this process on a folder of images and a folder of label maps; return the checkpoint folder.
+
+    The same call goes on where an earlier one was stopped, and does nothing when that one has finished.
+
+    Args:
+        images: folder of images.
+        labels: folder of label maps with the same stems; pixels hold class ids.
+        classes: class file (docs/own-data.md), or a packaged one: cityscapes, mapillary_v1.2, mapillary_v2.0.
+        out: folder of the result: `model/` (checkpoint), `log.jsonl`, `state/` (to go on from), `index/`.
+        config: settings; the default is the paper's recipe, which is meant for 32 GPUs.
+        init_from: checkpoint folder whose weights start the run; heads with another class count start anew.
+
+    Raises:
+        ConfigError, InputError: settings or data cannot be used.
+        TrainingError: the loss is not finite, or memory ran out.
+        LockedError: another run uses `out`.
+
+    Example:
+        >>> from hmsa_core.config import TrainConfig
+        >>> from hmsa_core.training import train
+        >>> config = TrainConfig.model_validate({
+        ...     "model": {"trunk": "hrnet_micro"}, "crop": [64, 96], "epochs": 2,
+        ...     "global_batch": 2, "optimiser": {"lr": 0.05, "lr_scaling": "none"},
+        ... })
+        >>> train("images", "labels", classes="classes.json", out="run", config=config)
+        PosixPath('run/model')
+    """
+    config, work = config or TrainConfig(), Path(out)
+    images, labels = Path(images).absolute(), Path(labels).absolute()
+    root = Path(os.path.commonpath([images, labels]))
+    source = SourceSpec(
+        kind="folder",
+        root=str(root),
+        images=str(images.relative_to(root)),
+        labels=str(labels.relative_to(root)),
+        classes=str(Path(classes).absolute() if Path(classes).suffix else classes),
+    )
+    sampling = config.sampling
+    prepare.build(
+        source, RolesSpec(), work / "index", tile=sampling.tile, min_pixels=sampling.min_pixels, previous=work / "index"
+    )
+    index, centroids = (work / "index" / f"{start}{source.name}.parquet" for start in ("", "centroids-"))
+    return train_spec(
+        TrainSpec(
+            work=work,
+            roots={source.name: root},
+            stage="train",
+            config=config,
+            fine=FineData(selection=Selection(index=index, roles=("learn",)), centroids=centroids),
+            init_from=Path(init_from) if init_from is not None else None,
+        )
+    )
+
+
+def train_spec(spec: TrainSpec) -> Path:
+    """Run a training spec in this process, as one rank; return the checkpoint folder. Errors are those of `run`."""
+    with FileLock(spec.work / "rank0.lock", what=f"a training in {spec.work}"):
+        ranks = start_ranks(spec.config.runtime, {})
+        run(spec, JobContext.of(spec.work, ranks, spec.config.runtime, StopRequest()))
+    return spec.work / "model"
+
+
+def run(spec: TrainSpec, context: JobContext) -> None:
+    """Train to the end, or until a signal; results lie below `spec.work`.
+
+    Raises:
+        ConfigError, InputError, StoreError: settings or data cannot be used.
+        TrainingError: the loss is not finite, or memory ran out.
+        InterruptedRunError: SIGTERM or SIGINT on any rank; the state is saved.
+    """
+    # Refuse what cannot work before any data are read.
+    passes_a_step(spec.config, context.world)
+    refuse_small_crop(spec.config)
+    data = open_run_data(spec, context.ranks)
+    total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
+    if _is_finished(spec.work / "model", data.key):
+        context.log.write("finished", step=total)
+        return
+    job = _Run(spec, context, data)
+    trainer = job.trainer
+    progress = context.progress(total * batch, what=spec.stage, unit="crops", initial=trainer.step * batch)
+    with Feed(data, job.timeline, context.ranks, spec.config, trainer.step, job.clock) as feed, progress:
+        while trainer.step < total:
+            job.validate()
+            verdict = trainer.run_step(feed)
+            job.after_step(progress)
+            if verdict.stop:
+                job.save_and_leave()
+        job.validate()
+    if context.is_main:
+        digest = save_model(spec, context, trainer, data)
+        context.log.write("finished", step=total, weights_sha256=digest)
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    return (folder / "model.json").exists() and read_meta(folder)["extra"].get("key") == key
+
+
+class _Run:
+    """What goes on around the steps of one run on one rank: resuming, the log, states, validation."""
+
+    def __init__(self, spec: TrainSpec, context: JobContext, data: RunData) -> None:
+        self.spec, self.context, self.data = spec, context, data
+        config = spec.config
+        self.timeline = Timeline(data.plan, config.global_batch)
+        model, fresh = make_model(spec, data.classes.num_classes, context.ranks)
+        self.trainer = Trainer(config, model, context.ranks, timeline=self.timeline, stop=context.stop)
+        self.states = StateStore(spec.work / "state", key=data.key, keep=config.keep_checkpoints)
+        self.validation = None
+        if spec.validation is not None:
+            self.validation = Validation(spec.validation, spec, context, set(data.lineage.images))
+        self.validated = 0  # epochs whose validation is over, or was not due
+        self.clock = StepClock()
+        self._resume(fresh)
+        self.last_logged = self.trainer.step
+
+    def _resume(self, fresh: list[str]) -> None:
+        ranks, log = self.context.ranks, self.context.log
+        if ranks.is_main:
+            self.states.sweep()
+        ranks.barrier()
+        snapshot = self.states.latest()
+        found = ranks.gather("no state" if snapshot is None else f"step {snapshot.step}")
+        if len(set(found)) > 1:  # only gradients are averaged from here on: the ranks would stay apart
+            told = ", ".join(f"rank {rank}: {what}" for rank, what in enumerate(found))
+            raise TrainingError(
+                f"{self.spec.work}: the ranks read different states ({told})",
+                hint="the work folder has to be on a disk that all nodes see alike; run the same command again",
+            )
+        if snapshot is not None:
+            self.trainer.restore(snapshot)
+            self.validated = int(snapshot.record["validated"])
+        self._rewind_log()
+        log.write(
+            "start",
+            step=self.trainer.step,
+            steps=self.timeline.total_steps,
+            epochs=self.timeline.epochs,
+            ranks=ranks.world,
+            passes=self.trainer.passes,
+            device=str(ranks.device),
+            key=self.data.key,
+            stage=self.spec.stage,
+            images={"fine": len(self.data.fine), "pseudo": len(self.data.pseudo)},
+            init_from=str(self.spec.init_from or ""),
+            initialised_fresh=fresh,
+        )
+
+    def _rewind_log(self) -> None:
+        """Forget lines about what is done again, so that the log reads as if nothing had happened."""
+        step, validated = self.trainer.step, self.validated
+
+        def is_done(line: dict[str, Any]) -> bool:
+            if line["event"] == "validation":
+                return int(line["epoch"]) <= validated
+            return int(line.get("step", 0)) <= step
+
+        self.context.log.rewind(is_done)
+
+    def after_step(self, progress: Progress) -> None:
+        """Log and save what is due; nothing when the step was given up."""
+        step, total = self.trainer.step, self.timeline.total_steps
+        if step == self.last_logged:
+            return
+        is_edge = self.timeline.is_edge(step)
+        if is_edge or step % LOG_EVERY == 0:
+            self._log_window(progress)
+        if is_edge:
+            self._log_epoch()
+        self.last_logged = step
+        if step % self.spec.config.checkpoint_every == 0 or step == total:
+            self._save()
+
+    def _log_window(self, progress: Progress) -> None:
+        step = self.trainer.step
+        self.trainer.settle()
+        means, counts = self.trainer.meters.read("window")
+        seconds, waited = self.clock.read()
+        self.context.log.write(
+            "train",
+            step=step,
+            epoch=self.timeline.epoch_of(step - 1),
+            lr=self.trainer.rate_of(step - 1),
+            images=counts["images"],
+            pseudo=counts["pseudo"],
+            images_per_s=counts["images"] / seconds,
+            data_wait=waited,
+            memory_mb=peak_memory_mb(self.context.device),
+            **means,
+        )
+        progress.update(step * self.spec.config.global_batch - progress.done, loss=means["loss"])
+
+    def _log_epoch(self) -> None:
+        step = self.trainer.step
+        epoch = self.timeline.epoch_of(step - 1)
+        means, counts = self.trainer.meters.read("epoch")
+        pixels = {n: counts[f"class:{i}"] for i, n in enumerate(self.data.classes.classes)}
+        self.context.log.write(
+            "epoch",
+            step=step,
+            epoch=epoch,
+            images=counts["images"],
+            pseudo=counts["pseudo"],
+            pixels=pixels,
+            plan=asdict(self.data.plan.report(epoch)),
+            **means,
+        )
+
+    def validate(self) -> None:
+        """Score the model if an epoch has just ended and it is due; a stop request ends it."""
+        step = self.trainer.step
+        ended = self.timeline.epoch_of(step)
+        if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
+            return
+        if self.validation.is_due(ended, self.timeline.epochs):
+            with self.clock.counting("excluded"):
+                scores = self.validation.run(self.trainer)
+            if scores is None:
+                self.save_and_leave()
+            self.context.log.write("validation", step=step, epoch=ended, **(scores or {}))
+        self.validated = ended
+
+    def _save(self) -> None:
+        """Save the state once a step; rank 0 writes, the others go on."""
+        step = self.trainer.step
+        if self.trainer.saved_step == step:
+            return
+        self.trainer.settle()
+        groups = self.trainer.groups()  # on every rank: it refuses weights that are not finite
+        record = {
+            "validated": self.validated,
+            "meters": self.trainer.meters.state(),
+            "scaler": self.trainer.scaler.state_dict(),
+        }
+        if self.context.is_main:
+            with self.clock.counting("excluded"):
+                self.states.save(step, groups, record)
+        self.trainer.saved_step = step
+
+    def save_and_leave(self) -> NoReturn:
+        """Save the state and raise InterruptedRunError, on all ranks."""
+        self._save()
+        # A rank that leaves first would make torchrun stop the one that is still writing.
+        self.context.ranks.barrier()
+        step, total = self.trainer.step, self.timeline.total_steps
+        self.context.log.write("stopped", step=step)
+        raise InterruptedRunError(
+            f"{self.spec.stage}: stopped by a signal at step {step} of {total}, the state is saved",
+            hint="run the same command again to go on",
+        )
+
+
+class Validation:
+    """Images to score on; they teach nothing and nothing is chosen by them.
+
+    Raises:
+        ConfigError: the selection is empty, or one of its images is learned from as well.
+    """
+
+    def __init__(self, wanted: ValidationData, spec: TrainSpec, context: JobContext, learned: set[str]) -> None:
+        self._context, self._config, self._every = context, spec.config, wanted.every_epochs
+        chosen = wanted.selection
+        index = Index.load(chosen.index)
+        self._samples = [s for s in index.select(**chosen.filters()) if s.label]
+        self._root, self._classes = spec.root(index.root), index.classes
+        if not self._samples:
+            raise ConfigError(f"validation: no image of {chosen.index} has a fine label and passes the selection")
+        both = [s.name for s in self._samples if s.image_sha256 in learned]
+        if both:
+            raise ConfigError(f"validation: {len(both)} images are learned from as well, first {both[0]}")
+
+    def is_due(self, ended: int, epochs: int) -> bool:
+        """Whether to score after so many epochs; always after the last."""
+        return ended % self._every == 0 or ended >= epochs
+
+    def run(self, trainer: Trainer) -> dict[str, Any] | None:
+        """Mean IoU and IoU by class; None when some rank was asked to stop meanwhile. All ranks call it."""
+        ranks, classes = self._context.ranks, self._classes
+        counts = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
+        with trainer.averaged():
+            for first in range(0, len(self._samples), ranks.world):
+                if ranks.any(self._context.stop.is_set()):
+                    return None
+                if first + ranks.rank < len(self._samples):
+                    counts += self._score(trainer, self._samples[first + ranks.rank])
+        total = ranks.sum_(torch.from_numpy(counts)).numpy()
+        iou = iou_of(total)
+        return {
+            "mean_iou": float(mean_iou_of(iou)),
+            "images": len(self._samples),
+            "iou": dict(zip(classes.classes, map(float, iou), strict=True)),
+        }
+
+    def _score(self, trainer: Trainer, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
+        image = read_image(self._root / sample.image, sha256=sample.image_sha256)
+        label = read_label(self._root / sample.label, self._classes, sha256=sample.label_sha256)
+        if self._config.long_edge is not None:
+            image = to_long_edge(image, self._config.long_edge)
+        logits = trainer.predict(normalise(image)[None])
+        if logits.shape[2:] != label.shape:
+            logits = F.interpolate(logits, size=label.shape, mode="bilinear", align_corners=False)
+        pred = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return confusion_counts(pred, label, self._classes.num_classes)
+
+
+def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: RunData) -> str:
+    """Write `work/model/` on rank 0: the averaged weights where there are such, else the last ones.
+
+    Nothing in it depends on the clock: the same run gives the same bytes. Returns the digest of the weights.
+    """
+    folder = spec.work / "model"
+    if trainer.average is not None:
+        trainer.average.copy_to(trainer.model)
+    list_sha256 = data.lineage.save(folder / LINEAGE_FILE)
+    runtime = spec.config.runtime
+    lineage = {
+        **spec.lineage,
+        **data.lineage.summary(list_sha256),
+        "stage": spec.stage,
+        "config": spec.config.model_dump(mode="json"),
+        "machine": {
+            "ranks": context.world,
+            "device": context.device.type,
+            "threads": runtime.threads,
+            "precision": runtime.precision,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "code": __version__,
+        },
+    }
+    scales = [0.5, 1.0, 2.0] if spec.config.model.kind != "single" else [1.0]
+    return save(
+        trainer.model,
+        folder,
+        class_table=data.classes.to_json(),
+        lineage=lineage,
+        inference={"scales": scales, "flip": True, "mean": list(MEAN), "std": list(STD)},
+        extra={"key": data.key, "steps": trainer.step, "averaged": trainer.average is not None},
+    )

@@ -1,0 +1,133 @@
+"""The training loss: every option moves it, parts are named, weights are those of the recipe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from hmsa_core.config import LossConfig
+from hmsa_core.losses import cross_entropy, released_bce, rmi_loss, training_loss
+from hmsa_core.models import ModelOutput
+
+REPO = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture
+def output() -> ModelOutput:
+    generator = torch.Generator().manual_seed(0)
+    full = [torch.randn(2, 5, 32, 48, generator=generator) for _ in range(3)]
+    low = torch.randn(2, 5, 16, 24, generator=generator)
+    return ModelOutput(full[0], full[1], {0.5: low, 1.0: full[2]}, {})
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, 5, (2, 4, 6), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    blocks[:, 3:9, 10:30] = 255
+    return blocks
+
+
+def test_defaults_are_the_papers(output: ModelOutput, labels: torch.Tensor) -> None:
+    loss = training_loss(output, labels, LossConfig())
+    expected = rmi_loss(output.logits, labels) + 0.4 * cross_entropy(output.aux_logits, labels)
+    torch.testing.assert_close(loss.total, expected)
+    assert set(loss.parts) == {"main", "bce", "rmi", "aux"}
+    torch.testing.assert_close(loss.parts["main"], 0.5 * loss.parts["bce"] + 0.5 * loss.parts["rmi"])
+
+
+def test_the_released_recipe_adds_each_scale(output: ModelOutput, labels: torch.Tensor) -> None:
+    loss = training_loss(output, labels, LossConfig(aux="released_bce", per_scale_weight=0.05))
+    low = torch.nn.functional.interpolate(output.scale_logits[0.5], size=(32, 48), mode="bilinear")
+    expected = (
+        rmi_loss(output.logits, labels)
+        + 0.4 * released_bce(output.aux_logits, labels)
+        + 0.05 * (released_bce(low, labels) + released_bce(output.scale_logits[1.0], labels))
+    )
+    torch.testing.assert_close(loss.total, expected)
+    assert {"scale_0.5", "scale_1"} <= set(loss.parts)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"main": "cross_entropy"},
+        {"main": "released_bce"},
+        {"aux": "released_bce"},
+        {"aux": "rmi"},
+        {"aux_weight": 0.0},
+        {"aux_weight": 1.0},
+        {"per_scale_weight": 0.05},
+        {"rmi_ignore": "masked"},
+    ],
+)
+def test_every_option_changes_the_loss(output: ModelOutput, labels: torch.Tensor, option: dict[str, Any]) -> None:
+    default = training_loss(output, labels, LossConfig()).total
+    changed = training_loss(output, labels, LossConfig(**option)).total
+    assert torch.isfinite(changed)
+    assert abs(changed - default) > 1e-4
+
+
+def test_single_scales_are_judged_by_cross_entropy_where_the_main_loss_is(
+    output: ModelOutput, labels: torch.Tensor
+) -> None:
+    loss = training_loss(output, labels, LossConfig(main="cross_entropy", per_scale_weight=0.05))
+    torch.testing.assert_close(loss.parts["scale_1"], cross_entropy(output.scale_logits[1.0], labels))
+
+
+def test_another_ignored_label_changes_the_loss(output: ModelOutput, labels: torch.Tensor) -> None:
+    found = [training_loss(output, labels, LossConfig(), ignore_index=ignored).total for ignored in (255, 3)]
+    assert abs(found[0] - found[1]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"main": "rmj"}, "did you mean rmi"), ({"aux": "none"}, "choose one of cross_entropy, released_bce, rmi")],
+)
+def test_an_unknown_loss_names_the_known_ones(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LossConfig(**option)
+
+
+ANOTHER = """
+from hmsa_core.losses import LossParts, cross_entropy
+
+def loss(logits, labels, options, ignore_index):
+    surprise = cross_entropy(logits, labels, ignore_index=ignore_index)
+    return LossParts((1 - (-surprise).exp()) * surprise, {"plain": surprise})
+"""
+USES_IT = """
+import sys
+from hmsa_core.config import LossConfig
+options = LossConfig(main="focal", aux="focal", per_scale_weight=0.1)
+assert "torch" not in sys.modules, "names are checked where torch is not imported"
+import torch
+from hmsa_core.losses import training_loss
+from hmsa_core.models import ModelOutput
+logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+found = training_loss(ModelOutput(logits, logits, {1.0: logits}, {}), torch.ones(1, 8, 8, dtype=torch.long), options)
+found.total.backward()
+print(sorted(found.parts), bool(logits.grad.abs().sum() > 0))
+"""
+
+
+def test_another_loss_is_one_file_and_its_name_in_the_settings(tmp_path: Path) -> None:
+    shutil.copytree(REPO / "hmsa_core", tmp_path / "hmsa_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "hmsa_core" / "losses" / "focal.py").write_text(ANOTHER)
+    done = subprocess.run(
+        [sys.executable, "-c", USES_IT],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[0] == "['aux', 'main', 'plain', 'scale_1'] True", done.stderr

@@ -1,0 +1,51 @@
+"""Without the optional packages the commands that need none work, and the others end with one clear line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.labels import LabelStoreWriter
+from tests.conftest import REPO
+
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"prefect", "dvc", "fastapi", "starlette", "uvicorn", "matplotlib"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from pipeline.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "raw"
+    with LabelStoreWriter(folder, {"teacher": "0"}) as writer:
+        writer.add("a", np.zeros((8, 8), np.uint8), np.full((8, 8), 0.95, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks"),
+    [
+        ("inspect STORE --threshold 0.9", ""),
+        ("serve STORE --export PAGE --threshold 0.9", ""),
+        ("verify STORE", ""),
+        ("serve STORE --port 0", "uvicorn is not installed; this command needs the optional packages [ui]"),
+    ],
+)
+def test_a_command_needs_no_more_packages_than_it_uses(store: Path, tmp_path: Path, command: str, lacks: str) -> None:
+    arguments = command.replace("STORE", str(store)).replace("PAGE", str(tmp_path / "page")).split()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, cwd=REPO, check=False
+    )
+    assert done.returncode == (2 if lacks else 0), done.stderr
+    told = f"error: {lacks}\nhint: pip install 'hmsa-autolabel[ui]'\n"
+    assert not lacks or done.stderr == told

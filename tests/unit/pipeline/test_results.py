@@ -1,0 +1,108 @@
+"""One table of results: the terminal and the pages show the same figures, and nothing from data becomes markup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmsa_core.io import atomic
+from hmsa_core.io.errors import InputError
+from pipeline.render import Name, Share, Status, Table
+from pipeline.results import class_rows, class_table, differences, iou_by_class, means, summary_text
+from pipeline.workspace import Workspace
+
+MARKUP = "<script>alert(1)</script>"
+
+
+def _found(value: float | None, low: float | None, high: float | None, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "blocks": 8, "level": 0.95, "draws": 200, **more}
+
+
+@pytest.fixture
+def metrics() -> dict[str, Any]:
+    teacher = _found(0.5, 0.41, 0.6, classes={"road": [0.9, 0.8, 0.95], "sky": None})
+    student = _found(0.61, 0.5, 0.7, classes={"road": [0.91, None, None]})
+    kept = {"road": {"status": "measured", "threshold": "0.90", "precision": 0.978, "lower": 0.95, "upper": 0.99}}
+    kept = {"road": kept["road"] | {"coverage": 0.8, "blocks": 8}, "sky": {"status": "withheld", "threshold": None}}
+    rival = {"name": "one threshold", "worst_precision": 0.5, "worst_class": "road", "class_mean_coverage": 0.25}
+    return {
+        "classes": ["road", "sky"],
+        "main_setting": "multi",
+        "judgement": {"judged": 12},
+        "models": {"student": {"settings": {"multi": student}}, "teacher": {"settings": {"multi": teacher}}},
+        "differences": {
+            "student - teacher": _found(0.11, 0.01, 0.2),
+            "student - control": _found(0.01, -0.01, 0.2),
+            "of one block": _found(0.11, None, None),
+        },
+        "kept": {
+            **{f"{prefix}{key}": 0.5 for prefix in ("", "class_mean_") for key in ("precision", "coverage")},
+            "threshold": "policy",
+            "classes": kept,
+            "beside": {"classes": ["road"], "rows": [rival]},
+        },
+    }
+
+
+def _cells(table: Table) -> list[list[str]]:
+    return [[str(cell) for cell in row] for row in table.rows]
+
+
+def test_a_difference_is_sure_only_where_its_interval_lies_on_one_side_of_zero(metrics: dict[str, Any]) -> None:
+    assert _cells(differences(metrics)) == [
+        ["student - teacher", "+11.00", "+1.00 … +20.00", "8", "yes"],
+        ["student - control", "+1.00", "-1.00 … +20.00", "8", "no"],
+        ["of one block", "+11.00", "no interval", "8", "no"],
+    ]
+    metrics["models"]["student"]["settings"]["multi"]["value"] = None
+    assert _cells(means(metrics))[0] == ["student", "multi", "–", "", "8"]
+
+
+def test_the_teacher_comes_first_and_a_class_without_a_figure_has_a_dash(metrics: dict[str, Any]) -> None:
+    table = iou_by_class(metrics, ["road", "sky"])
+    assert table.head == ["class", "teacher · multi", "student · multi"]
+    assert _cells(table) == [["road", "90.0", "91.0"], ["sky", "–", "–"], ["mean", "50.0", "61.0"]]
+    assert '<td>90.0 <span class="range">80.0…95.0</span></td><td>91.0</td>' in table.html()
+
+
+def test_each_column_holds_the_figures_of_its_own_source() -> None:
+    own = {"status": "measured", "threshold": "0.90", "precision": 0.99, "effective_blocks": 7.4}
+    rows = class_rows(
+        ["road", "sky"],
+        measured={"road": own, "sky": {"status": "withheld", "threshold": None, "effective_blocks": 3.0}},
+        report={"road": {"precision": 0.5}},
+        labels={"road": {"coverage": 0.25, "final": 1234}},
+    )
+    columns = ("class", "status", "blocks", "precision", "report precision", "labels coverage", "final")
+    assert _cells(class_table(rows, {key: key for key in columns})) == [
+        ["road", "measured", "7", "99.00", "50.00", "25.0", "1,234"],
+        ["sky", "withheld", "–", "–", "–", "–", "–"],
+    ]
+
+
+def test_the_terminal_shows_models_thresholds_rivals_and_the_verdict(metrics: dict[str, Any], tmp_path: Path) -> None:
+    ws = Workspace(tmp_path)
+    with pytest.raises(InputError, match=r"metrics\.json: not there"):
+        summary_text(ws)
+    atomic.write_text(ws.path("evaluation/metrics.json"), json.dumps(metrics))
+    verdict = {"sentence": "Keep it.", "reasons": ["Keep it.", "too few"], "notes": ["one run"]}
+    atomic.write_text(ws.path("evaluation/verdict.json"), json.dumps(verdict))
+    lines = summary_text(ws).splitlines()
+    assert lines[0].endswith(": 12 report images")
+    assert "teacher   multi     50.00  41.00 … 60.00       8" in lines
+    assert any(
+        line.split() == ["road", "measured", "0.90", "97.80", "95.0", "…", "99.0", "8", "80.0"] for line in lines
+    )
+    assert any(line.startswith("one threshold for all instead, on road") for line in lines)
+    assert lines[-3:] == ["Keep it.", "Why: too few", "one run"]
+
+
+def test_what_data_holds_never_becomes_markup() -> None:
+    cells = [MARKUP, Name(MARKUP, (1, 2, 3)), Status(MARKUP), Share(0.5, 0.4, 0.6)]
+    table = Table([MARKUP, "", "", ""], [cells])
+    assert "<script" not in table.html()
+    assert table.html().count("&lt;script&gt;") >= 4
+    assert MARKUP in table.text()
