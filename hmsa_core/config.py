@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
+from hmsa_core.io.errors import did_you_mean
 from hmsa_core.models.options import scales_fault
 from hmsa_core.models.trunks import trunk_fault
 
