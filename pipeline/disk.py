@@ -9,10 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmsa_core.data.headers import read_header
+from hmsa_core.data.decode import read_header
 from hmsa_core.data.index import ROLES, Index, Sample
-from hmsa_core.data.layout import Found
-from hmsa_core.data.prepare import scan
+from hmsa_core.data.layouts import Found, scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.io.errors import DecodeError, HmsaError, InputError, translate_os_error
 from pipeline.stages import STAGES, module_of

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,13 @@ from pathlib import Path
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError, one_line
 from pipeline.nightly.registry import TEACHER_STAGE
+from pipeline.params import PROFILES, Params
+from pipeline.settings import profile_text
+from pipeline.stages import PRETRAIN_ROOT, TABLE
 from pipeline.strict_yaml import Document, read_yaml
 
-__all__ = ["GENERATED", "PROFILES", "InitRequest", "init_workspace", "profile_text", "render_dvc_yaml"]
+__all__ = ["GENERATED", "InitRequest", "generate_data", "init_workspace", "render_dvc_yaml"]
 
-PROFILES = ("tiny", "demo", "camvid", "cityscapes", "paper-final")
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
 _PACKAGE = Path(__file__).resolve().parent
@@ -90,17 +91,22 @@ def generate_data(out: Path, profile: str, *, workers: int = 2) -> None:
     streets.generate(streets.default_spec(profile), out, workers)
 
 
-def profile_text(profile: str) -> str:
-    """A profile's params.yaml as it is shipped, comments included."""
-    return _PACKAGE.joinpath("profiles", f"{profile}.yaml").read_text("utf-8")
-
-
 def render_dvc_yaml(*, has_pretrain: bool) -> str:
-    """dvc.yaml of a workspace; a pretraining root is a dependency only where there is one."""
-    text = _template("dvc.yaml")
-    if has_pretrain:
-        return text.replace("# @pretrain ", "- ")
-    return re.sub(r"^ *# @pretrain .*\n", "", text, flags=re.MULTILINE)
+    """dvc.yaml of a workspace from the table of stages; a pretraining root is a dependency only where there is one."""
+    lines = [*_template("dvc-head.txt").splitlines(), "stages:"]
+    for row in TABLE:
+        deps = [dep for dep in row.deps if has_pretrain or dep != PRETRAIN_ROOT]
+        lines += [f"  {row.name}:", f"    desc: {row.description}", f"    cmd: exec autolabel stage {row.name}"]
+        for key, values in (
+            ("deps", deps),
+            ("params", row.watched),
+            ("outs", row.outs),
+            ("metrics", [f"{row.metrics}: {{cache: false}}"]),
+            ("plots", row.plots),
+        ):
+            lines += [f"    {key}:", *(f"      - {value}" for value in values)] if values else []
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _template(name: str) -> str:
@@ -205,8 +211,8 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
 def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
     """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
     files = {
-        "params.yaml": _params_text(profile, roots),
-        "dvc.yaml": render_dvc_yaml(has_pretrain=_shipped(profile).values["data"].get("pretrain") is not None),
+        "params.yaml": profile_text(profile, {name: {"root": root} for name, root in roots.items()}),
+        "dvc.yaml": render_dvc_yaml(has_pretrain=Params.of_profile(profile).data.pretrain is not None),
         ".gitignore": _template("gitignore"),
         ".dvcignore": _template("dvcignore"),
         "README.md": _template("README.md").replace("@PROFILE", profile),
@@ -220,32 +226,9 @@ def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
             atomic.write_text(folder / name, text)
 
 
-def _shipped(profile: str) -> Document:
-    return read_yaml(_PACKAGE / "profiles" / f"{profile}.yaml")
-
-
 def _is_own_data(folder: Path, profile: str) -> bool:
     """Whether params.yaml names the target data that are generated, as its profile does."""
-    return _root_in(read_yaml(folder / "params.yaml"), "target") == _root_in(_shipped(profile), "target")
-
-
-def _params_text(profile: str, roots: dict[str, str]) -> str:
-    """A profile's params.yaml with these data roots."""
-    lines = profile_text(profile).splitlines(keepends=True)
-    for name, root in roots.items():
-        number = _shipped(profile).lines[("data", name, "root")] - 1
-        value = root if re.fullmatch(r"[\w./+-]+", root) else _quoted(root)
-        found = re.search(r"(?<=root:)(\s*)(\"[^\"]*\"|[^\s#]+)", lines[number])
-        if found is None:
-            raise AssertionError(f"profile {profile}, line {number + 1}: no root value to replace")
-        lines[number] = lines[number][: found.start(2)] + value + lines[number][found.end(2) :]
-    return "".join(lines)
-
-
-def _quoted(text: str) -> str:
-    """A YAML text in double quotes. JSON's own escapes above U+FFFF are two, of which YAML makes two characters."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+    return _root_in(read_yaml(folder / "params.yaml"), "target") == Params.of_profile(profile).data.target.root
 
 
 def _set_up_version_control(folder: Path) -> None:

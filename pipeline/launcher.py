@@ -32,20 +32,8 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 # a narrow network (research/bench/bench_train_step.py with and without). 32 MiB is the most that all versions take.
 KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 # Every error of ours by exit status; subclasses share their parent's, so the parent is what comes back.
-_BY_STATUS: dict[int, type[errors.HmsaError]] = {
-    kind.exit_code: kind
-    for kind in (
-        errors.HmsaError,
-        errors.ConfigError,
-        errors.InputError,
-        errors.IntegrityError,
-        errors.LeakageError,
-        errors.TrainingError,
-        errors.LockedError,
-        errors.NoSpaceError,
-        errors.InterruptedRunError,
-    )
-}
+_KINDS: list[type[errors.HmsaError]] = [*errors.HmsaError.__subclasses__(), errors.HmsaError]
+_BY_STATUS = {kind.exit_code: kind for kind in _KINDS}
 
 
 def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -> None:

@@ -9,10 +9,11 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, Strict, ValidationError, create_model, field_validator, model_validator
 
 from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
@@ -20,13 +21,14 @@ from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.spec import EvaluationSetting
-from pipeline.nightly.gate import GateConfig
-from pipeline.stages import VERSIONS
+from pipeline.stages import TABLE, Stage
 from pipeline.strict_yaml import Document, read_yaml
 
 __all__ = [
+    "PROFILES",
     "DataConfig",
     "EvaluateConfig",
+    "GateConfig",
     "Params",
     "PrepareConfig",
     "PretrainConfig",
@@ -34,13 +36,18 @@ __all__ = [
     "ReportConfig",
     "StudentConfig",
     "TeacherConfig",
+    "profile_file",
 ]
 
+Profile = Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
+PROFILES: tuple[str, ...] = typing.get_args(Profile)
 Workers = Annotated[int, Field(ge=1), NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
+Names = Annotated[tuple[str, ...], Strict(False)]
 Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
 
@@ -49,7 +56,7 @@ class DataConfig(Section):
 
     target: SourceSpec = Field(description="the data set whose classes are learned and labelled")
     pretrain: SourceSpec | None = Field(
-        None, description="no pretraining set: teacher-pretrain records that, teacher-train starts from scratch"
+        None, description="the data set for pretraining; null = none, teacher-train starts from scratch"
     )
     roles: RolesSpec = Field(RolesSpec(), description="who may use which image (camvid brings its own roles)")
 
@@ -95,22 +102,22 @@ class PretrainConfig(TrainConfig):
 class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
-    init_from: Start = Field(
-        None, description="another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
-    )
     validate_every: Annotated[Count, NotInKey] = Field(
         0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
+    init_from: Start = Field(
+        None, description="another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
     )
 
 
 class StudentConfig(TrainConfig):
     """Fine-tuning of the teacher on fine and auto-labelled images."""
 
-    control: Annotated[bool, NotInKey] = Field(
-        True, description="also train models/control/: same start, same steps, fine labels only"
-    )
     validate_every: Annotated[Count, NotInKey] = Field(
         0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    )
+    control: Annotated[bool, NotInKey] = Field(
+        True, description="also train models/control/: same start, same steps, fine labels only"
     )
 
 
@@ -140,6 +147,37 @@ class PseudoLabelConfig(Section):
             near = " or ".join(edge for edge in (below, above) if edge is not None)
             raise ValueError(f"a number on the grid of the confidence code, such as its neighbours {near}")
         return value
+
+
+class GateConfig(Section):
+    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
+
+    enabled: bool = Field(True, description="false = report only, never promote")
+    alpha: float = Field(
+        0.05,
+        gt=0.0,
+        lt=0.5,
+        description="one-sided error probability: of the gain over all looks, of each guard for a candidate",
+    )
+    min_gain: float = Field(0.0, ge=-1.0, le=1.0, description="mean IoU; the gain's lower bound must exceed it")
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="mean IoU; spread between trainings of one recipe; null = from A/A trainings"
+    )
+    min_aa_runs: int = Field(3, ge=2, description="A/A trainings before that spread counts as known")
+    class_allowance: Allowance = Field(0.02, description="IoU that a class may lose")
+    class_allowances: dict[str, Allowance] = Field(
+        default_factory=dict, description="the same for single classes, by name"
+    )
+    min_blocks: int = Field(
+        10, ge=2, description="blocks of the report set; and blocks that show a class, or it is not judged"
+    )
+    veto_recall: Names = Field(
+        ("person", "rider", "pedestrian", "bicyclist"), description="classes whose recall may not fall"
+    )
+    recall_allowance: Share = Field(0.01, description="recall that such a class may lose")
+    champion_allowance: Share = Field(0.01, description="mean IoU below the pinned reference champion")
+    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
+    power: float = Field(0.8, gt=0.5, lt=1.0, description="for the smallest gain that could have been seen")
 
 
 class EvaluateConfig(Section):
@@ -183,75 +221,104 @@ class ReportConfig(Section):
     pictures: Count = Field(6, description="images shown with label, confidence and scale weights")
 
 
-class VersionsConfig(Section):
-    """Code version of each stage (`pipeline.stages.VERSIONS`), where DVC can see it."""
-
-    prepare: PositiveInt
-    teacher_pretrain: PositiveInt
-    teacher_train: PositiveInt
-    calibrate: PositiveInt
-    auto_infer: PositiveInt
-    pseudo_label: PositiveInt
-    student_train: PositiveInt
-    evaluate: PositiveInt
-    report: PositiveInt
-
-
-class Params(Section):
-    """A workspace's params.yaml."""
-
-    profile: Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"] = Field(
-        description="which profile this file came from; `autolabel demo-data` and the tests ask"
+if TYPE_CHECKING:
+    VersionsConfig = Section
+else:
+    VersionsConfig = create_model(
+        "VersionsConfig",
+        __base__=Section,
+        __doc__="Code version of each stage (`pipeline.stages.VERSIONS`), where DVC can see it.",
+        **{row.section: (PositiveInt, Field(description="code version")) for row in TABLE},
     )
+
+
+class _Params(Section):
+    """A workspace's params.yaml: one section a stage (what each is about: `pipeline.stages.TABLE`)."""
+
+    profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
     versions: VersionsConfig = Field(
-        description="code version of each stage; raising one re-runs that stage and those after it"
+        description="code version of each stage; raising one re-runs that stage and the next ones"
     )
     data: DataConfig = Field(description="where the data lie, and who may use which image")
-    prepare: PrepareConfig = Field(description="index, checks, centroids")
-    teacher_pretrain: PretrainConfig = Field(
-        description="the pretraining set, a single scale, no attention (skipped without data.pretrain)"
-    )
-    teacher_train: TeacherConfig = Field(
-        description="fine labels of role `learn`, hierarchical attention on two scales"
-    )
-    calibrate: CalibrateConfig = Field(description="precision by class and confidence, thresholds from it")
-    auto_infer: InferConfig = Field(
-        description="labels for coarse and unlabelled images (calibrate runs with the same settings)"
-    )
-    pseudo_label: PseudoLabelConfig = Field(description="thresholds and human coarse labels into training labels")
-    student_train: StudentConfig = Field(description="from the teacher, half fine, half auto-labelled crops")
-    evaluate: EvaluateConfig = Field(description="who is judged, on what, and when a student may teach")
-    report: ReportConfig = Field(description="one self-contained page")
+    prepare: PrepareConfig
+    teacher_pretrain: PretrainConfig
+    teacher_train: TeacherConfig
+    calibrate: CalibrateConfig
+    auto_infer: InferConfig
+    pseudo_label: PseudoLabelConfig
+    student_train: StudentConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
 
     @model_validator(mode="after")
-    def _versions_are_ours(self) -> Params:
-        for stage, ours in VERSIONS.items():
-            name = stage.replace("-", "_")
-            theirs = getattr(self.versions, name)
-            if theirs != ours:
+    def _versions_are_ours(self) -> Self:
+        for row in TABLE:
+            theirs = getattr(self.versions, row.section)
+            if theirs != row.version:
                 raise ValueError(
-                    f"versions.{name} is {theirs}, this program's {stage} has code version {ours}: write {ours} "
-                    f"to accept it (the stage and those after it run again)"
+                    f"versions.{row.section} is {theirs}, this program's {row.name} has code version {row.version}: "
+                    f"write {row.version} to accept it (the stage and those after it run again)"
                 )
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> Params:
+    def load(cls, path: str | Path) -> Self:
         """Read and check a params.yaml; ConfigError with one line for the first mistake."""
         return cls.parse(read_yaml(path))
 
     @classmethod
-    def of_profile(cls, name: str) -> Params:
-        """Settings of a profile as they are shipped."""
-        return cls.load(Path(__file__).with_name("profiles") / f"{name}.yaml")
+    def of_profile(cls, name: str, data: Mapping[str, Any] | None = None) -> Self:
+        """Settings of a profile: its file laid over the defaults of the code.
+
+        Args:
+            name: one of `PROFILES`.
+            data: replaces what the profile says in section `data`, {"target": {"root": PATH}}.
+        """
+        overlay = read_yaml(profile_file(name))
+        versions = {row.section: row.version for row in TABLE}
+        values = overlay.values | {"data": _over(overlay.values["data"], data or {})}
+        added: dict[str, Any] = {row.section: {} for row in TABLE if row.section not in values}
+        return cls.parse(replace(overlay, values={"profile": name, "versions": versions} | added | values))
 
     @classmethod
-    def parse(cls, document: Document) -> Params:
+    def parse(cls, document: Document) -> Self:
         """Check the values of a document that was read."""
         try:
             return cls.model_validate(document.values)
         except ValidationError as error:
             raise ConfigError(explain(error, document, cls)) from None
+
+
+def _section_from(row: Stage) -> type[Section]:
+    """The section of a stage that brings its settings in its row."""
+    fields: dict[str, Any] = {
+        name: (type(default), Field(default, description=told)) for name, (default, told) in row.settings.items()
+    }
+    return create_model(f"{row.section}_settings", __base__=Section, __doc__=row.description, **fields)
+
+
+if TYPE_CHECKING:
+    Params = _Params
+else:
+    Params = create_model(
+        "Params",
+        __base__=_Params,
+        __doc__=_Params.__doc__,
+        **{row.section: (_section_from(row), ...) for row in TABLE if row.section not in _Params.model_fields},
+    )
+
+
+def profile_file(name: str) -> Path:
+    """The overlay of a profile."""
+    return Path(__file__).with_name("profiles") / f"{name}.yaml"
+
+
+def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `changes` in their place, section by section."""
+    merged = dict(values)
+    for name, value in changes.items():
+        merged[name] = _over(values.get(name) or {}, value) if isinstance(value, Mapping) else value
+    return merged
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_header, read_image, read_label, read_label_ids
-from hmsa_core.data.layout import list_files, list_folders
+from hmsa_core.data.layouts import list_files, list_folders
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
-from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.labels.exporting import city_of
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 if TYPE_CHECKING:
-    from hmsa_core.data.headers import Header
+    from hmsa_core.data.decode import Header
 
 __all__ = ["LabelReader", "LabelledFile", "blocks_of", "check_labels", "in_order_of", "label_reader", "pairs_of"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Sample
-from hmsa_core.data.phash import perceptual_hash
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import IntegrityError
-from hmsa_core.labels.exchange.files import city_of
+from hmsa_core.labels.exporting import city_of
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou
 from pipeline.counts import by_category, by_city, finite

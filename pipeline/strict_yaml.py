@@ -16,7 +16,7 @@ import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
 
-__all__ = ["Document", "read_yaml"]
+__all__ = ["Document", "is_plain_text", "read_yaml"]
 
 _MAX_BYTES = 1 << 20  # a params file is a few kilobytes; anything larger is not one
 
@@ -56,6 +56,12 @@ class Document:
             if key[:end] in self.lines:
                 return f"{self.path}:{self.lines[key[:end]]}"
         return str(self.path)
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text can be written without quotes, in lists and mappings of one line too, and is read as itself."""
+    reads_otherwise = any(rule.match(text) for rule in (_BOOL, _INT, _FLOAT, _NOT_FINITE, _NULL))
+    return not reads_otherwise and re.fullmatch(r"[A-Za-z./][\w./+-]*(?: [\w./+-]+)*", text, re.ASCII) is not None
 
 
 def read_yaml(path: str | Path) -> Document:

@@ -1,23 +1,30 @@
 """Reading one image or label map from a file that somebody else made: decoded to known pixels, or refused.
 
-Every refusal is a `DecodeError` with one of `REASONS`. Size, depth and mode are judged from the header,
-before memory for pixels is taken. What is read, and as what, is written down in docs/data.md.
+Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file; size, depth, mode and what decoding may
+cost are judged from its header, before memory for pixels is taken. docs/data.md says what is read, and as what.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from hmsa_core.data.containers import check_png_length
-from hmsa_core.data.headers import REASONS, TRIED_MEMORY, Header, guarded, inspect, opened, read_header
+from hmsa_core.data.polygons import rasterise
 from hmsa_core.data.spec import MAX_PIXELS
-from hmsa_core.io.errors import DecodeError
+from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 __all__ = [
@@ -29,14 +36,36 @@ __all__ = [
     "read_image",
     "read_label",
     "read_label_ids",
+    "read_palette",
 ]
 
+T = TypeVar("T")
 UInt8 = NDArray[np.uint8]
+
+REASONS = {
+    "unreadable": "the file cannot be opened or read",
+    "not-an-image": "the content is none of PNG, JPEG, WebP, TIFF",
+    "wrong-extension": "the name says one format, the content is another",
+    "too-large": "more pixels than the ceiling, or more bytes than such a picture can need",
+    "empty": "no pixels; or a label map without one labelled pixel",
+    "truncated": "the file ends early",
+    "corrupt": "the content contradicts itself or its checksums",
+    "wrong-mode": "a colour mode or depth that is not defined here (CMYK, 16 bit, transparency, colour labels)",
+    "many-frames": "an animation or a file of several pages",
+    "constant": "all pixels are the same",
+    "ids-out-of-range": "the label map holds a value that is no id of its classes",
+    "size-mismatch": "image and label map differ in size",
+    "bad-name": "the file name does not fit the layout",
+    "unpaired": "an image without its label, or a label without its image",
+    "duplicate": "the same bytes as another image",
+    "duplicate-name": "two images have one name",
+}
 
 # OpenCV's threads do not survive a fork: a loader process would wait for them for ever. Processes are our
 # parallelism, so there are none.
 cv2.setNumThreads(1)
 
+_FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 _IMAGE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 _LABEL_MODES = {"L", "P"}
 # EXIF orientation -> how to bring the stored pixels upright.
@@ -49,6 +78,47 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Bytes of memory that a picture may need before it is known to be good: a refused one stays under 200 MB.
+_TRIED_MEMORY = 180_000_000
+# The same where nothing is estimated; a JPEG of several scans (4:2:0) at the full ceiling takes as much.
+_COUNTED_MEMORY = 193_000_000
+_ALPHA_BYTES = 6  # bytes a pixel at the peak of decoding, measured with room to spare
+_BESIDES = 4 << 20  # bytes that a file may hold besides its pixels; EXIF numbers take 30 times as many in memory
+_TIFF_TAGS = 3 << 19  # the same of a TIFF, read twice; each number in a tag may stand for a strip
+_EXIF = 1 << 20
+_READS = 20_000  # calls to open a file: Pillow looks for the next marker of a JPEG byte by byte
+_CHUNKS = 512  # of a PNG besides its pixels: a packed one may inflate to a megabyte
+_PIXEL_CHUNKS = 100_000  # of a PNG: the usual 8 kB each in the largest file
+_SCANS = 100  # of a JPEG, as in libtiff: each one goes over the whole picture
+_BLOCK = 1 << 16
+_IN_MEMORY = 16 << 20  # bytes; OpenCV reads a longer file by itself, a part at a time
+# Chunks that do not change what the pixels of a grey or RGB PNG mean, and that no decoder inflates.
+_PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"tEXt"}
+# Characters, all texts of a PNG together. Pillow's own limit is 64 MB; each may take 4 bytes.
+PngImagePlugin.MAX_TEXT_MEMORY = _BESIDES
+_JSON_BYTES = 4 << 20  # objects of up to 24 times as many
+_HASHED_FIRST = 64 << 20  # bytes; a larger file is hashed before memory is taken for it
+_CHANGED = "the file changed after `prepare`: restore it, or run `prepare` again"
+_TOO_MUCH = (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+# All that Pillow's readers of these four formats are known to raise on damaged content. OSError, ValueError and
+# RuntimeError have subclasses that matter: UnidentifiedImageError, UnicodeDecodeError, RecursionError.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
+    *(MemoryError, RuntimeError, struct.error, zlib.error, Warning, Image.DecompressionBombError),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its picture, after EXIF rotation (height and width are those of the upright picture)."""
+
+    format: str
+    mode: str
+    height: int
+    width: int
+    orientation: int
+    plain: bool  # a PNG without anything that could change the meaning of its pixels
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -64,18 +134,23 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         IntegrityError: the file's digest is not `sha256`.
     """
     where = str(path)
-    with opened(Path(path), max_pixels, sha256) as file:
-        header, image = inspect(file, where, max_pixels)
-        with image:
-            if header.mode not in _IMAGE_MODES:
-                raise DecodeError(
-                    f"{where}: colour mode {header.mode} is not read as an image",
-                    reason="wrong-mode",
-                    hint="convert it to 8-bit RGB",
-                )
-            if header.plain:
-                return _decode_cv2(file, cv2.IMREAD_COLOR_RGB, where)
-            return _to_rgb(_decode(image, header, file, where), where)
+    with _opened(Path(path), max_pixels, sha256) as file:
+        header = _judge(file, where, max_pixels)
+        if header.mode not in _IMAGE_MODES:
+            raise DecodeError(
+                f"{where}: colour mode {header.mode} is not read as an image",
+                reason="wrong-mode",
+                hint="convert it to 8-bit RGB",
+            )
+        if header.plain:
+            return _decode_plain(file, cv2.IMREAD_COLOR_RGB, header, where)
+        return _to_rgb(_decode(file, header, where), where)
+
+
+def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and mode of an image file without decoding it; DecodeError as in `read_image`."""
+    with _opened(Path(path), max_pixels, "") as file:
+        return _judge(file, str(path), max_pixels)
 
 
 def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -92,7 +167,7 @@ def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_P
         IntegrityError: the file's digest is not `sha256`.
     """
     ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)
-    present = _present(ids)
+    present = np.asarray(cv2.calcHist([ids], [0], None, [256], [0, 256])).ravel() > 0
     if holds_train_ids(path):
         valid = np.zeros(256, bool)
         valid[: classes.num_classes] = valid[IGNORE] = True
@@ -110,23 +185,28 @@ def holds_train_ids(path: str | Path) -> bool:
 def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
     """Decode a label map to the values that its file holds (uint8 HxW), unmapped and unchecked."""
     where = str(path)
-    with opened(Path(path), max_pixels, sha256) as file:
+    with _opened(Path(path), max_pixels, sha256) as file:
         if where.lower().endswith(".json"):
-            # Imported here: polygons are the rare form, and their module reads JSON of the taxonomy.
-            from hmsa_core.data.polygons import rasterise
-
             return rasterise(file.read(), where, max_pixels=max_pixels)
-        header, image = inspect(file, where, max_pixels)
-        with image:
-            if header.mode not in _LABEL_MODES or header.format == "JPEG":
-                raise DecodeError(
-                    f"{where}: a {header.format} of mode {header.mode} is no label map",
-                    reason="wrong-mode",
-                    hint="label maps are lossless 8-bit grey (ids) or palette images",
-                )
-            if header.plain:
-                return _decode_cv2(file, cv2.IMREAD_GRAYSCALE, where)
-            return np.array(_decode(image, header, file, where))
+        header = _judge(file, where, max_pixels)
+        if header.mode not in _LABEL_MODES or header.format == "JPEG":
+            raise DecodeError(
+                f"{where}: a {header.format} of mode {header.mode} is no label map",
+                reason="wrong-mode",
+                hint="label maps are lossless 8-bit grey (ids) or palette images",
+            )
+        if header.plain:
+            return _decode_plain(file, cv2.IMREAD_GRAYSCALE, header, where)
+        return np.array(_decode(file, header, where))
+
+
+def read_palette(path: Path) -> list[tuple[int, int, int]]:
+    """RGB colours by index of a label map that `read_label_ids` reads; empty where it has no palette."""
+    if path.suffix.lower() == ".json":
+        return []
+    with _guarded(lambda: Image.open(path), str(path)) as image:
+        flat = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
 
 
 def is_constant(pixels: UInt8) -> bool:
@@ -136,45 +216,342 @@ def is_constant(pixels: UInt8) -> bool:
     return bool((pixels[:1] == first).all() and (pixels == first).all())
 
 
-def _present(ids: UInt8) -> NDArray[np.bool_]:
-    histogram = cv2.calcHist([ids], [0], None, [256], [0, 256])
-    return np.asarray(histogram).ravel() > 0
-
-
 def _check_ids(bad: NDArray[np.bool_], where: str, expected: str) -> None:
     if bad.any():
         shown = ", ".join(str(v) for v in np.flatnonzero(bad)[:5])
         raise DecodeError(f"{where}: values {shown} are not {expected}", reason="ids-out-of-range")
 
 
-def _decode_cv2(file: IO[bytes], flags: int, where: str) -> UInt8:
-    """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster, and with less memory."""
+# ---- Opening
+
+
+def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
+    """Open a file whose length is plausible; with a digest, its bytes in memory once they agree with it."""
+    try:
+        file = path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error
+    most = _JSON_BYTES if path.suffix.lower() == ".json" else _most_bytes(max_pixels)
+    try:
+        if 0 < size <= most:
+            return _hashed(file, size, sha256, path) if sha256 else file
+        if sha256:
+            raise IntegrityError(f"{path}: has {size} bytes now, its recorded SHA-256 was {sha256}", hint=_CHANGED)
+        if not size:
+            raise DecodeError(f"{path}: the file is empty", reason="truncated")
+        raise DecodeError(f"{path}: {size} bytes, more than the {most} that are read", reason="too-large")
+    except BaseException:
+        file.close()
+        raise
+
+
+def _hashed(file: io.BufferedReader, size: int, recorded: str, path: Path) -> IO[bytes]:
+    with file:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if size > _HASHED_FIRST else recorded
+        file.seek(0)
+        data = file.read() if found == recorded else b""
+    if found == recorded:
+        found = hashlib.sha256(data).hexdigest()  # of the very bytes that are decoded
+    if found != recorded:
+        raise IntegrityError(f"{path}: SHA-256 is {found}, recorded was {recorded}", hint=_CHANGED)
+    return io.BytesIO(data)
+
+
+def _most_bytes(pixels: int) -> int:
+    """No format here needs more bytes than raw 8-bit RGBA plus some metadata."""
+    return 4 * pixels + _BESIDES
+
+
+class _Metered:
+    """A file as Pillow sees it while it opens it: more bytes or calls than a header needs are refused."""
+
+    def __init__(self, file: IO[bytes], where: str, most: int) -> None:
+        self._file, self._where, self.left, self._calls = file, where, most, 0
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        wanted = self.left + 1 if size < 0 else min(size, self.left + 1)
+        data = self._file.read(wanted)
+        self.left, self._calls = self.left - len(data), self._calls + 1
+        if self.left < 0 or self._calls > _READS:
+            raise _too_much("bytes or parts besides the pixels", self._where)
+        return data
+
+
+def _too_much(what: str, where: str) -> DecodeError:
+    return DecodeError(
+        f"{where}: more {what} than a picture needs", reason="too-large", hint="save it again without metadata"
+    )
+
+
+def _guarded(call: Callable[[], T], where: str) -> T:
+    """Call into Pillow: whatever it raises or warns about a damaged file becomes a DecodeError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return call()
+    except _DAMAGE as error:
+        text = str(error).lower()
+        reason = "truncated" if "truncat" in text or isinstance(error, EOFError) else "corrupt"
+        if "too much memory" in text or isinstance(error, _TOO_MUCH):
+            reason = "too-large"
+        raise DecodeError(f"{where}: cannot be decoded ({error or type(error).__name__})", reason=reason) from error
+
+
+# ---- Judging
+
+
+def _judge(file: IO[bytes], where: str, max_pixels: int) -> Header:
+    """Refuse what is damaged, costs too much, or has no meaning here, as far as can be told without its pixels."""
+    head, size = file.read(64), file.seek(0, os.SEEK_END)
+    kind = _sniff(head)
+    suffix = Path(where).suffix.lower()
+    named = next((form for form, suffixes in _FORMATS.items() if suffix in suffixes), kind)
+    if kind is None:
+        raise DecodeError(f"{where}: not a PNG, JPEG, WebP or TIFF image", reason="not-an-image")
+    if named != kind:
+        raise DecodeError(
+            f"{where}: the name says {named}, the content is {kind}", reason="wrong-extension", hint="rename it"
+        )
+    chunks = _png_chunks(file, where) if kind == "PNG" else set()
+    if kind == "WEBP":
+        _check_webp(head, size, where, max_pixels)
     file.seek(0)
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    most = {"JPEG": _BESIDES, "TIFF": _TIFF_TAGS}.get(kind, 2 * size)
+    metered: Any = _Metered(file, where, most)
+    with _guarded(lambda: Image.open(metered, formats=[kind]), where) as image:
+        metered.left = most  # the tags of a TIFF are read once more, for EXIF data
+        _check_size(*image.size, size, where, max_pixels)
+        if kind == "JPEG":
+            _check_jpeg(image, file, where)
+        elif _guarded(lambda: getattr(image, "is_animated", False), where):  # not `n_frames`: it reads all pages
+            raise DecodeError(f"{where}: holds several frames or pages", reason="many-frames")
+        if kind == "TIFF":
+            _guarded(lambda: _check_tiff(image, size, where, max_pixels), where)
+        return _guarded(lambda: _header(image, kind, head, chunks, where), where)
+
+
+def _sniff(head: bytes) -> str | None:
+    """Format by the first bytes, None for anything but the four that are read."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return "TIFF" if head[:4] in (b"II*\x00", b"MM\x00*") else None
+
+
+def _check_size(width: int, height: int, size: int, where: str, max_pixels: int) -> None:
+    if height <= 0 or width <= 0:
+        raise DecodeError(f"{where}: {width}x{height} has no pixels", reason="empty")
+    if height * width > max_pixels:
+        raise DecodeError(
+            f"{where}: {width}x{height} is more than {max_pixels} pixels",
+            reason="too-large",
+            hint="make the picture smaller",
+        )
+    if size > _most_bytes(height * width):
+        raise DecodeError(f"{where}: {size} bytes are too many for {height * width} pixels", reason="too-large")
+
+
+def _check_memory(needed: int, what: str, where: str, most: int = _TRIED_MEMORY) -> None:
+    """Damage of some formats shows only when all their pixels are in memory: they have a lower ceiling."""
+    if needed > most:
+        raise DecodeError(
+            f"{where}: {what} of this size takes {needed / 1e6:.0f} MB before it is known to be whole, more than "
+            f"{most / 1e6:.0f} MB",
+            reason="too-large",
+            hint="convert it to an opaque PNG without metadata or a JPEG of one scan",
+        )
+
+
+def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], where: str) -> Header:
+    """Mode, size and orientation; refuses PNGs of 16 bits and what would take too much memory to decode."""
+    width, height = image.size
+    mode, depth = image.mode, head[24] if kind == "PNG" else 8
+    if depth == 16:
+        raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+    if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
+    plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and depth == 8 and mode in ("L", "RGB")
+    if kind == "PNG" and not plain:  # Pillow's picture, and OpenCV's grey one beside it
+        each = 2 if mode in ("1", "L", "P") else 5
+        _check_memory(each * height * width, "a PNG with metadata or transparency", where)
+    if kind == "PNG" and depth < 8 and mode == "L":
+        mode = "1"  # Pillow stretches 2- and 4-bit grey to 0..255: right for a picture, wrong for ids
+    orientation = 1
+    if kind != "PNG" or b"eXIf" in chunks:  # Pillow would also believe texts of a PNG
+        exif = image.getexif()
+        if len(image.info.get("exif", b"")) > _EXIF:
+            raise _too_much("EXIF data", where)
+        orientation = int(exif.get(0x0112) or 1)
+    if kind == "TIFF":  # Pillow brings it upright by itself, when it reads the pixels
+        width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+    if 5 <= orientation <= 8:
+        width, height = height, width
+    return Header(kind, mode, height, width, 1 if kind == "TIFF" else orientation, plain)
+
+
+def _png_chunks(file: IO[bytes], where: str) -> set[bytes]:
+    """Walk over the chunks of a PNG: their types. DecodeError when one is cut, has a wrong CRC, or there are too many.
+
+    Pillow's `verify` checks CRCs, too, but holds each chunk in memory twice and does not count those behind the pixels.
+    """
+    kinds: set[bytes] = set()
+    besides = others = pixels = 0
+    file.seek(8)
+    while b"IEND" not in kinds:
+        head = file.read(8).ljust(8, b"\0")
+        left, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            pixels += 1
+        else:
+            others, besides = others + 1, besides + left
+        # OpenCV holds a whole chunk, and no pixels of this size need a longer one than the last limit says.
+        if besides > _BESIDES or others > _CHUNKS or pixels > _PIXEL_CHUNKS or left > _COUNTED_MEMORY:
+            raise _too_much("bytes or chunks besides the pixels", where)
+        crc = zlib.crc32(kind)
+        while left and (block := file.read(min(left, _BLOCK))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+        stored = file.read(4)
+        if len(stored) < 4:
+            raise DecodeError(f"{where}: the PNG ends inside a {kind!r} chunk", reason="truncated")
+        if int.from_bytes(stored, "big") != crc:
+            raise DecodeError(f"{where}: wrong CRC in a {kind!r} chunk", reason="corrupt")
+        kinds.add(kind)
+    return kinds
+
+
+def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
+    """What libjpeg keeps of all scans before there is a picture, and what makes it go over data again and again."""
+    opened_image: Any = image  # a JPEG, with the sampling factors of its components
+    factors = [(h, v) for _, h, v, _ in opened_image.layer]
+    if not all(h and v for h, v in factors):
+        raise DecodeError(f"{where}: a sampling factor of 0", reason="corrupt")
+    # Behind the header of the first scan: its length, number of components, two bytes each, three more bytes.
+    file.seek(-2 * len(factors) - 4, os.SEEK_CUR)
+    is_one_scan = not image.info.get("progressive") and file.read(1)[0] == len(factors)
+    if not is_one_scan:
+        blocks = [-(-side // (8 * max(f[i] for f in factors))) for i, side in enumerate(image.size)]
+        memory = 128 * blocks[0] * blocks[1] * sum(h * v for h, v in factors)
+        _check_memory(memory, "a JPEG of several scans", where, _COUNTED_MEMORY)
+    scans = 1
+    while block := file.read(_BLOCK):
+        if block == b"\xff" * _BLOCK:  # libjpeg begins such a run anew with each block that it gets
+            raise DecodeError(f"{where}: more than {_BLOCK} fill bytes in a row", reason="corrupt")
+        scans += block.count(b"\xff\xda")
+    if scans > _SCANS:
+        raise _too_much("scans", where)
+
+
+def _check_webp(head: bytes, size: int, where: str, max_pixels: int) -> None:
+    """From the first bytes: Pillow reads the whole file to open it, and takes memory for the canvas."""
+    kind, lossless, alpha = head[12:16], False, False
+    if kind == b"VP8X" and len(head) >= 30:
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+        lossless, alpha = True, bool(head[20] & 0x10)  # it may be lossless
+    elif kind == b"VP8L" and head[20:21] == b"\x2f" and len(head) >= 25:
+        bits = int.from_bytes(head[21:25], "little")
+        width, height, lossless, alpha = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), True, bool(bits >> 28 & 1)
+    elif kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a" and len(head) >= 30:
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", head[26:30]))
+    else:
+        raise DecodeError(f"{where}: unknown WebP header", reason="truncated" if len(head) < 30 else "corrupt")
+    _check_size(width, height, size, where, max_pixels)
+    each = 18 if alpha else 8 if lossless else 6
+    _check_memory(size + max(size, each * height * width), "a WebP", where)
+
+
+def _check_tiff(image: Image.Image, size: int, where: str, max_pixels: int) -> None:
+    """Depth, memory and completeness of a TIFF by its tags."""
+    opened_image: Any = image  # a TIFF image, with tags
+    tags = opened_image.tag_v2
+    bits = tags.get(258, (1,))
+    bits = max(bits) if isinstance(bits, tuple) else bits
+    if bits > 8:
+        raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+    # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
+    width, height = tags[256], tags[257]  # as stored; `size` is upright
+    tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)
+    if tile > max_pixels:
+        raise DecodeError(f"{where}: tiles of {tile} pixels", reason="too-large")
+    if tags.get(259, 1) == 1:
+        _check_raw_tiff(opened_image, bits, size, where)
+    else:  # only decoding shows whether it is whole
+        strip = min(int(tags.get(278, height) or height), height) * width
+        grey = len(image.getbands()) == 1
+        memory = (1 if grey else 4) * height * width + (1 if grey else 3) * max(tile, strip if tile == 1 else 0)
+        _check_memory(memory + size + 2 * _TIFF_TAGS, "a compressed TIFF", where, _COUNTED_MEMORY)  # it is mapped
+    exif = image.getexif()
+    for directory in (34665, 34853, 40965):  # EXIF, GPS, interoperability: Pillow reads them behind the pixels
+        if directory in exif:
+            exif.get_ifd(directory)
+
+
+def _check_raw_tiff(image: Any, bits: int, size: int, where: str) -> None:
+    """All strips or tiles lie in the file. Pillow believes no length: it reads on, and leaves black what has none."""
+    tags, planes, drawn = image.tag_v2, 1, 0
+    if tags.get(284, 1) == 2:  # each channel has strips of its own
+        planes = len(image.getbands())
+    else:
+        bits *= tags.get(277, 1)
+    lengths = tags.get(279) or tags.get(325) or ()
+    ends = [offset + length for offset, length in zip(tags.get(273) or tags.get(324) or (), lengths, strict=False)]
+    for _, (left, top, right, bottom), offset, (_, stride, _) in image.tile:
+        row = ((right - left) * bits + 7) // 8
+        drawn += (right - left) * (bottom - top)
+        ends.append(offset + (bottom - top - 1) * max(stride, row) + row)
+    whole = tags[256] * tags[257] * planes
+    if max(ends, default=0) > size or drawn < whole:
+        raise DecodeError(f"{where}: ends before its pixels do, or strips or tiles are missing", reason="truncated")
+    if drawn > whole:
+        raise DecodeError(f"{where}: more strips or tiles than pixels", reason="corrupt")
+
+
+# ---- Decoding
+
+
+def _decode_plain(file: IO[bytes], flags: int, header: Header, where: str) -> UInt8:
+    """Plain 8-bit PNG through OpenCV: the same pixels as Pillow's, faster, and with less memory."""
+    if 4 * header.height * header.width > _TRIED_MEMORY:  # damage shows in a grey picture before the whole is taken
+        _opencv(file, cv2.IMREAD_GRAYSCALE, where)
+    return _opencv(file, flags, where)
+
+
+def _opencv(file: IO[bytes], flags: int, where: str) -> UInt8:
+    """Decode a PNG by OpenCV, which takes none whose pixel data are cut, too few or damaged."""
+    file.seek(0, os.SEEK_END)
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    if isinstance(file, io.BytesIO) or file.tell() < _IN_MEMORY:
+        file.seek(0)
+        pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), flags)
+    else:  # not in memory beside its pixels
+        pixels = cv2.imread(where, flags)
     if pixels is None:
         raise DecodeError(f"{where}: damaged pixel data", reason="corrupt")
     return np.asarray(pixels, np.uint8)
 
 
-def _decode(image: Image.Image, header: Header, file: IO[bytes], where: str) -> Image.Image:
+def _decode(file: IO[bytes], header: Header, where: str) -> Image.Image:
+    if header.format == "JPEG" and 4 * header.height * header.width > _TRIED_MEMORY:
+        # All data are read at an eighth of the size: damage shows before memory for the whole is taken.
+        with _reopened(file, header, where) as small:
+            small.draft(small.mode, (small.width // 8, small.height // 8))
+            _guarded(small.load, where)
+    image = _reopened(file, header, where)
+    _guarded(image.load, where)
     if header.format == "PNG":
-        check_png_length(file, where)
-    if header.format == "JPEG" and 4 * header.height * header.width > TRIED_MEMORY:
-        _try_small(file, where)
-    guarded(image.load, where)
-    if header.orientation in _UPRIGHT:
-        return image.transpose(_UPRIGHT[header.orientation])
-    return image
+        # Pillow takes pixel data that end early, if they end properly, and leaves the missing rows black.
+        _opencv(file, cv2.IMREAD_GRAYSCALE, where)
+    return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
 
 
-def _try_small(file: IO[bytes], where: str) -> None:
-    """Read all data of a large JPEG at an eighth of its size: damage shows before memory for the whole is taken."""
-    position = file.tell()
+def _reopened(file: IO[bytes], header: Header, where: str) -> Image.Image:
     file.seek(0)
-    with guarded(lambda: Image.open(file, formats=["JPEG"]), where) as small:
-        small.draft(small.mode, (small.width // 8, small.height // 8))
-        guarded(small.load, where)
-    file.seek(position)
+    return _guarded(lambda: Image.open(file, formats=[header.format]), where)
 
 
 def _to_rgb(image: Image.Image, where: str) -> UInt8:

@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 
 from hmsa_core.config import PseudoConfig, SamplingConfig
-from hmsa_core.data.draw import Allotment, allot, cycle_capped, permutation, raw
 from hmsa_core.data.index import Sample
-from hmsa_core.data.sampling import CLASS, Centroids
+from hmsa_core.data.sampling import CLASS, Allotment, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
 __all__ = ["CropRequest", "EpochPlan", "EpochReport", "shard"]

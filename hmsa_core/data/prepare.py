@@ -10,56 +10,58 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.data import cityscapes, folder, vistas
-from hmsa_core.data.index import KINDS, Index, Sample
-from hmsa_core.data.layout import Refused, Scan, refuse_odd_names
-from hmsa_core.data.phash import near_duplicates
+from hmsa_core.data.checks import Checked, Task, Verifier, near_duplicates
+from hmsa_core.data.decode import holds_train_ids
+from hmsa_core.data.index import KINDS, Index, QuarantineRow, Sample, read_quarantine, write_quarantine
+from hmsa_core.data.layouts import Found, Refused, Scan, scan
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.data.summary import Summary, check_labels, check_share, check_train_ids, summarise, write_refused
-from hmsa_core.data.verify import Checked, Task, Verifier
 from hmsa_core.io.atomic import read_json, write_json
-from hmsa_core.io.errors import InputError, LayoutError
+from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["CHECKS", "Summary", "build", "scan", "write_empty"]
+__all__ = ["CHECKS", "Summary", "build", "write_empty"]
 
 CHECKS = 3  # raise it when a check changes: then an earlier index is no proof any more
 _MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]
 
-_SCANNERS = {
-    "cityscapes": cityscapes.scan,
-    "mapillary": vistas.scan,
-    "camvid": folder.scan_camvid,
-    "folder": folder.scan,
-}
 
+@dataclass
+class Summary:
+    """Counts of one root, for people and for the report (`summary.json` holds one a root)."""
 
-def scan(source: SourceSpec) -> Scan:
-    """Read the layout of a data set and pair its files by name; nothing is opened."""
-    root = Path(source.root)
-    if not root.is_dir():
-        raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")
-    result = _SCANNERS[source.kind](root, source)
-    refuse_odd_names(result)
-    if not result.found:
-        first = next(iter(result.refused), None)
-        why = f"; {len(result.refused)} refused, the first: {first.path}: {first.detail}" if first else ""
-        raise LayoutError(f"{root}: no usable image of kind {source.kind} found ({result.layout}){why}")
-    return result
+    root: str
+    layout: str = ""
+    images: int = 0
+    by_role: dict[str, int] = field(default_factory=dict)
+    by_kind: dict[str, int] = field(default_factory=dict)
+    by_split: dict[str, int] = field(default_factory=dict)
+    cities: int = 0
+    blocks: dict[str, int] = field(default_factory=dict)  # by role
+    refused: dict[str, int] = field(default_factory=dict)  # by reason
+    refused_images: int = 0
+    reused: int = 0  # images that an earlier index vouched for
+    centroids: dict[str, int] = field(default_factory=dict)  # by class name
+    near_duplicates: dict[str, int] = field(default_factory=dict)  # pairs by "role-role"
+    near_duplicate_examples: list[list[str]] = field(default_factory=list)  # pairs of different roles first
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; without `reused`, which tells about the run and not about the data."""
+        return {key: value for key, value in asdict(self).items() if key != "reused"}
 
 
 def build(
@@ -94,50 +96,61 @@ def build(
         InputError: more than `source.max_bad` of the images, and than `source.max_bad_images`, are refused; each of
             them is in the quarantine table. Or maps of trainIds lie where ids are read.
     """
-    scanned = scan(source)
-    found = list(_unique(scanned))  # first: roles and blocks go by name
+    root = _Root(Path(out), source, scan(source), {"tile": tile, "min_pixels": min_pixels})
+    found = list(_unique(root.scanned))  # first: roles and blocks go by name
     role_of = assign_roles(found, roles)
     block_of = assign_blocks(found, role_of, source)
-    earlier = _Earlier.load(previous, source.name, scanned.classes, tile, min_pixels)
+    earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
     tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in found]
-    verifier = Verifier(Path(source.root), scanned.classes, source.max_pixels, tile, min_pixels)
+    verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
     checked = list(_run(verifier, tasks, workers, progress))
-    refused = scanned.refused + [r for c in checked for r in c.refused]
     samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
-    refused += duplicates
-    summary = summarise(source, scanned, samples, refused)
+    root.refused = root.scanned.refused + [r for c in checked for r in c.refused] + duplicates
+    summary = _summarise(root, samples)
     summary.reused = sum(c.reused for c in checked)
-    check_share(source, scanned.classes, summary, refused, Path(out))
-    check_labels(source, scanned.classes, {f.name for f in found if f.label}, samples, refused, Path(out))
+    _check_share(root, summary)
+    _check_labels(root, {f.name for f in found if f.label}, samples)
     kept = {s.name for s in samples}
-    centroids = Centroids.collect(
-        (c.sample.name, c.centroids)
-        for c in checked
-        if c.sample is not None and c.centroids is not None and c.sample.name in kept
-    )
-    counts = centroids.counts(scanned.classes.num_classes)
-    summary.centroids = {name: int(n) for name, n in zip(scanned.classes.classes, counts, strict=True)}
-    check_train_ids(source, scanned.classes, summary, samples)
+    named = ((c.sample.name if c.sample else "", c.centroids) for c in checked)
+    centroids = Centroids.collect((name, values) for name, values in named if name in kept and values is not None)
+    counts = centroids.counts(root.classes.num_classes)
+    summary.centroids = {name: int(n) for name, n in zip(root.classes.classes, counts, strict=True)}
+    _check_train_ids(root, summary, samples)
     _near(samples, source.near_duplicate_bits, summary)
-    _write(Path(out), source, scanned.classes, samples, centroids, refused, summary, tile, min_pixels)
+    _write(root, samples, centroids, summary)
     return summary
 
 
 def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> Summary:
     """Write the index of a root that is not given (no pretraining set): no rows, and a note that says so."""
+    root = _Root(Path(out), SourceSpec(kind="folder", name=name), Scan("", classes), {"tile": 0, "min_pixels": 0})
     summary = Summary(name, notes=[note])
-    source = SourceSpec(kind="folder", name=name)
-    _write(Path(out), source, classes, [], Centroids(), [], summary, 0, 0)
+    _write(root, [], Centroids(), summary)
     return summary
 
 
-def _unique(scanned: Scan) -> Iterator[Any]:
+@dataclass
+class _Root:
+    """One data set on its way into the index."""
+
+    out: Path
+    source: SourceSpec
+    scanned: Scan
+    grid: dict[str, int]  # settings of the centroids
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def classes(self) -> ClassTable:
+        return self.scanned.classes
+
+
+def _unique(scanned: Scan) -> Iterator[Found]:
     """Found images by name; a second one of the same name is refused."""
     seen: dict[str, str] = {}
     for found in sorted(scanned.found, key=lambda f: (f.name, f.image)):
         if found.name in seen:
             detail = f"{seen[found.name]} has the same name"
-            scanned.refused.append(Refused(found.name, found.image, "image", found.split, "duplicate-name", detail))
+            scanned.refuse(found.name, found.image, "image", found.split, "duplicate-name", detail)
         else:
             seen[found.name] = found.image
             yield found
@@ -151,22 +164,26 @@ class _Earlier:
     centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path | None, name: str, classes: ClassTable, tile: int, min_pixels: int) -> _Earlier:
-        if folder is None or not (Path(folder) / f"{name}.parquet").is_file():
+    def load(cls, folder: Path, root: _Root) -> _Earlier:
+        path = folder / f"{root.source.name}.parquet"
+        if not path.is_file():
             return cls()
-        index = Index.load(Path(folder) / f"{name}.parquet")
-        if index.extra.get("checks") != CHECKS or index.classes != classes:
+        index = Index.load(path)
+        if index.extra.get("checks") != CHECKS or index.classes != root.classes:
             return cls()
         earlier = cls({s.name: s for s in index.samples})
-        path = Path(folder) / f"centroids-{name}.parquet"
-        if path.is_file() and Centroids.settings(path) == {"tile": tile, "min_pixels": min_pixels}:
+        path = folder / f"centroids-{root.source.name}.parquet"
+        if path.is_file() and Centroids.settings(path) == root.grid:
             none = np.zeros((0, 4), np.int32)
             earlier.centroids = {s.name: none for s in index.samples if s.role == "learn"}
             earlier.centroids |= Centroids.load(path).split()
         return earlier
 
-    def task(self, found: Any, role: str, block: str) -> Task:
+    def task(self, found: Found, role: str, block: str) -> Task:
         return Task(found, role, block, self.samples.get(found.name), self.centroids.get(found.name))
+
+
+# ---- Checking in processes
 
 
 def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Progress | None) -> Iterator[Checked]:
@@ -214,6 +231,9 @@ def _counted(results: Iterable[Checked], total: int, progress: Progress | None) 
             progress(done, total)
 
 
+# ---- Duplicates
+
+
 def _drop_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Refused]]:
     """Keep one image of each digest: the one that is judged, else the one with the best label, else the first."""
     roles = ("report", "calibrate", "learn", "unlabelled", "guard")
@@ -233,28 +253,126 @@ def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
     if len(found) == _MOST_PAIRS:
         summary.notes.append(f"more than {_MOST_PAIRS} pairs of near duplicates; the rest is not counted")
     pairs = [(samples[i], samples[j], d) for i, j, d in found]
-    counts = Counter("-".join(sorted((a.role, b.role))) for a, b, _ in pairs)
-    summary.near_duplicates = dict(sorted(counts.items()))
+    summary.near_duplicates = _count("-".join(sorted((a.role, b.role))) for a, b, _ in pairs)
     # Pairs across roles matter: one of them may be judged with a model that learned from the other.
     pairs.sort(key=lambda p: (p[0].role == p[1].role, p[2], p[0].name, p[1].name))
     summary.near_duplicate_examples = [[a.name, b.name] for a, b, _ in pairs[:20]]
 
 
-def _write(
-    out: Path,
-    source: SourceSpec,
-    classes: ClassTable,
-    samples: Sequence[Sample],
-    centroids: Centroids,
-    refused: Sequence[Refused],
-    summary: Summary,
-    tile: int,
-    min_pixels: int,
-) -> None:
-    figures = out / "summary.json"
+# ---- Counting, and when too much is refused
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _summarise(root: _Root, samples: Sequence[Sample]) -> Summary:
+    return Summary(
+        root.source.name,
+        root.scanned.layout,
+        len(samples),
+        _count(s.role for s in samples),
+        _count(s.kind for s in samples),
+        _count(s.split for s in samples),
+        len({s.city for s in samples} - {""}),
+        _count(role for role, _ in {(s.role, s.block) for s in samples}),
+        _count(r.reason for r in root.refused),
+        _lost(root.refused, {s.name for s in samples}),
+        notes=list(root.scanned.notes),
+    )
+
+
+def _lost(refused: Sequence[Refused], used: set[str]) -> int:
+    """How many images cannot be used; a copy of another image, or a label without one, is no loss."""
+    no_loss = {("image", "duplicate"), ("label", "unpaired"), ("coarse", "unpaired"), ("image", "duplicate-name")}
+    namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # others have their names
+    return namesakes + len({r.name for r in refused if (r.part, r.reason) not in no_loss} - used)
+
+
+def _check_share(root: _Root, summary: Summary) -> None:
+    """InputError when too many images are refused (`SourceSpec.max_bad`); each is in the quarantine table then."""
+    source, refused = root.source, root.refused
+    bad, total = summary.refused_images, summary.refused_images + summary.images
+    if _is_too_many(source, bad, total):
+        _write_refused(root)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in summary.refused.items())
+        shown = "; ".join(f"{r.path}: {r.reason}" for r in refused[:3])
+        namesakes = source.kind == "folder" and "duplicate-name" in summary.refused and source.names == "stem"
+        raise InputError(
+            f"{source.root}: {bad} of {total} images cannot be used ({reasons}), {shown}{' ...' if bad > 3 else ''}; "
+            f"allowed are {source.max_bad:.0%}",
+            hint="folders whose files have the same names: set `names: path`" if namesakes else _mend(root),
+        )
+
+
+def _check_labels(root: _Root, labelled: Set[str], samples: Sequence[Sample]) -> None:
+    """The same of the images with a fine label (`labelled`): a small share of all may be every one of them."""
+    copies = {r.name for r in root.refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
+    lost = labelled - copies - {s.name for s in samples if s.label}
+    if _is_too_many(root.source, len(lost), len(labelled)) or (labelled and lost == labelled):
+        _write_refused(root)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in _count(r.reason for r in root.refused).items())
+        raise InputError(
+            f"{root.source.root}: {len(lost)} of {len(labelled)} images with a fine label cannot be used, the first: "
+            f"{min(lost)} ({reasons})",
+            hint=_mend(root),
+        )
+
+
+def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
+    few = source.max_bad_images if source.max_bad and bad < total else 0
+    return bad > max(source.max_bad * total, few)
+
+
+def _check_train_ids(root: _Root, summary: Summary, samples: Sequence[Sample]) -> None:
+    """Maps of trainIds hold valid ids of other classes (2 is void, 7 is road): nothing else would tell.
+
+    Raises:
+        InputError: label files should hold ids, and no learning one shows a class whose id is above all trainIds.
+    """
+    classes = root.classes
+    if not classes.has_own_ids or not any(summary.centroids.values()):
+        return
+    last = classes.num_classes  # often void
+    above = [name for name, own in zip(classes.classes, classes.train_to_id, strict=True) if own > last]
+    learned = [s.label for s in samples if s.role == "learn" and s.label]
+    maps = [label for label in learned if not holds_train_ids(label) and not label.lower().endswith(".json")]
+    if maps and above and not any(summary.centroids[name] for name in above):
+        raise InputError(
+            f"{root.source.root}: no label map of {len(maps)} learning images holds an id above {last}, the first: "
+            f"{maps[0]}: do they hold trainIds? They would be read as ids of {classes.name}",
+            hint=_mend_train_ids(root),
+        )
+
+
+def _mend_train_ids(root: _Root) -> str:
+    if root.source.kind != "folder":
+        return "name maps of trainIds ..._labelTrainIds.png"
+    last = root.classes.num_classes - 1
+    return f"for maps of trainIds write a class file of your own with these classes as 0..{last}, named in `classes`"
+
+
+def _mend(root: _Root) -> str:
+    told = f"mend the files (all of them: {root.out / 'quarantine.parquet'}), or raise `max_bad`"
+    wrong_ids = any(r.reason == "ids-out-of-range" and not holds_train_ids(r.path) for r in root.refused)
+    return f"{told}; {_mend_train_ids(root)}" if root.classes.has_own_ids and wrong_ids else told
+
+
+# ---- Writing
+
+
+def _write(root: _Root, samples: Sequence[Sample], centroids: Centroids, summary: Summary) -> None:
+    name, figures = root.source.name, root.out / "summary.json"
     roots = dict(read_json(figures)) if figures.is_file() else {}
-    centroids.write(out / f"centroids-{source.name}.parquet", tile=tile, min_pixels=min_pixels)
-    write_refused(out, source.name, refused)
-    write_json(figures, {**roots, source.name: summary.to_json()})
+    centroids.write(root.out / f"centroids-{name}.parquet", **root.grid)
+    _write_refused(root)
+    write_json(figures, {**roots, name: summary.to_json()})
     # Last: who finds the index finds the rest.
-    Index.write(out / f"{source.name}.parquet", samples, classes, source.name, checks=CHECKS)
+    Index.write(root.out / f"{name}.parquet", samples, root.classes, name, checks=CHECKS)
+
+
+def _write_refused(root: _Root) -> None:
+    """Replace one root's rows of the quarantine table."""
+    path, name = root.out / "quarantine.parquet", root.source.name
+    others = [r for r in read_quarantine(path) if r.root != name] if path.is_file() else []
+    write_quarantine(path, others + [QuarantineRow(**asdict(r), root=name) for r in root.refused])

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, pairwise
 from statistics import median
 
-from hmsa_core.data.cityscapes import cv_split
-from hmsa_core.data.layout import Found
+from hmsa_core.data.layouts import Found, cv_split
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError
 

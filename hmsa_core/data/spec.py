@@ -85,7 +85,9 @@ class SourceSpec(Section):
     max_bad: Share = Field(
         0.05, description="share of refused images that stops the stage (ten never do; 0 = any does)"
     )
-    max_bad_images: Annotated[Count, OnlyFor()] = Field(10, description="so few never do, unless `max_bad` is 0")
+    max_bad_images: Annotated[Count, OnlyFor("folder")] = Field(
+        10, description="so few never do, unless `max_bad` is 0"
+    )
     near_duplicate_bits: int = Field(
         4, ge=0, le=16, description="bits of 64; perceptual hashes this close are reported as near duplicates"
     )

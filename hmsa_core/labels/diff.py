@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.labels.exchange.files import Selection, target_path, write_png
+from hmsa_core.labels.exporting import Selection, target_path
+from hmsa_core.labels.store.format import png_bytes
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
@@ -160,6 +162,6 @@ def write_pictures(
         gap = np.full((label_a.shape[0], 4, 3), 128, np.uint8)
         picture = np.concatenate([palette[label_a], gap, palette[label_b], gap, third.astype(np.uint8)], axis=1)
         path = target_path(Path(out), "", f"{rank:03d}-{name}.png")
-        write_png(path, picture)
+        write_bytes(path, png_bytes(picture))
         written.append(path)
     return written

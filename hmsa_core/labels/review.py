@@ -66,8 +66,8 @@ class Mark:
     region: Region | None = None
     note: str = ""
     reviewer: str = ""
-    image_sha256: str = ""  # the picture that was looked at; "" in older files: any of this name
-    labels: str = ""  # the labels that were looked at (`labels_id`); "" in older files: any
+    image_sha256: str = ""  # the picture that was looked at; "": any of this name
+    labels: str = ""  # the labels that were looked at (`labels_id`); "": any
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -167,7 +167,7 @@ class ReviewFile:
 
     def of(self, name: str) -> list[Mark]:
         """Marks of one image, oldest first."""
-        return [mark for mark in self.marks() if mark.name == name]
+        return self.by_name().get(name, [])
 
     def by_name(self) -> dict[str, list[Mark]]:
         """Marks of every reviewed image, oldest first."""

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
     options = read_options(args, threads=pin_threads(args))
     baseline = _baseline(args, options)
-    from hmsa_core.data.folder import load_classes
+    from hmsa_core.data.layouts import load_classes
     from pipeline.provenance import describe_run
     from pipeline.scored_files import blocks_of, check_labels, label_reader
     from pipeline.scoring import ANSWER, difference, one_sided, open_checkpoint, score_checkpoint, write_plots

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export."""
-    from hmsa_core.labels.exchange.exporting import export_store
+    from hmsa_core.labels.exporting import export_store
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import."""
-    from hmsa_core.labels.exchange.importing import find_files, import_folder
+    from hmsa_core.labels.importing import find_files, import_folder
     from hmsa_core.labels.store.format import MANIFEST
     from hmsa_core.runtime.progress import Progress
 

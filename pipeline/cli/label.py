@@ -135,7 +135,7 @@ def _index(images: Path, work: Path, options: Options, names: Literal["stem", "p
 
 def _folders(images: Path) -> list[str]:
     """Folders below `images` (itself: "") that hold image files, as posix paths; linked ones too, each once."""
-    from hmsa_core.data.layout import IMAGE_SUFFIXES, list_files
+    from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files
 
     found: list[str] = []
     others: Counter[str] = Counter()

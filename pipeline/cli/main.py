@@ -19,6 +19,7 @@ from hmsa_core.io.errors import ConfigError, HmsaError, translate_os_error
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pipeline.cli.init", "make a workspace: params.yaml, dvc.yaml, git and DVC set up"),
     "demo-data": ("pipeline.cli.demo_data", "generate the synthetic street scenes of a workspace"),
+    "config": ("pipeline.cli.config", "show the settings in effect, or what differs from a profile or others"),
     "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
     "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
-from hmsa_core.data.phash import perceptual_hash
-from hmsa_core.data.prepare import scan
+from hmsa_core.data.layouts import scan
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import DecodeError
 from pipeline.workspace import Workspace

@@ -22,59 +22,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, Strict
 from scipy.special import stdtr, stdtrit
 
-from hmsa_core.config import Section
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.metrics import holm, mean_iou_of
 from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
 from pipeline.counts import finite
+from pipeline.params import GateConfig
 
-__all__ = ["GateConfig", "Judged", "alpha_of_look", "judge", "seed_sd_of"]
+__all__ = ["Judged", "alpha_of_look", "judge", "seed_sd_of"]
 
 _LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
-
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
-Names = Annotated[tuple[str, ...], Strict(False)]
-
-
-class GateConfig(Section):
-    """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
-
-    enabled: bool = Field(True, description="false = report only, never promote")
-    alpha: float = Field(
-        0.05,
-        gt=0.0,
-        lt=0.5,
-        description="one-sided error probability: of the gain over all looks, of each guard for a candidate",
-    )
-    min_gain: float = Field(0.0, ge=-1.0, le=1.0, description="mean IoU; the gain's lower bound must exceed it")
-    seed_sd: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="mean IoU; spread between trainings of one recipe; null = from A/A trainings"
-    )
-    min_aa_runs: int = Field(3, ge=2, description="A/A trainings before that spread counts as known")
-    class_allowance: Allowance = Field(0.02, description="IoU that a class may lose")
-    class_allowances: dict[str, Allowance] = Field(
-        default_factory=dict, description="the same for single classes, by name"
-    )
-    min_blocks: int = Field(
-        10, ge=2, description="blocks of the report set; and blocks that show a class, or it is not judged"
-    )
-    veto_recall: Names = Field(
-        ("person", "rider", "pedestrian", "bicyclist"), description="classes whose recall may not fall"
-    )
-    recall_allowance: Share = Field(0.01, description="recall that such a class may lose")
-    champion_allowance: Share = Field(0.01, description="mean IoU below the pinned reference champion")
-    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
-    power: float = Field(0.8, gt=0.5, lt=1.0, description="for the smallest gain that could have been seen")
 
 
 @dataclass(frozen=True)
@@ -96,10 +59,13 @@ class _Blocks:
 
     def score(self, judged: Judged) -> _Scores:
         sums = block_sums(judged.confusions, self.inverse, self.number)
-        drawn = np.tensordot(self.weights, sums, axes=1)
+        whole, drawn = sums.sum(0), np.tensordot(self.weights, sums, axes=1)
         return _Scores(
-            *(ratio(s[..., 0, :], s[..., part, :]) for part in (1, 2) for s in (sums.sum(0), drawn)),
-            (sums[:, 2] > 0).sum(0),
+            iou=ratio(whole[0], whole[1]),
+            iou_draws=ratio(drawn[:, 0], drawn[:, 1]),
+            recall=ratio(whole[0], whole[2]),
+            recall_draws=ratio(drawn[:, 0], drawn[:, 2]),
+            blocks_with=(sums[:, 2] > 0).sum(0),
         )
 
 

@@ -13,8 +13,7 @@ from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.lineage import lineage_of_checkpoint
 from pipeline import plots
-from pipeline.stages.stores import infer_store, left_out
-from pipeline.stages.support import role_index, write_metrics
+from pipeline.stages.support import infer_store, left_out, role_index, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "run", "self_taught", "told_of_self_taught"]

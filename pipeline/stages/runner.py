@@ -8,18 +8,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
-
-import yaml
 
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import is_temp
 from hmsa_core.io.errors import ConfigError, NoSpaceError
+from hmsa_core.labels.review import ReviewFile
 from pipeline.named_files import check_named_files
 from pipeline.nightly.registry import Registry
-from pipeline.stages import module_of
+from pipeline.stages import Stage, module_of, row_of
 from pipeline.workspace import Workspace
 
 __all__ = ["check_space", "run_stage"]
@@ -38,19 +37,19 @@ def run_stage(ws: Workspace, stage: str) -> None:
     """
     started = time.monotonic()
     module = module_of(stage)
-    described = _described(ws, stage)
-    before = _inputs(ws, described)  # a mistake in params.yaml is told before anything is touched
+    row = row_of(stage)
+    before = _inputs(ws, row)  # a mistake in params.yaml is told before anything is touched
     check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
-        with _marking_held(ws, described) if turn == _ROUNDS - 1 else nullcontext():
-            saved = _peoples(ws, described)
+        with _marking_held(ws, row) if turn == _ROUNDS - 1 else nullcontext():
+            saved = _saved_by_people(ws, row)
             module.run(ws)
-            if saved == _peoples(ws, described):
+            if saved == _saved_by_people(ws, row):
                 break
         _LOG.info("%s: people saved marks or a policy meanwhile: once more, for what they change", stage)
-    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), described) | _peoples(ws, described))
+    _check_inputs(stage, before | saved, _inputs(Workspace(ws.root), row) | _saved_by_people(ws, row))
     record = {
         "stage": stage,
         "seconds": round(time.monotonic() - started, 2),
@@ -61,44 +60,37 @@ def run_stage(ws: Workspace, stage: str) -> None:
     _LOG.info("%s: done in %.1f s", stage, record["seconds"])
 
 
-def _described(ws: Workspace, stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(ws.path("dvc.yaml").read_text("utf-8"))["stages"].get(stage, {})
-    return found
-
-
-def _inputs(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
     """What DVC will record of what people change, when the stage has ended: path to value."""
     values = ws.params.model_dump(mode="json")
     found: dict[str, Any] = {}
-    for dotted in described.get("params", []):
+    for dotted in row.watched:
         here: Any = values
-        for part in str(dotted).split("."):
+        for part in dotted.split("."):
             here = here.get(part) if isinstance(here, dict) else None
         found[f"params.yaml: {dotted}"] = here
-    if "models/current.json" in described.get("deps", []):
+    if "models/current.json" in row.deps:
         found["models/current.json"] = Registry(ws.root).current()
     return found
 
 
-def _peoples(ws: Workspace, described: Mapping[str, Any]) -> dict[str, Any]:
+def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
     """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
-    paths = [ws.path(name) for name in _reviews(described)]
-    if "policies" in described.get("deps", []):
+    paths = [ws.path(name) for name in _reviews(row)]
+    if "policies" in row.deps:
         paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
     return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
 
 
-def _reviews(described: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in described.get("deps", []) if str(name).endswith(_REVIEW)]
+def _reviews(row: Stage) -> list[str]:
+    return [name for name in row.deps if name.endswith(_REVIEW)]
 
 
 @contextmanager
-def _marking_held(ws: Workspace, described: Mapping[str, Any]) -> Iterator[None]:
+def _marking_held(ws: Workspace, row: Stage) -> Iterator[None]:
     """For the last round: people wait with their marks (the page keeps what they drew), or they might never pause."""
-    from hmsa_core.labels.review import ReviewFile
-
     with ExitStack() as stack:
-        for name in _reviews(described):
+        for name in _reviews(row):
             stack.enter_context(ReviewFile(ws.path(name.removesuffix(_REVIEW))).lock())
         yield
 

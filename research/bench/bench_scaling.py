@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from hmsa_core import taxonomy
+from hmsa_core.data.checks import near_duplicates
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.data.phash import near_duplicates
-from hmsa_core.data.prepare import build, scan
+from hmsa_core.data.layouts import scan
+from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.labels import LabelStore, LabelStoreWriter, StoreStatistics

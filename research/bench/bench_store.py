@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics
-from hmsa_core.labels.exchange.exporting import prob_bytes_of_codes
+from hmsa_core.labels.exporting import prob_bytes_of_codes
 from hmsa_core.labels.store.format import encode
 from hmsa_core.labels.store.sidecar import count
 from hmsa_core.labels.thresholds.policy import from_threshold

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.io import atomic
-from pipeline.init import profile_text, render_dvc_yaml
+from pipeline.init import render_dvc_yaml
+from pipeline.settings import profile_text
 from pipeline.workspace import Workspace
 from research.ablation.cells import Counts, write_cell
 from research.ablation.jobs import Evaluated, Trained

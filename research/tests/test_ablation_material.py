@@ -8,23 +8,21 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from pipeline.params import Params
-from research.ablation import code, material
+from research.ablation import code
 from research.ablation.catalogue import NAMES, make_ablation
 from research.ablation.code import changed_files, source_digests, stripped
 from research.ablation.material import Scale, cell_material, train_config
 from research.ablation.plan import Ablation, Comparison, Labels, Training
 
-PROFILES = Path(material.__file__).resolve().parents[1] / "profiles"
-
 
 @pytest.fixture(scope="module")
 def demo() -> Params:
-    return Params.load(PROFILES / "demo.yaml")
+    return Params.of_profile("demo")
 
 
 @pytest.fixture(scope="module")
 def camvid() -> Params:
-    return Params.load(PROFILES / "camvid.yaml")
+    return Params.of_profile("camvid")
 
 
 def changed(params: Params, dotted: str, value: object) -> Params:

@@ -131,7 +131,7 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
     where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in STATISTICS}
-    totals = _Totals(num_classes)
+    totals = TOTALS_SCHEMA.empty_table()
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
     with ParquetSink(
@@ -139,11 +139,11 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
     ) as kept:
         for first, members in _blocks(receipts):
             tables = [_load(root, receipts[i]) for i in members]
-            for table, i in zip(tables, members, strict=True):
-                totals.add(table, [row["city"] for row in receipts[i]["rows"]])
+            named = [_with_cities(t, receipts[i]["rows"]) for t, i in zip(tables, members, strict=True)]
+            totals = _sum_by_city([totals, *named])
             _write_kept(kept, tables, [len(receipts[i]["rows"]) for i in members], first, num_classes)
         records = {"kept": kept.commit(root)}
-    records["totals"] = totals.write(where["totals"], root)
+    records["totals"] = _write_totals(where["totals"], root, totals)
     records["images"] = _write_images(where["images"], root, receipts)
     return records
 
@@ -200,50 +200,23 @@ def _append_kept(out: ParquetSink, parts: list[tuple[NDArray[Any], NDArray[np.ui
     out.append(pa.Table.from_arrays(arrays, schema=KEPT_SCHEMA))
 
 
-class _Totals:
-    """Sparse sums over (city, class, human class, code), so that many cities or classes cost no memory."""
+def _sum_by_city(tables: Sequence[pa.Table]) -> pa.Table:
+    """Sparse sums over (city, class, human class, code): many cities or classes cost no memory."""
+    cells = TOTALS_SCHEMA.names[:-1]
+    sums = pa.concat_tables(tables).group_by(cells).aggregate([("pixels", "sum")])
+    return sums.select([*cells, "pixels_sum"]).rename_columns(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
 
-    def __init__(self, num_classes: int) -> None:
-        self._size = num_classes + 1  # the last index stands for 255
-        self._cities: dict[str, int] = {}
-        self._keys = np.empty(0, np.int64)
-        self._pixels = np.empty(0, np.int64)
 
-    def add(self, table: pa.Table, city_of_row: list[str]) -> None:
-        """Add the rows of one sidecar."""
-        city_ids = np.array([self._cities.setdefault(c, len(self._cities)) for c in city_of_row] or [0], np.int64)
-        last = self._size - 1
-        key = city_ids[table["row"].to_numpy()]
-        for column in ("class", "human"):
-            key = key * self._size + np.minimum(table[column].to_numpy(), last)
-        key = key * 256 + table["code"].to_numpy()
-        keys, position = np.unique(np.concatenate([self._keys, key]), return_inverse=True)
-        sums = np.zeros(len(keys), np.int64)
-        np.add.at(sums, position, np.concatenate([self._pixels, table["pixels"].to_numpy().astype(np.int64)]))
-        self._keys, self._pixels = keys, sums
+def _with_cities(table: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    cities = pa.array([row["city"] for row in rows], pa.string()).take(table["row"])
+    return table.append_column("city", cities).select(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
 
-    def write(self, path: Path, root: Path) -> FileRecord:
-        """Write the sums sorted by city name, class, human class, code."""
-        shape = (max(1, len(self._cities)), self._size, self._size, 256)
-        city, ids, human, code = np.unravel_index(self._keys, shape)
-        names = np.array([*self._cities, ""], object)
-        rank = np.argsort(np.argsort(names[: len(self._cities)], kind="stable"), kind="stable")
-        order = np.argsort(rank[city], kind="stable") if len(rank) else np.arange(0)
-        to_id = np.append(np.arange(self._size - 1), 255).astype(np.uint8)
-        with ParquetSink(path, TOTALS_SCHEMA, dictionary=["city"]) as out:
-            out.append(
-                pa.table(
-                    {
-                        "city": pa.array(list(names[city][order]), pa.string()),
-                        "class": pa.array(to_id[ids][order]),
-                        "human": pa.array(to_id[human][order]),
-                        "code": pa.array(code[order].astype(np.uint8)),
-                        "pixels": pa.array(self._pixels[order]),
-                    },
-                    schema=TOTALS_SCHEMA,
-                )
-            )
-            return out.commit(root)
+
+def _write_totals(path: Path, root: Path, totals: pa.Table) -> FileRecord:
+    order = [(name, "ascending") for name in TOTALS_SCHEMA.names[:-1]]
+    with ParquetSink(path, TOTALS_SCHEMA, dictionary=["city"]) as out:
+        out.append(totals.sort_by(order).combine_chunks())
+        return out.commit(root)
 
 
 def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) -> FileRecord:
@@ -372,11 +345,6 @@ class StoreStatistics:
     def city_names(self) -> list[str]:
         """All cities of the store, sorted."""
         return sorted(set(self.cities))
-
-    @property
-    def conflicts(self) -> NDArray[np.int64]:
-        """Pixels of each (human class, teacher's class) pair, int64 (C, C); the diagonal is agreement."""
-        return np.asarray(self.pairs().sum(axis=2)[:-1])
 
     def close(self) -> None:
         """Close the open table."""

@@ -11,7 +11,7 @@ looking at a pixel again. Regions of an image (truth known in all but the last):
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,16 +31,8 @@ __all__ = ["COUNTS", "CalibrationImage", "Conflicts", "Curves", "outside_coarse"
 
 FORMAT, VERSION = "hmsa-precision-curves", 1
 _LINES = 1024  # image height for which widths in pixels are given
-COUNTS = (
-    "total",
-    "correct",
-    "boundary_total",
-    "boundary_correct",
-    "interior_total",
-    "interior_correct",
-    "void",
-    "components",
-)
+_REGIONS = ("", "boundary_", "interior_")
+COUNTS = (*(f"{region}{what}" for region in _REGIONS for what in ("total", "correct")), "void", "components")
 Counts = NDArray[np.int64]
 
 
@@ -83,31 +75,29 @@ class Conflicts:
     pixels: NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
 class Curves:
-    """Counts over (block, class, code); `counts[name]` is int64 (B, C, 256) for each of COUNTS.
+    """Counts over (block, class, code), from which policies, calibration tables and merge rules are computed.
 
-    "total" counts labelled pixels whose label is the class and whose code is exactly that; "correct" those
-    with the same truth. "components" counts connected pieces of the class by their highest code.
+    Attributes:
+        counts: int64 (B, C, 256) for each of COUNTS. "total" counts labelled pixels whose label is the class and whose
+            code is exactly that; "correct" those with the same truth. "components" counts connected pieces of the
+            class by their highest code.
+        truth: int64 (B, C), labelled pixels of each true class.
+        joint: int64 (C, C, 256): truth, label, code, summed over blocks.
+        images: (name, block) of each image.
+        lineage: the label store's.
     """
 
-    def __init__(
-        self,
-        classes: ClassTable,
-        blocks: Sequence[str],
-        counts: Mapping[str, Counts],
-        truth: Counts,
-        joint: Counts,
-        conflicts: Conflicts,
-        images: Sequence[tuple[str, str]] = (),
-        lineage: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.classes, self.blocks, self.counts = classes, tuple(blocks), dict(counts)
-        self.truth = truth  # (B, C): labelled pixels of each true class
-        self.joint = joint  # (C, C, 256): truth, label, code, summed over blocks
-        self.conflicts = conflicts
-        self.images = tuple(images)  # (name, block)
-        self.lineage = dict(lineage or {})
-        self._kept: dict[str, Counts] = {}
+    classes: ClassTable
+    blocks: Sequence[str]
+    counts: Mapping[str, Counts]
+    truth: Counts
+    joint: Counts
+    conflicts: Conflicts
+    images: Sequence[tuple[str, str]] = ()
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    _kept: dict[str, Counts] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def measure(
@@ -141,10 +131,9 @@ class Curves:
 
     def subset(self, blocks: Sequence[int]) -> Curves:
         """The curves of some blocks only (joint counts and conflicts stay whole)."""
-        rows = np.asarray(blocks, np.intp)
-        counts = {name: array[rows] for name, array in self.counts.items()}
-        names = [self.blocks[i] for i in rows]
-        return Curves(self.classes, names, counts, self.truth[rows], self.joint, self.conflicts, self.images)
+        counts = {name: array[list(blocks)] for name, array in self.counts.items()}
+        names = tuple(self.blocks[i] for i in blocks)
+        return replace(self, blocks=names, counts=counts, truth=self.truth[list(blocks)])
 
     def save(self, path: str | Path) -> str:
         """Write a sealed JSON file with sparse counts; return its digest."""
@@ -161,7 +150,7 @@ class Curves:
                 "class_table": self.classes.to_json(),
                 "blocks": list(self.blocks),
                 "images": [list(i) for i in self.images],
-                "lineage": self.lineage,
+                "lineage": dict(self.lineage),
                 "counts": _lists(sparse),
                 "truth": self.truth.tolist(),
                 "joint": _lists(joint),
@@ -187,7 +176,7 @@ class Curves:
         joint[cells["truth"], cells["label"], cells["code"]] = cells["pixels"]
         return cls(
             classes,
-            value["blocks"],
+            tuple(value["blocks"]),
             counts,
             np.array(value["truth"], np.int64).reshape(n, c),
             joint,
@@ -230,7 +219,7 @@ class _Counter:
         scale = label.shape[0] / _LINES
         near = boundary_band(truth, max(1.0, self.config.boundary_px * scale)) & known
         far = known & ~boundary_band(truth, max(1.0, self.config.ceiling_px * scale))
-        for region, mask in (("", known), ("boundary_", near), ("interior_", far)):
+        for region, mask in zip(_REGIONS, (known, near, far), strict=True):
             counts[f"{region}total"] += self._count(label, code, mask)
             counts[f"{region}correct"] += self._count(label, code, mask & right)
         counts["void"] += self._count(label, code, (truth >= self.c) & counted)
@@ -285,7 +274,8 @@ class _Counter:
         blocks = sorted(self._of_block)
         counts = {name: np.stack([self._of_block[b][name] for b in blocks]) for name in COUNTS}
         truth = np.stack([self._truth[b] for b in blocks])
-        return Curves(classes, blocks, counts, truth, self._joint, self._sparse_conflicts(blocks), self.images, lineage)
+        conflicts = self._sparse_conflicts(blocks)
+        return Curves(classes, tuple(blocks), counts, truth, self._joint, conflicts, self.images, dict(lineage or {}))
 
     def _sparse_conflicts(self, blocks: list[str]) -> Conflicts:
         parts = []

@@ -19,7 +19,7 @@ from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
-__all__ = ["ClassShift", "compare", "estimate_prior", "shift_report"]
+__all__ = ["ClassShift", "compare", "reweight", "shift_report"]
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -48,22 +48,16 @@ class ClassShift:
     status: str
 
 
-def estimate_prior(joint: Counts, histogram: Counts) -> Floats:
-    """Prior of the true classes of unlabelled images.
+def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
+    """Prior of the true classes of unlabelled images, and P(truth | label, code) re-weighted to it.
 
     Args:
         joint: calibration counts (truth C, label C, code 256).
         histogram: counts of the unlabelled images (label C, code 256).
 
     Returns:
-        float64 (C,) summing to 1.
+        float64 (C,) summing to 1, and float64 (C, C, 256).
     """
-    prior, _ = _adjust(joint, histogram)
-    return prior
-
-
-def _adjust(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
-    """Prior (C,), and P(truth | label, code) re-weighted to it (C, C, 256)."""
     # A cell that calibration never saw takes its class's average: otherwise its pixels would have no truth at all.
     likelihood = joint + 1e-3 * joint.sum(axis=2, keepdims=True) / NUM_CODES + 1e-9
     base = likelihood.sum(axis=(1, 2))
@@ -94,7 +88,7 @@ def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: f
         policy: its codes decide which pixels count.
         limit: largest distance that still counts as covered (more is allowed where blocks differ more anyway).
     """
-    prior, posterior = _adjust(curves.joint, histogram)
+    prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())
     target = float(policy.evidence.get("target", 0.0))
     every_code = curves.counts["total"] + curves.counts["void"]  # unlabelled images have their void pixels too

@@ -1,4 +1,4 @@
-"""params.yaml: complete commented profiles, and one clear line for every mistake."""
+"""params.yaml: one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from pydantic import BaseModel
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.init import PROFILES, profile_text
 from pipeline.params import Params
-from pipeline.stages import VERSIONS
+from pipeline.settings import profile_text
 from pipeline.strict_yaml import read_yaml
 
 REPO = Path(__file__).resolve().parents[3]
@@ -36,49 +32,6 @@ def _changed(old: str, new: str, profile: str = "tiny") -> str:
     text = profile_text(profile)
     assert text.count(old) >= 1, old
     return text.replace(old, new, 1)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_each_profile_is_valid_and_names_itself(profile: str, load) -> None:
-    assert load(profile_text(profile)).profile == profile
-
-
-def test_the_repositorys_own_params_are_those_of_profile_demo() -> None:
-    assert (REPO / "params.yaml").read_text() == profile_text("demo")
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_holds_every_knob_so_that_nothing_is_a_hidden_default(profile: str, load) -> None:
-    values = yaml.safe_load(profile_text(profile))
-    # A data set has settings of other kinds of data sets (a plain folder's pattern, a variant): left out there.
-    del values["data"]["target"], values["data"]["pretrain"]
-    wanted = {k for k in _keys(load(profile_text(profile))) if not k.startswith(("data.target", "data.pretrain"))}
-    assert wanted == set(_flat(values))
-
-
-def _keys(model: BaseModel, prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        found += _keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [prefix + name]
-    return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for name, value in values.items():
-        is_section = isinstance(value, dict) and name not in ("overrides", "class_allowances")  # free keys there
-        found += _flat(value, f"{prefix}{name}.") if is_section else [prefix + name]
-    return found
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_knob_of_a_profile_is_explained_on_its_line(profile: str) -> None:
-    section = ""
-    for number, line in enumerate(profile_text(profile).splitlines(), 1):
-        section = line.rstrip(":") if re.match(r"^\w+:$", line) else section
-        is_knob = re.match(r"^\s*[a-z_]+: \S", line) and section != "versions"
-        assert not is_knob or re.search(r"\S  +# \S", line) or re.match(r"^ +- ", line), f"line {number}: {line}"
 
 
 @pytest.mark.parametrize(
@@ -279,12 +232,6 @@ def test_two_hundred_mutated_files_are_valid_or_refused_in_one_line_with_a_place
         rest = message.removeprefix(str(path))
         assert _OF_A_KEY.fullmatch(rest) or _OF_THE_TEXT.fullmatch(rest), message
     assert sum(": expected " in message and ", found " in message for message in said) > 20
-
-
-def test_versions_in_the_profiles_are_those_of_the_stages(load) -> None:
-    for profile in PROFILES:
-        versions = load(profile_text(profile)).versions
-        assert {s: getattr(versions, s.replace("-", "_")) for s in VERSIONS} == VERSIONS
 
 
 def test_line_numbers_of_nested_keys_are_known(tmp_path: Path) -> None:

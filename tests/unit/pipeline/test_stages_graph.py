@@ -99,5 +99,4 @@ def test_outputs_are_cached_and_metrics_stay_in_git() -> None:
 def test_a_workspace_without_a_pretraining_set_does_not_depend_on_one() -> None:
     text = render_dvc_yaml(has_pretrain=False)
     assert "data.pretrain.root" not in text
-    assert "@pretrain" not in text
     assert yaml.safe_load(text)["stages"]["prepare"]["deps"] == ["${data.target.root}"]

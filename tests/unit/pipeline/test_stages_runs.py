@@ -39,7 +39,7 @@ from pipeline.stages import (
     teacher_pretrain,
 )
 from pipeline.stages.precision import chosen_policy
-from pipeline.stages.stores import infer_store
+from pipeline.stages.support import infer_store
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
 

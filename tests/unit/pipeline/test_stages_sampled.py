@@ -7,7 +7,7 @@ import pytest
 
 from hmsa_core.config import AugmentConfig, SamplingConfig, TrainConfig
 from hmsa_core.data.index import Sample
-from pipeline.stages.sampled import sampled_precision
+from pipeline.stages.precision import sampled_precision
 
 CLASSES = ("road", "rare")
 

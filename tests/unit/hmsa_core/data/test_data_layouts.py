@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from hmsa_core import taxonomy
-from hmsa_core.data import cityscapes
 from hmsa_core.data.decode import read_label, read_label_ids
-from hmsa_core.data.prepare import scan
+from hmsa_core.data.layouts import cv_split, scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError, LayoutError
@@ -200,11 +199,11 @@ def test_cross_validation_splits_are_the_released_ones():
     golden = json.loads((REFERENCE / "data_cv_splits.json").read_text())
     golden = {key: [c.split("/")[-1] for c in golden[key]] for key in golden if key != "_note"}
     for cv in range(4):
-        train, val = cityscapes.cv_split(cv)
+        train, val = cv_split(cv)
         assert sorted(train) == sorted(golden[f"cv{cv}_train"])
         assert val == golden[f"cv{cv}_val"]
     with pytest.raises(InputError, match="0, 1, 2 or 3"):
-        cityscapes.cv_split(4)
+        cv_split(4)
 
 
 @pytest.mark.parametrize(

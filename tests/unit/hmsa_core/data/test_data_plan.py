@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from hmsa_core import taxonomy
 from hmsa_core.config import PseudoConfig, SamplingConfig
-from hmsa_core.data.draw import allot, cycle_capped, permutation, raw
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import EpochPlan, shard
-from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.data.sampling import Centroids, allot, cycle_capped, find_centroids, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"

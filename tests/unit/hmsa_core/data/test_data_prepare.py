@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from hmsa_core import taxonomy
-from hmsa_core.data import prepare, verify
+from hmsa_core.data import checks, prepare
 from hmsa_core.data.index import Index, Sample, read_quarantine
-from hmsa_core.data.layout import Found
+from hmsa_core.data.layouts import Found
 from hmsa_core.data.prepare import build, write_empty
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
@@ -203,9 +203,9 @@ def test_unchanged_files_are_hashed_but_not_decoded_again(cities, tmp_path, monk
     tree.image("train", "aachen_000001_000019", picture(900))
     tree.label("train", "ulm_000001_000019", blocks(901))
     read: list[str] = []
-    plain_image, plain_label = verify.read_image, verify.read_label
-    monkeypatch.setattr(verify, "read_image", lambda p, **k: read.append(p.name) or plain_image(p, **k))
-    monkeypatch.setattr(verify, "read_label", lambda p, *a, **k: read.append(p.name) or plain_label(p, *a, **k))
+    plain_image, plain_label = checks.read_image, checks.read_label
+    monkeypatch.setattr(checks, "read_image", lambda p, **k: read.append(p.name) or plain_image(p, **k))
+    monkeypatch.setattr(checks, "read_label", lambda p, *a, **k: read.append(p.name) or plain_label(p, *a, **k))
     summary = build(source(tree), ROLES, tmp_path / "two", tile=16, previous=tmp_path / "one")
     assert summary.reused == 13
     assert sorted(read) == [

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from hmsa_core.config import AugmentConfig
-from hmsa_core.data.geometry import place, window
 from hmsa_core.data.transforms import (
     MEAN,
     STD,
@@ -20,8 +19,10 @@ from hmsa_core.data.transforms import (
     colour_matrix,
     mix_pair,
     normalise,
+    place,
     resize_label,
     take_crop,
+    window,
 )
 
 from .conftest import blocks, picture

@@ -7,7 +7,7 @@ from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.thresholds.calibration import choose_policy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.labels.thresholds.shift import compare, estimate_prior, shift_report
+from hmsa_core.labels.thresholds.shift import compare, reweight, shift_report
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
@@ -29,7 +29,7 @@ def curves() -> Curves:
 def test_a_shifted_prior_is_found_from_labels_and_codes_alone(curves: Curves) -> None:
     bias = (0.8, 0, 0, -0.5, -1.5)
     images = list(world(30, 2, seed=9, bias=bias))
-    found = estimate_prior(curves.joint, _histogram(images))
+    found = reweight(curves.joint, _histogram(images))[0]
     true = np.bincount(np.concatenate([i.truth.ravel() for i in images]), minlength=256)[:5]
     true = true / true.sum()
     before = curves.joint.sum(axis=(1, 2)) / curves.joint.sum()
@@ -86,4 +86,4 @@ def test_a_report_lists_every_city_and_all_of_them(curves: Curves) -> None:
     report = shift_report(curves, histograms, from_threshold(0.5, CLASSES), 0.25)
     assert list(report) == ["all", "a", "b"]
     assert report["all"][0]["pixels"] == report["a"][0]["pixels"] + report["b"][0]["pixels"]
-    assert np.isclose(estimate_prior(curves.joint, np.zeros((5, 256), np.int64)).sum(), 1)
+    assert np.isclose(reweight(curves.joint, np.zeros((5, 256), np.int64))[0].sum(), 1)

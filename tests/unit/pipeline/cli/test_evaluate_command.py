@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hmsa_core import models, taxonomy
-from hmsa_core.data.phash import perceptual_hash
+from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import write_json

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.metrics import bootstrap_difference
-from pipeline.nightly.gate import GateConfig, Judged, alpha_of_look, judge, seed_sd_of
+from pipeline.nightly.gate import Judged, alpha_of_look, judge, seed_sd_of
+from pipeline.params import GateConfig
 
 CLASSES = ("road", "building", "person", "rider", "car")
 BLOCKS = [f"city_{i // 4:03d}" for i in range(160)]

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.io.errors import InputError, LayoutError
-from hmsa_core.labels.exchange.exporting import IMPORTED_BYTES
-from hmsa_core.labels.exchange.files import IMAGE_ENDING, city_of
-from hmsa_core.labels.exchange.folder import MARK
+from hmsa_core.labels.exporting import IMAGE_ENDING, IMPORTED_BYTES, MARK, city_of
 from hmsa_core.labels.store.format import Codec
 from hmsa_core.labels.store.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable

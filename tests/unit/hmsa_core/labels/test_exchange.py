@@ -15,15 +15,15 @@ from PIL import Image
 from hmsa_core.data.sampling import class_centroids
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
-from hmsa_core.labels.exchange.exporting import export_store, prob_bytes, prob_bytes_of_codes
-from hmsa_core.labels.exchange.importing import find_files, import_folder
+from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
+from hmsa_core.labels.importing import find_files, import_folder
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.metrics import ConfusionMatrix
 from hmsa_core.taxonomy import ClassTable, cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, opened, toy_classes, write_store
 
-REFERENCE = Path(__file__).parents[4] / "reference"
+REFERENCE = Path(__file__).parents[3] / "reference"
 CODE = ConfidenceCode()
 STEM = "aachen_000000_000019"
 
@@ -75,12 +75,6 @@ def test_ignored_pixels_come_back_ignored_whatever_the_first_class_is(
 
 
 # --- the released layout -------------------------------------------------------------------------
-
-
-def test_bytes_are_truncated_as_in_the_released_dump(golden: dict[str, np.ndarray], facts: dict) -> None:
-    assert np.array_equal(prob_bytes(golden["prob_float32"]), golden["dumped_prob_png"])
-    p, expected = zip(*facts["_edge_probs_and_bytes"], strict=True)
-    assert prob_bytes(np.float32(p)).tolist() == list(expected)
 
 
 def test_ids_are_written_as_in_the_released_dump(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -136,10 +130,11 @@ def test_import_and_export_give_back_every_byte_from_230_on(
     assert (np.abs(prob.astype(int) - golden["dumped_prob_png"])[~high] <= 2).all()
 
 
-def test_exported_bytes_never_claim_more_than_the_confidence_was() -> None:
-    p = np.random.default_rng(0).random(20_000, dtype=np.float32)
-    exported = prob_bytes_of_codes(CODE.encode(p))
-    assert (exported <= prob_bytes(p)).all()
+def test_exported_bytes_never_claim_more_than_the_confidence_was(golden: dict[str, np.ndarray], facts: dict) -> None:
+    """The released dump writes floor(255 p): 0.9 becomes 229, which is below 0.9 again."""
+    p, expected = zip(*facts["_edge_probs_and_bytes"], strict=True)
+    assert (prob_bytes_of_codes(CODE.encode(np.float32(p))) <= np.array(expected)).all()
+    assert (prob_bytes_of_codes(CODE.encode(golden["prob_float32"])) <= golden["dumped_prob_png"]).all()
     assert prob_bytes_of_codes(np.uint8([90, 255])).tolist() == [229, 254]
 
 
@@ -396,7 +391,7 @@ def test_an_export_of_another_version_is_not_gone_on_with(tmp_path: Path) -> Non
     mark = out / ".autolabel-export.json"
     value = json.loads(mark.read_text())
     mark.write_text(json.dumps({k: v for k, v in value.items() if k not in ("version", "images")}))
-    with pytest.raises(ConfigError, match="of another version of this program"):
+    with pytest.raises(ConfigError, match="of other version"):
         export_store(final, out, "masks")
 
 

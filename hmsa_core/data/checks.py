@@ -1,0 +1,207 @@
+"""One image of a data set, checked by content: decoded, measured, hashed. Runs in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.decode import holds_train_ids, is_constant, read_image, read_label, read_label_ids, read_palette
+from hmsa_core.data.index import Sample
+from hmsa_core.data.layouts import Found, Refused
+from hmsa_core.data.sampling import find_centroids
+from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.errors import DecodeError
+from hmsa_core.taxonomy import IGNORE, ClassTable
+
+__all__ = ["Checked", "Task", "Verifier", "check_palette", "near_duplicates", "perceptual_hash"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to check, with what an earlier index says about it."""
+
+    found: Found
+    role: str
+    block: str
+    known: Sample | None = None
+    known_centroids: NDArray[np.int32] | None = None
+
+
+@dataclass
+class Checked:
+    """The sample (None when the image is refused), its centroids, and all refusals."""
+
+    sample: Sample | None
+    centroids: NDArray[np.int32] | None = None  # of `learn` images, as `find_centroids` gives them
+    refused: list[Refused] = field(default_factory=list)
+    reused: bool = False  # an earlier index vouched for all of its files
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Checks images one by one; picklable, without state."""
+
+    root: Path
+    classes: ClassTable
+    max_pixels: int
+    tile: int
+    min_pixels: int
+
+    def __call__(self, task: Task) -> Checked:
+        """Check one image and its label maps; every fault becomes a `Refused`, none is raised."""
+        found, old, out = task.found, task.known, Checked(None)
+        digests = {part: self._digest(found, part, out) for part in ("image", "label", "coarse")}
+        if not digests["image"] or (found.label and not digests["label"]):
+            return out
+        same = {part: _is_same(old, found, part, digests[part]) for part in digests}
+        if same["image"] and old is not None:
+            height, width, phash = old.height, old.width, old.phash
+        else:
+            image = self._try(found, "image", out, partial(self._image, found))
+            if image is None:
+                return out
+            height, width, phash = *image.shape[:2], perceptual_hash(image)
+        size = (height, width)
+        if found.label and not self._label(task, size, out, reuse=same["image"] and same["label"]):
+            return out
+        coarse = found.coarse if digests["coarse"] else ""
+        known_coarse = same["image"] and same["coarse"]
+        if coarse and not known_coarse and self._try(found, "coarse", out, partial(self._map, coarse, size)) is None:
+            coarse = ""
+        out.reused = all(same.values())
+        paths = found.image, found.label, coarse
+        kind = "fine" if found.label else "coarse" if coarse else "unlabelled"
+        hashes = digests["image"], digests["label"], digests["coarse"] if coarse else ""
+        where = found.split, task.role, found.city, found.sequence
+        out.sample = Sample(found.name, *paths, kind, *where, found.frame, task.block, *size, *hashes, phash)
+        return out
+
+    def _label(self, task: Task, size: tuple[int, int], out: Checked, *, reuse: bool) -> bool:
+        """Check the fine label and find its centroids; whether the image can be used."""
+        wanted = task.role == "learn"
+        if reuse and (not wanted or task.known_centroids is not None):
+            out.centroids = task.known_centroids if wanted else None
+            return True
+        label = self._try(task.found, "label", out, partial(self._map, task.found.label, size))
+        if label is not None and wanted:
+            out.centroids = find_centroids(label, self.classes.num_classes, self.tile, min_pixels=self.min_pixels)
+        return label is not None
+
+    def _digest(self, found: Found, part: str, out: Checked) -> str:
+        """SHA-256 of a part's file; "" where there is no such part, or where it cannot be read (then it is refused)."""
+        path = getattr(found, part)
+        try:
+            return sha256_file(self.root / path) if path else ""
+        except OSError as error:
+            detail = f"cannot be read ({error.strerror})"
+            out.refused.append(Refused(found.name, path, part, found.split, "unreadable", detail))
+            return ""
+
+    def _try(
+        self, found: Found, part: str, out: Checked, read: Callable[[], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8] | None:
+        try:
+            return read()
+        except DecodeError as error:
+            path = getattr(found, part)
+            detail = error.message.removeprefix(f"{self.root / path}: ")
+            out.refused.append(Refused(found.name, path, part, found.split, error.reason, detail))
+            return None
+
+    def _image(self, found: Found) -> NDArray[np.uint8]:
+        image = read_image(self.root / found.image, max_pixels=self.max_pixels)
+        if is_constant(image):
+            raise DecodeError(f"all pixels are {tuple(int(v) for v in image[0, 0])}", reason="constant")
+        return image
+
+    def _map(self, path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        label = read_label(self.root / path, self.classes, max_pixels=self.max_pixels)
+        check_palette(self.root / path, self.classes, max_pixels=self.max_pixels)
+        if label.shape != size:
+            detail = f"label is {label.shape[1]}x{label.shape[0]}, image is {size[1]}x{size[0]}"
+            raise DecodeError(detail, reason="size-mismatch")
+        if label[0, 0] == IGNORE and is_constant(label):
+            raise DecodeError("no pixel carries a class", reason="empty")
+        return label
+
+
+def _is_same(old: Sample | None, found: Found, part: str, digest: str) -> bool:
+    """Whether an earlier index vouches for a part: the same bytes, under a name that gives them the same meaning."""
+    if old is None or getattr(old, f"{part}_sha256") != digest:
+        return False
+    before, now = getattr(old, part), getattr(found, part)
+    # A name says which format is expected, and which ids a map holds.
+    return PurePosixPath(before).suffix == PurePosixPath(now).suffix and holds_train_ids(before) == holds_train_ids(now)
+
+
+def check_palette(path: Path, classes: ClassTable, *, max_pixels: int) -> None:
+    """Refuse a palette image whose numbers are no ids although its colours are: numbers are what is read.
+
+    Args:
+        path: a label map that can be read; one without a palette passes.
+        classes: ids and colours.
+        max_pixels: as `read_label`.
+
+    Raises:
+        DecodeError: a number that occurs has the colour of another class, or the grey value of another id.
+    """
+    palette = read_palette(path)
+    if not palette:
+        return
+    used = [int(v) for v in np.unique(read_label_ids(path, max_pixels=max_pixels)) if v < len(palette)]
+    ids = range(classes.num_classes) if holds_train_ids(path.name) else classes.train_to_id
+    colours = dict(zip(map(int, ids), classes.colours, strict=False))
+    known = set(colours.values())
+    for number in used:
+        if number in colours and palette[number] in known and colours[number] != palette[number]:
+            other = next(i for i, colour in colours.items() if colour == palette[number])
+            raise DecodeError(
+                f"{path}: number {number} has the colour of class {other} in its palette",
+                reason="wrong-mode",
+                hint="a colour mask that was saved with a palette: write the ids themselves, as 8-bit grey",
+            )
+    greys = {number: palette[number][0] for number in used if len(set(palette[number])) == 1}
+    valid = {*colours, classes.ignored_id, IGNORE}
+    if len(greys) == len(used) and valid.issuperset(greys.values()) and any(i != grey for i, grey in greys.items()):
+        raise DecodeError(
+            f"{path}: a grey map in palette form, whose numbers are not its grey values",
+            reason="wrong-mode",
+            hint="write it as 8-bit grey without a palette",
+        )
+
+
+def perceptual_hash(image: NDArray[np.uint8]) -> str:
+    """16 hex digits that stay nearly the same when a picture is re-encoded, resized or brightened.
+
+    They are the signs of the 64 lowest cosine frequencies of the RGB image's 32x32 grey thumbnail.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
+    low = cv2.dct(small)[:8, :8].ravel()
+    # The first coefficient is the mean brightness: left out of the median, always 0 in the hash.
+    bits = low > np.median(low[1:])
+    bits[0] = False
+    return f"{int.from_bytes(np.packbits(bits).tobytes(), 'big'):016x}"
+
+
+def near_duplicates(hashes: Sequence[str], bits: int, *, limit: int = 1_000_000) -> list[tuple[int, int, int]]:
+    """Index pairs (i < j) whose hashes differ in at most `bits`, with the distance, in order.
+
+    All pairs are compared, some rows at a time: exact, in 32 MiB; N x N bytes are looked at, so 20,000 images take
+    a second or two. More than `limit` pairs (a standing camera) are not listed.
+    """
+    values = np.array([int(h, 16) for h in hashes], np.uint64)
+    chunk = max(1, (4 << 20) // max(len(values), 1))
+    pairs: list[tuple[int, int, int]] = []
+    for start in range(0, len(values), chunk):
+        rows = values[start : start + chunk]
+        apart = np.bitwise_count(rows[:, None] ^ values[None, start:])
+        found = np.argwhere(np.triu(apart <= bits, 1))[: limit - len(pairs)].tolist()
+        pairs += [(start + i, start + j, int(apart[i, j])) for i, j in found]
+    return pairs

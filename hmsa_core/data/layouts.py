@@ -1,0 +1,467 @@
+"""Layouts of data sets on disk: each reader pairs images with their labels by name. No file is opened.
+
+Cityscapes, root convention A: ROOT/leftImg8bit/<split>, ROOT/gtFine/<split>, ROOT/gtCoarse/<split>
+Cityscapes, root convention B: ROOT/leftImg8bit_trainvaltest/leftImg8bit/..., ROOT/gtFine_trainvaltest/gtFine/...,
+    ROOT/leftImg8bit_trainextra/leftImg8bit/train_extra, ROOT/gtCoarse/gtCoarse/...
+Mapillary Vistas v1.0 to v1.2: ROOT/config.json, ROOT/<split>/{images,labels}
+Mapillary Vistas 2021 (v1.2 and v2.0): ROOT/config_{v1.2,v2.0}.json, ROOT/<split>/{images,v1.2/labels,v2.0/labels}
+CamVid: ROOT/{train,val}/{images,labels}, ROOT/train_coarse, ROOT/classes.json, ROOT/splits.json
+folder: ROOT/images/[<split>/]<stem>.*, ROOT/labels/[<split>/]<stem>.png, ROOT/coarse/[<split>/]<stem>.png
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hmsa_core import taxonomy
+from hmsa_core.data.spec import SourceSpec
+from hmsa_core.io.atomic import read_json
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name, translate_os_error
+from hmsa_core.taxonomy import ClassTable
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "TEST_CITIES",
+    "TRAIN_CITIES",
+    "VAL_CITIES",
+    "Found",
+    "Refused",
+    "Scan",
+    "cv_split",
+    "list_files",
+    "list_folders",
+    "load_classes",
+    "scan",
+]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image that a layout reader found; paths are relative to the root, "" = none."""
+
+    name: str
+    image: str
+    label: str = ""
+    coarse: str = ""
+    split: str = ""
+    city: str = ""
+    sequence: str = ""
+    frame: int = -1
+    role: str = ""  # only where the data set itself brings roles
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One quarantine row: a file that is not used, and why."""
+
+    name: str
+    path: str
+    part: str  # image | label | coarse
+    split: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class Scan:
+    """Outcome of reading a layout."""
+
+    layout: str  # which convention was found, for people
+    classes: ClassTable
+    found: list[Found] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def refuse(self, name: str, path: str, part: str, split: str, reason: str, detail: str) -> None:
+        """Add a file to the refused ones."""
+        self.refused.append(Refused(name, path, part, split, reason, detail))
+
+
+def scan(source: SourceSpec) -> Scan:
+    """Read the layout of a data set and pair its files by name; no file is opened.
+
+    Raises:
+        LayoutError: a whole folder that is needed is missing, or nothing in it can be used.
+    """
+    root = Path(source.root)
+    if not root.is_dir():
+        raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")
+    result = _SCANNERS[source.kind](root, source)
+    _refuse_odd_names(result)
+    if not result.found:
+        first = next(iter(result.refused), None)
+        why = f"; {len(result.refused)} refused, the first: {first.path}: {first.detail}" if first else ""
+        raise LayoutError(f"{root}: no usable image of kind {source.kind} found ({result.layout}){why}")
+    return result
+
+
+def _refuse_odd_names(scan: Scan) -> None:
+    """Refuse images whose names or folders no table can hold; write odd names of refused files in ASCII."""
+    detail = "a name on its path holds control characters or bytes that are no UTF-8"
+    found, scan.found = scan.found, []
+    for f in found:
+        if all(map(is_plain_name, (f.name, f.image, f.label, f.coarse))):
+            scan.found.append(f)
+        else:
+            scan.refuse(f.name, f.image, "image", f.split, "bad-name", detail)
+    scan.refused = [
+        replace(r, name=_shown(r.name), path=_shown(r.path), split=_shown(r.split), detail=_shown(r.detail))
+        for r in scan.refused
+    ]
+
+
+def _shown(text: str) -> str:
+    return text if is_plain_name(text) else ascii(text)[1:-1]
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Sorted names of the sub-folders; hidden ones are left out."""
+    return _names(folder, folders=True)
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Sorted names of the files that end with one of `suffixes` (any case); hidden ones are left out."""
+    return [name for name in _names(folder, folders=False) if name.lower().endswith(suffixes)]
+
+
+def _names(folder: Path, *, folders: bool) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir() == folders)
+    except FileNotFoundError as error:
+        raise LayoutError(f"{folder}: folder not found") from error
+    except OSError as error:
+        raise translate_os_error(error, "listing") from error
+
+
+# ---- Cityscapes
+
+SPLITS = ("train", "val", "test", "train_extra")
+TRAIN_CITIES = (
+    *("aachen", "bochum", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg", "hanover", "jena"),
+    *("krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich"),
+)
+VAL_CITIES = ("frankfurt", "lindau", "munster")
+TEST_CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")
+
+_IMAGE = "_leftImg8bit.png"
+# City names hold hyphens, never underscores; the two numbers have six digits each.
+_STEM = re.compile(r"^(?P<city>[^_]+)_(?P<sequence>\d{6})_(?P<frame>\d{6})$")
+# Preferred first: maps of trainIds where the user made them, ids else, polygons where no map was kept.
+_LABELS = ("_labelTrainIds.png", "_labelIds.png", "_polygons.json")
+
+
+def cv_split(
+    cv: int, train: Sequence[str] = TRAIN_CITIES, val: Sequence[str] = VAL_CITIES
+) -> tuple[list[str], list[str]]:
+    """(train cities, val cities) of the released cross-validation split `cv`.
+
+    Val cities come first, then the train cities sorted; a window of len(val) cities starting at
+    cv * len // 3 validates. Split 3 has every city in both: its validation number means nothing.
+    """
+    if not 0 <= cv <= 3:
+        raise InputError(f"cross-validation split {cv}: expected 0, 1, 2 or 3")
+    cities = [*sorted(val), *sorted(train)]
+    if cv == 3:
+        return cities, cities
+    start = cv * len(cities) // 3
+    window = cities[start : start + len(val)]
+    return [c for c in cities if c not in window], window
+
+
+def _scan_cityscapes(root: Path, source: SourceSpec) -> Scan:
+    images = _Component(
+        root, "leftImg8bit", ("", "leftImg8bit_trainvaltest/", "leftImg8bit_trainextra/"), (_IMAGE,), "image"
+    )
+    fine = _Component(root, "gtFine", ("", "gtFine_trainvaltest/"), tuple(f"_gtFine{s}" for s in _LABELS), "label")
+    coarse = _Component(root, "gtCoarse", ("", "gtCoarse/"), tuple(f"_gtCoarse{s}" for s in _LABELS), "label")
+    splits = source.splits or tuple(s for s in SPLITS if images.folder(s) is not None)
+    if not splits:
+        raise LayoutError(
+            f"{root}: no Cityscapes images found",
+            hint="expected leftImg8bit/{train,val,...} or leftImg8bit_trainvaltest/leftImg8bit/{train,val,...}",
+        )
+    result = Scan("", taxonomy.cityscapes())
+    for split in splits:
+        _scan_city_split(split, images, fine, coarse, result, test_is_labelled=source.test_is_labelled)
+    conventions = sorted(images.conventions | fine.conventions | coarse.conventions)
+    result.layout = f"cityscapes, root convention {'+'.join(conventions)}"
+    return result
+
+
+class _Component:
+    """One of the three parts of Cityscapes, wherever a root convention puts its splits."""
+
+    def __init__(self, root: Path, name: str, above: tuple[str, ...], suffixes: tuple[str, ...], part: str) -> None:
+        self.root, self.name, self.suffixes, self.part = root, name, suffixes, part
+        self.conventions: set[str] = set()
+        self._places = [f"{folder}{name}" for folder in above]
+
+    def folder(self, split: str) -> str | None:
+        """Folder of a split relative to the root, or None."""
+        for place in self._places:
+            if (self.root / place / split).is_dir():
+                self.conventions.add("B" if "/" in place else "A")
+                return f"{place}/{split}"
+        return None
+
+    def files(self, split: str, out: Scan) -> dict[str, str]:
+        """{image name: path of its file with the first suffix that is there} over all cities of a split."""
+        folder = self.folder(split)
+        if folder is None:
+            tried = " or ".join(f"{place}/{split}" for place in self._places)
+            raise LayoutError(f"{self.root}: {self.name} of split {split!r} not found: expected {tried}")
+        files: dict[str, tuple[int, str]] = {}
+        for city in list_folders(self.root / folder):
+            for file in list_files(self.root / folder / city, (".png", ".json")):
+                rank, suffix = next(((i, s) for i, s in enumerate(self.suffixes) if file.endswith(s)), (-1, ""))
+                if not suffix:  # instance ids, colours: not ours
+                    continue
+                name, path = file.removesuffix(suffix), f"{folder}/{city}/{file}"
+                stem = _STEM.match(name)
+                if stem is None or stem["city"] != city:
+                    detail = f"expected {city}_<6 digits>_<6 digits>{suffix}"
+                    out.refuse(name, path, self.part, split, "bad-name", detail)
+                elif name not in files or rank < files[name][0]:
+                    files[name] = (rank, path)
+        if not files:
+            raise LayoutError(f"{self.root / folder}: no file ends with {' or '.join(self.suffixes)}")
+        return {name: path for name, (_, path) in files.items()}
+
+
+def _scan_city_split(
+    split: str, images: _Component, fine: _Component, coarse: _Component, out: Scan, *, test_is_labelled: bool
+) -> None:
+    pictures = images.files(split, out)
+    labelled = split in ("train", "val") or (split == "test" and test_is_labelled)
+    labels = fine.files(split, out) if labelled else {}
+    drawn = coarse.files(split, out) if coarse.folder(split) else {}
+    needed = labels or drawn
+    _refuse_all(sorted(needed.keys() - pictures.keys()), needed, "label", split, "no image has this name", out)
+    if labelled:
+        _refuse_all(sorted(drawn.keys() - pictures.keys()), drawn, "coarse", split, "no image has this name", out)
+        _refuse_all(
+            sorted(pictures.keys() - needed.keys()), pictures, "image", split, "no fine label has this name", out
+        )
+    if split == "train_extra" and not drawn:
+        out.notes.append("train_extra has no gtCoarse: its images are unlabelled")
+    elif split == "train_extra" and (bare := len(pictures.keys() - drawn.keys())):
+        out.notes.append(f"{bare} images of train_extra have no coarse label: they are unlabelled")
+    for name in sorted(pictures.keys() & labels.keys() if labelled else pictures):
+        city, sequence, frame = name.split("_")  # `files` lets no other name through
+        paths = pictures[name], labels.get(name, ""), drawn.get(name, "")
+        out.found.append(Found(name, *paths, split, city, f"{city}_{sequence}", int(frame)))
+
+
+def _refuse_all(
+    names: Iterable[str], paths: dict[str, str], part: str, split: str, detail: str, out: Scan, prefix: str = ""
+) -> None:
+    """Refuse files that have no partner."""
+    for name in names:
+        out.refuse(prefix + name, paths[name], part, split, "unpaired", detail)
+
+
+# ---- Mapillary Vistas. A key may start with `-`. There are no cities or sequences.
+
+
+def _scan_vistas(root: Path, source: SourceSpec) -> Scan:
+    """The class table is read from the release's own config; labels are palette images whose indices are the ids."""
+    config, version = _vistas_config(root, source.variant)
+    classes = taxonomy.from_vistas_config(root / config)
+    if source.variant not in (None, classes.name.removeprefix("mapillary_")):
+        raise LayoutError(f"{root / config}: holds the labels of {classes.name}, asked for was {source.variant}")
+    splits = source.splits or tuple(s for s in ("training", "validation") if (root / s).is_dir())
+    if not splits:
+        raise LayoutError(f"{root}: no Mapillary Vistas split found", hint="expected training/ and validation/")
+    labels_in = f"{version}/labels" if version else "labels"
+    result = Scan(f"mapillary, {config}, labels in <split>/{labels_in}", classes)
+    for split in splits:
+        images = _by_stem(root, f"{split}/images", "image", result, split=split, word="key")
+        labelled = split != "testing"  # its label folders are empty or absent
+        labels = _by_stem(root, f"{split}/{labels_in}", "label", result, split=split, word="key") if labelled else {}
+        if labelled:
+            _refuse_all(sorted(images.keys() - labels.keys()), images, "image", split, "no label has this key", result)
+        _refuse_all(sorted(labels.keys() - images.keys()), labels, "label", split, "no image has this key", result)
+        both = images.keys() & labels.keys() if labelled else images
+        result.found += [Found(key, images[key], labels.get(key, ""), split=split) for key in sorted(both)]
+    return result
+
+
+def _vistas_config(root: Path, variant: str | None) -> tuple[str, str]:
+    """(config file, version folder or "" for the old layout)."""
+    if (root / "config.json").is_file():
+        return "config.json", ""
+    for version in (variant,) if variant else ("v1.2", "v2.0"):
+        if (root / f"config_{version}.json").is_file():
+            return f"config_{version}.json", version
+    expected = f"config_{variant}.json" if variant else "config_v1.2.json or config_v2.0.json"
+    raise LayoutError(f"{root}: no Mapillary Vistas config found", hint=f"expected config.json (v1.x) or {expected}")
+
+
+# ---- Plain folders, and CamVid
+
+
+def load_classes(root: Path, name: str) -> ClassTable:
+    """Class table from a file relative to `root`, or a packaged one by name (cityscapes, mapillary_v1.2, ...)."""
+    if name == "cityscapes":
+        return taxonomy.cityscapes()
+    if name in ("mapillary_v1.2", "mapillary_v2.0"):
+        return taxonomy.mapillary(name.removeprefix("mapillary_"))
+    return taxonomy.from_file(root / name)
+
+
+def _by_stem(
+    root: Path, folder: str, part: str, out: Scan, *, prefix: str = "", split: str = "", word: str = "stem"
+) -> dict[str, str]:
+    """{stem: path} of the image files in a folder; a second file of a stem and odd names are refused."""
+    files: dict[str, str] = {}
+    for file in list_files(root / folder):
+        stem, path = Path(file).stem, f"{folder}/{file}"
+        if not is_plain_name(file):
+            detail = "the name holds control characters or bytes that are no UTF-8"
+            out.refuse(prefix + stem, path, part, split, "bad-name", detail)
+        elif stem in files:
+            out.refuse(prefix + stem, path, part, split, "duplicate-name", f"{files[stem]} has the same {word}")
+        else:
+            files[stem] = path
+    if not files:
+        below = list_folders(root / folder)
+        hint = f"it holds folders ({', '.join(below[:3])}): name those with images in `splits`" if below else ""
+        raise LayoutError(f"{root / folder}: no image files", hint=hint)
+    return files
+
+
+def _scan_folder(root: Path, source: SourceSpec) -> Scan:
+    result = Scan(f"folder, images in {source.images}/", load_classes(root, source.classes))
+    pattern = _pattern(source.pattern)
+    for split in source.splits or ("",):
+        _scan_folder_split(root, source, split, pattern, result)
+    return result
+
+
+def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.Pattern[str] | None, out: Scan) -> None:
+    prefix = split.replace("/", "__") + "__" if split and source.names == "path" else ""
+    images = _by_stem(root, f"{source.images}/{split}" if split else source.images, "image", out, prefix=prefix)
+    labels = _partners(root, source.labels, split, "label", prefix, out)
+    coarse = _partners(root, source.coarse, split, "coarse", prefix, out)
+    shown = split or "all"
+    _refuse_all(sorted(labels.keys() - images.keys()), labels, "label", shown, "no image has this stem", out, prefix)
+    # An image with a coarse label alone, or in a folder without labels, waits for the teacher.
+    alone = sorted(images.keys() - labels.keys() - coarse.keys()) if labels else []
+    detail = "no label has this stem (images to be labelled go into a split without a folder of labels)"
+    _refuse_all(alone, images, "image", shown, detail, out, prefix)
+    for stem in sorted(images.keys() - set(alone)):
+        name = prefix + stem
+        groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
+        city, frame = groups.get("city") or "", groups.get("frame") or "-1"
+        if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
+            detail = f"the name does not fit {pattern.pattern!r}"
+            out.refuse(name, images[stem], "image", shown, "bad-name", detail)
+            continue
+        paths = images[stem], labels.get(stem, ""), coarse.get(stem, "")
+        out.found.append(Found(name, *paths, shown, city, groups.get("sequence") or city, int(frame)))
+
+
+def _partners(root: Path, folder: str, split: str, part: str, prefix: str, out: Scan) -> dict[str, str]:
+    """Labels or coarse labels of a split; a split without them is noted."""
+    if not folder:
+        return {}
+    below = root / folder / split
+    if split and (root / folder).is_dir():
+        if part == "label" and not below.is_dir():
+            out.notes.append(f"split {split} has no folder in {folder}/: its images are unlabelled")
+            return {}
+        if part == "coarse" and not (below.is_dir() and list_files(below)):
+            out.notes.append(f"split {split} has no file in {folder}/: its images have no coarse labels")
+            return {}
+    return _by_stem(root, f"{folder}/{split}" if split else folder, part, out, prefix=prefix)
+
+
+def _pattern(text: str) -> re.Pattern[str] | None:
+    if not text:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"pattern: {text!r} is no regular expression ({error})") from error
+    unknown = sorted(set(pattern.groupindex) - {"city", "sequence", "frame"})
+    if unknown or not pattern.groupindex:
+        told = f"group {unknown[0]!r} is unknown" if unknown else f"{text!r} has no named group"
+        raise ConfigError(f"pattern: {told}", hint="groups: (?P<city>...), (?P<sequence>...), (?P<frame>...)")
+    return pattern
+
+
+_CAMVID_ROLES = {
+    "fine": "learn",
+    "calibration": "calibrate",
+    "selection": "report",
+    "unlabelled": "unlabelled",
+    "guard": "guard",
+}
+_CAMVID_NAME = re.compile(r"^(?P<sequence>.+)_f?(?P<frame>\d+)$")
+
+
+def _scan_camvid(root: Path, source: SourceSpec) -> Scan:
+    """The roles come from splits.json. Labels of the lists `unlabelled` and `guard` are never read."""
+    variant = source.variant or "default"
+    splits = _read_splits(root / "splits.json", variant)
+    result = Scan(f"camvid, variant {variant}", load_classes(root, "classes.json"))
+    images = _by_stem(root, "train/images", "image", result)
+    labels = _by_stem(root, "train/labels", "label", result)
+    coarse = _by_stem(root, "train_coarse", "coarse", result) if (root / "train_coarse").is_dir() else {}
+    for subset, role in _CAMVID_ROLES.items():
+        known = None if role in ("unlabelled", "guard") else labels
+        for stem in splits[variant].get(subset, ()):
+            _add_camvid(stem, images, known, coarse, "train", role, result)
+    unused = len(images.keys() - {f.name for f in result.found} - {r.name for r in result.refused})
+    if unused:
+        result.notes.append(f"{unused} images are in no list of variant {variant} and are not used")
+    if source.official_val:
+        images, labels = _by_stem(root, "val/images", "image", result), _by_stem(root, "val/labels", "label", result)
+        for stem in splits.get("val_official", ()):
+            _add_camvid(stem, images, labels, {}, "val", "guard", result)
+    return result
+
+
+def _read_splits(path: Path, variant: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise LayoutError(f"{path}: not found", hint="expected CamVid's folder: train/, classes.json, splits.json")
+    try:
+        splits = read_json(path)
+    except IntegrityError as error:
+        raise LayoutError(error.message) from error
+    if not isinstance(splits.get(variant), dict):
+        raise LayoutError(f"{path}: has no variant {variant!r}")
+    return splits
+
+
+def _add_camvid(
+    stem: str,
+    images: dict[str, str],
+    labels: dict[str, str] | None,
+    coarse: dict[str, str],
+    split: str,
+    role: str,
+    out: Scan,
+) -> None:
+    match = _CAMVID_NAME.match(stem)
+    if stem not in images:
+        out.refuse(stem, "", "image", split, "unpaired", "splits.json names it, no image is there")
+    elif labels is not None and stem not in labels:
+        out.refuse(stem, images[stem], "image", split, "unpaired", "no label has this stem")
+    elif match is None:
+        out.refuse(stem, images[stem], "image", split, "bad-name", "expected <drive>_<frame>")
+    else:
+        drive, frame = match["sequence"], int(match["frame"])
+        label = labels[stem] if labels is not None else ""
+        out.found.append(Found(stem, images[stem], label, coarse.get(stem, ""), split, drive, drive, frame, role))
+
+
+_SCANNERS = {"cityscapes": _scan_cityscapes, "mapillary": _scan_vistas, "camvid": _scan_camvid, "folder": _scan_folder}

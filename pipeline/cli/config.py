@@ -1,0 +1,45 @@
+"""Show the settings in effect with their explanations, or what differs from others.
+
+show: all settings of a workspace, each with its description and where it comes from: (default) of the code, (profile)
+or (here). diff [OTHER]: what differs from the workspace's profile, from `defaults`, from another profile, or from
+another params.yaml, one line a setting: key: theirs -> ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hmsa_core.io.errors import ConfigError
+from pipeline.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel config`."""
+    parser.add_argument("action", choices=("show", "diff"))
+    parser.add_argument(
+        "other", nargs="?", metavar="OTHER", help="diff: defaults, a profile, a params.yaml or its folder"
+    )
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
+    parser.add_argument("--profile", metavar="P", help="the settings of a profile instead of a workspace's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the settings, or the differences."""
+    from pipeline.params import PROFILES, Params
+    from pipeline.settings import annotated, differences, origins, other_settings
+
+    if args.profile is not None and args.profile not in PROFILES:
+        raise ConfigError(f"unknown profile {args.profile!r}: expected one of {', '.join(PROFILES)}")
+    params = Params.of_profile(args.profile) if args.profile else Workspace.find(args.workspace).params
+    if args.action == "show":
+        if args.other is not None:
+            raise ConfigError(f"config show takes no {args.other!r}; did you mean --workspace {args.other}?")
+        sys.stdout.write(annotated(params, origins(params)))
+        return 0
+    found = list(differences(params, other_settings(args.other or params.profile, params)))
+    sys.stdout.write("".join(f"{line}\n" for line in found))
+    if not found:
+        sys.stderr.write(f"no setting differs from {args.other or f'profile {params.profile}'}\n")
+    return 0

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels import calibrate
+from hmsa_core.labels.spec import CalibrateConfig
+from hmsa_core.labels.thresholds import rules
+from hmsa_core.labels.thresholds.calibration import calibration_table
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.taxonomy import IGNORE
+from tests.support.label_maps import toy_classes
+from tests.support.label_worlds import world
+
+CLASSES = toy_classes()
+LINEAGE = {"teacher": "ab" * 32, "scales": [1.0], "flip": False, "precision": "fp32"}
+CONFIG = CalibrateConfig(min_blocks=5, min_components=5, target=0.9)
+TEACH = '''"""The rule `teach`: the lowest code whose calibrated P(correct) reaches the target."""
+
+import numpy as np
+
+from hmsa_core.labels.thresholds.calibration import calibration_table
+from hmsa_core.labels.thresholds.cuts import Choice, Cut
+
+
+def choose(curves, config):
+    codes = (calibration_table(curves) < config.target).sum(axis=1)
+    return Choice([Cut(int(c), "estimate", "P(correct) reaches the target", {}) for c in codes], {"target": config.target})
+'''
+
+
+def test_images_become_curves_a_table_and_a_policy_bound_to_their_teacher() -> None:
+    found = calibrate(world(24, 2, seed=3), CLASSES, config=CONFIG, lineage=LINEAGE)
+    assert len(found.curves.images) == 48
+    assert np.array_equal(found.table, calibration_table(found.curves))
+    assert found.policy.binding == LINEAGE
+    assert found.policy.settings["rule"] == "promise"
+    assert {e.status for e in found.policy.entries} <= {"measured", "estimate", "pooled", "withheld"}
+
+
+def test_curves_give_the_same_policy_as_the_images_that_they_were_counted_on() -> None:
+    images = list(world(24, 2, seed=3))
+    curves = Curves.measure(images, CLASSES, config=CONFIG, lineage=LINEAGE)
+    assert calibrate(curves, config=CONFIG).policy.digest == (
+        calibrate(images, CLASSES, config=CONFIG, lineage=LINEAGE).policy.digest
+    )
+
+
+def test_outside_of_coarse_labels_only_pixels_that_people_left_out_count() -> None:
+    images = [
+        i._replace(human=np.where(np.arange(64) < 40, i.truth, IGNORE).astype(np.uint8)) for i in world(6, 1, seed=1)
+    ]
+    without = [i._replace(human=None) for i in world(6, 1, seed=2)]
+    config = CONFIG.model_copy(update={"region": "outside_coarse"})
+    found = calibrate([*images, *without], CLASSES, config=config).curves
+    assert len(found.images) == 6
+    assert found.counts["total"].sum() == sum(np.count_nonzero(i.truth[:, 40:] != IGNORE) for i in images)
+
+
+def test_images_need_a_class_table_and_there_must_be_some() -> None:
+    with pytest.raises(InputError, match="class table"):
+        calibrate(world(1, 1, seed=0))
+    with pytest.raises(InputError, match="no calibration images"):
+        calibrate([], CLASSES)
+
+
+def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "teach.py").write_text(TEACH)
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    config = CalibrateConfig(rule="teach", target=0.9, overrides={"road": "withheld"})
+    found = calibrate(world(24, 2, seed=3), CLASSES, config=config)
+    assert found.policy.settings["rule"] == "teach"
+    road, *others = found.policy.entries
+    assert (road.status, road.threshold) == ("given", None)
+    for c, entry in enumerate(others, 1):
+        assert entry.status == "estimate"
+        assert (found.table[c, entry.code :] >= 0.9).all()
+        assert entry.code == 0 or found.table[c, entry.code - 1] < 0.9
+        assert entry.evidence["pixels"] > 0
+
+
+def test_an_unknown_rule_is_refused_with_the_names_of_all() -> None:
+    assert rules.rule_names() == ["promise"]
+    with pytest.raises(ValidationError, match="expected one of promise, found 'luck'"):
+        CalibrateConfig(rule="luck")
+    with pytest.raises(ConfigError, match="no threshold rule 'luck'") as caught:
+        rules.find_rule("luck")
+    assert "promise" in (caught.value.hint or "")

@@ -1,0 +1,169 @@
+"""Profiles, the annotated params.yaml that follows from the typed fields, and `autolabel config`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from hmsa_core.config import Section
+from hmsa_core.data.spec import OnlyFor
+from hmsa_core.io.errors import ConfigError
+from pipeline import params as params_module
+from pipeline.cli.main import main
+from pipeline.params import PROFILES, Params, profile_file
+from pipeline.settings import annotated, differences, origins, other_settings, profile_text
+from pipeline.stages import TABLE, Stage
+from pipeline.strict_yaml import Document, read_yaml
+from tests.conftest import REPO
+
+
+def _parsed(text: str, folder: Path) -> Params:
+    path = folder / "params.yaml"
+    path.write_text(text, "utf-8")
+    return Params.load(path)
+
+
+def _changed(params: Params, **values: dict[str, Any]) -> Params:
+    return Params.model_validate({**params.model_dump(), **values}, strict=False)
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Path:
+    """A folder with the params.yaml of profile tiny, one value of which was changed."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(profile_text("tiny").replace("  epochs: 8 ", "  epochs: 9 "))
+    return tmp_path
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_written_params_of_a_profile_have_its_values(profile: str, tmp_path: Path) -> None:
+    params = _parsed(profile_text(profile), tmp_path)
+    assert params.profile == profile
+    assert params == Params.of_profile(profile)
+    assert len(profile_file(profile).read_text().splitlines()) <= 60
+
+
+def test_the_repositorys_own_params_are_those_that_init_writes_for_demo() -> None:
+    assert (REPO / "params.yaml").read_text() == profile_text("demo")
+
+
+def _fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    for name, info in section.model_fields.items():
+        inner = params_module._models_in(info.annotation)
+        is_stage = section is Params and name in {row.section for row in TABLE}  # its row describes it
+        if not is_stage:
+            yield f"{section.__name__}.{name}", info
+        for one in inner:
+            yield from _fields(one)
+
+
+def test_every_field_of_every_section_describes_itself() -> None:
+    assert [name for name, info in _fields(Params) if not info.description] == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_written_params_hold_every_knob_with_its_explanation(profile: str, tmp_path: Path) -> None:
+    text = profile_text(profile)
+    written = {key for key in read_yaml(_write(tmp_path, text)).lines if not any(isinstance(k, int) for k in key)}
+
+    def wanted(section: BaseModel, at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, info in type(section).model_fields.items():
+            # A data set has settings of other layouts (a plain folder's pattern, a variant): left out there.
+            if not any(isinstance(mark, OnlyFor) for mark in info.metadata):
+                yield (*at, name)
+                value = getattr(section, name)
+                yield from wanted(value, (*at, name)) if isinstance(value, Section) else ()
+
+    assert set(wanted(Params.of_profile(profile), ())) <= written
+    for line in text.split("\ndata:")[1].splitlines():
+        is_knob = re.match(r"^ +[a-z_]+: \S", line)
+        assert not is_knob or re.search(r"\S  +# \S", line), line
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "written.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["data/x", "with space", "a, b", "# no comment", "null", "1e5", "'", '"', "ü/ä", "a: b", "[x]", "\U0001f600\u2028"],
+)
+def test_any_text_is_read_back_as_it_was_written(root: str, tmp_path: Path) -> None:
+    written = profile_text("cityscapes", {"target": {"root": root, "splits": ["train", "val"]}})
+    assert _parsed(written, tmp_path).data.target.root == root
+
+
+def test_a_source_shows_the_settings_of_its_layout_and_others_that_were_changed() -> None:
+    sources = {"target": {"kind": "folder", "root": "x"}, "pretrain": {"kind": "mapillary", "max_bad_images": 3}}
+    text = annotated(_changed(Params.of_profile("camvid"), data=sources))
+    assert text.count("    pattern: ") == 1
+    assert re.search(r"max_bad_images: 10.*max_bad_images: 3", text, re.DOTALL)
+    assert "official_val" not in text
+    assert "    name: " not in text
+
+
+def test_show_prints_the_settings_in_effect_with_where_they_come_from(ws: Path, tmp_path: Path, capsys) -> None:
+    assert main(["config", "show", "--workspace", str(ws)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\n  epochs: 9 +# \(here\) fixed length", shown)
+    assert re.search(r"\n  epochs: 2 +# \(profile\) fixed length", shown)
+    assert re.search(r"\n    momentum: 0.9 +# \(default\) SGD", shown)
+    assert _parsed(shown, tmp_path).teacher_train.epochs == 9
+
+
+def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_file(ws: Path, capsys) -> None:
+    assert main(["config", "diff", "--workspace", str(ws)]) == 0
+    assert capsys.readouterr().out == "teacher_train.epochs: 8 -> 9\n"
+    assert main(["config", "diff", "demo", "--workspace", str(ws)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "teacher_train.epochs: 1280 -> 9" in told
+    assert "profile: demo -> tiny" in told
+    assert main(["config", "diff", str(REPO), "--workspace", str(ws)]) == 0
+    assert capsys.readouterr().out.splitlines() == told
+    assert main(["config", "diff", "--profile", "tiny"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "no setting differs from profile tiny\n")
+
+
+def test_diff_with_the_defaults_is_the_overlay_of_the_profile() -> None:
+    params = Params.of_profile("demo")
+    told = list(differences(params, other_settings("defaults", params)))
+    assert "teacher_train.optimiser.lr: 0.02 -> 0.15" in told
+    assert not [line for line in told if "momentum" in line]
+    assert set(origins(params).values()) == {"(default)", "(profile)"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["diff", "dmeo"], "dmeo: no such settings; did you mean demo?"),
+        (["diff", "--profile", "x"], "unknown profile 'x'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(ws: Path, arguments: list[str], said: str, capsys) -> None:
+    assert main(["config", *arguments, *([] if "--profile" in arguments else ["--workspace", str(ws)])]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_stage_that_brings_its_settings_in_its_row_gets_a_section() -> None:
+    row = Stage("count-cars", "count cars", (), (), (), settings={"least": (3, "pixels"), "share": (0.5, "of a class")})
+    section = params_module._section_from(row)
+    assert section.model_validate({"least": 4}).model_dump() == {"least": 4, "share": 0.5}
+    document = Document(Path("params.yaml"), {"leats": 4})
+    with pytest.raises(ValueError, match="leats") as wrong:
+        section.model_validate(document.values)
+    assert "unknown key; did you mean least?" in params_module.explain(wrong.value, document, section)
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"huge\.yaml: cannot be read"):
+        Params.of_profile("huge")
