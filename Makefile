@@ -124,10 +124,10 @@ audit: setup  ## known vulnerabilities of the locked packages (asks the network;
 	$(PY) -m tools.audit
 
 orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/nightly on loopback (WORKSPACE=. PORT=4200)
-	$(PY) -m pipeline.nightly.up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
+	$(PY) -m pipeline.nightly.services up --workspace $(WORKSPACE) $(if $(PORT),--port $(PORT))
 
 orchestrate-stop: setup  ## end all of it
-	$(PY) -m pipeline.nightly.down --workspace $(WORKSPACE)
+	$(PY) -m pipeline.nightly.services down --workspace $(WORKSPACE)
 
 clean:  ## remove what runs left, keep .venv
 	rm -rf work report evaluation calibration labels/raw labels/final labels/shift.json plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,10 @@ from hmsa_core.io.process import die_with_parent
 from pipeline.machine import check_machine
 from pipeline.nightly import discover, history, morning, morning_page
 from pipeline.nightly.gatekeeper import apply_verdict
-from pipeline.nightly.least import collect_least
 from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
-from pipeline.nightly.runner import DVC, ServerGoneError, StageFailedError, run_stage
-from pipeline.nightly.watch import ServerWatch
+from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -76,17 +73,9 @@ def auto_label(
     arguments = {name: value for name, value in told.items() if value is not None}
     try:
         with nightly_lock(ws.root):
-            log = get_run_logger()
             for line in reap(ws.root, keep=_run_id()):
-                log.warning(line)
-            with ExitStack() as whole_night:
-                try:
-                    chosen = _chosen(stages)
-                    whole_night.enter_context(parameters_of_night(ws.root, changes))
-                except (HmsaError, OSError) as error:
-                    _publish_failure(ws, Tonight({}, overrides=changes, failed=_why(error), arguments=arguments), error)
-                    raise
-                return _night(ws, chosen, changes, arguments)
+                get_run_logger().warning(line)
+            return _night(ws, stages, changes, arguments)
     except ServerGoneError as error:
         _leave(error)
         raise
@@ -100,19 +89,23 @@ def _leave(error: ServerGoneError) -> None:
         os._exit(1)
 
 
-def _night(ws: Workspace, chosen: list[str], changes: dict[str, Any], arguments: dict[str, Any]) -> str:
+def _night(ws: Workspace, stages: list[str] | None, changes: dict[str, Any], arguments: dict[str, Any]) -> str:
     arrived: dict[str, Any] = {}
     seconds: dict[str, float] = {}
+    verdict: dict[str, Any] = {}
     try:
-        history.check_readable(ws)
-        unchanged = dvc_unchanged(ws.root)
-        check_machine_task(ws, [] if unchanged else chosen)
-        arrived = discover_task(ws)
-        for stage in STAGES:
-            if stage in chosen:
+        chosen = _chosen(stages)
+        with parameters_of_night(ws.root, changes):
+            _ = ws.params  # the page is about these, also when it is written after the block
+            history.check_readable(ws)
+            unchanged = dvc_unchanged(ws.root)
+            check_machine_task(ws, [] if unchanged else chosen)
+            arrived = discover_task(ws)
+            for stage in chosen:
                 took = stage_task.with_options(name=stage, task_run_name=stage)(stage, ws, skip=unchanged)
                 seconds |= {stage: took} if took else {}
-        verdict = gate_task(ws, promote=arguments.get("promote", True)) if "evaluate" in chosen else {}
+            if "evaluate" in chosen:
+                verdict = gate_task(ws, promote=arguments.get("promote", True))
     except (HmsaError, OSError) as error:
         tail = tuple(error.tail) if isinstance(error, StageFailedError) else ()
         _publish_failure(ws, Tonight(arrived, {}, changes, seconds, _why(error), tail, arguments), error)
@@ -139,7 +132,7 @@ def _chosen(stages: list[str] | None) -> list[str]:
     unknown = [s for s in stages or [] if s not in STAGES]
     if unknown:
         raise ConfigError(f"unknown stage {unknown[0]!r}; the stages are: {', '.join(STAGES)}")
-    return list(stages or STAGES)
+    return [stage for stage in STAGES if stage in (stages or STAGES)]
 
 
 def _run_id() -> Any:
@@ -207,12 +200,7 @@ def gate_task(ws: Workspace, *, promote: bool) -> dict[str, Any]:
 
 def write_page(ws: Workspace, tonight: Tonight) -> tuple[dict[str, Any], Path]:
     """Write the morning page; return its content and its path."""
-    try:
-        page = morning.collect(ws, tonight)
-    except (HmsaError, OSError) as error:
-        if not tonight.failed:
-            raise
-        page = collect_least(ws, tonight, error)  # what the night failed on may be what a whole page needs
+    page = morning.collect(ws, tonight)
     return page, morning_page.write(ws, page)
 
 

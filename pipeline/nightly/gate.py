@@ -59,10 +59,13 @@ class _Blocks:
 
     def score(self, judged: Judged) -> _Scores:
         sums = block_sums(judged.confusions, self.inverse, self.number)
-        drawn = np.tensordot(self.weights, sums, axes=1)
+        whole, drawn = sums.sum(0), np.tensordot(self.weights, sums, axes=1)
         return _Scores(
-            *(ratio(s[..., 0, :], s[..., part, :]) for part in (1, 2) for s in (sums.sum(0), drawn)),
-            (sums[:, 2] > 0).sum(0),
+            iou=ratio(whole[0], whole[1]),
+            iou_draws=ratio(drawn[:, 0], drawn[:, 1]),
+            recall=ratio(whole[0], whole[2]),
+            recall_draws=ratio(drawn[:, 0], drawn[:, 2]),
+            blocks_with=(sums[:, 2] > 0).sum(0),
         )
 
 

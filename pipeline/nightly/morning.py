@@ -1,4 +1,4 @@
-"""The morning page's content: what happened tonight, as one JSON-ready object. `morning_page` draws it.
+"""Content of the morning page: what happened tonight, as one object that `morning_page` and Prefect's artifacts show.
 
 The page must be readable in a minute by somebody who was asleep: a verdict in a sentence, what differs from
 yesterday, where images went, what can be trusted, what to look at, what it cost, and what to type.
@@ -15,28 +15,50 @@ from urllib.parse import quote, urlencode
 
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import HmsaError
+from hmsa_core.io.errors import HmsaError, one_line
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from pipeline.disk import disk_need
 from pipeline.nightly import history
-from pipeline.nightly.cost import cost_of
-from pipeline.nightly.gatekeeper import aa_file
-from pipeline.nightly.ranking import expected_loss
-from pipeline.render import points
+from pipeline.nightly.figures import cost_of, expected_loss
+from pipeline.nightly.gatekeeper import measured_aa
+from pipeline.render import Table, points
+from pipeline.results import class_rows, class_table, json_of
 from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
 
+__all__ = ["PAGE", "Tonight", "as_markdown", "collect", "inspect", "tables"]
+
 Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, and its figures by class
 
-__all__ = ["INSPECTOR", "PAGE", "Tonight", "as_markdown", "collect", "tables"]
-
 PAGE = "work/nightly/morning.html"
-INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
+_INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
 _QUEUE = 20  # images: a minute each
 _CHOSEN, _RANDOM = 12, 3  # pictures: by expected loss, and at random
 _LISTED = 50  # images behind a number
+_CARRIED = ("counts", "coverage")  # what the next night compares its own with
+_STEPS = {
+    "arrived": "images arrived",
+    "duplicate": "copies of known images",
+    "quarantined": "quarantined",
+    "labelled": "labelled by the teacher",
+    "kept": "pixels kept, %",
+    "conflicts": "pixels against a human's label",
+    "corrected": "corrected in review",
+}
+_TRUST = {
+    "class": "class",
+    "status": "status",
+    "threshold": "threshold",
+    "precision": "precision",
+    "blocks": "blocks",
+    "report precision": "report set",
+    "marginal": "marginal",
+    "labels coverage": "coverage",
+    "change": "change",
+    "void": "on void",
+}
 
 
 @dataclass(frozen=True)
@@ -51,74 +73,106 @@ class Tonight:
     tail: tuple[str, ...] = ()  # last lines of the stage that failed
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the run, but `overrides`, where not the usual ones
 
+    @property
+    def kind(self) -> str:
+        """The night in one or two words."""
+        if self.failed or not self.verdict:
+            return "failed" if self.failed else "not judged"
+        return "promoted" if self.verdict.get("promoted") else "kept"
+
+    def head(self) -> dict[str, Any]:
+        """What a page says of any night."""
+        sentence = f"The night ended early: {self.failed}" if self.failed else self.verdict.get("sentence")
+        return {
+            "kind": self.kind,
+            "sentence": str(sentence or "Nobody was judged tonight."),
+            "decision": self.verdict.get("decision", ""),
+            "tail": list(self.tail),
+            "overrides": dict(self.overrides),
+            "arguments": dict(self.arguments),
+            "verdict": dict(self.verdict),
+            "stages": {stage: round(s, 1) for stage, s in self.seconds.items()},
+            "differs": [],
+            "warnings": [],
+        }
+
 
 def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
-    """Read tonight's outputs, compare them with last night's, and remember the night."""
+    """Read tonight's outputs, compare them with last night's, and remember the night.
+
+    A night may have failed on what the whole page needs (params.yaml, a history): its page then holds why it failed
+    and what to type, and lacks the parts that were not read.
+    """
+    try:
+        return _whole(ws, tonight)
+    except (HmsaError, OSError) as error:
+        if not tonight.failed:
+            raise
+        return _least(ws, tonight, error)
+
+
+def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     night = history.describe(ws, tonight.overrides)
-    statistics = _json(ws, "labels/final/statistics.json")
+    statistics = json_of(ws, "labels/final/statistics.json")
     before = (history.nights(ws) or [{}])[-1]
     used = _used(ws)
     counts, links = _counts(ws, tonight.arrived, statistics)
     if tonight.failed:  # DVC empties a stage's output before it runs: what the stage did not make is not gone
         counts |= _kept_counts(ws, before.get("counts", {}))
-    verdict = dict(tonight.verdict)
-    page = {
-        "arguments": dict(tonight.arguments),
-        "kind": _kind(tonight),
-        "sentence": _sentence(tonight),
-        "decision": verdict.get("decision", ""),
-        "tail": list(tonight.tail),
-        "night": night,
+    page = tonight.head() | {
         "differs": history.differs(ws, night),
         "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
         "trust": _trust(ws, used, statistics, before.get("coverage", {})),
         "drift": _drift(ws),
-        "verdict": verdict,
         "cost": cost_of(ws, tonight.seconds, statistics),
-        "health": _health(ws, tonight),
+        **_health(ws, tonight),
         **_worth_a_look(ws, used),
     }
-    page["lines"] = history.remember(ws, _line(page, statistics, counts))
-    return page
+    gain = tonight.verdict.get("gain", {})
+    line = {
+        "night": night,
+        "kind": tonight.kind,
+        "candidate": gain.get("candidate"),
+        "gain": gain.get("value"),
+        "kept": statistics.get("labelled_share"),
+        "promoted": tonight.verdict.get("promoted"),
+        "images": statistics.get("images"),
+        "hours": page["cost"]["hours"],
+        "counts": counts,
+        "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
+    }
+    return page | {"lines": history.remember(ws, line)}
 
 
-def _json(ws: Workspace, relative: str) -> dict[str, Any]:
-    path = ws.path(relative)
-    return atomic.read_json(path) if path.exists() else {}
+def _least(ws: Workspace, tonight: Tonight, hindered: HmsaError | OSError) -> dict[str, Any]:
+    why = hindered.message if isinstance(hindered, HmsaError) else one_line(f"{type(hindered).__name__}: {hindered}")
+    page = tonight.head()
+    page["warnings"] = [] if why in tonight.failed else [f"the rest of this page is missing: {why}"]
+    try:
+        before = (history.nights(ws) or [{}])[-1]
+    except HmsaError as error:
+        page["warnings"] += [] if error.message in (why, tonight.failed) else [error.message]
+        return page
+    # What this night was made with is not known: the next one is compared with the last of which it is.
+    night = {**before.get("night", {}), "overrides": page["overrides"]}
+    line = {key: before[key] for key in _CARRIED if key in before}
+    return page | {"lines": history.remember(ws, {**line, "night": night, "kind": "failed"})}
 
 
-def _kind(tonight: Tonight) -> str:
-    """One word for the badge."""
-    if tonight.failed:
-        return "failed"
-    if not tonight.verdict:
-        return "not judged"
-    return "promoted" if tonight.verdict.get("promoted") else "kept"
-
-
-def _sentence(tonight: Tonight) -> str:
-    if tonight.failed:
-        return f"The night ended early: {tonight.failed}"
-    return str(tonight.verdict.get("sentence") or "Nobody was judged tonight.")
-
-
-# -- from arrived to corrected ----------------------------------------------------------------------
+# -- from arrived to corrected -----------------------------------------------------------------------
 
 
 def _counts(
     ws: Workspace, arrived: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, list[list[str]]]]:
     """How many images (pixels, per cent) are at each step, and [name, link] of the first of them."""
-    table = ws.path("data/index/quarantine.parquet")
+    table, index = ws.path("data/index/quarantine.parquet"), ws.path("data/index/target.parquet")
     rows = [row for row in read_quarantine(table) if row.root == "target"] if table.exists() else []
     copies = [row for row in rows if row.reason.startswith("duplicate")]
     refused = [row for row in rows if not row.reason.startswith("duplicate")]
-    index = ws.path("data/index/target.parquet")
-    has_store = ws.path("labels/raw/manifest.json").exists()
-    rows_of_store = list(LabelStore.open(ws.path("labels/raw")).rows()) if has_store else []
-    names = [row["name"] for row in rows_of_store]
-    pictures = {row["name"]: row["image_sha256"] for row in rows_of_store}
-    marks = ReviewFile(ws.path("labels/raw"), pictures).marks()
+    raw = ws.path("labels/raw")
+    stored = list(LabelStore.open(raw).rows()) if (raw / "manifest.json").exists() else []
+    marked = sorted({m.name for m in ReviewFile(raw, {r["name"]: r["image_sha256"] for r in stored}).marks()})
     known = {sample.name for sample in Index.load(index).samples} if index.exists() else set()
     # A label without an image is no image, and one whose image is used is counted with it.
     out = {row.name for row in rows if row.part == "image" or row.reason != "unpaired"}
@@ -126,23 +180,23 @@ def _counts(
         "arrived": len(known | out),
         "duplicate": len(copies),
         "quarantined": len(refused),
-        "labelled": len(names),
+        "labelled": len(stored),
         "kept": round(100 * statistics.get("labelled_share", 0.0), 2),
         "conflicts": sum(row["pixels"] for row in statistics.get("conflicts", [])),
-        "corrected": len({mark.name for mark in marks}),
+        "corrected": len(marked),
     }
     examples = arrived.get("examples", {})
+    near = [[f"{name} is like {twin}", _file(ws, path)] for name, twin, path in examples.get("near", [])]
+    new = [[name, _file(ws, path)] for name, path in examples.get("arrived", [])]
     links = {
-        "arrived": [[name, _file(ws, path)] for name, path in examples.get("arrived", [])],
+        "arrived": [*near, *new][:_LISTED],
         "duplicate": [[f"{row.name} ({row.detail or row.reason})", _file(ws, row.path)] for row in copies[:_LISTED]],
         "quarantined": [[f"{row.name}: {row.reason}", _file(ws, row.path)] for row in refused[:_LISTED]],
-        "labelled": [["all of them in the inspector", INSPECTOR]] if names else [],
-        "kept": [["those that keep least first", _inspect(sort="coverage")]] if names else [],
-        "conflicts": [["those with most conflicts first", _inspect(sort="conflict")]] if names else [],
-        "corrected": [[name, _inspect(image=name)] for name in sorted({mark.name for mark in marks})[:_LISTED]],
+        "labelled": [["all of them in the inspector", _INSPECTOR]] if stored else [],
+        "kept": [["those that keep least first", inspect(sort="coverage")]] if stored else [],
+        "conflicts": [["those with most conflicts first", inspect(sort="conflict")]] if stored else [],
+        "corrected": [[name, inspect(image=name)] for name in marked[:_LISTED]],
     }
-    near = [[f"{name} is like {twin}", _file(ws, path)] for name, twin, path in examples.get("near", [])]
-    links["arrived"] = [*near, *links["arrived"]][:_LISTED]
     return counts, links
 
 
@@ -153,24 +207,13 @@ def _kept_counts(ws: Workspace, before: Mapping[str, float]) -> dict[str, float]
     return {key: before[key] for key in gone if key in before}
 
 
-_STEPS = {
-    "arrived": "images arrived",
-    "duplicate": "copies of known images",
-    "quarantined": "quarantined",
-    "labelled": "labelled by the teacher",
-    "kept": "pixels kept, %",
-    "conflicts": "pixels against a human's label",
-    "corrected": "corrected in review",
-}
-
-
 def _funnel(
     counts: Mapping[str, float],
     before: Mapping[str, float],
     links: Mapping[str, list[list[str]]],
     arrived: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A row a step: what this night added, and where things stand. Images of `links` hang on the numbers."""
+    """A row a step: what this night added, and where things stand. The images of `links` belong to the numbers."""
     added = {key: round(value - before.get(key, 0.0), 2) for key, value in counts.items()}
     added["arrived"] = arrived.get("arrived", 0)
     return [
@@ -184,41 +227,12 @@ def _file(ws: Workspace, path: str) -> str:
     return quote(Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix())
 
 
-def _inspect(**query: str) -> str:
-    return f"{INSPECTOR}?{urlencode(query)}"
+def inspect(**query: str) -> str:
+    """Address of a view of the inspector."""
+    return f"{_INSPECTOR}?{urlencode(query)}"
 
 
-# -- what can be trusted ----------------------------------------------------------------------------
-
-
-def _trust(
-    ws: Workspace, used: Used | None, statistics: Mapping[str, Any], before: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    if used is None or not used[1]:
-        return []
-    policy, figures = used
-    now = {row["name"]: row for row in statistics.get("classes", [])}
-    judged = _json(ws, "evaluation/per_class.json")
-    rows = []
-    for entry in policy.entries:
-        own, row = figures.get(entry.name, {}), now.get(entry.name, {})
-        report = judged.get(entry.name, {}).get("kept", {})
-        coverage, old = row.get("coverage"), before.get(entry.name)
-        rows.append(
-            {
-                "class": entry.name,
-                "status": row.get("status", entry.status),
-                "threshold": row.get("threshold", entry.threshold) or "–",
-                "precision": points(own.get("precision")),
-                "blocks": own.get("blocks", 0),
-                "report set": points(report.get("precision")),
-                "marginal": points(own.get("marginal")),
-                "coverage": points(coverage),
-                "change": "" if old is None or coverage is None else _signed(100 * (coverage - old)),
-                "on void": points(own.get("void")),
-            }
-        )
-    return rows
+# -- what can be trusted, what to look at ------------------------------------------------------------
 
 
 def _used(ws: Workspace) -> Used | None:
@@ -229,13 +243,26 @@ def _used(ws: Workspace) -> Used | None:
         return None
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}" if abs(value) >= 0.05 else "="
+def _trust(ws: Workspace, used: Used | None, statistics: Mapping[str, Any], before: Mapping[str, float]) -> Table:
+    if used is None or not used[1]:
+        return Table([], [])
+    policy, figures = used
+    measured = {e.name: {"status": e.status, "threshold": e.threshold, **figures[e.name]} for e in policy.entries}
+    labels = {row["name"]: row for row in statistics.get("classes", [])}
+    report = {name: row["kept"] for name, row in json_of(ws, "evaluation/per_class.json").items()}
+    rows = class_rows(list(measured), measured=measured, report=report, labels=labels)
+    for row in rows:
+        coverage, old = labels.get(str(row["class"]), {}).get("coverage"), before.get(str(row["class"]))
+        row["change"] = "" if old is None or coverage is None else _change(coverage - old)
+    return class_table(rows, _TRUST)
+
+
+def _change(value: float) -> str:
+    return points(value, sign="+") if abs(value) >= 0.0005 else "="
 
 
 def _drift(ws: Workspace) -> list[dict[str, Any]]:
     """Classes whose evidence does not cover a city (drive, camera), worst first."""
-    cities = _json(ws, "labels/shift.json").get("cities", {})
     rows = [
         {
             "where": where,
@@ -245,46 +272,43 @@ def _drift(ws: Workspace) -> list[dict[str, Any]]:
             "precision": points(row.get("adjusted")),
             "usual": points(row.get("usual")),
         }
-        for where, classes in cities.items()
+        for where, classes in json_of(ws, "labels/shift.json").get("cities", {}).items()
         for row in classes
         if row["status"] not in ("covered", "nothing kept")
     ]
     return sorted(rows, key=lambda row: -int(row["pixels"]))
 
 
-# -- what to look at --------------------------------------------------------------------------------
-
-
 def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
-    """Pictures by expected loss and at random, and twenty minutes of review."""
+    """Pictures by expected loss and at random ({name: caption}), and twenty minutes of review."""
     if used is None:
-        return {"chosen": [], "random": [], "queue": []}
-    raw = ws.path("labels/raw")
-    statistics = StoreStatistics.open(raw)
+        return {"chosen": {}, "random": {}, "queue": []}
+    statistics = StoreStatistics.open(ws.path("labels/raw"))
     loss = expected_loss(statistics, used[0])
     statistics.close()
-    order = (-loss).argsort(kind="stable")
-    ranked = [statistics.names[i] for i in order]
+    ranked = [(statistics.names[i], points(float(loss[i]))) for i in (-loss).argsort(kind="stable")]
     # "At random", and yet the same on a re-run: drawn by the store's own digest.
     seed = statistics.manifest["digest"]
-    rest = sorted(ranked[_CHOSEN:], key=lambda name: atomic.digest([seed, name]))
-    queue = [
-        {"name": statistics.names[i], "loss": points(float(loss[i])), "link": _inspect(image=statistics.names[i])}
-        for i in order[:_QUEUE]
-    ]
-    chosen = [[row["name"], f"{row['loss']} %"] for row in queue[:_CHOSEN]]
-    return {"chosen": chosen, "random": [[name, "at random"] for name in rest[:_RANDOM]], "queue": queue}
-
-
-# -- health -----------------------------------------------------------------------------------------
+    rest = sorted((name for name, _ in ranked[_CHOSEN:]), key=lambda name: atomic.digest([seed, name]))
+    return {
+        "chosen": {name: f"{share} %" for name, share in ranked[:_CHOSEN]},
+        "random": dict.fromkeys(rest[:_RANDOM], "at random"),
+        "queue": [{"name": name, "loss": share, "link": inspect(image=name)} for name, share in ranked[:_QUEUE]],
+    }
 
 
 def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
-    need = disk_need(ws)
-    gate, verdict = ws.params.evaluate.gate, tonight.verdict
-    runs = len(_json(ws, str(aa_file(ws).relative_to(ws.root))).get("mean_iou", []))
-    every = _json(ws, "labels/final/statistics.json").get("skipped", [])
-    skipped = [row for row in every if row.get("reason") != "flagged in review"]  # that was a person's word
+    """`health`: lines on disk and evidence; `warnings`: what somebody should do something about."""
+    need, gate, verdict = disk_need(ws), ws.params.evaluate.gate, tonight.verdict
+    runs = len(measured_aa(ws).get("mean_iou", []))
+    every = json_of(ws, "labels/final/statistics.json").get("skipped", [])
+    skipped = [row for row in every if row.get("reason") != "flagged in review"]  # a person decided that
+    labelled = json_of(ws, "metrics/auto-infer.json")
+    told = [f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed for a whole night"]
+    told += [f"seed variance from {runs} A/A trainings"] if runs else []
+    if verdict.get("look"):
+        spent = f"{100 * verdict['alpha']:.2f} % of error spent on it"
+        told.append(f"look {verdict['look']} at this report set, {spent}")
     warnings = list(verdict.get("notes", []))
     if need.free < 2 * need.total:
         warnings.append("less than twice the disk that a night needs is free: `dvc gc --workspace`")
@@ -295,39 +319,14 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         )
     if skipped:
         warnings.append(f"{len(skipped)} images could not be labelled, the first: {skipped[0]['name']}")
-    labelled = _json(ws, "metrics/auto-infer.json")
     if labelled.get("self_taught"):
         warnings.append(told_of_self_taught(labelled["self_taught"], labelled["images"]))
     if tonight.arrived.get("gone"):
         warnings.append(f"{tonight.arrived['gone']} images of the last index are gone from the folder")
-    return {
-        "free_gib": round(need.free / 2**30, 1),
-        "needed_gib": round(need.total / 2**30, 1),
-        "aa_runs": runs,
-        "look": verdict.get("look"),
-        "alpha": verdict.get("alpha"),
-        "warnings": warnings,
-    }
+    return {"health": told, "warnings": warnings}
 
 
-def _line(page: Mapping[str, Any], statistics: Mapping[str, Any], counts: Mapping[str, float]) -> dict[str, Any]:
-    """What the next nights need to know of this one."""
-    gain = page["verdict"].get("gain", {})
-    return {
-        "night": page["night"],
-        "kind": page["kind"],
-        "candidate": gain.get("candidate"),
-        "gain": gain.get("value"),
-        "kept": statistics.get("labelled_share"),
-        "promoted": page["verdict"].get("promoted"),
-        "images": statistics.get("images"),
-        "hours": page["cost"]["hours"],
-        "counts": dict(counts),
-        "coverage": {row["name"]: row["coverage"] for row in statistics.get("classes", [])},
-    }
-
-
-# -- Prefect's artifacts ----------------------------------------------------------------------------
+# -- Prefect's artifacts -----------------------------------------------------------------------------
 
 
 def as_markdown(page: Mapping[str, Any], path: Path) -> str:
@@ -335,28 +334,31 @@ def as_markdown(page: Mapping[str, Any], path: Path) -> str:
     lines = [f"## {page['sentence']}", page["decision"], *(f"- {line}" for line in page["differs"])]
     if page["tail"]:
         lines.append("```\n" + "\n".join(page["tail"][-15:]) + "\n```")
-    lines += [f"- **{warning}**" for warning in page["health"]["warnings"]]
+    lines += [f"- **{warning}**" for warning in page["warnings"]]
     return "\n\n".join(line for line in [*lines, f"Whole page: `{path}`"] if line) + "\n"
 
 
 def tables(page: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """Artifact key -> (description, rows of plain values)."""
-    cost = page["cost"]
-    verdict = [
-        {k: row[k] for k in ("name", "candidate", "incumbent", "gain", "verdict", "why")}
-        for row in page["verdict"].get("classes", [])
-    ]
-    found = {
-        "auto-label-funnel": (
+    """Artifact key -> (description, rows of plain values); a table without rows is left out."""
+    verdict = ("name", "candidate", "incumbent", "gain", "verdict", "why")
+    trust = page.get("trust", Table([], []))
+    found: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "funnel": (
             "From arrived to corrected",
-            [{k: v for k, v in row.items() if k != "images"} for row in page["funnel"]],
+            [{k: v for k, v in row.items() if k != "images"} for row in page.get("funnel", [])],
         ),
-        "auto-label-trust": ("Thresholds and precision per class", page["trust"]),
-        "auto-label-verdict": ("Candidate against incumbent, class by class", verdict),
-        "auto-label-cost": (
+        "trust": (
+            "Thresholds and precision per class",
+            [dict(zip(trust.head, map(str, row), strict=True)) for row in trust.rows],
+        ),
+        "verdict": (
+            "Candidate against incumbent, class by class",
+            [{k: row[k] for k in verdict} for row in page["verdict"].get("classes", [])],
+        ),
+        "cost": (
             "Seconds of each stage that had something to do",
-            [{"stage": stage, "seconds": s} for stage, s in cost["stages"].items()],
+            [{"stage": stage, "seconds": s} for stage, s in page["stages"].items()],
         ),
-        "auto-label-queue": ("Your twenty minutes", page["queue"]),
+        "queue": ("Your twenty minutes", page.get("queue", [])),
     }
-    return {key: value for key, value in found.items() if value[1]}
+    return {f"auto-label-{key}": value for key, value in found.items() if value[1]}

@@ -1,4 +1,8 @@
-"""Run one DVC stage as a child: its lines go to a logger, its death is noticed, a stop reaches its ranks."""
+"""Run one DVC stage as a child: its lines go to a logger, its death is noticed, a stop reaches its ranks.
+
+Prefect tells nobody that its server is gone: a flow would compute for hours and then fail to report. So the server is
+watched, and a run without one stops its stage, with its progress saved, and ends.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +24,7 @@ from pathlib import Path
 from hmsa_core.io.errors import HmsaError
 from hmsa_core.io.process import die_with_parent, end_group
 
-__all__ = ["DVC", "PERMANENT", "ServerGoneError", "StageFailedError", "run_stage"]
+__all__ = ["DVC", "PERMANENT", "ServerGoneError", "ServerWatch", "StageFailedError", "run_stage"]
 
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
@@ -161,3 +167,38 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
         child.terminate()
     end_group(child, time.monotonic() + grace_s)
     child.wait()
+
+
+_REFUSED = 3  # answers "nobody listens" in a row: the server is dead
+_SILENT = 60  # other failures in a row (two minutes and more): a busy server or a cut cable is worth waiting for
+
+
+class ServerWatch:
+    """Asks the API's health page; `alive` is called every two seconds.
+
+    Args:
+        url: of the API; empty = there is none to watch.
+        timeout_s: of one question.
+    """
+
+    def __init__(self, url: str | None, *, timeout_s: float = 2.0) -> None:
+        self.url, self.timeout_s = url, timeout_s
+        self._refused = self._silent = 0
+
+    def alive(self) -> bool:
+        """False once the server refused three times in a row, or failed in another way for minutes."""
+        if not self.url:
+            return True
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=self.timeout_s):  # noqa: S310 - Prefect's own API
+                self._refused = self._silent = 0
+        except urllib.error.HTTPError as error:
+            # "Not found" or "log in first" is said by somebody; a gateway says 5xx for a server that is gone.
+            self._refused, self._silent = 0, 0 if error.code < 500 else self._silent + 1
+        except OSError as error:  # URLError is one
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, ConnectionRefusedError):
+                self._refused += 1
+            else:
+                self._refused, self._silent = 0, self._silent + 1
+        return self._refused < _REFUSED and self._silent < _SILENT

@@ -1,11 +1,14 @@
-"""Prefect's server and worker as services of one workspace: started once, found again, ended by lock.
+"""Prefect's server, work pool, deployment `auto-label/nightly` and worker for one workspace.
 
-State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and one lock file a service. The
-service itself inherits the lock, so "is it running" is a question to the kernel, not to a pid file.
+`make orchestrate` runs `python -m pipeline.nightly.services up`, `make orchestrate-stop` runs `... down`. Both may be
+typed twice and ask nothing. State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and a lock file for
+the server and for the worker. A service inherits its lock, so whether it runs is the kernel's answer, not a pid
+file's (`prefect server start --background` has such a file, and no counterpart for a worker).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -15,92 +18,72 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError, LockedError
 from hmsa_core.io.locks import FileLock
+from pipeline.nightly.reaper import nightly_lock
 
-__all__ = ["HOST", "POOL", "REPO", "Services"]
+__all__ = ["HOST", "POOL", "REPO", "Services", "down", "up"]
 
 HOST = "127.0.0.1"
 POOL = "local-process"
 REPO = Path(__file__).resolve().parents[2]
 _MARK = "# Written by `make orchestrate`: lets the prefect command find this workspace's server.\n"
+_START_S = 300.0  # longest start of a server: one that migrates its database on a busy machine
 
 
 class Services:
-    """Server, worker pool and deployment of one workspace on loopback."""
+    """Server and worker of one workspace on loopback.
+
+    Args:
+        workspace: the folder.
+        port: of the server; default: the one that this workspace used last, or Prefect's own 4200.
+    """
 
     def __init__(self, workspace: Path, *, port: int | None = None) -> None:
         self.workspace = workspace.resolve()
         self.folder = self.workspace / ".orchestrate"
-        self.config_file = self.workspace / "prefect.toml"
-        self._port = port
-
-    @property
-    def port(self) -> int:
-        """The port given, or the one this workspace used last, or Prefect's own 4200."""
-        if self._port is None:
-            self._port = self._last_port(4200)
-        return self._port
-
-    def _last_port(self, default: int) -> int:
-        saved = self.folder / "port.json"
-        return int(atomic.read_json(saved)["port"]) if saved.exists() else default
-
-    def check_same_port(self) -> None:
-        """Refuse another port than the one on which this workspace's server runs."""
-        used = self._last_port(self.port)
-        if used != self.port:
-            raise ConfigError(
-                f"the server of {self.workspace} runs on port {used}, not {self.port}",
-                hint="make orchestrate-stop first, or leave PORT out",
-            )
-
-    @property
-    def api_url(self) -> str:
-        """The API to use: PREFECT_API_URL when the user has one, else this workspace's server."""
-        return os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{self.port}/api"
-
-    @property
-    def is_external(self) -> bool:
-        """Whether the user brought a server of their own."""
-        return bool(os.environ.get("PREFECT_API_URL"))
+        self._port_file = self.folder / "port.json"
+        self._pointer = self.workspace / "prefect.toml"
+        self.last_port = int(atomic.read_json(self._port_file)["port"]) if self._port_file.exists() else None
+        self.port = port or self.last_port or 4200
+        self.is_external = bool(os.environ.get("PREFECT_API_URL"))  # the user brought a server
+        self.api_url = os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{self.port}/api"
 
     def environment(self) -> dict[str, str]:
         """Environment of every Prefect process of this workspace."""
-        env = dict(os.environ)
-        env.update(
-            PREFECT_API_URL=self.api_url,
-            PREFECT_HOME=str(self.folder / "prefect"),
-            PREFECT_SERVER_ANALYTICS_ENABLED="false",
-            DO_NOT_TRACK="1",
-            PREFECT_CLI_PROMPT="false",
-            DVC_NO_ANALYTICS="1",
-            AUTO_LABEL_ROOT=str(self.workspace),
-            AUTO_LABEL_CODE=str(REPO),
-        )
-        env.setdefault("PREFECT_WORKER_QUERY_SECONDS", "5")
-        # The flow's code and the console scripts of this environment, wherever the worker starts it from.
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), env.get("PYTHONPATH", "")]))
-        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-        return env
-
-    # -- one service ---------------------------------------------------------------------------
+        paths = {"PYTHONPATH": str(REPO), "PATH": str(Path(sys.executable).parent)}  # this code, these console scripts
+        return {
+            "PREFECT_WORKER_QUERY_SECONDS": "5",
+            **os.environ,
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_CLI_PROMPT": "false",
+            "DVC_NO_ANALYTICS": "1",
+            "AUTO_LABEL_ROOT": str(self.workspace),
+            "AUTO_LABEL_CODE": str(REPO),
+            **{name: os.pathsep.join(filter(None, [own, os.environ.get(name)])) for name, own in paths.items()},
+        }
 
     def lock(self, name: str) -> FileLock:
-        """The lock that a running service holds."""
+        """The lock that the running `server` or `worker` holds."""
         return FileLock(self.folder / f"{name}.lock", what=f"the {name} of {self.workspace}")
 
     def is_running(self, name: str) -> bool:
         """Whether the service holds its lock."""
         return not self.lock(name).is_free()
 
-    def start(self, name: str, command: list[str], env: Mapping[str, str]) -> int | None:
-        """Start a service in a session of its own; None when it runs already."""
-        lock = self.lock(name)
+    def start(self, name: str, *arguments: str) -> int | None:
+        """Start `prefect ARGUMENTS` in a session of its own; return its process id, None when it runs already."""
+        lock, command = self.lock(name), [sys.executable, "-m", "prefect", *arguments]
+        env = self.environment()
+        if name == "server":
+            del env["PREFECT_API_URL"]  # it would ask itself
         try:
             lock.acquire()
         except LockedError:
@@ -109,7 +92,7 @@ class Services:
             with (self.folder / f"{name}.log").open("ab") as log:
                 child = subprocess.Popen(
                     command,
-                    env=dict(env),
+                    env=env,
                     cwd=self.workspace,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -130,8 +113,9 @@ class Services:
         if lock.is_free():
             return False
         pid = int(json.loads(lock.path.read_text())["pid"])
-        for sig, wait_s in ((signal.SIGINT, grace_s), (signal.SIGTERM, grace_s / 2), (signal.SIGKILL, 5.0)):
-            _signal_group(pid, sig)
+        for number, wait_s in ((signal.SIGINT, grace_s), (signal.SIGTERM, grace_s / 2), (signal.SIGKILL, 5.0)):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
             deadline = time.monotonic() + wait_s
             while time.monotonic() < deadline:
                 if lock.is_free():
@@ -139,18 +123,38 @@ class Services:
                 time.sleep(0.1)
         raise HmsaError(f"the {name} (process {pid}) does not end", hint=f"kill -9 {pid}")
 
-    # -- the server -----------------------------------------------------------------------------
-
     def healthy(self) -> bool:
         """Whether the API answers."""
         try:
             with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as answer:  # noqa: S310 - our own http URL
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError, ValueError):
+        except (OSError, ValueError):
             return False
 
+    def wait_healthy(self, timeout_s: float) -> None:
+        """Wait until the API answers; an error shows the end of the server's log."""
+        deadline = time.monotonic() + timeout_s
+        while not self.healthy():
+            if not self.is_external and not self.is_running("server"):
+                raise HmsaError(f"the Prefect server ended at start: {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise HmsaError(f"{self.api_url} did not answer within {timeout_s:.0f} s: {self._log_tail()}")
+            time.sleep(0.25)
+
+    def _log_tail(self) -> str:
+        path = self.folder / "server.log"
+        lines = path.read_text("utf-8", "replace").strip().splitlines() if path.exists() else ["no log"]
+        return f"{' | '.join(lines[-3:])} (log {path})"
+
     def check_port(self) -> None:
-        """Refuse a port that somebody else listens on."""
+        """Refuse another port than the running server's, and one that another program listens on."""
+        if self.is_running("server"):
+            if self.last_port not in (None, self.port):
+                raise ConfigError(
+                    f"the server of {self.workspace} runs on port {self.last_port}, not {self.port}",
+                    hint="make orchestrate-stop first, or leave PORT out",
+                )
+            return
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -161,40 +165,126 @@ class Services:
                     hint="choose another: make orchestrate PORT=4201, or set PREFECT_API_URL to use that server",
                 ) from error
 
-    def wait_healthy(self, timeout_s: float = 60.0) -> None:
-        """Wait until the API answers; show the log's end when the server died."""
-        deadline = time.monotonic() + timeout_s
-        while not self.healthy():
-            if not self.is_external and not self.is_running("server"):
-                raise HmsaError(f"the Prefect server ended at start: {self.log_tail('server')}")
-            if time.monotonic() > deadline:
-                raise HmsaError(f"{self.api_url} did not answer within {timeout_s:.0f} s: {self.log_tail('server')}")
-            time.sleep(0.25)
-
-    def log_tail(self, name: str, lines: int = 3) -> str:
-        """Last lines of a service's log, for a message."""
-        path = self.folder / f"{name}.log"
-        if not path.exists():
-            return "no log"
-        return " | ".join(path.read_text("utf-8", "replace").strip().splitlines()[-lines:]) + f" (log {path})"
+    def _owns_pointer(self) -> bool:
+        """Whether prefect.toml is ours: a user's own settings stay as they are."""
+        return not self._pointer.exists() or self._pointer.read_text("utf-8").startswith(_MARK)
 
     def remember(self) -> None:
         """Keep the port, and let a plain `prefect` command in the workspace find the server."""
-        atomic.write_json(self.folder / "port.json", {"port": self.port})
-        mine = self.config_file
-        if mine.exists() and not mine.read_text("utf-8").startswith(_MARK):
-            return  # the user's own settings stay as they are
-        atomic.write_text(mine, f'{_MARK}[api]\nurl = "{self.api_url}"\n')
+        atomic.write_json(self._port_file, {"port": self.port})
+        if self._owns_pointer():
+            atomic.write_text(self._pointer, f'{_MARK}[api]\nurl = "{self.api_url}"\n')
 
     def forget(self) -> None:
         """Remove the pointer that `remember` wrote."""
-        mine = self.config_file
-        if mine.exists() and mine.read_text("utf-8").startswith(_MARK):
-            mine.unlink()
+        if self._owns_pointer():
+            self._pointer.unlink(missing_ok=True)
+
+    def prefect(self, *arguments: str) -> None:
+        """Run a command of Prefect's; HmsaError with its last lines when it fails."""
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        env = self.environment()
+        done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            tail = " | ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+            raise HmsaError(f"prefect {' '.join(arguments[:2])} failed against {self.api_url}: {tail}")
+
+    def deployed_workspace(self) -> str:
+        """Whose workspace the server's deployment is for; "" when there is none yet."""
+        address = f"{self.api_url}/deployments/name/auto-label/nightly"
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - our own http URL
+                return str(json.load(answer)["parameters"].get("workspace") or "")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return ""
+            raise HmsaError(f"{self.api_url}: {error}") from error
 
 
-def _signal_group(pid: int, sig: int) -> None:
+def up(services: Services) -> list[str]:
+    """Bring everything up; return what was done, one line each."""
+    if not (services.workspace / "dvc.yaml").exists():
+        raise ConfigError(
+            f"{services.workspace}: not a workspace (no dvc.yaml)", hint="make one: autolabel init DIR --profile tiny"
+        )
+    described = _deployment_file(services)
+    services.folder.mkdir(parents=True, exist_ok=True)
+    said = [_server(services)]
+    before = services.deployed_workspace()
+    services.prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    services.prefect("deploy", "--all", "--prefect-file", str(described))
+    said.append("deployment auto-label/nightly is registered")
+    if before not in ("", str(services.workspace)):
+        said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
+    said += _reap(services)
+    name = f"worker-{services.port}"
+    worker = ("worker", "start", "--pool", POOL, "--name", name, "--limit", "1", "--install-policy", "never")
+    pid = services.start("worker", *worker)
+    said.append("worker runs already" if pid is None else f"worker started (process {pid})")
+    said.append(f"web page: {services.api_url.removesuffix('/api')}")
+    said.append("now: prefect deployment run auto-label/nightly")
+    return said
+
+
+def _deployment_file(services: Services) -> Path:
+    own, shipped = services.workspace / "prefect.yaml", REPO / "prefect.yaml"
+    if not own.exists() and not shipped.exists():  # installed from a wheel
+        raise ConfigError(
+            f"{own}: no deployment there, and the code at {REPO} is no checkout, whose own would do",
+            hint="copy prefect.yaml of the repository into the workspace",
+        )
+    return own if own.exists() else shipped
+
+
+def _server(services: Services) -> str:
+    if services.is_external:
+        services.wait_healthy(5.0)
+        return f"using the server at {services.api_url}"
+    services.check_port()
+    if not services.is_running("server") and nightly_lock(services.workspace).is_free():
+        # A worker gives up some time after its server is gone, and takes its run along. It ends before the server is
+        # back, since it would take the next run at once.
+        services.stop("worker")
+    pid = services.start("server", "server", "start", "--host", HOST, "--port", str(services.port))
+    services.wait_healthy(_START_S)
+    services.remember()
+    started = f"started at {services.api_url} (process {pid})"
+    return f"server {started if pid else f'runs already at {services.api_url}'}"
+
+
+def _reap(services: Services) -> list[str]:
+    """Settle runs that a killed server or worker left behind; in a process with the settings of this server."""
+    command = [sys.executable, "-m", "pipeline.nightly.reaper", "--workspace", str(services.workspace)]
+    if not services.is_external and not services.is_running("worker"):
+        command.append("--pending")
+    done = subprocess.run(command, env=services.environment(), capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if line]
+
+
+def down(services: Services) -> list[str]:
+    """Stop the worker (its flow ends with it, and the stage saves its progress), then the server."""
+    if not services.folder.is_dir() and not (services.workspace / "dvc.yaml").exists():
+        raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint="name the one that is running")
+    said = [f"{n} stopped" if services.stop(n) else f"{n} was not running" for n in ("worker", "server")]
+    services.forget()
+    return said
+
+
+def main() -> int:
+    """Command line of `make orchestrate` and `make orchestrate-stop`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["up", "down"])
+    parser.add_argument("--workspace", type=Path, default=Path())
+    parser.add_argument("--port", type=int, default=None)
+    args = parser.parse_args()
     try:
-        os.killpg(pid, sig)
-    except ProcessLookupError:
-        return
+        lines = {"up": up, "down": down}[args.action](Services(args.workspace, port=args.port))
+    except HmsaError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.config import key_material
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import HmsaError, InputError, IntegrityError
 from pipeline.cli.main import main
 from pipeline.keys import open_work
@@ -119,7 +119,7 @@ def test_a_workspace_without_results_or_with_other_weights_is_not_collected(tmp_
         "lineage": {},
         "weights_sha256": "0" * 64,
     }
-    atomic.write_json(ws.path("models/student/model.json"), meta)
+    sealed.write(ws.path("models/student/model.json"), meta)
     with pytest.raises(InputError, match="other weights than were judged"):
         collect(ws, sources.runs)
     assert not sources.runs.exists()

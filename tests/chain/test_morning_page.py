@@ -15,10 +15,11 @@ from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.nightly import morning, morning_page
 from pipeline.nightly.discover import discover
+from pipeline.nightly.figures import expected_loss
 from pipeline.nightly.gatekeeper import apply_verdict
 from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
-from pipeline.nightly.ranking import expected_loss
+from pipeline.render import number, points
 from pipeline.stages.precision import chosen_policy, judged_curves, kept_figures
 from pipeline.workspace import Workspace
 from tests.support.chain import set_params
@@ -31,6 +32,10 @@ def _night(folder: Path, **known: Any) -> tuple[Workspace, dict[str, Any], str]:
     ws = Workspace(folder)
     page = morning.collect(ws, Tonight(discover(ws), apply_verdict(ws, promote=False), **known))
     return ws, page, morning_page.write(ws, page).read_text()
+
+
+def _trust(page: dict[str, Any]) -> list[dict[str, str]]:
+    return morning.tables(page)["auto-label-trust"][1]
 
 
 def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
@@ -47,17 +52,15 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     assert (funnel["copies of known images"], funnel["quarantined"]) == (1, 4)
     policy = {e.name: e for e in ThresholdPolicy.load(ws.path("calibration/policy.json")).entries}
     report = atomic.read_json(ws.path("evaluation/per_class.json"))
-    for row, kept in zip(page["trust"], statistics["classes"], strict=True):
+    for row, kept in zip(_trust(page), statistics["classes"], strict=True):
         name = row["class"]
         assert row["coverage"] == f"{100 * kept['coverage']:.1f}"
         assert row["threshold"] == (kept["threshold"] or "–")
-        assert row["blocks"] == policy[name].evidence["blocks"]
-        for key, value in (
-            ("precision", policy[name].evidence["precision"]),
-            ("on void", policy[name].evidence["void"]),
-            ("report set", report[name]["kept"]["precision"]),
-        ):
-            assert row[key] == ("–" if value is None else f"{100 * value:.1f}")
+        evidence = policy[name].evidence
+        assert row["blocks"] == (number(evidence["effective_blocks"], 0) if kept["threshold"] else "–")
+        assert row["precision"] == points(evidence["precision"], 2)
+        assert row["on void"] == points(evidence["void"])
+        assert row["report set"] == points(report[name]["kept"]["precision"], 2)
     assert page["cost"]["hours"] == pytest.approx((2 * 7.7 + 2.0) / 3600, abs=1e-4), "two ranks infer, one prepares"
     means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
     assert page["verdict"]["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
@@ -72,10 +75,9 @@ def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path
         store = LabelStore.open(ws.path("labels/raw"))
         curves = Curves.load(judged_curves(ws, "calibration"))
         expected = kept_figures(curves, chosen_policy(ws, store), ws.params.calibrate)["classes"]
-        for row in page["trust"]:
-            value = expected[row["class"]]["precision"]
-            assert row["precision"] == ("–" if value is None else f"{100 * value:.1f}")
-    assert [r["precision"] for r in page["trust"]] != [r["precision"] for r in measured["trust"]]
+        for row in _trust(page):
+            assert row["precision"] == points(expected[row["class"]]["precision"], 2)
+    assert [r["precision"] for r in _trust(page)] != [r["precision"] for r in _trust(measured)]
     assert len(page["queue"]) == 14
 
 
@@ -84,7 +86,7 @@ def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(work
     assert first["differs"] == ["this is the first night"]
     _, second, _ = _night(workspace)
     assert "nothing differs" in second["differs"][0]
-    assert {row["change"] for row in second["trust"]} == {"="}
+    assert {row["change"] for row in _trust(second)} == {"="}
     set_params(workspace, {"student_train.epochs": 3})
     statistics = workspace / "labels/final/statistics.json"
     changed = json.loads(statistics.read_text())
@@ -95,7 +97,7 @@ def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(work
     _, third, html = _night(workspace, overrides={"student_train.epochs": 3})
     assert "student_train.epochs: 2 → 3" in third["differs"]
     assert "for this run only: student_train.epochs = 3" in third["differs"]
-    assert third["trust"][0]["change"] == "+10.0"
+    assert _trust(third)[0]["change"] == "+10.0"
     corrected = third["funnel"][-1]
     assert (corrected["tonight"], corrected["in all"], len(corrected["images"])) == (1, 1, 1)
     assert "dvc exp run -S student_train.epochs=3" in html

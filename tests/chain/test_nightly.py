@@ -229,7 +229,7 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
         assert "server started" in up(workspace, port)
         assert "server runs already" in up(workspace, port)
     finally:
-        command(sys.executable, "-m", "pipeline.nightly.down", "--workspace", str(workspace), cwd=workspace)
+        command(sys.executable, "-m", "pipeline.nightly.services", "down", "--workspace", str(workspace), cwd=workspace)
     wait_for("all processes of the workspace end", lambda: not processes_of(workspace), 20)
     assert not (workspace / "prefect.toml").exists()
 

@@ -84,7 +84,8 @@ def up(folder: Path, port: int, *, check: bool = True) -> str:
     done = command(
         sys.executable,
         "-m",
-        "pipeline.nightly.up",
+        "pipeline.nightly.services",
+        "up",
         "--workspace",
         str(folder),
         "--port",
@@ -97,7 +98,7 @@ def up(folder: Path, port: int, *, check: bool = True) -> str:
 
 def down(folder: Path) -> None:
     """What `make orchestrate-stop` calls; afterwards nothing of the workspace lives."""
-    command(sys.executable, "-m", "pipeline.nightly.down", "--workspace", str(folder), cwd=folder)
+    command(sys.executable, "-m", "pipeline.nightly.services", "down", "--workspace", str(folder), cwd=folder)
     wait_for("all processes of the workspace end", lambda: not processes_of(folder), 60)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.nightly import flow as nightly
 from pipeline.nightly.runner import ServerGoneError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
+from tests.conftest import REPO
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,7 @@ def test_the_disk_is_asked_for_the_stages_that_will_run(
         told.append(stages)
         raise NoSpaceError("about 10.0 GiB are needed, 1.0 GiB are free")
 
+    shutil.copy(REPO / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.setattr(nightly, "dvc_unchanged", lambda _root: unchanged)
     monkeypatch.setattr(nightly, "check_machine_task", no_space)
     monkeypatch.setattr(nightly, "_publish_failure", lambda *_: None)

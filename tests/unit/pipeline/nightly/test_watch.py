@@ -6,7 +6,7 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from pipeline.nightly.watch import ServerWatch
+from pipeline.nightly.runner import ServerWatch
 
 
 class _Healthy(BaseHTTPRequestHandler):

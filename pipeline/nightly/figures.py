@@ -1,16 +1,25 @@
-"""What the night cost: device hours of the stages that had something to do, and the price of a label."""
+"""Two figures of the morning page: what the night cost, and which images deserve a person's eyes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hmsa_core.io import atomic
+from hmsa_core.labels import ConfidenceCode, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels.store.codes import NUM_CODES
 from pipeline.devices import visible_devices
 from pipeline.stages import section_of
 from pipeline.workspace import Workspace
 
-__all__ = ["cost_of"]
+__all__ = ["cost_of", "expected_loss"]
+
+# Edges between which the kept pixels of an image are counted; within a cell all images share one error rate.
+_EDGES = ("0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 
 
 def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +49,7 @@ def cost_of(ws: Workspace, seconds: Mapping[str, float], statistics: Mapping[str
 
 
 def _devices(ws: Workspace, stage: str) -> int:
-    section = getattr(ws.params, section_of(stage), None)
-    runtime = getattr(section, "runtime", None)
+    runtime = getattr(getattr(ws.params, section_of(stage), None), "runtime", None)
     return 1 if runtime is None else int(runtime.ranks) * int(runtime.nodes)
 
 
@@ -55,3 +63,28 @@ def _hours_per_image(ws: Workspace) -> float | None:
     if not images:
         return None
     return float(atomic.read_json(times)["seconds"]) * _devices(ws, "auto-infer") / 3600 / int(images)
+
+
+def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:
+    """Share of each image's pixels that is kept and expected to be wrong, (N,): 0/1 loss of the training labels.
+
+    The error rate of class and confidence is the calibration table's; a policy of plain numbers has none, and the
+    raw confidence stands in. No pixel is read: the store's sidecar tables hold the counts.
+    """
+    code = ConfidenceCode()
+    need = policy.codes().astype(np.int64)
+    edges = np.array([float(e) for e in code.edges])
+    right = policy.table if policy.table is not None else np.broadcast_to(edges, (len(need), NUM_CODES))
+    totals = statistics.totals()
+    cuts = [need, *(np.maximum(need, code.code_for(e)) for e in _EDGES), np.full_like(need, NUM_CODES)]
+    loss = np.zeros(len(statistics.names))
+    above = statistics.kept(cuts[0])
+    for low, high in pairwise(cuts):
+        inside, above = above, statistics.kept(high)
+        wrong = [_error_rate(totals[c, a:b], right[c, a:b]) for c, (a, b) in enumerate(zip(low, high, strict=True))]
+        loss += (inside - above) @ np.array(wrong)
+    return loss / np.maximum(1, statistics.pixels)
+
+
+def _error_rate(pixels: NDArray[np.int64], right: NDArray[np.float64]) -> float:
+    return float(1 - np.average(right, weights=pixels)) if pixels.any() else 0.0
