@@ -25,7 +25,7 @@ LAYERS = (
         "hmsa_core.data",
         "hmsa_core.metrics",
     },
-    {"hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
+    {"hmsa_core.leaks", "hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
     {"hmsa_core.inference"},
     {"hmsa_core.training"},
     {"hmsa_core.job"},
