@@ -10,7 +10,9 @@ from pathlib import Path
 import hmsa_core
 
 REPO = Path(__file__).resolve().parents[2]
-CODE = "\n".join(re.findall(r"^```python\n(.*?)^```", (REPO / "docs/api.md").read_text("utf-8"), re.MULTILINE | re.DOTALL))
+CODE = "\n".join(
+    re.findall(r"^```python\n(.*?)^```", (REPO / "docs/api.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+)
 
 
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:

@@ -80,7 +80,11 @@ def test_another_stage_is_one_file_and_a_row(packages: Path, tmp_path: Path) -> 
     assert files == ["pipeline/stages/gallery.py", "pipeline/stages/__init__.py"]
     _run(copy, "from pipeline.cli.main import main; assert main(['init', 'ws', '--profile', 'tiny', '--no-data']) == 0")
     assert "cmd: exec autolabel stage gallery" in (copy / "ws/dvc.yaml").read_text()
-    assert re.search(r"^gallery:.*\n  images: 20 +# number of images on the page$", (copy / "ws/params.yaml").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^gallery:.*\n  images: 20 +# number of images on the page$",
+        (copy / "ws/params.yaml").read_text(),
+        re.MULTILINE,
+    )
     store = copy / "ws/labels/raw"
     _run(
         copy,
