@@ -194,9 +194,9 @@ def _images(plan: ShardPlan) -> list[tuple[str, str]]:
 
 
 def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
-    """Whether a shard is whole and holds all it can: it is made again once a skipped image was restored.
+    """Whether a shard is finished. A shard with skipped images is made again when one of them was restored.
 
-    Not where an image that it labelled is gone or was changed: the label of such a one could not be made again.
+    It is not made again when an image that it labelled is gone or has changed: that label could not be made again.
     """
     if not shard_done(store, plan):
         return False

@@ -249,7 +249,7 @@ def _class_file(work: Path, options: RunOptions) -> Path:
 
 
 def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> tuple[tuple[str, ...] | None, int]:
-    """Names of the images to label (None: all), and how many are left out; what differs from the store is told."""
+    """Names of the images to label (None: all), and the number of changed images, which are left out and told."""
     index = Index.load(work / "index" / f"{_ROOT}.parquet")
     changed, gone = _changes(work, {s.name: s.image_sha256 for s in index.samples})
     for name in changed:

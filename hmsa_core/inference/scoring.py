@@ -120,7 +120,7 @@ def evaluate(
 
 
 def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = lambda _text: None) -> dict[str, Any]:
-    """Score a checkpoint, and a second one as its baseline; `tell` is told what may mislead, in a line each."""
+    """Score a checkpoint, and a second one as its baseline. `tell` gets a line for each thing that may mislead."""
     files = _pairs(asked, tell)
     given = load_classes(Path(), asked.classes)
     if asked.ids == "train":

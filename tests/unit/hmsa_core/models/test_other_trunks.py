@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from hmsa_core import models
 from hmsa_core.config import ModelConfig
-from hmsa_core.inference import label_image
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import trunks
 
@@ -59,41 +59,23 @@ def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
         models.build("single", trunk="deeplabv3_resnet50", activation_checkpointing=True)
 
 
-def test_a_file_in_the_folder_of_trunks_is_a_trunk_and_settings_know_its_name() -> None:
-    file = Path(trunks.__file__).with_name("test_only_trunk.py")
-    try:
-        file.write_text(TRUNK)
-        trunks._declared.cache_clear()
-        assert ModelConfig(trunk="two_convolutions").trunk == "two_convolutions"
-        model = models.build("hierarchical", trunk="two_convolutions", num_classes=4).eval()
-        image = torch.randn(1, 3, 33, 50)
-        assert model.predict(image, (0.5, 1.0)).logits.shape == (1, 4, 33, 50)
-        label, _ = label_image(model, np.zeros((33, 50, 3), np.uint8), (0.5, 1.0), True)
-        assert label.shape == (33, 50)
-    finally:
-        file.unlink()
-        trunks._declared.cache_clear()
-    with pytest.raises(ValueError, match="unknown trunk 'two_convolutions'"):
-        ModelConfig(trunk="two_convolutions")
+NAMES = [name for names, _ in trunks._declared().values() for name in names]
 
 
-TRUNK = """
-from torch import nn
-from hmsa_core.models.trunks import Widths
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trunk_keeps_what_its_file_promises(name: str) -> None:
+    with torch.device("meta"):
+        trunk = trunks.make_trunk(name)
+        maps = trunk.eval()(torch.empty(1, 3, 65, 130))  # type: ignore[attr-defined]
+    assert [one.shape[1] for one in maps] == list(trunk.channels)
+    assert [tuple(one.shape[2:]) for one in maps] == [(-(-65 // s), -(-130 // s)) for s in trunk.strides]
+    assert list(trunk.strides) == sorted(trunk.strides), "the finest comes first"
+    assert ModelConfig(trunk=name).trunk == name
 
-NAMES = ("two_convolutions",)
 
-def build(name):
-    return TwoConvolutions()
-
-class TwoConvolutions(nn.Module):
-    channels, strides, widths = (8, 16), (4, 8), Widths("ocr", 16, 8, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.fine, self.coarse = nn.Conv2d(3, 8, 7, stride=4, padding=3), nn.Conv2d(8, 16, 3, stride=2, padding=1)
-
-    def forward(self, images):
-        fine = self.fine(images).relu()
-        return [fine, self.coarse(fine).relu()]
-"""
+def test_trunks_are_known_without_torch() -> None:
+    code = (
+        "import sys; from hmsa_core.config import ModelConfig; ModelConfig(trunk='hrnet_w40');"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
