@@ -1,7 +1,7 @@
 """What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
 
 from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
-from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band, boundary_confusion
+from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band
 from hmsa_core.metrics.confusion import (
     ConfusionMatrix,
     category_iou,
@@ -20,7 +20,6 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_iou",
     "boundary_band",
-    "boundary_confusion",
     "category_iou",
     "cityscapes_categories",
     "confusion_counts",
