@@ -25,7 +25,7 @@ from pipeline.leaks import find_leaks
 
 if TYPE_CHECKING:
     from hmsa_core.inference.evaluate_scores import Labelled, SettingScores
-    from hmsa_core.inference.fast import Predictor
+    from hmsa_core.inference.predictor import Predictor
     from hmsa_core.runtime.ranks import JobContext
     from hmsa_core.spec import EvaluationSetting
     from hmsa_core.taxonomy import ClassTable
@@ -68,7 +68,7 @@ class Scored:
 
 def open_checkpoint(options: Options, setting: EvaluationSetting) -> Contender:
     """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
-    from hmsa_core.inference.infer import load_predictor
+    from hmsa_core.inference.predictor import load_predictor
     from hmsa_core.runtime.ranks import JobContext, start_ranks
 
     context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
@@ -91,7 +91,7 @@ def score_checkpoint(
     """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
     from hmsa_core.inference.evaluate import read_ahead, score
     from hmsa_core.inference.evaluate_scores import Labelled, Scorer, summarise
-    from hmsa_core.inference.fast_tiles import Tiler
+    from hmsa_core.inference.predictor import Tiler
     from hmsa_core.runtime.progress import Progress
 
     setting = contender.setting

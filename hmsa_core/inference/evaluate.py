@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.evaluate_scores import Labelled, Scorer, SettingScores, merge_scores, npz_bytes, summarise
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.inference.infer import classes_of, load_predictor
+from hmsa_core.inference.infer import classes_of
+from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.runtime.ranks import JobContext

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.transforms import resize_label
-from hmsa_core.inference.fast_tiles import Tiler
+from hmsa_core.inference.predictor import Tiler
 from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, iou_of, mean_iou_of
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable

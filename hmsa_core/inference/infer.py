@@ -8,32 +8,24 @@ bytes differ from the index is not labelled: it is listed as skipped, and too ma
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from hmsa_core import __version__, models
+from hmsa_core import __version__
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler
 from hmsa_core.inference.infer_pipeline import Pipeline, Timing
+from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep
 from hmsa_core.labels.store.writer import write_manifest
-from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["MAX_SKIPPED", "Summary", "classes_of", "label_image", "load_predictor", "run"]
+__all__ = ["MAX_SKIPPED", "Summary", "classes_of", "run"]
 
 MAX_SKIPPED = 0.05  # share of the images that may be skipped (at least one may) before a run fails
 _BESIDE_GONE = (
@@ -41,42 +33,6 @@ _BESIDE_GONE = (
     "label it into another store"
 )
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
-
-
-def label_image(
-    model: Predictor | MultiScaleModel,
-    image: NDArray[np.uint8],
-    scales: Sequence[float],
-    flip: bool,
-    *,
-    kind: str = "model",
-    size: tuple[int, int] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Label one image: the one way that everything here labels (job, evaluation, pictures).
-
-    Args:
-        model: a Predictor; a plain model is rewritten for inference first (seconds: not in a loop).
-        image: uint8 HxWx3 RGB of any size.
-        scales: different positive numbers, one of them 1.0.
-        flip: average the scores with those of the mirror image.
-        kind: "model" = as it was trained; "single", "average", "max" fuse its scales another way.
-        size: size of the result where it is not the image's.
-
-    Returns:
-        label: uint8 HxW trainIds; confidence: float32 HxW, softmax probability of the label.
-    """
-    if isinstance(model, MultiScaleModel):
-        model = Predictor(model, next(model.parameters()).device)
-    return Tiler(model).label(image, scales, flip, kind=kind, size=size)
-
-
-def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
-    """Load a checkpoint for this rank's device in the precision that the job asks for."""
-    cv2.setNumThreads(context.runtime.threads)
-    # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
-    # cost as much as the convolutions (docs/inference.md).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
 def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
-from hmsa_core.inference.fast_tiles import Tiler
+from hmsa_core.inference.predictor import Tiler
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter
 from hmsa_core.taxonomy import ClassTable

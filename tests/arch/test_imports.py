@@ -15,8 +15,16 @@ REPO = Path(__file__).resolve().parents[2]
 # The layers of the core, lowest first. A part imports its own layer and those below it.
 LAYERS = (
     {"hmsa_core", "hmsa_core.io"},
-    {"hmsa_core.config", "hmsa_core.taxonomy"},
-    {"hmsa_core.models", "hmsa_core.losses", "hmsa_core.labels", "hmsa_core.data", "hmsa_core.metrics"},
+    {"hmsa_core.taxonomy"},
+    # The names of trunks that settings know are those of the files in models/trunks; nothing of torch is loaded.
+    {
+        "hmsa_core.config",
+        "hmsa_core.models",
+        "hmsa_core.losses",
+        "hmsa_core.labels",
+        "hmsa_core.data",
+        "hmsa_core.metrics",
+    },
     {"hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
     {"hmsa_core.inference"},
     {"hmsa_core.training"},

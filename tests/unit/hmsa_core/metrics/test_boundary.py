@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import BoundaryIoU, boundary_band
+from hmsa_core.metrics import BoundaryIoU, boundary_band, confusion_counts
 from hmsa_core.metrics.boundary import inner_boundary
 
 

@@ -51,5 +51,5 @@ def test_ocr_can_stand_on_deeplab_and_be_left_out_of_hrnet() -> None:
 
 
 def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="offered for HRNet trunks"):
+    with pytest.raises(ConfigError, match="not offered for the trunk"):
         models.build("single", trunk="deeplabv3_resnet50", activation_checkpointing=True)

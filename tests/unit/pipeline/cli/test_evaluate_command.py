@@ -13,8 +13,7 @@ import pytest
 
 from hmsa_core import models, taxonomy
 from hmsa_core.data.checks import perceptual_hash
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import IntegrityError

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.inference import infer
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor
 from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore

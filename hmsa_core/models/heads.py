@@ -1,0 +1,179 @@
+"""What stands on a trunk: neck, context block, class heads, attention head.
+
+The neck joins the trunk's maps. The context block is OCR (Yuan et al. 2020, arXiv 1909.11065), or none. Names of the
+state dict follow the released code (`conv3x3_ocr`, `ocr_distri_head.object_context_block`, `cls_head`, `aux_head`).
+Legend: B batch, C classes, K feature channels, k key channels, P = h x w positions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, resize
+
+__all__ = ["AttentionHead", "Concatenation", "OCRBlock", "PixelHeads", "PixelScores"]
+
+
+class Concatenation(nn.Module):
+    """Neck: the trunk's maps resized to the grid of the finest and concatenated, as in HRNetV2. No parameters."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return B x (sum of channels) x h x w."""
+        if len(maps) == 1:
+            return maps[0]
+        size = (maps[0].shape[-2], maps[0].shape[-1])
+        return torch.cat([maps[0], *(resize(one, size) for one in maps[1:])], dim=1)
+
+
+class PixelScores(NamedTuple):
+    """What a context block makes of trunk features, all on the trunk's grid."""
+
+    logits: Tensor  # B x C x h x w class scores
+    aux_logits: Tensor  # B x C x h x w scores of the auxiliary head, which also gathers the object regions
+    features: Tensor  # B x K x h x w input of the semantic head and of the attention head
+
+
+def semantic_head(kind: Literal["released", "paper"], inputs: int, hidden: int, classes: int) -> nn.Module:
+    """Make the class head: one 1x1 convolution as released, or 3x3-3x3-1x1 as the paper's figure 2 draws it."""
+    if kind == "released":
+        return conv(inputs, classes, 1, bias=True)
+    return nn.Sequential(
+        conv(inputs, hidden, 3),
+        batch_norm_relu(hidden),
+        conv(hidden, hidden, 3),
+        batch_norm_relu(hidden),
+        conv(hidden, classes, 1, bias=True),
+    )
+
+
+def _aux_head(inputs: int, classes: int) -> nn.Sequential:
+    # The bias in front of a batch norm does nothing, but published weights have it.
+    return nn.Sequential(
+        conv(inputs, inputs, 1, bias=True), batch_norm_relu(inputs), conv(inputs, classes, 1, bias=True)
+    )
+
+
+class ObjectAttention(nn.Module):
+    """Each position attends to the C object regions (equation 3 of the OCR paper)."""
+
+    def __init__(self, channels: int, key_channels: int) -> None:
+        super().__init__()
+        self.scale = key_channels**-0.5
+        self.f_pixel = _two_layers(channels, key_channels)
+        self.f_object = _two_layers(channels, key_channels)
+        self.f_down = nn.Sequential(conv(channels, key_channels, 1), batch_norm_relu(key_channels))
+        self.f_up = nn.Sequential(conv(key_channels, channels, 1), batch_norm_relu(channels))
+
+    def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
+        """Return the object context of each position, B x K x h x w."""
+        batch, _, height, width = features_BKhw.shape
+        query_BPk = self.f_pixel(features_BKhw).flatten(2).transpose(1, 2)
+        key_BkC = self.f_object(regions_BKC1).flatten(2)
+        value_BCk = self.f_down(regions_BKC1).flatten(2).transpose(1, 2)
+        weight_BPC = torch.softmax(torch.matmul(query_BPk, key_BkC) * self.scale, dim=-1)
+        context_BkP = torch.matmul(weight_BPC, value_BCk.to(weight_BPC.dtype)).transpose(1, 2)
+        return self.f_up(context_BkP.reshape(batch, -1, height, width))  # type: ignore[no-any-return]
+
+
+def _two_layers(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv(inputs, outputs, 1), batch_norm_relu(outputs), conv(outputs, outputs, 1), batch_norm_relu(outputs)
+    )
+
+
+class ObjectContext(nn.Module):
+    """Object context, concatenated with the features and mixed down to their width, with dropout."""
+
+    def __init__(self, channels: int, key_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.object_context_block = ObjectAttention(channels, key_channels)
+        self.conv_bn_dropout = nn.Sequential(
+            conv(2 * channels, channels, 1), batch_norm_relu(channels), nn.Dropout2d(dropout)
+        )
+
+    def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
+        """Return the augmented features, B x K x h x w. The context comes first in the concatenation."""
+        context = self.object_context_block(features_BKhw, regions_BKC1)
+        return self.conv_bn_dropout(torch.cat([context, features_BKhw], dim=1))  # type: ignore[no-any-return]
+
+
+def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
+    """Sum features per class, weighted by a softmax over *positions* of the auxiliary scores: B x K x C x 1."""
+    weight_BCP = torch.softmax(aux_BChw.flatten(2), dim=2)
+    features_BPK = features_BKhw.flatten(2).transpose(1, 2)
+    regions_BCK = torch.matmul(weight_BCP.to(features_BPK.dtype), features_BPK)
+    return regions_BCK.transpose(1, 2).unsqueeze(3)
+
+
+class OCRBlock(nn.Module):
+    """Trunk features -> object-contextual features -> class scores, with the auxiliary head in front."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        mid: int,
+        key: int,
+        head: Literal["released", "paper"],
+        head_channels: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.out_channels = mid
+        self.conv3x3_ocr = nn.Sequential(conv(inputs, mid, 3, bias=True), batch_norm_relu(mid))
+        self.ocr_distri_head = ObjectContext(mid, key, dropout)
+        self.cls_head = semantic_head(head, mid, head_channels, classes)
+        self.aux_head = _aux_head(inputs, classes)
+
+    def forward(self, features: Tensor) -> PixelScores:
+        """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
+        aux = self.aux_head(features)
+        narrow = self.conv3x3_ocr(features)
+        context = self.ocr_distri_head(narrow, gather_regions(narrow, aux))
+        return PixelScores(self.cls_head(context), aux, context)
+
+
+class PixelHeads(nn.Module):
+    """The heads without OCR in front, for trunks that bring their own context (DeepLab's ASPP)."""
+
+    def __init__(
+        self, inputs: int, classes: int, *, head: Literal["released", "paper"], head_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.out_channels = inputs
+        self.dropout = nn.Dropout2d(dropout)
+        self.cls_head = semantic_head(head, inputs, head_channels, classes)
+        self.aux_head = _aux_head(inputs, classes)
+
+    def forward(self, features: Tensor) -> PixelScores:
+        """Return scores and features on the trunk's grid."""
+        dropped = self.dropout(features)
+        return PixelScores(self.cls_head(dropped), self.aux_head(features), dropped)
+
+
+class AttentionHead(nn.Module):
+    """3x3-BN-ReLU-3x3-BN-ReLU-1x1 to one channel, no biases (Tao et al. 2020, figure 2).
+
+    Returns the score *before* the sigmoid: hierarchical fusion takes its sigmoid (on this grid, the map is
+    upsampled afterwards, as released), explicit attention a softmax over scales.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.conv0 = conv(inputs, hidden, 3)
+        self.bn0 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
+        self.re0 = nn.ReLU(inplace=True)
+        self.conv1 = conv(hidden, hidden, 3)
+        self.bn1 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
+        self.re1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(hidden, 1, 1)
+
+    def forward(self, features_BKhw: Tensor) -> Tensor:
+        """Return unbounded scores, B x 1 x h x w."""
+        x = self.re0(self.bn0(self.conv0(features_BKhw)))
+        x = self.re1(self.bn1(self.conv1(x)))
+        return cast("Tensor", self.conv2(x))

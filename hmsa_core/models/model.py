@@ -1,0 +1,290 @@
+"""The segmentation model: a trunk and its heads, run at several scales and fused.
+
+    images --resize s--> trunk --> neck --> context --> logits, aux logits   } on the trunk's grid (1/4):
+                                                  `---> attention score      } `forward_scale`
+    logits, attention --resize--> own pixel grid of s --> `fusion` --> H x W
+
+`build` makes a model from a kind, a trunk and options; `as_kind` shares one's weights.
+Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid at one scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.models.fusion import Level, explicit_weights, fuse
+from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads
+from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
+from hmsa_core.models.options import ModelOptions, check_scales, make_options
+from hmsa_core.models.passes import ScalePass
+from hmsa_core.models.trunks import Trunk, make_trunk
+
+__all__ = ["ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind", "build", "build_empty"]
+
+
+class ScaleOutput(NamedTuple):
+    """Raw outputs of one scale on the trunk's grid, float32 or better."""
+
+    logits: Tensor  # B x C x h x w
+    aux_logits: Tensor  # B x C x h x w
+    attention: Tensor | None  # B x 1 x h x w: hierarchical after the sigmoid, explicit before the softmax
+
+
+class ModelOutput(NamedTuple):
+    """What training needs (`forward`)."""
+
+    logits: Tensor  # B x C x H x W, fused
+    aux_logits: Tensor  # B x C x H x W, auxiliary scores fused with the same weights
+    scale_logits: dict[float, Tensor]  # scale -> B x C x Hs x Ws on that scale's own pixel grid
+    attention: dict[float, Tensor]  # scale -> B x 1 x Hs x Ws; no key where it is not computed
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` returns; all maps have the size of the images."""
+
+    logits: Tensor  # N x C x H x W
+    weights: dict[float, Tensor] | None  # scale -> N x 1 x H x W, sums to 1 at each pixel; None for kind "max"
+    attention: dict[float, Tensor]  # scale -> N x 1 x H x W, raw; no key for the highest scale
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax over classes, N x C x H x W (computed at each call, so that it is only held where wanted)."""
+        return torch.softmax(self.logits, dim=1)
+
+
+class MultiScaleModel(nn.Module):
+    """Trunk + context block + heads under one of the fusion kinds; made by `hmsa_core.models.build`."""
+
+    def __init__(
+        self, options: ModelOptions, backbone: nn.Module, ocr: nn.Module, scale_attn: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.meta: dict[str, Any] = {}  # the checkpoint's JSON after `load`
+        self.backbone = backbone
+        self.neck = Concatenation()
+        self.ocr = ocr  # the context block with its class heads
+        if scale_attn is not None:
+            self.scale_attn = scale_attn
+
+    @property
+    def kind(self) -> str:
+        """Fusion kind: hierarchical, explicit, average, max or single."""
+        return self.options.kind
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.options.num_classes
+
+    @property
+    def train_scales(self) -> tuple[float, ...]:
+        """Scales of the training forward pass, ascending."""
+        return self.options.training_scales
+
+    def forward_scale(self, images: Tensor, *, attention: bool = True) -> ScaleOutput:
+        """Run trunk and heads on images that already have the scale's size; nothing is upsampled.
+
+        `attention` = False leaves the attention head out (the highest scale's is never used).
+        """
+        scores = self.ocr(self.neck(self.backbone(images)))
+        weight: Tensor | None = None
+        if attention and self.options.has_attention:
+            weight = promote(self.scale_attn(scores.features))
+            if self.kind == "hierarchical":
+                weight = torch.sigmoid(weight)
+        return ScaleOutput(promote(scores.logits), promote(scores.aux_logits), weight)
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Training pass on `train_scales` (B x 3 x H x W float, normalised); the loss is made from the output."""
+        self._check_images(images)
+        size = (images.shape[-2], images.shape[-1])
+        scales = self.train_scales
+        sizes = [scaled_size(size, scale) for scale in scales]
+        # From the lowest scale up, as released: batch norms see the scales in this order.
+        outputs = [
+            self.forward_scale(resize(images, own), attention=self._runs_attention(scale, scales))
+            for scale, own in zip(scales, sizes, strict=True)
+        ]
+        attention = self._attention_maps([out.attention for out in outputs], sizes, size)
+        own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
+        own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))
+        descending, weights = scales[::-1], attention[::-1]
+        return ModelOutput(
+            logits=fuse(self.kind, map(Level, descending, reversed(own_logits), weights), size),
+            aux_logits=fuse(self.kind, map(Level, descending, own_aux, weights), size),
+            scale_logits=dict(zip(scales, own_logits, strict=True)),
+            attention={s: a for s, a in zip(scales, attention, strict=True) if a is not None},
+        )
+
+    def predict(self, images: Tensor, scales: Sequence[float] = (0.5, 1.0, 2.0), flip: bool = False) -> Prediction:
+        """Fuse the predictions of any scales that contain 1.0, in evaluation mode and without gradient.
+
+        Args:
+            images: (N, 3, H, W) float, normalised.
+            scales: different positive numbers, one of them 1.0, in any order; kind "single" only runs 1.0
+                and gives the others a weight of zero.
+            flip: average logits (and weights) with those of the mirrored images.
+
+        Returns:
+            Prediction. The scores of all scales are kept on the trunk's grid only and fused a few rows at a time, so
+            memory does not grow with the number of scales.
+
+        Raises:
+            ConfigError: the scales are unusable. InputError: the images have another shape.
+        """
+        self._check_images(images)
+        asked = check_scales(scales)
+        with evaluating(self), torch.no_grad():
+            fused = ScalePass(images, self.kind, self._run)
+            weights = None if self.kind == "max" else fused.weights(asked, flip)
+            return Prediction(
+                logits=fused.scores(asked, flip).full(),
+                weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
+                attention={scale: maps.full() for scale, maps in fused.attention(asked, flip).items()},
+            )
+
+    def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+        out = self.forward_scale(images, attention=attention)
+        return out.logits, out.attention
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise InputError(f"images are a {type(images).__name__}: a model takes a tensor (N, 3, H, W)")
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
+            raise InputError(
+                f"images must be a float tensor (N, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
+                "normalise first and put the channels second"
+            )
+        own = next(self.parameters())
+        if images.device != own.device:
+            raise InputError(f"images are on {images.device}, the model on {own.device}: `images.to(...)` first")
+        if images.dtype != own.dtype and not torch.is_autocast_enabled(own.device.type):
+            raise InputError(f"images are {images.dtype}, the model {own.dtype}: `images.to(...)` first, or autocast")
+
+    def _runs_attention(self, scale: float, scales: Sequence[float]) -> bool:
+        if self.kind == "explicit" or self.options.top_attention == "released":
+            return True
+        return scale != max(scales)
+
+    def _attention_maps(
+        self, attention: list[Tensor | None], sizes: Sequence[tuple[int, int]], size: tuple[int, int]
+    ) -> list[Tensor | None]:
+        """Bring each scale's attention to the grid on which the fusion uses it."""
+        if self.kind == "explicit":
+            return list(explicit_weights([cast("Tensor", one) for one in attention], size))
+        return [None if one is None else resize(one, own) for one, own in zip(attention, sizes, strict=True)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode inside the block and back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
+    """Build a model with fresh weights (He initialisation, so that it also learns from scratch).
+
+    Args:
+        kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
+            head and one and the same state dict.
+        trunk: a name that a file of `models/trunks` knows: hrnet_w18 | w32 | w48 | w64 (any hrnet_w<N>),
+            hrnet_tiny, hrnet_micro, deeplabv3_resnet50 | deeplabv3_resnet101.
+        num_classes: number of classes C.
+        options: fields of `ModelOptions`.
+
+    Raises:
+        ConfigError: an unknown kind, trunk or option, or an impossible value.
+    """
+    chosen = make_options(kind, trunk, num_classes, options)
+    model = _assemble(chosen)
+    _initialise(model)
+    return model
+
+
+def build_empty(options: ModelOptions) -> MultiScaleModel:
+    """Build a model whose tensors have shapes but no memory yet; `load_state_dict(assign=True)` fills it."""
+    with torch.device("meta"):
+        return _assemble(options)
+
+
+def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
+    """Return a model of another kind that *shares* this one's modules (ablations on one checkpoint).
+
+    Raises:
+        ConfigError: the kind needs an attention head and the model has none.
+    """
+    options = model.options.as_kind(kind)
+    head = getattr(model, "scale_attn", None) if options.has_attention else None
+    if options.has_attention and head is None:
+        raise ConfigError(f"kind {kind!r} needs an attention head, a model of kind {model.kind!r} has none")
+    other = MultiScaleModel(options, model.backbone, model.ocr, head)
+    other.train(model.training)
+    other.meta = model.meta
+    return other
+
+
+def _assemble(options: ModelOptions) -> MultiScaleModel:
+    trunk = make_trunk(options.trunk)
+    if hasattr(trunk, "checkpointing"):
+        trunk.checkpointing = options.activation_checkpointing
+    elif options.activation_checkpointing:
+        raise ConfigError(f"activation_checkpointing is not offered for the trunk {options.trunk}")
+    hidden = options.attention_channels or trunk.widths.attention_channels
+    context = _context(options, trunk, hidden)
+    head = AttentionHead(context.out_channels, hidden) if options.has_attention else None
+    return MultiScaleModel(options, cast("nn.Module", trunk), context, head)
+
+
+def _context(options: ModelOptions, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
+    channels, widths = sum(trunk.channels), trunk.widths
+    if (options.context or widths.context) == "none":
+        return PixelHeads(
+            channels, options.num_classes, head=options.head, head_channels=hidden, dropout=options.dropout
+        )
+    return OCRBlock(
+        channels,
+        options.num_classes,
+        mid=options.ocr_mid or widths.ocr_mid,
+        key=options.ocr_key or widths.ocr_key,
+        head=options.head,
+        head_channels=hidden,
+        dropout=options.dropout,
+    )
+
+
+def _initialise(model: MultiScaleModel) -> None:
+    init_weights(model)
+    # Sigmoid losses start at the class prior instead of at one half for every class (a first loss of 4
+    # instead of 13 with 19 classes); a softmax does not see a bias that all classes share.
+    prior = -math.log(max(model.num_classes - 1, 1))
+    for head in (model.ocr.cls_head, model.ocr.aux_head):
+        _reset_classifier(head, prior)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+    if model.options.has_attention:
+        # All scales start with equal say.
+        nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
+
+
+def _reset_classifier(head: nn.Module, prior: float) -> None:
+    """Draw the last convolution of a head small, with all class scores at `prior`."""
+    last = head if isinstance(head, nn.Conv2d) else list(head.modules())[-1]
+    if not isinstance(last, nn.Conv2d) or last.bias is None:
+        raise TypeError(f"the last layer of a class head is a convolution with bias, not {last}")
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.constant_(last.bias, prior)
