@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.confusion import mean_iou_of, ratio
+from hmsa_core.metrics.confusion import finite, mean_iou_of, ratio
 
 __all__ = [
     "Interval",
@@ -77,20 +77,16 @@ class Interval:
         """JSON with null instead of NaN."""
         rows = zip(classes, self.class_value, self.class_low, self.class_high, strict=True)
         return {
-            "value": _number(self.value),
-            "low": _number(self.low),
-            "high": _number(self.high),
+            "value": finite(self.value),
+            "low": finite(self.low),
+            "high": finite(self.high),
             "level": self.level,
             "blocks": self.blocks,
             "runs": self.runs,
             "draws": self.draws,
-            "above_zero": _number(self.above_zero),
-            "classes": {name: [_number(v), _number(a), _number(b)] for name, v, a, b in rows},
+            "above_zero": finite(self.above_zero),
+            "classes": {name: [finite(v), finite(a), finite(b)] for name, v, a, b in rows},
         }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def bootstrap_iou(
@@ -232,8 +228,8 @@ def _interval(
         low, high, above = interval_of_runs(by_run, drawn, plan.blocks, level)
     else:
         low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
-        finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
-        above = float(((finite > 0) + 0.5 * (finite == 0)).mean()) if finite.size else float("nan")
+        known = drawn[:, -1][~np.isnan(drawn[:, -1])]
+        above = float(((known > 0) + 0.5 * (known == 0)).mean()) if known.size else float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]),

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognise
     kept = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in _CLASSIFICATION}
     trunk = _trunk_name(where, kept, "")
     with torch.device("meta"):
-        expected = nn.ModuleDict({"backbone": make_trunk(trunk)}).state_dict()
+        expected = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))}).state_dict()
     kept = {f"backbone.{key}": tensor for key, tensor in kept.items()}
     check_state(where, expected, kept, verbose=verbose)
     return _Recognised(_ordered(expected, kept), None, trunk, dict(dropped))

@@ -33,7 +33,8 @@ class Level(NamedTuple, Generic[M]):
 
 def fuse(kind: str, levels: Iterable[Level[M]], size: Size) -> M:
     """Fuse levels, given from the highest scale to the lowest, into one map of `size`."""
-    return _FUSIONS[kind](levels, size)
+    fused: M = _FUSIONS[kind](levels, size)
+    return fused
 
 
 def _hierarchical(levels: Iterable[Level[M]], size: Size) -> M:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, iou_of
+from hmsa_core.leaks import Judgement
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, iou_of
 from pipeline import plots
 from pipeline.checkpoint_folders import knows_other_classes
-from pipeline.counts import finite, read_counts
-from pipeline.leaks import Judgement
+from pipeline.counts import read_counts
 from pipeline.nightly import gate
 from pipeline.nightly.registry import Registry
 from pipeline.stages import precision

@@ -29,9 +29,9 @@ from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
 from hmsa_core.labels.thresholds.cuts import figures, smallest_global_code
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.leaks import Judgement, judge_only_unseen
 from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
-from pipeline.leaks import Judgement, judge_only_unseen
 from pipeline.stages.support import infer_store, role_index
 from pipeline.workspace import JUDGED_CURVES, Workspace
 

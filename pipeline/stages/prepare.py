@@ -19,11 +19,11 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
+from hmsa_core.leaks import find_leaks
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
-from pipeline.leaks import find_leaks
 from pipeline.named_files import mend_of_root
 from pipeline.params import Params
 from pipeline.stages import VERSIONS

@@ -36,7 +36,7 @@ def _id(path: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_what_a_page_names_of_the_tests_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
-    for name, test in re.findall(r"\b(tests/[\w./-]*\w)(?:::(\w+))?", text):
+    for name, test in re.findall(r"\b((?:\w+/)*tests/[\w./-]*\w)(?:::(\w+))?", text):
         assert (REPO / name).exists(), name
         assert not test or re.search(rf"^(async )?def {test}\b", (REPO / name).read_text("utf-8"), re.MULTILINE), test
 

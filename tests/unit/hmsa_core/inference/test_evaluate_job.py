@@ -12,7 +12,7 @@ import pytest
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference import evaluate
-from hmsa_core.inference.evaluate_scores import Labelled, Scorer
+from hmsa_core.inference.evaluation import Labelled, Scorer
 from hmsa_core.inference.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError

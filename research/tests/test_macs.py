@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmsa_core.inference.macs import inference_macs, main, training_macs
 from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import ModelOptions
+from research.ablation.macs import inference_macs, main, training_macs
 
 SIZE = (64, 96)
 

@@ -1,6 +1,6 @@
 """Multiply-accumulates of training and inference, counted by torch on tensors without memory.
 
-    python -m hmsa_core.inference.macs REQUEST.json ANSWER.json
+    python -m research.ablation.macs REQUEST.json ANSWER.json
 
 Convolutions and matrix products are counted, as the paper counts them; resizing, norms and the loss are not. A
 backward pass is taken as two forward passes.
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the request, write the answer."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 2:
-        sys.stderr.write("usage: python -m hmsa_core.inference.macs REQUEST.json ANSWER.json\n")
+        sys.stderr.write("usage: python -m research.ablation.macs REQUEST.json ANSWER.json\n")
         return 2
     request, answer = (Path(a) for a in arguments)
     write_json(answer, count(MacsRequest.model_validate_json(request.read_bytes())))
