@@ -20,12 +20,12 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-# Ablations: SEEDS=0,1,2 ROWS=a,b EPOCHS_SCALE=1 RANKS=n choose what is made; finished cells are never made again.
+# Ablations: SEEDS=0,1,2 ROWS=a,b EPOCHS_SCALE=1 RANKS=n choose what is made; rows that are in the table are not.
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
 .PHONY: help setup lock demo camvid test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
-  ablation-scales ablation-reasons ablation-labels ablation-threshold ablation-merging ablation-losses camvid-table results
+  ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -82,37 +82,27 @@ mutants: setup  ## does a test notice? mutation run over files, locks, checkpoin
 coverage: setup  ## branch coverage of the fast tests, line by line
 	$(PY) -m pytest -n 2 -q -m "not ($(SLOW) or $(PROCESS))" --cov --cov-branch --cov-report=term-missing:skip-covered
 
-bench: setup  ## ratios side by side; writes research/bench/results and docs/benchmarks.md
+bench: setup  ## speed side by side with plain ways (python -m research.bench.run --write keeps the figures)
 	$(PY) -m research.bench.run
 
-ablation-scales: setup  ## single, average, max, explicit, hierarchical on three sets of scales (SEEDS= ROWS= WORKSPACE=)
-	autolabel ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
-
-ablation-reasons: setup  ## why scales and labels come out so: no enlarged pictures in training; a loss at each scale; equal training scales; labels of all classes, human ones
-	autolabel ablate reasons --prepare --workspace $(WORKSPACE) $(ABLATE)
+ablation-scales: setup  ## fill the table of fusions over scales (SEEDS= ROWS= WORKSPACE=; all tables: python -m research.ablate --help)
+	$(PY) -m research.ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, auto + coarse
-	autolabel ablate labels --prepare --workspace $(WORKSPACE) $(ABLATE)
+	$(PY) -m research.ablate labels --prepare --workspace $(WORKSPACE) $(ABLATE)
 
 ablation-threshold: setup  ## 0, 0.5, ... 0.98 and the measured policy (one seed)
-	autolabel ablate threshold --prepare --workspace $(WORKSPACE) $(ABLATE)
+	$(PY) -m research.ablate threshold --prepare --workspace $(WORKSPACE) $(ABLATE)
 
-ablation-merging: setup  ## what auto-labels add to human polygons: policy, 0.5, 0; conflicts ignored or to the human
-	autolabel ablate merging --prepare --workspace $(WORKSPACE) $(ABLATE)
-
-ablation-losses: setup  ## RMI released / masked, BCE, CE at 10, 30, 60 % ignored; CutMix, ClassMix; auxiliary loss
-	autolabel ablate losses --prepare --workspace $(WORKSPACE) $(ABLATE)
-
-camvid-table: setup  ## CamVid: control, coarse, auto, merged for both variants of the splits, and with a teacher of twice the length (CAMVID=folder)
-	autolabel ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
-	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-1280 --variant default --teacher-epochs 1280 \
+camvid-table: setup  ## CamVid: control, coarse, auto, merged; both variants of the splits, and a teacher of twice the length (CAMVID=folder)
+	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
+	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid-1280 --variant default --teacher-epochs 1280 \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
-	autolabel ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
+	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid-drive_shift --variant drive_shift \
 	  --data $(abspath $(CAMVID)) $(ABLATE)
 
-results: setup  ## docs/results.md from the committed metric files and what these workspaces measured last
-	autolabel results --if-there --collect . --collect workspaces/camvid --collect workspaces/camvid-1280 \
-	  --collect workspaces/camvid-drive_shift
+results: setup  ## the tables of docs/results.md from research/tables
+	$(PY) -m research.results
 
 lint: setup  ## ruff
 	$(PY) -m ruff check .

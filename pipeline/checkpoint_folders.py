@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io import atomic
-from hmsa_core.io.digested import take_digest
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import HmsaError, IntegrityError, one_line
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.taxonomy import ClassTable
@@ -23,15 +22,12 @@ def damage(checkpoint: Path) -> str:
         if not path.exists():
             return f"{path} is missing"
     try:
-        value = atomic.read_json(meta)
+        value = sealed.read(meta)
         actual = atomic.sha256_file(weights)
     except HmsaError as error:
         return error.message
     except OSError as error:
         return one_line(error)
-    recorded, digest = take_digest(value)
-    if recorded not in (None, digest):
-        return f"{meta}: damaged or edited (digest is {digest}, recorded {recorded})"
     recorded = value.get("weights_sha256")
     if actual != recorded:
         return f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
@@ -89,13 +85,10 @@ def _description(meta: dict[str, Any]) -> dict[str, Any]:
 def describes(folder: Path, checkpoint: Path) -> bool:
     """Whether a version of the same weights is described as a checkpoint is, as far as its description can be read."""
     try:
-        meta = atomic.read_json(folder / "model.json")
+        meta = sealed.read(folder / "model.json")
     except (HmsaError, OSError):
         return True
-    recorded, digest = take_digest(meta)
-    return recorded not in (None, digest) or _description(meta) == _description(
-        atomic.read_json(checkpoint / "model.json")
-    )
+    return _description(meta) == _description(atomic.read_json(checkpoint / "model.json"))
 
 
 def weights_by_name(folder: Path) -> str:

@@ -77,9 +77,9 @@ class Verifier:
         out.reused = all(same.values())
         paths = found.image, found.label, coarse
         kind = "fine" if found.label else "coarse" if coarse else "unlabelled"
-        place = found.split, task.role, found.city, found.sequence, found.frame, task.block
         hashes = digests["image"], digests["label"], digests["coarse"] if coarse else ""
-        out.sample = Sample(found.name, *paths, kind, *place, *size, *hashes, phash)
+        where = found.split, task.role, found.city, found.sequence
+        out.sample = Sample(found.name, *paths, kind, *where, found.frame, task.block, *size, *hashes, phash)
         return out
 
     def _label(self, task: Task, size: tuple[int, int], out: Checked, *, reuse: bool) -> bool:

@@ -246,7 +246,7 @@ def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
         raise
 
 
-def _hashed(file: IO[bytes], size: int, recorded: str, path: Path) -> IO[bytes]:
+def _hashed(file: io.BufferedReader, size: int, recorded: str, path: Path) -> IO[bytes]:
     with file:
         found = hashlib.file_digest(file, "sha256").hexdigest() if size > _HASHED_FIRST else recorded
         file.seek(0)

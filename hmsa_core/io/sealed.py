@@ -21,10 +21,14 @@ _HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
 
 
 def dump(value: dict[str, Any]) -> bytes:
-    """Bytes of a sealed file: sorted keys, one top-level key a line, one element a line in lists of objects."""
-    if not value or "digest" in value:
-        raise ValueError("a sealed object needs keys, and none of them may be 'digest'")
-    body = (",\n".join(f"{_compact(k)}:{_lines(v)}" for k, v in sorted(value.items())) + "}\n").encode("utf-8")
+    """Bytes of a sealed file: sorted keys, one top-level key a line, one element a line in lists of objects.
+
+    A `digest` that the object carries, because it was read from such a file, is replaced.
+    """
+    items = sorted((key, item) for key, item in value.items() if key != "digest")
+    if not items:
+        raise ValueError("a sealed object needs a key besides 'digest'")
+    body = (",\n".join(f"{_compact(k)}:{_lines(v)}" for k, v in items) + "}\n").encode("utf-8")
     return b'{"digest":"' + sha256_bytes(body).encode("ascii") + b'",\n' + body
 
 

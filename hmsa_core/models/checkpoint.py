@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.io.atomic import read_json, sha256_bytes, write_bytes, write_json
-from hmsa_core.io.digested import take_digest, with_digest
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import sha256_bytes, write_bytes
 from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError
 from hmsa_core.io.trees import new_tree
 
@@ -110,7 +110,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[st
 
 def _write(folder: Path, data: bytes, value: dict[str, Any]) -> None:
     write_bytes(folder / WEIGHTS, data)
-    write_json(folder / META, with_digest(value))
+    sealed.write(folder / META, value)
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -125,18 +125,16 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         what = "an unfinished save (weights without model.json)" if (folder / WEIGHTS).exists() else "no checkpoint"
         raise CheckpointError(f"{folder}: {what}; give a folder with model.json and model.safetensors")
     try:
-        meta = read_json(file)
+        meta = sealed.read(file)
     except IntegrityError as error:
-        raise CheckpointError(error.message) from error
+        raise CheckpointError(error.message, hint="copy the folder again") from error
+    del meta["digest"]
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{file}: format {meta.get('format')!r} is not {FORMAT!r}")
     if meta.get("version") != VERSION:
         raise CheckpointError(
             f"{file}: version {meta.get('version')!r}, this program reads version {VERSION}: use a newer program"
         )
-    recorded, actual = take_digest(meta)
-    if recorded not in (None, actual):
-        raise CheckpointError(f"{file}: damaged or edited (its digest does not fit); copy the folder again")
     for name, kind in _FIELDS.items():
         if not isinstance(meta.get(name), kind):
             raise CheckpointError(f"{file}: field {name!r} is missing or of another type")

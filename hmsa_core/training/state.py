@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmsa_core.io import atomic
-from hmsa_core.io.atomic import read_json, remove_tree, sha256_bytes, sweep_temps, write_bytes, write_json
-from hmsa_core.io.digested import take_digest, with_digest
+from hmsa_core.io import atomic, sealed
+from hmsa_core.io.atomic import remove_tree, sha256_bytes, sweep_temps, write_bytes
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
 
 __all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
@@ -88,7 +87,7 @@ class StateStore:
             "files": files,
             "record": dict(record),
         }
-        write_json(target / _COMMIT, with_digest(meta))
+        sealed.write(target / _COMMIT, meta)
         self._prune(step)
         return target
 
@@ -127,10 +126,8 @@ class StateStore:
 
     def _read(self, step: int) -> Snapshot:
         folder = self.folder / f"step-{step:08d}"
-        meta, where = read_json(folder / _COMMIT), folder / _COMMIT
-        recorded, actual = take_digest(meta)
-        if recorded != actual:
-            raise IntegrityError(f"{where}: damaged or edited (digest is {actual}, recorded {recorded})")
+        where = folder / _COMMIT
+        meta = sealed.read(where)
         if [meta.get(field) for field in ("format", "version", "step")] != [_FORMAT, _VERSION, step]:
             raise IntegrityError(f"{where}: not a training state of this version and step")
         if meta["key"] != self.key:

@@ -9,6 +9,8 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from hmsa_core import __version__
@@ -75,15 +77,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[chosen.command][0])
+    return run_command(f"autolabel {chosen.command}", module, chosen.rest)
+
+
+def run_command(prog: str, module: ModuleType, rest: Sequence[str]) -> int:
+    """Run a module with `add_arguments(parser)` and `run(args)`; an error gives one line and its exit status."""
     parser = _Parser(
-        prog=f"autolabel {chosen.command}",
-        description=module.__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog, description=module.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    args = parser.parse_args(chosen.rest)
-    args.command_line = shlex.join(["autolabel", chosen.command, *chosen.rest])
+    args = parser.parse_args(rest)
+    args.command_line = shlex.join([*prog.split(), *rest])
     try:
         return int(module.run(args) or 0)
     except HmsaError as error:
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _report(translate_os_error(error, f"autolabel {chosen.command}:"))
+        return _report(translate_os_error(error, f"{prog}:"))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

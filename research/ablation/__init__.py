@@ -1,11 +1,8 @@
-"""Ablations: rows that differ in one thing, at the same number of images seen, kept as small committed files.
+"""Ablations: rows that differ in one thing, at the same number of images seen.
 
-plan        what a row is: how it is trained, on which labels, how it is run
-catalogue   the ablations themselves
-material    the key of a cell: digest of its settings and of the code that decides its result
-cells       the committed files: figures as JSON, per-image counts as NPZ
-labels, jobs, run     making what is missing, through the jobs of hmsa_core
-freeze      hashes that are written before the confirming seeds are opened
-statistics  intervals and comparisons from the committed files alone
-estimate    how long what is missing will take
+plan, catalogue     what a row is, and the tables
+recipe              the training of a row: a section of params.yaml with the row's changes, seed and length
+labels, jobs, run   making what is missing through the stages' own jobs, and appending it to the table
+intervals           intervals and comparisons from the counts of each image
+freeze              what is fixed before the confirming seeds are opened
 """

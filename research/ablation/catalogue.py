@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.spec import EvaluationSetting
 from pipeline.params import Params
-from research.ablation.merging import make_merging
 from research.ablation.plan import Ablation, Comparison, Labels, Row, Training
-from research.ablation.reasons import make_reasons
-from research.ablation.rows import (
-    PAIRS,
-    SETS,
-    Changes,
-    from_pretraining,
-    from_teacher,
-    main_row,
-    scale_rows,
-    set_name,
-    setting,
-)
 
 __all__ = ["NAMES", "camvid_folder", "camvid_variant", "make_ablation", "named_variant"]
 
+SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
+PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
+Changes = tuple[tuple[str, Any], ...]
 NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "camvid-table")
 _THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 _IGNORED = (0.1, 0.3, 0.6)
@@ -48,9 +43,9 @@ def make_ablation(name: str, params: Params) -> Ablation:
     makers = {
         "scales": _scales,
         "labels": _labels,
-        "reasons": make_reasons,
+        "reasons": _reasons,
         "threshold": _threshold,
-        "merging": make_merging,
+        "merging": _merging,
         "losses": _losses,
     }
     if name == "camvid-table":
@@ -59,13 +54,13 @@ def make_ablation(name: str, params: Params) -> Ablation:
         raise ConfigError(f"unknown ablation {name!r}: choose one of {', '.join(NAMES)}")
     profile = camvid_folder(camvid_variant(params)) if params.profile == "camvid" else params.profile
     suffix = "" if profile == "demo" else f"-{profile}"
-    return makers[name](f"{name}{suffix}", f"make ablation-{name}", params)
+    return makers[name](f"{name}{suffix}", params)
 
 
 # ------------------------------------------------------------------------------------------------ scales
 
 
-def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG001 - the same for every profile
+def _scales(name: str, params: Params) -> Ablation:  # noqa: ARG001 - the same for every profile
     rows = [
         Row("single-1", "single scale", from_pretraining("single"), setting("single-1", (1.0,), mode="single")),
         *scale_rows("average", "single", (*PAIRS, *SETS), mode="average"),
@@ -79,7 +74,7 @@ def _scales(name: str, command: str, params: Params) -> Ablation:  # noqa: ARG00
         *scale_rows("hierarchical", "hierarchical"),
         *scale_rows("explicit", "explicit"),
     ]
-    return Ablation(name, "Fusing scales", "teacher-pretrain", tuple(rows), _scale_claims(), command)
+    return Ablation(name, "Fusing scales", "teacher-pretrain", tuple(rows), _scale_claims())
 
 
 def _scale_claims() -> tuple[Comparison, ...]:
@@ -113,7 +108,7 @@ def _scale_claims() -> tuple[Comparison, ...]:
 # ------------------------------------------------------------------------------------------------ labels
 
 
-def _labels(name: str, command: str, params: Params) -> Ablation:
+def _labels(name: str, params: Params) -> Ablation:
     """The paper's table, and where the labels of the other half come from.
 
     Without attention the model is trained on a single scale and its scales are averaged. The rows without
@@ -145,13 +140,13 @@ def _labels(name: str, command: str, params: Params) -> Ablation:
         Comparison("both-coarse", "coarse", "auto + coarse > coarse as drawn"),
         Comparison("both-coarse", "both", "auto + coarse > auto"),
     )
-    return Ablation(name, "Attention and labels", "pseudo-label", rows, comparisons, command)
+    return Ablation(name, "Attention and labels", "pseudo-label", rows, comparisons)
 
 
 # --------------------------------------------------------------------------------------------- threshold
 
 
-def _threshold(name: str, command: str, params: Params) -> Ablation:
+def _threshold(name: str, params: Params) -> Ablation:
     rows = [main_row("control", "fine labels only", from_teacher(), params)]
     rows += [main_row(f"t{t:g}", f"threshold {t:g}", from_teacher(labels=Labels(t)), params) for t in _THRESHOLDS]
     rows.append(main_row("policy", "policy (measured)", from_teacher(labels=Labels()), params))
@@ -160,13 +155,13 @@ def _threshold(name: str, command: str, params: Params) -> Ablation:
         Comparison("policy", "control", "auto-labels > fine labels only"),
         Comparison("t0.9", "control", "auto-labels of 0.9 > fine labels only"),
     )
-    return Ablation(name, "Thresholds", "pseudo-label", tuple(rows), comparisons, command)
+    return Ablation(name, "Thresholds", "pseudo-label", tuple(rows), comparisons)
 
 
 # ------------------------------------------------------------------------------------------------ losses
 
 
-def _losses(name: str, command: str, params: Params) -> Ablation:
+def _losses(name: str, params: Params) -> Ablation:
     """Loss on thresholded masks at three shares of ignored pixels; mixing, colour, a tail; the auxiliary loss."""
     usual = params.student_train.pseudo.colour
     rows = []
@@ -233,7 +228,139 @@ def _losses(name: str, command: str, params: Params) -> Ablation:
         *tail_claims,
         Comparison("aux-cross-entropy", "aux-released-rmi", "auxiliary cross-entropy > auxiliary RMI"),
     )
-    return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons, command)
+    return Ablation(name, "Losses and mixing", "pseudo-label", tuple(rows), comparisons)
+
+
+# ------------------------------------------------------------------------------------------------ reasons
+
+
+_NARROW: dict[str, Any] = {"prefix": "narrow-", "told": "trained up to 1x: ", "changes": (("augment.scale_max", 1.0),)}
+_OWN: dict[str, Any] = {
+    "prefix": "own-",
+    "told": "with a loss at each scale: ",
+    "changes": (("loss.per_scale_weight", 0.4),),  # the auxiliary loss's weight
+}
+_TWO: dict[str, Any] = {
+    "prefix": "two-",
+    "told": "trained on {0.5, 1}: ",
+    "changes": (("model.train_scales", SETS[0]),),
+}
+_THREE: dict[str, Any] = {
+    "prefix": "three-",
+    "told": "trained on {0.5, 1, 2}: ",
+    "changes": (("model.train_scales", SETS[1]),),
+}
+_HURTS = (
+    ("narrow-average-0.5-1-2", "narrow-average-0.5-1", "adding 2x hurts average"),
+    ("narrow-average-1-2", "narrow-single-1", "adding 2x alone to 1x hurts average"),
+    ("narrow-hierarchical-0.5-1-2", "narrow-hierarchical-0.5-1", "adding 2x hurts hierarchical"),
+)
+_HELPS = (
+    ("narrow-average-0.5-1", "narrow-single-1", "adding 0.5x helps average"),
+    ("narrow-hierarchical-0.5-1", "narrow-single-1", "hierarchical > single scale"),
+    ("narrow-hierarchical-0.5-1", "narrow-average-0.5-1", "hierarchical > average"),
+    ("narrow-hierarchical-0.5-1-2", "narrow-average-0.5-1-2", "hierarchical > average"),
+    ("own-hierarchical-1", "hierarchical-1", "a loss of its own helps {1} alone"),
+    ("own-hierarchical-0.5-1", "hierarchical-0.5-1", "a loss of its own helps {0.5, 1}"),
+    ("own-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "a loss of its own helps {0.5, 1, 2}"),
+    ("own-hierarchical-1", "single-1", "hierarchical with a loss at each scale, {1} alone > single scale"),
+    ("own-hierarchical-0.5-1", "average-0.5-1", "hierarchical with a loss at each scale > average"),
+    ("own-hierarchical-0.5-1-2", "average-0.5-1-2", "hierarchical with a loss at each scale > average"),
+    ("hierarchical-0.5-1-2", "explicit-0.5-1-2", "hierarchical > explicit, which alone is trained on 2x"),
+    ("three-hierarchical-0.5-1-2", "explicit-0.5-1-2", "hierarchical > explicit, both trained on {0.5, 1, 2}"),
+    ("hierarchical-0.5-1", "two-explicit-0.5-1", "hierarchical > explicit, both trained on {0.5, 1}"),
+    ("three-hierarchical-0.5-1-2", "hierarchical-0.5-1-2", "2x in training helps hierarchical"),
+    ("both", "attention", "auto-labels > fine labels only"),
+    ("all-classes", "both", "labels of all classes > of those with a threshold"),
+    ("all-classes", "attention", "labels of all classes > fine labels only"),
+    ("both", "coarse", "auto > coarse as drawn"),
+    ("all-classes", "coarse", "auto of all classes > coarse as drawn"),
+    ("coarse", "attention", "coarse > fine labels only"),
+)
+
+
+def _reasons(name: str, params: Params) -> Ablation:
+    """Tests of the reasons; rows without a prefix are those of the tables in question.
+
+    `narrow`: no enlarged picture is learned from, so 2x should hurt averaging, as the paper has it. `own`: each
+    scale has a loss of its own, so the hierarchical model should be as good at {1} alone as the single-scale one.
+    `two`, `three`: both kinds of attention are trained on the same scales, so explicit attention should not be better.
+    `all-classes`: no threshold, so no class is missing from the auto-labelled half; what is left between it and
+    `coarse`, people's polygons, is not owed to missing classes.
+    """
+    ignored = ("loss.rmi_ignore", params.student_train.loss.rmi_ignore)  # as table labels has it
+    rows = (
+        *scale_rows("single", "single", ((1.0,),), mode="single"),
+        *scale_rows("average", "single", SETS[:2], mode="average"),
+        *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS[:2])),
+        *scale_rows("single", "single", ((1.0,),), mode="single", **_NARROW),
+        *scale_rows("average", "single", (PAIRS[1], *SETS[:2]), mode="average", **_NARROW),
+        *scale_rows("hierarchical", "hierarchical", SETS[:2], **_NARROW),
+        *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS[:2]), **_OWN),
+        *scale_rows("explicit", "explicit", SETS[:2]),
+        *scale_rows("explicit", "explicit", SETS[:1], **_TWO),
+        *scale_rows("hierarchical", "hierarchical", SETS[:2], **_THREE),
+        main_row("attention", "fine labels", from_pretraining("hierarchical"), params),
+        *(
+            main_row(own, title, from_pretraining("hierarchical", ignored, labels=labels), params)
+            for own, title, labels in (
+                ("both", "fine and auto-labels", Labels()),
+                ("all-classes", "fine and auto-labels of all classes, threshold 0", Labels(0.0)),
+                ("coarse", "fine labels and human coarse ones as drawn", Labels("none", coarse=True)),
+            )
+        ),
+    )
+    comparisons = (*(Comparison(*c, hurts=True) for c in _HURTS), *(Comparison(*c) for c in _HELPS))
+    return Ablation(name, "Tests of the reasons", "pseudo-label", rows, comparisons)
+
+
+# ------------------------------------------------------------------------------------------------ merging
+
+
+_BESIDE_HUMAN: dict[str, Labels] = {
+    "policy": Labels(coarse=True),
+    "t0.9": Labels(0.9, coarse=True),
+    "t0.5": Labels(0.5, coarse=True),
+    "t0": Labels(0.0, coarse=True),
+}
+
+
+def _merging(name: str, params: Params) -> Ablation:
+    """Students by their recipe; the auto-labelled half holds human polygons and what is merged into them.
+
+    `-human`: a pixel that teacher and human call by two names keeps the human's. Otherwise the profile's default:
+    it is ignored, and with it what the teacher finds hard is gone from inside of the polygons. The lower the threshold,
+    the less a class is missing outside of them.
+    """
+    rows = [
+        main_row("control", "fine labels only", from_teacher(), params),
+        main_row("coarse", "human coarse labels as drawn", from_teacher(labels=Labels("none", coarse=True)), params),
+    ]
+    comparisons = [
+        Comparison("policy", "control", "student (coarse + auto, policy) > fine labels only"),
+        Comparison("coarse", "control", "coarse > fine labels only"),
+    ]
+    for own, labels in _BESIDE_HUMAN.items():
+        told = "policy" if own == "policy" else f"threshold {labels.threshold:g}"
+        kept = replace(labels, conflict="human")
+        rows += [
+            main_row(own, f"+ auto-labels, {told}", from_teacher(labels=labels), params),
+            main_row(
+                f"{own}-human", f"+ auto-labels, {told}; conflicts to the human", from_teacher(labels=kept), params
+            ),
+        ]
+        comparisons += [
+            Comparison(own, "coarse", f"coarse + auto ({told}) > coarse as drawn"),
+            Comparison(f"{own}-human", "coarse", f"coarse + auto ({told}, conflicts to the human) > coarse as drawn"),
+            Comparison(own, f"{own}-human", f"conflicts ignored > to the human ({told})"),
+        ]
+    comparisons += [
+        Comparison(f"policy{end}", f"{other}{end}", f"policy > {name}{told}, beside coarse")
+        for other, name in (("t0", "no threshold"), ("t0.5", "0.5"), ("t0.9", "0.9"))
+        for end, told in (("", ""), ("-human", ", conflicts to the human"))
+    ]
+    title = "Auto-labels beside human polygons"
+    return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons))
 
 
 # ------------------------------------------------------------------------------------------------ CamVid
@@ -258,7 +385,7 @@ def _camvid(params: Params) -> Ablation:
     if params.profile != "camvid":
         raise ConfigError(
             f"camvid-table is for workspaces of profile camvid, this one has profile {params.profile}",
-            hint="autolabel ablate camvid-table --prepare --workspace workspaces/camvid",
+            hint="python -m research.ablate camvid-table --prepare --workspace workspaces/camvid",
         )
     rows = [
         main_row("teacher", "teacher, as it is", None, params),
@@ -284,4 +411,52 @@ def _camvid(params: Params) -> Ablation:
     variant, _, epochs = named.partition("-")
     title = f"CamVid, variant {variant}" + (f", teacher of {epochs} epochs" if epochs else "")
     name = f"camvid-table-{named}"
-    return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons), "make camvid-table")
+    return Ablation(name, title, "pseudo-label", tuple(rows), tuple(comparisons))
+
+
+# ---------------------------------------------------------------------------------------- rows of several tables
+
+
+def setting(name: str, scales: tuple[float, ...], *, flip: bool = False, mode: str = "model") -> EvaluationSetting:
+    """A way to run a model, by the name of its row."""
+    return EvaluationSetting.model_validate({"name": name, "scales": scales, "flip": flip, "mode": mode})
+
+
+def main_row(name: str, title: str, training: Training | None, params: Params, mode: str | None = None) -> Row:
+    """A row that is run in the workspace's main setting."""
+    changes = {"name": name} | ({"mode": mode} if mode else {})
+    return Row(name, title, training, params.evaluate.settings[0].model_copy(update=changes))
+
+
+def from_pretraining(kind: str, *changes: tuple[str, Any], labels: Labels | None = None) -> Training:
+    """A whole training of a kind of model by the teacher's recipe."""
+    return Training("teacher_train", "pretrain", (("model.kind", kind), *changes), labels)
+
+
+def from_teacher(changes: Changes = (), labels: Labels | None = None) -> Training:
+    """A training by the student's recipe."""
+    return Training("student_train", "teacher", changes, labels)
+
+
+def set_name(scales: Iterable[float]) -> str:
+    """0.5-1-2."""
+    return "-".join(f"{s:g}" for s in scales)
+
+
+def scale_rows(
+    name: str,
+    kind: str,
+    sets: Iterable[tuple[float, ...]] = SETS,
+    *,
+    mode: str = "model",
+    prefix: str = "",
+    told: str = "",
+    changes: Changes = (),
+) -> list[Row]:
+    """One training, run on each set of scales; `prefix` and `told` stand before the rows' names and titles."""
+    rows = []
+    for scales in sets:
+        own = f"{prefix}{name}-{set_name(scales)}"
+        title = f"{told}{name}, {{{', '.join(f'{s:g}' for s in scales)}}}"
+        rows.append(Row(own, title, from_pretraining(kind, *changes), setting(own, scales, mode=mode)))
+    return rows

@@ -1,159 +1,78 @@
-"""Hashes of generator, recipe and comparisons, written before the confirming seeds are opened and checked afterwards.
+"""Confirming seeds: the recipe is frozen in `tables/frozen.json` before the first of them is opened.
 
-Seeds from `FIRST_CONFIRMING` on are for confirming only: they run when research/cells/<name>/freeze.json lists
-them and its hashes are those of the code and params.yaml in use. Once such a cell is there, nothing is frozen anew.
+Seeds from `FIRST_CONFIRMING` on run only when a freeze lists them and the recipe still has its digest.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, IntegrityError
+from hmsa_core.io.errors import ConfigError
 from pipeline.params import Params
-from pipeline.provenance import REPOSITORY, commit_of
-from research.ablation.cells import TRIED, Cell, cells_of, changes
-from research.ablation.code import changed_files, source_digests
-from research.ablation.material import Material, recipe_material
+from pipeline.provenance import describe_run
+from research.ablation.intervals import FIRST_CONFIRMING
+from research.ablation.plan import Ablation
+from research.ablation.recipe import Scale, recipe_digest
+from research.figures import Made, figures
 
-if TYPE_CHECKING:
-    from research.ablation.run import Request
+__all__ = ["check_seeds", "read_freeze", "write_freeze"]
 
-__all__ = [
-    "FIRST_CONFIRMING",
-    "FREEZE",
-    "check_seeds",
-    "deviations",
-    "differences",
-    "is_confirming",
-    "read_freeze",
-    "write_freeze",
-]
-
-FIRST_CONFIRMING = 100
-FREEZE = "freeze.json"
-_FORMAT = "hmsa-ablation-freeze"
+_FILE = "frozen.json"
 
 
-def is_confirming(seed: int) -> bool:
-    """Whether a seed is kept for confirming."""
-    return seed >= FIRST_CONFIRMING
-
-
-def read_freeze(folder: Path) -> dict[str, Any] | None:
-    """The freeze of an ablation, None without one."""
-    path = folder / FREEZE
-    if not path.exists():
-        return None
-    record = atomic.read_json(path)
-    if record.get("format") != _FORMAT or record.get("version") != 1:
-        raise IntegrityError(f"{path}: not a freeze of version 1")
-    if record.get("digest") != _sealed({k: v for k, v in record.items() if k != "digest"}):
-        raise IntegrityError(f"{path}: changed since it was written", hint="restore it from git")
-    return record
+def read_freeze(tables: Path, name: str) -> dict[str, Any] | None:
+    """Seeds, recipe digest, variants tried, note and commit of a table's freeze; None where nothing is frozen."""
+    path = tables / _FILE
+    found: dict[str, Any] | None = atomic.read_json(path).get(name) if path.exists() else None
+    return found
 
 
 def write_freeze(
-    params: Params, request: Request, seeds: tuple[int, ...], *, variants: int, note: str
-) -> dict[str, Any]:
-    """Freeze generator, recipe and comparisons; `variants` is how many were tried before, besides the recorded ones.
+    params: Params, ablation: Ablation, scale: Scale, tables: Path, seeds: tuple[int, ...], variants: int, note: str
+) -> None:
+    """Freeze recipe and comparisons of a table.
 
     Raises:
-        ConfigError: seeds that are no confirming ones, or one that was opened already.
+        ConfigError: seeds below `FIRST_CONFIRMING`, a confirming seed that was run before, or no note.
     """
-    wrong = [s for s in seeds if not is_confirming(s)]
-    if wrong or not seeds:
-        raise ConfigError(f"confirming seeds are {FIRST_CONFIRMING} or more, got {wrong[0] if wrong else 'none'}")
-    opened = [c.seed for c in _cells(request.folder) if is_confirming(c.seed)]
+    wrong = [s for s in seeds if s < FIRST_CONFIRMING]
+    if wrong:
+        raise ConfigError(f"confirming seeds are {FIRST_CONFIRMING} or more, got {wrong[0]}")
+    lines = figures(tables / f"{ablation.name}.parquet")
+    opened = sorted({line.seed for line in lines if line.seed is not None and line.seed >= FIRST_CONFIRMING})
     if opened:
-        raise ConfigError(f"{request.folder}: seed {opened[0]} was opened already: what is confirmed stays as it is")
+        raise ConfigError(f"{ablation.name}: seed {opened[0]} was run before: what is confirmed stays as it is")
     if not note.strip():
-        raise ConfigError("a freeze says how many variants were tried and how they were chosen", hint="--note TEXT")
-    material = recipe_material(params, request.ablation.rows, request.scale)
-    record = {
-        "format": _FORMAT,
-        "version": 1,
-        "ablation": request.ablation.name,
-        "confirming_seeds": sorted(seeds),
-        "variants_tried": variants + _recorded_variants(request.folder),
+        raise ConfigError("a freeze says how the recipe was chosen", hint="--note TEXT")
+    path = tables / _FILE
+    known = atomic.read_json(path) if path.exists() else {}
+    frozen = {
+        "seeds": sorted(seeds),
+        "recipe": recipe_digest(params, ablation, scale),
+        "variants_tried": variants,
         "note": note.strip(),
-        "epochs_scale": request.scale.epochs,
-        **_frozen(request, material),
-        **commit_of(REPOSITORY, sorted(material.code)),
+        "commit": Made.of(describe_run(("hmsa_core", "pipeline", "research"))).commit,
     }
-    record["digest"] = _sealed(record)
-    atomic.write_json(request.folder / FREEZE, record)
-    return record
+    atomic.make_folder(tables)
+    atomic.write_json(path, known | {ablation.name: frozen})
 
 
-def _sealed(record: dict[str, Any]) -> str:
-    return atomic.digest(record)
-
-
-def _frozen(request: Request, material: Material) -> dict[str, Any]:
-    return {
-        "settings": material.settings,
-        "settings_digest": material.settings_digest,
-        "code": material.code,
-        "generator": atomic.digest(source_digests(("scenes",)))[:16],
-        "comparisons": [[c.row, c.baseline, c.claim, c.hurts, c.allowed] for c in request.ablation.comparisons],
-    }
-
-
-def _recorded_variants(folder: Path) -> int:
-    """Results that were replaced by another variant: of the row and seed that was tried most often."""
-    replaced = folder / TRIED
-    if not replaced.exists():
-        return 0
-    tried: dict[tuple[str, int], set[str]] = {}
-    for line in map(json.loads, replaced.read_text("utf-8").splitlines()):
-        tried.setdefault((line["row"], line["seed"]), set()).add(line["settings_digest"])
-    return max(len(digests) for digests in tried.values())
-
-
-def _cells(folder: Path) -> list[Cell]:
-    return list(cells_of(folder))
-
-
-def differences(params: Params, request: Request, record: dict[str, Any]) -> list[str]:
-    """What is no longer as it was frozen: settings, files, comparisons."""
-    material = recipe_material(params, request.ablation.rows, request.scale)
-    now = _frozen(request, material)
-    found = changes(record["settings"], now["settings"]) + changed_files(record["code"], now["code"])
-    if record["generator"] != now["generator"]:
-        found.append("the scene generator")
-    if record["comparisons"] != now["comparisons"]:
-        found.append("the comparisons")
-    return found
-
-
-def deviations(record: dict[str, Any], cell: Cell) -> list[str]:
-    """What of a confirming cell is not as the freeze says, the seed aside."""
-    frozen, made = record["settings"].get(cell.row, {}), cell.record["settings"]
-    found = [d for d in changes(frozen, made) if d != "training.seed"]
-    code = {name: digest for name, digest in record["code"].items() if name in cell.record["code"]}
-    found += changed_files(code, cell.record["code"])
-    if cell.record["training"] is not None and cell.seed not in record["confirming_seeds"]:
-        found.append(f"seed {cell.seed}")
-    return found
-
-
-def check_seeds(params: Params, request: Request, seeds: Iterable[int]) -> None:
-    """Refuse confirming seeds that no freeze lists, or whose freeze is not of this code and these settings."""
-    wanted = sorted({seed for seed in seeds if is_confirming(seed)})
+def check_seeds(params: Params, ablation: Ablation, scale: Scale, tables: Path, seeds: Iterable[int]) -> None:
+    """Refuse confirming seeds that no freeze lists, or whose recipe was changed since (ConfigError)."""
+    wanted = sorted({seed for seed in seeds if seed >= FIRST_CONFIRMING})
     if not wanted:
         return
-    record = read_freeze(request.folder)
-    name = request.ablation.command.split()[1].removeprefix("ablation-")
-    command = f"autolabel ablate {name} --freeze {','.join(map(str, wanted))} --variants N --note TEXT"
-    if record is None or not set(wanted) <= set(record["confirming_seeds"]):
-        raise ConfigError(f"seed {wanted[0]} is for confirming: freeze generator and recipe first", hint=command)
-    found = differences(params, request, record)
-    if found:
+    record = read_freeze(tables, ablation.name)
+    if record is None or not set(wanted) <= set(record["seeds"]):
         raise ConfigError(
-            f"{request.folder / FREEZE}: {len(found)} things changed since the freeze, first {found[0]}",
-            hint="go back to the frozen commit, or withdraw the freeze before any confirming seed is opened",
+            f"seed {wanted[0]} is for confirming: freeze the recipe first",
+            hint=f"--freeze {','.join(map(str, wanted))} --variants N --note TEXT",
+        )
+    if record["recipe"] != recipe_digest(params, ablation, scale):
+        raise ConfigError(
+            f"{ablation.name}: the recipe was changed since it was frozen at commit {record['commit']}",
+            hint="go back to that commit, or freeze the recipe anew while no confirming seed has run",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
-from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, finalise
+from hmsa_core.labels.finalise import CENTROIDS, finalise
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
@@ -62,7 +61,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     if statistics["labelled"] == 0:
         raise ConfigError(f"labels {_told(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
-    return MadeLabels(data, _figures(store, policy, statistics))
+    return MadeLabels(data, _figures(statistics))
 
 
 def _told(labels: Labels) -> str:
@@ -112,20 +111,8 @@ def threshold_that_ignores(statistics: StoreStatistics, share: float) -> str:
     return ConfidenceCode().threshold(nearest)
 
 
-def _figures(store: Path, policy: ThresholdPolicy, statistics: dict[str, Any]) -> dict[str, Any]:
-    """For the record: shares of all pixels by class, and where they come from."""
+def _figures(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Share of all pixels that is labelled, and that each class has."""
     pixels = max(1, statistics["pixels"])
-    return {
-        "digest": str(LabelStore.open(store).digest),
-        "labelled_share": statistics["labelled_share"],
-        "threshold": policy.settings.get("threshold", "policy"),
-        "classes": {
-            row["name"]: {
-                "share": row["final"] / pixels,
-                "human": (row["from_human"] + row["both"]) / pixels,
-                "teacher": (row["from_teacher"] + row["both"]) / pixels,
-            }
-            for row in statistics["classes"]
-        },
-        "statistics": atomic.sha256_file(store / STATISTICS),
-    }
+    classes = {row["name"]: row["final"] / pixels for row in statistics["classes"]}
+    return {"labelled_share": statistics["labelled_share"], "classes": classes}

@@ -94,7 +94,6 @@ class Ablation:
     needs: Needs
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
-    command: str
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

@@ -1,201 +1,172 @@
-"""Make the missing cells of an ablation: one training a group of rows, one evaluation, one file a row."""
+"""Make the missing rows of an ablation: one training for rows that share it, one evaluation, lines in the table."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hmsa_core.config import ModelConfig
 from hmsa_core.io import atomic
 from pipeline.provenance import describe_run
 from pipeline.workspace import Workspace
 from research.ablation import freeze, jobs
-from research.ablation.cells import Cell, Counts, State, cells_by_key, state_of, write_cell
-from research.ablation.jobs import Evaluated, Trained
-from research.ablation.labels import MadeLabels, make_labels
-from research.ablation.material import Material, Scale, cell_material, train_config
-from research.ablation.plan import Ablation, Labels, Row, Training
+from research.ablation.intervals import TRAININGS, Counts, kind_of, load_counts, summarise
+from research.ablation.labels import WORK, make_labels
+from research.ablation.plan import Ablation, Row, Training
+from research.ablation.recipe import Scale, how_run, train_config
+from research.figures import Figure, Made, figures, replace
 
-__all__ = ["Pending", "Request", "pending", "run_ablation"]
+__all__ = ["Pending", "Request", "cell_lines", "pending", "run_ablation"]
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: which rows and seeds, how long, where the cells lie."""
+    """What was asked for: which rows and seeds, how long, in which folder the tables lie."""
 
     ablation: Ablation
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
-    results: Path  # research/cells
+    tables: Path
     scale: Scale = field(default_factory=Scale)
+    again: bool = False
 
     @property
-    def folder(self) -> Path:
-        """Where this ablation's cells lie."""
-        return self.results / self.ablation.name
+    def path(self) -> Path:
+        """The table's file."""
+        return self.tables / f"{self.ablation.name}.parquet"
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A cell that is asked for: its key's material, and whether it is there."""
+    """A row and seed that are asked for, with their figures {metric: value} where they are in the table.
+
+    `usual_s` are the mean seconds of this row's trainings and evaluations with any seed; None = never made.
+    """
 
     row: Row
     seed: int
-    material: Material
-    state: State
+    found: Mapping[str, float | None]
+    usual_s: tuple[float, float] | None
 
 
-def pending(ws: Workspace, request: Request) -> list[Pending]:
-    """All cells that are asked for, seed by seed; a row without a seed stands once, under seed 0."""
-    cells: list[Pending] = []
+def pending(request: Request) -> list[Pending]:
+    """All that is asked for, seed by seed; a row without a seed stands once, under seed 0."""
+    known: dict[tuple[str, int, str], dict[str, float | None]] = {}
+    for line in figures(request.path):
+        if line.seed is not None and not line.name:
+            known.setdefault((line.row, line.seed, line.setting), {})[line.metric] = line.value
+    cells: dict[tuple[str, int], Pending] = {}
     for seed in request.seeds:
         for row in request.rows:
             own = seed if row.is_seeded else 0
-            if own != seed and any(c.row is row for c in cells):
-                continue
-            material = cell_material(ws.params, row, own, request.scale)
-            cells.append(Pending(row, own, material, state_of(request.folder, row.name, own, material)))
-    return cells
+            how = how_run(row.setting, request.scale)
+            alike = [f for (name, _, setting), f in known.items() if (name, setting) == (row.name, how)]
+            usual = (_mean(alike, "train_seconds"), _mean(alike, "evaluate_seconds")) if alike else None
+            cells.setdefault((row.name, own), Pending(row, own, known.get((row.name, own, how), {}), usual))
+    return list(cells.values())
 
 
-def run_ablation(ws: Workspace, request: Request) -> list[Cell]:
-    """Make what is missing, and what was made with other settings or code; return the cells that were written.
+def _mean(found: Sequence[Mapping[str, float | None]], metric: str) -> float:
+    return statistics.fmean(one.get(metric) or 0.0 for one in found)
+
+
+def run_ablation(ws: Workspace, request: Request) -> list[tuple[str, int]]:
+    """Make what is missing (or all that is asked for, with `again`); return the rows and seeds that were written.
 
     Raises:
-        ConfigError: a confirming seed without a matching freeze; a stage that has not run.
+        ConfigError: a confirming seed whose recipe is not frozen; a stage that has not run.
     """
-    cells = pending(ws, request)
-    todo = [cell for cell in cells if cell.state.name != "finished"]
-    freeze.check_seeds(ws.params, request, (cell.seed for cell in todo))
-    _LOG.info("%s: %d of %d cells to make", request.ablation.name, len(todo), len(cells))
-    written: list[Cell] = []
-    for group in _groups(_without_twins(request, todo, written)):
-        written += _make(ws, request, group)
-    freeze.check_seeds(ws.params, request, (cell.seed for cell in written))
-    return written
-
-
-def _without_twins(request: Request, todo: Iterable[Pending], written: list[Cell]) -> list[Pending]:
-    """Cells that another table holds under the same key are copied; the others remain."""
-    left = []
-    known = cells_by_key(request.results)
-    for cell in todo:
-        twin = known.get(cell.material.key)
-        if twin is None:
-            left.append(cell)
-            continue
-        origin = {"copied_from": f"{twin.record['ablation']}/{twin.path.name}"}
-        record = {k: v for k, v in twin.record.items() if k not in ("format", "version", "counts_sha256")}
-        counts = twin.path.with_suffix(".npz").read_bytes()
-        written.append(write_cell(request.folder, record | _identity(request, cell) | origin, counts))
-        _LOG.info("%s seed %d: the same as %s", cell.row.name, cell.seed, origin["copied_from"])
-    return left
-
-
-def _groups(cells: Sequence[Pending]) -> list[list[Pending]]:
-    """Cells that share a checkpoint, in the order in which they were asked for."""
+    cells = pending(request)
+    todo = [cell for cell in cells if request.again or not cell.found]
+    freeze.check_seeds(ws.params, request.ablation, request.scale, request.tables, (cell.seed for cell in todo))
+    _LOG.info("%s: %d of %d rows and seeds to make", request.ablation.name, len(todo), len(cells))
     groups: dict[tuple[Training | None, int], list[Pending]] = {}
-    for cell in cells:
+    for cell in todo:
         groups.setdefault((cell.row.training, cell.seed), []).append(cell)
-    return list(groups.values())
+    for group in groups.values():
+        _make(ws, request, group)
+        _write_intervals(ws, request, kind_of(group[0].seed))
+    return [(cell.row.name, cell.seed) for cell in todo]
 
 
-def _make(ws: Workspace, request: Request, cells: list[Pending]) -> list[Cell]:
-    training, seed = cells[0].row.training, cells[0].seed
-    _LOG.info("%s: seed %d, %s", request.ablation.name, seed, ", ".join(cell.row.name for cell in cells))
-    settings = [cell.row.setting for cell in cells]
-    name = atomic.digest(sorted(cell.row.name for cell in cells))[:8]
-    labels: MadeLabels | None = None
+def _make(ws: Workspace, request: Request, cells: list[Pending]) -> None:
+    name, training, seed = request.ablation.name, cells[0].row.training, cells[0].seed
+    rows = [cell.row for cell in cells]
+    _LOG.info("%s: seed %d, %s", name, seed, ", ".join(row.name for row in rows))
+    labels = make_labels(ws, training.labels) if training and training.labels else None
     if training is None:
-        model, crop = ws.params.teacher_train.model, ws.params.teacher_train.crop
-        trained: Trained | None = None
-        checkpoint = jobs.own_teacher(ws)
+        teacher = ws.params.teacher_train
+        model, crop, trained, checkpoint = teacher.model, teacher.crop, None, jobs.own_teacher(ws)
     else:
-        labels = _labels(ws, training.labels)
         config = train_config(ws.params, training, seed, request.scale)
         trained = jobs.train(ws, training, config, labels, seed)
         model, crop, checkpoint = config.model, config.crop, trained.checkpoint
+    settings = [row.setting for row in rows]
     runtime = request.scale.of_machine(ws.params.evaluate.runtime)
-    found = jobs.evaluate(ws, f"{request.ablation.name}-{name}-seed{seed}", checkpoint, settings, runtime)
-    macs = jobs.count_macs(ws, model, crop, settings)
-    made = _Made(trained, found, labels, macs)
-    return [_write(request, cell, made) for cell in cells]
-
-
-def _labels(ws: Workspace, labels: Labels | None) -> MadeLabels | None:
-    return None if labels is None else make_labels(ws, labels)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What the cells of a group have in common."""
-
-    trained: Trained | None
-    found: Evaluated
-    labels: MadeLabels | None
-    macs: dict[str, Any]
-
-
-def _write(request: Request, cell: Pending, made: _Made) -> Cell:
-    source = made.found.folder / f"{cell.row.name}.npz"
-    counts = Counts.of(source)
-    record = (
-        _identity(request, cell)
-        | _figures(cell, made)
-        | {
-            "confusions_sha256": atomic.sha256_file(source),
-            "command": _command(request, cell),
-            **describe_run(sorted(cell.material.code)),
+    group = atomic.digest(sorted(row.name for row in rows))[:8]
+    judged = jobs.evaluate(ws, f"{name}-{group}-seed{seed}", checkpoint, settings, runtime)
+    per_crop, per_image = jobs.count_macs(ws, model, crop, settings)
+    told = atomic.read_json(judged.folder / "summary.json")["settings"]
+    made = Made.of(describe_run(("hmsa_core", "pipeline", "research")))
+    lines: list[Figure] = []
+    for row in rows:
+        source = judged.folder / f"{row.name}.npz"
+        Counts.of_job(source).save(_counts(ws, request) / f"{row.name}-seed{seed}.npz")
+        images_seen = trained.images_seen if trained else 0
+        record = told[row.name] | {
+            "mean_weights": _mean_weights(source, row),
+            "labels": labels.figures if labels else None,
+            "images": judged.images,
+            "images_seen": images_seen,
+            "gmac_training": per_crop * images_seen / 1e9,
+            "gmac_image": per_image[row.name] / 1e9,
+            "train_seconds": trained.seconds if trained else 0.0,
+            "evaluate_seconds": judged.seconds,
         }
-    )
-    written = write_cell(request.folder, record, counts.to_bytes())
-    _LOG.info("%s seed %d: mIoU %.2f", cell.row.name, cell.seed, 100 * record["mean_iou"])
-    return written
+        lines += cell_lines(made, name, row, seed, how_run(row.setting, request.scale), record)
+        _LOG.info("%s seed %d: mIoU %.2f", row.name, seed, 100 * record["mean_iou"])
+    written = {(line.row, line.seed, line.setting) for line in lines}
+    replace(request.path, lines, lambda line: (line.row, line.seed, line.setting) in written)
 
 
-def _identity(request: Request, cell: Pending) -> dict[str, Any]:
-    return {
-        "ablation": request.ablation.name,
-        "row": cell.row.name,
-        "title": cell.row.title,
-        "seed": cell.seed,
-        "key": cell.material.key,
-        "settings_digest": cell.material.settings_digest,
-        "settings": cell.material.settings,
-        "code": cell.material.code,
-        "epochs_scale": request.scale.epochs,
-    }
+def _counts(ws: Workspace, request: Request) -> Path:
+    share = "" if request.scale.epochs == 1.0 else f"-{request.scale.epochs:g}"
+    return ws.work(WORK) / "counts" / f"{request.ablation.name}{share}"
 
 
-def _figures(cell: Pending, made: _Made) -> dict[str, Any]:
-    told = atomic.read_json(made.found.folder / "summary.json")["settings"][cell.row.name]
-    trained = made.trained.figures if made.trained else None
-    per_crop, per_image = made.macs["train_per_crop"], made.macs["inference"][cell.row.name]
-    return {
-        "mean_iou": told["mean_iou"],
-        "iou": told["iou"],
-        "pixel_accuracy": told["pixel_accuracy"],
-        "details": {k: told[k] for k in ("band", "boundary", "ece", "weights") if k in told}
-        | {"mean_weights": _mean_weights(made.found.folder / f"{cell.row.name}.npz", cell.row)},
-        "training": trained,
-        "images_seen": trained["images_seen"] if trained else 0,
-        "macs": {
-            "train_per_crop": per_crop,
-            "image": made.macs["image"],
-            "inference_per_image": per_image,
-            "train_total": per_crop * trained["images_seen"] if trained else 0,
-        },
-        "evaluation": made.found.figures,
-        "labels": made.labels.figures if made.labels else None,
-        "seconds": {"train": trained["seconds"] if trained else 0.0, "evaluate": made.found.figures["seconds"]},
-    }
+_PLAIN = ("images", "images_seen", "gmac_training", "gmac_image", "train_seconds", "evaluate_seconds")
+
+
+def cell_lines(made: Made, table: str, row: Row, seed: int, how: str, record: Mapping[str, Any]) -> Iterator[Figure]:
+    """The lines of one row and seed, from the summary of its evaluation and what was recorded beside it."""
+
+    def line(metric: str, value: float | None, name: str = "") -> Figure:
+        return made.figure(table, row.name, metric, value, seed=seed, setting=how, name=name)
+
+    yield line("mean_iou", record["mean_iou"])
+    yield line("boundary_iou", record["boundary"]["mean_iou"])
+    yield line("pixel_accuracy", record["pixel_accuracy"])
+    yield line("calibration_error", record["ece"])
+    for metric in _PLAIN:
+        yield line(metric, record[metric])
+    for name, value in record["iou"].items():
+        yield line("iou", value, name)
+    for name, value in record["boundary"]["iou"].items():
+        yield line("boundary_iou", value, name)
+    for scale, places in (record["mean_weights"] or {}).items():
+        for place, value in places.items():
+            yield line(f"weight_of_{scale}x_{place}", value)
+    if record["labels"]:
+        yield line("labelled_share", record["labels"]["labelled_share"])
+        for name, share in record["labels"]["classes"].items():
+            yield line("labelled_share", share, name)
 
 
 def _mean_weights(path: Path, row: Row) -> dict[str, dict[str, float | None]] | None:
@@ -205,26 +176,38 @@ def _mean_weights(path: Path, row: Row) -> dict[str, dict[str, float | None]] | 
             return None
         sums = file["weights"].sum(axis=(0, 2))  # scales x (away, in band)
         band = float(file["band_confusions"].sum())
-        pixels = (float(file["confusions"].sum()) - band, band)
-    scales = sorted(row.setting.scales)
+        pixels = {"interior": float(file["confusions"].sum()) - band, "band": band}
     return {
-        f"{scale:g}": {
-            place: float(sums[i, at] / pixels[at]) if pixels[at] else None
-            for at, place in enumerate(("interior", "band"))
-        }
-        for i, scale in enumerate(scales)
+        f"{scale:g}": {p: float(sums[i, at] / n) if n else None for at, (p, n) in enumerate(pixels.items())}
+        for i, scale in enumerate(sorted(row.setting.scales))
     }
 
 
-def _command(request: Request, cell: Pending) -> str:
-    name = request.ablation.command.removeprefix("make ").removeprefix("ablation-")
-    scaled = f" --epochs-scale {request.scale.epochs:g}" if request.scale.epochs != 1.0 else ""
-    return f"autolabel ablate {name} --rows {cell.row.name} --seeds {cell.seed}{scaled}"
+def _write_intervals(ws: Workspace, request: Request, kind: str) -> None:
+    """Compute the intervals anew, as far as no seed of the ones in the table would be lost.
+
+    A workspace holds the counts of the seeds that it made; the intervals of a table may rest on more.
+    """
+    if request.scale.epochs != 1.0:
+        return  # intervals are of whole trainings
+    cells = load_counts(_counts(ws, request))
+    made = Made.of(describe_run(("hmsa_core", "pipeline", "research")))
+    new = summarise(request.ablation, cells, kind, made)
+    old = _seeds([line for line in figures(request.path) if line.setting == kind])
+    mine = _seeds(new)
+    kept = {row for row, seeds in old.items() if not seeds <= mine.get(row, set())}
+    if stale := sorted(kept & mine.keys()):
+        _LOG.warning("%s: intervals of %s stay as they are: not all counts are here", request.path, ", ".join(stale))
+        kept.add(TRAININGS)
+    replace(
+        request.path,
+        [line for line in new if line.row not in kept],
+        lambda line: line.setting == kind and line.row in mine and line.row not in kept,
+    )
 
 
-def model_of(ws: Workspace, row: Row, scale: Scale) -> tuple[ModelConfig, tuple[int, int]]:
-    """Network and training crop of a row."""
-    if row.training is None:
-        return ws.params.teacher_train.model, ws.params.teacher_train.crop
-    config = train_config(ws.params, row.training, 0, scale)
-    return config.model, config.crop
+def _seeds(lines: Sequence[Figure]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for line in lines:
+        found.setdefault(line.row, set()).update(() if line.seed is None else (line.seed,))
+    return found

@@ -1,6 +1,7 @@
 """Labels per second and peak memory: our inference against the plain way, side by side.
 
-    python research/bench/bench_infer.py [--quick] [--cases micro,tiny,w48] [--threads 1] [--out FILE]
+    python -m research.bench.bench_infer [--quick] [--cases micro,tiny,w48] [--threads 1]
+    python -m research.bench.bench_infer --workspace DIR      (bf16 against fp32 with a trained teacher)
 
 Time: both ways take turns on the same image in one process, the median of the rounds is reported.
 Memory: each way labels one image in a process of its own; peak resident set, and what it is above that
@@ -12,33 +13,38 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO))
+import cv2
+import numpy as np
+import torch
 
-CASES = {
-    "micro": {"trunk": "hrnet_micro", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
-    "tiny": {"trunk": "hrnet_tiny", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
-    "w18": {"trunk": "hrnet_w18", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.2},
-    "w48": {"trunk": "hrnet_w48", "size": (512, 1024), "precisions": ("fp32", "bf16"), "goal": 1.6},
-}
+from hmsa_core import models
+from hmsa_core.data.decode import read_image
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.infer import label_image
+from hmsa_core.labels import ConfidenceCode
+from pipeline.stages import precision
+from pipeline.workspace import Workspace
+from research.bench.reference.infer_plain import label_image as plain
+
+TRUNKS = {"micro": "hrnet_micro", "tiny": "hrnet_tiny", "w18": "hrnet_w18", "w48": "hrnet_w48"}
+SIZE = (512, 1024)
+WAYS = ("plain", "fp32", "bf16")
 SCALES = (0.5, 1.0, 2.0)
-CLASSES = 19
+Labelled = tuple[np.ndarray, np.ndarray]  # label, confidence
 
 
-def make_model(trunk: str):
-    import torch
-
-    from hmsa_core import models
-
+def make_model(trunk: str) -> torch.nn.Module:
+    """A model with random weights whose labels vary."""
     torch.manual_seed(0)
-    model = models.build("hierarchical", trunk=trunk, num_classes=CLASSES).eval()
+    model = models.build("hierarchical", trunk=trunk, num_classes=19).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -51,61 +57,48 @@ def make_model(trunk: str):
     return model
 
 
-def make_image(size: tuple[int, int]):
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (size[0] // 16, size[1] // 16, 3), np.uint8)
+def make_image(size: tuple[int, int]) -> np.ndarray:
+    """A smooth picture of random colours."""
+    small = np.random.default_rng(0).integers(0, 256, (size[0] // 16, size[1] // 16, 3), np.uint8)
     return np.ascontiguousarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC))
 
 
-def open_way(way: str, trunk: str):
+def open_way(way: str, trunk: str) -> Callable[[np.ndarray], Labelled]:
     """A function image -> (label, confidence)."""
     model = make_model(trunk)
     if way == "plain":
-        from research.bench.reference.infer_plain import label_image as plain
-
         return lambda image: plain(model, image, SCALES, True)
-    from hmsa_core.inference.fast import Predictor
-    from hmsa_core.inference.infer import label_image
-
     predictor = Predictor(model, "cpu", way, in_place=True)
     return lambda image: label_image(predictor, image, SCALES, True)
 
 
-def measure_memory(case: str, way: str) -> None:
-    """Print peak resident MB after loading and after labelling (run in a process of its own)."""
-    setting = CASES[case]
-    image = make_image(setting["size"])
-    label = open_way(way, setting["trunk"])
-    loaded = _peak_mb()
-    label(image)
-    peak = _peak_mb()
-    print(json.dumps({"loaded_mb": round(loaded), "peak_mb": round(peak)}))
-
-
-def _peak_mb() -> float:
-    # Not getrusage: its figure is inherited from the process that started this one.
+def peak_mb() -> float:
+    """Peak resident memory. Not getrusage: its figure is inherited from the process that started this one."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def memory_of(case: str, way: str, threads: int) -> dict[str, int]:
-    command = [sys.executable, __file__, "--memory", f"{case}:{way}", "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure_memory(trunk: str, way: str) -> dict[str, int]:
+    """Peak memory after loading and after labelling one image; run in a process of its own."""
+    image, label = make_image(SIZE), open_way(way, trunk)
+    loaded = peak_mb()
+    label(image)
+    return {"loaded_mb": round(loaded), "peak_mb": round(peak_mb())}
 
 
-def agreement(expected, found) -> dict[str, float]:
-    import numpy as np
+def memory_of(trunk: str, way: str, threads: int) -> dict[str, int]:
+    """`measure_memory` in a new process."""
+    command = [sys.executable, "-m", "research.bench.bench_infer", "--memory", f"{trunk}:{way}"]
+    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
 
-    from hmsa_core.labels import ConfidenceCode
 
+def agreement(expected: Labelled, found: Labelled) -> dict[str, float]:
+    """Shares of equal labels, of equal labels at threshold 0.9, and of codes within five steps."""
     code = ConfidenceCode()
     codes = [code.encode(np.clip(c, 0, 1)).astype(int) for c in (expected[1], found[1])]
-    at = code.code_for(0.9)
-    kept = [np.where(c >= at, way[0], 255) for c, way in zip(codes, (expected, found), strict=True)]
+    kept = [np.where(c >= code.code_for(0.9), way[0], 255) for c, way in zip(codes, (expected, found), strict=True)]
     return {
         "labels": float((expected[0] == found[0]).mean()),
         "thresholded_labels": float((kept[0] == kept[1]).mean()),
@@ -113,10 +106,10 @@ def agreement(expected, found) -> dict[str, float]:
     }
 
 
-def run_case(case: str, rounds: int, threads: int) -> dict[str, object]:
-    setting = CASES[case]
-    image = make_image(setting["size"])
-    ways = {way: open_way(way, setting["trunk"]) for way in ("plain", *setting["precisions"])}
+def run_case(trunk: str, rounds: int, threads: int) -> dict[str, Any]:
+    """All ways with one trunk."""
+    image = make_image(SIZE)
+    ways = {way: open_way(way, trunk) for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results = {way: label(image) for way, label in ways.items()}  # also warms up
     for _ in range(rounds):
@@ -124,64 +117,57 @@ def run_case(case: str, rounds: int, threads: int) -> dict[str, object]:
             start = time.perf_counter()
             label(image)
             seconds[way].append(time.perf_counter() - start)
-    memory = {way: memory_of(case, way, threads) for way in ways}
-    found: dict[str, object] = {
-        "trunk": setting["trunk"],
-        "size": setting["size"],
-        "scales": SCALES,
-        "flip": True,
-        "rounds": rounds,
-        "ways": {},
-    }
-    plain = statistics.median(seconds["plain"])
-    for way in ways:
-        median = statistics.median(seconds[way])
-        found["ways"][way] = {
-            "median_s": round(median, 4),
+    memory = {way: memory_of(trunk, way, threads) for way in ways}
+    median = {way: statistics.median(times) for way, times in seconds.items()}
+    return {
+        way: {
+            "median_s": round(median[way], 4),
             "best_s": round(min(seconds[way]), 4),
-            "images_per_s": round(1 / median, 3),
-            "speedup": round(plain / median, 2),
+            "images_per_s": round(1 / median[way], 3),
+            "speedup": round(median["plain"] / median[way], 2),
             **memory[way],
             "peak_share": round(memory[way]["peak_mb"] / memory["plain"]["peak_mb"], 3),
             "agreement": agreement(results["plain"], results[way]),
         }
-    found["goal_speedup"] = setting["goal"]
-    return found
+        for way in ways
+    }
 
 
-def main() -> int:
+def with_teacher(ws: Workspace, limit: int) -> dict[str, float]:
+    """Agreement of fp32 and bf16 over report images, with the workspace's teacher and the settings of `auto_infer`."""
+    config, model = ws.params.auto_infer, models.load(ws.path("models/teacher"))
+    ways = [Predictor(model, "cpu", each) for each in ("fp32", "bf16")]
+    if ways[1].precision != "bf16":
+        raise SystemExit("this processor has no bf16 units: nothing to compare")
+    samples = precision.fine_samples(ws, "report")
+    chosen = samples[:: max(1, len(samples) // limit)][:limit]
+    images = [read_image(ws.roots["target"] / sample.image) for sample in chosen]
+    found = [agreement(*(way.open(one).label(config.scales, config.flip) for way in ways)) for one in images]
+    return {"images": len(found)} | {k: round(float(np.mean([f[k] for f in found])), 5) for k in found[0]}
+
+
+def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="micro,tiny,w48")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round of the narrow model only")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--workspace", type=Path, help="a finished one; its own teacher is looked at")
+    parser.add_argument("--limit", type=int, default=20, help="with --workspace: images")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    import cv2
-    import torch
-
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     if args.memory:
-        measure_memory(*args.memory.split(":"))
-        return 0
-    cases, rounds = (["micro"], 1) if args.quick else (args.cases.split(","), args.rounds)
-    result = {
-        "benchmark": "infer",
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": args.threads,
-        "cases": {case: run_case(case, rounds, args.threads) for case in cases},
-    }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        from hmsa_core.io.atomic import write_text
-
-        write_text(args.out, text + "\n")
-    return 0
+        result: dict[str, Any] = dict(measure_memory(*args.memory.split(":")))
+    elif args.workspace:
+        result = dict(with_teacher(Workspace(args.workspace), args.limit))
+    else:
+        cases, rounds = (["micro"], 1) if args.quick else (args.cases.split(","), args.rounds)
+        result = {"cases": {case: {"ways": run_case(TRUNKS[case], rounds, args.threads)} for case in cases}}
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """`autolabel label` as users run it: image area, number of images, ranks; share of the time in the model; memory.
 
-    python research/bench/bench_labelling.py [--counts 50,500,5000] [--quick]
+    python -m research.bench.bench_labelling [--counts 50,500,5000] [--quick]
 
 Scales {0.5, 1, 2} + flip, one thread a rank, random weights (times do not depend on them), structured pictures.
 `model_share`: by the job's own clocks, time in the model over time in the loop; the rest is waiting for images and for
@@ -19,17 +19,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO))
+import cv2
+import numpy as np
+
+from hmsa_core import taxonomy
+from hmsa_core.models import checkpoint
+from research.bench.bench_infer import make_model
 
 AREAS = ((256, 512), (512, 1024), (1024, 2048))
+OPTIONS = ["--scales", "0.5,1,2", "--flip", "--threads", "1", "--precision", "fp32"]
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     """JPEGs of smooth pictures with hard edges; no two are the same."""
-    import cv2
-    import numpy as np
-
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -42,50 +44,26 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
 def write_checkpoint(folder: Path, trunk: str) -> Path:
     """A checkpoint with random weights whose labels vary."""
-    from hmsa_core import taxonomy
-    from hmsa_core.models import checkpoint
-    from research.bench.bench_infer import make_model
-
     checkpoint.save(make_model(trunk), folder, class_table=taxonomy.cityscapes().to_json(), lineage={})
     return folder
 
 
 def label(images: Path, model: Path, out: Path, ranks: int = 1) -> dict[str, Any]:
     """Run the command; the job's own figures and the peak memory of its largest process."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli.main",
-        "label",
-        "--images",
-        str(images),
-        "--checkpoint",
-        str(model),
-        "--out",
-        str(out),
-        "--scales",
-        "0.5,1,2",
-        "--flip",
-        "--ranks",
-        str(ranks),
-        "--threads",
-        "1",
-        "--precision",
-        "fp32",
-    ]
-    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)  # peak memory of the process and of those it waited for
-    if status:
-        raise SystemExit(said.decode()[-2000:])
+    where = ["--images", str(images), "--checkpoint", str(model), "--out", str(out), "--ranks", str(ranks)]
+    command = [sys.executable, "-m", "pipeline.cli.main", "label", *where, *OPTIONS]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)  # peak memory of the process and of those it waited for
+        if status:
+            said.seek(0)
+            raise SystemExit(said.read().decode()[-2000:])
     told = json.loads((out.with_name(f"{out.name}.work") / "summary.json").read_text())
     timing = told["timing"]
-    loop = sum(timing.values()) / ranks
     return {
         "images": told["images"],
-        "images_per_s": round(told["images"] / loop, 2),
+        "images_per_s": round(told["images"] / (sum(timing.values()) / ranks), 2),
         "model_share": told["model_share"],
         "timing_s": timing,
         "peak_mb": round(usage.ru_maxrss / 1024),
@@ -96,7 +74,7 @@ def curves(folder: Path, counts: list[int], *, quick: bool) -> dict[str, Any]:
     """The three curves."""
     narrow = write_checkpoint(folder / "micro", "hrnet_micro")
     model = write_checkpoint(folder / "tiny", "hrnet_tiny")
-    areas = {}
+    areas, many = {}, {}
     for height, width in AREAS[:1] if quick else AREAS:
         name = f"{height}x{width}"
         images = write_images(folder / name, 2 if quick else 8, (height, width))
@@ -104,12 +82,10 @@ def curves(folder: Path, counts: list[int], *, quick: bool) -> dict[str, Any]:
         areas[name] = found | {"megapixels_per_s": round(found["images_per_s"] * height * width / 1e6, 3)}
     images = write_images(folder / "ranks", 4 if quick else 32, AREAS[0])
     ranks = {str(n): label(images, model, folder / f"ranks{n}-store", n) for n in (1, 2)}
-    many = {}
     for count in counts:
         images = write_images(folder / f"many{count}", count, (96, 192))
         many[str(count)] = label(images, narrow, folder / f"many{count}-store")
     return {
-        "trunk": {"area": "hrnet_tiny", "ranks": "hrnet_tiny", "images": "hrnet_micro"},
         "area": areas,
         "ranks": ranks,
         "ranks_speedup": round(ranks["2"]["images_per_s"] / ranks["1"]["images_per_s"], 2),
@@ -119,6 +95,7 @@ def curves(folder: Path, counts: list[int], *, quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", default="50,500,5000", help="numbers of images, with commas")
     parser.add_argument("--quick", action="store_true", help="a few small images: shows that it runs")

@@ -1,6 +1,6 @@
 """Images a second of one core: our crop data set against a plain PIL + numpy loader with the same augmentation.
 
-    python research/bench/bench_loader.py [--size 1024x2048] [--crop 1024x2048] [--images 6] [--repeats 4]
+    python -m research.bench.bench_loader [--size 1024x2048] [--crop 1024x2048] [--quick]
 
 Both take the same images and centres, one process, one thread, in turns (so that another load on the machine
 hits both); the best and the median of the rounds are reported. Prints one JSON object.
@@ -16,8 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cv2
 import numpy as np
@@ -114,10 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=size_of, default=(1024, 2048), help="stored images, HEIGHTxWIDTH")
     parser.add_argument("--crop", type=size_of, default=(1024, 2048), help="crops, HEIGHTxWIDTH")
-    parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="few images: shows that it runs, measures little")
     args = parser.parse_args()
-    sys.stdout.write(json.dumps(run(args.size, args.crop, args.images, args.repeats), indent=1) + "\n")
+    images, repeats = (2, 2) if args.quick else (6, 4)
+    sys.stdout.write(json.dumps(run(args.size, args.crop, images, repeats), indent=1) + "\n")
 
 
 if __name__ == "__main__":

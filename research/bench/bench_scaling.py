@@ -1,10 +1,10 @@
 """Rates behind docs/scaling.md: what one core, one file and one image cost in each part of the chain.
 
-    python research/bench/bench_scaling.py [--quick] [--without-model]
+    python -m research.bench.bench_scaling [--quick]
 
 Times are processor seconds, so that other programs on the machine matter little; DVC's are by the clock, because it
 waits for the disk: run it on a quiet machine. Images are 1024x2048: generated scenes for labels, textures that
-compress like photographs for decoding. Prints one JSON object; `python -m research.bench.run --only scaling` keeps it.
+compress like photographs for decoding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
+import torch
 
 from hmsa_core import taxonomy
 from hmsa_core.data.checks import near_duplicates
@@ -34,8 +31,11 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.infer import label_image
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.labels import LabelStore, LabelStoreWriter, StoreStatistics
+from research.bench.bench_infer import SCALES, make_image, make_model
 from research.bench.bench_loader import write_data
 from research.bench.bench_store import CODE, generated, imitated, sizes, speeds
 
@@ -59,10 +59,10 @@ def processor_seconds(action: Callable[[], Any], rounds: int = 1) -> float:
 
 def prepare(folder: Path, images: int) -> dict[str, float]:
     """Checks, digests, perceptual hashes and centroids of images with labels; listing a folder that is known."""
-    root, out = folder / "cityscapes", folder / "index"
+    root = folder / "cityscapes"
     write_data(root, images, SIZE)
     source = SourceSpec(root=str(root))
-    took = processor_seconds(lambda: build(source, RolesSpec(), out))
+    took = processor_seconds(lambda: build(source, RolesSpec(), folder / "index"))
     pictures = [p.stat().st_size for p in root.rglob("*leftImg8bit.png")]
     listed = processor_seconds(lambda: scan(source), 3)
     return {
@@ -74,30 +74,14 @@ def prepare(folder: Path, images: int) -> dict[str, float]:
 
 def index(folder: Path, rows: int) -> dict[str, float]:
     """A large index: bytes, seconds and memory a row; the search for near duplicates."""
-    first = Sample(
-        name="",
-        image="",
-        label="",
-        coarse="",
-        kind="unlabelled",
-        split="train_extra",
-        role="unlabelled",
-        city="aachen",
-        sequence="aachen_000000",
-        frame=19,
-        block="aachen",
-        height=SIZE[0],
-        width=SIZE[1],
-        image_sha256="",
-        label_sha256="",
-        coarse_sha256="",
-        phash="",
-    )
+    same = {"label": "", "coarse": "", "kind": "unlabelled", "split": "train_extra", "role": "unlabelled"}
+    same |= {"city": "aachen", "sequence": "aachen_000000", "block": "aachen", "label_sha256": "", "coarse_sha256": ""}
     samples = []
     for i in range(rows):
-        name, digest_ = f"aachen_{i:09d}_000019", hashlib.sha256(b"%d" % i).hexdigest()
+        name, sha = f"aachen_{i:09d}_000019", hashlib.sha256(b"%d" % i).hexdigest()
         image = f"leftImg8bit/train_extra/aachen/{name}_leftImg8bit.png"
-        samples.append(replace(first, name=name, image=image, image_sha256=digest_, phash=digest_[:16]))
+        own = {"name": name, "image": image, "image_sha256": sha, "phash": sha[:16]}
+        samples.append(Sample(**same, **own, frame=19, height=SIZE[0], width=SIZE[1]))  # type: ignore[arg-type]
     path = folder / "large.parquet"
     Index.write(path, samples, taxonomy.cityscapes(), "target")
     hexes = [sample.phash for sample in samples[:20_000]]
@@ -141,24 +125,29 @@ def store(folder: Path, rows: int) -> dict[str, float]:
     }
 
 
-def digest(folder: Path) -> dict[str, float]:
-    """SHA-256 of large files: what `autolabel verify` and strict opening cost."""
-    path = folder / "large.bin"
-    path.write_bytes(os.urandom(256 << 20))
-    return {"sha256_gb_per_s": round((256 << 20) / 1e9 / processor_seconds(lambda: sha256_file(path), 3), 2)}
+def labels(folder: Path, images: int) -> dict[str, float]:
+    """Bytes and speed of labels at full size, and SHA-256 of a large file."""
+    maps = list(generated(images))
+    speed = speeds(folder, maps)
+    tables = sum(p.stat().st_size for p in (folder / "w0" / "sidecar").glob("*"))
+    large = folder / "large.bin"
+    large.write_bytes(os.urandom(256 << 20))
+    return speed | {
+        "label_bytes_per_image": sizes([(n, label, CODE.encode(p)) for n, label, p in maps])["bytes_per_image"],
+        "sidecar_bytes_per_image": round(tables / len(maps)),
+        "sha256_gb_per_s": round((256 << 20) / 1e9 / processor_seconds(lambda: sha256_file(large), 3), 2),
+    }
 
 
-def dvc(folder: Path, files: int) -> dict[str, float]:
+def dvc(here: Path, files: int) -> dict[str, float]:
     """What DVC spends on an output, a file and a gigabyte: hashing and copying into its cache, by the clock."""
-    here = folder / "dvc"
-    (here / "small").mkdir(parents=True)
+    for name in ("small", "large", "one"):
+        (here / name).mkdir(parents=True)
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=here, check=True)
     for i in range(files):
         (here / "small" / f"{i}.bin").write_bytes(os.urandom(20_000))
-    (here / "large").mkdir()
     (here / "large" / "one.bin").write_bytes(os.urandom(512 << 20))
-    (here / "one").mkdir()
     (here / "one" / "one.bin").write_bytes(b"x")
 
     def add(name: str) -> float:
@@ -175,12 +164,6 @@ def dvc(folder: Path, files: int) -> dict[str, float]:
 
 def model() -> dict[str, float]:
     """W48 on one core, {0.5, 1, 2} with flip: seconds of one image of 256x512 (an eighth of each side's pixels)."""
-    import torch
-
-    from hmsa_core.inference.fast import Predictor
-    from hmsa_core.inference.infer import label_image
-    from research.bench.bench_infer import SCALES, make_image, make_model
-
     torch.set_num_threads(1)
     predictor = Predictor(make_model("hrnet_w48"), torch.device("cpu"), "fp32")
     image = make_image((256, 512))
@@ -188,29 +171,19 @@ def model() -> dict[str, float]:
     return {"w48_cpu_s_for_256x512": round(processor_seconds(lambda: label_image(predictor, image, SCALES, True)), 1)}
 
 
-def main() -> int:
+def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it runs, measures little")
-    parser.add_argument("--without-model", action="store_true")
-    args = parser.parse_args()
-    images, rows, files = (1, 2_000, 20) if args.quick else (6, 200_000, 2_000)
-    result: dict[str, Any] = {}
+    quick = parser.parse_args().quick
+    rows = 2_000 if quick else 200_000
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result |= prepare(folder, images)
-        maps = list(generated(1 if args.quick else 4))
-        sized = sizes([(n, lab, CODE.encode(p)) for n, lab, p in maps])
-        speed = speeds(folder / "s", maps)
-        result |= {"label_bytes_per_image": sized["bytes_per_image"]}
-        result |= {key: speed[key] for key in ("encode_per_s", "read_threshold_per_s")}
-        tables = sum(p.stat().st_size for p in (folder / "s" / "w0" / "sidecar").glob("*"))
-        result |= {"sidecar_bytes_per_image": round(tables / len(maps))}
-        result |= index(folder, rows) | store(folder, rows // 10) | digest(folder) | dvc(folder, files)
-    if not (args.quick or args.without_model):
-        result |= model()
-    print(json.dumps(result, indent=1))
-    return 0
+        result = prepare(folder, 1 if quick else 6) | labels(folder / "labels", 1 if quick else 4)
+        result |= index(folder, rows) | store(folder, rows // 10) | dvc(folder / "dvc", 20 if quick else 2_000)
+    result |= {} if quick else model()
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

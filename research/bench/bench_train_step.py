@@ -1,6 +1,6 @@
 """Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
 
-    python research/bench/bench_train_step.py [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--rounds 5]
+    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--quick]
 
 Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
 computed (`top_attention: skip`). They run in turns in one process, so that another load on the machine hits
@@ -19,9 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -92,14 +89,14 @@ def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
     return (clock() - start) / steps
 
 
-def run(case: str, rounds: int, steps: int, precision: str) -> dict[str, object]:
+def run(case: str, rounds: int, precision: str) -> dict[str, object]:
     trunk, size, batch = case.split(":")
     crop = int(size.split("x")[0]), int(size.split("x")[1])
     feed = batches(crop, int(batch))
     trainers = {k: trainer(k, trunk, crop, int(batch), precision) for k in ("single", "hierarchical")}
     times: dict[str, list[float]] = {kind: [] for kind in trainers}
     warm = [seconds(one, feed, 2) for one in trainers.values()]
-    steps = steps or math.ceil(ROUND_S / min(warm))
+    steps = math.ceil(ROUND_S / min(warm))
     for _ in range(rounds):
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))
@@ -117,19 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     gpu = torch.cuda.is_available()
     if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_HEAP})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_HEAP})
     parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="steps a round and model (0: two seconds of them)")
+    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, measures little")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
     args = parser.parse_args()
-    result = {
-        "what": "training step, hierarchical / single",
-        "bar": 1.40,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if gpu else "cpu, one thread",
-        "cases": [run(case, args.rounds, args.steps, args.precision) for case in args.cases],
-    }
+    rounds = 2 if args.quick else 5
+    result = {"cases": [run(case, rounds, args.precision) for case in args.cases]}
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """How often intervals over a few training runs hold the truth: ours, and the bootstrap that draws runs and blocks.
 
-    python research/bench/interval_coverage.py [--trials 4000]
+    python -m research.bench.interval_coverage [--trials 4000]
 
 Differences of two models are normal: an effect of the run, one of the block, one of both together, each with its own
 standard deviation. Figures are the share of 95 % intervals that hold the true difference (0) and their median width
@@ -10,10 +10,6 @@ beside that of ours. The lowest of ours for each number of runs is the promise t
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 

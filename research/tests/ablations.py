@@ -1,4 +1,4 @@
-"""Workspaces without data, cells with made-up counts, and jobs that write them in no time."""
+"""Workspaces without data, made-up counts, and jobs that write them in no time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hmsa_core.io import atomic
 from pipeline.init import render_dvc_yaml
 from pipeline.settings import profile_text
 from pipeline.workspace import Workspace
-from research.ablation.cells import Counts, write_cell
+from research.ablation import jobs, run
+from research.ablation.intervals import Counts
 from research.ablation.jobs import Evaluated, Trained
+from research.ablation.labels import MadeLabels
 
 CLASSES = ("road", "car", "pole")
 SHA = "ab" * 32
@@ -86,57 +88,16 @@ def confusions(quality: float, *, images: int = 24, seed: int = 0, pixels: int =
 def counts_of(quality: float, **options: Any) -> Counts:
     found = confusions(quality, **options)
     n = len(found)
-    boundary = np.stack([np.diagonal(found, axis1=1, axis2=2), found.sum(2) + 5], axis=1)
+    hits, union = np.diagonal(found, axis1=1, axis2=2), found.sum(2) + found.sum(1)
+    regions = np.stack([hits, union - hits], axis=1)
+    boundaries = np.stack([hits, found.sum(2) + 5], axis=1)
     return Counts(
         tuple(f"berlin_{i:04d}" for i in range(n)),
         tuple(f"block{i // 3}" for i in range(n)),
-        np.diagonal(found, axis1=1, axis2=2).copy(),
-        found.sum(2),
-        found.sum(1),
-        boundary,
+        CLASSES,
+        regions,
+        boundaries,
     )
-
-
-def record_of(row: str, seed: int, **changes: Any) -> dict[str, Any]:
-    """A record with all fields that the tables read."""
-    return {
-        "ablation": "scales",
-        "row": row,
-        "title": row,
-        "seed": seed,
-        "key": f"{row}{seed}",
-        "settings_digest": "s",
-        "settings": {"training": {"seed": seed, "lr": 0.1}},
-        "code": {"a.py": "1"},
-        "epochs_scale": 1.0,
-        "mean_iou": 0.5,
-        "iou": dict.fromkeys(CLASSES, 0.5),
-        "details": {"mean_weights": None},
-        "labels": None,
-        "training": {
-            "images_seen": 1000,
-            "seconds": 10.0,
-            "weights_sha256": f"{row}{seed}",
-            "fine": "f" * 64,
-            "start": "5" * 64,
-        },
-        "images_seen": 1000,
-        "macs": {"train_per_crop": 10, "train_total": 10_000, "inference_per_image": 2_000_000_000, "image": [8, 8]},
-        "evaluation": {"images": 24, "names": "0123456789abcdef", "seconds": 2.0},
-        "seconds": {"train": 10.0, "evaluate": 2.0},
-        "command": f"autolabel ablate scales --rows {row} --seeds {seed}",
-        "machine": {"processor": "A processor", "cores": 2, "gpus": []},
-        "versions": {"python": "3", "torch": "2"},
-        "commit": "c0ffee" * 6,
-        "uncommitted": [],
-    } | changes
-
-
-def put_cell(folder: Path, row: str, seed: int, quality: float, **changes: Any) -> None:
-    counts = counts_of(quality, seed=seed)
-    hits, union = counts.hits.sum(0), (counts.truth + counts.predicted - counts.hits).sum(0)
-    iou = dict(zip(CLASSES, (hits / union).tolist(), strict=True))
-    write_cell(folder, record_of(row, seed, **{"iou": iou, **changes}), counts.to_bytes())
 
 
 @dataclass
@@ -152,20 +113,7 @@ class FakeJobs:
 
     def train(self, ws, training, config, labels, seed):
         self.trained.append((config.model.kind, seed))
-        images = config.epochs * 10
-        return Trained(
-            self.folder / "model",
-            {
-                "images_seen": images,
-                "steps": images // config.global_batch,
-                "epochs": config.epochs,
-                "seconds": 8.0,
-                "device": "cpu",
-                "ranks": 2,
-                "weights_sha256": SHA,
-                "labels": labels and labels.figures["digest"],
-            },
-        )
+        return Trained(self.folder / "model", config.epochs * 10, 8.0)
 
     def evaluate(self, ws, name, checkpoint, settings, runtime):
         if self.die_before_evaluation == len(self.evaluated):
@@ -177,8 +125,7 @@ class FakeJobs:
         for setting in settings:
             counts = confusions(self.quality.get(setting.name, 0.7))
             n, c = len(counts), len(CLASSES)
-            scales = sorted(setting.scales)
-            weights = np.zeros((n, len(scales), c, 2))
+            weights = np.zeros((n, len(setting.scales), c, 2))
             weights[:, 0] = np.stack([counts.sum(2) - 10, np.full((n, c), 10)], axis=-1)
             np.savez(
                 folder / f"{setting.name}.npz",
@@ -190,33 +137,27 @@ class FakeJobs:
                 band_confusions=np.tile(np.eye(c, dtype=np.int64) * 10, (n, 1, 1)),
                 boundary=np.stack([counts.sum(2) - 5, counts.sum(2)], axis=1),
             )
+            each = dict.fromkeys(CLASSES, 0.5)
             told[setting.name] = {
                 "mean_iou": 0.5,
-                "iou": dict.fromkeys(CLASSES, 0.5),
+                "iou": each,
                 "pixel_accuracy": 0.6,
                 "ece": 0.1,
-                "boundary": {"mean_iou": 0.3, "iou": {}},
-                "band": {"mean_iou": 0.2, "iou": {}},
-                "weights": {f"{s:g}": {p: dict.fromkeys(CLASSES, 0.5) for p in ("interior", "band")} for s in scales},
+                "boundary": {"mean_iou": 0.3, "iou": each},
             }
         atomic.write_json(folder / "summary.json", {"settings": told})
-        return Evaluated(folder, {"images": 24, "left_out": 0, "names": "n", "seconds": 2.0})
+        return Evaluated(folder, 24, 2.0)
 
     def count_macs(self, ws, model, crop, settings):
-        cost = {"single": 100, "hierarchical": 129, "explicit": 600}[model.kind]
-        return {"train_per_crop": cost, "inference": {s.name: 1000 for s in settings}, "image": [64, 128]}
+        cost = {"single": 10**9, "hierarchical": 2 * 10**9, "explicit": 6 * 10**9}[model.kind]
+        return cost, {s.name: 10**9 for s in settings}
 
     def make_labels(self, ws, labels):
-        from types import SimpleNamespace
-
         self.labelled.append(labels)
-        classes = {name: {"share": 0.2, "human": 0.1, "teacher": 0.1} for name in CLASSES}
-        figures = {"digest": SHA, "labelled_share": 0.6, "threshold": "policy", "classes": classes}
-        return SimpleNamespace(figures=figures, data=None)
+        figures = {"labelled_share": 0.6, "classes": dict.fromkeys(CLASSES, 0.2)}
+        return MadeLabels(None, figures)
 
     def install(self, monkeypatch) -> FakeJobs:
-        from research.ablation import jobs, run
-
         for name in ("train", "evaluate", "count_macs"):
             monkeypatch.setattr(jobs, name, getattr(self, name))
         monkeypatch.setattr(jobs, "own_teacher", lambda ws: self.folder / "teacher")

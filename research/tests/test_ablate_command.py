@@ -1,4 +1,4 @@
-"""`autolabel ablate`: what it lists and refuses before anything is trained."""
+"""`python -m research.ablate`: what it lists and refuses before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from hmsa_core.io.errors import ConfigError
 from pipeline import init
-from pipeline.cli.main import main
 from pipeline.workspace import Workspace
+from research.ablate import main
 from research.ablation.catalogue import make_ablation
 from research.ablation.prepare import make_camvid_workspace
-from research.results.collect import run_name
+from research.figures import Made, replace
 from research.tests.ablations import FakeJobs, bare_workspace
 
 
@@ -22,36 +22,34 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 def ablate(ws: Workspace, tmp_path: Path, *arguments: str) -> int:
-    return main(["ablate", *arguments, "--workspace", str(ws.root), "--results", str(tmp_path / "results")])
+    return main([*arguments, "--workspace", str(ws.root), "--tables", str(tmp_path / "tables")])
 
 
-def test_the_list_needs_no_data_and_shows_every_cell(
+def test_the_list_needs_no_data_and_shows_every_row_and_seed(
     ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ablate(ws, tmp_path, "labels", "--list", "--seeds", "0,5") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 12
     assert all("missing" in line for line in lines[1:])
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "tables").exists()
 
 
-def test_the_list_shows_the_confirming_cells_too_and_that_they_are_as_frozen(
-    ws: Workspace, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_says_how_long_the_missing_rows_take_by_earlier_ones(
+    ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " seed 10" in line]
-    assert len(lines) == 6 * 5
-    assert all("mIoU" in line and line.endswith("as frozen") for line in lines)
-    assert main(["ablate", "labels", "--list", "--seeds", "0", "--workspace", str(ws.root)]) == 0
-    assert "seed 10" not in capsys.readouterr().out, "asked by number: only that"
-
-
-def test_without_a_checkout_the_cells_are_the_workspaces(
-    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("research.ablate.RESULTS", tmp_path / "site-packages" / "research" / "cells")
-    assert main(["ablate", "labels", "--list", "--workspace", str(ws.root)]) == 0
-    assert f"({ws.path('research/cells/labels')})" in capsys.readouterr().out
+    made = Made("c0ffee", "a machine")
+    lines = [
+        made.figure("scales", row, metric, value, seed=0, setting=how)
+        for row, how in (("hierarchical-1", "1"), ("hierarchical-0.5-1", "0.5,1"))
+        for metric, value in (("mean_iou", 0.5), ("train_seconds", 600.0), ("evaluate_seconds", 60.0))
+    ]
+    replace(tmp_path / "tables" / "scales.parquet", lines)
+    rows = "hierarchical-1,hierarchical-0.5-1,single-1"
+    assert ablate(ws, tmp_path, "scales", "--dry-run", "--seeds", "0,1", "--rows", rows) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "mIoU  50.00" in line]
+    assert lines[-1] == "4 missing: about 12 minutes by earlier runs, and 2 that were never timed", "one training"
 
 
 def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +71,6 @@ def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, caps
         (["camvid-table", "--prepare", "--variant", "default", "--teacher-epochs", "0"], "expected 1 or more"),
         (["camvid-table"], "profile camvid, this one has profile demo"),
         (["labels"], "starts after the stage pseudo-label"),
-        (["labels", "--dry-run"], "starts after the stage pseudo-label"),
     ],
 )
 def test_what_cannot_work_is_one_line(
@@ -93,19 +90,16 @@ def test_a_second_run_in_the_same_workspace_leaves_at_once(
     assert "stage ablation" in capsys.readouterr().err
 
 
-def test_freeze_then_accept_from_the_command_line(
+def test_a_frozen_seed_runs_from_the_command_line(
     ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ablate(ws, tmp_path, "labels", "--freeze", "100,101", "--variants", "2", "--note", "as shipped") == 0
-    assert "2 variants tried" in capsys.readouterr().out
-    assert (tmp_path / "results" / "labels" / "freeze.json").is_file()
+    assert "seeds 100,101 may run" in capsys.readouterr().out
     FakeJobs(tmp_path / "jobs").install(monkeypatch)
-    monkeypatch.setattr("research.ablation.prepare.check_ready", lambda *_: None)
+    monkeypatch.setattr("research.ablate.check_ready", lambda *_: None)
     monkeypatch.setattr("research.ablate.prepare_process", lambda _ws: None)
     assert ablate(ws, tmp_path, "labels", "--rows", "both", "--seeds", "100") == 0
-    assert "1 cells written" in capsys.readouterr().out
-    assert ablate(ws, tmp_path, "labels", "--rows", "both", "--seeds", "100", "--accept", "no change") == 0
-    assert "0 cells accepted" in capsys.readouterr().out
+    assert "1 rows and seeds written" in capsys.readouterr().out
 
 
 def test_a_camvid_workspace_is_made_for_its_variant_and_kept_for_it(
@@ -133,6 +127,5 @@ def test_a_camvid_workspace_with_a_longer_teacher_has_a_table_and_a_file_of_its_
     assert params.teacher_train.epochs == 7777
     table = make_ablation("camvid-table", params)
     assert (table.name, table.title) == ("camvid-table-default-7777", "CamVid, variant default, teacher of 7777 epochs")
-    assert run_name(params) == "camvid-7777", "figures of `make camvid` are not overwritten"
     with pytest.raises(ConfigError, match="is a workspace of variant default-7777, not default"):
         make_camvid_workspace(longer, "default", None, None)

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.init import render_dvc_yaml
+import pytest
+
 from pipeline.stages import STAGES
+from tools.render import rendered
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -18,5 +20,6 @@ def test_dvc_finds_the_stages_of_the_table_in_the_root_and_nothing_else() -> Non
     assert tuple(done.stdout.split()) == STAGES
 
 
-def test_the_roots_dvc_yaml_is_the_one_that_follows_from_the_table() -> None:
-    assert (REPO / "dvc.yaml").read_text() == render_dvc_yaml(has_pretrain=True)
+@pytest.mark.parametrize("path", rendered(), ids=lambda path: path.name)
+def test_what_follows_from_the_table_of_stages_and_the_settings_is_up_to_date(path: Path) -> None:
+    assert path.read_text("utf-8") == rendered()[path], "run `python -m tools.render`"

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlencode
 
-__all__ = ["AsgiClient", "Reply"]
+from pipeline.inspector.server import Guard, make_app
+from pipeline.inspector.session import Session
+
+__all__ = ["AsgiClient", "Reply", "client_of"]
 
 Headers = dict[str, str] | list[tuple[str, str]]
 
@@ -84,3 +90,12 @@ class AsgiClient:
         """POST JSON as the page does, with its token."""
         usual = {"Content-Type": "application/json", "X-Autolabel-Token": self.token, "Origin": f"http://{self.host}"}
         return self.request("POST", path, {**usual, **(headers or {})}, json.dumps(value).encode("utf-8"))
+
+
+@contextmanager
+def client_of(session: Session, guard: Guard | None = None, host: str = "127.0.0.1:8733") -> Iterator[AsgiClient]:
+    """A client of the whole guarded application, as a page on `host` sees it; of a guard that is given the token is not known."""
+    own = Guard(token="a-token-for-tests")
+    with ThreadPoolExecutor(2) as pool:
+        app = make_app(session, guard or own, weights=None, foreground=pool, background=pool)
+        yield AsgiClient(app, host, "" if guard else own.token)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from hmsa_core.io import sealed
-from hmsa_core.io.digested import take_digest, with_digest
 from hmsa_core.io.errors import HmsaError
 from tests.stored.formats import HERE, READERS, unpack, write
 
@@ -69,11 +68,11 @@ def _as_version(path: Path, version: int) -> None:
         return
     data = path.read_bytes()
     value = json.loads(data) | {"version": version}
-    recorded, _ = take_digest(value)
-    if data.startswith(b'{"digest":"') and recorded:
+    if data.startswith(b'{"digest":"'):
+        del value["digest"]
         sealed.write(path, value)
     else:
-        path.write_text(json.dumps(with_digest(value) if recorded else value))
+        path.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize("file", READERS)

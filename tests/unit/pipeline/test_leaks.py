@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.data.index import Sample
-from hmsa_core.io import atomic
+from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.lineage import LearnedImage, Lineage
 from pipeline.leaks import find_leaks, judge_only_unseen
@@ -97,7 +97,7 @@ def checkpoint(tmp_path: Path):
             "weights_sha256": "0" * 64,
             "lineage": lineage.summary(sha),
         }
-        atomic.write_json(folder / "model.json", meta)
+        sealed.write(folder / "model.json", meta)
         return folder
 
     return write

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, InputError, NoSpaceError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
@@ -93,12 +93,27 @@ def ws(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     return Workspace(root)
 
 
+def _edit(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
+    """The workspace with an edited params.yaml: (regular expression, text) pairs that must be found."""
+    text = ws.path("params.yaml").read_text()
+    for old, new in edits:
+        text, found = re.subn(old, new, text)
+        assert found, old
+    ws.path("params.yaml").write_text(text)
+    return Workspace(ws.root)  # parameters are read once
+
+
+def _elsewhere(ws: Workspace, photographs: Path, data: Path) -> Workspace:
+    """The workspace with its images in another folder."""
+    return _edit(ws, (re.escape(str(photographs)), str(data)))
+
+
 def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
     """A checkpoint's JSON and lineage; nobody opens the weights in these tests."""
     folder = ws.path(f"models/{name}")
     folder.mkdir(parents=True)
     sha = Lineage().save(folder / "lineage.json")
-    atomic.write_json(
+    sealed.write(
         folder / "model.json",
         {
             "format": "hmsa-model",
@@ -131,8 +146,7 @@ def test_prepare_says_who_does_what_and_what_was_left_out(
 ) -> None:
     data = shutil.copytree(photographs, tmp_path / "more")
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    ws = _elsewhere(ws, photographs, data)
     with caplog.at_level("INFO"):
         prepare.run(ws)
     told = "\n".join(caplog.messages)
@@ -141,47 +155,40 @@ def test_prepare_says_who_does_what_and_what_was_left_out(
 
 
 def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
+    ws = _edit(ws, ("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
     with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
         prepare.run(ws)
 
 
 def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
-    params = ws.path("params.yaml")
-    text = params.read_text()
-    params.write_text(text.replace("calibrate: [e, f]", "calibrate: [e, ff]"))
     with pytest.raises(ConfigError, match=r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"):
-        prepare.run(Workspace(ws.root))
-    params.write_text(re.sub(r"root: .*photographs.*", "root: /gone", text))
+        prepare.run(_edit(ws, (r"calibrate: \[e, f\]", "calibrate: [e, ff]")))
     with pytest.raises(InputError, match="/gone: data set folder not found") as told:
-        prepare.run(Workspace(ws.root))
+        prepare.run(_edit(ws, (r"root: .*photographs.*", "root: /gone")))
     assert told.value.hint == "correct data.target.root in params.yaml"
 
 
-def test_prepare_tells_of_a_policy_that_nothing_can_measure(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
-    params = ws.path("params.yaml")
-    text = params.read_text().replace("calibrate: [e, f]", "calibrate: []")
-    params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", text))
-    prepare.run(ws)
-    assert (
-        "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop" in caplog.text
-    )
-
-
 @pytest.mark.parametrize(
-    ("edit", "words"),
+    ("edits", "words"),
     [
-        (("report: [g, h]", "report: []"), "no image with a fine label has role report: nothing will be judged"),
-        (("[extra]", "[]"), "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+        (
+            [(r"calibrate: \[e, f\]", "calibrate: []"), (r"validate_every: \d+", "validate_every: 0")],
+            "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop",
+        ),
+        ([(r"report: \[g, h\]", "report: []")], "no image with a fine label has role report: nothing will be judged"),
+        ([(r"\[extra\]", "[]")], "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+        (
+            [(r"region: \w+", "region: outside_coarse")],
+            "none of the 2 images of role calibrate has a coarse label: calibrate will stop; set calibrate.region to all",
+        ),
     ],
 )
-def test_prepare_tells_of_roles_that_nobody_has(ws: Workspace, caplog: pytest.LogCaptureFixture, edit, words) -> None:
+def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(
+    ws: Workspace, caplog: pytest.LogCaptureFixture, edits: list[tuple[str, str]], words: str
+) -> None:
     prepare.run(ws)
     assert words not in caplog.text
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace(*edit))
-    prepare.run(Workspace(ws.root))
+    prepare.run(_edit(ws, *edits))
     assert words in caplog.text
 
 
@@ -190,8 +197,7 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
 ) -> None:
     data = tmp_path / "more"
     data.symlink_to(shutil.copytree(photographs, tmp_path / "real"))  # a root that is a link is looked behind
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    ws = _elsewhere(ws, photographs, data)
     prepare.run(ws)
     assert "linked" not in caplog.text
     shutil.move(tmp_path / "real" / "labels", tmp_path / "elsewhere")
@@ -204,8 +210,7 @@ def test_prepare_tells_of_near_copies_before_anything_is_trained(
     ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = shutil.copytree(photographs, tmp_path / "more")
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    ws = _elsewhere(ws, photographs, data)
     prepare.run(ws)
     assert "near copies" not in caplog.text
     judged = sorted(p for p in (data / "images").rglob("*.png") if p.name[0] == "g")[0]
@@ -224,9 +229,7 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
     assert "prepare: 1 block(s)" in caplog.text
     assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
     caplog.clear()
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace("threshold: policy ", "threshold: 0.9 "))
-    prepare.run(Workspace(ws.root))
+    prepare.run(_edit(ws, ("threshold: policy ", "threshold: 0.9 ")))
     assert "calibrate.min_blocks" not in caplog.text
 
 
@@ -245,29 +248,16 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
 def test_files_that_params_names_are_missed_at_once(
     ws: Workspace, edit: tuple[str, str], stages: tuple[str, ...], words: str
 ) -> None:
-    params = ws.path("params.yaml")
-    assert edit[0] in params.read_text()
-    params.write_text(params.read_text().replace(*edit))
+    ws = _edit(ws, edit)
     for stage in stages:
         with pytest.raises(ConfigError, match=words):
-            runner.run_stage(Workspace(ws.root), stage)
-    check_named_files(ws.root, Workspace(ws.root).params, "student-train")  # nobody reads them from here on
-
-
-def test_prepare_tells_of_a_region_that_no_calibration_image_has(
-    ws: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(re.sub(r"region: \w+", "region: outside_coarse", params.read_text()))
-    prepare.run(ws)
-    assert re.search("none of the . images of role calibrate has a coarse label: calibrate will stop", caplog.text)
-    assert "set calibrate.region to all" in caplog.text
+            runner.run_stage(ws, stage)
+    check_named_files(ws.root, ws.params, "student-train")  # nobody reads them from here on
 
 
 def test_new_unlabelled_images_change_no_other_index(ws: Workspace, photographs: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photographs, tmp_path / "more")
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace(str(photographs), str(data)))
+    ws = _elsewhere(ws, photographs, data)
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
     noise = np.random.Generator(np.random.PCG64(99)).integers(0, 255, (32, 48, 3), dtype=np.uint8)
@@ -284,24 +274,19 @@ def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
     assert "starts from scratch" in record["reason"]
     assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
     assert ws.path("plots/teacher-pretrain-loss.png").is_file()
-    params = ws.path("params.yaml")
-    head, rest = params.read_text().split("\nteacher_pretrain:\n", 1)
-    params.write_text(f"{head}\nteacher_pretrain:\n{rest.replace('init_from: null', 'init_from: models/imported', 1)}")
+    ws = _edit(ws, (r"(?s)\A(.*?)init_from: null", r"\1init_from: models/imported"))
     with pytest.raises(ConfigError, match=r"teacher_pretrain\.init_from is models/imported, but .*") as error:
-        teacher_pretrain.run(Workspace(ws.root))  # weights that nobody would use, without a word
+        teacher_pretrain.run(ws)  # weights that nobody would use, without a word
     assert "teacher_train.init_from" in error.value.hint
 
 
 def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(
     ws: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    params = ws.path("params.yaml")
-    text = params.read_text().replace("report: [g, h]", "report: []").replace("calibrate: [e, f]", "calibrate: []")
-    params.write_text(text.replace("threshold: policy", "threshold: 0.9"))
-    prepare.run(ws)
+    no_judges = [(r"report: \[g, h\]", "report: []"), (r"calibrate: \[e, f\]", "calibrate: []")]
+    prepare.run(_edit(ws, *no_judges, ("threshold: policy", "threshold: 0.9")))
     assert re.search(r"teacher_train\.validate_every is \d+, but no image .* has role calibrate", caplog.text)
-    params.write_text(re.sub(r"validate_every: \d+", "validate_every: 0", params.read_text()))
-    ws = Workspace(ws.root)  # parameters are read once
+    ws = _edit(ws, (r"validate_every: \d+", "validate_every: 0"))
     prepare.run(ws)
     for name, digit in (("teacher", "a"), ("student", "b"), ("control", "c")):
         _checkpoint(ws, name, digit)
@@ -364,6 +349,14 @@ def test_parameters_of_another_stage_may_change_meanwhile(ws: Workspace, monkeyp
     runner.run_stage(ws, "prepare")
 
 
+@pytest.fixture
+def nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pseudo-label starts without the stages before it."""
+    monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
+    monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
+
+
+@pytest.mark.usefixtures("nothing_checked")
 @pytest.mark.parametrize("name", ["labels/raw.review.jsonl", "policies/raw.json"])
 @pytest.mark.parametrize("times", [1, 99])
 def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(
@@ -378,8 +371,6 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
             atomic.write_text(of.path(name), str(len(seen)))  # somebody clicks, after it was read
 
     monkeypatch.setattr(pseudo_label, "run", run)
-    monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
-    monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
     if times == 1:
         runner.run_stage(ws, "pseudo-label")
         assert seen == ["0", "1"]
@@ -388,6 +379,7 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
             runner.run_stage(ws, "pseudo-label")
 
 
+@pytest.mark.usefixtures("nothing_checked")
 def test_somebody_who_never_stops_marking_waits_for_the_last_round(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,11 +392,22 @@ def test_somebody_who_never_stops_marking_waits_for_the_last_round(
             review.add("a", "flag")
 
     monkeypatch.setattr(pseudo_label, "run", run)
-    monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
-    monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
     runner.run_stage(ws, "pseudo-label")
     assert (seen[-1], len(review.marks())) == (len(seen) - 1, len(seen) - 1), "the last round has them all"
     assert review.lock().is_free()
+
+
+def _label(spec: InferSpec) -> None:
+    """What an infer job leaves, without a model."""
+    shutil.rmtree(spec.work / "store", ignore_errors=True)
+    with LabelStoreWriter(spec.work / "store", {"teacher": "a" * 64}, 2) as writer:
+        for sample in Index.load(spec.selection.index).select(names=spec.selection.names):
+            writer.add(sample.name, *maps(0, (32, 48), 3), image_sha256=sample.image_sha256)
+
+
+def _stored(ws: Workspace, *names: str) -> Path:
+    index = ws.path("data/index/learn.parquet")
+    return infer_store(ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, names)
 
 
 def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
@@ -412,30 +415,15 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
 ) -> None:
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
-    index, labelled = ws.path("data/index/learn.parquet"), []
+    labelled = []
 
     def run_job(_ws: Workspace, spec: InferSpec) -> None:
         held = LabelStore.open(spec.work / "store").names() if (spec.work / "store").exists() else ()
         labelled.append(sorted(set(spec.selection.names or ()) - set(held)))
-        shutil.rmtree(spec.work / "store", ignore_errors=True)
-        with LabelStoreWriter(spec.work / "store", {"teacher": "a" * 64}, 2) as writer:
-            for sample in Index.load(index).select(names=spec.selection.names):
-                label, confidence = maps(0, (32, 48), 3)
-                writer.add(sample.name, label, confidence, image_sha256=sample.image_sha256)
+        _label(spec)
 
     monkeypatch.setattr(support, "run_job", run_job)
-    stores = [
-        infer_store(
-            ws,
-            "auto-infer",
-            "auto",
-            ws.params.auto_infer,
-            ws.path("models/teacher"),
-            index,
-            tuple(f"{city}_0001" for city in cities),
-        )
-        for cities in ("abc", "ab", "abd", "abd", "ab")
-    ]
+    stores = [_stored(ws, *(f"{city}_0001" for city in cities)) for cities in ("abc", "ab", "abd", "abd", "ab")]
     assert [[name[0] for name in names] for names in labelled] == [["a", "b", "c"], ["a", "b"], ["d"], ["a", "b"]]
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
@@ -446,28 +434,19 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
 
-    def run_job(_ws: Workspace, spec: InferSpec) -> None:
-        with LabelStoreWriter(spec.work / "store", {"teacher": "a" * 64}, 2) as writer:
-            for sample in Index.load(index).select(names=spec.selection.names):
-                writer.add(sample.name, *maps(0, (32, 48), 3), image_sha256=sample.image_sha256)
-
-    monkeypatch.setattr(support, "run_job", run_job)
-    index, meta = ws.path("data/index/learn.parquet"), ws.path("models/teacher/model.json")
+    monkeypatch.setattr(support, "run_job", lambda _ws, spec: _label(spec))
+    meta = ws.path("models/teacher/model.json")
     stores = []
     for kind in ("hierarchical", "average", "max", "average"):
-        atomic.write_json(meta, atomic.read_json(meta) | {"kind": kind})
-        stores.append(
-            infer_store(ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, ("a_0001",))
-        )
+        sealed.write(meta, {**atomic.read_json(meta), "kind": kind})
+        stores.append(_stored(ws, "a_0001"))
     assert len(set(stores)) == 3
     assert stores[1] == stores[3]
 
 
 def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
-    path = ws.path("params.yaml")
-    path.write_text(path.read_text().replace("  epochs: 2 ", "  epochs: none "))
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
-        runner.run_stage(ws, "prepare")
+        runner.run_stage(_edit(ws, ("  epochs: 2 ", "  epochs: none ")), "prepare")
     assert not ws.path("data/index").exists()
 
 
@@ -478,11 +457,9 @@ def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Works
         ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"
     ):
         chosen_policy(ws, raw)
-    path = ws.path("params.yaml")
-    text = re.sub(r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json", path.read_text())
-    path.write_text(text)
+    ws = _edit(ws, (r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json"))
     with pytest.raises(ConfigError, match=r"threshold is policies/none\.json: .*none\.json is not there") as caught:
-        chosen_policy(Workspace(ws.root), raw)
+        chosen_policy(ws, raw)
     assert "params.yaml" in caught.value.hint
 
 

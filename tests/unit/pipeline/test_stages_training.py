@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmsa_core.config import TRUNKS, ModelConfig, TrainConfig
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.models.builder import build_empty
 from hmsa_core.models.options import make_options
 from pipeline.stages import training
@@ -38,7 +38,7 @@ def finished_run(folder: Path, speed: float) -> Path:
         "lineage": {},
         "weights_sha256": SHA,
     }
-    atomic.write_json(folder / "model" / "model.json", meta)
+    sealed.write(folder / "model" / "model.json", meta)
     lines = [
         LINE
         | {

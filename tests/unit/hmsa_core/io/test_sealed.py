@@ -61,6 +61,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_nothing_can_take_the_place_of_the_digest() -> None:
     with pytest.raises(ValueError, match="digest"):
         sealed.dump({"digest": "x"})
+    assert sealed.dump({**VALUE, "digest": "x"}) == sealed.dump(VALUE)
 
 
 @pytest.mark.parametrize(("body", "message"), [(b'"a":}\n', "not valid JSON"), (b"\xff}\n", "not valid JSON")])

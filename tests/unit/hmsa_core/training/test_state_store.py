@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
 from hmsa_core.training.state import StateStore, optimiser_tensors
 from tests.support.faults import every_exit, every_fault
@@ -124,7 +125,7 @@ def test_a_state_that_was_moved_to_another_step_is_not_believed(tmp_path: Path) 
     assert_is(states.latest(), 1)
     meta = tmp_path / "state" / "step-00000005" / "state.json"
     plain = {key: value for key, value in read_json(meta).items() if key != "digest"} | {"step": 5}
-    write_json(meta, plain | {"version": 99})
+    sealed.write(meta, plain | {"version": 99})
     assert_is(states.latest(), 1)
 
 
@@ -135,13 +136,18 @@ def test_a_state_without_its_own_digest_and_an_edited_one_are_not_believed(
     save(states, 1)
     save(states, 2)
     meta = tmp_path / "state" / "step-00000002" / "state.json"
-    saved = read_json(meta)
-    for wrong in ({k: v for k, v in saved.items() if k != "digest"}, saved | {"record": {"figure": 0.9}}):
+    saved = meta.read_bytes()
+    edited = saved.replace(b'"step":2', b'"step":3')
+    for wrong, told in (
+        (b"{" + saved.partition(b"\n")[2], "not one of our files"),
+        (edited, "damaged or edited (digest is"),
+    ):
+        assert wrong != saved
         caplog.clear()
-        write_json(meta, wrong)
+        meta.write_bytes(wrong)
         with caplog.at_level(logging.WARNING):
             assert_is(states.latest(), 1)
-        assert "step-00000002/state.json: damaged or edited (digest is" in caplog.text
+        assert f"step-00000002/state.json: {told}" in caplog.text
 
 
 def test_saving_an_earlier_step_again_drops_the_future_it_left(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from PIL import Image
 
 from hmsa_core.inference import infer
 from hmsa_core.inference.fast import Predictor
-from hmsa_core.io.atomic import write_json
-from hmsa_core.io.digested import with_digest
+from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
@@ -211,7 +210,7 @@ def test_a_checkpoint_that_cannot_label_is_refused_as_itself(folder, tmp_path, c
         ("many", {"num_classes": 255}, "at most 254 classes, the model has 255"),
     ):
         shutil.copytree(folder / "model", tmp_path / name)
-        write_json(tmp_path / name / "model.json", with_digest({**meta, **change}))
+        sealed.write(tmp_path / name / "model.json", {**meta, **change})
         assert label(folder, tmp_path / "store", "--checkpoint", str(tmp_path / name)) != 0
         assert told in capsys.readouterr().err
         assert not list(tmp_path.glob("store*"))

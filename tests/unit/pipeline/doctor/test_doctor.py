@@ -96,11 +96,8 @@ def test_outside_of_a_workspace_only_the_machine_is_looked_at(
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere"])
-def test_a_workspace_that_is_asked_for_and_is_none_is_an_error(
-    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["doctor", "--quick", "--workspace", str(tmp_path / folder)]) == 2
-    assert "not a workspace" in capsys.readouterr().err
+def test_a_workspace_that_is_asked_for_and_is_none_is_an_error(tmp_path: Path, folder: str, said) -> None:
+    assert "not a workspace" in said("doctor", "--quick", "--workspace", tmp_path / folder, status=2).err
 
 
 def test_a_folder_inside_of_a_workspace_means_that_workspace(
@@ -123,13 +120,10 @@ def test_commands_for_another_folder_than_the_current_one_say_where_to_go(
     assert "commands are meant" not in capsys.readouterr().out
 
 
-def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_workspace_that_lost_its_params_is_not_taken_for_the_one_around_it(workspace: Workspace, said) -> None:
     inner = workspace.path("inner")
     atomic.write_bytes(inner / "dvc.yaml", workspace.path("dvc.yaml").read_bytes())
-    assert main(["doctor", "--quick", "--workspace", str(inner)]) == 1
-    assert f"{inner}/params.yaml" in capsys.readouterr().out
+    assert f"{inner}/params.yaml" in said("doctor", "--quick", "--workspace", inner, status=1).out
 
 
 def test_a_mistake_in_params_is_told_once(workspace: Workspace) -> None:

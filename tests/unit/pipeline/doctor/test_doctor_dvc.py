@@ -21,13 +21,10 @@ from tests.support.findings import states
 
 
 @pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])
-def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(
-    workspace: Workspace, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(workspace: Workspace, content: bytes, said) -> None:
     rwlock = workspace.path(".dvc/tmp/rwlock")
     rwlock.write_bytes(content)
-    assert main(["doctor", "--workspace", str(workspace.root)]) == 1
-    assert "autolabel doctor --fix" in capsys.readouterr().out
+    assert "autolabel doctor --fix" in said("doctor", "--workspace", workspace.root, status=1).out
     assert rwlock.exists(), "without --fix nothing is touched"
     assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
     assert not rwlock.exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import InputError
 from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
@@ -32,7 +32,7 @@ def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
 
 def test_changed_weights_are_named(workspace: Workspace) -> None:
     sha = atomic.write_bytes(workspace.path("models/teacher/model.safetensors"), b"weights")
-    atomic.write_json(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
+    sealed.write(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
     assert states(workspace.root)["models/teacher"] == "ok"
     workspace.path("models/teacher/model.safetensors").write_bytes(b"weightz")
     found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
@@ -42,7 +42,7 @@ def test_changed_weights_are_named(workspace: Workspace) -> None:
 
 def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
     atomic.write_bytes(workspace.path("models/imported/model.safetensors"), b"weights")
-    atomic.write_json(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
+    sealed.write(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
     found = {f.name: f for f in doctor.examine(workspace.root)}["models/imported"]
     assert found.state == "broken"
     assert found.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
@@ -53,11 +53,11 @@ def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace
 def test_a_description_with_nan_is_named_beside_the_other_models(workspace: Workspace) -> None:
     for name in ("student", "teacher"):
         sha = atomic.write_bytes(workspace.path(f"models/{name}/model.safetensors"), b"weights")
-        atomic.write_json(workspace.path(f"models/{name}/model.json"), {"weights_sha256": sha})
+        sealed.write(workspace.path(f"models/{name}/model.json"), {"weights_sha256": sha})
     workspace.path("models/student/model.json").write_text('{"weights_sha256": "0", "extra": NaN}')
     found = {f.name: f for f in doctor.examine(workspace.root)}
     assert (found["models/student"].state, found["models/teacher"].state) == ("broken", "ok")
-    assert f"{workspace.path('models/student/model.json')}: not valid JSON" in found["models/student"].text
+    assert f"{workspace.path('models/student/model.json')}: not one of our files" in found["models/student"].text
 
 
 def test_files_of_others_below_models_are_no_checkpoints(workspace: Workspace) -> None:
@@ -71,8 +71,13 @@ def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     for name in "ab":
         folder = workspace.path("models/student")
         sha = atomic.write_bytes(folder / "model.safetensors", name.encode())
+<<<<<<< HEAD
         atomic.write_json(folder / "model.json", {"weights_sha256": sha})
         versions[name] = registry.register(folder)
+=======
+        sealed.write(folder / "model.json", {"weights_sha256": sha})
+        versions[name] = registry.register(folder, role="student", metrics={}, verdict=None)
+>>>>>>> main
         registry.promote(versions[name])
     return registry, versions
 
@@ -155,7 +160,7 @@ def test_a_champion_that_nobody_can_find_is_named(
 def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gone: str) -> None:
     folder = workspace.path("models/teacher")
     sha = atomic.write_bytes(folder / "model.safetensors", b"weights")
-    atomic.write_json(folder / "model.json", {"weights_sha256": sha})
+    sealed.write(folder / "model.json", {"weights_sha256": sha})
     (folder / gone).unlink()
     found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
     assert f"{gone} is missing" in found[0].text
@@ -163,7 +168,7 @@ def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gon
     (folder / "model.safetensors").write_bytes(b"weights")
     found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
     assert (found[0].state, found[0].mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
-    assert "model.json: not valid JSON" in found[0].text
+    assert "model.json: not one of our files" in found[0].text
 
 
 def test_a_teacher_that_is_gone_is_named(workspace: Workspace) -> None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
-from tests.support.asgi import AsgiClient
+from tests.support.asgi import AsgiClient, client_of
 from tests.support.label_scenes import Scenes, make_scenes
-
-TOKEN = "a-token-for-tests"
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +37,5 @@ def session(own_scenes: Scenes) -> Session:
 @pytest.fixture
 def client(session: Session) -> Iterator[AsgiClient]:
     """A client of the whole guarded application, as a page on loopback sees it."""
-    with ThreadPoolExecutor(2) as pool:
-        app = make_app(session, Guard(token=TOKEN), weights=None, foreground=pool, background=pool)
-        yield AsgiClient(app, token=TOKEN)
+    with client_of(session) as client:
+        yield client

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -21,10 +20,9 @@ from hmsa_core.labels.store.shards import ShardWriter
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.cli.main import main
 from pipeline.inspector import weights as weights_module
-from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
-from tests.support.asgi import AsgiClient
+from tests.support.asgi import AsgiClient, client_of
 from tests.support.label_scenes import LINEAGE, Scenes
 
 SCRIPT = "<script>alert(1)</script>"
@@ -131,8 +129,7 @@ def test_one_damaged_shard_is_named_and_the_others_are_served(own_scenes: Scenes
     data[len(data) // 2] ^= 0xFF
     first.write_bytes(data)
     session = Session(own_scenes.store, images=own_scenes.images)
-    with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+    with client_of(session) as client:
         replies = {
             n: client.get("/api/plane", name=n, plane=p) for n in own_scenes.names for p in ("label", "confidence")
         }
@@ -243,8 +240,7 @@ def test_class_and_file_names_with_markup_travel_as_data(tmp_path: Path, scenes:
     with LabelStoreWriter(tmp_path / "raw", {**LINEAGE}, classes=table) as writer:
         writer.add(name, np.zeros((8, 8), np.uint8), np.full((8, 8), 0.95, np.float32), city=SCRIPT)
     session = Session(tmp_path / "raw")
-    with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+    with client_of(session) as client:
         for path in ("/api/store", "/api/images", "/api/stats"):
             reply = client.get(path)
             assert reply.headers["content-type"] == "application/json"
@@ -275,23 +271,23 @@ def thresholded(folder: Path, scenes: Scenes, threshold: str = "") -> Path:
     return folder
 
 
-def test_a_thresholded_store_shows_what_is_in_it_and_takes_no_threshold(tmp_path: Path, scenes: Scenes, capsys) -> None:
+def test_a_thresholded_store_shows_what_is_in_it_and_takes_no_threshold(
+    tmp_path: Path, scenes: Scenes, capsys, said
+) -> None:
     final = thresholded(tmp_path / "final", scenes)
     session = Session(final)
     kept = sum(int((LabelStore.open(final).read(n)[0] != 255).sum()) for n in scenes.names)
-    with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+    with client_of(session) as client:
         assert client.get("/api/stats").json()["kept"] == kept
         assert client.get("/api/stats", threshold="0.9").status == 400
         assert client.post("/api/policy", {}, {"X-Autolabel-Token": "x"}).status == 403
         described = client.get("/api/store").json()
         assert (described["kind"], described["start"]) == ("thresholded", 0)
     assert inspect_json(capsys, str(final))["kept"] == kept
-    assert main(["inspect", str(final), "--threshold", "0.9"]) == 2
-    assert "already thresholded" in capsys.readouterr().err
+    assert "already thresholded" in said("inspect", final, "--threshold", "0.9", status=2).err
 
 
-def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_scenes: Scenes, capsys) -> None:
+def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_scenes: Scenes, capsys, said) -> None:
     final = thresholded(own_scenes.store.with_name("final"), own_scenes)
     session = Session(final, policy=own_scenes.policy, reviewer="kim")
     assert session.describe()["kind"] == "thresholded"
@@ -299,12 +295,10 @@ def test_a_final_store_claims_no_calibrated_precision_and_marks_the_raw_one(own_
     assert [mark.name for mark in ReviewFile(own_scenes.store).marks()] == [own_scenes.names[0]]
     assert not final.with_name("final.review.jsonl").exists()
     for option in (["--policy", str(own_scenes.policy)], ["--cut", "road:0.9"]):
-        assert main(["inspect", str(final), *option]) == 2
-        assert "already thresholded" in capsys.readouterr().err
+        assert "already thresholded" in said("inspect", final, *option, status=2).err
     found = inspect_json(capsys, str(final))
     assert [row["precision"] for row in (found, *found["classes"])] == [None] * (1 + len(found["classes"]))
-    assert main(["inspect", str(final)]) == 0
-    assert "No precision: these labels have their thresholds already" in capsys.readouterr().out
+    assert "No precision: these labels have their thresholds already" in said("inspect", final).out
 
 
 def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: AsgiClient, own_scenes: Scenes) -> None:
@@ -320,8 +314,7 @@ def test_what_a_browser_keeps_is_asked_for_by_the_version_of_the_labels(client: 
 def test_a_store_that_was_made_anew_is_told_and_never_mixed(own_scenes: Scenes) -> None:
     final = thresholded(own_scenes.store.with_name("final"), own_scenes)
     session = Session(final)
-    with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+    with client_of(session) as client:
         assert client.get("/api/plane", name=own_scenes.names[0]).status == 200
         shutil.copytree(final, again := final.with_name("again"))
         shutil.rmtree(final)
@@ -406,7 +399,7 @@ def test_a_value_of_another_kind_is_the_callers_mistake(
     assert [p for p in sorted(own_scenes.store.parent.iterdir()) if not p.name.endswith(".lock")] == before
 
 
-def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Path, capsys) -> None:
+def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Path, said) -> None:
     """Two drives that both count from 000001."""
     for drive in "ab":
         with LabelStoreWriter(tmp_path / drive, {**LINEAGE}) as writer:
@@ -419,13 +412,11 @@ def test_pictures_that_only_share_a_name_are_told_and_not_compared(tmp_path: Pat
     session = Session(tmp_path / "a", other=tmp_path / "b")
     (problem,) = session.describe()["problems"]
     assert all(words in problem for words in (str(tmp_path / "b"), "1 images are other pictures", "000001"))
-    with ThreadPoolExecutor(1) as pool:
-        client = AsgiClient(make_app(session, Guard(), weights=None, foreground=pool, background=pool))
+    with client_of(session) as client:
         answers = {name: client.get("/api/plane", name=name, side="b") for name in session.view.names}
         assert [answer.status for answer in answers.values()] == [404, 200, 200]
         assert "another picture" in answers["000001"].json()["message"]
         assert client.get("/api/plane", name="000001").status == 200
     assert Session(tmp_path / "a", other=tmp_path / "a").describe()["problems"] == []
     more = ["--compare", str(tmp_path / "b"), "--export", str(tmp_path / "page")]
-    assert main(["serve", str(tmp_path / "a"), *more]) == 0
-    assert "other pictures of the same name" in capsys.readouterr().err
+    assert "other pictures of the same name" in said("serve", tmp_path / "a", *more).err

@@ -139,15 +139,13 @@ def test_a_mount_point_that_was_half_filled_is_filled_by_the_next_try(
     assert (target / "index.html").is_file()
 
 
-def test_an_export_never_takes_the_place_of_the_folder_one_stands_in(own_scenes, tmp_path, monkeypatch, capsys) -> None:
+def test_an_export_never_takes_the_place_of_the_folder_one_stands_in(own_scenes, tmp_path, monkeypatch, said) -> None:
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
     for target in (".", ".."):
-        assert main(["serve", str(own_scenes.store), "--export", target]) == 2
-        assert "--export page" in capsys.readouterr().err
+        assert "--export page" in said("serve", own_scenes.store, "--export", target, status=2).err
     (tmp_path / "file").write_text("mine")
-    assert main(["serve", str(own_scenes.store), "--export", str(tmp_path / "file")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is no folder" in said("serve", own_scenes.store, "--export", tmp_path / "file", status=2).err
 
 
 def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Path) -> None:

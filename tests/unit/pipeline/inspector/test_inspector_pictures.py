@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -11,9 +10,8 @@ import pytest
 
 from hmsa_core.labels import LabelStoreWriter
 from pipeline.cli.main import main
-from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
-from tests.support.asgi import AsgiClient, Reply
+from tests.support.asgi import Reply, client_of
 from tests.support.label_scenes import LINEAGE
 
 SECRET = b"\x89PNG\r\n\x1a\nthe secret"
@@ -34,9 +32,8 @@ def make_picture(path: Path, size: tuple[int, int] = (16, 8)) -> None:
 
 
 def ask(session: Session, what: str, name: str = "a") -> Reply:
-    with ThreadPoolExecutor(1) as pool:
-        app = make_app(session, Guard(token="t"), weights=None, foreground=pool, background=pool)
-        return AsgiClient(app).get(f"/api/{what}", name=name)
+    with client_of(session) as client:
+        return client.get(f"/api/{what}", name=name)
 
 
 def export(store: Path, images: object, target: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
-from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
-from tests.support.asgi import AsgiClient, Reply
+from tests.support.asgi import AsgiClient, Reply, client_of
 from tests.support.label_scenes import Scenes
 
 FILES = {"review": "raw.review.jsonl", "policy": "raw.policy.json", "audit": "raw.audit.json"}
@@ -73,9 +71,8 @@ def test_what_cannot_be_saved_is_one_clear_line(
 def test_a_policy_that_cannot_be_saved_may_go_elsewhere(own_scenes: Scenes) -> None:
     (own_scenes.store.parent / "file").touch()
     session = Session(own_scenes.store, save_to=own_scenes.store.parent / "file" / "policy.json")
-    with ThreadPoolExecutor(1) as pool:
-        app = make_app(session, Guard(token="t"), weights=None, foreground=pool, background=pool)
-        reply = post(AsgiClient(app, token="t"), "policy", "")
+    with client_of(session) as client:
+        reply = post(client, "policy", "")
     assert reply.status == 507
     assert "--save-policy" in reply.json()["hint"]
 

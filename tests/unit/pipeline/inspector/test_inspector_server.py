@@ -66,9 +66,8 @@ def test_a_crooked_request_is_refused(port: int, request_head: str) -> None:
     assert status in ("400", "403", "404", "405")
 
 
-def test_a_taken_port_is_one_clear_line(port: int, scenes: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(scenes.store), "--port", str(port)]) == 2
-    assert "is taken by another program" in capsys.readouterr().err
+def test_a_taken_port_is_one_clear_line(port: int, scenes: Scenes, said) -> None:
+    assert "is taken by another program" in said("serve", scenes.store, "--port", port, status=2).err
 
 
 def test_other_machines_are_not_let_in_without_a_token(scenes: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,9 +88,8 @@ def test_it_listens_on_loopback_alone(port: int) -> None:
         pass
 
 
-def test_what_is_no_store_is_said_in_one_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(tmp_path), "--port", "0"]) == 4
-    assert "no label store here" in capsys.readouterr().err
+def test_what_is_no_store_is_said_in_one_line(tmp_path, said) -> None:
+    assert "no label store here" in said("serve", tmp_path, "--port", "0", status=4).err
     assert os.listdir(tmp_path) == []
 
 

@@ -1,19 +1,189 @@
-"""Figures from the sidecar equal what counting pixels gives."""
+"""Thresholds as people write them, intervals, colours; figures from the sidecar equal what counting pixels gives."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hmsa_core.io.errors import ConfigError
-from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
+from hmsa_core.labels.thresholds.intervals import clopper_pearson
+from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
-from pipeline.inspector.precision import AuditAnswer, PrecisionSources, find_curves
-from pipeline.inspector.stats import ImageQuery, image_rows, parse_cuts, parse_sort, store_stats
+from pipeline.inspector.pictures import safe_colours, smallest_distance
+from pipeline.inspector.precision import AuditAnswer, PrecisionSources, Stratum, find_curves, stratified
+from pipeline.inspector.stats import (
+    ImageQuery,
+    OffGridError,
+    code_of,
+    image_rows,
+    parse_cuts,
+    parse_sort,
+    store_stats,
+    to_policy,
+)
 from pipeline.inspector.view import StoreView
 from tests.support.label_scenes import Scenes
+
+# -- cuts --------------------------------------------------------------------------------------
+
+
+EDGES = ConfidenceCode().edges
+
+
+@given(st.sampled_from(range(256)))
+def test_every_edge_is_its_own_code_however_many_zeros_are_written(code: int) -> None:
+    assert code_of(EDGES[code]) == code
+    assert code_of(EDGES[code] + "000") == code
+
+
+@given(st.decimals(0, 1, places=6))
+def test_a_value_between_edges_is_refused_with_the_two_beside_it(value: object) -> None:
+    if str(float(str(value))) in {str(float(edge)) for edge in EDGES}:
+        assert float(EDGES[code_of(str(value))]) == float(str(value))
+        return
+    with pytest.raises(OffGridError) as caught:
+        code_of(str(value))
+    near = caught.value.neighbours
+    assert float(near[0]) < float(str(value))
+    if len(near) == 2:
+        assert float(str(value)) < float(near[1])
+        assert EDGES.index(near[1]) == EDGES.index(near[0]) + 1
+    assert all(edge in caught.value.message for edge in near)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "nan", "inf", "0,9", "policy", "<script>"])
+def test_what_is_no_threshold_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_cuts(cityscapes(), text)
+
+
+def test_pins_win_over_the_common_threshold() -> None:
+    cuts = parse_cuts(cityscapes(), "0.9", ["rider:0.5", "traffic light:withheld"])
+    assert cuts.codes[cityscapes().index("rider")] == 50
+    assert cuts.codes[cityscapes().index("traffic light")] == 256
+    assert cuts.codes[0] == 90
+    assert (cuts.statuses[12], cuts.statuses[6], cuts.statuses[0]) == ("yours", "withheld", "one for all")
+    assert cuts.edge(6) == "withheld"
+
+
+@pytest.mark.parametrize("pair", ["rider", "nobody:0.9", "rider:0.12345"])
+def test_a_pin_that_means_nothing_is_refused(pair: str) -> None:
+    with pytest.raises((ConfigError, InputError)):
+        parse_cuts(cityscapes(), "0.9", [pair])
+
+
+@given(
+    st.sampled_from(EDGES),
+    st.dictionaries(st.sampled_from(cityscapes().classes), st.sampled_from([*EDGES, "withheld"]), max_size=19),
+)
+def test_a_saved_policy_keeps_exactly_what_the_cuts_keep(tmp_path_factory, edge: str, pins: dict[str, str]) -> None:
+    classes = cityscapes()
+    cuts = parse_cuts(classes, edge, [f"{name}:{value}" for name, value in pins.items()])
+    path = tmp_path_factory.getbasetemp() / "saved.json"
+    to_policy(cuts, classes, None).save(path)
+    loaded = ThresholdPolicy.load(path)
+    rng = np.random.default_rng(1)
+    label, code = rng.integers(0, 19, (32, 32)).astype(np.uint8), rng.integers(0, 256, (32, 32)).astype(np.uint8)
+    expected = np.where(code >= cuts.codes[label], label, 255)
+    assert np.array_equal(loaded.apply(label, code), expected)
+
+
+def test_saving_on_top_of_a_measured_policy_keeps_its_evidence_where_nothing_changed(tmp_path: Path) -> None:
+    classes = cityscapes()
+    measured = from_threshold("0.9", classes)
+    entries = tuple(type(e)(e.name, e.code, "measured", {"blocks": 30}) for e in measured.entries)
+    measured = ThresholdPolicy(classes, entries, table=np.full((19, 256), 0.9), binding={"teacher": "x"})
+    cuts = parse_cuts(classes, "policy", ["rider:0.97"], {"policy": measured})
+    saved = to_policy(cuts, classes, measured)
+    assert saved.entries[0].status == "measured"
+    assert saved.entries[0].evidence == {"blocks": 30}
+    rider = saved.entries[12]
+    assert (rider.status, rider.threshold) == ("given", "0.97")
+    assert rider.evidence["was"] == {"code": 90, "threshold": "0.90", "status": "measured"}
+    assert saved.binding == {"teacher": "x"}
+    assert saved.table is not None
+
+
+# -- intervals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    # Values of R's binom.test (published tables of Clopper and Pearson agree to the digits shown).
+    [
+        (7, 10, 0.3475, 0.9333),
+        (0, 10, 0.0, 0.3085),
+        (10, 10, 0.6915, 1.0),
+        (95, 100, 0.8872, 0.9836),
+        (1, 2, 0.0126, 0.9874),
+    ],
+)
+def test_the_exact_interval_matches_published_values(right: int, n: int, low: float, high: float) -> None:
+    assert clopper_pearson(right, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_no_answers_say_nothing() -> None:
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+    assert stratified([Stratum(0, 0, 10.0)]) is None
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_one_stratum_is_the_plain_interval(right: int, n: int) -> None:
+    right = min(right, n)
+    expected = (right / n, *clopper_pearson(right, n))
+    assert stratified([Stratum(right, n, 123.0)]) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_large_stratum_weighs_more_than_a_small_one() -> None:
+    value, _, _ = stratified([Stratum(20, 20, 99.0), Stratum(0, 20, 1.0)])
+    assert value == pytest.approx(0.99)
+
+
+def test_a_perfect_sample_of_unequal_strata_does_not_claim_the_precision_of_an_equal_one() -> None:
+    lows = [stratified([Stratum(20, 20, 1.0), Stratum(20, 20, weight)])[1] for weight in (1.0, 50.0)]
+    assert lows[1] < lows[0]
+
+
+def test_the_stratified_interval_covers_the_truth_in_at_least_95_per_cent_of_audits() -> None:
+    rng = np.random.default_rng(3)
+    weights, precisions, n = [60.0, 30.0, 10.0], [0.97, 0.85, 0.6], 15
+    truth = float(np.average(precisions, weights=weights))
+    hits = 0
+    for _ in range(400):
+        strata = [Stratum(int(rng.binomial(n, p)), n, w) for p, w in zip(precisions, weights, strict=True)]
+        _, low, high = stratified(strata)
+        hits += low <= truth <= high
+    assert hits / 400 >= 0.93
+
+
+# -- palette -----------------------------------------------------------------------------------
+
+
+def test_the_safe_palette_keeps_classes_farther_apart_than_the_data_sets_own_colours() -> None:
+    own = smallest_distance(list(cityscapes().colours))
+    assert smallest_distance(list(safe_colours(19))) > 3 * own
+
+
+@pytest.mark.parametrize("count", [1, 11, 19, 65, 123, 200])
+def test_every_class_gets_a_colour_of_its_own(count: int) -> None:
+    colours = safe_colours(count)
+    assert len(set(colours)) == count
+    assert all(0 <= value <= 255 for colour in colours for value in colour)
+
+
+def test_more_classes_keep_the_colours_of_fewer() -> None:
+    assert safe_colours(30)[:19] == safe_colours(19)
+
+
+# -- stats -------------------------------------------------------------------------------------
+
 
 CUTS = ["rider:0.6", "bus:withheld"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from hmsa_core import taxonomy
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import IntegrityError
 from pipeline.cli.main import main
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
@@ -45,7 +45,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
     sha = atomic.write_bytes(ws.path("models/student/model.safetensors"), weights)
-    atomic.write_json(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
+    sealed.write(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
     names = np.array([f"i{i}" for i in range(120)])
     blocks = np.array([f"b{i // 3}" for i in range(120)])
     for model, level, seed in (("teacher", 0.8, 1), ("student", accuracy, 2)):
@@ -88,7 +88,7 @@ def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_bac
 def _pinned_teacher(ws: Workspace) -> Registry:
     """The first teacher is registered and pinned; another model teaches now and is worse than it."""
     sha = atomic.write_bytes(ws.path("models/teacher/model.safetensors"), b"first")
-    atomic.write_json(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
+    sealed.write(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
     registry = Registry(ws.root)
     registry.pin_champion(registry.register(ws.path("models/teacher")))
     atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
@@ -121,7 +121,7 @@ def test_a_pinned_reference_of_other_classes_is_named_with_the_way_out(workspace
     champion = registry.champion()
     assert champion is not None
     classes = replace(taxonomy.cityscapes(), classes=("street", *taxonomy.cityscapes().classes[1:])).to_json()
-    atomic.write_json(champion.path / "model.json", {"weights_sha256": "1" * 64, "class_table": classes})
+    sealed.write(champion.path / "model.json", {"weights_sha256": "1" * 64, "class_table": classes})
     verdict = apply_verdict(workspace)
     assert (verdict["promote"], verdict["promoted"]) == (False, None)
     assert "has other classes" in verdict["reasons"][-1]
@@ -191,7 +191,7 @@ def test_aa_trainings_need_labels_and_at_least_two_runs(
 def test_a_verdict_on_other_weights_is_refused(workspace: Workspace) -> None:
     _night(workspace, 0.9, b"good")
     sha = atomic.write_bytes(workspace.path("models/student/model.safetensors"), b"other")
-    atomic.write_json(workspace.path("models/student/model.json"), {"weights_sha256": sha})
+    sealed.write(workspace.path("models/student/model.json"), {"weights_sha256": sha})
     with pytest.raises(IntegrityError, match="judged other weights"):
         apply_verdict(workspace)
 

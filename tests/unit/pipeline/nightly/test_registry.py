@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from pipeline.checkpoint_folders import damage
 from pipeline.cli.main import main
@@ -20,7 +20,7 @@ from tests.support.faults import every_exit, every_fault
 
 def _checkpoint(folder: Path, content: bytes) -> Path:
     sha = atomic.write_bytes(folder / "model.safetensors", content)
-    atomic.write_json(folder / "model.json", {"weights_sha256": sha, "lineage": {"parents": ["p"]}})
+    sealed.write(folder / "model.json", {"weights_sha256": sha, "lineage": {"parents": ["p"]}})
     return folder
 
 
@@ -165,7 +165,7 @@ def test_a_word_against_weights_holds_for_every_description_of_them(registry: Re
     again = registry.root / "b2"
     shutil.copytree(registry.root / "b", again)
     meta = atomic.read_json(again / "model.json")
-    atomic.write_json(again / "model.json", {**meta, "class_table": "of other colours"})
+    sealed.write(again / "model.json", {**meta, "class_table": "of other colours"})
     third = registry.register(again)
     assert third.name.startswith("v0003")
     assert (registry.withdrawn(third.name) or {})["by"] == "ann"
@@ -190,7 +190,7 @@ def test_a_damaged_version_is_not_mended_with_another_description(registry: Regi
     other = registry.root / "a2"
     shutil.copytree(registry.root / "a", other)
     meta = atomic.read_json(other / "model.json")
-    atomic.write_json(other / "model.json", {**meta, "class_table": "of other classes"})
+    sealed.write(other / "model.json", {**meta, "class_table": "of other classes"})
     second = registry.register(other)
     assert second.name != first.name
     assert "class_table" not in atomic.read_json(first.path / "model.json")
@@ -343,7 +343,7 @@ def test_a_version_whose_description_holds_nan_is_a_damaged_one(
     _with_nan(second)
     for command in (["promote", second.name], ["rollback"], ["register", str(second.path)]):
         assert main(["models", *command, "--workspace", str(tmp_path)]) in (3, 4)
-        assert f"{second.path / 'model.json'}: not valid JSON" in capsys.readouterr().err
+        assert f"{second.path / 'model.json'}: not one of our files" in capsys.readouterr().err
         assert registry.current().endswith(third.name)
     assert registry.register(registry.root / "b").name == second.name
     assert registry.rollback().endswith(second.name), "made whole"
@@ -435,9 +435,9 @@ def test_the_same_weights_with_another_description_are_another_version(registry:
     again = _checkpoint(tmp_path / "again", b"a")
     assert registry.register(again).name == first.name
     meta = atomic.read_json(again / "model.json") | {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
-    atomic.write_json(again / "model.json", meta)
+    sealed.write(again / "model.json", meta)
     assert registry.register(again).name == first.name
-    atomic.write_json(again / "model.json", meta | {"class_table": {"classes": ["kerb"]}})
+    sealed.write(again / "model.json", meta | {"class_table": {"classes": ["kerb"]}})
     corrected = registry.register(again)
     assert (corrected.name, first.name) == (first.name.replace("v0001", "v0002"), first.name)
     assert atomic.read_json(corrected.path / "model.json")["class_table"] == {"classes": ["kerb"]}
@@ -469,7 +469,7 @@ def test_a_model_without_the_list_of_what_it_learned_from_is_damaged(registry: R
     checkpoint = _checkpoint(tmp_path / "a", b"a")
     digest = atomic.write_json(checkpoint / "lineage.json", {"images": []})
     meta = atomic.read_json(checkpoint / "model.json")
-    atomic.write_json(checkpoint / "model.json", meta | {"lineage": {"lineage_sha256": digest}})
+    sealed.write(checkpoint / "model.json", meta | {"lineage": {"lineage_sha256": digest}})
     version = registry.register(checkpoint)
     (version.path / "lineage.json").unlink()
     assert "lineage.json: missing, though model.json refers to it" in damage(version.path)

@@ -1,0 +1,144 @@
+"""The tables of ablations: which rows they have, and the recipe of each."""
+
+from __future__ import annotations
+
+import pytest
+
+from hmsa_core.io.errors import ConfigError
+from pipeline.params import Params
+from research.ablation.catalogue import NAMES, make_ablation
+from research.ablation.plan import Labels, Training
+from research.ablation.recipe import Scale, recipe_digest, train_config
+
+
+@pytest.fixture(scope="module")
+def demo() -> Params:
+    return Params.of_profile("demo")
+
+
+@pytest.fixture(scope="module")
+def camvid() -> Params:
+    return Params.of_profile("camvid")
+
+
+def test_scales_compares_all_fusions_on_the_three_sets_from_three_trainings(demo: Params) -> None:
+    table = make_ablation("scales", demo)
+    assert {r.training for r in table.rows} == {
+        Training("teacher_train", "pretrain", (("model.kind", k),)) for k in ("single", "hierarchical", "explicit")
+    }
+    sets = {(r.setting.mode, r.training.changes[0][1], r.setting.scales) for r in table.rows}
+    for scales in ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)):
+        for mode, kind in (("average", "single"), ("max", "single"), ("model", "hierarchical"), ("model", "explicit")):
+            assert (mode, kind, scales) in sets
+
+
+def test_reasons_repeats_rows_of_other_tables_with_one_thing_changed(demo: Params) -> None:
+    usual = {r.name: r for name in ("scales", "labels") for r in make_ablation(name, demo).rows}
+    changes = {
+        "": (),
+        "narrow-": (("augment.scale_max", 1.0),),
+        "own-": (("loss.per_scale_weight", 0.4),),
+        "two-": (("model.train_scales", (0.5, 1.0)),),
+        "three-": (("model.train_scales", (0.5, 1.0, 2.0)),),
+    }
+    for row in make_ablation("reasons", demo).rows:
+        prefix = next(p for p in sorted(changes, reverse=True) if row.name.startswith(p))
+        twin = usual["both" if row.name == "all-classes" else row.name.removeprefix(prefix)]
+        assert row.training.changes == (*twin.training.changes, *changes[prefix])
+        assert row.training.labels == (Labels(0.0) if row.name == "all-classes" else twin.training.labels)
+        assert (row.setting.scales, row.setting.mode) == (twin.setting.scales, twin.setting.mode)
+
+
+def test_labels_has_the_two_by_two_and_the_three_kinds_of_labels(demo: Params) -> None:
+    rows = {r.name: r for r in make_ablation("labels", demo).rows}
+    four = [rows[n].training for n in ("baseline", "attention", "auto", "both")]
+    assert [t.changes[0][1] for t in four] == ["single", "hierarchical", "single", "hierarchical"]
+    assert [t.labels is not None for t in four] == [False, False, True, True]
+    assert rows["coarse"].training.labels == Labels("none", coarse=True)
+    assert rows["both-coarse"].training.labels == Labels("policy", coarse=True)
+    assert rows["baseline"].setting.mode == "average"
+    ignored = [dict(rows[n].training.changes).get("loss.rmi_ignore") for n in ("baseline", "both")]
+    assert ignored == [None, demo.student_train.loss.rmi_ignore], "ignored pixels count as in the student's recipe"
+
+
+def test_losses_change_one_setting_of_the_masked_loss_on_merged_labels(demo: Params) -> None:
+    losses = {r.name: dict(r.training.changes) for r in make_ablation("losses", demo).rows}
+    masked = {"loss.main": "rmi", "loss.rmi_ignore": "masked"}
+    assert losses["rmi-masked-60"] == losses["rmi-masked-merged"] == masked
+    assert losses["mix-classmix-merged"] == {**masked, "pseudo.mix": "classmix"}
+    assert losses["colour-100-merged"] == {**masked, "pseudo.colour": 1.0}
+    assert losses["tail-merged"] == {**masked, "pseudo.fine_only_epochs": demo.student_train.epochs // 6}
+
+
+def test_merging_settles_conflicts_in_both_ways_at_each_threshold(demo: Params) -> None:
+    rows = {r.name: r.training.labels for r in make_ablation("merging", demo).rows}
+    assert rows.pop("control") is None
+    assert rows.pop("coarse") == Labels("none", coarse=True)
+    for name, labels in rows.items():
+        assert labels.coarse
+        assert labels.conflict == ("human" if name.endswith("-human") else None)
+        assert rows[name.removesuffix("-human")].threshold == labels.threshold
+    assert {labels.threshold for labels in rows.values()} == {"policy", 0.9, 0.5, 0.0}
+
+
+def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params, camvid: Params) -> None:
+    for params, names in ((demo, NAMES[:-1]), (camvid, NAMES)):
+        for name in names:
+            table = make_ablation(name, params)
+            configs = [(r, train_config(params, r.training, 1, Scale())) for r in table.rows if r.training]
+            for recipe in ("teacher_train", "student_train"):
+                seen = {(c.epochs, c.epoch_samples, c.global_batch) for r, c in configs if r.training.recipe == recipe}
+                assert len(seen) <= 1, (name, recipe)
+
+
+def with_tail(params: Params, epochs: int) -> Params:
+    pseudo = params.student_train.pseudo.model_copy(update={"fine_only_epochs": epochs})
+    return params.model_copy(update={"student_train": params.student_train.model_copy(update={"pseudo": pseudo})})
+
+
+def test_a_recipe_that_ends_on_fine_labels_is_held_against_one_that_does_not(demo: Params, camvid: Params) -> None:
+    def ends(name: str, params: Params) -> set[str]:
+        return {r.name for r in make_ablation(name, params).rows} & {"tail-merged", "no-tail"}
+
+    assert [ends("losses", with_tail(demo, k)) for k in (0, 5)] == [{"tail-merged"}, set()]
+    assert [ends("camvid-table", with_tail(camvid, k)) for k in (0, 5)] == [set(), {"no-tail"}]
+
+
+def test_a_shorter_training_keeps_the_proportion_of_its_end_on_fine_labels(camvid: Params) -> None:
+    params = with_tail(camvid, camvid.student_train.epochs // 3)
+    whole = train_config(params, Training("student_train", "teacher", labels=Labels()), 0, Scale())
+    half = train_config(params, Training("student_train", "teacher", labels=Labels()), 0, Scale(0.5))
+    assert half.epochs == round(whole.epochs / 2)
+    assert half.pseudo.fine_only_epochs == pytest.approx(whole.pseudo.fine_only_epochs / 2, abs=1)
+    assert train_config(params, Training("student_train", "teacher"), 0, Scale()).pseudo.fine_only_epochs == 0
+
+
+def test_a_change_of_a_setting_that_is_not_there_is_named(demo: Params) -> None:
+    for dotted in ("model.train_scalez", "epochz"):
+        with pytest.raises(ConfigError, match=rf"^student_train\.{dotted}: Extra inputs"):
+            train_config(demo, Training("student_train", "teacher", ((dotted, 1),)), 0, Scale())
+
+
+def test_each_profile_variant_and_teacher_has_a_table_of_its_own(demo: Params, camvid: Params) -> None:
+    longer = camvid.model_copy(update={"teacher_train": camvid.teacher_train.model_copy(update={"epochs": 1280})})
+    assert make_ablation("camvid-table", camvid).name == "camvid-table-default"
+    assert [make_ablation("scales", p).name for p in (demo, camvid, longer)] == [
+        "scales",
+        "scales-camvid",
+        "scales-camvid-1280",
+    ]
+    with pytest.raises(ConfigError, match="profile camvid, this one has profile demo"):
+        make_ablation("camvid-table", demo)
+
+
+def test_the_recipe_that_a_freeze_holds_still_knows_settings_and_not_machines(demo: Params) -> None:
+    def digest(section: str, **changes: object) -> str:
+        params = demo.model_copy(update={section: getattr(demo, section).model_copy(update=changes)})
+        return recipe_digest(params, make_ablation("labels", params), Scale())
+
+    usual = digest("teacher_train")
+    runtime = demo.teacher_train.runtime.model_copy(update={"ranks": 1, "workers": 9})
+    assert digest("teacher_train", runtime=runtime) == usual
+    others = [digest("teacher_train", epochs=9), digest("calibrate", target=0.97), digest("auto_infer", flip=False)]
+    assert usual not in others
+    assert recipe_digest(demo, make_ablation("labels", demo), Scale(0.5)) != usual
