@@ -71,13 +71,8 @@ def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     for name in "ab":
         folder = workspace.path("models/student")
         sha = atomic.write_bytes(folder / "model.safetensors", name.encode())
-<<<<<<< HEAD
-        atomic.write_json(folder / "model.json", {"weights_sha256": sha})
-        versions[name] = registry.register(folder)
-=======
         sealed.write(folder / "model.json", {"weights_sha256": sha})
-        versions[name] = registry.register(folder, role="student", metrics={}, verdict=None)
->>>>>>> main
+        versions[name] = registry.register(folder)
         registry.promote(versions[name])
     return registry, versions
 
