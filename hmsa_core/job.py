@@ -28,8 +28,6 @@ from hmsa_core.io.process import JOB_GRACE_S, StopRequest, die_with_parent, end_
 if TYPE_CHECKING:
     from hmsa_core.spec import JobSpec
 
-__all__ = ["ERROR_FILE", "REPORTS", "apply_slurm", "first_host", "main", "run_spec"]
-
 ERROR_FILE = "error.json"
 REPORTS = "HMSA_ERRORS"  # environment; "record": an error goes into ERROR_FILE alone
 

@@ -13,8 +13,6 @@ from typing import Any
 from pipeline import machine
 from pipeline.devices import CPUINFO, gpu_list
 
-__all__ = ["REPOSITORY", "commit_of", "describe_machine", "describe_run"]
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -33,8 +33,6 @@ from hmsa_core.config import LossConfig
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.losses._pixels import LossParts, add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
-__all__ = ["RmiParts", "Weights", "bce_and_rmi", "loss", "rmi_loss", "rmi_parts"]
-
 POOL = 4
 PAD = POOL // 2
 RADIUS = 3

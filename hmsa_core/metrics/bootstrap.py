@@ -27,16 +27,6 @@ from scipy.special import stdtr, stdtrit
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import finite, mean_iou_of, ratio
 
-__all__ = [
-    "Interval",
-    "block_sums",
-    "bootstrap_difference",
-    "bootstrap_iou",
-    "draw_weights",
-    "holm",
-    "interval_of_runs",
-]
-
 DRAWS = 2000
 Counts = NDArray[np.int64]
 Blocks = Sequence[str]

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import mean_iou_of, ratio
 
-__all__ = ["BoundaryIoU", "boundary_band", "inner_boundary"]
-
 
 def inner_boundary(
     mask: NDArray[np.bool_], distance: int, unknown: NDArray[np.bool_] | None = None

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import InputError
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["ConfusionMatrix", "category_iou", "cityscapes_categories", "confusion_counts", "iou_of", "mean_iou_of"]
-
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 

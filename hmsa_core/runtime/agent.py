@@ -21,8 +21,6 @@ from hmsa_core.io.process import die_with_parent
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-__all__ = ["main"]
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the ranks to their end and return the exit status described above."""

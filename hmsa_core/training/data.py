@@ -37,8 +37,6 @@ from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.training.figures import StepClock
 
-__all__ = ["Feed", "PassBatch", "RunData", "Timeline", "open_run_data", "passes_a_step"]
-
 _CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data sets are decoded once
 
 

@@ -44,8 +44,6 @@ from pipeline.stages.support import (
 )
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "looks", "measure_aa", "measured_aa", "recipe_digest"]
-
 _LOG = logging.getLogger(__name__)
 _LOOKS = "models/registry/looks.jsonl"
 

@@ -23,8 +23,6 @@ from pipeline.params import Params
 from pipeline.strict_yaml import Document, read_yaml
 from pipeline.workspace import PARAMS_VARIABLE
 
-__all__ = ["parameters_of_night", "set_keys"]
-
 _FILE = "work/nightly/params.yaml"
 _FIRST = "calibrate"  # the trainings before may be done, and the checkpoints that they started from gone
 

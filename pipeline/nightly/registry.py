@@ -24,8 +24,6 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
 from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
 
-__all__ = ["TEACHER_STAGE", "Registry", "Version"]
-
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
 
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
