@@ -7,7 +7,6 @@ profiles override them.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
@@ -15,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from hmsa_core.io.errors import did_you_mean
+from hmsa_core.models.options import scales_fault
+from hmsa_core.models.trunks import trunk_fault
 
 __all__ = [
     "LARGEST_SCALE",
@@ -40,30 +41,16 @@ LARGEST_SCALE = 8.0
 Size = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 
-TRUNKS = (
-    "hrnet_w18",
-    "hrnet_w32",
-    "hrnet_w48",
-    "hrnet_w64",
-    "hrnet_tiny",
-    "hrnet_micro",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-)
-
-
 def _known_trunk(name: str) -> str:
     """By name alone: settings are checked where torch is not imported."""
-    if name not in TRUNKS and not re.fullmatch(r"hrnet_w[1-9]\d{0,2}", name):
-        raise ValueError("unknown trunk, " + did_you_mean(name, TRUNKS, f"choose one of {', '.join(TRUNKS)}"))
+    if fault := trunk_fault(name):
+        raise ValueError(fault)
     return name
 
 
-def _different_with_one(scales: tuple[float, ...]) -> tuple[float, ...]:
-    if 1.0 not in scales:
-        raise ValueError("scales must contain 1.0")
-    if len(set(scales)) != len(scales):
-        raise ValueError("scales must be different")
+def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if fault := scales_fault(scales):
+        raise ValueError(f"scales {fault}")
     return scales
 
 
@@ -71,7 +58,7 @@ Scales = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...],
     Strict(False),
     Field(min_length=1),
-    AfterValidator(_different_with_one),
+    AfterValidator(_usable_scales),
 ]
 
 

@@ -96,9 +96,9 @@ def run_spec(spec: JobSpec) -> None:
 
             infer.run(spec, context)
         else:
-            from hmsa_core.inference import evaluate
+            from hmsa_core.inference import evaluation
 
-            evaluate.run(spec, context)
+            evaluation.run(spec, context)
         ranks.barrier()
         ranks.stop()
 

@@ -1,11 +1,10 @@
-"""Counts of evaluate jobs and of `calibrate`: read from their files, and the figures beside mean IoU that they give."""
+"""Counts of evaluate jobs and of `calibrate`, read from their files."""
 
 from __future__ import annotations
 
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,10 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import IntegrityError, one_line
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.metrics import category_iou, cityscapes_categories, iou_of, mean_iou_of
-from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["by_category", "by_city", "categories_of", "finite", "read_counts", "read_pairs", "row_shares"]
+__all__ = ["read_counts", "read_pairs", "row_shares"]
 
 Counts = NDArray[np.int64]
-
-
-def finite(value: float | np.floating[Any]) -> float | None:
-    """A float for JSON; None for NaN and infinity."""
-    return float(value) if np.isfinite(value) else None
 
 
 def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -33,30 +25,6 @@ def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
     shares = np.zeros(counts.shape)
     np.divide(counts, totals, out=shares, where=totals > 0)
     return shares
-
-
-def categories_of(classes: ClassTable) -> tuple[str, ...]:
-    """A category for each class: the benchmark's own seven for Cityscapes, else the table's groups."""
-    return cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
-
-
-def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
-    """IoU of each category from the counts of all images (C, C), rows = truth; None = in neither."""
-    return {name: finite(value) for name, value in category_iou(counts, categories_of(classes)).items()}
-
-
-def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{city: {"images", "mean_iou", "iou": list by class}} from counts (N, C, C); images without one are left out."""
-    result: dict[str, dict[str, Any]] = {}
-    where = np.asarray(cities, str)
-    for city in sorted({c for c in cities if c}):
-        iou = iou_of(confusions[where == city].sum(axis=0))
-        result[city] = {
-            "images": int((where == city).sum()),
-            "mean_iou": finite(float(mean_iou_of(iou))),
-            "iou": [finite(value) for value in iou],
-        }
-    return result
 
 
 def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:

@@ -1,4 +1,4 @@
-"""Synthetic street scenes in the exact layouts of Cityscapes and Mapillary Vistas (see docs/demo-data.md)."""
+"""Synthetic street scenes in the exact layouts of Cityscapes and Mapillary Vistas (see README.md)."""
 
 from examples.streets.generate import generate
 from examples.streets.spec import City, DemoSpec, default_spec

@@ -1,4 +1,4 @@
-"""torch data sets: training crops of an epoch plan, and whole images for inference and evaluation.
+"""The torch data set of training: crops of an epoch plan.
 
 An item depends on its crop request alone: no global random state, no order of calls, no worker.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,19 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.spec import MAX_PIXELS
-from hmsa_core.data.transforms import MEAN, STD, Dice, JointAugment, mix_pair, normalise
+from hmsa_core.data.transforms import Dice, JointAugment, mix_pair, normalise
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["CropDataset", "ImageDataset", "init_worker"]
+__all__ = ["CropDataset", "init_worker"]
 
 UInt8 = NDArray[np.uint8]
 
@@ -68,7 +66,7 @@ class _Cache:
 
 
 class CropDataset(Dataset[dict[str, Any]]):
-    """Crops of one epoch, or of a whole run, in plan order.
+    """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
 
     Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
 
@@ -83,13 +81,10 @@ class CropDataset(Dataset[dict[str, Any]]):
             called once in each process that reads from it.
         pseudo_root: folder of the auto-labelled images; None = `root`.
         long_edge: pixels; images are first brought to it (Mapillary: 2177).
-        mean: of RGB in [0, 1].
-        std: as mean.
         cache_bytes: decoded images and labels to keep in memory, a process.
-        verify: re-check each file's digest (IntegrityError).
-        max_pixels: ceiling of `read_image`.
-        transform: a torchvision.transforms.v2 transform of {"image": tv_tensors.Image uint8, "label":
-            tv_tensors.Mask uint8}, applied last before normalisation under a seed of its own.
+
+    Raises:
+        IntegrityError: a file is not the one that was indexed.
     """
 
     def __init__(
@@ -104,19 +99,12 @@ class CropDataset(Dataset[dict[str, Any]]):
         open_store: Callable[[], LabelReader] | None = None,
         pseudo_root: str | Path | None = None,
         long_edge: int | None = None,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
         cache_bytes: int = 0,
-        verify: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.plan, self.epoch, self.classes = plan, epoch, classes
-        self.mean, self.std = tuple(mean), tuple(std)
         self._roots = {"fine": Path(root), "pseudo": Path(pseudo_root or root)}
         self._open_store = open_store
         self._opened: tuple[int, LabelReader] | None = None  # (process, store)
-        self._verify, self._max_pixels, self._transform = verify, max_pixels, transform
         config = augment or AugmentConfig()
         self._augment = {
             "fine": JointAugment(crop, config, None, long_edge),
@@ -131,10 +119,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         """The crop at an index of the epoch (or position of the run)."""
         request = self.plan.at(index) if self.epoch is None else self.plan.crops(self.epoch)[index]
         image, label = self.arrays(request)
-        if self._transform is not None:
-            image, label = self._apply(self._transform, image, label, request.seed)
         return {
-            "image": normalise(image, self.mean, self.std),
+            "image": normalise(image),
             "label": torch.from_numpy(label).long(),
             "name": request.sample.name,
             "source": request.source,
@@ -168,12 +154,10 @@ class CropDataset(Dataset[dict[str, Any]]):
         return image, label
 
     def _read_image(self, root: Path, sample: Sample) -> UInt8:
-        digest = sample.image_sha256 if self._verify else ""
-        return read_image(root / sample.image, max_pixels=self._max_pixels, sha256=digest)
+        return read_image(root / sample.image, sha256=sample.image_sha256)
 
     def _read_fine(self, root: Path, sample: Sample) -> UInt8:
-        digest = sample.label_sha256 if self._verify else ""
-        return read_label(root / sample.label, self.classes, max_pixels=self._max_pixels, sha256=digest)
+        return read_label(root / sample.label, self.classes, sha256=sample.label_sha256)
 
     def _read_pseudo(self, _root: Path, sample: Sample) -> UInt8:
         if self._open_store is None:
@@ -182,55 +166,3 @@ class CropDataset(Dataset[dict[str, Any]]):
             # Forked processes would share the position of an open file.
             self._opened = (os.getpid(), self._open_store())
         return self._opened[1].read(sample.name)[0]
-
-    @staticmethod
-    def _apply(
-        transform: Callable[[dict[str, Any]], dict[str, Any]], image: UInt8, label: UInt8, seed: int
-    ) -> tuple[UInt8, UInt8]:
-        pair = {
-            "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-            "label": tv_tensors.Mask(torch.from_numpy(label)),
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pair = transform(pair)
-        out = pair["image"].permute(1, 2, 0).contiguous().numpy()
-        return np.asarray(out, np.uint8), np.asarray(pair["label"].contiguous().numpy(), np.uint8)
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Whole images one by one, for inference (without labels) and evaluation (with fine labels).
-
-    Items: {"image": float32 3xHxW normalised, "name": str} and, with `classes`, "label": int64 HxW.
-    `verify` (default) re-checks the digests that `prepare` recorded: IntegrityError when a file has changed.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        root: str | Path,
-        *,
-        classes: ClassTable | None = None,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-        verify: bool = True,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        self.samples, self.root, self.classes = tuple(samples), Path(root), classes
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._verify, self._max_pixels = verify, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The image at an index."""
-        sample = self.samples[index]
-        digest = sample.image_sha256 if self._verify else ""
-        image = read_image(self.root / sample.image, max_pixels=self._max_pixels, sha256=digest)
-        item: dict[str, Any] = {"image": normalise(image, self.mean, self.std), "name": sample.name}
-        if self.classes is not None:
-            digest = sample.label_sha256 if self._verify else ""
-            label = read_label(self.root / sample.label, self.classes, max_pixels=self._max_pixels, sha256=digest)
-            item["label"] = torch.from_numpy(label).long()
-        return item

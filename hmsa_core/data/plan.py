@@ -6,7 +6,7 @@ from raw PCG64 output (whose stream numpy guarantees), keyed by (seed, epoch, pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.sampling import CLASS, Allotment, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
-__all__ = ["CropRequest", "EpochPlan", "EpochReport", "shard"]
+__all__ = ["CropRequest", "EpochPlan", "EpochReport"]
 
 Source = Literal["fine", "pseudo"]
 # Purposes of random numbers: parts of their key.
@@ -239,37 +239,3 @@ class EpochPlan:
             order = permutation(len(half.samples), self.seed, epoch, _RANDOM, stream, turn)
             images += (int(i) for i in order[: share.random - len(images)])
         return share, rows, images
-
-
-def shard(
-    total: int, rank: int, world: int, global_batch: int, *, start: int = 0, tail: Literal["keep", "drop"] = "keep"
-) -> Iterator[list[int]]:
-    """Positions that one rank fetches, one list a step; all ranks together visit start..total-1 once, in order.
-
-    Args:
-        total: number of positions (of an epoch, or of a whole run).
-        rank: this rank.
-        world: number of ranks; it must divide `global_batch`.
-        global_batch: positions a step over all ranks.
-        start: first position that is not done yet (resume).
-        tail: an incomplete last step is spread over the ranks as evenly as possible ("keep"; a rank may get
-            an empty list), or left out ("drop").
-
-    Raises:
-        ConfigError: the ranks cannot keep the global batch.
-    """
-    if world < 1 or not 0 <= rank < world:
-        raise ConfigError(f"rank {rank} of {world} ranks does not exist")
-    if global_batch < 1 or global_batch % world:
-        raise ConfigError(
-            f"{world} ranks cannot keep a global batch of {global_batch}: it is not a multiple",
-            hint="use a number of ranks that divides the global batch",
-        )
-    if not 0 <= start <= total:
-        raise ConfigError(f"start {start} is outside 0..{total}")
-    for first in range(start, total, global_batch):
-        size = min(global_batch, total - first)
-        if size < global_batch and tail == "drop":
-            return
-        low, high = first + size * rank // world, first + size * (rank + 1) // world
-        yield list(range(low, high))

@@ -1,1 +1,23 @@
-"""Inference: labelling, pictures, evaluation with one fusion over scales."""
+"""Inference: labelling, pictures, evaluation, all by one fusion over scales. Names are loaded on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hmsa_core.inference.labelling import label
+    from hmsa_core.inference.predictor import Predictor, label_image
+    from hmsa_core.inference.scoring import evaluate
+
+__all__ = ["Predictor", "evaluate", "label", "label_image"]
+
+_HOMES = {"Predictor": "predictor", "evaluate": "scoring", "label": "labelling", "label_image": "predictor"}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds `name` when it is first asked for: not all of them need torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

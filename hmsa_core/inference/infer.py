@@ -8,75 +8,40 @@ bytes differ from the index is not labelled: it is listed as skipped, and too ma
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core import __version__, models
+from hmsa_core import __version__
+from hmsa_core.config import InferConfig
+from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.inference.infer_pipeline import Pipeline, Timing
+from hmsa_core.inference.options import MAX_SKIPPED
+from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
-from hmsa_core.io.errors import ConfigError, IntegrityError
-from hmsa_core.labels.store.shards import ShardPlan, leave, plan_shards, read_receipt, shard_done, sweep
+from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
+from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, leave, plan_shards, read_receipt, shard_done, sweep
 from hmsa_core.labels.store.writer import write_manifest
-from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["MAX_SKIPPED", "Summary", "classes_of", "label_image", "load_predictor", "run"]
+__all__ = ["Pipeline", "Summary", "classes_of", "run"]
 
-MAX_SKIPPED = 0.05  # share of the images that may be skipped (at least one may) before a run fails
 _BESIDE_GONE = (
     "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
     "label it into another store"
 )
+_AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
-
-
-def label_image(
-    model: Predictor | MultiScaleModel,
-    image: NDArray[np.uint8],
-    scales: Sequence[float],
-    flip: bool,
-    *,
-    kind: str = "model",
-    size: tuple[int, int] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Label one image: the one way that everything here labels (job, evaluation, pictures).
-
-    Args:
-        model: a Predictor; a plain model is rewritten for inference first (seconds: not in a loop).
-        image: uint8 HxWx3 RGB of any size.
-        scales: different positive numbers, one of them 1.0.
-        flip: average the scores with those of the mirror image.
-        kind: "model" = as it was trained; "single", "average", "max" fuse its scales another way.
-        size: size of the result where it is not the image's.
-
-    Returns:
-        label: uint8 HxW trainIds; confidence: float32 HxW, softmax probability of the label.
-    """
-    if isinstance(model, MultiScaleModel):
-        model = Predictor(model, next(model.parameters()).device)
-    return Tiler(model).label(image, scales, flip, kind=kind, size=size)
-
-
-def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
-    """Load a checkpoint for this rank's device in the precision that the job asks for."""
-    cv2.setNumThreads(context.runtime.threads)
-    # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
-    # cost as much as the convolutions (docs/inference.md).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+UInt8 = NDArray[np.uint8]
 
 
 def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
@@ -89,6 +54,24 @@ def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
             hint="give the index of the data set that the checkpoint was trained for",
         )
     return classes
+
+
+@dataclass
+class Timing:
+    """Seconds of the caller's thread: in the model, waiting for images, waiting for the writer."""
+
+    model: float = 0.0
+    read_wait: float = 0.0
+    write_wait: float = 0.0
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(self.model + other.model, self.read_wait + other.read_wait, self.write_wait + other.write_wait)
+
+    @property
+    def model_share(self) -> float:
+        """Share of the time that was spent in the model."""
+        total = self.model + self.read_wait + self.write_wait
+        return self.model / total if total else 1.0
 
 
 @dataclass
@@ -275,3 +258,158 @@ def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
         "timing": {k: round(v, 3) for k, v in asdict(summary.timing).items()},
         "model_share": round(summary.timing.model_share, 4),
     }
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One decoded image with what the store records of it, or the reason why there is none."""
+
+    sample: Sample
+    image: UInt8 | None
+    coarse: UInt8 | None
+    reason: str = ""
+
+
+class Pipeline:
+    """Labels the images of planned shards.
+
+    Args:
+        store: folder of the raw label store.
+        samples: the selected images by name.
+        root: folder that their paths are relative to.
+        tiler: labels one image.
+        config: scales, flip, codec.
+        classes: classes of the labels.
+        coarse_classes: classes of human coarse labels, which are counted against ours; None = not counted.
+        limit: images that may be skipped.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        samples: dict[str, Sample],
+        root: Path,
+        tiler: Tiler,
+        config: InferConfig,
+        classes: ClassTable,
+        *,
+        coarse_classes: ClassTable | None,
+        limit: int,
+    ) -> None:
+        self._store, self._samples, self._root, self._tiler = store, samples, root, tiler
+        self._config, self._classes, self._coarse_classes = config, classes, coarse_classes
+        self._limit = limit
+        self.images = 0
+        self.skipped: list[dict[str, str]] = []
+        self.timing = Timing()
+
+    def run(
+        self,
+        plans: list[ShardPlan],
+        *,
+        check_stop: Callable[[], None],
+        advance: Callable[[], None],
+        log: Callable[..., None],
+    ) -> None:
+        """Label all images of these shards; a shard appears when its last image is written."""
+        with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+            ahead = self._read_ahead(plans, reader)
+            for plan in plans:
+                self._shard(plan, ahead, writer, check_stop, advance)
+                log("shard", shard=plan.stem, images=len(plan.names))
+
+    def _read_ahead(self, plans: list[ShardPlan], reader: ThreadPoolExecutor) -> Iterator[_Item]:
+        waiting: deque[Future[_Item]] = deque()
+        for plan in plans:
+            for name in plan.names:
+                waiting.append(reader.submit(self._read, self._samples[name]))
+                if len(waiting) > _AHEAD:
+                    yield self._next(waiting)
+        while waiting:
+            yield self._next(waiting)
+
+    def _next(self, waiting: deque[Future[_Item]]) -> _Item:
+        start = time.perf_counter()
+        item = waiting.popleft().result()
+        self.timing.read_wait += time.perf_counter() - start
+        return item
+
+    def _read(self, sample: Sample) -> _Item:
+        try:
+            image = read_image(self._root / sample.image, sha256=sample.image_sha256)
+            coarse = None
+            if sample.coarse and self._coarse_classes is not None:
+                coarse = read_label(self._root / sample.coarse, self._coarse_classes, sha256=sample.coarse_sha256)
+                if coarse.shape != image.shape[:2]:
+                    raise DecodeError(f"{sample.coarse}: size differs from {sample.image}", reason="size-mismatch")
+        except DecodeError as error:
+            return _Item(sample, None, None, f"{error.reason}: {error.message}")
+        except IntegrityError as error:
+            return _Item(sample, None, None, f"changed: {error.message}")
+        return _Item(sample, image, coarse)
+
+    def _shard(
+        self,
+        plan: ShardPlan,
+        items: Iterator[_Item],
+        writer: ThreadPoolExecutor,
+        check_stop: Callable[[], None],
+        advance: Callable[[], None],
+    ) -> None:
+        shard = ShardWriter(self._store, plan, classes=self._classes, codec=self._config.codec)
+        waiting: deque[Future[None]] = deque()
+        try:
+            for _ in plan.names:
+                check_stop()
+                item = next(items)
+                waiting.append(self._label(item, shard, writer))
+                if len(waiting) > _AHEAD:
+                    self._wait(waiting)
+                advance()
+            while waiting:
+                self._wait(waiting)
+        except BaseException:
+            for task in waiting:
+                task.cancel()
+            # The writer's thread may be inside of the shard: it must be out before the shard is thrown away.
+            writer.submit(lambda: None).result()
+            shard.abort()
+            raise
+        start = time.perf_counter()
+        shard.close()
+        self.timing.write_wait += time.perf_counter() - start
+
+    def _label(self, item: _Item, shard: ShardWriter, writer: ThreadPoolExecutor) -> Future[None]:
+        sample = item.sample
+        if item.image is None:
+            self._skip(sample.name, item.reason)
+            return writer.submit(shard.skip, sample.name, item.reason)
+        start = time.perf_counter()
+        label, confidence = self._tiler.label(item.image, self._config.scales, self._config.flip)
+        self.timing.model += time.perf_counter() - start
+        self.images += 1
+        return writer.submit(
+            shard.add,
+            sample.name,
+            label,
+            confidence,
+            city=sample.city,
+            image_path=sample.image,
+            coarse_path=sample.coarse,
+            image_sha256=sample.image_sha256,
+            coarse=item.coarse,
+        )
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped.append({"name": name, "reason": reason})
+        if len(self.skipped) > self._limit:
+            raise IntegrityError(
+                f"{len(self.skipped)} images cannot be labelled, more than {self._limit}; the first: "
+                f"{self.skipped[0]['name']}: {self.skipped[0]['reason']}",
+                hint="restore the files, or run `prepare` again if they were changed on purpose",
+            )
+
+    def _wait(self, waiting: deque[Future[None]]) -> None:
+        start = time.perf_counter()
+        waiting.popleft().result()
+        self.timing.write_wait += time.perf_counter() - start

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.inference.infer import load_predictor
+from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import InputError
 from hmsa_core.runtime.ranks import JobContext, start_ranks

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -145,11 +145,6 @@ class AtomicFile:
         """Hex SHA-256 of everything written so far."""
         return self._hash.hexdigest()
 
-    @property
-    def size_bytes(self) -> int:
-        """Number of bytes written so far."""
-        return self._size
-
     def writable(self) -> bool:
         """Say that this is an output (pyarrow asks)."""
         return True
@@ -163,7 +158,7 @@ class AtomicFile:
         return False
 
     def tell(self) -> int:
-        """Position = number of bytes written."""
+        """Number of bytes written so far."""
         return self._size
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -192,12 +187,8 @@ class AtomicFile:
 
     def abort(self) -> None:
         """Remove the temporary file; the target keeps its old state."""
-        if not self._file.closed:
-            try:
-                self._file.close()
-            except OSError:  # a full disk reports again on close; the old state is what matters
-                self._temp.unlink(missing_ok=True)
-                return
+        with suppress(OSError):  # a full disk reports again on close; the old state is what matters
+            self._file.close()
         self._temp.unlink(missing_ok=True)
 
 

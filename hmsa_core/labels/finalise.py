@@ -73,9 +73,8 @@ class Recipe:
         masks: ignored pixels (True) by image size.
         flagged: (name, height, width) -> pixels that a review flagged, or None; must pickle.
         centroids: where classes are looked for.
-        material: digests of what the callables read: part of the key.
-        per_image: the same for single images (name -> any JSON value, such as the digest of its human label and
-            its reviews): only the shards of images whose value changed are made again.
+        per_image: digests of what the callables read, by image (name -> any JSON value): only the shards of images
+            whose value changed are made again.
     """
 
     policy: ThresholdPolicy
@@ -85,7 +84,6 @@ class Recipe:
     masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)
     flagged: Flagged | None = None
     centroids: CentroidSettings = CentroidSettings()
-    material: Any = None
     per_image: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, raw: LabelStore) -> str:
@@ -98,7 +96,6 @@ class Recipe:
                 "lineage": raw.lineage,
                 "classes": raw.classes.digest(),
                 "policy": self.policy.digest,
-                "material": self.material,
                 "code": 2,
                 "rules": self.rules.to_json() if self.rules else None,
                 "centroids": vars(self.centroids),

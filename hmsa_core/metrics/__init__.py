@@ -4,9 +4,13 @@ from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstra
 from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band, boundary_confusion
 from hmsa_core.metrics.confusion import (
     ConfusionMatrix,
+    by_category,
+    by_city,
+    categories_of,
     category_iou,
     cityscapes_categories,
     confusion_counts,
+    finite,
     iou_of,
     mean_iou_of,
 )
@@ -21,9 +25,13 @@ __all__ = [
     "bootstrap_iou",
     "boundary_band",
     "boundary_confusion",
+    "by_category",
+    "by_city",
+    "categories_of",
     "category_iou",
     "cityscapes_categories",
     "confusion_counts",
+    "finite",
     "holm",
     "iou_of",
     "mean_iou_of",

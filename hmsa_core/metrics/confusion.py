@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
+from hmsa_core.taxonomy import ClassTable, cityscapes
 
 __all__ = ["ConfusionMatrix", "category_iou", "cityscapes_categories", "confusion_counts", "iou_of", "mean_iou_of"]
 
@@ -175,3 +176,32 @@ class ConfusionMatrix:
     def accuracy(self) -> float:
         """Share of the labelled pixels that are right."""
         return float(ratio(np.trace(self.matrix), self.counts.sum()))
+
+
+def finite(value: float | np.floating[Any]) -> float | None:
+    """A float for JSON; None for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def categories_of(classes: ClassTable) -> tuple[str, ...]:
+    """A category for each class: the benchmark's own seven for Cityscapes, else the table's groups."""
+    return cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
+
+
+def by_category(counts: NDArray[np.int64], classes: ClassTable) -> dict[str, float | None]:
+    """IoU of each category from the counts of all images (C, C), rows = truth; None = in neither."""
+    return {name: finite(value) for name, value in category_iou(counts, categories_of(classes)).items()}
+
+
+def by_city(confusions: NDArray[np.int64], cities: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{city: {"images", "mean_iou", "iou": list by class}} from counts (N, C, C); images without one are left out."""
+    result: dict[str, dict[str, Any]] = {}
+    where = np.asarray(cities, str)
+    for city in sorted({c for c in cities if c}):
+        iou = iou_of(confusions[where == city].sum(axis=0))
+        result[city] = {
+            "images": int((where == city).sum()),
+            "mean_iou": finite(float(mean_iou_of(iou))),
+            "iou": [finite(value) for value in iou],
+        }
+    return result

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hmsa_core.models.checkpoint import load, read_meta, save
+from hmsa_core.models.checkpoint import initialise_from, load, read_meta, save
 
 if TYPE_CHECKING:
-    from hmsa_core.models.builder import as_kind, build
-    from hmsa_core.models.hmsa import ModelOutput, MultiScaleModel, Prediction, ScaleOutput
-    from hmsa_core.models.initialise import initialise_from
-    from hmsa_core.models.weights import ImportReport, import_checkpoint, load_nvidia
+    from hmsa_core.models.foreign import ImportReport, import_checkpoint, load_nvidia
+    from hmsa_core.models.model import ModelOutput, MultiScaleModel, Prediction, ScaleOutput, as_kind, build
 
 __all__ = [
     "ImportReport",
@@ -29,23 +27,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ImportReport": "weights",
-    "ModelOutput": "hmsa",
-    "MultiScaleModel": "hmsa",
-    "Prediction": "hmsa",
-    "ScaleOutput": "hmsa",
-    "as_kind": "builder",
-    "build": "builder",
-    "import_checkpoint": "weights",
-    "initialise_from": "initialise",
-    "load_nvidia": "weights",
+    "foreign": ("ImportReport", "import_checkpoint", "load_nvidia"),
+    "model": ("ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind", "build"),
 }
 
 
 def __getattr__(name: str) -> object:
     """Import the module that holds `name` when it is first asked for: `read_meta` needs no torch."""
-    if name not in _HOMES:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), name)

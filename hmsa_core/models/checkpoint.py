@@ -3,16 +3,19 @@
 The JSON is written last; it holds what is needed to build the model again, who made it (`lineage`), how it
 is meant to be run (`inference`), the SHA-256 of the weight file, which is checked before any tensor is used,
 and a digest of itself. The weight file depends on names, shapes and values only, so its digest identifies the weights.
+Nothing here runs code from a file, and state dicts are compared strictly. No torch at import: `read_meta` needs none.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import sha256_bytes, write_bytes
-from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError
+from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError, one_line
 from hmsa_core.io.trees import new_tree
 
 if TYPE_CHECKING:
@@ -21,25 +24,32 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from hmsa_core.models.hmsa import MultiScaleModel
+    from hmsa_core.models.model import MultiScaleModel
 
 __all__ = [
     "FORMAT",
     "VERSION",
     "check_class_count",
     "check_labels",
+    "check_state",
+    "initialise_from",
     "load",
     "read_meta",
     "read_weights",
+    "safetensors_from_bytes",
     "save",
     "write_checkpoint",
 ]
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "hmsa-model"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 _MOST_CLASSES = 254  # 255 is ignored
 META = "model.json"
+# Heads that depend on the class count or may be absent from a parent; longest prefix first.
+_HEADS = ("ocr.cls_head", "ocr.aux_head.2", "scale_attn")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "trunk": str,
@@ -153,9 +163,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
     Raises:
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.
     """
-    from hmsa_core.models.builder import as_kind, build_empty
+    from hmsa_core.models.model import as_kind, build_empty
     from hmsa_core.models.options import make_options
-    from hmsa_core.models.states import check_state
 
     meta = read_meta(path)
     folder = _folder(Path(path))
@@ -194,8 +203,6 @@ def _refuse_trunk(meta: Mapping[str, Any], where: Path) -> None:
 
 def read_weights(folder: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint folder after its digest was checked, on the CPU."""
-    from hmsa_core.models.states import safetensors_from_bytes
-
     file = folder / WEIGHTS
     if not file.exists():
         raise CheckpointError(f"{file}: missing, though model.json is there; copy the whole folder again")
@@ -211,7 +218,7 @@ def read_weights(folder: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def unwrap(model: nn.Module) -> MultiScaleModel:
     """Take the model out of DistributedDataParallel and torch.compile."""
-    from hmsa_core.models.hmsa import MultiScaleModel as Model
+    from hmsa_core.models.model import MultiScaleModel as Model
 
     inner: object = model
     while not isinstance(inner, Model):
@@ -224,3 +231,129 @@ def unwrap(model: nn.Module) -> MultiScaleModel:
 
 def _folder(path: Path) -> Path:
     return path.parent if path.name in (WEIGHTS, META) else path
+
+
+@dataclass(frozen=True)
+class StateDifference:
+    """Keys in which a state dict differs from the one a model has."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]  # "key: (found) instead of (expected)"
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+    def describe(self, *, verbose: bool = False) -> str:
+        """One line: counts with the first three keys of each kind, all of them if `verbose`."""
+        parts = []
+        for label, keys in (
+            ("missing", self.missing),
+            ("left over", self.unexpected),
+            ("of another shape", self.reshaped),
+        ):
+            if keys:
+                shown = keys if verbose else keys[:3]
+                more = ", ..." if len(keys) > len(shown) else ""
+                parts.append(f"{len(keys)} {label} ({', '.join(shown)}{more})")
+        return "; ".join(parts)
+
+
+def compare_states(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> StateDifference:
+    """List every missing, left-over and mis-shaped key."""
+    return StateDifference(
+        missing=tuple(key for key in expected if key not in found),
+        unexpected=tuple(key for key in found if key not in expected),
+        reshaped=tuple(
+            f"{key}: {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    )
+
+
+def check_state(
+    where: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False
+) -> None:
+    """Refuse a state dict that is not exactly the expected one, or that holds NaN or infinity."""
+    difference = compare_states(expected, found)
+    if difference:
+        hint = "" if verbose else "--verbose lists all keys"
+        raise CheckpointError(f"{where}: keys do not fit: {difference.describe(verbose=verbose)}", hint=hint)
+    check_finite(where, found, verbose=verbose)
+
+
+def check_finite(where: str, state: Mapping[str, Tensor], *, verbose: bool = False) -> None:
+    """Refuse NaN and infinity: safetensors does not look at values."""
+    bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        shown = bad if verbose else bad[:3]
+        more = ", ..." if len(bad) > len(shown) else ""
+        raise CheckpointError(f"{where}: {len(bad)} tensors hold NaN or infinity ({', '.join(shown)}{more})")
+
+
+def safetensors_from_bytes(where: str, data: bytes) -> dict[str, Tensor]:
+    """Parse safetensors; the library refuses holes, overlaps, sizes beyond the file and huge headers."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    try:
+        return from_bytes(data)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}: not a whole safetensors file ({one_line(error)}); copy or download it again"
+        ) from error
+
+
+def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
+    """Load a parent's weights into `model`, in place.
+
+    Args:
+        model: made by `build` (its fresh weights stay where the parent has nothing that fits).
+        checkpoint: one of our checkpoint folders, also one that holds only a trunk.
+
+    Returns:
+        Names of the parts that keep their fresh weights, each with the reason, for the log:
+        ["ocr.cls_head (65 classes in the checkpoint, 19 here)", "scale_attn (not in the checkpoint)"].
+
+    Raises:
+        CheckpointError: the trunk, or a part that does not depend on the classes, does not fit.
+    """
+    bare = unwrap(model)
+    meta = read_meta(checkpoint)
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    state = read_weights(folder, meta)
+    check_finite(str(folder), state)
+    if meta["trunk"] != bare.options.trunk:
+        raise CheckpointError(f"{folder}: trunk {meta['trunk']}, the model has {bare.options.trunk}")
+    heads = ("ocr", "scale_attn") if meta["kind"] == "trunk" else _HEADS
+    own = bare.state_dict()
+    fresh = [head for head in heads if _differs(own, state, head)]
+    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if any(_belongs(k, head) for k in own)]
+    for head in fresh:
+        for key in [key for key in state if _belongs(key, head)]:
+            del state[key]
+    expected = {key: t for key, t in own.items() if not any(_belongs(key, head) for head in fresh)}
+    difference = compare_states(expected, state)
+    if difference:
+        raise CheckpointError(f"{folder}: does not fit the model: {difference.describe()}")
+    bare.load_state_dict(state, strict=False)
+    _log.info("initialised %d tensors from %s; fresh: %s", len(state), folder, ", ".join(named) or "nothing")
+    return named
+
+
+def _belongs(key: str, part: str) -> bool:
+    return key.startswith(part + ".")
+
+
+def _differs(own: dict[str, Tensor], state: dict[str, Tensor], head: str) -> bool:
+    shapes = {key: tuple(t.shape) for key, t in own.items() if _belongs(key, head)}
+    return shapes != {key: tuple(t.shape) for key, t in state.items() if _belongs(key, head)}
+
+
+def _reason(head: str, meta: dict[str, object], state: dict[str, Tensor], classes: int) -> str:
+    if not any(_belongs(key, head) for key in state):
+        return f"{head} (not in the checkpoint)"
+    if head != "scale_attn" and meta["num_classes"] != classes:
+        return f"{head} ({meta['num_classes']} classes in the checkpoint, {classes} here)"
+    return f"{head} (another form in the checkpoint)"

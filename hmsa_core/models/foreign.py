@@ -1,6 +1,9 @@
-"""Read weight files of others without trusting them: torch pickles with tensors only, and safetensors.
+"""Published weights into our models: released checkpoints, bare HRNet trunks, timm's `hrnet_*`.
 
-Nothing in a file is run. Every way in which a file can be wrong ends in one CheckpointError line.
+A file is never trusted: torch pickles with tensors only, or safetensors; nothing in it is run, and every way in which
+it can be wrong ends in one CheckpointError line. All these weights have one HRNet with one set of names; they differ
+in prefixes and in what stands behind the trunk. Prefixes are stripped and classification heads dropped by rule, and
+then every key has to fit: a loader of the keys that both have loads *nothing* without a word when a prefix differs.
 """
 
 from __future__ import annotations
@@ -9,22 +12,217 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import safe_globals
 
+from hmsa_core import taxonomy
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError, one_line
-from hmsa_core.models.states import safetensors_from_bytes
+from hmsa_core.models.checkpoint import check_state, safetensors_from_bytes, write_checkpoint
+from hmsa_core.models.model import MultiScaleModel, build_empty
+from hmsa_core.models.options import ModelOptions, make_options
+from hmsa_core.models.trunks import make_trunk
 
-__all__ = ["read_foreign"]
+__all__ = ["ImportReport", "import_checkpoint", "load_nvidia", "read_foreign"]
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+# What a classification HRNet has behind its trunk (key counts with published depth: 96, 21, 7, 2).
+_CLASSIFICATION = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
+_TRUNK_PREFIXES = ("module.", "backbone.", "model.")
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_OCB = "ocr.ocr_distri_head.object_context_block"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What came in."""
+
+    source: str
+    content: str  # "segmentation model" or "trunk"
+    kind: str
+    trunk: str
+    num_classes: int
+    tensors: int
+    parameters: int
+    source_sha256: str
+    weights_sha256: str
+    dropped: dict[str, int] = field(default_factory=dict)  # part -> number of keys left behind by rule
+
+    def lines(self) -> list[str]:
+        """Lines for a person."""
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        out = [
+            f"{self.source}: {self.content}, {self.trunk}, kind {self.kind}{classes}",
+            f"{self.tensors} tensors, {self.parameters:,} parameters, every key used",
+        ]
+        if self.dropped:
+            out.append("left behind by rule: " + ", ".join(f"{k} ({n} keys)" for k, n in self.dropped.items()))
+        return [*out, f"source sha256 {self.source_sha256}", f"weights sha256 {self.weights_sha256}"]
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    state: dict[str, Tensor]
+    options: ModelOptions | None  # None: a trunk alone
+    trunk: str
+    dropped: dict[str, int]
+
+
+def load_nvidia(path: str | Path) -> MultiScaleModel:
+    """Load a released checkpoint ({"state_dict": ...}, with or without "module."), in evaluation mode.
+
+    Width, class count and channels are read off the shapes; without attention keys the kind is "single".
+
+    Raises:
+        CheckpointError: the file or any key does not fit; a bare trunk (import that one).
+    """
+    recognised = _recognise(str(path), read_foreign(path), verbose=False)
+    if recognised.options is None:
+        raise CheckpointError(
+            f"{path}: holds only a trunk ({recognised.trunk}); run `autolabel import-checkpoint` and train from it"
+        )
+    model = build_empty(recognised.options)
+    model.load_state_dict(recognised.state, assign=True)
+    return model.eval()
+
+
+def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool = False) -> ImportReport:
+    """Convert published weights to one of our checkpoint folders.
+
+    A trunk alone becomes a checkpoint of kind "trunk", which `initialise_from` takes.
+
+    Args:
+        source: `.pth` or `.safetensors`.
+        target: folder to write.
+        verbose: name every key that does not fit in the error, instead of counts and the first three.
+
+    Raises:
+        CheckpointError: as `load_nvidia`; nothing is written then.
+    """
+    recognised = _recognise(str(source), read_foreign(source), verbose=verbose)
+    digest = sha256_file(source)
+    options = recognised.options
+    meta: dict[str, Any] = {
+        "kind": options.kind if options else "trunk",
+        "trunk": recognised.trunk,
+        "num_classes": options.num_classes if options else 0,
+        "options": options.to_json() if options else {},
+        "class_table": _class_table(options.num_classes) if options else None,
+        "inference": {"scales": [0.5, 1.0, 2.0], "flip": True, **_IMAGENET},
+        "lineage": {"imported_from": Path(source).name, "source_sha256": digest, "images": "unknown"},
+        "extra": {"dropped": recognised.dropped},
+    }
+    sha256 = write_checkpoint(Path(target), recognised.state, meta)
+    return ImportReport(
+        source=str(source),
+        content="segmentation model" if options else "trunk",
+        kind=meta["kind"],
+        trunk=recognised.trunk,
+        num_classes=meta["num_classes"],
+        tensors=len(recognised.state),
+        parameters=sum(t.numel() for key, t in recognised.state.items() if not _is_statistic(key)),
+        source_sha256=digest,
+        weights_sha256=sha256,
+        dropped=recognised.dropped,
+    )
+
+
+def _is_statistic(key: str) -> bool:
+    return key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _class_table(num_classes: int) -> dict[str, Any] | None:
+    """Name the classes that released checkpoints of this many classes have; None for any other number."""
+    if num_classes == taxonomy.cityscapes().num_classes:
+        return taxonomy.cityscapes().to_json()
+    if num_classes == taxonomy.mapillary("v1.2").num_classes:
+        return taxonomy.mapillary("v1.2").to_json()
+    return None
+
+
+def _recognise(where: str, raw: Mapping[str, Tensor], *, verbose: bool) -> _Recognised:
+    state = _strip(raw, "module.")
+    if any(key.startswith("ocr.") for key in state):
+        return _segmentation(where, state, verbose=verbose)
+    return _trunk(where, state, verbose=verbose)
+
+
+def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
+def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
+    trunk = _trunk_name(where, state, "backbone.")
+    has_attention = any(key.startswith("scale_attn.") for key in state)
+    options = make_options(
+        "hierarchical" if has_attention else "single",
+        trunk,
+        _width(where, state, "classes", ("ocr.cls_head.weight", "ocr.cls_head.bias", "ocr.aux_head.2.bias")),
+        {
+            "ocr_mid": _width(where, state, "OCR channels", _keys("ocr.conv3x3_ocr", "0.weight", "0.bias", "1.0.bias")),
+            "ocr_key": _width(
+                where, state, "OCR keys", _keys(_OCB, "f_pixel.0.weight", "f_pixel.1.0.bias", "f_down.1.0.bias")
+            ),
+            "attention_channels": _width(
+                where, state, "attention channels", _keys("scale_attn", "conv0.weight", "bn0.bias", "bn1.bias")
+            )
+            if has_attention
+            else None,
+        },
+    )
+    expected = build_empty(options).state_dict()
+    check_state(where, expected, state, verbose=verbose)
+    return _Recognised(_ordered(expected, state), options, trunk, {})
+
+
+def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
+    for prefix in _TRUNK_PREFIXES:
+        state = _strip(state, prefix)
+    dropped = Counter(part for key in state if (part := key.partition(".")[0]) in _CLASSIFICATION)
+    kept = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in _CLASSIFICATION}
+    trunk = _trunk_name(where, kept, "")
+    with torch.device("meta"):
+        expected = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))}).state_dict()
+    kept = {f"backbone.{key}": tensor for key, tensor in kept.items()}
+    check_state(where, expected, kept, verbose=verbose)
+    return _Recognised(_ordered(expected, kept), None, trunk, dict(dropped))
+
+
+def _ordered(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put tensors into the model's order and precision (half precision weights become float32)."""
+    return {key: state[key].to(tensor.dtype).contiguous() for key, tensor in expected.items()}
+
+
+def _trunk_name(where: str, state: Mapping[str, Tensor], prefix: str) -> str:
+    keys = [f"{prefix}stage{stage}.0.branches.0.0.conv1.weight" for stage in (2, 3, 4)]
+    return f"hrnet_w{_width(where, state, 'trunk channels', keys)}"
+
+
+def _keys(prefix: str, *leaves: str) -> list[str]:
+    return [f"{prefix}.{leaf}" for leaf in leaves]
+
+
+def _width(where: str, state: Mapping[str, Tensor], what: str, keys: Sequence[str]) -> int:
+    """Read a channel count off the first dimension that most of these keys agree on.
+
+    One key that is damaged must not change what is expected: then it would be listed by itself.
+    """
+    found = Counter(int(state[key].shape[0]) for key in keys if key in state and state[key].ndim)
+    if not found:
+        raise CheckpointError(
+            f"{where}: not a released HRNet: cannot tell its {what}, none of {', '.join(keys)} among its "
+            f"{len(state)} keys ({', '.join(list(state)[:3])}, ...)"
+        )
+    return found.most_common(1)[0][0]
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:

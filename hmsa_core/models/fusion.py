@@ -1,109 +1,127 @@
 """How predictions of several scales become one (Tao et al. 2020, section 3; Chen et al. 2016 for the baselines).
 
-A `Level` is one scale on its own pixel grid. The functions take levels from the highest scale to the lowest
-and return one tensor on the grid of scale 1.0; they are pure and work on any block of channels, so callers
-can go through the classes in chunks and never hold all of them for every scale.
+The functions below are the only fusion. They take levels from the highest scale to the lowest, and work on whole
+tensors (the training pass, with gradients) and on `Rows`, which are computed a few rows at a time (`predict`,
+labelling, evaluation). Nothing in them depends on the number of channels, so the weight of each scale at each pixel
+is the same fusion, applied to indicators of the scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from hmsa_core.models.layers import resize
+from hmsa_core.models import layers, rows
+from hmsa_core.models.rows import Rows, Size
 
-__all__ = ["FUSIONS", "Level", "explicit_weights", "fuse_average", "fuse_explicit", "fuse_hierarchical", "fuse_max"]
+__all__ = ["Level", "explicit_weights", "fuse", "resize"]
+
+M = TypeVar("M", Tensor, Rows)
 
 
-class Level(NamedTuple):
-    """One scale: class scores (or any other channels) and the weight that its attention head gives them."""
+class Level(NamedTuple, Generic[M]):
+    """One scale on its own pixel grid: class scores (or any other channels) and their weight."""
 
     scale: float
-    values: Tensor  # B x C x Hs x Ws
-    # hierarchical: sigmoid, B x 1 x Hs x Ws; explicit: B x 1 x H x W, sums to 1 over scales; None: not computed
-    attention: Tensor | None = None
+    values: M  # ... x C x Hs x Ws
+    # hierarchical: sigmoid, ... x 1 x Hs x Ws; explicit: ... x 1 x H x W, sums to 1 over scales; else not read
+    attention: Any = None
 
 
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
+def fuse(kind: str, levels: Iterable[Level[M]], size: Size) -> M:
+    """Fuse levels, given from the highest scale to the lowest, into one map of `size`."""
+    fused: M = _FUSIONS[kind](levels, size)
+    return fused
 
 
-def _attention(level: Level) -> Tensor:
-    if level.attention is None:
-        raise ValueError(f"scale {level.scale} is fused by attention but has none")
-    return level.attention
-
-
-def fuse_hierarchical(levels: Iterable[Level], size: tuple[int, int]) -> Tensor:
+def _hierarchical(levels: Iterable[Level[M]], size: Size) -> M:
     """Chain adjacent scales from the highest down; the attention of the highest is not used.
 
-    For s >= 1: `P = a_s L_s + (1 - a_s) D(P)`; for s < 1: `P = U(a_s L_s) + (1 - U(a_s)) P`: weighted first,
-    upsampled then. Source: section 3.2 of the paper; the order of operations is that of the released code.
+    For s >= 1: `P = a L + (1 - a) D(P)`; for s < 1: `P = U(a L) + (1 - U(a)) P`: weighted first, enlarged then.
+    Source: section 3.2 of the paper; the order of operations is that of the released code.
     """
-    fused: Tensor | None = None
+    fused: M | None = None
     for level in levels:
         if fused is None:
             fused = level.values
             continue
-        weight = _attention(level)
+        weight, weighted = level.attention, level.attention * level.values
         if level.scale >= 1.0:
-            below = resize(fused, _size(level.values))
-            fused = torch.addcmul(weight * level.values, 1 - weight, below)
+            fused = _blend(weighted, weight, resize(fused, _size(weighted)))
         else:
-            term = resize(weight * level.values, _size(fused))
-            fused = torch.addcmul(term, 1 - resize(weight, _size(fused)), fused)
-    if fused is None:
-        raise ValueError("no level to fuse")
-    return resize(fused, size)
+            weighted = resize(weighted, _size(fused))
+            fused = _blend(weighted, resize(weight, _size(fused)), fused)
+    return resize(_some(fused), size)
 
 
-def explicit_weights(scores: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-    """Softmax over scales of the attention scores, one map a scale on the output grid (Chen et al. 2016)."""
-    return list(torch.softmax(torch.stack([resize(score, size) for score in scores]), dim=0))
-
-
-def fuse_explicit(levels: Iterable[Level], size: tuple[int, int]) -> Tensor:
+def _explicit(levels: Iterable[Level[M]], size: Size) -> M:
     """Add all scales, weighted by maps that already sum to one on the output grid (`explicit_weights`)."""
-    fused: Tensor | None = None
+    fused: M | None = None
     for level in levels:
-        term = resize(level.values, size) * _attention(level)
+        term = resize(level.values, size) * level.attention
         fused = term if fused is None else fused + term
-    if fused is None:
-        raise ValueError("no level to fuse")
-    return fused
+    return _some(fused)
 
 
-def fuse_average(levels: Iterable[Level], size: tuple[int, int]) -> Tensor:
+def _average(levels: Iterable[Level[M]], size: Size) -> M:
     """Average the scores of all scales."""
-    fused: Tensor | None = None
+    fused: M | None = None
     count = 0
     for level in levels:
         term = resize(level.values, size)
         fused = term if fused is None else fused + term
         count += 1
-    if fused is None:
-        raise ValueError("no level to fuse")
-    return fused / count
+    return _some(fused) / count
 
 
-def fuse_max(levels: Iterable[Level], size: tuple[int, int]) -> Tensor:
+def _max(levels: Iterable[Level[M]], size: Size) -> M:
     """Take the highest score of each class over all scales."""
-    fused: Tensor | None = None
+    fused: M | None = None
     for level in levels:
         term = resize(level.values, size)
-        fused = term if fused is None else torch.maximum(fused, term)
+        fused = term if fused is None else _maximum(fused, term)
+    return _some(fused)
+
+
+_FUSIONS: dict[str, Callable[[Iterable[Any], Size], Any]] = {
+    "hierarchical": _hierarchical,
+    "explicit": _explicit,
+    "average": _average,
+    "max": _max,
+    "single": _average,  # of one scale
+}
+
+
+def explicit_weights(scores: Sequence[M], size: Size) -> list[M]:
+    """Softmax over scales of the attention scores, one map a scale on the output grid (Chen et al. 2016)."""
+    maps = [resize(score, size) for score in scores]
+    if isinstance(maps[0], Rows):
+        return rows.softmax(maps)
+    return list(torch.softmax(torch.stack(maps), dim=0))
+
+
+def resize(maps: M, size: Size) -> M:
+    """Resize bilinearly (corners not aligned, no antialias); the same size returns the input itself."""
+    return maps.resized(size) if isinstance(maps, Rows) else layers.resize(maps, size)
+
+
+def _size(maps: M) -> Size:
+    return maps.size if isinstance(maps, Rows) else (maps.shape[-2], maps.shape[-1])
+
+
+def _blend(term: M, weight: M, rest: M) -> M:
+    """`term + (1 - weight) * rest`."""
+    return term.blend(weight, rest) if isinstance(term, Rows) else torch.addcmul(term, 1 - weight, rest)
+
+
+def _maximum(a: M, b: M) -> M:
+    return a.maximum(b) if isinstance(a, Rows) else torch.maximum(a, b)
+
+
+def _some(fused: M | None) -> M:
     if fused is None:
         raise ValueError("no level to fuse")
     return fused
-
-
-FUSIONS: dict[str, Callable[[Iterable[Level], tuple[int, int]], Tensor]] = {
-    "hierarchical": fuse_hierarchical,
-    "explicit": fuse_explicit,
-    "average": fuse_average,
-    "max": fuse_max,
-    "single": fuse_average,  # of one scale
-}

@@ -44,9 +44,12 @@ class _ResizeOnCpu(torch.autograd.Function):
         return by_maps.contiguous() if by_resized.is_contiguous() else by_maps, None
 
 
-def scaled_size(size: tuple[int, int], scale: float, *, rounding: str = "floor") -> tuple[int, int]:
-    """Pixel size (height, width) of an image at a scale: floor as in hierarchical inference, or round."""
-    rounded = math.floor if rounding == "floor" else round
+def scaled_size(size: tuple[int, int], scale: float, kind: str = "hierarchical") -> tuple[int, int]:
+    """Pixel size (height, width) of an image at a scale, never 0.
+
+    The released averaging baseline rounds sizes, its hierarchical inference floors them.
+    """
+    rounded = round if kind in ("average", "max") else math.floor
     return max(1, rounded(size[0] * scale)), max(1, rounded(size[1] * scale))
 
 

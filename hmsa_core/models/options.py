@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from hmsa_core.io.errors import ConfigError
 
-__all__ = ["KINDS", "ModelOptions", "make_options"]
+__all__ = ["KINDS", "ModelOptions", "check_scales", "make_options", "scales_fault"]
 
 Kind = Literal["hierarchical", "explicit", "average", "max", "single"]
 KINDS: tuple[str, ...] = ("hierarchical", "explicit", "average", "max", "single")
@@ -18,6 +20,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "context": ("ocr", "none"),
     "top_attention": ("skip", "released"),
 }
+
+
+def scales_fault(scales: Sequence[float], largest: float = math.inf) -> str:
+    """Say what makes scales unusable, as the end of a sentence; empty where nothing does."""
+    if 1.0 not in scales:
+        return "must contain 1.0"
+    if len(set(scales)) != len(scales):
+        return "must be different"
+    if not all(0.0 < scale <= largest and math.isfinite(scale) for scale in scales):  # also false for "not a number"
+        return "must be positive" + (f" and at most {largest:g}" if math.isfinite(largest) else "")
+    return ""
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Scales as they are given, as floats. ConfigError: unusable ones."""
+    values = tuple(float(scale) for scale in scales)
+    if fault := scales_fault(values):
+        raise ConfigError(f"scales {list(scales)} {fault}: give different positive numbers, one of them 1.0")
+    return values
 
 
 @dataclass(frozen=True)
@@ -51,9 +72,8 @@ class ModelOptions:
             raise ConfigError(f"model option dropout = {self.dropout!r}: give a number in [0, 1)")
         if not 0.0 < self.low_scale < 1.0:
             raise ConfigError(f"model option low_scale = {self.low_scale!r}: give a number in (0, 1)")
-        scales = self.train_scales
-        if scales is not None and (1.0 not in scales or min(scales) <= 0 or len(set(scales)) != len(scales)):
-            raise ConfigError(f"model option train_scales = {scales}: different positive numbers, one of them 1.0")
+        if self.train_scales is not None and (fault := scales_fault(self.train_scales)):
+            raise ConfigError(f"model option train_scales = {self.train_scales}: {fault}")
 
     @property
     def has_attention(self) -> bool:

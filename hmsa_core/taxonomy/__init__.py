@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import digest, read_json
 from hmsa_core.io.errors import InputError, IntegrityError
 
-__all__ = [
-    "GROUPS",
-    "IGNORE",
-    "ClassTable",
-    "cityscapes",
-    "from_file",
-    "from_vistas_config",
-    "mapillary",
-    "mapillary_to_cityscapes",
-]
+__all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vistas_config", "mapillary"]
 
 IGNORE = 255
 
@@ -36,30 +27,17 @@ IGNORE = 255
 GROUPS = ("flat", "construction", "thin", "nature", "sky", "person", "vehicle", "other")
 
 _GROUP_OF = {
-    "road": "flat",
-    "sidewalk": "flat",
-    "pavement": "flat",
-    "building": "construction",
-    "wall": "construction",
-    "fence": "construction",
-    "pole": "thin",
-    "traffic light": "thin",
-    "traffic sign": "thin",
-    "signsymbol": "thin",
-    "vegetation": "nature",
-    "terrain": "nature",
-    "tree": "nature",
-    "sky": "sky",
-    "person": "person",
-    "pedestrian": "person",
-    "rider": "person",
-    "bicyclist": "person",
-    "car": "vehicle",
-    "truck": "vehicle",
-    "bus": "vehicle",
-    "train": "vehicle",
-    "motorcycle": "vehicle",
-    "bicycle": "vehicle",
+    name: group
+    for group, names in {
+        "flat": ("road", "sidewalk", "pavement"),
+        "construction": ("building", "wall", "fence"),
+        "thin": ("pole", "traffic light", "traffic sign", "signsymbol"),
+        "nature": ("vegetation", "terrain", "tree"),
+        "sky": ("sky",),
+        "person": ("person", "pedestrian", "rider", "bicyclist"),
+        "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    }.items()
+    for name in names
 }
 
 
@@ -170,16 +148,9 @@ def _packaged(name: str) -> dict[str, Any]:
 
 
 def _group(name: str, category: str = "") -> str:
-    by_category = {
-        "flat": "flat",
-        "construction": "construction",
-        "object": "thin",
-        "nature": "nature",
-        "sky": "sky",
-        "human": "person",
-        "vehicle": "vehicle",
-    }
-    return _GROUP_OF.get(name.lower(), by_category.get(category, "other"))
+    """Group of a class by its name, else by Cityscapes' category, else "other"."""
+    group = _GROUP_OF.get(name.lower()) or {"object": "thin", "human": "person"}.get(category, category)
+    return group if group in GROUPS else "other"
 
 
 @cache
@@ -256,14 +227,6 @@ def from_vistas_config(path: Path) -> ClassTable:
     if not isinstance(labels, list) or len(labels) not in versions:
         raise InputError(f"{path}: expected a list of 66 or 124 labels, as in Mapillary Vistas' config.json")
     return _from_config(f"mapillary_{versions[len(labels)]}", labels)
-
-
-def mapillary_to_cityscapes() -> NDArray[np.uint8]:
-    """256-entry table: Vistas v1.2 id -> Cityscapes trainId or 255 (our default mapping)."""
-    lut = np.full(256, IGNORE, np.uint8)
-    for row in _packaged("mapillary_to_cityscapes.json")["classes"]:
-        lut[row["id"]] = row["trainId"]
-    return lut
 
 
 _EXAMPLE = (

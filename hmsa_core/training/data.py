@@ -119,7 +119,6 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         pseudo_root=pseudo.root if pseudo else None,
         long_edge=config.long_edge,
         cache_bytes=_CACHE_BYTES,
-        verify=True,
     )
     return RunData(
         index.classes,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hmsa_core.config import TrainConfig
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import MultiScaleModel, build, initialise_from
-from hmsa_core.models.ocr import PixelHeads
+from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import TrainSpec

@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmsa_core.io.errors import ConfigError, InputError
-from pipeline.cli.inference_options import Options, add_options, pin_threads, read_options
+from pipeline.cli.inference_options import add_options, pin_threads, read_options, tell
 
 if TYPE_CHECKING:
-    from hmsa_core.spec import EvaluationSetting
-    from hmsa_core.taxonomy import ClassTable
-    from pipeline.scored_files import LabelledFile
+    from hmsa_core.inference.options import RunOptions
+
+ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,169 +90,65 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
     options = read_options(args, threads=pin_threads(args))
-    baseline = _baseline(args, options)
-    from hmsa_core.data.layouts import load_classes
+    runs = [options, *_baseline(args, options)]
+    from hmsa_core.inference.scoring import Asked, evaluate_runs
     from pipeline.provenance import describe_run
-    from pipeline.scored_files import blocks_of, check_labels, label_reader
-    from pipeline.scoring import ANSWER, difference, one_sided, open_checkpoint, score_checkpoint, write_plots
 
     # Before the night's work: a folder that cannot be written, and the sources that are loaded now.
     if args.plots is not None:
         args.plots.mkdir(parents=True, exist_ok=True)
     made = {"command": args.command_line, **describe_run(("hmsa_core", "pipeline"))} if args.json else {}
-    files = _pairs(args)
-    given = load_classes(Path(), args.classes)
-    if args.ids == "train":
-        given = given.of_train_ids()
-    if args.ids == "colours" and not Path(args.classes).is_file():
-        raise ConfigError(f"--ids colours is for class files; label maps of {args.classes} hold ids")
-    classes = _as_trained(given, options, args, files)
-    if baseline is not None:
-        _check_baseline(classes, options, baseline, args)
-    reader = label_reader(classes, colours=args.ids == "colours")
-    _tell(check_labels(files, given, reader, args.ids))
-    blocks = blocks_of([file.name for file in files], args.block_length)
-    _tell_blocks(blocks, args.block_length)
-    contenders = [open_checkpoint(one, _setting(args, one)) for one in filter(None, (options, baseline))]
-    scored = [
-        score_checkpoint(contender, files, blocks, classes, read_label=reader, details=bool(args.details or args.plots))
-        for contender in contenders
-    ]
-    for contender, found in zip(contenders, scored, strict=True):
-        _tell_learned(found.figures["learned"], contender.options, len(files))
-    _tell(one_sided(scored, classes))
-    result = scored[0].figures
-    if baseline is not None:
-        result = {**result, "baseline": scored[1].figures, "difference": difference(scored[0], scored[1], classes)}
+    asked = Asked(
+        args.images,
+        args.labels,
+        args.classes,
+        ids=args.ids,
+        skip_unlabelled=args.skip_unlabelled,
+        mode=args.mode,
+        long_edge=args.long_edge,
+        score_at=args.score_at,
+        block_length=args.block_length,
+        details=bool(args.details or args.plots),
+    )
+    result = evaluate_runs(runs, asked, tell=tell)
     if args.json:
-        result = {"format": ANSWER, "version": 1, **result, "made": made}
-        sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        answer = {"format": ANSWER, "version": 1, **result, "made": made}
+        sys.stdout.write(json.dumps(answer, indent=1, allow_nan=False) + "\n")
     else:
         sys.stdout.write(_text(result))
     if args.plots is not None:
         sys.stdout.flush()
-        write_plots(args.plots, dict(zip(("model", "baseline"), scored, strict=False)), classes)
+        _write_plots(args.plots, {"model": result} | ({"baseline": result["baseline"]} if args.baseline else {}))
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> list[LabelledFile]:
-    from pipeline.scored_files import pairs_of
-
-    files, unlabelled = pairs_of(args.images, args.labels, train_ids=args.ids == "train")
-    if unlabelled:
-        count = len(files) + len(unlabelled)
-        told = f"{len(unlabelled)} of {count} images have no label of the same stem, the first is {unlabelled[0]}"
-        if not args.skip_unlabelled:
-            raise InputError(
-                told,
-                hint="images and labels are paired by file name without its ending; --skip-unlabelled leaves them out",
-            )
-        _tell([f"{told}: left out"])
-    return files
-
-
-def _tell(notes: Sequence[str]) -> None:
-    for note in notes:
-        sys.stderr.write(f"note: {note}\n")
-
-
-def _baseline(args: argparse.Namespace, options: Options) -> Options | None:
+def _baseline(args: argparse.Namespace, options: RunOptions) -> list[RunOptions]:
     if args.baseline is None:
-        return None
+        return []
     other = argparse.Namespace(**{**vars(args), "checkpoint": args.baseline})
-    return read_options(other, threads=options.runtime.threads)
+    return [read_options(other, threads=options.runtime.threads)]
 
 
-def _tell_blocks(blocks: list[str], length: int) -> None:
-    count, sequences = len(set(blocks)), len({block.rpartition("/")[0] for block in blocks})
-    if count == 1:
-        sys.stderr.write("note: all images are neighbours, one block: no interval; --block-length 1 draws each alone\n")
-    elif count == len(blocks) and length > 1:
-        sys.stderr.write(
-            "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "
-            "narrow where some show the same place\n"
-        )
-    elif sequences == 1:
-        sys.stderr.write(
-            f"note: {count} blocks of {length} neighbours, by their names all of one sequence: if that is one drive, "
-            "the interval says nothing of other places\n"
-        )
+def _write_plots(folder: Path, scored: Mapping[str, dict[str, Any]]) -> None:
+    """confusion-NAME.png of each, reliability.png, iou.png; of figures with details."""
+    import numpy as np
 
+    from pipeline import plots  # here, because it needs the optional packages [report]
 
-def _tell_learned(learned: dict[str, Any], options: Options, images: int) -> None:
-    if learned["images"]:
-        sys.stderr.write(
-            f"warning: {options.checkpoint} has learned from {learned['images']} of these {images} images "
-            f"({learned['first']}): its figures are not those of unseen images\n"
-        )
-    for gap in learned["unknown"]:
-        sys.stderr.write(f"note: {options.checkpoint}: what it learned from is not known in full: {gap}\n")
-
-
-def _as_trained(
-    classes: ClassTable, options: Options, args: argparse.Namespace, files: Sequence[LabelledFile]
-) -> ClassTable:
-    """The classes in the checkpoint's order; those that have other names there are taken by their number."""
-    from hmsa_core.data.decode import holds_train_ids
-
-    own, asked = _names_of(options, classes, args.classes), [name.lower() for name in classes.classes]
-    if own == asked:
-        return classes
-    in_their_order = args.ids == "train" or any(holds_train_ids(file.label) for file in files)
-    if sorted(own) == sorted(asked) and len(set(own)) == len(own) and not in_their_order:
-        from pipeline.scored_files import in_order_of
-
-        _tell([f"{args.classes}: its classes are taken by name, {options.checkpoint} has another order"])
-        return in_order_of(classes, own)
-    _tell_other_names(own, asked, options, args.classes)
-    return classes
-
-
-def _check_baseline(classes: ClassTable, options: Options, baseline: Options, args: argparse.Namespace) -> None:
-    """The counts of both go by the first one's order."""
-    own, asked = _names_of(baseline, classes, args.classes), [name.lower() for name in classes.classes]
-    if own != asked:
-        _tell_other_names(own, asked, baseline, str(options.checkpoint))
-
-
-def _names_of(options: Options, classes: ClassTable, given: str) -> list[str]:
-    """A checkpoint's class names in lower case; those that were given where it has none."""
-    count = options.meta["num_classes"]
-    if classes.num_classes != count:
-        raise ConfigError(
-            f"{given} has {classes.num_classes} classes, {options.checkpoint} was trained for {count}",
-            hint="give the class file of the data set that the checkpoint was trained for",
-        )
-    table = options.meta.get("class_table")
-    return [row["name"].lower() for row in table["classes"]] if table else [name.lower() for name in classes.classes]
-
-
-def _tell_other_names(own: Sequence[str], asked: Sequence[str], options: Options, given: str) -> None:
-    """Some names differ and no other: by number. A name with another number: neither by name nor by number."""
-    first = next(i for i, (a, b) in enumerate(zip(own, asked, strict=True)) if a != b)
-    message = f"{given}: class {first} is {asked[first]!r}, in {options.checkpoint} it is {own[first]!r}"
-    moved = next((name for i, name in enumerate(asked) if name in own and own[i] != name), None)
-    if moved is not None:
-        raise ConfigError(
-            f"{message}, and {moved!r} has another number: they cannot be compared by number",
-            hint=f"the names of {options.checkpoint} in their order: {', '.join(own)}",
-        )
-    _tell([f"{message}; classes are compared by their number"])
-
-
-def _setting(args: argparse.Namespace, options: Options) -> EvaluationSetting:
-    from hmsa_core.spec import EvaluationSetting
-
-    return EvaluationSetting.model_validate(
-        {
-            "name": "evaluate",
-            "scales": options.scales,
-            "flip": options.flip,
-            "mode": args.mode,
-            "long_edge": args.long_edge,
-            "score_at": args.score_at,
-        }
+    classes = next(iter(scored.values()))["classes"]
+    for name, one in scored.items():
+        title = f"{name}: share of each true class"
+        plots.confusion(folder / f"confusion-{name}.png", np.array(one["confusion"]), classes, title=title)
+    series: dict[str, tuple[Sequence[float], Sequence[float]]] = {"confidence means what it says": ([0, 1], [0, 1])}
+    for name, one in scored.items():
+        bins = one["reliability"]
+        full = [k for k, pixels in enumerate(bins["pixels"]) if pixels]
+        series[name] = ([bins["confidence"][k] for k in full], [bins["accuracy"][k] for k in full])
+    plots.lines(
+        folder / "reliability.png", series, title="Reliability", x="confidence", y="accuracy", limits=(0.0, 1.0)
     )
+    iou = {name: [one["iou"][c] for c in classes] for name, one in scored.items()}
+    plots.bars(folder / "iou.png", classes, iou, title="IoU by class", x="IoU")
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hmsa_core.inference.labelling import is_free
 from hmsa_core.io.errors import ConfigError
-from pipeline.cli.label_begun import is_free
 
 if TYPE_CHECKING:
     from hmsa_core.taxonomy import ClassTable

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from hmsa_core.io.errors import ConfigError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hmsa_core.config import RuntimeConfig
+    from hmsa_core.inference.options import RunOptions
 
-__all__ = ["Options", "add_options", "pin_threads", "read_options"]
+__all__ = ["add_options", "pin_threads", "read_options", "tell"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a checkpoint is run."""
-
-    checkpoint: Path
-    meta: dict[str, Any]  # the checkpoint's JSON
-    scales: tuple[float, ...]
-    flip: bool
-    runtime: RuntimeConfig
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,32 +57,19 @@ def pin_threads(args: argparse.Namespace) -> int:
     return threads
 
 
-def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> Options:
+def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RunOptions:
     """Fill in what the checkpoint says about itself.
 
     Raises:
         CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
     """
-    from hmsa_core.config import LARGEST_SCALE, RuntimeConfig
-    from hmsa_core.models import read_meta
-    from hmsa_core.models.checkpoint import check_labels
+    from hmsa_core.config import RuntimeConfig
+    from hmsa_core.inference.options import run_options
 
-    meta = read_meta(args.checkpoint)
-    check_labels(meta, args.checkpoint)
-    inference = meta.get("inference") or {}
-    scales = args.scales if args.scales is not None else tuple(inference.get("scales") or _usual_scales(meta["kind"]))
-    # Never false for "not a number", which compares with nothing.
-    if 1.0 not in scales or len(set(scales)) != len(scales) or not all(0 < s <= LARGEST_SCALE for s in scales):
-        shown = ",".join(f"{s:g}" for s in scales)
-        raise ConfigError(
-            f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
-            hint="for example --scales 0.5,1,2",
-        )
-    flip = args.flip if args.flip is not None else bool(inference.get("flip", True))
     runtime = RuntimeConfig(ranks=ranks, threads=threads, device=args.device, precision=args.precision)
-    folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-    return Options(folder, meta, tuple(float(s) for s in scales), flip, runtime)
+    return run_options(args.checkpoint, args.scales, args.flip, runtime)
 
 
-def _usual_scales(kind: str) -> tuple[float, ...]:
-    return (1.0,) if kind == "single" else (0.5, 1.0, 2.0)
+def tell(line: str) -> None:
+    """Print a line that is no result: to standard error."""
+    sys.stderr.write(f"{line}\n")

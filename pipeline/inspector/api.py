@@ -34,7 +34,7 @@ from hmsa_core.labels.review import MarkError
 from pipeline.inspector.export import MEDIA_TYPES, static_sources
 from pipeline.inspector.session import Session, policy_setting
 from pipeline.inspector.stats import Cuts, ImageQuery, OffGridError, image_rows, parse_sort, store_stats
-from pipeline.inspector.view import StaleError
+from pipeline.inspector.view import StaleError, StoreView
 from pipeline.inspector.weights import WeightJobs
 
 __all__ = ["HANDLERS", "Api", "Page"]
@@ -148,29 +148,33 @@ class Api:
         name = _name(request)
         return JSONResponse(await self._run(lambda: self._session.image_details(name)))
 
+    async def _file(
+        self,
+        request: Request,
+        make: Callable[[StoreView, str], bytes],
+        media: str,
+        *,
+        side: str = "a",
+        background: bool = False,
+    ) -> Response:
+        kept, name = self._kept(request), _name(request)
+        view = self._session.image(name, side)
+        data = await self._run(lambda: make(view, name), background=background)
+        return Response(data, media_type=media, headers=kept)
+
     async def plane(self, request: Request) -> Response:
         """Label, confidence or human map as 8-bit grey PNG."""
-        kept = self._kept(request)
-        name, query = _name(request), request.query_params
-        view = self._session.image(name, query.get("side", "a"))
-        data = await self._run(lambda: view.plane_png(name, query.get("plane", "label")))
-        return Response(data, media_type="image/png", headers=kept)
+        query = request.query_params
+        plane, side = query.get("plane", "label"), query.get("side", "a")
+        return await self._file(request, lambda view, name: view.plane_png(name, plane), "image/png", side=side)
 
     async def mini(self, request: Request) -> Response:
         """Small label map above small code map."""
-        kept = self._kept(request)
-        name = _name(request)
-        view = self._session.image(name)
-        data = await self._run(lambda: view.mini_png(name), background=True)
-        return Response(data, media_type="image/png", headers=kept)
+        return await self._file(request, StoreView.mini_png, "image/png", background=True)
 
     async def thumb(self, request: Request) -> Response:
         """Small photograph."""
-        kept = self._kept(request)
-        name = _name(request)
-        view = self._session.image(name)
-        data = await self._run(lambda: view.pictures.thumb(name), background=True)
-        return Response(data, media_type="image/jpeg", headers=kept)
+        return await self._file(request, lambda v, name: v.pictures.thumb(name), "image/jpeg", background=True)
 
     async def picture(self, request: Request) -> Response:
         """The photograph."""
@@ -275,30 +279,17 @@ class Api:
 
     def routes(self) -> list[Route]:
         """All routes below /api."""
-        gets = {
-            "store": self.store,
-            "stats": self.stats,
-            "images": self.images,
-            "image": self.image,
-            "plane": self.plane,
-            "mini": self.mini,
-            "thumb": self.thumb,
-            "picture": self.picture,
-            "review": self.reviews,
-            "audit": self.audit,
-            "audit/item": self.audit_item,
-            "weights": self.weights_state,
-            "weight": self.weight,
-        }
-        posts = {
-            "review": self.add_review,
-            "policy": self.save_policy,
-            "audit": self.draw_audit,
-            "audit/answer": self.answer_audit,
-            "weights": self.start_weights,
-        }
-        return [Route(f"/api/{path}", handler, methods=["GET"]) for path, handler in gets.items()] + [
-            Route(f"/api/{path}", handler, methods=["POST"]) for path, handler in posts.items()
+        gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
+        gets |= {"plane": self.plane, "mini": self.mini, "thumb": self.thumb, "picture": self.picture}
+        gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item}
+        gets |= {"weights": self.weights_state, "weight": self.weight}
+        posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
+        posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}
+        both = (("GET", gets), ("POST", posts))
+        return [
+            Route(f"/api/{path}", handler, methods=[method])
+            for method, handlers in both
+            for path, handler in handlers.items()
         ]
 
 

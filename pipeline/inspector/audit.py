@@ -75,16 +75,8 @@ class Audit:
                 continue
             rng = np.random.default_rng([seed, c])
             drawn = _ranks(kept[:, c], np.sort(rng.integers(0, total, per_class)))
-            strata.append(
-                {
-                    "class": c,
-                    "name": view.classes.classes[c],
-                    "kept": total,
-                    "drawn": per_class,
-                    "code": int(cuts.codes[c]),
-                    "threshold": cuts.edge(c),
-                }
-            )
+            stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
+            strata.append({**stratum, "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")

@@ -66,17 +66,8 @@ class WeightJobs:
                 file.unlink()
 
     def _command(self, path: Path, out: Path) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "pipeline.cli.main",
-            "predict",
-            str(path),
-            "--checkpoint",
-            str(self._checkpoint),
-            "--out",
-            str(out),
-        ]
+        program = [sys.executable, "-m", "pipeline.cli.main", "predict"]
+        return [*program, str(path), "--checkpoint", str(self._checkpoint), "--out", str(out)]
 
     def _work(self, path: Path, state: dict[str, Any]) -> None:
         out: Path = state["out"]

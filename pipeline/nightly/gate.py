@@ -29,10 +29,9 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.metrics import holm, mean_iou_of
+from hmsa_core.metrics import finite, holm, mean_iou_of
 from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
-from pipeline.counts import finite
 from pipeline.params import GateConfig
 
 __all__ = ["Judged", "alpha_of_look", "judge", "seed_sd_of"]

@@ -80,7 +80,7 @@ def _baseline(ws: Workspace, index: Index) -> float | None:
             labels.append(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST))
         return images, labels
 
-    return colour_position_baseline(*load(learn), *load(report), num_classes=index.classes.num_classes).mean_iou
+    return colour_position_baseline(*load(learn), *load(report), num_classes=index.classes.num_classes)
 
 
 def render(facts: sections.Facts, drawn: Sequence[Strip], *, title: str, profile: str) -> str:

@@ -101,19 +101,9 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
     for image in images:
         out = folder / image.stem
         out.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli.main",
-        "predict",
-        *map(str, images),
-        "--checkpoint",
-        str(ws.teacher()),
-        "--out",
-        str(folder / "all"),
-        "--scales",
-        ",".join(f"{s:g}" for s in config.scales),
-    ]
+    command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images)]
+    command += ["--checkpoint", str(ws.teacher()), "--out", str(folder / "all")]
+    command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
     me = os.getpid()
     ended = subprocess.run(
         command,

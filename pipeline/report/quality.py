@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import read_json
+from hmsa_core.metrics import by_category, by_city
 from hmsa_core.taxonomy import ClassTable
-from pipeline.counts import by_category, by_city, row_shares
+from pipeline.counts import row_shares
 from pipeline.render import Raw, Share, Table, number
 from pipeline.report.charts import card, confusion_matrix, reliability
 

@@ -136,7 +136,7 @@ def count_macs(
     asked, answer = folder / f"{key}.request.json", folder / f"{key}.json"
     if not answer.exists():
         atomic.write_json(asked, request)
-        command = [sys.executable, "-m", "hmsa_core.inference.macs", str(asked), str(answer)]
+        command = [sys.executable, "-m", "research.ablation.macs", str(asked), str(answer)]
         environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ)
         with ws.job():
             status = run_child(command, stop=ws.stop, env=environment, own_group=True)

@@ -27,8 +27,7 @@ import torch
 
 from hmsa_core import models
 from hmsa_core.data.decode import read_image
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.labels import ConfidenceCode
 from pipeline.stages import precision
 from pipeline.workspace import Workspace

@@ -31,8 +31,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.layouts import scan
 from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.labels import LabelStore, LabelStoreWriter, StoreStatistics
 from research.bench.bench_infer import SCALES, make_image, make_model

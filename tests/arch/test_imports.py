@@ -15,9 +15,17 @@ REPO = Path(__file__).resolve().parents[2]
 # The layers of the core, lowest first. A part imports its own layer and those below it.
 LAYERS = (
     {"hmsa_core", "hmsa_core.io"},
-    {"hmsa_core.config", "hmsa_core.taxonomy"},
-    {"hmsa_core.models", "hmsa_core.losses", "hmsa_core.labels", "hmsa_core.data", "hmsa_core.metrics"},
-    {"hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
+    {"hmsa_core.taxonomy"},
+    # The names of trunks that settings know are those of the files in models/trunks; nothing of torch is loaded.
+    {
+        "hmsa_core.config",
+        "hmsa_core.models",
+        "hmsa_core.losses",
+        "hmsa_core.labels",
+        "hmsa_core.data",
+        "hmsa_core.metrics",
+    },
+    {"hmsa_core.leaks", "hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
     {"hmsa_core.inference"},
     {"hmsa_core.training"},
     {"hmsa_core.job"},
@@ -62,7 +70,10 @@ def _layer(module: str) -> int:
     return next(i for i, parts in enumerate(LAYERS) if _part(module) in parts)
 
 
-@pytest.mark.parametrize("path", _sources("hmsa_core"), ids=_module)
+# The public API, `hmsa_core/__init__.py`, stands above all layers and loads its names when they are asked for.
+@pytest.mark.parametrize(
+    "path", [p for p in _sources("hmsa_core") if p.parent.name != "hmsa_core" or p.stem != "__init__"], ids=_module
+)
 def test_the_core_knows_nothing_of_the_pipeline_and_imports_downwards_only(path: Path) -> None:
     here = _layer(_module(path))
     for name in _imports(path):

@@ -1,4 +1,4 @@
-"""The README's promises and the pages name tests, code and commands that are there; no page has a gap left open."""
+"""The promises of docs/reliability.md and the pages name tests, code and commands that are there; no page has a gap left open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 PLACEHOLDER = re.compile(
     r"\b(TODO|TBD|TBA|FIXME|XXX|WIP|to be (measured|filled in)|lorem ipsum)\b|\?\?\?|<!-- *(later|open|todo)|\|\s*\.\.\.\s*\|"
 )
-SECTION = (REPO / "README.md").read_text().partition("## Promises")[2].partition("\n## ")[0]
+SECTION = (REPO / "docs" / "reliability.md").read_text("utf-8").partition("## Promises")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!promise \||---)(.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 
 
@@ -36,7 +36,7 @@ def _id(path: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_what_a_page_names_of_the_tests_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
-    for name, test in re.findall(r"\b(tests/[\w./-]*\w)(?:::(\w+))?", text):
+    for name, test in re.findall(r"\b((?:\w+/)*tests/[\w./-]*\w)(?:::(\w+))?", text):
         assert (REPO / name).exists(), name
         assert not test or re.search(rf"^(async )?def {test}\b", (REPO / name).read_text("utf-8"), re.MULTILINE), test
 

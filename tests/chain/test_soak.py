@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.inference import infer, infer_pipeline
+from hmsa_core.inference import infer
 from hmsa_core.io.atomic import read_json
 from hmsa_core.labels import LabelStore
 from tests.support.inference import infer_spec, job_context, save_model
@@ -50,7 +50,7 @@ def test_five_thousand_images_cost_no_more_memory_than_one_thousand(
         data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
         path.write_bytes(data)
     seen: list[tuple[float, int]] = []
-    monkeypatch.setattr(infer_pipeline.Pipeline, "run", _counting(seen, infer_pipeline.Pipeline.run))
+    monkeypatch.setattr(infer.Pipeline, "run", _counting(seen, infer.Pipeline.run))
     spec = infer_spec(tmp_path, tmp_path / "work", save_model(tmp_path / "model"), scales=(1.0,), images_per_shard=100)
     begin = time.monotonic()
     infer.run(spec, job_context(spec.work))

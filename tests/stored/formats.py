@@ -1,6 +1,6 @@
 """Write one file of each format, and say in plain values what is in such files.
 
-`python -m tests.stored.formats N` writes `version-N.tar.gz` and `version-N.json`, once for each new version of a format.
+`python -m tests.stored.formats` writes `stored.tar.gz` and `stored.json` anew, after a change of a format on purpose.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import json
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ from pipeline.inspector.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
 
-HERE = Path(__file__).parent
+ARCHIVE = Path(__file__).parent / "stored.tar.gz"
 CLASSES = toy_classes()
 LINEAGE = {"teacher": "ab" * 32, "scales": [0.5, 1.0, 2.0], "flip": True, "class_table": CLASSES.to_json()}
 KEY = "c" * 64
@@ -205,23 +204,20 @@ def pack(folder: Path) -> bytes:
     return gzip.compress(data.getvalue(), 9, mtime=0)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Lay the files of an archive into a folder."""
-    with tarfile.open(archive) as tar:
+def unpack(folder: Path) -> None:
+    """Lay the stored files into a folder."""
+    with tarfile.open(ARCHIVE) as tar:
         tar.extractall(folder, filter="data")
 
 
-def main(version: int) -> None:
-    archive = HERE / f"version-{version}.tar.gz"
-    if archive.exists():
-        raise SystemExit(f"{archive.name} is there: what was released is never made again")
+def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write(Path(name))
         found = {file: read(Path(name)) for file, read in READERS.items()}
-        archive.write_bytes(pack(Path(name)))
+        ARCHIVE.write_bytes(pack(Path(name)))
     lines = ",\n".join(f"{json.dumps(file)}: {json.dumps(value, sort_keys=True)}" for file, value in found.items())
-    archive.with_name(f"version-{version}.json").write_text("{\n" + lines + "\n}\n")
+    (ARCHIVE.parent / "stored.json").write_text("{\n" + lines + "\n}\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.doctor import checks as doctor
+from pipeline.doctor.checks import examine
+from pipeline.doctor.dvc import Finding
 
-__all__ = ["states"]
+__all__ = ["broken", "found", "states"]
+
+
+def found(root: Path, name: str, *, deep: bool = True) -> Finding:
+    """The first finding of a name."""
+    return next(finding for finding in examine(root, deep=deep) if finding.name == name)
+
+
+def broken(root: Path) -> dict[str, Finding]:
+    """Everything that is broken, by name."""
+    return {finding.name: finding for finding in examine(root) if finding.state == "broken"}
 
 
 def states(root: Path) -> dict[str, str]:
     """State of each finding by its name; of several with one name the last."""
-    return {finding.name: finding.state for finding in doctor.examine(root)}
+    return {finding.name: finding.state for finding in examine(root)}

@@ -13,7 +13,7 @@ from torch import nn
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.io.process import StopRequest
-from hmsa_core.models.hmsa import MultiScaleModel
+from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
 from tests.support.training import CLASSES, class_table

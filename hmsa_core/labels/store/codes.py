@@ -1,9 +1,9 @@
 """The confidence code: one raw byte a pixel, and thresholds that keep exactly what the float would.
 
 `code(p) = max{k : p >= edge[k]}` over 256 strictly increasing edges, edge and p compared as float32.
-The edges are the grid (every 0.01 in [0, 1), every 0.001 in [0.9, 1), 0.9995 and 0.9999: 192 values)
-and 64 values that refine the grid where a trained network's pixels lie: made once by halving the widest
-gap in log-odds between 0.95 and 0.99999, again and again. The list is the format; it never changes.
+192 edges are the grid: every 0.01 in [0, 1), every 0.001 in [0.9, 1), 0.9995 and 0.9999. The other 64 refine it where
+the pixels of a trained network lie. They were made once, by halving the widest gap in log-odds between 0.95 and
+0.99999 again and again. The list is the format; it never changes.
 """
 
 from __future__ import annotations

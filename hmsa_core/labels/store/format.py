@@ -226,7 +226,7 @@ class ParquetSink:
         except OSError as error:
             self.abort()
             raise translate_os_error(error, f"writing {self.path}") from error
-        size = self._file.size_bytes
+        size = self._file.tell()
         return FileRecord(self.path.relative_to(root).as_posix(), size, sha256, footer_sha256(self.path))
 
     def abort(self) -> None:

@@ -82,19 +82,15 @@ class LabelStore:
 
     def _look(self) -> None:
         """Cheap check of all files: there, of the right size, with the recorded footer."""
-        for entry in self.manifest["shards"]:
-            for record in (_record(entry), FileRecord(**entry["sidecar"])):
-                self._look_at(record)
-        for record in self.manifest["statistics"].values():
-            self._look_at(FileRecord(**record))
-
-    def _look_at(self, record: FileRecord) -> None:
-        try:
-            check_footer(self.path / record.file, record)
-        except StoreError as error:
-            kind = "changed" if (self.path / record.file).exists() else "missing"
-            self.problems.append(Problem(record.file, kind, error.message))
-            self._bad[record.file] = error.message
+        records = [r for entry in self.manifest["shards"] for r in (_record(entry), FileRecord(**entry["sidecar"]))]
+        records += [FileRecord(**entry) for entry in self.manifest["statistics"].values()]
+        for record in records:
+            try:
+                check_footer(self.path / record.file, record)
+            except StoreError as error:
+                kind = "changed" if (self.path / record.file).exists() else "missing"
+                self.problems.append(Problem(record.file, kind, error.message))
+                self._bad[record.file] = error.message
 
     def verify(self, subset: str = "1/1") -> list[Problem]:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""

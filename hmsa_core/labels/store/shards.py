@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -76,12 +76,7 @@ class ShardPlan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` rebuilds the plan."""
-        return {
-            "index": self.index,
-            "names": list(self.names),
-            "image_sha256s": list(self.image_sha256s),
-            "key": self.key,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ShardPlan:
@@ -125,18 +120,9 @@ def plan_shards(
     # Sorted by name: the plan does not depend on the order in which a folder was listed.
     fresh = sorted(new.keys() - known.keys())
     first = 1 + max((plan.index for plan in existing), default=-1)
-    return [
-        *existing,
-        *(
-            ShardPlan(
-                first + i // images_per_shard,
-                names := tuple(fresh[i : i + images_per_shard]),
-                tuple(new[n] for n in names),
-                key,
-            )
-            for i in range(0, len(fresh), images_per_shard)
-        ),
-    ]
+    parts = [tuple(fresh[i : i + images_per_shard]) for i in range(0, len(fresh), images_per_shard)]
+    appended = [ShardPlan(first + i, part, tuple(new[n] for n in part), key) for i, part in enumerate(parts)]
+    return [*existing, *appended]
 
 
 def receipt_path(store: Path, plan: ShardPlan) -> Path:

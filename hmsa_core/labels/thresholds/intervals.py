@@ -1,11 +1,11 @@
 """Intervals: precision of pixels by a ratio estimator over blocks, and exact intervals of counted answers.
 
-Pixels of one image are wrong together, and so are images of one drive; the unit is the block. Precision is
-p = sum(correct) / sum(total) over blocks; its standard error comes from leaving out one block at a time
-(jackknife), the interval is symmetric in log(1 - p) because errors of blocks are skewed, with Student's t at
-the effective number of blocks (sum x)^2 / sum x^2 less one. Half of the error budget is kept in hand for
-skewness (a 95 % bound is computed at 97.5 %): in simulations with block errors whose standard deviation is up
-to 1.5 times their mean it then covers at least 90 % from 8 blocks on (tests/unit/hmsa_core/labels).
+Pixels of one image are wrong together, and so are images of one drive: the unit is the block. Precision is
+p = sum(correct) / sum(total) over blocks. Its standard error comes from leaving out one block at a time (jackknife).
+The interval is symmetric in log(1 - p), because errors of blocks are skewed. It uses Student's t at the effective
+number of blocks, (sum x)^2 / sum x^2, less one. Half of the allowed error is a reserve for skewness: a 95 % bound is
+computed at 97.5 %. In simulations with block errors whose standard deviation is up to 1.5 times their mean it then
+covers at least 90 % from 8 blocks on (tests/unit/hmsa_core/labels).
 """
 
 from __future__ import annotations

@@ -40,14 +40,6 @@ def test_an_unknown_vistas_version_is_refused() -> None:
         taxonomy.mapillary("v3.0")
 
 
-def test_parking_and_tunnels_stay_ignored_in_the_mapping_to_cityscapes() -> None:
-    table = taxonomy.mapillary()
-    to_city = taxonomy.mapillary_to_cityscapes()
-    assert to_city[table.classes.index("Parking")] == 255
-    assert to_city[table.classes.index("Road")] == 0
-    assert to_city[65] == 255
-
-
 def test_a_table_survives_json_and_compares_by_content() -> None:
     table = taxonomy.cityscapes()
     again = taxonomy.ClassTable.from_json(json.loads(json.dumps(table.to_json())))

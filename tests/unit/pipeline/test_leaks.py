@@ -9,8 +9,8 @@ import pytest
 from hmsa_core.data.index import Sample
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, LeakageError
+from hmsa_core.leaks import find_leaks, judge_only_unseen
 from hmsa_core.lineage import LearnedImage, Lineage
-from pipeline.leaks import find_leaks, judge_only_unseen
 
 
 def _sample(

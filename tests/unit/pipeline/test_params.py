@@ -59,9 +59,13 @@ def _changed(old: str, new: str, profile: str = "tiny") -> str:
         (
             "    trunk: hrnet_micro",
             "    trunk: hrnet_micra",
-            r"model\.trunk: unknown trunk, did you mean hrnet_micro\?",
+            r"model\.trunk: unknown trunk 'hrnet_micra': did you mean hrnet_micro\?",
         ),
-        ("    trunk: hrnet_micro", "    trunk: hrnet_w0", r"model\.trunk: unknown trunk, did you mean hrnet_w"),
+        (
+            "    trunk: hrnet_micro",
+            "    trunk: hrnet_w0",
+            r"model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w",
+        ),
         (
             "    train_scales: null",
             "    train_scales: [1.0]",
@@ -200,8 +204,8 @@ def _mutate(text: str, rng: random.Random) -> str:
 
 # After file and line: a key with what was expected and what is there, or what is wrong with the YAML itself.
 _OF_A_KEY = re.compile(
-    r":\d+: .+?: (expected .+, found .+|unknown (key;|trunk,) (did you mean|choose one of|the keys here are:) .+|missing( \(.+)?|\w+ must not .+"
-    r"|tags such as .+|.+ is too large for a number)"
+    r":\d+: .+?: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?"
+    r"|unknown (loss|trunk).+|\w+ must not .+|tags such as .+|.+ is too large for a number)"
 )
 _OF_THE_TEXT = re.compile(
     r"(:\d+: (expected .+, (but )?(found|got) .+|found .+|anchors .+|\S+ is given twice .+)"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hmsa_core import models
 from hmsa_core.data.index import Index
-from hmsa_core.inference import evaluate as evaluate_job
+from hmsa_core.inference import evaluation as evaluate_job
 from hmsa_core.inference import infer as infer_job
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError, InputError

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.config import TRUNKS, ModelConfig, TrainConfig
+from hmsa_core.config import ModelConfig, TrainConfig
 from hmsa_core.io import atomic, sealed
-from hmsa_core.models.builder import build_empty
+from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import make_options
 from pipeline.stages import training
 from research.tests.ablations import SHA, bare_workspace
@@ -77,7 +77,7 @@ def test_metrics_hold_loss_parts_rate_and_classes_and_speed_lies_beside_them(tmp
     assert atomic.read_json(training.speed_file(ws, "teacher-train"))["teacher"] != speed
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("trunk", training._MILLIONS)
 def test_the_disk_estimate_knows_the_size_of_every_trunk(trunk: str) -> None:
     model = build_empty(make_options("hierarchical", trunk, 66, {}))
     weights = 4 * sum(p.numel() for p in model.parameters())

@@ -1,9 +1,9 @@
 """The rule `promise`: the lowest code whose kept pixels are right often enough, for each class.
 
-A class keeps a code if (a) the lower bound on the precision of all its pixels with at least this code reaches
-the target and (b) the pixels just above the cut - the marginal bin - are right at least `floor` of the time,
-so that many easy pixels never pay for coin flips. Both must hold through the whole marginal bin. The target is
-`calibrate.target`, or the ceiling that the labels allow where that is lower.
+A class keeps a code under two conditions. (a) The lower bound on the precision of all its pixels with at least this
+code reaches the target. (b) The marginal bin, which are the pixels just above the cut, is right at least `floor` of
+the time: many easy pixels must not make up for uncertain ones. Both must hold through the whole marginal bin. The
+target is `calibrate.target`, or the ceiling that the labels allow where that is lower.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa_core.data.index import Sample
+
 SIZE = (48, 96)  # height, width of most pictures here
+SPLITS = ("train", "val", "test", "train_extra")
 CITYSCAPES_IDS = (0, 1, 7, 8, 11, 17, 21, 23, 26, 33)
 
 
@@ -42,21 +46,28 @@ def encode(array: np.ndarray, form: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def sample(name: str, **values: Any) -> Sample:
+    """A row of an index whose files nobody reads."""
+    base = Sample(name, f"{name}.png", "", "", "fine", "train", "learn", "", "", -1, name, 8, 8, "", "", "", "0" * 16)
+    return replace(base, **values)
+
+
+def class_file(root: Path, names: Iterable[str], **more: Any) -> None:
+    rows = [{"id": i, "name": name, "colour": [90 * i % 256, 5, 7]} for i, name in enumerate(names)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255, **more}))
+
+
 class CityTree:
     """Writes Cityscapes files in root convention A or B."""
 
     def __init__(self, root: Path, convention: str = "A", size: tuple[int, int] = SIZE) -> None:
         self.root, self.size = root, size
         b = convention == "B"
-        self.images = {
-            s: root
-            / ("leftImg8bit_trainextra" if s == "train_extra" else "leftImg8bit_trainvaltest")
-            / "leftImg8bit"
-            / s
-            if b
-            else root / "leftImg8bit" / s
-            for s in ("train", "val", "test", "train_extra")
+        zips = {
+            s: f"leftImg8bit_{'trainextra' if s == 'train_extra' else 'trainvaltest'}/" if b else "" for s in SPLITS
         }
+        self.images = {s: root / f"{above}leftImg8bit" / s for s, above in zips.items()}
         self.fine = root / ("gtFine_trainvaltest/gtFine" if b else "gtFine")
         self.coarse = root / ("gtCoarse/gtCoarse" if b else "gtCoarse")
         self._seed = 0
@@ -102,13 +113,7 @@ class VistasTree:
         names = {"v1": {"config.json": 66}, "combined": {"config_v1.2.json": 66, "config_v2.0.json": 124}}[layout]
         for name, count in names.items():
             labels = [
-                {
-                    "name": f"object--thing-{i}",
-                    "readable": f"Thing {i}",
-                    "color": [i, 2 * i % 256, 3],
-                    "instances": False,
-                    "evaluate": True,
-                }
+                {"name": f"object--thing-{i}", "readable": f"Thing {i}", "color": [i, 2 * i % 256, 3]}
                 for i in range(count)
             ]
             root.mkdir(parents=True, exist_ok=True)
@@ -147,7 +152,6 @@ def vistas(tmp_path: Path) -> Callable[..., VistasTree]:
 @pytest.fixture
 def camvid_tree(tmp_path: Path) -> Path:
     root = tmp_path / "camvid"
-    classes = [{"id": i, "name": n, "colour": [9 * i, 5, 7]} for i, n in enumerate(("Sky", "Road", "Pole"))]
     subsets: dict[str, list[str]] = {"fine": [], "calibration": [], "selection": [], "unlabelled": [], "guard": []}
     for i in range(20):
         drive, stem = ("0001TP", f"0001TP_{6690 + 30 * i:06d}") if i < 8 else ("0006R0", f"0006R0_f{30 * i:05d}")
@@ -160,7 +164,7 @@ def camvid_tree(tmp_path: Path) -> Path:
             save(root / "train/labels" / f"{stem}.png", blocks(i, (0, 1, 2, 255)))
     save(root / "val/images/0016E5_07959.jpg", picture(400), quality=92)
     save(root / "val/labels/0016E5_07959.png", blocks(3, (0, 1, 2)))
-    (root / "classes.json").write_text(json.dumps({"dataset": "CamVid", "classes": classes, "ignore_id": 255}))
+    class_file(root, ("Sky", "Road", "Pole"), dataset="CamVid")
     splits = {"default": {"how": "blocks", **subsets}, "val_official": ["0016E5_07959"]}
     (root / "splits.json").write_text(json.dumps(splits))
     return root

@@ -16,7 +16,7 @@ from hmsa_core.data.roles import assign_roles
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError, LayoutError
 
-from .conftest import SIZE, blocks, picture, save
+from .conftest import SIZE, blocks, class_file, picture, save
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 
@@ -147,25 +147,6 @@ def test_names_that_do_not_fit_are_refused_one_by_one(cities):
     result = scan(source("cityscapes", tree.root))
     assert [f.name for f in result.found] == ["aachen_000000_000019"]
     assert [r.reason for r in result.refused] == ["bad-name", "bad-name"]
-
-
-def test_unpaired_files_are_named(cities):
-    tree = cities().pair("train", "aachen_000000_000019")
-    tree.image("train", "aachen_000001_000019")
-    tree.label("train", "aachen_000002_000019")
-    result = scan(source("cityscapes", tree.root))
-    assert [(r.name, r.part, r.reason) for r in result.refused] == [
-        ("aachen_000002_000019", "label", "unpaired"),
-        ("aachen_000001_000019", "image", "unpaired"),
-    ]
-
-
-def test_extra_images_without_coarse_labels_stay_as_unlabelled(cities):
-    tree = cities().pair("train_extra", "bamberg_000000_000019")
-    tree.image("train_extra", "bamberg_000001_000019")
-    found = {f.name: f.coarse for f in scan(source("cityscapes", tree.root)).found}
-    assert found["bamberg_000001_000019"] == ""
-    assert found["bamberg_000000_000019"]
 
 
 @pytest.mark.parametrize("convention", ["A", "B"])
@@ -305,8 +286,7 @@ def plain(tmp_path: Path) -> Path:
     for i in range(3):
         save(root / "images" / f"cam1_drive{i}_{i:03d}.png", picture(300 + i))
         save(root / "labels" / f"cam1_drive{i}_{i:03d}.png", blocks(i, (0, 1)))
-    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate("ab")]
-    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+    class_file(root, "ab")
     return root
 
 
@@ -387,12 +367,21 @@ def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
     }
 
 
-def test_coarse_labels_without_an_image_and_images_without_one_are_told(cities):
+def test_files_of_cityscapes_without_a_partner_are_named_and_extra_images_need_none(cities):
     tree = cities().standard()
-    tree.coarse_of("train", "aachen_000009_000019")
-    next((tree.coarse / "train_extra").rglob("*.png")).unlink()
+    tree.image("train", "aachen_000009_000019")
+    tree.label("train", "aachen_000008_000019")
+    tree.coarse_of("train", "aachen_000007_000019")
+    tree.image("train_extra", "bamberg_000001_000019")
     result = scan(source("cityscapes", tree.root))
-    assert [(r.name, r.part, r.reason) for r in result.refused] == [("aachen_000009_000019", "coarse", "unpaired")]
+    assert [(r.name, r.part, r.reason) for r in result.refused] == [
+        ("aachen_000008_000019", "label", "unpaired"),
+        ("aachen_000007_000019", "coarse", "unpaired"),
+        ("aachen_000009_000019", "image", "unpaired"),
+    ]
+    coarse = {f.name: f.coarse for f in result.found}
+    assert coarse["bamberg_000001_000019"] == ""
+    assert coarse["bad-honnef_000001_000019"]
     assert "1 images of train_extra have no coarse label: they are unlabelled" in result.notes
     assert result.layout == "cityscapes, root convention A"
 

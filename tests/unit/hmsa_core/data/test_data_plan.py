@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from hmsa_core import taxonomy
 from hmsa_core.config import PseudoConfig, SamplingConfig
 from hmsa_core.data.index import Sample
-from hmsa_core.data.plan import EpochPlan, shard
+from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.sampling import Centroids, allot, cycle_capped, find_centroids, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.training.data import Timeline
+
+from .conftest import sample
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
@@ -25,41 +28,20 @@ GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
 
 
 def images(count: int, prefix: str = "fine") -> list[Sample]:
-    return [
-        Sample(
-            f"{prefix}-{i:04d}",
-            f"{prefix}-{i:04d}.png",
-            "",
-            "",
-            "fine",
-            "train",
-            "learn",
-            "",
-            "",
-            -1,
-            "",
-            8,
-            8,
-            "",
-            "",
-            "",
-            "",
-        )
-        for i in range(count)
-    ]
+    return [sample(f"{prefix}-{i:04d}") for i in range(count)]
 
 
 def scattered(samples: list[Sample], classes: int, seed: int, density: float = 0.4) -> Centroids:
     """Random centroids: most images show some classes, some more than once."""
     rng = np.random.default_rng(seed)
     parts = []
-    for sample in samples:
+    for one in samples:
         rows = [
             (c, int(rng.integers(0, 100)), int(rng.integers(0, 100)), 5)
             for c in range(classes)
             for _ in range(int(rng.integers(1, 4)) if rng.random() < density else 0)
         ]
-        parts.append((sample.name, np.array(rows, np.int32).reshape(-1, 4)))
+        parts.append((one.name, np.array(rows, np.int32).reshape(-1, 4)))
     return Centroids.collect(parts)
 
 
@@ -186,7 +168,7 @@ def test_epochs_differ_and_seeds_differ_but_nothing_else_does():
 
 def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
     program = (
-        "from test_data_plan import make_plan, key; import hashlib; "
+        "from tests.unit.hmsa_core.data.test_data_plan import make_plan, key; import hashlib; "
         "print(hashlib.sha256(repr([key(c) for e in range(3) for c in make_plan(pseudo=50).crops(e)]).encode()).hexdigest())"
     )
     prints = {
@@ -195,10 +177,7 @@ def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
             capture_output=True,
             text=True,
             check=True,
-            env={
-                "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).resolve().parents[4]}",
-                "PYTHONHASHSEED": seed,
-            },
+            env={"PYTHONPATH": str(Path(__file__).resolve().parents[4]), "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("0", "12345")
     }
@@ -272,30 +251,15 @@ def test_nothing_to_learn_from_is_a_clear_error():
     assert len(make_plan(0, 10, epoch_samples=10, pseudo_config=PseudoConfig(share=1.0)).crops(0)) == 10
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_all_ranks_together_visit_each_position_once_in_order(world):
-    for total in (0, 1, 7, 8, 117, 351):
-        for tail in ("keep", "drop"):
-            steps = [list(shard(total, r, world, 8, tail=tail)) for r in range(world)]
-            assert len({len(s) for s in steps}) == 1
-            merged = [p for parts in zip(*steps, strict=True) for part in parts for p in part]
-            assert merged == list(range(total if tail == "keep" else total // 8 * 8))
-
-
-def test_resuming_at_every_offset_goes_on_with_the_same_positions():
-    for start in range(118):
-        for world in (1, 2, 4, 8):
-            steps = [list(shard(117, r, world, 8, start=start)) for r in range(world)]
-            assert [p for parts in zip(*steps, strict=True) for part in parts for p in part] == list(range(start, 117))
-
-
-def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="3 ranks cannot keep a global batch of 8: it is not a multiple"):
-        list(shard(117, 0, 3, 8))
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
-        list(shard(117, 2, 2, 8))
-    with pytest.raises(ConfigError, match="start 118"):
-        list(shard(117, 0, 1, 8, start=118))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_all_ranks_together_visit_each_position_once_in_order_from_any_step_on(world, batch):
+    timeline = Timeline(make_plan(40, 0, epoch_samples=117), 8)
+    assert timeline.total_steps > 10
+    for start in range(timeline.total_steps + 1):
+        passes = [list(timeline.batches(start, rank=rank, world=world, batch=batch)) for rank in range(world)]
+        merged = [p for parts in zip(*passes, strict=True) for part in parts for p in part]
+        assert merged == list(range(start * 8, timeline.total_steps * 8))
 
 
 @settings(max_examples=300)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data import checks, prepare
-from hmsa_core.data.index import Index, Sample, read_quarantine
+from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.data.layouts import Found
 from hmsa_core.data.prepare import build, write_empty
 from hmsa_core.data.roles import assign_blocks, assign_roles
@@ -26,7 +26,7 @@ from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
 
-from .conftest import SIZE, blocks, picture, save
+from .conftest import SIZE, blocks, class_file, picture, sample, save
 
 ROLES = RolesSpec(calibrate=("ulm",), learn_splits=("train",), report_splits=("val",))
 
@@ -48,10 +48,10 @@ def test_index_holds_what_the_files_hold(cities, tmp_path):
     summary = build(source(tree), ROLES, tmp_path / "out", tile=16)
     index = Index.load(tmp_path / "out/target.parquet")
     assert (index.root, index.classes.name, len(index)) == ("target", "cityscapes", summary.images)
-    for sample in index.samples:
-        assert (sample.height, sample.width) == SIZE
-        assert sample.image_sha256 == hashlib.sha256((tree.root / sample.image).read_bytes()).hexdigest()
-        for path, digest in ((sample.label, sample.label_sha256), (sample.coarse, sample.coarse_sha256)):
+    for row in index.samples:
+        assert (row.height, row.width) == SIZE
+        assert row.image_sha256 == hashlib.sha256((tree.root / row.image).read_bytes()).hexdigest()
+        for path, digest in ((row.label, row.label_sha256), (row.coarse, row.coarse_sha256)):
             assert digest == (hashlib.sha256((tree.root / path).read_bytes()).hexdigest() if path else "")
     roles = Counter((s.split, s.role, s.kind) for s in index.samples)
     assert roles == {
@@ -157,9 +157,7 @@ def test_a_few_bad_images_of_a_small_data_set_do_not_stop_the_run(cities, tmp_pa
 
 def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_path):
     root = tmp_path / "own"
-    (root / "classes.json").parent.mkdir()
-    rows = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate("ab")]
-    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    class_file(root, "ab")
     for i, split in enumerate(("test", "train")):
         for k in range(4):
             save(root / "images" / split / f"{k:06d}.png", picture(400 + 10 * i + k))
@@ -273,8 +271,7 @@ def test_of_exact_copies_that_wait_for_labels_the_one_with_a_coarse_label_is_kep
     for split, name in (("bare", "a"), ("drawn", "b")):
         save(tmp_path / f"mine/images/{split}/{name}.png", picture(1))
     save(tmp_path / "mine/coarse/drawn/b.png", blocks(2, (0, 1)))
-    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(("road", "car"))]
-    (tmp_path / "mine/classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    class_file(tmp_path / "mine", ("road", "car"))
     spec = SourceSpec(
         kind="folder", name="target", root=str(tmp_path / "mine"), splits=("bare", "drawn"), labels="", coarse="coarse"
     )
@@ -396,9 +393,7 @@ def test_a_run_of_images_without_a_city_is_of_their_sequence():
 
 
 def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
-    rows = [{"id": i, "name": n, "colour": [90 * i + 20, 5, 5]} for i, n in enumerate("abc")]
-    root.mkdir()
-    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255}))
+    class_file(root, "abc")
     for k in range(labelled):
         save(root / "images" / "train" / f"l{k:03d}.png", picture(500 + k))
         save(root / "labels" / "train" / f"l{k:03d}.png", blocks(k, (0, 1, 2)))
@@ -426,7 +421,7 @@ def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, for
     root = own_folder(tmp_path / "own", 4, 0)
     for number, path in enumerate(sorted((root / "labels" / "train").iterdir())):
         ids = np.asarray(Image.open(path)).copy()
-        colours = [(90 * i + 20, 5, 5) for i in range(3)]
+        colours = [(90 * i, 5, 7) for i in range(3)]
         greys = [(i, i, i) for i in range(256)]
         palette = {
             "colours of other classes": [colours[1], colours[0], colours[2]],
@@ -495,29 +490,6 @@ def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
     spec = SourceSpec(kind="folder", root=str(tmp_path), classes="cityscapes")
     with pytest.raises(LayoutError, match="no usable image"):
         build(spec, RolesSpec(), tmp_path / "out")
-
-
-def sample(name: str, **values) -> Sample:
-    base = {
-        "name": name,
-        "image": f"{name}.png",
-        "label": "",
-        "coarse": "",
-        "kind": "fine",
-        "split": "train",
-        "role": "learn",
-        "city": "",
-        "sequence": "",
-        "frame": -1,
-        "block": name,
-        "height": 4,
-        "width": 4,
-        "image_sha256": "",
-        "label_sha256": "",
-        "coarse_sha256": "",
-        "phash": "0" * 16,
-    }
-    return Sample(**{**base, **values})
 
 
 def test_selection_filters_and_names_what_it_does_not_know():

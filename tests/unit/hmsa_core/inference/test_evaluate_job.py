@@ -12,10 +12,8 @@ import pytest
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference import evaluate
-from hmsa_core.inference.evaluate_scores import Labelled, Scorer
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.evaluation import Labelled, Scorer
+from hmsa_core.inference.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
@@ -94,10 +92,7 @@ def test_settings_share_their_scales_in_whatever_order_they_are_given():
     predictor = Predictor(small_model())
     sizes = []
     inner = predictor.run
-    predictor.run = lambda images, *, attention: (
-        sizes.append(tuple(images.shape[2:])),
-        inner(images, attention=attention),
-    )[1]
+    predictor.run = lambda images, attention: (sizes.append(tuple(images.shape[2:])), inner(images, attention))[1]
     settings = (
         SINGLE,
         AVERAGE,

@@ -17,7 +17,7 @@ from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
@@ -74,7 +74,7 @@ def test_the_store_holds_what_label_image_gives_with_paths_and_lineage(data, fin
     assert store.names() == [f"toy_{i:03d}" for i in range(IMAGES)]
     for name in store.names()[:3]:
         label, code = store.read(name)
-        expected, confidence = infer.label_image(predictor, read_image(data / f"toy/{name}.png"), (0.5, 1.0), True)
+        expected, confidence = label_image(predictor, read_image(data / f"toy/{name}.png"), (0.5, 1.0), True)
         np.testing.assert_array_equal(label, expected)
         np.testing.assert_array_equal(code, ConfidenceCode().encode(confidence))
     row = store.row("toy_001")
@@ -294,7 +294,7 @@ def test_reading_and_writing_overlap_with_the_model(data, tmp_path):
 
 
 def test_the_precision_that_was_really_used_is_recorded(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("hmsa_core.inference.fast_weights.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("hmsa_core.inference.prepared.cpu_has_bf16", lambda: False)
     runtime = RuntimeConfig(device="cpu", precision="bf16")
     spec = infer_spec(data, tmp_path, data / "model", runtime=runtime)
     infer.run(spec, dataclasses.replace(job_context(tmp_path), runtime=runtime))

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.fast_tiles import Tiler
 from hmsa_core.inference.predict import contact_sheet, open_tiler, picture, plain_classes, write_pictures
+from hmsa_core.inference.predictor import Predictor, Tiler
 from tests.support.inference import CPU, noise_image, save_model, small_model
 from tests.support.training import class_table
 

@@ -169,7 +169,6 @@ def test_shards_of_another_recipe_are_never_reused(raw: LabelStore, tmp_path: Pa
     [
         {"policy": from_threshold(0.71, cityscapes())},
         {"rules": None},
-        {"material": "other labels"},
         {"masks": {(24, 40): np.ones((24, 40), bool)}},
         {"centroids": CentroidSettings(tile=8)},
     ],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hmsa_core.models.builder import build_empty
-from hmsa_core.models.hmsa import MultiScaleModel
+from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import make_options
 from tests.reference import golden
 

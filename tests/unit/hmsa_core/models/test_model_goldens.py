@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.builder import as_kind
-from hmsa_core.models.hmsa import MultiScaleModel, Prediction, ScaleOutput
 from hmsa_core.models.layers import resize, scaled_size
+from hmsa_core.models.model import MultiScaleModel, Prediction, ScaleOutput, as_kind
 from tests.reference import golden
 
 RECORD = golden.record("model_forward")
@@ -72,7 +71,7 @@ def _inner_outputs(model: MultiScaleModel, images: Tensor) -> Iterator[tuple[str
     backbone, ocr = model.backbone, model.ocr
     watched: dict[str, nn.Module] = {
         "trunk_layer1": backbone.layer1,
-        "trunk_feats": backbone,
+        "trunk_feats": model.neck,
         "ocr_conv3x3_ocr": ocr.conv3x3_ocr,
         "ocr_object_context_block": ocr.ocr_distri_head.object_context_block,
         "ocr_feats": ocr.ocr_distri_head,

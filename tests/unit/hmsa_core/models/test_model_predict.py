@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models import MultiScaleModel, as_kind, build
-from hmsa_core.models import hmsa as hmsa_module
+from hmsa_core.models import rows as rows_module
 from hmsa_core.models.layers import resize, scaled_size
 
 KINDS = ("hierarchical", "explicit", "average", "max", "single")
@@ -139,13 +139,13 @@ def test_flip_averages_logits_and_weights_with_the_mirror_image(
     torch.testing.assert_close(mirrored.logits.flip(3), both.logits)
 
 
-def test_going_through_the_classes_in_chunks_changes_nothing(
+def test_the_result_does_not_depend_on_how_many_rows_are_fused_at_once(
     models: dict[str, MultiScaleModel], images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in KINDS:
         whole = models[kind].predict(images, flip=True).logits
-        monkeypatch.setattr(hmsa_module, "_CHUNK_BYTES", 1)
-        assert torch.equal(models[kind].predict(images, flip=True).logits, whole)
+        monkeypatch.setattr(rows_module, "_BLOCK_BYTES", {"cpu": 1})
+        torch.testing.assert_close(models[kind].predict(images, flip=True).logits, whole, rtol=0, atol=1e-6)
         monkeypatch.undo()
 
 
@@ -153,16 +153,17 @@ def test_no_full_size_class_scores_of_a_scale_are_ever_held(
     models: dict[str, MultiScaleModel], images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
+    inner = rows_module._columns
 
-    def watched(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        out = resize(maps, size)
-        made.append(out.shape[1])
+    def watched(maps: Any, width: int) -> Any:
+        out = inner(maps, width)
+        made.append(out.size)
         return out
 
-    monkeypatch.setattr(hmsa_module, "_CHUNK_BYTES", 2 * 80 * 112 * 4)  # one class of both images at 2.0x
-    monkeypatch.setattr(hmsa_module, "resize", watched)
+    monkeypatch.setattr(rows_module, "_BLOCK_BYTES", {"cpu": 2 * 5 * 56 * 4 * 8})  # 8 rows of both images' scores
+    monkeypatch.setattr(rows_module, "_columns", watched)
     models["hierarchical"].predict(images, (0.5, 1.0, 2.0), flip=True)
-    assert set(made) == {1, 3}  # one class or one attention map at a time, and the images
+    assert 0 < max(made) <= 2 * 5 * (2 * 8 + 2) * 112, "a block of 8 rows reads no more than its rows of the 2.0x scale"
 
 
 def test_channels_last_and_double_precision_are_welcome(images: torch.Tensor) -> None:
@@ -325,7 +326,7 @@ def test_a_fresh_model_starts_at_the_class_prior_and_with_equal_scales() -> None
     assert prediction.weights is not None
     assert float(prediction.weights[0.5].mean()) == pytest.approx(0.5, abs=0.05)
     with torch.no_grad():
-        deep = model.backbone(torch.randn(2, 3, 64, 64))
+        deep = model.neck(model.backbone(torch.randn(2, 3, 64, 64)))
     assert 0.2 < deep.std().item() < 5.0
 
 

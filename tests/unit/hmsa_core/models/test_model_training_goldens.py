@@ -10,8 +10,7 @@ import torch
 
 from hmsa_core.config import LossConfig
 from hmsa_core.losses import training_loss
-from hmsa_core.models.builder import as_kind
-from hmsa_core.models.hmsa import ModelOutput, MultiScaleModel
+from hmsa_core.models.model import ModelOutput, MultiScaleModel, as_kind
 from tests.reference import golden
 from tests.unit.hmsa_core.models.conftest import filled_model
 

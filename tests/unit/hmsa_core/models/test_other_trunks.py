@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hmsa_core import models
+from hmsa_core.config import ModelConfig
+from hmsa_core.inference import label_image
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.models import trunks
 
 
 @pytest.fixture(scope="module")
@@ -51,5 +55,45 @@ def test_ocr_can_stand_on_deeplab_and_be_left_out_of_hrnet() -> None:
 
 
 def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="offered for HRNet trunks"):
+    with pytest.raises(ConfigError, match="not offered for the trunk"):
         models.build("single", trunk="deeplabv3_resnet50", activation_checkpointing=True)
+
+
+def test_a_file_in_the_folder_of_trunks_is_a_trunk_and_settings_know_its_name() -> None:
+    file = Path(trunks.__file__).with_name("test_only_trunk.py")
+    try:
+        file.write_text(TRUNK)
+        trunks._declared.cache_clear()
+        assert ModelConfig(trunk="two_convolutions").trunk == "two_convolutions"
+        model = models.build("hierarchical", trunk="two_convolutions", num_classes=4).eval()
+        image = torch.randn(1, 3, 33, 50)
+        assert model.predict(image, (0.5, 1.0)).logits.shape == (1, 4, 33, 50)
+        label, _ = label_image(model, np.zeros((33, 50, 3), np.uint8), (0.5, 1.0), True)
+        assert label.shape == (33, 50)
+    finally:
+        file.unlink()
+        trunks._declared.cache_clear()
+    with pytest.raises(ValueError, match="unknown trunk 'two_convolutions'"):
+        ModelConfig(trunk="two_convolutions")
+
+
+TRUNK = """
+from torch import nn
+from hmsa_core.models.trunks import Widths
+
+NAMES = ("two_convolutions",)
+
+def build(name):
+    return TwoConvolutions()
+
+class TwoConvolutions(nn.Module):
+    channels, strides, widths = (8, 16), (4, 8), Widths("ocr", 16, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 7, stride=4, padding=3), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+
+    def forward(self, images):
+        fine = self.fine(images).relu()
+        return [fine, self.coarse(fine).relu()]
+"""

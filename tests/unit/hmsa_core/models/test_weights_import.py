@@ -16,7 +16,7 @@ from torch import Tensor
 from hmsa_core import models
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import CheckpointError
-from hmsa_core.models.builder import build_empty
+from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import make_options
 from tests.reference import golden
 from tests.support.hostile import HOSTILE, Gadget

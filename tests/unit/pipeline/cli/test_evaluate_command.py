@@ -13,15 +13,14 @@ import pytest
 
 from hmsa_core import models, taxonomy
 from hmsa_core.data.checks import perceptual_hash
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
+from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.scored_files import blocks_of, pairs_of
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.lineage import LearnedImage, Lineage
 from hmsa_core.metrics import ConfusionMatrix
 from pipeline.cli.main import main
-from pipeline.scored_files import blocks_of, pairs_of
 from tests.support.inference import save_model, small_model
 from tests.support.training import CLASSES, class_table, picture
 
@@ -403,7 +402,7 @@ def test_an_image_that_cannot_be_read_is_found_before_any_is_scored(folder, caps
     own = Path(shutil.copytree(folder, tmp_path / "own"))
     pixels = cv2.imread(str(own / "images/frame2.png"))
     cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
-    monkeypatch.setattr("pipeline.scoring.open_checkpoint", lambda *_: pytest.fail("the network was loaded"))
+    monkeypatch.setattr("hmsa_core.inference.scoring._open", lambda *_: pytest.fail("the network was loaded"))
     assert evaluate(own) == 3
     line = one_error_line(capsys)
     assert "frame2.png: has transparent pixels" in line
@@ -486,7 +485,7 @@ def test_labels_that_hold_train_ids_are_scored_as_such_and_never_taken_for_ids(f
 def test_all_labels_are_read_before_any_image_is_scored(folder, capsys, tmp_path, monkeypatch):
     own = Path(shutil.copytree(folder, tmp_path / "own"))
     cv2.imwrite(str(own / "labels/frame2.png"), np.full(SIZES[2], 77, np.uint8))
-    monkeypatch.setattr("pipeline.scoring.score_checkpoint", lambda *_args, **_more: pytest.fail("scored"))
+    monkeypatch.setattr("hmsa_core.inference.scoring._score", lambda *_args, **_more: pytest.fail("scored"))
     assert evaluate(own) == 3
     assert "frame2.png" in one_error_line(capsys)
 
@@ -532,7 +531,7 @@ def test_a_damaged_baseline_is_found_before_anything_is_scored(folder, capsys, t
     shutil.copytree(folder / "model", tmp_path / "other")
     weights = next((tmp_path / "other").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    monkeypatch.setattr("pipeline.scoring.score_checkpoint", lambda *_args, **_more: pytest.fail("scored"))
+    monkeypatch.setattr("hmsa_core.inference.scoring._score", lambda *_args, **_more: pytest.fail("scored"))
     assert evaluate(folder, "--baseline", str(tmp_path / "other")) == IntegrityError.exit_code
     assert weights.name in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.inference import infer
-from hmsa_core.inference.fast import Predictor
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
@@ -87,7 +87,7 @@ def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder
     assert sorted(store.names()) == ["a", "b", "c", "d"]
     assert store.read("b")[0].shape == (64, 32), "turned by EXIF"
     assert store.row("d")["image_path"] == "frames/more/d.tiff"
-    expected, _ = infer.label_image(Predictor(small_model()), noise_image(0, 40, 56), (0.5, 1.0), False)
+    expected, _ = label_image(Predictor(small_model()), noise_image(0, 40, 56), (0.5, 1.0), False)
     assert (store.read("a")[0] == expected).mean() > 0.999
     assert store.lineage["scales"] == [0.5, 1.0]
 

@@ -17,7 +17,7 @@ from pipeline.doctor import checks as doctor
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.dvc import Finding
 from pipeline.workspace import Workspace
-from tests.support.findings import states
+from tests.support.findings import found, states
 
 
 @pytest.mark.parametrize("content", [b"", b'{"read": {"/x": [{"pid"'])
@@ -43,8 +43,8 @@ def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace
     rwlock.write_bytes(b"")
     with workspace.path(".dvc/tmp/lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
-        assert (found[0].state, found[0].mend) == ("warning", "wait for it")
+        told = found(workspace.root, "dvc lock")
+        assert (told.state, told.mend) == ("warning", "wait for it")
         assert doctor_dvc.repair_lock(workspace) is None
         assert rwlock.exists()
     assert doctor_dvc.repair_lock(workspace) is not None, "free again: nobody is at work"
@@ -53,22 +53,22 @@ def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace
 def test_a_dead_process_in_the_dvc_lock_is_no_fault(workspace: Workspace) -> None:
     entry = {"write": {"models": {"pid": 99_999_999, "cmd": "dvc repro"}}, "read": {}}
     workspace.path(".dvc/tmp/rwlock").write_text(json.dumps(entry))
-    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
-    assert found[0].state == "ok"
-    assert "drops it by itself" in found[0].text
+    told = found(workspace.root, "dvc lock")
+    assert told.state == "ok"
+    assert "drops it by itself" in told.text
 
 
 def test_a_process_that_got_the_number_of_a_dead_dvc_blocks_nobody_after_a_fix(workspace: Workspace) -> None:
     rwlock = workspace.path(".dvc/tmp/rwlock")
     rwlock.write_text(json.dumps({"write": {"models": {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
-    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
-    assert (found[0].state, found[0].text) == ("warning", f"held by process {os.getpid()}")
+    told = found(workspace.root, "dvc lock")
+    assert (told.state, told.text) == ("warning", f"held by process {os.getpid()}")
     assert doctor_dvc.repair_lock(workspace) is None, "this process was there when the file was written"
 
     os.utime(rwlock, (1e9, 1e9))  # written by somebody who is gone since, before this process began
-    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
-    assert (found[0].state, found[0].mend) == ("broken", "autolabel doctor --fix")
-    assert f"names process {os.getpid()}, which began after it was written" in found[0].text
+    told = found(workspace.root, "dvc lock")
+    assert (told.state, told.mend) == ("broken", "autolabel doctor --fix")
+    assert f"names process {os.getpid()}, which began after it was written" in told.text
     assert main(["doctor", "--fix", "--workspace", str(workspace.root)]) == 0
     assert not rwlock.exists()
 
@@ -83,9 +83,9 @@ def test_dvc_is_known_by_its_program_not_by_a_word_of_another_command_line(
     with subprocess.Popen([sys.executable, "-c", "input()", argument], stdin=subprocess.PIPE) as process:
         rwlock.write_text(json.dumps({"write": {"models": {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}}))
         os.utime(rwlock, (1e9, 1e9))
-        found = [f for f in doctor.examine(workspace.root) if f.name == "dvc lock"]
+        told = found(workspace.root, "dvc lock")
         process.communicate(b"\n")
-    assert found[0].state == state
+    assert told.state == state
 
 
 @pytest.mark.parametrize("content", ["stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "", "stages: 3\n"])
@@ -130,9 +130,9 @@ def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
     lock.write_text("schema: '2.0'\nstages: {}\n")
     assert states(workspace.root)["dvc.lock"] == "ok"
     lock.write_text(content)
-    found = [f for f in doctor.examine(workspace.root) if f.name == "dvc.lock"]
-    assert (found[0].state, found[0].mend) == ("broken", "rm dvc.lock && dvc repro")
-    assert said in found[0].text
+    told = found(workspace.root, "dvc.lock")
+    assert (told.state, told.mend) == ("broken", "rm dvc.lock && dvc repro")
+    assert said in told.text
 
 
 def _site_cache(ws: Workspace, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Finding:

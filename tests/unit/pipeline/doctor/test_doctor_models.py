@@ -11,11 +11,12 @@ import pytest
 
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import InputError
+from hmsa_core.labels.review import ReviewFile
 from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
-from tests.support.findings import states
+from tests.support.findings import broken, found, states
 
 
 @pytest.mark.parametrize("damage", ['{"teacher": "foo"}', '{"teacher": "models/registry/v0009-abcdef00"}', "{", '"x"'])
@@ -23,7 +24,7 @@ def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
     workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.path("models/current.json").write_text(damage)
-    (told,) = [f for f in doctor.examine(workspace.root) if f.name == "teacher"]
+    told = found(workspace.root, "teacher")
     assert told.state == "broken"
     monkeypatch.chdir(workspace.root)
     assert main(told.mend.split()[1:]) == 0
@@ -35,18 +36,18 @@ def test_changed_weights_are_named(workspace: Workspace) -> None:
     sealed.write(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
     assert states(workspace.root)["models/teacher"] == "ok"
     workspace.path("models/teacher/model.safetensors").write_bytes(b"weightz")
-    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
-    assert found[0].state == "broken"
-    assert "dvc checkout models/teacher" in found[0].mend
+    told = found(workspace.root, "models/teacher")
+    assert told.state == "broken"
+    assert "dvc checkout models/teacher" in told.mend
 
 
 def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
     atomic.write_bytes(workspace.path("models/imported/model.safetensors"), b"weights")
     sealed.write(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
-    found = {f.name: f for f in doctor.examine(workspace.root)}["models/imported"]
-    assert found.state == "broken"
-    assert found.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
-    subprocess.run(found.mend, shell=True, check=True, cwd=workspace.root)
+    told = found(workspace.root, "models/imported")
+    assert told.state == "broken"
+    assert told.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
+    subprocess.run(told.mend, shell=True, check=True, cwd=workspace.root)
     assert "models/imported" not in states(workspace.root)
 
 
@@ -157,27 +158,27 @@ def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gon
     sha = atomic.write_bytes(folder / "model.safetensors", b"weights")
     sealed.write(folder / "model.json", {"weights_sha256": sha})
     (folder / gone).unlink()
-    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
-    assert f"{gone} is missing" in found[0].text
+    told = found(workspace.root, "models/teacher")
+    assert f"{gone} is missing" in told.text
     (folder / "model.json").write_text('{"weights_sha')
     (folder / "model.safetensors").write_bytes(b"weights")
-    found = [f for f in doctor.examine(workspace.root) if f.name == "models/teacher"]
-    assert (found[0].state, found[0].mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
-    assert "model.json: not one of our files" in found[0].text
+    told = found(workspace.root, "models/teacher")
+    assert (told.state, told.mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
+    assert "model.json: not one of our files" in told.text
 
 
 def test_a_teacher_that_is_gone_is_named(workspace: Workspace) -> None:
     assert "teacher" not in states(workspace.root)
     atomic.write_json(workspace.path("models/current.json"), {"teacher": "models/registry/v0007-01234567"})
-    found = [f for f in doctor.examine(workspace.root) if f.name == "teacher"]
-    assert (found[0].state, found[0].mend) == ("broken", "autolabel models rollback")
+    told = found(workspace.root, "teacher")
+    assert (told.state, told.mend) == ("broken", "autolabel models rollback")
 
 
 @pytest.mark.parametrize("deep", [True, False])
 def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: bool) -> None:
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
-    found = [f for f in doctor.examine(workspace.root, deep=deep) if f.name == "labels/raw"]
-    assert (found[0].state, found[0].mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
+    told = found(workspace.root, "labels/raw", deep=deep)
+    assert (told.state, told.mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
 
 
 def test_without_a_champion_file_the_models_are_looked_at_all_the_same(
@@ -188,3 +189,40 @@ def test_without_a_champion_file_the_models_are_looked_at_all_the_same(
     shutil.rmtree(workspace.path("models/student"))
     DAMAGES["weights"](versions["a"].path)
     assert _mend_all(workspace, monkeypatch) == {f"models/registry/{versions['a'].name}"}
+
+
+# -- files that no stage makes again ---------------------------------------------------------------------
+
+REVIEW = '{"id": "0", "name": "", "withdraws": ""}\n'
+WHOLE = {
+    "work/nightly/history.jsonl": '{"night": {}}\n',
+    "models/registry/history.jsonl": '{"action": "promote", "from": "stage:teacher-train", "to": "x"}\n',
+    "models/registry/looks.jsonl": '{"candidate": "a", "images": "b"}\n',
+    "labels/raw.review.jsonl": REVIEW,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_damaged_line_is_mended_by_the_command_that_is_named(workspace: Workspace, name: str) -> None:
+    path = workspace.path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(WHOLE[name])
+    assert name not in states(workspace.root)
+    path.write_text(WHOLE[name] + '{"id": "q1", "name": "new__drive17_')
+    told = broken(workspace.root)
+    assert set(told) == {name}
+    assert f"{path}: line 2 is not" in told[name].text
+    subprocess.run(told[name].mend, shell=True, check=True, cwd=workspace.root)
+    assert path.read_text() == WHOLE[name]
+    assert name not in states(workspace.root)
+
+
+@pytest.mark.parametrize("name", ["policies", "labels/raw.review.jsonl"])
+def test_what_dvc_asks_for_and_no_stage_makes_is_named_when_it_is_gone(workspace: Workspace, name: str) -> None:
+    path = workspace.path(name)
+    path.rmdir() if path.is_dir() else path.unlink()
+    told = broken(workspace.root)
+    assert set(told) == {name}
+    subprocess.run(told[name].mend, shell=True, check=True, cwd=workspace.root)
+    assert name not in states(workspace.root)
+    assert ReviewFile(workspace.path("labels/raw")).marks() == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hmsa_core.metrics import by_category, by_city, categories_of
 from hmsa_core.taxonomy import cityscapes, mapillary
-from pipeline.counts import by_category, by_city, categories_of
 from pipeline.report.charts import confusion_matrix
 from pipeline.report.quality import read_quality, section
 

@@ -1,16 +1,17 @@
-"""The network rewritten for inference computes what the trained one does, and shares work between settings."""
+"""Labels are those of the model's own prediction, settings share work, and tiles come in where memory ends."""
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hmsa_core.inference import fast, fast_weights
-from hmsa_core.inference.fast import Predictor
-from hmsa_core.inference.infer import label_image
-from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError
+from hmsa_core.inference.predictor import Predictor, Tiler, label_image, windows
+from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, TrainingError
 from tests.support.inference import noise_image, small_model
 
 SCALE_SETS = [(1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 1.5)]
@@ -29,7 +30,7 @@ def test_scores_and_weights_equal_the_models_own_prediction(kind, scales):
         image = noise_image(1, *size)
         expected = model.predict(normalised(image), scales, flip)
         opened = predictor.open(image)
-        scores = opened.scores(scales, flip)(0, size[0])
+        scores = opened.scores(scales, flip)(0, size[0])[0]
         spread = float(expected.logits.std())
         np.testing.assert_allclose(scores, expected.logits[0].numpy(), atol=2e-4 * spread)
         label, confidence = opened.label(scales, flip)
@@ -37,7 +38,7 @@ def test_scores_and_weights_equal_the_models_own_prediction(kind, scales):
         np.testing.assert_allclose(confidence, expected.probabilities[0].amax(0).numpy(), atol=1e-4)
         if kind != "max":
             assert expected.weights is not None
-            for scale, weight in opened.weights(scales, flip).items():
+            for scale, weight in opened.weight_maps(scales, flip).items():
                 np.testing.assert_allclose(weight, expected.weights[scale][0, 0].numpy(), atol=1e-4)
 
 
@@ -56,45 +57,6 @@ def test_the_labels_of_the_test_model_vary():
     assert len(np.unique(label)) >= 3
 
 
-def test_batch_norms_are_gone_and_the_given_model_is_as_it_was():
-    model = small_model()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    rewritten = fast_weights.optimise(model, torch.device("cpu"), "fp32")
-    assert not [m for m in rewritten.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-
-
-def test_a_rewrite_that_changes_the_scores_is_refused(monkeypatch):
-    def wrong(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        convolution.weight.mul_(1.1)
-
-    monkeypatch.setattr(fast_weights, "_absorb", wrong)
-    with pytest.raises(HmsaError, match="folding batch norms changed the scores by"):
-        fast_weights.optimise(small_model(), torch.device("cpu"), "fp32")
-
-
-def test_half_precision_is_only_used_where_the_processor_has_it(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(fast_weights, "cpu_has_bf16", lambda: False)
-    assert fast_weights.effective_precision("bf16", cpu) == "fp32"
-    assert fast_weights.effective_precision("bf16", gpu) == "bf16"
-    assert Predictor(small_model(), "cpu", "bf16").precision == "fp32"
-    monkeypatch.setattr(fast_weights, "cpu_has_bf16", lambda: True)
-    assert fast_weights.effective_precision("bf16", cpu) == "bf16"
-
-
-def test_half_precision_agrees_with_full_precision_on_nearly_all_pixels(monkeypatch):
-    monkeypatch.setattr(fast_weights, "cpu_has_bf16", lambda: True)
-    model, image = small_model(), noise_image(3, 64, 96)
-    full = label_image(Predictor(model), image, (0.5, 1.0), True)
-    half = label_image(Predictor(model, "cpu", "bf16"), image, (0.5, 1.0), True)
-    assert (full[0] == half[0]).mean() > 0.97
-    assert np.abs(full[1] - half[1]).mean() < 0.02
-    assert (full[1] != half[1]).any(), "bf16 must really be used"
-
-
 def test_a_models_own_mean_and_std_are_used():
     model, image = small_model(), noise_image(4, 32, 48)
     plain = label_image(model, image, (1.0,), False)[1]
@@ -109,16 +71,13 @@ def test_settings_of_one_image_run_the_network_once_for_each_size_and_mirror_ima
     predictor = Predictor(small_model())
     sizes = []
     inner = predictor.run
-    predictor.run = lambda images, *, attention: (
-        sizes.append(tuple(images.shape[2:])),
-        inner(images, attention=attention),
-    )[1]
+    predictor.run = lambda images, attention: (sizes.append(tuple(images.shape[2:])), inner(images, attention))[1]
     opened = predictor.open(noise_image(5, 64, 96))
     opened.label((0.5, 1.0, 2.0), True)
     opened.label((0.5, 1.0), True)
     opened.label((0.5, 1.0, 2.0), False, kind="average")
     opened.label((1.0,), True, kind="single")
-    opened.weights((0.5, 1.0, 2.0), True)
+    opened.weight_maps((0.5, 1.0, 2.0), True)
     assert sorted(sizes) == sorted([(32, 48), (64, 96), (128, 192)] * 2)
 
 
@@ -129,11 +88,11 @@ def test_image_and_mirror_image_can_share_a_batch_and_are_run_apart_where_that_d
     predictor.pairs = True
     inner, limit = predictor.run, [2]
 
-    def run(images, *, attention):
+    def run(images, attention):
         batches.append(len(images))
         if len(images) > limit[0]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return inner(images, attention=attention)
+        return inner(images, attention)
 
     predictor.run = run
     for size in (2, 1):
@@ -149,7 +108,7 @@ def test_image_and_mirror_image_can_share_a_batch_and_are_run_apart_where_that_d
 def test_the_result_does_not_depend_on_how_many_rows_are_fused_at_once(monkeypatch):
     predictor, image = Predictor(small_model()), noise_image(6, 70, 90)
     whole = predictor.open(image).label((0.5, 1.0, 2.0), True)
-    monkeypatch.setattr(fast, "_BLOCK_BYTES", {"cpu": 1})
+    monkeypatch.setattr("hmsa_core.models.rows._BLOCK_BYTES", {"cpu": 1})
     by_row = predictor.open(image).label((0.5, 1.0, 2.0), True)
     np.testing.assert_array_equal(whole[0], by_row[0])
     np.testing.assert_allclose(whole[1], by_row[1], atol=1e-6)
@@ -169,12 +128,12 @@ def test_impossible_requests_are_refused_in_one_line():
     image = noise_image(8, 20, 20)
     with pytest.raises(ConfigError, match="a average model cannot be run as hierarchical"):
         predictor.open(image).label((1.0,), False, kind="hierarchical")
-    with pytest.raises(ConfigError, match="are not usable: give different positive numbers, one of them 1.0"):
+    with pytest.raises(ConfigError, match="must contain 1.0: give different positive numbers, one of them 1.0"):
         predictor.open(image).label((0.5, 2.0), False)
     with pytest.raises(InputError, match="an image must be uint8 HxWx3 RGB"):
         predictor.open(image.astype(np.float32))
     with pytest.raises(ConfigError, match="has no weights"):
-        predictor.open(image).weights((1.0,), False, kind="max")
+        predictor.open(image).weight_maps((1.0,), False, kind="max")
 
 
 def test_weights_that_are_not_finite_never_become_labels():
@@ -195,3 +154,98 @@ def test_a_gpu_labels_as_the_cpu_does(precision, share):
     on_gpu = label_image(Predictor(model, "cuda", precision), image, (0.5, 1.0, 2.0), True)
     assert (on_cpu[0] == on_gpu[0]).mean() > share
     assert np.abs(on_cpu[1] - on_gpu[1]).mean() < 0.02
+
+
+# -------------------------------------------------------------------------------- tiles
+
+SCALES = (0.5, 1.0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([256, 512, 992, 1024]))
+def test_every_pixel_is_kept_once_from_a_tile_that_sees_around_it(height, width, tile):
+    covered = np.zeros((height, width), np.uint8)
+    for window in windows((height, width), tile):
+        covered[window.kept] += 1
+        for seen, kept, inner, length in zip(window.seen, window.kept, window.inner, (height, width), strict=True):
+            assert seen.start % 32 == 0
+            assert seen.stop - seen.start <= tile
+            assert 0 <= seen.start <= kept.start < kept.stop <= seen.stop <= length
+            assert kept.start - seen.start >= 32 or seen.start == 0
+            assert seen.stop - kept.stop >= 32 or seen.stop == length
+            assert (inner.start, inner.stop) == (kept.start - seen.start, kept.stop - seen.start)
+    assert (covered == 1).all()
+
+
+class Greedy(Predictor):
+    """Runs out of memory on images with more than `limit` pixels."""
+
+    limit = 10**9
+    failures = 0
+
+    def run(self, images, attention):
+        if images.shape[2] * images.shape[3] > self.limit:
+            self.failures += 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return super().run(images, attention)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def test_out_of_memory_halves_the_tile_and_gives_what_that_tile_size_gives(model, caplog):
+    image = noise_image(1, 320, 640)
+    greedy = Greedy(model)
+    greedy.limit = 320 * 400
+    tiler = Tiler(greedy)
+    with caplog.at_level(logging.WARNING):
+        found = tiler.label(image, SCALES, False)
+    assert "does not fit: tiles of 320 pixels now" in caplog.text
+    fixed = Tiler(Predictor(model), whole_pixels=0, tile=320).label(image, SCALES, False)
+    np.testing.assert_array_equal(found[0], fixed[0])
+    np.testing.assert_array_equal(found[1], fixed[1])
+    assert greedy.failures == 1
+    tiler.label(noise_image(2, 320, 640), SCALES, False)
+    assert greedy.failures == 1, "an image of the same size is tiled at once"
+
+
+def test_tiles_agree_with_the_whole_image_nearly_everywhere(model):
+    image = noise_image(3, 300, 300)
+    whole = Tiler(Predictor(model)).label(image, SCALES, True)
+    tiled = Tiler(Predictor(model), whole_pixels=0, tile=256).label(image, SCALES, True)
+    assert (whole[0] == tiled[0]).mean() > 0.7  # an untrained net gathers its regions from all it sees
+    assert (whole[1] != tiled[1]).any(), "it must really be tiled"
+
+
+def test_weights_of_a_tiled_image_sum_to_one(model):
+    image = noise_image(4, 270, 300)
+    tiler = Tiler(Predictor(model), whole_pixels=0, tile=256)
+    maps = tiler.weights(image, SCALES, False)
+    np.testing.assert_allclose(sum(maps.values()), 1.0, atol=1e-5)
+
+
+def test_memory_for_nothing_at_all_ends_with_one_line(model):
+    greedy = Greedy(model)
+    greedy.limit = 0
+    with pytest.raises(TrainingError, match="out of memory on cpu with tiles of") as caught:
+        Tiler(greedy).label(noise_image(5, 300, 600), SCALES, False)
+    assert caught.value.exit_code == 6
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(model):
+    predictor = Predictor(model)
+    predictor.run = lambda images, attention: (_ for _ in ()).throw(RuntimeError("shapes"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        Tiler(predictor).label(noise_image(6, 40, 40), SCALES, False)
+
+
+def test_a_tiled_image_is_scored_at_another_size(model):
+    image = noise_image(7, 300, 300)
+    tiler = Tiler(Predictor(model), whole_pixels=0, tile=256)
+    label, confidence = tiler.label(image, SCALES, False)
+    smaller, surer = tiler.label(image, SCALES, False, size=(100, 100))
+    np.testing.assert_array_equal(smaller, label[1::3, 1::3])  # the centre of each 3 x 3 pixels
+    np.testing.assert_array_equal(surer, confidence[1::3, 1::3])
+    assert tiler.label(image, SCALES, False, size=(450, 410))[0].shape == (450, 410)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmsa_core.inference.macs import inference_macs, main, training_macs
-from hmsa_core.models.builder import build_empty
+from hmsa_core.models.model import build_empty
 from hmsa_core.models.options import ModelOptions
+from research.ablation.macs import inference_macs, main, training_macs
 
 SIZE = (64, 96)
 
@@ -38,7 +38,7 @@ def test_training_costs_what_the_models_own_forward_pass_costs(kind: str, scales
 )
 def test_inference_costs_what_predict_runs(kind: str, mode: str, scales: tuple[float, ...]) -> None:
     model = build_empty(options(kind)).eval()
-    once = counted(model, lambda m, x: m._run(x, tuple(sorted(scales, reverse=True))))
+    once = counted(model, lambda m, x: m.predict(x, scales))
     assert inference_macs(options(kind), mode, scales, SIZE, flip=False) == once
     assert inference_macs(options(kind), mode, scales, SIZE, flip=True) == 2 * once
 

@@ -1,16 +1,17 @@
-"""The segmentation model: one trunk and its heads, run at several scales and fused.
+"""The segmentation model: a trunk and its heads, run at several scales and fused.
 
-    images --resize s--> trunk --> OCR --> logits, aux logits   } on the trunk's grid (1/4):
-                                   `----> attention score       } `forward_scale`
+    images --resize s--> trunk --> neck --> context --> logits, aux logits   } on the trunk's grid (1/4):
+                                                  `---> attention score      } `forward_scale`
     logits, attention --resize--> own pixel grid of s --> `fusion` --> H x W
 
+`build` makes a model from a kind, a trunk and options; `as_kind` shares one's weights.
 Legend: B images, C classes, H x W pixels of the images, h x w the trunk's grid at one scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.models.fusion import FUSIONS, Level, explicit_weights
-from hmsa_core.models.layers import promote, resize, scaled_size
-from hmsa_core.models.options import ModelOptions
+from hmsa_core.models.fusion import Level, explicit_weights, fuse
+from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads
+from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
+from hmsa_core.models.options import ModelOptions, check_scales, make_options
+from hmsa_core.models.passes import ScalePass
+from hmsa_core.models.trunks import Trunk, make_trunk
 
-__all__ = ["ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput"]
-
-_CHUNK_BYTES = 16 << 20  # class scores of the largest scale that are alive at once while fusing
+__all__ = ["ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind", "build", "build_empty"]
 
 
 class ScaleOutput(NamedTuple):
@@ -59,20 +61,6 @@ class Prediction:
         return torch.softmax(self.logits, dim=1)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One run over all scales, highest first: grid scores and attention on the grid where it is used."""
-
-    scales: tuple[float, ...]
-    sizes: tuple[tuple[int, int], ...]
-    logits: tuple[Tensor, ...]
-    attention: tuple[Tensor | None, ...]
-
-    def levels(self, classes: slice) -> Iterator[Level]:
-        for scale, size, logits, attention in zip(self.scales, self.sizes, self.logits, self.attention, strict=True):
-            yield Level(scale, resize(logits[:, classes], size), attention)
-
-
 class MultiScaleModel(nn.Module):
     """Trunk + context block + heads under one of the fusion kinds; made by `hmsa_core.models.build`."""
 
@@ -83,7 +71,8 @@ class MultiScaleModel(nn.Module):
         self.options = options
         self.meta: dict[str, Any] = {}  # the checkpoint's JSON after `load`
         self.backbone = backbone
-        self.ocr = ocr
+        self.neck = Concatenation()
+        self.ocr = ocr  # the context block with its class heads
         if scale_attn is not None:
             self.scale_attn = scale_attn
 
@@ -107,7 +96,7 @@ class MultiScaleModel(nn.Module):
 
         `attention` = False leaves the attention head out (the highest scale's is never used).
         """
-        scores = self.ocr(self.backbone(images))
+        scores = self.ocr(self.neck(self.backbone(images)))
         weight: Tensor | None = None
         if attention and self.options.has_attention:
             weight = promote(self.scale_attn(scores.features))
@@ -129,11 +118,10 @@ class MultiScaleModel(nn.Module):
         attention = self._attention_maps([out.attention for out in outputs], sizes, size)
         own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
         own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))
-        fuse = FUSIONS[self.kind]
         descending, weights = scales[::-1], attention[::-1]
         return ModelOutput(
-            logits=fuse(map(Level, descending, reversed(own_logits), weights), size),
-            aux_logits=fuse(map(Level, descending, own_aux, weights), size),
+            logits=fuse(self.kind, map(Level, descending, reversed(own_logits), weights), size),
+            aux_logits=fuse(self.kind, map(Level, descending, own_aux, weights), size),
             scale_logits=dict(zip(scales, own_logits, strict=True)),
             attention={s: a for s, a in zip(scales, attention, strict=True) if a is not None},
         )
@@ -148,38 +136,26 @@ class MultiScaleModel(nn.Module):
             flip: average logits (and weights) with those of the mirrored images.
 
         Returns:
-            Prediction. Class scores of all scales are kept on the trunk's grid only and fused a few
-            classes at a time, so memory does not grow with the number of scales.
+            Prediction. The scores of all scales are kept on the trunk's grid only and fused a few rows at a time, so
+            memory does not grow with the number of scales.
 
         Raises:
             ConfigError: the scales are unusable. InputError: the images have another shape.
         """
         self._check_images(images)
-        asked = _check_scales(scales)
+        asked = check_scales(scales)
         with evaluating(self), torch.no_grad():
-            passes = [self._run(images, asked)]
-            if flip:
-                passes.append(self._run(images.flip(3), asked))
-            size = (images.shape[-2], images.shape[-1])
-            weights = [self._effective_weights(one, asked, size) for one in passes]
+            fused = ScalePass(images, self.kind, self._run)
+            weights = None if self.kind == "max" else fused.weights(asked, flip)
             return Prediction(
-                logits=self._fused_logits(passes, size),
-                weights=_unflip_maps(weights),
-                attention=_unflip_maps([self._raw_attention(one, size) for one in passes]) or {},
+                logits=fused.scores(asked, flip).full(),
+                weights=weights and {s: w.expand(len(images), 1, *fused.size) for s, w in weights.items()},
+                attention={scale: maps.full() for scale, maps in fused.attention(asked, flip).items()},
             )
 
-    def _run(self, images: Tensor, asked: tuple[float, ...]) -> _Pass:
-        scales = (1.0,) if self.kind == "single" else asked
-        size = (images.shape[-2], images.shape[-1])
-        # The released averaging baseline rounds sizes, its hierarchical inference floors them.
-        rounding = "round" if self.kind in ("average", "max") else "floor"
-        sizes = tuple(scaled_size(size, scale, rounding=rounding) for scale in scales)
-        outputs = [
-            self.forward_scale(resize(images, own), attention=self._runs_attention(scale, scales))
-            for scale, own in zip(scales, sizes, strict=True)
-        ]
-        attention = self._attention_maps([out.attention for out in outputs], sizes, size)
-        return _Pass(scales, sizes, tuple(out.logits.contiguous() for out in outputs), tuple(attention))
+    def _run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+        out = self.forward_scale(images, attention=attention)
+        return out.logits, out.attention
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
@@ -208,64 +184,6 @@ class MultiScaleModel(nn.Module):
             return list(explicit_weights([cast("Tensor", one) for one in attention], size))
         return [None if one is None else resize(one, own) for one, own in zip(attention, sizes, strict=True)]
 
-    def _fused_logits(self, passes: list[_Pass], size: tuple[int, int]) -> Tensor:
-        first = passes[0].logits[0]
-        out = first.new_empty((first.shape[0], self.num_classes, *size))
-        largest = max(height * width for height, width in passes[0].sizes)
-        step = max(1, _CHUNK_BYTES // (first.shape[0] * largest * first.element_size()))
-        fuse = FUSIONS[self.kind]
-        for start in range(0, self.num_classes, step):
-            classes = slice(start, start + step)
-            fused = fuse(passes[0].levels(classes), size)
-            if len(passes) == 2:
-                fused = (fused + fuse(passes[1].levels(classes), size).flip(3)) / 2
-            out[:, classes] = fused
-        return out
-
-    def _effective_weights(
-        self, one: _Pass, asked: tuple[float, ...], size: tuple[int, int]
-    ) -> dict[float, Tensor] | None:
-        """Weight of each scale at each pixel: the fusion itself, applied to indicators of the scales."""
-        if self.kind == "max":
-            return None
-        count = len(one.scales)
-        like = one.logits[0]
-        indicators = torch.eye(count, dtype=like.dtype, device=like.device).expand(like.shape[0], count, count)
-        levels = (
-            Level(scale, indicators[:, i, :, None, None].expand(-1, -1, *own), attention)
-            for i, (scale, own, attention) in enumerate(zip(one.scales, one.sizes, one.attention, strict=True))
-        )
-        fused = FUSIONS[self.kind](levels, size)
-        maps = {scale: fused[:, i : i + 1] for i, scale in enumerate(one.scales)}
-        unused = fused.new_zeros(()).expand(like.shape[0], 1, *size)
-        return {scale: maps.get(scale, unused) for scale in sorted(asked)}
-
-    def _raw_attention(self, one: _Pass, size: tuple[int, int]) -> dict[float, Tensor]:
-        top = max(one.scales)
-        return {
-            scale: resize(attention, size)
-            for scale, attention in sorted(zip(one.scales, one.attention, strict=True), key=lambda pair: pair[0])
-            if attention is not None and (scale != top or self.kind == "explicit")
-        }
-
-
-def _unflip_maps(passes: Sequence[Mapping[float, Tensor] | None]) -> dict[float, Tensor] | None:
-    """Average one-channel maps of the run and of its mirror image."""
-    first = passes[0]
-    if first is None:
-        return None
-    second = passes[1] if len(passes) == 2 else None
-    if second is None:
-        return dict(first)
-    return {scale: (first[scale] + second[scale].flip(3)) / 2 for scale in first}
-
-
-def _check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    asked = tuple(sorted((float(scale) for scale in scales), reverse=True))
-    if 1.0 not in asked or len(set(asked)) != len(asked) or not all(0 < scale < math.inf for scale in asked):
-        raise ConfigError(f"scales {list(scales)} are not usable: give different positive numbers, one of them 1.0")
-    return asked
-
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -278,3 +196,95 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **options: Any) -> MultiScaleModel:
+    """Build a model with fresh weights (He initialisation, so that it also learns from scratch).
+
+    Args:
+        kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
+            head and one and the same state dict.
+        trunk: a name that a file of `models/trunks` knows: hrnet_w18 | w32 | w48 | w64 (any hrnet_w<N>),
+            hrnet_tiny, hrnet_micro, deeplabv3_resnet50 | deeplabv3_resnet101.
+        num_classes: number of classes C.
+        options: fields of `ModelOptions`.
+
+    Raises:
+        ConfigError: an unknown kind, trunk or option, or an impossible value.
+    """
+    chosen = make_options(kind, trunk, num_classes, options)
+    model = _assemble(chosen)
+    _initialise(model)
+    return model
+
+
+def build_empty(options: ModelOptions) -> MultiScaleModel:
+    """Build a model whose tensors have shapes but no memory yet; `load_state_dict(assign=True)` fills it."""
+    with torch.device("meta"):
+        return _assemble(options)
+
+
+def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
+    """Return a model of another kind that *shares* this one's modules (ablations on one checkpoint).
+
+    Raises:
+        ConfigError: the kind needs an attention head and the model has none.
+    """
+    options = model.options.as_kind(kind)
+    head = getattr(model, "scale_attn", None) if options.has_attention else None
+    if options.has_attention and head is None:
+        raise ConfigError(f"kind {kind!r} needs an attention head, a model of kind {model.kind!r} has none")
+    other = MultiScaleModel(options, model.backbone, model.ocr, head)
+    other.train(model.training)
+    other.meta = model.meta
+    return other
+
+
+def _assemble(options: ModelOptions) -> MultiScaleModel:
+    trunk = make_trunk(options.trunk)
+    if hasattr(trunk, "checkpointing"):
+        trunk.checkpointing = options.activation_checkpointing
+    elif options.activation_checkpointing:
+        raise ConfigError(f"activation_checkpointing is not offered for the trunk {options.trunk}")
+    hidden = options.attention_channels or trunk.widths.attention_channels
+    context = _context(options, trunk, hidden)
+    head = AttentionHead(context.out_channels, hidden) if options.has_attention else None
+    return MultiScaleModel(options, cast("nn.Module", trunk), context, head)
+
+
+def _context(options: ModelOptions, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
+    channels, widths = sum(trunk.channels), trunk.widths
+    if (options.context or widths.context) == "none":
+        return PixelHeads(
+            channels, options.num_classes, head=options.head, head_channels=hidden, dropout=options.dropout
+        )
+    return OCRBlock(
+        channels,
+        options.num_classes,
+        mid=options.ocr_mid or widths.ocr_mid,
+        key=options.ocr_key or widths.ocr_key,
+        head=options.head,
+        head_channels=hidden,
+        dropout=options.dropout,
+    )
+
+
+def _initialise(model: MultiScaleModel) -> None:
+    init_weights(model)
+    # Sigmoid losses start at the class prior instead of at one half for every class (a first loss of 4
+    # instead of 13 with 19 classes); a softmax does not see a bias that all classes share.
+    prior = -math.log(max(model.num_classes - 1, 1))
+    for head in (model.ocr.cls_head, model.ocr.aux_head):
+        _reset_classifier(head, prior)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+    if model.options.has_attention:
+        # All scales start with equal say.
+        nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
+
+
+def _reset_classifier(head: nn.Module, prior: float) -> None:
+    """Draw the last convolution of a head small, with all class scores at `prior`."""
+    last = head if isinstance(head, nn.Conv2d) else list(head.modules())[-1]
+    if not isinstance(last, nn.Conv2d) or last.bias is None:
+        raise TypeError(f"the last layer of a class head is a convolution with bias, not {last}")
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.constant_(last.bias, prior)

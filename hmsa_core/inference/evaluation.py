@@ -1,26 +1,141 @@
-"""Scores of labelled images under several settings: counted per image, so that any statistic can follow.
+"""Score a checkpoint on labelled images under several settings; per-image confusions for any statistic.
 
-Arrays are N (images) first. `confusions` is what intervals are drawn from; the rest comes with `details`.
+Everything is counted per image, so that any statistic can follow. Result of the job: `work/<setting>.npz` {names,
+blocks, cities, confusions int64 (N, C, C) rows = truth, classes; with `details` also band_confusions, boundary,
+weights, reliability_*} and, last, `work/summary.json`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.decode import read_image, read_label
+from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.transforms import resize_label
-from hmsa_core.inference.fast_tiles import Tiler
-from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, iou_of, mean_iou_of
-from hmsa_core.spec import EvaluationSetting
+from hmsa_core.inference.infer import classes_of
+from hmsa_core.inference.predictor import Tiler, load_predictor
+from hmsa_core.io.atomic import write_bytes, write_json
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, finite, iou_of, mean_iou_of
+from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.spec import EvaluateSpec, EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["BAND_PX", "Labelled", "Scorer", "SettingScores", "merge_scores", "npz_bytes", "summarise", "to_long_edge"]
+__all__ = [
+    "BAND_PX",
+    "Labelled",
+    "Scorer",
+    "SettingScores",
+    "merge_scores",
+    "npz_bytes",
+    "read_ahead",
+    "run",
+    "score",
+    "summarise",
+    "to_long_edge",
+]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def run(spec: EvaluateSpec, context: JobContext) -> dict[str, Any]:
+    """Score the selected images; all ranks call it, each scores every world-th image.
+
+    Returns:
+        The content of `work/summary.json`.
+
+    Raises:
+        InputError: no selected image has a label. ConfigError: the checkpoint has other classes, or cannot be
+            run in a setting's mode. IntegrityError: a file is not the one that was indexed.
+    """
+    index = Index.load(spec.selection.index)
+    selected = index.select(**spec.selection.model_dump(exclude={"index"}))
+    samples = [sample for sample in selected if sample.label]
+    if not samples:
+        raise InputError(f"{spec.selection.index}: none of the {len(selected)} selected images has a label")
+    predictor = load_predictor(spec.checkpoint, context)
+    classes = classes_of(predictor, index, spec.checkpoint)
+    if classes.classes != index.classes.classes:
+        raise ConfigError(
+            f"{spec.checkpoint} labels {classes.name}, the index holds labels of {index.classes.name}",
+            hint="judge a model on labels of its own classes",
+        )
+    scorer = Scorer(Tiler(predictor), spec.settings, classes.num_classes, details=spec.details)
+    mine = samples[context.rank :: context.world]
+    root = spec.roots[index.root]
+    what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
+    with context.progress(len(mine), what=what) as progress:
+        score(scorer, read_ahead(mine, lambda s: _read(s, root, index.classes)), context.check_stop, progress.update)
+    parts = context.ranks.gather(scorer.scores)
+    if not context.is_main:
+        return {}
+    checkpoint = {"checkpoint": predictor.meta["weights_sha256"], "precision": predictor.precision}
+    return _write(spec, parts, [s.name for s in samples], classes, checkpoint)
+
+
+def score(
+    scorer: Scorer, items: Iterable[Labelled], check_stop: Callable[[], None], advance: Callable[[], None]
+) -> None:
+    """Score images one after another; stops between two of them."""
+    for item in items:
+        check_stop()
+        scorer.add(item)
+        advance()
+
+
+def read_ahead(sources: Sequence[T], read: Callable[[T], U], ahead: int = 2) -> Iterator[U]:
+    """Read in a thread while the caller works; at most `ahead` results wait."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        waiting = [reader.submit(read, source) for source in sources[:ahead]]
+        for following in [*sources[ahead:], *[None] * min(ahead, len(sources))]:
+            result = waiting.pop(0).result()
+            if following is not None:
+                waiting.append(reader.submit(read, following))
+            yield result
+
+
+def _read(sample: Sample, root: Path, classes: ClassTable) -> Labelled:
+    return Labelled(
+        sample.name,
+        read_image(root / sample.image, sha256=sample.image_sha256),
+        read_label(root / sample.label, classes, sha256=sample.label_sha256),
+        sample.block,
+        sample.city,
+    )
+
+
+def _write(
+    spec: EvaluateSpec,
+    parts: list[dict[str, SettingScores]],
+    order: list[str],
+    classes: ClassTable,
+    checkpoint: dict[str, Any],
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for setting in spec.settings:
+        merged = merge_scores([part[setting.name] for part in parts], order)
+        settings[setting.name] = summarise(merged, setting, classes)
+        write_bytes(spec.work / f"{setting.name}.npz", npz_bytes(merged, classes))
+    summary = {
+        **checkpoint,
+        "images": len(order),
+        "classes": list(classes.classes),
+        "settings": settings,
+        "lineage": spec.lineage,
+    }
+    write_json(spec.work / "summary.json", summary)
+    return summary
+
 
 BAND_PX = 8.0  # pixels at 1024 lines, scaled with the height: half the width of the band at boundaries
 BINS = 20  # of the reliability diagram
@@ -183,22 +298,22 @@ def summarise(scores: SettingScores, setting: EvaluationSetting, classes: ClassT
         **setting.model_dump(mode="json", exclude={"name"}),
         "images": len(scores.names),
         **_iou_json(iou_of(counts), classes),
-        "pixel_accuracy": _number(np.trace(counts) / counts.sum()) if counts.sum() else None,
+        "pixel_accuracy": finite(np.trace(counts) / counts.sum()) if counts.sum() else None,
     }
     if scores.band:
         result["band"] = _iou_json(iou_of(np.sum(scores.band, axis=0)), classes)
         both = np.sum(scores.boundary, axis=0)
         with np.errstate(invalid="ignore"):
             result["boundary"] = _iou_json(both[0] / both[1], classes)
-        result["ece"] = _number(scores.reliability.ece())
+        result["ece"] = finite(scores.reliability.ece())
     if scores.weights:
         result["weights"] = _weights_json(scores, setting, counts, classes)
     return result
 
 
 def _iou_json(iou: NDArray[np.float64], classes: ClassTable) -> dict[str, Any]:
-    by_class = {name: _number(value) for name, value in zip(classes.classes, iou, strict=True)}
-    return {"mean_iou": _number(float(mean_iou_of(iou))), "iou": by_class}
+    by_class = {name: finite(value) for name, value in zip(classes.classes, iou, strict=True)}
+    return {"mean_iou": finite(float(mean_iou_of(iou))), "iou": by_class}
 
 
 def _weights_json(
@@ -213,11 +328,7 @@ def _weights_json(
         with np.errstate(invalid="ignore", divide="ignore"):
             means = np.where(pixels > 0, values / pixels, np.nan)
         result[f"{scale:g}"] = {
-            place: {name: _number(means[c, i]) for c, name in enumerate(classes.classes)}
+            place: {name: finite(means[c, i]) for c, name in enumerate(classes.classes)}
             for i, place in enumerate(("interior", "band"))
         }
     return result
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -1,6 +1,6 @@
 """Multiply-accumulates of training and inference, counted by torch on tensors without memory.
 
-    python -m hmsa_core.inference.macs REQUEST.json ANSWER.json
+    python -m research.ablation.macs REQUEST.json ANSWER.json
 
 Convolutions and matrix products are counted, as the paper counts them; resizing, norms and the loss are not. A
 backward pass is taken as two forward passes.
@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.config import ModelConfig, Scales, Section, Size
 from hmsa_core.io.atomic import write_json
-from hmsa_core.models.builder import build_empty
-from hmsa_core.models.hmsa import MultiScaleModel
 from hmsa_core.models.layers import scaled_size
+from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import ModelOptions
 
 __all__ = ["InferenceCost", "MacsRequest", "count", "inference_macs", "main", "training_macs"]
@@ -64,8 +63,9 @@ def count(request: MacsRequest) -> dict[str, Any]:
 def training_macs(options: ModelOptions, crop: tuple[int, int]) -> int:
     """Forward pass of one training crop (height, width) over the model's training scales."""
     scales = options.training_scales
+    released = options.has_attention and options.top_attention == "released"
     return sum(
-        _scale_macs(options, scaled_size(crop, s), attention=_runs_attention(options, options.kind, s, scales))
+        _scale_macs(options, scaled_size(crop, s), attention=released or _uses_attention(options.kind, s, scales))
         for s in scales
     )
 
@@ -76,18 +76,12 @@ def inference_macs(
     """One image (height, width) under an evaluation setting; the mirror image costs as much again."""
     kind = options.kind if mode == "model" else mode
     used = (1.0,) if kind == "single" else tuple(scales)
-    rounding = "round" if kind in ("average", "max") else "floor"
-    once = sum(
-        _scale_macs(options, scaled_size(size, s, rounding=rounding), attention=_runs_attention(options, kind, s, used))
-        for s in used
-    )
+    once = sum(_scale_macs(options, scaled_size(size, s, kind), attention=_uses_attention(kind, s, used)) for s in used)
     return once * (2 if flip else 1)
 
 
-def _runs_attention(options: ModelOptions, kind: str, scale: float, scales: Sequence[float]) -> bool:
-    if kind not in ("hierarchical", "explicit"):
-        return False
-    return kind == "explicit" or options.top_attention == "released" or scale != max(scales)
+def _uses_attention(kind: str, scale: float, scales: Sequence[float]) -> bool:
+    return kind == "explicit" or (kind == "hierarchical" and scale != max(scales))
 
 
 @cache
@@ -113,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the request, write the answer."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 2:
-        sys.stderr.write("usage: python -m hmsa_core.inference.macs REQUEST.json ANSWER.json\n")
+        sys.stderr.write("usage: python -m research.ablation.macs REQUEST.json ANSWER.json\n")
         return 2
     request, answer = (Path(a) for a in arguments)
     write_json(answer, count(MacsRequest.model_validate_json(request.read_bytes())))

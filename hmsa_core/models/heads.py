@@ -1,19 +1,31 @@
-"""Object-contextual representations (Yuan et al. 2020, arXiv 1909.11065) and the heads around them.
+"""What stands on a trunk: neck, context block, class heads, attention head.
 
-Names of the state dict follow the released code (`conv3x3_ocr`, `ocr_distri_head.object_context_block`,
-`cls_head`, `aux_head`). Legend: B batch, C classes, K feature channels, k key channels, P = h x w positions.
+The neck joins the trunk's maps. The context block is OCR (Yuan et al. 2020, arXiv 1909.11065), or none. Names of the
+state dict follow the released code (`conv3x3_ocr`, `ocr_distri_head.object_context_block`, `cls_head`, `aux_head`).
+Legend: B batch, C classes, K feature channels, k key channels, P = h x w positions.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.layers import batch_norm_relu, conv
+from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, resize
 
-__all__ = ["OCRBlock", "PixelHeads", "PixelScores", "semantic_head"]
+__all__ = ["AttentionHead", "Concatenation", "OCRBlock", "PixelHeads", "PixelScores"]
+
+
+class Concatenation(nn.Module):
+    """Neck: the trunk's maps resized to the grid of the finest and concatenated, as in HRNetV2. No parameters."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return B x (sum of channels) x h x w."""
+        if len(maps) == 1:
+            return maps[0]
+        size = (maps[0].shape[-2], maps[0].shape[-1])
+        return torch.cat([maps[0], *(resize(one, size) for one in maps[1:])], dim=1)
 
 
 class PixelScores(NamedTuple):
@@ -141,3 +153,27 @@ class PixelHeads(nn.Module):
         """Return scores and features on the trunk's grid."""
         dropped = self.dropout(features)
         return PixelScores(self.cls_head(dropped), self.aux_head(features), dropped)
+
+
+class AttentionHead(nn.Module):
+    """3x3-BN-ReLU-3x3-BN-ReLU-1x1 to one channel, no biases (Tao et al. 2020, figure 2).
+
+    Returns the score *before* the sigmoid: hierarchical fusion takes its sigmoid (on this grid, the map is
+    upsampled afterwards, as released), explicit attention a softmax over scales.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.conv0 = conv(inputs, hidden, 3)
+        self.bn0 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
+        self.re0 = nn.ReLU(inplace=True)
+        self.conv1 = conv(hidden, hidden, 3)
+        self.bn1 = nn.BatchNorm2d(hidden, momentum=BN_MOMENTUM)
+        self.re1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(hidden, 1, 1)
+
+    def forward(self, features_BKhw: Tensor) -> Tensor:
+        """Return unbounded scores, B x 1 x h x w."""
+        x = self.re0(self.bn0(self.conv0(features_BKhw)))
+        x = self.re1(self.bn1(self.conv1(x)))
+        return cast("Tensor", self.conv2(x))

@@ -6,22 +6,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.data.decode import holds_train_ids, read_header, read_image, read_label, read_label_ids
+from hmsa_core.data.decode import Header, holds_train_ids, read_header, read_image, read_label, read_label_ids
 from hmsa_core.data.layouts import list_files, list_folders
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
 from hmsa_core.labels.exporting import city_of
+from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-if TYPE_CHECKING:
-    from hmsa_core.data.decode import Header
+__all__ = ["Ids", "LabelReader", "LabelledFile", "blocks_of", "check_labels", "in_order_of", "label_reader", "pairs_of"]
 
-__all__ = ["LabelReader", "LabelledFile", "blocks_of", "check_labels", "in_order_of", "label_reader", "pairs_of"]
-
+Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 
 _SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
@@ -177,7 +176,7 @@ def _by_colour(
     return values[place]
 
 
-def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: LabelReader, ids: str = "auto") -> list[str]:
+def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
     """Read every label, and of every image what may refuse it; what does not hinder scoring comes back in words.
 
     Args:
@@ -190,8 +189,6 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
         DecodeError: a damaged label, or a value that is no class; an image of a form that is not read.
         InputError: a label whose proportions are not those of its image; "auto", and they look like trainIds.
     """
-    from hmsa_core.runtime.progress import Progress
-
     with Progress(len(files), what="read labels") as progress:
         sizes = [_other_size(file, classes, read, ids, progress.update) for file in files]
     if ids == "auto" and classes.has_own_ids:
@@ -206,7 +203,7 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
 
 
 def _other_size(
-    file: LabelledFile, classes: ClassTable, read: LabelReader, ids: str, advance: Callable[[], None]
+    file: LabelledFile, classes: ClassTable, read: LabelReader, ids: Ids, advance: Callable[[], None]
 ) -> str:
     try:
         label = read(file.label)

@@ -1,13 +1,11 @@
 """HRNetV2 trunk of any width from one definition (Sun et al. 2019, arXiv 1904.04514).
 
 Names and shapes of the state dict are those of the released segmentation trunk (1830 keys at any
-published width), so that published weights load as they are. Input B x 3 x H x W, output B x K x H/4 x W/4
-with K = width x (1 + 2 + 4 + 8): four branches resized to the finest grid and concatenated.
+published width), so that published weights load as they are.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +16,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, keep_statistics, resize
+from hmsa_core.models.trunks import Widths
 
-__all__ = ["HRNet", "HRNetSpec", "hrnet_spec"]
+__all__ = ["HRNet", "HRNetSpec", "build"]
+
+NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
+PATTERN = r"hrnet_w[1-9]\d{0,2}"  # any width of the published depth
 
 _T = TypeVar("_T", Tensor, list[Tensor])
+
+
+_RELEASED = Widths()
 
 
 @dataclass(frozen=True)
@@ -34,19 +39,35 @@ class HRNetSpec:
     layer1_blocks: int = 4
     modules: tuple[int, int, int] = (1, 4, 3)  # exchange modules in stages 2, 3, 4
     blocks: tuple[int, int, int] = (4, 4, 4)  # residual blocks a branch and module in stages 2, 3, 4
+    widths: Widths = _RELEASED
 
 
+# For CPUs: about a tenth of W18's work. Fewer modules, a thin stem (the stem runs on the largest grids).
 _NARROW = {
-    # For CPUs: about a tenth of W18's work. Fewer modules, a thin stem (the stem runs on the largest grids).
-    "hrnet_tiny": HRNetSpec(16, stem=32, layer1_planes=16, layer1_blocks=2, modules=(1, 2, 1), blocks=(2, 2, 2)),
-    "hrnet_micro": HRNetSpec(8, stem=16, layer1_planes=8, layer1_blocks=1, modules=(1, 1, 1), blocks=(1, 1, 1)),
+    "hrnet_tiny": HRNetSpec(
+        width=16,
+        stem=32,
+        layer1_planes=16,
+        layer1_blocks=2,
+        modules=(1, 2, 1),
+        blocks=(2, 2, 2),
+        widths=Widths("ocr", 64, 32, 32),
+    ),
+    "hrnet_micro": HRNetSpec(
+        width=8,
+        stem=16,
+        layer1_planes=8,
+        layer1_blocks=1,
+        modules=(1, 1, 1),
+        blocks=(1, 1, 1),
+        widths=Widths("ocr", 32, 16, 16),
+    ),
 }
 
 
-def hrnet_spec(name: str) -> HRNetSpec | None:
-    """Look up `hrnet_w<width>` (any width, published depth), `hrnet_tiny` or `hrnet_micro`; None if it is no HRNet."""
-    match = re.fullmatch(r"hrnet_w([1-9]\d{0,2})", name)
-    return HRNetSpec(int(match[1])) if match else _NARROW.get(name)
+def build(name: str) -> HRNet:
+    """Build `hrnet_w<width>` (any width, published depth), `hrnet_tiny` or `hrnet_micro`."""
+    return HRNet(_NARROW.get(name) or HRNetSpec(int(name.removeprefix("hrnet_w"))))
 
 
 class BasicBlock(nn.Module):
@@ -167,20 +188,20 @@ class Stage(nn.Sequential):
 
 
 class HRNet(nn.Module):
-    """HRNetV2 trunk: B x 3 x H x W -> B x out_channels x H/4 x W/4.
+    """HRNetV2 trunk: B x 3 x H x W -> four branches at strides 4, 8, 16, 32.
 
     `checkpointing` = True recomputes each exchange module in the backward pass instead of keeping its
     activations; outputs, gradients and running statistics stay bit-identical.
     """
 
-    stride = 4
+    strides = (4, 8, 16, 32)
 
     def __init__(self, spec: HRNetSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.widths = spec.widths
         self.checkpointing = False
         channels = [spec.width << level for level in range(4)]
-        self.out_channels = sum(channels)
+        self.channels = tuple(channels)
         self.conv1 = conv(3, spec.stem, 3, stride=2)
         self.bn1 = nn.BatchNorm2d(spec.stem, momentum=BN_MOMENTUM)
         self.conv2 = conv(spec.stem, spec.stem, 3, stride=2)
@@ -194,11 +215,12 @@ class HRNet(nn.Module):
         self.transition3 = _transition(channels[:3], channels)
         self.stage4 = _stage(spec, channels, 2)
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Return the concatenated branches on the stride-4 grid."""
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """Return the branches."""
         x = self.relu(self.bn1(self.conv1(images_B3HW)))
         x = self.relu(self.bn2(self.conv2(x)))
         branches = [self._run(self.layer1, x)]
+        del x  # the largest map
         for transition, stage in (
             (self.transition1, self.stage2),
             (self.transition2, self.stage3),
@@ -208,8 +230,7 @@ class HRNet(nn.Module):
             last = branches[-1]
             branches = [step(branches[i] if i < len(branches) else last) for i, step in enumerate(transition)]
             branches = self._run(stage, branches)
-        size = (branches[0].shape[-2], branches[0].shape[-1])
-        return torch.cat([branches[0], *(resize(branch, size) for branch in branches[1:])], dim=1)
+        return branches
 
     def _run(self, blocks: nn.Sequential, x: _T) -> _T:
         if not (self.checkpointing and torch.is_grad_enabled()):

@@ -1,0 +1,381 @@
+"""Label a folder of images, or a list of them, with a checkpoint into a raw label store.
+
+Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A bad image
+is listed and left out. The same call goes on where a stopped one was; images that were added later are appended.
+Progress lies in OUT.work, beside the store: `plan.json`, the index, and what later calls must not change.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.data import prepare
+from hmsa_core.data.index import Index, read_quarantine
+from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files
+from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.inference.options import MAX_SKIPPED, RunOptions, run_options
+from hmsa_core.io.atomic import is_temp, read_json, write_json
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.process import StopRequest
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, STATISTICS
+from hmsa_core.labels.store.writer import publish_store
+from hmsa_core.spec import InferSpec, Selection
+
+__all__ = ["LabelledCounts", "begun_with", "is_free", "label", "label_images", "work_of"]
+
+_ROOT = "images"  # name of the root that image paths in the store are relative to
+_RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
+Names = Literal["stem", "path"]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LabelledCounts:
+    """What a call did."""
+
+    images: int  # labelled by this call
+    resumed: int  # labelled before
+    left_out: int
+
+
+def label(
+    images: str | Path | Sequence[str | Path],
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+    names: Names = "stem",
+    images_per_shard: int | None = None,
+    codec: Literal["png", "webp"] = "png",
+    runtime: RuntimeConfig | None = None,
+) -> LabelStore:
+    """Label images into a store, in this process, and open it.
+
+        store = label("my_images", "models/student", "my_labels")
+        label_map, code = store.read(store.names()[0])
+
+    Args:
+        images: a folder (sub-folders too) or image files.
+        checkpoint: a checkpoint folder or a file in it.
+        out: folder of the store; progress lies in OUT.work beside it.
+        scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2).
+        flip: average with the mirror image; None = the checkpoint's, usually True.
+        names: images are called by their stems, or by their folders too (drive2__cam0__000001).
+        images_per_shard: None = as the store was begun, at first 256.
+        codec: lossless form of labels in the store; webp is smaller and slower.
+        runtime: threads, device, precision; None = as the store was begun, at first all cores, fp32.
+
+    Raises:
+        HmsaError: its kind says whose fault it is; unfinished work stays in OUT.work and is gone on with.
+    """
+    work = work_of(Path(out))
+    if runtime is None:
+        threads = begun_with(work).get("threads") or len(os.sched_getaffinity(0))
+        runtime = RuntimeConfig(threads=threads, precision="fp32")
+    chosen = run_options(checkpoint, scales, flip, runtime)
+    label_images(images, Path(out), chosen, names=names, images_per_shard=images_per_shard, codec=codec)
+    return LabelStore.open(out)
+
+
+def label_images(
+    images: str | Path | Sequence[str | Path],
+    out: Path,
+    options: RunOptions,
+    *,
+    names: Names = "stem",
+    images_per_shard: int | None = None,
+    codec: Literal["png", "webp"] = "png",
+    tell: Tell = lambda _text: None,
+    stop: StopRequest | None = None,
+    run: Callable[[InferSpec, StopRequest], None] | None = None,
+) -> LabelledCounts:
+    """Index the images, run the inference job, publish the store.
+
+    Args:
+        images, names, images_per_shard, codec: as in `label`.
+        options: checkpoint, scales, flip, and how the machine is used.
+        tell: is told in a line what is left out and why.
+        stop: set it to stop between two images.
+        run: runs the job; None = in this process.
+    """
+    folder, files = _folder_of(images)
+    out, stop = out.resolve(), stop or StopRequest()
+    work = work_of(out)
+    shard = images_per_shard if images_per_shard is not None else begun_with(work).get("images_per_shard", 256)
+    if shard < 1:
+        raise ConfigError("images per shard must be at least 1")
+    check_target(out, work)
+    new = not work.exists()
+    with FileLock(work / "label.lock", what=f"labelling into {out}"):
+        try:
+            kept = {"names": names, "threads": options.runtime.threads, "images_per_shard": shard}
+            _check_begun(work, kept)
+            refused = _index(folder, files, work, options, names, tell, stop)
+            wanted, changed = _unchanged(work, folder, files, tell)
+            spec = _spec(work, folder, options, shard, codec, wanted)
+            (run or _run_here)(spec, stop)
+        except HmsaError:
+            if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
+                shutil.rmtree(work)
+            raise
+        publish_store(work / "store", out)
+    summary = read_json(work / "summary.json")
+    for row in summary["skipped"]:
+        tell(f"left out: {row['name']}: {row['reason']}")
+    return LabelledCounts(summary["images"], summary["resumed"], refused + changed + len(summary["skipped"]))
+
+
+def work_of(out: Path) -> Path:
+    """The folder of a store's progress."""
+    out = out.resolve()
+    return out.with_name(f"{out.name}.work")
+
+
+def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozenset[Path]]:
+    """The folder to look in, and the files that are asked for; none = all."""
+    if isinstance(images, str | Path):
+        folder = Path(images).resolve()
+        if not folder.is_dir():
+            raise InputError(f"--images {images}: no such folder")
+        return folder, frozenset()
+    files = frozenset(Path(path).parent.resolve() / Path(path).name for path in images)
+    missing = next((path for path in sorted(files) if not path.is_file()), None)
+    if not files or missing is not None:
+        raise InputError(f"{missing}: no such file" if files else "no image is given")
+    return Path(os.path.commonpath([path.parent for path in files])), files
+
+
+def _run_here(spec: InferSpec, stop: StopRequest) -> None:
+    from hmsa_core.inference import infer  # torch, which a caller that runs the job elsewhere does without
+    from hmsa_core.runtime.progress import JsonLog
+    from hmsa_core.runtime.ranks import JobContext, start_ranks
+
+    ranks = start_ranks(spec.config.runtime, {})
+    infer.run(spec, JobContext(spec.work, ranks, spec.config.runtime, stop, JsonLog(spec.work / "log.jsonl")))
+
+
+def _index(
+    folder: Path, files: frozenset[Path], work: Path, options: RunOptions, names: Names, tell: Tell, stop: StopRequest
+) -> int:
+    """Check every image by content and write the index; refused files are told, their number returned."""
+    source = SourceSpec(
+        kind="folder",
+        name=_ROOT,
+        root=str(folder.parent),
+        images=folder.name,
+        labels="",
+        splits=tuple(_folders(folder, files, tell)),
+        classes=str(_class_file(work, options)),
+        max_bad=1.0,
+        names=names,
+    )
+    previous = work / "index" if (work / "index" / f"{_ROOT}.parquet").is_file() else None
+
+    def stop_here(_done: int, _total: int) -> None:
+        if stop.is_set():
+            raise InterruptedRunError("stopped while images were checked", hint="run the same command again")
+
+    summary = prepare.build(source, RolesSpec(), work / "index", previous=previous, progress=stop_here)
+    rows = [
+        row
+        for row in read_quarantine(work / "index" / "quarantine.parquet")
+        if not files or folder.parent / row.path in files
+    ]
+    for row in rows:
+        tell(f"left out: {row.path}: {row.reason} ({row.detail})")
+    if names == "stem" and (shared := sum(row.reason == "duplicate-name" for row in rows)):
+        tell(
+            f"{shared} images were left out because another one has the same name: --names path, into a new --out, "
+            "tells them apart by their folders"
+        )
+    if not summary.images:
+        raise InputError(f"{folder}: none of the {len(rows)} image files can be used", hint="the reasons are above")
+    return len(rows)
+
+
+def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
+    """Folders below `images` (itself: "") that hold image files, as posix paths; linked ones too, each once."""
+    if files:
+        return sorted({"" if p.parent == images else p.parent.relative_to(images).as_posix() for p in files})
+    found: list[str] = []
+    others: Counter[str] = Counter()
+    seen: set[str] = set()
+    # Links come after real folders, so that a link which is added later renames no image; one may lead upwards.
+    roots = [images]
+    for root in roots:
+        for name, below, inside in os.walk(root):
+            folder = Path(name)
+            if (target := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(target)
+            below[:] = sorted(one for one in below if not one.startswith("."))
+            roots += [folder / one for one in below if (folder / one).is_symlink()]
+            visible = [file for file in inside if not file.startswith(".")]
+            others.update(suffix for f in visible if (suffix := Path(f).suffix.lower()) not in IMAGE_SUFFIXES)
+            if list_files(folder):
+                relative = folder.relative_to(images).as_posix()
+                found.append("" if relative == "." else relative)
+    if not found:
+        raise InputError(f"--images {images}: no JPEG, PNG, WebP or TIFF file in this folder or below it")
+    if others:
+        told = ", ".join(f"{suffix or 'without ending'} {count}" for suffix, count in others.most_common(5))
+        tell(f"not looked at: files of other kinds ({told})")
+    return sorted(found)
+
+
+def _class_file(work: Path, options: RunOptions) -> Path:
+    """The checkpoint's classes as a class file, which the index asks for."""
+    table = options.meta.get("class_table")
+    rows: list[dict[str, Any]] = (
+        [{"id": i, "name": row["name"], "colour": row["colour"]} for i, row in enumerate(table["classes"])]
+        if table
+        else [{"id": i, "name": str(i), "colour": [i, i, i]} for i in range(options.meta["num_classes"])]
+    )
+    path = work / "classes.json"
+    write_json(path, {"dataset": table["name"] if table else "unnamed", "classes": rows, "ignore_id": 255})
+    return path
+
+
+def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> tuple[tuple[str, ...] | None, int]:
+    """Names of the images to label (None: all), and how many are left out; what differs from the store is told."""
+    index = Index.load(work / "index" / f"{_ROOT}.parquet")
+    changed, gone = _changes(work, {s.name: s.image_sha256 for s in index.samples})
+    for name in changed:
+        tell(
+            f"left out: {name}: has changed since it was labelled; the store keeps the old label (give the new picture "
+            "a new name, or label into a new store)"
+        )
+    if gone:
+        tell(
+            f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
+            "their labels stay (to be without them, label into a new store)"
+        )
+    asked = [s.name for s in index.samples if not files or folder.parent / s.image in files]
+    wanted = tuple(name for name in asked if name not in set(changed))
+    return (wanted if changed or files else None), len(changed)
+
+
+def _spec(
+    work: Path,
+    folder: Path,
+    options: RunOptions,
+    images_per_shard: int,
+    codec: Literal["png", "webp"],
+    names: tuple[str, ...] | None,
+) -> InferSpec:
+    config = InferConfig(
+        scales=options.scales,
+        flip=options.flip,
+        images_per_shard=images_per_shard,
+        codec=codec,
+        runtime=options.runtime,
+    )
+    return InferSpec(
+        work=work,
+        roots={_ROOT: folder.parent},
+        config=config,
+        checkpoint=options.checkpoint.resolve(),
+        selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
+        lineage={"licences": "unknown"},
+    )
+
+
+def check_target(out: Path, work: Path) -> None:
+    """Publishing removes what does not belong to the store: never touch a folder that is not one of ours."""
+    if not out.exists():
+        return
+    is_store = (out / "manifest.json").is_file()
+    if not is_store and not (out.is_dir() and _is_empty_or_half_published(out, work)):
+        raise ConfigError(f"--out {out}: exists and is no label store", hint="give a folder that does not exist yet")
+    if is_store and not (work / "plan.json").is_file():
+        raise ConfigError(
+            f"--out {out}: holds a label store that was not made here ({work.name} is missing)",
+            hint="give another folder",
+        )
+
+
+def _is_empty_or_half_published(out: Path, work: Path) -> bool:
+    """Whether nothing is lost when the store of `work` replaces a folder that has no manifest.
+
+    Where folders cannot be swapped (a mount point, NFS), files are published one by one without a manifest until the
+    last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
+    that took the place of a deleted store is not taken for one.
+    """
+    # The manifest of the work folder is written before anything is published, and never removed.
+    return is_free(out, for_parts=(work / "store" / MANIFEST).is_file())
+
+
+def is_free(folder: Path, *, for_parts: bool) -> bool:
+    """Whether a folder is empty, or (`for_parts`) holds nothing but parts of a store that was never finished."""
+    # A file system that was just made has a folder of its own at its top.
+    content = [name for p in folder.rglob("*") if (name := p.relative_to(folder).as_posix()) != "lost+found"]
+    statistics = "|".join(STATISTICS)
+    ours = re.compile(
+        rf"shard-\d+\.parquet|{RECEIPTS}(/shard-\d+\.json)?|{re.escape(LOCKS)}(/[\w.-]+\.lock)?"
+        rf"|{SIDECAR}(/(shard-\d+|({statistics})-[0-9a-f]+)\.parquet)?"
+    )
+    return all(for_parts and (ours.fullmatch(name) or is_temp(PurePath(name).name)) for name in content)
+
+
+def begun_with(work: Path) -> dict[str, Any]:
+    """The options that the store's first labels were made with; empty if there are none yet."""
+    if not (work / "plan.json").is_file():
+        return {}
+    return dict(read_json(work / _RECORD))
+
+
+def _check_begun(work: Path, options: dict[str, Any]) -> None:
+    """Refuse what would mix two ways in one store.
+
+    Images named in another way would come in twice. Other numbers of threads sum in another order: the store would
+    depend on where a run was interrupted, and its lineage would name the last number alone, as of images in a shard.
+    """
+    begun = options | begun_with(work)
+    if options["names"] != begun["names"]:
+        raise ConfigError(
+            f"--names {options['names']}: the images of this store are called by their {begun['names']}",
+            hint=f"give --names {begun['names']}, or another --out",
+        )
+    for name in ("threads", "images_per_shard"):
+        if options[name] != begun[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{flag} {options[name]}: this store was begun with {flag} {begun[name]}",
+                hint=f"leave {flag} out, or give another --out",
+            )
+    write_json(work / _RECORD, begun)
+
+
+def _changes(work: Path, images: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Names of the store's images that have other bytes now, and of those that are gone; both sorted.
+
+    Args:
+        work: the store's work folder.
+        images: {name: SHA-256} of the images that are there now.
+
+    Raises:
+        InputError: too many changed for a mistake: names that are used again, of other pictures.
+    """
+    if not (work / "plan.json").is_file():
+        return [], []
+    shards = read_json(work / "plan.json")["shards"]
+    known = {n: h for shard in shards for n, h in zip(shard["names"], shard["image_sha256s"], strict=True)}
+    changed = sorted(name for name, sha256 in known.items() if images.get(name, sha256) != sha256)
+    if len(changed) > max(1, MAX_SKIPPED * len(images)):
+        raise InputError(
+            f"{len(changed)} of {len(images)} images have changed since they were labelled, {changed[0]!r} first",
+            hint="give new pictures new names, or label into a new store",
+        )
+    return changed, sorted(known.keys() - images.keys())

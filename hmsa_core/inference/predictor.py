@@ -1,0 +1,329 @@
+"""Labels of one image: the prepared model at all scales, fused by rows, in tiles where memory ends.
+
+    Predictor(model, device, precision)      the network prepared for inference
+      .open(image) -> ImagePass              a `ScalePass` of one image
+        .label(scales, flip)                 label and confidence, a few rows at a time
+        .weights(scales, flip)               weight of each scale at each pixel
+    Tiler(predictor).label(image, ...)       the same in overlapping tiles for images too large for memory
+
+Everything here labels through `Tiler`: job, folder, pictures, evaluation. A tile sees less context than the whole image
+(OCR gathers its regions from what it sees), so labels near tile borders can differ. Whether an image is tiled depends
+on its size alone; only when a GPU (or this machine) runs out of memory is the tile halved, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmsa_core import models
+from hmsa_core.data.transforms import MEAN, STD, resize_label
+from hmsa_core.inference.prepared import effective_precision, prepare, run_scale
+from hmsa_core.io.errors import CheckpointError, HmsaError, InputError, TrainingError
+from hmsa_core.models.checkpoint import check_class_count
+from hmsa_core.models.model import MultiScaleModel
+from hmsa_core.models.passes import ScalePass, resolve_kind
+from hmsa_core.models.rows import Size, block_rows
+from hmsa_core.runtime.memory import is_out_of_memory, release_memory
+from hmsa_core.runtime.ranks import JobContext
+
+__all__ = ["ImagePass", "Predictor", "Tiler", "decide", "label_image", "load_predictor", "windows"]
+
+_LOG = logging.getLogger(__name__)
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
+TILE = 2048  # pixels; side of the tiles of such images
+_SMALLEST = 256
+_GRID = 32  # pixels; the trunk's coarsest grid: tiles start on it, so that they see what the whole would see
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+
+
+def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
+    """Load a checkpoint for this rank's device in the precision that the job asks for."""
+    cv2.setNumThreads(context.runtime.threads)
+    # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
+    # cost as much as the convolutions (docs/inference.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
+
+
+def label_image(
+    model: Predictor | MultiScaleModel,
+    image: UInt8,
+    scales: Sequence[float],
+    flip: bool,
+    *,
+    kind: str = "model",
+    size: Size | None = None,
+) -> tuple[UInt8, Float32]:
+    """Label one image.
+
+    Args:
+        model: a Predictor; a plain model is prepared for inference first (seconds: not in a loop).
+        image: uint8 HxWx3 RGB of any size.
+        scales: different positive numbers, one of them 1.0.
+        flip: average the scores with those of the mirror image.
+        kind: "model" = as it was trained; "single", "average", "max" fuse its scales another way.
+        size: size of the result where it is not the image's.
+
+    Returns:
+        label: uint8 HxW trainIds; confidence: float32 HxW, softmax probability of the label.
+    """
+    if isinstance(model, MultiScaleModel):
+        model = Predictor(model, next(model.parameters()).device)
+    return Tiler(model).label(image, scales, flip, kind=kind, size=size)
+
+
+class Predictor:
+    """A model made ready for inference on one device.
+
+    Args:
+        model: a model of `hmsa_core.models`; not changed, unless `in_place`.
+        device: where it computes.
+        precision: "fp32", "bf16" (fp32 on a CPU without bf16 units: see `.precision`) or "fp16".
+        in_place: rewrite the model itself, which cannot be trained or saved afterwards: no second copy of
+            the weights in memory.
+    """
+
+    def __init__(
+        self,
+        model: MultiScaleModel,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        *,
+        in_place: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.precision = effective_precision(precision, self.device)
+        self.kind, self.num_classes, self.meta = model.kind, model.num_classes, model.meta
+        check_class_count(self.num_classes)
+        inference = model.meta.get("inference") or {}
+        mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
+        if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+            raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
+        # 256 values a channel: (value / 255 - mean) / std, as in training.
+        self._table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
+        self._dtype = _DTYPES[self.precision]
+        self._model = prepare(model, self.device, self._dtype, in_place=in_place)
+        self.pairs = self.device.type == "cuda"  # image and mirror image in one batch: better use of a GPU
+
+    def open(self, image: UInt8) -> ImagePass:
+        """Begin with one image, uint8 HxWx3 RGB."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(f"an image must be uint8 HxWx3 RGB, found {image.dtype} {image.shape}")
+        pixels = np.asarray(cv2.LUT(np.ascontiguousarray(image), self._table), np.float32)
+        return ImagePass(self, torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None])
+
+    def check_kind(self, kind: str) -> str:
+        """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
+        return resolve_kind(kind, self.kind)
+
+    def run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Raw scores and attention (float32, on the trunk's grid) of B x 3 x H x W normalised images."""
+        with torch.inference_mode():
+            return run_scale(self._model, images.to(self._dtype, memory_format=torch.channels_last), attention)
+
+
+class ImagePass(ScalePass):
+    """One image, normalised: labels and weights under any setting."""
+
+    def __init__(self, predictor: Predictor, images: Tensor) -> None:
+        super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention))
+        self._predictor = predictor
+
+    def label(
+        self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
+    ) -> tuple[UInt8, Float32]:
+        """Best class (uint8 HxW) and its probability (float32 HxW, softmax after all fusing).
+
+        Args:
+            scales, flip, kind: as `ScalePass.scores`.
+            size: size of the result; the fused scores are resized (default: the image's).
+        """
+        height, width = size or self.size
+        fused = self.scores(scales, flip, kind).resized((height, width))
+        label, confidence = np.empty((height, width), np.uint8), np.empty((height, width), np.float32)
+        step = block_rows(self._predictor.num_classes * max(width, self.size[1]) * 4, self._predictor.device.type)
+        with torch.inference_mode():
+            for y in range(0, height, step):
+                block = slice(y, min(y + step, height))
+                label[block], confidence[block] = decide(fused(block.start, block.stop)[0])
+        if not np.isfinite(confidence).all():
+            raise HmsaError("the model's scores are not finite", hint="check the checkpoint, or use precision fp32")
+        return label, confidence
+
+    def weight_maps(self, scales: Sequence[float], flip: bool, *, kind: str = "model") -> dict[float, Float32]:
+        """Weight of each scale at each pixel (float32 HxW); they sum to 1. "max" has none."""
+        maps = self.weights(scales, flip, kind)
+        return {scale: one.reshape(self.size).cpu().numpy() for scale, one in maps.items()}
+
+    def _compute(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> None:
+        if not (flip and self._predictor.pairs and self._run_pair(size, attention)):
+            super()._compute(size, mirrored, attention, flip)
+
+    def _run_pair(self, size: Size, attention: bool) -> bool:
+        """Run the image and its mirror image in one batch; False (from now on) where that does not fit."""
+        try:
+            self._run(size, (False, True), attention)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._predictor.pairs = False
+        else:
+            return True
+        release_memory(self._predictor.device)
+        return False
+
+
+def decide(scores: Any) -> tuple[UInt8, Float32]:
+    """Best class and its softmax probability of C x r x W scores (numpy or torch); the lower class wins a tie.
+
+    A score that is not a number is no class: label 255, and a probability that is not a number.
+    """
+    if isinstance(scores, Tensor):
+        best, index = scores.max(dim=0)
+        probability = (scores - best).exp_().sum(dim=0).reciprocal_()
+        return torch.where(best.isnan(), 255, index).to(torch.uint8).cpu().numpy(), probability.cpu().numpy()
+    classes, best = len(scores), scores.max(0)
+    # Bytes instead of argmax's 64-bit indices: 12 times as fast.
+    is_best = (scores == best).view(np.uint8)
+    is_best *= np.arange(classes, 0, -1, dtype=np.uint8)[:, None, None]
+    rank = is_best.max(0)
+    label = np.where(rank == 0, np.uint8(255), np.uint8(classes) - rank)
+    below = np.ascontiguousarray(scores - best).reshape(classes, -1)
+    cv2.exp(below, dst=below)
+    return label, np.reciprocal(below.sum(0)).reshape(label.shape)
+
+
+class Window(NamedTuple):
+    """One tile: what the model sees, and the part of it that is kept."""
+
+    seen: tuple[slice, slice]
+    kept: tuple[slice, slice]
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The kept part in coordinates of the tile."""
+        (seen_y, seen_x), (kept_y, kept_x) = self
+        return (
+            slice(kept_y.start - seen_y.start, kept_y.stop - seen_y.start),
+            slice(kept_x.start - seen_x.start, kept_x.stop - seen_x.start),
+        )
+
+
+def windows(size: Size, tile: int) -> Iterator[Window]:
+    """Tiles of at most `tile` pixels a side that overlap by a quarter and keep each pixel exactly once."""
+    rows, columns = (_spans(length, tile) for length in size)
+    for seen_y, kept_y in rows:
+        for seen_x, kept_x in columns:
+            yield Window((seen_y, seen_x), (kept_y, kept_x))
+
+
+def _spans(length: int, tile: int) -> list[tuple[slice, slice]]:
+    """(seen, kept) along one axis."""
+    if length <= tile:
+        return [(slice(0, length), slice(0, length))]
+    margin = tile // 8 // _GRID * _GRID
+    starts = [*range(0, length - tile, tile - 2 * margin), _floor(length - tile + _GRID - 1)]
+    spans = []
+    for i, start in enumerate(starts):
+        stop = min(start + tile, length)
+        first = 0 if i == 0 else start + margin
+        last = length if i == len(starts) - 1 else starts[i + 1] + margin
+        spans.append((slice(start, stop), slice(first, last)))
+    return spans
+
+
+def _floor(pixels: int) -> int:
+    return pixels // _GRID * _GRID
+
+
+class Tiler:
+    """Labels images whole or in tiles, and remembers which sizes did not fit."""
+
+    def __init__(self, predictor: Predictor, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
+        self.predictor = predictor
+        self._whole_pixels, self._tile = whole_pixels, tile
+        self._fits: dict[Size, int] = {}  # image size -> tile side that did fit after a failure
+        self._last: tuple[UInt8, ImagePass] | None = None
+
+    def label(
+        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
+    ) -> tuple[UInt8, Float32]:
+        """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
+
+        The same array again, with other settings, shares what the model has computed for it already. At another
+        `size` than the image's, a whole image's fused scores are resized; of a tiled one the finished maps are
+        (label by the nearest pixel, confidence bilinearly), since tiles do not end on that size's pixels.
+
+        Raises:
+            TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
+        """
+        shape = (image.shape[0], image.shape[1])
+        tile = self._side(shape)
+        while True:
+            try:
+                return self._label_at(image, scales, flip, kind, size, tile)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = _floor(min(tile, max(shape)) // 2)
+            # Outside of the handler: its traceback would keep the failed pass's tensors alive.
+            self._last = None
+            release_memory(self.predictor.device)
+            if smaller < _SMALLEST:
+                raise TrainingError(
+                    f"out of memory on {self.predictor.device} with tiles of {tile} pixels",
+                    hint="use fewer or smaller scales, precision bf16, or a machine with more memory",
+                )
+            _LOG.warning("an image of %dx%d does not fit: tiles of %d pixels now", *shape, smaller)
+            self._fits[shape] = tile = smaller
+
+    def weights(
+        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model"
+    ) -> dict[float, Float32]:
+        """Weight of each scale at each pixel of an image that `label` has been called for before."""
+        shape = (image.shape[0], image.shape[1])
+        tile = self._side(shape)
+        if max(shape) <= tile:
+            return self._open(image).weight_maps(scales, flip, kind=kind)
+        maps = {scale: np.empty(shape, np.float32) for scale in sorted(scales)}
+        for window in windows(shape, tile):
+            part = self._open(np.ascontiguousarray(image[window.seen])).weight_maps(scales, flip, kind=kind)
+            for scale, values in part.items():
+                maps[scale][window.kept] = values[window.inner]
+        return maps
+
+    def _side(self, shape: Size) -> int:
+        whole = shape[0] * shape[1] <= self._whole_pixels
+        return self._fits.get(shape, max(shape) if whole else self._tile)
+
+    def _open(self, image: UInt8) -> ImagePass:
+        if self._last is None or self._last[0] is not image:
+            self._last = (image, self.predictor.open(image))
+        return self._last[1]
+
+    def _label_at(
+        self, image: UInt8, scales: Sequence[float], flip: bool, kind: str, size: Size | None, tile: int
+    ) -> tuple[UInt8, Float32]:
+        shape = (image.shape[0], image.shape[1])
+        if max(shape) <= tile:
+            return self._open(image).label(scales, flip, kind=kind, size=size)
+        label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        for window in windows(shape, tile):
+            part = self._open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
+            label[window.kept], confidence[window.kept] = (maps[window.inner] for maps in part)
+        if size is None or size == shape:
+            return label, confidence
+        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)

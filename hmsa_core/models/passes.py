@@ -1,0 +1,164 @@
+"""Inference over scales: images are run once at each size that is asked for, and the outputs are fused by rows.
+
+`model.predict`, labelling and evaluation all go through `ScalePass`; they differ in the function that runs the network
+at one scale. Several settings (scales, flip, fusion kind) of the same images share what they have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.models.fusion import Level, explicit_weights, fuse
+from hmsa_core.models.layers import resize, scaled_size
+from hmsa_core.models.options import check_scales
+from hmsa_core.models.rows import Array, Rows, Size, constant, whole
+
+__all__ = ["RunScale", "ScalePass"]
+
+# (images at a scale's size, whether attention is wanted) -> scores B x C x h x w and attention B x 1 x h x w or None
+RunScale = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class _Output:
+    logits: Array  # N x C x h x w, mirrored back
+    attention: Array | None  # N x 1 x h x w
+
+
+class ScalePass:
+    """One batch of images of one size, with the raw outputs of each (size, mirrored) that was asked for.
+
+    Args:
+        images: N x 3 x H x W float, normalised.
+        kind: the model's fusion kind.
+        run: runs the network at one scale.
+    """
+
+    def __init__(self, images: Tensor, kind: str, run: RunScale) -> None:
+        self._images, self._kind, self._run_scale = images, kind, run
+        self.size: Size = (images.shape[-2], images.shape[-1])
+        self._outputs: dict[tuple[Size, bool], _Output] = {}
+
+    def scores(self, scales: Sequence[float], flip: bool, kind: str = "model") -> Rows:
+        """Fused class scores, N x C x H x W.
+
+        Args:
+            scales: different positive numbers, one of them 1.0, in any order; kind "single" runs 1.0 only.
+            flip: average the scores with those of the mirror images.
+            kind: "model" = as it was trained; "single", "average" and "max" fuse its scales another way.
+
+        Raises:
+            ConfigError: unusable scales, or a kind whose attention the model does not have.
+        """
+        kind = resolve_kind(kind, self._kind)
+        return _mean([fuse(kind, levels, self.size) for levels in self._levels(kind, scales, flip)])
+
+    def weights(self, scales: Sequence[float], flip: bool, kind: str = "model") -> dict[float, Tensor]:
+        """Weight of each scale at each pixel, (N x) 1 x H x W, summing to 1; 0 for scales that are not run.
+
+        Raises:
+            ConfigError: as `scores`, or kind "max", which has no weights.
+        """
+        kind = resolve_kind(kind, self._kind)
+        if kind == "max":
+            raise ConfigError("the maximum over scales has no weights")
+        runs = []
+        for levels in self._levels(kind, scales, flip):
+            like, count = next(iter(self._outputs.values())).logits, len(levels)
+            indicators = [
+                level._replace(values=constant([float(i == j) for j in range(count)], level.values.size, like))
+                for i, level in enumerate(levels)
+            ]
+            runs.append(fuse(kind, indicators, self.size))
+        maps = _mean(runs).full()
+        found = {level.scale: maps[..., i : i + 1, :, :] for i, level in enumerate(levels)}
+        unused = maps.new_zeros((1, *self.size))
+        return {scale: found.get(scale, unused) for scale in sorted(scales)}
+
+    def attention(self, scales: Sequence[float], flip: bool) -> dict[float, Rows]:
+        """Attention of each scale, N x 1 x H x W; the highest of a hierarchical model has none."""
+        runs = self._levels(resolve_kind("model", self._kind), scales, flip)
+        maps = [{one.scale: one.attention.resized(self.size) for one in run if one.attention} for run in runs]
+        return {scale: _mean([run[scale] for run in maps]) for scale in sorted(maps[0])}
+
+    def _levels(self, kind: str, scales: Sequence[float], flip: bool) -> list[list[Level[Rows]]]:
+        """Levels from the highest scale down, of the images and of their mirror images."""
+        used = [1.0] if kind == "single" else sorted(check_scales(scales), reverse=True)
+        return [self._run_levels(kind, used, mirrored, flip) for mirrored in ((False, True) if flip else (False,))]
+
+    def _run_levels(self, kind: str, scales: list[float], mirrored: bool, flip: bool) -> list[Level[Rows]]:
+        sizes = [scaled_size(self.size, scale, kind) for scale in scales]
+        needs = [kind == "explicit" or (kind == "hierarchical" and i > 0) for i in range(len(scales))]
+        outputs = [self._output(size, mirrored, attention, flip) for size, attention in zip(sizes, needs, strict=True)]
+        attention = self._attention(kind, outputs, sizes, needs)
+        # Enlarging the highest scale and reducing it to the next is often one resize: half of the work.
+        then = sizes[1] if kind != "explicit" and len(scales) > 1 and scales[1] >= 1.0 else None
+        return [
+            Level(scale, whole(out.logits).enlarged(size, then if i == 0 else None), weight)
+            for i, (scale, size, out, weight) in enumerate(zip(scales, sizes, outputs, attention, strict=True))
+        ]
+
+    def _attention(
+        self, kind: str, outputs: list[_Output], sizes: list[Size], needs: list[bool]
+    ) -> list[Rows | None] | list[Rows]:
+        """The attention of each level on the grid where the fusion uses it."""
+        if kind == "explicit":
+            return explicit_weights([whole(out.attention) for out in outputs], self.size)
+        return [
+            whole(out.attention).resized(size).remembered() if wanted else None
+            for out, size, wanted in zip(outputs, sizes, needs, strict=True)
+        ]
+
+    def _output(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> _Output:
+        """The raw output of one size; `flip` tells that the other mirror image will be asked for, too."""
+        known = self._outputs.get((size, mirrored))
+        if known is None or (attention and known.attention is None):
+            self._compute(size, mirrored, attention, flip)
+            known = self._outputs[size, mirrored]
+        return known
+
+    def _compute(self, size: Size, mirrored: bool, attention: bool, _flip: bool) -> None:
+        self._run(size, (mirrored,), attention)
+
+    def _run(self, size: Size, mirrors: tuple[bool, ...], attention: bool) -> None:
+        images = self._resized(size)
+        batch = torch.cat([images.flip(3) if mirrored else images for mirrored in mirrors])
+        logits, weight = self._run_scale(batch, attention)
+        count = len(images)
+        for i, mirrored in enumerate(mirrors):
+            part = slice(i * count, (i + 1) * count)
+            self._outputs[size, mirrored] = _Output(
+                _native(logits[part], mirrored), None if weight is None else _native(weight[part], mirrored)
+            )
+
+    def _resized(self, size: Size) -> Tensor:
+        images = self._images
+        if size == self.size or images.device.type != "cpu" or images.dtype not in (torch.float32, torch.float64):
+            return resize(images, size)
+        pixels = (np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images)  # cheap if channels last
+        resized = [cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in pixels]
+        return torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in resized])
+
+
+def resolve_kind(asked: str, own: str) -> str:
+    """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that the model has not."""
+    kind = own if asked == "model" else asked
+    if kind in ("hierarchical", "explicit") and kind != own:
+        raise ConfigError(f"a {own} model cannot be run as {kind}: it has no such attention head")
+    return kind
+
+
+def _native(maps: Tensor, mirrored: bool) -> Array:
+    maps = (maps.flip(3) if mirrored else maps).contiguous()
+    return maps.numpy() if maps.device.type == "cpu" else maps
+
+
+def _mean(runs: list[Rows]) -> Rows:
+    return runs[0] if len(runs) == 1 else (runs[0] + runs[1]) / 2

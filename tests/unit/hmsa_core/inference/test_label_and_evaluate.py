@@ -1,0 +1,76 @@
+"""The two functions of `hmsa_core.inference` for images of one's own: `label` and `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.inference import Predictor, evaluate, label, label_image
+from hmsa_core.io.atomic import write_json
+from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.labels import ConfidenceCode
+from tests.support.inference import CPU, noise_image, save_model, small_model
+from tests.support.training import CLASSES
+
+SETTING = {"scales": (0.5, 1.0), "flip": False, "runtime": CPU}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images in two folders, their labels as the model gives them, and the classes."""
+    root = tmp_path_factory.mktemp("own")
+    save_model(root / "model")
+    predictor = Predictor(small_model())
+    for i, place in enumerate(("a/one", "a/two", "b/three")):
+        image = noise_image(i, 40, 56)
+        truth, _ = label_image(predictor, image, (0.5, 1.0), False)
+        for folder, pixels in (("images", image[..., ::-1]), ("labels", truth)):
+            path = root / folder / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), pixels)
+    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(CLASSES)]
+    write_json(root / "classes.json", {"classes": rows, "ignore_id": 255})
+    return root
+
+
+def test_a_folder_becomes_a_store_of_what_the_model_says(own: Path, tmp_path: Path) -> None:
+    store = label(own / "images", own / "model", tmp_path / "store", **SETTING)
+    assert sorted(store.names()) == ["one", "three", "two"]
+    image = cv2.imread(str(own / "images/a/two.png"))[..., ::-1]
+    expected, confidence = label_image(Predictor(small_model()), np.ascontiguousarray(image), (0.5, 1.0), False)
+    found, code = store.read("two")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(code, ConfidenceCode().encode(confidence))
+
+
+def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Path, tmp_path: Path) -> None:
+    files = [own / "images/a/two.png", own / "images/b/three.png"]
+    assert sorted(label(files, own / "model", tmp_path / "store", **SETTING).names()) == ["three", "two"]
+    assert len(label([*files, own / "images/a/one.png"], own / "model", tmp_path / "store", **SETTING).names()) == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "told"), [("missing", "no such folder"), (["missing.png"], "no such file"), ([], "no image is given")]
+)
+def test_images_that_are_not_there_are_refused(own: Path, tmp_path: Path, images: object, told: str) -> None:
+    asked = own / images if isinstance(images, str) else [own / name for name in images]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=told):
+        label(asked, own / "model", tmp_path / "store", **SETTING)
+    assert not (tmp_path / "store").exists()
+
+
+def test_scores_of_a_model_on_its_own_labels_are_perfect_and_equal_those_of_its_baseline(own: Path) -> None:
+    arguments = (own / "model", own / "images", own / "labels", own / "classes.json")
+    scores = evaluate(*arguments, baseline=own / "model", ids="file", **SETTING)
+    assert scores["mean_iou"] == 1.0
+    assert scores["images"] == 3
+    assert set(scores["iou"]) == set(CLASSES)
+    assert scores["difference"]["value"] == 0.0
+
+
+def test_scales_without_1_are_refused_before_anything_is_read(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one of them 1"):
+        label(own / "images", own / "model", tmp_path / "store", scales=(0.5, 2.0))

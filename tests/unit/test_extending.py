@@ -1,0 +1,112 @@
+"""docs/extending.md: each diff is applied to a copy of the package, touches the files it says, and works."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PAGE = (REPO / "docs" / "extending.md").read_text("utf-8")
+DIFFS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages, to be copied again for each diff."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in ("hmsa_core", "pipeline"):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "static"))
+    return folder
+
+
+def _apply(packages: Path, tmp_path: Path, change: str) -> tuple[Path, list[str]]:
+    """A copy with the change in it, and the files that it touches."""
+    copy = tmp_path / "copy"
+    shutil.copytree(packages, copy)
+    (copy / "change.diff").write_text(DIFFS[change])
+    subprocess.run(["git", "apply", "change.diff"], cwd=copy, check=True, capture_output=True)
+    return copy, re.findall(r"^\+\+\+ b/(.+)$", DIFFS[change], re.MULTILINE)
+
+
+def _run(copy: Path, code: str) -> str:
+    env = {"PYTHONPATH": str(copy), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_page_has_the_four_changes() -> None:
+    assert list(DIFFS) == ["Another loss", "Another trunk", "Another stage", "Another threshold rule"]
+
+
+def test_another_loss_is_one_file_and_its_option(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another loss")
+    assert files == ["hmsa_core/losses/focal.py", "hmsa_core/config.py"]
+    out = _run(
+        copy,
+        "import torch; from hmsa_core.config import LossConfig; from hmsa_core.losses import training_loss\n"
+        "from hmsa_core import models\n"
+        "options = LossConfig(main='focal', focal_gamma=0.0)\n"
+        "model = models.build('single', trunk='hrnet_micro', num_classes=3)\n"
+        "labels = torch.randint(0, 3, (2, 32, 32))\n"
+        "plain = LossConfig(main='cross_entropy')\n"
+        "output = model(torch.randn(2, 3, 32, 32))\n"
+        "focal, plain = (training_loss(output, labels, one).total for one in (options, plain))\n"
+        "focal.backward(); print(bool((focal - plain).abs() < 1e-5))",
+    )
+    assert out.strip() == "True"  # with gamma 0 the focal loss is the cross-entropy
+
+
+def test_another_trunk_is_one_file(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another trunk")
+    assert files == ["hmsa_core/models/trunks/resnet.py"]
+    out = _run(
+        copy,
+        "import torch; from hmsa_core import models; from hmsa_core.config import ModelConfig\n"
+        "ModelConfig(trunk='resnet18')\n"
+        "model = models.build('hierarchical', trunk='resnet18', num_classes=5)\n"
+        "print(tuple(model.predict(torch.randn(1, 3, 61, 87), scales=(0.5, 1.0)).logits.shape))",
+    )
+    assert out.strip() == "(1, 5, 61, 87)"
+
+
+def test_another_stage_is_one_file_and_a_row(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another stage")
+    assert files == ["pipeline/stages/gallery.py", "pipeline/stages/__init__.py"]
+    _run(copy, "from pipeline.cli.main import main; assert main(['init', 'ws', '--profile', 'tiny', '--no-data']) == 0")
+    assert "cmd: exec autolabel stage gallery" in (copy / "ws/dvc.yaml").read_text()
+    assert re.search(
+        r"^gallery:.*\n  images: 20 +# number of images on the page$",
+        (copy / "ws/params.yaml").read_text(),
+        re.MULTILINE,
+    )
+    store = copy / "ws/labels/raw"
+    _run(
+        copy,
+        "import numpy as np; from hmsa_core.labels import LabelStoreWriter\n"
+        f"writer = LabelStoreWriter({str(store)!r}, {{'classes': None}})\n"
+        "for name, p in (('sure', 0.99), ('unsure', 0.4)):\n"
+        "    writer.add(name, np.zeros((4, 4), np.uint8), np.full((4, 4), p, np.float32))\n"
+        "writer.close()\n"
+        "from pipeline.cli.main import main; assert main(['stage', 'gallery', '--workspace', 'ws']) == 0",
+    )
+    page = (copy / "ws/gallery/index.html").read_text()
+    assert page.index("unsure") < page.index(">sure")
+
+
+def test_another_threshold_rule_is_one_file(packages: Path, tmp_path: Path) -> None:
+    copy, files = _apply(packages, tmp_path, "Another threshold rule")
+    assert files == ["hmsa_core/labels/thresholds/rules/best_f1.py"]
+    out = _run(
+        copy,
+        "from hmsa_core.labels.spec import CalibrateConfig\n"
+        "from hmsa_core.labels.thresholds.rules import find_rule, rule_names\n"
+        "config = CalibrateConfig(rule='best_f1')\n"
+        "print(rule_names(), find_rule(config.rule).__module__)",
+    )
+    assert out.strip() == "['best_f1', 'promise'] hmsa_core.labels.thresholds.rules.best_f1"
