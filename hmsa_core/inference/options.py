@@ -46,8 +46,8 @@ def run_options(
     if scales_fault(asked, LARGEST_SCALE):
         shown = ",".join(f"{s:g}" for s in asked)
         raise ConfigError(
-            f"scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
-            hint="for example 0.5,1,2",
+            f"--scales {shown}: give different numbers above 0 and up to {LARGEST_SCALE:g}, one of them 1",
+            hint="for example --scales 0.5,1,2",
         )
     flipped = flip if flip is not None else bool(inference.get("flip", True))
     return RunOptions(path if path.is_dir() else path.parent, meta, asked, flipped, runtime)

@@ -202,7 +202,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     if not promote:
         return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
-    version = registry.register(ws.path("models/student"), role="student", metrics=metrics, verdict=verdict)
+    version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):
         return verdict | {"decision": f"{version.name} teaches already"}
     if withdrawn := registry.withdrawn(version.name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,13 +12,12 @@ from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.lineage import lineage_of_checkpoint
 from pipeline import plots
-from pipeline.stages.support import infer_store, left_out, role_index, write_metrics
+from pipeline.stages.support import infer_store, left_out, role_index, warn, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "run", "self_taught", "told_of_self_taught"]
 
 STAGE = "auto-infer"
-_LOG = logging.getLogger(__name__)
 # Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; three times, since DVC parts the
 # output from the progress in work/ and keeps a copy of its own (docs/reliability.md).
 _BYTES_PER_PIXEL = 3 * 0.7
@@ -46,18 +44,13 @@ def run(ws: Workspace) -> None:
     missing = left_out(store)
     if missing:
         name, reason = min(missing.items())
-        _LOG.warning(
-            "%s: %d of %d images could not be labelled, first %s: %s; once they are mended, "
-            "`dvc repro --force --single-item %s` labels them",
+        warn(
             STAGE,
-            len(missing),
-            len(names),
-            name,
-            reason,
-            STAGE,
+            f"{len(missing)} of {len(names)} images could not be labelled, first {name}: {reason}; once they are "
+            f"mended, `dvc repro --force --single-item {STAGE}` labels them",
         )
     if taught:
-        _LOG.warning("%s: %s", STAGE, told_of_self_taught(taught, len(names)))
+        warn(STAGE, f"{told_of_self_taught(taught, len(names))}")
     _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)
 
 

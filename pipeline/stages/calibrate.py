@@ -7,7 +7,6 @@ and a new calibration changes no label store.
 from __future__ import annotations
 
 import io
-import logging
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from hmsa_core.labels.thresholds.calibration import save_table
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
-from pipeline.stages.support import role_index, write_metrics
+from pipeline.stages.support import role_index, warn, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = ["disk_estimate", "run"]
@@ -27,7 +26,6 @@ __all__ = ["disk_estimate", "run"]
 STAGE = "calibrate"
 OUT = "calibration"
 SKIPPED = "skipped.json"
-_LOG = logging.getLogger(__name__)
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -59,15 +57,15 @@ def run(ws: Workspace) -> None:
     precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
     target, wanted = float(policy.evidence["target"]), ws.params.calibrate.target
     if target < wanted:
-        _LOG.warning(
-            "calibrate: thresholds are measured to %.1f %%, not to calibrate.target's %.1f %%: no confidence is right "
-            "more often on these images, by errors of the teacher or of the labels (docs/thresholds.md)",
-            100 * target,
-            100 * wanted,
+        warn(
+            STAGE,
+            f"thresholds are measured to {100 * target:.1f} %, not to calibrate.target's {100 * wanted:.1f} %: no "
+            "confidence is right more often on these images, by errors of the teacher or of the labels "
+            "(docs/thresholds.md)",
         )
     scarce = [e.name for e in policy.entries if "warning" in e.evidence]
     if scarce:
-        _LOG.warning("calibrate: little of %s is kept (calibration/policy.json says why)", ", ".join(scarce))
+        warn(STAGE, f"little of {', '.join(scarce)} is kept (calibration/policy.json says why)")
 
 
 def _figures(ws: Workspace, found: Precision, policy: ThresholdPolicy) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def _record_skip(ws: Workspace) -> None:
         f"no image has the role `calibrate` ({role_index(ws, 'calibrate').name}): nothing can be measured; "
         "pseudo_label.threshold must be a number or a policy file"
     )
-    _LOG.warning("%s: %s", STAGE, reason)
+    warn(STAGE, f"{reason}")
     with new_tree(ws.path(OUT)) as out:
         atomic.write_json(out / SKIPPED, {"reason": reason})
     write_metrics(ws, STAGE, {"skipped": reason})

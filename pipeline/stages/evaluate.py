@@ -6,7 +6,6 @@ the block (drive, city, run of frames).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,11 @@ from pipeline.counts import read_counts
 from pipeline.nightly import gate
 from pipeline.nightly.registry import Registry
 from pipeline.stages import precision
-from pipeline.stages.support import evaluate_model, role_index, weights_of, write_metrics
+from pipeline.stages.support import evaluate_model, role_index, warn, weights_of, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = ["disk_estimate", "run"]
 
-_LOG = logging.getLogger(__name__)
 STAGE = "evaluate"
 OUT = "evaluation"
 _ALONE = (
@@ -116,11 +114,10 @@ def _models(ws: Workspace) -> dict[str, Path]:
     if champion is None or weights_of(champion.path) in {weights_of(m) for m in models.values()}:
         return models
     if knows_other_classes(champion.path, Index.load(role_index(ws, "report")).classes):
-        _LOG.warning(
-            "%s: the pinned reference %s has other classes and is not scored; nothing is promoted until "
-            "`autolabel models pin VERSION` names another, or `rm models/registry/champion.json` none",
+        warn(
             STAGE,
-            champion.name,
+            f"the pinned reference {champion.name} has other classes and is not scored; nothing is promoted until "
+            "`autolabel models pin VERSION` names another, or `rm models/registry/champion.json` none",
         )
         return models
     return models | {"champion": champion.path}

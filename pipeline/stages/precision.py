@@ -6,7 +6,6 @@ report images. Both run in the precision of `auto-infer`, because they use its s
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.leaks import Judgement, judge_only_unseen
 from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
-from pipeline.stages.support import infer_store, role_index
+from pipeline.stages.support import infer_store, role_index, warn
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 __all__ = [
@@ -50,7 +49,6 @@ __all__ = [
     "sampled_precision",
 ]
 
-_LOG = logging.getLogger(__name__)
 UInt8 = NDArray[np.uint8]
 Labelled = tuple[Sample, UInt8, UInt8]  # sample, kept label (255 = left out), truth
 _PER_IMAGE = 4  # crops an image, so that one epoch's luck does not matter
@@ -106,7 +104,7 @@ def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ..
         wrong = f"calibrate.region is {config.region}, but no image of role {role} has a coarse label"
         if role == "calibrate":
             raise ConfigError(wrong, hint="set calibrate.region to all")
-        _LOG.warning("%s: %s: all of their pixels are judged", stage, wrong)
+        warn(stage, f"{wrong}: all of their pixels are judged")
         return Precision(store, curves, curves)
     outside = outside_coarse(_pairs(store, index, root, names))
     return Precision(store, curves, Curves.measure(outside, store.classes, config=config, lineage=store.lineage))

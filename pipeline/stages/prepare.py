@@ -27,7 +27,7 @@ from pipeline import keys, plots
 from pipeline.named_files import mend_of_root
 from pipeline.params import Params
 from pipeline.stages import VERSIONS
-from pipeline.stages.support import INDEX, write_metrics
+from pipeline.stages.support import INDEX, warn, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "run"]
@@ -97,35 +97,31 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
     for stage in ("teacher_train", "student_train"):
         every = getattr(params, stage).validate_every
         if every and not images:
-            _LOG.warning(
-                "%s: %s.validate_every is %d, but no image with a fine label has role calibrate: that training will "
-                "stop; set it to 0, or name cities in data.roles.calibrate",
+            warn(
                 STAGE,
-                stage,
-                every,
+                f"{stage}.validate_every is {every}, but no image with a fine label has role calibrate: that "
+                "training will stop; set it to 0, or name cities in data.roles.calibrate",
             )
     if not images and params.pseudo_label.threshold == "policy":
-        _LOG.warning(
-            "%s: pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
-            "will stop; name cities in data.roles.calibrate, or give a number or a policy file",
+        warn(
             STAGE,
+            "pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
+            "will stop; name cities in data.roles.calibrate, or give a number or a policy file",
         )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
-        _LOG.warning(
-            "%s: %d block(s) calibrate, calibrate.min_blocks is %d: no class gets a threshold of its own, and what "
-            "gets none is ignored everywhere; let more calibrate, choose smaller blocks (data.target.block), lower "
-            "calibrate.min_blocks (at least 3), or give pseudo_label.threshold a number",
+        warn(
             STAGE,
-            blocks,
-            params.calibrate.min_blocks,
+            f"{blocks} block(s) calibrate, calibrate.min_blocks is {params.calibrate.min_blocks}: no class gets a "
+            "threshold of its own, and what gets none is ignored everywhere; let more calibrate, choose smaller "
+            "blocks (data.target.block), lower calibrate.min_blocks (at least 3), or give pseudo_label.threshold "
+            "a number",
         )
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
-        _LOG.warning(
-            "%s: calibrate.region is outside_coarse, but none of the %d images of role calibrate has a coarse label: "
-            "calibrate will stop; set calibrate.region to all",
+        warn(
             STAGE,
-            len(images),
+            f"calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate has a "
+            "coarse label: calibrate will stop; set calibrate.region to all",
         )
 
 
@@ -138,12 +134,11 @@ def _tell_of_links(root: Path) -> None:
         if Path(folder, name).is_symlink()
     ]
     if linked:
-        _LOG.warning(
-            "%s: %s holds linked folders (%s): DVC does not see changes behind them, and nothing runs again for new "
-            "images or labels there; after a change type `dvc repro -f prepare`, or mount the folders instead",
+        warn(
             STAGE,
-            root,
-            ", ".join(sorted(linked)[:3]),
+            f"{root} holds linked folders ({', '.join(sorted(linked)[:3])}): DVC does not see changes behind "
+            "them, and nothing runs again for new images or labels there; after a change type `dvc repro -f "
+            "prepare`, or mount the folders instead",
         )
 
 
@@ -155,24 +150,23 @@ def _tell_of_roles(index: Index) -> None:
         )
     idle = [s.name for s in index.select(roles=("guard",)) if s.kind == "coarse"]
     if idle:
-        _LOG.warning(
-            "%s: %d images with coarse labels, first %s, have role guard and are used for nothing: name their split in "
-            "data.roles.unlabelled_splits (images of places that calibrate or report stay unused)",
+        warn(
             STAGE,
-            len(idle),
-            idle[0],
+            f"{len(idle)} images with coarse labels, first {idle[0]}, have role guard and are used for nothing: "
+            "name their split in data.roles.unlabelled_splits (images of places that calibrate or report stay "
+            "unused)",
         )
     if not index.select(roles=("report",), kinds=("fine",)):
-        _LOG.warning(
-            "%s: no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
-            "name cities in data.roles.report",
+        warn(
             STAGE,
+            "no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
+            "name cities in data.roles.report",
         )
     if not index.select(roles=("unlabelled",)):
-        _LOG.warning(
-            "%s: no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
-            "cities in data.roles",
+        warn(
             STAGE,
+            "no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
+            "cities in data.roles",
         )
 
 
@@ -195,16 +189,12 @@ def _tell_of_leaks(params: Params, index: Index) -> None:
             continue
         few = ", ".join(f"{leak.name} of {leak.learned} ({leak.why})" for leak in leaks[:3])
         stops = len(leaks) > config.max_leaked * len(judged)
-        _LOG.warning(
-            "%s: %d of %d images of role %s are near copies or neighbours of images that models will learn from, %s "
-            "will %s: %s; give both sides the same role in data.roles",
+        warn(
             STAGE,
-            len(leaks),
-            len(judged),
-            role,
-            stage,
-            f"stop (evaluate.max_leaked is {config.max_leaked:g})" if stops else "leave them out",
-            few,
+            f"{len(leaks)} of {len(judged)} images of role {role} are near copies or neighbours of images that "
+            f"models will learn from, {stage} will "
+            f"{f'stop (evaluate.max_leaked is {config.max_leaked:g})' if stops else 'leave them out'}: {few}; "
+            "give both sides the same role in data.roles",
         )
 
 

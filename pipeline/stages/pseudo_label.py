@@ -34,7 +34,7 @@ from pipeline import keys, plots
 from pipeline.counts import read_pairs
 from pipeline.stages import VERSIONS, precision
 from pipeline.stages.precision import PAIRS
-from pipeline.stages.support import check_classes, provenance, role_index, write_metrics
+from pipeline.stages.support import check_classes, provenance, role_index, warn, write_metrics
 from pipeline.workspace import Workspace
 
 __all__ = ["disk_estimate", "make_recipe", "run"]
@@ -114,7 +114,7 @@ def _curves(ws: Workspace, raw: LabelStore) -> Curves | None:
         return None
     curves = Curves.load(path)
     if binding(curves.lineage) != binding(raw.lineage):
-        _LOG.warning("%s: %s is of another teacher or inference; merge rules are not measured", STAGE, path)
+        warn(STAGE, f"{path} is of another teacher or inference; merge rules are not measured")
         return None
     return curves
 
@@ -154,11 +154,10 @@ def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
     review = ReviewFile(raw.path, {row["name"]: row["image_sha256"] for row in raw.rows()})
     names = sorted({mark.name for mark in review.foreign()})
     if names:
-        _LOG.warning(
-            "%s: marks of %d images, first %s, are of other pictures than those of now and do not count: look again",
+        warn(
             STAGE,
-            len(names),
-            names[0],
+            f"marks of {len(names)} images, first {names[0]}, are of other pictures than those of now and do not "
+            "count: look again",
         )
     return review.by_name()
 
@@ -203,12 +202,9 @@ def _check_mask(ws: Workspace, mask: NDArray[np.bool_]) -> None:
             hint="give a mask of the images' size, or null",
         )
     if others:
-        _LOG.warning(
-            "%s: pseudo_label.merge.mask is %dx%d: %d images of other sizes are not masked",
+        warn(
             STAGE,
-            width,
-            height,
-            sum(others.values()),
+            f"pseudo_label.merge.mask is {width}x{height}: {sum(others.values())} images of other sizes are not masked",
         )
 
 

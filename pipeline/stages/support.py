@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ __all__ = [
     "run_job",
     "samples_digest",
     "train_model",
+    "warn",
     "weights_of",
     "write_metrics",
 ]
 
 INDEX = "data/index"
+_LOG = logging.getLogger(__name__)
 
 
 def role_index(ws: Workspace, role: str) -> Path:
@@ -336,6 +339,11 @@ def _is_whole(store: Path) -> bool:
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:
     """Hard-link a checkpoint folder into the place of an output."""
     publish_tree(model, ws.path(target), last=("model.json",))
+
+
+def warn(stage: str, text: str) -> None:
+    """Say what a person should know now, with the stage's name in front."""
+    _LOG.warning("%s: %s", stage, text)
 
 
 def write_metrics(ws: Workspace, stage: str, values: Mapping[str, Any]) -> None:

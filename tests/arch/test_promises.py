@@ -1,4 +1,4 @@
-"""The README's promises and the pages name tests, code and commands that are there; no page has a gap left open."""
+"""The promises of docs/reliability.md and the pages name tests, code and commands that are there; no page has a gap left open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 PLACEHOLDER = re.compile(
     r"\b(TODO|TBD|TBA|FIXME|XXX|WIP|to be (measured|filled in)|lorem ipsum)\b|\?\?\?|<!-- *(later|open|todo)|\|\s*\.\.\.\s*\|"
 )
-SECTION = (REPO / "README.md").read_text().partition("## Promises")[2].partition("\n## ")[0]
+SECTION = (REPO / "docs" / "reliability.md").read_text("utf-8").partition("## Promises")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!promise \||---)(.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.inference import infer
-from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import InterruptedRunError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.labels.store.reader import LabelStore
@@ -105,21 +104,8 @@ def test_before_the_first_label_another_number_of_threads_is_taken(folder, tmp_p
     assert started[0].threads == 2
 
 
-def test_a_store_from_before_threads_were_recorded_keeps_its_own(folder, tmp_path, started, capsys):
-    assert label(folder, tmp_path / "store", "--threads", "3", "--names", "path") == 0
-    work = tmp_path / "store.work"
-    (work / "options.json").unlink()
-    write_json(work / "names.json", {"names": "path"})
-    assert label(folder, tmp_path / "store", "--threads", "2", "--names", "path") == 2
-    assert label(folder, tmp_path / "store", "--threads", "3") == 2
-    assert "the images of this store are called by their path" in capsys.readouterr().err
-    assert label(folder, tmp_path / "store", "--names", "path") == 0
-    assert [one.threads for one in started] == [3, 3]
-    assert read_json(work / "options.json") == {"names": "path", "threads": 3, "images_per_shard": 256}
-
-
 def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(folder, tmp_path, capsys):
-    out, record = tmp_path / "store", tmp_path / "store.work" / "options.json"
+    out = tmp_path / "store"
     assert label(folder, out, "--images-per-shard", "2") == 0
     whole = folder_bytes(out)
     assert label(folder, out) == 0
@@ -128,9 +114,6 @@ def test_a_store_is_gone_on_with_by_shards_of_the_size_that_it_was_begun_with(fo
     assert (
         "--images-per-shard 3: this store was begun with --images-per-shard 2\nhint: leave" in capsys.readouterr().err
     )
-    write_json(record, {name: value for name, value in read_json(record).items() if name != "images_per_shard"})
-    assert label(folder, out) == 0, "of a store that is older than the record of it"
-    assert folder_bytes(out) == whole
 
 
 @pytest.mark.parametrize(("wanted", "used"), [(None, "passive"), ("active", "active")])
