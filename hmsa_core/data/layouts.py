@@ -26,7 +26,6 @@ from hmsa_core.taxonomy import ClassTable
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "TEST_CITIES",
     "TRAIN_CITIES",
     "VAL_CITIES",
     "Found",
@@ -149,7 +148,6 @@ TRAIN_CITIES = (
     *("krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich"),
 )
 VAL_CITIES = ("frankfurt", "lindau", "munster")
-TEST_CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")
 
 _IMAGE = "_leftImg8bit.png"
 # City names hold hyphens, never underscores; the two numbers have six digits each.
