@@ -134,7 +134,6 @@ TRAIN_CITIES = (
     *("krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich"),
 )
 VAL_CITIES = ("frankfurt", "lindau", "munster")
-TEST_CITIES = ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich")
 
 _IMAGE = "_leftImg8bit.png"
 # City names hold hyphens, never underscores; the two numbers have six digits each.

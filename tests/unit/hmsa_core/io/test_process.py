@@ -160,7 +160,7 @@ def test_a_second_signal_ends_the_parent_at_once(tmp_path: Path) -> None:
 def test_a_job_takes_any_further_sigterm_for_the_first_one_passed_on() -> None:
     """A rank that computes handles them when it comes out of the library: seconds after they arrived."""
     code = (
-        "import os, signal, sys, time; from hmsa_core import process; stop = process.StopRequest(repeats=False).install(); "
+        "import os, signal, sys, time; from hmsa_core.io import process; stop = process.StopRequest(repeats=False).install(); "
         "process._ONE_BLOW_S = 0.0; numbers = [int(n) for n in sys.argv[1:]]\n"
         "for n in numbers: signal.raise_signal(n); time.sleep(0.01)\n"
         "sys.exit(0 if stop.is_set() else 1)"
