@@ -29,7 +29,7 @@ MODULES = (
     "hmsa_core/io/locks.py",
     "hmsa_core/models/checkpoint.py",
     "hmsa_core/labels/merge.py",
-    "hmsa_core/labels/store/schema.py",
+    "hmsa_core/labels/store/format.py",
     "hmsa_core/io/sealed.py",
 )
 TESTS = (
