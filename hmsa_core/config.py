@@ -17,22 +17,6 @@ from hmsa_core.io.errors import did_you_mean
 from hmsa_core.models.options import scales_fault
 from hmsa_core.models.trunks import trunk_fault
 
-__all__ = [
-    "LARGEST_SCALE",
-    "AugmentConfig",
-    "InferConfig",
-    "LossConfig",
-    "ModelConfig",
-    "NotInKey",
-    "OptimiserConfig",
-    "PseudoConfig",
-    "RuntimeConfig",
-    "SamplingConfig",
-    "Section",
-    "TrainConfig",
-    "key_material",
-]
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]

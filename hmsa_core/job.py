@@ -1,9 +1,9 @@
 """Run one job: `python -m hmsa_core.job SPEC.json`, alone, under torchrun, or under srun.
 
-Order matters. First the request to die with the parent (a rank that outlives torchrun would write into a
-folder that the next run owns), then the spec is checked and the rank's lock taken, and only then is torch
-imported, which takes seconds. A job that fails leaves `work/error.json` {exit_code, message, hint}; the
-first rank that fails writes it and prints the error, and every rank exits with its kind of status (SIGTERM: 143).
+Order matters. The job first asks the kernel to end it with its parent: a rank that outlives torchrun would write into
+a folder that the next run owns. Then it checks the spec and takes the rank's lock. Only then does it import torch,
+which takes seconds. A job that fails leaves `work/error.json` {exit_code, message, hint}; the first rank that fails
+writes it and prints the error. Every rank exits with the status of its error (SIGTERM: 143).
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ from hmsa_core.io.process import JOB_GRACE_S, StopRequest, die_with_parent, end_
 if TYPE_CHECKING:
     from hmsa_core.spec import JobSpec
 
-__all__ = ["ERROR_FILE", "REPORTS", "apply_slurm", "first_host", "main", "run_spec"]
-
 ERROR_FILE = "error.json"
 REPORTS = "HMSA_ERRORS"  # environment; "record": an error goes into ERROR_FILE alone
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job named on the command line; return the exit status."""
-    # Under torchrun nobody waits for our last words; alone, SIGTERM lets us save first.
+    # Under torchrun nobody waits for this process; alone, SIGTERM lets it save first.
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     die_with_parent(signal.SIGKILL if under_torchrun else signal.SIGTERM)
     _leave_on_signals()
@@ -135,16 +133,16 @@ def _set_threads(threads: int) -> None:
 
 
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
-    """Record the error, unless another rank's came first: what that one did to us is no news."""
+    """Record the error, unless another rank's came first: that one is the cause, this one its consequence."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
     rank = os.environ.get("RANK", "0")
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
-    # Of a folder that another job holds nothing is ours to write: its own error comes there.
+    # A job that holds the folder writes its own error there.
     has_record = spec is not None and not isinstance(error, LockedError)
     is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec and has_record else rank == "0"
     if is_first:
         sys.stderr.write(trace)
-        # Who started us may read the record and say it in its own place.
+        # The process that started this one may read the record and print it itself.
         is_told = os.environ.get(REPORTS) == "record" and spec and has_record and (spec.work / ERROR_FILE).exists()
         if not is_told:
             sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
@@ -153,7 +151,7 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
 
 
 def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
-    """Publish the record unless another rank was first (False): its error is the cause, ours a consequence."""
+    """Publish the record; False where another rank's is there already."""
     own = path.with_name(f".{path.name}.rank{rank}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
@@ -168,7 +166,7 @@ def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
 
 
 def _run_and_leave() -> None:
-    """Run `main` and end with its status, or 1 after an error from outside of what it catches."""
+    """Run `main` and end with its status, or with 1 after an error that `main` does not catch."""
     status = 1
     try:
         status = main()

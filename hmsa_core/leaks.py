@@ -18,8 +18,6 @@ from hmsa_core.data.index import Sample
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.lineage import LearnedImage, Lineage, lineage_of_checkpoint
 
-__all__ = ["Judgement", "Leak", "find_leaks", "judge_only_unseen"]
-
 _CHUNK = 1024  # judged images compared with all learned ones at a time: chunk x N x 8 bytes
 
 

@@ -18,8 +18,6 @@ from hmsa_core.io.atomic import read_json, sha256_file, write_json
 from hmsa_core.io.errors import IntegrityError
 from hmsa_core.models.checkpoint import read_meta
 
-__all__ = ["LINEAGE_FILE", "LearnedImage", "Lineage", "learned", "lineage_of_checkpoint"]
-
 LINEAGE_FILE = "lineage.json"
 _FORMAT, _VERSION = "hmsa-lineage", 1
 

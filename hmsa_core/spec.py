@@ -20,22 +20,6 @@ from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Se
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import ConfigError
 
-__all__ = [
-    "EvaluateSpec",
-    "EvaluationSetting",
-    "FineData",
-    "InferSpec",
-    "JobSpec",
-    "PseudoData",
-    "Selection",
-    "TrainSpec",
-    "ValidationData",
-    "load_spec",
-    "parse_spec",
-    "runtime_of",
-    "save_spec",
-]
-
 FilePath = Annotated[Path, Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # becomes a file name

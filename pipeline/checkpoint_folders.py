@@ -10,8 +10,6 @@ from hmsa_core.io.errors import HmsaError, IntegrityError, one_line
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["damage", "describes", "knows_other_classes", "read_record", "version_damage", "weights_by_name"]
-
 _HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
 
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import IntegrityError, one_line
 from hmsa_core.labels.store.codes import NUM_CODES
 
-__all__ = ["read_counts", "read_pairs", "row_shares"]
-
 Counts = NDArray[np.int64]
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from hmsa_core.io.errors import ConfigError, LockedError
 from hmsa_core.io.locks import FileLock, device_lock_path
 
-__all__ = ["CPUINFO", "Claim", "claim_devices", "cpu_emulates_bf16", "gpu_list", "visible_devices"]
-
 CPUINFO = Path("/proc/cpuinfo")
 _BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
 

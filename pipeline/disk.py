@@ -18,8 +18,6 @@ from pipeline.stages import STAGES, module_of
 from pipeline.stages.support import INDEX
 from pipeline.workspace import Workspace
 
-__all__ = ["RESERVE", "Need", "disk_need"]
-
 RESERVE = 512 << 20  # bytes that stay free: a full system disk breaks more than this run
 _HEADERS = 256  # new images whose size is read; the others are taken to be like them
 

@@ -21,8 +21,6 @@ from pipeline.settings import profile_text
 from pipeline.stages import PRETRAIN_ROOT, TABLE
 from pipeline.strict_yaml import Document, read_yaml
 
-__all__ = ["GENERATED", "InitRequest", "generate_data", "init_workspace", "render_dvc_yaml"]
-
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
 _PACKAGE = Path(__file__).resolve().parent

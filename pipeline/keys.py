@@ -11,8 +11,6 @@ from typing import Any
 
 from hmsa_core.io import atomic
 
-__all__ = ["KEPT", "open_work", "used", "work_key"]
-
 KEPT = 2  # work folders kept for each job of a stage: the one in use and the one before it
 
 

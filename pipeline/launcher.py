@@ -23,8 +23,6 @@ from hmsa_core.job import REPORTS
 from hmsa_core.spec import JobSpec, runtime_of, save_spec
 from pipeline.devices import claim_devices, cpu_emulates_bf16
 
-__all__ = ["KEEP_HEAP", "RELAUNCHES", "agent_arguments", "job_command", "job_environment", "run_job"]
-
 RELAUNCHES = 2
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

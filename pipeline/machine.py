@@ -18,8 +18,6 @@ from pipeline.disk import disk_need
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["PACKAGES", "check_machine", "memory_gib", "reinstall", "torch_pair", "torch_works", "versions"]
-
 PACKAGES = (
     "torch",
     "torchvision",

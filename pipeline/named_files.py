@@ -10,8 +10,6 @@ from pipeline.params import Params
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["check_named_files", "mend_of_root", "missing_files"]
-
 
 def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     """(key, path as written, stage that reads it last) of everything that is not there."""

@@ -19,8 +19,6 @@ with needs_extra("report"):  # at the start of a stage, not at its end when the 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "confusion", "lines", "write_figure"]
-
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _DPI = 110

@@ -6,14 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import machine
 from pipeline.devices import CPUINFO, gpu_list
-
-__all__ = ["REPOSITORY", "commit_of", "describe_machine", "describe_run", "same_kind"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -36,13 +34,6 @@ def describe_machine() -> dict[str, Any]:
     processor = told.get("model name") or platform.processor() or platform.machine()
     family = {k: told[k] for k in ("cpu family", "model") if k in told}
     return {"processor": processor, "family": family, "cores": os.cpu_count(), "gpus": gpu_list("name")}
-
-
-def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two machines are of one kind, as far as both records tell (older ones have no family)."""
-    if one.get("family") and other.get("family") and one["family"] != other["family"]:
-        return False
-    return all(one.get(k) == other.get(k) for k in ("processor", "cores", "gpus"))
 
 
 def _first_processor() -> dict[str, str]:

@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Name", "Raw", "Share", "Status", "Table", "data_uri", "esc", "number", "points", "swatch"]
-
 _FIGURE = re.compile(r"[+−-]?[\d.,]+( %)?|–|")  # cells of a column of these are aligned to the right
 
 

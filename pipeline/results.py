@@ -10,20 +10,6 @@ from hmsa_core.io.errors import InputError
 from pipeline.render import Share, Status, Table, number
 from pipeline.workspace import Workspace
 
-__all__ = [
-    "beside",
-    "class_rows",
-    "class_table",
-    "differences",
-    "how_run",
-    "iou_by_class",
-    "json_of",
-    "means",
-    "region",
-    "summary_text",
-    "verdict_lines",
-]
-
 Row = dict[str, object]  # name of a column -> its cell
 _ORDER = {"teacher": 0, "student": 1, "control": 2}
 

@@ -16,8 +16,6 @@ from pipeline.params import PROFILES, Params, profile_file
 from pipeline.stages import TABLE
 from pipeline.strict_yaml import is_plain_text, read_yaml
 
-__all__ = ["annotated", "differences", "origins", "other_settings", "profile_text"]
-
 _COLUMN = 36  # where explanations begin
 _EVERY_KEY = """\
 # Every key is explained at its end of line. An unknown key is refused with the nearest valid name; a missing one takes

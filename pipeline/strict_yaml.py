@@ -16,8 +16,6 @@ import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
 
-__all__ = ["Document", "is_plain_text", "read_yaml"]
-
 _MAX_BYTES = 1 << 20  # a params file is a few kilobytes; anything larger is not one
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")

@@ -16,8 +16,6 @@ from hmsa_core.io.process import StopRequest
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-__all__ = ["PARAMS_VARIABLE", "Workspace"]
-
 _MARKS = ("params.yaml", "dvc.yaml")
 JUDGED_CURVES = "curves-judged.json"  # beside curves.json where `calibrate.region` leaves pixels out
 PARAMS_VARIABLE = "AUTOLABEL_PARAMS"  # names the file of a night that is read in place of params.yaml

@@ -19,8 +19,6 @@ from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import DecodeError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["Checked", "Task", "Verifier", "check_palette", "near_duplicates", "perceptual_hash"]
-
 
 @dataclass(frozen=True)
 class Task:

@@ -25,8 +25,6 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["CropDataset", "init_worker"]
-
 UInt8 = NDArray[np.uint8]
 
 

@@ -27,18 +27,6 @@ from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = [
-    "REASONS",
-    "Header",
-    "holds_train_ids",
-    "is_constant",
-    "read_header",
-    "read_image",
-    "read_label",
-    "read_label_ids",
-    "read_palette",
-]
-
 T = TypeVar("T")
 UInt8 = NDArray[np.uint8]
 

@@ -23,18 +23,6 @@ from hmsa_core.io.atomic import open_atomic
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = [
-    "KINDS",
-    "ROLES",
-    "Index",
-    "QuarantineRow",
-    "Sample",
-    "read_quarantine",
-    "read_table",
-    "write_columns",
-    "write_quarantine",
-]
-
 FORMAT, VERSION = "hmsa-index", 1
 ROLES = ("learn", "calibrate", "report", "unlabelled", "guard")
 KINDS = ("fine", "coarse", "unlabelled")

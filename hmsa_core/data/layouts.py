@@ -24,21 +24,6 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError, is_plain_name, translate_os_error
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "TEST_CITIES",
-    "TRAIN_CITIES",
-    "VAL_CITIES",
-    "Found",
-    "Refused",
-    "Scan",
-    "cv_split",
-    "list_files",
-    "list_folders",
-    "load_classes",
-    "scan",
-]
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
 
 

@@ -17,8 +17,6 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.sampling import CLASS, Allotment, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
-__all__ = ["CropRequest", "EpochPlan", "EpochReport"]
-
 Source = Literal["fine", "pseudo"]
 # Purposes of random numbers: parts of their key.
 _LEFT_OVER, _CLASS, _RANDOM, _ORDER, _SEEDS = range(10, 15)

@@ -14,8 +14,6 @@ from PIL import Image, ImageDraw
 from hmsa_core import taxonomy
 from hmsa_core.io.errors import DecodeError
 
-__all__ = ["label_ids", "rasterise"]
-
 _FAR = 1 << 20  # pixels; drawing clips, this only keeps absurd vertices in the range of C integers
 
 

@@ -32,8 +32,6 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["CHECKS", "Summary", "build", "write_empty"]
-
 CHECKS = 3  # raise it when a check changes: then an earlier index is no proof any more
 _MOST_PAIRS = 1_000_000
 Progress = Callable[[int, int], None]

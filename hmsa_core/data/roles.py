@@ -10,8 +10,6 @@ from hmsa_core.data.layouts import Found, cv_split
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError
 
-__all__ = ["assign_blocks", "assign_roles"]
-
 # Images of benchmarks whose labels are held back: they never teach by accident.
 _HELD_BACK = ("test", "testing")
 

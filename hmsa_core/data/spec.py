@@ -10,8 +10,6 @@ from pydantic import Field, Strict, model_validator
 from hmsa_core.config import Count, PositiveInt, Section, Share
 from hmsa_core.io.errors import did_you_mean
 
-__all__ = ["MAX_PIXELS", "OnlyFor", "RolesSpec", "SourceSpec"]
-
 MAX_PIXELS = 64_000_000  # pixels; ceiling that is checked from the header, before anything is decoded
 
 Names = Annotated[tuple[str, ...], Strict(False)]

@@ -23,21 +23,6 @@ from hmsa_core.taxonomy import IGNORE
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "MEAN",
-    "STD",
-    "Dice",
-    "JointAugment",
-    "Window",
-    "colour_matrix",
-    "mix_pair",
-    "normalise",
-    "place",
-    "resize_label",
-    "take_crop",
-    "window",
-]
-
 cv2.setNumThreads(1)  # as in `decode`: threads of OpenCV do not survive the fork of a loader process
 
 UInt8 = NDArray[np.uint8]

@@ -30,20 +30,6 @@ from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluateSpec, EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = [
-    "BAND_PX",
-    "Labelled",
-    "Scorer",
-    "SettingScores",
-    "merge_scores",
-    "npz_bytes",
-    "read_ahead",
-    "run",
-    "score",
-    "summarise",
-    "to_long_edge",
-]
-
 T = TypeVar("T")
 U = TypeVar("U")
 

@@ -33,8 +33,6 @@ from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Pipeline", "Summary", "classes_of", "run"]
-
 _BESIDE_GONE = (
     "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
     "label it into another store"

@@ -31,8 +31,6 @@ from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, ST
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.spec import InferSpec, Selection
 
-__all__ = ["LabelledCounts", "begun_with", "is_free", "label", "label_images", "work_of"]
-
 _ROOT = "images"  # name of the root that image paths in the store are relative to
 _RECORD = "options.json"  # in the work folder: what later runs must not change, and the job's own key leaves out
 Names = Literal["stem", "path"]

@@ -13,8 +13,6 @@ from hmsa_core.models import read_meta
 from hmsa_core.models.checkpoint import check_labels
 from hmsa_core.models.options import scales_fault
 
-__all__ = ["MAX_SKIPPED", "RunOptions", "run_options"]
-
 MAX_SKIPPED = 0.05  # share of the images that may be damaged or changed (at least one may) before a run fails
 
 

@@ -23,8 +23,6 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Pictured", "contact_sheet", "open_tiler", "picture", "plain_classes", "write_pictures"]
-
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 _PANEL_WIDTH = 640  # pixels; panels of the sheet

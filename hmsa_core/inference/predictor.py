@@ -36,8 +36,6 @@ from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
 from hmsa_core.runtime.ranks import JobContext
 
-__all__ = ["ImagePass", "Predictor", "Tiler", "decide", "label_image", "load_predictor", "windows"]
-
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million

@@ -27,8 +27,6 @@ from hmsa_core.models.heads import OCRBlock, gather_regions
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.models.rows import taps
 
-__all__ = ["cpu_has_bf16", "effective_precision", "prepare", "run_scale"]
-
 _PROBE = 128  # pixels; large enough that the trunk's coarsest grid has more than one position
 _TOLERANCE = 1e-3  # relative to the largest score; folding moves scores by about 1e-6
 _STRIP_BYTES = {"cpu": 48 << 20}  # of the widest tensor of a strip; 1 GiB on a GPU

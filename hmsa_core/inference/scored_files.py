@@ -18,8 +18,6 @@ from hmsa_core.labels.exporting import city_of
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["Ids", "LabelReader", "LabelledFile", "blocks_of", "check_labels", "in_order_of", "label_reader", "pairs_of"]
-
 Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 

@@ -41,8 +41,6 @@ from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Asked", "evaluate", "evaluate_runs"]
-
 _NEAR_BITS = 2  # of 64, as evaluate.max_distance of the profiles
 Tell = Callable[[str], None]
 _FIGURES = ("mean_iou", "iou", "images", "pixel_accuracy", "scales", "flip", "mode", "long_edge", "score_at")

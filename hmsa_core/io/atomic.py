@@ -24,29 +24,6 @@ from hmsa_core.io.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "AtomicFile",
-    "FileOps",
-    "append_line",
-    "canonical_json",
-    "digest",
-    "is_left_over",
-    "is_temp",
-    "make_folder",
-    "open_atomic",
-    "ops",
-    "publish_file",
-    "read_json",
-    "remove_tree",
-    "sha256_bytes",
-    "sha256_file",
-    "sweep_temps",
-    "temp_name",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 _TEMP = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)-(?P<process>[0-9a-f]{4})[0-9a-f]{4}\.tmp$")
 _PROCESS = secrets.token_hex(2)  # in containers another process had our id before

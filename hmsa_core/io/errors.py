@@ -25,28 +25,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DecodeError",
-    "HmsaError",
-    "InputError",
-    "IntegrityError",
-    "InterruptedRunError",
-    "LayoutError",
-    "LeakageError",
-    "LockedError",
-    "NoSpaceError",
-    "StoreError",
-    "TrainingError",
-    "did_you_mean",
-    "is_plain_name",
-    "mend_of",
-    "needs_extra",
-    "one_line",
-    "translate_os_error",
-]
-
 
 def one_line(text: object) -> str:
     """Fold any text to a single line, so that a message never spills over a log line."""

@@ -17,8 +17,6 @@ from types import TracebackType
 
 from hmsa_core.io.errors import ConfigError, LockedError, one_line
 
-__all__ = ["FileLock", "device_lock_path", "probe_locks"]
-
 
 class FileLock:
     """An exclusive advisory lock on a file beside the thing that it guards.

@@ -21,18 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = [
-    "CHAIN_GRACE_S",
-    "JOB_GRACE_S",
-    "StopRequest",
-    "die_with_parent",
-    "end_after_parent",
-    "end_group",
-    "group_lives",
-    "is_orphan",
-    "run_child",
-]
-
 _PR_SET_PDEATHSIG = 1
 _ONE_BLOW_S = 1.0
 JOB_GRACE_S = 30.0  # for a job to save its progress after a stop

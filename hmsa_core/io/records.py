@@ -12,8 +12,6 @@ from typing import Any
 from hmsa_core.io.atomic import append_line, is_temp
 from hmsa_core.io.errors import HmsaError, IntegrityError, NoSpaceError, mend_of
 
-__all__ = ["SaveError", "append", "read", "saving", "stamp_of"]
-
 
 def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]:
     """All lines of a history, oldest first; [] when the file does not exist.

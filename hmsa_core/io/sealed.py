@@ -15,8 +15,6 @@ from typing import Any
 from hmsa_core.io.atomic import sha256_bytes, write_bytes
 from hmsa_core.io.errors import StoreError
 
-__all__ = ["dump", "parse", "read", "write"]
-
 _HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
 
 

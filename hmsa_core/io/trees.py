@@ -16,8 +16,6 @@ from hmsa_core.io.atomic import is_left_over, is_temp, make_folder, publish_file
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["link_tree", "new_tree", "publish_tree"]
-
 _LOG = logging.getLogger(__name__)
 # Nothing to swap with or no way to: a mount point, another file system below, a kernel or file system without it.
 _CANNOT_SWAP = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}

@@ -18,8 +18,6 @@ from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["StoreDiff", "diff_stores", "other_pictures", "write_pictures"]
-
 Labels = NDArray[np.uint8]
 
 

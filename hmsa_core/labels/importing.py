@@ -21,8 +21,6 @@ from hmsa_core.labels.store.format import Codec
 from hmsa_core.labels.store.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["FoundFile", "find_files", "import_folder"]
-
 _PROB, _IDS, _TRAIN_IDS = "_prob", "_labelIds", "_labelTrainIds"  # before the suffix
 
 

@@ -28,8 +28,6 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.format import binding
 
-__all__ = ["Mark", "MarkError", "ReviewFile", "flagged_pixels", "labels_id", "marked_store", "review_path"]
-
 Region = tuple[tuple[float, float], ...]
 Verdict = Literal["accept", "flag"]
 NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners

@@ -11,8 +11,6 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.thresholds.rules import rule_names
 
-__all__ = ["CalibrateConfig", "MergeConfig", "PairRule"]
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from hmsa_core.io.errors import InputError
 
-__all__ = ["LossParts", "add_at_label", "at_label", "blank", "blocks", "buffers", "make_target", "work_dtype"]
-
 _MOST_CLASSES = 64  # of a block: the product of as many probabilities from 0.5 on is far from float32's smallest
 # Small enough for the cache, large enough that threads do not meet after every few microseconds of work
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}

@@ -14,8 +14,6 @@ from hmsa_core.losses._pixels import LossParts
 if TYPE_CHECKING:
     from hmsa_core.models import ModelOutput
 
-__all__ = ["loss_of", "training_loss"]
-
 
 def loss_of(name: str, logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int) -> LossParts:
     """Compute the loss of this name: function `loss` of the file `hmsa_core/losses/NAME.py`."""

@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 from hmsa_core.config import LossConfig
 from hmsa_core.losses._pixels import LossParts, add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
-__all__ = ["cross_entropy", "loss"]
-
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Softmax cross-entropy, mean over valid pixels; 0 with zero gradient where no pixel is valid.

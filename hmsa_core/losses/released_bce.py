@@ -8,8 +8,6 @@ from hmsa_core.config import LossConfig
 from hmsa_core.losses._pixels import LossParts
 from hmsa_core.losses.rmi import Weights, bce_and_rmi
 
-__all__ = ["loss", "released_bce"]
-
 
 def released_bce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Sigmoid cross-entropy summed over classes and pixels, divided by (valid pixels + 1), as released."""

@@ -33,8 +33,6 @@ from hmsa_core.config import LossConfig
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.losses._pixels import LossParts, add_at_label, at_label, blank, blocks, buffers, make_target, work_dtype
 
-__all__ = ["RmiParts", "Weights", "bce_and_rmi", "loss", "rmi_loss", "rmi_parts"]
-
 POOL = 4
 PAD = POOL // 2
 RADIUS = 3
@@ -186,9 +184,8 @@ def _pixel_pass(
 def _summed_softplus(x_NCHW: Tensor, work_NCHW: Tensor) -> Tensor:
     """Sum of ln(1 + exp(x)) = max(x, 0) - ln(sigmoid(|x|)), in double.
 
-    One logarithm serves all classes of the block at a pixel: of the product of their sigmoid(|x|), each at least
-    0.5. ln(1 + e) in float32, which softplus takes, was ten times as slow at some hours as at others on one
-    AVX-512 machine.
+    At a pixel, one logarithm serves all classes of the block: that of the product of their sigmoid(|x|), each at
+    least 0.5. The ln(1 + e) of softplus in float32 was up to ten times as slow on one AVX-512 machine.
     """
     if x_NCHW.device.type != "cpu":
         return F.softplus(x_NCHW, out=work_NCHW).sum(dtype=torch.float64)  # type: ignore[call-arg]  # missing in the stub

@@ -1,7 +1,7 @@
 """What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
 
 from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
-from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band, boundary_confusion
+from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band
 from hmsa_core.metrics.confusion import (
     ConfusionMatrix,
     by_category,
@@ -24,7 +24,6 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_iou",
     "boundary_band",
-    "boundary_confusion",
     "by_category",
     "by_city",
     "categories_of",

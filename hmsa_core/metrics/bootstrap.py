@@ -3,17 +3,15 @@
 A draw picks as many blocks as there are, with replacement, sums their confusion counts and takes the
 IoU of the sum (a ratio estimator). Two models are compared on the same draws. Several training runs
 (seeds) that were judged on the same blocks share the draw of blocks, since those images are not
-independent evidence a second time; runs with blocks of their own draw their own.
+independent evidence a second time. Runs with blocks of their own draw their own.
 
-Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their variance, of two
-half, and its percentiles know nothing of how uncertain that is (where runs differ and images do not, of
-intervals "of 95 %" three quarters and half hold what they should). So the interval of several runs is
-value +- t * sqrt(s^2 / runs + v): s the standard deviation between the runs' values on all data, v the
-variance of their mean over the draws of blocks, t Student's with the degrees of freedom of such a sum
-(Welch 1947, Satterthwaite 1946). What a run does to some blocks and not to others is in both terms; runs
-with blocks of their own have all of their blocks in both. Two runs that agree by luck still give too narrow
-an interval; research/bench/interval_coverage.py counts how often each kind holds. One run has percentiles. Of
-one block nothing can be drawn: there is no interval then, nor of a class that one run of several scored.
+One run has percentiles. Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their
+variance, a bootstrap of two finds half. So the interval of several runs is value +- t * sqrt(s^2 / runs + v). Here s is
+the standard deviation between the runs' values on all data, and v the variance of their mean over the draws of blocks.
+t is Student's, with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). What a run does to some
+blocks and not to others is in both terms. Two runs that agree by luck still give too narrow an interval;
+research/bench/interval_coverage.py counts how often each kind holds. One block, or a class that only one of
+several runs scored, has no interval.
 """
 
 from __future__ import annotations
@@ -27,17 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.confusion import mean_iou_of, ratio
-
-__all__ = [
-    "Interval",
-    "block_sums",
-    "bootstrap_difference",
-    "bootstrap_iou",
-    "draw_weights",
-    "holm",
-    "interval_of_runs",
-]
+from hmsa_core.metrics.confusion import finite, mean_iou_of, ratio
 
 DRAWS = 2000
 Counts = NDArray[np.int64]
@@ -79,20 +67,16 @@ class Interval:
         """JSON with null instead of NaN."""
         rows = zip(classes, self.class_value, self.class_low, self.class_high, strict=True)
         return {
-            "value": _number(self.value),
-            "low": _number(self.low),
-            "high": _number(self.high),
+            "value": finite(self.value),
+            "low": finite(self.low),
+            "high": finite(self.high),
             "level": self.level,
             "blocks": self.blocks,
             "runs": self.runs,
             "draws": self.draws,
-            "above_zero": _number(self.above_zero),
-            "classes": {name: [_number(v), _number(a), _number(b)] for name, v, a, b in rows},
+            "above_zero": finite(self.above_zero),
+            "classes": {name: [finite(v), finite(a), finite(b)] for name, v, a, b in rows},
         }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def bootstrap_iou(
@@ -127,8 +111,7 @@ def bootstrap_difference(
     """Interval of (mean IoU - mean IoU of the baseline), paired: both are judged on the same draws.
 
     With several runs the i-th of `confusions` is paired with the i-th of `baseline` (the same seed). The mean is over
-    the classes that both have an IoU for, in all data and in each draw: one that is in no truth has none for a model
-    that never predicts it and 0 for one that does, and would be in one mean alone.
+    the classes that both have an IoU for. (A class in no truth has an IoU only for a model that predicts it.)
     """
     runs, ids = _as_runs(confusions, blocks)
     others, _ = _as_runs(baseline, blocks)
@@ -235,8 +218,8 @@ def _interval(
         low, high, above = interval_of_runs(by_run, drawn, plan.blocks, level)
     else:
         low, high = _percentiles(drawn, (1 - level) / 2), _percentiles(drawn, (1 + level) / 2)
-        finite = drawn[:, -1][~np.isnan(drawn[:, -1])]
-        above = float(((finite > 0) + 0.5 * (finite == 0)).mean()) if finite.size else float("nan")
+        known = drawn[:, -1][~np.isnan(drawn[:, -1])]
+        above = float(((known > 0) + 0.5 * (known == 0)).mean()) if known.size else float("nan")
     low, high = np.clip(low, lowest, 1.0), np.clip(high, lowest, 1.0)
     return Interval(
         value=float(value[-1]),

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.confusion import confusion_counts, mean_iou_of, ratio
-
-__all__ = ["BoundaryIoU", "boundary_band", "boundary_confusion", "inner_boundary"]
+from hmsa_core.metrics.confusion import mean_iou_of, ratio
 
 
 def inner_boundary(
@@ -97,11 +95,3 @@ def boundary_band(label: NDArray[np.uint8], radius_px: float, ignore_index: int 
         return edge
     distance = cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(distance <= radius_px)
-
-
-def boundary_confusion(
-    pred: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int, radius_px: float, ignore_index: int = 255
-) -> NDArray[np.int64]:
-    """Confusion counts (C, C + 1) of the labelled pixels inside the boundary band of the truth."""
-    inside = boundary_band(label, radius_px, ignore_index) & (label != ignore_index)
-    return confusion_counts(pred[inside], label[inside], num_classes, ignore_index)

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import InputError
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["ConfusionMatrix", "category_iou", "cityscapes_categories", "confusion_counts", "iou_of", "mean_iou_of"]
-
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
@@ -160,11 +158,6 @@ class ConfusionMatrix:
         """int64 (C, C), rows = truth, columns = prediction."""
         return self.counts[:, : self.num_classes]
 
-    @property
-    def unanswered(self) -> Counts:
-        """int64 (C,): labelled pixels for which the prediction was no class; they count as missed."""
-        return self.counts[:, self.num_classes]
-
     def iou(self) -> Scores:
         """float64 (C,): intersection over union, NaN for a class in neither truth nor prediction."""
         return iou_of(self.counts)
@@ -172,10 +165,6 @@ class ConfusionMatrix:
     def mean_iou(self) -> float:
         """Mean of `iou` over the classes that are scored."""
         return float(mean_iou_of(self.iou()))
-
-    def accuracy(self) -> float:
-        """Share of the labelled pixels that are right."""
-        return float(ratio(np.trace(self.matrix), self.counts.sum()))
 
 
 def finite(value: float | np.floating[Any]) -> float | None:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import ratio
 
-__all__ = ["Reliability"]
-
 
 class Reliability:
     """Confidence against accuracy in equal bins, summed over images (Guo et al. 2017).

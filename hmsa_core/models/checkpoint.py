@@ -26,21 +26,6 @@ if TYPE_CHECKING:
 
     from hmsa_core.models.model import MultiScaleModel
 
-__all__ = [
-    "FORMAT",
-    "VERSION",
-    "check_class_count",
-    "check_labels",
-    "check_state",
-    "initialise_from",
-    "load",
-    "read_meta",
-    "read_weights",
-    "safetensors_from_bytes",
-    "save",
-    "write_checkpoint",
-]
-
 _log = logging.getLogger(__name__)
 
 FORMAT = "hmsa-model"

@@ -31,8 +31,6 @@ from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.trunks import make_trunk
 
-__all__ = ["ImportReport", "import_checkpoint", "load_nvidia", "read_foreign"]
-
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What a classification HRNet has behind its trunk (key counts with published depth: 96, 21, 7, 2).

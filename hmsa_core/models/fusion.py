@@ -17,8 +17,6 @@ from torch import Tensor
 from hmsa_core.models import layers, rows
 from hmsa_core.models.rows import Rows, Size
 
-__all__ = ["Level", "explicit_weights", "fuse", "resize"]
-
 M = TypeVar("M", Tensor, Rows)
 
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, resize
 
-__all__ = ["AttentionHead", "Concatenation", "OCRBlock", "PixelHeads", "PixelScores"]
-
 
 class Concatenation(nn.Module):
     """Neck: the trunk's maps resized to the grid of the finest and concatenated, as in HRNetV2. No parameters."""

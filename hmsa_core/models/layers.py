@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["batch_norm_relu", "conv", "conv_bn", "init_weights", "keep_statistics", "promote", "resize", "scaled_size"]
-
 BN_MOMENTUM = 0.1  # as released; torch's default
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 

@@ -27,8 +27,6 @@ from hmsa_core.models.options import ModelOptions, check_scales, make_options
 from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.trunks import Trunk, make_trunk
 
-__all__ = ["ModelOutput", "MultiScaleModel", "Prediction", "ScaleOutput", "as_kind", "build", "build_empty"]
-
 
 class ScaleOutput(NamedTuple):
     """Raw outputs of one scale on the trunk's grid, float32 or better."""

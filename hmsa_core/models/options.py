@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from hmsa_core.io.errors import ConfigError
 
-__all__ = ["KINDS", "ModelOptions", "check_scales", "make_options", "scales_fault"]
-
 Kind = Literal["hierarchical", "explicit", "average", "max", "single"]
 KINDS: tuple[str, ...] = ("hierarchical", "explicit", "average", "max", "single")
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -20,8 +20,6 @@ from hmsa_core.models.layers import resize, scaled_size
 from hmsa_core.models.options import check_scales
 from hmsa_core.models.rows import Array, Rows, Size, constant, whole
 
-__all__ = ["RunScale", "ScalePass"]
-
 # (images at a scale's size, whether attention is wanted) -> scores B x C x h x w and attention B x 1 x h x w or None
 RunScale = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Array", "Rows", "Size", "block_rows", "constant", "taps", "whole"]
-
 Array = Any  # numpy.ndarray or torch.Tensor
 Size = tuple[int, int]  # height, width in pixels
 _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of fused scores at once: second-level cache, GPU memory

@@ -1,9 +1,9 @@
 """torchrun with an exit status that says what happened, and without its page of traceback.
 
 `python -m hmsa_core.runtime.agent TORCHRUN-ARGUMENTS` starts the ranks exactly as
-`python -m torch.distributed.run` does. Differences: the exit status is that of the first rank that
-failed (torchrun always says 1), 128 + n when a signal n killed it, 143 when the agent itself was asked to
-stop; and what the rank has already said in one line is not repeated in fifty.
+`python -m torch.distributed.run` does. Torchrun always ends with 1. The agent ends with the status of the first rank
+that failed: 128 + n when a signal n killed it, 143 when the agent itself was asked to stop. It does not repeat the
+error that a rank has printed already.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from hmsa_core.io.process import die_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-
-__all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:

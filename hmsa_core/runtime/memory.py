@@ -10,8 +10,6 @@ import torch
 
 from hmsa_core.io.errors import TrainingError
 
-__all__ = ["is_out_of_memory", "largest_fitting_crop", "out_of_memory_error", "peak_memory_mb", "release_memory"]
-
 # Of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which raise no error of a kind of its own.
 _TEXTS = (
     "can't allocate memory",

@@ -20,8 +20,6 @@ from tqdm import tqdm
 
 from hmsa_core.io.atomic import write_bytes
 
-__all__ = ["JsonLog", "Progress", "read_log"]
-
 
 def _jsonable(value: Any) -> Any:
     # JSON has no NaN: a figure that does not exist is null.

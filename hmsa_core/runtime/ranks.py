@@ -21,8 +21,6 @@ from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.progress import JsonLog, Progress
 
-__all__ = ["JobContext", "Ranks", "start_ranks"]
-
 T = TypeVar("T")
 _TIMEOUT = datetime.timedelta(minutes=30)  # of NCCL: gradients; rank 0 may save for long while the others wait
 # Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.

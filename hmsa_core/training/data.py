@@ -1,9 +1,9 @@
 """The data of a training run, from the files that a spec names to the batches of one rank.
 
-`open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays epoch
-after epoch end to end and cuts the crops into steps of one global batch each, so that each crop of each epoch is used
-once: a step at a seam takes crops of both epochs, and only what is left over at the end of the run (less than a
-batch) is dropped. `Feed` fetches the crops of a rank ahead, in worker processes.
+`open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays the
+crops of all epochs end to end and cuts them into steps of one global batch each. A step at a seam takes crops of both
+epochs, so each crop is used once; only the rest at the end of the run (less than a batch) is dropped. `Feed` fetches
+the crops of a rank ahead, in worker processes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
 from hmsa_core.training.figures import StepClock
-
-__all__ = ["Feed", "PassBatch", "RunData", "Timeline", "open_run_data", "passes_a_step"]
 
 _CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data sets are decoded once
 
@@ -74,7 +72,7 @@ class _Pseudo:
 
 
 class _LabelsOnly:
-    """A label store whose confidence codes are not decoded: training has no use for them."""
+    """A label store whose confidence codes are not decoded: training does not read them."""
 
     def __init__(self, path: Path) -> None:
         self._store = LabelStore.open(path)
@@ -147,7 +145,7 @@ def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks
     strangers = [name for name in store.names() if name not in known]
     if strangers:
         raise ConfigError(f"{chosen.store}: {len(strangers)} images are not in {chosen.index}, first {strangers[0]}")
-    # By name, as in a store that was made at once: one that grew night by night holds the same images in another order.
+    # Sorted by name: a store that grew night by night holds the same images in another order.
     samples = tuple(known[name] for name in sorted(store.names()))
     return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, spec.root(index.root), store)
 
@@ -265,32 +263,17 @@ class PassBatch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
-@dataclass(frozen=True)
-class _Fault:
-    """An error of ours on its way out of a worker: torch would turn it into a RuntimeError of many lines."""
-
-    kind: type[HmsaError]
-    message: str
-    fields: dict[str, Any]
-
-    def raised(self) -> HmsaError:
-        error = self.kind.__new__(self.kind, self.message)
-        error.args = (self.message,)
-        error.__dict__.update(self.fields)
-        return error
-
-
-class _Crops(Dataset[dict[str, Any] | _Fault]):
-    """The data set with errors as values."""
+class _Crops(Dataset[dict[str, Any] | HmsaError]):
+    """The data set with errors as values: torch would raise them as a RuntimeError of many lines."""
 
     def __init__(self, dataset: CropDataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, position: int) -> dict[str, Any] | _Fault:
+    def __getitem__(self, position: int) -> dict[str, Any] | HmsaError:
         try:
             return self._dataset[position]
         except HmsaError as error:
-            return _Fault(type(error), error.message, error.__dict__)
+            return error
 
 
 @dataclass(frozen=True)
@@ -299,10 +282,10 @@ class _Collate:
 
     num_classes: int
 
-    def __call__(self, items: list[dict[str, Any] | _Fault]) -> PassBatch | _Fault:
+    def __call__(self, items: list[dict[str, Any] | HmsaError]) -> PassBatch | HmsaError:
         good: list[dict[str, Any]] = []
         for item in items:
-            if isinstance(item, _Fault):
+            if isinstance(item, HmsaError):
                 return item
             good.append(item)
         labels = torch.stack([item["label"].to(torch.uint8) for item in good])
@@ -338,7 +321,7 @@ class Feed:
             pin_memory=ranks.device.type == "cuda",
         )
         self._clock = clock
-        self._iterator: Iterator[PassBatch | _Fault] = iter(loader)
+        self._iterator: Iterator[PassBatch | HmsaError] = iter(loader)
 
     def __iter__(self) -> Feed:
         return self
@@ -349,8 +332,8 @@ class Feed:
                 batch = next(self._iterator)
             except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
                 raise _death(error) from error
-        if isinstance(batch, _Fault):
-            raise batch.raised()
+        if isinstance(batch, HmsaError):
+            raise batch
         return batch
 
     def __enter__(self) -> Feed:

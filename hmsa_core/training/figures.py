@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from hmsa_core.runtime.ranks import Ranks
 
-__all__ = ["Meters", "StepClock", "Verdict"]
-
 _Sums = NDArray[np.float64]
 _SPANS = ("window", "epoch")
 

@@ -18,9 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hmsa_core.runtime.ranks import Ranks
 
-__all__ = ["DdpReplicas", "FlatReplicas", "Replicas", "replicate"]
-
-
 # Statistics need no broadcast before each pass; torch 2.15 gave the option that says so another name.
 _SYNC_BUFFERS = next(
     name

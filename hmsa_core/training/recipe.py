@@ -16,8 +16,6 @@ from hmsa_core.models.options import ModelOptions
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import TrainSpec
 
-__all__ = ["RunningAverage", "learning_rate", "make_model", "make_optimiser", "refuse_small_crop", "seed_torch"]
-
 _COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 
 

@@ -40,8 +40,6 @@ from hmsa_core.training.recipe import make_model, refuse_small_crop
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 
-__all__ = ["run", "train", "train_spec"]
-
 LOG_EVERY = 10  # steps between log lines
 
 

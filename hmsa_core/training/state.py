@@ -27,8 +27,6 @@ from hmsa_core.io import atomic, sealed
 from hmsa_core.io.atomic import remove_tree, sha256_bytes, sweep_temps, write_bytes
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError
 
-__all__ = ["Snapshot", "StateStore", "optimiser_tensors"]
-
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "hmsa-train-state", 1
 _COMMIT = "state.json"

@@ -26,8 +26,6 @@ from hmsa_core.training.parallel import replicate
 from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch
 from hmsa_core.training.state import Snapshot, optimiser_tensors
 
-__all__ = ["Trainer"]
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("autolabel models register: which checkpoint? give its folder, such as models/student")
         raise ConfigError(f"autolabel models {args.action}: which version? see `autolabel models list`")
     if args.action == "register":
-        version = registry.register(Path(args.version), role="student", metrics={}, verdict=None)
+        version = registry.register(Path(args.version))
         sys.stdout.write(f"registered: {version.name}\n")
         return 0
     version = registry.get(args.version)

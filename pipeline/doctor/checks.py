@@ -30,8 +30,6 @@ from pipeline.nightly.gatekeeper import looks, measured_aa
 from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 
-__all__ = ["examine"]
-
 _Check = Callable[[], Iterator[Finding]]
 
 

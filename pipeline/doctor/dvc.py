@@ -16,8 +16,6 @@ import yaml
 from hmsa_core.io.errors import ConfigError, one_line
 from pipeline.workspace import Workspace
 
-__all__ = ["Finding", "examine", "named", "repair_lock", "restore"]
-
 
 @dataclass(frozen=True)
 class Finding:

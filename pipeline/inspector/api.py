@@ -37,8 +37,6 @@ from pipeline.inspector.stats import Cuts, ImageQuery, OffGridError, image_rows,
 from pipeline.inspector.view import StaleError, StoreView
 from pipeline.inspector.weights import WeightJobs
 
-__all__ = ["HANDLERS", "Api", "Page"]
-
 _LOG = logging.getLogger(__name__)
 
 MAX_ROWS = 1000

@@ -28,8 +28,6 @@ from pipeline.inspector.precision import AuditAnswer, Stratum, stratified
 from pipeline.inspector.stats import Cuts
 from pipeline.inspector.view import StoreView
 
-__all__ = ["Audit", "AuditFile", "audit_path"]
-
 Verdict = Literal["right", "wrong", "unsure"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 FORMAT, VERSION = "hmsa-click-audit", 1

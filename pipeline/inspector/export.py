@@ -19,8 +19,6 @@ from hmsa_core.labels.store.format import refuse_in_store
 from pipeline.inspector.session import Session
 from pipeline.inspector.stats import Cuts, ImageQuery, Sort, image_rows, parse_sort
 
-__all__ = ["CONTENT_POLICY", "MEDIA_TYPES", "bundle_modules", "export_page", "static_sources"]
-
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Pictures", "safe_colours", "smallest_distance"]
-
 UInt8 = NDArray[np.uint8]
 
 

@@ -33,19 +33,6 @@ from pipeline.counts import read_pairs
 from pipeline.inspector.view import StoreView
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
-__all__ = [
-    "AuditAnswer",
-    "Coarse",
-    "Evidence",
-    "Precision",
-    "PrecisionSources",
-    "Stratum",
-    "calibration_policy",
-    "find_curves",
-    "load_policy",
-    "stratified",
-]
-
 CONFIDENCE = 0.95  # of intervals and bounds
 FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
 

@@ -40,18 +40,6 @@ from pipeline.inspector.export import CONTENT_POLICY
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
 
-__all__ = [
-    "DEFAULT_PORT",
-    "Guard",
-    "SafetyMiddleware",
-    "ServeOptions",
-    "is_loopback",
-    "make_app",
-    "make_guard",
-    "open_app",
-    "serve",
-]
-
 DEFAULT_PORT = 8733
 TOKEN_HEADER = "x-autolabel-token"  # noqa: S105 - a header's name
 BODY_LIMIT = 1 << 20  # bytes

@@ -25,8 +25,6 @@ from pipeline.inspector.stats import Cuts, parse_cuts, to_policy
 from pipeline.inspector.view import StoreView
 from pipeline.workspace import Workspace
 
-__all__ = ["DEFAULT_THRESHOLD", "Session", "image_root", "policy_setting", "policy_target"]
-
 DEFAULT_THRESHOLD = "0.9"  # the paper's
 
 

@@ -19,19 +19,6 @@ from hmsa_core.taxonomy import ClassTable
 from pipeline.inspector.precision import Precision, PrecisionSources
 from pipeline.inspector.view import StoreView
 
-__all__ = [
-    "Cuts",
-    "ImageQuery",
-    "OffGridError",
-    "Sort",
-    "code_of",
-    "image_rows",
-    "parse_cuts",
-    "parse_sort",
-    "store_stats",
-    "to_policy",
-]
-
 _CODE = ConfidenceCode()
 
 

@@ -12,8 +12,6 @@ from rich.text import Text
 
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["print_images", "print_stats", "print_step"]
-
 _TONES = {
     "measured": "green",
     "estimate": "yellow",

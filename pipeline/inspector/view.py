@@ -22,8 +22,6 @@ from hmsa_core.labels.store.sidecar import StoreStatistics
 from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.pictures import Pictures
 
-__all__ = ["StaleError", "StoreView"]
-
 UInt8 = NDArray[np.uint8]
 _OPEN_SHARDS = 4  # a thread
 _MINI_WIDTH, _MINI_HEIGHT = 176, 704  # pixels of a thumbnail's label map

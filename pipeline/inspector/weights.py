@@ -15,8 +15,6 @@ from typing import Any
 from hmsa_core.io.errors import InputError, one_line
 from pipeline.inspector.view import StoreView
 
-__all__ = ["WeightJobs"]
-
 _KEEP = 8  # images whose weights stay on disk
 _TIMEOUT_S = 900
 _WEIGHT = re.compile(r"_weight_([0-9.]+)x\.png$")

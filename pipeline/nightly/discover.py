@@ -19,8 +19,6 @@ from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import DecodeError
 from pipeline.workspace import Workspace
 
-__all__ = ["discover"]
-
 _NAMED = 20  # examples kept of each kind
 
 

@@ -16,8 +16,6 @@ from pipeline.devices import visible_devices
 from pipeline.stages import section_of
 from pipeline.workspace import Workspace
 
-__all__ = ["cost_of", "expected_loss"]
-
 # Edges between which the kept pixels of an image are counted; within a cell all images share one error rate.
 _EDGES = ("0.5", "0.7", "0.8", "0.9", "0.95", "0.99", "0.999")
 

@@ -36,8 +36,6 @@ from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFail
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-__all__ = ["auto_label"]
-
 
 @flow(name="auto-label", description="Label new images, retrain the student, judge it, write the morning page.")
 def auto_label(

@@ -34,8 +34,6 @@ from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
 from pipeline.params import GateConfig
 
-__all__ = ["Judged", "alpha_of_look", "judge", "seed_sd_of"]
-
 _LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
 
 

@@ -44,8 +44,6 @@ from pipeline.stages.support import (
 )
 from pipeline.workspace import Workspace
 
-__all__ = ["aa_file", "apply_verdict", "count_look", "looks", "measure_aa", "measured_aa", "recipe_digest"]
-
 _LOG = logging.getLogger(__name__)
 _LOOKS = "models/registry/looks.jsonl"
 
@@ -202,7 +200,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
     if not promote:
         return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
-    version = registry.register(ws.path("models/student"), role="student", metrics=metrics, verdict=verdict)
+    version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):
         return verdict | {"decision": f"{version.name} teaches already"}
     if withdrawn := registry.withdrawn(version.name):

@@ -16,8 +16,6 @@ from pipeline.nightly.registry import Registry
 from pipeline.nightly.services import REPO
 from pipeline.workspace import Workspace
 
-__all__ = ["HISTORY", "NIGHTS", "check_readable", "describe", "differs", "nights", "remember"]
-
 HISTORY = "work/nightly/history.jsonl"
 NIGHTS = 30
 _NAMED = 4  # changed parameters that are written out

@@ -28,8 +28,6 @@ from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
 
-__all__ = ["PAGE", "Tonight", "as_markdown", "collect", "inspect", "tables"]
-
 Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, and its figures by class
 
 PAGE = "work/nightly/morning.html"

@@ -24,8 +24,6 @@ from pipeline.render import Raw, Table, data_uri, esc, number
 from pipeline.stages.precision import policy_file
 from pipeline.workspace import Workspace
 
-__all__ = ["write"]
-
 _WIDTH = 200  # pixels of a picture
 _DRIFT_SHOWN = 6
 _LEGEND = "a dot marks the last night, a promotion (green) or a failed night (red)"

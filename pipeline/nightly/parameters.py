@@ -23,8 +23,6 @@ from pipeline.params import Params
 from pipeline.strict_yaml import Document, read_yaml
 from pipeline.workspace import PARAMS_VARIABLE
 
-__all__ = ["parameters_of_night", "set_keys"]
-
 _FILE = "work/nightly/params.yaml"
 _FIRST = "calibrate"  # the trainings before may be done, and the checkpoints that they started from gone
 
@@ -47,7 +45,7 @@ def parameters_of_night(root: Path, changes: Mapping[str, Any]) -> Iterator[None
         checked = Document(Path("parameters of this run"), document.values) if changes else document
         check_named_files(root, Params.parse(checked), _FIRST)
     except ConfigError:
-        Params.load(params)  # a mistake of the file's own is told with its line
+        Params.load(params)  # the error of params.yaml itself names the line
         raise
     text = json.dumps(document.values, indent=1, ensure_ascii=False)  # JSON is YAML that all parsers read alike
     atomic.write_bytes(night, text.encode() if changes else params.read_bytes())

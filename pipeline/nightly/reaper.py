@@ -17,8 +17,6 @@ from uuid import UUID
 
 from hmsa_core.io.locks import FileLock
 
-__all__ = ["BEGINS_S", "nightly_lock", "reap"]
-
 BEGINS_S = 15.0  # longest time from Running to the lock: a moment, but the machine may be busy
 _LOST = "its process is gone (the workspace's lock is free): told by the reaper"
 # State -> name and message of its successor, and what is said of it.

@@ -24,8 +24,6 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
 from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
 
-__all__ = ["TEACHER_STAGE", "Registry", "Version"]
-
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
 
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
@@ -119,7 +117,7 @@ class Registry:
         return records.read(self.folder / "history.jsonl", "a switch of the teacher", ("action", "from", "to"))
 
     def register(
-        self, checkpoint: Path, *, role: str, metrics: dict[str, Any], verdict: dict[str, Any] | None
+        self, checkpoint: Path, *, metrics: dict[str, Any] | None = None, verdict: dict[str, Any] | None = None
     ) -> Version:
         """Give a checkpoint folder a version.
 
@@ -149,9 +147,9 @@ class Registry:
         atomic.sweep_temps(self.folder)
         record = {
             "number": number,
-            "role": role,
+            "role": "student",
             "weights_sha256": weights,
-            "metrics": metrics,
+            "metrics": metrics or {},
             "verdict": verdict,
             "parents": meta.get("lineage", {}).get("parents", []) if isinstance(meta.get("lineage"), dict) else [],
             "incumbent": self.current(),
@@ -172,31 +170,34 @@ class Registry:
             raise IntegrityError(wrong, hint="`autolabel models register` of a folder with the same weights mends it")
         with self._lock():
             now = self.current()
-            if not self._pin.exists():  # first: whoever teaches has a reference
+            if not self._pin.exists():  # first, so that no teacher is without a reference
                 self.pin_champion(version)
             self._switch("promote", f"models/registry/{version.name}", by, reason, now=now)
 
     def rollback(self, *, by: str = "", reason: str = "") -> str:
-        """Return to whoever taught before the last switch; return its name.
+        """Let the previous teacher teach again; return its name.
 
-        Where current.json is damaged or names a model that is gone or damaged: to whoever taught last and is whole.
+        Where current.json, or the model that it names, is damaged or gone: the last teacher that is whole.
+
+        Raises:
+            InputError: there is no previous teacher, or it is damaged.
         """
         with self._lock():
             try:
                 now = self.current()
                 broken = not self._is_whole(now)
-            except HmsaError:  # missing or torn: whatever it said, somebody must teach
+            except HmsaError:  # missing or torn: the last whole teacher takes over
                 now, broken = "", True
             if broken:
                 pinned, before = None, self._last_that_is_whole(now)
             else:
-                pinned, before = self._pinned(), self._before(now)  # what can be refused is, before anything changes
+                pinned, before = self._pinned(), self._before(now)  # errors come before any change
                 if not self._is_whole(before):
                     wrong = version_damage(self.root / before) or f"{before} is no registered model"
                     raise InputError(f"cannot roll back: {wrong}", hint=_OTHERS)
-            # A rollback is a person's word against a model, which stands; a repair is none.
+            # A rollback bars the model from later promotions by the gate; a repair does not.
             self._switch("repair" if broken else "rollback", before, by, reason, now=now)
-            # A model that a person withdrew is no bar for later ones: whoever teaches again is.
+            # Later candidates are compared with the model that teaches again, not with the withdrawn one.
             if pinned == Path(now).name and before == TEACHER_STAGE:
                 self._pin.unlink()  # the next promotion pins itself
             elif pinned == Path(now).name:
@@ -204,11 +205,11 @@ class Registry:
             return before
 
     def _before(self, now: str) -> str:
-        """Whom the present teacher replaced; a second rollback goes one further back, never forth again."""
+        """The teacher before the present one; a second rollback goes one further back, never forward again."""
         taught: list[str] = []
         for line in self._switches(now):
             old, new = str(line["from"]), str(line["to"])
-            if line["action"] == "repair":  # what it left cannot be gone back to
+            if line["action"] == "repair":  # the model that it replaced is damaged or gone
                 taught = _up_to(taught, new) or [new]
             elif line["action"] == "rollback" and taught[-2:] == [new, old]:
                 taught.pop()
@@ -220,30 +221,30 @@ class Registry:
         return taught[-2]
 
     def _switches(self, now: str) -> list[dict[str, Any]]:
-        """The history without lines whose writer ended before current.json said the same."""
+        """The history without lines whose writer was killed before it wrote current.json."""
         lines = self.history()
         then = [*(str(line["from"]) for line in lines[1:]), now]
         return [line for line, after in zip(lines, then, strict=False) if not line["from"] == after != line["to"]]
 
     def _is_whole(self, teacher: str) -> bool:
-        """Whether a name in current.json means somebody who can teach; the stage's own model may be untrained yet."""
+        """Whether a name of current.json is a teacher that can be used; the stage's own may be untrained yet."""
         folder = (self.root / teacher).resolve()
         return teacher == TEACHER_STAGE or (folder.parent == self.folder.resolve() and not version_damage(folder))
 
     def _last_that_is_whole(self, gone: str) -> str:
-        """Who taught last by the history and was not withdrawn; the stage's own model if nobody did."""
+        """The last teacher of the history that is whole and not withdrawn; the stage's own model if none is."""
         taught = (str(line["to"]) for line in reversed(self.history()))
         may = (t for t in taught if t != gone and not self.withdrawn(Path(t).name) and self._is_whole(t))
         return next(may, TEACHER_STAGE)
 
     def withdrawn(self, name: str) -> dict[str, Any] | None:
-        """The rollback away from a version, if that is the last thing that happened to it: a person's word stands.
+        """The rollback that ended a version's teaching, if nobody promoted it since; None otherwise.
 
-        It is a word against the weights: another description of the same ones is meant, too.
+        A person's rollback stands for these weights, under every version that has them.
         """
         try:
             now = self.current()
-        except HmsaError:  # missing or torn: all that is told happened
+        except HmsaError:  # missing or torn: then every line of the history counts
             now = ""
         weights = weights_by_name(self.folder / name)
         same = {p.name for p in self.folder.glob("v*") if weights and weights_by_name(p) == weights} | {name}

@@ -24,8 +24,6 @@ from pathlib import Path
 from hmsa_core.io.errors import HmsaError
 from hmsa_core.io.process import die_with_parent, end_group
 
-__all__ = ["DVC", "PERMANENT", "ServerGoneError", "ServerWatch", "StageFailedError", "run_stage"]
-
 # Exit statuses that a second try cannot mend: bad parameter, bad input, damaged file, leak, diverged
 # training, full disk, locked, stopped on request.
 PERMANENT = frozenset({2, 3, 4, 5, 6, 28, 75, 143})

@@ -26,8 +26,6 @@ from hmsa_core.io.errors import ConfigError, HmsaError, LockedError
 from hmsa_core.io.locks import FileLock
 from pipeline.nightly.reaper import nightly_lock
 
-__all__ = ["HOST", "POOL", "REPO", "Services", "down", "up"]
-
 HOST = "127.0.0.1"
 POOL = "local-process"
 REPO = Path(__file__).resolve().parents[2]

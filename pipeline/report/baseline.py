@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from hmsa_core.metrics import ConfusionMatrix, iou_of
 
-__all__ = ["colour_position_baseline"]
-
 Image = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.float32]
 _LEVELS = ((16, 16, 8), (8, 8, 8), (4, 4, 4), (1, 16, 1))  # steps per colour channel, rows, columns; finest first

@@ -24,8 +24,6 @@ from pipeline.stages.precision import judged_curves
 from pipeline.stages.training import speed_file
 from pipeline.workspace import Workspace
 
-__all__ = ["build", "gather", "render"]
-
 _MODELS = ("pretrain", "teacher", "student", "control")
 _BASELINE_SIDE, _BASELINE_IMAGES = 256, 200  # the baseline looks at single pixels: smaller images tell the same
 

@@ -14,8 +14,6 @@ from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.counts import row_shares
 from pipeline.render import Name, Raw, esc, points
 
-__all__ = ["card", "confusion_matrix", "curve_grid", "reliability"]
-
 _CELL, _MARGIN = 13, 78  # pixels of the matrix: side of a cell, room for names
 _FAINT = 0.005  # smaller shares are not drawn: for 65 classes that saves thousands of empty cells
 _LETTERS = 14

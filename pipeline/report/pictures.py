@@ -23,8 +23,6 @@ from hmsa_core.labels import ConfidenceCode, LabelStore
 from pipeline.render import Raw, data_uri, esc
 from pipeline.workspace import Workspace
 
-__all__ = ["Strip", "choose", "strips"]
-
 UInt8 = NDArray[np.uint8]
 _WIDTH = 400  # pixels of a picture on the page
 

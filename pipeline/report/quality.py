@@ -17,8 +17,6 @@ from pipeline.counts import row_shares
 from pipeline.render import Raw, Share, Table, number
 from pipeline.report.charts import card, confusion_matrix, reliability
 
-__all__ = ["Quality", "read_quality", "section"]
-
 _MODELS = ("teacher", "student", "control", "incumbent", "champion")
 _MANY = 30  # classes: from here on one matrix fills the page's width
 _LARGEST = 5  # confusions that are listed

@@ -17,8 +17,6 @@ from pipeline.report.charts import curve_grid
 from pipeline.report.pictures import Strip
 from pipeline.report.quality import Quality
 
-__all__ = ["Facts", "data", "evaluation", "headline", "lineage", "pictures", "settings", "thresholds", "times"]
-
 _WORDS = {"pretrain": "pretraining", "teacher": "teacher", "student": "student", "control": "control"}
 
 

@@ -15,8 +15,6 @@ from pipeline import plots
 from pipeline.stages.support import infer_store, left_out, role_index, warn, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run", "self_taught", "told_of_self_taught"]
-
 STAGE = "auto-infer"
 # Bytes a pixel of label and code as PNG: 0.6 on CamVid and the demo's scenes; three times, since DVC parts the
 # output from the progress in work/ and keeps a copy of its own (docs/reliability.md).

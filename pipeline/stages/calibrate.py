@@ -21,8 +21,6 @@ from pipeline.stages.precision import PAIRS, Precision
 from pipeline.stages.support import role_index, warn, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
-__all__ = ["disk_estimate", "run"]
-
 STAGE = "calibrate"
 OUT = "calibration"
 SKIPPED = "skipped.json"

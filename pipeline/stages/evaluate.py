@@ -28,8 +28,6 @@ from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, warn, weights_of, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
-__all__ = ["disk_estimate", "run"]
-
 STAGE = "evaluate"
 OUT = "evaluation"
 _ALONE = (

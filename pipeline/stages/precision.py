@@ -34,21 +34,6 @@ from pipeline import plots
 from pipeline.stages.support import infer_store, role_index, warn
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
-__all__ = [
-    "PAIRS",
-    "Labelled",
-    "Precision",
-    "chosen_policy",
-    "fine_samples",
-    "in_sampled_crops",
-    "judge",
-    "kept_figures",
-    "measure",
-    "plot_curves",
-    "policy_file",
-    "sampled_precision",
-]
-
 UInt8 = NDArray[np.uint8]
 Labelled = tuple[Sample, UInt8, UInt8]  # sample, kept label (255 = left out), truth
 _PER_IMAGE = 4  # crops an image, so that one epoch's luck does not matter

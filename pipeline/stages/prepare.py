@@ -30,8 +30,6 @@ from pipeline.stages import VERSIONS
 from pipeline.stages.support import INDEX, warn, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run"]
-
 STAGE = "prepare"
 _LOG = logging.getLogger(__name__)
 

@@ -37,8 +37,6 @@ from pipeline.stages.precision import PAIRS
 from pipeline.stages.support import check_classes, provenance, role_index, warn, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "make_recipe", "run"]
-
 STAGE = "pseudo-label"
 _LOG = logging.getLogger(__name__)
 

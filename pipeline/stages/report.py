@@ -6,8 +6,6 @@ from pipeline.report.build import build
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run"]
-
 STAGE = "report"
 
 

@@ -21,8 +21,6 @@ from pipeline.nightly.registry import Registry
 from pipeline.stages import Stage, module_of, row_of
 from pipeline.workspace import Workspace
 
-__all__ = ["check_space", "run_stage"]
-
 _LOG = logging.getLogger(__name__)
 _REVIEW = ".review.jsonl"
 _ROUNDS = 4  # of a stage whose marks or policies change while it runs

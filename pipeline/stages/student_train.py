@@ -23,8 +23,6 @@ from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model, weights_of
 from pipeline.workspace import Workspace
 
-__all__ = ["SKIPPED", "check_teacher", "disk_estimate", "run"]
-
 STAGE = "student-train"
 SKIPPED = "skipped.json"  # in models/control/ instead of a checkpoint
 _FEW = 0.01  # labelled share of the pixels below which the auto-labelled part of an epoch is worth a warning

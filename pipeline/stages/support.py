@@ -32,23 +32,6 @@ from pipeline import keys, launcher
 from pipeline.stages import VERSIONS
 from pipeline.workspace import Workspace
 
-__all__ = [
-    "check_classes",
-    "evaluate_model",
-    "fine_data",
-    "fusion",
-    "infer_store",
-    "left_out",
-    "publish_checkpoint",
-    "role_index",
-    "run_job",
-    "samples_digest",
-    "train_model",
-    "warn",
-    "weights_of",
-    "write_metrics",
-]
-
 INDEX = "data/index"
 _LOG = logging.getLogger(__name__)
 

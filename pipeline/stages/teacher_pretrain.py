@@ -13,8 +13,6 @@ from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, train_model, write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["SKIPPED", "disk_estimate", "run"]
-
 STAGE = "teacher-pretrain"
 SKIPPED = "skipped.json"  # instead of a checkpoint
 _LOG = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "run"]
-
 STAGE = "teacher-train"
 
 

@@ -18,8 +18,6 @@ from pipeline import plots
 from pipeline.stages.support import write_metrics
 from pipeline.workspace import Workspace
 
-__all__ = ["disk_estimate", "report", "speed_file"]
-
 Log = list[dict[str, Any]]
 # Of a log line "train"; everything else in it is a part of the loss.
 _NOT_LOSS = {"event", "time", "step", "epoch", "lr", "images", "pseudo", "images_per_s", "data_wait", "memory_mb"}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, iou_of, mean_iou_of
-from research.ablation.plan import Ablation, Comparison
+from research.ablation.plan import Ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 
 __all__ = ["FIRST_CONFIRMING", "TRAININGS", "Cells", "Counts", "kind_of", "load_counts", "summarise"]
@@ -117,12 +117,9 @@ def summarise(ablation: Ablation, cells: Cells, kind: str, made: Made) -> list[F
     for row in ablation.rows:
         if mine.get(row.name):
             lines += _lines_of_row(_Teller(ablation.name, row.name, kind, made), mine[row.name])
-    told = set()
-    for comparison in ablation.comparisons:
-        name = f"{comparison.row} - {comparison.baseline}"
-        if name not in told:  # two claims may speak of one difference
-            told.add(name)
-            lines += _lines_of_difference(_Teller(ablation.name, name, kind, made), mine, comparison, fixed)
+    for row_name, baseline in ablation.differences:
+        tell = _Teller(ablation.name, f"{row_name} - {baseline}", kind, made)
+        lines += _lines_of_difference(tell, _pairs(mine, row_name, baseline, fixed))
     lines += _lines_of_trainings(_Teller(ablation.name, TRAININGS, kind, made), ablation, mine)
     return lines
 
@@ -163,10 +160,7 @@ def _lines_of_row(tell: _Teller, by_seed: Mapping[int, Counts]) -> Iterator[Figu
     yield tell.line("images", min(len(c.names) for c in counts))
 
 
-def _lines_of_difference(
-    tell: _Teller, cells: Mapping[str, Mapping[int, Counts]], comparison: Comparison, fixed: set[str]
-) -> Iterator[Figure]:
-    pairs = _pairs(cells, comparison, fixed)
+def _lines_of_difference(tell: _Teller, pairs: Mapping[int, tuple[Counts, Counts]]) -> Iterator[Figure]:
     if not pairs:
         return
     both = [_common(a, b, tell.row) for a, b in pairs.values()]
@@ -196,11 +190,11 @@ def _chance(found: Interval) -> float:
 
 
 def _pairs(
-    cells: Mapping[str, Mapping[int, Counts]], comparison: Comparison, fixed: set[str]
+    cells: Mapping[str, Mapping[int, Counts]], row: str, baseline: str, fixed: set[str]
 ) -> dict[int, tuple[Counts, Counts]]:
     """Counts of the same seed; a row without seeds stands beside every seed of the other."""
-    ours, theirs = cells.get(comparison.row, {}), cells.get(comparison.baseline, {})
-    if comparison.baseline in fixed and theirs:
+    ours, theirs = cells.get(row, {}), cells.get(baseline, {})
+    if baseline in fixed and theirs:
         theirs = dict.fromkeys(ours, next(iter(theirs.values())))
     return {k: (ours[k], theirs[k]) for k in sorted(ours.keys() & theirs.keys())}
 

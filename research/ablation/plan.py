@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.spec import EvaluationSetting
 
-__all__ = ["Ablation", "Comparison", "Labels", "Row", "Training"]
+__all__ = ["Ablation", "Labels", "Row", "Training"]
 
 # Stages of dvc.yaml that have to be done before the first training.
 Needs = Literal["teacher-pretrain", "pseudo-label"]
@@ -61,7 +61,6 @@ class Row:
     """One row: `training` None means the workspace's teacher as it is (no seed of its own)."""
 
     name: str
-    title: str
     training: Training | None
     setting: EvaluationSetting
 
@@ -72,35 +71,21 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A claim: the mean IoU of `row` exceeds that of `baseline` (`hurts`: falls short of it).
-
-    `allowed` (mean IoU, 0.005 = half a point) makes it a claim of no harm: `row` falls short by less than that.
-    """
-
-    row: str
-    baseline: str
-    claim: str
-    hurts: bool = False
-    allowed: float = 0.0
-
-
-@dataclass(frozen=True)
 class Ablation:
-    """A table: rows, the comparisons that it is made for, and what a workspace must hold."""
+    """A table: rows, the differences (row, baseline) that it is made for, and what a workspace must hold."""
 
     name: str
     title: str
     needs: Needs
     rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
+    differences: tuple[tuple[str, str], ...]
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         known = set(names)
-        stray = [c for c in self.comparisons if {c.row, c.baseline} - known]
+        stray = [pair for pair in self.differences if set(pair) - known]
         if len(known) != len(names) or stray:
-            raise AssertionError(f"ablation {self.name}: names {names}, comparisons of unknown rows {stray}")
+            raise AssertionError(f"ablation {self.name}: names {names}, differences of unknown rows {stray}")
 
     def pick(self, names: Sequence[str] | None) -> tuple[Row, ...]:
         """The named rows in the table's order (None = all); an unknown name is a ConfigError."""

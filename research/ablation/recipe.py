@@ -79,7 +79,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def recipe_digest(params: Params, ablation: Ablation, scale: Scale) -> str:
-    """Sixteen hex digits of what a freeze holds still: trainings, labels, settings and comparisons of all rows."""
+    """Sixteen hex digits of what a freeze holds still: trainings, labels, settings and differences of all rows."""
     rows = {}
     for row in ablation.rows:
         training = row.training
@@ -89,6 +89,5 @@ def recipe_digest(params: Params, ablation: Ablation, scale: Scale) -> str:
             "labels": training and training.labels and training.labels.to_json(),
             "run": row.setting.model_dump(mode="json"),
         }
-    claims = [[c.row, c.baseline, c.claim, c.hurts, c.allowed] for c in ablation.comparisons]
     sections = (params.teacher_train, params.auto_infer, params.calibrate, params.pseudo_label)
-    return atomic.digest([rows, claims, [key_material(section) for section in sections]])[:16]
+    return atomic.digest([rows, ablation.differences, [key_material(section) for section in sections]])[:16]

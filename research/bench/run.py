@@ -27,7 +27,6 @@ SCRIPTS: dict[str, list[str]] = {
     "store": ["bench_store"],
     "infer": ["bench_infer", "--threads", "2"],
     "labelling": ["bench_labelling"],
-    "scaling": ["bench_scaling"],
 }
 
 

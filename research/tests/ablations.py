@@ -35,36 +35,19 @@ GAIN = HALF | {"value": 0.012, "low": -0.003, "high": 0.02}
 
 def finished_workspace(folder: Path, profile: str = "demo"):
     ws = bare_workspace(folder, profile)
-    kept = {
-        "precision": 0.97,
-        "coverage": 0.8,
-        "class_mean_precision": 0.9,
-        "class_mean_coverage": 0.5,
-        "threshold": "policy",
-        "classes": {
-            n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES
-        },
+    kept = {"precision": 0.97, "coverage": 0.8, "threshold": "policy"}
+    kept["classes"] = {
+        n: {"status": "measured", "threshold": "0.9", "precision": 0.98, "coverage": None} for n in CLASSES
     }
-    models = {
-        name: {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
-        for name in ("teacher", "student", "control")
+    model = {"weights_sha256": SHA, "settings": {"multi": HALF, "single": HALF}}
+    metrics = {
+        "main_setting": "multi",
+        "models": dict.fromkeys(("teacher", "student", "control"), model),
+        "kept": kept,
+        "judgement": {"judged": 204, "left_out": 1},
+        "differences": {"student - control": GAIN},
     }
-    settings = [
-        {"name": "multi", "scales": [0.5, 1.0, 2.0], "flip": True},
-        {"name": "single", "scales": [1.0], "flip": False},
-    ]
-    atomic.write_json(
-        ws.path("evaluation/metrics.json"),
-        {
-            "main_setting": "multi",
-            "classes": list(CLASSES),
-            "settings": settings,
-            "models": models,
-            "kept": kept,
-            "judgement": {"judged": 204, "left_out": 1},
-            "differences": {"student - control": GAIN},
-        },
-    )
+    atomic.write_json(ws.path("evaluation/metrics.json"), metrics)
     for stage, seconds in (("prepare", 3.0), ("teacher-train", 600.0)):
         atomic.write_json(ws.path(f"work/times/{stage}.json"), {"seconds": seconds})
     return ws
@@ -91,13 +74,8 @@ def counts_of(quality: float, **options: Any) -> Counts:
     hits, union = np.diagonal(found, axis1=1, axis2=2), found.sum(2) + found.sum(1)
     regions = np.stack([hits, union - hits], axis=1)
     boundaries = np.stack([hits, found.sum(2) + 5], axis=1)
-    return Counts(
-        tuple(f"berlin_{i:04d}" for i in range(n)),
-        tuple(f"block{i // 3}" for i in range(n)),
-        CLASSES,
-        regions,
-        boundaries,
-    )
+    names, blocks = (tuple(f"{what}{i // some}" for i in range(n)) for what, some in (("berlin_", 1), ("block", 3)))
+    return Counts(names, blocks, CLASSES, regions, boundaries)
 
 
 @dataclass

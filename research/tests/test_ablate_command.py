@@ -52,11 +52,6 @@ def test_a_dry_run_says_how_long_the_missing_rows_take_by_earlier_ones(
     assert lines[-1] == "4 missing: about 12 minutes by earlier runs, and 2 that were never timed", "one training"
 
 
-def test_threshold_has_one_seed_unless_asked(ws: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ablate(ws, tmp_path, "threshold", "--list")
-    assert capsys.readouterr().out.count("seed 0") == 9
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,30 +97,20 @@ def test_a_frozen_seed_runs_from_the_command_line(
     assert "1 rows and seeds written" in capsys.readouterr().out
 
 
-def test_a_camvid_workspace_is_made_for_its_variant_and_kept_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
-    data = tmp_path / "photographs"
-    data.mkdir()
-    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
-    target = Workspace(tmp_path / "shift").params.data.target
-    assert (target.variant, target.root) == ("drive_shift", str(data))
-    make_camvid_workspace(tmp_path / "shift", "drive_shift", None, data)
-    with pytest.raises(ConfigError, match="is a workspace of variant drive_shift, not default"):
-        make_camvid_workspace(tmp_path / "shift", "default", None, data)
-
-
-def test_a_camvid_workspace_with_a_longer_teacher_has_a_table_and_a_file_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variant", "epochs", "table"),
+    [("drive_shift", None, "camvid-table-drive_shift"), ("default", 7777, "camvid-table-default-7777")],
+)
+def test_a_camvid_workspace_is_made_for_its_variant_and_teacher_and_kept_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, epochs: int | None, table: str
 ) -> None:
     monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
     (tmp_path / "photographs").mkdir()
-    longer = tmp_path / "longer"
-    make_camvid_workspace(longer, "default", 7777, tmp_path / "photographs")
-    params = Workspace(longer).params
-    assert params.teacher_train.epochs == 7777
-    table = make_ablation("camvid-table", params)
-    assert (table.name, table.title) == ("camvid-table-default-7777", "CamVid, variant default, teacher of 7777 epochs")
-    with pytest.raises(ConfigError, match="is a workspace of variant default-7777, not default"):
-        make_camvid_workspace(longer, "default", None, None)
+    folder = tmp_path / "camvid"
+    for _ in range(2):
+        make_camvid_workspace(folder, variant, epochs, tmp_path / "photographs")
+    params = Workspace(folder).params
+    assert (params.data.target.variant, params.data.target.root) == (variant, str(tmp_path / "photographs"))
+    assert make_ablation("camvid-table", params).name == table
+    with pytest.raises(ConfigError, match=f"is a workspace of variant {table[13:]}, not default"):
+        make_camvid_workspace(folder, "default", None, tmp_path / "photographs")

@@ -90,14 +90,6 @@ def test_the_table_says_what_was_seen_spent_and_used(ws: Workspace, jobs: FakeJo
     assert all(x.commit and "cores" in x.machine and str(tmp_path) not in str(x) for x in lines)
 
 
-def test_rows_with_other_labels_are_trained_on_them(ws: Workspace, jobs: FakeJobs, tmp_path: Path) -> None:
-    request = ask(ws, tmp_path, "labels")
-    run_ablation(ws, request)
-    made = [(x.threshold, x.coarse) for x in jobs.labelled]
-    assert made == [("policy", False), ("policy", False), ("none", True), ("policy", True)]
-    assert of(figures(request.path), "coarse", "labelled_share", name="pole") == [0.2]
-
-
 def test_the_teacher_as_it_is_stands_once_whatever_the_seeds(jobs: FakeJobs, tmp_path: Path) -> None:
     ws = bare_workspace(tmp_path / "camvid", "camvid")
     request = ask(ws, tmp_path, "camvid-table", "teacher", "control", seeds=(3, 4))

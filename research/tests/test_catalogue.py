@@ -21,17 +21,6 @@ def camvid() -> Params:
     return Params.of_profile("camvid")
 
 
-def test_scales_compares_all_fusions_on_the_three_sets_from_three_trainings(demo: Params) -> None:
-    table = make_ablation("scales", demo)
-    assert {r.training for r in table.rows} == {
-        Training("teacher_train", "pretrain", (("model.kind", k),)) for k in ("single", "hierarchical", "explicit")
-    }
-    sets = {(r.setting.mode, r.training.changes[0][1], r.setting.scales) for r in table.rows}
-    for scales in ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)):
-        for mode, kind in (("average", "single"), ("max", "single"), ("model", "hierarchical"), ("model", "explicit")):
-            assert (mode, kind, scales) in sets
-
-
 def test_reasons_repeats_rows_of_other_tables_with_one_thing_changed(demo: Params) -> None:
     usual = {r.name: r for name in ("scales", "labels") for r in make_ablation(name, demo).rows}
     changes = {
@@ -49,38 +38,6 @@ def test_reasons_repeats_rows_of_other_tables_with_one_thing_changed(demo: Param
         assert (row.setting.scales, row.setting.mode) == (twin.setting.scales, twin.setting.mode)
 
 
-def test_labels_has_the_two_by_two_and_the_three_kinds_of_labels(demo: Params) -> None:
-    rows = {r.name: r for r in make_ablation("labels", demo).rows}
-    four = [rows[n].training for n in ("baseline", "attention", "auto", "both")]
-    assert [t.changes[0][1] for t in four] == ["single", "hierarchical", "single", "hierarchical"]
-    assert [t.labels is not None for t in four] == [False, False, True, True]
-    assert rows["coarse"].training.labels == Labels("none", coarse=True)
-    assert rows["both-coarse"].training.labels == Labels("policy", coarse=True)
-    assert rows["baseline"].setting.mode == "average"
-    ignored = [dict(rows[n].training.changes).get("loss.rmi_ignore") for n in ("baseline", "both")]
-    assert ignored == [None, demo.student_train.loss.rmi_ignore], "ignored pixels count as in the student's recipe"
-
-
-def test_losses_change_one_setting_of_the_masked_loss_on_merged_labels(demo: Params) -> None:
-    losses = {r.name: dict(r.training.changes) for r in make_ablation("losses", demo).rows}
-    masked = {"loss.main": "rmi", "loss.rmi_ignore": "masked"}
-    assert losses["rmi-masked-60"] == losses["rmi-masked-merged"] == masked
-    assert losses["mix-classmix-merged"] == {**masked, "pseudo.mix": "classmix"}
-    assert losses["colour-100-merged"] == {**masked, "pseudo.colour": 1.0}
-    assert losses["tail-merged"] == {**masked, "pseudo.fine_only_epochs": demo.student_train.epochs // 6}
-
-
-def test_merging_settles_conflicts_in_both_ways_at_each_threshold(demo: Params) -> None:
-    rows = {r.name: r.training.labels for r in make_ablation("merging", demo).rows}
-    assert rows.pop("control") is None
-    assert rows.pop("coarse") == Labels("none", coarse=True)
-    for name, labels in rows.items():
-        assert labels.coarse
-        assert labels.conflict == ("human" if name.endswith("-human") else None)
-        assert rows[name.removesuffix("-human")].threshold == labels.threshold
-    assert {labels.threshold for labels in rows.values()} == {"policy", 0.9, 0.5, 0.0}
-
-
 def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params, camvid: Params) -> None:
     for params, names in ((demo, NAMES[:-1]), (camvid, NAMES)):
         for name in names:
@@ -94,14 +51,6 @@ def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params
 def with_tail(params: Params, epochs: int) -> Params:
     pseudo = params.student_train.pseudo.model_copy(update={"fine_only_epochs": epochs})
     return params.model_copy(update={"student_train": params.student_train.model_copy(update={"pseudo": pseudo})})
-
-
-def test_a_recipe_that_ends_on_fine_labels_is_held_against_one_that_does_not(demo: Params, camvid: Params) -> None:
-    def ends(name: str, params: Params) -> set[str]:
-        return {r.name for r in make_ablation(name, params).rows} & {"tail-merged", "no-tail"}
-
-    assert [ends("losses", with_tail(demo, k)) for k in (0, 5)] == [{"tail-merged"}, set()]
-    assert [ends("camvid-table", with_tail(camvid, k)) for k in (0, 5)] == [set(), {"no-tail"}]
 
 
 def test_a_shorter_training_keeps_the_proportion_of_its_end_on_fine_labels(camvid: Params) -> None:

@@ -70,9 +70,3 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("no table")
     with pytest.raises(InputError, match=r"x\.parquet: no table of figures"):
         figures(tmp_path / "x.parquet")
-
-
-def test_a_commit_with_changes_and_a_machines_family_are_told() -> None:
-    machine = {"processor": "AMD EPYC", "family": {"cpu family": "26", "model": "2"}, "cores": 2, "gpus": ["H100"]}
-    made = Made.of({"machine": machine, "commit": "0123456789abcdef", "uncommitted": ["a.py"]})
-    assert made == Made("0123456789ab+", "AMD EPYC (family 26, model 2), 2 cores, H100")

@@ -12,7 +12,7 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import bootstrap_difference, iou_of
 from research.ablation.catalogue import setting
 from research.ablation.intervals import TRAININGS, Cells, Counts, load_counts, summarise
-from research.ablation.plan import Ablation, Comparison, Row, Training
+from research.ablation.plan import Ablation, Row, Training
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 from research.tests.ablations import CLASSES, confusions, counts_of
 
@@ -21,7 +21,7 @@ GOOD_MINUS_BAD = "good - bad"
 
 
 def row(name: str, training: Training | None) -> Row:
-    return Row(name, name, training, setting(name, (1.0,)))
+    return Row(name, training, setting(name, (1.0,)))
 
 
 def summary(
@@ -30,7 +30,7 @@ def summary(
     trained = [Training("teacher_train", "pretrain", (("x", name),)) for name in rows]
     trained[0] = None if fixed else trained[0]
     made = tuple(row(name, training) for name, training in zip(rows, trained, strict=True))
-    table = Ablation("t", "t", "teacher-pretrain", made, (Comparison("good", "bad", "good > bad"),))
+    table = Ablation("t", "t", "teacher-pretrain", made, (("good", "bad"),))
     return summarise(table, cells, kind, HERE)
 
 

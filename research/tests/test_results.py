@@ -131,12 +131,13 @@ def test_the_figures_of_a_finished_workspace_replace_its_older_ones(tmp_path: Pa
     assert "| demo | student - control | +1.20 [-0.30, +2.00] | 12 |" in page
 
 
-def test_a_workspace_without_results_or_with_other_weights_is_not_collected(tmp_path: Path) -> None:
+def test_a_workspace_without_results_or_with_other_weights_is_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ws = finished_workspace(tmp_path / "ws")
-    model = ws.path("models/student/model.json")
-    meta = {"kind": "x", "trunk": "x", "num_classes": 3, "options": {}, "lineage": {}, "weights_sha256": SHA[::-1]}
-    atomic.write_json(model, {"format": "hmsa-model", "version": 1, **meta})
-    with pytest.raises(InputError, match="other weights than were judged"):
+    atomic.write_json(ws.path("models/student/model.json"), {})
+    monkeypatch.setattr("research.collect.read_meta", lambda _folder: {"weights_sha256": SHA[::-1]})
+    with pytest.raises(InputError, match="models/student: other weights than were judged"):
         collect(ws, tmp_path, None)
     ws.path("evaluation/metrics.json").unlink()
     with pytest.raises(InputError, match="not there"):

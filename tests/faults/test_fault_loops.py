@@ -144,12 +144,12 @@ def _registered(folder: Path) -> None:
     for value, name in enumerate(("a", "b")):
         _checkpoint(value)(folder / name)
     registry = Registry(folder)
-    registry.promote(registry.register(folder / "a" / "model", role="student", metrics={}, verdict=None))
+    registry.promote(registry.register(folder / "a" / "model"))
 
 
 def _promote_second(folder: Path) -> None:
     registry = Registry(folder)
-    registry.promote(registry.register(folder / "b" / "model", role="student", metrics={}, verdict=None))
+    registry.promote(registry.register(folder / "b" / "model"))
 
 
 def _read_current(folder: Path) -> object:

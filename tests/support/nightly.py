@@ -216,7 +216,7 @@ def run_processes_of(folder: Path) -> dict[int, str]:
 def ranks_of(folder: Path) -> list[int]:
     """Processes that compute for a stage: the ranks of its job, without torchrun's agent."""
     lines = processes_of(folder).items()
-    return [pid for pid, line in lines if "hmsa_core.job" in line and "engine.agent" not in line]
+    return [pid for pid, line in lines if "hmsa_core.job" in line and "runtime.agent" not in line]
 
 
 @contextmanager

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import ConfigError, InputError
 
-__all__ = ["EDGES", "NUM_CODES", "ConfidenceCode"]
-
 NUM_CODES = 256
 
 _REFINED = """

@@ -30,8 +30,6 @@ from hmsa_core.labels.store.format import (
 from hmsa_core.labels.store.verify import Problem, verify_store
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["LabelStore"]
-
 _OPEN_FILES = 64  # shards held open by one reader
 
 

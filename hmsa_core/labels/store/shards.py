@@ -38,18 +38,6 @@ from hmsa_core.labels.store.format import (
 from hmsa_core.labels.store.sidecar import SidecarRows, count, present_values
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
-__all__ = [
-    "ImageFacts",
-    "ShardPlan",
-    "ShardWriter",
-    "claim_shard",
-    "leave",
-    "plan_shards",
-    "read_receipt",
-    "shard_done",
-    "sweep",
-]
-
 RECEIPT_FORMAT = "hmsa-label-shard"
 UInt8 = NDArray[np.uint8]
 _CODE = ConfidenceCode()

@@ -42,8 +42,6 @@ from hmsa_core.labels.store.format import (
 )
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["Histogram", "SidecarRows", "StoreStatistics", "consolidate", "count", "cumulative", "present_values"]
-
 _SMALL = 512  # images
 _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens of MB
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`

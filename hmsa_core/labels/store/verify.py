@@ -13,8 +13,6 @@ from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels.store.format import SIDECAR, listed_files
 
-__all__ = ["Problem", "parse_subset", "verify_store"]
-
 
 @dataclass(frozen=True)
 class Problem:

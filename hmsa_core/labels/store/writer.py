@@ -32,8 +32,6 @@ from hmsa_core.labels.store.shards import ImageFacts, ShardPlan, ShardWriter, re
 from hmsa_core.labels.store.sidecar import consolidate
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
-__all__ = ["LabelStoreWriter", "publish_store", "write_manifest"]
-
 
 def write_manifest(
     store: str | Path,

@@ -21,8 +21,6 @@ from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdP
 from hmsa_core.labels.thresholds.rules import find_rule
 from hmsa_core.taxonomy import ClassTable
 
-__all__ = ["Calibration", "calibrate", "calibration_table", "choose_policy", "save_table"]
-
 FORMAT, VERSION = "hmsa-calibration-table", 1
 # Weight of the prior in pixels. It only decides where a class has (nearly) no pixels of a code: there the
 # curve of all classes together is the best guess.

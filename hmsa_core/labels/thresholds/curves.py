@@ -27,8 +27,6 @@ from hmsa_core.labels.store.sidecar import cumulative
 from hmsa_core.metrics.boundary import boundary_band
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["COUNTS", "CalibrationImage", "Conflicts", "Curves", "outside_coarse"]
-
 FORMAT, VERSION = "hmsa-precision-curves", 1
 _LINES = 1024  # image height for which widths in pixels are given
 _REGIONS = ("", "boundary_", "interior_")

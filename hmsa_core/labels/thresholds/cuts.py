@@ -12,8 +12,6 @@ from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import effective_blocks, interval
 from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 
-__all__ = ["Choice", "Cut", "figures", "marginal_ends", "marginal_precision", "number", "share", "smallest_global_code"]
-
 Floats = NDArray[np.float64]
 _CODE = ConfidenceCode()
 

@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
-__all__ = ["clopper_pearson", "effective_blocks", "interval", "lower_bound", "simulated_coverage", "spread_of_errors"]
-
 Array = NDArray[np.float64]
 
 

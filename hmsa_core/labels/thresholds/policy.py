@@ -18,8 +18,6 @@ from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.store.format import binding
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["WITHHELD", "ClassPolicy", "Status", "ThresholdPolicy", "from_threshold", "keep"]
-
 FORMAT, VERSION = "hmsa-threshold-policy", 1
 WITHHELD = NUM_CODES  # 256: no code reaches it
 

@@ -19,8 +19,6 @@ from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
-__all__ = ["ClassShift", "compare", "reweight", "shift_report"]
-
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _ROUNDS = 300  # of expectation maximisation; it stops earlier when nothing moves

@@ -11,8 +11,6 @@ from torchvision.models import segmentation
 
 from hmsa_core.models.trunks import Widths
 
-__all__ = ["build"]
-
 NAMES = ("deeplabv3_resnet50", "deeplabv3_resnet101")
 
 

@@ -18,8 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, keep_statistics, resize
 from hmsa_core.models.trunks import Widths
 
-__all__ = ["HRNet", "HRNetSpec", "build"]
-
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
 PATTERN = r"hrnet_w[1-9]\d{0,2}"  # any width of the published depth
 

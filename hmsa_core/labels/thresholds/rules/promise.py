@@ -21,8 +21,6 @@ from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, margina
 from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_coverage, spread_of_errors
 from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 
-__all__ = ["ceiling", "choose"]
-
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 

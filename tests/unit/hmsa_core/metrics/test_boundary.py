@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import BoundaryIoU, boundary_band, boundary_confusion, confusion_counts
+from hmsa_core.metrics import BoundaryIoU, boundary_band, confusion_counts
 from hmsa_core.metrics.boundary import inner_boundary
 
 
@@ -66,16 +66,6 @@ def test_the_band_holds_the_pixels_within_the_radius_of_two_meeting_classes():
     columns = np.flatnonzero(boundary_band(label, 3.0)[0])
     assert columns.tolist() == list(range(16, 24))
     assert not boundary_band(np.zeros((5, 5), np.uint8), 3.0).any()
-
-
-def test_confusions_of_band_and_rest_add_up_to_all():
-    label, pred = blobs(5), blobs(6)
-    label[:5] = 255
-    inside = boundary_confusion(pred, label, 3, 4.0)
-    rest = label.copy()
-    rest[boundary_band(label, 4.0)] = 255
-    np.testing.assert_array_equal(inside + confusion_counts(pred, rest, 3), confusion_counts(pred, label, 3))
-    assert 0 < inside.sum() < (label != 255).sum()
 
 
 def test_wrong_shapes_and_ratios_are_refused():

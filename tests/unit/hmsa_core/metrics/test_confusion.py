@@ -55,7 +55,6 @@ def test_the_released_code_counts_the_same_confusions_and_iou():
     np.testing.assert_array_equal(matrix.matrix, hist)
     np.testing.assert_allclose(matrix.iou(), RELEASED_IOU, rtol=1e-12)
     assert matrix.mean_iou() == pytest.approx(RELEASED_MEAN, rel=1e-12)
-    assert matrix.accuracy() == pytest.approx(0.5684740078256009, rel=1e-12)
 
 
 def test_a_class_in_neither_is_nan_and_one_only_predicted_scores_zero():
@@ -119,7 +118,7 @@ def test_torchmetrics_counts_the_same_and_gives_the_same_iou(num_classes, seed, 
 
 def test_a_pixel_without_an_answer_is_missed_not_ignored():
     matrix = ConfusionMatrix(2).update(np.array([0, 255], np.uint8), np.array([0, 0], np.uint8))
-    assert matrix.unanswered.tolist() == [1, 0]
+    assert matrix.counts[:, -1].tolist() == [1, 0]
     assert matrix.iou()[0] == 0.5
 
 

@@ -177,12 +177,13 @@ def test_two_ranks_give_what_one_rank_gives_at_the_same_global_batch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freeze_batch_norm(monkeypatch)
-    one, two = student(data, tmp_path / "one"), student(data, tmp_path / "two")
+    # At the other tests' rate of 0.05 rounding grows a hundredfold a step on some processors.
+    one, two = (student(data, tmp_path / name, optimiser__lr=0.01) for name in ("one", "two"))
     train.run(one, context(one))
     assert run_two(two) == [0, 0]
     state = f"state/step-{LAST:08d}"
     # fp32, six steps: sums over crops are added in another order, nothing else differs. Worst relative L2 distance
-    # of a tensor, measured: weights 1.7e-5, their average 1.3e-5, momentum 3.3e-4 (a sum of gradients that cancel).
+    # of a tensor, measured: weights 1.4e-5, momentum 2.2e-5 (a sum of gradients that cancel).
     for name, tolerance in (("model", 1e-4), ("ema", 1e-4), ("optimiser", 2e-3)):
         a, b = (load_file(w.work / state / f"{name}.safetensors") for w in (one, two))
         for key in a:

@@ -73,7 +73,7 @@ def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
         folder = workspace.path("models/student")
         sha = atomic.write_bytes(folder / "model.safetensors", name.encode())
         sealed.write(folder / "model.json", {"weights_sha256": sha})
-        versions[name] = registry.register(folder, role="student", metrics={}, verdict=None)
+        versions[name] = registry.register(folder)
         registry.promote(versions[name])
     return registry, versions
 

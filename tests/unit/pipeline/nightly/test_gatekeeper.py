@@ -90,7 +90,7 @@ def _pinned_teacher(ws: Workspace) -> Registry:
     sha = atomic.write_bytes(ws.path("models/teacher/model.safetensors"), b"first")
     sealed.write(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
     registry = Registry(ws.root)
-    registry.pin_champion(registry.register(ws.path("models/teacher"), role="teacher", metrics={}, verdict=None))
+    registry.pin_champion(registry.register(ws.path("models/teacher")))
     atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     _night(ws, 0.85, b"good")
     with np.load(ws.path("evaluation/confusions-teacher.npz")) as file:

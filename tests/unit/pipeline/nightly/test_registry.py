@@ -26,16 +26,16 @@ def _checkpoint(folder: Path, content: bytes) -> Path:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
+    for name in ("params.yaml", "dvc.yaml"):
+        atomic.write_text(tmp_path / name, "")
     atomic.write_json(tmp_path / "models" / "current.json", {"teacher": "stage:teacher-train"})
     return Registry(tmp_path)
 
 
 def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
-    first = registry.register(
-        _checkpoint(tmp_path / "a", b"a"), role="student", metrics={"mean_iou": 0.5}, verdict=None
-    )
+    first = registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(first, by="ann", reason="better")
-    second = registry.register(_checkpoint(tmp_path / "b", b"b"), role="student", metrics={}, verdict=None)
+    second = registry.register(_checkpoint(tmp_path / "b", b"b"))
     registry.promote(second)
     assert registry.current() == f"models/registry/{second.name}"
     assert registry.champion() is not None
@@ -67,9 +67,7 @@ def test_rollback_mends_a_teacher_that_is_not_there(
 ) -> None:
     before = ["stage:teacher-train"]
     for name in ("a", "b")[:promoted]:
-        version = registry.register(
-            _checkpoint(tmp_path / name, name.encode()), role="student", metrics={}, verdict=None
-        )
+        version = registry.register(_checkpoint(tmp_path / name, name.encode()))
         registry.promote(version)
         before.append(f"models/registry/{version.name}")
     if damage == "its folder":
@@ -88,13 +86,13 @@ def test_rollback_mends_a_teacher_that_is_not_there(
 @pytest.mark.parametrize("folder", ["models", "nowhere"])
 def test_a_folder_without_a_checkpoint_is_not_registered(registry: Registry, folder: str) -> None:
     with pytest.raises(InputError, match=rf"{folder}: no checkpoint \(model\.json is missing\)"):
-        registry.register(registry.root / folder, role="student", metrics={}, verdict=None)
+        registry.register(registry.root / folder)
     assert registry.versions() == []
 
 
 def test_the_same_weights_are_registered_once(registry: Registry, tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "a", b"a")
-    versions = [registry.register(checkpoint, role="student", metrics={}, verdict=None) for _ in range(2)]
+    versions = [registry.register(checkpoint) for _ in range(2)]
     assert versions[0].name == versions[1].name
     assert len(registry.versions()) == 1
 
@@ -103,14 +101,14 @@ def test_a_changed_weight_file_is_refused(registry: Registry, tmp_path: Path) ->
     checkpoint = _checkpoint(tmp_path / "a", b"a")
     (checkpoint / "model.safetensors").write_bytes(b"b")
     with pytest.raises(IntegrityError, match="differ"):
-        registry.register(checkpoint, role="student", metrics={}, verdict=None)
+        registry.register(checkpoint)
 
 
 def _promoted(registry: Registry, names: str) -> list[Version]:
     found = []
     for name in names:
         checkpoint = _checkpoint(registry.root / name, name.encode())
-        found.append(registry.register(checkpoint, role="student", metrics={}, verdict=None))
+        found.append(registry.register(checkpoint))
         registry.promote(found[-1])
     return found
 
@@ -168,7 +166,7 @@ def test_a_word_against_weights_holds_for_every_description_of_them(registry: Re
     shutil.copytree(registry.root / "b", again)
     meta = atomic.read_json(again / "model.json")
     sealed.write(again / "model.json", {**meta, "class_table": "of other colours"})
-    third = registry.register(again, role="student", metrics={}, verdict=None)
+    third = registry.register(again)
     assert third.name.startswith("v0003")
     assert (registry.withdrawn(third.name) or {})["by"] == "ann"
     assert registry.withdrawn(first.name) is None
@@ -179,11 +177,11 @@ def test_a_word_against_weights_holds_for_every_description_of_them(registry: Re
 def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_command(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
     (first.path / "record.json").write_text("{")
-    twin = registry.register(registry.root / "a", role="student", metrics={}, verdict=None)
+    twin = registry.register(registry.root / "a")
     assert twin.name != first.name
-    assert registry.register(first.path, role="", metrics={}, verdict=None).name == first.name
+    assert registry.register(first.path).name == first.name
     assert registry.torn() == {}
-    assert registry.register(twin.path, role="", metrics={}, verdict=None).record == twin.record
+    assert registry.register(twin.path).record == twin.record
 
 
 def test_a_damaged_version_is_not_mended_with_another_description(registry: Registry) -> None:
@@ -193,11 +191,11 @@ def test_a_damaged_version_is_not_mended_with_another_description(registry: Regi
     shutil.copytree(registry.root / "a", other)
     meta = atomic.read_json(other / "model.json")
     sealed.write(other / "model.json", {**meta, "class_table": "of other classes"})
-    second = registry.register(other, role="student", metrics={}, verdict=None)
+    second = registry.register(other)
     assert second.name != first.name
     assert "class_table" not in atomic.read_json(first.path / "model.json")
     (first.path / "model.json").unlink()  # nothing is known of it any more
-    assert registry.register(registry.root / "a", role="student", metrics={}, verdict=None).name == first.name
+    assert registry.register(registry.root / "a").name == first.name
 
 
 def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry) -> None:
@@ -220,7 +218,7 @@ def test_a_damaged_teacher_is_rolled_back_to_the_last_whole_one(registry: Regist
 def test_registering_the_same_weights_again_mends_a_damaged_version(registry: Registry) -> None:
     (version,) = _promoted(registry, "a")
     _damaged(version)
-    again = registry.register(registry.root / "a", role="student", metrics={}, verdict=None)
+    again = registry.register(registry.root / "a")
     assert (again.name, damage(again.path)) == (version.name, "")
     assert [v.record for v in registry.versions()] == [version.record]
 
@@ -232,13 +230,11 @@ def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Regi
     shutil.copytree(registry.root / "models", saved)
     new = _checkpoint(registry.root / "c", b"c")
     for checkpoint, expected in ((registry.root / "a", [first, second]), (new, [first, second, None])):
-        for _ in every_exit(
-            lambda folder=checkpoint: registry.register(folder, role="student", metrics={}, verdict=None)
-        ):
+        for _ in every_exit(lambda folder=checkpoint: registry.register(folder)):
             found = registry.versions()
             assert [v.record for v in found[:2]] == [first.record, second.record]
             assert all(not damage(v.path) for v in found[2:]), "what is listed is whole"
-            again = registry.register(checkpoint, role="student", metrics={}, verdict=None)
+            again = registry.register(checkpoint)
             assert damage(again.path) == ""
             assert len(registry.versions()) == len(expected)
             shutil.rmtree(registry.root / "models")
@@ -295,8 +291,6 @@ def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another
 def test_models_are_listed_though_the_reference_champion_is_gone(
     registry: Registry, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     first, second = _promoted(registry, "ab")
     shutil.rmtree(first.path)
     assert main(["models", "list", "--workspace", str(tmp_path), *option]) == 0
@@ -311,8 +305,6 @@ def test_models_are_listed_though_the_reference_champion_is_gone(
 def test_a_version_is_refused_where_it_would_be_ignored(
     registry: Registry, tmp_path: Path, action: str, given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     _promoted(registry, "abc")
     before = registry.current()
     assert main(["models", action, given, "--workspace", str(tmp_path)]) == 2
@@ -347,15 +339,13 @@ def _with_nan(version: Version) -> Version:
 def test_a_version_whose_description_holds_nan_is_a_damaged_one(
     registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     first, second, third = _promoted(registry, "abc")
     _with_nan(second)
     for command in (["promote", second.name], ["rollback"], ["register", str(second.path)]):
         assert main(["models", *command, "--workspace", str(tmp_path)]) in (3, 4)
         assert f"{second.path / 'model.json'}: not one of our files" in capsys.readouterr().err
         assert registry.current().endswith(third.name)
-    assert registry.register(registry.root / "b", role="student", metrics={}, verdict=None).name == second.name
+    assert registry.register(registry.root / "b").name == second.name
     assert registry.rollback().endswith(second.name), "made whole"
     assert _with_nan(second)
     assert registry.rollback().endswith(first.name), "a damaged teacher"
@@ -365,8 +355,6 @@ def test_a_version_whose_description_holds_nan_is_a_damaged_one(
 def test_a_record_with_figures_that_cannot_be_told_hides_one_version(
     registry: Registry, tmp_path: Path, metrics: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     first, second = _promoted(registry, "ab")
     (first.path / "record.json").write_text(json.dumps(first.record | {"metrics": metrics}))
     for option in ([], ["--json"]):
@@ -381,8 +369,6 @@ def test_a_record_with_figures_that_cannot_be_told_hides_one_version(
 def test_a_record_without_a_mean_iou_is_listed(
     registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     (first,) = _promoted(registry, "a")
     atomic.write_json(first.path / "record.json", first.record | {"metrics": {"mean_iou": None}})
     assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
@@ -390,7 +376,7 @@ def test_a_record_without_a_mean_iou_is_listed(
 
 
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
-    version = registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={}, verdict=None)
+    version = registry.register(_checkpoint(tmp_path / "a", b"a"))
     saved = tmp_path / "saved"
     shutil.copytree(tmp_path / "models", saved)
     for _ in every_fault(lambda: registry.promote(version), errno.ENOSPC):
@@ -406,11 +392,7 @@ def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Reg
 def test_the_command_lists_and_refuses_in_one_line(
     registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
-    registry.promote(
-        registry.register(_checkpoint(tmp_path / "a", b"a"), role="student", metrics={"mean_iou": 0.5}, verdict=None)
-    )
+    registry.promote(registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5}))
     assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
     assert "50.00" in capsys.readouterr().out
     assert main(["models", "list", "--json", "--workspace", str(tmp_path)]) == 0
@@ -430,10 +412,7 @@ def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) 
 
 
 def _registered(registry: Registry, tmp_path: Path, *names: str) -> list[Version]:
-    return [
-        registry.register(_checkpoint(tmp_path / name, name.encode()), role="student", metrics={}, verdict=None)
-        for name in names
-    ]
+    return [registry.register(_checkpoint(tmp_path / name, name.encode())) for name in names]
 
 
 def test_rolling_back_never_goes_in_a_circle(registry: Registry, tmp_path: Path) -> None:
@@ -454,12 +433,12 @@ def test_rolling_back_never_goes_in_a_circle(registry: Registry, tmp_path: Path)
 def test_the_same_weights_with_another_description_are_another_version(registry: Registry, tmp_path: Path) -> None:
     (first,) = _registered(registry, tmp_path, "a")
     again = _checkpoint(tmp_path / "again", b"a")
-    assert registry.register(again, role="student", metrics={}, verdict=None).name == first.name
+    assert registry.register(again).name == first.name
     meta = atomic.read_json(again / "model.json") | {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
     sealed.write(again / "model.json", meta)
-    assert registry.register(again, role="student", metrics={}, verdict=None).name == first.name
+    assert registry.register(again).name == first.name
     sealed.write(again / "model.json", meta | {"class_table": {"classes": ["kerb"]}})
-    corrected = registry.register(again, role="student", metrics={}, verdict=None)
+    corrected = registry.register(again)
     assert (corrected.name, first.name) == (first.name.replace("v0001", "v0002"), first.name)
     assert atomic.read_json(corrected.path / "model.json")["class_table"] == {"classes": ["kerb"]}
     assert "class_table" not in atomic.read_json(first.path / "model.json")
@@ -469,8 +448,6 @@ def test_the_same_weights_with_another_description_are_another_version(registry:
 def test_a_torn_record_hides_one_version_and_is_written_anew(
     registry: Registry, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        atomic.write_text(tmp_path / name, "")
     first, second = _registered(registry, tmp_path, "a", "b")
     registry.promote(first)
     weights = (first.path / "model.safetensors").read_bytes()
@@ -483,7 +460,7 @@ def test_a_torn_record_hides_one_version_and_is_written_anew(
         registry.get(first.name)
     (third,) = _registered(registry, tmp_path, "c")
     assert third.name.startswith("v0003-")
-    assert registry.register(first.path, role="student", metrics={}, verdict=None).name == first.name
+    assert registry.register(first.path).name == first.name
     assert [v.name for v in registry.versions()] == [first.name, second.name, third.name]
     assert (first.path / "model.safetensors").read_bytes() == weights
 
@@ -493,13 +470,13 @@ def test_a_model_without_the_list_of_what_it_learned_from_is_damaged(registry: R
     digest = atomic.write_json(checkpoint / "lineage.json", {"images": []})
     meta = atomic.read_json(checkpoint / "model.json")
     sealed.write(checkpoint / "model.json", meta | {"lineage": {"lineage_sha256": digest}})
-    version = registry.register(checkpoint, role="student", metrics={}, verdict=None)
+    version = registry.register(checkpoint)
     (version.path / "lineage.json").unlink()
     assert "lineage.json: missing, though model.json refers to it" in damage(version.path)
     with pytest.raises(IntegrityError, match="lineage"):
         registry.promote(version)
-    registry.register(checkpoint, role="student", metrics={}, verdict=None)
+    registry.register(checkpoint)
     registry.promote(version)
     atomic.write_json(checkpoint / "lineage.json", {"images": ["other"]})
     with pytest.raises(IntegrityError, match="not the one in model.json"):
-        registry.register(checkpoint, role="student", metrics={}, verdict=None)
+        registry.register(checkpoint)

@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from hmsa_core.io.errors import InterruptedRunError
+
+pytestmark = pytest.mark.fault
 
 ABLATION = """
 import sys

@@ -37,15 +37,3 @@ def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path
     listed = run(REPO, *command, "--list", "--workspace", str(whole.root)).text
     assert "missing" not in listed
     assert listed.count("mIoU") == 2
-
-
-def test_a_conflict_that_the_human_wins_keeps_its_pixel(workspace: Path, tmp_path: Path) -> None:
-    asked = ["--rows", "t0,t0-human", "--seeds", "1", "--epochs-scale", "0.5", "--tables", str(tmp_path)]
-    done = run(REPO, *ABLATE, "merging", *asked, "--workspace", str(workspace))
-    assert "2 rows and seeds written" in done.text
-    lines = figures(tmp_path / "merging-tiny.parquet")
-    ignored, kept = (
-        next(x.value for x in lines if (x.row, x.metric, x.name) == (row, "labelled_share", ""))
-        for row in ("t0", "t0-human")
-    )
-    assert 0 < ignored < kept <= 1
