@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hmsa_core.inference import infer
+from hmsa_core.inference import infer, labelling
 from hmsa_core.io import atomic
-from hmsa_core.labels.store import writer
 from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.faults import faulty
@@ -129,8 +128,8 @@ def _operations(action: Callable[[], int]) -> tuple[int, int]:
     """How many there are in an undisturbed run, and how many of them before the store is published."""
     before: list[int] = []
     with faulty(NEVER, None) as ops, pytest.MonkeyPatch.context() as patch:
-        publish = writer.publish_store
-        patch.setattr(writer, "publish_store", lambda *args: (before.append(ops.count), publish(*args)))
+        publish = labelling.publish_store
+        patch.setattr(labelling, "publish_store", lambda *args: (before.append(ops.count), publish(*args)))
         assert action() == 0
     return ops.count, before[0]
 
