@@ -68,6 +68,8 @@ GOALS = (
     Goal("label bytes over two Pillow PNGs", "store", "generated.over_pillow", 1.05, at_least=False),
     Goal("encoding labels of 1024x2048 a second, one core", "store", "generated.encode_per_s", 8),
     Goal("reading and thresholding them", "store", "generated.read_threshold_per_s", 25),
+    Goal("the whole chain of profile tiny, seconds", "chain", "seconds", 120, at_least=False),
+    Goal("... of processor time", "chain", "cpu_seconds", 150, at_least=False),
     Goal("a new threshold over 20,000 images, seconds", "store", "statistics.warm_s", 1.0, at_least=False),
 )
 

@@ -22,9 +22,6 @@ def test_one_repro_runs_all_nine_stages_with_two_ranks(whole: Whole) -> None:
     for stage in ("teacher-train", "auto-infer"):
         specs = [json.loads(p.read_text()) for p in (root / "work" / stage).glob("*/spec.json")]
         assert [s["config"]["runtime"]["ranks"] for s in specs] == [2]
-    assert done.cpu_seconds < 150, f"{done.cpu_seconds:.0f} s of processor time"
-    if whole.was_idle:
-        assert done.seconds <= 120, f"{done.seconds:.0f} s"
 
 
 def test_everything_that_the_design_names_is_there(whole: Whole) -> None:

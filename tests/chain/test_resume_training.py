@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.io.atomic import digest, read_json
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import TrainingError
 from hmsa_core.spec import TrainSpec
 from hmsa_core.training.state import StateStore
@@ -140,12 +141,12 @@ def test_sigterm_to_the_group_saves_the_state_and_exits_143_in_time(
 
 def same_but_for_workers(whole: Path, work: Path) -> dict[str, bytes]:
     """The uninterrupted run's folder, if its record differs in the number of workers alone."""
-    found, expected = (read_json(w / "model" / "model.json") for w in (work, whole))
-    workers = found["lineage"]["config"]["runtime"]["workers"]
-    expected["lineage"]["config"]["runtime"]["workers"] = workers
-    del expected["digest"]
-    assert found == expected | {"digest": digest(expected)}
-    return folder_bytes(whole / "model") | {"model.json": (work / "model" / "model.json").read_bytes()}
+    found = (work / "model" / "model.json").read_bytes()
+    expected = sealed.read(whole / "model" / "model.json")
+    runtime = sealed.parse(found, "model.json")["lineage"]["config"]["runtime"]
+    expected["lineage"]["config"]["runtime"]["workers"] = runtime["workers"]
+    assert found == sealed.dump(expected)
+    return folder_bytes(whole / "model") | {"model.json": found}
 
 
 @pytest.mark.fault

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from hmsa_core.io import sealed
 from hmsa_core.io.errors import ConfigError, InputError
@@ -118,6 +117,8 @@ def calibration_table(curves: Curves) -> NDArray[np.float64]:
 
 
 def _fit(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.optimize import isotonic_regression  # a second to import, and only this function needs it
+
     fit: NDArray[np.float64] = isotonic_regression(correct / total, weights=total).x
     return np.clip(fit, 0.0, 1.0)
 

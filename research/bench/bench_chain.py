@@ -1,0 +1,37 @@
+"""The whole chain of profile `tiny` under DVC in a new workspace: seconds, and seconds of processor time.
+
+    python -m research.bench.bench_chain [--quick]
+
+Nothing else may run beside it. --quick changes nothing: one chain is one measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Make a workspace, run its chain once, print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
+    parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "ws"
+        quiet = {"stdout": subprocess.DEVNULL, "check": True}
+        subprocess.run([sys.executable, "-m", "pipeline.cli.main", "init", str(root), "--profile", "tiny"], **quiet)
+        before, start = os.times(), time.monotonic()
+        subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=root, **quiet)
+        seconds, after = time.monotonic() - start, os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    print(json.dumps({"seconds": seconds, "cpu_seconds": spent}))
+
+
+if __name__ == "__main__":
+    main()
