@@ -7,6 +7,7 @@ profiles override them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
@@ -78,7 +79,16 @@ class ModelConfig(Section):
         "hierarchical", description="hierarchical (paper), explicit, average, max or single"
     )
     trunk: Annotated[str, AfterValidator(_known_trunk)] = Field(
-        "hrnet_w48", description="hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50"
+        "hrnet_w48",
+        description="hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME",
+    )
+    trunk_weights: Annotated[str, NotInKey] = Field(
+        "none",
+        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; a key holds"
+        " the file's digest; not used where training starts from a checkpoint",
+    )
+    context: Literal["ocr", "aspp", "psp", "none"] | None = Field(
+        None, description="ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"
     )
     head: Literal["paper", "released"] = Field(
         "paper", description="paper (three layers, Fig. 3) or released (one 1x1 convolution)"
@@ -92,7 +102,8 @@ class ModelConfig(Section):
     attention_channels: PositiveInt | None = Field(
         None, description="channels of the attention head; null = the trunk's (published widths: 256)"
     )
-    dropout: Share = Field(0.05, description="probability behind OCR (Yuan et al. 2020: 0.05)")
+    dropout: Share = Field(0.05, description="probability behind the context block (Yuan et al. 2020: 0.05)")
+    drop_path: Share = Field(0.0, description="stochastic depth, trunks of timm only (Huang et al. 2016)")
     top_attention: Literal["skip", "released"] = Field(
         "skip", description="skip (never used, not computed) or released (computed, for its batch-norm statistics)"
     )
@@ -108,6 +119,10 @@ class ModelConfig(Section):
         if self.train_scales is not None and len(self.train_scales) < 2:
             raise ValueError("train_scales must be at least two: attention is learned between them (or kind: single)")
         return self
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `hmsa_core.models.build`: all fields but the trunk's weights."""
+        return self.model_dump(exclude={"trunk_weights"})
 
 
 class AugmentConfig(Section):
@@ -157,22 +172,33 @@ class LossConfig(Section):
 
 
 class OptimiserConfig(Section):
-    """SGD with polynomial decay (paper section 4)."""
+    """SGD (paper section 4) or AdamW with polynomial decay; what a pretrained trunk learns."""
 
+    algorithm: Literal["sgd", "adamw"] = Field("sgd", description="sgd (paper) or adamw (Loshchilov and Hutter 2019)")
     lr: Positive = Field(0.02, description="learning rate for lr_reference_batch crops a step")
     lr_reference_batch: PositiveInt = Field(32, description="crops a step that lr is meant for (paper: 32 GPUs x 1)")
     lr_scaling: Literal["linear", "sqrt", "none"] = Field(
         "linear", description="linear, sqrt or none: with global_batch / lr_reference_batch"
     )
-    momentum: Share = Field(0.9, description="SGD; paper: 0.9")
+    momentum: Share = Field(0.9, description="SGD's (paper: 0.9); AdamW's first beta, its second is 0.999")
     nesterov: bool = Field(False, description="paper: no")
-    weight_decay: float = Field(5e-4, ge=0.0, description="paper: 5e-4 (the released code: 1e-4)")
+    weight_decay: float = Field(
+        5e-4, ge=0.0, description="paper: 5e-4 (the released code: 1e-4); AdamW leaves out biases and norms"
+    )
     poly_power: Positive = Field(2.0, description="exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
     poly_unit: Literal["step", "epoch"] = Field(
         "epoch", description="step or epoch (released: the rate changes once an epoch)"
     )
     warmup_steps: Count = Field(0, description="steps of linear warm-up from 0 (paper: none)")
     clip_norm: float = Field(0.0, ge=0.0, description="gradient norm; 0 = off (paper)")
+    trunk_factor: Share = Field(1.0, description="the trunk's rate over the rate of the rest (paper: 1)")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="factor from each layer of the trunk to the one before it; 1 = off"
+    )
+    frozen_layers: Count = Field(
+        0, description="first layers of the trunk that do not learn; more than there are = the whole trunk"
+    )
+    frozen_norms: bool = Field(False, description="batch norms of the trunk keep their statistics")
 
 
 class SamplingConfig(Section):
@@ -210,13 +236,26 @@ class RuntimeConfig(Section):
         1, description="processes on this node: one a GPU, or CPU processes"
     )
     nodes: Annotated[PositiveInt, NotInKey] = Field(1, description="machines (docs/training.md: rendezvous)")
-    threads: PositiveInt = Field(1, description="torch threads a rank; changes the last bits, so it is part of the key")
+    threads: PositiveInt | Literal["auto"] = Field(
+        1, description="torch threads a rank, auto = all cores; changes the last bits, so it is part of the key"
+    )
     workers: Annotated[Count, NotInKey] = Field(0, description="loader processes a rank")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="fp32, bf16 or fp16")
-    channels_last: bool = Field(True, description="memory format of the convolutions")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "bf16", description="fp32, bf16, fp16, or auto: what is fastest here, measured before a training"
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        True, description="memory format of the convolutions; auto: what is fastest here, measured before a training"
+    )
     compile: bool = Field(False, description="torch.compile")
     activation_checkpointing: bool = Field(False, description="less memory, a third more time")
+
+    @property
+    def thread_count(self) -> int:
+        """Torch threads a rank on this machine."""
+        if self.threads == "auto":
+            return max(1, len(os.sched_getaffinity(0)) // self.ranks)
+        return self.threads
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RuntimeConfig:
@@ -232,7 +271,9 @@ class TrainConfig(Section):
     loss: LossConfig = Field(
         LossConfig(), description="training loss (paper section 4; where the released code differs: docs/training.md)"
     )
-    optimiser: OptimiserConfig = Field(OptimiserConfig(), description="SGD with polynomial decay (paper section 4)")
+    optimiser: OptimiserConfig = Field(
+        OptimiserConfig(), description="SGD (paper section 4) or AdamW; what a pretrained trunk learns"
+    )
     augment: AugmentConfig = Field(
         AugmentConfig(), description="joint augmentation of image and label; ignored pixels stay ignored"
     )

@@ -70,7 +70,7 @@ def run_spec(spec: JobSpec) -> None:
     from hmsa_core.spec import InferSpec, TrainSpec, runtime_of
 
     runtime = runtime_of(spec)
-    _set_threads(runtime.threads)
+    _set_threads(runtime.thread_count)
     apply_slurm(os.environ)
     rank = int(os.environ.get("RANK", "0"))
     if rank:  # rank 0 says what all ranks know

@@ -106,7 +106,7 @@ def _raise_reported(work: Path, status: int, stop: StopRequest) -> None:
 
 def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str, str]:
     """The environment of all ranks: pinned threads, unbuffered output, loopback within one node."""
-    result = dict(env) | {name: str(runtime.threads) for name in _THREADS}
+    result = dict(env) | {name: str(runtime.thread_count) for name in _THREADS}
     result["PYTHONUNBUFFERED"] = "1"
     result[REPORTS] = "record"  # `_raise_reported` says it, once
     if runtime.nodes == 1 and runtime.ranks > 1 and sys.platform.startswith("linux"):

@@ -151,7 +151,7 @@ def _lineage(spec: InferSpec, predictor: Predictor, context: JobContext) -> dict
             "codec": config.codec,
             "images_per_shard": config.images_per_shard,
             "device": context.device.type,
-            "threads": context.runtime.threads,
+            "threads": context.runtime.thread_count,
         },
     }
 

@@ -117,7 +117,7 @@ def label_images(
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {out}"):
         try:
-            kept = {"names": names, "threads": options.runtime.threads, "images_per_shard": shard}
+            kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
             _check_begun(work, kept)
             refused = _index(folder, files, work, options, names, tell, stop)
             wanted, changed = _unchanged(work, folder, files, tell)

@@ -49,7 +49,7 @@ Float32 = NDArray[np.float32]
 
 def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     """Load a checkpoint for this rank's device in the precision that the job asks for."""
-    cv2.setNumThreads(context.runtime.threads)
+    cv2.setNumThreads(context.runtime.thread_count)
     # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
     # cost as much as the convolutions (docs/inference.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -40,7 +40,9 @@ def cpu_has_bf16() -> bool:
 
 
 def effective_precision(asked: str, device: torch.device) -> str:
-    """Precision that is used: bf16 falls back to fp32 on a CPU that gains nothing by it (goes into lineage)."""
+    """Precision that is used: auto is bf16, which falls back to fp32 on a CPU without it (goes into lineage)."""
+    if asked == "auto":
+        asked = "bf16"
     if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         return "fp32"
     return asked
@@ -117,7 +119,8 @@ def _fold(model: nn.Module, probe: Tensor) -> None:
     names = {module: name for name, module in model.named_modules()}
     for convolution, norm in pairs:
         _absorb(convolution, norm)
-        _replace(model, names[norm], nn.Identity())
+        # Some norms of timm apply the activation as well.
+        _replace(model, names[norm], getattr(norm, "act", None) or nn.Identity())
 
 
 def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -176,7 +179,8 @@ def _pair(value: Any) -> list[int]:
 
 def _pack(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        # Not a class derived from it: timm's convolutions with TensorFlow's padding pad by themselves.
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             _replace(model, name, PackedConv(module))
 
 

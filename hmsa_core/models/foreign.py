@@ -134,6 +134,15 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
     )
 
 
+def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
+    """Read a published HRNet's trunk weights for a trunk of this name. CheckpointError: they are another trunk's."""
+    recognised = _recognise(str(path), read_foreign(path), verbose=False)
+    if recognised.trunk != trunk:
+        raise CheckpointError(f"{path}: weights of trunk {recognised.trunk}, the model has {trunk}")
+    prefix = "backbone."
+    return {k.removeprefix(prefix): tensor for k, tensor in recognised.state.items() if k.startswith(prefix)}
+
+
 def _is_statistic(key: str) -> bool:
     return key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
 

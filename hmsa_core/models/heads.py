@@ -12,7 +12,9 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, resize
+from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
+
+_BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
 
 
 class Concatenation(nn.Module):
@@ -135,13 +137,51 @@ class OCRBlock(nn.Module):
         return PixelScores(self.cls_head(context), aux, context)
 
 
+class PyramidPooling(nn.Module):
+    """PSPNet's context: means of 1, 2, 3 and 6 bins a side beside the features, mixed by a 3x3 convolution.
+
+    Source: Zhao et al. 2017, section 3.2.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        width = max(1, inputs // len(_BINS))
+        self.bins = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(n), conv_bn(inputs, width, 1)) for n in _BINS)
+        self.mix = conv_bn(inputs + width * len(_BINS), outputs, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return B x outputs x h x w."""
+        size = (features.shape[-2], features.shape[-1])
+        return self.mix(torch.cat([features, *(resize(one(features), size) for one in self.bins)], dim=1))  # type: ignore[no-any-return]
+
+
+def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Make a context block that pools: DeepLabv3's ASPP (Chen et al. 2017) or PSPNet's pyramid.
+
+    The rates of ASPP are DeepLab's 12, 24 and 36 at stride 8, the same number of pixels at another `stride`.
+    """
+    if kind == "psp":
+        return PyramidPooling(inputs, outputs)
+    from torchvision.models.segmentation.deeplabv3 import ASPP  # a second to import
+
+    return ASPP(inputs, [max(1, rate * 8 // stride) for rate in (12, 24, 36)], outputs)
+
+
 class PixelHeads(nn.Module):
-    """The heads without OCR in front, for trunks that bring their own context (DeepLab's ASPP)."""
+    """The heads without OCR in front: on a pooling context block, or on the trunk's maps themselves."""
 
     def __init__(
-        self, inputs: int, classes: int, *, head: Literal["released", "paper"], head_channels: int, dropout: float
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        head: Literal["released", "paper"],
+        head_channels: int,
+        dropout: float,
+        pooling: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.pooling = pooling  # trunk features -> B x inputs x h x w
         self.out_channels = inputs
         self.dropout = nn.Dropout2d(dropout)
         self.cls_head = semantic_head(head, inputs, head_channels, classes)
@@ -149,6 +189,8 @@ class PixelHeads(nn.Module):
 
     def forward(self, features: Tensor) -> PixelScores:
         """Return scores and features on the trunk's grid."""
+        if self.pooling is not None:
+            features = self.pooling(features)
         dropped = self.dropout(features)
         return PixelScores(self.cls_head(dropped), self.aux_head(features), dropped)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
-from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads
+from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
 from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
 from hmsa_core.models.options import ModelOptions, check_scales, make_options
 from hmsa_core.models.passes import ScalePass
@@ -203,7 +203,7 @@ def build(kind: str, *, trunk: str = "hrnet_w48", num_classes: int = 19, **optio
         kind: "hierarchical" | "explicit" | "average" | "max" | "single". The last three have no attention
             head and one and the same state dict.
         trunk: a name that a file of `models/trunks` knows: hrnet_w18 | w32 | w48 | w64 (any hrnet_w<N>),
-            hrnet_tiny, hrnet_micro, deeplabv3_resnet50 | deeplabv3_resnet101.
+            hrnet_tiny, hrnet_micro, deeplabv3_resnet50 | deeplabv3_resnet101, timm:NAME.
         num_classes: number of classes C.
         options: fields of `ModelOptions`.
 
@@ -239,7 +239,7 @@ def as_kind(model: MultiScaleModel, kind: str) -> MultiScaleModel:
 
 
 def _assemble(options: ModelOptions) -> MultiScaleModel:
-    trunk = make_trunk(options.trunk)
+    trunk = make_trunk(options.trunk, drop_path=options.drop_path)
     if hasattr(trunk, "checkpointing"):
         trunk.checkpointing = options.activation_checkpointing
     elif options.activation_checkpointing:
@@ -252,14 +252,21 @@ def _assemble(options: ModelOptions) -> MultiScaleModel:
 
 def _context(options: ModelOptions, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
     channels, widths = sum(trunk.channels), trunk.widths
-    if (options.context or widths.context) == "none":
+    kind, mid = options.context or widths.context, options.ocr_mid or widths.ocr_mid
+    if kind != "ocr":
+        pooling = make_pooling(kind, channels, mid, min(trunk.strides)) if kind != "none" else None
         return PixelHeads(
-            channels, options.num_classes, head=options.head, head_channels=hidden, dropout=options.dropout
+            mid if pooling else channels,
+            options.num_classes,
+            head=options.head,
+            head_channels=hidden,
+            dropout=options.dropout,
+            pooling=pooling,
         )
     return OCRBlock(
         channels,
         options.num_classes,
-        mid=options.ocr_mid or widths.ocr_mid,
+        mid=mid,
         key=options.ocr_key or widths.ocr_key,
         head=options.head,
         head_channels=hidden,

@@ -15,7 +15,7 @@ KINDS: tuple[str, ...] = ("hierarchical", "explicit", "average", "max", "single"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": KINDS,
     "head": ("released", "paper"),
-    "context": ("ocr", "none"),
+    "context": ("ocr", "aspp", "psp", "none"),
     "top_attention": ("skip", "released"),
 }
 
@@ -47,7 +47,7 @@ class ModelOptions:
     trunk: str
     num_classes: int
     head: Literal["released", "paper"] = "released"  # 1x1, or the paper's 3x3-3x3-1x1
-    context: Literal["ocr", "none"] | None = None  # what stands between trunk and heads
+    context: Literal["ocr", "aspp", "psp", "none"] | None = None  # what stands between trunk and heads
     ocr_mid: int | None = None  # channels of the OCR block
     ocr_key: int | None = None  # channels of its object attention
     attention_channels: int | None = None  # hidden channels of the attention head and of the paper's head
@@ -55,6 +55,7 @@ class ModelOptions:
     top_attention: Literal["skip", "released"] = "skip"  # run the highest scale's attention head, used or not
     low_scale: float = 0.5  # the second training scale beside 1.0
     train_scales: tuple[float, ...] | None = None  # hierarchical: (low, 1); explicit: (low, 1, 2); others: (1,)
+    drop_path: float = 0.0  # stochastic depth of the trunk in training (Huang et al. 2016)
     activation_checkpointing: bool = False  # trade time for memory in training; results do not change
 
     def __post_init__(self) -> None:
@@ -68,6 +69,8 @@ class ModelOptions:
                 raise ConfigError(f"model option {name} = {value!r}: give a whole number of at least 1")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model option dropout = {self.dropout!r}: give a number in [0, 1)")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ConfigError(f"model option drop_path = {self.drop_path!r}: give a number in [0, 1)")
         if not 0.0 < self.low_scale < 1.0:
             raise ConfigError(f"model option low_scale = {self.low_scale!r}: give a number in (0, 1)")
         if self.train_scales is not None and (fault := scales_fault(self.train_scales)):

@@ -121,7 +121,7 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     env = os.environ if env is None else env
     world, rank = int(env.get("WORLD_SIZE", "1")), int(env.get("RANK", "0"))
     local_rank = int(env.get("LOCAL_RANK", str(rank)))
-    torch.set_num_threads(runtime.threads)
+    torch.set_num_threads(runtime.thread_count)
     device = _choose_device(runtime.device, local_rank)
     if runtime.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU", hint="use bf16 or fp32 on CPUs")

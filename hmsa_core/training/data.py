@@ -32,6 +32,7 @@ from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
 from hmsa_core.lineage import Lineage, learned, lineage_of_checkpoint
 from hmsa_core.models import read_meta
+from hmsa_core.models.pretrained import weights_file
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import PseudoData, TrainSpec
 from hmsa_core.taxonomy import ClassTable
@@ -174,6 +175,8 @@ def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classe
         "centroids": sha256_file(spec.fine.centroids),
         "init": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
     }
+    if spec.init_from is None and spec.config.model.trunk_weights != "none":
+        material["trunk_weights"] = sha256_file(weights_file(spec.config.model.trunk_weights, spec.config.model.trunk))
     if spec.pseudo is not None and pseudo is not None:
         material["pseudo"] = [pseudo.store.digest, sha256_file(spec.pseudo.centroids)]
     return digest(material)

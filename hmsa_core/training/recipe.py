@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from hmsa_core.config import TrainConfig
+from hmsa_core.config import OptimiserConfig, TrainConfig
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import MultiScaleModel, build, initialise_from
 from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.options import ModelOptions
+from hmsa_core.models.pretrained import load_trunk_weights
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import TrainSpec
 
@@ -24,14 +27,20 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
     config = spec.config
     seed_torch(config.seed, "init", "torch")
     model = build(
-        **config.model.model_dump(),
+        **config.model.options(),
         num_classes=num_classes,
         activation_checkpointing=config.runtime.activation_checkpointing,
     )
     if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
         # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
         model.ocr.aux_head.requires_grad_(requires_grad=False)
-    fresh = initialise_from(model, spec.init_from) if spec.init_from is not None else []
+    fresh: list[str] = []
+    if spec.init_from is not None:
+        fresh = initialise_from(model, spec.init_from)
+    elif config.model.trunk_weights != "none":
+        load_trunk_weights(model, config.model.trunk_weights)
+    for parameter in _frozen(model, config.optimiser.frozen_layers):
+        parameter.requires_grad_(False)
     if ranks.device.type == "cuda" and ranks.world > 1:
         # On CPUs torch has no synchronised batch norm: each rank normalises with its own crops.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -43,12 +52,14 @@ def refuse_small_crop(config: TrainConfig) -> None:
     """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
     runtime = config.runtime
     synchronised = runtime.ranks * runtime.nodes > 1 and runtime.device != "cpu" and torch.cuda.is_available()
-    if not synchronised and config.model.trunk.startswith("deeplabv3") and config.batch_per_rank < 2:
+    pools = config.model.context in ("aspp", "psp") or config.model.trunk.startswith("deeplabv3")
+    if not synchronised and pools and config.batch_per_rank < 2:
         raise ConfigError(
-            f"trunk {config.model.trunk} pools to one position: batch norm cannot train on batch_per_rank 1",
+            f"trunk {config.model.trunk} with context {config.model.context or 'of its own'} pools to one position:"
+            " batch norm cannot train on batch_per_rank 1",
             hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
         )
-    scale = min(ModelOptions(**config.model.model_dump(), num_classes=1).training_scales)
+    scale = min(ModelOptions(**config.model.options(), num_classes=1).training_scales)
     rows, columns = (math.ceil(int(side * scale) / _COARSEST) for side in config.crop)
     if rows * columns * config.batch_per_rank < 2:
         raise ConfigError(
@@ -58,26 +69,87 @@ def refuse_small_crop(config: TrainConfig) -> None:
         )
 
 
-def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
-    """SGD over all parameters that learn; ConfigError for nesterov without momentum."""
+def set_training(model: MultiScaleModel, config: TrainConfig) -> None:
+    """Put the model into training mode, but for norms of the trunk that keep their statistics."""
+    model.train()
+    trunk = published_part(model)
+    for module in trunk.modules() if config.optimiser.frozen_norms else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    frozen = set(_frozen(model, config.optimiser.frozen_layers))
+    for module in trunk.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight in frozen:
+            module.eval()
+
+
+def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters that learn; `factor` of each group multiplies the rate.
+
+    The optimiser's state is made at once, so that a resumed run is the same code path.
+
+    Raises:
+        ConfigError: nesterov without momentum.
+    """
     chosen = config.optimiser
     if chosen.nesterov and not chosen.momentum:
         raise ConfigError("optimiser.nesterov needs optimiser.momentum above 0")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    # Decay on all parameters, batch norm and biases included, as the released code does; fused: one kernel.
-    optimiser = torch.optim.SGD(
-        parameters,
-        lr=chosen.lr,
-        momentum=chosen.momentum,
-        nesterov=chosen.nesterov,
-        weight_decay=chosen.weight_decay,
-        fused=True,
-    )
-    if chosen.momentum:
-        # A zero buffer gives the same first step as none, and makes a resumed run the same code path.
-        for p in parameters:
-            optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    groups = _parameter_groups(model, chosen)
+    options: dict[str, Any] = {"lr": chosen.lr, "fused": True}  # fused: one kernel
+    if chosen.algorithm == "adamw":
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(chosen.momentum, 0.999), **options)
+        fresh = {"exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like, "step": _counter}
+    else:
+        optimiser = torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov, **options)
+        # A zero buffer gives the same first step as none.
+        fresh = {"momentum_buffer": torch.zeros_like} if chosen.momentum else {}
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            optimiser.state[parameter].update({name: make(parameter) for name, make in fresh.items()})
     return optimiser
+
+
+def _counter(parameter: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+def _parameter_groups(model: MultiScaleModel, chosen: OptimiserConfig) -> list[dict[str, Any]]:
+    """Parameters that learn, by rate and weight decay.
+
+    SGD decays all of them, batch norms and biases included, as the released code does; AdamW decays weights alone.
+    """
+    rates = {}
+    layers = trunk_layers(model)
+    for depth, layer in enumerate(layers):
+        rate = chosen.trunk_factor * chosen.layer_decay ** (len(layers) - 1 - depth)
+        rates.update(dict.fromkeys(layer, rate))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_plain = chosen.algorithm == "adamw" and parameter.ndim < 2
+            place = rates.get(parameter, 1.0), 0.0 if is_plain else chosen.weight_decay
+            groups.setdefault(place, []).append(parameter)
+    return [{"params": p, "factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
+
+
+def published_part(model: MultiScaleModel) -> nn.Module:
+    """The part of the trunk that published weights fill: `body`, or the whole trunk."""
+    return cast("nn.Module", getattr(model.backbone, "body", model.backbone))
+
+
+def trunk_layers(model: MultiScaleModel) -> list[list[nn.Parameter]]:
+    """The trunk's parameters by layer, from the image on.
+
+    A layer is what has the same name up to its first number: `blocks.2`, `stage3.1`; names without one are the first.
+    """
+    layers: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in published_part(model).named_parameters():
+        numbered = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", name)
+        layers.setdefault(numbered[0] if numbered else "", []).append(parameter)
+    return [layers.pop("", []), *layers.values()]
+
+
+def _frozen(model: MultiScaleModel, count: int) -> list[nn.Parameter]:
+    return [parameter for layer in trunk_layers(model)[:count] for parameter in layer]
 
 
 def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: int) -> float:

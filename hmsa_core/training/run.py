@@ -30,10 +30,12 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
 from hmsa_core.models import read_meta, save
+from hmsa_core.models.pretrained import describe
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
+from hmsa_core.training.auto import settle_runtime
 from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
 from hmsa_core.training.recipe import make_model, refuse_small_crop
@@ -122,6 +124,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
         TrainingError: the loss is not finite, or memory ran out.
         InterruptedRunError: SIGTERM or SIGINT on any rank; the state is saved.
     """
+    spec = settle_runtime(spec, context)
     # Refuse what cannot work before any data are read.
     passes_a_step(spec.config, context.world)
     refuse_small_crop(spec.config)
@@ -367,15 +370,21 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         trainer.average.copy_to(trainer.model)
     list_sha256 = data.lineage.save(folder / LINEAGE_FILE)
     runtime = spec.config.runtime
+    weights = spec.config.model.trunk_weights
+    published = (
+        {} if spec.init_from or weights == "none" else {"trunk_weights": describe(weights, spec.config.model.trunk)}
+    )
     lineage = {
         **spec.lineage,
+        **published,
         **data.lineage.summary(list_sha256),
         "stage": spec.stage,
         "config": spec.config.model_dump(mode="json"),
         "machine": {
             "ranks": context.world,
             "device": context.device.type,
-            "threads": runtime.threads,
+            "threads": runtime.thread_count,
+            "channels_last": runtime.channels_last,
             "precision": runtime.precision,
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """Training state on disk: everything a run needs to go on exactly where it stopped.
 
     state/step-00000120/model.safetensors        weights and batch norm statistics
-                        optimiser.safetensors    momentum, by parameter name
+                        optimiser.safetensors    momentum and the like, by parameter name
                         ema.safetensors          running average, where there is one
                         state.json               commit point: step, digests of the files and its own, figures so far
 
@@ -169,10 +169,10 @@ def _read_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, d
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """Momentum buffers by parameter name: the optimiser's own tensors, to save or to copy into."""
+    """State of each parameter as `PARAMETER/STATE`: the optimiser's own tensors, to save or to copy into."""
     return {
-        names[parameter]: optimiser.state[parameter]["momentum_buffer"]
+        f"{names[parameter]}/{name}": tensor
         for group in optimiser.param_groups
         for parameter in group["params"]
-        if "momentum_buffer" in optimiser.state[parameter]
+        for name, tensor in optimiser.state[parameter].items()
     }

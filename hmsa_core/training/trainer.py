@@ -20,13 +20,12 @@ from hmsa_core.losses import LossParts, training_loss
 from hmsa_core.models import ModelOutput, MultiScaleModel
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.training.auto import DTYPES
 from hmsa_core.training.data import PassBatch, Timeline, passes_a_step
 from hmsa_core.training.figures import Meters, Verdict
 from hmsa_core.training.parallel import replicate
-from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch
+from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch, set_training
 from hmsa_core.training.state import Snapshot, optimiser_tensors
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -53,7 +52,7 @@ class Trainer:
         self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.runtime.precision == "fp16")
         self.meters = Meters(ranks, ("images", "pseudo", *(f"class:{c}" for c in range(model.num_classes))))
-        model.train()
+        set_training(model, config)
 
     def rate_of(self, step: int) -> float:
         """Learning rate in force during a step."""
@@ -67,7 +66,7 @@ class Trainer:
             TrainingError: the loss is not finite (nothing was updated on a CPU), or memory ran out.
         """
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate_of(self.step)
+            group["lr"] = self.rate_of(self.step) * group["factor"]
         self.replicas.zero_grad(self.optimiser)
         before = [b.clone() for b in self.model.buffers()] if self.passes > 1 else []
         for index in range(self.passes):
@@ -130,7 +129,7 @@ class Trainer:
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
         images = images.to(device, memory_format=layout, non_blocking=True)
         labels = labels.to(device, non_blocking=True).long()
-        with torch.autocast(device.type, _DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+        with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
             output = self.replicas.forward(images)
         weight = self.config.pseudo.loss_weight
         if weight == 1.0 or not any(is_pseudo):
@@ -201,7 +200,7 @@ class Trainer:
         """Class scores N x C x H x W of whole images at scale 1.0, in the run's precision."""
         runtime, device = self.config.runtime, self.ranks.device
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-        with torch.autocast(device.type, _DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+        with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
             return self.model.predict(images.to(device, memory_format=layout), scales=(1.0,)).logits.float()
 
     @contextmanager

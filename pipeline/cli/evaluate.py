@@ -126,7 +126,7 @@ def _baseline(args: argparse.Namespace, options: RunOptions) -> list[RunOptions]
     if args.baseline is None:
         return []
     other = argparse.Namespace(**{**vars(args), "checkpoint": args.baseline})
-    return [read_options(other, threads=options.runtime.threads)]
+    return [read_options(other, threads=options.runtime.thread_count)]
 
 
 def _write_plots(folder: Path, scored: Mapping[str, dict[str, Any]]) -> None:

@@ -157,7 +157,7 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
 def _scales(ws: Workspace) -> Iterator[Finding]:
     """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
     recipe = ws.params.teacher_train
-    shown = ModelOptions(**recipe.model.model_dump(), num_classes=1).training_scales  # of one pass
+    shown = ModelOptions(**recipe.model.options(), num_classes=1).training_scales  # of one pass
     low, high = recipe.augment.scale_min * min(shown), recipe.augment.scale_max * max(shown)
     strange = ", ".join(f"{s:g}" for s in ws.params.auto_infer.scales if not low <= s <= high)
     if strange:

@@ -50,7 +50,7 @@ class MacsRequest(Section):
 
 def count(request: MacsRequest) -> dict[str, Any]:
     """{"train_per_crop": forward and backward, "inference": {setting: one image}}, in multiply-accumulates."""
-    options = ModelOptions(**request.model.model_dump(), num_classes=request.num_classes)
+    options = ModelOptions(**request.model.options(), num_classes=request.num_classes)
     return {
         "train_per_crop": _BACKWARD * training_macs(options, request.crop),
         "inference": {

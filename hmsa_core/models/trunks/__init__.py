@@ -7,6 +7,8 @@ torch is not loaded. It builds a trunk in a function `build`. `deeplabv3.py` is 
     PATTERN = r"hrnet_w[1-9]\d{0,2}"      # optional: further names that `build` takes
 
     def build(name: str) -> Trunk: ...    # an nn.Module with fresh weights; nothing is downloaded
+
+`build` takes `drop_path`, too, where the family offers stochastic depth.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -31,7 +34,7 @@ __all__ = ["Trunk", "Widths", "make_trunk", "trunk_fault"]
 class Widths:
     """What stands on a trunk where the model's options do not say."""
 
-    context: Literal["ocr", "none"] = "ocr"
+    context: Literal["ocr", "aspp", "psp", "none"] = "ocr"
     ocr_mid: int = 512  # channels; these are the released ones
     ocr_key: int = 256
     attention_channels: int = 256
@@ -44,6 +47,7 @@ class Trunk(Protocol):
         channels: of each map.
         strides: of each map: map i is B x channels[i] x ceil(H / strides[i]) x ceil(W / strides[i]).
         widths: defaults of what stands on this trunk.
+        body: the part that published weights fill; a trunk without this attribute is filled whole.
         checkpointing: set it to recompute activations in the backward pass; a trunk that cannot has no such attribute.
     """
 
@@ -60,15 +64,19 @@ def trunk_fault(name: str) -> str:
     """Say why a trunk's name is unknown; empty for a known one. No trunk file is imported."""
     if _family(name):
         return ""
-    known = [name for names, _ in _declared().values() for name in names]
+    known = [*(name for names, _ in _declared().values() for name in names), "timm:NAME"]
     return f"unknown trunk {name!r}: " + did_you_mean(name, known, f"choose one of {', '.join(known)}")
 
 
-def make_trunk(name: str) -> Trunk:
-    """Build a trunk by name with fresh weights. ConfigError: the name is unknown."""
+def make_trunk(name: str, *, drop_path: float = 0.0) -> Trunk:
+    """Build a trunk by name with fresh weights. ConfigError: an unknown name, or no stochastic depth in its family."""
     if fault := trunk_fault(name):
         raise ConfigError(fault)
-    return cast("Trunk", import_module(f"{__name__}.{_family(name)}").build(name))
+    build = import_module(f"{__name__}.{_family(name)}").build
+    options = {"drop_path": drop_path} if drop_path else {}
+    if options and "drop_path" not in signature(build).parameters:
+        raise ConfigError(f"drop_path is not offered for the trunk {name}")
+    return cast("Trunk", build(name, **options))
 
 
 def _family(name: str) -> str:

@@ -1,0 +1,129 @@
+"""Trunks of timm: any model that offers `features_only`, each map projected to one width.
+
+Convolutional models give maps at strides 4, 8, 16 and 32. A plain vision transformer gives the outputs of four of its
+blocks, all at the stride of its patches; its position embeddings are resized to the image. Weights are fresh:
+`hmsa_core.models.pretrained` loads others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
+from hmsa_core.models.layers import conv_bn
+from hmsa_core.models.trunks import Widths
+
+NAMES = ()
+PATTERN = r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?"
+_WIDTH = 48  # channels of each projected map
+_FINEST = 4  # stride; finer maps are not used
+_BLOCKS = 4  # of a vision transformer, evenly spaced, the last one included
+_PROBE = (97, 131)  # pixels, no multiple of any stride
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that a model of ours is given
+
+
+def build(name: str, *, drop_path: float = 0.0) -> TimmTrunk:
+    """Build the trunk `timm:NAME`. ConfigError: timm has no such model, or it offers no feature maps."""
+    return TimmTrunk(name.removeprefix("timm:"), drop_path)
+
+
+class TimmTrunk(nn.Module):
+    """B x 3 x H x W -> maps of 48 channels each, the finest first.
+
+    Attributes:
+        body: timm's feature extractor, the part that published weights fill.
+        project: 1x1 convolution, batch norm and ReLU for each map.
+        multiple: images are padded to a multiple of so many pixels for models that need it, else 1.
+    """
+
+    widths = Widths(context="none", ocr_mid=96, ocr_key=48, attention_channels=96)
+
+    def __init__(self, name: str, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.name, self._options = name, _options(name, drop_path)
+        self.body = _make_body(name, self._options)
+        info = cast("Any", self.body).feature_info
+        self.strides = tuple(int(stride) for stride in info.reduction())
+        self.channels = (_WIDTH,) * len(self.strides)
+        self.project = nn.ModuleList(conv_bn(int(inputs), _WIDTH, 1) for inputs in info.channels())
+        own = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(_architecture(name))
+        # The model learned from images of another mean and standard deviation. Plain numbers: buffers would be empty
+        # where a checkpoint is loaded.
+        self._change = [
+            (std / other, (mean - offset) / other)
+            for mean, std, offset, other in zip(_MEAN, _STD, own.mean, own.std, strict=True)
+        ]
+        self.multiple = 1 if self._has_plain_sizes() else max(self.strides)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the projected maps: map i is B x 48 x ceil(H / strides[i]) x ceil(W / strides[i])."""
+        height, width = images.shape[-2:]
+        if any(change != (1.0, 0.0) for change in self._change):
+            factor, offset = images.new_tensor(self._change).T.reshape(2, 1, 3, 1, 1)
+            images = images * factor + offset
+        if self.multiple > 1:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        return [
+            project(maps[..., : math.ceil(height / stride), : math.ceil(width / stride)])
+            for maps, project, stride in zip(self.body(images), self.project, self.strides, strict=True)
+        ]
+
+    def fill(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of timm's own classification model, by timm's names."""
+        filled = timm.create_model(
+            self.name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}, **self._options
+        )
+        self.body.load_state_dict(filled.state_dict())
+
+    def published(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Names and shapes (no values) of timm's own classification model, and the prefixes of its classifier."""
+        with torch.device("meta"):
+            whole = timm.create_model(self.name, pretrained=False)
+        classifier = whole.pretrained_cfg.get("classifier") or ()
+        parts = (classifier,) if isinstance(classifier, str) else classifier
+        return whole.state_dict(), tuple(f"{part}." for part in parts)
+
+    def _has_plain_sizes(self) -> bool:
+        """Whether the model takes images of any size and gives maps of ceil(size / stride), seen without memory."""
+        try:
+            with torch.device("meta"):
+                maps = _make_body(self.name, self._options)(torch.empty(1, 3, *_PROBE))
+        except (AssertionError, RuntimeError):  # timm's models refuse a size in either way
+            return False
+        wanted = [tuple(math.ceil(length / stride) for length in _PROBE) for stride in self.strides]
+        return [tuple(one.shape[-2:]) for one in maps] == wanted
+
+
+def _architecture(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _make_body(name: str, options: Mapping[str, Any]) -> nn.Module:
+    return cast("nn.Module", timm.create_model(name, pretrained=False, **options))
+
+
+def _options(name: str, drop_path: float) -> dict[str, Any]:
+    """Arguments of `timm.create_model` that give the wanted maps."""
+    if not timm.is_model(_architecture(name)):
+        hint = did_you_mean(_architecture(name), timm.list_models(), "`timm.list_models()` lists them")
+        raise ConfigError(f"trunk timm:{name}: timm {timm.__version__} has no model of this name; {hint}")
+    options: dict[str, Any] = {"features_only": True} | ({"drop_path_rate": drop_path} if drop_path else {})
+    try:
+        with torch.device("meta"):
+            reductions = timm.create_model(name, pretrained=False, **options).feature_info.reduction()
+            if len(set(reductions)) > 1:
+                return options | {"out_indices": [i for i, stride in enumerate(reductions) if stride >= _FINEST]}
+            # A plain vision transformer: timm's default is its last blocks.
+            depth = len(timm.create_model(name, pretrained=False).blocks)
+        wanted = {"out_indices": [depth * (i + 1) // _BLOCKS - 1 for i in range(_BLOCKS)], "dynamic_img_size": True}
+        _make_body(name, options | wanted)
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"trunk timm:{name}: it offers no maps that are usable here ({one_line(error)})") from None
+    return options | wanted
