@@ -164,7 +164,8 @@ def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride
         return PyramidPooling(inputs, outputs)
     from torchvision.models.segmentation.deeplabv3 import ASPP  # a second to import
 
-    return ASPP(inputs, [max(1, rate * 8 // stride) for rate in (12, 24, 36)], outputs)
+    pooling: nn.Module = ASPP(inputs, [max(1, rate * 8 // stride) for rate in (12, 24, 36)], outputs)
+    return pooling
 
 
 class PixelHeads(nn.Module):

@@ -73,7 +73,7 @@ def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -
     dtype = DTYPES[candidate["precision"]]
     with torch.random.fork_rng():
         model = build(**config.model.options(), num_classes=19).train()
-        model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+        model.to(memory_format=layout)
         images = torch.randn(_BATCH, 3, height, width).to(memory_format=layout)
         labels = torch.randint(0, 19, (_BATCH, height, width))
         best, end = float("inf"), time.perf_counter() + budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -97,7 +98,11 @@ def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.O
     options: dict[str, Any] = {"lr": chosen.lr, "fused": True}  # fused: one kernel
     if chosen.algorithm == "adamw":
         optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(chosen.momentum, 0.999), **options)
-        fresh = {"exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like, "step": _counter}
+        fresh: dict[str, Callable[[Tensor], Tensor]] = {
+            "exp_avg": torch.zeros_like,
+            "exp_avg_sq": torch.zeros_like,
+            "step": _counter,
+        }
     else:
         optimiser = torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov, **options)
         # A zero buffer gives the same first step as none.

@@ -7,6 +7,7 @@ blocks, all at the stride of its patches; its position embeddings are resized to
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -53,7 +54,7 @@ class TimmTrunk(nn.Module):
         self.strides = tuple(int(stride) for stride in info.reduction())
         self.channels = (_WIDTH,) * len(self.strides)
         self.project = nn.ModuleList(conv_bn(int(inputs), _WIDTH, 1) for inputs in info.channels())
-        own = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(_architecture(name))
+        own = cast("Any", timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(_architecture(name)))
         # The model learned from images of another mean and standard deviation. Plain numbers: buffers would be empty
         # where a checkpoint is loaded.
         self._change = [
@@ -77,6 +78,7 @@ class TimmTrunk(nn.Module):
 
     def fill(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights of timm's own classification model, by timm's names."""
+        logging.getLogger("timm").setLevel(logging.ERROR)  # it names the classifier's keys, which are left behind
         filled = timm.create_model(
             self.name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}, **self._options
         )
@@ -85,7 +87,7 @@ class TimmTrunk(nn.Module):
     def published(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """Names and shapes (no values) of timm's own classification model, and the prefixes of its classifier."""
         with torch.device("meta"):
-            whole = timm.create_model(self.name, pretrained=False)
+            whole: Any = timm.create_model(self.name, pretrained=False)
         classifier = whole.pretrained_cfg.get("classifier") or ()
         parts = (classifier,) if isinstance(classifier, str) else classifier
         return whole.state_dict(), tuple(f"{part}." for part in parts)
@@ -106,7 +108,7 @@ def _architecture(name: str) -> str:
 
 
 def _make_body(name: str, options: Mapping[str, Any]) -> nn.Module:
-    return cast("nn.Module", timm.create_model(name, pretrained=False, **options))
+    return timm.create_model(name, pretrained=False, **options)
 
 
 def _options(name: str, drop_path: float) -> dict[str, Any]:
@@ -117,11 +119,13 @@ def _options(name: str, drop_path: float) -> dict[str, Any]:
     options: dict[str, Any] = {"features_only": True} | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
         with torch.device("meta"):
-            reductions = timm.create_model(name, pretrained=False, **options).feature_info.reduction()
+            body: Any = timm.create_model(name, pretrained=False, **options)
+            reductions = body.feature_info.reduction()
             if len(set(reductions)) > 1:
                 return options | {"out_indices": [i for i, stride in enumerate(reductions) if stride >= _FINEST]}
             # A plain vision transformer: timm's default is its last blocks.
-            depth = len(timm.create_model(name, pretrained=False).blocks)
+            whole: Any = timm.create_model(name, pretrained=False)
+            depth = len(whole.blocks)
         wanted = {"out_indices": [depth * (i + 1) // _BLOCKS - 1 for i in range(_BLOCKS)], "dynamic_img_size": True}
         _make_body(name, options | wanted)
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
