@@ -39,6 +39,7 @@ class InitRequest:
     data: Path | None = None  # root of the target data set (tiny, demo: a folder made by `demo-data`)
     pretrain_data: Path | None = None
     make_data: bool = True
+    deterministic: bool = False  # settings of the runtime do not depend on this machine
 
 
 def init_workspace(request: InitRequest) -> bool:
@@ -63,7 +64,7 @@ def init_workspace(request: InitRequest) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _UNFINISHED).exists():
         atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
-    _write_files(folder, request.profile, roots)
+    _write_files(folder, request, roots)
     _set_up_version_control(folder)
     if request.profile in GENERATED and request.make_data and _is_own_data(folder, request.profile):
         generate_data(folder / "data" / "demo", request.profile)
@@ -206,10 +207,11 @@ def _camvid_root(request: InitRequest, folder: Path) -> str:
     return os.path.relpath(default, folder)
 
 
-def _write_files(folder: Path, profile: str, roots: dict[str, str]) -> None:
+def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> None:
     """Write each file that is not there yet; one that is there is whole, and may be somebody's work by now."""
+    profile, data = request.profile, {name: {"root": root} for name, root in roots.items()}
     files = {
-        "params.yaml": profile_text(profile, {name: {"root": root} for name, root in roots.items()}),
+        "params.yaml": profile_text(profile, data, deterministic=request.deterministic),
         "dvc.yaml": render_dvc_yaml(has_pretrain=Params.of_profile(profile).data.pretrain is not None),
         ".gitignore": _template("gitignore"),
         ".dvcignore": _template("dvcignore"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,24 @@ _EVERY_KEY = """\
 Key = tuple[str, ...]
 
 
-def profile_text(profile: str, data: Mapping[str, Any] | None = None) -> str:
+# What `auto` of the runtime becomes where results have to be the same on every processor.
+_PINNED = {"threads": "1", "precision": "fp32", "channels_last": "true"}
+
+
+def profile_text(profile: str, data: Mapping[str, Any] | None = None, *, deterministic: bool = False) -> str:
     """The params.yaml that `autolabel init` writes: all settings of a profile with their explanations.
 
     Args:
         profile: one of `PROFILES`.
         data: replaces what the profile says in section `data`.
+        deterministic: no setting of the runtime is left to the machine: numbers instead of `auto`.
     """
     lines = profile_file(profile).read_text("utf-8").splitlines(keepends=True)
     head = "".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-    return head + _EVERY_KEY + "\n" + annotated(Params.of_profile(profile, data))
+    text = annotated(Params.of_profile(profile, data))
+    for name, value in _PINNED.items() if deterministic else ():
+        text = re.sub(rf"(?m)^( +{name}: )auto\b", rf"\g<1>{value}", text)
+    return head + _EVERY_KEY + "\n" + text
 
 
 def annotated(params: Params, told: Mapping[Key, str] | None = None) -> str:

@@ -286,10 +286,25 @@ def _initialise(model: MultiScaleModel) -> None:
         nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
 
 
+def start_for_softmax(model: MultiScaleModel) -> None:
+    """Draw the last convolutions of the class heads anew, at the usual spread, for a loss that is a softmax.
+
+    From the small weights that sigmoid losses start with, AdamW's steps take too long to reach rare classes.
+    """
+    for head in (model.ocr.cls_head, model.ocr.aux_head):
+        last = _classifier(head)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+        nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
+
+
 def _reset_classifier(head: nn.Module, prior: float) -> None:
     """Draw the last convolution of a head small, with all class scores at `prior`."""
+    last = _classifier(head)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.constant_(last.bias, prior)  # type: ignore[arg-type]  # it has one
+
+
+def _classifier(head: nn.Module) -> nn.Conv2d:
     last = head if isinstance(head, nn.Conv2d) else list(head.modules())[-1]
     if not isinstance(last, nn.Conv2d) or last.bias is None:
         raise TypeError(f"the last layer of a class head is a convolution with bias, not {last}")
-    nn.init.normal_(last.weight, std=0.01)
-    nn.init.constant_(last.bias, prior)
+    return last

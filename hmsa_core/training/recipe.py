@@ -15,6 +15,7 @@ from hmsa_core.config import OptimiserConfig, TrainConfig
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import MultiScaleModel, build, initialise_from
 from hmsa_core.models.heads import PixelHeads
+from hmsa_core.models.model import start_for_softmax
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.models.pretrained import load_trunk_weights
 from hmsa_core.runtime.ranks import Ranks
@@ -35,6 +36,8 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
     if not config.loss.aux_weight and isinstance(model.ocr, PixelHeads):
         # No loss reaches it: DDP would wait for its gradients, weight decay would shrink it. (OCR uses its own twice.)
         model.ocr.aux_head.requires_grad_(requires_grad=False)
+    if config.loss.main == "cross_entropy":
+        start_for_softmax(model)
     fresh: list[str] = []
     if spec.init_from is not None:
         fresh = initialise_from(model, spec.init_from)
@@ -55,9 +58,9 @@ def refuse_small_crop(config: TrainConfig) -> None:
     synchronised = runtime.ranks * runtime.nodes > 1 and runtime.device != "cpu" and torch.cuda.is_available()
     pools = config.model.context in ("aspp", "psp") or config.model.trunk.startswith("deeplabv3")
     if not synchronised and pools and config.batch_per_rank < 2:
+        what = f"context {config.model.context}" if config.model.context else f"trunk {config.model.trunk}"
         raise ConfigError(
-            f"trunk {config.model.trunk} with context {config.model.context or 'of its own'} pools to one position:"
-            " batch norm cannot train on batch_per_rank 1",
+            f"{what} pools to one position: batch norm cannot train on batch_per_rank 1",
             hint="set batch_per_rank to at least 2, or train on several GPUs (synchronised batch norm)",
         )
     scale = min(ModelOptions(**config.model.options(), num_classes=1).training_scales)

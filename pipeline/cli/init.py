@@ -24,13 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
     parser.add_argument("--no-data", action="store_true", help="do not generate the demo data now")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="two processes of one thread, fp32: the same result on every processor, slower where there are more cores",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the workspace, or say that it is there."""
     from pipeline.init import GENERATED, InitRequest, init_workspace
 
-    request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data)
+    request = InitRequest(args.dir, args.profile, args.data, args.pretrain_data, not args.no_data, args.deterministic)
     if not init_workspace(request):
         sys.stderr.write(f"{args.dir}: already a workspace of profile {args.profile}; nothing changed\n")
         return 0

@@ -100,6 +100,14 @@ def test_any_text_is_read_back_as_it_was_written(root: str, tmp_path: Path) -> N
     assert _parsed(written, tmp_path).data.target.root == root
 
 
+def test_a_deterministic_workspace_leaves_nothing_to_the_machine(tmp_path: Path) -> None:
+    assert ": auto " in profile_text("camvid").partition("teacher_train:")[2].partition("pseudo_label:")[0]
+    params = _parsed(profile_text("camvid", deterministic=True), tmp_path)
+    for section in (params.teacher_train, params.student_train, params.auto_infer, params.evaluate):
+        assert (section.runtime.threads, section.runtime.precision) == (1, "fp32")
+    assert params.teacher_train.runtime.channels_last is True
+
+
 def test_a_source_shows_the_settings_of_its_layout_and_others_that_were_changed() -> None:
     sources = {"target": {"kind": "folder", "root": "x"}, "pretrain": {"kind": "mapillary", "max_bad_images": 3}}
     text = annotated(_changed(Params.of_profile("camvid"), data=sources))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hmsa_core.labels.thresholds.intervals import (
+    clopper_pearson,
     effective_blocks,
     interval,
     lower_bound,
@@ -122,3 +123,15 @@ def test_an_interval_holds_its_ratio_and_its_lower_end_is_the_bound() -> None:
     assert np.array_equal(low, lower_bound(total, correct, 0.95))
     one = interval(total[:1], correct[:1], 0.95)
     assert (one[0].tolist(), one[1].tolist()) == ([0.0] * 3, [1.0] * 3)
+
+
+@given(st.integers(1, 2000), st.floats(0.0, 1.0), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_the_exact_bound_is_never_beyond_what_mapie_certifies(n: int, share: float, confidence: float) -> None:
+    """MAPIE's p-value (Hoeffding and Bentkus) is an upper bound of the exact one: it may not reject our bound."""
+    from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
+
+    right = round(share * n)
+    low, _ = clopper_pearson(right, n, confidence)
+    errors = np.array([1 - right / n])
+    p_value = compute_hoeffding_bentkus_p_value(errors, n, 1 - low, binary=True) if low > 0 else np.ones(1)
+    assert float(np.ravel(p_value)[0]) >= (1 - confidence) / 2 * (1 - 1e-6)
