@@ -69,10 +69,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
 
     Args:
-        plan: what to fetch.
-        epoch: of the plan; None = all epochs, indexed by the position in the run (`plan.at`).
-        root: folder that the samples' paths are relative to.
-        classes: of the label files.
+        plan, epoch: what to fetch; None = all epochs, indexed by the position in the run (`plan.at`).
+        root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
         open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path);
             called once in each process that reads from it.

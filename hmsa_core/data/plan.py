@@ -73,13 +73,9 @@ class EpochPlan:
 
     Args:
         fine: images with fine labels, with `fine_centroids` of those.
-        num_classes: C.
-        seed: of the run.
         epochs: of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
         epoch_samples: crops an epoch; None = number of fine images.
-        sampling: class-uniform sampling.
         pseudo: auto-labelled images, with `pseudo_centroids` of their final labels.
-        pseudo_config: share and end of the auto-labelled part.
 
     Raises:
         ConfigError: no images, or settings that leave an epoch empty.

@@ -83,8 +83,7 @@ def build(
         out: folder of the results.
         workers: processes that check files; 1 = this one. More are fresh interpreters, so a script that asks for
             them needs the usual `if __name__ == "__main__":`.
-        tile: side of the tiles for class centroids, in pixels.
-        min_pixels: fewest pixels of a class in a tile.
+        tile, min_pixels: side of the tiles for class centroids, and fewest pixels of a class in one.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
         progress: called with (done, total).
 

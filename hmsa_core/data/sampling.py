@@ -42,8 +42,7 @@ def find_centroids(
     """Centroids of one label map: int32 (n, 4), columns class, x, y (pixels, truncated), number of pixels.
 
     Args:
-        label: uint8 HxW trainIds.
-        num_classes: C.
+        label: uint8 HxW trainIds of `num_classes` classes.
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
         min_component: nor does one whose largest connected piece in the tile is smaller.
@@ -187,8 +186,7 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
     """Divide `total` crops between classes and random images.
 
     Args:
-        total: crops of an epoch.
-        share: part that is chosen by class.
+        total, share: crops of an epoch, and the part of them that is chosen by class.
         capacity: most crops each class can take (0 = the class has no centroid).
         order: classes in the order in which they get the left-overs of uneven divisions.
         released: as the released code: int(total * share / C) each, an empty class's part is lost, no caps.

@@ -43,9 +43,7 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
     Sub-folders are searched where a folder holds no file itself; where stems occur twice, their folders tell them
     apart. Cityscapes' and CamVid's own endings are left out where no two stems are the same.
 
-    Args:
-        images, labels: folders.
-        train_ids: of Cityscapes' label maps take `*_labelTrainIds`, not `*_labelIds`.
+    With `train_ids`, of Cityscapes' label maps `*_labelTrainIds` is taken, not `*_labelIds`.
 
     Raises:
         InputError: a label without its image, no pair at all, or two files of one name; names the first.

@@ -121,11 +121,9 @@ def export_store(
     """Write a store's labels; return the number of images.
 
     Args:
-        store: raw or thresholded.
-        out: folder, or the zip file of a submission.
+        store, out: the store and a folder, or the zip file of a submission.
         fmt: one of FORMATS.
-        policy: thresholds for a raw store; None = everything it holds.
-        names: None = all images.
+        policy, names: thresholds for a raw store, and images; None = everything it holds.
         suffix: middle part of Cityscapes file names (`..._gtCoarse_labelIds.png`).
         advance: called after each image.
 

@@ -103,8 +103,7 @@ def finalise(
     """Write the thresholded store with its centroids and statistics; return the statistics.
 
     Args:
-        raw: the raw store.
-        recipe: what decides the labels.
+        raw, recipe: what is labelled, and how.
         out: folder of the result; finished shards of the same recipe in it are kept (resume).
         lineage: entries that are added to the raw store's.
         workers: processes.

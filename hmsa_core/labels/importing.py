@@ -100,12 +100,11 @@ def import_folder(
     threshold keeps exactly when the released loader would. Labels without confidences get the highest code.
 
     Args:
-        folder: what `find_files` understands.
-        out: folder of the new store.
+        folder, out: what `find_files` understands, and the new store.
         classes: table of the label files' ids.
         lineage: what is known of their making.
         ids: what the files hold: ids of the data set's files, or trainIds; auto: trainIds in plain masks only.
-        images_per_shard: see LabelStoreWriter.
+        images_per_shard: of the new store.
         advance: called after each image.
     """
     fmt, files = find_files(folder)

@@ -160,12 +160,7 @@ def corrected_precision(
 
     Coarse polygons lie in the middle of things, so agreement with them flatters the teacher. On calibration
     images both figures are known; their difference is added: estimate + (true - estimate there).
-
-    Args:
-        pairs: StoreStatistics.pairs() of the unlabelled images, (C+1, C, 256).
-        calibration_pairs: the same of the calibration images.
-        curves: true counts on the calibration images.
-        codes: the policy's codes (C,).
+    Both pairs are StoreStatistics.pairs(), (C+1, C, 256); `codes` are the policy's (C,).
     """
     there, here = _agreement(calibration_pairs, codes), _agreement(pairs, codes)
     result = []

@@ -230,11 +230,8 @@ def interval_of_runs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
 
-    Args:
-        by_run: (runs, K), each run on all data; NaN = not scored.
-        drawn: (draws, K), mean over the runs in each draw of blocks.
-        blocks: how many there are, two at least.
-        level: share of such intervals that should hold the truth.
+    `by_run` (runs, K) has each run on all data, NaN = not scored; `drawn` (draws, K) the mean over the runs in each
+    draw of the blocks, of which there are two at least.
     """
     value, n = _mean_over_runs(by_run), (~np.isnan(by_run)).sum(0)
     between = np.nan_to_num((by_run - value) ** 2).sum(0) / np.maximum(n * (n - 1), 1)

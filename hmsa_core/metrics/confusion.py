@@ -108,12 +108,7 @@ def ratio(part: Any, whole: Any) -> Any:
 
 
 def category_iou(counts: Counts, categories: Sequence[str]) -> dict[str, float]:
-    """IoU of groups of classes: confusing a car with a bus is right for "vehicle".
-
-    Args:
-        counts: (C, C) or (C, C + 1).
-        categories: one name a class.
-    """
+    """IoU of groups of classes, from counts (C, C) or (C, C + 1): a car taken for a bus is right for "vehicle"."""
     if len(categories) != counts.shape[0]:
         raise InputError(f"category IoU: {len(categories)} category names for {counts.shape[0]} classes")
     result = {}

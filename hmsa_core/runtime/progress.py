@@ -88,8 +88,7 @@ class Progress:
 
     Args:
         total: amount of work in all.
-        what: what is being done, e.g. the stage's name.
-        unit: what is counted.
+        what: is being done, e.g. the stage's name.
         initial: amount done by an earlier run (not part of the rate).
         enabled: False on all ranks but the first.
         every_s: seconds between plain lines.

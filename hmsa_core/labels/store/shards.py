@@ -80,8 +80,8 @@ def plan_shards(
     Args:
         existing: plans of earlier runs with the same key; never reordered or refilled.
         images: (name, image_sha256) of all images wanted now, in any order.
-        images_per_shard: images a new shard holds, >= 1.
-        key: digest of all that determines a label (teacher, scales, flip, precision, classes, code).
+        images_per_shard: of new shards, >= 1.
+        key: digest of all that determines a label.
 
     Raises:
         ConfigError: an existing plan has another key (changed parameters need a new store).
@@ -143,8 +143,7 @@ class ShardWriter:
     """Writes one planned shard. Images come in the order of the plan; `close` acknowledges the shard.
 
     Args:
-        store: folder of the store.
-        plan: what belongs into this shard.
+        store, plan: folder of the store, and what belongs into this shard.
         classes: class table; default: Cityscapes.
         kind: "raw", or "thresholded" for final labels (those have a `source` map too).
         codec: "png" or "webp".

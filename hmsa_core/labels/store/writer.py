@@ -46,8 +46,7 @@ def write_manifest(
     """Consolidate the sidecars and commit the store; return the manifest's digest.
 
     Args:
-        store: folder of the store.
-        plans: the shards in order, each with its receipt.
+        store, plans: folder of the store, and its shards in order, each with its receipt.
         lineage: any JSON object; see LINEAGE for the entries that readers look for.
         classes: class table of the shards; default: Cityscapes.
         policy: of a thresholded store: digest of the policy, of the raw store, rules.

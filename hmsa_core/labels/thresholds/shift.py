@@ -69,11 +69,8 @@ def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
 def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: float) -> list[ClassShift]:
     """Compare one set of unlabelled images with the calibration images, class by class.
 
-    Args:
-        curves: of the calibration images.
-        histogram: int64 (C, 256), StoreStatistics.totals() of the unlabelled images or of one city.
-        policy: its codes decide which pixels count.
-        limit: largest distance that still counts as covered (more is allowed where blocks differ more anyway).
+    `histogram` is int64 (C, 256), StoreStatistics.totals() of the set. `limit` is the largest distance that still
+    counts as covered (more is allowed where blocks differ more anyway).
     """
     prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())
