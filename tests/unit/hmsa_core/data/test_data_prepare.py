@@ -70,7 +70,7 @@ def test_centroids_come_from_learning_images_only(cities, tmp_path):
     summary = build(source(tree), ROLES, tmp_path / "out", tile=16, min_pixels=3)
     centroids = Centroids.load(tmp_path / "out/centroids-target.parquet")
     assert set(centroids.names) == {f"aachen_{i:06d}_000019" for i in range(4)}
-    assert Centroids.settings(tmp_path / "out/centroids-target.parquet") == {"tile": 16, "min_pixels": 3}
+    assert Centroids.load(tmp_path / "out/centroids-target.parquet").settings == {"tile": 16, "min_pixels": 3}
     assert sum(summary.centroids.values()) == len(centroids) > 0
 
 
