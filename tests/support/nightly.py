@@ -30,7 +30,6 @@ __all__ = [
     "finish",
     "free_port",
     "held",
-    "logs_of",
     "pid_of",
     "processes_of",
     "ranks_of",
@@ -162,23 +161,6 @@ def artifacts_of(folder: Path, run: str) -> dict[str, Any]:
     """Content of a run's artifacts by key: rows of a table, text of a Markdown one."""
     found = api(folder, "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
     return {a["key"]: json.loads(a["data"]) if a["type"] == "table" else str(a["data"]) for a in found}
-
-
-def logs_of(folder: Path, run: str) -> list[str]:
-    """Messages that Prefect holds of a run, in order."""
-    found: list[str] = []
-    while True:
-        page = api(
-            folder,
-            "logs/filter",
-            logs={"flow_run_id": {"any_": [run]}},
-            sort="TIMESTAMP_ASC",
-            limit=200,
-            offset=len(found),
-        )
-        found += [str(line["message"]) for line in page]
-        if len(page) < 200:
-            return found
 
 
 # -- processes ------------------------------------------------------------------------------------

@@ -143,13 +143,10 @@ def test_the_mix_is_exactly_half_and_half_at_any_sizes(fine, pseudo, length):
     assert len(plan.crops(3)) == total
 
 
-def test_other_shares_are_kept_to_a_crop():
+def test_other_shares_are_kept_to_a_crop_and_fine_only_epochs_have_none():
     for share in (0.0, 0.1, 0.25, 0.75, 1.0):
         plan = make_plan(40, 60, epoch_samples=80, pseudo_config=PseudoConfig(share=share))
         assert Counter(c.source for c in plan.crops(0))["pseudo"] == round(80 * share)
-
-
-def test_fine_only_epochs_take_their_share_of_images_evenly():
     plan = make_plan(40, 60, epoch_samples=80, epochs=2, pseudo_config=PseudoConfig(fine_only_epochs=2))
     assert all(c.source == "fine" for epoch in range(2) for c in plan.crops(epoch))
 
@@ -229,6 +226,8 @@ def test_capped_classes_are_named_and_their_rest_is_given_away():
     report = plan.report(0)
     assert report.per_class["fine"] == [4, 16]
     assert report.capped["fine"] == [0]
+    with pytest.raises(ValueError, match="cannot give 5"):
+        cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)
     places = Counter((c.x, c.y) for c in plan.crops(0) if c.class_id == 0)
     assert places == {(3, 4): 2, (30, 40): 2}
 
@@ -288,11 +287,6 @@ def test_shares_add_up_and_respect_capacities(total, share, capacity, released, 
     # as even as the capacities allow: an uncapped class never has two fewer than another
     open_counts = [n for n, cap in zip(result.counts, capacity, strict=True) if n < cap]
     assert not open_counts or max(result.counts) - min(open_counts) <= 1
-
-
-def test_asking_for_more_than_the_caps_allow_is_an_error():
-    with pytest.raises(ValueError, match="cannot give 5"):
-        cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)
 
 
 def test_an_epoch_is_planned_once_also_where_epochs_differ_in_length(monkeypatch):

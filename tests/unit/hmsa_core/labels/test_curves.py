@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
 from hmsa_core.labels.spec import CalibrateConfig
@@ -110,8 +111,6 @@ def test_a_curves_file_gives_back_every_number(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
-    from hmsa_core.io import sealed
-
     path = tmp_path / "c.json"
     Curves.measure(world(2, 1, seed=1), CLASSES).save(path)
     data = bytearray(path.read_bytes())
@@ -125,12 +124,13 @@ def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_image_and_maps_of_different_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="no calibration images"):
-        Curves.measure([], CLASSES, config=CalibrateConfig())
-    with pytest.raises(InputError, match="differ"):
-        Curves.measure([_image([[1]], [[1]], [[1, 2]])], CLASSES)
-    with pytest.raises(InputError, match="human label"):
-        Curves.measure([_image([[1]], [[1]], [[1]], [[1, 2]])], CLASSES)
+    for images, message in (
+        ([], "no calibration images"),
+        ([_image([[1]], [[1]], [[1, 2]])], "differ"),
+        ([_image([[1]], [[1]], [[1]], [[1, 2]])], "human label"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Curves.measure(images, CLASSES, config=CalibrateConfig())
 
 
 @pytest.mark.parametrize("part", ["label", "truth", "human"])

@@ -112,13 +112,10 @@ def test_a_pass_over_any_scales_fuses_the_outputs_of_the_network(kind, scales, h
 
 
 @pytest.mark.parametrize("sizes", [(128, 512, 256), (90, 360, 180), (45, 180, 90)])
-def test_enlarging_by_four_and_halving_is_one_resize(sizes):
+@pytest.mark.parametrize("others", [(51, 202, 101), (23, 90, 45), (10, 40, 13)])
+def test_enlarging_by_four_and_halving_is_one_resize_and_other_sizes_are_resized_twice(sizes, others):
     assert rows_module._is_one_resize(*sizes)
-
-
-@pytest.mark.parametrize("sizes", [(51, 202, 101), (23, 90, 45), (10, 40, 13)])
-def test_other_sizes_are_resized_twice(sizes):
-    assert not rows_module._is_one_resize(*sizes)
+    assert not rows_module._is_one_resize(*others)
 
 
 @pytest.mark.parametrize("make", ARRAYS)
