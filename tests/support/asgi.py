@@ -14,8 +14,6 @@ from urllib.parse import unquote_to_bytes, urlencode
 from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 
-__all__ = ["AsgiClient", "Reply", "client_of"]
-
 Headers = dict[str, str] | list[tuple[str, str]]
 
 

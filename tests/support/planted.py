@@ -24,8 +24,6 @@ from pathlib import Path
 from hmsa_core.io import atomic
 from tests.support.faults import HookedOps
 
-__all__ = ["Plan", "install", "planted"]
-
 _VARIABLE = "HMSA_TEST_PLAN"
 _REPO = Path(__file__).resolve().parents[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def class_file(root: Path, names: Iterable[str], **more: object) -> Path:
     return root / "classes.json"
 
 
+def sample(name: str, **values: Any) -> Sample:
+    """A row of an index."""
+    base = Sample(name, f"{name}.png", "", "", "fine", "train", "learn", "", "", -1, name, 8, 8, "", "", "", "0" * 16)
+    return replace(base, **values)
+
+
 def picture(seed: int, classes: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rectangles of classes with a colour each plus noise; the border of the label is ignored."""
     rng = np.random.default_rng(seed)
@@ -86,26 +93,10 @@ def write_data(
         paths = {"image": f"{prefix}/{name}.png", "label": f"{prefix}/{name}_label.png"}
         cv2.imwrite(str(folder / paths["image"]), image[..., ::-1])
         cv2.imwrite(str(folder / paths["label"]), label)
-        samples.append(
-            Sample(
-                name=name,
-                **paths,
-                coarse="",
-                kind="fine",
-                split="train",
-                role=role,
-                city="toytown",
-                sequence=f"{prefix}_0",
-                frame=i,
-                block="0",
-                height=size[0],
-                width=size[1],
-                image_sha256=sha256_file(folder / paths["image"]),
-                label_sha256=sha256_file(folder / paths["label"]),
-                coarse_sha256="",
-                phash=f"{i:016x}",
-            )
-        )
+        digests = {f"{what}_sha256": sha256_file(folder / path) for what, path in paths.items()}
+        row = {"role": role, "city": "toytown", "sequence": f"{prefix}_0", "frame": i, "block": "0"}
+        row |= {"height": size[0], "width": size[1], "phash": f"{i:016x}"}
+        samples.append(sample(name, **paths, **digests, **row))
         parts.append((name, find_centroids(label, len(names), 32)))
     Index.write(folder / f"{prefix}.parquet", samples, table, "target")
     Centroids.collect(parts).write(folder / f"{prefix}-centroids.parquet")

@@ -237,14 +237,8 @@ def test_a_wrong_spec_names_the_key_and_what_was_expected(
 
 
 def test_settings_of_an_evaluation_have_different_names(tmp_path: Path) -> None:
-    value = {
-        "job": "evaluate",
-        "work": "w",
-        "roots": {},
-        "checkpoint": "c",
-        "selection": {"index": "i"},
-        "settings": [{"name": "a"}, {"name": "a"}],
-    }
+    value = {"job": "evaluate", "work": "w", "roots": {}, "checkpoint": "c", "selection": {"index": "i"}}
+    value["settings"] = [{"name": "a"}, {"name": "a"}]
     with pytest.raises(ConfigError, match="different names"):
         parse_spec(json.dumps(value))
 

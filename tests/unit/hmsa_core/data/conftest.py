@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.data.index import Sample
 from tests.support.training import class_file
 
 SIZE = (48, 96)  # height, width of most pictures here
@@ -66,12 +64,6 @@ def pair(root: Path, name: str, seed: int, ids: tuple[int, ...] = (0, 1)) -> Non
     """An image and its label map in plain folders."""
     save(root / "images" / f"{name}.png", picture(seed))
     save(root / "labels" / f"{name}.png", blocks(seed, ids))
-
-
-def sample(name: str, **values: Any) -> Sample:
-    """A row of an index whose files nobody reads."""
-    base = Sample(name, f"{name}.png", "", "", "fine", "train", "learn", "", "", -1, name, 8, 8, "", "", "", "0" * 16)
-    return replace(base, **values)
 
 
 class CityTree:

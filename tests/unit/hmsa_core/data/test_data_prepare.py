@@ -25,9 +25,9 @@ from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
-from tests.support.training import class_file
+from tests.support.training import class_file, sample
 
-from .conftest import SIZE, blocks, pair, picture, sample, save
+from .conftest import SIZE, blocks, pair, picture, save
 
 ROLES = RolesSpec(calibrate=("ulm",), learn_splits=("train",), report_splits=("val",))
 

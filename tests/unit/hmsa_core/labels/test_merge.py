@@ -153,20 +153,16 @@ def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
     total = np.full((6, 1), 24)
     low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]
     rules = measure_rules(curves, np.full(5, 100), MergeConfig(min_blocks=3, win_rate=0.6), 0.95)  # at the cut: kept
-    assert rules.evidence == [
-        {
-            "human": "road",
-            "teacher": "sidewalk",
-            "action": "teacher",
-            "source": "measured",
-            "blocks": 6,
-            "pixels": 144,
-            "human_right": 0.2917,
-            "teacher_right": 0.6667,
-            "human_lower": low[0],
-            "teacher_lower": low[1],
-        }
-    ]
+    pair = {
+        "human": "road",
+        "teacher": "sidewalk",
+        "action": "teacher",
+        "source": "measured",
+        "blocks": 6,
+        "pixels": 144,
+    }
+    shares = {"human_right": 0.2917, "teacher_right": 0.6667, "human_lower": low[0], "teacher_lower": low[1]}
+    assert rules.evidence == [pair | shares]
     assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
 
 

@@ -85,20 +85,10 @@ def test_what_was_accepted_of_other_labels_is_not_reviewed_and_flags_stand(tmp_p
 
 
 def test_labels_are_told_apart_by_teacher_setting_and_fusion() -> None:
-    base = {
-        "teacher": "a" * 64,
-        "scales": [0.5, 1.0],
-        "flip": True,
-        "precision": "fp32",
-        "parameters": {"kind": "single"},
-    }
-    others = [
-        base | {"teacher": "b" * 64},
-        base | {"scales": [1.0]},
-        base | {"flip": False},
-        base | {"parameters": {"kind": "average"}},
-        base | {"parameters": {"kind": "max"}},
-    ]
+    base = {"teacher": "a" * 64, "scales": [0.5, 1.0], "flip": True, "precision": "fp32"}
+    base["parameters"] = {"kind": "single"}
+    kinds = [{"parameters": {"kind": kind}} for kind in ("average", "max")]
+    others = [base | change for change in ({"teacher": "b" * 64}, {"scales": [1.0]}, {"flip": False}, *kinds)]
     assert len({labels_id(lineage) for lineage in (base, *others)}) == 6
     assert labels_id(base) == labels_id(base | {"parameters": {"kind": "single", "threads": 3}, "code_version": "9"})
 
