@@ -37,26 +37,17 @@ class LearnedImage:
 
 @dataclass(frozen=True)
 class Lineage:
-    """All images behind a set of weights.
+    """All images behind a set of weights."""
 
-    Attributes:
-        images: by SHA-256 of the file.
-        parents: digests of the weights this came from, nearest first.
-        unknown: in words, what could not be traced.
-    """
-
-    images: dict[str, LearnedImage] = field(default_factory=dict)
-    parents: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
+    images: dict[str, LearnedImage] = field(default_factory=dict)  # by SHA-256 of the file
+    parents: tuple[str, ...] = ()  # digests of the weights this came from, nearest first
+    unknown: tuple[str, ...] = ()  # in words, what could not be traced
 
     def union(self, other: Lineage) -> Lineage:
         """Both together; `self`'s parents come first."""
-        images = dict(self.images)
-        for key, image in other.images.items():
-            if key not in images or image.source == "fine":
-                images[key] = image
+        better = {k: image for k, image in other.images.items() if k not in self.images or image.source == "fine"}
         return Lineage(
-            images,
+            self.images | better,
             tuple(dict.fromkeys([*self.parents, *other.parents])),
             tuple(dict.fromkeys([*self.unknown, *other.unknown])),
         )

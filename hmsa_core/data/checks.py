@@ -141,11 +141,6 @@ def _is_same(old: Sample | None, found: Found, part: str, digest: str) -> bool:
 def check_palette(path: Path, classes: ClassTable, *, max_pixels: int) -> None:
     """Refuse a palette image whose numbers are no ids although its colours are: numbers are what is read.
 
-    Args:
-        path: a label map that can be read; one without a palette passes.
-        classes: ids and colours.
-        max_pixels: as `read_label`.
-
     Raises:
         DecodeError: a number that occurs has the colour of another class, or the grey value of another id.
     """

@@ -69,12 +69,9 @@ class CropDataset(Dataset[dict[str, Any]]):
     Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
 
     Args:
-        plan: what to fetch.
-        epoch: its epoch; None = all epochs, indexed by the position in the run (`plan.at`).
-        root: folder that the samples' paths are relative to.
-        classes: class table of the label files.
+        plan, epoch: what to fetch; None = all epochs, indexed by the position in the run (`plan.at`).
+        root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
-        augment: ranges and probabilities.
         open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path);
             called once in each process that reads from it.
         pseudo_root: folder of the auto-labelled images; None = `root`.
@@ -141,9 +138,10 @@ class CropDataset(Dataset[dict[str, Any]]):
     def read(self, sample: Sample, source: str) -> tuple[UInt8, UInt8]:
         """Whole image and label of a sample; label from its file ("fine") or from the store ("pseudo")."""
         root = self._roots[source]
-        image = self._cache.get((str(root), sample.image), lambda: self._read_image(root, sample))
-        read = self._read_fine if source == "fine" else self._read_pseudo
-        label = self._cache.get((source, sample.name), lambda: read(root, sample))
+        image = self._cache.get(
+            (str(root), sample.image), lambda: read_image(root / sample.image, sha256=sample.image_sha256)
+        )
+        label = self._cache.get((source, sample.name), lambda: self._read_label(root, sample, source))
         if label.shape != image.shape[:2]:
             raise InputError(
                 f"{sample.name}: the {source} label is {label.shape[1]}x{label.shape[0]}, "
@@ -151,13 +149,9 @@ class CropDataset(Dataset[dict[str, Any]]):
             )
         return image, label
 
-    def _read_image(self, root: Path, sample: Sample) -> UInt8:
-        return read_image(root / sample.image, sha256=sample.image_sha256)
-
-    def _read_fine(self, root: Path, sample: Sample) -> UInt8:
-        return read_label(root / sample.label, self.classes, sha256=sample.label_sha256)
-
-    def _read_pseudo(self, _root: Path, sample: Sample) -> UInt8:
+    def _read_label(self, root: Path, sample: Sample, source: str) -> UInt8:
+        if source == "fine":
+            return read_label(root / sample.label, self.classes, sha256=sample.label_sha256)
         if self._open_store is None:
             raise InputError(f"{sample.name}: an auto-labelled crop is asked for, but no label store is given")
         if self._opened is None or self._opened[0] != os.getpid():

@@ -30,24 +30,12 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 T = TypeVar("T")
 UInt8 = NDArray[np.uint8]
 
-REASONS = {
-    "unreadable": "the file cannot be opened or read",
-    "not-an-image": "the content is none of PNG, JPEG, WebP, TIFF",
-    "wrong-extension": "the name says one format, the content is another",
-    "too-large": "more pixels than the ceiling, or more bytes than such a picture can need",
-    "empty": "no pixels; or a label map without one labelled pixel",
-    "truncated": "the file ends early",
-    "corrupt": "the content contradicts itself or its checksums",
-    "wrong-mode": "a colour mode or depth that is not defined here (CMYK, 16 bit, transparency, colour labels)",
-    "many-frames": "an animation or a file of several pages",
-    "constant": "all pixels are the same",
-    "ids-out-of-range": "the label map holds a value that is no id of its classes",
-    "size-mismatch": "image and label map differ in size",
-    "bad-name": "the file name does not fit the layout",
-    "unpaired": "an image without its label, or a label without its image",
-    "duplicate": "the same bytes as another image",
-    "duplicate-name": "two images have one name",
-}
+# docs/data.md explains them.
+REASONS = (
+    *("unreadable", "not-an-image", "wrong-extension", "too-large", "empty", "truncated", "corrupt", "wrong-mode"),
+    *("many-frames", "constant", "ids-out-of-range", "size-mismatch", "bad-name", "unpaired", "duplicate"),
+    "duplicate-name",
+)
 
 # OpenCV's threads do not survive a fork: a loader process would wait for them for ever. Processes are our
 # parallelism, so there are none.
@@ -110,10 +98,10 @@ class Header:
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
-    """Decode an image to uint8 HxWx3 RGB, upright.
+    """Decode a PNG, JPEG, WebP or TIFF (judged by content; the extension must agree) to uint8 HxWx3 RGB, upright.
 
     Args:
-        path: PNG, JPEG, WebP or TIFF (judged by content; the extension must agree).
+        path: the file.
         max_pixels: ceiling, checked from the header.
         sha256: expected hex digest of the file; the very bytes that were hashed are decoded.
 
@@ -135,10 +123,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         return _to_rgb(_decode(file, header, where), where)
 
 
-def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(path: str | Path) -> Header:
     """Size and mode of an image file without decoding it; DecodeError as in `read_image`."""
-    with _opened(Path(path), max_pixels, "") as file:
-        return _judge(file, str(path), max_pixels)
+    with _opened(Path(path), MAX_PIXELS, "") as file:
+        return _judge(file, str(path), MAX_PIXELS)
 
 
 def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_PIXELS, sha256: str = "") -> UInt8:
@@ -147,12 +135,7 @@ def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_P
     Args:
         path: 8-bit grey or palette image of ids; `*_labelTrainIds.png` of trainIds; Cityscapes' `*_polygons.json`.
         classes: the table that maps ids; a value it does not know is refused, never dropped.
-        max_pixels: ceiling, checked from the header.
-        sha256: expected hex digest of the file, "" = not checked.
-
-    Raises:
-        DecodeError: with a reason of `REASONS`.
-        IntegrityError: the file's digest is not `sha256`.
+        max_pixels, sha256: as in `read_image`, with its errors.
     """
     ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)
     present = np.asarray(cv2.calcHist([ids], [0], None, [256], [0, 256])).ravel() > 0

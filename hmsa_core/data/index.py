@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,14 @@ class QuarantineRow(Refused):
     root: str = "target"
 
 
+@dataclass(frozen=True, eq=False)
 class Index:
-    """A read index: samples in file order, their classes, the name of their root."""
+    """A read index."""
 
-    def __init__(
-        self, samples: Sequence[Sample], classes: ClassTable, root: str, extra: dict[str, Any] | None = None
-    ) -> None:
-        self.samples = tuple(samples)
-        self.classes = classes
-        self.root = root
-        self.extra = extra or {}  # further metadata of the file
+    samples: Sequence[Sample]  # in file order
+    classes: ClassTable
+    root: str  # its name
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further metadata of the file
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,8 +132,8 @@ _QUARANTINE = "hmsa-quarantine"
 
 def write_quarantine(path: str | Path, rows: Iterable[QuarantineRow]) -> str:
     """Write refused files sorted by (root, split, name, part); returns the SHA-256."""
-    key: Callable[[QuarantineRow], tuple[str, ...]] = lambda r: (r.root, r.split, r.name, r.part, r.path)  # noqa: E731
-    return write_rows(Path(path), sorted(rows, key=key), QuarantineRow, {"format": _QUARANTINE, "version": 1})
+    in_order = sorted(rows, key=attrgetter("root", "split", "name", "part", "path"))
+    return write_rows(Path(path), in_order, QuarantineRow, {"format": _QUARANTINE, "version": 1})
 
 
 def read_quarantine(path: str | Path) -> list[QuarantineRow]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,6 @@ def _names(folder: Path, *, folders: bool) -> list[str]:
 # ---- Cityscapes
 
 SPLITS = ("train", "val", "test", "train_extra")
-TRAIN_CITIES = (
-    *("aachen", "bochum", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg", "hanover", "jena"),
-    *("krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich"),
-)
-VAL_CITIES = ("frankfurt", "lindau", "munster")
-
 _IMAGE = "_leftImg8bit.png"
 # City names hold hyphens, never underscores; the two numbers have six digits each.
 _STEM = re.compile(r"^(?P<city>[^_]+)_(?P<sequence>\d{6})_(?P<frame>\d{6})$")
@@ -142,9 +136,7 @@ _STEM = re.compile(r"^(?P<city>[^_]+)_(?P<sequence>\d{6})_(?P<frame>\d{6})$")
 _LABELS = ("_labelTrainIds.png", "_labelIds.png", "_polygons.json")
 
 
-def cv_split(
-    cv: int, train: Sequence[str] = TRAIN_CITIES, val: Sequence[str] = VAL_CITIES
-) -> tuple[list[str], list[str]]:
+def cv_split(cv: int, train: Iterable[str], val: Collection[str]) -> tuple[list[str], list[str]]:
     """(train cities, val cities) of the released cross-validation split `cv`.
 
     Val cities come first, then the train cities sorted; a window of len(val) cities starting at
@@ -228,12 +220,10 @@ def _scan_city_split(
     labels = fine.files(split, out) if labelled else {}
     drawn = coarse.files(split, out) if coarse.folder(split) else {}
     needed = labels or drawn
-    _refuse_all(sorted(needed.keys() - pictures.keys()), needed, "label", split, "no image has this name", out)
+    _refuse_unpaired(needed, pictures, "label", split, "no image has this name", out)
     if labelled:
-        _refuse_all(sorted(drawn.keys() - pictures.keys()), drawn, "coarse", split, "no image has this name", out)
-        _refuse_all(
-            sorted(pictures.keys() - needed.keys()), pictures, "image", split, "no fine label has this name", out
-        )
+        _refuse_unpaired(drawn, pictures, "coarse", split, "no image has this name", out)
+        _refuse_unpaired(pictures, needed, "image", split, "no fine label has this name", out)
     if split == "train_extra" and not drawn:
         out.notes.append("train_extra has no gtCoarse: its images are unlabelled")
     elif split == "train_extra" and (bare := len(pictures.keys() - drawn.keys())):
@@ -244,11 +234,10 @@ def _scan_city_split(
         out.found.append(Found(name, *paths, split, city, f"{city}_{sequence}", int(frame)))
 
 
-def _refuse_all(
-    names: Iterable[str], paths: dict[str, str], part: str, split: str, detail: str, out: Scan, prefix: str = ""
+def _refuse_unpaired(
+    paths: dict[str, str], partners: Collection[str], part: str, split: str, detail: str, out: Scan, prefix: str = ""
 ) -> None:
-    """Refuse files that have no partner."""
-    for name in names:
+    for name in sorted(paths.keys() - set(partners)):
         out.refuse(prefix + name, paths[name], part, split, "unpaired", detail)
 
 
@@ -271,8 +260,8 @@ def _scan_vistas(root: Path, source: SourceSpec) -> Scan:
         labelled = split != "testing"  # its label folders are empty or absent
         labels = _by_stem(root, f"{split}/{labels_in}", "label", result, split=split, word="key") if labelled else {}
         if labelled:
-            _refuse_all(sorted(images.keys() - labels.keys()), images, "image", split, "no label has this key", result)
-        _refuse_all(sorted(labels.keys() - images.keys()), labels, "label", split, "no image has this key", result)
+            _refuse_unpaired(images, labels, "image", split, "no label has this key", result)
+        _refuse_unpaired(labels, images, "label", split, "no image has this key", result)
         both = images.keys() & labels.keys() if labelled else images
         result.found += [Found(key, images[key], labels.get(key, ""), split=split) for key in sorted(both)]
     return result
@@ -336,12 +325,12 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
     labels = _partners(root, source.labels, split, "label", prefix, out)
     coarse = _partners(root, source.coarse, split, "coarse", prefix, out)
     shown = split or "all"
-    _refuse_all(sorted(labels.keys() - images.keys()), labels, "label", shown, "no image has this stem", out, prefix)
+    _refuse_unpaired(labels, images, "label", shown, "no image has this stem", out, prefix)
     # An image with a coarse label alone, or in a folder without labels, waits for the teacher.
-    alone = sorted(images.keys() - labels.keys() - coarse.keys()) if labels else []
+    used = images.keys() & (labels.keys() | coarse.keys()) if labels else images.keys()
     detail = "no label has this stem (images to be labelled go into a split without a folder of labels)"
-    _refuse_all(alone, images, "image", shown, detail, out, prefix)
-    for stem in sorted(images.keys() - set(alone)):
+    _refuse_unpaired(images, used, "image", shown, detail, out, prefix)
+    for stem in sorted(used):
         name = prefix + stem
         groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
         city, frame = groups.get("city") or "", groups.get("frame") or "-1"

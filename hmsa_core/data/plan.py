@@ -24,23 +24,14 @@ _LEFT_OVER, _CLASS, _RANDOM, _ORDER, _SEEDS = range(10, 15)
 
 @dataclass(frozen=True)
 class CropRequest:
-    """One crop to fetch.
-
-    Attributes:
-        sample: the image.
-        source: "fine" reads the sample's label file, "pseudo" the label store.
-        class_id: class that the crop was chosen for, -1 = any.
-        x: centre to cover, pixels of the stored image, -1 = anywhere.
-        y: as x.
-        seed: of the augmentation, 63 bits.
-    """
+    """One crop to fetch."""
 
     sample: Sample
-    source: Source
-    class_id: int
-    x: int
+    source: Source  # "fine" reads the sample's label file, "pseudo" the label store
+    class_id: int  # that the crop was chosen for, -1 = any
+    x: int  # centre to cover, pixels of the stored image, -1 = anywhere
     y: int
-    seed: int
+    seed: int  # of the augmentation, 63 bits
 
 
 @dataclass(frozen=True)
@@ -81,15 +72,10 @@ class EpochPlan:
     """The crops of every epoch of a run.
 
     Args:
-        fine: images with fine labels.
-        fine_centroids: centroids of those labels.
-        num_classes: C.
-        seed: of the run.
-        epochs: number of epochs of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
+        fine: images with fine labels, with `fine_centroids` of those.
+        epochs: of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
         epoch_samples: crops an epoch; None = number of fine images.
-        sampling: class-uniform sampling.
         pseudo: auto-labelled images, with `pseudo_centroids` of their final labels.
-        pseudo_config: share and end of the auto-labelled part.
 
     Raises:
         ConfigError: no images, or settings that leave an epoch empty.

@@ -79,13 +79,11 @@ def build(
     `quarantine.parquet` and `summary.json`, other roots' parts are kept.
 
     Args:
-        source: where and in which layout.
-        roles: who may use what.
+        source, roles: sections of the settings.
         out: folder of the results.
         workers: processes that check files; 1 = this one. More are fresh interpreters, so a script that asks for
             them needs the usual `if __name__ == "__main__":`.
-        tile: side of the tiles for class centroids, in pixels.
-        min_pixels: fewest pixels of a class in a tile.
+        tile, min_pixels: side of the tiles for class centroids, and fewest pixels of a class in one.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
         progress: called with (done, total).
 
@@ -171,10 +169,9 @@ class _Earlier:
             return cls()
         earlier = cls({s.name: s for s in index.samples})
         path = folder / f"centroids-{root.source.name}.parquet"
-        if path.is_file() and Centroids.settings(path) == root.grid:
+        if path.is_file() and (centroids := Centroids.load(path)).settings == root.grid:
             none = np.zeros((0, 4), np.int32)
-            earlier.centroids = {s.name: none for s in index.samples if s.role == "learn"}
-            earlier.centroids |= Centroids.load(path).split()
+            earlier.centroids = {s.name: none for s in index.samples if s.role == "learn"} | centroids.split()
         return earlier
 
     def task(self, found: Found, role: str, block: str) -> Task:

@@ -42,21 +42,19 @@ def _cv_cities(found: Iterable[Found], roles: RolesSpec) -> set[str]:
     by_split: dict[str, set[str]] = {"train": set(), "val": set()}
     for f in found:
         by_split.get(f.split, set()).add(f.city)
-    _, val = cv_split(roles.cv or 0, sorted(by_split["train"]), sorted(by_split["val"]))
-    return set(val)
+    return set(cv_split(roles.cv or 0, by_split["train"], by_split["val"])[1])
 
 
 def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
+    places = {f.city, f.sequence}
     if not f.label:
-        if {f.city, f.sequence} & {*roles.calibrate, *roles.report} or f.city in cv_cities:
+        if places & {*roles.calibrate, *roles.report} or f.city in cv_cities:
             return "guard"  # nobody learns from a judged place, with labels of a teacher either
         allowed = f.split not in _HELD_BACK if roles.unlabelled_splits is None else f.split in roles.unlabelled_splits
         return "unlabelled" if allowed else "guard"
-    if f.city in roles.calibrate or f.sequence in roles.calibrate:
+    if places & set(roles.calibrate):
         return "calibrate"
-    if f.city in roles.report or f.sequence in roles.report or f.city in cv_cities:
-        return "report"
-    if f.split in roles.report_splits:
+    if places & set(roles.report) or f.city in cv_cities or f.split in roles.report_splits:
         return "report"
     return "learn" if f.split in roles.learn_splits else "guard"
 

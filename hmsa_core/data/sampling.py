@@ -24,46 +24,10 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import read_table, write_columns
 from hmsa_core.io.errors import InputError
 
-__all__ = [
-    "CLASS",
-    "PIXELS",
-    "Allotment",
-    "Centroids",
-    "X",
-    "Y",
-    "allot",
-    "class_centroids",
-    "cycle_capped",
-    "find_centroids",
-    "permutation",
-    "raw",
-]
-
 Int32 = NDArray[np.int32]
 Edge = Literal["drop", "keep"]
 CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
 _FORMAT, _VERSION = "hmsa-centroids", 1
-
-
-def class_centroids(label: NDArray[np.uint8], num_classes: int, tile: int) -> dict[int, list[tuple[int, int]]]:
-    """Centroids of each class in each tile, as the released code computes them.
-
-    Args:
-        label: HxW trainIds of any integer type; values outside 0..num_classes-1 are ignored.
-        num_classes: C.
-        tile: side of the square tiles in pixels; remainders at the right and lower edge are dropped.
-
-    Returns:
-        {class: [(x, y), ...]} for all C classes, tiles in row-major order; (x, y) is the truncated centre of
-        mass, so it may lie outside the class.
-    """
-    label = np.asarray(label)
-    if label.dtype != np.uint8:
-        label = np.where((label >= 0) & (label < min(num_classes, 255)), label, 255).astype(np.uint8)
-    found: dict[int, list[tuple[int, int]]] = {c: [] for c in range(num_classes)}
-    for class_id, x, y, _ in find_centroids(label, num_classes, tile, edge="drop").tolist():
-        found[class_id].append((x, y))
-    return found
 
 
 def find_centroids(
@@ -78,8 +42,7 @@ def find_centroids(
     """Centroids of one label map: int32 (n, 4), columns class, x, y (pixels, truncated), number of pixels.
 
     Args:
-        label: uint8 HxW trainIds.
-        num_classes: C.
+        label: uint8 HxW trainIds of `num_classes` classes.
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
         min_component: nor does one whose largest connected piece in the tile is smaller.
@@ -133,10 +96,12 @@ class Centroids:
         names: names of images, each once.
         image: int32 (n,), position in `names`.
         values: int32 (n, 4), columns class, x, y, pixels.
+        settings: those that a table was written with.
     """
 
     def __init__(self, names: Sequence[str] = (), image: Int32 | None = None, values: Int32 | None = None) -> None:
         self.names = tuple(names)
+        self.settings: dict[str, int | str] = {}
         self.image = np.zeros(0, np.int32) if image is None else image
         self.values = np.zeros((0, 4), np.int32) if values is None else values
 
@@ -173,11 +138,13 @@ class Centroids:
     @classmethod
     def load(cls, path: str | Path) -> Centroids:
         """Read a centroid table; InputError when it is missing, IntegrityError when it is damaged."""
-        table, _ = read_table(Path(path), _FORMAT, _VERSION)
+        table, meta = read_table(Path(path), _FORMAT, _VERSION)
         column = table.column("name").combine_chunks().dictionary_encode()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         numbers = [table.column(c).to_numpy() for c in ("class_id", "x", "y", "pixels")]
-        return cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
+        found = cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
+        found.settings = dict(meta["settings"])
+        return found
 
     def write(self, path: str | Path, **settings: int | str) -> str:
         """Write Parquet (name, class_id, x, y, pixels) atomically; `settings` go into its metadata."""
@@ -187,11 +154,6 @@ class Centroids:
             columns[name] = pa.array(np.ascontiguousarray(self.values[:, at]))
         meta = {"format": _FORMAT, "version": _VERSION, "settings": settings}
         return write_columns(Path(path), columns, meta)
-
-    @staticmethod
-    def settings(path: str | Path) -> dict[str, int | str]:
-        """The settings that a centroid table was written with."""
-        return dict(read_table(Path(path), _FORMAT, _VERSION)[1]["settings"])
 
 
 # ---- Random choices
@@ -224,8 +186,7 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
     """Divide `total` crops between classes and random images.
 
     Args:
-        total: crops of an epoch.
-        share: part that is chosen by class.
+        total, share: crops of an epoch, and the part of them that is chosen by class.
         capacity: most crops each class can take (0 = the class has no centroid).
         order: classes in the order in which they get the left-overs of uneven divisions.
         released: as the released code: int(total * share / C) each, an empty class's part is lost, no caps.
@@ -258,11 +219,7 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
 def cycle_capped(rows: NDArray[np.integer], owners: NDArray[np.integer], wanted: int, cap: int) -> list[np.integer]:
     """Go round `rows` taking each in turn, but no owner's rows more than `cap` times in all: `wanted` rows.
 
-    Args:
-        rows: what to choose from (centroids of one class), in the order to go through.
-        owners: the image of each row.
-        wanted: number of rows; the caller asks for no more than the caps allow.
-        cap: most rows of one owner.
+    `rows` are centroids of one class, `owners` the image of each. The caller asks for no more than the caps allow.
     """
     chosen: list[np.integer] = []
     used: dict[int, int] = {}

@@ -8,7 +8,7 @@ order, composed before a pixel is touched). Every random number comes from the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -64,35 +64,19 @@ class Dice:
 
 @dataclass(frozen=True)
 class JointAugment:
-    """Random scale, crop, flip, colour and blur for training.
+    """Random scale, crop, flip, colour and blur for training."""
 
-    Attributes:
-        crop: size of the result in pixels (height, width).
-        config: ranges and probabilities.
-        colour: strength of colour changes; None = `config.colour` (auto-labelled crops may have their own).
-        long_edge: the image is first brought to this long edge (None = its own size).
-        placement: "released" reproduces the crop placement of the released code, see `place`.
-    """
-
-    crop: Size
+    crop: Size  # of the result
     config: AugmentConfig
-    colour: float | None = None
-    long_edge: int | None = None
-    placement: Placement = "mended"
+    colour: float | None = None  # strength of colour changes; None = `config.colour`
+    long_edge: int | None = None  # the image is first brought to it (None = its own size)
 
     def __call__(
         self, image: UInt8, label: UInt8, centre_xy: tuple[int, int] | None, dice: Dice
     ) -> tuple[UInt8, UInt8]:
-        """Augment.
+        """A crop of an image (uint8 HxWx3 RGB) and its label (uint8 HxW trainIds), both contiguous.
 
-        Args:
-            image: uint8 HxWx3 RGB.
-            label: uint8 HxW trainIds.
-            centre_xy: point of the stored image that the crop should cover, None = anywhere.
-            dice: random numbers of this crop.
-
-        Returns:
-            Image uint8 hxwx3 (padding is black) and label uint8 hxw (padding is 255), both contiguous.
+        It covers `centre_xy`, a point of the stored image (None = anywhere). Padding is black, in labels 255.
         """
         config = self.config
         height, width = label.shape
@@ -103,7 +87,7 @@ class JointAugment:
         centre = None
         if centre_xy is not None:
             centre = int(centre_xy[0] * scaled[1] / width), int(centre_xy[1] * scaled[0] / height)
-        corner = place(scaled, self.crop, centre, dice.randint, rule=self.placement)
+        corner = place(scaled, self.crop, centre, dice.randint)
         flip = dice.unit() < config.flip
         strength = config.colour if self.colour is None else self.colour
         order, factors = dice.order(4), [dice.between(-1.0, 1.0) for _ in range(4)]
@@ -227,14 +211,14 @@ def _some(n: int, dice: Dice) -> list[int]:
     return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
 
 
-def normalise(image: UInt8, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
+def normalise(image: UInt8) -> torch.Tensor:
     """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values a channel."""
     # Imported here: everything else in this module serves programs without torch, too.
     import torch
 
     out = np.empty((3, *image.shape[:2]), np.float32)
     for c, channel in enumerate(cv2.split(image)):
-        table = ((np.arange(256) / 255.0 - mean[c]) / std[c]).astype(np.float32)
+        table = ((np.arange(256) / 255.0 - MEAN[c]) / STD[c]).astype(np.float32)
         out[c] = cv2.LUT(channel, table)
     return torch.from_numpy(out)
 
@@ -263,8 +247,7 @@ def place(
     """(top, left) of a crop in the scaled image.
 
     Args:
-        scaled: size of the scaled image.
-        crop: size of the crop.
+        scaled, crop: sizes.
         centre_xy: a point of the scaled image that the crop should cover, None = anywhere.
         randint: source of random numbers; asked for x first, then y.
         rule: "mended" covers the point for sure and centres an image that is smaller than the crop. "released"

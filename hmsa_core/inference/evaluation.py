@@ -8,11 +8,10 @@ weights, reliability_*} and, last, `work/summary.json`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.transforms import resize_label
-from hmsa_core.inference.infer import classes_of
+from hmsa_core.inference.infer import classes_of, read_ahead
 from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, InputError
@@ -29,9 +28,6 @@ from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import EvaluateSpec, EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def run(spec: EvaluateSpec, context: JobContext) -> dict[str, Any]:
@@ -77,17 +73,6 @@ def score(
         check_stop()
         scorer.add(item)
         advance()
-
-
-def read_ahead(sources: Sequence[T], read: Callable[[T], U], ahead: int = 2) -> Iterator[U]:
-    """Read in a thread while the caller works; at most `ahead` results wait."""
-    with ThreadPoolExecutor(1, "reader") as reader:
-        waiting = [reader.submit(read, source) for source in sources[:ahead]]
-        for following in [*sources[ahead:], *[None] * min(ahead, len(sources))]:
-            result = waiting.pop(0).result()
-            if following is not None:
-                waiting.append(reader.submit(read, following))
-            yield result
 
 
 def _read(sample: Sample, root: Path, classes: ClassTable) -> Labelled:
@@ -244,15 +229,12 @@ def _weight_sums(
 def merge_scores(parts: Sequence[SettingScores], order: Sequence[str]) -> SettingScores:
     """Join the scores of several ranks, images in the given order."""
     joined = SettingScores()
-    for name in ("names", "blocks", "cities", "confusions", "band", "boundary", "weights"):
-        setattr(joined, name, [entry for part in parts for entry in getattr(part, name)])
     for part in parts:
         joined.reliability.merge(part.reliability)
-    position = {name: i for i, name in enumerate(joined.names)}
-    rows = [position[name] for name in order]
-    for name in ("names", "blocks", "cities", "confusions", "band", "boundary", "weights"):
-        entries = getattr(joined, name)
-        setattr(joined, name, [entries[i] for i in rows] if entries else [])
+    position = {name: i for i, name in enumerate(name for part in parts for name in part.names)}
+    for what in ("names", "blocks", "cities", "confusions", "band", "boundary", "weights"):
+        entries = [entry for part in parts for entry in getattr(part, what)]
+        setattr(joined, what, [entries[position[name]] for name in order] if entries else [])
     return joined
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,21 @@ _BESIDE_GONE = (
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 UInt8 = NDArray[np.uint8]
+
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def read_ahead(sources: Sequence[T], read: Callable[[T], U]) -> Generator[U]:
+    """Read in a thread while the caller works; at most `_AHEAD` results wait."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        waiting = deque(reader.submit(read, source) for source in sources[:_AHEAD])
+        for following in [*sources[_AHEAD:], *[None] * min(_AHEAD, len(sources))]:
+            result = waiting.popleft().result()
+            if following is not None:
+                waiting.append(reader.submit(read, following))
+            yield result
 
 
 def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
@@ -74,11 +90,11 @@ class Timing:
 
 @dataclass
 class Summary:
-    """What a rank (or all of them) did; `work/summary.json`."""
+    """What all ranks did; `work/summary.json`."""
 
     images: int = 0  # labelled by this run
     resumed: int = 0  # found labelled by an earlier run
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # by any run; rank 0 knows them
     timing: Timing = field(default_factory=Timing)
 
 
@@ -115,12 +131,12 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         limit=_limit(len(selected)),
     )
     _work(pipeline, mine, context)
-    summaries = context.ranks.gather(Summary(pipeline.images, 0, pipeline.skipped, pipeline.timing))
-    summary = _merged(summaries, sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending))
+    done = context.ranks.gather((pipeline.images, pipeline.timing))
+    resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
+    summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
     if context.is_main:
-        skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
-        _check_skipped(skipped, len(selected))
-        summary.skipped = skipped
+        summary.skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
+        _check_skipped(summary.skipped, len(selected))
         sha256 = write_manifest(store, plans, lineage, classes=classes)
         write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
         context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
@@ -209,10 +225,8 @@ def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Pat
 
 
 def _is_intact(sample: Sample, root: Path) -> bool:
-    files = [(sample.image, sample.image_sha256)]
-    if sample.coarse:
-        files.append((sample.coarse, sample.coarse_sha256))
-    return all((root / path).is_file() and sha256_file(root / path) == sha256 for path, sha256 in files)
+    files = [(sample.image, sample.image_sha256), (sample.coarse, sample.coarse_sha256)]
+    return all((root / path).is_file() and sha256_file(root / path) == sha256 for path, sha256 in files if path)
 
 
 def _limit(images: int) -> int:
@@ -238,15 +252,6 @@ def _check_skipped(skipped: list[dict[str, str]], images: int) -> None:
         )
 
 
-def _merged(parts: list[Summary], resumed: int) -> Summary:
-    total = Summary(resumed=resumed)
-    for part in parts:
-        total.images += part.images
-        total.skipped += part.skipped
-        total.timing = total.timing + part.timing
-    return total
-
-
 def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
     return {
         "images": summary.images,
@@ -268,38 +273,21 @@ class _Item:
     reason: str = ""
 
 
+@dataclass
 class Pipeline:
-    """Labels the images of planned shards.
+    """Labels the images of planned shards."""
 
-    Args:
-        store: folder of the raw label store.
-        samples: the selected images by name.
-        root: folder that their paths are relative to.
-        tiler: labels one image.
-        config: scales, flip, codec.
-        classes: classes of the labels.
-        coarse_classes: classes of human coarse labels, which are counted against ours; None = not counted.
-        limit: images that may be skipped.
-    """
-
-    def __init__(
-        self,
-        store: Path,
-        samples: dict[str, Sample],
-        root: Path,
-        tiler: Tiler,
-        config: InferConfig,
-        classes: ClassTable,
-        *,
-        coarse_classes: ClassTable | None,
-        limit: int,
-    ) -> None:
-        self._store, self._samples, self._root, self._tiler = store, samples, root, tiler
-        self._config, self._classes, self._coarse_classes = config, classes, coarse_classes
-        self._limit = limit
-        self.images = 0
-        self.skipped: list[dict[str, str]] = []
-        self.timing = Timing()
+    store: Path  # folder of the raw label store
+    samples: dict[str, Sample]  # the selected images by name
+    root: Path  # folder that their paths are relative to
+    tiler: Tiler
+    config: InferConfig
+    classes: ClassTable
+    coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
+    limit: int  # images that may be skipped
+    images: int = 0  # labelled so far
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
 
     def run(
         self,
@@ -310,34 +298,18 @@ class Pipeline:
         log: Callable[..., None],
     ) -> None:
         """Label all images of these shards; a shard appears when its last image is written."""
-        with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
-            ahead = self._read_ahead(plans, reader)
+        samples = [self.samples[name] for plan in plans for name in plan.names]
+        with closing(read_ahead(samples, self._read)) as items, ThreadPoolExecutor(1, "writer") as writer:
             for plan in plans:
-                self._shard(plan, ahead, writer, check_stop, advance)
+                self._shard(plan, items, writer, check_stop, advance)
                 log("shard", shard=plan.stem, images=len(plan.names))
-
-    def _read_ahead(self, plans: list[ShardPlan], reader: ThreadPoolExecutor) -> Iterator[_Item]:
-        waiting: deque[Future[_Item]] = deque()
-        for plan in plans:
-            for name in plan.names:
-                waiting.append(reader.submit(self._read, self._samples[name]))
-                if len(waiting) > _AHEAD:
-                    yield self._next(waiting)
-        while waiting:
-            yield self._next(waiting)
-
-    def _next(self, waiting: deque[Future[_Item]]) -> _Item:
-        start = time.perf_counter()
-        item = waiting.popleft().result()
-        self.timing.read_wait += time.perf_counter() - start
-        return item
 
     def _read(self, sample: Sample) -> _Item:
         try:
-            image = read_image(self._root / sample.image, sha256=sample.image_sha256)
+            image = read_image(self.root / sample.image, sha256=sample.image_sha256)
             coarse = None
-            if sample.coarse and self._coarse_classes is not None:
-                coarse = read_label(self._root / sample.coarse, self._coarse_classes, sha256=sample.coarse_sha256)
+            if sample.coarse and self.coarse_classes is not None:
+                coarse = read_label(self.root / sample.coarse, self.coarse_classes, sha256=sample.coarse_sha256)
                 if coarse.shape != image.shape[:2]:
                     raise DecodeError(f"{sample.coarse}: size differs from {sample.image}", reason="size-mismatch")
         except DecodeError as error:
@@ -354,12 +326,14 @@ class Pipeline:
         check_stop: Callable[[], None],
         advance: Callable[[], None],
     ) -> None:
-        shard = ShardWriter(self._store, plan, classes=self._classes, codec=self._config.codec)
+        shard = ShardWriter(self.store, plan, classes=self.classes, codec=self.config.codec)
         waiting: deque[Future[None]] = deque()
         try:
             for _ in plan.names:
                 check_stop()
+                start = time.perf_counter()
                 item = next(items)
+                self.timing.read_wait += time.perf_counter() - start
                 waiting.append(self._label(item, shard, writer))
                 if len(waiting) > _AHEAD:
                     self._wait(waiting)
@@ -383,7 +357,7 @@ class Pipeline:
             self._skip(sample.name, item.reason)
             return writer.submit(shard.skip, sample.name, item.reason)
         start = time.perf_counter()
-        label, confidence = self._tiler.label(item.image, self._config.scales, self._config.flip)
+        label, confidence = self.tiler.label(item.image, self.config.scales, self.config.flip)
         self.timing.model += time.perf_counter() - start
         self.images += 1
         return writer.submit(
@@ -400,9 +374,9 @@ class Pipeline:
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append({"name": name, "reason": reason})
-        if len(self.skipped) > self._limit:
+        if len(self.skipped) > self.limit:
             raise IntegrityError(
-                f"{len(self.skipped)} images cannot be labelled, more than {self._limit}; the first: "
+                f"{len(self.skipped)} images cannot be labelled, more than {self.limit}; the first: "
                 f"{self.skipped[0]['name']}: {self.skipped[0]['reason']}",
                 hint="restore the files, or run `prepare` again if they were changed on purpose",
             )

@@ -295,24 +295,15 @@ def check_target(out: Path, work: Path) -> None:
     if not out.exists():
         return
     is_store = (out / "manifest.json").is_file()
-    if not is_store and not (out.is_dir() and _is_empty_or_half_published(out, work)):
+    # Where folders cannot be swapped (a mount point, NFS), files are published one by one, the manifest last: a run
+    # that is killed then leaves parts, told by their names. The manifest of the work folder was there before them.
+    if not is_store and not (out.is_dir() and is_free(out, for_parts=(work / "store" / MANIFEST).is_file())):
         raise ConfigError(f"--out {out}: exists and is no label store", hint="give a folder that does not exist yet")
     if is_store and not (work / "plan.json").is_file():
         raise ConfigError(
             f"--out {out}: holds a label store that was not made here ({work.name} is missing)",
             hint="give another folder",
         )
-
-
-def _is_empty_or_half_published(out: Path, work: Path) -> bool:
-    """Whether nothing is lost when the store of `work` replaces a folder that has no manifest.
-
-    Where folders cannot be swapped (a mount point, NFS), files are published one by one without a manifest until the
-    last: a run that is killed then leaves some. They are told by their names, so that a folder of photographs
-    that took the place of a deleted store is not taken for one.
-    """
-    # The manifest of the work folder is written before anything is published, and never removed.
-    return is_free(out, for_parts=(work / "store" / MANIFEST).is_file())
 
 
 def is_free(folder: Path, *, for_parts: bool) -> bool:
@@ -335,11 +326,7 @@ def begun_with(work: Path) -> dict[str, Any]:
 
 
 def _check_begun(work: Path, options: dict[str, Any]) -> None:
-    """Refuse what would mix two ways in one store.
-
-    Images named in another way would come in twice. Other numbers of threads sum in another order: the store would
-    depend on where a run was interrupted, and its lineage would name the last number alone, as of images in a shard.
-    """
+    """Refuse what would mix two ways in one store: names would come twice, other numbers of threads sum otherwise."""
     begun = options | begun_with(work)
     if options["names"] != begun["names"]:
         raise ConfigError(
@@ -359,9 +346,7 @@ def _check_begun(work: Path, options: dict[str, Any]) -> None:
 def _changes(work: Path, images: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Names of the store's images that have other bytes now, and of those that are gone; both sorted.
 
-    Args:
-        work: the store's work folder.
-        images: {name: SHA-256} of the images that are there now.
+    `images` are those that are there now, {name: SHA-256}.
 
     Raises:
         InputError: too many changed for a mistake: names that are used again, of other pictures.

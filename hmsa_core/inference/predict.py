@@ -19,7 +19,6 @@ from PIL import Image
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.inference.predictor import Tiler, load_predictor
 from hmsa_core.io.atomic import write_bytes
-from hmsa_core.io.errors import InputError
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.taxonomy import ClassTable
 
@@ -75,13 +74,12 @@ def plain_classes(count: int) -> ClassTable:
 
 def write_pictures(folder: Path, stem: str, shown: Pictured, classes: ClassTable) -> list[Path]:
     """Write all pictures of one image; returns their paths, the contact sheet last."""
-    pictures: dict[str, bytes] = {
+    pictures = {
         "label": _palette_png(shown.label, classes.palette()),
         "confidence": _png(_grey(shown.confidence)),
+        **{f"weight_{scale:g}x": _png(_grey(weight)) for scale, weight in shown.weights.items()},
+        "sheet": _png(contact_sheet(shown, classes)),
     }
-    for scale, weight in shown.weights.items():
-        pictures[f"weight_{scale:g}x"] = _png(_grey(weight))
-    pictures["sheet"] = _png(contact_sheet(shown, classes))
     paths = []
     for name, data in pictures.items():
         paths.append(folder / f"{stem}_{name}.png")
@@ -132,10 +130,7 @@ def _as_rgb(grey: UInt8) -> UInt8:
 
 
 def _png(pixels: UInt8) -> bytes:
-    ok, data = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
-    if not ok:
-        raise InputError(f"a picture of {pixels.shape} cannot be written as PNG")
-    return data.tobytes()
+    return cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
 
 
 def _palette_png(label: UInt8, palette: UInt8) -> bytes:

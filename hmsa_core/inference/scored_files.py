@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import Header, holds_train_ids, read_header, read_image, read_label, read_label_ids
 from hmsa_core.data.layouts import list_files, list_folders
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError
-from hmsa_core.labels.exporting import city_of
+from hmsa_core.labels.exporting import IMAGE_ENDING, city_of
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
@@ -22,7 +22,6 @@ Ids = Literal["auto", "file", "train", "colours"]  # what labels hold
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 
 _SHAPE_ERROR = 0.01  # share by which a label's proportions may differ from its image's, beside rounding to pixels
-_IMAGE_ENDING = "_leftImg8bit"  # Cityscapes' names
 _LABEL_ENDINGS = {"ids": "_labelIds", "train": "_labelTrainIds"}
 _PARTS = ("_gtFine", "_gtCoarse", "_L")  # _L: CamVid's own labels
 _SIZE = re.compile(r"[_-]?\d+x\d+$")
@@ -44,9 +43,7 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
     Sub-folders are searched where a folder holds no file itself; where stems occur twice, their folders tell them
     apart. Cityscapes' and CamVid's own endings are left out where no two stems are the same.
 
-    Args:
-        images, labels: folders.
-        train_ids: of Cityscapes' label maps take `*_labelTrainIds`, not `*_labelIds`.
+    With `train_ids`, of Cityscapes' label maps `*_labelTrainIds` is taken, not `*_labelIds`.
 
     Raises:
         InputError: a label without its image, no pair at all, or two files of one name; names the first.
@@ -56,7 +53,7 @@ def pairs_of(images: Path, labels: Path, *, train_ids: bool = False) -> tuple[li
     by_image = _by_name(found["images"], images, alone)
     by_label = _by_name(found["labels"], labels, alone)
     if not by_image.keys() & by_label.keys():
-        by_image = _renamed(by_image, lambda name: name.removesuffix(_IMAGE_ENDING))
+        by_image = _renamed(by_image, lambda name: name.removesuffix(IMAGE_ENDING))
         by_label = _without_endings(by_label, labels, train_ids)
     no_image, no_label = sorted(by_label.keys() - by_image.keys()), sorted(by_image.keys() - by_label.keys())
     both = sorted(by_image.keys() & by_label.keys())
@@ -177,11 +174,7 @@ def _by_colour(
 def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: LabelReader, ids: Ids = "auto") -> list[str]:
     """Read every label, and of every image what may refuse it; what does not hinder scoring comes back in words.
 
-    Args:
-        files: what is to be scored.
-        classes: as they were given, in their own order.
-        read: how labels are read.
-        ids: what they are said to hold: "auto", "file", "train" or "colours".
+    `classes` are those that were given, in their own order.
 
     Raises:
         DecodeError: a damaged label, or a value that is no class; an image of a form that is not read.
@@ -277,7 +270,7 @@ def blocks_of(names: Sequence[str], length: int) -> list[str]:
 
 
 def _sequence_of(name: str) -> tuple[str, int]:
-    city = city_of(Path(name).name.removesuffix(_IMAGE_ENDING))
+    city = city_of(Path(name).name.removesuffix(IMAGE_ENDING))
     if city:
         return city, 0
     bare = _SIZE.sub("", name)

@@ -17,7 +17,8 @@ from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import load_classes
-from hmsa_core.inference.evaluation import Labelled, Scorer, SettingScores, read_ahead, score, summarise
+from hmsa_core.inference.evaluation import Labelled, Scorer, SettingScores, score, summarise
+from hmsa_core.inference.infer import read_ahead
 from hmsa_core.inference.options import RunOptions, run_options
 from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
 from hmsa_core.inference.scored_files import (
@@ -143,7 +144,9 @@ def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = lambda 
     _note(tell, *_one_sided(scored, classes))
     result = scored[0].figures
     for one in scored[1:]:
-        result = {**result, "baseline": one.figures, "difference": _difference(scored[0], one, classes)}
+        ours, theirs = (np.stack(each.scores.confusions) for each in (scored[0], one))
+        difference = bootstrap_difference(ours, theirs, scored[0].scores.blocks)
+        result = {**result, "baseline": one.figures, "difference": difference.to_json(classes.classes)}
     return result
 
 
@@ -277,8 +280,7 @@ def _score(
     def read(file: LabelledFile) -> Labelled:
         image = read_image(file.image)
         judged.append(_sample(file, perceptual_hash(image)))
-        city = city_of(file.name)
-        return Labelled(file.name, image, read_label(file.label), block_of[file.name], city)
+        return Labelled(file.name, image, read_label(file.label), block_of[file.name], city_of(file.name))
 
     with Progress(len(files), what="evaluate") as progress:
         score(scorer, read_ahead(files, read), contender.context.check_stop, progress.update)
@@ -290,7 +292,8 @@ def _score(
         **{key: summary[key] for key in _FIGURES},
         "interval": interval.to_json(classes.classes),
         "category_iou": by_category(counts, classes),
-        "judged": _digest_of(judged),
+        # The same set of pictures and labels has the same digest wherever it lies.
+        "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in judged)),
         "checkpoint": contender.options.meta["weights_sha256"],
         "precision": contender.predictor.precision,
         "learned": _learned(judged, contender.lineage),
@@ -298,13 +301,6 @@ def _score(
     if details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order
     return _Scored(scores, figures)
-
-
-def _difference(ours: _Scored, theirs: _Scored, classes: ClassTable) -> dict[str, Any]:
-    """Ours minus theirs, paired on the same draws of blocks."""
-    return bootstrap_difference(
-        np.stack(ours.scores.confusions), np.stack(theirs.scores.confusions), ours.scores.blocks
-    ).to_json(classes.classes)
 
 
 def _one_sided(scored: Sequence[_Scored], classes: ClassTable) -> list[str]:
@@ -340,11 +336,6 @@ def _sample(file: LabelledFile, phash: str) -> Sample:
         coarse_sha256="",
         phash=phash,
     )
-
-
-def _digest_of(judged: Sequence[Sample]) -> str:
-    """Which pictures and labels were scored: the same set has the same digest wherever it lies."""
-    return digest(sorted([s.image_sha256, s.label_sha256] for s in judged))
 
 
 def _learned(judged: Sequence[Sample], lineage: Lineage) -> dict[str, Any]:

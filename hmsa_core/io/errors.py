@@ -1,18 +1,4 @@
-"""The project's error tree: what went wrong, where, how to mend it, and the exit status.
-
-    HmsaError                 1   anything of ours that has no better name
-      ConfigError             2   a parameter, option or spec is wrong; nothing was started
-      InputError              3   a file or folder a user gave cannot be used
-        DecodeError           3   one image or mask is refused (carries a reason code: quarantine)
-        LayoutError           3   a data set folder is not in a layout we know
-        CheckpointError       3   a weight file is refused before a tensor is used
-      IntegrityError          4   bytes differ from their recorded digest
-        StoreError            4   a label store, shard or manifest is torn, changed or missing
-      LeakageError            5   too many judged images are in a model's lineage
-      TrainingError           6   the loss is not finite, or memory ran out
-      LockedError            75   another process holds the lock (EX_TEMPFAIL: try again later)
-      NoSpaceError           28   the disk is full (errno ENOSPC), last good state intact
-      InterruptedRunError   143   SIGTERM: progress was saved, run again to go on
+"""The project's errors, each with the exit status that docs/stages.md lists.
 
 Every message is one line: what, where, how to mend it. `pipeline.cli` prints `error: MESSAGE` (and
 `hint: HINT`) to standard error and exits with `exit_code`; ranks of a job do the same.

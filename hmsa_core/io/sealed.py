@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io.atomic import sha256_bytes, write_bytes
+from hmsa_core.io.atomic import canonical_json, sha256_bytes, write_bytes
 from hmsa_core.io.errors import StoreError
 
 _HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
@@ -26,18 +26,14 @@ def dump(value: dict[str, Any]) -> bytes:
     items = sorted((key, item) for key, item in value.items() if key != "digest")
     if not items:
         raise ValueError("a sealed object needs a key besides 'digest'")
-    body = (",\n".join(f"{_compact(k)}:{_lines(v)}" for k, v in items) + "}\n").encode("utf-8")
+    body = b",\n".join(canonical_json(k) + b":" + _lines(v) for k, v in items) + b"}\n"
     return b'{"digest":"' + sha256_bytes(body).encode("ascii") + b'",\n' + body
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _lines(value: object) -> str:
+def _lines(value: object) -> bytes:
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        return "[\n" + ",\n".join(_compact(v) for v in value) + "]"
-    return _compact(value)
+        return b"[\n" + b",\n".join(map(canonical_json, value)) + b"]"
+    return canonical_json(value)
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:

@@ -12,26 +12,16 @@ if TYPE_CHECKING:
     from hmsa_core.labels.store.codes import ConfidenceCode
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.labels.store.sidecar import StoreStatistics
-    from hmsa_core.labels.store.verify import Problem
     from hmsa_core.labels.store.writer import LabelStoreWriter
     from hmsa_core.labels.thresholds.calibration import calibrate
     from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 
-__all__ = [
-    "ConfidenceCode",
-    "LabelStore",
-    "LabelStoreWriter",
-    "Problem",
-    "StoreStatistics",
-    "ThresholdPolicy",
-    "calibrate",
-]
+__all__ = ["ConfidenceCode", "LabelStore", "LabelStoreWriter", "StoreStatistics", "ThresholdPolicy", "calibrate"]
 
 _HOME = {
     "ConfidenceCode": "store.codes",
     "LabelStore": "store.reader",
     "LabelStoreWriter": "store.writer",
-    "Problem": "store.verify",
     "StoreStatistics": "store.sidecar",
     "ThresholdPolicy": "thresholds.policy",
     "calibrate": "thresholds.calibration",

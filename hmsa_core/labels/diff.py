@@ -23,24 +23,15 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class StoreDiff:
-    """Counts over the images that both stores have.
-
-    Attributes:
-        classes: class names.
-        pixels: int64 (C+1, C+1), class in A x class in B; the last row and column is ignore.
-        images: (name, changed pixels, all pixels), most changed share first.
-        only_a, only_b: names that one store lacks.
-        resized: names whose maps differ in size (not compared).
-        other_pictures: names that both stores give to different pictures (not compared).
-    """
+    """Counts over the images that both stores have."""
 
     classes: tuple[str, ...]
-    pixels: NDArray[np.int64]
-    images: list[tuple[str, int, int]]
+    pixels: NDArray[np.int64]  # (C+1, C+1), class in A x class in B; the last row and column is ignore
+    images: list[tuple[str, int, int]]  # (name, changed pixels, all pixels), most changed share first
     only_a: list[str]
     only_b: list[str]
-    resized: list[str]
-    other_pictures: list[str]
+    resized: list[str]  # names whose maps differ in size (not compared)
+    other_pictures: list[str]  # names that both stores give to different pictures (not compared)
 
     def to_json(self, limit: int | None = None) -> dict[str, Any]:
         """A JSON object; `limit` cuts the list of images."""
@@ -86,7 +77,7 @@ def diff_stores(
     *,
     policy_a: ThresholdPolicy | None = None,
     policy_b: ThresholdPolicy | None = None,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda _count: None,
 ) -> StoreDiff:
     """Compare the labels of two stores, as they are or at thresholds.
 
@@ -102,10 +93,8 @@ def diff_stores(
     pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
     others = other_pictures(a.manifest, b.manifest)
     skipped = set(others)
-    common = [name for name in a.names() if name in b]
-    for name in common:
-        if advance is not None:
-            advance(1)
+    for name in (name for name in a.names() if name in b):
+        advance(1)
         if name in skipped:
             continue
         label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]

@@ -38,8 +38,6 @@ from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = ["FORMATS", "MARK", "Selection", "city_of", "export_store", "prob_bytes_of_codes", "target_path"]
-
 FORMATS = ("released", "released-flat", "cityscapes", "cityscapes-submission", "masks")
 IMPORTED_BYTES = "released 8-bit"  # lineage entry `confidence` of a store made from _prob.png files
 IMAGE_ENDING = "_leftImg8bit"  # of Cityscapes' images
@@ -118,16 +116,14 @@ def export_store(
     policy: ThresholdPolicy | None = None,
     names: list[str] | None = None,
     suffix: str = "gtCoarse",
-    advance: Advance | None = None,
+    advance: Advance = lambda _count: None,
 ) -> int:
     """Write a store's labels; return the number of images.
 
     Args:
-        store: raw or thresholded store.
-        out: folder, or the zip file of a submission.
+        store, out: the store and a folder, or the zip file of a submission.
         fmt: one of FORMATS.
-        policy: thresholds for a raw store; None = everything it holds.
-        names: images; None = all.
+        policy, names: thresholds for a raw store, and images; None = everything it holds.
         suffix: middle part of Cityscapes file names (`..._gtCoarse_labelIds.png`).
         advance: called after each image.
 
@@ -160,7 +156,7 @@ def export_store(
     folder = _ExportFolder(Path(out), facts)
     for name in wanted:
         folder.put(name, _files(selection, folder.out, name, fmt, suffix))
-        _report(advance)
+        advance(1)
     folder.finish(whole=names is None)
     return len(wanted)
 
@@ -192,11 +188,6 @@ def _files(selection: Selection, out: Path, name: str, fmt: str, suffix: str) ->
     return {target_path(out, folder, f"{stem}_prob.png"): prob, target_path(out, folder, f"{stem}.png"): ids}
 
 
-def _report(advance: Advance | None) -> None:
-    if advance is not None:
-        advance(1)
-
-
 def _refuse_twins(names: list[str]) -> None:
     by_stem: dict[str, str] = {}
     for name in names:
@@ -212,7 +203,7 @@ def _stem(name: str) -> str:
 
 
 def _submission(
-    store: LabelStore, out: Path, policy: ThresholdPolicy | None, names: list[str], advance: Advance | None
+    store: LabelStore, out: Path, policy: ThresholdPolicy | None, names: list[str], advance: Advance
 ) -> int:
     if policy is not None or store.kind != "raw":
         raise ConfigError(
@@ -229,7 +220,7 @@ def _submission(
             # A fixed date: the same labels give the same bytes.
             member = zipfile.ZipInfo(f"{_stem(name)}_pred_labelIds.png", date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(member, png_bytes(_file_ids(label, store)))
-            _report(advance)
+            advance(1)
     return len(names)
 
 
@@ -245,12 +236,7 @@ def _check_submission(name: str, label: Labels) -> None:
 class _ExportFolder:
     """Writes images, remembers their digests, and at the end removes those that the export no longer has.
 
-    Args:
-        out: a new or empty folder, or one with an earlier export of the same facts.
-        facts: what the export is of; other facts are another export.
-
-    Raises:
-        ConfigError: the folder holds other things.
+    The folder is new or empty, or has an earlier export of the same `facts`; another one is a ConfigError.
     """
 
     def __init__(self, out: Path, facts: Mapping[str, str]) -> None:

@@ -33,17 +33,6 @@ from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 
-__all__ = [
-    "CENTROIDS",
-    "STATISTICS",
-    "CentroidSettings",
-    "Recipe",
-    "apply_mask",
-    "finalise",
-    "measured_masks",
-    "read_mask",
-]
-
 CENTROIDS, STATISTICS = "centroids.parquet", "statistics.json"
 
 Labels = NDArray[np.uint8]
@@ -63,34 +52,20 @@ class CentroidSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a final label, besides the raw store.
-
-    Attributes:
-        policy: thresholds.
-        rules: merging; None = no human label is used.
-        human: row of the raw store (name, coarse_path, ...) -> trainIds uint8 HxW, or None; must pickle.
-        human_paths: {name: path of its human label} as of now; None = as of when the image was labelled.
-        masks: ignored pixels (True) by image size.
-        flagged: (name, height, width) -> pixels that a review flagged, or None; must pickle.
-        centroids: where classes are looked for.
-        per_image: digests of what the callables read, by image (name -> any JSON value): only the shards of images
-            whose value changed are made again.
-    """
+    """Everything that decides a final label, besides the raw store. Its callables must pickle."""
 
     policy: ThresholdPolicy
-    rules: MergeRules | None = None
-    human: HumanLabels | None = None
-    human_paths: Mapping[str, str] | None = None
-    masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)
-    flagged: Flagged | None = None
+    rules: MergeRules | None = None  # None: no human label is used
+    human: HumanLabels | None = None  # row of the raw store (name, coarse_path, ...) -> trainIds uint8 HxW, or None
+    human_paths: Mapping[str, str] | None = None  # by name, as of now; None: as of when the image was labelled
+    masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)  # ignored pixels (True) by image size
+    flagged: Flagged | None = None  # (name, height, width) -> pixels that a review flagged, or None
     centroids: CentroidSettings = CentroidSettings()
+    # Digests of what the callables read, by image: only the shards of images whose value changed are made again.
     per_image: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, raw: LabelStore) -> str:
-        """Digest of everything that decides labels, except what differs by shard: raw bytes and `per_image`.
-
-        So images that are appended to the raw store leave the key, and the finished shards of others, as they are.
-        """
+        """Digest of everything that decides labels, except what differs by shard: raw bytes and `per_image`."""
         return atomic.digest(
             {
                 "lineage": raw.lineage,
@@ -122,14 +97,13 @@ def finalise(
     *,
     lineage: Mapping[str, Any] | None = None,
     workers: int = 1,
-    advance: Callable[[int], None] | None = None,
-    check_stop: Callable[[], None] | None = None,
+    advance: Callable[[int], None] = lambda _count: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write the thresholded store with its centroids and statistics; return the statistics.
 
     Args:
-        raw: the raw store; only what its reads verify is used.
-        recipe: thresholds, rules, masks, reviews.
+        raw, recipe: what is labelled, and how.
         out: folder of the result; finished shards of the same recipe in it are kept (resume).
         lineage: entries that are added to the raw store's.
         workers: processes.
@@ -144,11 +118,11 @@ def finalise(
     root, plans, todo = Path(out), recipe.plans(raw), []
     for plan in plans:
         if shard_done(root, plan):
-            _report(advance, plan)
+            advance(len(plan.names))
         else:
             todo.append(plan)
     for plan in _run(raw, recipe, root, todo, workers, check_stop):
-        _report(advance, plan)
+        advance(len(plan.names))
     return _commit(raw, recipe, root, plans, dict(lineage or {}))
 
 
@@ -160,23 +134,12 @@ def _check(raw: LabelStore, recipe: Recipe) -> None:
         raise ConfigError(f"the merge rules are for {recipe.rules.classes.name}, {raw.path} has {raw.classes.name}")
 
 
-def _report(advance: Callable[[int], None] | None, plan: ShardPlan) -> None:
-    if advance is not None:
-        advance(len(plan.names))
-
-
 def _run(
-    raw: LabelStore,
-    recipe: Recipe,
-    root: Path,
-    todo: list[ShardPlan],
-    workers: int,
-    check_stop: Callable[[], None] | None,
+    raw: LabelStore, recipe: Recipe, root: Path, todo: list[ShardPlan], workers: int, check_stop: Callable[[], None]
 ) -> Iterator[ShardPlan]:
     def stoppable(plans: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
         for plan in plans:
-            if check_stop is not None:
-                check_stop()
+            check_stop()
             yield plan
 
     if workers <= 1 or len(todo) <= 1:
@@ -187,8 +150,7 @@ def _run(
     context = multiprocessing.get_context("spawn")  # fork would copy the caller's threads and open files
     with ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), raw, recipe, root)) as pool:
         try:
-            for plan in stoppable(pool.map(_work, todo)):
-                yield plan
+            yield from stoppable(pool.map(_work, todo))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -284,7 +246,7 @@ class _ShardCounts:
     def add(
         self, city: str, label: Labels, passed: Labels, human: Labels | None, final: Labels, source: Labels
     ) -> None:
-        """Count one image: the teacher's label, what passed, the human's, the final one and its sources."""
+        """Count one image."""
         self.raw += np.bincount(label.reshape(-1), minlength=256)[: self.c]
         self.passed += np.bincount(passed.reshape(-1), minlength=256)[: self.c]
         key = (source.astype(np.uint16) << 8) | final

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import read_label, read_label_ids
 from hmsa_core.io.errors import InputError, LayoutError
 from hmsa_core.labels.exporting import IMAGE_ENDING, IMPORTED_BYTES, MARK, city_of
-from hmsa_core.labels.store.format import Codec
 from hmsa_core.labels.store.writer import LabelStoreWriter
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
@@ -44,13 +43,8 @@ def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
     if not root.is_dir():
         raise InputError(f"{root}: folder not found")
     # Editors leave hidden files and folders behind; some programs write .PNG.
-    files = sorted(
-        p
-        for p in root.rglob("*")
-        if p.suffix.lower() == ".png"
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
+    visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    files = sorted(p for p in visible if p.suffix.lower() == ".png" and p.is_file())
     if not files:
         raise LayoutError(f"{root}: no PNG files below this folder")
     probs = {p.with_name(p.stem.removesuffix(_PROB)): p for p in files if p.stem.endswith(_PROB)}
@@ -98,8 +92,7 @@ def import_folder(
     lineage: Mapping[str, Any] | None = None,
     ids: Literal["auto", "file", "train"] = "auto",
     images_per_shard: int = 256,
-    codec: Codec = "png",
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda _count: None,
 ) -> tuple[str, int]:
     """Read a folder into a raw store; return its format and the number of images.
 
@@ -107,12 +100,11 @@ def import_folder(
     threshold keeps exactly when the released loader would. Labels without confidences get the highest code.
 
     Args:
-        folder: what `find_files` understands.
-        out: folder of the new store.
+        folder, out: what `find_files` understands, and the new store.
         classes: table of the label files' ids.
         lineage: what is known of their making.
         ids: what the files hold: ids of the data set's files, or trainIds; auto: trainIds in plain masks only.
-        images_per_shard, codec: see LabelStoreWriter.
+        images_per_shard: of the new store.
         advance: called after each image.
     """
     fmt, files = find_files(folder)
@@ -121,7 +113,7 @@ def import_folder(
         "confidence": IMPORTED_BYTES if fmt == "released" else "none given",
         **(lineage or {}),
     }
-    with LabelStoreWriter(out, facts, images_per_shard, classes=classes, codec=codec) as writer:
+    with LabelStoreWriter(out, facts, images_per_shard, classes=classes) as writer:
         train = ids == "train" or (ids == "auto" and fmt == "masks")
         ours = fmt == "cityscapes" and (Path(folder) / MARK).is_file()
         for file in files:
@@ -129,8 +121,7 @@ def import_folder(
             if ours:
                 _check_train_ids(file.label, label, classes)
             writer.add(file.name, label, _confidence(file, label), city=file.city)
-            if advance is not None:
-                advance(1)
+            advance(1)
     return fmt, len(files)
 
 

@@ -22,8 +22,6 @@ from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.intervals import lower_bound
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-__all__ = ["HUMAN", "IGNORED", "TEACHER", "MergeRules", "corrected_precision", "measure_rules", "merge_labels"]
-
 HUMAN, IGNORED, TEACHER = 0, 1, 2
 _ACTIONS = {"human": HUMAN, "ignore": IGNORED, "teacher": TEACHER}
 _NAMES = tuple(_ACTIONS)
@@ -81,12 +79,9 @@ def _defaults(classes: ClassTable, config: MergeConfig) -> NDArray[np.uint8]:
 
 
 def merge_labels(pseudo: Labels, human: Labels | None, rules: MergeRules) -> tuple[Labels, Labels]:
-    """Final labels from thresholded teacher labels and human ones, and where each pixel comes from (SOURCES).
+    """Final labels, and where each pixel comes from (SOURCES), from the teacher's that passed and human ones.
 
-    Args:
-        pseudo: uint8 HxW, the teacher's labels that passed (255 = unsure).
-        human: uint8 HxW trainIds or 255 (outside polygons); None = no human label.
-        rules: what happens on a conflict.
+    All maps are uint8 HxW; 255 in `pseudo` is unsure, in `human` outside of polygons.
     """
     if human is None:
         human = np.full_like(pseudo, IGNORE)
@@ -122,7 +117,6 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
     Args:
         curves: measured with human labels.
         codes: the policy's codes: only teacher pixels that pass count, as in merging.
-        config: needed win rate, number of blocks, default and rules by hand.
         confidence: of the lower bound on the win rate (blocks are the unit, as everywhere).
     """
     if not config.measure:
@@ -166,21 +160,14 @@ def corrected_precision(
 
     Coarse polygons lie in the middle of things, so agreement with them flatters the teacher. On calibration
     images both figures are known; their difference is added: estimate + (true - estimate there).
-
-    Args:
-        pairs: StoreStatistics.pairs() of the unlabelled images, (C+1, C, 256).
-        calibration_pairs: the same of the calibration images.
-        curves: true counts on the calibration images.
-        codes: the policy's codes (C,).
+    Both pairs are StoreStatistics.pairs(), (C+1, C, 256); `codes` are the policy's (C,).
     """
-    there = _agreement(calibration_pairs, codes)
-    here = _agreement(pairs, codes)
+    there, here = _agreement(calibration_pairs, codes), _agreement(pairs, codes)
     result = []
     for c, code in enumerate(np.asarray(codes).tolist()):
         total = int(curves.kept("total")[:, c, code].sum()) if code < NUM_CODES else 0
         true = float(curves.kept("correct")[:, c, code].sum()) / total if total else None
-        estimate, reference = here[c], there[c]
-        corrected = None
+        estimate, reference, corrected = here[c], there[c], None
         if estimate is not None and reference is not None and true is not None:
             corrected = min(1.0, max(0.0, estimate + true - reference))
         result.append(

@@ -101,9 +101,9 @@ def _mark(value: dict[str, Any]) -> Mark:
         f"{note}{reviewer}".encode()
     except UnicodeEncodeError as error:
         raise MarkError("a note is text: it has half a character (a lone surrogate) in it") from error
-    region, picture = _region(value.get("region")), str(value.get("image_sha256", ""))
-    labels = str(value.get("labels", ""))
-    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, picture, labels)
+    seen = str(value.get("image_sha256", "")), str(value.get("labels", ""))
+    region = _region(value.get("region"))
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, *seen)
 
 
 class ReviewFile:
@@ -212,11 +212,10 @@ class ReviewFile:
         """Append a mark; its id is a digest of its content and its place in the file, never of the time.
 
         Args:
-            name: the image.
+            name: of the image.
             verdict: "accept" or "flag".
             region: corners [x, y], or None for the whole image.
-            note: what the person says.
-            reviewer: who says it.
+            note, reviewer: what is said, and by whom.
             size: height and width of its label map, to refuse a region outside of it; None: taken as it is.
         """
         with saving(self.path), self.lock():
@@ -233,8 +232,7 @@ class ReviewFile:
         with saving(self.path), self.lock():
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
-            line = {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id}
-            records.append(self.path, line)
+            records.append(self.path, {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id})
 
     def lock(self) -> FileLock:
         """Keeps writers out while it is held; readers need none."""

@@ -34,29 +34,20 @@ Blocks = Sequence[str]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval, for the mean IoU and for each class (NaN = not scored).
-
-    Attributes:
-        value, low, high: mean IoU (or difference of two).
-        run_values: `value` of each run alone.
-        class_value, class_low, class_high: float64 (C,).
-        level: share of such intervals that should hold the truth.
-        blocks, runs, draws: how much evidence and work it rests on.
-        above_zero: one-sided certainty that the value is positive (one run: share of draws, zeros by half).
-    """
+    """A mean IoU (or the difference of two) with its interval, and the same of each class (NaN = not scored)."""
 
     value: float
     low: float
     high: float
-    run_values: tuple[float, ...]
-    class_value: NDArray[np.float64]
+    run_values: tuple[float, ...]  # `value` of each run alone
+    class_value: NDArray[np.float64]  # (C,)
     class_low: NDArray[np.float64]
     class_high: NDArray[np.float64]
-    level: float
+    level: float  # share of such intervals that should hold the truth
     blocks: int
     runs: int
     draws: int
-    above_zero: float
+    above_zero: float  # one-sided certainty that the value is positive (one run: share of draws, zeros by half)
 
     @property
     def excludes_zero(self) -> bool:
@@ -164,8 +155,8 @@ class _Plan:
         whole, drawn = [], []
         for run, inverse, weights in zip(runs, self.inverse, self.weights, strict=True):
             sums = block_sums(run, inverse, weights.shape[1])
-            whole.append(_with_mean(_iou(sums.sum(0))))
-            drawn.append(_with_mean(_iou(np.tensordot(weights, sums, axes=1))))
+            whole.append(_scores(sums.sum(0)))
+            drawn.append(_scores(np.tensordot(weights, sums, axes=1)))
         return np.stack(whole), np.stack(drawn)
 
 
@@ -177,10 +168,7 @@ def draw_weights(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.flo
 def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[np.float64]:
     """Hits, union and truth of each class in each block, float64 (blocks, 3, C): IoU and recall need no more.
 
-    Args:
-        run: int64 (N, C, C or C + 1), rows = truth; a prediction outside the classes is a miss, too.
-        inverse: (N,) number of each image's block.
-        blocks: how many there are.
+    `run` is int64 (N, C, C or C + 1), rows = truth; `inverse` (N,) has the number of each image's block.
     """
     num_classes = run.shape[1]
     square = run[:, :, :num_classes]
@@ -191,9 +179,9 @@ def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[n
     return sums
 
 
-def _iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = ratio(sums[..., 0, :], sums[..., 1, :])
-    return result
+def _scores(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., C + 1) from `block_sums`: class IoU, then its mean."""
+    return _with_mean(ratio(sums[..., 0, :], sums[..., 1, :]))
 
 
 def _with_mean(iou: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,11 +230,8 @@ def interval_of_runs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
 
-    Args:
-        by_run: (runs, K), each run on all data; NaN = not scored.
-        drawn: (draws, K), mean over the runs in each draw of blocks.
-        blocks: how many there are, two at least.
-        level: share of such intervals that should hold the truth.
+    `by_run` (runs, K) has each run on all data, NaN = not scored; `drawn` (draws, K) the mean over the runs in each
+    draw of the blocks, of which there are two at least.
     """
     value, n = _mean_over_runs(by_run), (~np.isnan(by_run)).sum(0)
     between = np.nan_to_num((by_run - value) ** 2).sum(0) / np.maximum(n * (n - 1), 1)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics.confusion import mean_iou_of, ratio
+from hmsa_core.metrics.confusion import ratio
+from hmsa_core.taxonomy import IGNORE
 
 
 def inner_boundary(
@@ -38,25 +39,23 @@ class BoundaryIoU:
         num_classes: C.
         dilation_ratio: width of the boundary region as a share of the image diagonal (paper: 0.02;
             0.005 for Cityscapes in the authors' evaluation).
-        ignore_index: pixels with this label are left out of truth and prediction.
     """
 
-    def __init__(self, num_classes: int, dilation_ratio: float = 0.005, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, dilation_ratio: float = 0.005) -> None:
         if not 0 < dilation_ratio < 1:
             raise InputError(f"boundary IoU: dilation_ratio must be in (0, 1), found {dilation_ratio}")
         self.num_classes = num_classes
         self.dilation_ratio = dilation_ratio
-        self.ignore_index = ignore_index
         self.intersection = np.zeros(num_classes, np.int64)
         self.union = np.zeros(num_classes, np.int64)
 
     def update(self, pred: Any, label: Any) -> BoundaryIoU:
-        """Add one image: `pred` and `label` are integer (H, W) arrays; returns itself."""
+        """Add one image: integer (H, W) arrays, pixels of `label` 255 are left out of both; returns itself."""
         pred, label = np.asarray(pred), np.asarray(label)
         if pred.shape != label.shape or label.ndim != 2:
             raise InputError(f"boundary IoU: expected two (H, W) maps, found {pred.shape} and {label.shape}")
         distance = max(1, round(self.dilation_ratio * math.hypot(*label.shape)))
-        valid = label != self.ignore_index
+        valid = label != IGNORE
         present = np.union1d(np.unique(label[valid]), np.unique(pred[valid]))
         for k in present[(present >= 0) & (present < self.num_classes)]:
             truth_band = inner_boundary((label == k) & valid, distance, ~valid)
@@ -70,27 +69,18 @@ class BoundaryIoU:
         result: NDArray[np.float64] = ratio(self.intersection, self.union)
         return result
 
-    def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that are scored."""
-        return float(mean_iou_of(self.iou()))
 
-
-def boundary_band(label: NDArray[np.uint8], radius_px: float, ignore_index: int = 255) -> NDArray[np.bool_]:
+def boundary_band(label: NDArray[np.uint8], radius_px: float) -> NDArray[np.bool_]:
     """Pixels within `radius_px` (Euclidean) of a place where two labelled classes meet.
 
     The rim of an ignored region is no boundary: nobody says what lies behind it.
     """
     edge = np.zeros(label.shape, bool)
-    for axis in (0, 1):
-        here = label[:-1] if axis == 0 else label[:, :-1]
-        there = label[1:] if axis == 0 else label[:, 1:]
-        meet = (here != there) & (here != ignore_index) & (there != ignore_index)
-        if axis == 0:
-            edge[:-1] |= meet
-            edge[1:] |= meet
-        else:
-            edge[:, :-1] |= meet
-            edge[:, 1:] |= meet
+    for ids, marks in ((label, edge), (label.T, edge.T)):  # neighbours in a column, then in a row
+        here, there = ids[:-1], ids[1:]
+        meet = (here != there) & (here != IGNORE) & (there != IGNORE)
+        marks[:-1] |= meet
+        marks[1:] |= meet
     if not edge.any():
         return edge
     distance = cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

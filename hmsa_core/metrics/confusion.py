@@ -30,9 +30,8 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
 
     Args:
         pred: integer array or tensor, any shape; a value that is no class is "no answer".
-        label: same shape; class 0..C-1 or `ignore_index`.
+        label: same shape; class 0..C-1 or `ignore_index`, which is left out.
         num_classes: C, at most 255.
-        ignore_index: pixels with this label are left out.
 
     Returns:
         int64 (C, C + 1); the last column holds labelled pixels for which `pred` gave no class.
@@ -109,12 +108,7 @@ def ratio(part: Any, whole: Any) -> Any:
 
 
 def category_iou(counts: Counts, categories: Sequence[str]) -> dict[str, float]:
-    """IoU of groups of classes: confusing a car with a bus is right for "vehicle".
-
-    Args:
-        counts: (C, C) or (C, C + 1).
-        categories: one name a class.
-    """
+    """IoU of groups of classes, from counts (C, C) or (C, C + 1): a car taken for a bus is right for "vehicle"."""
     if len(categories) != counts.shape[0]:
         raise InputError(f"category IoU: {len(categories)} category names for {counts.shape[0]} classes")
     result = {}
@@ -134,12 +128,7 @@ def cityscapes_categories() -> tuple[str, ...]:
 
 
 class ConfusionMatrix:
-    """Confusion counts summed over images.
-
-    Args:
-        num_classes: C, at most 255.
-        ignore_index: label of pixels that count nowhere.
-    """
+    """Confusion counts of at most 255 classes summed over images; pixels of label `ignore_index` count nowhere."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if not 1 <= num_classes <= 255:
@@ -152,19 +141,6 @@ class ConfusionMatrix:
         """Add a prediction and its label (numpy or torch integers of one shape); returns itself."""
         self.counts += confusion_counts(pred, label, self.num_classes, self.ignore_index)
         return self
-
-    @property
-    def matrix(self) -> Counts:
-        """int64 (C, C), rows = truth, columns = prediction."""
-        return self.counts[:, : self.num_classes]
-
-    def iou(self) -> Scores:
-        """float64 (C,): intersection over union, NaN for a class in neither truth nor prediction."""
-        return iou_of(self.counts)
-
-    def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that are scored."""
-        return float(mean_iou_of(self.iou()))
 
 
 def finite(value: float | np.floating[Any]) -> float | None:

@@ -9,31 +9,26 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import ratio
+from hmsa_core.taxonomy import IGNORE
 
 
 class Reliability:
-    """Confidence against accuracy in equal bins, summed over images (Guo et al. 2017).
+    """Confidence against accuracy in equal bins of [0, 1], summed over images (Guo et al. 2017)."""
 
-    Args:
-        bins: number of equal bins of [0, 1].
-        ignore_index: pixels with this label are left out.
-    """
-
-    def __init__(self, bins: int = 20, ignore_index: int = 255) -> None:
+    def __init__(self, bins: int = 20) -> None:
         if bins < 1:
             raise InputError(f"reliability: bins must be at least 1, found {bins}")
         self.bins = bins
-        self.ignore_index = ignore_index
         self.pixels = np.zeros(bins, np.int64)
         self.correct = np.zeros(bins, np.int64)
         self.confidence_sum = np.zeros(bins, np.float64)
 
     def update(self, pred: Any, confidence: Any, label: Any) -> Reliability:
-        """Add one image: integer maps, and the confidence in [0, 1] of `pred`; returns itself."""
+        """Add one image: integer maps (label 255 = left out), the confidence in [0, 1] of `pred`; returns itself."""
         pred, confidence, label = np.asarray(pred), np.asarray(confidence), np.asarray(label)
         if not pred.shape == confidence.shape == label.shape:
             raise InputError(f"reliability: shapes differ: {pred.shape}, {confidence.shape}, {label.shape}")
-        valid = label != self.ignore_index
+        valid = label != IGNORE
         sure = confidence[valid].astype(np.float64)
         right = pred[valid] == label[valid]
         which = np.clip((sure * self.bins).astype(np.int64), 0, self.bins - 1)

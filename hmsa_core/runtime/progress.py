@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -89,8 +88,7 @@ class Progress:
 
     Args:
         total: amount of work in all.
-        what: what is being done, e.g. the stage's name.
-        unit: what is counted.
+        what: is being done, e.g. the stage's name.
         initial: amount done by an earlier run (not part of the rate).
         enabled: False on all ranks but the first.
         every_s: seconds between plain lines.
@@ -160,7 +158,5 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -29,20 +29,13 @@ _PATIENCE = datetime.timedelta(days=7)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the ranks.
-
-    Attributes:
-        rank, world: number of this process and of all of them, over all nodes.
-        local_rank: number on this node; it chooses the GPU.
-        device: where this rank computes.
-        control: process group of control messages; None = the default one.
-    """
+    """This process's place among the ranks."""
 
     rank: int
-    world: int
-    local_rank: int
+    world: int  # number of processes over all nodes
+    local_rank: int  # number on this node; it chooses the GPU
     device: torch.device
-    control: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None  # of control messages; None = the default one
 
     @property
     def is_main(self) -> bool:
@@ -139,21 +132,13 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
 
 @dataclass(frozen=True)
 class JobContext:
-    """Made by `hmsa_core.job`; a job's `run(spec, context)` reads it.
+    """Made by `hmsa_core.job`; a job's `run(spec, context)` reads it."""
 
-    Attributes:
-        work: the job's progress folder.
-        ranks: this process's place, with the collectives.
-        runtime: device, precision, threads, workers.
-        stop: set by SIGTERM or SIGINT on this rank.
-        log: JSON lines, real on rank 0 only.
-    """
-
-    work: Path
+    work: Path  # the job's progress folder
     ranks: Ranks
     runtime: RuntimeConfig
-    stop: StopRequest = field(default_factory=StopRequest)
-    log: JsonLog = field(default_factory=lambda: JsonLog(None))
+    stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
+    log: JsonLog = field(default_factory=lambda: JsonLog(None))  # real on rank 0 only
 
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:

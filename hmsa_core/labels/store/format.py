@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,31 +24,6 @@ from PIL import Image
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import AtomicFile, read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, NoSpaceError, StoreError, translate_os_error
-
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "SOURCES",
-    "STATISTICS",
-    "VERSION",
-    "Codec",
-    "FileRecord",
-    "Kind",
-    "ParquetSink",
-    "binding",
-    "check_footer",
-    "decode",
-    "encode",
-    "footer_sha256",
-    "full_lineage",
-    "listed_files",
-    "open_parquet",
-    "parquet_errors",
-    "png_bytes",
-    "read_manifest",
-    "read_table",
-    "refuse_in_store",
-]
 
 FORMAT, VERSION = "hmsa-label-store", 1
 MANIFEST, RECEIPTS, SIDECAR, LOCKS = "manifest.json", "receipts", "sidecar", ".locks"
@@ -172,10 +147,6 @@ class FileRecord:
     size_bytes: int
     sha256: str
     footer_sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 class ParquetSink:

@@ -54,11 +54,7 @@ class LabelStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = False) -> LabelStore:
-        """Open a store.
-
-        Args:
-            path: its folder.
-            strict: read every byte and refuse the whole store if anything is wrong (training does).
+        """Open a store; with `strict` read every byte and refuse the whole store if anything is wrong.
 
         Raises:
             InputError: no such folder.

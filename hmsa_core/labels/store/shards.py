@@ -80,8 +80,8 @@ def plan_shards(
     Args:
         existing: plans of earlier runs with the same key; never reordered or refilled.
         images: (name, image_sha256) of all images wanted now, in any order.
-        images_per_shard: images a new shard holds, >= 1.
-        key: digest of all that determines a label (teacher, scales, flip, precision, classes, code).
+        images_per_shard: of new shards, >= 1.
+        key: digest of all that determines a label.
 
     Raises:
         ConfigError: an existing plan has another key (changed parameters need a new store).
@@ -143,9 +143,8 @@ class ShardWriter:
     """Writes one planned shard. Images come in the order of the plan; `close` acknowledges the shard.
 
     Args:
-        store: folder of the store.
-        plan: what belongs into this shard.
-        classes: class table; ids must be below its number of classes, or 255. Default: Cityscapes.
+        store, plan: folder of the store, and what belongs into this shard.
+        classes: class table; default: Cityscapes.
         kind: "raw", or "thresholded" for final labels (those have a `source` map too).
         codec: "png" or "webp".
         streaming: the plan starts empty and grows with each image (LabelStoreWriter).
@@ -167,6 +166,7 @@ class ShardWriter:
         self.root, self.plan, self.kind = Path(store), plan, kind
         self._codec, self._classes = codec, classes or cityscapes()
         self._streaming = streaming
+        self._facts = {"version": VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
         self._lock = FileLock(self.root / LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}").acquire()
         try:
             _sweep_once(self.root)
@@ -180,14 +180,7 @@ class ShardWriter:
         self.notes: dict[str, Any] = {}  # any JSON object; goes into the receipt
 
     def _open(self) -> ParquetSink:
-        about = {
-            "format": FORMAT,
-            "version": VERSION,
-            "kind": self.kind,
-            "codec": self._codec,
-            "classes_sha256": self._classes.digest(),
-            "key": self.plan.key,
-        }
+        about = {"format": FORMAT, **self._facts, "key": self.plan.key}
         self._schema = shard_schema(self.kind, {b"hmsa": canonical_json(about)})
         path = self.root / f"{self.plan.stem}.parquet"
         # Images are compressed already; statistics only where a reader searches.
@@ -202,17 +195,14 @@ class ShardWriter:
         coarse: UInt8 | None = None,
         **facts: Unpack[ImageFacts],
     ) -> None:
-        """Append one image.
+        """Append the plan's next image; a wrong name, digest, type, shape or id is an InputError.
 
         Args:
-            name: the plan's next name.
+            name: of the image.
             label: uint8 HxW trainIds or 255.
             confidence: float32 HxW, top probability of the label, in [0, 1].
             coarse: uint8 HxW trainIds of the human label, only counted (conflicts), not stored.
-            facts: what else is known of the image; a digest must be the plan's where the plan has one.
-
-        Raises:
-            InputError: wrong name, type, shape or ids.
+            facts: what else is known of the image.
         """
         _check_shapes(name, label, confidence)
         self.add_coded(name, label, _CODE.encode(confidence), coarse=coarse, **facts)
@@ -225,21 +215,17 @@ class ShardWriter:
         *,
         source: UInt8 | None = None,
         coarse: UInt8 | None = None,
-        city: str = "",
-        image_path: str = "",
-        coarse_path: str = "",
-        image_sha256: str = "",
+        **facts: Unpack[ImageFacts],
     ) -> None:
         """Append one image whose confidences are codes already; see `add`. `source`: SOURCES of a thresholded store."""
         maps = self._check(name, label, code, source, coarse)
         row: dict[str, Any] = {
+            **dict.fromkeys(("city", "image_path", "coarse_path"), ""),
+            **facts,
             "name": name,
-            "city": city,
-            "image_path": image_path,
-            "coarse_path": coarse_path,
             "height": label.shape[0],
             "width": label.shape[1],
-            "image_sha256": self._check_plan(name, image_sha256),
+            "image_sha256": self._check_plan(name, facts.get("image_sha256", "")),
         }
         encoded = {column: encode(value, column, self._codec) for column, value in maps.items()}
         digests = {f"{c}_sha256": hashlib.sha256(data).hexdigest() for c, data in encoded.items()}
@@ -296,14 +282,11 @@ class ShardWriter:
             sidecar = self._sidecar.write(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root)
             receipt = {
                 "format": RECEIPT_FORMAT,
-                "version": VERSION,
-                "kind": self.kind,
-                "codec": self._codec,
-                "classes_sha256": self._classes.digest(),
+                **self._facts,
                 "plan": self.plan.to_json(),
                 "plan_sha256": self.plan.digest,
-                "shard": shard.to_json(),
-                "sidecar": sidecar.to_json(),
+                "shard": asdict(shard),
+                "sidecar": asdict(sidecar),
                 "rows": self._rows,
                 "skipped": self._skipped,
                 "notes": self.notes,

@@ -221,13 +221,10 @@ def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) ->
     names = [n for n in IMAGES_SCHEMA.names if n not in ("shard", "row")]
     with ParquetSink(path, IMAGES_SCHEMA) as out:
         for shard, receipt in enumerate(receipts):
-            rows = receipt["rows"]
-            if not rows:
-                continue
-            columns: dict[str, Any] = {n: [row[n] for row in rows] for n in names}
-            columns["shard"] = [shard] * len(rows)
-            columns["row"] = list(range(len(rows)))
-            out.append(pa.table(columns, schema=IMAGES_SCHEMA))
+            if rows := receipt["rows"]:
+                columns: dict[str, Any] = {n: [row[n] for row in rows] for n in names}
+                columns |= {"shard": [shard] * len(rows), "row": list(range(len(rows)))}
+                out.append(pa.table(columns, schema=IMAGES_SCHEMA))
         return out.commit(root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -45,12 +46,11 @@ def write_manifest(
     """Consolidate the sidecars and commit the store; return the manifest's digest.
 
     Args:
-        store: folder of the store; every plan must have its receipt.
-        plans: the shards in order.
+        store, plans: folder of the store, and its shards in order, each with its receipt.
         lineage: any JSON object; see LINEAGE for the entries that readers look for.
-        classes: class table; default: Cityscapes. Must be the one that the shards were written with.
+        classes: class table of the shards; default: Cityscapes.
         policy: of a thresholded store: digest of the policy, of the raw store, rules.
-        extras: further files in the folder that belong to the store (their digests go in too).
+        extras: further files in the folder that belong to the store.
 
     Raises:
         StoreError: a shard is missing, of another plan, or written with other classes.
@@ -74,7 +74,7 @@ def write_manifest(
         "policy": dict(policy) if policy else None,
         "images": sum(len(r["rows"]) for r in receipts),
         "shards": [_shard_entry(root, r) for r in receipts],
-        "statistics": {name: record.to_json() for name, record in statistics.items()},
+        "statistics": {name: asdict(record) for name, record in statistics.items()},
         "extras": [_extra_entry(root, file) for file in extras],
     }
     sealed_digest = sealed.write(root / MANIFEST, value)
@@ -191,12 +191,11 @@ class LabelStoreWriter:
             self._finish_shard()
 
     def _finish_shard(self) -> None:
-        if self._shard is not None:
-            shard, self._shard = self._shard, None
-            if not len(shard):  # the only image that was given to it was refused
-                shard.abort()
-                return
+        shard, self._shard = self._shard, None
+        if shard is not None and len(shard):
             self._plans.append(ShardPlan.from_json(shard.close()["plan"]))
+        elif shard is not None:  # the only image that was given to it was refused
+            shard.abort()
 
     def close(self) -> str:
         """Finish the last shard and commit the manifest; return its digest."""

@@ -44,8 +44,7 @@ def calibrate(
     """Measure how often a teacher is right, and choose the thresholds of a policy from that.
 
     Args:
-        evidence: calibration images with the teacher's labels, from which the teacher never learned; or curves that
-            were counted on such images before, for other thresholds without looking at a pixel.
+        evidence: calibration images with the teacher's labels, from which the teacher never learned; or their curves.
         classes: class table of the images; not needed with curves.
         config: the rule and its settings; `region` says which pixels of images count.
         lineage: the label store's: the policy is bound to its teacher and inference.

@@ -75,26 +75,20 @@ class Conflicts:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Counts over (block, class, code), from which policies, calibration tables and merge rules are computed.
+    """Counts over (block, class, code).
 
-    Attributes:
-        counts: int64 (B, C, 256) for each of COUNTS. "total" counts labelled pixels whose label is the class and whose
-            code is exactly that; "correct" those with the same truth. "components" counts connected pieces of the
-            class by their highest code.
-        truth: int64 (B, C), labelled pixels of each true class.
-        joint: int64 (C, C, 256): truth, label, code, summed over blocks.
-        images: (name, block) of each image.
-        lineage: the label store's.
+    "total" counts labelled pixels whose label is the class and whose code is exactly that; "correct" those with the
+    same truth. "components" counts connected pieces of the class by their highest code.
     """
 
     classes: ClassTable
     blocks: Sequence[str]
-    counts: Mapping[str, Counts]
-    truth: Counts
-    joint: Counts
+    counts: Mapping[str, Counts]  # (B, C, 256) for each of COUNTS
+    truth: Counts  # (B, C), labelled pixels of each true class
+    joint: Counts  # (C, C, 256): truth, label, code, summed over blocks
     conflicts: Conflicts
-    images: Sequence[tuple[str, str]] = ()
-    lineage: Mapping[str, Any] = field(default_factory=dict)
+    images: Sequence[tuple[str, str]] = ()  # (name, block) of each
+    lineage: Mapping[str, Any] = field(default_factory=dict)  # the label store's
     _kept: dict[str, Counts] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -106,14 +100,7 @@ class Curves:
         config: CalibrateConfig | None = None,
         lineage: Mapping[str, Any] | None = None,
     ) -> Curves:
-        """Count over the images, one at a time.
-
-        Args:
-            pairs: calibration images with the teacher's labels; nobody in the teacher's lineage.
-            classes: class table of all maps.
-            config: widths of the bands and the smallest component.
-            lineage: the raw store's, so that a policy can be bound to it.
-        """
+        """Count over images that are in nobody's lineage; a policy is bound to `lineage`, the raw store's."""
         counter = _Counter(classes.num_classes, config or CalibrateConfig())
         for image in pairs:
             counter.add(image)

@@ -98,10 +98,10 @@ def simulated_coverage(blocks: int, error_cv: float, size_cv: float, confidence:
 
 
 @lru_cache(maxsize=4096)
-def _coverage(blocks: int, error_cv: float, size_cv: float, confidence: float, draws: int = 2000) -> float:
+def _coverage(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
     rng = np.random.Generator(np.random.PCG64(20200521))
     error_s, size_s = (math.sqrt(math.log1p(cv * cv)) for cv in (error_cv, size_cv))
-    mean_error = 0.02  # near the usual target; the coverage hardly depends on it
+    draws, mean_error = 2000, 0.02  # an error near the usual target; the coverage hardly depends on it
 
     def world(n: int) -> tuple[Array, Array]:
         sizes = 1e4 * np.exp(size_s * rng.standard_normal((n, draws if n == blocks else 1)))

@@ -27,34 +27,23 @@ _FEW = 200  # pixels: a histogram of fewer says nothing
 
 @dataclass(frozen=True)
 class ClassShift:
-    """One class on one set of unlabelled images.
-
-    precision: of kept pixels on calibration images; adjusted: the same re-weighted to these images; distance:
-    Kolmogorov-Smirnov distance of the confidences; usual: the 95th percentile of a calibration block's distance to
-    the others; prior, calibration_prior: estimated share of the class; status: "covered" or "not covered by
-    evidence" or "below target" or "nothing kept".
-    """
+    """One class on one set of unlabelled images."""
 
     name: str
     pixels: int
-    precision: float | None
-    adjusted: float | None
-    distance: float | None
-    usual: float | None
-    prior: float
+    precision: float | None  # of kept pixels on calibration images
+    adjusted: float | None  # the same re-weighted to these images
+    distance: float | None  # Kolmogorov-Smirnov, of the confidences
+    usual: float | None  # 95th percentile of a calibration block's distance to the others
+    prior: float  # estimated share of the class
     calibration_prior: float
-    status: str
+    status: str  # covered | not covered by evidence | below target | nothing kept
 
 
 def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
-    """Prior of the true classes of unlabelled images, and P(truth | label, code) re-weighted to it.
+    """Prior of the true classes of unlabelled images (C,), and P(truth | label, code) re-weighted to it (C, C, 256).
 
-    Args:
-        joint: calibration counts (truth C, label C, code 256).
-        histogram: counts of the unlabelled images (label C, code 256).
-
-    Returns:
-        float64 (C,) summing to 1, and float64 (C, C, 256).
+    `joint` has calibration counts (truth C, label C, code 256), `histogram` those of the unlabelled images (C, 256).
     """
     # A cell that calibration never saw takes its class's average: otherwise its pixels would have no truth at all.
     likelihood = joint + 1e-3 * joint.sum(axis=2, keepdims=True) / NUM_CODES + 1e-9
@@ -80,11 +69,8 @@ def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
 def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: float) -> list[ClassShift]:
     """Compare one set of unlabelled images with the calibration images, class by class.
 
-    Args:
-        curves: of the calibration images.
-        histogram: int64 (C, 256), StoreStatistics.totals() of the unlabelled images or of one city.
-        policy: its codes decide which pixels count.
-        limit: largest distance that still counts as covered (more is allowed where blocks differ more anyway).
+    `histogram` is int64 (C, 256), StoreStatistics.totals() of the set. `limit` is the largest distance that still
+    counts as covered (more is allowed where blocks differ more anyway).
     """
     prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())

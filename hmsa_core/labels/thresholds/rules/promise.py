@@ -66,11 +66,11 @@ def choose(curves: Curves, config: CalibrateConfig) -> Choice:
     return Choice(cuts, {"ceiling": top, "target": target})
 
 
-def ceiling(curves: Curves, confidence_share: float = _CEILING_SHARE) -> float:
+def ceiling(curves: Curves) -> float:
     """Best precision of all classes together when 2 px at boundaries are left out: what labels allow at all."""
     total = curves.kept("interior_total").sum(axis=(0, 1))
     correct = curves.kept("interior_correct").sum(axis=(0, 1))
-    enough = total >= max(1.0, confidence_share * float(total[0]))
+    enough = total >= max(1.0, _CEILING_SHARE * float(total[0]))
     return float((correct[enough] / total[enough]).max()) if enough.any() else 1.0
 
 

@@ -181,11 +181,11 @@ def test_cross_validation_splits_are_the_released_ones():
     golden = json.loads((REFERENCE / "data_cv_splits.json").read_text())
     golden = {key: [c.split("/")[-1] for c in golden[key]] for key in golden if key != "_note"}
     for cv in range(4):
-        train, val = cv_split(cv)
+        train, val = cv_split(cv, golden["cv0_train"], golden["cv0_val"])
         assert sorted(train) == sorted(golden[f"cv{cv}_train"])
         assert val == golden[f"cv{cv}_val"]
     with pytest.raises(InputError, match="0, 1, 2 or 3"):
-        cv_split(4)
+        cv_split(4, [], [])
 
 
 @pytest.mark.parametrize(

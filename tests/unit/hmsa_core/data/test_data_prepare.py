@@ -67,7 +67,7 @@ def test_index_and_centroids_hold_what_the_files_hold_and_progress_counts_every_
     assert summary.by_role == {"calibrate": 4, "guard": 2, "learn": 4, "report": 3, "unlabelled": 2}
     centroids = Centroids.load(tmp_path / "out/centroids-target.parquet")
     assert set(centroids.names) == {f"aachen_{i:06d}_000019" for i in range(4)}, "of images to learn from alone"
-    assert Centroids.settings(tmp_path / "out/centroids-target.parquet") == {"tile": 16, "min_pixels": 3}
+    assert centroids.settings == {"tile": 16, "min_pixels": 3}
     assert sum(summary.centroids.values()) == len(centroids) > 0
 
 

@@ -94,12 +94,11 @@ def test_windows_stay_inside_the_stored_image_and_the_crop(stored, scaled, crop,
     st.lists(st.sampled_from([0, 1, 2, 7, 18, 255]), min_size=1, max_size=4, unique=True),
     st.booleans(),
     st.sampled_from([None, 40, 150]),
-    st.sampled_from(["mended", "released"]),
 )
-def test_no_class_is_invented_and_ignored_pixels_stay_ignored(size, crop, seed, ids, centred, long_edge, placement):
+def test_no_class_is_invented_and_ignored_pixels_stay_ignored(size, crop, seed, ids, centred, long_edge):
     label = blocks(seed % 1000, tuple(ids), size)
     # Each class has its own colour, so pixels and labels must stay together.
-    augment = JointAugment(crop, AugmentConfig(colour=0.0, blur=0.0), None, long_edge, placement)
+    augment = JointAugment(crop, AugmentConfig(colour=0.0, blur=0.0), None, long_edge)
     flat = np.repeat(label[..., None], 3, 2)
     centre = (size[1] // 2, size[0] // 3) if centred else None
     image, out = augment(flat, label, centre, Dice(seed))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.data.sampling import class_centroids
+from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
 from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
@@ -21,7 +21,7 @@ from hmsa_core.labels.importing import find_files, import_folder
 from hmsa_core.labels.merge import MergeRules
 from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.metrics import ConfusionMatrix
+from hmsa_core.metrics import ConfusionMatrix, iou_of
 from hmsa_core.taxonomy import cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
@@ -96,8 +96,9 @@ def test_an_import_has_the_released_thresholds_and_centroids_whatever_the_folder
     assert store.row(STEM)["city"] == "aachen"
     kept = from_threshold(threshold, store.classes).apply(*store.read(STEM))
     assert np.array_equal(kept, golden[f"loaded_thr{threshold}"])
-    expected = {int(k): [tuple(xy) for xy in v] for k, v in facts["centroids_tile32_dropNone"].items()}
-    assert class_centroids(store.read_label(STEM), 19, 32) == expected
+    expected = [[int(c), x, y] for c, points in facts["centroids_tile32_dropNone"].items() for x, y in points]
+    found = find_centroids(store.read_label(STEM), 19, 32, edge="drop")
+    assert sorted(found[:, :3].tolist()) == sorted(expected)
     known = facts[f"thr{threshold}"]
     assert np.bincount(kept.ravel(), minlength=256)[:19].tolist() == known["hist"]
     assert np.count_nonzero(kept == 255) == known["ignored"]
@@ -474,4 +475,4 @@ def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp
         official.evaluatePair(str(answer), str(tmp_path / f"{name}_gt.png"), confusion, {}, {}, official.args)
     theirs = [official.getIouScoreForLabel(i, confusion, official.args) for i in table.train_to_id]
     assert np.isfinite(theirs).sum() > 10
-    np.testing.assert_allclose(ours.iou(), theirs, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(iou_of(ours.counts), theirs, atol=1e-6, rtol=0)
