@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlencode
 
+import cv2
+import numpy as np
+
 from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 
@@ -30,6 +33,10 @@ class Reply:
     def json(self) -> Any:
         """The body as JSON."""
         return json.loads(self.body)
+
+    def picture(self) -> np.ndarray:
+        """The body as pixels, as they are in the file."""
+        return np.asarray(cv2.imdecode(np.frombuffer(self.body, np.uint8), cv2.IMREAD_UNCHANGED))
 
     @property
     def text(self) -> str:

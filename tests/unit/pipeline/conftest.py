@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from pipeline import init
 from pipeline.cli.main import main
 
 Said = Callable[..., "pytest.CaptureResult[str]"]
@@ -23,3 +26,22 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
         return wrote
 
     return run
+
+
+@pytest.fixture
+def inspect(said: Said) -> Callable[..., dict[str, Any]]:
+    """`autolabel inspect ... --json` as an object."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        wrote = said("inspect", *arguments, "--json")
+        assert wrote.err == ""
+        found: dict[str, Any] = json.loads(wrote.out)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave git and DVC out of `init` where a test is about files: they take a second."""
+    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)

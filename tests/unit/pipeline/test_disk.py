@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import NoSpaceError
@@ -20,60 +18,22 @@ from pipeline.stages import STAGES, module_of, prepare
 from pipeline.stages.runner import check_space
 from pipeline.workspace import Workspace
 from research.tests.ablations import bare_workspace
+from tests.support.photographs import photograph, photographs, work_over
 
-SOURCE = """  target:
-    kind: folder
-    root: {root}
-    splits: [train, extra]
-    classes: classes.json
-    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
-  pretrain: null
-  roles:
-"""
 BY_SIZE = ("calibrate", "auto-infer", "pseudo-label", "evaluate")  # what these take depends on the images
-
-
-def _photograph(root: Path, name: str, seed: int, height: int = 300, width: int = 400) -> None:
-    split = "extra" if name > "f" else "train"
-    rng = np.random.Generator(np.random.PCG64(seed))
-    small = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((width, height)).save(root / "images" / split / f"{name}_0001.png")
-    if split == "train":
-        truth = Image.fromarray(rng.integers(0, 3, (6, 8), dtype=np.uint8)).resize(
-            (width, height), Image.Resampling.NEAREST
-        )
-        truth.save(root / "labels" / split / f"{name}_0001.png")
 
 
 @pytest.fixture
 def ws(tmp_path: Path) -> Workspace:
     """A workspace in which nothing has run, over eight pictures of eight cities; g and h have no labels."""
-    root = tmp_path / "photographs"
-    for folder in ("images/train", "images/extra", "labels/train"):
-        (root / folder).mkdir(parents=True)
-    for seed, city in enumerate("abcdefgh"):
-        _photograph(root, city, seed)
-    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
-    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
-    found = bare_workspace(tmp_path / "ws", "tiny")
-    params = found.path("params.yaml")
-    text = re.sub(r"  target:\n(.*\n)*?  roles:\n", SOURCE.format(root=root), params.read_text())
-    text = re.sub(
-        r"    (calibrate|report): \[.*\]", lambda m: f"    {m[1]}: [{'c, d' if m[1][0] == 'c' else 'e'}]", text
-    )
-    text = text.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[train_extra]", "[extra]")
-    params.write_text(text.replace("report_splits: [test]", "report_splits: []"))
-    return found
+    root = photographs(tmp_path / "photographs", "abcdef", "gh", "extra", 0, (400, 300))
+    bare_workspace(tmp_path / "ws", "tiny")
+    return work_over(tmp_path / "ws", root, "extra", calibrate="c, d", report="e")
 
 
 def _own(ws: Workspace) -> dict[str, int]:
     """What the stages ask for when they are run."""
     return {stage: int(module_of(stage).disk_estimate(ws)) for stage in STAGES}
-
-
-def _grown(ws: Workspace, name: str, height: int, width: int) -> Workspace:
-    _photograph(ws.roots["target"], name, ord(name), height, width)
-    return Workspace(ws.root)
 
 
 def test_before_the_first_run_every_stage_is_counted_with_what_it_will_ask_for(ws: Workspace) -> None:
@@ -92,7 +52,8 @@ def test_before_the_first_run_every_stage_is_counted_with_what_it_will_ask_for(w
 def test_images_of_tonight_count_before_prepare_has_seen_them(ws: Workspace) -> None:
     prepare.run(ws)
     assert disk_need(ws).parts["auto-infer"] == _own(ws)["auto-infer"]
-    ws = _grown(ws, "i", 600, 800)
+    photograph(ws.roots["target"], "i", "extra", np.random.default_rng(0), (800, 600))
+    ws = Workspace(ws.root)
     tonight = disk_need(ws)
     assert tonight.parts["auto-infer"] > _own(ws)["auto-infer"]
     prepare.run(ws)

@@ -21,60 +21,38 @@ from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import learned
 from hmsa_core.spec import EvaluateSpec, InferSpec
-from pipeline import init
 from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
 from tests.support.inference import CPU, job_context, small_model
-
-TARGET = """    kind: folder
-    root: {root}
-    splits: [train, new]
-    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
-    block: image
-  pretrain: null
-  roles:
-    learn_splits: [train]
-    report_splits: []
-    calibrate: [c, d, e]
-    report: [f]
-    unlabelled_splits: [new]
-"""
+from tests.support.photographs import photograph, photographs, work_over
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Photographs of eight cities, two of them without labels."""
-    root, rng = tmp_path / "mine", np.random.Generator(np.random.PCG64(5))
-    for folder in ("images/train", "images/new", "labels/train"):
-        (root / folder).mkdir(parents=True)
-    for city in "abcdefgh":
-        split = "new" if city in "gh" else "train"
-        noise = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((48, 32)).save(root / "images" / split / f"{city}_0001.png")
-        if split == "train":
-            truth = rng.integers(0, 3, (32, 48), dtype=np.uint8)
-            Image.fromarray(truth).save(root / "labels" / split / f"{city}_0001.png")
-    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
-    (root / "classes.json").write_text(json.dumps({"dataset": "mine", "classes": classes, "ignore_id": 255}))
-    return root
+    return photographs(tmp_path / "mine", "abcdef", "gh", "new", 5)
 
 
 @pytest.fixture
-def ws(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def ws(tmp_path: Path, data: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace over them with a teacher, whose jobs run in this process."""
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
-    root = tmp_path / "ws"
-    init_workspace(InitRequest(root, "tiny", make_data=False))
-    params = root / "params.yaml"
-    before, rest = params.read_text().split("  target:\n", 1)
-    after = rest[rest.index("\n# prepare: index") :].replace("overrides: {road: 0.5, sky: 0.5}", "overrides: {}")
-    text = f"{before}  target:\n{TARGET.format(root=data)}{after}"
-    params.write_text(text.replace("threshold: policy ", "threshold: 0.5 "))
+    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
+    made = work_over(tmp_path / "ws", data, "new", calibrate="c, d, e", report="f", more="    block: image\n")
+    made = _set(made, ("threshold: policy ", "threshold: 0.5 "))
     monkeypatch.setattr(support, "run_job", _run_here)
-    made = Workspace(root)
     _prepare(made)
     return made
+
+
+def _set(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
+    """The workspace with pieces of params.yaml replaced."""
+    text = ws.path("params.yaml").read_text()
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new)
+    ws.path("params.yaml").write_text(text)
+    return Workspace(ws.root)
 
 
 def _run_here(_ws: Workspace, spec: InferSpec | EvaluateSpec) -> None:
@@ -100,16 +78,9 @@ def _edit(data: Path, old: str, new: str) -> None:
 
 
 def _score(ws: Workspace) -> Path:
-    return support.evaluate_model(
-        ws,
-        "evaluate",
-        "teacher",
-        ws.path("models/teacher"),
-        support.role_index(ws, "report"),
-        ("f_0001",),
-        ws.params.evaluate.settings[:1],
-        CPU,
-    )
+    model, index = ws.path("models/teacher"), support.role_index(ws, "report")
+    settings = ws.params.evaluate.settings[:1]
+    return support.evaluate_model(ws, "evaluate", "teacher", model, index, ("f_0001",), settings, CPU)
 
 
 def _check(ws: Workspace) -> None:
@@ -174,25 +145,27 @@ def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, dat
     with pytest.raises(ConfigError, match=words) as told:
         student_train.run(ws)
     assert "the teacher is older than the last edit" in told.value.hint
-    shutil.copytree(stuck, ws.path("models/registry/v1"))
-    write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
+    _promote(ws)
     with pytest.raises(ConfigError, match=words) as told:
         student_train.run(ws)
     assert "autolabel models rollback" in told.value.hint
 
 
+def _promote(ws: Workspace) -> None:
+    """Let a copy of the teacher teach as a registered version."""
+    shutil.copytree(ws.path("models/teacher"), ws.path("models/registry/v1"))
+    write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
+
+
 def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace, tmp_path: Path) -> None:
     _label(ws)
-    params = ws.path("params.yaml")
-    text = params.read_text()
-    for size in ((24, 16), (48, 32)):
-        Image.fromarray(np.full((size[1], size[0]), 255, np.uint8)).save(tmp_path / "mask.png")
-        params.write_text(text.replace("mask: null", f"mask: {tmp_path}/mask.png"))
-        if size == (48, 32):
-            pseudo_label.run(Workspace(ws.root))
-        else:
-            with pytest.raises(ConfigError, match=r"merge\.mask: .*mask\.png is 24x16, the images are 48x32"):
-                pseudo_label.run(Workspace(ws.root))
+    mask = tmp_path / "mask.png"
+    ws = _set(ws, ("mask: null", f"mask: {mask}"))
+    Image.new("L", (24, 16), 255).save(mask)
+    with pytest.raises(ConfigError, match=r"merge\.mask: .*mask\.png is 24x16, the images are 48x32"):
+        pseudo_label.run(ws)
+    Image.new("L", (48, 32), 255).save(mask)
+    pseudo_label.run(Workspace(ws.root))
 
 
 def test_a_target_that_no_confidence_reaches_is_told(
@@ -210,18 +183,16 @@ def test_a_target_that_no_confidence_reaches_is_told(
 
 
 def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
+    ws = _set(ws, ("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
     with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
-        prepare.run(Workspace(ws.root))
+        prepare.run(ws)
     assert "data.roles.learn_splits" in told.value.hint
 
 
 @pytest.mark.parametrize("edit", ["added", "removed"])
 def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspace, data: Path, edit: str) -> None:
     _label(ws)
-    shutil.copytree(ws.path("models/teacher"), ws.path("models/registry/v1"))
-    write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
+    _promote(ws)
     rows = json.loads((data / "classes.json").read_text())
     new = {"id": 3, "name": "tram", "colour": [3, 3, 3]}
     rows["classes"] = (
@@ -247,13 +218,11 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspa
 def test_the_student_is_told_that_its_labels_are_all_but_empty(
     ws: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threshold: float, warned: bool
 ) -> None:
-    params = ws.path("params.yaml")
-    params.write_text(params.read_text().replace("threshold: 0.5 ", f"threshold: {threshold} "))
-    again = Workspace(ws.root)
-    _label(again)
+    ws = _set(ws, ("threshold: 0.5 ", f"threshold: {threshold} "))
+    _label(ws)
     monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
     with pytest.raises(pytest.fail.Exception, match="training begins"):
-        student_train.run(again)
+        student_train.run(ws)
     told = [line for line in caplog.messages if line.startswith("labels/final: 0.0 % of the pixels are labelled")]
     assert len(told) == warned
     assert all("at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in told)
@@ -277,12 +246,12 @@ def _final(ws: Workspace, name: str) -> tuple[set[int], str]:
 def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_merged_as_they_are_now(
     ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    params = ws.path("params.yaml")
-    text = params.read_text().replace("    kind: folder\n", "    kind: folder\n    coarse: coarse\n")
-    params.write_text(
-        text.replace("threshold: 0.5 ", "threshold: 0.99999 ").replace("default: ignore ", "default: human ")
+    ws = _set(
+        ws,
+        ("    kind: folder\n", "    kind: folder\n    coarse: coarse\n"),
+        ("threshold: 0.5 ", "threshold: 0.99999 "),
+        ("default: ignore ", "default: human "),
     )
-    ws = Workspace(ws.root)
     _draw(data, "h_0001", 0)
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")  # nothing passes this threshold, and nobody drew anything
@@ -296,13 +265,11 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
         assert _final(ws, "g_0001") == ({class_id}, "coarse/new/g_0001.png")
         assert "1 image has other human coarse labels than when it was labelled" in caplog.text
     shutil.move(data / "coarse", data / "drawn")
-    params.write_text(params.read_text().replace("    coarse: coarse\n", "    coarse: drawn\n"))
-    ws = Workspace(ws.root)
+    ws = _set(ws, ("    coarse: coarse\n", "    coarse: drawn\n"))
     prepare.run(ws)
     assert _final(ws, "g_0001") == ({2}, "drawn/new/g_0001.png")
     shutil.move(data / "drawn", data / "coarse")
-    params.write_text(params.read_text().replace("    coarse: drawn\n", "    coarse: coarse\n"))
-    ws = Workspace(ws.root)
+    ws = _set(ws, ("    coarse: drawn\n", "    coarse: coarse\n"))
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")
@@ -318,8 +285,7 @@ def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
         ReviewFile(ws.path("labels/raw"), pictures).add(name, "flag")
     pseudo_label.run(ws)
     assert LabelStore.open(ws.path("labels/final")).names() == []
-    noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(data / "images" / "new" / "g_0001.png")
+    photograph(data, "g", "new", np.random.default_rng(0))
     prepare.run(ws)
     _label(ws)
     assert LabelStore.open(ws.path("labels/final")).names() == ["g_0001"]

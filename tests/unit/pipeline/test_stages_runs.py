@@ -23,7 +23,6 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
-from pipeline import init
 from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
@@ -42,55 +41,30 @@ from pipeline.stages.precision import chosen_policy
 from pipeline.stages.support import infer_store
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
+from tests.support.photographs import photograph, photographs, work_over
 
 REPO = Path(__file__).resolve().parents[3]
-SOURCE = """    kind: folder
-    root: {root}
-    splits: [train, extra]
-    classes: classes.json
-    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
-    max_bad: 0.5
-"""
 CITIES = {"learn": "abcd", "calibrate": "ef", "report": "gh", "unlabelled": "ij"}
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures of ten cities; two of them without labels."""
-    root = tmp_path_factory.mktemp("photographs")
-    rng = np.random.Generator(np.random.PCG64(7))
-    for folder in ("images/train", "images/extra", "labels/train"):
-        (root / folder).mkdir(parents=True)
-    for city in "abcdefghij":
-        noise = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
-        split = "extra" if city in CITIES["unlabelled"] else "train"
-        Image.fromarray(noise).resize((48, 32)).save(root / "images" / split / f"{city}_0001.png")
-        if split == "train":
-            truth = rng.integers(0, 3, (32, 48), dtype=np.uint8)
-            Image.fromarray(truth).save(root / "labels" / split / f"{city}_0001.png")
-    classes = [{"id": i, "name": n, "colour": [i, i, i]} for i, n in enumerate(("road", "car", "sky"))]
-    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
-    return root
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of ten cities; two of them without labels. Look, do not touch."""
+    return photographs(tmp_path_factory.mktemp("photographs") / "data", "abcdefgh", "ij", "extra", 7)
 
 
 @pytest.fixture
-def ws(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def ws(tmp_path: Path, data: Path, no_tools: None) -> Workspace:
     """A workspace over the photographs with roles by city, without a pretraining set."""
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
-    root = tmp_path / "ws"
-    init_workspace(InitRequest(root, "tiny", make_data=False))
-    text = (root / "params.yaml").read_text()
-    before, rest = text.split("  target:\n")
-    _, roles = rest.split("  roles:\n")
-    roles = roles.replace("learn_splits: [train, val]", "learn_splits: [train]").replace("[ulm, zurich]", "[e, f]")
-    roles = (
-        roles.replace("    report: []", "    report: [g, h]")
-        .replace("[train_extra]", "[extra]")
-        .replace("[test]", "[]")
-    )
-    changed = f"{before}  target:\n{SOURCE.format(root=photographs)}  pretrain: null\n  roles:\n{roles}"
-    (root / "params.yaml").write_text(changed)
-    return Workspace(root)
+    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
+    return work_over(tmp_path / "ws", data, "extra", calibrate="e, f", report="g, h", more="    max_bad: 0.5\n")
+
+
+@pytest.fixture
+def own(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
+    """The workspace with a copy of the images that the test may change, and that copy."""
+    copy = shutil.copytree(data, tmp_path / "more")
+    return _edit(ws, (re.escape(str(data)), str(copy))), copy
 
 
 def _edit(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
@@ -103,29 +77,14 @@ def _edit(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
     return Workspace(ws.root)  # parameters are read once
 
 
-def _elsewhere(ws: Workspace, photographs: Path, data: Path) -> Workspace:
-    """The workspace with its images in another folder."""
-    return _edit(ws, (re.escape(str(photographs)), str(data)))
-
-
 def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
     """A checkpoint's JSON and lineage; nobody opens the weights in these tests."""
     folder = ws.path(f"models/{name}")
     folder.mkdir(parents=True)
     sha = Lineage().save(folder / "lineage.json")
-    sealed.write(
-        folder / "model.json",
-        {
-            "format": "hmsa-model",
-            "version": 1,
-            "kind": "single",
-            "trunk": "hrnet_micro",
-            "num_classes": 3,
-            "options": {},
-            "weights_sha256": digit * 64,
-            "lineage": Lineage().summary(sha),
-        },
-    )
+    meta = {"format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 3}
+    lineage = Lineage().summary(sha)
+    sealed.write(folder / "model.json", meta | {"options": {}, "weights_sha256": digit * 64, "lineage": lineage})
 
 
 def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace) -> None:
@@ -141,12 +100,9 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace)
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
-def test_prepare_says_who_does_what_and_what_was_left_out(
-    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = shutil.copytree(photographs, tmp_path / "more")
+def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog) -> None:
+    ws, data = own
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
-    ws = _elsewhere(ws, photographs, data)
     with caplog.at_level("INFO"):
         prepare.run(ws)
     told = "\n".join(caplog.messages)
@@ -193,11 +149,11 @@ def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(
 
 
 def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
-    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    own, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = tmp_path / "more"
-    data.symlink_to(shutil.copytree(photographs, tmp_path / "real"))  # a root that is a link is looked behind
-    ws = _elsewhere(ws, photographs, data)
+    ws, data = own
+    shutil.move(data, tmp_path / "real")
+    data.symlink_to(tmp_path / "real")  # a root that is a link is looked behind
     prepare.run(ws)
     assert "linked" not in caplog.text
     shutil.move(tmp_path / "real" / "labels", tmp_path / "elsewhere")
@@ -206,15 +162,11 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
-def test_prepare_tells_of_near_copies_before_anything_is_trained(
-    ws: Workspace, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = shutil.copytree(photographs, tmp_path / "more")
-    ws = _elsewhere(ws, photographs, data)
+def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog) -> None:
+    ws, data = own
     prepare.run(ws)
     assert "near copies" not in caplog.text
-    judged = sorted(p for p in (data / "images").rglob("*.png") if p.name[0] == "g")[0]
-    learned = sorted(p for p in (data / "images").rglob("*.png") if p.name[0] == "a")[0]
+    judged, learned = (data / f"images/train/{city}_0001.png" for city in "ga")
     brighter = np.clip(np.asarray(Image.open(judged)).astype(int) + 4, 0, 255).astype(np.uint8)
     Image.fromarray(brighter).save(learned)
     prepare.run(Workspace(ws.root))
@@ -234,34 +186,28 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
 
 
 @pytest.mark.parametrize(
-    ("edit", "stages", "words"),
+    ("edit", "reader", "words"),
     [
-        (
-            ("threshold: policy ", "threshold: policies/x.json "),
-            ("prepare", "pseudo-label"),
-            "policies/x.json: no such file",
-        ),
-        (("mask: null", "mask: nope.png"), ("prepare", "auto-infer"), "merge.mask: nope.png: no such file"),
-        (("init_from: null", "init_from: models"), ("prepare", "teacher-pretrain"), "models: no checkpoint folder"),
+        (("threshold: policy ", "threshold: policies/x.json "), "pseudo-label", "policies/x.json: no such file"),
+        (("mask: null", "mask: nope.png"), "auto-infer", "merge.mask: nope.png: no such file"),
+        (("init_from: null", "init_from: models"), "teacher-pretrain", "models: no checkpoint folder"),
     ],
 )
 def test_files_that_params_names_are_missed_at_once(
-    ws: Workspace, edit: tuple[str, str], stages: tuple[str, ...], words: str
+    ws: Workspace, edit: tuple[str, str], reader: str, words: str
 ) -> None:
     ws = _edit(ws, edit)
-    for stage in stages:
+    for stage in ("prepare", reader):
         with pytest.raises(ConfigError, match=words):
             runner.run_stage(ws, stage)
     check_named_files(ws.root, ws.params, "student-train")  # nobody reads them from here on
 
 
-def test_new_unlabelled_images_change_no_other_index(ws: Workspace, photographs: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(photographs, tmp_path / "more")
-    ws = _elsewhere(ws, photographs, data)
+def test_new_unlabelled_images_change_no_other_index(own) -> None:
+    ws, data = own
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
-    noise = np.random.Generator(np.random.PCG64(99)).integers(0, 255, (32, 48, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(data / "images" / "extra" / "k_0001.png")
+    photograph(data, "k", "extra", np.random.Generator(np.random.PCG64(99)))
     prepare.run(ws)
     changed = [role for role in CITIES if ws.path(f"data/index/{role}.parquet").read_bytes() != before[role]]
     assert changed == ["unlabelled"]
@@ -433,7 +379,6 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
 ) -> None:
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
-
     monkeypatch.setattr(support, "run_job", lambda _ws, spec: _label(spec))
     meta = ws.path("models/teacher/model.json")
     stores = []

@@ -20,7 +20,6 @@ import yaml
 from hmsa_core.io.errors import ConfigError, InputError, InterruptedRunError, LockedError
 from pipeline import init
 from pipeline.cli import stage as stage_cli
-from pipeline.cli.main import main
 from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
@@ -43,12 +42,6 @@ def _make(folder: Path, profile: str = "tiny", **more: object) -> Workspace:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """One tiny workspace without data that tests only look at."""
     return _make(tmp_path_factory.mktemp("made") / "ws")
-
-
-@pytest.fixture
-def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave git and DVC out where a test is about files: they take a second."""
-    monkeypatch.setattr(init, "_set_up_version_control", lambda _folder: None)
 
 
 def test_a_new_workspace_is_a_committed_git_and_dvc_repository(made: Workspace) -> None:
@@ -82,10 +75,9 @@ def test_the_repositorys_root_is_a_workspace_of_profile_demo() -> None:
     assert json.loads((REPO / "models" / "current.json").read_text())["teacher"].startswith(("stage:", "models/"))
 
 
-def test_init_again_says_so_and_changes_nothing(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_again_says_so_and_changes_nothing(made: Workspace, said) -> None:
     before = {p: p.stat().st_mtime_ns for p in made.root.rglob("*")}
-    assert main(["init", str(made.root), "--profile", "tiny"]) == 0
-    assert "already a workspace of profile tiny; nothing changed" in capsys.readouterr().err
+    assert "already a workspace of profile tiny; nothing changed" in said("init", made.root, "--profile", "tiny").err
     assert {p: p.stat().st_mtime_ns for p in made.root.rglob("*")} == before
 
 
@@ -100,27 +92,11 @@ def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made: 
         _make(tmp_path / "new", "huge")
 
 
-def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path: Path, no_tools: None, capsys) -> None:
+def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path: Path, no_tools: None, said) -> None:
     folder = tmp_path / "a work's space"
-    assert main(["init", str(folder), "--profile", "tiny", "--no-data"]) == 0
-    told = [line.removeprefix("next: ") for line in capsys.readouterr().err.splitlines() if line.startswith("next: ")]
-    assert [shlex.split(line)[:3] for line in told] == [
-        ["autolabel", "demo-data", str(folder)],
-        ["cd", str(folder), "&&"],
-    ]
-
-
-def test_an_init_that_was_killed_can_be_repeated(tmp_path: Path, no_tools: None, monkeypatch) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(init, "generate_data", die)
-    folder = tmp_path / "ws"
-    with pytest.raises(KeyboardInterrupt):
-        init_workspace(InitRequest(folder, "tiny"))
-    monkeypatch.setattr(init, "generate_data", lambda *_: None)
-    assert init_workspace(InitRequest(folder, "tiny"))
-    assert not init_workspace(InitRequest(folder, "tiny"))
+    lines = said("init", folder, "--profile", "tiny", "--no-data").err.splitlines()
+    told = [shlex.split(line)[1:4] for line in lines if line.startswith("next: ")]
+    assert told == [["autolabel", "demo-data", str(folder)], ["cd", str(folder), "&&"]]
 
 
 @pytest.fixture
@@ -137,11 +113,17 @@ def unfinished(tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path / "ws"
 
 
+@pytest.fixture
+def generated(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Workspaces for which data are generated from now on."""
+    found: list[Path] = []
+    monkeypatch.setattr(init, "generate_data", lambda out, _: found.append(out.parents[1]))
+    return found
+
+
 def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the_next_init(
-    unfinished: Path, monkeypatch: pytest.MonkeyPatch
+    unfinished: Path, generated: list[Path]
 ) -> None:
-    made: list[Path] = []
-    monkeypatch.setattr(init, "generate_data", lambda out, _: made.append(out.parents[1]))
     edited = ("params.yaml", "dvc.yaml", "labels/raw.review.jsonl", "README.md", ".gitignore", "policies/README.md")
     for name in edited:
         (unfinished / name).write_text((unfinished / name).read_text() + "# mine\n")
@@ -150,15 +132,13 @@ def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the
     assert init_workspace(InitRequest(unfinished, "tiny"))
     assert {name: (unfinished / name).read_bytes() for name in edited} == before
     assert (unfinished / ".dvcignore").is_file()
-    assert made == [unfinished], "the data that were not finished"
+    assert generated == [unfinished], "the data that were not finished"
     assert not init_workspace(InitRequest(unfinished, "tiny"))
 
 
 def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
-    unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unfinished: Path, generated: list[Path], tmp_path: Path
 ) -> None:
-    made: list[Path] = []
-    monkeypatch.setattr(init, "generate_data", lambda out, _: made.append(out.parents[1]))
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)
     before = {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()}
@@ -170,7 +150,7 @@ def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
     params = unfinished / "params.yaml"
     params.write_text(params.read_text().replace("root: data/demo/", f"root: {tmp_path}/shared/"))
     assert init_workspace(InitRequest(unfinished, "tiny"))
-    assert made == [], "params.yaml names other data"
+    assert generated == [], "params.yaml names other data"
 
 
 def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roots_that_are_given(
@@ -206,17 +186,16 @@ def test_a_data_folder_of_any_name_is_found_again(tmp_path: Path, no_tools: None
 
 
 def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace_above_it(
-    made: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Workspace, said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from examples import streets as demodata
 
     generated: list[Path] = []
     monkeypatch.setattr(demodata, "generate", lambda _spec, out, _workers: generated.append(out))
-    assert main(["demo-data", str(made.root / "nope" / "x")]) == 3
-    told = capsys.readouterr().err
+    told = said("demo-data", made.root / "nope" / "x", status=3).err
     assert told.startswith(f"error: {made.root}/nope/x: no such folder\nhint: ")
     assert generated == []
-    assert main(["demo-data", str(made.root / "models")]) == 0
+    said("demo-data", made.root / "models")
     assert generated == [made.root / "data" / "demo"]
 
 
@@ -343,12 +322,12 @@ def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_firs
 
 
 def test_a_stage_refuses_a_file_system_whose_locks_keep_nobody_out(
-    made: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Workspace, said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
     monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
-    assert main(["stage", "prepare", "--workspace", str(made.root)]) == 2
-    assert "file locks do not work on this file system" in capsys.readouterr().err
+    told = said("stage", "prepare", "--workspace", made.root, status=2).err
+    assert "file locks do not work on this file system" in told
 
 
 @pytest.fixture
@@ -375,26 +354,17 @@ def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(
 ) -> None:
     said = tmp_path / "said.txt"
     stage = f"{sys.executable} -m pipeline.cli.main stage prepare --workspace {made.root} 2> {said}"
-    dvc = subprocess.run(
-        [sys.executable, "-c", START, stage],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPO,
-        check=True,
-        start_new_session=True,
-    )
+    start = [sys.executable, "-c", START, stage]
+    dvc = subprocess.run(start, stdout=subprocess.PIPE, text=True, cwd=REPO, check=True, start_new_session=True)
     _, status = os.waitpid(int(dvc.stdout), 0)
     assert os.waitstatus_to_exitcode(status) == 143, said.read_text()
     assert "dvc, which started this stage, is gone" in said.read_text()
 
 
 @pytest.mark.parametrize("arguments", [["stage", "prepar"], ["stage"]])
-def test_an_unknown_stage_is_one_line_with_the_names(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
+def test_an_unknown_stage_is_one_line_with_the_names(arguments: list[str], said, monkeypatch) -> None:
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
+    error = said(*arguments, status=2).err
     assert "expected one of prepare, teacher-pretrain, teacher-train" in error
     assert error.count("\n") == 1
 

@@ -34,47 +34,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *args: object) -> dict:
-    assert main(["inspect", *map(str, args), "--json"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return json.loads(captured.out)
-
-
-def test_json_counts_kept_pixels(store: Path, capsys) -> None:
-    found = run_json(capsys, store, "--threshold", "0.9")
+def test_json_counts_kept_pixels(store: Path, inspect) -> None:
+    found = inspect(store, "--threshold", "0.9")
     assert (found["pixels"], found["kept"], found["kept_share"]) == (200, 110, 55.0)
     rider = next(row for row in found["classes"] if row["name"] == "rider")
     assert (rider["predicted"], rider["kept"], rider["coverage"], rider["precision"]) == (50, 10, 20.0, None)
 
 
-def test_one_class_alone(store: Path, capsys) -> None:
-    found = run_json(capsys, store, "--threshold", "0.9", "--class", "RIDER", "--sort", "coverage")
+def test_one_class_alone(store: Path, inspect) -> None:
+    found = inspect(store, "--threshold", "0.9", "--class", "RIDER", "--sort", "coverage")
     assert [row["name"] for row in found["classes"]] == ["rider"]
     assert found["kept"] == 10
     assert [row["name"] for row in found["most_affected"]] == ["unsure"]
 
 
-def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, capsys) -> None:
-    found = run_json(capsys, store, "--threshold", "0.8", "--threshold", "0.95")
+def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, inspect) -> None:
+    found = inspect(store, "--threshold", "0.8", "--threshold", "0.95")
     assert [stats["kept"] for stats in found["thresholds"]] == [200, 110]
     assert found["step"]["kept"] == -90
     assert {"id": 12, "name": "rider", "kept": -40} in found["step"]["classes"]
 
 
 def test_tables_show_the_same_without_colour_codes_in_a_pipe(store: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli.main",
-        "inspect",
-        str(store),
-        "--threshold",
-        "0.9",
-        "--sort",
-        "drop:0.8:0.95",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "pipeline.cli.main", "inspect", str(store), "--threshold", "0.9"]
+    done = subprocess.run([*command, "--sort", "drop:0.8:0.95"], capture_output=True, text=True, check=True)
     assert "\x1b" not in done.stdout
     assert "rider" in done.stdout
     assert "20.0 %" in done.stdout
@@ -95,28 +78,25 @@ def test_tables_show_the_same_without_colour_codes_in_a_pipe(store: Path) -> Non
         (["--threshold", "0.8", "--threshold", "0.9", "--threshold", "0.95"], 2, "at most two"),
     ],
 )
-def test_bad_input_is_one_clear_line(store: Path, capsys, args: list[str], code: int, words: str) -> None:
-    assert main(["inspect", str(store), *args]) == code
-    captured = capsys.readouterr()
+def test_bad_input_is_one_clear_line(store: Path, said, args: list[str], code: int, words: str) -> None:
+    captured = said("inspect", store, *args, status=code)
     assert captured.out == ""
     assert words in captured.err.splitlines()[0]
     assert len(captured.err.splitlines()) <= 2
 
 
-def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, tmp_path: Path, capsys, said) -> None:
+def test_a_policy_saved_on_the_page_can_be_looked_at_and_exported(store: Path, tmp_path: Path, inspect, said) -> None:
     mine = tmp_path / "raw"
     shutil.copytree(store, mine)
     session = Session(mine)
     saved, _ = session.save_policy(session.cuts("0.9"))
     assert saved == tmp_path / "raw.policy.json"
-    assert run_json(capsys, mine, "--policy", saved)["kept"] == 110
-    for more in ([], ["--save-policy", str(saved)]):
-        assert main(["serve", str(mine), "--policy", str(saved), "--export", str(tmp_path / "page"), *more]) == 0
+    assert inspect(mine, "--policy", saved)["kept"] == 110
+    for more in ([], ["--save-policy", saved]):
+        said("serve", mine, "--policy", saved, "--export", tmp_path / "page", *more)
     assert (tmp_path / "page/index.html").is_file()
-    assert (
-        "hint: leave --save-policy out"
-        in said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
-    )
+    told = said("serve", mine, "--policy", saved, "--save-policy", saved, "--port", "0", status=2).err
+    assert "hint: leave --save-policy out" in told
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, said) -> None:
@@ -138,23 +118,17 @@ def _calibrated(folder: Path) -> Path:
     return store.path
 
 
-def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, capsys, said) -> None:
+def test_damaged_pairs_of_calibrate_are_named(tmp_path: Path, inspect, capsys, said) -> None:
     store = _calibrated(tmp_path)
     pairs = tmp_path / "calibration" / "pairs.npz"
     arguments = [str(store), "--policy", str(pairs.with_name("policy.json"))]
-    assert run_json(capsys, *arguments)["classes"][0]["precision_source"] == "coarse-corrected"
+    assert inspect(*arguments)["classes"][0]["precision_source"] == "coarse-corrected"
     whole, counts = pairs.read_bytes(), np.zeros((20, 19, 256), np.int64)
     damages = [whole[: len(whole) // 2], b"", b"no archive"]
     # A flip in every field of the archive's headers, and in the name, the shape and the numbers behind them.
     damages += [_flipped(whole, at, bit) for at in range(0, len(whole), 3) for bit in (0, 6)]
-    for value in (
-        {"other": counts},
-        {"pairs": counts[:19]},
-        {"pairs": counts[..., :255]},
-        {"pairs": counts[0]},
-        {"pairs": counts * 0.5},
-        {"pairs": np.array(["text"])},
-    ):
+    wrong = (counts[:19], counts[..., :255], counts[0], counts * 0.5, np.array(["text"]))
+    for value in ({"other": counts}, *({"pairs": pairs_} for pairs_ in wrong)):
         np.savez_compressed(made := io.BytesIO(), **value)
         damages.append(made.getvalue())
     np.save(made := io.BytesIO(), counts)
@@ -179,23 +153,19 @@ def _flipped(data: bytes, at: int, bit: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
-def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, capsys) -> None:
-    mine = tmp_path / "raw"
-    shutil.copytree(store, mine)
+def test_a_review_line_that_is_no_object_is_named(store: Path, tmp_path: Path, said) -> None:
+    mine = shutil.copytree(store, tmp_path / "raw")
     (tmp_path / "raw.review.jsonl").write_text("[]\n")
-    assert main(["inspect", str(mine), "--threshold", "0.9", "--sort", "name"]) == 4
-    err = capsys.readouterr().err
+    err = said("inspect", mine, "--threshold", "0.9", "--sort", "name", status=4).err
     assert "raw.review.jsonl: line 1 is not a review mark (expected an object, found list)" in err
     assert err.count("\n") == 2
 
 
-def test_an_audit_file_without_its_items_is_named(store: Path, tmp_path: Path, capsys) -> None:
-    mine = tmp_path / "three"
-    shutil.copytree(store, mine)
+def test_an_audit_file_without_its_items_is_named(store: Path, tmp_path: Path, said) -> None:
+    mine = shutil.copytree(store, tmp_path / "three")
     for damaged in ({}, {"id": "1"}, {"items": []}):
         audit = {"format": "hmsa-click-audit", "version": 1, **damaged}
         (tmp_path / "three.audit.json").write_text(json.dumps(audit))
-        assert main(["inspect", str(mine), "--threshold", "0.9"]) == 4
-        err = capsys.readouterr().err
+        err = said("inspect", mine, "--threshold", "0.9", status=4).err
         assert "three.audit.json: damaged: " in err
         assert err.count("\n") == 2

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from hmsa_core.labels import ThresholdPolicy
-from pipeline.cli.main import main
 from pipeline.inspector.precision import calibration_policy
 from pipeline.inspector.session import Session, policy_setting, policy_target
 from tests.support.label_scenes import Scenes
@@ -26,29 +24,23 @@ def raw(own_scenes: Scenes, tmp_path: Path) -> Path:
     return tmp_path / "labels/raw"
 
 
-def _inspect(capsys, *args: object) -> dict:
-    assert main(["inspect", *map(str, args), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_a_plain_threshold_shows_the_precision_that_the_workspaces_calibration_knows(raw: Path, capsys) -> None:
-    alone = _inspect(capsys, raw, "--threshold", "0.9")
+def test_a_plain_threshold_shows_the_precision_that_the_workspaces_calibration_knows(raw: Path, inspect) -> None:
+    alone = inspect(raw, "--threshold", "0.9")
     policy = raw.parents[1] / "calibration/policy.json"
-    beside = _inspect(capsys, raw, "--threshold", "0.9", "--policy", policy)["thresholds"][0]
+    beside = inspect(raw, "--threshold", "0.9", "--policy", policy)["thresholds"][0]
     assert (alone["threshold"], alone["precision_source"]) == ("0.90", "expected")
     assert alone["precision"] == beside["precision"] > 0.5
     assert alone["classes"] == beside["classes"]
 
 
-def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_told(raw: Path, capsys) -> None:
+def test_a_calibration_of_another_teacher_is_not_used_and_the_reason_is_told(raw: Path, inspect, said) -> None:
     path = raw.parents[1] / "calibration/policy.json"
     policy = ThresholdPolicy.load(path)
     policy.binding = {**policy.binding, "teacher": "0" * 64}
     path.unlink()
     policy.save(path)
-    assert _inspect(capsys, raw, "--threshold", "0.9")["precision"] is None
-    assert main(["inspect", str(raw), "--threshold", "0.9"]) == 0
-    advice = capsys.readouterr().out.splitlines()[-1]
+    assert inspect(raw, "--threshold", "0.9")["precision"] is None
+    advice = said("inspect", raw, "--threshold", "0.9").out.splitlines()[-1]
     assert advice.startswith(f"No precision: {path}: the policy was measured with another teacher")
 
 
@@ -60,11 +52,9 @@ def test_without_workspace_or_calibration_nothing_is_said(own_scenes: Scenes, ra
     assert calibration_policy(raw) == (None, "")
 
 
-def test_the_image_list_has_its_title_on_one_line(raw: Path, capsys) -> None:
-    assert (
-        main(["inspect", str(raw), "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1"]) == 0
-    )
-    assert any(line.endswith("with car, by coverage") for line in capsys.readouterr().out.splitlines())
+def test_the_image_list_has_its_title_on_one_line(raw: Path, said) -> None:
+    told = said("inspect", raw, "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1")
+    assert any(line.endswith("with car, by coverage") for line in told.out.splitlines())
 
 
 def test_a_policy_of_a_workspace_is_saved_where_dvc_watches_and_named_as_params_want_it(raw: Path) -> None:

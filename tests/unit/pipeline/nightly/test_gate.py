@@ -43,6 +43,19 @@ def _judged(name: str, confusions: NDArray[np.int64]) -> Judged:
 CONFIG = GateConfig(seed_sd=0.002, draws=400)
 
 
+def _models(*accuracies: NDArray[np.float64] | float, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Confusions of models with these accuracies."""
+    rng = np.random.default_rng(seed)
+    return [_confusions(rng, accuracy) for accuracy in accuracies]
+
+
+def _verdict(
+    new: NDArray[np.int64], old: NDArray[np.int64], config: GateConfig = CONFIG, **more: Any
+) -> dict[str, Any]:
+    blocks, classes = more.pop("blocks", BLOCKS), more.pop("classes", CLASSES)
+    return judge(_judged("student", new), _judged("teacher", old), blocks, classes, config, **more)
+
+
 @pytest.mark.parametrize("allowed", [{"class_allowance": 0.0}, {"class_allowances": {"car": 0.0}}])
 def test_an_allowance_of_nothing_which_no_image_can_show_is_refused(allowed: dict[str, Any]) -> None:
     """With it every class would be too noisy to be judged: the strictest number would switch the guard off."""
@@ -51,10 +64,7 @@ def test_an_allowance_of_nothing_which_no_image_can_show_is_refused(allowed: dic
 
 
 def test_a_clearly_better_student_is_promoted_with_its_interval() -> None:
-    rng = np.random.default_rng(0)
-    verdict = judge(
-        _judged("student", _confusions(rng, 0.85)), _judged("teacher", _confusions(rng, 0.78)), BLOCKS, CLASSES, CONFIG
-    )
+    verdict = _verdict(*_models(0.85, 0.78))
     assert verdict["promote"], verdict["reasons"]
     assert verdict["gain"]["low"] > 0
     assert "Promote" in verdict["sentence"]
@@ -62,55 +72,43 @@ def test_a_clearly_better_student_is_promoted_with_its_interval() -> None:
 
 
 def test_a_worse_student_is_kept_out_and_every_reason_is_named() -> None:
-    rng = np.random.default_rng(0)
-    verdict = judge(
-        _judged("student", _confusions(rng, 0.7)), _judged("teacher", _confusions(rng, 0.8)), BLOCKS, CLASSES, CONFIG
-    )
+    verdict = _verdict(*_models(0.7, 0.8))
     assert not verdict["promote"]
     assert any("person" in reason and "recall" in reason for reason in verdict["reasons"])
     assert any("gain" in reason for reason in verdict["reasons"])
 
 
 def test_riders_are_a_veto_even_when_the_mean_rises() -> None:
-    rng = np.random.default_rng(0)
-    better = np.array([0.95, 0.95, 0.92, 0.6, 0.95])
-    verdict = judge(
-        _judged("student", _confusions(rng, better)), _judged("teacher", _confusions(rng, 0.8)), BLOCKS, CLASSES, CONFIG
-    )
+    verdict = _verdict(*_models(np.array([0.95, 0.95, 0.92, 0.6, 0.95]), 0.8))
     assert verdict["gain"]["low"] > 0
     assert not verdict["promote"]
     assert [row["verdict"] for row in verdict["classes"] if row["name"] == "rider"] == ["veto"]
 
 
 def test_a_set_of_few_blocks_promotes_nothing_however_large_the_gain() -> None:
-    rng = np.random.default_rng(3)
-    new, old = _judged("s", _confusions(rng, 0.95)), _judged("t", _confusions(rng, 0.5))
+    new, old = _models(0.95, 0.5, seed=3)
     for count in (1, CONFIG.min_blocks - 1):
         few = [f"b{i % count}" for i in range(len(BLOCKS))]
-        verdict = judge(new, old, few, CLASSES, CONFIG)
+        verdict = _verdict(new, old, blocks=few)
         assert not verdict["promote"]
         assert f"the report set has {count} blocks, {CONFIG.min_blocks} are needed" in "; ".join(verdict["reasons"])
-    assert judge(new, old, BLOCKS, CLASSES, CONFIG)["promote"]
+    assert _verdict(new, old)["promote"]
 
 
 def test_names_in_the_gate_that_are_no_class_are_told() -> None:
-    rng = np.random.default_rng(3)
-    new, old = _judged("s", _confusions(rng, 0.9)), _judged("t", _confusions(rng, 0.5))
+    new, old = _models(0.9, 0.5, seed=3)
     with pytest.raises(ConfigError, match="no class is called 'buliding'"):
-        judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
-    quiet = judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"veto_recall": (CLASSES[0],)}))
-    assert quiet["notes"] == []
-    loud = judge(new, old, BLOCKS, CLASSES, CONFIG.model_copy(update={"veto_recall": ("nobody",)}))
+        _verdict(new, old, CONFIG.model_copy(update={"class_allowances": {"Buliding": 0.1}}))
+    assert _verdict(new, old, CONFIG.model_copy(update={"veto_recall": (CLASSES[0],)}))["notes"] == []
+    loud = _verdict(new, old, CONFIG.model_copy(update={"veto_recall": ("nobody",)}))
     assert "no class is called nobody" in loud["notes"][0]
 
 
 def test_a_class_in_few_blocks_is_not_judged_and_says_so() -> None:
-    rng = np.random.default_rng(0)
-    new, old = _confusions(rng, 0.85), _confusions(rng, 0.78)
+    new, old = _models(0.85, 0.78)
     for confusions in (new, old):
         confusions[12:, 4] = 0
-    verdict = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG)
-    car = verdict["classes"][4]
+    car = _verdict(new, old)["classes"][4]
     assert car["verdict"] == "not judged"
     assert "3 blocks" in car["why"]
 
@@ -129,8 +127,7 @@ def test_a_student_that_lost_nothing_is_never_called_inferior(looks: int) -> Non
     rng = np.random.default_rng(9)
     hits = np.clip(rng.normal(0.8, 0.09, (2, 160, 5)), 0, 1) * 1000
     hits = np.where(hits[0].sum(0) > hits[1].sum(0), hits, hits[::-1]).astype(np.int64)  # the first is better in all
-    new, old = map(_found, hits)
-    verdict = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG, looks=looks)
+    verdict = _verdict(*map(_found, hits), looks=looks)
     assert all(row["gain"] > 0 for row in verdict["classes"])
     assert not [row for row in verdict["classes"] if row["verdict"] == "inferior"]
 
@@ -142,7 +139,7 @@ def test_a_large_loss_of_a_noisy_class_stops_at_every_look(looks: int) -> None:
     old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)
     new = old + 50
     new[:48, 4] = 480
-    verdict = judge(_judged("s", _found(new)), _judged("t", _found(old)), BLOCKS, CLASSES, CONFIG, looks=looks)
+    verdict = _verdict(_found(new), _found(old), looks=looks)
     car = verdict["classes"][4]
     assert car["gain"] < -0.06
     assert 2.4 * car["se"] > -car["gain"], "it is significant among all classes, too: this test proves little"
@@ -163,8 +160,7 @@ def test_recall_that_noise_explains_is_no_veto(blocks: int, most: int) -> None:
         for hits in (new, old):
             counts.append(_found(hits))
             counts[-1][~shown, 3] = 0
-        row = judge(_judged("s", counts[0]), _judged("t", counts[1]), BLOCKS, CLASSES, config)["classes"][3]
-        vetoed += row["verdict"] == "veto"
+        vetoed += _verdict(*counts, config)["classes"][3]["verdict"] == "veto"
     # 4 expected of 80 at 5 %; 13 or more has a chance below 0.02 %.
     assert vetoed <= most
 
@@ -174,7 +170,7 @@ def test_what_a_class_lost_that_cannot_be_judged_is_told() -> None:
     old = np.clip(rng.normal(800, 20, (160, 5)), 0, 1000).astype(np.int64)
     new = old + 50
     new[:24, 4] = 0
-    verdict = judge(_judged("s", _found(new)), _judged("t", _found(old)), BLOCKS, CLASSES, CONFIG)
+    verdict = _verdict(_found(new), _found(old))
     assert [row["verdict"] for row in verdict["classes"]] == [*["non-inferior"] * 4, "not judged"]
     assert "1 of 5 classes could not be judged; the most that one of them lost: car -7.8 points" in verdict["notes"][-1]
 
@@ -189,9 +185,8 @@ def test_a_loss_of_its_allowance_is_called_harmless_no_more_often_than_alpha() -
         rng = np.random.default_rng(trial)
         old = np.full((12, 1), 800)
         new = old - 100 + np.rint(rng.normal(0, 30, 6)).astype(int)[np.arange(12) % 6, None]
-        row = judge(Judged("s", _found(new), images), Judged("t", _found(old), images), blocks, ("road",), config)[
-            "classes"
-        ][0]
+        judged = (Judged(name, _found(hits), images) for name, hits in (("s", new), ("t", old)))
+        (row,) = judge(*judged, blocks, ("road",), config)["classes"]
         harmless += row["verdict"] == "non-inferior"
         normal += row["gain"] + row["allowance"] > 2.326 * row["se"]
     # 4 expected of 400 at 1 %; 12 or more has a chance below 0.1 %.
@@ -200,18 +195,16 @@ def test_a_loss_of_its_allowance_is_called_harmless_no_more_often_than_alpha() -
 
 
 def test_a_loss_that_chance_does_not_explain_counts_in_few_blocks_too() -> None:
-    rng = np.random.default_rng(5)
-    old = _confusions(rng, 0.8)
-    new = _confusions(rng, 0.9)
+    old, new = _models(0.8, 0.9, seed=5)
     rare = np.arange(160) < 36  # 9 of 40 blocks show class 4
     for confusions in (old, new):
         confusions[~rare, 4, :] = 0
     lost = new.copy()
     lost[:, 4, 0] += lost[:, 4, 4]
     lost[:, 4, 4] = 0
-    same = judge(_judged("s", new), _judged("t", old), BLOCKS, CLASSES, CONFIG)["classes"][4]
+    same = _verdict(new, old)["classes"][4]
     assert (same["verdict"], same["blocks"]) == ("not judged", 9)
-    verdict = judge(_judged("s", lost), _judged("t", old), BLOCKS, CLASSES, CONFIG)
+    verdict = _verdict(lost, old)
     assert verdict["classes"][4]["verdict"] == "inferior"
     assert not verdict["promote"]
 
@@ -224,10 +217,7 @@ def test_a_few_pixels_of_a_class_that_no_truth_shows_move_no_mean() -> None:
         confusions[:, :5, :5] = _confusions(rng, 0.8)
     stray = wide[1].copy()
     stray[::32, 0, 5] += 1
-    classes = (*CLASSES, "train")
-    clean, strewn = (
-        judge(_judged("s", wide[0]), _judged("t", old), BLOCKS, classes, CONFIG) for old in (wide[1], stray)
-    )
+    clean, strewn = (_verdict(wide[0], old, classes=(*CLASSES, "train")) for old in (wide[1], stray))
     assert strewn["gain"]["value"] == pytest.approx(clean["gain"]["value"], abs=1e-4)
     assert strewn["gain"]["low"] == pytest.approx(clean["gain"]["low"], abs=1e-3)
     plain = bootstrap_difference(wide[0], stray, BLOCKS, draws=200)
@@ -236,36 +226,30 @@ def test_a_few_pixels_of_a_class_that_no_truth_shows_move_no_mean() -> None:
 
 
 def test_without_a_known_seed_variance_nothing_is_promoted() -> None:
-    rng = np.random.default_rng(0)
-    new, old = _judged("s", _confusions(rng, 0.9)), _judged("t", _confusions(rng, 0.7))
-    config = GateConfig(draws=400)
-    assert not judge(new, old, BLOCKS, CLASSES, config, aa_mean_iou=[0.5, 0.51])["promote"]
-    assert judge(new, old, BLOCKS, CLASSES, config, aa_mean_iou=[0.5, 0.51, 0.505])["promote"]
+    new, old = _models(0.9, 0.7)
+    assert not _verdict(new, old, GateConfig(draws=400), aa_mean_iou=[0.5, 0.51])["promote"]
+    assert _verdict(new, old, GateConfig(draws=400), aa_mean_iou=[0.5, 0.51, 0.505])["promote"]
 
 
 def test_a_pinned_champion_catches_losses_that_add_up() -> None:
-    rng = np.random.default_rng(0)
-    candidate, incumbent = _judged("s", _confusions(rng, 0.80)), _judged("t", _confusions(rng, 0.76))
-    champion = _judged("v0001", _confusions(rng, 0.9))
-    assert judge(candidate, incumbent, BLOCKS, CLASSES, CONFIG)["promote"]
-    verdict = judge(candidate, incumbent, BLOCKS, CLASSES, CONFIG, champion=champion)
+    candidate, incumbent, champion = _models(0.80, 0.76, 0.9)
+    assert _verdict(candidate, incumbent)["promote"]
+    verdict = _verdict(candidate, incumbent, champion=_judged("v0001", champion))
     assert not verdict["promote"]
     assert any("champion v0001" in reason for reason in verdict["reasons"])
 
 
 def test_later_looks_ask_for_more_evidence_and_all_looks_spend_alpha_once() -> None:
     assert sum(alpha_of_look(0.05, k) for k in range(1, 5000)) == pytest.approx(0.05, rel=1e-3)
-    rng = np.random.default_rng(0)
-    new, old = _judged("s", _confusions(rng, 0.82)), _judged("t", _confusions(rng, 0.8))
-    lows = [judge(new, old, BLOCKS, CLASSES, CONFIG, looks=k)["gain"]["low"] for k in (1, 5, 50)]
+    new, old = _models(0.82, 0.8)
+    lows = [_verdict(new, old, looks=k)["gain"]["low"] for k in (1, 5, 50)]
     assert lows[0] > lows[1] > lows[2]
 
 
 def test_results_on_other_images_are_refused() -> None:
-    rng = np.random.default_rng(0)
-    old = Judged("t", _confusions(rng, 0.8), tuple(reversed(IMAGES)))
+    old, new = _models(0.8, 0.8)
     with pytest.raises(InputError, match="different images"):
-        judge(_judged("s", _confusions(rng, 0.8)), old, BLOCKS, CLASSES, CONFIG)
+        judge(_judged("s", new), Judged("t", old, tuple(reversed(IMAGES))), BLOCKS, CLASSES, CONFIG)
 
 
 def test_two_trainings_of_one_recipe_are_promoted_no_more_often_than_alpha() -> None:
@@ -277,7 +261,7 @@ def test_two_trainings_of_one_recipe_are_promoted_no_more_often_than_alpha() -> 
         pair = [_confusions(rng, 0.8 + rng.normal(0, seed_luck)) for _ in range(2)]
         # d mIoU / d accuracy is about 1.3 here; the gate is told the seed sd of the mIoU itself.
         config = GateConfig(seed_sd=1.3 * seed_luck, draws=200, class_allowance=0.5, recall_allowance=0.5)
-        promoted += judge(_judged("a", pair[0]), _judged("b", pair[1]), BLOCKS, CLASSES, config)["gain"]["low"] > 0
+        promoted += _verdict(*pair, config)["gain"]["low"] > 0
     # alpha of the first look is 2.5 %: 3 expected of 120; 9 or more has a chance below 0.5 %.
     assert promoted <= 8
 
@@ -292,7 +276,7 @@ def test_three_trainings_know_their_spread_badly_and_the_gate_allows_for_it() ->
         pair = [_confusions(rng, 0.8 + rng.normal(0, seed_luck), spread=0.0) for _ in range(2)]
         aa = (0.6 + 1.3 * rng.normal(0, seed_luck, 3)).tolist()
         config = GateConfig(draws=200, class_allowance=0.5, recall_allowance=0.5)
-        gain = judge(_judged("a", pair[0]), _judged("b", pair[1]), BLOCKS, CLASSES, config, aa_mean_iou=aa)["gain"]
+        gain = _verdict(*pair, config, aa_mean_iou=aa)["gain"]
         promoted += gain["low"] > 0
         normal += gain["value"] > 1.96 * gain["standard_error"]
     # alpha of the first look is 2.5 %: 3.75 expected of 150; 11 or more has a chance below 0.2 %.
@@ -307,7 +291,7 @@ def test_the_seed_variance_matters() -> None:
         rng = np.random.default_rng(trial)
         pair = [_confusions(rng, 0.8 + rng.normal(0, 0.01)) for _ in range(2)]
         config = GateConfig(seed_sd=0.0, draws=200, class_allowance=0.5, recall_allowance=0.5)
-        promoted += judge(_judged("a", pair[0]), _judged("b", pair[1]), BLOCKS, CLASSES, config)["gain"]["low"] > 0
+        promoted += _verdict(*pair, config)["gain"]["low"] > 0
     assert promoted >= 8
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from pipeline.checkpoint_folders import damage
-from pipeline.cli.main import main
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
 from tests.support.faults import every_exit, every_fault
@@ -32,6 +32,31 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path)
 
 
+@pytest.fixture
+def models(registry: Registry, said):
+    """`autolabel models ARGUMENTS` in the registry's workspace, as the fixture `said`."""
+    return lambda *arguments, status=0: said("models", *arguments, "--workspace", registry.root, status=status)
+
+
+def _registered(registry: Registry, names: str) -> list[Version]:
+    return [registry.register(_checkpoint(registry.root / name, name.encode())) for name in names]
+
+
+def _promoted(registry: Registry, names: str) -> list[Version]:
+    found = _registered(registry, names)
+    for version in found:
+        registry.promote(version)
+    return found
+
+
+def _described(registry: Registry, name: str, **changes: object) -> Path:
+    """A checkpoint of the same weights as `name`'s, with another description."""
+    other = registry.root / f"{name}2"
+    shutil.copytree(registry.root / name, other, dirs_exist_ok=True)
+    sealed.write(other / "model.json", atomic.read_json(other / "model.json") | changes)
+    return other
+
+
 def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
     first = registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(first, by="ann", reason="better")
@@ -48,28 +73,15 @@ def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
     assert registry.history()[0]["by"] == "ann"
 
 
+BAD_TEACHERS = ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{", '"x"')
+
+
 @pytest.mark.parametrize(
-    ("promoted", "damage"),
-    [
-        *(
-            (n, text)
-            for n in range(3)
-            for text in ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{", '"x"')
-        ),
-        (0, None),
-        (1, None),
-        (1, "its folder"),
-        (2, "its folder"),
-    ],
+    ("promoted", "damage"), [*itertools.product(range(3), [*BAD_TEACHERS, None]), (1, "its folder"), (2, "its folder")]
 )
-def test_rollback_mends_a_teacher_that_is_not_there(
-    registry: Registry, tmp_path: Path, promoted: int, damage: str | None
-) -> None:
-    before = ["stage:teacher-train"]
-    for name in ("a", "b")[:promoted]:
-        version = registry.register(_checkpoint(tmp_path / name, name.encode()))
-        registry.promote(version)
-        before.append(f"models/registry/{version.name}")
+def test_rollback_mends_a_teacher_that_is_not_there(registry: Registry, promoted: int, damage: str | None) -> None:
+    found = _promoted(registry, "ab"[:promoted])
+    before = ["stage:teacher-train", *(f"models/registry/{version.name}" for version in found)]
     if damage == "its folder":
         shutil.rmtree(registry.root / before.pop())
     elif damage is None:
@@ -90,27 +102,11 @@ def test_a_folder_without_a_checkpoint_is_not_registered(registry: Registry, fol
     assert registry.versions() == []
 
 
-def test_the_same_weights_are_registered_once(registry: Registry, tmp_path: Path) -> None:
-    checkpoint = _checkpoint(tmp_path / "a", b"a")
-    versions = [registry.register(checkpoint) for _ in range(2)]
-    assert versions[0].name == versions[1].name
-    assert len(registry.versions()) == 1
-
-
 def test_a_changed_weight_file_is_refused(registry: Registry, tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "a", b"a")
     (checkpoint / "model.safetensors").write_bytes(b"b")
     with pytest.raises(IntegrityError, match="differ"):
         registry.register(checkpoint)
-
-
-def _promoted(registry: Registry, names: str) -> list[Version]:
-    found = []
-    for name in names:
-        checkpoint = _checkpoint(registry.root / name, name.encode())
-        found.append(registry.register(checkpoint))
-        registry.promote(found[-1])
-    return found
 
 
 def _damaged(version: Version) -> Version:
@@ -162,11 +158,7 @@ def test_after_a_rollback_that_was_cut_short_the_stack_is_what_it_was(
 def test_a_word_against_weights_holds_for_every_description_of_them(registry: Registry) -> None:
     first, _ = _promoted(registry, "ab")
     registry.rollback(by="ann")
-    again = registry.root / "b2"
-    shutil.copytree(registry.root / "b", again)
-    meta = atomic.read_json(again / "model.json")
-    sealed.write(again / "model.json", {**meta, "class_table": "of other colours"})
-    third = registry.register(again)
+    third = registry.register(_described(registry, "b", class_table="of other colours"))
     assert third.name.startswith("v0003")
     assert (registry.withdrawn(third.name) or {})["by"] == "ann"
     assert registry.withdrawn(first.name) is None
@@ -184,16 +176,15 @@ def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_com
     assert registry.register(twin.path).record == twin.record
 
 
-def test_a_damaged_version_is_not_mended_with_another_description(registry: Registry) -> None:
+def test_the_same_weights_mend_a_damaged_version_and_another_description_does_not(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
     _damaged(first)
-    other = registry.root / "a2"
-    shutil.copytree(registry.root / "a", other)
-    meta = atomic.read_json(other / "model.json")
-    sealed.write(other / "model.json", {**meta, "class_table": "of other classes"})
-    second = registry.register(other)
+    second = registry.register(_described(registry, "a", class_table="of other classes"))
     assert second.name != first.name
     assert "class_table" not in atomic.read_json(first.path / "model.json")
+    again = registry.register(registry.root / "a")
+    assert (again.name, damage(again.path)) == (first.name, "")
+    assert [v.record for v in registry.versions()] == [first.record, second.record]
     (first.path / "model.json").unlink()  # nothing is known of it any more
     assert registry.register(registry.root / "a").name == first.name
 
@@ -213,14 +204,6 @@ def test_a_damaged_teacher_is_rolled_back_to_the_last_whole_one(registry: Regist
     _damaged(second)
     _damaged(third)
     assert registry.rollback().endswith(first.name)
-
-
-def test_registering_the_same_weights_again_mends_a_damaged_version(registry: Registry) -> None:
-    (version,) = _promoted(registry, "a")
-    _damaged(version)
-    again = registry.register(registry.root / "a")
-    assert (again.name, damage(again.path)) == (version.name, "")
-    assert [v.record for v in registry.versions()] == [version.record]
 
 
 def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Registry) -> None:
@@ -277,38 +260,28 @@ def test_a_repair_is_nobodys_word_against_a_model_and_a_rollback_stands(registry
     assert (registry.withdrawn(second.name) or {})["by"] == "ann"
 
 
-def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(registry: Registry) -> None:
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(
+    registry: Registry, models, option: list[str]
+) -> None:
     first, second = _promoted(registry, "ab")
     shutil.rmtree(first.path)
     with pytest.raises(InputError, match=r"champion\.json: no single version") as error:
         registry.champion()
     assert "autolabel models pin" in error.value.hint
-    registry.pin_champion(second)
+    told = models("list", *option)
+    assert second.name in told.out, "models are listed all the same"
+    assert f"no single version '{first.name}'" in told.err
+    assert "autolabel models pin VERSION" in told.err
+    models("pin", second.name)
     assert registry.champion() == second
 
 
-@pytest.mark.parametrize("option", [[], ["--json"]])
-def test_models_are_listed_though_the_reference_champion_is_gone(
-    registry: Registry, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = _promoted(registry, "ab")
-    shutil.rmtree(first.path)
-    assert main(["models", "list", "--workspace", str(tmp_path), *option]) == 0
-    said = capsys.readouterr()
-    assert second.name in said.out
-    assert f"no single version '{first.name}'" in said.err
-    assert "autolabel models pin VERSION" in said.err
-    assert main(["models", "pin", second.name, "--workspace", str(tmp_path)]) == 0
-
-
 @pytest.mark.parametrize(("action", "given"), [("rollback", "v0001"), ("list", "v0001"), ("aa", "3")])
-def test_a_version_is_refused_where_it_would_be_ignored(
-    registry: Registry, tmp_path: Path, action: str, given: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_version_is_refused_where_it_would_be_ignored(registry: Registry, models, action: str, given: str) -> None:
     _promoted(registry, "abc")
     before = registry.current()
-    assert main(["models", action, given, "--workspace", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
+    told = models(action, given, status=2).err
     assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
     assert "`autolabel models promote VERSION` chooses" in told
     assert registry.current() == before
@@ -336,43 +309,17 @@ def _with_nan(version: Version) -> Version:
     return version
 
 
-def test_a_version_whose_description_holds_nan_is_a_damaged_one(
-    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_version_whose_description_holds_nan_is_a_damaged_one(registry: Registry, models) -> None:
     first, second, third = _promoted(registry, "abc")
     _with_nan(second)
-    for command in (["promote", second.name], ["rollback"], ["register", str(second.path)]):
-        assert main(["models", *command, "--workspace", str(tmp_path)]) in (3, 4)
-        assert f"{second.path / 'model.json'}: not one of our files" in capsys.readouterr().err
+    for *command, status in (("promote", second.name, 4), ("rollback", 3), ("register", second.path, 4)):
+        told = models(*command, status=status).err
+        assert f"{second.path / 'model.json'}: not one of our files" in told
         assert registry.current().endswith(third.name)
     assert registry.register(registry.root / "b").name == second.name
     assert registry.rollback().endswith(second.name), "made whole"
     assert _with_nan(second)
     assert registry.rollback().endswith(first.name), "a damaged teacher"
-
-
-@pytest.mark.parametrize("metrics", [None, [], {"mean_iou": "0.5"}, {"mean_iou": 1.5}, {"mean_iou": []}])
-def test_a_record_with_figures_that_cannot_be_told_hides_one_version(
-    registry: Registry, tmp_path: Path, metrics: object, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = _promoted(registry, "ab")
-    (first.path / "record.json").write_text(json.dumps(first.record | {"metrics": metrics}))
-    for option in ([], ["--json"]):
-        assert main(["models", "list", "--workspace", str(tmp_path), *option]) == 0
-        told = capsys.readouterr()
-        assert second.name in told.out
-        assert f"warning: {first.name} is not listed: {first.path / 'record.json'}: metrics" in told.err
-    assert main(["models", "register", str(first.path), "--workspace", str(tmp_path)]) == 0
-    assert [v.name for v in registry.versions()] == [first.name, second.name]
-
-
-def test_a_record_without_a_mean_iou_is_listed(
-    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (first,) = _promoted(registry, "a")
-    atomic.write_json(first.path / "record.json", first.record | {"metrics": {"mean_iou": None}})
-    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
-    assert f"{first.name}  mIoU      ?" in capsys.readouterr().out
 
 
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
@@ -389,21 +336,17 @@ def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Reg
     assert registry.current().endswith(version.name)
 
 
-def test_the_command_lists_and_refuses_in_one_line(
-    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    registry.promote(registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5}))
-    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
-    assert "50.00" in capsys.readouterr().out
-    assert main(["models", "list", "--json", "--workspace", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out)["versions"][0]["current"] is True
-    assert main(["models", "promote", "v9", "--workspace", str(tmp_path)]) == 3
-    assert capsys.readouterr().err.startswith("error: no single version 'v9'")
-    assert main(["models", "register", "--workspace", str(tmp_path)]) == 2
-    assert "which checkpoint?" in capsys.readouterr().err
-    assert main(["models", "rollback", "--workspace", str(tmp_path / "nowhere" / "..")]) == 0
-    assert main(["models", "list", "--workspace", str(tmp_path.parent)]) == 2
-    assert "not a workspace" in capsys.readouterr().err
+def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path: Path, models, said) -> None:
+    version = registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
+    registry.promote(version)
+    assert "50.00" in models("list").out
+    assert json.loads(models("list", "--json").out)["versions"][0]["current"] is True
+    atomic.write_json(version.path / "record.json", version.record | {"metrics": {"mean_iou": None}})
+    assert f"{version.name}  mIoU      ?" in models("list").out
+    assert models("promote", "v9", status=3).err.startswith("error: no single version 'v9'")
+    assert "which checkpoint?" in models("register", status=2).err
+    said("models", "rollback", "--workspace", tmp_path / "nowhere" / "..")
+    assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
 
 
 def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) -> None:
@@ -411,14 +354,9 @@ def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) 
         Registry(tmp_path).current()
 
 
-def _registered(registry: Registry, tmp_path: Path, *names: str) -> list[Version]:
-    return [registry.register(_checkpoint(tmp_path / name, name.encode())) for name in names]
-
-
-def test_rolling_back_never_goes_in_a_circle(registry: Registry, tmp_path: Path) -> None:
-    first, second = _registered(registry, tmp_path, "a", "b")
-    for version in (first, second, first):
-        registry.promote(version)
+def test_rolling_back_never_goes_in_a_circle(registry: Registry) -> None:
+    first, second = _promoted(registry, "ab")
+    registry.promote(first)
     back = [registry.rollback() for _ in range(3)]
     assert back == [f"models/registry/{second.name}", f"models/registry/{first.name}", "stage:teacher-train"]
     with pytest.raises(InputError, match="nothing to roll back"):
@@ -430,37 +368,39 @@ def test_rolling_back_never_goes_in_a_circle(registry: Registry, tmp_path: Path)
     assert registry.rollback() == "stage:teacher-train"
 
 
-def test_the_same_weights_with_another_description_are_another_version(registry: Registry, tmp_path: Path) -> None:
-    (first,) = _registered(registry, tmp_path, "a")
-    again = _checkpoint(tmp_path / "again", b"a")
-    assert registry.register(again).name == first.name
-    meta = atomic.read_json(again / "model.json") | {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
-    sealed.write(again / "model.json", meta)
-    assert registry.register(again).name == first.name
-    sealed.write(again / "model.json", meta | {"class_table": {"classes": ["kerb"]}})
-    corrected = registry.register(again)
-    assert (corrected.name, first.name) == (first.name.replace("v0001", "v0002"), first.name)
+def test_the_same_weights_are_registered_once_and_with_another_description_again(registry: Registry) -> None:
+    (first,) = _registered(registry, "a")
+    assert registry.register(registry.root / "a").name == first.name
+    changed = {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
+    assert registry.register(_described(registry, "a", **changed)).name == first.name
+    assert len(registry.versions()) == 1
+    corrected = registry.register(_described(registry, "a", class_table={"classes": ["kerb"]}, **changed))
+    assert corrected.name == first.name.replace("v0001", "v0002")
     assert atomic.read_json(corrected.path / "model.json")["class_table"] == {"classes": ["kerb"]}
     assert "class_table" not in atomic.read_json(first.path / "model.json")
 
 
-@pytest.mark.parametrize("text", ["{", '{"number": "x"}', '{"number": null}'])
-def test_a_torn_record_hides_one_version_and_is_written_anew(
-    registry: Registry, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+FIGURES = [{"metrics": m} for m in (None, [], {"mean_iou": "0.5"}, {"mean_iou": 1.5}, {"mean_iou": []})]
+
+
+@pytest.mark.parametrize("record", ["{", '{"number": "x"}', '{"number": null}', *FIGURES])
+def test_a_record_that_cannot_be_told_hides_one_version_and_is_written_anew(
+    registry: Registry, models, record: str | dict[str, object]
 ) -> None:
-    first, second = _registered(registry, tmp_path, "a", "b")
-    registry.promote(first)
+    first, second = _promoted(registry, "ab")
     weights = (first.path / "model.safetensors").read_bytes()
+    text = record if isinstance(record, str) else json.dumps(first.record | record)
     (first.path / "record.json").write_text(text)
-    assert main(["models", "list", "--workspace", str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert second.name in told.out
-    assert f"warning: {first.name} is not listed: {first.path / 'record.json'}" in told.err
+    for option in ([], ["--json"]):
+        told = models("list", *option)
+        assert second.name in told.out
+        why = "" if isinstance(record, str) else ": metrics"
+        assert f"warning: {first.name} is not listed: {first.path / 'record.json'}{why}" in told.err
     with pytest.raises(IntegrityError, match="record.json"):
         registry.get(first.name)
-    (third,) = _registered(registry, tmp_path, "c")
+    (third,) = _registered(registry, "c")
     assert third.name.startswith("v0003-")
-    assert registry.register(first.path).name == first.name
+    models("register", first.path)
     assert [v.name for v in registry.versions()] == [first.name, second.name, third.name]
     assert (first.path / "model.safetensors").read_bytes() == weights
 
