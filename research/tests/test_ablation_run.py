@@ -119,7 +119,7 @@ def test_a_shorter_training_is_another_setting_and_has_no_intervals(
 ) -> None:
     request = replace(ask(ws, tmp_path, "labels", "attention"), scale=Scale(0.5))
     run_ablation(ws, request)
-    assert {x.setting for x in figures(request.path)} == {"0.5,1,2 flip, 0.5 of the epochs"}
+    assert {x.setting for x in figures(request.path)} == {"0.5,1,2, 0.5 of the epochs"}
     assert run_ablation(ws, replace(request, scale=Scale())) == [("attention", 0)]
 
 

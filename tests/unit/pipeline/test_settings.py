@@ -101,7 +101,7 @@ def test_any_text_is_read_back_as_it_was_written(root: str, tmp_path: Path) -> N
 
 
 def test_a_deterministic_workspace_leaves_nothing_to_the_machine(tmp_path: Path) -> None:
-    assert ": auto " in profile_text("camvid").partition("teacher_train:")[2].partition("pseudo_label:")[0]
+    assert profile_text("camvid").count(": auto ") > 5
     params = _parsed(profile_text("camvid", deterministic=True), tmp_path)
     for section in (params.teacher_train, params.student_train, params.auto_infer, params.evaluate):
         assert (section.runtime.threads, section.runtime.precision) == (1, "fp32")
@@ -131,7 +131,7 @@ def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_fi
     assert capsys.readouterr().out == "teacher_train.epochs: 8 -> 9\n"
     assert main(["config", "diff", "demo", "--workspace", str(ws)]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert "teacher_train.epochs: 1280 -> 9" in told
+    assert "teacher_train.epochs: 64 -> 9" in told
     assert "profile: demo -> tiny" in told
     assert main(["config", "diff", str(REPO), "--workspace", str(ws)]) == 0
     assert capsys.readouterr().out.splitlines() == told
@@ -143,7 +143,7 @@ def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_fi
 def test_diff_with_the_defaults_is_the_overlay_of_the_profile() -> None:
     params = Params.of_profile("demo")
     told = list(differences(params, other_settings("defaults", params)))
-    assert "teacher_train.optimiser.lr: 0.02 -> 0.15" in told
+    assert "teacher_train.optimiser.lr: 0.02 -> 0.004" in told
     assert not [line for line in told if "momentum" in line]
     assert set(origins(params).values()) == {"(default)", "(profile)"}
 
