@@ -81,18 +81,8 @@ def free_port() -> int:
 
 def up(folder: Path, port: int, *, check: bool = True) -> str:
     """What `make orchestrate WORKSPACE=folder PORT=port` calls; return what it said."""
-    done = command(
-        sys.executable,
-        "-m",
-        "pipeline.nightly.services",
-        "up",
-        "--workspace",
-        str(folder),
-        "--port",
-        str(port),
-        cwd=folder,
-        check=check,
-    )
+    arguments = ("up", "--workspace", str(folder), "--port", str(port))
+    done = command(sys.executable, "-m", "pipeline.nightly.services", *arguments, cwd=folder, check=check)
     return done.stdout + done.stderr
 
 
@@ -168,14 +158,8 @@ def logs_of(folder: Path, run: str) -> list[str]:
     """Messages that Prefect holds of a run, in order."""
     found: list[str] = []
     while True:
-        page = api(
-            folder,
-            "logs/filter",
-            logs={"flow_run_id": {"any_": [run]}},
-            sort="TIMESTAMP_ASC",
-            limit=200,
-            offset=len(found),
-        )
+        of_run = {"flow_run_id": {"any_": [run]}}
+        page = api(folder, "logs/filter", logs=of_run, sort="TIMESTAMP_ASC", limit=200, offset=len(found))
         found += [str(line["message"]) for line in page]
         if len(page) < 200:
             return found

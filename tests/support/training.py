@@ -33,6 +33,15 @@ def class_table(names: tuple[str, ...] = CLASSES) -> ClassTable:
     return ClassTable("toy", names, colours, ("other",) * n, lut, valid, tuple(range(n)))
 
 
+def sample_of(name: str, **given: Any) -> Sample:
+    """A sample of which nothing is known but what is given."""
+    texts = ("image", "label", "coarse", "split", "city", "sequence", "block", "phash")
+    unknown = dict.fromkeys((*texts, "image_sha256", "label_sha256", "coarse_sha256"), "")
+    return Sample(
+        **unknown | {"name": name, "kind": "fine", "role": "report", "frame": -1, "height": 8, "width": 8} | given
+    )
+
+
 def picture(seed: int, classes: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rectangles of classes with a colour each plus noise; the border of the label is ignored."""
     rng = np.random.default_rng(seed)
