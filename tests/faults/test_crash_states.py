@@ -21,6 +21,7 @@ from hmsa_core.training import state
 from hmsa_core.training.state import StateStore
 from tests.support.crashes import Recorder, legal_states
 from tests.support.label_maps import maps, toy_classes
+from tests.support.training import NO_MODEL, folder_bytes
 
 pytestmark = pytest.mark.fault
 
@@ -98,15 +99,7 @@ def _read_tree(path: Path) -> int | None:
 
 
 def _write_model(path: Path, version: int) -> None:
-    meta = {
-        "kind": "single",
-        "trunk": "hrnet_micro",
-        "num_classes": 2,
-        "options": {},
-        "class_table": None,
-        "lineage": {},
-    }
-    write_checkpoint(path, {"w": torch.full((9,), float(version))}, meta)
+    write_checkpoint(path, {"w": torch.full((9,), float(version))}, NO_MODEL)
 
 
 def _read_model(path: Path) -> int | None:
@@ -188,18 +181,13 @@ def _write_store(root: Path, note: Callable[[object], None]) -> None:
     note("manifest")
 
 
-def _bytes(root: Path) -> dict[str, bytes]:
-    files = (p for p in root.rglob("*") if p.is_file() and p.suffix not in (".lock", ".tmp"))
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
-
-
 def test_no_acknowledged_shard_is_lost_and_every_state_can_be_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
     recorder = _record(lambda recorder: _write_store(root, recorder.note), monkeypatch)
-    whole, states = _bytes(root), 0
+    whole, states = folder_bytes(root, (".lock", ".tmp")), 0
     for folder, notes, words in legal_states(recorder, root, tmp_path / "states"):
         states += 1
         for plan in notes:
@@ -212,6 +200,6 @@ def test_no_acknowledged_shard_is_lost_and_every_state_can_be_gone_on_from(
         except StoreError:
             assert "manifest" not in notes, words
         _write_store(folder, lambda _: None)
-        assert _bytes(folder) == whole, words
+        assert folder_bytes(folder, (".lock", ".tmp")) == whole, words
         shutil.rmtree(folder)
     assert states > 100

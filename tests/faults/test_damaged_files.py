@@ -24,7 +24,7 @@ from hmsa_core.labels.thresholds.policy import ThresholdPolicy, from_threshold
 from hmsa_core.models.checkpoint import read_meta, read_weights, write_checkpoint
 from hmsa_core.training.state import StateStore
 from tests.support.label_maps import toy_classes, write_store
-from tests.support.training import picture
+from tests.support.training import NO_MODEL, picture
 
 pytestmark = pytest.mark.fault
 
@@ -43,17 +43,8 @@ class Kind:
 
 def _weights(folder: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
-    meta = {
-        "kind": "single",
-        "trunk": "hrnet_micro",
-        "num_classes": 2,
-        "options": {},
-        "class_table": None,
-        "lineage": {},
-    }
-    write_checkpoint(
-        folder, {"a": torch.randn(9, 9, generator=generator), "b": torch.randn(40, generator=generator)}, meta
-    )
+    tensors = {"a": torch.randn(9, 9, generator=generator), "b": torch.randn(40, generator=generator)}
+    write_checkpoint(folder, tensors, NO_MODEL)
     return folder / "model.safetensors"
 
 

@@ -28,6 +28,7 @@ from hmsa_core.models.checkpoint import read_meta, write_checkpoint
 from pipeline.nightly.registry import Registry
 from tests.support.faults import every_exit, every_fault
 from tests.support.label_maps import maps, toy_classes
+from tests.support.training import NO_MODEL, folder_bytes
 
 pytestmark = pytest.mark.fault
 
@@ -116,21 +117,11 @@ def _read_store(folder: Path) -> object:
 
 def _checkpoint(value: float) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
-        write_checkpoint(folder / "model", {"w": torch.full((4,), float(value))}, _META)
+        write_checkpoint(
+            folder / "model", {"w": torch.full((4,), float(value))}, NO_MODEL | {"inference": None, "extra": {}}
+        )
 
     return save
-
-
-_META = {
-    "kind": "single",
-    "trunk": "hrnet_micro",
-    "num_classes": 2,
-    "options": {},
-    "class_table": None,
-    "lineage": {},
-    "inference": None,
-    "extra": {},
-}
 
 
 def _read_checkpoint(folder: Path) -> object:
@@ -179,11 +170,6 @@ def _seen(subject: Subject, folder: Path) -> object:
         return None
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
-    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
-
-
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]
@@ -200,7 +186,7 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
 
     shutil.copytree(old, tmp_path / "new")
     subject.change(tmp_path / "new")
-    new_bytes = _bytes(tmp_path / "new")
+    new_bytes = folder_bytes(tmp_path / "new", (".lock",))
     states = [_seen(subject, old), _seen(subject, tmp_path / "new")]
     assert states[0] != states[1]
     points = 0
@@ -211,7 +197,9 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
         atomic.sweep_temps(folder)
         subject.change(folder)
         assert _seen(subject, folder) == states[1]
-        assert _bytes(folder) == new_bytes, "other bytes than without the fault, or something was left behind"
+        assert folder_bytes(folder, (".lock",)) == new_bytes, (
+            "other bytes than without the fault, or something was left behind"
+        )
         reset()
     assert points >= 5, "open, write, sync, rename and the folder's sync are points each"
 

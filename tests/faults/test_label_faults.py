@@ -28,6 +28,7 @@ from tests.support.training import folder_bytes
 pytestmark = pytest.mark.fault
 
 NEVER = 10**9
+OPTIONS = ("--device", "cpu", "--threads", "1", "--images-per-shard", "2")
 FAULTS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "exit": None}
 
 
@@ -39,23 +40,9 @@ class World:
 
     def label(self, folder: Path, *, grown: bool) -> int:
         """Run the command; the exit status."""
-        return main(
-            [
-                "label",
-                "--images",
-                str(self.root / ("after" if grown else "before") / "frames"),
-                "--checkpoint",
-                str(self.root / "model"),
-                "--out",
-                str(folder / "store"),
-                "--device",
-                "cpu",
-                "--threads",
-                "1",
-                "--images-per-shard",
-                "2",
-            ]
-        )
+        images = self.root / ("after" if grown else "before") / "frames"
+        paths = ["--images", images, "--checkpoint", self.root / "model", "--out", folder / "store"]
+        return main(["label", *map(str, paths), *OPTIONS])
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hmsa_core import models
-from hmsa_core.data.index import Index, QuarantineRow, Sample, read_quarantine, write_quarantine
+from hmsa_core.data.index import Index, QuarantineRow, read_quarantine, write_quarantine
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
@@ -36,30 +36,15 @@ from pipeline.inspector.stats import parse_cuts
 from pipeline.inspector.view import StoreView
 from tests.support.label_maps import coarse_of, maps, toy_classes
 from tests.support.label_worlds import world
+from tests.support.training import sample
 
 ARCHIVE = Path(__file__).parent / "stored.tar.gz"
 CLASSES = toy_classes()
 LINEAGE = {"teacher": "ab" * 32, "scales": [0.5, 1.0, 2.0], "flip": True, "class_table": CLASSES.to_json()}
 KEY = "c" * 64
-SAMPLE = Sample(
-    "aachen_000000_000019",
-    "leftImg8bit/a.png",
-    "gtFine/a.png",
-    "",
-    "fine",
-    "train",
-    "learn",
-    "aachen",
-    "000000",
-    19,
-    "aachen_0",
-    96,
-    128,
-    "1" * 64,
-    "2" * 64,
-    "",
-    "0123456789abcdef",
-)
+_FILES = {"image": "leftImg8bit/a.png", "image_sha256": "1" * 64, "label": "gtFine/a.png", "label_sha256": "2" * 64}
+_PLACE = {"city": "aachen", "sequence": "000000", "frame": 19, "block": "aachen_0", "height": 96, "width": 128}
+SAMPLE = sample("aachen_000000_000019", **_FILES, **_PLACE, phash="0123456789abcdef")
 
 
 def _patterned(model: models.MultiScaleModel) -> models.MultiScaleModel:

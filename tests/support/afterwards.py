@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["MARK", "Seen", "check", "keep_out_of_home", "look"]
-
 MARK = "HMSA_TEST_SESSION"  # every process of the suite inherits it
 STRICT = "AUTOLABEL_CLEAN_TREE"  # set by `make test` and `make test-slow`; elsewhere somebody may be editing meanwhile
 _ENDS_WITH_US = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")

@@ -17,8 +17,6 @@ import numpy as np
 from pipeline.inspector.server import Guard, make_app
 from pipeline.inspector.session import Session
 
-__all__ = ["AsgiClient", "Reply", "client_of"]
-
 Headers = dict[str, str] | list[tuple[str, str]]
 
 

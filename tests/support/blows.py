@@ -18,8 +18,6 @@ from tests.support.chain import environment
 from tests.support.nightly import processes_of
 from tests.support.planted import Plan, planted
 
-__all__ = ["GONE_WITHIN_S", "assert_all_gone", "hit_all", "kill_all", "receipts", "running", "stage_pid", "steps"]
-
 GONE_WITHIN_S = 120.0  # a second on an idle machine; a busy one is no failure
 
 

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["CASES", "VARIABLE"]
-
 VARIABLE = "HMSA_TEST_CASES"
 CASES = int(os.environ.get(VARIABLE, "500"))

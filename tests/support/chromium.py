@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["chromium"]
-
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 # Reduced motion: a colour read half-way through a transition belongs to neither theme.
 FLAGS = (

@@ -17,8 +17,6 @@ from typing import IO, Any
 from hmsa_core.io import atomic
 from hmsa_core.io.atomic import remove_tree as real_remove_tree
 
-__all__ = ["Recorder", "legal_states"]
-
 
 @dataclass(frozen=True)
 class _Entry:

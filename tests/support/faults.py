@@ -8,61 +8,52 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from typing import Any
 
 from hmsa_core.io import atomic
 
 
-class FaultyOps(atomic.FileOps):
+class HookedOps(atomic.FileOps):
+    """File operations that tell the path they are about: `before` each, and `after` it what `before` said."""
+
+    def before(self, operation: str, path: object) -> bool:
+        return False
+
+    def after(self, due: bool) -> None:
+        pass
+
+
+def _hooked(operation: str) -> Callable[..., Any]:
+    real = getattr(atomic.FileOps, operation)
+
+    def hooked(self: HookedOps, *arguments: Any) -> Any:
+        of_open_file = operation in ("write", "fsync")
+        due = self.before(operation, arguments[0].name if of_open_file else arguments[-1])
+        result = real(self, *arguments)
+        self.after(due)
+        return result
+
+    return hooked
+
+
+for _name in ("open_new", "write", "fsync", "rename", "exchange", "link", "unlink", "mkdir", "fsync_dir"):
+    setattr(HookedOps, _name, _hooked(_name))
+
+
+class FaultyOps(HookedOps):
     """File operations of which the n-th fails with `error` (an errno) or ends the process."""
 
     def __init__(self, fail_at: int, error: int | None, *, persistent: bool = False) -> None:
         self.fail_at, self.error, self.persistent = fail_at, error, persistent
         self.count = 0
 
-    def _tick(self, path: object) -> None:
+    def before(self, operation: str, path: object) -> bool:
         self.count += 1
         if self.count == self.fail_at or (self.persistent and self.count > self.fail_at):
             if self.error is None:
                 os._exit(99)
             raise OSError(self.error, os.strerror(self.error), str(path))
-
-    def open_new(self, path: Path) -> IO[bytes]:
-        self._tick(path)
-        return super().open_new(path)
-
-    def write(self, file: IO[bytes], data: bytes | memoryview) -> int:
-        self._tick(file.name)
-        return super().write(file, data)
-
-    def fsync(self, file: IO[bytes]) -> None:
-        self._tick(file.name)
-        super().fsync(file)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._tick(target)
-        super().rename(source, target)
-
-    def exchange(self, one: Path, other: Path) -> None:
-        self._tick(other)
-        super().exchange(one, other)
-
-    def link(self, source: Path, target: Path) -> None:
-        self._tick(target)
-        super().link(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._tick(path)
-        super().unlink(path)
-
-    def mkdir(self, path: Path) -> None:
-        self._tick(path)
-        super().mkdir(path)
-
-    def fsync_dir(self, path: Path) -> None:
-        self._tick(path)
-        super().fsync_dir(path)
+        return False
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from pathlib import Path
 from pipeline.doctor.checks import examine
 from pipeline.doctor.dvc import Finding
 
-__all__ = ["broken", "found", "states"]
-
 
 def found(root: Path, name: str, *, deep: bool = True) -> Finding:
     """The first finding of a name."""

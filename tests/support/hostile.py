@@ -8,8 +8,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HOSTILE", "Gadget"]
-
 
 class Gadget:
     def __init__(self, canary: Path) -> None:

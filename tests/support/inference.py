@@ -12,6 +12,7 @@ from torch import nn
 
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.inference.predictor import Predictor
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext, Ranks
@@ -49,6 +50,14 @@ def save_model(path: Path, model: MultiScaleModel | None = None, **inference: An
     table = class_table() if model.num_classes == len(CLASSES) else None
     models.save(model, path, class_table=table.to_json() if table else None, lineage={}, inference=inference or None)
     return path
+
+
+def sizes_run(predictor: Predictor) -> list[tuple[int, ...]]:
+    """A list that grows by the size of each image that the network runs from now on."""
+    sizes: list[tuple[int, ...]] = []
+    inner = predictor.run
+    predictor.run = lambda images, attention: (sizes.append(tuple(images.shape[2:])), inner(images, attention))[1]
+    return sizes
 
 
 def noise_image(seed: int, height: int, width: int) -> np.ndarray:

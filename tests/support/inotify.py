@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["Watch"]
-
 _MODIFY, _CLOSE_WRITE = 0x2, 0x8  # <sys/inotify.h>
 _EVENT = struct.Struct("iIII")
 

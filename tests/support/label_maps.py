@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,14 @@ def write_store(
 def opened(path: Path) -> LabelStore:
     """The store, after making sure that nothing is wrong with it."""
     return LabelStore.open(path, strict=True)
+
+
+def stored(
+    path: Path, labels: Mapping[str, Any], lineage: Mapping[str, Any] | None = None, *, classes: Any = None, **row: Any
+) -> LabelStore:
+    """A new store of these images: name -> label (all of it sure), or (label, confidence)."""
+    with LabelStoreWriter(path, dict(lineage or {}), classes=classes) as writer:
+        for name, given in labels.items():
+            label, confidence = given if isinstance(given, tuple) else (given, np.ones(given.shape, np.float32))
+            writer.add(name, label, confidence, **row)
+    return opened(path)

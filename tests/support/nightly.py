@@ -21,31 +21,6 @@ from hmsa_core.io import atomic
 from pipeline.nightly.services import Services
 from tests.support.chain import environment
 
-__all__ = [
-    "SLOWLY",
-    "api",
-    "artifacts_of",
-    "command",
-    "down",
-    "finish",
-    "free_port",
-    "held",
-    "logs_of",
-    "pid_of",
-    "processes_of",
-    "ranks_of",
-    "receipts_of",
-    "run_of",
-    "run_processes_of",
-    "start",
-    "state",
-    "store_bytes",
-    "task_runs",
-    "up",
-    "wait_for",
-    "worker_log",
-]
-
 # One image a shard and sixteen times the work of an image: there is something to kill on any machine.
 SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
@@ -79,16 +54,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _services(folder: Path, *arguments: str, check: bool = True) -> str:
+    """What `pipeline.nightly.services` said of a workspace."""
+    program = (sys.executable, "-m", "pipeline.nightly.services")
+    done = command(*program, *arguments, "--workspace", str(folder), cwd=folder, check=check)
+    return done.stdout + done.stderr
+
+
 def up(folder: Path, port: int, *, check: bool = True) -> str:
     """What `make orchestrate WORKSPACE=folder PORT=port` calls; return what it said."""
-    arguments = ("up", "--workspace", str(folder), "--port", str(port))
-    done = command(sys.executable, "-m", "pipeline.nightly.services", *arguments, cwd=folder, check=check)
-    return done.stdout + done.stderr
+    return _services(folder, "up", "--port", str(port), check=check)
 
 
 def down(folder: Path) -> None:
     """What `make orchestrate-stop` calls; afterwards nothing of the workspace lives."""
-    command(sys.executable, "-m", "pipeline.nightly.services", "down", "--workspace", str(folder), cwd=folder)
+    _services(folder, "down")
     wait_for("all processes of the workspace end", lambda: not processes_of(folder), 60)
 
 
@@ -152,17 +132,6 @@ def artifacts_of(folder: Path, run: str) -> dict[str, Any]:
     """Content of a run's artifacts by key: rows of a table, text of a Markdown one."""
     found = api(folder, "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
     return {a["key"]: json.loads(a["data"]) if a["type"] == "table" else str(a["data"]) for a in found}
-
-
-def logs_of(folder: Path, run: str) -> list[str]:
-    """Messages that Prefect holds of a run, in order."""
-    found: list[str] = []
-    while True:
-        of_run = {"flow_run_id": {"any_": [run]}}
-        page = api(folder, "logs/filter", logs=of_run, sort="TIMESTAMP_ASC", limit=200, offset=len(found))
-        found += [str(line["message"]) for line in page]
-        if len(page) < 200:
-            return found
 
 
 # -- processes ------------------------------------------------------------------------------------

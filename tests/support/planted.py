@@ -20,11 +20,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from hmsa_core.io import atomic
-
-__all__ = ["Plan", "install", "planted"]
+from tests.support.faults import HookedOps
 
 _VARIABLE = "HMSA_TEST_PLAN"
 _REPO = Path(__file__).resolve().parents[2]
@@ -85,12 +83,14 @@ def install() -> None:
         atomic.ops = _PlantedOps(Plan(**values | {"marks": Path(values["marks"])}))
 
 
-class _PlantedOps(atomic.FileOps):
+class _PlantedOps(HookedOps):
     def __init__(self, plan: Plan) -> None:
         self._plan, self._count, self._lock = plan, 0, threading.Lock()
 
-    def _before(self, operation: str, path: object) -> bool:
+    def before(self, operation: str, path: object) -> bool:
         """Fail or end here if it is due; say whether to hold after the operation."""
+        if operation == "mkdir" and Path(str(path)).is_dir():
+            return False
         plan, broken = self._plan, self._plan.marks / "broken"
         is_due = self._count_if_it_matches(operation, path) == plan.at
         if plan.action == "exit" and is_due:
@@ -112,8 +112,8 @@ class _PlantedOps(atomic.FileOps):
             self._count += 1
             return self._count
 
-    def _after(self, is_due: bool) -> None:
-        if not is_due:
+    def after(self, due: bool) -> None:
+        if not due:
             return
         with _Signals() as signals:
             # Only now may the test know: a signal that came before we listen would be waited for for ever.
@@ -121,50 +121,8 @@ class _PlantedOps(atomic.FileOps):
             while not signals.arrived() and not (self._plan.marks / "release").exists():
                 time.sleep(0.01)
 
-    def open_new(self, path: Path) -> IO[bytes]:
-        is_due = self._before("open_new", path)
-        file = super().open_new(path)
-        self._after(is_due)
-        return file
-
-    def write(self, file: IO[bytes], data: bytes | memoryview) -> int:
-        is_due = self._before("write", file.name)
-        written = super().write(file, data)
-        self._after(is_due)
-        return written
-
-    def fsync(self, file: IO[bytes]) -> None:
-        is_due = self._before("fsync", file.name)
-        super().fsync(file)
-        self._after(is_due)
-
-    def rename(self, source: Path, target: Path) -> None:
-        is_due = self._before("rename", target)
-        super().rename(source, target)
-        self._after(is_due)
-
-    def exchange(self, one: Path, other: Path) -> None:
-        is_due = self._before("exchange", other)
-        super().exchange(one, other)
-        self._after(is_due)
-
-    def link(self, source: Path, target: Path) -> None:
-        is_due = self._before("link", target)
-        super().link(source, target)
-        self._after(is_due)
-
     def unlink(self, path: Path) -> None:
-        super().unlink(path)  # frees space: never a reason to hold or to fail on a full disk
-
-    def mkdir(self, path: Path) -> None:
-        is_due = not path.is_dir() and self._before("mkdir", path)
-        super().mkdir(path)
-        self._after(is_due)
-
-    def fsync_dir(self, path: Path) -> None:
-        is_due = self._before("fsync_dir", path)
-        super().fsync_dir(path)
-        self._after(is_due)
+        atomic.FileOps.unlink(self, path)  # frees space: never a reason to hold or to fail on a full disk
 
 
 class _Signals:

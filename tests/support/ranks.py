@@ -13,6 +13,9 @@ from collections.abc import Callable
 # The first optimiser imports this for a second or two: once here, instead of in every fork.
 import torch._dynamo  # noqa: F401
 
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.runtime.ranks import Ranks, start_ranks
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -45,6 +48,17 @@ def run_ranks(world: int, target: Callable[[int], None], *, timeout_s: float = 1
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return [status[rank] for rank in range(world)]
+
+
+def on_ranks(world: int, job: Callable[[Ranks], object]) -> None:
+    """Run `job` on each of so many ranks on the CPU; all must come to their end."""
+
+    def main(_rank: int) -> None:
+        ranks = start_ranks(RuntimeConfig(device="cpu", precision="fp32", threads=1))
+        job(ranks)
+        ranks.stop()
+
+    assert run_ranks(world, main) == [0] * world
 
 
 def _fork(rank: int, world: int, port: int, target: Callable[[int], None]) -> int:

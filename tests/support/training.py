@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,19 @@ from hmsa_core.labels.store.shards import ShardWriter, plan_shards
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import JobContext, Ranks
-from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec
+from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec, ValidationData
 from hmsa_core.taxonomy import ClassTable
 
 CLASSES = ("road", "building", "car", "sky")
+# The record of a checkpoint that nobody builds a model of.
+NO_MODEL = {
+    "kind": "single",
+    "trunk": "hrnet_micro",
+    "num_classes": 2,
+    "options": {},
+    "class_table": None,
+    "lineage": {},
+}
 
 
 def class_table(names: tuple[str, ...] = CLASSES) -> ClassTable:
@@ -40,6 +52,20 @@ def sample_of(name: str, **given: Any) -> Sample:
     return Sample(
         **unknown | {"name": name, "kind": "fine", "role": "report", "frame": -1, "height": 8, "width": 8} | given
     )
+
+
+def class_file(root: Path, names: Iterable[str], **more: object) -> Path:
+    """Write the class file of a data set of one's own."""
+    rows = [{"id": i, "name": name, "colour": [90 * i % 256, 5, 7]} for i, name in enumerate(names)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255, **more}))
+    return root / "classes.json"
+
+
+def sample(name: str, **values: Any) -> Sample:
+    """A row of an index."""
+    base = Sample(name, f"{name}.png", "", "", "fine", "train", "learn", "", "", -1, name, 8, 8, "", "", "", "0" * 16)
+    return replace(base, **values)
 
 
 def picture(seed: int, classes: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -76,26 +102,10 @@ def write_data(
         paths = {"image": f"{prefix}/{name}.png", "label": f"{prefix}/{name}_label.png"}
         cv2.imwrite(str(folder / paths["image"]), image[..., ::-1])
         cv2.imwrite(str(folder / paths["label"]), label)
-        samples.append(
-            Sample(
-                name=name,
-                **paths,
-                coarse="",
-                kind="fine",
-                split="train",
-                role=role,
-                city="toytown",
-                sequence=f"{prefix}_0",
-                frame=i,
-                block="0",
-                height=size[0],
-                width=size[1],
-                image_sha256=sha256_file(folder / paths["image"]),
-                label_sha256=sha256_file(folder / paths["label"]),
-                coarse_sha256="",
-                phash=f"{i:016x}",
-            )
-        )
+        digests = {f"{what}_sha256": sha256_file(folder / path) for what, path in paths.items()}
+        row = {"role": role, "city": "toytown", "sequence": f"{prefix}_0", "frame": i, "block": "0"}
+        row |= {"height": size[0], "width": size[1], "phash": f"{i:016x}"}
+        samples.append(sample(name, **paths, **digests, **row))
         parts.append((name, find_centroids(label, len(names), 32)))
     Index.write(folder / f"{prefix}.parquet", samples, table, "target")
     Centroids.collect(parts).write(folder / f"{prefix}-centroids.parquet")
@@ -164,6 +174,29 @@ def pseudo_data(data: Path, store: Path, *, index: str = "extra") -> PseudoData:
     return PseudoData(store=store, centroids=data / f"{index}-centroids.parquet", index=data / f"{index}.parquet")
 
 
+def write_student_data(folder: Path) -> Path:
+    """Fine labels, images with labels of a teacher in `store`, and others to validate on."""
+    write_data(folder)
+    write_data(folder, prefix="extra", images=6, first_seed=100)
+    write_data(folder, prefix="held", images=3, first_seed=200, role="calibrate")
+    write_store(folder, folder / "store")
+    return folder
+
+
+def student_spec(data: Path, work: Path, **changes: Any) -> TrainSpec:
+    """Spec of a student on the data that `write_student_data` made: its last epoch has fine labels only."""
+    held = ValidationData(selection=Selection(index=data / "held.parquet", roles=("calibrate",)), every_epochs=2)
+    changes = {"pseudo": pseudo_data(data, data / "store"), "pseudo__fine_only_epochs": 1, **changes}
+    return train_spec(data, work, validation=held, **changes)
+
+
+def assert_same_run(work: Path, other: Path, last_step: int) -> None:
+    """Checkpoint, last state and what the log says of the training are equal to the bit."""
+    for part in ("model", f"state/step-{last_step:08d}"):
+        assert folder_bytes(work / part) == folder_bytes(other / part)
+    assert log_of(work) == log_of(other)
+
+
 def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | None = None) -> JobContext:
     """Context of a job that runs alone in this process."""
     torch.set_num_threads(1)
@@ -183,6 +216,7 @@ def log_of(work: Path) -> list[dict[str, Any]]:
 _MEASURED = ("time", "images_per_s", "data_wait", "memory_mb")
 
 
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def folder_bytes(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """All files below a folder, but for those with one of these suffixes."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix not in without)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}

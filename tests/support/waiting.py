@@ -15,8 +15,6 @@ from pathlib import Path
 
 from tests.support.chain import environment
 
-__all__ = ["Left", "crowd", "leave"]
-
 
 def crowd() -> float:
     """How many times as long as on an idle machine something may take: how many stand in line for each processor."""

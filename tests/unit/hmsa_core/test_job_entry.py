@@ -49,19 +49,15 @@ def spec_file(tmp_path: Path) -> Path:
     return tmp_path / "spec.json"
 
 
-def test_a_training_spec_runs_and_leaves_a_checkpoint(spec_file: Path, quiet_process: None) -> None:
-    assert job.main([str(spec_file)]) == 0
-    work = spec_file.parent / "work"
-    assert (work / "model" / "model.json").exists()
-    assert not (work / "error.json").exists()
-
-
-def test_threads_are_set_before_torch_is_loaded(
+def test_a_training_spec_runs_with_its_own_threads_and_leaves_a_checkpoint(
     spec_file: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    job.main([str(spec_file)])
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert job.main([str(spec_file)]) == 0
+    assert os.environ["OMP_NUM_THREADS"] == "1", "set before torch is loaded"
+    work = spec_file.parent / "work"
+    assert (work / "model" / "model.json").exists()
+    assert not (work / "error.json").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["a.json", "b.json"], ["--help"]])
@@ -79,41 +75,36 @@ def test_a_missing_spec_is_one_line(tmp_path: Path, quiet_process: None, capsys:
     ]
 
 
-def test_an_error_of_ours_is_recorded_with_its_status(
-    spec_file: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "status", "message", "hint"),
+    [
+        (TrainingError("the loss is not finite", hint="lower the rate"), 6, "the loss is not finite", "lower the rate"),
+        (OSError(28, "No space left on device", "/work/x"), NoSpaceError.exit_code, "No space left", None),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero", None),
+    ],
+    ids=["ours", "full disk", "surprise"],
+)
+def test_an_error_is_told_and_recorded_with_its_status_and_a_surprise_keeps_its_traceback(
+    spec_file: Path,
+    quiet_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    status: int,
+    message: str,
+    hint: str | None,
 ) -> None:
     def fails(*_: object) -> None:
-        raise TrainingError("the loss is not finite", hint="lower the rate")
+        raise error
 
     monkeypatch.setattr(job, "run_spec", fails)
-    assert job.main([str(spec_file)]) == 6
-    assert read_json(spec_file.parent / "work" / "error.json") == {
-        "exit_code": 6,
-        "message": "the loss is not finite",
-        "hint": "lower the rate",
-        "rank": 0,
-    }
-    assert capsys.readouterr().err.splitlines() == ["error: the loss is not finite", "hint: lower the rate"]
-
-
-def test_a_full_disk_has_its_own_status(spec_file: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
-        raise OSError(28, "No space left on device", "/work/x")
-
-    monkeypatch.setattr(job, "run_spec", fails)
-    assert job.main([str(spec_file)]) == NoSpaceError.exit_code
-
-
-def test_a_surprise_keeps_its_traceback_and_still_leaves_a_record(
-    spec_file: Path, quiet_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(*_: object) -> None:
-        raise ZeroDivisionError("division by zero")
-
-    monkeypatch.setattr(job, "run_spec", fails)
-    assert job.main([str(spec_file)]) == 1
-    assert "Traceback" in capsys.readouterr().err
-    assert "ZeroDivisionError: division by zero" in read_json(spec_file.parent / "work" / "error.json")["message"]
+    assert job.main([str(spec_file)]) == status
+    record, told = read_json(spec_file.parent / "work" / "error.json"), capsys.readouterr().err
+    assert message.lower() in record["message"].lower()
+    assert ("Traceback" in told) == (hint is None)
+    if hint:
+        assert record == {"exit_code": status, "message": message, "hint": hint, "rank": 0}
+        assert told.splitlines() == [f"error: {message}", f"hint: {hint}"]
 
 
 def test_the_first_rank_that_fails_wins_and_alone_tells(
@@ -246,14 +237,8 @@ def test_a_wrong_spec_names_the_key_and_what_was_expected(
 
 
 def test_settings_of_an_evaluation_have_different_names(tmp_path: Path) -> None:
-    value = {
-        "job": "evaluate",
-        "work": "w",
-        "roots": {},
-        "checkpoint": "c",
-        "selection": {"index": "i"},
-        "settings": [{"name": "a"}, {"name": "a"}],
-    }
+    value = {"job": "evaluate", "work": "w", "roots": {}, "checkpoint": "c", "selection": {"index": "i"}}
+    value["settings"] = [{"name": "a"}, {"name": "a"}]
     with pytest.raises(ConfigError, match="different names"):
         parse_spec(json.dumps(value))
 
@@ -268,11 +253,8 @@ def test_settings_of_an_evaluation_have_different_names(tmp_path: Path) -> None:
         ("solo", "solo"),
     ],
 )
-def test_the_first_host_of_a_slurm_node_list_is_found(nodes: str, first: str) -> None:
+def test_the_first_host_of_a_slurm_node_list_is_found_and_an_empty_list_refused(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
-
-
-def test_an_empty_node_list_is_refused() -> None:
     with pytest.raises(ConfigError, match="MASTER_ADDR"):
         first_host("")
 

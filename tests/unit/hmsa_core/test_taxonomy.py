@@ -27,15 +27,12 @@ def test_cityscapes_has_its_19_classes_and_maps_every_other_id_to_ignore() -> No
 
 
 @pytest.mark.parametrize(("version", "classes"), [("v1.2", 65), ("v2.0", 123)])
-def test_vistas_ignores_its_last_class(version: str, classes: int) -> None:
+def test_vistas_ignores_its_last_class_and_has_two_versions(version: str, classes: int) -> None:
     table = taxonomy.mapillary(version)
     assert table.num_classes == classes
     assert table.id_to_train[classes] == 255
     assert table.valid_ids[classes]
     assert not table.valid_ids[255]
-
-
-def test_an_unknown_vistas_version_is_refused() -> None:
     with pytest.raises(InputError, match=r"v3\.0"):
         taxonomy.mapillary("v3.0")
 
@@ -48,12 +45,15 @@ def test_a_table_survives_json_and_compares_by_content() -> None:
     assert np.array_equal(again.valid_ids, table.valid_ids)
 
 
+def class_file(folder: Path, ids: tuple[int, ...] = (0, 1), **more: object) -> Path:
+    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in ids]
+    (folder / "classes.json").write_text(json.dumps({"classes": rows, **more}))
+    return folder / "classes.json"
+
+
 def test_a_class_file_with_gaps_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "classes.json"
-    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in (0, 2)]
-    path.write_text(json.dumps({"classes": rows}))
     with pytest.raises(InputError, match=r"classes\.json.*without gaps"):
-        taxonomy.from_file(path)
+        taxonomy.from_file(class_file(tmp_path, (0, 2)))
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,13 @@ def test_a_class_that_cannot_be_told_or_drawn_is_refused(tmp_path: Path, change:
 
 @pytest.mark.parametrize("given", [0, 1, 256, 300, -2, None, "void", 2.5, True])
 def test_an_ignore_id_that_is_a_class_or_no_byte_is_refused(tmp_path: Path, given: object) -> None:
-    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(2)]
-    path = tmp_path / "classes.json"
-    path.write_text(json.dumps({"classes": rows, "ignore_id": given}))
     with pytest.raises(InputError, match=r"classes\.json: ignore_id is .*from 2 to 255"):
-        taxonomy.from_file(path)
+        taxonomy.from_file(class_file(tmp_path, ignore_id=given))
 
 
 @pytest.mark.parametrize(("given", "marked"), [(2, 2), (255, 255), (-1, 255)])
 def test_the_ignore_id_is_a_valid_value_and_no_class(tmp_path: Path, given: int, marked: int) -> None:
-    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(2)]
-    path = tmp_path / "classes.json"
-    path.write_text(json.dumps({"classes": rows, "ignore_id": given}))
-    table = taxonomy.from_file(path)
+    table = taxonomy.from_file(class_file(tmp_path, ignore_id=given))
     assert np.flatnonzero(table.valid_ids).tolist() == [0, 1, marked]
     assert table.id_to_train[marked] == taxonomy.IGNORE
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hmsa_core.data.index import Sample
+from tests.support.training import class_file
 
 SIZE = (48, 96)  # height, width of most pictures here
 SPLITS = ("train", "val", "test", "train_extra")
@@ -40,22 +39,31 @@ def save(path: Path, array: np.ndarray, **options: Any) -> Path:
     return path
 
 
-def encode(array: np.ndarray, form: str, **options: Any) -> bytes:
+def encode(picture: np.ndarray | Image.Image, form: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(array).save(out, form, **options)
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(out, form, **options)
     return out.getvalue()
 
 
-def sample(name: str, **values: Any) -> Sample:
-    """A row of an index whose files nobody reads."""
-    base = Sample(name, f"{name}.png", "", "", "fine", "train", "learn", "", "", -1, name, 8, 8, "", "", "", "0" * 16)
-    return replace(base, **values)
+def indexed(ids: np.ndarray, palette: Callable[[int], tuple[int, int, int]] | None = None) -> Image.Image:
+    """A palette image with these indices."""
+    image = Image.fromarray(ids).convert("P")
+    image.putdata(list(ids.ravel()))
+    if palette:
+        image.putpalette([v for k in range(256) for v in palette(k)])
+    return image
 
 
-def class_file(root: Path, names: Iterable[str], **more: Any) -> None:
-    rows = [{"id": i, "name": name, "colour": [90 * i % 256, 5, 7]} for i, name in enumerate(names)]
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "classes.json").write_text(json.dumps({"classes": rows, "ignore_id": 255, **more}))
+def put(folder: Path, data: bytes, suffix: str = ".png") -> Path:
+    path = folder / f"file{suffix}"
+    path.write_bytes(data)
+    return path
+
+
+def pair(root: Path, name: str, seed: int, ids: tuple[int, ...] = (0, 1)) -> None:
+    """An image and its label map in plain folders."""
+    save(root / "images" / f"{name}.png", picture(seed))
+    save(root / "labels" / f"{name}.png", blocks(seed, ids))
 
 
 class CityTree:
@@ -128,10 +136,7 @@ class VistasTree:
             size = ((60, 80), (80, 60), (64, 64))[i]
             save(self.root / split / "images" / f"{key}.jpg", picture(50 + i, size), quality=90)
             for version, last in (("v1.2", 65), ("v2.0", 123)):
-                ids = blocks(i, (0, 13, 27, last), size)
-                image = Image.fromarray(ids).convert("P")
-                image.putdata(list(ids.ravel()))
-                image.putpalette([v for k in range(256) for v in (k, 255 - k, 7)])
+                image = indexed(blocks(i, (0, 13, 27, last), size), lambda k: (k, 255 - k, 7))
                 path = self.folder(split, version) / f"{key}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if self.layout == "combined" or version == "v1.2":

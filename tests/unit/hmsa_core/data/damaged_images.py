@@ -28,7 +28,7 @@ from hmsa_core.data.layouts import Found
 from hmsa_core.io.errors import DecodeError, IntegrityError
 from tests.unit.hmsa_core.data.hostile_images import exif, jpeg, jpeg_segment, png, png_chunk, tiff, tiff_pages, webp
 
-from .conftest import blocks, encode, picture, save
+from .conftest import blocks, encode, indexed, picture, save
 
 SIZE = (24, 32)
 OWN_LIMIT_S = 10  # seconds for a file, after which the process ends
@@ -60,9 +60,6 @@ def images(seed: int) -> list[tuple[str, bytes]]:
     turned = Image.Exif()
     turned[0x0112] = 6
     small = picture(seed, SIZE)
-    cmyk, deep = io.BytesIO(), io.BytesIO()
-    Image.fromarray(small).convert("CMYK").save(cmyk, "JPEG")
-    Image.fromarray(small[..., 0].astype(np.uint16) * 200).save(deep, "PNG")
     return [
         (".png", encode(small, "PNG")),
         (".jpg", encode(small, "JPEG", exif=turned)),
@@ -71,8 +68,8 @@ def images(seed: int) -> list[tuple[str, bytes]]:
         (".tif", encode(small, "TIFF", exif=turned)),
         (".tif", encode(small, "TIFF", compression="tiff_lzw")),
         (".tif", encode(small, "TIFF", compression="tiff_adobe_deflate")),
-        (".jpg", cmyk.getvalue()),
-        (".png", deep.getvalue()),
+        (".jpg", encode(Image.fromarray(small).convert("CMYK"), "JPEG")),
+        (".png", encode(small[..., 0].astype(np.uint16) * 200, "PNG")),
         (".jpg", encode(small, "JPEG", progressive=True)),
         (".png", encode(small, "PNG", exif=turned)),
     ]
@@ -81,13 +78,9 @@ def images(seed: int) -> list[tuple[str, bytes]]:
 def labels(seed: int) -> list[tuple[str, bytes]]:
     """Label maps of each kind, some of another size than the images."""
     maps = [blocks(seed + i, size=size) for i, size in enumerate((SIZE, SIZE, SIZE, (25, 32), (24, 31), (32, 24)))]
-    indexed = Image.fromarray(maps[1]).convert("P")
-    indexed.putdata(list(maps[1].ravel()))
-    out = io.BytesIO()
-    indexed.save(out, "PNG")
     return [
         (".png", encode(maps[0], "PNG")),
-        (".png", out.getvalue()),
+        (".png", encode(indexed(maps[1]), "PNG")),
         (".tif", encode(maps[2], "TIFF")),
         (".tif", encode(maps[0], "TIFF", compression="tiff_lzw")),
         (".png", encode(maps[3], "PNG")),

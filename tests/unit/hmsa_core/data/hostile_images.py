@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import subprocess
@@ -207,9 +206,7 @@ def large(form: str, rows: int, *, alpha: bool = False, hurt: float = 0.0, **opt
         opaque = np.full((rows, SIDE), 255, np.uint8)
         opaque[-1] = 7
         image.putalpha(Image.fromarray(opaque))
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    data = bytearray(out.getvalue())
+    data = bytearray(encode(image, form, **options))
     if hurt:
         place = int(len(data) * hurt)
         # A JPEG forgives nearly all; not a table of codes in the midst of the scan that ends too soon.

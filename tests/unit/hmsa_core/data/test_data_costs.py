@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
@@ -33,15 +32,11 @@ from tests.unit.hmsa_core.data.hostile_images import (
     zero_rows,
 )
 
+from .conftest import encode, put
+
 pytestmark = pytest.mark.fault  # hostile files, measured in processes of their own
 
 GAMMA = png_chunk(b"gAMA", struct.pack(">I", 45455))  # keeps OpenCV out
-
-
-def put(tmp_path: Path, data: bytes, suffix: str = ".png") -> Path:
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(data)
-    return path
 
 
 def _texts(count: int) -> bytes:
@@ -233,9 +228,8 @@ def _big_file(form: str, **options: object) -> bytes:
     """The same size in another format, without its last tenth."""
     rows = np.zeros((7990, SIDE), np.uint8)
     rows[::7] = 9
-    out = io.BytesIO()
-    Image.fromarray(rows).convert("RGB").save(out, form, **options)
-    return out.getvalue()[: len(out.getvalue()) * 9 // 10]
+    data = encode(Image.fromarray(rows).convert("RGB"), form, **options)
+    return data[: len(data) * 9 // 10]
 
 
 @pytest.mark.parametrize(

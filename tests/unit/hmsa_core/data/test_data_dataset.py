@@ -58,17 +58,9 @@ def data(tmp_path_factory) -> tuple[Path, Index, Centroids]:
 
 def make_plan(data, length: int = 24, epochs: int = 2, **options) -> EpochPlan:
     _, index, centroids = data
-    pseudo = index.select(roles=["unlabelled"]) if options.pop("pseudo", True) else []
-    return EpochPlan(
-        index.select(roles=["learn"]),
-        centroids,
-        num_classes=19,
-        seed=3,
-        epochs=epochs,
-        epoch_samples=length,
-        pseudo=pseudo,
-        **options,
-    )
+    pseudo, learn = index.select(roles=["unlabelled"]), index.select(roles=["learn"])
+    options = {"seed": 3, "epochs": epochs, "epoch_samples": length, "pseudo": pseudo, **options}
+    return EpochPlan(learn, centroids, num_classes=19, **options)
 
 
 def crops(data, plan: EpochPlan, epoch: int | None = 0, **options) -> CropDataset:
@@ -98,7 +90,7 @@ def test_items_are_what_training_needs(data):
 
 
 def test_crops_show_the_class_they_were_chosen_for(data):
-    plan = make_plan(data, length=60, pseudo=False)
+    plan = make_plan(data, length=60, pseudo=[])
     items = crops(data, plan, augment=AugmentConfig(scale_min=1, scale_max=1))
     chosen = [i for i, c in enumerate(plan.crops(0)) if c.class_id >= 0]
     shown = [int(plan.crops(0)[i].class_id in items[i]["label"]) for i in chosen]
@@ -218,13 +210,8 @@ def test_a_changed_file_is_caught_by_its_digest(tmp_path, what):
     build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index", tile=16)
     index = Index.load(tmp_path / "index/target.parquet")
     (sample, *_) = index.select(roles=["learn"], splits=["train"])
-    items = CropDataset(
-        EpochPlan([sample], Centroids(), num_classes=19, seed=1, epochs=1),
-        0,
-        root=tree.root,
-        classes=index.classes,
-        crop=CROP,
-    )
+    plan = EpochPlan([sample], Centroids(), num_classes=19, seed=1, epochs=1)
+    items = CropDataset(plan, 0, root=tree.root, classes=index.classes, crop=CROP)
     assert items[0]["label"].dtype == torch.int64
     if what == "image":
         tree.image("train", sample.name, 255 - np.asarray(module.read_image(tree.root / sample.image)))
@@ -279,14 +266,8 @@ def test_full_size_crops_fit_the_papers_crop(tmp_path):
     tree = CityTree(tmp_path / "c", size=(1024, 2048)).pair("train", "aachen_000000_000019")
     build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index")
     index = Index.load(tmp_path / "index/target.parquet")
-    plan = EpochPlan(
-        index.samples,
-        Centroids.load(tmp_path / "index/centroids-target.parquet"),
-        num_classes=19,
-        seed=1,
-        epochs=1,
-        epoch_samples=2,
-    )
+    centroids = Centroids.load(tmp_path / "index/centroids-target.parquet")
+    plan = EpochPlan(index.samples, centroids, num_classes=19, seed=1, epochs=1, epoch_samples=2)
     items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
     assert items[0]["image"].shape == (3, 1024, 2048)
     assert items[1]["label"].shape == (1024, 2048)

@@ -17,17 +17,11 @@ from hmsa_core.io.errors import DecodeError, IntegrityError
 from tests.unit.hmsa_core.data.damaged_images import shown
 from tests.unit.hmsa_core.data.hostile_images import SUFFIX, png, png_chunk, small_png, tiff
 
-from .conftest import blocks, encode, picture
+from .conftest import blocks, encode, indexed, picture, put
 
 RGB = picture(1)
 IDS = blocks(1)
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"}}
-
-
-def put(tmp_path: Path, data: bytes, suffix: str = ".png") -> Path:
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(data)
-    return path
 
 
 def refused(path: Path, read=read_image, **options) -> str:
@@ -61,18 +55,13 @@ def test_plain_png_gives_the_same_pixels_through_both_decoders(tmp_path):
     assert np.array_equal(read_image(put(tmp_path, plain)), read_image(put(tmp_path, with_gamma)))
 
 
-def test_grey_images_become_rgb_of_equal_channels(tmp_path):
+def test_grey_images_become_rgb_of_equal_channels_and_palettes_their_colours(tmp_path):
     grey = RGB[..., 0]
     image = read_image(put(tmp_path, encode(grey, "PNG")))
     assert image.shape == RGB.shape
     assert all(np.array_equal(image[..., c], grey) for c in range(3))
-
-
-def test_palette_image_is_expanded_to_its_colours(tmp_path):
-    indexed = Image.fromarray(RGB).quantize(16)
-    out = io.BytesIO()
-    indexed.save(out, "PNG")
-    assert np.array_equal(read_image(put(tmp_path, out.getvalue())), np.asarray(indexed.convert("RGB")))
+    few = Image.fromarray(RGB).quantize(16)
+    assert np.array_equal(read_image(put(tmp_path, encode(few, "PNG"))), np.asarray(few.convert("RGB")))
 
 
 def test_opaque_alpha_is_dropped_and_transparency_is_refused(tmp_path):
@@ -111,27 +100,20 @@ def test_the_rotation_of_a_label_map_in_a_tiff_is_applied_once(tmp_path, compres
     assert np.array_equal(read_label_ids(path), np.rot90(IDS, -1))
 
 
-def test_sixteen_bits_are_refused_not_scaled(tmp_path):
-    deep = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257)
-    for form, suffix in (("PNG", ".png"), ("TIFF", ".tif")):
-        out = io.BytesIO()
-        deep.save(out, form)
-        assert refused(put(tmp_path, out.getvalue(), suffix)) == "wrong-mode"
-        assert refused(put(tmp_path, out.getvalue(), suffix), read_label_ids) == "wrong-mode"
+def test_sixteen_bits_are_refused_not_scaled_and_so_is_cmyk(tmp_path):
+    deep = RGB[..., 0].astype(np.uint16) * 257
+    for form in ("PNG", "TIFF"):
+        path = put(tmp_path, encode(deep, form), SUFFIX[form])
+        assert refused(path) == "wrong-mode"
+        assert refused(path, read_label_ids) == "wrong-mode"
     assert refused(put(tmp_path, png(4, 4, depth=16, colour=2))) == "wrong-mode"
+    assert refused(put(tmp_path, encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"), ".jpg")) == "wrong-mode"
 
 
-def test_cmyk_is_refused(tmp_path):
-    out = io.BytesIO()
-    Image.fromarray(RGB).convert("CMYK").save(out, "JPEG")
-    assert refused(put(tmp_path, out.getvalue(), ".jpg")) == "wrong-mode"
-
-
-@pytest.mark.parametrize(("form", "suffix"), [("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif")])
-def test_animations_and_pages_are_refused(tmp_path, form, suffix):
-    out = io.BytesIO()
-    Image.fromarray(RGB).save(out, form, save_all=True, append_images=[Image.fromarray(picture(2))])
-    assert refused(put(tmp_path, out.getvalue(), suffix)) == "many-frames"
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_animations_and_pages_are_refused(tmp_path, form):
+    data = encode(RGB, form, save_all=True, append_images=[Image.fromarray(picture(2))])
+    assert refused(put(tmp_path, data, SUFFIX[form])) == "many-frames"
 
 
 def test_wrong_extension_is_named(tmp_path):
@@ -312,9 +294,8 @@ def test_a_file_too_long_for_its_ceiling_is_not_read(tmp_path):
 def test_a_large_jpeg_is_tried_at_an_eighth_and_read_as_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("hmsa_core.data.decode._TRIED_MEMORY", 0)
     for image in (Image.fromarray(RGB), Image.fromarray(RGB).convert("L")):
-        out = io.BytesIO()
-        image.save(out, "JPEG")
-        assert np.array_equal(read_image(put(tmp_path, out.getvalue(), ".jpg")), shown(out.getvalue()))
+        data = encode(image, "JPEG")
+        assert np.array_equal(read_image(put(tmp_path, data, ".jpg")), shown(data))
 
 
 def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
@@ -357,32 +338,22 @@ def test_train_id_maps_are_taken_as_they_are(tmp_path):
 
 
 def test_palette_labels_give_indices_not_colours(tmp_path):
-    table = taxonomy.mapillary("v1.2")
     ids = blocks(4, (0, 13, 65))
-    image = Image.fromarray(ids).convert("P")
-    image.putdata(list(ids.ravel()))
-    image.putpalette([v for k in range(256) for v in (255 - k, k, 3)])
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    label = read_label(put(tmp_path, out.getvalue()), table)
-    assert np.array_equal(label, np.where(ids == 65, 255, ids))
+    path = put(tmp_path, encode(indexed(ids, lambda k: (255 - k, k, 3)), "PNG"))
+    assert np.array_equal(read_label(path, taxonomy.mapillary("v1.2")), np.where(ids == 65, 255, ids))
 
 
-def test_pictures_are_no_label_maps(tmp_path):
-    assert refused(put(tmp_path, encode(RGB, "PNG")), read_label_ids) == "wrong-mode"
-    assert refused(put(tmp_path, encode(IDS, "JPEG"), ".jpg"), read_label_ids) == "wrong-mode"
-    assert refused(put(tmp_path, encode(IDS, "WEBP", lossless=True), ".webp"), read_label_ids) == "wrong-mode"
-    small = Image.fromarray(IDS % 2 * 255).convert("1")
-    out = io.BytesIO()
-    small.save(out, "PNG")
-    assert refused(put(tmp_path, out.getvalue()), read_label_ids) == "wrong-mode"
-
-
-def test_four_bit_grey_labels_are_refused_because_decoders_stretch_them(tmp_path):
-    body = zlib.compress(b"".join(b"\0" + b"\x12" * 4 for _ in range(8)))
-    path = put(tmp_path, png(8, 8, depth=4, colour=0, body=body))
-    assert refused(path, read_label_ids) == "wrong-mode"
-    assert read_image(path).max() == 2 * 17
+def test_pictures_are_no_label_maps_nor_is_grey_of_four_bits_which_decoders_stretch(tmp_path):
+    four_bits = png(8, 8, depth=4, colour=0, body=zlib.compress(b"".join(b"\0" + b"\x12" * 4 for _ in range(8))))
+    for data, suffix in (
+        (encode(RGB, "PNG"), ".png"),
+        (encode(IDS, "JPEG"), ".jpg"),
+        (encode(IDS, "WEBP", lossless=True), ".webp"),
+        (encode(Image.fromarray(IDS % 2 * 255).convert("1"), "PNG"), ".png"),
+        (four_bits, ".png"),
+    ):
+        assert refused(put(tmp_path, data, suffix), read_label_ids) == "wrong-mode"
+    assert read_image(put(tmp_path, four_bits)).max() == 2 * 17
 
 
 def test_digest_is_checked_on_the_bytes_that_are_decoded(tmp_path):

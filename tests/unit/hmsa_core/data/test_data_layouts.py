@@ -15,8 +15,9 @@ from hmsa_core.data.layouts import cv_split, scan
 from hmsa_core.data.roles import assign_roles
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, DecodeError, InputError, LayoutError
+from tests.support.training import class_file
 
-from .conftest import SIZE, blocks, class_file, picture, save
+from .conftest import SIZE, blocks, pair, picture, save
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 
@@ -270,22 +271,22 @@ def test_camvid_problems_are_named(camvid_tree):
         ("0001TP_006690", "unpaired"),
         ("0001TP_006720", "unpaired"),
     ]
-    with pytest.raises(LayoutError, match="no variant 'drive_shift'"):
-        scan(source("camvid", camvid_tree, variant="drive_shift"))
-    (camvid_tree / "splits.json").write_text("{")
-    with pytest.raises(LayoutError, match="not valid JSON"):
-        scan(source("camvid", camvid_tree))
-    (camvid_tree / "splits.json").unlink()
-    with pytest.raises(LayoutError, match="splits.json: not found"):
-        scan(source("camvid", camvid_tree))
+    splits = camvid_tree / "splits.json"
+    for break_it, variant, message in (
+        (lambda: None, "drive_shift", "no variant 'drive_shift'"),
+        (lambda: splits.write_text("{"), None, "not valid JSON"),
+        (splits.unlink, None, "splits.json: not found"),
+    ):
+        break_it()
+        with pytest.raises(LayoutError, match=message):
+            scan(source("camvid", camvid_tree, variant=variant))
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
     root = tmp_path / "plain"
     for i in range(3):
-        save(root / "images" / f"cam1_drive{i}_{i:03d}.png", picture(300 + i))
-        save(root / "labels" / f"cam1_drive{i}_{i:03d}.png", blocks(i, (0, 1)))
+        pair(root, f"cam1_drive{i}_{i:03d}", 300 + i)
     class_file(root, "ab")
     return root
 
@@ -295,15 +296,13 @@ def test_plain_folders_pair_by_stem_and_read_names_by_pattern(plain):
     result = scan(source("folder", plain, pattern=pattern))
     assert [(f.city, f.sequence, f.frame) for f in result.found] == [("cam1", f"drive{i}", i) for i in range(3)]
     assert result.classes.classes == ("a", "b")
-    save(plain / "images" / "odd.png", picture(310))
-    save(plain / "labels" / "odd.png", blocks(1, (0, 1)))
+    pair(plain, "odd", 310)
     assert [r.reason for r in scan(source("folder", plain, pattern=pattern)).refused] == ["bad-name"]
 
 
 def test_only_the_splits_that_have_coarse_labels_need_files_of_them(plain):
     for i, drive in enumerate(("drive1", "drive2", "drive3")):
-        save(plain / "images" / drive / f"{drive}.png", picture(340 + i))
-        save(plain / "labels" / drive / f"{drive}.png", blocks(i, (0, 1)))
+        pair(plain, f"{drive}/{drive}", 340 + i)
     save(plain / "coarse" / "drive1" / "drive1.png", blocks(0, (0, 1)))
     (plain / "coarse" / "drive3").mkdir()
     result = scan(source("folder", plain, splits=("drive1", "drive2", "drive3"), coarse="coarse"))
@@ -319,8 +318,7 @@ def test_only_the_splits_that_have_coarse_labels_need_files_of_them(plain):
 
 def test_drives_that_count_from_one_are_named_by_their_folders(plain):
     for i, drive in enumerate(("drive1", "drive2")):
-        save(plain / "images" / drive / "000001.png", picture(330 + i))
-        save(plain / "labels" / drive / "000001.png", blocks(i, (0, 1)))
+        pair(plain, f"{drive}/000001", 330 + i)
     drives = {"splits": ("drive1", "drive2"), "pattern": r"^(?P<sequence>drive\d)__(?P<frame>\d+)$"}
     found = scan(source("folder", plain, names="path", **drives)).found
     assert [(f.name, f.sequence, f.frame, f.label) for f in found] == [
@@ -330,11 +328,7 @@ def test_drives_that_count_from_one_are_named_by_their_folders(plain):
     assert {f.name for f in scan(source("folder", plain, splits=("drive1", "drive2"))).found} == {"000001"}
 
 
-def test_a_pattern_or_split_that_finds_nothing_says_what_is_there(plain):
-    with pytest.raises(ConfigError, match="pattern: group 'sequenz' is unknown"):
-        scan(source("folder", plain, pattern=r"^(?P<sequenz>drive\d)"))
-    with pytest.raises(LayoutError, match="3 refused, the first: images/cam1_drive0_000.png: the name does not fit"):
-        scan(source("folder", plain, pattern=r"^(?P<city>nowhere)_"))
+def test_a_role_or_split_that_finds_nothing_says_what_is_there(plain):
     found = scan(source("folder", plain, pattern=r"^(?P<city>cam1)_(?P<sequence>drive\d)_(?P<frame>\d+)$")).found
     with pytest.raises(ConfigError, match="no image is of 'drive9'; the cities are: cam1"):
         assign_roles(found, RolesSpec(calibrate=("drive9",)))
@@ -450,8 +444,7 @@ def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):
     assert all(f.label == "" for f in nothing.found)
     assert nothing.classes.num_classes == 19
     for split in ("train", "val"):
-        for part in ("images", "labels"):
-            save(plain / part / split / f"{split}.png", picture(5) if part == "images" else blocks(1, (0, 1)))
+        pair(plain, f"{split}/{split}", 5)
     split = scan(source("folder", plain, splits=("train", "val"), classes="mapillary_v2.0"))
     assert [(f.name, f.split) for f in split.found] == [("train", "train"), ("val", "val")]
     save(plain / "images" / "extra" / "more.png", picture(6))
@@ -461,15 +454,21 @@ def test_plain_folders_may_have_coarse_labels_splits_or_no_labels(plain):
 
 
 def test_plain_folder_problems_are_one_clear_line(plain):
-    with pytest.raises(ConfigError, match="no regular expression"):
-        scan(source("folder", plain, pattern="("))
-    with pytest.raises(LayoutError, match="folder not found"):
-        scan(source("folder", plain, images="pictures"))
-    with pytest.raises(InputError, match="class file not found"):
-        scan(source("folder", plain, classes="none.json"))
     (plain / "empty").mkdir()
-    with pytest.raises(LayoutError, match="no image files"):
-        scan(source("folder", plain, labels="empty"))
+    for options, error, message in (
+        ({"pattern": "("}, ConfigError, "no regular expression"),
+        ({"images": "pictures"}, LayoutError, "folder not found"),
+        ({"classes": "none.json"}, InputError, "class file not found"),
+        ({"labels": "empty"}, LayoutError, "no image files"),
+        ({"pattern": r"^(?P<sequenz>drive\d)"}, ConfigError, "pattern: group 'sequenz' is unknown"),
+        (
+            {"pattern": r"^(?P<city>nowhere)_"},
+            LayoutError,
+            "3 refused, the first: images/cam1_drive0_000.png: the name does not fit",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            scan(source("folder", plain, **options))
 
 
 @pytest.mark.parametrize(

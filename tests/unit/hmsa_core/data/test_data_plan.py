@@ -19,8 +19,7 @@ from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.sampling import Centroids, allot, cycle_capped, find_centroids, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.training.data import Timeline
-
-from .conftest import sample
+from tests.support.training import sample
 
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
@@ -50,7 +49,11 @@ def make_plan(fine: int = 117, pseudo: int = 0, classes: int = 7, **options) -> 
     centroids = options.pop("centroids", None)
     centroids = scattered(samples, classes, 1) if centroids is None else centroids
     more = {"pseudo": extra, "pseudo_centroids": scattered(extra, classes, 2)} if pseudo else {}
-    return EpochPlan(samples, centroids, num_classes=classes, **{"seed": 5, "epochs": 3, **more, **options})
+    return plan_of(samples, centroids, classes, **{"seed": 5, "epochs": 3, **more, **options})
+
+
+def plan_of(samples: list[Sample], centroids: Centroids, classes: int, **options) -> EpochPlan:
+    return EpochPlan(samples, centroids, num_classes=classes, **{"seed": 1, "epochs": 1, **options})
 
 
 def key(crop) -> tuple:
@@ -63,15 +66,8 @@ def test_released_epochs_have_the_released_counts(share):
     samples = images(len(MAPS))
     lut = taxonomy.cityscapes().id_to_train
     centroids = Centroids.collect((s.name, find_centroids(lut[m], 19, 128)) for s, m in zip(samples, MAPS, strict=True))
-    plan = EpochPlan(
-        samples,
-        centroids,
-        num_classes=19,
-        seed=5,
-        epochs=2,
-        epoch_samples=golden["items_in"],
-        sampling=SamplingConfig(class_uniform=float(share), empty_classes="released"),
-    )
+    released = SamplingConfig(class_uniform=float(share), empty_classes="released")
+    plan = plan_of(samples, centroids, 19, seed=5, epochs=2, epoch_samples=golden["items_in"], sampling=released)
     crops = plan.crops(0)
     assert len(crops) == golden["items_out"] == plan.length(0)
     per_class = Counter(c.class_id for c in crops)
@@ -110,15 +106,11 @@ def test_an_epoch_is_complete_and_no_image_repeats_too_often_for_a_class(
     fine, classes, seed, length, cap, share, density
 ):
     samples = images(fine)
-    plan = EpochPlan(
-        samples,
+    sampling, centroids = (
+        SamplingConfig(class_uniform=share, max_repeats=cap),
         scattered(samples, classes, seed, density),
-        num_classes=classes,
-        seed=seed,
-        epochs=2,
-        epoch_samples=length,
-        sampling=SamplingConfig(class_uniform=share, max_repeats=cap),
     )
+    plan = plan_of(samples, centroids, classes, seed=seed, epochs=2, epoch_samples=length, sampling=sampling)
     crops = plan.crops(1)
     assert len(crops) == length
     uses = Counter((c.class_id, c.sample.name) for c in crops if c.class_id >= 0)
@@ -143,13 +135,10 @@ def test_the_mix_is_exactly_half_and_half_at_any_sizes(fine, pseudo, length):
     assert len(plan.crops(3)) == total
 
 
-def test_other_shares_are_kept_to_a_crop():
+def test_other_shares_are_kept_to_a_crop_and_fine_only_epochs_have_none():
     for share in (0.0, 0.1, 0.25, 0.75, 1.0):
         plan = make_plan(40, 60, epoch_samples=80, pseudo_config=PseudoConfig(share=share))
         assert Counter(c.source for c in plan.crops(0))["pseudo"] == round(80 * share)
-
-
-def test_fine_only_epochs_take_their_share_of_images_evenly():
     plan = make_plan(40, 60, epoch_samples=80, epochs=2, pseudo_config=PseudoConfig(fine_only_epochs=2))
     assert all(c.source == "fine" for epoch in range(2) for c in plan.crops(epoch))
 
@@ -217,18 +206,13 @@ def test_capped_classes_are_named_and_their_rest_is_given_away():
     samples = images(50)
     rare = [(samples[7].name, np.array([[0, 3, 4, 9], [0, 30, 40, 9]], np.int32))]
     common = [(s.name, np.array([[1, 5, 5, 9]], np.int32)) for s in samples if s is not samples[7]]
-    plan = EpochPlan(
-        samples,
-        Centroids.collect(rare + common),
-        num_classes=2,
-        seed=1,
-        epochs=1,
-        epoch_samples=40,
-        sampling=SamplingConfig(max_repeats=4),
-    )
+    sampling = SamplingConfig(max_repeats=4)
+    plan = plan_of(samples, Centroids.collect(rare + common), 2, epoch_samples=40, sampling=sampling)
     report = plan.report(0)
     assert report.per_class["fine"] == [4, 16]
     assert report.capped["fine"] == [0]
+    with pytest.raises(ValueError, match="cannot give 5"):
+        cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)
     places = Counter((c.x, c.y) for c in plan.crops(0) if c.class_id == 0)
     assert places == {(3, 4): 2, (30, 40): 2}
 
@@ -245,7 +229,7 @@ def test_partners_are_fine_crops_and_depend_on_the_crop_alone():
 
 def test_nothing_to_learn_from_is_a_clear_error():
     with pytest.raises(ConfigError, match="no image with a fine label"):
-        EpochPlan([], Centroids(), num_classes=3, seed=1, epochs=1)
+        plan_of([], Centroids(), 3)
     with pytest.raises(ConfigError, match="no image with a fine label"):
         make_plan(0, 10, epoch_samples=10, pseudo_config=PseudoConfig(share=1.0, fine_only_epochs=1))
     assert len(make_plan(0, 10, epoch_samples=10, pseudo_config=PseudoConfig(share=1.0)).crops(0)) == 10
@@ -288,11 +272,6 @@ def test_shares_add_up_and_respect_capacities(total, share, capacity, released, 
     # as even as the capacities allow: an uncapped class never has two fewer than another
     open_counts = [n for n, cap in zip(result.counts, capacity, strict=True) if n < cap]
     assert not open_counts or max(result.counts) - min(open_counts) <= 1
-
-
-def test_asking_for_more_than_the_caps_allow_is_an_error():
-    with pytest.raises(ValueError, match="cannot give 5"):
-        cycle_capped(np.arange(3), np.array([1, 1, 1]), 5, 4)
 
 
 def test_an_epoch_is_planned_once_also_where_epochs_differ_in_length(monkeypatch):

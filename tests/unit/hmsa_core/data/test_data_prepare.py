@@ -25,8 +25,9 @@ from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
+from tests.support.training import class_file, sample
 
-from .conftest import SIZE, blocks, class_file, picture, sample, save
+from .conftest import SIZE, blocks, pair, picture, save
 
 ROLES = RolesSpec(calibrate=("ulm",), learn_splits=("train",), report_splits=("val",))
 
@@ -43,9 +44,10 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-def test_index_holds_what_the_files_hold(cities, tmp_path):
-    tree = cities().standard()
-    summary = build(source(tree), ROLES, tmp_path / "out", tile=16)
+def test_index_and_centroids_hold_what_the_files_hold_and_progress_counts_every_image(cities, tmp_path):
+    tree, seen = cities().standard(), []
+    summary = build(source(tree), ROLES, tmp_path / "out", progress=lambda *p: seen.append(p), tile=16, min_pixels=3)
+    assert seen == [(i, 15) for i in range(1, 16)]
     index = Index.load(tmp_path / "out/target.parquet")
     assert (index.root, index.classes.name, len(index)) == ("target", "cityscapes", summary.images)
     for row in index.samples:
@@ -63,14 +65,9 @@ def test_index_holds_what_the_files_hold(cities, tmp_path):
     }
     assert {s.city for s in index.select(roles=["calibrate"])} == {"ulm"}
     assert summary.by_role == {"calibrate": 4, "guard": 2, "learn": 4, "report": 3, "unlabelled": 2}
-
-
-def test_centroids_come_from_learning_images_only(cities, tmp_path):
-    tree = cities().standard()
-    summary = build(source(tree), ROLES, tmp_path / "out", tile=16, min_pixels=3)
     centroids = Centroids.load(tmp_path / "out/centroids-target.parquet")
-    assert set(centroids.names) == {f"aachen_{i:06d}_000019" for i in range(4)}
-    assert Centroids.load(tmp_path / "out/centroids-target.parquet").settings == {"tile": 16, "min_pixels": 3}
+    assert set(centroids.names) == {f"aachen_{i:06d}_000019" for i in range(4)}, "of images to learn from alone"
+    assert centroids.settings == {"tile": 16, "min_pixels": 3}
     assert sum(summary.centroids.values()) == len(centroids) > 0
 
 
@@ -82,12 +79,10 @@ def test_every_kind_of_bad_file_becomes_one_row_and_the_run_goes_on(cities, tmp_
     cut = tree.image("train", "bremen_000000_000019")
     tree.label("train", "bremen_000000_000019")
     cut.write_bytes(cut.read_bytes()[:-60])
-    tree.image("train", "bremen_000001_000019")
-    tree.label("train", "bremen_000001_000019", np.full(SIZE, 77, np.uint8))
-    tree.image("train", "bremen_000002_000019")
-    tree.label("train", "bremen_000002_000019", blocks(1, size=(SIZE[0], SIZE[1] + 1)))
-    tree.image("train", "bremen_000003_000019")
-    tree.label("train", "bremen_000003_000019", np.zeros(SIZE, np.uint8))
+    wrong = (np.full(SIZE, 77, np.uint8), blocks(1, size=(SIZE[0], SIZE[1] + 1)), np.zeros(SIZE, np.uint8))
+    for i, label in enumerate(wrong, 1):
+        tree.image("train", f"bremen_00000{i}_000019")
+        tree.label("train", f"bremen_00000{i}_000019", label)
     tree.image("train", "bremen_000004_000019")
     tree.image("train_extra", "bamberg_000000_000019")
     tree.label("train_extra", "bamberg_000000_000019").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -160,8 +155,7 @@ def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_pat
     class_file(root, "ab")
     for i, split in enumerate(("test", "train")):
         for k in range(4):
-            save(root / "images" / split / f"{k:06d}.png", picture(400 + 10 * i + k))
-            save(root / "labels" / split / f"{k:06d}.png", blocks(k, (0, 1)))
+            pair(root, f"{split}/{k:06d}", 400 + 10 * i + k)
     roles = RolesSpec(learn_splits=("train",), report_splits=("test",))
     given = {"splits": ("test", "train"), "max_bad": 0.05}
     summary = build(source(root, kind="folder", **given), roles, tmp_path / "out")
@@ -187,12 +181,6 @@ def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
         os.utime(path, (1e9 - i, 1e9 - i))
     build(source(moved), ROLES, tmp_path / "two", workers=3, tile=16)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
-
-
-def test_progress_counts_every_image(cities, tmp_path):
-    seen: list[tuple[int, int]] = []
-    build(source(cities().standard()), ROLES, tmp_path / "out", progress=lambda *p: seen.append(p))
-    assert seen == [(i, 15) for i in range(1, 16)]
 
 
 def test_unchanged_files_are_hashed_but_not_decoded_again(cities, tmp_path, monkeypatch):
@@ -395,8 +383,7 @@ def test_a_run_of_images_without_a_city_is_of_their_sequence():
 def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
     class_file(root, "abc")
     for k in range(labelled):
-        save(root / "images" / "train" / f"l{k:03d}.png", picture(500 + k))
-        save(root / "labels" / "train" / f"l{k:03d}.png", blocks(k, (0, 1, 2)))
+        pair(root, f"train/l{k:03d}", 500 + k, (0, 1, 2))
     for k in range(unlabelled):
         save(root / "images" / "new" / f"u{k:03d}.png", picture(700 + k))
     return root
@@ -483,13 +470,10 @@ def test_blocks_by_city_sequence_image_or_run():
 
 
 def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"x")
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "b.png").write_bytes(b"x")
-    spec = SourceSpec(kind="folder", root=str(tmp_path), classes="cityscapes")
+    save(tmp_path / "images" / "a.png", picture(1))
+    save(tmp_path / "labels" / "b.png", blocks(1))
     with pytest.raises(LayoutError, match="no usable image"):
-        build(spec, RolesSpec(), tmp_path / "out")
+        build(source(tmp_path, "folder", classes="cityscapes"), RolesSpec(), tmp_path / "out")
 
 
 def test_selection_filters_and_names_what_it_does_not_know():
@@ -505,13 +489,10 @@ def test_selection_filters_and_names_what_it_does_not_know():
         index.select(names=["zzz"])
 
 
-def test_an_index_refuses_two_images_of_one_name(tmp_path):
-    with pytest.raises(InputError, match="two images are named 'a'"):
-        Index.write(tmp_path / "i.parquet", [sample("a"), sample("a")], taxonomy.cityscapes(), "target")
-
-
-def test_damaged_or_foreign_index_files_are_refused(tmp_path):
+def test_damaged_or_foreign_index_files_and_two_images_of_one_name_are_refused(tmp_path):
     path = tmp_path / "i.parquet"
+    with pytest.raises(InputError, match="two images are named 'a'"):
+        Index.write(path, [sample("a"), sample("a")], taxonomy.cityscapes(), "target")
     Index.write(path, [sample(f"image-{i}") for i in range(50)], taxonomy.cityscapes(), "target")
     good = Index.load(path)
     data = path.read_bytes()

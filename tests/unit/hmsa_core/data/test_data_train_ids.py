@@ -8,15 +8,14 @@ from hmsa_core.data.prepare import build
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import InputError
 
-from .conftest import blocks, picture, save
+from .conftest import blocks, pair, picture, save
 
 ROLES = RolesSpec(learn_splits=("train",))
 
 
 def made(root, numbers, images: int = 4) -> SourceSpec:
     for k in range(images):
-        save(root / f"images/train/{k:03d}.png", picture(900 + k))
-        save(root / f"labels/train/{k:03d}.png", blocks(k, numbers))
+        pair(root, f"train/{k:03d}", 900 + k, numbers)
     return SourceSpec(kind="folder", root=str(root), splits=("train",), classes="cityscapes")
 
 

@@ -17,10 +17,17 @@ from hmsa_core.inference.predictor import Predictor, Tiler, label_image
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, InterruptedRunError
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
-from hmsa_core.runtime.ranks import start_ranks
 from hmsa_core.spec import EvaluationSetting
-from tests.support.inference import CPU, StopAfter, evaluate_spec, job_context, noise_image, save_model, small_model
-from tests.support.ranks import run_ranks
+from tests.support.inference import (
+    StopAfter,
+    evaluate_spec,
+    job_context,
+    noise_image,
+    save_model,
+    sizes_run,
+    small_model,
+)
+from tests.support.ranks import on_ranks
 from tests.support.training import write_data
 
 SIZE = (40, 56)
@@ -77,12 +84,7 @@ def test_confusions_are_those_of_label_image_for_every_setting(data, tmp_path):
 def test_any_number_of_ranks_writes_the_same_files(data, tmp_path):
     run(data, tmp_path / "one", MULTI, SINGLE, details=True)
 
-    def rank_main(rank: int) -> None:
-        ranks = start_ranks(CPU)
-        run(data, tmp_path / "three", MULTI, SINGLE, ranks=ranks, details=True)
-        ranks.stop()
-
-    assert run_ranks(3, rank_main) == [0, 0, 0]
+    on_ranks(3, lambda ranks: run(data, tmp_path / "three", MULTI, SINGLE, ranks=ranks, details=True))
     for name in ("multi.npz", "single.npz"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
     assert read_json(tmp_path / "one/summary.json") == read_json(tmp_path / "three/summary.json")
@@ -90,9 +92,7 @@ def test_any_number_of_ranks_writes_the_same_files(data, tmp_path):
 
 def test_settings_share_their_scales_in_whatever_order_they_are_given():
     predictor = Predictor(small_model())
-    sizes = []
-    inner = predictor.run
-    predictor.run = lambda images, attention: (sizes.append(tuple(images.shape[2:])), inner(images, attention))[1]
+    sizes = sizes_run(predictor)
     settings = (
         SINGLE,
         AVERAGE,
@@ -143,20 +143,21 @@ def test_a_label_of_another_size_than_its_image_is_scored_at_its_own(data):
     assert scorer.scores["single"].confusions[0].sum() == 61 * 83
 
 
-def test_a_changed_file_ends_the_evaluation(data, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"label_sha256": "0" * 64}, IntegrityError, r"toy_000_label\.png: SHA-256 is"),
+        ({"label": "", "kind": "unlabelled"}, InputError, "none of the 5 selected images has a label"),
+    ],
+)
+def test_a_changed_file_ends_the_evaluation_and_images_without_labels_are_not_judged(
+    data, tmp_path, change, error, message
+):
     index = Index.load(data / "toy.parquet")
-    wrong = [dataclasses.replace(s, label_sha256="0" * 64) for s in index.samples]
-    Index.write(data / "wrong.parquet", wrong, index.classes, index.root)
-    with pytest.raises(IntegrityError, match=r"toy_000_label\.png: SHA-256 is"):
+    samples = [dataclasses.replace(s, **change) for s in index.samples]
+    Index.write(data / "wrong.parquet", samples, index.classes, index.root)
+    with pytest.raises(error, match=message):
         run(data, tmp_path, SINGLE, index="wrong")
-
-
-def test_images_without_labels_are_not_judged(data, tmp_path):
-    index = Index.load(data / "toy.parquet")
-    bare = [dataclasses.replace(s, label="", kind="unlabelled") for s in index.samples]
-    Index.write(data / "bare.parquet", bare, index.classes, index.root)
-    with pytest.raises(InputError, match="none of the 5 selected images has a label"):
-        run(data, tmp_path, SINGLE, index="bare")
 
 
 def test_a_model_is_only_judged_on_labels_of_its_own_classes(data, tmp_path):

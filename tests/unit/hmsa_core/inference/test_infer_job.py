@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -22,9 +23,9 @@ from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
 from hmsa_core.runtime.progress import read_log
-from hmsa_core.runtime.ranks import start_ranks
-from tests.support.inference import CPU, StopAfter, infer_spec, job_context, save_model, small_model
-from tests.support.ranks import run_ranks
+from hmsa_core.runtime.ranks import Ranks
+from tests.support.inference import StopAfter, infer_spec, job_context, save_model, small_model
+from tests.support.ranks import on_ranks
 from tests.support.training import folder_bytes, write_data
 
 SIZE = (40, 56)
@@ -53,12 +54,18 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+@pytest.fixture
+def own_work(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "work"))
+
+
 def run(data: Path, work: Path, stop=None, ranks=None, **changes) -> infer.Summary:
     return infer.run(infer_spec(data, work, data / "model", **changes), job_context(work, ranks, stop))
 
 
 def store_bytes(work: Path) -> dict[str, bytes]:
-    return {k: v for k, v in folder_bytes(work / "store").items() if not k.endswith(".lock")}
+    return folder_bytes(work / "store", (".lock",))
 
 
 def rewrite_index(data: Path, change) -> None:
@@ -91,12 +98,7 @@ def test_the_store_holds_what_label_image_gives_with_paths_and_lineage(data, fin
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_ranks_writes_the_same_bytes(data, finished, tmp_path, world):
-    def rank_main(rank: int) -> None:
-        ranks = start_ranks(CPU)
-        run(data, tmp_path, ranks=ranks)
-        ranks.stop()
-
-    assert run_ranks(world, rank_main) == [0] * world
+    on_ranks(world, lambda ranks: run(data, tmp_path, ranks=ranks))
     assert store_bytes(tmp_path) == store_bytes(finished)
 
 
@@ -150,19 +152,14 @@ def test_a_stopped_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(d
         assert (tmp_path / "store" / name).stat().st_ino == inode, "finished shards are not written again"
 
 
-def test_a_finished_run_labels_nothing_when_it_is_started_again(data, finished, tmp_path):
-    work = Path(shutil.copytree(finished, tmp_path / "work"))
-    summary = run(data, work)
+def test_a_finished_run_labels_nothing_when_it_is_started_again_but_a_torn_shard(data, finished, own_work):
+    summary = run(data, own_work)
     assert (summary.images, summary.resumed) == (0, IMAGES)
-    assert store_bytes(work) == store_bytes(finished)
-
-
-def test_a_torn_shard_is_made_again(data, finished, tmp_path):
-    work = Path(shutil.copytree(finished, tmp_path / "work"))
-    shard = work / "store" / "shard-00001.parquet"
+    assert store_bytes(own_work) == store_bytes(finished)
+    shard = own_work / "store" / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
-    assert run(data, work).images == 2
-    assert store_bytes(work) == store_bytes(finished)
+    assert run(data, own_work).images == 2
+    assert store_bytes(own_work) == store_bytes(finished)
 
 
 def test_new_images_are_appended_and_nothing_that_was_there_changes(own_data, tmp_path):
@@ -187,10 +184,9 @@ def test_an_unfinished_shard_whose_images_left_the_index_is_given_up(own_data, t
 
 
 @pytest.mark.parametrize("change", [{"scales": (1.0,)}, {"flip": False}, {"codec": "webp"}])
-def test_labels_of_other_parameters_are_never_mixed(data, finished, tmp_path, change):
-    work = Path(shutil.copytree(finished, tmp_path / "work"))
+def test_labels_of_other_parameters_are_never_mixed(data, own_work, change):
     with pytest.raises(ConfigError, match="holds labels of another checkpoint, scales, flip, precision"):
-        run(data, work, **change)
+        run(data, own_work, **change)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -249,16 +245,12 @@ def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
     for i in (0, 2):  # one image in a shard of each rank
         (own_data / f"toy/toy_{i:03d}.png").unlink()
 
-    def rank_main(rank: int) -> None:
-        ranks = start_ranks(CPU)
-        if rank:
+    def job(ranks: Ranks) -> None:
+        told = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
+        with told if ranks.is_main else nullcontext():
             run(own_data, tmp_path / "work", ranks=ranks)
-        else:
-            with pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1"):
-                run(own_data, tmp_path / "work", ranks=ranks)
-        ranks.stop()
 
-    assert run_ranks(2, rank_main) == [0, 0]
+    on_ranks(2, job)
 
 
 def test_conflicts_with_human_coarse_labels_are_counted(own_data, tmp_path):

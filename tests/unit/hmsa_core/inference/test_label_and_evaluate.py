@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from hmsa_core.inference import Predictor, evaluate, label, label_image
-from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import ConfidenceCode
 from tests.support.inference import CPU, noise_image, save_model, small_model
-from tests.support.training import CLASSES
+from tests.support.training import CLASSES, class_file
 
 SETTING = {"scales": (0.5, 1.0), "flip": False, "runtime": CPU}
 
@@ -31,8 +30,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = root / folder / f"{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), pixels)
-    rows = [{"id": i, "name": name, "colour": [i, i, i]} for i, name in enumerate(CLASSES)]
-    write_json(root / "classes.json", {"classes": rows, "ignore_id": 255})
+    class_file(root, CLASSES)
     return root
 
 

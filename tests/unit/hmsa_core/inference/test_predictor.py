@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hmsa_core.inference.predictor import Predictor, Tiler, label_image, windows
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, TrainingError
-from tests.support.inference import noise_image, small_model
+from tests.support.inference import noise_image, sizes_run, small_model
 
 SCALE_SETS = [(1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 1.5)]
 
@@ -52,13 +52,9 @@ def _pair(kind):
     return _pairs[kind]
 
 
-def test_the_labels_of_the_test_model_vary():
-    label, _ = label_image(small_model(), noise_image(0, 64, 96), (0.5, 1.0), False)
-    assert len(np.unique(label)) >= 3
-
-
 def test_a_models_own_mean_and_std_are_used():
     model, image = small_model(), noise_image(4, 32, 48)
+    assert len(np.unique(label_image(model, noise_image(0, 64, 96), (0.5, 1.0), False)[0])) >= 3, "labels vary"
     plain = label_image(model, image, (1.0,), False)[1]
     model.meta = {"inference": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
     assert np.abs(label_image(model, image, (1.0,), False)[1] - plain).max() > 1e-3
@@ -69,9 +65,7 @@ def test_a_models_own_mean_and_std_are_used():
 
 def test_settings_of_one_image_run_the_network_once_for_each_size_and_mirror_image():
     predictor = Predictor(small_model())
-    sizes = []
-    inner = predictor.run
-    predictor.run = lambda images, attention: (sizes.append(tuple(images.shape[2:])), inner(images, attention))[1]
+    sizes = sizes_run(predictor)
     opened = predictor.open(noise_image(5, 64, 96))
     opened.label((0.5, 1.0, 2.0), True)
     opened.label((0.5, 1.0), True)
@@ -211,30 +205,22 @@ def test_out_of_memory_halves_the_tile_and_gives_what_that_tile_size_gives(model
     assert greedy.failures == 1, "an image of the same size is tiled at once"
 
 
-def test_tiles_agree_with_the_whole_image_nearly_everywhere(model):
+def test_tiles_agree_with_the_whole_image_nearly_everywhere_and_their_weights_sum_to_one(model):
     image = noise_image(3, 300, 300)
-    whole = Tiler(Predictor(model)).label(image, SCALES, True)
-    tiled = Tiler(Predictor(model), whole_pixels=0, tile=256).label(image, SCALES, True)
+    tiler = Tiler(Predictor(model), whole_pixels=0, tile=256)
+    whole, tiled = Tiler(Predictor(model)).label(image, SCALES, True), tiler.label(image, SCALES, True)
     assert (whole[0] == tiled[0]).mean() > 0.7  # an untrained net gathers its regions from all it sees
     assert (whole[1] != tiled[1]).any(), "it must really be tiled"
-
-
-def test_weights_of_a_tiled_image_sum_to_one(model):
-    image = noise_image(4, 270, 300)
-    tiler = Tiler(Predictor(model), whole_pixels=0, tile=256)
-    maps = tiler.weights(image, SCALES, False)
+    maps = tiler.weights(noise_image(4, 270, 300), SCALES, False)
     np.testing.assert_allclose(sum(maps.values()), 1.0, atol=1e-5)
 
 
-def test_memory_for_nothing_at_all_ends_with_one_line(model):
+def test_memory_for_nothing_at_all_ends_with_one_line_and_other_errors_are_not_taken_for_it(model):
     greedy = Greedy(model)
     greedy.limit = 0
     with pytest.raises(TrainingError, match="out of memory on cpu with tiles of") as caught:
         Tiler(greedy).label(noise_image(5, 300, 600), SCALES, False)
     assert caught.value.exit_code == 6
-
-
-def test_other_errors_are_not_taken_for_lack_of_memory(model):
     predictor = Predictor(model)
     predictor.run = lambda images, attention: (_ for _ in ()).throw(RuntimeError("shapes"))
     with pytest.raises(RuntimeError, match="shapes"):

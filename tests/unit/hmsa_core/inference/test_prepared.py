@@ -43,13 +43,16 @@ def test_strips_equal_the_whole_pass(options, size, monkeypatch):
         torch.testing.assert_close(attention, expected.attention, rtol=1e-4, atol=1e-5)
 
 
-def test_no_strip_of_an_awkward_height_enlarges_a_whole_branch(monkeypatch):
+def test_strips_are_smaller_than_the_image_and_none_of_an_awkward_height_enlarges_a_whole_branch(monkeypatch):
     monkeypatch.setattr(prepared, "_STRIP_BYTES", {"cpu": 1})
-    heights = []
-    original = prepared.F.interpolate
+    heights, original = [], prepared.F.interpolate
     monkeypatch.setattr(
         prepared.F, "interpolate", lambda maps, **k: (heights.append(k["size"][0]), original(maps, **k))[1]
     )
+    pair_of({"kind": "hierarchical"}, (256, 64))
+    assert heights
+    assert min(heights) < 64
+    heights.clear()
     pair_of({"kind": "hierarchical"}, (1080, 32))  # branches of 270, 135, 68 and 34 rows
     calls = [h for h in heights if h <= 60]
     assert len(calls) > 60, "strips of three branches"
@@ -59,18 +62,6 @@ def test_attention_is_left_out_where_it_is_not_asked_for(monkeypatch):
     _, (logits, attention) = pair_of({"kind": "hierarchical"}, (64, 64), attention=False)
     assert attention is None
     assert logits.dtype == torch.float32
-
-
-def test_strips_really_are_smaller_than_the_image(monkeypatch):
-    monkeypatch.setattr(prepared, "_STRIP_BYTES", {"cpu": 1})
-    heights = []
-    original = prepared.F.interpolate
-    monkeypatch.setattr(
-        prepared.F, "interpolate", lambda maps, **k: (heights.append(k["size"][0]), original(maps, **k))[1]
-    )
-    pair_of({"kind": "hierarchical"}, (256, 64))
-    assert heights
-    assert min(heights) < 64
 
 
 def test_batch_norms_are_gone_and_the_given_model_is_as_it_was():

@@ -84,14 +84,11 @@ def test_waiting_gets_the_lock_when_its_owner_leaves(tmp_path: Path) -> None:
     assert lock.is_free()
 
 
-def test_the_probe_accepts_a_file_system_with_working_locks(tmp_path: Path) -> None:
-    probe_locks(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock-probe"]
-
-
-def test_the_probe_refuses_a_file_system_that_gives_one_lock_to_two(
+def test_the_probe_accepts_working_locks_and_refuses_a_file_system_that_gives_one_lock_to_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    probe_locks(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock-probe"]
     monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
     with pytest.raises(ConfigError, match="file locks do not work") as caught:
         probe_locks(tmp_path)
@@ -147,14 +144,11 @@ def test_the_holder_is_named_with_its_command_and_an_unreadable_name_is_another_
 
 def test_a_lock_that_was_given_back_has_no_descriptor_and_can_be_taken_again(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "a.lock")
+    assert lock.is_free()
+    assert list(tmp_path.iterdir()) == [], "asking makes no file"
     for _ in range(2):
         with lock:
             assert os.get_inheritable(lock.fd) is False
         with pytest.raises(RuntimeError, match="not held"):
             _ = lock.fd
         lock.release()
-
-
-def test_a_lock_that_nobody_ever_took_is_free_and_asking_makes_no_file(tmp_path: Path) -> None:
-    assert FileLock(tmp_path / "a.lock").is_free()
-    assert list(tmp_path.iterdir()) == []

@@ -103,26 +103,38 @@ def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert _gone(child)
 
 
-def test_a_stop_is_forwarded_and_the_child_may_save_its_progress(tmp_path: Path) -> None:
-    parent, child = _start(POLITE, tmp_path / "pid")
+@pytest.mark.parametrize(
+    ("script", "grace_s", "own_group", "ends_within_s", "status", "saves", "gone_within_s"),
+    [
+        (POLITE, 30.0, False, 10, 143, True, 5.0),
+        (SLOW_TO_SAVE, 30.0, False, 20, 143, True, 5.0),
+        (STUBBORN, 0.5, False, 10, 100, False, 5.0),
+        (DIES_FIRST, 30.0, True, 20, 100, True, 0.5),
+        (DIES_FIRST.replace("1.5", "60"), 0.5, True, 20, 100, False, 5.0),
+    ],
+    ids=[
+        "the child may save its progress",
+        "it has the whole grace time to save",
+        "one that ignores the stop is killed after the grace time",
+        "those below a child that dies first are waited for",
+        "and are killed when the grace time is over",
+    ],
+)
+def test_a_stop_is_forwarded_and_waited_for_as_long_as_the_grace_time(
+    tmp_path: Path,
+    script: str,
+    grace_s: float,
+    own_group: bool,
+    ends_within_s: float,
+    status: int,
+    saves: bool,
+    gone_within_s: float,
+) -> None:
+    parent, child = _start(script, tmp_path / "pid", grace_s, *(["in a group of its own"] if own_group else []))
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=10) == 143
-    assert (tmp_path / "pid.saved").exists()
-    assert _gone(child)
-
-
-def test_a_child_has_the_whole_grace_time_to_save(tmp_path: Path) -> None:
-    parent, _ = _start(SLOW_TO_SAVE, tmp_path / "pid")
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=20) == 143
-    assert (tmp_path / "pid.saved").exists()
-
-
-def test_a_child_that_ignores_the_stop_is_killed_after_the_grace_time(tmp_path: Path) -> None:
-    parent, child = _start(STUBBORN, tmp_path / "pid", grace_s=0.5)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=10) == 100
-    assert _gone(child)
+    assert parent.wait(timeout=ends_within_s) == status
+    assert (tmp_path / "pid.saved").exists() == saves
+    assert _gone(child, within_s=gone_within_s)
 
 
 OUTLIVES = """
@@ -179,22 +191,6 @@ def test_the_same_signal_twice_in_a_moment_is_one_blow(tmp_path: Path) -> None:
     assert parent.wait(timeout=20) == 143
     assert (tmp_path / "pid.saved").exists()
     assert _gone(child)
-
-
-def test_a_stop_waits_for_those_below_a_child_that_dies_first(tmp_path: Path) -> None:
-    parent, child = _start(DIES_FIRST, tmp_path / "pid", 30.0, "in a group of its own")
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=20) == 100  # the child died of the signal
-    assert (tmp_path / "pid.saved").exists()
-    assert _gone(child, within_s=0.5)
-
-
-def test_those_below_are_killed_when_the_grace_time_is_over(tmp_path: Path) -> None:
-    parent, child = _start(DIES_FIRST.replace("1.5", "60"), tmp_path / "pid", 0.5, "in a group of its own")
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=20) == 100
-    assert _gone(child)
-    assert not (tmp_path / "pid.saved").exists()
 
 
 @pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)])

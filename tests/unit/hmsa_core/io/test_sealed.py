@@ -28,13 +28,15 @@ def test_equal_values_have_equal_bytes_in_any_order_and_version_of_python() -> N
         assert sealed.dump(value) == b'{"digest":"' + digest + b'",\n' + body
 
 
-def test_what_is_no_number_is_refused_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_what_is_no_number_is_refused_and_a_damaged_and_a_missing_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         sealed.dump({"a": float("nan")})
     (tmp_path / "f.json").write_bytes(sealed.dump(VALUE)[:-1])
     with pytest.raises(StoreError) as caught:
         sealed.read(tmp_path / "f.json")
     assert caught.value.message.startswith(f"{tmp_path / 'f.json'}: damaged or edited")
+    with pytest.raises(StoreError, match=r"gone\.json: missing"):
+        sealed.read(tmp_path / "gone.json")
 
 
 def test_every_single_changed_bit_is_found() -> None:
@@ -51,11 +53,6 @@ def test_every_truncation_is_found() -> None:
     for length in range(len(data)):
         with pytest.raises(StoreError):
             sealed.parse(data[:length], "f.json")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"gone\.json: missing"):
-        sealed.read(tmp_path / "gone.json")
 
 
 def test_nothing_can_take_the_place_of_the_digest() -> None:

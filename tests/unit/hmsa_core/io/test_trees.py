@@ -14,6 +14,7 @@ import pytest
 from hmsa_core.io import atomic, trees
 from hmsa_core.io.trees import new_tree, publish_tree
 from tests.support.faults import every_exit, every_fault
+from tests.support.training import folder_bytes
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES]
 LAST = ("manifest.json",)
@@ -23,11 +24,7 @@ def fill(folder: Path, value: str, count: int) -> dict[str, bytes]:
     for i in range(count):
         atomic.write_bytes(folder / "sub" / f"shard-{i}", f"{value}{i}".encode())
     atomic.write_json(folder / "manifest.json", {"value": value, "shards": count})
-    return content(folder)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return folder_bytes(folder)
 
 
 @pytest.fixture
@@ -53,12 +50,12 @@ def test_a_failed_publish_leaves_the_old_tree_or_the_new(tmp_path: Path, error: 
     points = 0
     for _ in every_fault(publish, error, persistent=persistent):
         points += 1
-        assert content(tmp_path / "out") in (old, new)
+        assert folder_bytes(tmp_path / "out") in (old, new)
         assert {p.name for p in tmp_path.iterdir()} == {"work", "out", "kept"}, "something was left behind"
         shutil.rmtree(tmp_path / "out")
         shutil.copytree(tmp_path / "kept", tmp_path / "out")
     assert points >= 10
-    assert content(tmp_path / "out") == new
+    assert folder_bytes(tmp_path / "out") == new
 
 
 def test_a_process_that_ends_while_it_publishes_leaves_the_old_tree_or_the_new(tmp_path: Path) -> None:
@@ -66,7 +63,7 @@ def test_a_process_that_ends_while_it_publishes_leaves_the_old_tree_or_the_new(t
     old = fill(tmp_path / "out", "old", 3)
     fill(tmp_path / "other", "old", 3)
     for _ in every_exit(lambda: publish_tree(tmp_path / "work", tmp_path / "out", last=LAST)):
-        assert content(tmp_path / "out") in (old, new)
+        assert folder_bytes(tmp_path / "out") in (old, new)
         publish_tree(tmp_path / "other", tmp_path / "out", last=LAST)
         assert {p.name for p in tmp_path.iterdir()} == {"work", "out", "other"}, "what the dead writer left is gone"
 
@@ -79,11 +76,11 @@ def test_where_folders_cannot_be_swapped_no_mixture_has_its_commit_point(tmp_pat
     old = fill(tmp_path / "out", "old", 3)
     shutil.copytree(tmp_path / "out", tmp_path / "kept")
     for _ in every_fault(lambda: publish_tree(tmp_path / "work", tmp_path / "out", last=LAST), error):
-        found = content(tmp_path / "out")
+        found = folder_bytes(tmp_path / "out")
         assert found in (old, new) or "manifest.json" not in found
         shutil.rmtree(tmp_path / "out")
         shutil.copytree(tmp_path / "kept", tmp_path / "out")
-    assert content(tmp_path / "out") == new
+    assert folder_bytes(tmp_path / "out") == new
 
 
 def test_a_mount_point_is_published_into(tmp_path: Path) -> None:
@@ -96,7 +93,7 @@ def test_a_mount_point_is_published_into(tmp_path: Path) -> None:
         fill(out, "old", 3)
         new = fill(tmp_path / "work", "new", 2)
         publish_tree(tmp_path / "work", out, last=LAST)
-        assert content(out) == new
+        assert folder_bytes(out) == new
     finally:
         subprocess.run(["umount", "--lazy", str(out)], check=True)
 
@@ -114,9 +111,9 @@ def test_publish_mirrors_the_source_and_shares_its_bytes(tmp_path: Path) -> None
 
 def test_only_files_that_are_meant_are_published(tmp_path: Path) -> None:
     fill(tmp_path / "work", "new", 2)
-    names = sorted(content(tmp_path / "work"))
+    names = sorted(folder_bytes(tmp_path / "work"))
     publish_tree(tmp_path / "work", tmp_path / "out", only=names[1:])
-    assert sorted(content(tmp_path / "out")) == names[1:]
+    assert sorted(folder_bytes(tmp_path / "out")) == names[1:]
 
 
 def test_a_new_tree_keeps_permissions_and_links_that_lead_to_it(tmp_path: Path) -> None:
@@ -126,7 +123,7 @@ def test_a_new_tree_keeps_permissions_and_links_that_lead_to_it(tmp_path: Path) 
     with new_tree(tmp_path / "out") as folder:
         atomic.write_bytes(folder / "a", b"1")
     assert (tmp_path / "out").is_symlink()
-    assert content(tmp_path / "disk" / "out") == {"a": b"1"}
+    assert folder_bytes(tmp_path / "disk" / "out") == {"a": b"1"}
     assert stat.S_IMODE((tmp_path / "disk" / "out").stat().st_mode) == 0o2775
 
 
@@ -137,7 +134,7 @@ def test_old_results_that_nobody_may_write_any_more_are_replaced_and_block_nobod
     for value in ("new", "newer"):
         with new_tree(tmp_path / "out") as folder:
             new = fill(folder, value, 1)
-        assert content(tmp_path / "out") == new
+        assert folder_bytes(tmp_path / "out") == new
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -152,7 +149,7 @@ def test_an_old_tree_that_cannot_be_removed_is_told_and_is_no_failure(
     monkeypatch.setattr(trees, "remove_tree", busy)
     with new_tree(tmp_path / "out") as folder:
         new = fill(folder, "new", 1)
-    assert content(tmp_path / "out") == new
+    assert folder_bytes(tmp_path / "out") == new
     assert "could not be removed" in caplog.text
 
 
@@ -170,7 +167,7 @@ def test_where_nothing_may_be_made_beside_the_target_it_is_filled_in_place(
     new = fill(tmp_path / "work", "new", 2)
     monkeypatch.setattr(atomic.FileOps, "mkdir", only_inside)
     publish_tree(tmp_path / "work", tmp_path / "out", last=LAST)
-    assert content(tmp_path / "out") == new
+    assert folder_bytes(tmp_path / "out") == new
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "sub"}
 
 
@@ -213,7 +210,7 @@ def test_of_two_that_publish_at_once_the_last_one_stays(tmp_path: Path) -> None:
         patch = pytest.MonkeyPatch()
         patch.setattr(atomic.FileOps, "rename", just_then)
     patch.undo()
-    assert content(tmp_path / "out")["manifest.json"].count(b"slow") == 1
+    assert folder_bytes(tmp_path / "out")["manifest.json"].count(b"slow") == 1
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -227,5 +224,5 @@ def test_a_failure_inside_the_block_changes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="no"):
         fail()
-    assert content(tmp_path / "out") == old
+    assert folder_bytes(tmp_path / "out") == old
     assert os.listdir(tmp_path) == ["out"]

@@ -63,13 +63,9 @@ def test_bytes_that_are_no_image_are_an_error(data: bytes, name: Codec) -> None:
         decode(data, name)
 
 
-def test_a_colour_image_is_no_map() -> None:
-    colour = png_bytes(np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(StoreError, match="8-bit grey"):
-        decode(colour, "png")
-
-
-def test_colours_are_written_as_rgb() -> None:
+def test_colours_are_written_as_rgb_and_a_colour_image_is_no_map() -> None:
     rgb = np.zeros((2, 2, 3), np.uint8)
     rgb[..., 0] = 200
     assert np.asarray(Image.open(io.BytesIO(png_bytes(rgb))))[0, 0].tolist() == [200, 0, 0]
+    with pytest.raises(StoreError, match="8-bit grey"):
+        decode(png_bytes(rgb), "png")

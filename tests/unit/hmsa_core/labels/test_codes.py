@@ -19,28 +19,29 @@ GRID = [f"{i / 100:.2f}" for i in range(100)] + [f"{i / 1000:.3f}" for i in rang
 PROBABILITIES = hnp.arrays(np.float32, st.integers(0, 200), elements=st.floats(0, 1, width=32))
 
 
-def test_there_are_256_strictly_increasing_edges_also_as_float32() -> None:
+def test_there_are_256_strictly_increasing_edges_every_grid_threshold_and_a_refined_top() -> None:
     assert len(EDGES) == 256
     assert all(Decimal(a) < Decimal(b) for a, b in pairwise(EDGES))
     assert (np.diff(CODE.values) > 0).all()
     assert EDGES[0] == "0.00"
     assert Decimal(EDGES[-1]) < 1
-
-
-def test_every_grid_threshold_is_an_edge_and_the_rest_refines_the_top() -> None:
-    edges = {Decimal(e) for e in EDGES}
-    grid = {Decimal(t) for t in GRID}
+    edges, grid = {Decimal(e) for e in EDGES}, {Decimal(t) for t in GRID}
     assert len(grid) == 192
     assert grid <= edges
     assert len(edges - grid) == 64
     assert all(Decimal("0.95") <= e < 1 for e in edges - grid)
 
 
-@given(PROBABILITIES, st.sampled_from(EDGES))
+@given(PROBABILITIES, st.sampled_from(EDGES), st.sampled_from(EDGES))
 @settings(max_examples=CASES)
-def test_a_threshold_keeps_exactly_what_the_float_comparison_keeps(p: np.ndarray, threshold: str) -> None:
-    kept = CODE.encode(p) >= CODE.code_for(threshold)
-    assert np.array_equal(kept, p >= np.float32(threshold))
+def test_a_threshold_keeps_exactly_what_the_float_comparison_keeps_and_a_higher_one_no_more(
+    p: np.ndarray, one: str, other: str
+) -> None:
+    code = CODE.encode(p)
+    for threshold in (one, other):
+        assert np.array_equal(code >= CODE.code_for(threshold), p >= np.float32(threshold))
+    low, high = sorted((CODE.code_for(one), CODE.code_for(other)))
+    assert np.count_nonzero(code >= high) <= np.count_nonzero(code >= low)
 
 
 def test_values_beside_each_edge_fall_on_the_right_side() -> None:
@@ -48,15 +49,6 @@ def test_values_beside_each_edge_fall_on_the_right_side() -> None:
     for p in (edges, np.nextafter(edges, np.float32(2)), np.nextafter(edges[1:], np.float32(-1))):
         assert np.array_equal(CODE.encode(p), np.searchsorted(edges, p, side="right") - 1)
     assert CODE.encode(np.float32([1.0, np.float32(1.0005), 0.0])).tolist() == [255, 255, 0]
-
-
-@given(PROBABILITIES, st.sampled_from(EDGES), st.sampled_from(EDGES))
-@settings(max_examples=CASES)
-def test_a_higher_threshold_keeps_no_more(p: np.ndarray, one: str, other: str) -> None:
-    low, high = sorted((CODE.code_for(one), CODE.code_for(other)))
-    code = CODE.encode(p)
-    assert not ((code >= high) & (code < low)).any()
-    assert np.count_nonzero(code >= high) <= np.count_nonzero(code >= low)
 
 
 @given(st.decimals(0, 1, places=7, allow_nan=False, allow_infinity=False))
@@ -87,13 +79,10 @@ def test_a_threshold_that_is_no_number_is_refused(wrong: object) -> None:
         CODE.code_for(wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [np.float32([np.nan]), np.float32([-0.1]), np.float32([1.5]), np.float32([np.inf])])
-def test_values_that_are_no_probability_are_refused(bad: np.ndarray) -> None:
+@pytest.mark.parametrize("bad", [np.nan, -0.1, 1.5, np.inf])
+def test_values_that_are_no_probability_and_integers_which_are_codes_or_bytes_are_refused(bad: float) -> None:
     with pytest.raises(InputError, match=r"\[0, 1\]"):
-        CODE.encode(bad)
-
-
-def test_integers_are_refused_because_they_are_codes_or_bytes_already() -> None:
+        CODE.encode(np.float32([bad]))
     with pytest.raises(InputError, match="float"):
         CODE.encode(np.zeros((2, 2), np.uint8))
 

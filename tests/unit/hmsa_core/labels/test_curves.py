@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.labels import ConfidenceCode
 from hmsa_core.labels.spec import CalibrateConfig
@@ -52,7 +53,7 @@ def test_only_pixels_of_the_region_count_and_conflicts_count_everywhere() -> Non
     assert curves.conflicts.pixels.tolist() == Curves.measure([whole], CLASSES).conflicts.pixels.tolist()
 
 
-def test_the_bands_lie_at_the_boundary_and_away_from_it() -> None:
+def test_the_bands_lie_at_the_boundary_and_away_from_it_and_scale_with_the_height_of_the_image() -> None:
     truth = np.zeros((1024, 64), np.uint8)
     truth[:, 32:] = 1
     wrong = truth.copy()
@@ -65,12 +66,8 @@ def test_the_bands_lie_at_the_boundary_and_away_from_it() -> None:
     assert at["boundary_total"] - at["boundary_correct"] == 1024
     assert at["interior_total"] - at["interior_correct"] == 1024  # column 0; column 31 lies within 2 px
     assert 29 * 1024 <= at["interior_correct"] <= 31 * 1024
-
-
-def test_bands_scale_with_the_height_of_the_image() -> None:
-    truth = np.zeros((512, 64), np.uint8)
-    truth[:, 32:] = 1
-    curves = Curves.measure([_image(truth, np.full_like(truth, 200), truth)], CLASSES)
+    half = truth[:512]
+    curves = Curves.measure([_image(half, np.full_like(half, 200), half)], CLASSES)
     band = int(curves.counts["boundary_total"][0].sum()) / 512
     assert 7 <= band <= 10  # 4 px on each side of the boundary, not 8
 
@@ -110,8 +107,6 @@ def test_a_curves_file_gives_back_every_number(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
-    from hmsa_core.io import sealed
-
     path = tmp_path / "c.json"
     Curves.measure(world(2, 1, seed=1), CLASSES).save(path)
     data = bytearray(path.read_bytes())
@@ -125,12 +120,13 @@ def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_image_and_maps_of_different_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="no calibration images"):
-        Curves.measure([], CLASSES, config=CalibrateConfig())
-    with pytest.raises(InputError, match="differ"):
-        Curves.measure([_image([[1]], [[1]], [[1, 2]])], CLASSES)
-    with pytest.raises(InputError, match="human label"):
-        Curves.measure([_image([[1]], [[1]], [[1]], [[1, 2]])], CLASSES)
+    for images, message in (
+        ([], "no calibration images"),
+        ([_image([[1]], [[1]], [[1, 2]])], "differ"),
+        ([_image([[1]], [[1]], [[1]], [[1, 2]])], "human label"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Curves.measure(images, CLASSES, config=CalibrateConfig())
 
 
 @pytest.mark.parametrize("part", ["label", "truth", "human"])

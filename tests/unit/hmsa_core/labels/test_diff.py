@@ -11,14 +11,12 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.diff import diff_stores, write_pictures
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
-from tests.support.label_maps import maps, opened, toy_classes
+from tests.support.label_maps import maps, opened, stored, toy_classes
 
 
 def _store(path: Path, labels: dict[str, np.ndarray], p: float = 0.95) -> LabelStore:
-    with LabelStoreWriter(path, {"teacher": path.name}) as writer:
-        for name, label in labels.items():
-            writer.add(name, label, np.full(label.shape, p, np.float32))
-    return opened(path)
+    given = {name: (label, np.full(label.shape, p, np.float32)) for name, label in labels.items()}
+    return stored(path, given, {"teacher": path.name})
 
 
 @pytest.fixture
@@ -84,10 +82,8 @@ def test_resized_images_are_told_and_other_classes_refused(tmp_path: Path) -> No
     b = _store(tmp_path / "b", {"n": maps(0, (10, 10))[0]})
     diff = diff_stores(a, b)
     assert (diff.resized, diff.images) == (["n"], [])
-    with LabelStoreWriter(tmp_path / "c", {}, classes=toy_classes()) as writer:
-        writer.add("n", np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.float32))
     with pytest.raises(ConfigError, match="nothing to compare"):
-        diff_stores(a, opened(tmp_path / "c"))
+        diff_stores(a, stored(tmp_path / "c", {"n": np.zeros((2, 2), np.uint8)}, classes=toy_classes()))
     with pytest.raises(InputError, match="at least 1"):
         write_pictures(diff, a, b, tmp_path, limit=0)
 

@@ -4,7 +4,7 @@ import errno
 import json
 import shutil
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import cv2
@@ -16,12 +16,16 @@ from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, LayoutError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
 from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
+from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.importing import find_files, import_folder
+from hmsa_core.labels.merge import MergeRules
+from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.thresholds.policy import from_threshold
-from hmsa_core.metrics import ConfusionMatrix
-from hmsa_core.taxonomy import ClassTable, cityscapes, from_file, mapillary
+from hmsa_core.metrics import ConfusionMatrix, iou_of
+from hmsa_core.taxonomy import cityscapes, from_file, mapillary
 from tests.support.faults import every_exit, every_fault
-from tests.support.label_maps import maps, opened, toy_classes, write_store
+from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
+from tests.support.training import class_file
 
 REFERENCE = Path(__file__).parents[3] / "reference"
 CODE = ConfidenceCode()
@@ -48,24 +52,19 @@ def _dump(folder: Path, golden: dict[str, np.ndarray], stem: str = STEM) -> None
 # --- ids of files ---
 
 
-def _own(tmp_path: Path) -> ClassTable:
-    path = tmp_path / "classes.json"
-    rows = [{"id": i, "name": f"c{i}", "colour": [i, i, i]} for i in range(3)]
-    path.write_text(json.dumps({"dataset": "own", "classes": rows, "ignore_id": 200}))
-    return from_file(path)
-
-
 @pytest.mark.parametrize("fmt", ["cityscapes", "released", "released-flat"])
 @pytest.mark.parametrize(("kind", "ignored"), [("own", 200), ("vistas", 65), ("cityscapes", 0)])
 def test_ignored_pixels_come_back_ignored_whatever_the_first_class_is(
     tmp_path: Path, kind: str, ignored: int, fmt: str
 ) -> None:
-    classes = {"own": lambda: _own(tmp_path), "vistas": mapillary, "cityscapes": cityscapes}[kind]()
+    classes = {
+        "own": lambda: from_file(class_file(tmp_path, "abc", ignore_id=200)),
+        "vistas": mapillary,
+        "cityscapes": cityscapes,
+    }[kind]()
     label = np.array([[0, 1, 255], [2, 255, 0]], np.uint8)
-    with LabelStoreWriter(tmp_path / "store", {}, classes=classes) as writer:
-        writer.add(STEM, label, np.full(label.shape, 0.95, np.float32), city="aachen")
     out = tmp_path / "out" / "gtCoarse"
-    export_store(opened(tmp_path / "store"), out, fmt)
+    export_store(stored(tmp_path / "store", {STEM: label}, classes=classes, city="aachen"), out, fmt)
     ids = next(p for p in out.rglob("*.png") if p.name.endswith(("labelIds.png", "_leftImg8bit.png")))
     assert set(np.asarray(Image.open(ids))[label == 255].tolist()) == {ignored}
     for path in out.rglob("*TrainIds.png"):
@@ -78,16 +77,15 @@ def test_ignored_pixels_come_back_ignored_whatever_the_first_class_is(
 
 
 def test_ids_are_written_as_in_the_released_dump(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
-    with LabelStoreWriter(tmp_path / "store", {}) as writer:
-        writer.add(STEM, golden["pred_trainid"], golden["prob_float32"], city="aachen")
-    export_store(opened(tmp_path / "store"), tmp_path / "out", "released")
+    given = {STEM: (golden["pred_trainid"], golden["prob_float32"])}
+    export_store(stored(tmp_path / "store", given, city="aachen"), tmp_path / "out", "released")
     written = np.asarray(Image.open(tmp_path / "out" / "aachen" / f"{STEM}_leftImg8bit.png"))
     assert np.array_equal(written, golden["dumped_label_png"])
 
 
 @pytest.mark.parametrize("threshold", ["0", "0.5", "0.9"])
 @pytest.mark.parametrize("folder", ["", "aachen", "not_called_by_its_name/aachen"])
-def test_an_import_thresholds_like_the_released_loader_whatever_the_folder_is_called(
+def test_an_import_has_the_released_thresholds_and_centroids_whatever_the_folder_is_called(
     golden: dict[str, np.ndarray], facts: dict, tmp_path: Path, threshold: str, folder: str
 ) -> None:
     _dump(tmp_path / "in" / folder, golden)
@@ -98,20 +96,12 @@ def test_an_import_thresholds_like_the_released_loader_whatever_the_folder_is_ca
     assert store.row(STEM)["city"] == "aachen"
     kept = from_threshold(threshold, store.classes).apply(*store.read(STEM))
     assert np.array_equal(kept, golden[f"loaded_thr{threshold}"])
+    expected = [[int(c), x, y] for c, points in facts["centroids_tile32_dropNone"].items() for x, y in points]
+    found = find_centroids(store.read_label(STEM), 19, 32, edge="drop")
+    assert sorted(found[:, :3].tolist()) == sorted(expected)
     known = facts[f"thr{threshold}"]
     assert np.bincount(kept.ravel(), minlength=256)[:19].tolist() == known["hist"]
     assert np.count_nonzero(kept == 255) == known["ignored"]
-
-
-def test_centroids_of_an_import_are_those_of_the_released_code(
-    golden: dict[str, np.ndarray], facts: dict, tmp_path: Path
-) -> None:
-    _dump(tmp_path / "in", golden)
-    import_folder(tmp_path / "in", tmp_path / "store", cityscapes())
-    label = opened(tmp_path / "store").read_label(STEM)
-    expected = [[int(c), x, y] for c, points in facts["centroids_tile32_dropNone"].items() for x, y in points]
-    found = find_centroids(label, 19, 32, edge="drop")
-    assert sorted(found[:, :3].tolist()) == sorted(expected)
 
 
 @pytest.mark.parametrize("fmt", ["released", "released-flat"])
@@ -200,9 +190,7 @@ def test_cityscapes_files_hold_ids_train_ids_and_colours_and_come_back(tmp_path:
 def test_plain_masks_hold_train_ids_and_come_back(tmp_path: Path) -> None:
     classes = toy_classes()
     label = np.array([[0, 4, 255], [1, 2, 3]], np.uint8)
-    with LabelStoreWriter(tmp_path / "store", {}, classes=classes) as writer:
-        writer.add("-key_A", label, np.full((2, 3), 0.5, np.float32))
-    export_store(opened(tmp_path / "store"), tmp_path / "out", "masks")
+    export_store(stored(tmp_path / "store", {"-key_A": label}, classes=classes), tmp_path / "out", "masks")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "-key_A.png")), label)
     assert import_folder(tmp_path / "out", tmp_path / "back", classes) == ("masks", 1)
     assert np.array_equal(opened(tmp_path / "back").read_label("-key_A"), label)
@@ -219,9 +207,7 @@ def test_masks_with_file_ids_need_to_be_told_so(tmp_path: Path) -> None:
 
 def test_a_submission_is_one_zip_of_ids_at_native_size(tmp_path: Path) -> None:
     label, confidence = (np.kron(a, np.ones((64, 64), a.dtype)) for a in maps(0, (16, 32)))
-    with LabelStoreWriter(tmp_path / "store", {}) as writer:
-        writer.add("berlin_000000_000019", label, confidence)
-    store = opened(tmp_path / "store")
+    store = stored(tmp_path / "store", {"berlin_000000_000019": (label, confidence)})
     export_store(store, tmp_path / "a.zip", "cityscapes-submission")
     export_store(store, tmp_path / "b.zip", "cityscapes-submission")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
@@ -243,10 +229,7 @@ def test_a_submission_is_one_zip_of_ids_at_native_size(tmp_path: Path) -> None:
 
 def test_images_that_were_labelled_by_their_files_names_leave_under_cityscapes_names(tmp_path: Path) -> None:
     """`autolabel label` on the data set's own folders: berlin_000000_000019_leftImg8bit."""
-    label = np.zeros((1024, 2048), np.uint8)
-    with LabelStoreWriter(tmp_path / "store", {}) as writer:
-        writer.add("berlin_000000_000019_leftImg8bit", label, np.ones(label.shape, np.float32))
-    store = LabelStore.open(tmp_path / "store")
+    store = stored(tmp_path / "store", {"berlin_000000_000019_leftImg8bit": np.zeros((1024, 2048), np.uint8)})
     export_store(store, tmp_path / "all.zip", "cityscapes-submission")
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         assert archive.namelist() == ["berlin_000000_000019_pred_labelIds.png"]
@@ -258,12 +241,10 @@ def test_images_that_were_labelled_by_their_files_names_leave_under_cityscapes_n
 
 @pytest.mark.parametrize("fmt", ["cityscapes", "released", "released-flat", "cityscapes-submission"])
 def test_two_images_that_would_be_the_same_files_are_refused_before_any_is_written(tmp_path: Path, fmt: str) -> None:
-    with LabelStoreWriter(tmp_path / "store", {}) as writer:
-        for name in (STEM, f"{STEM}_leftImg8bit"):
-            writer.add(name, np.zeros((4, 6), np.uint8), np.ones((4, 6), np.float32))
+    store = stored(tmp_path / "store", {name: np.zeros((4, 6), np.uint8) for name in (STEM, f"{STEM}_leftImg8bit")})
     out = tmp_path / ("out.zip" if fmt == "cityscapes-submission" else "out")
     with pytest.raises(InputError, match=f"{STEM} and {STEM}_leftImg8bit would be the same files"):
-        export_store(LabelStore.open(tmp_path / "store"), out, fmt)
+        export_store(store, out, fmt)
     assert not out.exists()
 
 
@@ -277,54 +258,43 @@ def test_a_suffix_that_could_not_be_told_from_the_name_is_refused(tmp_path: Path
 
 def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     for i, name in enumerate(("../evil", "a/b", "/abs")):
-        with LabelStoreWriter(tmp_path / f"s{i}", {}) as writer:
-            writer.add(name, *maps(0))
         with pytest.raises(InputError, match="plain file name"):
-            export_store(opened(tmp_path / f"s{i}"), tmp_path / "out", "masks")
+            export_store(stored(tmp_path / f"s{i}", {name: maps(0)}), tmp_path / "out", "masks")
     assert not (tmp_path / "evil.png").exists()
-    with LabelStoreWriter(tmp_path / "city", {}) as writer:
-        writer.add("n", *maps(0), city="../../up")
     with pytest.raises(InputError):
-        export_store(opened(tmp_path / "city"), tmp_path / "released", "released")
+        export_store(stored(tmp_path / "c", {"n": maps(0)}, city="../../up"), tmp_path / "released", "released")
 
 
-def test_unknown_formats_and_empty_folders_are_refused(tmp_path: Path) -> None:
+def test_unknown_formats_and_images_empty_folders_and_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "store", 1)
     with pytest.raises(ConfigError, match="unknown export format"):
-        export_store(LabelStore.open(tmp_path / "store"), tmp_path, "tiff")
+        export_store(opened(tmp_path / "store"), tmp_path, "tiff")
+    with pytest.raises(InputError, match="no image named 'nobody'"):
+        export_store(opened(tmp_path / "store"), tmp_path / "out", "masks", names=["nobody"])
+    assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(LayoutError, match="no PNG"):
         find_files(tmp_path / "empty")
     with pytest.raises(InputError, match="not found"):
         find_files(tmp_path / "nowhere")
-
-
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for city in ("a", "b"):
-        (tmp_path / city).mkdir()
-        cv2.imwrite(str(tmp_path / city / "x.png"), np.zeros((2, 2), np.uint8))
+        (tmp_path / "twice" / city).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "twice" / city / "x.png"), np.zeros((2, 2), np.uint8))
     with pytest.raises(LayoutError, match="both image 'x'"):
-        find_files(tmp_path)
+        find_files(tmp_path / "twice")
 
 
 def test_a_submission_takes_cityscapes_names_and_no_ignored_pixel(tmp_path: Path) -> None:
     full = np.zeros((1024, 2048), np.uint8)
     for name, label, message in (("x", full, "named"), (STEM, np.full_like(full, 255), "ignored pixels")):
-        with LabelStoreWriter(tmp_path / name, {}) as writer:
-            writer.add(name, label, np.ones(full.shape, np.float32))
         with pytest.raises(InputError, match=message):
-            export_store(opened(tmp_path / name), tmp_path / "a.zip", "cityscapes-submission")
+            export_store(stored(tmp_path / name, {name: label}), tmp_path / "a.zip", "cityscapes-submission")
 
 
 def test_a_thresholded_store_is_exported_as_it_is(tmp_path: Path) -> None:
-    from hmsa_core.labels.finalise import Recipe, finalise
-
-    write_store(tmp_path / "raw", 2)
-    raw = opened(tmp_path / "raw")
-    finalise(raw, Recipe(policy=from_threshold(0.9, raw.classes)), tmp_path / "final")
-    final = opened(tmp_path / "final")
+    final = _final(tmp_path, "final")
     with pytest.raises(ConfigError, match="thresholded already"):
-        export_store(final, tmp_path / "out", "masks", policy=from_threshold(0.5, raw.classes))
+        export_store(final, tmp_path / "out", "masks", policy=from_threshold(0.5, final.classes))
     assert export_store(final, tmp_path / "out", "masks", names=final.names()[:1]) == 1
     name = final.names()[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}.png")), final.read_label(name))
@@ -334,26 +304,16 @@ def _final(
     tmp_path: Path, name: str, *, threshold: float = 0.9, without: Collection[str] = (), half: Collection[str] = ()
 ) -> LabelStore:
     """A thresholded store; images of `without` were flagged in review, the upper half of those of `half`."""
-    from hmsa_core.labels.finalise import Recipe, finalise
+
+    def flagged(image: str, height: int, width: int) -> np.ndarray | None:
+        rows = height if image in without else height // 2 if image in half else 0
+        return np.arange(height * width).reshape(height, width) < rows * width if rows else None
 
     if not (tmp_path / "raw").exists():
         write_store(tmp_path / "raw", 3)
     raw = opened(tmp_path / "raw")
-    finalise(
-        raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=_Flagged(without, half)), tmp_path / name
-    )
+    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=flagged), tmp_path / name)
     return opened(tmp_path / name)
-
-
-class _Flagged:
-    """All pixels of some images, the upper half of others."""
-
-    def __init__(self, names: Collection[str], half: Collection[str]) -> None:
-        self.names, self.half = names, half
-
-    def __call__(self, name: str, height: int, width: int) -> np.ndarray | None:
-        rows = height if name in self.names else height // 2 if name in self.half else 0
-        return np.arange(height * width).reshape(height, width) < rows * width if rows else None
 
 
 def test_exported_again_a_folder_holds_what_the_store_holds_now(tmp_path: Path) -> None:
@@ -460,32 +420,16 @@ def test_capital_suffixes_are_read_in_every_format(tmp_path: Path) -> None:
             assert all(np.array_equal(back.read_label(n), final.read_label(n)) for n in final.names())
 
 
-def test_an_unknown_image_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no image named 'nobody'"):
-        export_store(_final(tmp_path, "final"), tmp_path / "out", "masks", names=["nobody"])
-    assert not (tmp_path / "out").exists()
-
-
-class _Drawn:
-    """A person drew class 2 over the upper half."""
-
-    def __call__(self, row: dict[str, object]) -> np.ndarray:
-        return (
-            np.where(np.arange(row["height"])[:, None] < row["height"] // 2, 2, 255)
-            .repeat(row["width"], 1)
-            .astype(np.uint8)
-        )
-
-
 def test_what_people_drew_is_sure_in_a_released_export(tmp_path: Path) -> None:
-    from hmsa_core.labels.finalise import Recipe, finalise
-    from hmsa_core.labels.merge import MergeRules
-    from hmsa_core.labels.spec import MergeConfig
+    def drawn(row: Mapping[str, object]) -> np.ndarray:
+        """A person drew class 2 over the upper half."""
+        upper = np.arange(row["height"])[:, None] < row["height"] // 2
+        return np.where(upper, 2, 255).repeat(row["width"], 1).astype(np.uint8)
 
     write_store(tmp_path / "raw", 2)
     raw = opened(tmp_path / "raw")
     rules = MergeRules.default(raw.classes, MergeConfig(default="human"))
-    finalise(raw, Recipe(policy=from_threshold(0.9, raw.classes), rules=rules, human=_Drawn()), tmp_path / "final")
+    finalise(raw, Recipe(policy=from_threshold(0.9, raw.classes), rules=rules, human=drawn), tmp_path / "final")
     final = opened(tmp_path / "final")
     export_store(final, tmp_path / "out", "released-flat")
     for name in final.names():
@@ -531,4 +475,4 @@ def test_exported_label_ids_get_our_iou_from_the_official_cityscapes_scripts(tmp
         official.evaluatePair(str(answer), str(tmp_path / f"{name}_gt.png"), confusion, {}, {}, official.args)
     theirs = [official.getIouScoreForLabel(i, confusion, official.args) for i in table.train_to_id]
     assert np.isfinite(theirs).sum() > 10
-    np.testing.assert_allclose(ours.iou(), theirs, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(iou_of(ours.counts), theirs, atol=1e-6, rtol=0)

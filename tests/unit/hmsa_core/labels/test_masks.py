@@ -20,11 +20,8 @@ def test_what_is_void_in_nearly_all_images_of_a_camera_is_its_mask() -> None:
     labels = [_truth(2)] * 19 + [_truth(5)]
     masks = measured_masks(labels, 0.9, 20)
     assert np.array_equal(masks[10, 12], _truth(2) == 255)
-
-
-def test_exactly_the_share_is_not_more_than_the_share() -> None:
     labels = [_truth(2)] * 9 + [_truth(0)]
-    assert measured_masks(labels, 0.9, 1) == {}
+    assert measured_masks(labels, 0.9, 1) == {}, "exactly the share is not more than the share"
     assert measured_masks(labels, 0.89, 1) != {}
 
 

@@ -28,37 +28,12 @@ def _rules(actions: np.ndarray) -> MergeRules:
 
 @given(LABELS, LABELS, ACTIONS)
 @settings(max_examples=CASES)
-def test_a_human_pixel_stays_or_becomes_255_unless_its_pair_is_listed(
+def test_each_pair_does_what_its_rule_says_and_the_source_tells_whose_label_it_is(
     pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
 ) -> None:
+    """So a human pixel changes only where a rule says so, and 255 only where a label of the teacher passed."""
     rules = _rules(actions)
-    final = merge_labels(pseudo, human, rules)[0]
-    changed = (human != 255) & (final != human) & (final != 255)
-    for h, p, f in zip(human[changed], pseudo[changed], final[changed], strict=True):
-        assert rules.actions[h, p] == TEACHER
-        assert f == p
-
-
-@given(LABELS, LABELS, ACTIONS)
-@settings(max_examples=CASES)
-def test_255_becomes_a_class_only_through_a_label_that_passed(
-    pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray
-) -> None:
-    final, source = merge_labels(pseudo, human, _rules(actions))
-    filled = (human == 255) & (final != 255)
-    assert np.array_equal(final[filled], pseudo[filled])
-    assert (final[(human == 255) & (pseudo == 255)] == 255).all()
-    assert np.array_equal(source == 0, final == 255)
-    assert np.array_equal(final[source == 1], pseudo[source == 1])
-    assert np.array_equal(final[source == 2], human[source == 2])
-    assert np.array_equal(source == 3, (human == pseudo) & (human != 255))
-
-
-@given(LABELS, LABELS, ACTIONS)
-@settings(max_examples=CASES)
-def test_each_pair_does_what_its_rule_says(pseudo: np.ndarray, human: np.ndarray, actions: np.ndarray) -> None:
-    rules = _rules(actions)
-    final = merge_labels(pseudo, human, rules)[0]
+    final, source = merge_labels(pseudo, human, rules)
     for h, p, f in zip(human.flat, pseudo.flat, final.flat, strict=True):
         if h == 255:
             expected = p
@@ -67,6 +42,11 @@ def test_each_pair_does_what_its_rule_says(pseudo: np.ndarray, human: np.ndarray
         else:
             expected = {HUMAN: h, IGNORED: 255, TEACHER: p}[int(rules.actions[h, p])]
         assert f == expected
+    assert (final.dtype, source.dtype) == (np.uint8, np.uint8)
+    assert np.array_equal(source == 0, final == 255)
+    assert np.array_equal(final[source == 1], pseudo[source == 1])
+    assert np.array_equal(final[source == 2], human[source == 2])
+    assert np.array_equal(source == 3, (human == pseudo) & (human != 255))
 
 
 def test_without_rules_a_conflict_is_ignored_and_without_a_human_label_the_teacher_fills() -> None:
@@ -94,17 +74,17 @@ def test_rules_by_hand_win_and_unknown_classes_are_refused() -> None:
 
 
 def test_wrong_shapes_types_and_actions_are_refused() -> None:
-    rules = MergeRules.default(CLASSES)
-    with pytest.raises(InputError, match="one shape"):
-        merge_labels(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), rules)
-    with pytest.raises(InputError, match="one shape"):
-        merge_labels(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.uint8), rules)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="merge rules must be"):
-        MergeRules(CLASSES, np.zeros((4, 4), np.uint8))
-    with pytest.raises(InputError, match="merge rules must be"):
-        MergeRules(CLASSES, np.zeros((5, 5), np.int64))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="HUMAN on the diagonal"):
-        MergeRules(CLASSES, np.full((5, 5), TEACHER, np.uint8))
+    rules, label = MergeRules.default(CLASSES), np.zeros((2, 2), np.uint8)
+    for pseudo, human in ((label, np.zeros((2, 3), np.uint8)), (label.astype(np.int64), label)):
+        with pytest.raises(InputError, match="one shape"):
+            merge_labels(pseudo, human, rules)
+    for actions, message in (
+        (np.zeros((4, 4), np.uint8), "merge rules must be"),
+        (np.zeros((5, 5), np.int64), "merge rules must be"),
+        (np.full((5, 5), TEACHER, np.uint8), "HUMAN on the diagonal"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MergeRules(CLASSES, actions)
 
 
 def _images(count: int) -> list[CalibrationImage]:
@@ -160,11 +140,6 @@ def test_the_correction_never_exceeds_one_and_needs_all_three_figures() -> None:
     assert (missing["coarse"], missing["calibration_coarse"], missing["corrected"]) == (1.0, None, None)
 
 
-def test_labels_and_sources_stay_bytes() -> None:
-    label, source = merge_labels(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), MergeRules.default(CLASSES))
-    assert (label.dtype, source.dtype) == (np.uint8, np.uint8)
-
-
 def _mixed(count: int) -> list[CalibrationImage]:
     """Human says road, teacher sidewalk: of 24 pixels the human is right in 7, the teacher in 16, nobody in one."""
     human, teacher = np.zeros((1, 24), np.uint8), np.ones((1, 24), np.uint8)
@@ -178,20 +153,16 @@ def test_what_a_measured_rule_stands_on_is_written_beside_it() -> None:
     total = np.full((6, 1), 24)
     low = [round(float(lower_bound(total, np.full((6, 1), right), 0.95)[0]), 4) for right in (7, 16)]
     rules = measure_rules(curves, np.full(5, 100), MergeConfig(min_blocks=3, win_rate=0.6), 0.95)  # at the cut: kept
-    assert rules.evidence == [
-        {
-            "human": "road",
-            "teacher": "sidewalk",
-            "action": "teacher",
-            "source": "measured",
-            "blocks": 6,
-            "pixels": 144,
-            "human_right": 0.2917,
-            "teacher_right": 0.6667,
-            "human_lower": low[0],
-            "teacher_lower": low[1],
-        }
-    ]
+    pair = {
+        "human": "road",
+        "teacher": "sidewalk",
+        "action": "teacher",
+        "source": "measured",
+        "blocks": 6,
+        "pixels": 144,
+    }
+    shares = {"human_right": 0.2917, "teacher_right": 0.6667, "human_lower": low[0], "teacher_lower": low[1]}
+    assert rules.evidence == [pair | shares]
     assert measure_rules(curves, np.full(5, 101), MergeConfig(min_blocks=3), 0.95).evidence == []
 
 

@@ -16,8 +16,10 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, claim_shard, leave, plan_shards, shard_done
 from hmsa_core.labels.store.writer import write_manifest
 from tests.support.label_maps import maps, toy_classes
+from tests.support.training import folder_bytes
 
 KEY = "k" * 64
+ONE, TWO = ShardPlan(0, ("i1",), ("",), KEY), ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
 MIXED = [("i0", ""), ("ü1", ""), ("i2", ""), ("東3", ""), ("i4", ""), ("i5", ""), ("é6", "")]  # not all are ASCII
 NAMES = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4), unique=True)
 
@@ -46,55 +48,41 @@ def test_plans_hold_each_image_once_and_only_ever_grow(old: list[str], new: list
     assert all(1 <= len(plan.names) <= per_shard for plan in grown)
 
 
-def test_images_that_are_no_longer_listed_stay_in_their_shard() -> None:
-    plans = plan_shards([], _images(["a", "b"]), 2, KEY)
-    assert plan_shards(plans, _images(["b"]), 2, KEY) == plans
-
-
-def test_a_changed_teacher_never_goes_into_the_old_plan() -> None:
-    plans = plan_shards([], _images(["a"]), 2, KEY)
-    with pytest.raises(ConfigError, match="other parameters"):
-        plan_shards(plans, _images(["a", "b"]), 2, "another")
-
-
-def test_an_image_whose_content_changed_under_its_name_is_refused() -> None:
-    plans = plan_shards([], [("a", "1")], 2, KEY)
-    with pytest.raises(InputError, match="'a' has changed"):
-        plan_shards(plans, [("a", "2")], 2, KEY)
-
-
-def test_a_name_given_twice_and_a_shard_of_nothing_are_refused() -> None:
-    with pytest.raises(InputError, match="twice"):
-        plan_shards([], [("a", "1"), ("a", "1")], 2, KEY)
-    with pytest.raises(ConfigError, match="at least 1"):
-        plan_shards([], [], 0, KEY)
+def test_images_that_are_no_longer_listed_stay_in_their_shard_and_what_is_no_plan_is_refused() -> None:
+    plans = plan_shards([], [("a", "1"), ("b", "1")], 2, KEY)
+    assert plan_shards(plans, [("b", "1")], 2, KEY) == plans
+    for old, images, per_shard, key, error, message in (
+        (plans, [("a", "1"), ("b", "1"), ("c", "1")], 2, "another", ConfigError, "other parameters"),
+        (plans, [("a", "2")], 2, KEY, InputError, "'a' has changed"),
+        ([], [("a", "1"), ("a", "1")], 2, KEY, InputError, "twice"),
+        ([], [], 0, KEY, ConfigError, "at least 1"),
+    ):
+        with pytest.raises(error, match=message):
+            plan_shards(old, images, per_shard, key)
 
 
 def test_a_shard_is_done_only_with_its_receipt_and_for_its_own_plan(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
-    assert not shard_done(tmp_path, plan)
-    _write(tmp_path, plan)
-    assert shard_done(tmp_path, plan)
+    assert not shard_done(tmp_path, TWO)
+    _write(tmp_path, TWO)
+    assert shard_done(tmp_path, TWO)
     assert not shard_done(tmp_path, ShardPlan(0, ("i1", "i2"), ("", ""), "other"))
     (tmp_path / "receipts" / "shard-00000.json").unlink()
-    assert not shard_done(tmp_path, plan)
+    assert not shard_done(tmp_path, TWO)
 
 
 @pytest.mark.parametrize("file", ["shard-00000.parquet", "sidecar/shard-00000.parquet"])
 def test_a_shard_whose_bytes_changed_is_not_done(tmp_path: Path, file: str) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
-    _write(tmp_path, plan)
+    _write(tmp_path, ONE)
     data = bytearray((tmp_path / file).read_bytes())
     data[len(data) // 2] ^= 4
     (tmp_path / file).write_bytes(bytes(data))
-    assert not shard_done(tmp_path, plan)
+    assert not shard_done(tmp_path, ONE)
 
 
 def test_an_aborted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
 
     def stopped() -> None:
-        with ShardWriter(tmp_path, plan) as shard:
+        with ShardWriter(tmp_path, TWO) as shard:
             shard.add("i1", *maps(1))
             raise RuntimeError("stop")
 
@@ -104,7 +92,7 @@ def test_an_aborted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_shard_cannot_be_acknowledged(tmp_path: Path) -> None:
-    shard = ShardWriter(tmp_path, ShardPlan(0, ("i1", "i2"), ("", ""), KEY))
+    shard = ShardWriter(tmp_path, TWO)
     shard.add("i1", *maps(1))
     with pytest.raises(StoreError, match="1 of its images were not written"):
         shard.close()
@@ -124,21 +112,19 @@ def test_images_come_in_the_order_of_the_plan_and_with_its_content(tmp_path: Pat
 
 
 def test_a_skipped_image_is_told_with_its_reason(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1", "i2"), ("", ""), KEY)
-    with ShardWriter(tmp_path, plan) as shard:
+    with ShardWriter(tmp_path, TWO) as shard:
         shard.skip("i1", "truncated")
         shard.add("i2", *maps(2))
-    write_manifest(tmp_path, [plan], {})
+    write_manifest(tmp_path, [TWO], {})
     store = LabelStore.open(tmp_path, strict=True)
     assert store.names() == ["i2"]
     assert store.manifest["shards"][0]["skipped"] == [{"name": "i1", "reason": "truncated"}]
 
 
 def test_two_writers_never_share_a_shard(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
-    with ShardWriter(tmp_path, plan) as shard:
+    with ShardWriter(tmp_path, ONE) as shard:
         with pytest.raises(LockedError, match="shard-00000"):
-            ShardWriter(tmp_path, plan)
+            ShardWriter(tmp_path, ONE)
         shard.add("i1", *maps(1))
 
 
@@ -150,11 +136,6 @@ def test_a_manifest_needs_every_receipt_and_one_class_table(tmp_path: Path) -> N
     _write(tmp_path, plans[1])
     with pytest.raises(StoreError, match="class table"):
         write_manifest(tmp_path, plans, {}, classes=toy_classes())
-
-
-def _digests(root: Path) -> dict[str, bytes]:
-    files = sorted(p for p in root.rglob("*") if p.is_file() and ".locks" not in p.parts)
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
 
 
 def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash_seed(tmp_path: Path) -> None:
@@ -183,13 +164,12 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_folder_locale_and_hash
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert _digests(tmp_path / "one") == _digests(other)
+    assert folder_bytes(tmp_path / "one", (".lock",)) == folder_bytes(other, (".lock",))
 
 
 def test_receipts_and_manifest_hold_no_absolute_path_and_no_time(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
-    _write(tmp_path, plan)
-    write_manifest(tmp_path, [plan], {})
+    _write(tmp_path, ONE)
+    write_manifest(tmp_path, [ONE], {})
     for file in ("receipts/shard-00000.json", "manifest.json"):
         text = (tmp_path / file).read_text()
         assert str(tmp_path) not in text
@@ -212,17 +192,16 @@ def test_receipts_and_manifest_hold_no_absolute_path_and_no_time(tmp_path: Path)
 def test_wrong_types_shapes_and_ids_are_refused_and_the_shard_goes_on(
     tmp_path: Path, label: np.ndarray, confidence: np.ndarray, message: str
 ) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
-    with ShardWriter(tmp_path, plan) as shard:
+    with ShardWriter(tmp_path, ONE) as shard:
         with pytest.raises(InputError, match=message):
             shard.add("i1", label, confidence)
         shard.add("i1", *maps(1))
-    assert shard_done(tmp_path, plan)
+    assert shard_done(tmp_path, ONE)
 
 
 def test_a_human_label_must_have_the_same_size_and_known_ids(tmp_path: Path) -> None:
     label, confidence = maps(1)
-    with ShardWriter(tmp_path, ShardPlan(0, ("i1",), ("",), KEY)) as shard:
+    with ShardWriter(tmp_path, ONE) as shard:
         with pytest.raises(InputError, match="coarse"):
             shard.add("i1", label, confidence, coarse=label[1:])
         with pytest.raises(InputError, match="coarse holds"):
@@ -232,31 +211,30 @@ def test_a_human_label_must_have_the_same_size_and_known_ids(tmp_path: Path) -> 
 
 def test_a_source_map_belongs_to_thresholded_shards_only(tmp_path: Path) -> None:
     label = maps(1)[0]
-    with ShardWriter(tmp_path / "raw", ShardPlan(0, ("i1",), ("",), KEY)) as shard:
+    with ShardWriter(tmp_path / "raw", ONE) as shard:
         with pytest.raises(InputError, match="source map"):
             shard.add_coded("i1", label, label, source=label)
         shard.add("i1", *maps(1))
-    with ShardWriter(tmp_path / "final", ShardPlan(0, ("i1",), ("",), KEY), kind="thresholded") as shard:
+    with ShardWriter(tmp_path / "final", ONE, kind="thresholded") as shard:
         with pytest.raises(InputError, match="source map"):
             shard.add_coded("i1", label, label)
         shard.add_coded("i1", label, label, source=label)
 
 
 def test_a_shard_that_cannot_be_opened_gives_its_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
     (tmp_path / "shard-00000.parquet").mkdir()
-    shard = ShardWriter(tmp_path, plan)
+    shard = ShardWriter(tmp_path, ONE)
     shard.add("i1", *maps(1))
     with pytest.raises(HmsaError, match="shard-00000"):
         shard.close()
     (tmp_path / "shard-00000.parquet").rmdir()
     monkeypatch.setattr("hmsa_core.labels.store.shards.ParquetSink", _fail)
     with pytest.raises(OSError, match="no"):
-        ShardWriter(tmp_path, plan)
+        ShardWriter(tmp_path, ONE)
     monkeypatch.undo()
-    _write(tmp_path, plan)
+    _write(tmp_path, ONE)
     (tmp_path / "sidecar" / "shard-00000.parquet").unlink()
-    assert not shard_done(tmp_path, plan)
+    assert not shard_done(tmp_path, ONE)
 
 
 def _fail(*_: object, **__: object) -> None:
@@ -297,13 +275,12 @@ def test_processes_that_race_for_shards_write_each_exactly_once(tmp_path: Path) 
 
 
 def test_a_claim_is_refused_while_another_writes_and_after_it_is_done(tmp_path: Path) -> None:
-    plan = ShardPlan(0, ("i1",), ("",), KEY)
-    shard = claim_shard(tmp_path, plan)
+    shard = claim_shard(tmp_path, ONE)
     assert shard is not None
-    assert claim_shard(tmp_path, plan) is None
+    assert claim_shard(tmp_path, ONE) is None
     shard.add("i1", *maps(1))
     shard.close()
-    assert claim_shard(tmp_path, plan) is None
+    assert claim_shard(tmp_path, ONE) is None
 
 
 def test_a_rank_leaves_the_open_shards_of_other_nodes_alone(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_totals_conflicts_cities_and_sizes_are_those_of_the_pixels(store: Path) 
     assert statistics.pixels.tolist() == [24 * 40] * 7
     assert statistics.cities == [f"city{i % 3}" for i in range(7)]
     assert np.array_equal(statistics.pairs().sum(axis=0), totals)
+    assert statistics.totals("nowhere").sum() == 0
+    assert cumulative(np.array([[1, 0, 2, 5]])).tolist() == [[8, 7, 7, 5]], "pixels with at least each code"
 
 
 def test_images_keep_their_order_when_shards_are_appended(tmp_path: Path) -> None:
@@ -113,11 +115,6 @@ def test_sparse_histograms_add_up_to_the_image(seed: int, with_human: bool) -> N
     assert got == Counter(zip(label.flat, humans.flat, code.flat, strict=True))
 
 
-def test_cumulative_counts_pixels_with_at_least_each_code() -> None:
-    counts = np.array([[1, 0, 2, 5]])
-    assert cumulative(counts).tolist() == [[8, 7, 7, 5]]
-
-
 def test_sums_that_do_not_fit_the_totals_are_refused(tmp_path: Path) -> None:
     """A number that changed without any checksum noticing still contradicts the table of sums."""
     write_store(tmp_path, 2)
@@ -126,7 +123,3 @@ def test_sums_that_do_not_fit_the_totals_are_refused(tmp_path: Path) -> None:
     statistics._all_totals[3, 200] += 1
     with pytest.raises(StoreError, match="sums"):
         statistics.kept(90)
-
-
-def test_an_unknown_city_has_no_pixels(store: Path) -> None:
-    assert StoreStatistics.open(store).totals("nowhere").sum() == 0

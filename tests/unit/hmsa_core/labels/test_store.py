@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import subprocess
@@ -7,13 +8,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter
+from hmsa_core.labels.store import reader
+from hmsa_core.labels.store.format import footer_sha256
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.taxonomy import mapillary
-from tests.support.label_maps import maps, opened, toy_classes, write_store
+from tests.support.label_maps import maps, opened, stored, toy_classes, write_store
 
 CODE = ConfidenceCode()
 
@@ -34,13 +42,6 @@ def test_what_was_written_is_read_back_by_name(tmp_path: Path, codec: str, per_s
         assert np.array_equal(store.read_label(name), label)
 
 
-def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
-    LabelStoreWriter(tmp_path, {}).close()
-    store = opened(tmp_path)
-    assert store.names() == []
-    assert list(store.rows()) == []
-
-
 def test_metadata_and_lineage_are_kept_and_absent_lineage_is_unknown(tmp_path: Path) -> None:
     write_store(tmp_path, lineage={"teacher": "t" * 64, "note": [1, 2]})
     store = opened(tmp_path)
@@ -57,6 +58,8 @@ def test_metadata_and_lineage_are_kept_and_absent_lineage_is_unknown(tmp_path: P
     assert store.lineage["scales"] == store.lineage["licences"] == "unknown"
     assert store.manifest["edges"] == list(CODE.edges)
     assert store.classes.name == "cityscapes"
+    with pytest.raises(InputError, match="no source"):
+        store.read_source(store.names()[0])
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -166,8 +169,6 @@ def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_with_its_version(tmp_path: Path) -> None:
-    from hmsa_core.io import sealed
-
     write_store(tmp_path, 1)
     value = {k: v for k, v in sealed.read(tmp_path / "manifest.json").items() if k != "digest"}
     sealed.write(tmp_path / "manifest.json", {**value, "version": 2})
@@ -189,16 +190,8 @@ def test_a_store_travels_to_loader_workers_and_survives_a_fork(tmp_path: Path) -
     assert np.array_equal(store.read(name)[0], given[name][0])
 
 
-def test_a_raw_store_has_no_source_maps(tmp_path: Path) -> None:
-    write_store(tmp_path, 1)
-    with opened(tmp_path) as store, pytest.raises(InputError, match="no source"):
-        store.read_source(store.names()[0])
-
-
 def test_more_shards_than_may_be_open_are_all_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmsa_core.labels.store import reader as module
-
-    monkeypatch.setattr(module, "_OPEN_FILES", 2)
+    monkeypatch.setattr(reader, "_OPEN_FILES", 2)
     given = write_store(tmp_path, 5, per_shard=1)
     store = LabelStore.open(tmp_path)
     for name in [*given, *given]:
@@ -220,10 +213,6 @@ def test_publishing_links_the_files_and_mirrors_the_source(tmp_path: Path) -> No
 def test_duckdb_and_polars_read_the_shards_as_they_are(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     polars = pytest.importorskip("polars")
-    import io
-
-    from PIL import Image
-
     given = write_store(tmp_path, 5)
     shards = str(tmp_path / "shard-*.parquet")
     rows = duckdb.sql(f"select name, city, height, label from '{shards}' order by name").fetchall()
@@ -286,25 +275,21 @@ def test_twenty_thousand_rows_are_written_verified_and_read_in_300_mb(tmp_path: 
     assert _memory(tmp_path, 20_000) < 300
 
 
-def test_a_store_of_no_images_a_shard_and_closing_twice(tmp_path: Path) -> None:
+def test_a_store_of_no_images_one_of_none_a_shard_and_closing_twice(tmp_path: Path) -> None:
+    LabelStoreWriter(tmp_path / "empty", {}).close()
+    store = opened(tmp_path / "empty")
+    assert (store.names(), list(store.rows())) == ([], [])
     with pytest.raises(ConfigError, match="at least 1"):
-        LabelStoreWriter(tmp_path, {}, 0)
-    writer = LabelStoreWriter(tmp_path, {})
+        LabelStoreWriter(tmp_path / "one", {}, 0)
+    writer = LabelStoreWriter(tmp_path / "one", {})
     writer.add("a", *maps(0))
-    assert writer.close() == writer.close() == opened(tmp_path).digest
+    assert writer.close() == writer.close() == opened(tmp_path / "one").digest
     writer.abort()  # nothing is left to give up
-    assert len(opened(tmp_path)) == 1
+    assert len(opened(tmp_path / "one")) == 1
 
 
 def _rewrite(root: Path, **changes: object) -> None:
     """Make a manifest that matches a changed shard: what an error of a writer would leave."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from hmsa_core.io import sealed
-    from hmsa_core.io.atomic import sha256_file
-    from hmsa_core.labels.store.format import footer_sha256
-
     path = root / "shard-00000.parquet"
     table = pq.read_table(path)
     for column, value in changes.items():
@@ -329,31 +314,20 @@ def _rewrite(root: Path, **changes: object) -> None:
     ],
 )
 def test_a_row_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    with LabelStoreWriter(tmp_path, {}) as writer:
-        writer.add("a", *maps(0))
+    stored(tmp_path, {"a": maps(0)})
     _rewrite(tmp_path, **changes)
     with pytest.raises(StoreError, match=message):
         LabelStore.open(tmp_path).read("a")
 
 
 def test_a_row_group_of_several_rows_is_refused(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    with LabelStoreWriter(tmp_path, {}) as writer:
-        writer.add("a", *maps(0))
-        writer.add("b", *maps(1))
+    stored(tmp_path, {"a": maps(0), "b": maps(1)})
     path = tmp_path / "shard-00000.parquet"
     table = pq.read_table(path)
     pq.write_table(table, path)
     store = LabelStore.open(tmp_path)
     assert [p.file for p in store.problems] == ["shard-00000.parquet"]
     store._bad.clear()
-    store.manifest["shards"][0] |= {"size_bytes": path.stat().st_size, "footer_sha256": _footer(path)}
+    store.manifest["shards"][0] |= {"size_bytes": path.stat().st_size, "footer_sha256": footer_sha256(path)}
     with pytest.raises(StoreError, match="holds 2 rows"):
         store.read("a")
-
-
-def _footer(path: Path) -> str:
-    from hmsa_core.labels.store.format import footer_sha256
-
-    return footer_sha256(path)

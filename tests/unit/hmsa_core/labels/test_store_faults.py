@@ -16,6 +16,7 @@ from hmsa_core.labels.store.shards import ShardWriter, plan_shards, shard_done
 from hmsa_core.labels.store.writer import write_manifest
 from tests.support.faults import FaultyOps
 from tests.support.label_maps import maps, toy_classes
+from tests.support.training import folder_bytes
 
 PLANS = plan_shards([], [(f"i{i}", "") for i in range(3)], 2, "key")
 LINEAGE = {"teacher": "t"}
@@ -44,11 +45,6 @@ def _attempt(root: Path) -> Exception | None:
     return None
 
 
-def _bytes(root: Path) -> dict[str, bytes]:
-    files = (p for p in root.rglob("*") if p.is_file() and ".locks" not in p.parts)
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
-
-
 def _is_old_or_new(root: Path) -> None:
     """There is no store, or a whole one; acknowledged shards are whole."""
     try:
@@ -64,7 +60,7 @@ def _is_old_or_new(root: Path) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("whole")
     _run(root)
-    return _bytes(root)
+    return folder_bytes(root, (".lock",))
 
 
 def _points() -> int:
@@ -96,7 +92,7 @@ def test_each_failing_operation_leaves_the_old_or_the_new_state(
                 assert isinstance(outcome, (NoSpaceError, StoreError))
         _is_old_or_new(root)
         _run(root)
-        assert _bytes(root) == uninterrupted, n
+        assert folder_bytes(root, (".lock",)) == uninterrupted, n
 
 
 @pytest.mark.fault
@@ -115,4 +111,4 @@ def test_a_process_that_ends_at_any_operation_is_taken_up_by_the_next(
         assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 99
         _is_old_or_new(root)
         _run(root)
-        assert _bytes(root) == uninterrupted, n
+        assert folder_bytes(root, (".lock",)) == uninterrupted, n

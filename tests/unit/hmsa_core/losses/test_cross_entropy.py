@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.losses import _pixels, cross_entropy
+from hmsa_core.losses import cross_entropy
 from tests.unit.hmsa_core.losses.test_rmi_behaviour import scene
 
 
@@ -52,14 +52,6 @@ def test_extreme_scores_stay_finite(value: float) -> None:
     (gradient,) = torch.autograd.grad(loss, hot)
     torch.testing.assert_close(loss, F.cross_entropy(hot, labels, ignore_index=255))
     assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("block_bytes", [1, 3000, 1 << 30])
-def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = scene(4, (3, 5, 16, 20))
-    whole = torch.autograd.grad(cross_entropy(logits, labels), logits)[0]
-    monkeypatch.setitem(_pixels.BLOCK_BYTES, "cpu", block_bytes)
-    torch.testing.assert_close(torch.autograd.grad(cross_entropy(logits, labels), logits)[0], whole)
 
 
 def test_other_layouts_dtypes_and_factors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.losses import _pixels, released_bce, rmi_loss, rmi_parts
+from hmsa_core.losses import _pixels, cross_entropy, released_bce, rmi_loss, rmi_parts
 from research.bench.reference.rmi_plain import rmi_plain
 
 
@@ -53,13 +54,16 @@ def test_the_gradient_agrees_with_finite_differences(rmi_ignore: str) -> None:
     )
 
 
-@pytest.mark.parametrize("block_bytes", [1, 20_000, 1 << 30])
-def test_the_size_of_a_block_does_not_change_the_result(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block_bytes", [1, 3000, 20_000, 1 << 30])
+@pytest.mark.parametrize("loss", [rmi_loss, cross_entropy])
+def test_the_size_of_a_block_does_not_change_the_result(
+    loss: Callable[..., torch.Tensor], block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits, labels = scene(4, (3, 5, 32, 40))
-    whole = rmi_loss(logits, labels)
+    whole = loss(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
     monkeypatch.setitem(_pixels.BLOCK_BYTES, "cpu", block_bytes)
-    cut = rmi_loss(logits, labels)
+    cut = loss(logits, labels)
     (gradient,) = torch.autograd.grad(cut, logits)
     assert cut.item() == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-15)

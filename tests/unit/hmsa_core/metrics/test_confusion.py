@@ -66,9 +66,6 @@ def test_a_class_in_neither_is_nan_and_one_only_predicted_scores_zero():
     assert np.isnan(iou[3]), "a prediction on an ignored pixel counts nowhere"
     assert mean_iou_of(iou_of(matrix.counts)) == 0.5
     assert iou_of(ConfusionMatrix(2).update(np.array([1]), np.array([0])).counts).tolist() == [0.0, 0.0]
-
-
-def test_nothing_to_score_is_nan_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert math.isnan(mean_iou_of(iou_of(ConfusionMatrix(3).counts)))
@@ -138,12 +135,9 @@ def test_blocks_add_up_beyond_the_exact_range_of_float32_counters(monkeypatch):
         (np.zeros(2, np.float32), np.zeros(2, np.uint8), "must hold integers"),
     ],
 )
-def test_maps_that_cannot_be_scored_are_refused_in_one_line(pred, label, message):
+def test_maps_that_cannot_be_scored_and_more_classes_than_a_byte_can_hold_are_refused_in_one_line(pred, label, message):
     with pytest.raises(InputError, match=message):
         ConfusionMatrix(3).update(pred, label)
-
-
-def test_the_number_of_classes_is_limited_to_what_a_byte_can_hold():
     with pytest.raises(InputError, match=r"num_classes must be 1\.\.255, found 256"):
         ConfusionMatrix(256)
 

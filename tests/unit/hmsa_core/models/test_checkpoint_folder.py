@@ -60,14 +60,17 @@ def test_the_folder_or_either_file_gives_the_same_model_back(folder: Path, name:
     assert model.meta["lineage"] == {"images": {"ab": "aachen_000000_000019"}}
     assert model.meta["inference"] == {"scales": [0.5, 1.0], "flip": False}
     assert model.meta["extra"] == {"epochs": 3}
+    state = model.state_dict()
+    assert (model.meta["tensors"], model.meta["values"]) == (len(state), sum(t.numel() for t in state.values()))
     image = torch.ones(1, 3, 32, 32)
     assert torch.equal(model.predict(image).logits, original.predict(image).logits)
 
 
-def test_a_loaded_model_can_be_trained_on(folder: Path) -> None:
+def test_a_loaded_model_can_be_trained_on_and_is_on_the_device_that_is_asked_for(folder: Path) -> None:
     model = models.load(folder).train()
     model(torch.ones(2, 3, 32, 32)).logits.sum().backward()
     assert all(p.requires_grad for p in model.parameters())
+    assert {p.device.type for p in models.load(folder, "meta").parameters()} == {"meta"}
 
 
 def test_the_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
@@ -201,15 +204,6 @@ def test_a_folder_that_holds_other_files_keeps_them_and_never_has_a_mixed_checkp
         shutil.copytree(kept, target)
     assert {path.name for path in target.iterdir()} == {"notes.txt", "model.json", "model.safetensors"}
     assert found() == [1.0] * 3
-
-
-def test_the_record_counts_tensors_and_values(folder: Path) -> None:
-    state, meta = models.load(folder).state_dict(), models.read_meta(folder)
-    assert (meta["tensors"], meta["values"]) == (len(state), sum(t.numel() for t in state.values()))
-
-
-def test_a_model_is_loaded_onto_the_device_that_is_asked_for(folder: Path) -> None:
-    assert {p.device.type for p in models.load(folder, "meta").parameters()} == {"meta"}
 
 
 def test_weights_of_a_trunk_alone_are_no_model(folder: Path) -> None:

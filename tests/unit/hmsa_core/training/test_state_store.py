@@ -14,7 +14,7 @@ import torch
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, IntegrityError
-from hmsa_core.training.state import StateStore, optimiser_tensors
+from hmsa_core.training.state import Snapshot, StateStore, optimiser_tensors
 from tests.support.faults import every_exit, every_fault
 from tests.support.training import folder_bytes
 
@@ -32,8 +32,6 @@ def store(folder: Path, **options: object) -> StateStore:
 
 
 def assert_is(found: object, step: int) -> None:
-    from hmsa_core.training.state import Snapshot
-
     assert isinstance(found, Snapshot)
     assert found.step == step
     assert found.record == {"figure": 0.1 * step}
@@ -59,31 +57,38 @@ def two_saved_states(folder: Path) -> Callable[[], None]:
     return reset
 
 
+def assert_old_or_new(folder: Path, whole: dict[str, bytes]) -> None:
+    """After a failed save of state 3: state 2 or 3 is found whole, and the run that goes on ends with the same bytes."""
+    states = store(folder)
+    states.sweep()
+    found = states.latest()
+    assert found is not None
+    assert_is(found, found.step)
+    assert found.step in (2, 3)
+    assert len(states.steps()) >= 2
+    assert not list((folder / "state").rglob("*.tmp"))
+    assert whole_after_the_third(folder) == whole, "the run that goes on ends with the same bytes"
+
+
 def whole_after_the_third(folder: Path) -> dict[str, bytes]:
     """Save state 3 (again) without a fault; all bytes that are there then."""
     save(store(folder), 3)
     return folder_bytes(folder / "state")
 
 
-def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_saved_state_comes_back_bit_for_bit_and_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert store(tmp_path).latest() is None
     save(store(tmp_path), 7)
     assert_is(store(tmp_path).latest(), 7)
 
 
-def test_an_empty_folder_has_no_state(tmp_path: Path) -> None:
-    assert store(tmp_path).latest() is None
-
-
-def test_the_last_two_states_are_kept_and_the_newest_is_used(tmp_path: Path) -> None:
+def test_the_last_two_states_are_kept_and_the_newest_is_used_and_fewer_are_refused(tmp_path: Path) -> None:
     states = store(tmp_path)
     for step in (1, 2, 3, 4):
         save(states, step)
     assert states.steps() == [3, 4]
     assert_is(states.latest(), 4)
     assert not list((tmp_path / "state").glob("step-00000001/*"))
-
-
-def test_fewer_than_two_kept_states_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 2"):
         store(tmp_path, keep=1)
 
@@ -104,18 +109,14 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_is_used(
     assert "SHA-256" in caplog.text
 
 
-def test_only_damaged_states_are_an_error_not_a_fresh_start(tmp_path: Path) -> None:
+def test_only_damaged_states_and_those_of_other_settings_are_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     states = store(tmp_path)
     save(states, 1)
+    with pytest.raises(ConfigError, match="other settings or data"):
+        StateStore(tmp_path / "state", key="other").latest()
     (tmp_path / "state" / "step-00000001" / "model.safetensors").write_bytes(b"")
     with pytest.raises(IntegrityError, match="none of 1 training states"):
         states.latest()
-
-
-def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
-    save(store(tmp_path), 3)
-    with pytest.raises(ConfigError, match="other settings or data"):
-        StateStore(tmp_path / "state", key="other").latest()
 
 
 def test_a_state_that_was_moved_to_another_step_is_not_believed(tmp_path: Path) -> None:
@@ -170,15 +171,7 @@ def test_a_fault_at_any_file_operation_leaves_the_old_or_the_new_state(
     reset()
     for _ in every_fault(lambda: save(store(tmp_path), 3), error, persistent=persistent):
         points += 1
-        states = store(tmp_path)
-        states.sweep()
-        found = states.latest()
-        assert found is not None
-        assert_is(found, found.step)
-        assert found.step in (2, 3)
-        assert len(states.steps()) >= 2
-        assert not list((tmp_path / "state").rglob("*.tmp"))
-        assert whole_after_the_third(tmp_path) == whole, "the run that goes on ends with the same bytes"
+        assert_old_or_new(tmp_path, whole)
         reset()
     assert points >= 15
     assert store(tmp_path).steps() == [2, 3]
@@ -190,13 +183,7 @@ def test_an_exit_at_any_file_operation_leaves_the_old_or_the_new_state(tmp_path:
     whole = whole_after_the_third(tmp_path)
     reset()
     for _ in every_exit(lambda: save(store(tmp_path), 3)):
-        states = store(tmp_path)
-        states.sweep()
-        found = states.latest()
-        assert found is not None
-        assert_is(found, found.step)
-        assert found.step in (2, 3)
-        assert whole_after_the_third(tmp_path) == whole
+        assert_old_or_new(tmp_path, whole)
         reset()
     states = store(tmp_path)
     assert states.steps() == [2, 3]

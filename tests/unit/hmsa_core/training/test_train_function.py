@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import json
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,7 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.lineage import lineage_of_checkpoint
 from hmsa_core.models import load
 from hmsa_core.training import train
-from tests.support.training import CLASSES, config, folder_bytes, picture
+from tests.support.training import CLASSES, class_file, config, folder_bytes, picture
 
 
 @pytest.fixture
@@ -25,8 +24,7 @@ def photos(tmp_path: Path) -> Path:
         image, label = picture(i, len(CLASSES), (64, 96))
         cv2.imwrite(str(tmp_path / "images" / f"photo{i}.png"), image[..., ::-1])
         cv2.imwrite(str(tmp_path / "labels" / f"photo{i}.png"), label)
-    rows = [{"id": i, "name": name, "colour": [9 * i, 9, 9]} for i, name in enumerate(CLASSES)]
-    (tmp_path / "classes.json").write_text(json.dumps({"classes": rows}))
+    class_file(tmp_path, CLASSES)
     return tmp_path
 
 
@@ -56,7 +54,6 @@ def test_a_folder_in_use_and_a_label_that_holds_no_class_are_refused(photos: Pat
     data = {"images": photos / "images", "labels": photos / "labels", "classes": photos / "classes.json"}
     with FileLock(photos / "run" / "rank0.lock"), pytest.raises(LockedError, match="in use"):
         train(**data, out=photos / "run", config=config(epochs=1))
-    rows = {"classes": [{"id": 0, "name": "road", "colour": [1, 2, 3]}]}
-    (photos / "classes.json").write_text(json.dumps(rows))
+    class_file(photos, ["road"])
     with pytest.raises(InputError):
         train(**data, out=photos / "other", config=config(epochs=1))

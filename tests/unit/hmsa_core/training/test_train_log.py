@@ -81,16 +81,12 @@ def test_on_a_terminal_progress_is_one_bar_with_rate_and_time_left() -> None:
     assert "images/s" in shown
 
 
-def test_hours_are_shown_as_such() -> None:
-    stream = io.StringIO()
-    progress = Progress(10, what="x", stream=stream, every_s=0.0)
-    progress._start -= 3600
-    progress.update(1)
-    assert "9:00:0" in stream.getvalue(), "nine tenths are left, one took an hour"
-
-
-def test_silent_progress_says_nothing() -> None:
-    stream = io.StringIO()
-    with Progress(2, what="x", enabled=False, stream=stream, every_s=0.0) as progress:
-        progress.update(2)
-    assert stream.getvalue() == ""
+def test_hours_are_shown_as_such_and_silent_progress_says_nothing() -> None:
+    for enabled in (True, False):
+        stream = io.StringIO()
+        progress = Progress(10, what="x", enabled=enabled, stream=stream, every_s=0.0)
+        progress._start -= 3600
+        progress.update(1)
+        progress.close()
+        assert ("9:00:0" in stream.getvalue()) == enabled, "nine tenths are left, one took an hour"
+        assert enabled or stream.getvalue() == ""

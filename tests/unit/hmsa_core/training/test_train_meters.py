@@ -21,12 +21,16 @@ def put(m: Meters, step: int, loss: float, images: int = 2) -> None:
     )
 
 
-def test_means_are_over_passes_and_counts_are_sums() -> None:
-    m = meters()
-    for step, loss in enumerate((1.0, 2.0, 6.0)):
+def feed(m: Meters, losses: list[float], first: int = 0) -> None:
+    for step, loss in enumerate(losses, first):
         put(m, step, loss)
         assert not m.exchange(stop=False).stop
         m.fold()
+
+
+def test_means_are_over_passes_and_counts_are_sums() -> None:
+    m = meters()
+    feed(m, [1.0, 2.0, 6.0])
     means, counts = m.read("window")
     assert means == {"aux": 1.5, "loss": 3.0}
     assert counts == {"images": 6, "class:0": 30}
@@ -73,20 +77,10 @@ def test_a_step_that_is_given_up_leaves_no_trace() -> None:
 
 
 def test_saved_sums_go_on_bit_for_bit() -> None:
-    whole, first = meters(), meters()
+    whole, first, second = meters(), meters(), meters()
     losses = [0.1 * i + 1e-9 for i in range(7)]
-    for step, loss in enumerate(losses):
-        put(whole, step, loss)
-        whole.exchange(stop=False)
-        whole.fold()
-    for step, loss in enumerate(losses[:3]):
-        put(first, step, loss)
-        first.exchange(stop=False)
-        first.fold()
-    second = meters()
+    feed(whole, losses)
+    feed(first, losses[:3])
     second.load(first.state())
-    for step, loss in enumerate(losses[3:]):
-        put(second, step, loss)
-        second.exchange(stop=False)
-        second.fold()
+    feed(second, losses[3:], 3)
     assert second.state() == whole.state()

@@ -14,11 +14,11 @@ from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.ranks import start_ranks
-from hmsa_core.spec import Selection, TrainSpec, ValidationData
+from hmsa_core.spec import TrainSpec
 from hmsa_core.training import run as train
 from hmsa_core.training.trainer import Trainer
 from tests.support.ranks import run_ranks
-from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
+from tests.support.training import assert_same_run, context, log_of, student_spec, write_student_data
 
 pytestmark = pytest.mark.chain  # ranks are processes of their own
 
@@ -28,27 +28,11 @@ LAST = 6
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    write_data(folder, prefix="extra", images=6, first_seed=100)
-    write_data(folder, prefix="held", images=3, first_seed=200, role="calibrate")
-    write_store(folder, folder / "store")
-    return folder
+    return write_student_data(tmp_path_factory.mktemp("data"))
 
 
 def student(data: Path, work: Path, **changes: object) -> TrainSpec:
-    return train_spec(
-        data,
-        work,
-        global_batch=4,
-        checkpoint_every=2,
-        pseudo=pseudo_data(data, data / "store"),
-        pseudo__fine_only_epochs=1,
-        **changes,
-        validation=ValidationData(
-            selection=Selection(index=data / "held.parquet", roles=("calibrate",)), every_epochs=2
-        ),
-    )
+    return student_spec(data, work, global_batch=4, checkpoint_every=2, **changes)
 
 
 def run_two(spec: TrainSpec, prepare: Callable[[int, StopRequest], None] = lambda rank, stop: None) -> list[int]:
@@ -153,10 +137,7 @@ def test_two_ranks_resume_to_the_same_bytes(name: str, data: Path, uninterrupted
         assert status == [143, 143], "all ranks stop at the same step with the same status"
     assert not (spec.work / "model" / "model.json").exists()
     assert run_two(spec) == [0, 0]
-    assert folder_bytes(spec.work / "model") == folder_bytes(uninterrupted / "model")
-    last = f"state/step-{LAST:08d}"
-    assert folder_bytes(spec.work / last) == folder_bytes(uninterrupted / last)
-    assert log_of(spec.work) == log_of(uninterrupted)
+    assert_same_run(spec.work, uninterrupted, LAST)
 
 
 def freeze_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,21 @@ import torch
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.ranks import Ranks
-from hmsa_core.spec import Selection, TrainSpec, ValidationData
+from hmsa_core.spec import TrainSpec
 from hmsa_core.training import run as train
 from hmsa_core.training.run import Validation
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 from tests.support.faults import faulty
-from tests.support.training import context, folder_bytes, log_of, pseudo_data, train_spec, write_data, write_store
+from tests.support.training import (
+    assert_same_run,
+    context,
+    folder_bytes,
+    log_of,
+    student_spec,
+    train_spec,
+    write_student_data,
+)
 
 
 class KilledError(Exception):
@@ -32,30 +40,13 @@ LAST = 12
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    write_data(folder, prefix="extra", images=6, first_seed=100)
-    write_data(folder, prefix="held", images=2, first_seed=200, role="calibrate")
-    write_store(folder, folder / "store")
-    return folder
+    return write_student_data(tmp_path_factory.mktemp("data"))
 
 
 def student(data: Path, work: Path, **changes: object) -> TrainSpec:
     """Everything at once: mixed crops, a fine-only last epoch, accumulation, dropout, average, validation."""
-    return train_spec(
-        data,
-        work,
-        checkpoint_every=3,
-        pseudo=pseudo_data(data, data / "store"),
-        pseudo__fine_only_epochs=1,
-        pseudo__mix="classmix",
-        loss__per_scale_weight=0.05,
-        optimiser__clip_norm=1.0,
-        validation=ValidationData(
-            selection=Selection(index=data / "held.parquet", roles=("calibrate",)), every_epochs=2
-        ),
-        **changes,
-    )
+    changes = {"pseudo__mix": "classmix", "loss__per_scale_weight": 0.05, "optimiser__clip_norm": 1.0, **changes}
+    return student_spec(data, work, checkpoint_every=3, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +150,16 @@ INTERRUPTIONS: dict[str, Interruption] = {
 }
 
 
+def interrupt(spec: TrainSpec, how: Interruption, ranks: Ranks | None = None) -> BaseException:
+    """Train until it is interrupted, and say by what."""
+    stop = StopRequest()
+    with pytest.MonkeyPatch.context() as patch:
+        how(patch, stop)
+        with pytest.raises((KilledError, InterruptedRunError, OSError)) as caught:
+            train.run(spec, context(spec, stop, ranks))
+    return caught.value
+
+
 QUICK = ("stopped between two passes of a step", "killed in the middle of an epoch", "stopped during validation")
 
 
@@ -169,17 +170,10 @@ def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
     name: str, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     spec = student(data, tmp_path / "work")
-    stop = StopRequest()
-    with pytest.MonkeyPatch.context() as patch:
-        INTERRUPTIONS[name](patch, stop)
-        with pytest.raises((KilledError, InterruptedRunError, OSError)):
-            train.run(spec, context(spec, stop))
+    interrupt(spec, INTERRUPTIONS[name])
     assert not (spec.work / "model" / "model.json").exists()
     train.run(spec, context(spec))
-    assert folder_bytes(spec.work / "model") == folder_bytes(uninterrupted / "model")
-    last = f"state/step-{LAST:08d}"
-    assert folder_bytes(spec.work / last) == folder_bytes(uninterrupted / last)
-    assert log_of(spec.work) == log_of(uninterrupted)
+    assert_same_run(spec.work, uninterrupted, LAST)
 
 
 @pytest.mark.gpu
@@ -189,10 +183,7 @@ def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterr
 ) -> None:
     gpu = Ranks(0, 1, 0, torch.device("cuda", 0))
     specs = [student(data, tmp_path / name, runtime__device="cuda") for name in ("whole", "cut")]
-    with pytest.MonkeyPatch.context() as patch:
-        killed_after(7)(patch, StopRequest())
-        with pytest.raises(KilledError):
-            train.run(specs[1], context(specs[1], ranks=gpu))
+    assert isinstance(interrupt(specs[1], killed_after(7), gpu), KilledError)
     for spec in specs:
         train.run(spec, context(spec, ranks=gpu))
     whole, cut = ([line for line in log_of(spec.work) if line["event"] == "train"] for spec in specs)
@@ -203,12 +194,10 @@ def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterr
 
 def test_a_stop_request_saves_the_state_and_says_where_it_stopped(data: Path, tmp_path: Path) -> None:
     spec = student(data, tmp_path / "work")
-    stop = StopRequest()
-    with pytest.MonkeyPatch.context() as patch:
-        stopped_in(6, between_passes=True)(patch, stop)
-        with pytest.raises(InterruptedRunError, match="at step 6 of 12") as caught:
-            train.run(spec, context(spec, stop))
-    assert caught.value.exit_code == 143
+    error = interrupt(spec, stopped_in(6, between_passes=True))
+    assert isinstance(error, InterruptedRunError)
+    assert "at step 6 of 12" in error.message
+    assert error.exit_code == 143
     assert StateStore(spec.work / "state", key="any").steps() == [3, 6]
 
 
@@ -217,10 +206,7 @@ def test_ranks_that_read_different_states_do_not_go_on(
 ) -> None:
     """A node whose disk did not answer would take an older state, and stay apart from the others without a word."""
     spec = student(data, tmp_path / "work")
-    with pytest.MonkeyPatch.context() as patch:
-        killed_after(5)(patch, StopRequest())
-        with pytest.raises(KilledError):
-            train.run(spec, context(spec))
+    assert isinstance(interrupt(spec, killed_after(5)), KilledError)
     monkeypatch.setattr(
         Ranks, "gather", lambda self, value: [value, "no state"] if str(value).startswith("step") else [value]
     )
@@ -239,23 +225,12 @@ def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monke
     assert folder_bytes(uninterrupted / "model") == before
 
 
-def test_a_state_of_other_settings_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+def test_a_state_of_other_settings_is_refused_but_saving_and_loading_may_change(data: Path, tmp_path: Path) -> None:
     spec = train_spec(data, tmp_path / "work")
-    with pytest.MonkeyPatch.context() as patch:
-        killed_after(5)(patch, StopRequest())
-        with pytest.raises(KilledError):
-            train.run(spec, context(spec))
+    assert isinstance(interrupt(spec, killed_after(5)), KilledError)
     other = train_spec(data, tmp_path / "work", optimiser__momentum=0.5)
     with pytest.raises(ConfigError, match="other settings or data"):
         train.run(other, context(other))
-
-
-def test_how_often_it_saves_and_its_loader_processes_may_change_between_runs(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path / "work")
-    with pytest.MonkeyPatch.context() as patch:
-        killed_after(5)(patch, StopRequest())
-        with pytest.raises(KilledError):
-            train.run(spec, context(spec))
     changed = train_spec(data, tmp_path / "work", checkpoint_every=1, keep_checkpoints=3, runtime__workers=1)
     train.run(changed, context(changed))
     assert (tmp_path / "work" / "model" / "model.json").exists()
