@@ -205,20 +205,8 @@ def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, 
 
 
 def test_a_python_that_may_not_read_utf_8_is_told_so(photos, tmp_path):
-    command = [
-        sys.executable,
-        "-X",
-        "utf8=0",
-        "-m",
-        "pipeline.cli.main",
-        "label",
-        "--images",
-        ".",
-        "--checkpoint",
-        ".",
-        "--out",
-        str(tmp_path / "store"),
-    ]
+    label_here = ["label", "--images", ".", "--checkpoint", ".", "--out", str(tmp_path / "store")]
+    command = [sys.executable, "-X", "utf8=0", "-m", "pipeline.cli.main", *label_here]
     env = os.environ | {"PYTHONPATH": str(REPO), "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     done = subprocess.run(command, env=env, cwd=photos, capture_output=True, timeout=60, check=False, text=True)
     assert done.returncode == 2

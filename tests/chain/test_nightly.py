@@ -58,18 +58,8 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
     before = set(LabelStore.open(orchestrated / "labels/raw").names())
     shards = {n: digest for n, digest in store_bytes(orchestrated).items() if n.startswith("shard-")}
     begin = time.monotonic()
-    watched = command(
-        sys.executable,
-        "-m",
-        "prefect",
-        "deployment",
-        "run",
-        "auto-label/nightly",
-        "-p",
-        "promote=false",
-        "--watch",
-        cwd=orchestrated,
-    )
+    night = ("prefect", "deployment", "run", "auto-label/nightly", "-p", "promote=false", "--watch")
+    watched = command(sys.executable, "-m", *night, cwd=orchestrated)
     seconds = time.monotonic() - begin
     assert "Completed" in watched.stdout + watched.stderr
     if whole.was_idle and os.getloadavg()[0] < 1.5:
@@ -109,16 +99,9 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
 
 def _check_artifacts(folder: Path, found: dict[str, Any]) -> None:
     """Prefect's artifacts hold the numbers of the metric files, and nothing else."""
-    read = {
-        name: atomic.read_json(folder / name)
-        for name in (
-            "metrics/pseudo-label.json",
-            "metrics/evaluate.json",
-            "metrics/calibrate.json",
-            "evaluation/per_class.json",
-            "labels/final/statistics.json",
-        )
-    }
+    metrics = (f"metrics/{stage}.json" for stage in ("pseudo-label", "evaluate", "calibrate"))
+    names = (*metrics, "evaluation/per_class.json", "labels/final/statistics.json")
+    read = {name: atomic.read_json(folder / name) for name in names}
     funnel = {row["step"]: row["in all"] for row in found["auto-label-funnel"]}
     assert funnel["labelled by the teacher"] == atomic.read_json(folder / "metrics/auto-infer.json")["images"]
     assert funnel["pixels kept, %"] == round(100 * read["labels/final/statistics.json"]["labelled_share"], 2)

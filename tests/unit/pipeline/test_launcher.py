@@ -58,18 +58,10 @@ def test_a_job_that_ends_well_leaves_its_spec_and_no_error(tmp_path: Path, run_s
     assert not (tmp_path / "error.json").exists()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        errors.ConfigError,
-        errors.InputError,
-        errors.IntegrityError,
-        errors.TrainingError,
-        errors.LockedError,
-        errors.NoSpaceError,
-        errors.InterruptedRunError,
-    ],
-)
+KINDS = "ConfigError InputError IntegrityError TrainingError LockedError NoSpaceError InterruptedRunError"
+
+
+@pytest.mark.parametrize("kind", [getattr(errors, name) for name in KINDS.split()])
 def test_what_a_rank_reports_is_raised_with_its_class_message_and_hint(tmp_path: Path, run_script, kind) -> None:
     record = json.dumps({"exit_code": kind.exit_code, "message": "loss is not finite at step 7", "hint": "lower lr"})
     with pytest.raises(kind, match="loss is not finite at step 7") as caught:

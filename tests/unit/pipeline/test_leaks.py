@@ -11,30 +11,14 @@ from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.leaks import find_leaks, judge_only_unseen
 from hmsa_core.lineage import LearnedImage, Lineage
+from tests.support.training import sample_of
 
 
 def _sample(
     name: str, *, sha: str = "", phash: str = "ffff0000ffff0000", sequence: str = "", frame: int = -1
 ) -> Sample:
-    return Sample(
-        name=name,
-        image=f"{name}.png",
-        label=f"{name}_l.png",
-        coarse="",
-        kind="fine",
-        split="test",
-        role="report",
-        city="berlin",
-        sequence=sequence,
-        frame=frame,
-        block=name,
-        height=8,
-        width=8,
-        image_sha256=sha or f"sha-{name}",
-        label_sha256="",
-        coarse_sha256="",
-        phash=phash,
-    )
+    given = {"image_sha256": sha or f"sha-{name}", "phash": phash, "sequence": sequence, "frame": frame, "block": name}
+    return sample_of(name, **given)
 
 
 def _lineage(*learned: LearnedImage, unknown: tuple[str, ...] = ()) -> Lineage:
@@ -87,17 +71,9 @@ def checkpoint(tmp_path: Path):
         folder = tmp_path / name
         folder.mkdir()
         sha = lineage.save(folder / "lineage.json")
-        meta = {
-            "format": "hmsa-model",
-            "version": 1,
-            "kind": "single",
-            "trunk": "hrnet_micro",
-            "num_classes": 19,
-            "options": {},
-            "weights_sha256": "0" * 64,
-            "lineage": lineage.summary(sha),
-        }
-        sealed.write(folder / "model.json", meta)
+        meta = {"format": "hmsa-model", "version": 1, "kind": "single", "trunk": "hrnet_micro", "num_classes": 19}
+        weights = {"options": {}, "weights_sha256": "0" * 64, "lineage": lineage.summary(sha)}
+        sealed.write(folder / "model.json", meta | weights)
         return folder
 
     return write

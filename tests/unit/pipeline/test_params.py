@@ -34,61 +34,35 @@ def _changed(old: str, new: str, profile: str = "tiny") -> str:
     return text.replace(old, new, 1)
 
 
+MISTAKES = r"""
+    lr: 0.02 =>     lr: -1 => teacher_pretrain\.optimiser\.lr: expected greater than 0, found -1
+    momentum: =>     momentun: => momentun: unknown key; did you mean momentum\?
+  epochs: 2 =>   epochs: many => teacher_pretrain\.epochs: expected an integer, found 'many'
+  epochs: 2  =>   epochs: 2.5  => teacher_pretrain\.epochs: expected .*integer.*, found 2\.5
+    head: paper =>     head: papre => model\.head: expected 'paper' or 'released', found 'papre'
+  threshold: policy =>   threshold: 1.5 => pseudo_label\.threshold: expected .*0\.9999.*, found 1\.5
+  threshold: policy =>   threshold: polcy => pseudo_label\.threshold: expected .*policy.*found 'polcy'
+  threshold: policy =>   threshold: true => pseudo_label\.threshold: expected .*, found True
+  global_batch: 4 =>   global_batch: 5 => global_batch 5 is not a multiple of ranks x nodes x batch_per_rank = 2
+  scales: [0.5, 1.0, 2.0] =>   scales: [0.5, 2.0] => auto_infer\.scales: scales must contain 1\.0, found \[0\.5, 2\.0\]
+scales: [1.0] => scales: [2.0] => evaluate\.settings\.1\.scales: scales must contain 1\.0
+    trunk: hrnet_micro =>     trunk: hrnet_micra => model\.trunk: unknown trunk 'hrnet_micra': did you mean hrnet_micro\?
+    trunk: hrnet_micro =>     trunk: hrnet_w0 => model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w
+    train_scales: null =>     train_scales: [1.0] => model: train_scales must not be set for kind single, which
+  crop: [64, 96] =>   crop: [64] => teacher_pretrain\.crop: a value is missing in the list
+    report: [] =>     report: [ulm] => roles: 'ulm' is in both calibrate and report: an image has one role
+  crop: [64, 96] =>   crop: [64, wide] => crop\.1: expected an integer, found 'wide'
+profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
+⏎report: => ⏎reprot: => params\.yaml:\d+: reprot: unknown key; did you mean report\? \(and 1 more\)
+  calibrate: 1 =>   calibrate: 7 => params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 1
+  max_leaked: 0.05 =>   max_leaked: 5 => evaluate\.max_leaked: expected less than or equal to 1, found 5
+    root: data/demo/cityscapes =>     root: ~/city => data: expected target\.root as a path written out, found ~/city
+    kind: mapillary =>     kind: vistas => data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'
+"""  # what stands there => what is written => what is told; ⏎ is the end of a line
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("    lr: 0.02", "    lr: -1", r"teacher_pretrain\.optimiser\.lr: expected greater than 0, found -1"),
-        ("    momentum:", "    momentun:", r"momentun: unknown key; did you mean momentum\?"),
-        ("  epochs: 2", "  epochs: many", r"teacher_pretrain\.epochs: expected an integer, found 'many'"),
-        ("  epochs: 2 ", "  epochs: 2.5 ", r"teacher_pretrain\.epochs: expected .*integer.*, found 2\.5"),
-        ("    head: paper", "    head: papre", r"model\.head: expected 'paper' or 'released', found 'papre'"),
-        ("  threshold: policy", "  threshold: 1.5", r"pseudo_label\.threshold: expected .*0\.9999.*, found 1\.5"),
-        ("  threshold: policy", "  threshold: polcy", r"pseudo_label\.threshold: expected .*policy.*found 'polcy'"),
-        ("  threshold: policy", "  threshold: true", r"pseudo_label\.threshold: expected .*, found True"),
-        (
-            "  global_batch: 4",
-            "  global_batch: 5",
-            r"global_batch 5 is not a multiple of ranks x nodes x batch_per_rank = 2",
-        ),
-        (
-            "  scales: [0.5, 1.0, 2.0]",
-            "  scales: [0.5, 2.0]",
-            r"auto_infer\.scales: scales must contain 1\.0, found \[0\.5, 2\.0\]",
-        ),
-        ("scales: [1.0]", "scales: [2.0]", r"evaluate\.settings\.1\.scales: scales must contain 1\.0"),
-        (
-            "    trunk: hrnet_micro",
-            "    trunk: hrnet_micra",
-            r"model\.trunk: unknown trunk 'hrnet_micra': did you mean hrnet_micro\?",
-        ),
-        (
-            "    trunk: hrnet_micro",
-            "    trunk: hrnet_w0",
-            r"model\.trunk: unknown trunk 'hrnet_w0': did you mean hrnet_w",
-        ),
-        (
-            "    train_scales: null",
-            "    train_scales: [1.0]",
-            r"model: train_scales must not be set for kind single, which",
-        ),
-        ("  crop: [64, 96]", "  crop: [64]", r"teacher_pretrain\.crop: a value is missing in the list"),
-        ("    report: []", "    report: [ulm]", r"roles: 'ulm' is in both calibrate and report: an image has one role"),
-        ("  crop: [64, 96]", "  crop: [64, wide]", r"crop\.1: expected an integer, found 'wide'"),
-        ("profile: tiny", "profile: tinny", r"profile: expected .*'tiny'.*found 'tinny'"),
-        ("\nreport:", "\nreprot:", r"params\.yaml:\d+: reprot: unknown key; did you mean report\? \(and 1 more\)"),
-        (
-            "  calibrate: 1",
-            "  calibrate: 7",
-            r"params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 1",
-        ),
-        ("  max_leaked: 0.05", "  max_leaked: 5", r"evaluate\.max_leaked: expected less than or equal to 1, found 5"),
-        (
-            "    root: data/demo/cityscapes",
-            "    root: ~/city",
-            r"data: expected target\.root as a path written out, found ~/city",
-        ),
-        ("    kind: mapillary", "    kind: vistas", r"data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'"),
-    ],
+    ("old", "new", "said"), [row.replace("⏎", "\n").split(" => ") for row in MISTAKES.strip("\n").split("\n")]
 )
 def test_a_mistake_is_one_line_that_names_key_expectation_and_value(load, old: str, new: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
@@ -150,34 +124,8 @@ def test_reading_the_params_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "params.yaml")], check=True, cwd=REPO)
 
 
-VALUES = [
-    "",
-    "null",
-    "-1",
-    "0",
-    "1e9",
-    "1e400",
-    ".nan",
-    "[]",
-    "[1, 2",
-    "{a: b}",
-    "true",
-    "policy",
-    "'",
-    '"x',
-    "&a 1",
-    "*a",
-    "!!int x",
-    "- 1",
-    "\t",
-    "a: b",
-    "99999999999999999999999",
-    "ä☃",
-    "\x00",
-    "[[[[1]]]]",
-    "0.5",
-    "../..",
-]
+VALUES = """|null|-1|0|1e9|1e400|.nan|[]|[1, 2|{a: b}|true|policy|'|"x|&a 1|*a|!!int x|- 1|\t|a: b"""
+VALUES = [*VALUES.split("|"), "99999999999999999999999", "ä☃", "\x00", "[[[[1]]]]", "0.5", "../.."]
 
 
 def _mutate(text: str, rng: random.Random) -> str:

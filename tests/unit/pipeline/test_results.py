@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
+from pipeline.provenance import commit_of
 from pipeline.render import Name, Share, Status, Table
 from pipeline.results import class_rows, class_table, differences, iou_by_class, means, summary_text
 from pipeline.workspace import Workspace
@@ -106,3 +108,15 @@ def test_what_data_holds_never_becomes_markup() -> None:
     assert "<script" not in table.html()
     assert table.html().count("&lt;script&gt;") >= 4
     assert MARKUP in table.text()
+
+
+def test_the_commit_of_a_project_that_only_holds_the_installed_package_is_not_ours(tmp_path: Path) -> None:
+    site = tmp_path / "venv"
+    atomic.write_text(site / "pipeline/__init__.py", "")
+    atomic.write_text(tmp_path / ".gitignore", "venv/\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    assert commit_of(site) == {"commit": None, "uncommitted": []}
+    subprocess.run([*git, "add", "-f", "venv/pipeline/__init__.py"], cwd=tmp_path, check=True)
+    assert commit_of(site)["commit"]

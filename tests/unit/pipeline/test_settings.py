@@ -14,7 +14,6 @@ from hmsa_core.config import Section
 from hmsa_core.data.spec import OnlyFor
 from hmsa_core.io.errors import ConfigError
 from pipeline import params as params_module
-from pipeline.cli.main import main
 from pipeline.params import PROFILES, Params, profile_file
 from pipeline.settings import annotated, differences, origins, other_settings, profile_text
 from pipeline.stages import TABLE, Stage
@@ -117,27 +116,31 @@ def test_a_source_shows_the_settings_of_its_layout_and_others_that_were_changed(
     assert "    name: " not in text
 
 
-def test_show_prints_the_settings_in_effect_with_where_they_come_from(ws: Path, tmp_path: Path, capsys) -> None:
-    assert main(["config", "show", "--workspace", str(ws)]) == 0
-    shown = capsys.readouterr().out
+def test_show_prints_the_settings_in_effect_with_where_they_come_from(ws: Path, tmp_path: Path, said) -> None:
+    shown = said("config", "show", "--workspace", ws).out
     assert re.search(r"\n  epochs: 9 +# \(here\) fixed length", shown)
     assert re.search(r"\n  epochs: 2 +# \(profile\) fixed length", shown)
     assert re.search(r"\n    momentum: 0.9 +# \(default\) SGD", shown)
     assert _parsed(shown, tmp_path).teacher_train.epochs == 9
 
 
+<<<<<<< HEAD
 def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_file(ws: Path, capsys) -> None:
     assert main(["config", "diff", "--workspace", str(ws)]) == 0
     assert capsys.readouterr().out == "teacher_train.epochs: 8 -> 9\n"
     assert main(["config", "diff", "demo", "--workspace", str(ws)]) == 0
     told = capsys.readouterr().out.splitlines()
     assert "teacher_train.epochs: 64 -> 9" in told
+=======
+def test_diff_names_what_differs_from_the_profile_from_another_one_and_from_a_file(ws: Path, said) -> None:
+    assert said("config", "diff", "--workspace", ws).out == "teacher_train.epochs: 8 -> 9\n"
+    told = said("config", "diff", "demo", "--workspace", ws).out.splitlines()
+    assert "teacher_train.epochs: 1280 -> 9" in told
+>>>>>>> main
     assert "profile: demo -> tiny" in told
-    assert main(["config", "diff", str(REPO), "--workspace", str(ws)]) == 0
-    assert capsys.readouterr().out.splitlines() == told
-    assert main(["config", "diff", "--profile", "tiny"]) == 0
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "no setting differs from profile tiny\n")
+    assert said("config", "diff", REPO, "--workspace", ws).out.splitlines() == told
+    wrote = said("config", "diff", "--profile", "tiny")
+    assert (wrote.out, wrote.err) == ("", "no setting differs from profile tiny\n")
 
 
 def test_diff_with_the_defaults_is_the_overlay_of_the_profile() -> None:
@@ -149,16 +152,16 @@ def test_diff_with_the_defaults_is_the_overlay_of_the_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
-        (["diff", "dmeo"], "dmeo: no such settings; did you mean demo?"),
+        (["diff", "dmeo", "--workspace", "."], "dmeo: no such settings; did you mean demo?"),
         (["diff", "--profile", "x"], "unknown profile 'x'"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(ws: Path, arguments: list[str], said: str, capsys) -> None:
-    assert main(["config", *arguments, *([] if "--profile" in arguments else ["--workspace", str(ws)])]) == 2
-    error = capsys.readouterr().err
-    assert said in error
+def test_what_cannot_be_compared_is_one_line(ws: Path, monkeypatch, said, arguments: list[str], words: str) -> None:
+    monkeypatch.chdir(ws)
+    error = said("config", *arguments, status=2).err
+    assert words in error
     assert error.count("\n") == 1
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hmsa_core.config import AugmentConfig, SamplingConfig, TrainConfig
-from hmsa_core.data.index import Sample
 from pipeline.stages.precision import sampled_precision
+from tests.support.training import sample_of
 
 CLASSES = ("road", "rare")
 
@@ -21,35 +21,13 @@ def config(uniform: float, crop: int = 32, **more) -> TrainConfig:
     )
 
 
-def sample(name: str) -> Sample:
-    return Sample(
-        name=name,
-        image="",
-        label="",
-        coarse="",
-        kind="fine",
-        split="",
-        role="report",
-        city="",
-        sequence="",
-        frame=-1,
-        block="",
-        height=128,
-        width=128,
-        image_sha256="",
-        label_sha256="",
-        coarse_sha256="",
-        phash="",
-    )
-
-
 def images(count: int = 6):
     """All is road; the teacher also says "rare" in one corner of each image, where it is always wrong."""
     for i in range(count):
         kept, truth = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.uint8)
         kept[:16, :16] = 1
         truth[64:] = 255
-        yield sample(f"image{i}"), kept, truth
+        yield sample_of(f"image{i}", height=128, width=128), kept, truth
 
 
 def test_drawing_by_class_shows_errors_about_a_rare_class_more_often() -> None:

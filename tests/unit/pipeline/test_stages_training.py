@@ -28,16 +28,8 @@ LINE = {
 
 def finished_run(folder: Path, speed: float) -> Path:
     """A work folder with a log of twenty lines, the last two with other losses."""
-    meta = {
-        "format": "hmsa-model",
-        "version": 1,
-        "kind": "x",
-        "trunk": "x",
-        "num_classes": 3,
-        "options": {},
-        "lineage": {},
-        "weights_sha256": SHA,
-    }
+    meta = {"format": "hmsa-model", "version": 1, "kind": "x", "trunk": "x", "num_classes": 3}
+    meta |= {"options": {}, "lineage": {}, "weights_sha256": SHA}
     sealed.write(folder / "model" / "model.json", meta)
     lines = [
         LINE

@@ -54,22 +54,9 @@ def in_this_process(monkeypatch):
 
 
 def command(folder: Path, out: Path, *more: str, images: Path | None = None) -> list[str]:
-    return [
-        "label",
-        "--images",
-        str(images or folder / "frames"),
-        "--checkpoint",
-        str(folder / "model"),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--images-per-shard",
-        "2",
-        *more,
-    ]
+    given = {"images": images or folder / "frames", "checkpoint": folder / "model", "out": out, "device": "cpu"}
+    given |= {"threads": 1, "images-per-shard": 2}
+    return ["label", *(part for name, value in given.items() for part in (f"--{name}", str(value))), *more]
 
 
 def label(folder: Path, out: Path, *more: str, images: Path | None = None) -> int:

@@ -59,20 +59,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RuntimeConfig]]:
 
 
 def label(folder: Path, out: Path, *more: str) -> int:
-    return main(
-        [
-            "label",
-            "--images",
-            str(folder / "frames"),
-            "--checkpoint",
-            str(folder / "model"),
-            "--out",
-            str(out),
-            "--device",
-            "cpu",
-            *more,
-        ]
-    )
+    given = {"images": folder / "frames", "checkpoint": folder / "model", "out": out, "device": "cpu"}
+    return main(["label", *(part for name, value in given.items() for part in (f"--{name}", str(value))), *more])
 
 
 def test_threads_are_all_cores_whatever_the_number_of_processes(folder, tmp_path, started):

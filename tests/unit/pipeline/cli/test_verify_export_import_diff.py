@@ -23,18 +23,14 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_verify_says_that_all_is_well_or_names_what_is_not(
-    store: Path, capsys: pytest.CaptureFixture[str], said
-) -> None:
+def test_verify_says_that_all_is_well_or_names_what_is_not(store: Path, said) -> None:
     assert "4 images in 2 shards: whole" in said("verify", store).out
     (store / "shard-00001.parquet").unlink()
-    assert main(["verify", str(store)]) == 4
-    out, err = capsys.readouterr()
-    assert "autolabel doctor" in err
-    assert "missing" in out
-    assert "shard-00001.parquet" in out
-    assert main(["verify", str(store), "--json"]) == 4
-    answer = json.loads(capsys.readouterr().out)
+    told = said("verify", store, status=4)
+    assert "autolabel doctor" in told.err
+    assert "missing" in told.out
+    assert "shard-00001.parquet" in told.out
+    answer = json.loads(said("verify", store, "--json", status=4).out)
     assert [p["file"] for p in answer["problems"]] == ["shard-00001.parquet"]
     assert not answer["whole"]
 
@@ -48,48 +44,40 @@ def test_verify_in_slices_finds_the_damage_in_exactly_one(store: Path, said) -> 
 def test_verify_checks_single_files_too(tmp_path: Path, said) -> None:
     policy = tmp_path / "policy.json"
     from_threshold(0.9, cityscapes()).save(policy)
-    assert main(["verify", str(policy)]) == 0
+    said("verify", policy)
     policy.write_bytes(policy.read_bytes().replace(b'"given"', b'"giver"', 1))
     assert "damaged or edited" in said("verify", policy, status=4).err
 
 
-@pytest.mark.parametrize("command", [["verify"], ["export", "OUT"], ["diff"]])
-def test_a_folder_that_is_no_store_gives_one_line(
-    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    second = [str(tmp_path)] if command[0] == "diff" else [str(tmp_path / "out")] if command[0] == "export" else []
-    assert main([command[0], str(tmp_path), *second]) == 4
-    error = capsys.readouterr().err.splitlines()
+@pytest.mark.parametrize("command", [["verify", "."], ["export", ".", "out"], ["diff", ".", "."]])
+def test_a_folder_that_is_no_store_gives_one_line(tmp_path: Path, said, command: list[str]) -> None:
+    error = said(command[0], *(tmp_path / name for name in command[1:]), status=4).err.splitlines()
     assert error[0].startswith("error: ")
     assert "no label store here" in error[0]
     assert len(error) == 2  # and the hint
 
 
-def test_masks_go_out_at_a_threshold_and_come_back(store: Path, tmp_path: Path) -> None:
-    assert main(["export", str(store), str(tmp_path / "out"), "--threshold", "0.9"]) == 0
+def test_masks_go_out_at_a_threshold_and_come_back(store: Path, tmp_path: Path, said) -> None:
+    said("export", store, tmp_path / "out", "--threshold", "0.9")
     opened = LabelStore.open(store)
     policy = from_threshold(0.9, opened.classes)
     for name in opened.names():
         mask = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
         assert np.array_equal(mask, policy.apply(*opened.read(name)))
-    assert main(["import", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    said("import", tmp_path / "out", tmp_path / "back")
     assert set(LabelStore.open(tmp_path / "back").names()) == set(opened.names())
 
 
-def test_one_image_can_be_exported_with_a_policy_file(store: Path, tmp_path: Path) -> None:
+def test_one_image_can_be_exported_with_a_policy_file(store: Path, tmp_path: Path, said) -> None:
     from_threshold(0.5, cityscapes()).save(tmp_path / "p.json")
     name = LabelStore.open(store).names()[2]
-    arguments = ["--policy", str(tmp_path / "p.json"), "--name", name, "--format", "released"]
-    assert main(["export", str(store), str(tmp_path / "out"), *arguments]) == 0
+    said("export", store, tmp_path / "out", "--policy", tmp_path / "p.json", "--name", name, "--format", "released")
     files = sorted(p.name for p in (tmp_path / "out").rglob("*.png"))
     assert files == [f"{name}_leftImg8bit.png", f"{name}_leftImg8bit_prob.png"]
 
 
-def test_a_threshold_off_the_grid_is_refused_with_neighbours(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["export", str(store), str(tmp_path / "out"), "--threshold", "0.123"]) == 2
-    error = capsys.readouterr().err
+def test_a_threshold_off_the_grid_is_refused_with_neighbours(store: Path, tmp_path: Path, said) -> None:
+    error = said("export", store, tmp_path / "out", "--threshold", "0.123", status=2).err
     assert "0.12" in error
     assert "0.13" in error
     assert not (tmp_path / "out").exists()
@@ -113,30 +101,26 @@ def test_an_import_takes_a_class_file(tmp_path: Path) -> None:
     assert store.lineage["imported_from"] == "masks"
 
 
-def test_diff_prints_classes_and_pictures_and_json(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diff_prints_classes_and_pictures_and_json(store: Path, tmp_path: Path, said) -> None:
     write_store(tmp_path / "other", 5, lineage={"teacher": "b"}, start=0)
-    assert main(["diff", str(store), str(tmp_path / "other"), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(said("diff", store, tmp_path / "other", "--json").out)
     assert answer["changed"] == 0
     assert len(answer["only_b"]) == 1
     write_store(tmp_path / "third", 4, shape=(24, 40), start=3)
     shared = sorted(set(LabelStore.open(store).names()) & set(LabelStore.open(tmp_path / "third").names()))
-    assert main(["diff", str(store), str(tmp_path / "third")]) == 0
-    out = capsys.readouterr().out
+    out = said("diff", store, tmp_path / "third").out
     assert f"{len(shared)} images in both" in out
     assert "only in A" in out
 
 
-def test_diff_writes_pictures_of_what_changed(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(store), str(store), "--policy-b", str(tmp_path / "p.json"), "--pictures", str(tmp_path / "pics")]
+def test_diff_writes_pictures_of_what_changed(store: Path, tmp_path: Path, said) -> None:
+    arguments = ["diff", store, store, "--policy-b", tmp_path / "p.json", "--pictures", tmp_path / "pics"]
     from_threshold(0.9, cityscapes()).save(tmp_path / "p.json")
-    assert main(["diff", *arguments, "--limit", "2"]) == 0
+    told = said(*arguments, "--limit", "2")
     assert len(list((tmp_path / "pics").glob("*.png"))) == 2
-    assert "ignore" in capsys.readouterr().out
-    assert main(["diff", *arguments, "--threshold", "0.9"]) == 2
-    assert main(["diff", *arguments, "--limit", "0"]) == 2
+    assert "ignore" in told.out
+    said(*arguments, "--threshold", "0.9", status=2)
+    said(*arguments, "--limit", "0", status=2)
 
 
 @pytest.mark.parametrize("command", [["export", "OUT", "--policy"], ["diff", "STORE", "--policy-b"]])
@@ -188,39 +172,29 @@ def test_an_export_onto_the_wrong_kind_of_path_says_what_it_writes(store: Path, 
     assert "is a file, masks are written into a folder" in said("export", store, tmp_path / "file", status=2).err
     assert "lies in a label store" in said("export", store, store / "out", status=2).err
     assert not (store / "out").exists()
-    assert (
-        "a submission is one zip file"
-        in said("export", store, tmp_path, "--format", "cityscapes-submission", status=2).err
-    )
     (tmp_path / "sent.zip").write_text("mine")
-    assert (
-        "sent.zip: exists"
-        in said("export", store, tmp_path / "sent.zip", "--format", "cityscapes-submission", status=2).err
-    )
+    for target, words in ((tmp_path, "a submission is one zip file"), (tmp_path / "sent.zip", "sent.zip: exists")):
+        assert words in said("export", store, target, "--format", "cityscapes-submission", status=2).err
     assert (tmp_path / "file").read_text() == (tmp_path / "sent.zip").read_text() == "mine"
 
 
-def test_diff_never_writes_pictures_into_a_label_store(store: Path, tmp_path: Path, capsys) -> None:
+def test_diff_never_writes_pictures_into_a_label_store(store: Path, tmp_path: Path, said) -> None:
     write_store(tmp_path / "other", 4, shape=(24, 40), lineage={"teacher": "b" * 64})
-    arguments = [str(store), str(tmp_path / "other"), "--pictures"]
     for place in (store, store / "changed", tmp_path / "other" / "deep" / "changed"):
-        assert main(["diff", *arguments, str(place)]) == 2
-        out, err = capsys.readouterr()
+        out, err = said("diff", store, tmp_path / "other", "--pictures", place, status=2)
         assert (out, "lies in a label store" in err, err.count("\n")) == ("", True, 2)
-    assert main(["verify", str(store)]) == main(["verify", str(tmp_path / "other")]) == 0
+    said("verify", store)
+    said("verify", tmp_path / "other")
 
 
-def test_diff_tells_pictures_that_only_share_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_tells_pictures_that_only_share_a_name(tmp_path: Path, said) -> None:
     for drive in "ab":
         with LabelStoreWriter(tmp_path / drive, {}) as writer:
             for name, picture in (("000001", drive), ("000002", "c")):
                 shown = np.full((4, 4), ord(picture) % 19, np.uint8)
                 writer.add(name, shown, np.full((4, 4), 0.9, np.float32), image_sha256=picture * 64)
-    arguments = ["diff", str(tmp_path / "a"), str(tmp_path / "b")]
-    assert main(arguments) == 0
-    out = capsys.readouterr().out
+    out = said("diff", tmp_path / "a", tmp_path / "b").out
     assert "1 images in both, 0.00% of their pixels changed" in out
     assert "1 images of the same name are other pictures, not compared: 000001" in out
-    assert main([*arguments, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(said("diff", tmp_path / "a", tmp_path / "b", "--json").out)
     assert (answer["images"], answer["changed"], answer["other_pictures"]) == (1, 0, ["000001"])

@@ -23,17 +23,23 @@ from tests.support.findings import broken, found, states
 def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
     workspace: Workspace, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "teacher" not in states(workspace.root)
     workspace.path("models/current.json").write_text(damage)
     told = found(workspace.root, "teacher")
-    assert told.state == "broken"
+    assert (told.state, told.mend) == ("broken", "autolabel models rollback")
     monkeypatch.chdir(workspace.root)
     assert main(told.mend.split()[1:]) == 0
     assert "teacher" not in states(workspace.root)
 
 
+def _checkpoint(folder: Path, weights: bytes = b"weights") -> Path:
+    sha = atomic.write_bytes(folder / "model.safetensors", weights)
+    sealed.write(folder / "model.json", {"weights_sha256": sha})
+    return folder
+
+
 def test_changed_weights_are_named(workspace: Workspace) -> None:
-    sha = atomic.write_bytes(workspace.path("models/teacher/model.safetensors"), b"weights")
-    sealed.write(workspace.path("models/teacher/model.json"), {"weights_sha256": sha})
+    _checkpoint(workspace.path("models/teacher"))
     assert states(workspace.root)["models/teacher"] == "ok"
     workspace.path("models/teacher/model.safetensors").write_bytes(b"weightz")
     told = found(workspace.root, "models/teacher")
@@ -53,8 +59,7 @@ def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace
 
 def test_a_description_with_nan_is_named_beside_the_other_models(workspace: Workspace) -> None:
     for name in ("student", "teacher"):
-        sha = atomic.write_bytes(workspace.path(f"models/{name}/model.safetensors"), b"weights")
-        sealed.write(workspace.path(f"models/{name}/model.json"), {"weights_sha256": sha})
+        _checkpoint(workspace.path(f"models/{name}"))
     workspace.path("models/student/model.json").write_text('{"weights_sha256": "0", "extra": NaN}')
     found = {f.name: f for f in doctor.examine(workspace.root)}
     assert (found["models/student"].state, found["models/teacher"].state) == ("broken", "ok")
@@ -70,10 +75,7 @@ def test_files_of_others_below_models_are_no_checkpoints(workspace: Workspace) -
 def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     registry, versions = Registry(workspace.root), {}
     for name in "ab":
-        folder = workspace.path("models/student")
-        sha = atomic.write_bytes(folder / "model.safetensors", name.encode())
-        sealed.write(folder / "model.json", {"weights_sha256": sha})
-        versions[name] = registry.register(folder)
+        versions[name] = registry.register(_checkpoint(workspace.path("models/student"), name.encode()))
         registry.promote(versions[name])
     return registry, versions
 
@@ -154,9 +156,7 @@ def test_a_champion_that_nobody_can_find_is_named(
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "model.json"])
 def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gone: str) -> None:
-    folder = workspace.path("models/teacher")
-    sha = atomic.write_bytes(folder / "model.safetensors", b"weights")
-    sealed.write(folder / "model.json", {"weights_sha256": sha})
+    folder = _checkpoint(workspace.path("models/teacher"))
     (folder / gone).unlink()
     told = found(workspace.root, "models/teacher")
     assert f"{gone} is missing" in told.text
@@ -165,13 +165,6 @@ def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gon
     told = found(workspace.root, "models/teacher")
     assert (told.state, told.mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
     assert "model.json: not one of our files" in told.text
-
-
-def test_a_teacher_that_is_gone_is_named(workspace: Workspace) -> None:
-    assert "teacher" not in states(workspace.root)
-    atomic.write_json(workspace.path("models/current.json"), {"teacher": "models/registry/v0007-01234567"})
-    told = found(workspace.root, "teacher")
-    assert (told.state, told.mend) == ("broken", "autolabel models rollback")
 
 
 @pytest.mark.parametrize("deep", [True, False])

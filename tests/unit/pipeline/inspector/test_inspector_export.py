@@ -18,11 +18,11 @@ import pytest
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore
-from pipeline.cli.main import main
 from pipeline.inspector import export
 from pipeline.inspector.export import bundle_modules, export_page, static_sources
 from pipeline.inspector.session import Session
 from tests.support.label_scenes import Scenes
+from tests.support.training import folder_bytes
 
 
 def bundle_of(folder: Path) -> dict:
@@ -88,10 +88,6 @@ def test_a_smaller_export_leaves_no_pictures_of_the_one_before(session: Session,
             assert len(list((tmp_path / "page" / folder).iterdir())) == limit
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.mark.parametrize("begun", ["nothing", "folder", "export"])
 def test_after_a_failure_all_is_as_before_and_the_next_try_works(
     session: Session, tmp_path: Path, monkeypatch, begun: str
@@ -101,12 +97,12 @@ def test_after_a_failure_all_is_as_before_and_the_next_try_works(
         target.mkdir(parents=True)
     if begun == "export":
         export_page(session, target, limit=2, sort="name", threshold="0.8")
-    before = _contents(target)
+    before = folder_bytes(target)
     with monkeypatch.context() as patch:
         patch.setattr(export, "_write_page", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError, match="full"):
             export_page(session, target, limit=1, sort="name", threshold="0.9")
-    after = _contents(target)
+    after = folder_bytes(target)
     assert before == {name: data for name, data in after.items() if name != "export.json" or begun == "export"}
     assert [p.name for p in target.parent.iterdir()] in ([], ["page"])
     assert export_page(session, target, limit=1, sort="name", threshold="0.9") == 1
@@ -148,34 +144,19 @@ def test_an_export_never_takes_the_place_of_the_folder_one_stands_in(own_scenes,
     assert "is no folder" in said("serve", own_scenes.store, "--export", tmp_path / "file", status=2).err
 
 
-def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Path) -> None:
+def test_the_command_writes_an_export_and_ends(own_scenes: Scenes, tmp_path: Path, said) -> None:
     target = tmp_path / "page"
-    assert (
-        main(
-            [
-                "serve",
-                str(own_scenes.store),
-                "--images",
-                str(own_scenes.images),
-                "--export",
-                str(target),
-                "--limit",
-                "2",
-            ]
-        )
-        == 0
-    )
+    said("serve", own_scenes.store, "--images", own_scenes.images, "--export", target, "--limit", "2")
     assert len(bundle_of(target)["images"]) == 2
 
 
 @pytest.mark.parametrize("place", ["raw", "raw/page", "raw/sidecar/deep/page", "other/page"])
-def test_an_export_never_goes_into_a_label_store(own_scenes: Scenes, capsys, place: str) -> None:
+def test_an_export_never_goes_into_a_label_store(own_scenes: Scenes, said, place: str) -> None:
     store = own_scenes.store
     shutil.copytree(store, store.with_name("other"))
     before = sorted(store.parent.rglob("*"))
-    assert main(["serve", str(store), "--export", str(store.parent / place)]) == 2
-    error = capsys.readouterr().err
+    error = said("serve", store, "--export", store.parent / place, status=2).err
     assert "lies in a label store" in error
     assert "give a folder elsewhere" in error
     assert sorted(store.parent.rglob("*")) == before
-    assert main(["verify", str(store)]) == 0
+    said("verify", store)
