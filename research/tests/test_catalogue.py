@@ -88,6 +88,10 @@ def test_the_recipe_that_a_freeze_holds_still_knows_settings_and_not_machines(de
     usual = digest("teacher_train")
     runtime = demo.teacher_train.runtime.model_copy(update={"ranks": 1, "workers": 9})
     assert digest("teacher_train", runtime=runtime) == usual
-    others = [digest("teacher_train", epochs=9), digest("calibrate", target=0.97), digest("auto_infer", flip=not demo.auto_infer.flip)]
+    others = [
+        digest("teacher_train", epochs=9),
+        digest("calibrate", target=0.97),
+        digest("auto_infer", flip=not demo.auto_infer.flip),
+    ]
     assert usual not in others
     assert recipe_digest(demo, make_ablation("labels", demo), Scale(0.5)) != usual
