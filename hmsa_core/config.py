@@ -82,10 +82,10 @@ class ModelConfig(Section):
         "hrnet_w48",
         description="hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME",
     )
-    trunk_weights: Annotated[str, NotInKey] = Field(
+    trunk_weights: str = Field(
         "none",
-        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; a key holds"
-        " the file's digest; not used where training starts from a checkpoint",
+        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used where"
+        " training starts from a checkpoint",
     )
     context: Literal["ocr", "aspp", "psp", "none"] | None = Field(
         None, description="ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"

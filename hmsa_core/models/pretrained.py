@@ -27,7 +27,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def weights_file(source: str, trunk: str) -> Path:
-    """The file that `trunk_weights` means; its content decides the result, so its digest is part of a training's key.
+    """The file that `trunk_weights` means; the digest of its content is part of a training's key.
 
     Raises:
         ConfigError: an unknown package, or a trunk that the package is not for.

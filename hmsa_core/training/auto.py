@@ -30,39 +30,45 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
     """Replace `auto` in the settings of the runtime; all ranks call it. GPUs take bf16 and channels_last."""
     runtime = spec.config.runtime
-    asked = {"precision": runtime.precision, "channels_last": runtime.channels_last}
-    chosen: dict[str, Any] = {"threads": runtime.thread_count}
-    if "auto" in asked.values():
-        chosen |= context.ranks.broadcast(_choice(spec, context, asked) if context.is_main else {})
+    asked = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
+    if "auto" not in asked.values():
+        return spec
+    chosen = context.ranks.broadcast(_choice(spec, context, asked) if context.is_main else {})
+    torch.set_num_threads(chosen["threads"])
     settled = runtime.model_copy(update=chosen)
     return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
 
 
 def _choice(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
-    if context.device.type == "cuda":
-        on_gpu: dict[str, Any] = {
-            "precision": "bf16" if torch.cuda.is_bf16_supported() else "fp16",
-            "channels_last": True,
-        }
-        return on_gpu | {name: value for name, value in asked.items() if value != "auto"}
     path = spec.work / CHOICE
-    here = {"asked": asked, "processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
     known = read_json(path) if path.exists() else {}
-    if {name: known.get(name) for name in here} == here:
-        return dict(known["chosen"])
-    precisions = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+    if known.get("asked") != asked:
+        known = {"asked": asked} | _measure(spec, context, asked)
+        write_json(path, known)
+        context.log.write("runtime", **known)
+    return dict(known["chosen"])
+
+
+def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+    threads = {"threads": spec.config.runtime.thread_count}
+    if context.device.type == "cuda":
+        on_gpu: dict[str, Any] = {"precision": "bf16" if torch.cuda.is_bf16_supported() else "fp16"}
+        on_gpu |= {"channels_last": True, **threads}
+        return {"chosen": on_gpu | {name: value for name, value in asked.items() if value != "auto"}, "timed": []}
+    usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+    precisions = usual if asked["precision"] == "auto" else (asked["precision"],)
+    formats = (True, False) if asked["channels_last"] == "auto" else (asked["channels_last"],)
     candidates: list[dict[str, Any]] = [
-        {"precision": precision, "channels_last": last}
-        for precision, last in itertools.product(precisions, (True, False))
-        if asked["precision"] in ("auto", precision) and asked["channels_last"] in ("auto", last)
+        {"precision": precision, "channels_last": last} for precision, last in itertools.product(precisions, formats)
     ]
+    if len(candidates) == 1:
+        return {"chosen": candidates[0] | threads, "timed": []}
     seconds = [_seconds_a_pass(spec, candidate, _SECONDS / len(candidates)) for candidate in candidates]
     fastest = min(range(len(candidates)), key=seconds.__getitem__)
     best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
     timed = [candidate | {"seconds": round(s, 4)} for candidate, s in zip(candidates, seconds, strict=True)]
-    write_json(path, here | {"chosen": candidates[best], "timed": timed})
-    context.log.write("runtime", chosen=candidates[best], timed=timed)
-    return candidates[best]
+    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
+    return {"chosen": candidates[best] | threads, "timed": timed, **processor}
 
 
 def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:

@@ -97,12 +97,18 @@ def test_auto_is_measured_once_and_is_part_of_lineage(data: Path, tmp_path: Path
     chosen = read_json(tmp_path / "runtime.json")
     assert {t["channels_last"] for t in chosen["timed"]} == {True, False}
     machine = read_json(tmp_path / "model/model.json")["lineage"]["machine"]
-    assert {name: machine[name] for name in ("precision", "channels_last")} == chosen["chosen"]
-    assert isinstance(machine["threads"], int)
+    assert {name: machine[name] for name in ("precision", "channels_last", "threads")} == chosen["chosen"]
     written = (tmp_path / "runtime.json").stat().st_mtime_ns
     (tmp_path / "model/model.json").unlink()
     run_spec(spec)  # goes on from its state: the choice is the same, so the key is
     assert (tmp_path / "runtime.json").stat().st_mtime_ns == written
+
+
+def test_what_is_asked_for_is_not_measured(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path, epochs=1, runtime__precision="bf16", runtime__threads="auto")
+    run_spec(spec)
+    assert read_json(tmp_path / "runtime.json")["timed"] == []
+    assert read_json(tmp_path / "model/model.json")["lineage"]["machine"]["precision"] == "bf16"
 
 
 def test_pooling_contexts_need_two_crops_a_pass(data: Path, tmp_path: Path) -> None:
