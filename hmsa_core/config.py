@@ -84,8 +84,8 @@ class ModelConfig(Section):
     )
     trunk_weights: str = Field(
         "none",
-        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used where"
-        " training starts from a checkpoint",
+        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used"
+        " where training starts from a checkpoint",
     )
     context: Literal["ocr", "aspp", "psp", "none"] | None = Field(
         None, description="ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"
