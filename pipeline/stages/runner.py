@@ -18,7 +18,8 @@ from hmsa_core.io.errors import ConfigError, NoSpaceError
 from hmsa_core.labels.review import ReviewFile
 from pipeline.named_files import check_named_files
 from pipeline.nightly.registry import Registry
-from pipeline.stages import Stage, module_of, row_of
+from pipeline.stages import STAGES, Stage, module_of, row_of
+from pipeline.stages.time_left import seconds_left
 from pipeline.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ def run_stage(ws: Workspace, stage: str) -> None:
         "cores": os.cpu_count(),
     }
     atomic.write_json(ws.path(f"work/times/{stage}.json"), record)
-    _LOG.info("%s: done in %.1f s", stage, record["seconds"])
+    left = seconds_left(ws, stage)
+    ahead = f"; about {_duration(left)} left for the chain" if left else ""
+    place = f"stage {STAGES.index(stage) + 1} of {len(STAGES)}"
+    _LOG.info("%s: done in %.1f s (%s)%s", stage, record["seconds"], place, ahead)
 
 
 def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
@@ -115,6 +119,10 @@ def check_space(ws: Workspace, stage: str, needed: int) -> None:
             f"{stage} needs about {_gib(wanted)} in {ws.root}, {_gib(free)} are free",
             hint="free some space, or delete old progress in work/ and `dvc gc --workspace`",
         )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _peak_memory() -> int:

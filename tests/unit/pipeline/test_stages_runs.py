@@ -39,6 +39,7 @@ from pipeline.stages import (
 )
 from pipeline.stages.precision import chosen_policy
 from pipeline.stages.support import infer_store
+from pipeline.stages.time_left import megapixels, seconds_left
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
 from tests.support.photographs import photograph, photographs, work_over
@@ -269,6 +270,19 @@ def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspac
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 10 << 20
     assert "seconds" not in ws.path("metrics/prepare.json").read_text()
+
+
+def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
+    prepare.run(ws)
+    assert seconds_left(ws, "prepare") is None  # nothing was timed yet
+    atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
+    left, work = seconds_left(ws, "teacher-train"), megapixels(ws)
+    longer = _edit(ws, (r"(\nstudent_train:(?s:.*?)\n  epochs: )2", r"\g<1>4"))
+    twice = seconds_left(longer, "teacher-train")
+    assert left is not None
+    assert twice is not None
+    assert twice - left == pytest.approx(100 * work["student-train"] / work["teacher-train"])
+    assert seconds_left(ws, "evaluate") is None  # student-train has left no time
 
 
 def _edited_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
