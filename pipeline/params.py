@@ -25,6 +25,7 @@ from pipeline.stages import TABLE, Stage
 from pipeline.strict_yaml import Document, read_yaml
 
 __all__ = [
+    "MEASURED_POLICIES",
     "PROFILES",
     "DataConfig",
     "EvaluateConfig",
@@ -48,6 +49,8 @@ Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
 Names = Annotated[tuple[str, ...], Strict(False)]
+# What pseudo_label.threshold may name -> the file that calibrate makes.
+MEASURED_POLICIES = {"policy": "calibration/policy.json", "teach": "calibration/teach.json"}
 Settings = Annotated[tuple[EvaluationSetting, ...], Strict(False), Field(min_length=1)]
 
 
@@ -111,8 +114,12 @@ class TeacherConfig(TrainConfig):
 
 
 class StudentConfig(TrainConfig):
-    """Fine-tuning of the teacher on fine and auto-labelled images."""
+    """Training on fine and auto-labelled images."""
 
+    init: Annotated[str, NotInKey] = Field(
+        "teacher",
+        description="teacher (paper), pretrained (model.trunk_weights: any trunk), or a checkpoint folder to start from",
+    )
     validate_every: Annotated[Count, NotInKey] = Field(
         0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
@@ -125,7 +132,9 @@ class PseudoLabelConfig(Section):
     """From raw labels to training labels."""
 
     threshold: float | str = Field(
-        "policy", description="policy (measured by calibrate), a number on the code grid, or a policy file"
+        "policy",
+        description="policy (what calibrate promises), teach (what a student gains from), a number on the code grid,"
+        " or a policy file",
     )
     merge: MergeConfig = Field(MergeConfig(), description="human coarse labels and the teacher's into one label")
     min_component: Count = Field(
@@ -133,15 +142,25 @@ class PseudoLabelConfig(Section):
     )
     workers: Workers = Field(2, description="processes")
 
+    @property
+    def own_policy(self) -> str | None:
+        """The policy file that `threshold` names, if it is not one of calibrate's."""
+        return self.threshold if isinstance(self.threshold, str) and not self.is_measured else None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `threshold` is a policy that calibrate makes."""
+        return self.threshold in MEASURED_POLICIES
+
     @field_validator("threshold")
     @classmethod
     def _is_known(cls, value: float | str) -> float | str:
         if isinstance(value, str):
-            if value == "policy" or value.endswith(".json"):
+            if value in MEASURED_POLICIES or value.endswith(".json"):
                 return value
-            raise ValueError('"policy", a number from 0 to 0.99999, or the path of a policy file (*.json)')
+            raise ValueError('"policy", "teach", a number from 0 to 0.99999, or the path of a policy file (*.json)')
         if not 0.0 <= value < 1.0:
-            raise ValueError('a number from 0 to 0.99999, "policy", or the path of a policy file (*.json)')
+            raise ValueError('a number from 0 to 0.99999, "policy", "teach", or the path of a policy file (*.json)')
         below, above = ConfidenceCode().neighbours(value)
         if below != above:  # else pseudo-label refuses it, after hours of training
             near = " or ".join(edge for edge in (below, above) if edge is not None)

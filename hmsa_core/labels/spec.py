@@ -21,6 +21,9 @@ class CalibrateConfig(Section):
 
     rule: str = Field("promise", description="how thresholds are chosen: a file of hmsa_core/labels/thresholds/rules")
     target: float = Field(0.98, gt=0.5, lt=1.0, description="precision of kept pixels that a class must reach")
+    tau: float = Field(
+        0.7, gt=0.0, lt=1.0, description="rule teach: probability to be right that the least sure kept pixel has"
+    )
     floor: float = Field(
         0.8,
         ge=0.0,

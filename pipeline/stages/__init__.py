@@ -118,7 +118,7 @@ TABLE = (
     ),
     Stage(
         "student-train",
-        "fine-tune the teacher on half fine, half auto-labelled images (and the control on fine ones alone)",
+        "train the student on half fine, half auto-labelled images (and the control on fine ones alone)",
         deps=(
             *_index("learn", "calibrate", "unlabelled", "centroids-target"),
             "labels/final",

@@ -14,7 +14,7 @@ import numpy as np
 from hmsa_core.io import atomic
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import StoreStatistics, ThresholdPolicy, calibrate
-from hmsa_core.labels.thresholds.calibration import save_table
+from hmsa_core.labels.thresholds.calibration import choose_policy, save_table
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
@@ -51,6 +51,7 @@ def run(ws: Workspace) -> None:
         np.savez_compressed(buffer := io.BytesIO(), pairs=StoreStatistics.open(found.store.path).pairs())
         atomic.write_bytes(out / PAIRS, buffer.getvalue())
         policy.save(out / "policy.json")
+        choose_policy(found.judged, ws.params.calibrate.model_copy(update={"rule": "teach"})).save(out / "teach.json")
     write_metrics(ws, STAGE, _figures(ws, found, policy) | {"left_out": len({k.name for k in judgement.leaks})})
     precision.plot_curves(ws.path(f"plots/{STAGE}-curves.png"), found.judged, title="Calibration images")
     target, wanted = float(policy.evidence["target"]), ws.params.calibrate.target

@@ -31,6 +31,7 @@ from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.leaks import Judgement, judge_only_unseen
 from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
+from pipeline.params import MEASURED_POLICIES
 from pipeline.stages.support import infer_store, role_index, warn
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
@@ -112,7 +113,7 @@ def policy_file(ws: Workspace) -> Path | None:
     threshold = ws.params.pseudo_label.threshold
     if isinstance(threshold, float | int):
         return None
-    return ws.path("calibration/policy.json") if threshold == "policy" else ws.resolve(threshold)
+    return ws.resolve(MEASURED_POLICIES.get(threshold, threshold))
 
 
 def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
@@ -121,7 +122,11 @@ def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
     if path is None:
         return from_threshold(float(threshold), store.classes)
     if not path.is_file():
-        hint = "run calibrate first" if threshold == "policy" else "correct pseudo_label.threshold in params.yaml"
+        hint = (
+            "run calibrate first"
+            if ws.params.pseudo_label.is_measured
+            else "correct pseudo_label.threshold in params.yaml"
+        )
         raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
     policy = ThresholdPolicy.load(path)
     policy.check(store.lineage, store.classes, str(store.path))

@@ -100,11 +100,11 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
                 f"{stage}.validate_every is {every}, but no image with a fine label has role calibrate: that "
                 "training will stop; set it to 0, or name cities in data.roles.calibrate",
             )
-    if not images and params.pseudo_label.threshold == "policy":
+    if not images and params.pseudo_label.is_measured:
         warn(
             STAGE,
-            "pseudo_label.threshold is policy, but no image with a fine label has role calibrate: pseudo-label "
-            "will stop; name cities in data.roles.calibrate, or give a number or a policy file",
+            f"pseudo_label.threshold is {params.pseudo_label.threshold}, but no image with a fine label has role "
+            "calibrate: pseudo-label will stop; name cities in data.roles.calibrate, or give a number or a policy file",
         )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:

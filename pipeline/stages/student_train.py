@@ -1,4 +1,4 @@
-"""student-train: go on from the teacher with half fine, half auto-labelled crops; and the control beside it.
+"""student-train: half fine, half auto-labelled crops, from the teacher or another start; and the control beside it.
 
 The control has the same start, the same number of steps and crops, the same seed, and sees fine labels only:
 what the student gains over it is what the auto-labels gave.
@@ -45,18 +45,24 @@ def run(ws: Workspace) -> None:
     _check_classes(ws, labels, teacher, Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
-    every = config.validate_every
+    every, start = config.validate_every, _start(ws, teacher)
     student = train_model(
-        ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=teacher, teacher=teacher, validate_every=every
+        ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=teacher, validate_every=every
     )
     runs = {"student": student}
     if config.control:
         # Its key must not change with settings of the other half; crops an epoch do not depend on them.
         fine_only = config.model_copy(update={"pseudo": PseudoConfig()})
-        runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=teacher, validate_every=every)
+        runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=start, validate_every=every)
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)
+
+
+def _start(ws: Workspace, teacher: Path) -> Path | None:
+    """The checkpoint that student and control start from; None = their trunk's own weights."""
+    init = ws.params.student_train.init
+    return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)
 
 
 def check_teacher(labels: Path, teacher: Path) -> None:
@@ -109,14 +115,14 @@ def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
     share, config = float(atomic.read_json(labels / STATISTICS)["labelled_share"]), ws.params.student_train.pseudo
     if share >= _FEW or not config.share:
         return
-    threshold = ws.params.pseudo_label.threshold
-    own_file = isinstance(threshold, str) and threshold != "policy"
-    easier = "its thresholds" if own_file else "calibrate.target" if threshold == "policy" else "pseudo_label.threshold"
+    chosen = ws.params.pseudo_label
+    eased = {"policy": "calibrate.target", "teach": "calibrate.tau"}
+    easier = "its thresholds" if chosen.own_policy else eased.get(str(chosen.threshold), "pseudo_label.threshold")
     _LOG.warning(
         "labels/final: %.1f %% of the pixels are labelled at threshold %s: %g %% of each epoch teaches (almost) "
         "nothing; lower %s, or train the teacher longer",
         100 * share,
-        threshold,
+        chosen.threshold,
         100 * config.share,
         easier,
     )

@@ -228,6 +228,29 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(
     assert all("at threshold 0.99: 50 % of each epoch teaches (almost) nothing; lower pseudo" in line for line in told)
 
 
+@pytest.mark.parametrize(("init", "start"), [("teacher", "teacher"), ("pretrained", None), ("models/other", "other")])
+def test_student_and_control_start_where_params_say(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, init: str, start: str | None
+) -> None:
+    ws = _set(ws, ("init: teacher ", f"init: {init} "))
+    models.save(small_model("single", 3, seed=8), ws.path("models/other"), class_table=None, lineage={})
+    _label(ws)
+    begun: dict[str, dict[str, object]] = {}
+
+    def train(_ws: Workspace, _stage: str, job: str, *_: object, **options: object) -> Path:
+        begun[job] = options
+        if job == "control":
+            pytest.fail("both are known")
+        return ws.root
+
+    monkeypatch.setattr(student_train, "train_model", train)
+    with pytest.raises(pytest.fail.Exception, match="both are known"):
+        student_train.run(ws)
+    wanted = None if start is None else ws.path(f"models/{start}")
+    assert [begun[job]["init_from"] for job in ("student", "control")] == [wanted, wanted]
+    assert begun["student"]["teacher"] == ws.teacher()  # its images count as seen, wherever the student starts
+
+
 def _draw(data: Path, name: str, class_id: int) -> None:
     path = data / "coarse" / "new" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -192,6 +192,7 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
         (("threshold: policy ", "threshold: policies/x.json "), "pseudo-label", "policies/x.json: no such file"),
         (("mask: null", "mask: nope.png"), "auto-infer", "merge.mask: nope.png: no such file"),
         (("init_from: null", "init_from: models"), "teacher-pretrain", "models: no checkpoint folder"),
+        (("init: teacher ", "init: models/none "), "student-train", "models/none: no checkpoint folder"),
     ],
 )
 def test_files_that_params_names_are_missed_at_once(
@@ -201,7 +202,7 @@ def test_files_that_params_names_are_missed_at_once(
     for stage in ("prepare", reader):
         with pytest.raises(ConfigError, match=words):
             runner.run_stage(ws, stage)
-    check_named_files(ws.root, ws.params, "student-train")  # nobody reads them from here on
+    check_named_files(ws.root, ws.params, "evaluate")  # nobody reads them from here on
 
 
 def test_new_unlabelled_images_change_no_other_index(own) -> None:
@@ -314,6 +315,7 @@ def nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """pseudo-label starts without the stages before it."""
     monkeypatch.setattr(pseudo_label, "disk_estimate", lambda of: 0)
     monkeypatch.setattr(runner, "check_named_files", lambda *_: None)
+    monkeypatch.setattr(runner, "seconds_left", lambda *_: None)
 
 
 @pytest.mark.usefixtures("nothing_checked")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hmsa_core.io.errors import ConfigError, InputError
@@ -12,6 +15,7 @@ from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.thresholds import rules
 from hmsa_core.labels.thresholds.calibration import calibration_table
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.rules.teach import shrunken_table
 from hmsa_core.taxonomy import IGNORE
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
@@ -19,7 +23,7 @@ from tests.support.label_worlds import world
 CLASSES = toy_classes()
 LINEAGE = {"teacher": "ab" * 32, "scales": [1.0], "flip": False, "precision": "fp32"}
 CONFIG = CalibrateConfig(min_blocks=5, min_components=5, target=0.9)
-TEACH = '''"""The rule `teach`: the lowest code whose calibrated P(correct) reaches the target."""
+LIKELY = '''"""The rule `likely`: the lowest code whose calibrated P(correct) reaches the target."""
 
 import numpy as np
 
@@ -71,11 +75,11 @@ def test_images_need_a_class_table_and_there_must_be_some() -> None:
 def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "teach.py").write_text(TEACH)
+    (tmp_path / "likely.py").write_text(LIKELY)
     monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
-    config = CalibrateConfig(rule="teach", target=0.9, overrides={"road": "withheld"})
+    config = CalibrateConfig(rule="likely", target=0.9, overrides={"road": "withheld"})
     found = calibrate(world(24, 2, seed=3), CLASSES, config=config)
-    assert found.policy.settings["rule"] == "teach"
+    assert found.policy.settings["rule"] == "likely"
     road, *others = found.policy.entries
     assert (road.status, road.threshold) == ("given", None)
     for c, entry in enumerate(others, 1):
@@ -86,9 +90,45 @@ def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
 
 
 def test_an_unknown_rule_is_refused_with_the_names_of_all() -> None:
-    assert rules.rule_names() == ["promise"]
-    with pytest.raises(ValidationError, match="expected one of promise, found 'luck'"):
+    assert rules.rule_names() == ["promise", "teach"]
+    with pytest.raises(ValidationError, match="expected one of promise, teach, found 'luck'"):
         CalibrateConfig(rule="luck")
     with pytest.raises(ConfigError, match="no threshold rule 'luck'") as caught:
         rules.find_rule("luck")
     assert "promise" in (caught.value.hint or "")
+
+
+def test_what_a_student_learns_from_keeps_each_class_that_is_right_often_enough_at_the_margin() -> None:
+    curves = Curves.measure(world(24, 2, seed=3), CLASSES, config=CONFIG)
+    scarce = curves.subset(range(2))  # so few blocks that `promise` withholds everything
+    assert {e.status for e in calibrate(scarce, config=CONFIG).policy.entries} == {"withheld"}
+    for found in (curves, scarce):
+        entries = calibrate(found, config=CONFIG.model_copy(update={"rule": "teach"})).policy.entries
+        present = found.counts["total"].sum(axis=(0, 2)) > 0
+        assert all(e.status != "withheld" for e, there in zip(entries, present, strict=True) if there)
+
+
+@given(tau=st.floats(0.05, 0.95), blocks=st.integers(1, 6), seed=st.integers(0, 9))
+def test_a_higher_tau_never_keeps_more(tau: float, blocks: int, seed: int) -> None:
+    curves = Curves.measure(world(blocks, 1, seed=seed), CLASSES, config=CONFIG)
+    table = shrunken_table(curves)
+    assert (np.diff(table, axis=1) >= 0).all()
+    assert ((0 <= table) & (table <= 1)).all()
+    low, high = (
+        calibrate(curves, config=CONFIG.model_copy(update={"rule": "teach", "tau": t})).policy.codes()
+        for t in (tau, min(0.99, tau + 0.04))
+    )
+    assert (low <= high).all()
+
+
+def test_a_class_without_calibration_pixels_takes_the_curve_of_its_group() -> None:
+    curves = Curves.measure(world(24, 2, seed=3), CLASSES, config=CONFIG)
+    groups = np.array(CLASSES.groups)
+    of = next(c for c in range(len(groups)) if groups[c] != "other" and (groups == groups[c]).sum() > 1)
+    unseen = replace(curves, counts={n: a.copy() for n, a in curves.counts.items()})
+    for array in unseen.counts.values():
+        array[:, of] = 0
+    members = np.flatnonzero((groups == groups[of]) & (np.arange(len(groups)) != of))
+    table = shrunken_table(unseen)
+    assert table[of].max() <= table[members].max() + 1e-9
+    assert calibrate(unseen, config=CONFIG.model_copy(update={"rule": "teach"})).policy.entries[of].status == "pooled"
