@@ -24,7 +24,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -55,6 +55,12 @@ demo: setup  ## synthetic streets, the whole chain, report/index.html (<= 10 min
 
 camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minutes on 2 cores)
 	autolabel init workspaces/camvid --profile camvid --data $(abspath $(CAMVID))
+	cd workspaces/camvid && dvc repro
+	autolabel stage --summary --workspace workspaces/camvid
+
+camvid-full: setup  ## the same trained to the end, and students of auto-labels and of polygons alone (<= 4 hours on 2 cores)
+	$(PY) -m research.ablate pays --prepare --workspace workspaces/camvid --variant default --teacher-epochs 480 \
+	  --data $(abspath $(CAMVID)) --rows teach,coarse --seeds 0 --publish teach=student-auto,coarse=coarse
 	cd workspaces/camvid && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid
 

@@ -227,6 +227,11 @@ class PseudoConfig(Section):
         "none", description="none, cutmix or classmix on auto-labelled crops (Olsson et al. 2021)"
     )
     loss_weight: float = Field(1.0, ge=0.0, description="weight of auto-labelled crops in the loss")
+    draw: Literal["all", "probability"] = Field(
+        "all",
+        description="which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
+        " it is right, drawn anew for every crop",
+    )
 
 
 class RuntimeConfig(Section):

@@ -118,7 +118,7 @@ class StudentConfig(TrainConfig):
 
     init: Annotated[str, NotInKey] = Field(
         "teacher",
-        description="teacher (paper), pretrained (model.trunk_weights: any trunk), or a checkpoint folder to start from",
+        description="teacher (paper), pretrained (from model.trunk_weights, any trunk), or a checkpoint folder",
     )
     validate_every: Annotated[Count, NotInKey] = Field(
         0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"

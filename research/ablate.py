@@ -6,7 +6,7 @@ python -m research.ablate losses --dry-run                (what is missing, and 
 python -m research.ablate scales --freeze 100,101,102 --variants 7 --note "how the recipe was chosen"
 python -m research.ablate camvid-table --prepare --workspace workspaces/camvid --variant default
 
-Tables: scales, labels, reasons, threshold, merging, losses, camvid-table. A row and seed that are in
+Tables: scales, labels, reasons, threshold, merging, losses, camvid-table, pays. A row and seed that are in
 research/tables/NAME.parquet are not run again without --again; what was killed goes on.
 """
 
@@ -29,6 +29,8 @@ from research.figures import TABLES
 
 __all__ = ["add_arguments", "main", "run"]
 
+_CAMVID = ("camvid-table", "pays")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -41,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes of each rank (the profile's)")
     parser.add_argument("--tables", type=Path, default=TABLES, metavar="DIR", help="default: research/tables")
     parser.add_argument("--again", action="store_true", help="run what is in the table already, and replace it")
+    parser.add_argument(
+        "--publish", metavar="auto=student-auto", help="ROW=NAME,...: first seed's model -> models/NAME"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show which rows and seeds are in the table, run nothing")
     what.add_argument("--dry-run", action="store_true", help="also say how long the missing ones will take")
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", type=int, metavar="N", help="with --freeze: variants that were tried before")
     parser.add_argument("--note", default="", help="with --freeze: how the frozen one was chosen")
     parser.add_argument("--prepare", action="store_true", help="first run the stages that the table needs")
-    parser.add_argument("--variant", choices=("default", "drive_shift"), help="camvid-table: make the workspace")
+    parser.add_argument("--variant", choices=("default", "drive_shift"), help="camvid-table, pays: make the workspace")
     parser.add_argument("--teacher-epochs", type=int, metavar="N", help="with --variant: not the profile's")
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --variant: CamVid's folder")
 
@@ -78,8 +83,8 @@ def _workspace(args: argparse.Namespace) -> Workspace:
         if args.teacher_epochs is not None:
             raise ConfigError("--teacher-epochs goes with --variant: a workspace that is there keeps its teacher")
         return Workspace.find(args.workspace)
-    if not args.prepare or args.workspace is None or args.name != "camvid-table":
-        raise ConfigError("--variant makes a workspace: it goes with camvid-table --prepare --workspace DIR")
+    if not args.prepare or args.workspace is None or args.name not in _CAMVID:
+        raise ConfigError(f"--variant makes a workspace: it goes with {_CAMVID[0]} --prepare --workspace DIR")
     if args.teacher_epochs is not None and args.teacher_epochs < 1:
         raise ConfigError(f"--teacher-epochs {args.teacher_epochs}: expected 1 or more")
     make_camvid_workspace(args.workspace.resolve(), args.variant, args.teacher_epochs, args.data)
@@ -95,7 +100,16 @@ def _request(ws: Workspace, args: argparse.Namespace) -> Request:
     rows = ablation.pick(args.rows.split(",") if args.rows else None)
     seeds = _seeds(args.seeds or ("0" if args.name == "threshold" else "0,1,2"))
     scale = Scale(args.epochs_scale, args.ranks, args.workers)
-    return Request(ablation, rows, seeds, args.tables.resolve(), scale, args.again)
+    publish = _published(args.publish, [row.name for row in rows])
+    return Request(ablation, rows, seeds, args.tables.resolve(), scale, args.again, publish)
+
+
+def _published(text: str | None, rows: list[str]) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    for row, _, name in pairs:
+        if row not in rows or not name or "/" in name:
+            raise ConfigError(f"--publish {text}: expected ROW=NAME with commas, rows among {', '.join(rows)}")
+    return {row: name for row, _, name in pairs}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

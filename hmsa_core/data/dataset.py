@@ -20,7 +20,7 @@ from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.transforms import Dice, JointAugment, mix_pair, normalise
+from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, mix_pair, normalise
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
@@ -31,8 +31,11 @@ UInt8 = NDArray[np.uint8]
 class LabelReader(Protocol):
     """What is used of a label store."""
 
-    def read(self, name: str) -> tuple[UInt8, UInt8]:
-        """(label, code) of an image, uint8 HxW each."""
+    def read_label(self, name: str) -> UInt8:
+        """Label of an image, uint8 HxW."""
+
+    def read_chances(self, name: str) -> UInt8:
+        """How often each pixel shall count, uint8 HxW: in k of 256 crops, 255 = in all. Asked for by `draw` alone."""
 
 
 def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with the number
@@ -132,6 +135,10 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8]:
         image, label = self.read(request.sample, request.source)
+        if request.source == "pseudo" and self.plan.pseudo_config.draw == "probability":
+            name = request.sample.name
+            chances = self._cache.get(("chances", name), lambda: self._store().read_chances(name))
+            label = draw_pixels(label, chances, request.seed)
         centre = (request.x, request.y) if request.x >= 0 else None
         return self._augment[request.source](image, label, centre, Dice(request.seed))
 
@@ -152,9 +159,12 @@ class CropDataset(Dataset[dict[str, Any]]):
     def _read_label(self, root: Path, sample: Sample, source: str) -> UInt8:
         if source == "fine":
             return read_label(root / sample.label, self.classes, sha256=sample.label_sha256)
+        return self._store().read_label(sample.name)
+
+    def _store(self) -> LabelReader:
         if self._open_store is None:
-            raise InputError(f"{sample.name}: an auto-labelled crop is asked for, but no label store is given")
+            raise InputError("an auto-labelled crop is asked for, but no label store is given")
         if self._opened is None or self._opened[0] != os.getpid():
             # Forked processes would share the position of an open file.
             self._opened = (os.getpid(), self._open_store())
-        return self._opened[1].read(sample.name)[0]
+        return self._opened[1]

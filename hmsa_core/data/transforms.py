@@ -180,6 +180,15 @@ def _turn_hue(angle: float) -> NDArray[np.float64]:
     return np.asarray(cosine * np.eye(3) + sine * cross + (1.0 - cosine) * axis)
 
 
+def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
+    """The label with each pixel kept by chance: k of 256 (255 = always), the others 255; uint8 HxW.
+
+    In the mean over crops a pixel counts by its chance, whatever the loss; nothing has to know of weights.
+    """
+    draws = raw(seed, 2, count=-(-label.size // 8)).view(np.uint8)[: label.size].reshape(label.shape)
+    return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
+
+
 def mix_pair(
     image: UInt8, label: UInt8, fine_image: UInt8, fine_label: UInt8, kind: Mix, dice: Dice
 ) -> tuple[UInt8, UInt8]:

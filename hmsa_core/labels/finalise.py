@@ -30,10 +30,11 @@ from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
 from hmsa_core.labels.store.writer import write_manifest
+from hmsa_core.labels.thresholds.calibration import save_table
 from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy, keep
 from hmsa_core.taxonomy import IGNORE
 
-CENTROIDS, STATISTICS = "centroids.parquet", "statistics.json"
+CENTROIDS, STATISTICS, TABLE = "centroids.parquet", "statistics.json", "table.json"
 
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -61,6 +62,8 @@ class Recipe:
     masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)  # ignored pixels (True) by image size
     flagged: Flagged | None = None  # (name, height, width) -> pixels that a review flagged, or None
     centroids: CentroidSettings = CentroidSettings()
+    # P(label is right | class, code) as float64 (C, 256) for trainings that draw pixels by it. No label depends on it.
+    table: NDArray[np.float64] | None = None
     # Digests of what the callables read, by image: only the shards of images whose value changed are made again.
     per_image: Mapping[str, Any] = field(default_factory=dict)
 
@@ -215,12 +218,16 @@ def _commit(
     statistics = _summarise(notes, recipe.policy.entries)
     statistics["skipped"] = [s for plan in plans for s in read_receipt(root, plan)["skipped"]]
     atomic.write_json(root / STATISTICS, statistics)
+    extras = [CENTROIDS, STATISTICS]
+    if recipe.table is not None:
+        save_table(root / TABLE, recipe.table, raw.classes, raw.lineage)
+        extras.append(TABLE)
     write_manifest(
         root,
         plans,
         {**raw.lineage, **lineage},
         classes=raw.classes,
-        extras=(CENTROIDS, STATISTICS),
+        extras=extras,
         policy={
             "digest": recipe.policy.digest,
             "raw_store": raw.digest,

@@ -30,6 +30,9 @@ from hmsa_core.data.sampling import Centroids
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
+from hmsa_core.labels.finalise import TABLE
+from hmsa_core.labels.store.format import SOURCES
+from hmsa_core.labels.thresholds.calibration import load_table
 from hmsa_core.lineage import Lineage, learned, lineage_of_checkpoint
 from hmsa_core.models import read_meta
 from hmsa_core.models.pretrained import weights_file
@@ -72,14 +75,28 @@ class _Pseudo:
     store: LabelStore
 
 
-class _LabelsOnly:
-    """A label store whose confidence codes are not decoded: training does not read them."""
+class _Labels:
+    """A thresholded store as a training reads it."""
 
     def __init__(self, path: Path) -> None:
         self._store = LabelStore.open(path)
+        table = path / TABLE
+        self._table = load_table(table) if table.exists() else None
 
-    def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        return self._store.read_label(name), np.empty((0, 0), np.uint8)
+    def read_label(self, name: str) -> NDArray[np.uint8]:
+        return self._store.read_label(name)
+
+    def read_chances(self, name: str) -> NDArray[np.uint8]:
+        """Where a label is the teacher's alone, 255 x P(it is right); 255 elsewhere."""
+        if self._table is None:
+            raise ConfigError(
+                f"{self._store.path}: has no table of P(label is right), which pseudo.draw asks for",
+                hint="run calibrate and pseudo-label for this teacher, or set pseudo.draw to all",
+            )
+        label, code = self._store.read(name)
+        teacher = self._store.read_source(name) == SOURCES["teacher"]
+        chances = np.round(255 * self._table).astype(np.uint8)[np.where(teacher, label, 0), code]
+        return np.where(teacher, chances, np.uint8(255))
 
 
 def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
@@ -114,7 +131,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         classes=index.classes,
         crop=config.crop,
         augment=config.augment,
-        open_store=partial(_LabelsOnly, spec.pseudo.store) if spec.pseudo else None,
+        open_store=partial(_Labels, spec.pseudo.store) if spec.pseudo else None,
         pseudo_root=pseudo.root if pseudo else None,
         long_edge=config.long_edge,
         cache_bytes=_CACHE_BYTES,

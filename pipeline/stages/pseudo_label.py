@@ -26,6 +26,7 @@ from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rule
 from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
+from hmsa_core.labels.thresholds.calibration import load_table
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.shift import shift_report
 from hmsa_core.runtime.progress import Progress
@@ -139,6 +140,7 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         human_paths=drawn,
         masks=_masks(ws),
         flagged=Flagged(marks) if marks else None,
+        table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={
             # The path, too: a label file's name says how it is read, and the final store says where it lies.

@@ -13,7 +13,7 @@ from research.ablation.plan import Ablation, Labels, Row, Training
 
 __all__ = ["NAMES", "camvid_variant", "make_ablation", "named_variant", "setting"]
 
-NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "camvid-table")
+NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "pays", "camvid-table")
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
 Changes = tuple[tuple[str, Any], ...]
@@ -44,6 +44,7 @@ def make_ablation(name: str, params: Params) -> Ablation:
         "threshold": _threshold,
         "merging": _merging,
         "losses": _losses,
+        "pays": _pays,
     }
     if name == "camvid-table":
         return _camvid(params)
@@ -288,3 +289,25 @@ def _camvid(params: Params) -> Ablation:
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     name = f"camvid-table-{camvid_variant(params)}"
     return Ablation(name, "CamVid", "pseudo-label", rows, differences)
+
+
+_TAUGHT = {"teach": "teach", "policy": "policy", "t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
+_TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
+
+
+def _pays(params: Params) -> Ablation:
+    """What auto-labels bring of what true labels of the same images would bring: control, ceiling, policies."""
+    kinds: dict[str, Labels] = {"truth": Labels("truth", only=_TRUTH)}
+    kinds |= {name: Labels(threshold, only=_TRUTH) for name, threshold in _TAUGHT.items()}  # type: ignore[arg-type]
+    kinds |= {"coarse": Labels("none", coarse=True, only=_TRUTH), "coarse+teach": Labels("teach", True, only=_TRUTH)}
+    trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
+    trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
+    trainings["drawn"] = from_teacher((("pseudo.draw", "probability"),), kinds["t0"])
+    rows = tuple(main_row(name, training, params) for name, training in trainings.items())
+    differences: Differences = (
+        *((name, "control") for name in ("truth", "drawn", *_TAUGHT, "coarse", "coarse+teach")),
+        *(("teach", name) for name in _TAUGHT if name != "teach"),
+        ("coarse+teach", "coarse"),
+        ("control", "teacher"),
+    )
+    return Ablation("pays", "What auto-labels pay", "pseudo-label", rows, differences)

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
-from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, finalise
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.store.format import MANIFEST
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys
+from pipeline.params import MEASURED_POLICIES
 from pipeline.stages import pseudo_label
 from pipeline.stages.support import provenance, role_index
 from pipeline.workspace import Workspace
@@ -41,7 +46,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     Raises:
         ConfigError: the workspace's policy belongs to another teacher. StoreError: the raw store is damaged.
     """
-    raw = LabelStore.open(ws.path("labels/raw"), strict=True)
+    raw = _raw(ws, labels)
     policy = _policy(ws, raw, labels)
     variant = _with_merging(ws, labels)
     recipe = pseudo_label.make_recipe(variant, raw, policy)
@@ -62,6 +67,34 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
         raise ConfigError(f"labels {_told(labels)}: no pixel is left: there is nothing to learn from")
     data = PseudoData(store=store, centroids=store / CENTROIDS, index=role_index(ws, "unlabelled"))
     return MadeLabels(data, _figures(statistics))
+
+
+def _raw(ws: Workspace, labels: Labels) -> LabelStore:
+    """The workspace's raw store, or a store of those of its images that have a true label in the folder `only`.
+
+    With threshold "truth" the store holds the true labels, sure everywhere.
+    """
+    whole = LabelStore.open(ws.path("labels/raw"), strict=True)
+    if labels.only is None:
+        return whole
+    index = Index.load(role_index(ws, "unlabelled"))
+    folder = ws.roots[index.root] / labels.only
+    true = {name: path for name in whole.names() if (path := folder / f"{name}.png").is_file()}
+    if not true:
+        raise ConfigError(f"{folder}: no true label NAME.png of an unlabelled image: there is no ceiling to measure")
+    is_truth = labels.threshold == "truth"
+    material = {"raw": whole.digest, "truth": {n: atomic.sha256_file(p) for n, p in true.items()}, "is": is_truth}
+    path = keys.open_work(ws.work(WORK), "truth" if is_truth else "subset", material) / "store"
+    if not (path / MANIFEST).exists():
+        with LabelStoreWriter(path, whole.lineage, classes=whole.classes) as writer:
+            for row in whole.rows():
+                if row["name"] in true:
+                    label, code = whole.read(row["name"])
+                    if is_truth:
+                        label, code = read_label(true[row["name"]], whole.classes), np.full_like(code, NUM_CODES - 1)
+                    facts = {key: row[key] for key in ("city", "image_path", "coarse_path", "image_sha256")}
+                    writer.add(row["name"], label, ConfidenceCode().values[code], **facts)  # type: ignore[arg-type]
+    return LabelStore.open(path, strict=True)
 
 
 def _told(labels: Labels) -> str:
@@ -91,11 +124,11 @@ def _policy(ws: Workspace, raw: LabelStore, labels: Labels) -> ThresholdPolicy:
         return from_threshold(threshold_that_ignores(StoreStatistics.open(raw.path), labels.ignored), raw.classes)
     if labels.threshold == "none":
         return _withheld(raw.classes)
-    if labels.threshold == "policy":
-        policy = ThresholdPolicy.load(ws.path("calibration/policy.json"))
+    if labels.threshold in MEASURED_POLICIES:
+        policy = ThresholdPolicy.load(ws.path(MEASURED_POLICIES[str(labels.threshold)]))
         policy.check(raw.lineage, raw.classes, str(raw.path))
         return policy
-    return from_threshold(labels.threshold, raw.classes)
+    return from_threshold(0.0 if labels.threshold == "truth" else labels.threshold, raw.classes)
 
 
 def _withheld(classes: ClassTable) -> ThresholdPolicy:

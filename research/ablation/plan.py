@@ -20,22 +20,24 @@ class Labels:
     """Labels of the auto-labelled half of an epoch.
 
     Attributes:
-        threshold: "policy" (measured), a number on the code grid, or "none": no pixel of the teacher passes, so
-            that with `coarse` the human labels stay as drawn.
+        threshold: "policy" or "teach" (measured), a number on the code grid, "none": no pixel of the teacher passes,
+            so that with `coarse` the human labels stay as drawn; or "truth": the maps of `only`, the ceiling.
         coarse: merge the human coarse labels.
         ignored: instead of `threshold`: the number on the grid that leaves out about this share of the pixels.
+        only: folder of label maps NAME.png below the target's root: only images with a map there are learned from.
         conflict: with `coarse`, what a pixel without a rule becomes on which human and teacher disagree; None = as the
             profile has it.
     """
 
-    threshold: float | Literal["policy", "none"] = "policy"
+    threshold: float | Literal["policy", "teach", "none", "truth"] = "policy"
     coarse: bool = False
     ignored: float | None = None
     conflict: Literal["human"] | None = None
+    only: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For keys and records; a conflict that the profile settles is left out, as before there was a choice."""
-        chosen = {"conflict": self.conflict} if self.conflict else {}
+        """For keys and records; what is not set is left out."""
+        chosen = {key: value for key in ("conflict", "only") if (value := getattr(self, key))}
         return {"threshold": self.threshold, "coarse": self.coarse, "ignored": self.ignored, **chosen}
 
 

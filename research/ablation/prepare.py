@@ -12,6 +12,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.process import CHAIN_GRACE_S, run_child
 from pipeline.init import GENERATED, InitRequest, generate_data, init_workspace
+from pipeline.params import Params
 from pipeline.workspace import Workspace
 from research.ablation.plan import Ablation
 
@@ -71,19 +72,27 @@ def make_camvid_workspace(folder: Path, variant: str, epochs: int | None, data: 
     Args:
         folder: of the workspace.
         variant: of CamVid's splits.
-        epochs: of the teacher; None = the profile's.
+        epochs: of the teacher; the student's follow in proportion; None = the profile's.
         data: CamVid's folder.
     """
     from pipeline.nightly.parameters import set_keys
-    from pipeline.params import Params
     from pipeline.strict_yaml import read_yaml
     from research.ablation.catalogue import camvid_variant, named_variant
 
     if init_workspace(InitRequest(folder, "camvid", data=data)):
         document = read_yaml(folder / "params.yaml")
-        length = {} if epochs is None else {"teacher_train.epochs": epochs}
-        set_keys(document.values, {"data.target.variant": variant} | length)
+        set_keys(document.values, {"data.target.variant": variant} | ({} if epochs is None else _lengths(epochs)))
         atomic.write_text(folder / "params.yaml", json.dumps(document.values, indent=1))
     found, wanted = camvid_variant(Params.load(folder / "params.yaml")), named_variant(variant, epochs)
     if found != wanted:
         raise ConfigError(f"{folder}: is a workspace of variant {found}, not {wanted}", hint="choose another folder")
+
+
+def _lengths(epochs: int) -> dict[str, int]:
+    profile = Params.of_profile("camvid")
+    student, times = profile.student_train, epochs / profile.teacher_train.epochs
+    return {
+        "teacher_train.epochs": epochs,
+        "student_train.epochs": max(1, round(times * student.epochs)),
+        "student_train.pseudo.fine_only_epochs": round(times * student.pseudo.fine_only_epochs),
+    }

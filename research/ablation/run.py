@@ -13,6 +13,7 @@ import numpy as np
 
 from hmsa_core.io import atomic
 from pipeline.provenance import describe_run
+from pipeline.stages.support import publish_checkpoint
 from pipeline.workspace import Workspace
 from research.ablation import freeze, jobs
 from research.ablation.intervals import TRAININGS, Counts, kind_of, load_counts, summarise
@@ -36,6 +37,7 @@ class Request:
     tables: Path
     scale: Scale = field(default_factory=Scale)
     again: bool = False
+    publish: Mapping[str, str] = field(default_factory=dict)  # row -> name of its model in the workspace's models/
 
     @property
     def path(self) -> Path:
@@ -108,6 +110,9 @@ def _make(ws: Workspace, request: Request, cells: list[Pending]) -> None:
         config = train_config(ws.params, training, seed, request.scale)
         trained = jobs.train(ws, training, config, labels, seed)
         model, crop, checkpoint = config.model, config.crop, trained.checkpoint
+    for row in rows:
+        if row.name in request.publish and seed == request.seeds[0]:
+            publish_checkpoint(ws, checkpoint, f"models/{request.publish[row.name]}")
     settings = [row.setting for row in rows]
     runtime = request.scale.of_machine(ws.params.evaluate.runtime)
     group = atomic.digest(sorted(row.name for row in rows))[:8]

@@ -5,15 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from hmsa_core.labels import LabelStore
+from hmsa_core.labels.store.format import SOURCES
+from hmsa_core.labels.thresholds.calibration import load_table
+from hmsa_core.training.data import _Labels
+from pipeline.workspace import Workspace
+from research.ablation.labels import make_labels
+from research.ablation.plan import Labels
 from research.figures import figures
 from tests.support.chain import REPO, Whole, run
 
-pytestmark = [pytest.mark.chain, pytest.mark.slow]
+pytestmark = pytest.mark.chain
 ABLATE = (sys.executable, "-m", "research.ablate")
 
 
+@pytest.mark.slow
 def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path, whole: Whole, tmp_path: Path) -> None:
     asked = ["--rows", "control,t0.5", "--seeds", "1", "--tables", str(tmp_path)]
     command = [*ABLATE, "threshold", *asked]
@@ -37,3 +47,34 @@ def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path
     listed = run(REPO, *command, "--list", "--workspace", str(whole.root)).text
     assert "missing" not in listed
     assert listed.count("mIoU") == 2
+
+
+def test_ceiling_and_policies_are_learned_from_the_same_images(workspace: Path) -> None:
+    ws = Workspace(workspace)
+    raw = LabelStore.open(ws.path("labels/raw"))
+    true, root = {}, ws.roots["target"] / "ceiling"
+    root.mkdir()
+    for name in raw.names()[::2]:
+        true[name] = np.where(np.indices(raw.read_label(name).shape)[1] % 5 == 0, 255, 3).astype(np.uint8)
+        Image.fromarray(true[name]).save(root / f"{name}.png")
+    ceiling = LabelStore.open(make_labels(ws, Labels("truth", only="ceiling")).data.store)
+    assert set(ceiling.names()) == set(true)
+    for name, label in true.items():
+        assert np.array_equal(ceiling.read_label(name), label)
+    everything = LabelStore.open(make_labels(ws, Labels(0.0, only="ceiling")).data.store)
+    assert set(everything.names()) == set(true)
+    for name in true:
+        assert np.array_equal(everything.read_label(name), raw.read_label(name))
+    taught = LabelStore.open(make_labels(ws, Labels("teach", only="ceiling")).data.store)
+    assert taught.manifest["policy"] != everything.manifest["policy"]
+
+
+def test_chances_of_final_labels_are_those_of_the_calibration_table(workspace: Path) -> None:
+    ws = Workspace(workspace)
+    final, table = LabelStore.open(ws.path("labels/final")), load_table(ws.path("calibration/table.json"))
+    labels = _Labels(final.path)
+    name = next(n for n in final.names() if (final.read_source(n) == SOURCES["teacher"]).any())
+    (label, code), source = final.read(name), final.read_source(name)
+    chances, teacher = labels.read_chances(name), source == SOURCES["teacher"]
+    assert (chances[~teacher] == 255).all()
+    assert np.array_equal(chances[teacher], np.round(255 * table[label[teacher], code[teacher]]).astype(np.uint8))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io import sealed
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
@@ -120,6 +120,14 @@ def _fit(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np
 
     fit: NDArray[np.float64] = isotonic_regression(correct / total, weights=total).x
     return np.clip(fit, 0.0, 1.0)
+
+
+def load_table(path: str | Path) -> NDArray[np.float64]:
+    """The table of `save_table`, float64 (C, 256); a damaged file is a StoreError."""
+    value = sealed.read(Path(path))
+    if value.get("format") != FORMAT or value.get("version") != VERSION:
+        raise StoreError(f"{path}: not a calibration table of version {VERSION}")
+    return np.array(list(value["table"].values()), np.float64)
 
 
 def save_table(path: str | Path, table: NDArray[np.float64], classes: ClassTable, lineage: Mapping[str, Any]) -> str:

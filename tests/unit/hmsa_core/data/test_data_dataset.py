@@ -39,9 +39,11 @@ class Store:
         type(self).opened += 1
         self.size = size
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        label = blocks(sum(name.encode()), (2, 8, 255), self.size)
-        return label, np.zeros_like(label)
+    def read_label(self, name: str) -> np.ndarray:
+        return blocks(sum(name.encode()), (2, 8, 255), self.size)
+
+    def read_chances(self, name: str) -> np.ndarray:
+        return np.where(self.read_label(name) == 2, 64, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +207,22 @@ def test_auto_labelled_crops_may_have_stronger_colour(data):
 
 
 @pytest.mark.parametrize("what", ["image", "label"])
+def test_pixels_of_the_teacher_count_by_their_chance_and_others_always(data) -> None:
+    by_chance = make_plan(data, length=200, pseudo_config=PseudoConfig(draw="probability"))
+    usual, drawn = crops(data, make_plan(data, length=200)), crops(data, by_chance)
+    kept: list[float] = []
+    for crop in usual.plan.crops(0):
+        before, after = usual.arrays(crop)[1], drawn.arrays(crop)[1]
+        assert np.array_equal(after, drawn.arrays(crop)[1])
+        unsure = (before == 2) & (crop.source == "pseudo")
+        assert np.array_equal(before[~unsure], after[~unsure])
+        assert set(np.unique(after[unsure])) <= {2, 255}
+        if unsure.sum() > 100:
+            kept.append(float((after[unsure] == 2).mean()))
+    assert len(kept) > 20
+    assert np.mean(kept) == pytest.approx(64 / 256, abs=0.03)
+
+
 def test_a_changed_file_is_caught_by_its_digest(tmp_path, what):
     tree = CityTree(tmp_path / "c").standard()
     build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index", tile=16)

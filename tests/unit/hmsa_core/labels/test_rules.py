@@ -113,7 +113,7 @@ def test_a_higher_tau_never_keeps_more(tau: float, blocks: int, seed: int) -> No
     curves = Curves.measure(world(blocks, 1, seed=seed), CLASSES, config=CONFIG)
     table = shrunken_table(curves)
     assert (np.diff(table, axis=1) >= 0).all()
-    assert ((0 <= table) & (table <= 1)).all()
+    assert ((table >= 0) & (table <= 1)).all()
     low, high = (
         calibrate(curves, config=CONFIG.model_copy(update={"rule": "teach", "tau": t})).policy.codes()
         for t in (tau, min(0.99, tau + 0.04))
