@@ -223,8 +223,10 @@ class PseudoConfig(Section):
     )
     fine_only_epochs: Count = Field(0, description="epochs at the end with fine crops only")
     colour: float = Field(0.25, ge=0.0, le=1.0, description="colour jitter on auto-labelled crops")
-    mix: Literal["none", "cutmix", "classmix"] = Field(
-        "none", description="none, cutmix or classmix on auto-labelled crops (Olsson et al. 2021)"
+    mix: Literal["none", "cutmix", "classmix", "rare"] = Field(
+        "none",
+        description="what of fine crops is pasted into auto-labelled ones: none, cutmix, classmix (Olsson et al. 2021),"
+        " or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
     )
     loss_weight: float = Field(1.0, ge=0.0, description="weight of auto-labelled crops in the loss")
     draw: Literal["all", "probability"] = Field(

@@ -131,7 +131,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         if mix == "none" or request.source == "fine":
             return image, label
         other = self._crop(self.plan.partner(request))
-        return mix_pair(image, label, *other, mix, Dice(request.seed, 1))
+        return mix_pair(image, label, *other, mix, Dice(request.seed, 1), self.plan.rare)
 
     def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8]:
         image, label = self.read(request.sample, request.source)

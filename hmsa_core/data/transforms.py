@@ -8,7 +8,7 @@ order, composed before a pixel is touched). Every random number comes from the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
 Randint = Callable[[int, int], int]  # both ends included
 Placement = Literal["mended", "released"]
-Mix = Literal["cutmix", "classmix"]
+Mix = Literal["cutmix", "classmix", "rare"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -185,17 +185,18 @@ def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
 
     In the mean over crops a pixel counts by its chance, whatever the loss; nothing has to know of weights.
     """
-    draws = raw(seed, 2, count=-(-label.size // 8)).view(np.uint8)[: label.size].reshape(label.shape)
+    draws = raw(seed, 3, count=-(-label.size // 8)).view(np.uint8)[: label.size].reshape(label.shape)
     return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
 
 
 def mix_pair(
-    image: UInt8, label: UInt8, fine_image: UInt8, fine_label: UInt8, kind: Mix, dice: Dice
+    image: UInt8, label: UInt8, fine_image: UInt8, fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] = ()
 ) -> tuple[UInt8, UInt8]:
     """Paste a part of a fine crop into an auto-labelled crop of the same size.
 
     "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021), "cutmix" a
-    rectangle (Yun et al. 2019) with its ignored pixels. The arguments are not changed.
+    rectangle (Yun et al. 2019) with its ignored pixels, "rare" all pixels of the classes `rare`. The arguments are
+    not changed.
     """
     height, width = label.shape
     mask = np.zeros((height, width), bool)
@@ -205,6 +206,8 @@ def mix_pair(
         chosen = np.zeros(256, bool)
         chosen[[present[i] for i in _some(len(present), dice)]] = True
         mask = chosen[fine_label]
+    elif kind == "rare":
+        mask = np.isin(fine_label, np.asarray(rare, np.uint8))
     else:
         area = dice.between(*_CUT_AREA)
         rows = max(1, int(height * area ** dice.between(0.3, 0.7)))

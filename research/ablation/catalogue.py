@@ -302,11 +302,13 @@ def _pays(params: Params) -> Ablation:
     kinds |= {"coarse": Labels("none", coarse=True, only=_TRUTH), "coarse+teach": Labels("teach", True, only=_TRUTH)}
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
+    trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
     trainings["drawn"] = from_teacher((("pseudo.draw", "probability"),), kinds["t0"])
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", "drawn", *_TAUGHT, "coarse", "coarse+teach")),
+        *((name, "control") for name in ("truth", "drawn", "rare", *_TAUGHT, "coarse", "coarse+teach")),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
+        ("rare", "teach"),
         ("coarse+teach", "coarse"),
         ("control", "teacher"),
     )

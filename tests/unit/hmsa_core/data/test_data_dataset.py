@@ -207,22 +207,6 @@ def test_auto_labelled_crops_may_have_stronger_colour(data):
 
 
 @pytest.mark.parametrize("what", ["image", "label"])
-def test_pixels_of_the_teacher_count_by_their_chance_and_others_always(data) -> None:
-    by_chance = make_plan(data, length=200, pseudo_config=PseudoConfig(draw="probability"))
-    usual, drawn = crops(data, make_plan(data, length=200)), crops(data, by_chance)
-    kept: list[float] = []
-    for crop in usual.plan.crops(0):
-        before, after = usual.arrays(crop)[1], drawn.arrays(crop)[1]
-        assert np.array_equal(after, drawn.arrays(crop)[1])
-        unsure = (before == 2) & (crop.source == "pseudo")
-        assert np.array_equal(before[~unsure], after[~unsure])
-        assert set(np.unique(after[unsure])) <= {2, 255}
-        if unsure.sum() > 100:
-            kept.append(float((after[unsure] == 2).mean()))
-    assert len(kept) > 20
-    assert np.mean(kept) == pytest.approx(64 / 256, abs=0.03)
-
-
 def test_a_changed_file_is_caught_by_its_digest(tmp_path, what):
     tree = CityTree(tmp_path / "c").standard()
     build(SourceSpec(root=str(tree.root)), RolesSpec(), tmp_path / "index", tile=16)
@@ -289,3 +273,34 @@ def test_full_size_crops_fit_the_papers_crop(tmp_path):
     items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
     assert items[0]["image"].shape == (3, 1024, 2048)
     assert items[1]["label"].shape == (1024, 2048)
+
+
+def test_rare_things_of_fine_crops_are_pasted_and_nothing_else(data) -> None:
+    plan, mixed = make_plan(data, length=60), make_plan(data, length=60, pseudo_config=PseudoConfig(mix="rare"))
+    pixels = np.bincount(data[2].values[:, 0], weights=data[2].values[:, 3], minlength=19)
+    assert len(mixed.rare) == 1, "no class is as scarce as 5 %: the scarcest alone"
+    assert pixels[list(mixed.rare)].max() <= pixels[[c for c in np.flatnonzero(pixels) if c not in mixed.rare]].min()
+    before, after, pasted = crops(data, plan), crops(data, mixed), set[int]()
+    for crop in plan.crops(0):
+        (image, label), (new_image, new_label) = before.arrays(crop), after.arrays(crop)
+        changed = (image != new_image).any(axis=2) | (label != new_label)
+        pasted |= set(np.unique(new_label[changed]).tolist())
+        assert crop.source == "pseudo" or not changed.any()
+    assert pasted
+    assert pasted <= set(mixed.rare)
+
+
+def test_pixels_of_the_teacher_count_by_their_chance_and_others_always(data) -> None:
+    by_chance = make_plan(data, length=200, pseudo_config=PseudoConfig(draw="probability"))
+    usual, drawn = crops(data, make_plan(data, length=200)), crops(data, by_chance)
+    kept: list[float] = []
+    for crop in usual.plan.crops(0):
+        before, after = usual.arrays(crop)[1], drawn.arrays(crop)[1]
+        assert np.array_equal(after, drawn.arrays(crop)[1])
+        unsure = (before == 2) & (crop.source == "pseudo")
+        assert np.array_equal(before[~unsure], after[~unsure])
+        assert set(np.unique(after[unsure])) <= {2, 255}
+        if unsure.sum() > 100:
+            kept.append(float((after[unsure] == 2).mean()))
+    assert len(kept) > 20
+    assert np.mean(kept) == pytest.approx(64 / 256, abs=0.03)
