@@ -113,6 +113,38 @@ def bootstrap_difference(
     return _interval(plan, (_difference(whole, their_whole), _difference(drawn, their_drawn)), level, lowest=-1.0)
 
 
+def bootstrap_share(
+    confusions: Counts | Sequence[Counts],
+    baseline: Counts | Sequence[Counts],
+    ceiling: Counts | Sequence[Counts],
+    blocks: Blocks | Sequence[Blocks],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
+
+    The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
+    digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval holds zero.
+    """
+    runs, ids = _as_runs(confusions, blocks)
+    plan = _Plan(ids, draws, seed)
+    ours, low, top = (plan.scores(_as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
+    gain, possible = ([_difference(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))
+
+    def less(share: float) -> Interval:
+        whole, drawn = (g - share * p for g, p in zip(gain, possible, strict=True))
+        return _interval(plan, (whole, drawn), level, lowest=-np.inf)
+
+    whole = _interval(plan, (possible[0], possible[1]), level, lowest=-1.0)
+    value = less(0.0).value / whole.value if whole.value else float("nan")
+    if not whole.excludes_zero:
+        return value, float("nan"), float("nan")
+    fitting = [s for s in np.round(np.arange(-2.0, 3.005, 0.01), 2) if not less(float(s)).excludes_zero]
+    return value, float(min(fitting, default=np.nan)), float(max(fitting, default=np.nan))
+
+
 def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., C + 1): by class, and the mean over the classes that both have."""
     return _with_mean((one - other)[..., :-1])

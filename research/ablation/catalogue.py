@@ -312,4 +312,4 @@ def _pays(params: Params) -> Ablation:
         ("coarse+teach", "coarse"),
         ("control", "teacher"),
     )
-    return Ablation("pays", "What auto-labels pay", "pseudo-label", rows, differences)
+    return Ablation("pays", "What auto-labels pay", "pseudo-label", rows, differences, ceiling="truth")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, iou_of, mean_iou_of
+from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, bootstrap_share, iou_of, mean_iou_of
 from research.ablation.plan import Ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 
@@ -120,6 +120,9 @@ def summarise(ablation: Ablation, cells: Cells, kind: str, made: Made) -> list[F
     for row_name, baseline in ablation.differences:
         tell = _Teller(ablation.name, f"{row_name} - {baseline}", kind, made)
         lines += _lines_of_difference(tell, _pairs(mine, row_name, baseline, fixed))
+        if ablation.ceiling not in (None, row_name, baseline):
+            most = mine.get(str(ablation.ceiling), {})
+            lines += _lines_of_share(tell, mine.get(row_name, {}), mine.get(baseline, {}), most)
     lines += _lines_of_trainings(_Teller(ablation.name, TRAININGS, kind, made), ablation, mine)
     return lines
 
@@ -176,6 +179,21 @@ def _lines_of_difference(tell: _Teller, pairs: Mapping[int, tuple[Counts, Counts
             yield tell.line("blocks", found.blocks)
             yield tell.line("images", min(len(ours.names) for ours, _ in both))
             yield from tell.classes(metric, found, both[0][0].classes)
+
+
+def _lines_of_share(
+    tell: _Teller, ours: Mapping[int, Counts], theirs: Mapping[int, Counts], most: Mapping[int, Counts]
+) -> Iterator[Figure]:
+    """The part of the possible gain (row `most` less the baseline) that was reached, on the seeds that all have."""
+    seeds = sorted(ours.keys() & theirs.keys() & most.keys())
+    if not seeds:
+        return
+    names = [sorted({*ours[k].names} & {*theirs[k].names} & {*most[k].names}) for k in seeds]
+    sides = [[of[k].of_images(n) for k, n in zip(seeds, names, strict=True)] for of in (ours, theirs, most)]
+    counts = [[one.confusions() for one in side] for side in sides]
+    found = bootstrap_share(counts[0], counts[1], counts[2], [one.blocks for one in sides[0]], draws=DRAWS)
+    for end, value in zip(("", "_low", "_high"), found, strict=True):
+        yield tell.line(f"recovered{end}", value)
 
 
 def _chance(found: Interval) -> float:

@@ -81,6 +81,7 @@ class Ablation:
     needs: Needs
     rows: tuple[Row, ...]
     differences: tuple[tuple[str, str], ...]
+    ceiling: str | None = None  # row that has all that can be gained: other gains are told as a share of its own
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, holm, iou_of, mean_iou_of
+from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, bootstrap_share, holm, iou_of, mean_iou_of
 
 
 def confusions(rng, quality, classes=3, pixels=400):
@@ -159,6 +159,20 @@ def test_inputs_that_do_not_belong_together_are_refused():
         bootstrap_iou([counts, counts], [ids(4)])
     with pytest.raises(InputError, match="shapes differ"):
         bootstrap_difference(counts, counts[:, :2, :2], ids(4))
+
+
+def test_the_share_of_a_possible_gain_lies_in_its_interval_and_has_none_where_nothing_can_be_gained() -> None:
+    rng = np.random.Generator(np.random.PCG64(4))
+    blocks = ids(40, per_block=2)
+    low, half, top = (confusions(rng, np.full(40, quality), pixels=4000) for quality in (0.6, 0.7, 0.8))
+    value, below, above = bootstrap_share(half, low, top, blocks)
+    whole, gain = bootstrap_difference(top, low, blocks).value, bootstrap_difference(half, low, blocks).value
+    assert value == pytest.approx(gain / whole)
+    assert below <= round(value, 2) <= above
+    assert above - below < 0.5
+    assert bootstrap_share(top, low, top, blocks)[1:] == (1.0, 1.0)
+    assert bootstrap_share(low, low, top, blocks)[1:] == (0.0, 0.0)
+    assert np.isnan(bootstrap_share(half, low, low, blocks)[1:]).all()
 
 
 def test_holm_lets_the_smallest_fall_first_and_the_first_that_stands_saves_the_rest():
