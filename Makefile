@@ -13,6 +13,11 @@ STAMP := $(VENV)/.ready-$(LOCK_ID)
 SLOW := slow or gpu
 PROCESS := chain or fault or browser
 
+# TORCH_INDEX=URL of an index with CPU builds: the gigabytes of CUDA libraries, which the default index's torch needs, stay out.
+TORCH_INDEX ?=
+CUDA := nvidia-|cuda-|triton|torch==|torchvision==
+LOCK := $(if $(TORCH_INDEX),build/cpu.lock,requirements.lock)
+
 # This checkout's code wins over whatever checkout the environment was built from.
 export PYTHONPATH := $(CURDIR)
 export PATH := $(BIN):$(PATH)
@@ -32,17 +37,22 @@ help:  ## list the targets
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(PY) || python3 -m venv $(VENV)
+	mkdir -p build && awk '/^[a-z]/ {cuda = /^($(CUDA))/} !cuda' requirements.lock > build/cpu.lock
 	if command -v uv >/dev/null; then \
-	  uv pip install --quiet --python $(PY) --no-deps --require-hashes --compile-bytecode -r requirements.lock; \
+	  uv pip install --quiet --python $(PY) --no-deps --require-hashes --compile-bytecode -r $(LOCK); \
 	else \
-	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK); \
+	fi
+	if test -n "$(TORCH_INDEX)"; then \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) \
+	    $$(grep -oE '^(torch|torchvision)==[0-9.]+' requirements.lock); \
 	fi
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@# pip check cannot see that a newer fastapi breaks prefect's server: import it once.
 	$(PY) -c "import torch, torchvision, cv2, pyarrow, dvc.api; from prefect.server.api.server import create_app"
 	rm -f $(VENV)/.ready-* && touch $@
 
-setup: $(STAMP)  ## build .venv from the lock (VENV= overrides)
+setup: $(STAMP)  ## build .venv from the lock (VENV= overrides; TORCH_INDEX= takes torch from an index of CPU builds)
 
 lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra all --extra dev --override requirements.overrides --universal \
