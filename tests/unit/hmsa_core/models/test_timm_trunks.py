@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from hmsa_core import models
-from hmsa_core.inference.predictor import Predictor
+from hmsa_core.data.transforms import normalise
+from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io.errors import CheckpointError, ConfigError
 from hmsa_core.models.options import KINDS
 from hmsa_core.models.pretrained import load_trunk_weights, weights_file
@@ -52,6 +53,21 @@ def test_every_family_trains_predicts_and_comes_back_from_its_checkpoint(trunk: 
     models.save(model, tmp_path / "model", class_table=None, lineage={})
     again = models.load(tmp_path / "model")
     assert torch.equal(again.predict(images, (0.5, 1.0, 2.0), flip=True).logits, expected)
+
+
+@pytest.mark.parametrize("trunk", [LITE, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
+def test_every_family_labels_under_every_fusion(trunk: str, tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (*SIZE, 3), dtype=torch.uint8).numpy()
+    for kind in KINDS:
+        models.save(small(trunk, kind, context="none"), tmp_path / kind, class_table=None, lineage={})
+        model = models.load(tmp_path / kind).eval()
+        scales = (1.0,) if kind == "single" else (0.5, 1.0)
+        with torch.no_grad():
+            wanted = model.predict(normalise(image)[None], scales).logits.softmax(1)[0]
+        label, confidence = label_image(Predictor(model), image, scales, flip=False)
+        sure = wanted.topk(2, dim=0).values.diff(dim=0)[0].abs() > 1e-3  # elsewhere rounding decides
+        assert torch.equal(torch.from_numpy(label)[sure].long(), wanted.argmax(0)[sure]), kind
+        assert confidence.shape == SIZE
 
 
 @pytest.mark.parametrize("trunk", FAMILIES)

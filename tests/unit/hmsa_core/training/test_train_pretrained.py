@@ -30,21 +30,38 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load(folder / "model").state_dict()
 
 
-def test_adamw_from_a_packages_weights_stops_and_goes_on_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
-    recipe = LITE | ADAMW | {"model__trunk_weights": "package:efficientnet-lite0", "model__drop_path": 0.1}
-    whole, short = (train_spec(data, tmp_path / name, epochs=1, checkpoint_every=1, **recipe) for name in ("a", "b"))
+def stopped_and_resumed(data: Path, folder: Path, recipe: dict[str, object]) -> None:
+    """Train in `a` without a stop, in `b` with one; both must end with the same bytes."""
+    whole, short = (train_spec(data, folder / name, epochs=1, checkpoint_every=1, **recipe) for name in ("a", "b"))
     run_spec(whole)
     run_spec(short)
-    states = sorted((tmp_path / "b" / "state").iterdir())
+    states = sorted((folder / "b" / "state").iterdir())
     assert len(states) == 2, "the last two are kept"
     for path in ("model", "state/" + states[-1].name):
-        shutil.rmtree(tmp_path / "b" / path)
+        shutil.rmtree(folder / "b" / path)
     run_spec(short)
     for name in ("model.safetensors", "model.json"):
-        assert (tmp_path / "a/model" / name).read_bytes() == (tmp_path / "b/model" / name).read_bytes()
+        assert (folder / "a/model" / name).read_bytes() == (folder / "b/model" / name).read_bytes()
+
+
+def test_adamw_from_a_packages_weights_stops_and_goes_on_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    recipe = LITE | ADAMW | {"model__trunk_weights": "package:efficientnet-lite0", "model__drop_path": 0.1}
+    stopped_and_resumed(data, tmp_path, recipe)
     found = read_json(tmp_path / "a/model/model.json")["lineage"]["trunk_weights"]
     assert found["source"] == "package:efficientnet-lite0"
     assert len(found["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        "timm:vit_small_patch14_dinov2",
+        *(pytest.param(f"timm:{n}", marks=pytest.mark.slow) for n in ("convnext_atto", "hrnet_w18", "regnetx_002")),
+        pytest.param("timm:mobilenetv4_conv_small", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_of_every_family_stops_and_goes_on(trunk: str, data: Path, tmp_path: Path) -> None:
+    stopped_and_resumed(data, tmp_path, LITE | ADAMW | {"model__trunk": trunk})
 
 
 def test_frozen_layers_keep_their_weights_and_their_statistics(data: Path, tmp_path: Path) -> None:
