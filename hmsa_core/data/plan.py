@@ -15,7 +15,7 @@ import numpy as np
 
 from hmsa_core.config import PseudoConfig, SamplingConfig
 from hmsa_core.data.index import Sample
-from hmsa_core.data.sampling import CLASS, Allotment, Centroids, allot, cycle_capped, permutation, raw
+from hmsa_core.data.sampling import CLASS, PIXELS, Allotment, Centroids, allot, cycle_capped, permutation, raw
 from hmsa_core.io.errors import ConfigError, InputError
 
 Source = Literal["fine", "pseudo"]
@@ -117,7 +117,7 @@ class EpochPlan:
     def rare(self) -> tuple[int, ...]:
         """The scarcest classes of the fine labels: at least one, together at most a twentieth of the pixels."""
         values = self._fine.centroids.values
-        pixels = np.bincount(values[:, 0], weights=values[:, 3], minlength=self.num_classes)
+        pixels = np.bincount(values[:, CLASS], weights=values[:, PIXELS], minlength=self.num_classes)
         order = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c]]
         few = int(np.count_nonzero(np.cumsum(pixels[order]) <= _RARE * pixels.sum()))
         return tuple(sorted(order[: max(1, few)]))

@@ -30,8 +30,10 @@ class Facts:
     metrics: dict[str, Any]
     verdict: dict[str, Any]
     statistics: dict[str, Any]  # of labels/final
-    policy: ThresholdPolicy | None
+    policy: ThresholdPolicy | None  # the promise
     curves: Curves | None
+    teach: ThresholdPolicy | None = None  # what a student should learn from
+    fine_pixels: Sequence[int] = ()  # of each class in the fine labels that are learned from
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None  # mean IoU of colour and position alone
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -237,10 +239,38 @@ def data(facts: Facts) -> Raw:
             f"<h3>Training labels of {made['images']} auto-labelled images: {points(made['labelled_share'])} % of "
             f"{made['pixels']:,} pixels carry one</h3>{results.class_table(found, _LABELS).html()}"
         )
+        labels += _diet(facts)
     return Raw(
         Table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], rows).html()
         + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
         + f"<h3>Quarantine: {len(bad)} files, and why</h3>{quarantine}{labels}"
+    )
+
+
+def _diet(facts: Facts) -> str:
+    """Both policies, and of what each class consists in the fine labels and in the two sources of the others."""
+    made = {row["name"]: row for row in facts.statistics["classes"]}
+    fine = facts.fine_pixels or [0] * len(facts.names)
+    human, teacher = (
+        {n: r["from_human"] + r["both"] for n, r in made.items()},
+        {n: r["from_teacher"] for n, r in made.items()},
+    )
+    columns = [dict(zip(made, fine, strict=True)), human, teacher]
+    rows: list[list[object]] = []
+    for c, name in enumerate(facts.names):
+        cuts = [policy.entries[c].threshold or "–" if policy else "–" for policy in (facts.policy, facts.teach)]
+        rows.append([name, *cuts, *(Share(of[str(name)] / max(1, sum(of.values()))) for of in columns)])
+    head = [
+        "class",
+        "promise",
+        "teach",
+        "fine labels %",
+        "auto-labelled, by people %",
+        "auto-labelled, by the teacher %",
+    ]
+    return (
+        "<h3>What the student is fed: thresholds of both policies, and each class's share of the pixels by source</h3>"
+        f"{Table(head, rows).html()}"
     )
 
 
