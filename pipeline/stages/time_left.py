@@ -21,6 +21,8 @@ _TOLD_FROM = 0.15  # share of the work that has to be done before its speed says
 
 def seconds_left(ws: Workspace, after: str) -> float | None:
     """Seconds from the end of stage `after` to the end of the chain; None while too little is done to tell."""
+    if not ws.path(INDEX).exists():  # a stage that needs no images was run by hand
+        return None
     work = megapixels(ws)
     ended, ahead = STAGES[: STAGES.index(after) + 1], STAGES[STAGES.index(after) + 1 :]
     times = [ws.path(f"work/times/{stage}.json") for stage in ended if work[stage]]

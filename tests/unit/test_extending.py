@@ -109,4 +109,4 @@ def test_another_threshold_rule_is_one_file(packages: Path, tmp_path: Path) -> N
         "config = CalibrateConfig(rule='best_f1')\n"
         "print(rule_names(), find_rule(config.rule).__module__)",
     )
-    assert out.strip() == "['best_f1', 'promise'] hmsa_core.labels.thresholds.rules.best_f1"
+    assert out.strip() == "['best_f1', 'promise', 'teach'] hmsa_core.labels.thresholds.rules.best_f1"
