@@ -35,12 +35,14 @@ PERMITTED = {
     "MIT-CMU",
     "MPL-2.0",
     "PSF-2.0",
+    "TCL",
     "ZPL-2.1",
     "Zlib",
 }
 _SPDX = {
     "apache": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
+    "apache 2.0 license": "Apache-2.0",
     "apache-2.0": "Apache-2.0",
     "apache license": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
@@ -49,6 +51,8 @@ _SPDX = {
     "bsd": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
     "bsd 3-clause license": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
+    "freebsd": "BSD-2-Clause",
     "new bsd": "BSD-3-Clause",
     "mit license": "MIT",
     "mit licence": "MIT",
