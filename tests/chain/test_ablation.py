@@ -49,22 +49,29 @@ def test_two_rows_are_trained_once_recorded_and_found_by_a_clone(workspace: Path
     assert listed.count("mIoU") == 2
 
 
+def _assert_equal_outside_the_camera_mask(found: np.ndarray, wanted: np.ndarray) -> None:
+    masked = (found == 255) & (wanted != 255)
+    assert np.array_equal(found[~masked], wanted[~masked])
+    assert masked.mean() < 0.3
+
+
 def test_ceiling_and_policies_are_learned_from_the_same_images(workspace: Path) -> None:
     ws = Workspace(workspace)
     raw = LabelStore.open(ws.path("labels/raw"))
     true, root = {}, ws.roots["target"] / "ceiling"
     root.mkdir()
     for name in raw.names()[::2]:
-        true[name] = np.where(np.indices(raw.read_label(name).shape)[1] % 5 == 0, 255, 3).astype(np.uint8)
-        Image.fromarray(true[name]).save(root / f"{name}.png")
+        void = np.indices(raw.read_label(name).shape)[1] % 5 == 0
+        Image.fromarray(np.where(void, 0, 7).astype(np.uint8)).save(root / f"{name}.png")  # ids: unlabelled, road
+        true[name] = np.where(void, 255, 0).astype(np.uint8)  # trainIds
     ceiling = LabelStore.open(make_labels(ws, Labels("truth", only="ceiling")).data.store)
     assert set(ceiling.names()) == set(true)
     for name, label in true.items():
-        assert np.array_equal(ceiling.read_label(name), label)
+        _assert_equal_outside_the_camera_mask(ceiling.read_label(name), label)
     everything = LabelStore.open(make_labels(ws, Labels(0.0, only="ceiling")).data.store)
     assert set(everything.names()) == set(true)
     for name in true:
-        assert np.array_equal(everything.read_label(name), raw.read_label(name))
+        _assert_equal_outside_the_camera_mask(everything.read_label(name), raw.read_label(name))
     taught = LabelStore.open(make_labels(ws, Labels("teach", only="ceiling")).data.store)
     assert taught.manifest["policy"] != everything.manifest["policy"]
 
