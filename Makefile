@@ -29,7 +29,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean release orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -135,6 +135,9 @@ orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/ni
 orchestrate-stop: setup  ## end all of it
 	$(PY) -m pipeline.nightly.services down --workspace $(WORKSPACE)
 
+release: setup lint type  ## wheel and source archive in dist/, checked
+	$(PY) -m tools.release
+
 clean:  ## remove what runs left, keep .venv
-	rm -rf work report evaluation calibration labels/raw labels/final labels/shift.json plots metrics data/index data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf work report evaluation calibration labels/raw labels/final labels/shift.json plots metrics data/index data/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -rf models/pretrain models/teacher models/student models/control
