@@ -57,7 +57,7 @@ def build(out: Path) -> tuple[Path, Path]:
 
 
 def check_wheel(wheel: Path) -> list[str]:
-    """What is wrong with a wheel: metadata that tools would refuse, files that are missing, files that do not belong."""
+    """What is wrong with a wheel: metadata that tools refuse, files that are missing, files that do not belong."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         about = next(name for name in names if name.endswith(".dist-info/METADATA"))

@@ -1,0 +1,43 @@
+"""Files for outsiders say what is true: workflow, hooks, citation, changelog."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+import hmsa_core
+
+REPO = Path(__file__).resolve().parents[2]
+TARGETS = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+MAKE = re.compile(r"\bmake ((?:[a-z-]+ ?)+)")
+
+
+def _read(path: str) -> str:
+    return (REPO / path).read_text("utf-8")
+
+
+def test_the_workflow_runs_targets_of_the_makefile_on_both_versions_of_python() -> None:
+    workflow = yaml.safe_load(_read(".github/workflows/ci.yml"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    named = [target for step in steps for found in MAKE.findall(step.get("run", "")) for target in found.split()]
+    assert {"setup", "lint", "type", "test-fast", "test"} <= set(named) <= TARGETS
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    assert workflow["jobs"]["fast"]["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_documents_name_targets_of_the_makefile_only() -> None:
+    for path in ("README.md", "CONTRIBUTING.md", ".github/pull_request_template.md"):
+        code = re.findall(r"`(make [^`]+)`|^(make [^#\n]+)", _read(path), re.MULTILINE)
+        words = {word for pair in code for word in "".join(pair).split() if re.fullmatch(r"[a-z-]+", word)} - {"make"}
+        assert words <= TARGETS, path
+
+
+def test_hooks_citation_and_changelog_are_of_this_version() -> None:
+    hooks = yaml.safe_load(_read(".pre-commit-config.yaml"))["repos"][0]["hooks"]
+    assert {"ruff", "mypy"} <= {hook["id"] for hook in hooks}
+    assert yaml.safe_load(_read("CITATION.cff"))["version"] == hmsa_core.__version__
+    assert f"## {hmsa_core.__version__}" in _read("CHANGELOG.md")
+    assert yaml.safe_load(_read(".github/dependabot.yml"))["version"] == 2
