@@ -13,8 +13,9 @@ from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.review import ReviewFile, flagged_pixels
+from hmsa_core.labels.review import ReviewFile, reviewed
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
@@ -80,7 +81,7 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     (x0, y0), _, (x1, y1), _ = lines[0]["region"]
     assert x1 - x0 > 20
     assert y1 - y0 > 10
-    assert flagged_pixels(marks, 256, 512).all()
+    assert reviewed(marks, 256, 512, cityscapes())[0].all()
 
 
 # Saves of marks wait until `release()` is called, and then fail if it is called with true.

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import InputError, IntegrityError
-from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels, labels_id, marked_store
+from hmsa_core.labels.review import Mark, ReviewFile, labels_id, marked_store, reviewed
+from hmsa_core.taxonomy import cityscapes
 from tests.support.faults import every_fault
 
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
@@ -136,7 +137,7 @@ def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
 
 def test_the_last_word_counts_pixel_by_pixel() -> None:
     marks = [Mark("1", "a", "flag"), Mark("2", "a", "accept", ((2, 1), (5, 1), (5, 3), (2, 3)))]
-    flagged = flagged_pixels(marks, 8, 10)
+    flagged = reviewed(marks, 8, 10, cityscapes())[0]
     assert flagged[0, 0]
     assert not flagged[1:4, 2:6].any()
     assert flagged.sum() == 80 - 12
@@ -150,7 +151,7 @@ def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: 
     expected = np.zeros((8, 10), bool)
     for verdict, x, y in steps:
         expected[y : y + 3, x : x + 4] = verdict == "flag"
-    assert np.array_equal(flagged_pixels(marks, 8, 10), expected)
+    assert np.array_equal(reviewed(marks, 8, 10, cityscapes())[0], expected)
 
 
 @pytest.mark.parametrize(
