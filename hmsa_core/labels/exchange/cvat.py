@@ -5,7 +5,9 @@ A mask is a box and runs of pixels in it, row by row, the first run outside of t
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +25,9 @@ from hmsa_core.labels.exchange.folder import About, Canvas, Exported, Item, Retu
 from hmsa_core.labels.review import Labels
 
 ANNOTATIONS = "annotations.xml"
-_BLOCK, _TOKEN = 1 << 16, 64 << 20  # bytes that are read at once, and of one XML element
-_DATES = ("updated", "dumped")
+_BLOCK, _IMAGE = 1 << 16, 64 << 20  # bytes that are read at once, and of one image
+# What expat and zipfile raise for damaged files.
+_DAMAGE = (expat.ExpatError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 Mask = NDArray[np.bool_]
 
@@ -63,15 +66,15 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
 
 def read(path: Path, exported: Exported) -> Iterator[Returned]:
     """Images of an annotations.xml, or of the zip file that CVAT packs it into. Masks and polygons are read."""
-    with _opened(path) as file:
-        reader = _Reader(path, exported)
-        try:
+    reader = _Reader(path, exported)
+    try:
+        with _opened(path) as file:
             while block := file.read(_BLOCK):
                 reader.feed(block)
                 yield from reader.take()
             reader.end()
-        except (expat.ExpatError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise InputError(f"{path}: damaged ({error})", hint="export it from CVAT again") from error
+    except _DAMAGE as error:
+        raise InputError(f"{path}: damaged ({error})", hint="export it from CVAT again") from error
 
 
 @contextmanager
@@ -97,7 +100,7 @@ class _Reader:
         self._open: list[str] = []
         self._said = {"who": "", "when": ""}
         self._name, self._shapes = "", list[tuple[int, int, dict[str, str], str]]()
-        self._since = 0  # bytes since the last element
+        self._since = 0  # bytes since the last image
         self._parser = expat.ParserCreate()
         self._parser.StartDoctypeDeclHandler = self._refuse
         self._parser.StartElementHandler = self._start
@@ -106,8 +109,8 @@ class _Reader:
 
     def feed(self, block: bytes) -> None:
         self._since += len(block)
-        if self._since > _TOKEN:
-            raise InputError(f"{self._path}: one element has more than {_TOKEN} bytes")
+        if self._since > _IMAGE:
+            raise InputError(f"{self._path}: one image has more than {_IMAGE} bytes")
         self._parser.Parse(block)
 
     def end(self) -> None:
@@ -123,11 +126,10 @@ class _Reader:
     def _text(self, text: str) -> None:
         if self._open[-2:] == ["assignee", "username"]:
             self._said["who"] = (self._said["who"] + text.strip())[:200]
-        elif self._open[-1] in _DATES and not self._name:
-            self._said["when"] = (self._said["when"] + text.strip())[:40] if self._open[-1] == _DATES[0] else ""
+        elif self._open[-1] == "updated" and not self._name:
+            self._said["when"] = (self._said["when"] + text.strip())[:40]
 
     def _start(self, tag: str, given: dict[str, str]) -> None:
-        self._since = 0
         self._open.append(tag)
         if tag == "image":
             self._name = self._exported.name_of(given["name"])
@@ -143,9 +145,9 @@ class _Reader:
             self._shapes.append((int(given.get("z_order", 0)), len(self._shapes), given, tag))
 
     def _end(self, tag: str) -> None:
-        self._since = 0
         self._open.pop()
         if tag == "image":
+            self._since = 0
             if self._shapes:
                 self._done.append(Returned(self._name, self._label(), **self._said))
             self._name, self._shapes = "", []
@@ -187,4 +189,6 @@ def _polygon(points: str, shape: tuple[int, ...], where: str) -> Mask:
         or not (flat < max(shape) + 2).all()
     ):
         raise InputError(f"{where}: a polygon needs 3 or more corners in the picture")
-    return np.asarray(coco.decode(coco.frPyObjects([flat.ravel().tolist()], height, width))[..., 0] > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
+        return np.asarray(coco.decode(coco.frPyObjects([flat.ravel().tolist()], height, width))[..., 0] > 0)

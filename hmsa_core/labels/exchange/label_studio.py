@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -62,7 +63,7 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
                 }
                 for class_id in np.unique(item.label[item.label < len(names)]).tolist()
             ]
-            data = {"image": f"/data/local-files/?d=images/{item.file}", "file": item.file}
+            data = {"image": f"/data/local-files/?d=images/{quote(item.file)}", "file": item.file}
             task = {"data": data, "predictions": [{"model_version": model, "result": result}]}
             file.write((between + json.dumps(task)).encode())
             between = ",\n"
