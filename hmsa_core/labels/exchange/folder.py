@@ -12,7 +12,6 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +190,12 @@ class Exported:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: no {self.format} file that can be read ({error!r:.200})") from error
 
-    @cached_property
-    def class_of(self) -> dict[str, int]:
-        """TrainId by name."""
-        return {name: i for i, name in enumerate(self.classes.classes)}
-
     def class_id(self, name: object, where: str) -> int:
         """TrainId of a class name that came back."""
-        if not isinstance(name, str) or name not in self.class_of:
-            raise InputError(f"{where}: class {str(name)[:100]!r} is none of {', '.join(self.class_of)}")
-        return self.class_of[name]
+        known = self.classes.classes
+        if name not in known:
+            raise InputError(f"{where}: class {str(name)[:100]!r} is none of {', '.join(known)}")
+        return known.index(str(name))
 
     def check(self, name: str, label: Labels, where: str) -> Labels:
         """A label that came back as a map of trainIds: of the image's size, without unknown ids."""

@@ -516,6 +516,19 @@ def test_exports_that_cannot_be_made_are_refused_and_leave_nothing_behind(
         export_to_tool(store, tmp_path / "full", "fiftyone", picture=_picture(store))
 
 
+@pytest.mark.parametrize(("fmt", "module"), [("cvat", "cvat_sdk"), ("label-studio", "label_studio_sdk")])
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, module: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=f"{module}.* is not installed") as told:
+        export_to_tool(store, tmp_path / "out", fmt, picture=_picture(store))
+    assert "pip install 'hmsa-autolabel[exchange]'" in told.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_tools_library_is_loaded_before_its_format_is_asked_for() -> None:
     code = (
         "import sys, pipeline.cli.export, pipeline.cli.import_, hmsa_core.labels.exchange.folder, "
