@@ -159,16 +159,25 @@ def read_label_ids(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: st
     with _opened(Path(path), max_pixels, sha256) as file:
         if where.lower().endswith(".json"):
             return rasterise(file.read(), where, max_pixels=max_pixels)
-        header = _judge(file, where, max_pixels)
-        if header.mode not in _LABEL_MODES or header.format == "JPEG":
-            raise DecodeError(
-                f"{where}: a {header.format} of mode {header.mode} is no label map",
-                reason="wrong-mode",
-                hint="label maps are lossless 8-bit grey (ids) or palette images",
-            )
-        if header.plain:
-            return _decode_plain(file, cv2.IMREAD_GRAYSCALE, header, where)
-        return np.array(_decode(file, header, where))
+        return _label_ids(file, where, max_pixels)
+
+
+def read_label_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> UInt8:
+    """The same of an image file in memory; `where` names it in messages."""
+    return _label_ids(io.BytesIO(data), where, max_pixels)
+
+
+def _label_ids(file: IO[bytes], where: str, max_pixels: int) -> UInt8:
+    header = _judge(file, where, max_pixels)
+    if header.mode not in _LABEL_MODES or header.format == "JPEG":
+        raise DecodeError(
+            f"{where}: a {header.format} of mode {header.mode} is no label map",
+            reason="wrong-mode",
+            hint="label maps are lossless 8-bit grey (ids) or palette images",
+        )
+    if header.plain:
+        return _decode_plain(file, cv2.IMREAD_GRAYSCALE, header, where)
+    return np.array(_decode(file, header, where))
 
 
 def read_palette(path: Path) -> list[tuple[int, int, int]]:

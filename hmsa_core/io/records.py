@@ -41,9 +41,9 @@ def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]
     return found
 
 
-def append(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line; a kill leaves no half line."""
-    append_line(path, json.dumps(dict(value), sort_keys=True, ensure_ascii=False))
+def append(path: Path, *values: Mapping[str, Any]) -> None:
+    """Append JSON objects, one a line; a kill leaves all of them or none."""
+    append_line(path, "\n".join(json.dumps(dict(each), sort_keys=True, ensure_ascii=False) for each in values))
 
 
 class SaveError(HmsaError):

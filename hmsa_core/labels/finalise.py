@@ -26,6 +26,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels.merge import MergeRules, merge_labels
+from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, read_receipt, shard_done
@@ -39,7 +40,7 @@ CENTROIDS, STATISTICS, TABLE = "centroids.parquet", "statistics.json", "table.js
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 HumanLabels = Callable[[Mapping[str, Any]], Labels | None]
-Flagged = Callable[[str, int, int], Mask | None]
+Reviewed = Callable[[str, int, int], tuple[Mask, Labels] | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Recipe:
     human: HumanLabels | None = None  # row of the raw store (name, coarse_path, ...) -> trainIds uint8 HxW, or None
     human_paths: Mapping[str, str] | None = None  # by name, as of now; None: as of when the image was labelled
     masks: Mapping[tuple[int, int], Mask] = field(default_factory=dict)  # ignored pixels (True) by image size
-    flagged: Flagged | None = None  # (name, height, width) -> pixels that a review flagged, or None
+    # (name, height, width) -> pixels that people flagged, and corrected labels (hmsa_core.labels.review), or None
+    reviewed: Reviewed | None = None
     centroids: CentroidSettings = CentroidSettings()
     # P(label is right | class, code) as float64 (C, 256) for trainings that draw pixels by it. No label depends on it.
     table: NDArray[np.float64] | None = None
@@ -189,7 +191,7 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _S
     row = raw.row(name)
     if recipe.human_paths is not None:
         row["coarse_path"] = recipe.human_paths.get(name, "")
-    flagged = recipe.flagged(name, *label.shape) if recipe.flagged is not None else None
+    flagged, corrected = (recipe.reviewed and recipe.reviewed(name, *label.shape)) or (None, None)
     if flagged is not None and flagged.all():
         shard.skip(name, "flagged in review")
         return
@@ -197,6 +199,10 @@ def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _S
     rules = recipe.rules or MergeRules.default(raw.classes)
     human = recipe.human(row) if recipe.rules is not None and recipe.human is not None else None
     final, source = merge_labels(passed, human, rules)
+    if corrected is not None:  # by a person who saw these labels: no rule and no threshold stands above that
+        final = np.where(corrected == UNTOUCHED, final, corrected)
+        by_hand = np.where(corrected == IGNORE, np.uint8(SOURCES["none"]), np.uint8(SOURCES["human"]))
+        source = np.where(corrected == UNTOUCHED, source, by_hand)
     for ignored in (recipe.masks.get((label.shape[0], label.shape[1])), flagged):
         if ignored is not None:
             final = apply_mask(final, ignored, name)

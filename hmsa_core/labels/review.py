@@ -1,17 +1,23 @@
-"""The review file beside a store: what people accepted or flagged, one JSON object a line, only ever appended.
+"""The review file beside a store: what people accepted, flagged or corrected, one JSON object a line, only appended.
 
-`STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag", "region": [[x, y], ...] | null, "note",
+`STORE.review.jsonl`: {"id", "name", "verdict": "accept" | "flag" | "correct", "region": [[x, y], ...] | null, "note",
 "reviewer", "image_sha256", "labels"}, or {"id", "name", "withdraws": id} which takes an earlier line back. Regions are
-polygons in pixels of the label map. Lines are applied in order, so that pixel by pixel the last word counts: a flag
-sets pixels to ignore, an accept lifts earlier flags. `labels` says which labels were looked at (teacher, scales, flip,
-precision): flags go on when a store is made anew, but what nobody has looked at is not called accepted.
+polygons in pixels of the label map. A correction has "when" (as the tool says it) and "pixels": {"x", "y", "png",
+"classes"}, a grey PNG in base64 whose left upper corner lies at (x, y): places in the list of class names,
+255 = ignore, 254 = not corrected.
+Lines are applied in order, so that pixel by pixel the last word counts: a flag sets pixels to ignore, an accept lifts
+earlier flags, a correction gives pixels a class and lifts earlier flags of them. `labels` says which labels were
+looked at (teacher, scales, flip, precision): flags and corrections go on when a store is made anew, but what nobody
+has looked at is not called accepted.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -23,14 +29,17 @@ from numpy.typing import NDArray
 
 from hmsa_core.io import records
 from hmsa_core.io.atomic import digest
-from hmsa_core.io.errors import InputError, IntegrityError
+from hmsa_core.io.errors import InputError, IntegrityError, StoreError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
-from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.store.format import binding, decode, png_bytes
+from hmsa_core.taxonomy import IGNORE, ClassTable
 
 Region = tuple[tuple[float, float], ...]
-Verdict = Literal["accept", "flag"]
+Verdict = Literal["accept", "flag", "correct"]
+Labels = NDArray[np.uint8]
 NOTE_LIMIT, REGION_LIMIT = 2000, 500  # characters, corners
+UNTOUCHED = 254  # in corrections; class tables have fewer classes
 
 
 def marked_store(store: Path, kind: str) -> Path:
@@ -55,8 +64,51 @@ class MarkError(InputError):
 
 
 @dataclass(frozen=True)
+class Patch:
+    """Pixels that a person gave a class (see the top of the file)."""
+
+    x: int
+    y: int
+    png: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, labels: Labels, table: ClassTable) -> Patch:
+        """The smallest patch with all pixels of a map (uint8 HxW) that are not UNTOUCHED; there must be one."""
+        rows, columns = (np.flatnonzero((labels != UNTOUCHED).any(axis=axis)) for axis in (1, 0))
+        part = labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        used = [int(c) for c in np.unique(part) if c < table.num_classes]
+        numbers = np.arange(256, dtype=np.uint8)
+        numbers[used] = np.arange(len(used))
+        png = base64.b64encode(png_bytes(numbers[part])).decode()
+        return cls(int(columns[0]), int(rows[0]), png, tuple(table.classes[c] for c in used))
+
+    def paste(self, labels: Labels, table: ClassTable, where: str) -> NDArray[np.bool_]:
+        """Write the corrected pixels into a map (uint8 HxW); return which they are (bool HxW).
+
+        Raises:
+            IntegrityError: the patch is no such PNG, or does not fit into the map. InputError: no such class any more.
+        """
+        try:
+            data = base64.b64decode(self.png, validate=True)
+            width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])  # of a PNG
+            fits = self.x >= 0 and self.y >= 0 and self.x + width <= labels.shape[1]
+            if not fits or self.y + height > labels.shape[0] or not data.startswith(b"\x89PNG\r\n\x1a\n"):
+                raise IntegrityError(f"{where}: the correction is no PNG that fits into {labels.shape}")
+            part = decode(data, "png")
+        except (binascii.Error, StoreError) as error:
+            raise IntegrityError(f"{where}: the correction is damaged ({error})") from error
+        ids = np.full(256, IGNORE, np.uint8)
+        ids[: len(self.classes)] = [table.index(name) for name in self.classes]
+        touched = np.zeros(labels.shape, bool)
+        touched[self.y : self.y + height, self.x : self.x + width] = part != UNTOUCHED
+        labels[touched] = ids[part[part != UNTOUCHED]]
+        return touched
+
+
+@dataclass(frozen=True)
 class Mark:
-    """One verdict on an image (region None) or on a polygon of it."""
+    """One verdict on an image (region None), on a polygon of it, or on the pixels of a correction."""
 
     id: str
     name: str
@@ -66,10 +118,13 @@ class Mark:
     reviewer: str = ""
     image_sha256: str = ""  # the picture that was looked at; "": any of this name
     labels: str = ""  # the labels that were looked at (`labels_id`); "": any
+    when: str = ""  # of a correction
+    pixels: Patch | None = None  # of a correction
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {name: value for name, value in asdict(self).items() if name not in ("image_sha256", "labels") or value}
+        optional = ("image_sha256", "labels", "when", "pixels")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
 def labels_id(lineage: Mapping[str, Any]) -> str:
@@ -91,9 +146,18 @@ def _region(value: object) -> Region | None:
     return corners
 
 
+def _patch(value: object, verdict: str) -> Patch | None:
+    if verdict != "correct":
+        return None
+    keys = ("x", "y", "png", "classes")
+    if not isinstance(value, dict) or [type(value.get(key)) for key in keys] != [int, int, str, list]:
+        raise MarkError(f"a correction needs pixels with {', '.join(keys)}")
+    return Patch(value["x"], value["y"], value["png"], tuple(map(str, value["classes"][:UNTOUCHED])))
+
+
 def _mark(value: dict[str, Any]) -> Mark:
-    if value.get("verdict") not in ("accept", "flag"):
-        raise MarkError(f"verdict {value.get('verdict')!r}: expected accept or flag")
+    if value.get("verdict") not in ("accept", "flag", "correct"):
+        raise MarkError(f"verdict {value.get('verdict')!r}: expected accept, flag or correct")
     note, reviewer = value.get("note", ""), value.get("reviewer", "")
     if not isinstance(note, str) or not isinstance(reviewer, str) or len(note) > NOTE_LIMIT:
         raise MarkError(f"a note is text of at most {NOTE_LIMIT} characters")
@@ -102,8 +166,9 @@ def _mark(value: dict[str, Any]) -> Mark:
     except UnicodeEncodeError as error:
         raise MarkError("a note is text: it has half a character (a lone surrogate) in it") from error
     seen = str(value.get("image_sha256", "")), str(value.get("labels", ""))
-    region = _region(value.get("region"))
-    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, *seen)
+    region, patch = _region(value.get("region")), _patch(value.get("pixels"), value["verdict"])
+    when = str(value.get("when", ""))
+    return Mark(str(value["id"]), str(value["name"]), value["verdict"], region, note, reviewer, *seen, when, patch)
 
 
 class ReviewFile:
@@ -183,21 +248,28 @@ class ReviewFile:
         }
 
     def shown(self, mark: Mark) -> dict[str, Any]:
-        """A mark as the page gets it: it says where other labels were looked at."""
-        return mark.to_json() | ({"earlier": True} if self.is_earlier(mark) else {})
+        """A mark as the page gets it: without its pixels; it says where other labels were looked at."""
+        return replace(mark, pixels=None).to_json() | ({"earlier": True} if self.is_earlier(mark) else {})
 
     def is_earlier(self, mark: Mark) -> bool:
         """Whether a mark was made on other labels than those of now."""
         return bool(mark.labels and self._labels) and mark.labels != self._labels
 
     def _new_id(self, content: object) -> str:
-        """A digest of content and place in the file; where lines were taken out by hand, the first that is free."""
+        return self._new_ids([content])[0]
+
+    def _new_ids(self, contents: Iterable[object]) -> list[str]:
+        """Digests of content and place in the file; where lines were taken out by hand, the first that is free."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         if lines:
             self._parse()  # nothing is written behind a damaged line
         taken = {str(json.loads(line).get("id")) for line in lines if line.strip()}
-        ids = (digest([place, content])[:16] for place in count(len(lines)))
-        return next(found for found in ids if found not in taken)
+        found: list[str] = []
+        for own, content in enumerate(contents):
+            ids = (digest([place, content])[:16] for place in count(len(lines) + own))
+            found.append(next(new for new in ids if new not in taken))
+            taken.add(found[-1])
+        return found
 
     def add(
         self,
@@ -221,11 +293,18 @@ class ReviewFile:
         with saving(self.path), self.lock():
             value = {"id": "", "name": name, "verdict": verdict, "region": region, "note": note, "reviewer": reviewer}
             mark = _mark(value | {"image_sha256": self._pictures.get(name, ""), "labels": self._labels})
-            if size is not None and not flagged_pixels([replace(mark, verdict="flag")], *size).any():
+            if size is not None and not _fill(np.zeros(size, np.uint8), mark, 1).any():
                 raise MarkError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
             mark = replace(mark, id=self._new_id(mark.to_json()))
             records.append(self.path, mark.to_json())
         return mark
+
+    def add_corrections(self, corrections: Iterable[Mark]) -> None:
+        """Append corrections, all at once; the caller holds the lock. Their ids are given here."""
+        marks = list(corrections)
+        with saving(self.path):
+            ids = self._new_ids(mark.to_json() for mark in marks)
+            records.append(self.path, *(replace(m, id=new).to_json() for m, new in zip(marks, ids, strict=True)))
 
     def withdraw(self, name: str, mark_id: str) -> None:
         """Take a mark back by appending a line that says so."""
@@ -252,14 +331,28 @@ def status(marks: list[Mark]) -> str:
     return found
 
 
-def flagged_pixels(marks: list[Mark], height: int, width: int) -> NDArray[np.bool_]:
-    """Pixels (bool HxW) that must not be learned; marks of one image in order, the last word counts."""
+def reviewed(marks: list[Mark], height: int, width: int, table: ClassTable) -> tuple[NDArray[np.bool_], Labels]:
+    """What marks of one image, in order, say of its pixels; the last word counts.
+
+    Returns:
+        flagged: bool HxW, pixels that must not be learned.
+        corrected: uint8 HxW, trainIds of `table`, 255 = ignore, elsewhere UNTOUCHED.
+    """
     flagged = np.zeros((height, width), np.uint8)
+    corrected = np.full((height, width), UNTOUCHED, np.uint8)
     for mark in marks:
         value = 1 if mark.verdict == "flag" else 0
-        if mark.region is None:
-            flagged[:] = value
+        if mark.pixels is not None:
+            flagged[mark.pixels.paste(corrected, table, f"review mark {mark.id} of {mark.name}")] = 0
         else:
-            # The pixel under each corner and the outline between them belong to the region.
-            cv2.fillPoly(flagged, [np.floor(np.array(mark.region)).astype(np.int32)], value)
-    return flagged.astype(bool)
+            _fill(flagged, mark, value)
+    return flagged.astype(bool), corrected
+
+
+def _fill(flagged: Labels, mark: Mark, value: int) -> Labels:
+    if mark.region is None:
+        flagged[:] = value
+    else:
+        # The pixel under each corner and the outline between them belong to the region.
+        cv2.fillPoly(flagged, [np.floor(np.array(mark.region)).astype(np.int32)], value)
+    return flagged

@@ -4,6 +4,10 @@ autolabel export labels/final out/ --format masks                    trainIds, 2
 autolabel export labels/raw out/ --format released --policy F        NAME.png (ids) and NAME_prob.png, by city
 autolabel export labels/final out/ --format cityscapes               labelIds, labelTrainIds and colour, by city
 autolabel export labels/raw pred.zip --format cityscapes-submission  ids at every pixel, for the test server
+autolabel export labels/raw task/ --format cvat --policy F --queue 50  the images most worth a look, to correct them
+
+Formats cvat, label-studio, coco-panoptic, huggingface and fiftyone write the photographs, too; corrections come back
+with `autolabel import RETURNED STORE --corrections-of OUT`.
 
 What formats lose: `released` holds floor(255 p) of the code's lower edge (three values above 0.99) and no 255
 label (ignored pixels: the ignored id, probability 0); the others hold no confidence.
@@ -14,21 +18,38 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hmsa_core.io.errors import ConfigError
 
-FORMATS = ("masks", "released", "released-flat", "cityscapes", "cityscapes-submission")
+if TYPE_CHECKING:
+    from hmsa_core.labels.store.reader import LabelStore
+
+FILES = ("masks", "released", "released-flat", "cityscapes", "cityscapes-submission")
+TOOLS = ("cvat", "label-studio", "coco-panoptic", "huggingface", "fiftyone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write (a .zip file for a submission)")
-    parser.add_argument("--format", choices=FORMATS, default="masks", help="default: %(default)s")
+    parser.add_argument("--format", choices=FILES + TOOLS, default="masks", help="default: %(default)s")
     parser.add_argument("--threshold", metavar="T", help="of a raw store: keep what reaches this")
     parser.add_argument("--policy", type=Path, metavar="F", help="of a raw store: keep what this policy keeps")
     parser.add_argument("--suffix", default="gtCoarse", help="middle of Cityscapes file names (default: %(default)s)")
     parser.add_argument("--name", action="append", metavar="NAME", help="only this image; may be repeated")
+    parser.add_argument(
+        "--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed"
+    )
+    parser.add_argument(
+        "--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="ROOT",
+        help="folder of the photographs, as in `serve` (default: the workspace's)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,12 +64,40 @@ def run(args: argparse.Namespace) -> int:
     store = LabelStore.open(args.store)
     refuse_in_store(args.out)
     policy = policy_for(store, args.threshold, args.policy)
-    with Progress(len(args.name or store.names()), what="export") as progress:
-        count = export_store(
-            store, args.out, args.format, policy=policy, names=args.name, suffix=args.suffix, advance=progress.update
-        )
+    names = args.name if args.queue is None else _queue(args)
+    with Progress(len(names or store.names()), what="export") as progress:
+        given: dict[str, Any] = {"policy": policy, "names": names, "advance": progress.update}
+        if args.format in TOOLS:
+            count = _to_tool(args, store, given)
+        else:
+            count = export_store(store, args.out, args.format, suffix=args.suffix, **given)
     sys.stderr.write(f"{args.out}: {count} images as {args.format}\n")
     return 0
+
+
+def _to_tool(args: argparse.Namespace, store: LabelStore, given: dict[str, Any]) -> int:
+    from hmsa_core.labels.exchange.folder import export_to_tool
+    from pipeline.inspector.session import image_root
+    from pipeline.inspector.view import StoreView
+
+    root = args.images if args.images is not None else image_root(args.store)
+    picture = StoreView(args.store, images=root).pictures.picture_path
+    return export_to_tool(store, args.out, args.format, picture=picture, **given)
+
+
+def _queue(args: argparse.Namespace) -> list[str]:
+    """Names of the images that the page lists first."""
+    from pipeline.inspector.session import Session
+    from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort
+
+    if args.queue < 1 or args.name:
+        raise ConfigError("--queue N: expected at least 1, and no --name")
+    session = Session(args.store, policy=args.policy)
+    query, statuses = ImageQuery(parse_sort(args.sort), review="none"), session.review.statuses()
+    rows = image_rows(session.view, session.cuts(args.threshold), query, limit=args.queue, statuses=statuses)[1]
+    if not rows:
+        raise ConfigError(f"{args.store}: all images are reviewed", hint="leave --queue out")
+    return [row["name"] for row in rows]
 
 
 def _check_out(out: Path, fmt: str) -> None:

@@ -1,11 +1,15 @@
-"""Read label files of other tools into a raw label store.
+"""Read label files of other tools into a raw label store, or corrections of people into the review file of one.
 
 autolabel import refinement/train_extra labels/imported                 PNG + _prob.png, flat or by city
 autolabel import masks/ labels/masks --classes my/classes.json          plain masks (highest confidence)
 autolabel import gtCoarse/train labels/coarse                           *_labelIds.png
+autolabel import annotations.xml labels/raw --corrections-of task/ --by kim   corrections of `autolabel export`
 
 The format is recognised by what is in the folder, never by its name. Byte b of a _prob.png stands for a
 confidence of at least b/255; thresholds keep exactly what the released loader keeps.
+
+Corrections are the pixels in which RETURNED differs from the export. `pseudo-label` puts them above all else. What
+is in conflict (other people, newer labels, other pictures) is named and left out; the rest is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core.inference.labelling import is_free
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from hmsa_core.taxonomy import ClassTable
@@ -24,8 +28,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder a city")
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of the new store")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder a city; or what came back"
+    )
+    parser.add_argument(
+        "store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported"
+    )
     parser.add_argument(
         "--classes",
         default="cityscapes",
@@ -40,10 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher", default="unknown", help="weight hash or name of what made the labels")
     parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
+    parser.add_argument("--by", default="", metavar="NAME", help="who corrected, where the tool does not say")
+    parser.add_argument("--when", default="", metavar="DATE", help="when, where the tool does not say")
+    parser.add_argument("--overrule", action="store_true", help="take corrections that are in conflict, too")
 
 
 def run(args: argparse.Namespace) -> int:
     """Import."""
+    if args.corrections_of is not None:
+        return _corrections(args)
     from hmsa_core.labels.importing import find_files, import_folder
     from hmsa_core.labels.store.format import MANIFEST
     from hmsa_core.runtime.progress import Progress
@@ -65,6 +79,30 @@ def run(args: argparse.Namespace) -> int:
             advance=progress.update,
         )
     sys.stderr.write(f"{args.store}: {len(files)} images ({fmt}), classes of {classes.name} ({classes.num_classes})\n")
+    return 0
+
+
+def _corrections(args: argparse.Namespace) -> int:
+    from hmsa_core.labels.exchange.corrections import bring_back
+    from hmsa_core.labels.exchange.folder import Exported
+    from hmsa_core.labels.store.reader import LabelStore
+    from hmsa_core.runtime.progress import Progress
+
+    exported, store = Exported(args.corrections_of), LabelStore.open(args.store)
+    with Progress(len(exported.images), what="import corrections") as progress:
+        found = bring_back(
+            args.folder, exported, store, by=args.by, when=args.when, overrule=args.overrule, advance=progress.update
+        )
+    sys.stderr.write(
+        f"{args.store}: corrections of {len(found.corrected)} images ({found.pixels} pixels) taken, {found.known} "
+        f"known already; {found.images} images came back\n"
+    )
+    if found.conflicts:
+        listed = "; ".join(found.conflicts[:20])
+        raise InputError(
+            f"{len(found.conflicts)} images are in conflict, nothing of them was taken: {listed}",
+            hint="look at them; --overrule makes what came back the last word, but not on other pictures",
+        )
     return 0
 
 

@@ -23,7 +23,7 @@ from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
 from hmsa_core.labels.merge import MergeRules, corrected_precision, measure_rules
-from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels
+from hmsa_core.labels.review import Labels, Mark, ReviewFile, reviewed
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.labels.thresholds.calibration import load_table
@@ -58,14 +58,15 @@ class CoarseLabels:
 
 
 @dataclass(frozen=True)
-class Flagged:
-    """Pixels that people flagged in the review file."""
+class Reviewed:
+    """What people flagged and corrected in the review file."""
 
     marks: Mapping[str, list[Mark]]
+    classes: ClassTable
 
-    def __call__(self, name: str, height: int, width: int) -> NDArray[np.bool_] | None:
-        """Bool HxW, or None when nobody looked at the image."""
-        return flagged_pixels(self.marks[name], height, width) if name in self.marks else None
+    def __call__(self, name: str, height: int, width: int) -> tuple[NDArray[np.bool_], Labels] | None:
+        """Flagged pixels and corrected labels, or None when nobody looked at the image."""
+        return reviewed(self.marks[name], height, width, self.classes) if name in self.marks else None
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -139,7 +140,7 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
         human=CoarseLabels(ws.roots[index.root], index.classes, coarse) if rules is not None else None,
         human_paths=drawn,
         masks=_masks(ws),
-        flagged=Flagged(marks) if marks else None,
+        reviewed=Reviewed(marks, raw.classes) if marks else None,
         table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={

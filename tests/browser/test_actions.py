@@ -13,8 +13,9 @@ from selenium.webdriver.common.keys import Keys
 
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.review import ReviewFile, flagged_pixels
+from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, reviewed
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
 from tests.support.browser_page import Page, serving
 from tests.support.label_scenes import LINEAGE, Scenes, make_scenes
@@ -80,7 +81,30 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     (x0, y0), _, (x1, y1), _ = lines[0]["region"]
     assert x1 - x0 > 20
     assert y1 - y0 > 10
-    assert flagged_pixels(marks, 256, 512).all()
+    assert reviewed(marks, 256, 512, cityscapes())[0].all()
+
+
+def test_corrections_of_another_tool_are_listed_with_their_person_and_can_be_withdrawn(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    store = copy_of(street, tmp_path)
+    review, name = ReviewFile(store), street.names[1]
+    drawn = np.full((256, 512), UNTOUCHED, np.uint8)
+    drawn[10:20, 30:50] = 0
+    table = LabelStore.open(store).classes
+    with review.lock():
+        review.add_corrections([Mark("", name, "correct", reviewer="sam", pixels=Patch.of(drawn, table))])
+    assert (reviewed(review.of(name), 256, 512, table)[1] == drawn).all()
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", image=name)
+        page.until(lambda: page.all(".mark-item.correct svg"))
+        assert "Corrected pixels" in page.text("#marks")
+        assert "sam" in page.text("#marks")
+        assert page.console() == []
+        page.find(".mark-item .ghost").click()
+        page.until(lambda: not page.all(".mark-item"))
+    assert review.of(name) == []
 
 
 # Saves of marks wait until `release()` is called, and then fail if it is called with true.

@@ -4,6 +4,7 @@ import { svg } from "./dom.js";
 
 const PATHS = {
   accept: "M3 8.5l3.2 3.2L13 4.8",
+  correct: "M3 13l.6-3L10.500 3a1.500 1.500 0 012.200 2.200L6 12.400z",
   check: "M3 8.5l3.2 3.2L13 4.8",
   flag: "M4 14V2.5m0 .5h7.5l-2 2.75 2 2.75H4",
   region: "M3 5.5l5-3 5 3.5-1.5 6.5h-7z",

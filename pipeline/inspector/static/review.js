@@ -16,6 +16,7 @@ let region = null; // finished region that the next mark belongs to
 let owner = null; // image that region and note belong to
 const drafts = new Map(); // what was drawn and typed on other images and not saved: name -> {region, note}
 const saving = new Set(); // images whose mark is on its way
+const SAID = { accept: "Accepted", flag: "Flagged", correct: "Corrected" };
 let changed = () => {};
 
 const points = (list) => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
@@ -25,7 +26,7 @@ function showMarks() {
   const outline = (mark) => svg("polygon", { points: points(mark.region), class: `mark ${mark.verdict}` });
   drawing.replaceChildren(...marks.filter((mark) => mark.region).map(outline), shape);
   shape.setAttribute("points", points(corners ?? region ?? []));
-  const what = (mark) => `${mark.verdict === "flag" ? "Flagged" : "Accepted"} ${mark.region ? "region" : "image"}${mark.earlier ? " (other labels)" : ""}`;
+  const what = (mark) => `${SAID[mark.verdict]} ${mark.region ? "region" : mark.verdict === "correct" ? "pixels" : "image"}${mark.earlier ? " (other labels)" : ""}`;
   fill(byId("marks"), marks.map((mark) => h(`li.mark-item.${mark.verdict}`, {}, icon(mark.verdict), h("b", {}, what(mark)),
     mark.note && h("span.note", {}, mark.note), mark.reviewer && h("span.muted", {}, mark.reviewer),
     !api.isExport && h("button.ghost", { type: "button", "aria-label": `withdraw: ${what(mark)}`, title: "withdraw", onclick: () => withdraw(mark) }, icon("undo")))));
@@ -60,7 +61,7 @@ export async function mark(verdict) {
   const typed = byId("note").value;
   const where = region;
   saving.add(name);
-  const done = `${verdict === "flag" ? "Flagged" : "Accepted"} ${where ? "a region of " : ""}${name}`;
+  const done = `${SAID[verdict]} ${where ? "a region of " : ""}${name}`;
   const saved = await send(name, { verdict, region: where, note: typed.trim() }, done);
   saving.delete(name);
   if (owner !== name) {

@@ -19,8 +19,10 @@ from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.lineage import learned
 from hmsa_core.spec import EvaluateSpec, InferSpec
+from pipeline.cli.main import main
 from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
@@ -296,6 +298,25 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")
+
+
+def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws: Workspace, tmp_path: Path) -> None:
+    _label(ws)
+    raw, out = ws.path("labels/raw"), tmp_path / "task"
+    assert main(["export", str(raw), str(out), "--format", "fiftyone", "--queue", "1", "--threshold", "0.5"]) == 0
+    (path,) = (out / "labels").iterdir()
+    ids = np.array(Image.open(path))
+    ids[3:9, 5:20] = 3  # sky; masks hold trainIds + 1
+    Image.fromarray(ids).save(path)
+    assert main(["import", str(out), str(raw), "--corrections-of", str(out), "--by", "kim"]) == 0
+    for _ in range(2):
+        pseudo_label.run(ws)
+        label, code = LabelStore.open(ws.path("labels/final")).read(path.stem)
+        source = LabelStore.open(ws.path("labels/final")).read_source(path.stem)
+        assert (label[3:9, 5:20] == 2).all()
+        assert SOURCES["human"] in source[3:9, 5:20]
+        assert not code[source == SOURCES["human"]].any()
+        auto_infer.run(ws)  # labelled anew: what people said stays
 
 
 def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(

@@ -19,6 +19,7 @@ from hmsa_core.labels.exporting import export_store, prob_bytes_of_codes
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.importing import find_files, import_folder
 from hmsa_core.labels.merge import MergeRules
+from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.spec import MergeConfig
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.metrics import ConfusionMatrix, iou_of
@@ -305,14 +306,15 @@ def _final(
 ) -> LabelStore:
     """A thresholded store; images of `without` were flagged in review, the upper half of those of `half`."""
 
-    def flagged(image: str, height: int, width: int) -> np.ndarray | None:
+    def reviewed(image: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray] | None:
         rows = height if image in without else height // 2 if image in half else 0
-        return np.arange(height * width).reshape(height, width) < rows * width if rows else None
+        flagged = np.arange(height * width).reshape(height, width) < rows * width
+        return (flagged, np.full((height, width), UNTOUCHED, np.uint8)) if rows else None
 
     if not (tmp_path / "raw").exists():
         write_store(tmp_path / "raw", 3)
     raw = opened(tmp_path / "raw")
-    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), flagged=flagged), tmp_path / name)
+    finalise(raw, Recipe(policy=from_threshold(threshold, raw.classes), reviewed=reviewed), tmp_path / name)
     return opened(tmp_path / name)
 
 

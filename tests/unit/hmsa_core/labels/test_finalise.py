@@ -14,6 +14,7 @@ from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
 from hmsa_core.labels.merge import MergeRules, merge_labels
+from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import ClassPolicy, from_threshold
 from hmsa_core.taxonomy import cityscapes
 from tests.support.label_maps import coarse_of, maps, opened, toy_classes, write_store
@@ -37,9 +38,10 @@ class Human:
 class Flags:
     """Image 2 is flagged as a whole, image 1 in its left columns."""
 
-    def __call__(self, name: str, height: int, width: int) -> np.ndarray | None:
+    def __call__(self, name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray] | None:
         columns = {"_000002_": width, "_000001_": 5}.get(name[5:13], 0)
-        return np.broadcast_to(np.arange(width) < columns, (height, width)) if columns else None
+        flagged = np.broadcast_to(np.arange(width) < columns, (height, width))
+        return (flagged, np.full((height, width), UNTOUCHED, np.uint8)) if columns else None
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,8 @@ def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
 @pytest.mark.chain
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path, workers: int) -> None:
-    finalise(raw, _recipe(flagged=Flags()), tmp_path / "one")
-    finalise(raw, _recipe(flagged=Flags()), tmp_path / "more", workers=workers)
+    finalise(raw, _recipe(reviewed=Flags()), tmp_path / "one")
+    finalise(raw, _recipe(reviewed=Flags()), tmp_path / "more", workers=workers)
     assert folder_bytes(tmp_path / "one", (".lock",)) == folder_bytes(tmp_path / "more", (".lock",))
 
 
@@ -162,7 +164,7 @@ def test_the_key_changes_with_everything_that_decides_a_label(raw: LabelStore, c
 def test_reviews_and_camera_masks_win_over_everything(raw: LabelStore, tmp_path: Path) -> None:
     mask = np.zeros((24, 40), bool)
     mask[-3:] = True
-    statistics = finalise(raw, _recipe(flagged=Flags(), masks={(24, 40): mask}), tmp_path)
+    statistics = finalise(raw, _recipe(reviewed=Flags(), masks={(24, 40): mask}), tmp_path)
     final = opened(tmp_path)
     assert len(final) == 5
     assert [s["name"] for s in statistics["skipped"]] == ["city2_000002_000019"]
@@ -228,7 +230,7 @@ def test_appended_images_leave_finished_shards_alone(tmp_path: Path) -> None:
 def test_a_review_of_one_image_remakes_its_shard_only(raw: LabelStore, tmp_path: Path) -> None:
     finalise(raw, _recipe(), tmp_path)
     before = {p.name: p.stat().st_ino for p in tmp_path.glob("shard-*.parquet")}
-    recipe = _recipe(flagged=Flags(), per_image={"city1_000001_000019": "flagged on the left"})
+    recipe = _recipe(reviewed=Flags(), per_image={"city1_000001_000019": "flagged on the left"})
     assert recipe.key(raw) == _recipe().key(raw)
     finalise(raw, recipe, tmp_path)
     changed = [p.name for p in sorted(tmp_path.glob("shard-*.parquet")) if before[p.name] != p.stat().st_ino]

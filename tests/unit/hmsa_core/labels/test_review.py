@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import InputError, IntegrityError
-from hmsa_core.labels.review import Mark, ReviewFile, flagged_pixels, labels_id, marked_store
+from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, labels_id, marked_store, reviewed
+from hmsa_core.taxonomy import cityscapes
 from tests.support.faults import every_fault
+from tests.support.label_maps import toy_classes
 
 BOX = [[2, 1], [6, 1], [6, 4], [2, 4]]
 
@@ -136,10 +139,34 @@ def test_a_file_mended_by_hand_takes_marks_as_before(tmp_path: Path) -> None:
 
 def test_the_last_word_counts_pixel_by_pixel() -> None:
     marks = [Mark("1", "a", "flag"), Mark("2", "a", "accept", ((2, 1), (5, 1), (5, 3), (2, 3)))]
-    flagged = flagged_pixels(marks, 8, 10)
+    flagged = reviewed(marks, 8, 10, cityscapes())[0]
     assert flagged[0, 0]
     assert not flagged[1:4, 2:6].any()
     assert flagged.sum() == 80 - 12
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 12))
+def test_corrected_pixels_are_the_ones_that_were_given_and_the_last_word_counts(
+    seed: int, height: int, width: int
+) -> None:
+    rng, table = np.random.default_rng(seed), cityscapes()
+    expected, marks = np.full((height, width), UNTOUCHED, np.uint8), []
+    for step in range(3):
+        given_now = rng.choice(np.array([0, 5, 18, 255, UNTOUCHED], np.uint8), (height, width))
+        given_now[rng.integers(height), rng.integers(width)] = 7
+        marks.append(Mark(str(step), "a", "correct", pixels=Patch.of(given_now, table)))
+        expected = np.where(given_now == UNTOUCHED, expected, given_now)
+    flagged, corrected = reviewed([Mark("f", "a", "flag"), *marks], height, width, table)
+    assert np.array_equal(corrected, expected)
+    assert np.array_equal(flagged, expected == UNTOUCHED)
+
+
+def test_a_correction_means_its_class_by_name_whatever_its_number_is_now() -> None:
+    patch = Patch.of(np.array([[2, UNTOUCHED, 255]], np.uint8), toy_classes(5))
+    mark = Mark("1", "a", "correct", pixels=patch)
+    assert toy_classes(5).classes[2] == "building"
+    moved = replace(toy_classes(5), classes=("building", "road", "sidewalk", "wall", "fence"))
+    assert reviewed([mark], 1, 3, moved)[1].tolist() == [[0, UNTOUCHED, 255]]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["flag", "accept"]), st.integers(0, 9), st.integers(0, 7)), max_size=6))
@@ -150,7 +177,7 @@ def test_a_pixel_is_flagged_exactly_when_the_last_mark_over_it_is_a_flag(steps: 
     expected = np.zeros((8, 10), bool)
     for verdict, x, y in steps:
         expected[y : y + 3, x : x + 4] = verdict == "flag"
-    assert np.array_equal(flagged_pixels(marks, 8, 10), expected)
+    assert np.array_equal(reviewed(marks, 8, 10, cityscapes())[0], expected)
 
 
 @pytest.mark.parametrize(

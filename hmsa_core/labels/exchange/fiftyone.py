@@ -1,0 +1,69 @@
+"""FiftyOne: the layout of its type ImageSegmentationDirectory, with confidences beside it.
+
+Masks hold trainId + 1: FiftyOne shows 0 as background, here what is ignored. `confidence/` holds floor(255 p) as for
+the released layout; `open_in_fiftyone.py` adds it as a Heatmap field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hmsa_core.data.decode import read_label_ids
+from hmsa_core.io.atomic import write_bytes, write_text
+from hmsa_core.io.errors import InputError
+from hmsa_core.labels.exchange.folder import About, Exported, Item, Returned
+from hmsa_core.labels.exporting import prob_bytes_of_codes
+from hmsa_core.labels.store.format import png_bytes
+from hmsa_core.taxonomy import IGNORE
+
+_SCRIPT = '''"""Open this export in FiftyOne: `python open_in_fiftyone.py`."""
+
+from pathlib import Path
+
+import fiftyone as fo
+
+HERE = Path(__file__).resolve().parent
+dataset = fo.Dataset.from_dir(
+    dataset_dir=str(HERE), dataset_type=fo.types.ImageSegmentationDirectory, label_field="autolabel"
+)
+dataset.mask_targets["autolabel"] = {targets}
+for sample in dataset.iter_samples(autosave=True):
+    heat = HERE / "confidence" / (Path(sample.filepath).stem + ".png")
+    sample["confidence"] = fo.Heatmap(map_path=str(heat), range=[0, 255])
+dataset.save()
+
+if __name__ == "__main__":
+    fo.launch_app(dataset).wait()
+'''
+
+
+def write(folder: Path, about: About, items: Iterator[Item]) -> None:
+    """`data/`, `labels/`, `confidence/` and the script."""
+    targets = {i + 1: name for i, name in enumerate(about.classes.classes)}
+    write_text(folder / "open_in_fiftyone.py", _SCRIPT.replace("{targets}", repr(targets)))
+    for item in items:
+        write_bytes(folder / "data" / item.file, item.picture)
+        ids = np.where(item.label == IGNORE, np.uint8(0), item.label + np.uint8(1))
+        write_bytes(folder / "labels" / f"{item.name}.png", png_bytes(ids))
+        write_bytes(folder / "confidence" / f"{item.name}.png", png_bytes(prob_bytes_of_codes(item.code)))
+
+
+def read(path: Path, exported: Exported) -> Iterator[Returned]:
+    """Masks of `labels/` (or a folder of such masks, as FiftyOne's export of the type writes them)."""
+    folder = path / "labels" if (path / "labels").is_dir() else path
+    if not folder.is_dir():
+        raise InputError(f"{path}: no folder of masks")
+    stems = {Path(str(entry["file"])).stem: name for name, entry in exported.images.items()}
+    for png in sorted(folder.glob("*.png")):
+        if png.stem not in stems:
+            raise InputError(f"{png}: is no image of the export {exported.path}")
+        name = stems[png.stem]
+        height, width = exported.size(name)
+        ids = read_label_ids(png, max_pixels=height * width)
+        label = np.where(ids == 0, np.uint8(IGNORE), ids - np.uint8(1))
+        if (ids == IGNORE).any():  # trainId 254 is no class
+            raise InputError(f"{png}: holds 255, which is no class of {exported.classes.name}")
+        yield Returned(name, exported.check(name, label, str(png)))

@@ -1,0 +1,730 @@
+"""Labels out to other tools, as their own libraries read them, and people's corrections back into training labels."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hmsa_core.io.atomic import sha256_bytes
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.exchange.corrections import Summary, bring_back
+from hmsa_core.labels.exchange.folder import MODULES, Exported, export_to_tool
+from hmsa_core.labels.exporting import prob_bytes_of_codes
+from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.store.format import SOURCES
+from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.taxonomy import cityscapes
+from pipeline.cli.main import main
+from pipeline.stages.pseudo_label import Reviewed
+from tests.support.label_maps import maps, opened
+
+IMAGES = 50
+SHAPE = (24, 40)
+POLICY = from_threshold("0.6", cityscapes())
+CLASSES = cityscapes().classes
+CAR, ROAD, SKY = (CLASSES.index(name) for name in ("car", "road", "sky"))
+Labels = dict[str, np.ndarray]
+
+
+def _write(folder: Path, *, seed: int = 0, count: int = IMAGES, other_picture: str = "") -> LabelStore:
+    """A store of `count` small images with their photographs."""
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    with LabelStoreWriter(folder / "raw", {"teacher": f"{seed:064x}"}, 20) as writer:
+        for i in range(count):
+            name, rng = f"drive{i % 3} & <{i}>", np.random.default_rng(i + (7000 if f"<{i}>" == other_picture else 0))
+            path = folder / "photos" / f"{name}.png"
+            Image.fromarray(rng.integers(0, 256, (*SHAPE, 3), np.uint8)).save(path)
+            facts = {"image_path": f"photos/{path.name}", "image_sha256": sha256_bytes(path.read_bytes())}
+            writer.add(name, *maps(i + seed, SHAPE), city=f"drive{i % 3}", **facts)
+    return opened(folder / "raw")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    """Look, do not touch: reviews go into copies."""
+    return _write(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def exports(first: LabelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One export of all images in each format. Look, do not touch."""
+    folder = tmp_path_factory.mktemp("exports")
+    for fmt in MODULES:
+        export_to_tool(first, folder / fmt, fmt, picture=_picture(first), policy=POLICY)
+    return folder
+
+
+@pytest.fixture
+def store(first: LabelStore, tmp_path: Path) -> LabelStore:
+    shutil.copytree(first.path.parent, tmp_path / "own")
+    return opened(tmp_path / "own" / "raw")
+
+
+def _picture(store: LabelStore) -> Callable[[str], Path]:
+    return lambda name: store.path.parent / "photos" / f"{name}.png"
+
+
+def _wanted(store: LabelStore) -> Labels:
+    return {name: POLICY.apply(*store.read(name)) for name in store.names()}
+
+
+def _final(store: LabelStore, out: Path) -> LabelStore:
+    """What `pseudo-label` makes of a store and its review file."""
+    marks = ReviewFile(store.path, {row["name"]: row["image_sha256"] for row in store.rows()}).by_name()
+    finalise(store, Recipe(policy=POLICY, reviewed=Reviewed(marks, store.classes)), out)
+    return opened(out)
+
+
+# --- each tool's own reader -------------------------------------------------------------------------
+
+
+def _cvat(out: Path) -> Labels:
+    from cvat_sdk.masks import decode_mask
+
+    found = {}
+    for image in ET.parse(out / "annotations.xml").getroot().iter("image"):
+        width, height = int(image.get("width")), int(image.get("height"))
+        label = np.full((height, width), 255, np.uint8)
+        for mask in image.iter("mask"):
+            x, y, w, h = (int(mask.get(key)) for key in ("left", "top", "width", "height"))
+            # As CVAT's importer makes the shape of the tag.
+            points = [*(int(run) for run in mask.get("rle").split(",")), x, y, x + w - 1, y + h - 1]
+            pixels = decode_mask(points, image_width=width, image_height=height)
+            assert cv2.connectedComponents(pixels.astype(np.uint8))[0] == 2, "one piece a mask"
+            assert (label[pixels] == 255).all()
+            label[pixels] = CLASSES.index(mask.get("label"))
+        found[Path(image.get("name")).stem] = label
+    assert [row["name"] for row in json.loads((out / "labels.json").read_text())] == list(CLASSES)
+    return found
+
+
+def _label_studio(out: Path) -> Labels:
+    from label_studio_sdk.converter.brush import decode_rle
+    from label_studio_sdk.label_interface import LabelInterface
+
+    interface, found = LabelInterface((out / "label_config.xml").read_text()), {}
+    interface.validate()
+    for task in json.loads((out / "tasks.json").read_text()):
+        assert interface.validate_task({"data": task["data"]})
+        (prediction,) = task["predictions"]
+        assert interface.validate_prediction(prediction)
+        label = np.full(SHAPE, 255, np.uint8)
+        for region in prediction["result"]:
+            rgba = decode_rle(region["value"]["rle"]).reshape(*SHAPE, 4)
+            label[rgba[..., 3] > 0] = CLASSES.index(region["value"]["brushlabels"][0])
+        (file,) = parse_qs(urlsplit(task["data"]["image"]).query)["d"]
+        assert (out / file).is_file()
+        found[Path(file).stem] = label
+    return found
+
+
+def _coco(out: Path) -> Labels:
+    from pycocotools import mask as coco
+
+    value = json.loads((out / "panoptic.json").read_text())
+    names = {row["id"]: row["name"] for row in value["categories"]}
+    files, found = {row["id"]: row["file_name"] for row in value["images"]}, {}
+    for row in value["annotations"]:
+        rgb = np.asarray(Image.open(out / "panoptic" / row["file_name"])).astype(int)
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]
+        label = np.full(ids.shape, 255, np.uint8)
+        for segment in row["segments_info"]:
+            rle = coco.encode(np.asfortranarray((ids == segment["id"]).astype(np.uint8)))
+            assert int(coco.area(rle)) == segment["area"]
+            assert coco.toBbox(rle).tolist() == segment["bbox"]
+            label[ids == segment["id"]] = CLASSES.index(names[segment["category_id"]])
+        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in row["segments_info"]}
+        found[Path(files[row["image_id"]]).stem] = label
+    return found
+
+
+def _huggingface(out: Path) -> Labels:
+    import datasets
+
+    data = datasets.load_dataset(str(out), split="train", cache_dir=str(out.parent / "cache"))
+    names = json.loads((out / "id2label.json").read_text())
+    assert [names[str(i)] for i in range(len(names))] == list(CLASSES)
+    assert data[3]["image"].size == SHAPE[::-1]
+    return {row["name"]: np.asarray(row["label"]) for row in data}
+
+
+def _fiftyone(out: Path) -> Labels:
+    """Not its own reader, which is not installed here: the layout that its documentation states."""
+    assert {p.stem for p in (out / "data").iterdir()} == {p.stem for p in (out / "labels").iterdir()}
+    compile((out / "open_in_fiftyone.py").read_text(), "open_in_fiftyone.py", "exec")
+    ids = {path.stem: np.asarray(Image.open(path)) for path in (out / "labels").iterdir()}
+    return {name: np.where(each == 0, 255, each - 1).astype(np.uint8) for name, each in ids.items()}
+
+
+READERS = {
+    "cvat": _cvat,
+    "label-studio": _label_studio,
+    "coco-panoptic": _coco,
+    "huggingface": _huggingface,
+    "fiftyone": _fiftyone,
+}
+
+
+@pytest.mark.parametrize("fmt", MODULES)
+def test_fifty_images_are_the_same_pixels_in_the_tools_own_reader(
+    first: LabelStore, exports: Path, tmp_path: Path, fmt: str
+) -> None:
+    out, wanted = shutil.copytree(exports / fmt, tmp_path / "out"), _wanted(first)
+    found = READERS[fmt](out)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert sum((label == 255).sum() for label in wanted.values()) > 0
+
+
+@pytest.mark.parametrize("fmt", ["cvat", "label-studio", "coco-panoptic", "fiftyone"])
+def test_photographs_go_along_byte_by_byte(first: LabelStore, exports: Path, fmt: str) -> None:
+    folder = exports / fmt / ("data" if fmt == "fiftyone" else "images")
+    assert {p.stem: p.read_bytes() for p in folder.iterdir()} == {
+        name: _picture(first)(name).read_bytes() for name in first.names()
+    }
+
+
+def test_hugging_face_keeps_every_code_and_fiftyones_heat_is_never_above_the_confidence(
+    first: LabelStore, exports: Path
+) -> None:
+    rows = pq.read_table(next((exports / "huggingface" / "data").iterdir())).to_pylist()
+    edges = json.loads((exports / "huggingface" / "confidence.json").read_text())["edges"]
+    for row in rows[:5]:
+        code = cv2.imdecode(np.frombuffer(row["confidence"]["bytes"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(code, first.read(row["name"])[1])
+        heat = np.asarray(Image.open(exports / "fiftyone" / "confidence" / f"{row['name']}.png"))
+        assert np.array_equal(heat, prob_bytes_of_codes(code))
+        assert (heat / 255 <= np.array(edges, float)[code] + 1e-6).all()
+
+
+def test_the_dataset_card_names_the_policy_the_teacher_and_each_threshold(exports: Path) -> None:
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(exports / "huggingface" / "README.md")
+    assert card.data.task_categories == ["image-segmentation"]
+    assert POLICY.digest in card.text
+    assert "0" * 64 in card.text
+    assert all(f"| {name} | 0.60 |" in card.text for name in CLASSES)
+
+
+# --- corrections ------------------------------------------------------------------------------------
+
+
+def _spots(store: LabelStore) -> dict[str, tuple[slice, slice, int]]:
+    """Ten regions, each of another image, and the class that a person gives them."""
+    return {
+        name: np.s_[4 + i : 12 + i, 3 * i : 3 * i + 7] + (CAR if i % 2 else ROAD,)
+        for i, name in enumerate(store.names()[:50:5])
+    }
+
+
+def _correct_cvat(out: Path, spots: dict) -> Path:
+    """Masks drawn on top of what is there, as CVAT dumps a task, in its zip file."""
+    from cvat_sdk.masks import encode_mask
+
+    tree = ET.parse(out / "annotations.xml")
+    for image in tree.getroot().iter("image"):
+        for rows, columns, class_id in [spots[s] for s in spots if s == Path(image.get("name")).stem]:
+            drawn = np.zeros(SHAPE, bool)
+            drawn[rows, columns] = True
+            *runs, x, y, right, bottom = encode_mask(drawn)
+            box = {"left": x, "top": y, "width": right - x + 1, "height": bottom - y + 1, "z_order": 0, "occluded": 0}
+            given = {"label": CLASSES[class_id], "source": "manual", "rle": ", ".join(map(str, map(int, runs))), **box}
+            image.insert(0, ET.Element("mask", {k: str(v) for k, v in given.items()}))
+    meta = ET.fromstring(
+        "<meta><task><updated>2026-11-02 10:00:00+00:00</updated><assignee><username>kim</username></assignee></task><dumped>2026-11-03</dumped></meta>"
+    )
+    tree.getroot().insert(1, meta)
+    tree.write(out / "annotations.xml", encoding="utf-8", xml_declaration=True)
+    with zipfile.ZipFile(out / "kim.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(out / "annotations.xml", "annotations.xml")
+    return out / "kim.zip"
+
+
+def _annotated(out: Path, spots: dict, who: Any = None) -> Path:
+    """Label Studio's export: predictions that became annotations, and brush strokes of a person."""
+    from label_studio_sdk.converter.brush import mask2rle
+
+    tasks = json.loads((out / "tasks.json").read_text())
+    for number, task in enumerate(tasks):
+        result = task["predictions"][0]["result"]
+        for rows, columns, class_id in [spots[s] for s in spots if s == Path(task["data"]["file"]).stem]:
+            drawn = np.zeros(SHAPE, np.uint8)
+            drawn[rows, columns] = 255
+            value = {"format": "rle", "rle": mask2rle(drawn), "brushlabels": [CLASSES[class_id]]}
+            result = [{**result[0], "id": "mine", "value": value}, *result]
+        by = {"completed_by": who or {"email": "kim"}, "updated_at": "2026-11-02T10:00:00Z"}
+        task |= {"id": number, "predictions": [], "annotations": [{"id": number, "result": result, **by}]}
+    (out / "export.json").write_text(json.dumps(tasks))
+    return out / "export.json"
+
+
+def _painted(spots: dict, name: str, label: np.ndarray, shift: int) -> np.ndarray:
+    label = label.copy()
+    if name in spots:
+        rows, columns, class_id = spots[name]
+        label[rows, columns] = class_id + shift
+    return label
+
+
+def _correct_coco(out: Path, spots: dict) -> Path:
+    value = json.loads((out / "panoptic.json").read_text())
+    for row in value["annotations"]:
+        path = out / "panoptic" / row["file_name"]
+        rgb = np.array(Image.open(path))
+        rgb[..., 0] = _painted(spots, path.stem, rgb[..., 0], 1)
+        Image.fromarray(rgb).save(path)
+        row["segments_info"] = [{"id": i, "category_id": i} for i in np.unique(rgb[..., 0]).tolist() if i]
+    (out / "panoptic.json").write_text(json.dumps(value))
+    return out / "panoptic.json"
+
+
+def _correct_huggingface(out: Path, spots: dict) -> Path:
+    import datasets
+
+    def change(row: dict) -> dict:
+        return {"label": Image.fromarray(_painted(spots, row["name"], np.asarray(row["label"]), 0))}
+
+    data = datasets.load_dataset(str(out), split="train", cache_dir=str(out.parent / "cache"))
+    data.map(change, features=data.features).to_parquet(str(out / "kim.parquet"))
+    return out / "kim.parquet"
+
+
+def _correct_fiftyone(out: Path, spots: dict) -> Path:
+    for path in (out / "labels").iterdir():
+        Image.fromarray(_painted(spots, path.stem, np.asarray(Image.open(path)), 1)).save(path)
+    return out
+
+
+CORRECTORS: dict[str, Callable[[Path, dict], Path]] = {
+    "cvat": _correct_cvat,
+    "label-studio": _annotated,
+    "coco-panoptic": _correct_coco,
+    "huggingface": _correct_huggingface,
+    "fiftyone": _correct_fiftyone,
+}
+
+
+@pytest.mark.parametrize("fmt", MODULES)
+def test_ten_corrected_regions_come_back_and_win_over_the_pseudo_label(
+    store: LabelStore, exports: Path, tmp_path: Path, fmt: str
+) -> None:
+    out, spots, before = shutil.copytree(exports / fmt, tmp_path / "out"), _spots(store), _wanted(store)
+    returned = CORRECTORS[fmt](out, spots)
+    who = [] if fmt in ("cvat", "label-studio") else ["--by", "kim", "--when", "2026-11-02"]
+    assert main(["import", str(returned), str(store.path), "--corrections-of", str(out), *who]) == 0
+    marks = ReviewFile(store.path).marks()
+    assert {mark.name for mark in marks} == spots.keys()
+    assert {(mark.reviewer, mark.when[:10]) for mark in marks} == {("kim", "2026-11-02")}
+    final = _final(store, tmp_path / "final")
+    for name, label in before.items():
+        wanted, source = _painted(spots, name, label, 0), final.read_source(name)
+        assert np.array_equal(final.read_label(name), wanted)
+        assert (source[wanted != label] == SOURCES["human"]).all()
+        assert not final.read(name)[1][wanted != label].any(), "a person has no confidence code"
+        assert not (source[wanted == label] == SOURCES["human"]).any()
+
+
+@pytest.mark.parametrize("fmt", ["cvat", "coco-panoptic", "huggingface", "fiftyone"])
+def test_what_comes_back_as_it_went_out_corrects_nothing(store: LabelStore, exports: Path, fmt: str) -> None:
+    returned = exports / fmt / "annotations.xml" if fmt == "cvat" else exports / fmt
+    summary = bring_back(returned, Exported(exports / fmt), store, by="kim")
+    assert (summary.images, summary.corrected, summary.conflicts) == (IMAGES, [], [])
+    assert not ReviewFile(store.path).path.exists()
+
+
+def test_an_image_that_came_back_without_any_region_was_not_looked_at(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    text = "<annotations><image id='0' name='{}' width='40' height='24'></image></annotations>"
+    (tmp_path / "a.xml").write_text(text.format("drive0 &amp; &lt;0>.png"))
+    assert bring_back(tmp_path / "a.xml", Exported(exports / "cvat"), store, by="kim").images == 0
+
+
+def test_a_polygon_is_read_and_pixels_that_are_erased_become_ignored(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    shape = '<polygon label="sky" points="0,0;10,0;10,10;0,10" z_order="0"/>'
+    image = f'<annotations><image id="0" name="drive0 &amp; &lt;0>.png" width="40" height="24">{shape}</image></annotations>'
+    (tmp_path / "a.xml").write_text(image)
+    bring_back(tmp_path / "a.xml", Exported(exports / "cvat"), store, by="kim")
+    label = _final(store, tmp_path / "final").read_label("drive0 & <0>")
+    assert (label[:10, :10] == SKY).all()
+    assert (label[:, 12:] == 255).all()
+
+
+def _fix(out: Path, spots: dict, exported: Exported, store: LabelStore, who: str, **options: Any) -> Summary:
+    return bring_back(_correct_fiftyone(out, spots), exported, store, by=who, **options)
+
+
+def test_two_people_who_disagree_are_named_and_the_first_word_stands_until_it_is_overruled(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    spots, exported = _spots(store), Exported(exports / "fiftyone")
+    name = next(iter(spots))
+    others = {**spots, name: (*spots[name][:2], SKY)}
+    mine, theirs = (shutil.copytree(exports / "fiftyone", tmp_path / who) for who in ("kim", "sam"))
+    assert len(_fix(mine, spots, exported, store, "kim").corrected) == 10
+    again = _fix(mine, spots, exported, store, "kim")
+    assert (again.known, again.corrected) == (10, [])
+    lines = ReviewFile(store.path).path.read_bytes()
+    found = _fix(theirs, others, exported, store, "sam")
+    assert found.conflicts == [f"{name}: kim and sam give 56 pixels different classes"]
+    assert (found.known, ReviewFile(store.path).path.read_bytes()) == (9, lines)
+    assert (_final(store, tmp_path / "one").read_label(name)[spots[name][:2]] == spots[name][2]).all()
+    assert _fix(theirs, others, exported, store, "sam", overrule=True).corrected == [name]
+    assert ReviewFile(store.path).path.read_bytes().startswith(lines), "nothing is overwritten"
+    assert (_final(store, tmp_path / "two").read_label(name)[spots[name][:2]] == SKY).all()
+
+
+def test_two_annotators_of_one_task_who_disagree_are_both_left_out(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    out, spots = shutil.copytree(exports / "label-studio", tmp_path / "out"), _spots(store)
+    one = json.loads(_annotated(out, spots, {"email": "kim"}).read_text())
+    other = json.loads(_annotated(out, {n: (*s[:2], SKY) for n, s in spots.items()}, 17).read_text())
+    for task, second in zip(one, other, strict=True):
+        task["annotations"] += second["annotations"]
+    (out / "export.json").write_text(json.dumps(one))
+    found = bring_back(out / "export.json", Exported(out), store)
+    assert (len(found.conflicts), found.corrected) == (10, [])
+    assert "kim and user 17" in found.conflicts[0]
+
+
+def test_labels_made_anew_and_other_pictures_are_conflicts_with_the_export(exports: Path, tmp_path: Path) -> None:
+    newer = _write(tmp_path / "new", seed=3, other_picture="<5>")
+    spots, exported = _spots(newer), Exported(exports / "fiftyone")
+    out = shutil.copytree(exports / "fiftyone", tmp_path / "out")
+    found = _fix(out, spots, exported, newer, "kim")
+    assert (len(found.conflicts), found.corrected) == (10, [])
+    assert any("<5>: another picture now" in line for line in found.conflicts)
+    assert sum("made anew" in line for line in found.conflicts) == 9
+    forced = _fix(out, spots, exported, newer, "kim", overrule=True)
+    assert len(forced.corrected) == 9
+    assert [line.partition(":")[0] for line in forced.conflicts] == ["drive2 & <5>"]
+
+
+def test_a_conflict_has_its_own_line_and_status_and_the_rest_is_taken(
+    store: LabelStore, exports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, spots = shutil.copytree(exports / "fiftyone", tmp_path / "out"), _spots(store)
+    name = next(iter(spots))
+    _fix(out, {name: (*spots[name][:2], SKY)}, Exported(out), store, "sam")
+    returned = _correct_fiftyone(shutil.copytree(exports / "fiftyone", tmp_path / "kim"), spots)
+    command = ["import", str(returned), str(store.path), "--corrections-of", str(out), "--by", "kim"]
+    assert main(command) == InputError.exit_code
+    said = capsys.readouterr().err
+    assert "corrections of 9 images" in said
+    assert f"error: 1 images are in conflict, nothing of them was taken: {name}: sam and kim" in said
+
+
+def test_a_later_export_holds_the_corrections_of_before(store: LabelStore, exports: Path, tmp_path: Path) -> None:
+    spots = _spots(store)
+    _fix(shutil.copytree(exports / "fiftyone", tmp_path / "kim"), spots, Exported(exports / "fiftyone"), store, "kim")
+    export_to_tool(store, tmp_path / "again", "cvat", picture=_picture(store), policy=POLICY)
+    found = _cvat(tmp_path / "again")
+    assert all((found[name][s[:2]] == s[2]).all() for name, s in spots.items())
+
+
+def test_a_withdrawn_correction_does_not_count_and_a_later_flag_does(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    spots, review = _spots(store), ReviewFile(store.path)
+    _fix(shutil.copytree(exports / "fiftyone", tmp_path / "kim"), spots, Exported(exports / "fiftyone"), store, "kim")
+    gone, flagged, kept = list(spots)[:3]
+    review.withdraw(gone, review.of(gone)[0].id)
+    review.add(flagged, "flag", region=[[0, 0], [39, 0], [39, 11], [0, 11]])
+    assert "pixels" not in review.shown(review.of(kept)[0])
+    final, before = _final(store, tmp_path / "final"), _wanted(store)
+    assert np.array_equal(final.read_label(gone), before[gone])
+    assert (final.read_label(flagged)[:12] == 255).all()
+    assert np.array_equal(final.read_label(kept), _painted(spots, kept, before[kept], 0))
+
+
+def test_a_damaged_correction_in_the_review_file_stops_the_training_labels_by_name(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    _fix(
+        shutil.copytree(exports / "fiftyone", tmp_path / "k"),
+        _spots(store),
+        Exported(exports / "fiftyone"),
+        store,
+        "kim",
+    )
+    path = ReviewFile(store.path).path
+    value = json.loads(path.read_text().splitlines()[0])
+    for change, told in [
+        ({"png": "AAAA"}, "fits into"),
+        ({"x": 39}, "fits into"),
+        ({"classes": ["tram", "car"]}, "tram"),
+    ]:
+        path.write_text(json.dumps(value | {"pixels": value["pixels"] | change}) + "\n")
+        with pytest.raises(HmsaError, match=told):
+            _final(store, tmp_path / f"final-{told}")
+    path.write_text(json.dumps(value | {"pixels": None}) + "\n")
+    with pytest.raises(IntegrityError, match="a correction needs pixels"):
+        ReviewFile(store.path).marks()
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+def test_a_task_is_made_of_the_images_most_worth_a_look_that_nobody_reviewed(
+    store: LabelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubt = {name: float(np.mean(255 - prob_bytes_of_codes(store.read(name)[1]).astype(int))) for name in store.names()}
+    worst = max(doubt, key=lambda name: doubt[name])
+    ReviewFile(store.path).add(worst, "accept")
+    given = ["--threshold", "0.6", "--images", str(store.path.parent), "--queue", "4"]
+    assert main(["export", str(store.path), str(tmp_path / "task"), "--format", "cvat", *given]) == 0
+    assert "4 images as cvat" in capsys.readouterr().err
+    order = sorted(doubt, key=lambda name: -doubt[name])
+    assert set(_cvat(tmp_path / "task")) <= set(order[1:8])
+
+
+def test_exports_that_cannot_be_made_are_refused_and_leave_nothing_behind(
+    store: LabelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(store.path), str(out), "--format", "cvat", "--images", str(tmp_path)]) != 0
+    assert "--images" in capsys.readouterr().err
+    _picture(store)(store.names()[7]).write_bytes(b"another")
+    with pytest.raises(IntegrityError, match="another picture"):
+        export_to_tool(store, out, "fiftyone", picture=_picture(store))
+    assert not out.exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        export_to_tool(store, tmp_path / "full", "fiftyone", picture=_picture(store))
+
+
+@pytest.mark.parametrize(("fmt", "module"), [("cvat", "cvat_sdk"), ("label-studio", "label_studio_sdk")])
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, module: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=f"{module}.* is not installed") as told:
+        export_to_tool(store, tmp_path / "out", fmt, picture=_picture(store))
+    assert "pip install 'hmsa-autolabel[exchange]'" in told.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_tools_library_is_loaded_before_its_format_is_asked_for() -> None:
+    code = (
+        "import sys, pipeline.cli.export, pipeline.cli.import_, hmsa_core.labels.exchange.folder, "
+        "hmsa_core.labels.exchange.corrections\nfor name in ('cvat', 'coco', 'fiftyone', 'huggingface', 'label_studio'):\n"
+        "    __import__('hmsa_core.labels.exchange.' + name)\n"
+        "print({'cvat_sdk', 'label_studio_sdk', 'pycocotools', 'datasets', 'torch'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_cvats_auto_annotation_gives_the_masks_of_the_checkpoints_label(tmp_path: Path) -> None:
+    import cvat_sdk.auto_annotation as cvat
+    from cvat_sdk.auto_annotation.driver import _DetectionFunctionContextImpl
+    from cvat_sdk.masks import decode_mask
+
+    from hmsa_core.inference.cvat_function import create
+    from tests.support.inference import save_model
+
+    function = create(str(save_model(tmp_path / "model")), device="cpu")
+    assert isinstance(function.spec, cvat.DetectionFunctionSpec)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    options = function._options
+    label, confidence = function._tiler.label(np.asarray(image), options.scales, options.flip)
+    for threshold in (None, 0.5):
+        found = np.full(label.shape, 255, np.uint8)
+        for shape in function.detect(_DetectionFunctionContextImpl(frame_name="a", conf_threshold=threshold), image):
+            found[decode_mask(shape.points, image_width=64, image_height=48)] = shape.label_id
+        assert np.array_equal(found, np.where(confidence >= (threshold or 0), label, 255))
+
+
+# --- damaged and hostile files ----------------------------------------------------------------------
+
+ENTITIES = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+NAME = "drive0 &amp; &lt;0>.png"
+IMAGE = f'<annotations><image id="0" name="{NAME}" width="40" height="24">{{}}</image></annotations>'
+MASK = '<mask label="{}" rle="{}" left="{}" top="0" width="{}" height="2" z_order="0"/>'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ENTITIES + IMAGE.format("&b;"), "document type"),
+        ('<!DOCTYPE x SYSTEM "file:///etc/passwd">' + IMAGE.format(""), "document type"),
+        (IMAGE.format(MASK.format("car", "0, 99999999999999", 0, 4)), "runs of a mask"),
+        (IMAGE.format(MASK.format("car", "9" * 5000, 0, 4)), "no cvat file"),
+        (IMAGE.format(MASK.format("car", "16, -8", 0, 4)), "runs of a mask"),
+        (IMAGE.format(MASK.format("car", "4, 4", 38, 4)), "lies outside"),
+        (IMAGE.format(MASK.format("car", "4, 4", 10**30, 4)), "lies outside"),
+        (IMAGE.format(MASK.format("tram", "4, 4", 0, 4)), "class 'tram' is none of"),
+        (IMAGE.format('<polygon label="car" points="0,0;1e9,0;3,nan"/>'), "corners in the picture"),
+        (IMAGE.format('<cuboid label="car"/>'), "<cuboid> is not read"),
+        (IMAGE.format(MASK.format("car", "0, 80", 0, 40) * 13000), "more regions than"),
+        (IMAGE.format("").replace('width="40"', 'width="41"'), "40x24 there"),
+        (IMAGE.format("").replace(NAME, "../../etc/passwd"), "is not of the export"),
+        ("<annotations><track/></annotations>", "<track> is not read"),
+        ("<a>" * 100_000, "is not read"),
+        (IMAGE.format("")[:-5], "damaged"),
+        ("", "damaged"),
+    ],
+    ids=lambda value: value[-30:] if " " in value else "x",
+)
+def test_hostile_cvat_files_are_refused_by_name(
+    store: LabelStore, exports: Path, tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "a.xml").write_text(text)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../../evil.txt", "out of here")
+        archive.writestr("annotations.xml", text)
+    for path in (tmp_path / "a.xml", tmp_path / "a.zip"):
+        with pytest.raises(InputError, match=told) as refused:
+            bring_back(path, Exported(exports / "cvat"), store, by="kim")
+        assert str(path) in refused.value.message or "is not of the export" in told
+    assert not list(tmp_path.parent.rglob("evil.txt"))
+    assert not ReviewFile(store.path).path.exists()
+
+
+def _region(task: dict) -> dict:
+    return task["annotations"][0]["result"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: _region(t)["value"].update(rle=[255] * 200), "runs of a region"),
+        (lambda t: _region(t)["value"].update(rle=[0, 0, 15, 0, *[255] * 9]), "no label-studio file"),
+        (lambda t: _region(t)["value"].update(rle=[0, 0, 15, 0, 10**30]), "no label-studio file"),
+        (lambda t: _region(t)["value"].update(rle=[0, 0, 15, 0] * 10000), "runs of a region"),
+        (lambda t: _region(t)["value"].update(brushlabels=["tram"]), "class 'tram' is none of"),
+        (lambda t: _region(t)["value"].update(brushlabels=["car", "road"]), "has 2 classes"),
+        (lambda t: _region(t).update(original_width=10**9), "not of a picture"),
+        (lambda t: _region(t).update(type="polygonlabels"), "polygonlabels are not read"),
+        (lambda t: t["data"].update(file="../../x.png"), "is not of the export"),
+        (lambda t: t.pop("annotations"), "no label-studio file"),
+    ],
+)
+def test_hostile_label_studio_files_are_refused_by_name(
+    store: LabelStore, exports: Path, tmp_path: Path, change: Callable[[dict], Any], told: str
+) -> None:
+    out = shutil.copytree(exports / "label-studio", tmp_path / "out")
+    tasks = json.loads(_annotated(out, {}).read_text())
+    change(tasks[0])
+    (out / "export.json").write_text(json.dumps(tasks))
+    with pytest.raises(InputError, match=told):
+        bring_back(out / "export.json", Exported(out), store)
+    assert not ReviewFile(store.path).path.exists()
+
+
+def _png(value: int, shape: tuple[int, int] = SHAPE) -> bytes:
+    return cv2.imencode(".png", np.full(shape, value, np.uint8))[1].tobytes()
+
+
+def test_hostile_masks_and_tables_are_refused_by_name(store: LabelStore, exports: Path, tmp_path: Path) -> None:
+    def refused(returned: Path, fmt: str, told: str) -> None:
+        with pytest.raises(InputError, match=told):
+            bring_back(returned, Exported(exports / fmt), store, by="kim")
+
+    name = store.names()[0]
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for data, told in [
+        (_png(20), "no classes"),
+        (_png(255), "no class"),
+        (_png(1, (48, 80)), "pixels"),
+        (b"x", "not a PNG"),
+    ]:
+        (folder / f"{name}.png").write_bytes(data)
+        refused(folder, "fiftyone", told)
+    (folder / f"{name}.png").rename(folder / "other.png")
+    refused(folder, "fiftyone", "no image of the export")
+
+    schema = pq.read_schema(next((exports / "huggingface" / "data").iterdir()))
+    for label, told in [
+        (_png(19), "no classes"),
+        (_png(0, (12, 80)), "is \\(12, 80\\)"),
+        (b"", "label of"),
+        (None, "not a PNG"),
+    ]:
+        row = {"name": name, "label": {"bytes": label, "path": None}, "image": None, "confidence": None, "city": None}
+        pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "a.parquet")
+        refused(tmp_path / "a.parquet", "huggingface", told)
+    pq.write_table(pa.table({"name": [name], "label": [1]}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "huggingface", "expected the columns")
+
+    coco = shutil.copytree(exports / "coco-panoptic", tmp_path / "coco")
+    value = json.loads((coco / "panoptic.json").read_text())
+    for place, told in [("annotations", "plain file name"), ("images", "is not of the export")]:
+        other = {**value, place: [{**value[place][0], "file_name": "../../../evil.png"}, *value[place][1:]]}
+        (coco / "panoptic.json").write_text(json.dumps(other))
+        refused(coco, "coco-panoptic", told)
+    segments = [{"id": 10**40, "category_id": 1}]
+    (coco / "panoptic.json").write_text(
+        json.dumps({**value, "annotations": [{**value["annotations"][0], "segments_info": segments}]})
+    )
+    refused(coco, "coco-panoptic", "is not in the JSON file")
+
+
+def _victim(fmt: str, out: Path, spots: dict, rng: random.Random) -> tuple[Path, Path]:
+    """What comes back, and the file of it that is damaged."""
+    returned = CORRECTORS[fmt](out, spots)
+    if fmt == "cvat":
+        return (returned, returned) if rng.random() < 0.5 else (out / "annotations.xml",) * 2
+    if returned.is_file() and not (fmt == "coco-panoptic" and rng.random() < 0.5):
+        return returned, returned
+    return returned, rng.choice(sorted((out / ("labels" if fmt == "fiftyone" else "panoptic")).iterdir()))
+
+
+def _blow(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    kind = rng.randrange(4)
+    if kind == 0:
+        return data[:at]
+    if kind == 1:
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    if kind == 2:
+        return data[:at] + rng.choice([b"-1", b"9" * 40, b"\0", b"<", b"]", b'"', b"NaN"]) + data[at + 3 :]
+    return data[:at] + data[at + rng.randrange(1, 200) :]
+
+
+def test_two_hundred_mutated_files_are_refused_by_name_or_hold_whole_labels(
+    store: LabelStore, exports: Path, tmp_path: Path
+) -> None:
+    """A damaged file that is still a file of its format may be read; then its labels are valid ones."""
+    rng, spots, refusals = random.Random(7), _spots(store), list[str]()
+    for fmt in MODULES:
+        out = shutil.copytree(exports / fmt, tmp_path / fmt)
+        exported = Exported(out)
+        victims = [_victim(fmt, out, spots, rng)] + ([(out / "annotations.xml",) * 2] if fmt == "cvat" else [])
+        for turn in range(40):
+            returned, file = victims[turn % len(victims)]
+            whole = file.read_bytes()
+            file.write_bytes(_blow(whole, rng))
+            try:
+                for each in exported.read(returned):
+                    exported.check(each.name, each.label, "read")
+            except HmsaError as error:
+                refusals.append(error.message)
+            file.write_bytes(whole)
+    assert all(str(tmp_path) in said for said in refusals)
+    assert len(refusals) > 120
