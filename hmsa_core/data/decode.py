@@ -1,7 +1,8 @@
 """Reading one image or label map from a file that somebody else made: decoded to known pixels, or refused.
 
-Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file; size, depth, mode and what decoding may
-cost are judged from its header, before memory for pixels is taken. docs/data.md says what is read, and as what.
+Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file. Size, depth, mode and the cost of
+decoding are judged from its header, before memory for pixels is taken. The page docs/data.md lists what is read, and
+as what.
 """
 
 from __future__ import annotations

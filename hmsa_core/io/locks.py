@@ -1,7 +1,7 @@
 """Kernel locks (flock): the kernel frees them when their holder dies, so there is no stale lock.
 
-Process ids are written into the lock file for people to read; they are never used to decide
-anything, because a process id can be reused and an orphan can outlive its parent.
+Process ids are written into the lock file for people to read. No decision rests on them, because a process id can be
+reused and an orphan can outlive its parent.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ autolabel export labels/raw out/ --format released --policy F        NAME.png (i
 autolabel export labels/final out/ --format cityscapes               labelIds, labelTrainIds and colour, by city
 autolabel export labels/raw pred.zip --format cityscapes-submission  ids at every pixel, for the test server
 
-What formats lose: `released` holds floor(255 p) of the code's lower edge (three values above 0.99) and no 255
-label (ignored pixels: the ignored id, probability 0); the others hold no confidence.
+What formats lose: `released` holds floor(255 p) of the code's lower edge, three values above 0.99. It has no 255
+label: ignored pixels get the ignored id and probability 0. The others hold no confidence.
 """
 
 from __future__ import annotations

@@ -129,8 +129,9 @@ def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
 class ImageFacts(TypedDict, total=False):
     """What a store keeps of an image beside its maps; absent entries are "".
 
-    city: unit in which shift is looked at (city, camera or drive); image_path, coarse_path: paths of the image and of
-    its human label, relative to their root; image_sha256: content hash of the image file.
+    `city` is the unit in which shift is measured: a city, a camera or a drive. `image_path` and `coarse_path` are
+    paths of the image and of its human label, relative to their root. `image_sha256` is the content hash of the image
+    file.
     """
 
     city: str
