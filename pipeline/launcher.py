@@ -38,9 +38,8 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     """Run a job to its end; its results lie below `spec.work` afterwards.
 
     Raises:
-        HmsaError: what the job itself reported (the class belongs to its exit status), InterruptedRunError
-            when `stop` was set, LockedError when a GPU is taken, or a rank that died more often than
-            `relaunches` times.
+        HmsaError: what the job itself reported. The class belongs to its exit status: InterruptedRunError when `stop`
+            was set, LockedError when a GPU is taken. Also raised when a rank died more often than `relaunches` times.
     """
     work = Path(spec.work)
     path = work / "spec.json"

@@ -135,7 +135,7 @@ def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_P
 
     Args:
         path: 8-bit grey or palette image of ids; `*_labelTrainIds.png` of trainIds; Cityscapes' `*_polygons.json`.
-        classes: the table that maps ids; a value it does not know is refused, never dropped.
+        classes: the table that maps ids. A value that it does not know is refused, never dropped.
         max_pixels, sha256: as in `read_image`, with its errors.
     """
     ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)

@@ -143,8 +143,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
     Args:
         path: the folder or either file in it.
         map_location: device of the result.
-        kind: run the same weights under another fusion kind ("single", "average" and "max" have one state
-            dict; from "hierarchical" they leave the attention head behind).
+        kind: run the same weights under another fusion kind. The kinds "single", "average" and "max" have one
+            state dict. From "hierarchical" they leave the attention head behind.
 
     Raises:
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.

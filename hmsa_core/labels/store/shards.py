@@ -78,7 +78,7 @@ def plan_shards(
     """Keep the existing plans and append shards for the images that are in none of them.
 
     Args:
-        existing: plans of earlier runs with the same key; never reordered or refilled.
+        existing: plans of earlier runs with the same key. They are never reordered or refilled.
         images: (name, image_sha256) of all images wanted now, in any order.
         images_per_shard: of new shards, >= 1.
         key: digest of all that determines a label.
@@ -146,7 +146,7 @@ class ShardWriter:
     Args:
         store, plan: folder of the store, and what belongs into this shard.
         classes: class table; default: Cityscapes.
-        kind: "raw", or "thresholded" for final labels (those have a `source` map too).
+        kind: "raw", or "thresholded" for final labels. Those have a `source` map too.
         codec: "png" or "webp".
         streaming: the plan starts empty and grows with each image (LabelStoreWriter).
 
