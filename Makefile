@@ -29,7 +29,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean release orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean docs release orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -134,6 +134,9 @@ orchestrate: setup  ## Prefect server, pool, worker and deployment auto-label/ni
 
 orchestrate-stop: setup  ## end all of it
 	$(PY) -m pipeline.nightly.services down --workspace $(WORKSPACE)
+
+docs: setup  ## the docs as a site in build/site; fails at a broken link
+	$(PY) -m mkdocs build --quiet --strict
 
 release: setup lint type  ## wheel and source archive in dist/, checked
 	$(PY) -m tools.release

@@ -1,7 +1,7 @@
 """Nobody is judged on what it learned from: find images of a judged model's lineage and leave them out.
 
-An image counts as learned when the model's lineage holds its bytes (SHA-256), a near copy (perceptual hash
-within `max_distance` bits), or a neighbour in time (the same sequence, at most `max_gap` frames away).
+An image counts as learned when the model's lineage holds its bytes (SHA-256) or a near copy (perceptual hash within
+`max_distance` bits). A neighbour in time counts as well: the same sequence, at most `max_gap` frames away.
 """
 
 from __future__ import annotations

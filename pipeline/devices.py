@@ -1,7 +1,7 @@
 """Which accelerators this machine has, and one kernel lock for each that a job uses.
 
-No torch here: the driver's own tool lists the devices, and their UUIDs are both the names of the locks
-(the same for every workspace and program of this user) and what CUDA_VISIBLE_DEVICES takes.
+No torch here: the driver's own tool lists the devices. Their UUIDs name the locks, the same for every workspace and
+program of this user. CUDA_VISIBLE_DEVICES takes UUIDs, too.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def open_work(folder: Path, job: str, material: Mapping[str, Any], *, kept: int 
 
     Args:
         folder: `work/<stage>` of a workspace (the stage's lock is held).
-        job: which of the stage's jobs; each keeps its own list of keys.
-        material: what determines the result; written to `key.json` for people.
+        job: which of the stage's jobs. Each keeps its own list of keys.
+        material: what determines the result. It is written to `key.json` for people.
         kept: number of keys of this job that stay on disk.
     """
     key = work_key({"job": job} | dict(material))

@@ -1,9 +1,9 @@
 """Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
 
-The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. Each asks the kernel for a signal when
-its parent dies, a stop request is passed down, thread counts are pinned (they change the last bits of a
-result), and every GPU in use is locked. A rank that a signal killed is started again from its last
-checkpoint, a bounded number of times; an error that the rank explained is raised here as it is.
+The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. Each asks the kernel for a signal when its parent
+dies, and passes a stop request down. Thread counts are pinned, because they change the last bits of a result. Every
+GPU in use is locked. A rank that a signal killed is started again from its last checkpoint, a bounded number of
+times; an error that the rank explained is raised here as it is.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     """Run a job to its end; its results lie below `spec.work` afterwards.
 
     Raises:
-        HmsaError: what the job itself reported (the class belongs to its exit status), InterruptedRunError
-            when `stop` was set, LockedError when a GPU is taken, or a rank that died more often than
-            `relaunches` times.
+        HmsaError: what the job itself reported. The class belongs to its exit status: InterruptedRunError when `stop`
+            was set, LockedError when a GPU is taken. Also raised when a rank died more often than `relaunches` times.
     """
     work = Path(spec.work)
     path = work / "spec.json"

@@ -67,7 +67,7 @@ def read_yaml(path: str | Path) -> Document:
 
     Raises:
         ConfigError: missing or unreadable file, a syntax error, a duplicate key, an anchor or alias, a number
-            that is not finite, a document that is not a mapping; one line with the file's line number.
+            that is not finite, or a document that is not a mapping. The message has the file's line number.
     """
     where = Path(path)
     try:

@@ -72,13 +72,13 @@ class CropDataset(Dataset[dict[str, Any]]):
     Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
 
     Args:
-        plan, epoch: what to fetch; None = all epochs, indexed by the position in the run (`plan.at`).
+        plan, epoch: what to fetch. None = all epochs, indexed by the position in the run (`plan.at`).
         root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
-        open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path);
-            called once in each process that reads from it.
+        open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path).
+            It is called once in each process that reads from the store.
         pseudo_root: folder of the auto-labelled images; None = `root`.
-        long_edge: pixels; images are first brought to it (Mapillary: 2177).
+        long_edge: pixels. Images are first resized to it (Mapillary: 2177).
         cache_bytes: decoded images and labels to keep in memory, a process.
 
     Raises:

@@ -1,7 +1,8 @@
 """Reading one image or label map from a file that somebody else made: decoded to known pixels, or refused.
 
-Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file; size, depth, mode and what decoding may
-cost are judged from its header, before memory for pixels is taken. docs/data.md says what is read, and as what.
+Every refusal is a `DecodeError` with one of `REASONS`. Pillow opens the file. Size, depth, mode and the cost of
+decoding are judged from its header, before memory for pixels is taken. The page docs/data.md lists what is read, and
+as what.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def read_label(path: str | Path, classes: ClassTable, *, max_pixels: int = MAX_P
 
     Args:
         path: 8-bit grey or palette image of ids; `*_labelTrainIds.png` of trainIds; Cityscapes' `*_polygons.json`.
-        classes: the table that maps ids; a value it does not know is refused, never dropped.
+        classes: the table that maps ids. A value that it does not know is refused, never dropped.
         max_pixels, sha256: as in `read_image`, with its errors.
     """
     ids = read_label_ids(path, max_pixels=max_pixels, sha256=sha256)

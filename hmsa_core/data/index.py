@@ -1,8 +1,8 @@
 """The index of a data set: one row an image, in Parquet; the table of refused files; and how such tables are stored.
 
 No clock and no absolute path is stored: the same files give the same bytes on any machine. Tables are written
-atomically and read only if their content has the digest that they carry: page checksums leave page headers and the
-footer out, so the metadata also hold a SHA-256 of the content.
+atomically. A table is read only if its content has the SHA-256 that its metadata hold. Parquet's own checksums cover
+neither page headers nor the footer.
 """
 
 from __future__ import annotations

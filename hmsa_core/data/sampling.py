@@ -45,7 +45,7 @@ def find_centroids(
         label: uint8 HxW trainIds of `num_classes` classes.
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
-        min_component: nor does one whose largest connected piece in the tile is smaller.
+        min_component: pixels. A class whose largest connected piece in the tile is smaller gives none either.
         edge: "keep" makes smaller tiles of the remainders, "drop" leaves them out (released code).
     """
     if tile < 1:
@@ -192,8 +192,8 @@ def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int
         released: as the released code: int(total * share / C) each, an empty class's part is lost, no caps.
 
     Returns:
-        The allotment; unless `released`, counts and random add up to `total`, an empty or capped class's
-        part goes to the other classes, and what no class can take goes to random images.
+        The allotment. Unless `released`, counts and random add up to `total`. The part of an empty or capped class
+        goes to the other classes, and what no class can take goes to random images.
     """
     classes = len(capacity)
     empty = tuple(c for c in range(classes) if capacity[c] == 0)

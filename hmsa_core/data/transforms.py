@@ -194,9 +194,9 @@ def mix_pair(
 ) -> tuple[UInt8, UInt8]:
     """Paste a part of a fine crop into an auto-labelled crop of the same size.
 
-    "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021), "cutmix" a
-    rectangle (Yun et al. 2019) with its ignored pixels, "rare" all pixels of the classes `rare`. The arguments are
-    not changed.
+    The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
+    "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019). The kind "rare" pastes all pixels of the
+    classes `rare`. The arguments are not changed.
     """
     height, width = label.shape
     mask = np.zeros((height, width), bool)

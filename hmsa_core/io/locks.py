@@ -1,7 +1,7 @@
 """Kernel locks (flock): the kernel frees them when their holder dies, so there is no stale lock.
 
-Process ids are written into the lock file for people to read; they are never used to decide
-anything, because a process id can be reused and an orphan can outlive its parent.
+Process ids are written into the lock file for people to read. No decision rests on them, because a process id can be
+reused and an orphan can outlive its parent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FileLock:
     """An exclusive advisory lock on a file beside the thing that it guards.
 
     Args:
-        path: lock file; created when missing, never deleted (deleting one races with its next owner).
+        path: lock file, created when missing. It is never deleted: a deletion would race with the next owner.
         what: what it guards, in words, for the message.
         wait_s: how long to wait for another holder before giving up.
 

@@ -78,13 +78,13 @@ def is_orphan() -> bool:
 class StopRequest:
     """A flag that SIGTERM and SIGINT set; a second of these signals ends the process at once with 143.
 
-    A service manager or `scancel` hits every process of a chain, and each passes the SIGTERM on to the next one. So the
-    same signal again within a second is the same blow, and where a parent limits the time anyway (`repeats=False`),
-    every further SIGTERM is: a rank may come to handle it much later than it arrived.
+    A service manager or `scancel` hits every process of a chain, and each passes the SIGTERM on to the next one. So
+    the same signal again within a second counts as the first one. Where a parent limits the time anyway
+    (`repeats=False`), every further SIGTERM does: a rank may handle it much later than it arrived.
 
     Handlers of two signals that arrive together (dvc's death and the SIGTERM that it died of) run one inside the
-    other, at any line of each. So the flags are locks taken without waiting, one indivisible step each: an
-    `Event`, whose own lock the outer handler may hold, would have the inner one wait for it for ever.
+    other, at any line of each. So the flags are locks that are taken without waiting, in one indivisible step each.
+    With an `Event` the outer handler may hold its inner lock, and the inner handler would wait for ever.
     """
 
     def __init__(self, *, repeats: bool = True) -> None:
@@ -149,9 +149,9 @@ def run_child(
 ) -> int:
     """Run a child that dies with us, forward a stop request to it, and return its exit status.
 
-    With `own_group` a signal to our process group (Ctrl-C in a terminal) reaches the child once, through
-    us, and not twice: a second signal would end it before its progress is saved. After a stop the others of the
-    group are waited for as well: dvc dies at once, the stage below it saves.
+    With `own_group` a signal to our process group (Ctrl-C in a terminal) reaches the child once, through us. A second
+    signal would end the child before its progress is saved. After a stop the others of the group are waited for as
+    well: dvc dies at once, the stage below it saves.
 
     After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group. It is killed
     too when a second signal ends us at once.

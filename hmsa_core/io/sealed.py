@@ -1,8 +1,8 @@
 """JSON files that carry the SHA-256 of themselves: manifests, receipts, policies, curves.
 
 The first line is `{"digest":"<64 hex digits>",`; the digest is that of all bytes after that line's
-newline. So a reader in any language can check the file without a canonical form of JSON, and every
-changed bit is found: those of the first line by its fixed form, all others by the digest.
+newline. So a reader in any language can check the file without a canonical form of JSON. Every changed bit is found:
+in the first line by its fixed form, elsewhere by the digest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a raw store to training labels: thresholds, human labels, camera masks, reviews; one shard at a time.
 
-The thresholded store mirrors the raw store's shards. Its `label` is the final one, its `source` says where each
-pixel comes from (SOURCES), and its `confidence` holds the teacher's raw code where the final label is the
-teacher's (or both agree) and 0 elsewhere: what was not kept cannot be brought back from it.
+The thresholded store mirrors the raw store's shards. Its `label` is the final one. Its `source` says where each pixel
+comes from (SOURCES). Its `confidence` holds the teacher's raw code where the final label is the teacher's (or both
+agree), and 0 elsewhere. Pixels that were not kept cannot be brought back from it.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
 
     Args:
         curves: measured with human labels.
-        codes: the policy's codes: only teacher pixels that pass count, as in merging.
+        codes: the policy's codes. Only teacher pixels that pass them count, as in merging.
         confidence: of the lower bound on the win rate (blocks are the unit, as everywhere).
     """
     if not config.measure:

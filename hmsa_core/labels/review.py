@@ -176,7 +176,7 @@ class ReviewFile:
 
     Args:
         store: folder of the label store.
-        pictures: {name: SHA-256} of its images: marks of another picture of the same name do not stand.
+        pictures: {name: SHA-256} of its images. Marks of another picture of the same name do not count.
         labels: `labels_id` of the labels that are shown now, for new marks and `statuses`; "": not known.
     """
 

@@ -1,8 +1,8 @@
 """What losses over pixels share: checks of labels, the result's type, blocks of classes with reused buffers.
 
-A loss over pixels is a handful of cheap operations on very many numbers. What costs is memory that does not fit the
-cache or is fresh from the system, so N x C x H x W scores are gone through in blocks of classes. On a GPU, where
-neither holds, the blocks are large.
+A loss over pixels is a handful of cheap operations on very many numbers. Their cost is memory that does not fit the
+cache or is fresh from the system. So N x C x H x W scores are processed in blocks of classes. On a GPU, where neither
+holds, the blocks are large.
 """
 
 from __future__ import annotations

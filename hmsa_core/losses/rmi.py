@@ -1,12 +1,12 @@
 """Region mutual information loss: 0.5 binary cross-entropy + 0.5 RMI (Zhao et al. 2019; the released recipe).
 
 One autograd function goes through the classes in blocks that fit the cache. The forward pass keeps the
-logits (which exist anyway) and the derivative by the pooled probabilities (1/16 of their size); the backward
-pass computes the sigmoid again, cheaper than reading it back, and writes the gradient once.
+logits (which exist anyway) and the derivative by the pooled probabilities (1/16 of their size). The backward pass
+computes the sigmoid again, which is cheaper than reading it back, and writes the gradient once.
 
-Legend: N images, C classes, H x W pixels, h x w pooled cells. Cell i covers pixels 4i-2 .. 4i+1; there are
-floor(H/4) + 1 of them and what lies outside counts as zeros, so that the numbers are those of
-avg_pool2d(kernel 4, stride 4, padding 2). A fourth left-over row belongs to none.
+Legend: N images, C classes, H x W pixels, h x w pooled cells. Cell i covers pixels 4i-2 .. 4i+1, and there are
+floor(H/4) + 1 cells. Pixels outside count as zeros, as in avg_pool2d(kernel 4, stride 4, padding 2). A fourth
+left-over row belongs to none.
 
 A region is the 3x3 neighbourhood of a position whose nine cells lie on the map, so there are P = (h-2)(w-2) of them.
 Stack the 9 shifted label maps over the 9 shifted probability maps: X is 18 x P, and everything that the loss needs is
@@ -400,8 +400,8 @@ def _window(columns: Tensor, row: int, height: int) -> Tensor:
 def _whole_products(columns: Tensor, height: int) -> tuple[Tensor, Tensor]:
     """Products of all pairs of row shifts over all regions, R x 3 x 3 x 6 x 6, and sums, R x 3 x 6.
 
-    Pairs with the same difference of shifts differ by the first and last rows only: one product over all
-    rows a difference, minus the rows that a pair does not cover.
+    Pairs with the same difference of shifts differ by the first and last rows only. So one product over all rows is
+    computed for each difference, and the rows that a pair does not cover are subtracted.
     """
     regions = columns.shape[0]
     products = columns.new_empty((regions, RADIUS, RADIUS, 2 * RADIUS, 2 * RADIUS))

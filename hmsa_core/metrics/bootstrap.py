@@ -6,12 +6,12 @@ IoU of the sum (a ratio estimator). Two models are compared on the same draws. S
 independent evidence a second time. Runs with blocks of their own draw their own.
 
 One run has percentiles. Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their
-variance, a bootstrap of two finds half. So the interval of several runs is value +- t * sqrt(s^2 / runs + v). Here s is
-the standard deviation between the runs' values on all data, and v the variance of their mean over the draws of blocks.
-t is Student's, with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). What a run does to some
-blocks and not to others is in both terms. Two runs that agree by luck still give too narrow an interval;
-research/bench/interval_coverage.py counts how often each kind holds. One block, or a class that only one of
-several runs scored, has no interval.
+variance, a bootstrap of two finds half. So the interval of several runs is value +- t * sqrt(s^2 / runs + v). Here s
+is the standard deviation between the runs' values on all data. The variance of their mean over the draws of blocks is
+v. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). What a run does to
+some blocks and not to others is in both terms. Two runs that agree by luck still give too narrow an interval;
+research/bench/interval_coverage.py counts how often each kind holds. One block, or a class that only one of several
+runs scored, has no interval.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ def interval_of_runs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
 
-    `by_run` (runs, K) has each run on all data, NaN = not scored; `drawn` (draws, K) the mean over the runs in each
-    draw of the blocks, of which there are two at least.
+    `by_run` (runs, K) has each run on all data, NaN = not scored. `drawn` (draws, K) has the mean over the runs in
+    each draw of the blocks; there are at least two blocks.
     """
     value, n = _mean_over_runs(by_run), (~np.isnan(by_run)).sum(0)
     between = np.nan_to_num((by_run - value) ** 2).sum(0) / np.maximum(n * (n - 1), 1)

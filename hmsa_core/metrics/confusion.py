@@ -29,7 +29,7 @@ def confusion_counts(pred: Any, label: Any, num_classes: int, ignore_index: int 
     """Count (truth, prediction) pairs of one or many images of the same shape.
 
     Args:
-        pred: integer array or tensor, any shape; a value that is no class is "no answer".
+        pred: integer array or tensor, any shape. A value that is no class is "no answer".
         label: same shape; class 0..C-1 or `ignore_index`, which is left out.
         num_classes: C, at most 255.
 

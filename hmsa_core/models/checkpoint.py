@@ -1,9 +1,10 @@
 """Our checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
 
-The JSON is written last; it holds what is needed to build the model again, who made it (`lineage`), how it
-is meant to be run (`inference`), the SHA-256 of the weight file, which is checked before any tensor is used,
-and a digest of itself. The weight file depends on names, shapes and values only, so its digest identifies the weights.
-Nothing here runs code from a file, and state dicts are compared strictly. No torch at import: `read_meta` needs none.
+The JSON is written last. It holds what is needed to build the model again, who made it (`lineage`), and how it is
+meant to be run (`inference`). It also holds a digest of itself and the SHA-256 of the weight file, which is checked
+before any tensor is used. The weight file depends on names, shapes and values only, so its digest identifies the
+weights. Nothing here runs code from a file, and state dicts are compared strictly. No torch at import: `read_meta`
+needs none.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", *, kind: st
     Args:
         path: the folder or either file in it.
         map_location: device of the result.
-        kind: run the same weights under another fusion kind ("single", "average" and "max" have one state
-            dict; from "hierarchical" they leave the attention head behind).
+        kind: run the same weights under another fusion kind. The kinds "single", "average" and "max" have one
+            state dict. From "hierarchical" they leave the attention head behind.
 
     Raises:
         IntegrityError: the weights' bytes differ from their digest. CheckpointError: anything else.

@@ -1,9 +1,9 @@
 """Published weights into our models: released checkpoints, bare HRNet trunks, timm's `hrnet_*`.
 
-A file is never trusted: torch pickles with tensors only, or safetensors; nothing in it is run, and every way in which
-it can be wrong ends in one CheckpointError line. All these weights have one HRNet with one set of names; they differ
-in prefixes and in what stands behind the trunk. Prefixes are stripped and classification heads dropped by rule, and
-then every key has to fit: a loader of the keys that both have loads *nothing* without a word when a prefix differs.
+A file is never trusted. It is a torch pickle with tensors only, or safetensors, and nothing in it is run. Whatever is
+wrong with it ends in one CheckpointError line. All these weights have one HRNet with one set of names; they differ in
+prefixes and in what stands behind the trunk. Prefixes are stripped and classification heads dropped by rule, and then
+every key has to fit. A loader that takes the common keys would silently load *nothing* when a prefix differs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How predictions of several scales become one (Tao et al. 2020, section 3; Chen et al. 2016 for the baselines).
 
-The functions below are the only fusion. They take levels from the highest scale to the lowest, and work on whole
+The functions below are the only fusion. They take levels from the highest scale to the lowest. They work on whole
 tensors (the training pass, with gradients) and on `Rows`, which are computed a few rows at a time (`predict`,
 labelling, evaluation). Nothing in them depends on the number of channels, so the weight of each scale at each pixel
 is the same fusion, applied to indicators of the scales.

@@ -129,7 +129,7 @@ class MultiScaleModel(nn.Module):
 
         Args:
             images: (N, 3, H, W) float, normalised.
-            scales: different positive numbers, one of them 1.0, in any order; kind "single" only runs 1.0
+            scales: different positive numbers, one of them 1.0, in any order. Kind "single" only runs 1.0
                 and gives the others a weight of zero.
             flip: average logits (and weights) with those of the mirrored images.
 

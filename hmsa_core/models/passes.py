@@ -48,9 +48,9 @@ class ScalePass:
         """Fused class scores, N x C x H x W.
 
         Args:
-            scales: different positive numbers, one of them 1.0, in any order; kind "single" runs 1.0 only.
+            scales: different positive numbers, one of them 1.0, in any order. Kind "single" runs 1.0 only.
             flip: average the scores with those of the mirror images.
-            kind: "model" = as it was trained; "single", "average" and "max" fuse its scales another way.
+            kind: "model" = as it was trained. The kinds "single", "average" and "max" fuse its scales another way.
 
         Raises:
             ConfigError: unusable scales, or a kind whose attention the model does not have.

@@ -1,8 +1,8 @@
 """Show the settings in effect with their explanations, or what differs from others.
 
-show: all settings of a workspace, each with its description and where it comes from: (default) of the code, (profile)
-or (here). diff [OTHER]: what differs from the workspace's profile, from `defaults`, from another profile, or from
-another params.yaml, one line a setting: key: theirs -> ours.
+show          Print all settings of a workspace, each with its description and origin: (default), (profile) or (here).
+diff [OTHER]  Print what differs, one line a setting: key: theirs -> ours. OTHER is `defaults`, a profile or a
+              params.yaml. Without it, the workspace is compared with its own profile.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ autolabel inspect labels/raw --threshold 0.8 --threshold 0.95          (what the
 autolabel inspect labels/raw --policy calibration/policy.json --class rider --sort drop:0.8:0.95
 autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .coverage]'
 
-Precision has a source: audit (judged by a person on this store), calibration (counted on images the teacher
-never saw; with the curves file beside the policy) or expected (the policy's table on this store's histogram).
-In a workspace calibration/policy.json is that policy where none is given.
+Precision has a source. Audit: judged by a person on this store. Calibration: counted on images the teacher never saw,
+with the curves file beside the policy. Expected: the policy's table on this store's histogram. In a workspace
+calibration/policy.json is that policy where none is given.
 """
 
 from __future__ import annotations

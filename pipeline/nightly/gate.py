@@ -13,8 +13,8 @@ models are scored on the same bootstrap draws of blocks. A candidate is promoted
 4. The pinned reference champion is not lost sight of: losses that are each too small to see must not add up.
 
 The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha, which sums to alpha over all
-nights. The guards 2 and 3 have all of alpha for each candidate: at a smaller level a noisy class could not be
-judged at all, so the guard would be blind and not strict.
+nights. Guards 2 and 3 have all of alpha for each candidate. At a smaller level a noisy class could not be judged at
+all, and the guard would miss losses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
 
-The verdict of the stage knows one night. Here looks at the report set are counted (each new candidate that is judged
-on images that were used before spends alpha), and the spread between trainings comes from A/A trainings: the
-student's recipe, trained with other seeds.
+The verdict of the stage knows one night. Here looks at the report set are counted: each new candidate that is judged
+on used images spends alpha. The spread between trainings comes from A/A trainings: the student's recipe, trained with
+other seeds.
 
     models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first
                                   line of each set of images has their "names"

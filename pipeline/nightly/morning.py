@@ -1,7 +1,7 @@
 """Content of the morning page: what happened tonight, as one object that `morning_page` and Prefect's artifacts show.
 
-The page must be readable in a minute by somebody who was asleep: a verdict in a sentence, what differs from
-yesterday, where images went, what can be trusted, what to look at, what it cost, and what to type.
+Somebody who was asleep must be able to read the page in a minute. It has a verdict in a sentence, what differs from
+yesterday, where images went and what can be trusted. It also says what to look at, what it cost, and what to type.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Tonight:
 def collect(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     """Read tonight's outputs, compare them with last night's, and remember the night.
 
-    A night may have failed on what the whole page needs (params.yaml, a history): its page then holds why it failed
-    and what to type, and lacks the parts that were not read.
+    A night may have failed on a file that the whole page needs, such as params.yaml. Its page then holds why it
+    failed and what to type, and lacks the parts that were not read.
     """
     try:
         return _whole(ws, tonight)

@@ -67,7 +67,7 @@ def run_stage(
         stage: name in dvc.yaml.
         workspace: folder of dvc.yaml.
         say: receives each line of output.
-        alive: asked every two seconds; False stops the stage (with a checkpoint).
+        alive: asked every two seconds. False stops the stage (with a checkpoint).
         env: environment of the child; default: ours.
 
     Raises:

@@ -195,8 +195,8 @@ def in_sampled_crops(ws: Workspace, store: LabelStore, role: str, names: tuple[s
 def beside_global(curves: Curves, policy: ThresholdPolicy) -> dict[str, Any]:
     """The policy beside one threshold for all classes, on the classes whose thresholds were measured or estimated.
 
-    The rival is the smallest threshold that is as precise in its worst class *on these very images*, so it is
-    chosen with knowledge that the policy does not have; 0.9 is what the paper takes.
+    The rival is the smallest threshold that is as precise in its worst class *on these very images*. So it is chosen
+    with knowledge that the policy does not have. The paper takes 0.9.
     """
     codes = policy.codes()
     classes = [c for c, e in enumerate(policy.entries) if e.status in ("measured", "estimate") and codes[c] < NUM_CODES]

@@ -1,7 +1,7 @@
 """student-train: half fine, half auto-labelled crops, from the teacher or another start; and the control beside it.
 
-The control has the same start, the same number of steps and crops, the same seed, and sees fine labels only:
-what the student gains over it is what the auto-labels gave.
+The control has the same start, steps, number of crops and seed, and sees fine labels only. The student's gain over
+the control is the gain by auto-labels.
 """
 
 from __future__ import annotations

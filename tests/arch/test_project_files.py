@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -41,3 +44,14 @@ def test_hooks_citation_and_changelog_are_of_this_version() -> None:
     assert yaml.safe_load(_read("CITATION.cff"))["version"] == hmsa_core.__version__
     assert f"## {hmsa_core.__version__}" in _read("CHANGELOG.md")
     assert yaml.safe_load(_read(".github/dependabot.yml"))["version"] == 2
+
+
+def test_the_site_builds_without_network_and_without_a_broken_link(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    start = (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert "fonts.googleapis" not in start
+    assert "autolabel label" in (tmp_path / "site" / "commands.html").read_text("utf-8")
+    assert "teacher_train" in (tmp_path / "site" / "settings.html").read_text("utf-8")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
-import sysconfig
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("installed")
     _, wheel = release.build(base / "dist")
     assert release.check_wheel(wheel) == []
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(base / "env")], check=True)
-    packages = next((base / "env" / "lib").glob("python*/site-packages"))
-    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(base / "env/bin/python"), "install", "--quiet", "--no-index"]
-    subprocess.run([*pip, "--no-deps", "--ignore-installed", str(wheel)], check=True, capture_output=True)
-    return base / "env" / "bin"
+    return release.install(wheel, base / "env")
 
 
 def _run(bin_folder: Path, folder: Path, *command: str) -> str:
@@ -54,6 +48,17 @@ def _environment(bin_folder: Path) -> dict[str, str]:
     return kept | {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
 
 
+def test_a_wheel_that_lacks_a_file_or_holds_another_is_refused(installed: Path, tmp_path: Path) -> None:
+    whole = next(installed.parent.parent.glob("dist/*.whl"))
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / whole.name, "w") as target:
+        for name in source.namelist():
+            if name != "pipeline/templates/gitignore":
+                target.writestr(name, source.read(name))
+        target.writestr("tests/test_api.py", "")
+    told = ["pipeline/templates/gitignore: missing", "tests/test_api.py: is not part of the package"]
+    assert release.check_wheel(tmp_path / whole.name) == told
+
+
 def test_photographs_are_labelled_and_shown_far_from_the_checkout(installed: Path, tmp_path: Path) -> None:
     where = _run(installed, tmp_path, "python", "-c", "import hmsa_core, pipeline; print(hmsa_core.__file__)")
     assert Path(where).is_relative_to(installed.parent), "the checkout's code was used"
@@ -63,18 +68,8 @@ def test_photographs_are_labelled_and_shown_far_from_the_checkout(installed: Pat
     for name in ("a", "b", "c"):
         Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(tmp_path / "photographs" / f"{name}.png")
     save_model(tmp_path / "teacher")
-    _run(
-        installed,
-        tmp_path,
-        "autolabel",
-        "label",
-        "--images",
-        "photographs",
-        "--checkpoint",
-        "teacher",
-        "--out",
-        "labels",
-    )
+    label = ["label", "--images", "photographs", "--checkpoint", "teacher", "--out", "labels"]
+    _run(installed, tmp_path, "autolabel", *label)
     assert LabelStore.open(tmp_path / "labels").names() == ["a", "b", "c"]
     command = [installed / "autolabel", "serve", "labels", "--port", "0"]
     with subprocess.Popen(

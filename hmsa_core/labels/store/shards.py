@@ -78,7 +78,7 @@ def plan_shards(
     """Keep the existing plans and append shards for the images that are in none of them.
 
     Args:
-        existing: plans of earlier runs with the same key; never reordered or refilled.
+        existing: plans of earlier runs with the same key. They are never reordered or refilled.
         images: (name, image_sha256) of all images wanted now, in any order.
         images_per_shard: of new shards, >= 1.
         key: digest of all that determines a label.
@@ -129,8 +129,9 @@ def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
 class ImageFacts(TypedDict, total=False):
     """What a store keeps of an image beside its maps; absent entries are "".
 
-    city: unit in which shift is looked at (city, camera or drive); image_path, coarse_path: paths of the image and of
-    its human label, relative to their root; image_sha256: content hash of the image file.
+    `city` is the unit in which shift is measured: a city, a camera or a drive. `image_path` and `coarse_path` are
+    paths of the image and of its human label, relative to their root. `image_sha256` is the content hash of the image
+    file.
     """
 
     city: str
@@ -145,7 +146,7 @@ class ShardWriter:
     Args:
         store, plan: folder of the store, and what belongs into this shard.
         classes: class table; default: Cityscapes.
-        kind: "raw", or "thresholded" for final labels (those have a `source` map too).
+        kind: "raw", or "thresholded" for final labels. Those have a `source` map too.
         codec: "png" or "webp".
         streaming: the plan starts empty and grows with each image (LabelStoreWriter).
 

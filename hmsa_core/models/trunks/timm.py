@@ -41,7 +41,7 @@ class TimmTrunk(nn.Module):
     Attributes:
         body: timm's feature extractor, the part that published weights fill.
         project: 1x1 convolution, batch norm and ReLU for each map.
-        multiple: images are padded to a multiple of so many pixels for models that need it, else 1.
+        multiple: pixels. Images are padded to a multiple of it for models that need that; else 1.
     """
 
     widths = Widths(context="none", ocr_mid=96, ocr_key=48, attention_channels=96)
