@@ -72,7 +72,7 @@ class TimmTrunk(nn.Module):
         if self.multiple > 1:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         return [
-            project(maps[..., : math.ceil(height / stride), : math.ceil(width / stride)])
+            project(maps[..., : -(-height // stride), : -(-width // stride)])  # whole numbers: it can be exported
             for maps, project, stride in zip(self.body(images), self.project, self.strides, strict=True)
         ]
 
