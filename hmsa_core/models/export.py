@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmsa_core.data.transforms import MEAN, STD
-from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, needs_extra, one_line
+from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, needs_extra, one_line
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.layers import promote, resize
 from hmsa_core.models.model import MultiScaleModel
@@ -67,7 +67,9 @@ class FusedModel(nn.Module):
         mean, std = normalisation(model)
         # (value / 255 - mean) / std as one product and one sum.
         self.register_buffer("factor", torch.tensor([1 / 255 / s for s in std]).reshape(1, 3, 1, 1))
-        self.register_buffer("offset", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(1, 3, 1, 1))
+        self.register_buffer(
+            "offset", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(1, 3, 1, 1)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Run all scales and fuse them; the same order of operations as `MultiScaleModel.predict`."""
@@ -97,7 +99,9 @@ def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
 def _fraction(scale: float) -> Fraction:
     found = Fraction(scale).limit_denominator(_STEPS)
     if float(found) != scale:
-        raise ConfigError(f"scale {scale:g}: not a fraction with a denominator of at most {_STEPS}", hint="0.5, 0.75, 1.5")
+        raise ConfigError(
+            f"scale {scale:g}: not a fraction with a denominator of at most {_STEPS}", hint="0.5, 0.75, 1.5"
+        )
     return found
 
 
@@ -165,6 +169,16 @@ def _told(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} cannot be exported: {one_line(first)[:200]}") from error
 
 
+def check_onnx(opset: int) -> None:
+    """Before minutes of work: ConfigError where the optional packages [onnx] are missing, or the opset is not written."""
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
+    with needs_extra("onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+
+
 def metadata(model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, precision: str) -> dict[str, str]:
     """What a runtime has to know, as JSON texts; the digest is that of the checkpoint's weights."""
     mean, std = normalisation(model)
@@ -177,7 +191,9 @@ def metadata(model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, p
         "scales": [1.0] if model.kind == "single" else sorted(scales),
         "checkpoint": model.meta.get("weights_sha256"),
         "input": "images: uint8 N x 3 x H x W, RGB, 0 to 255; the graph normalises by mean and std itself",
-        "output": "labels: uint8 N x H x W, trainIds" if argmax else "probabilities: float32 N x C x H x W, after softmax",
+        "output": "labels: uint8 N x H x W, trainIds"
+        if argmax
+        else "probabilities: float32 N x C x H x W, after softmax",
         "precision": precision,
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
@@ -187,13 +203,8 @@ def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, arg
     """Bytes of an ONNX file; the same program gives the same bytes.
 
     Raises:
-        ConfigError: the opset is not one that torch writes, or ONNX lacks an operator.
+        ConfigError: torch does not write this opset, or ONNX lacks an operator.
     """
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise ConfigError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
-    with needs_extra("onnx"):
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
     with _told("this model"), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
@@ -230,7 +241,10 @@ def _with_metadata(proto: Any, about: dict[str, str]) -> bytes:
     for name in sorted(about):
         entry = proto.metadata_props.add()
         entry.key, entry.value = name, about[name]
-    names = {dim.dim_param: name for dim, name in zip(_dims(proto.graph.input[0]), ("batch", "", "height", "width"), strict=True)}
+    names = {
+        dim.dim_param: name
+        for dim, name in zip(_dims(proto.graph.input[0]), ("batch", "", "height", "width"), strict=True)
+    }
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in _dims(value):
             if names.get(dim.dim_param):
@@ -275,14 +289,19 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
         folded, made = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
         quant_pre_process(onnx.load_from_string(data), folded, skip_symbolic_shape=True)
         quantization.quantize_static(
-            folded, made, Reader(), per_channel=True, op_types_to_quantize=_CONVOLUTIONS, quant_format=quantization.QuantFormat.QDQ
+            folded,
+            made,
+            Reader(),
+            per_channel=True,
+            op_types_to_quantize=_CONVOLUTIONS,
+            quant_format=quantization.QuantFormat.QDQ,
         )
         return _with_metadata(onnx.load(made), about | {"precision": '"int8"'})
 
 
 @contextmanager
 def _root_quiet() -> Iterator[None]:
-    """onnxruntime's quantisation gives advice on the root logger."""
+    """Onnxruntime's quantisation gives advice on the root logger."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -310,7 +329,13 @@ def open_graph(data: bytes, suffix: str, *, where: str = "the exported file") ->
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.InvalidArgument) as error:
+    except (
+        state.Fail,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.InvalidArgument,
+    ) as error:
         version = onnxruntime.__version__
         raise InputError(f"{where}: onnxruntime {version} cannot run it ({one_line(error)[:200]})") from error
     return lambda images: np.asarray(session.run(None, {"images": images})[0])

@@ -65,17 +65,20 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.inference.options import run_options
 
     options = run_options(args.checkpoint, args.scales, False, RuntimeConfig(threads=threads, precision="fp32"))
-    pictures, told = _pictures(args, options.meta)
-    calibration = _images_of(args.int8) if args.int8 else None
     from hmsa_core import models
     from hmsa_core.io.atomic import write_bytes
     from hmsa_core.models import export
 
+    opset = args.opset or export.OPSET
+    if args.out.suffix == ".onnx":
+        export.check_onnx(opset)
+    pictures, told = _pictures(args, options.meta)
+    calibration = _images_of(args.int8) if args.int8 else None
     model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
     program = export.trace(model, scales, argmax=args.argmax, half=args.half)
     about = export.metadata(model, scales, argmax=args.argmax, precision="fp16" if args.half else "fp32")
     if suffix == ".onnx":
-        data = export.to_onnx(program, about, argmax=args.argmax, opset=args.opset or export.OPSET)
+        data = export.to_onnx(program, about, argmax=args.argmax, opset=opset)
     else:
         data = export.to_pt2(program, about)
     ours = [export.own_labels(model, batch, scales) for batch in _batches(pictures)]

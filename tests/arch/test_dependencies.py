@@ -37,6 +37,8 @@ def _declared(*extras: str) -> set[str]:
 # nightly flow each need one; research, tools and tests may use all.
 MAY_IMPORT = {
     "hmsa_core": _declared(),
+    "hmsa_core/models/export.py": _declared("onnx"),
+    "hmsa_core/runtime/tracking.py": _declared("tracking"),
     "pipeline": _declared(),
     "pipeline/inspector": _declared("ui"),
     "pipeline/report": _declared("report"),
