@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ Graph = Callable[[UInt8], NDArray[Any]]  # N x 3 x H x W RGB -> the graph's outp
 OPSET = 18  # the lowest that torch writes: every runtime of today reads it
 OPSETS = (OPSET, 23)  # what torch converts to
 _SMALLEST = 34  # pixels of a side at the lowest scale: the trunk's coarsest grid has two positions
-_STEPS = 64  # a scale is a fraction with at most this denominator: sizes are whole numbers in the graph
+_STEPS = 64  # a scale is a multiple of its inverse: sizes are computed in whole numbers in the graph
 _CONVOLUTIONS = ["Conv"]  # what int8 computes; the fusion and the softmax stay as they are
 
 
@@ -54,8 +55,11 @@ class FusedModel(nn.Module):
         half: trunk and heads compute in float16.
 
     Raises:
-        ConfigError: a scale is not a fraction with a small denominator.
+        ConfigError: a scale is no multiple of 1/64.
     """
+
+    factor: Tensor
+    offset: Tensor
 
     def __init__(self, model: MultiScaleModel, scales: Sequence[float], *, argmax: bool, half: bool) -> None:
         super().__init__()
@@ -97,11 +101,9 @@ def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
 
 
 def _fraction(scale: float) -> Fraction:
-    found = Fraction(scale).limit_denominator(_STEPS)
-    if float(found) != scale:
-        raise ConfigError(
-            f"scale {scale:g}: not a fraction with a denominator of at most {_STEPS}", hint="0.5, 0.75, 1.5"
-        )
+    found = Fraction(scale)  # exact: in other steps than powers of two, a float's rounding decides about single pixels
+    if found.denominator > _STEPS:
+        raise ConfigError(f"scale {scale:g}: only multiples of 1/{_STEPS} can be exported", hint="0.5, 0.75, 1.25, 1.5")
     return found
 
 
@@ -147,10 +149,10 @@ def _whole_paddings() -> Iterator[None]:
 
     own = padding.get_same_padding
 
-    def whole(length: int, kernel: int, stride: int, dilation: int) -> int:
-        reach = (kernel - 1) * dilation + 1
-        # Symbols never reach the last case: trunks of timm do not stride further than their kernels do.
-        return reach - stride + (-length) % stride if reach >= stride else int(own(length, kernel, stride, dilation))
+    def whole(x: int, kernel_size: int, stride: int, dilation: int) -> Any:
+        reach = (kernel_size - 1) * dilation + 1
+        # Few trunks stride further than their kernels reach.
+        return reach - stride + (-x) % stride if reach >= stride else own(x, kernel_size, stride, dilation)
 
     padding.get_same_padding = whole
     try:
@@ -165,12 +167,15 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps the reason in advice
+            cause = cause.__cause__
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise ConfigError(f"{what} cannot be exported: {one_line(first)[:200]}") from error
 
 
 def check_onnx(opset: int) -> None:
-    """Before minutes of work: ConfigError where the optional packages [onnx] are missing, or the opset is not written."""
+    """Raise a ConfigError, before minutes of work, where torch does not write this opset or packages are missing."""
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
     with needs_extra("onnx"):
@@ -344,7 +349,7 @@ def open_graph(data: bytes, suffix: str, *, where: str = "the exported file") ->
 def _open_program(data: bytes, where: str) -> Graph:
     try:
         module = torch.export.load(io.BytesIO(data)).module()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (BadZipFile, RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(f"{where}: not a whole torch.export file ({one_line(error)[:200]})") from error
 
     def run(images: UInt8) -> NDArray[Any]:

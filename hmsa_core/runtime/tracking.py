@@ -76,15 +76,15 @@ class TensorBoard:
         with needs_extra("tracking"):
             from torch.utils.tensorboard.writer import SummaryWriter
         # What a resumed run does again is not shown twice.
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def tell(self, line: Line) -> None:
         """Write the figures of a line."""
         if "step" not in line:
             return
         for name, value in figures(line):
-            self._writer.add_scalar(f"{line['event']}/{name}", value, line["step"], line["time"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"{line['event']}/{name}", value, line["step"], line["time"])
+        self._writer.flush()
 
 
 class Mlflow:
