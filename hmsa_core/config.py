@@ -236,6 +236,9 @@ class PseudoConfig(Section):
     )
 
 
+Trackers = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Strict(False)]
+
+
 class RuntimeConfig(Section):
     """How a job uses the machine; none of it changes what is asked for, all of it goes into lineage."""
 
@@ -256,6 +259,16 @@ class RuntimeConfig(Section):
     )
     compile: bool = Field(False, description="torch.compile")
     activation_checkpointing: bool = Field(False, description="less memory, a third more time")
+    tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = Field(
+        "none", description="where a training's figures go besides its log: none, tensorboard, mlflow, or a list"
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers by name."""
+        if isinstance(self.tracking, tuple):
+            return self.tracking
+        return () if self.tracking == "none" else (self.tracking,)
 
     @property
     def thread_count(self) -> int:

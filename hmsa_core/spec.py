@@ -92,6 +92,7 @@ class TrainSpec(_JobSpec):
     init_from: FilePath | None = None
     teacher: FilePath | None = None
     validation: ValidationData | None = None
+    tracking: FilePath | None = None  # folder of tensorboard/ and mlruns/ (runtime.tracking); None = `work`
 
 
 class InferSpec(_JobSpec):

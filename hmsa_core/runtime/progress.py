@@ -36,6 +36,7 @@ class JsonLog:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.follower: Callable[[dict[str, Any]], None] | None = None  # is told each line after it was written
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_end(path)
@@ -44,14 +45,12 @@ class JsonLog:
         """Append one line {"event": ..., "time": unix seconds, fields...}."""
         if self.path is None:
             return
-        line = json.dumps(
-            {"event": event, "time": round(time.time(), 3), **_jsonable(fields)},
-            sort_keys=True,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
+        line = {"event": event, "time": round(time.time(), 3), **_jsonable(fields)}
+        text = json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
         with self.path.open("ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(text.encode() + b"\n")
+        if self.follower is not None:
+            self.follower(line)
 
     def rewind(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
         """Forget lines about what a resumed run does again."""

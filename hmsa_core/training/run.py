@@ -34,6 +34,7 @@ from hmsa_core.models.pretrained import describe
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
+from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
 from hmsa_core.training.auto import settle_runtime
 from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step
@@ -188,6 +189,7 @@ class _Run:
             self.trainer.restore(snapshot)
             self.validated = int(snapshot.record["validated"])
         self._rewind_log()
+        self._follow_log()
         log.write(
             "start",
             step=self.trainer.step,
@@ -213,6 +215,13 @@ class _Run:
             return int(line.get("step", 0)) <= step
 
         self.context.log.rewind(is_done)
+
+    def _follow_log(self) -> None:
+        """From here on, tell the trackers that are asked for what the log is told."""
+        trackers = self.spec.config.runtime.trackers
+        if trackers and self.context.is_main:
+            root, run = self.spec.tracking or self.spec.work, f"{self.spec.stage}-{self.data.key[:8]}"
+            self.context.log.follower = follow(trackers, root, run, self.data.key, self.trainer.step)
 
     def after_step(self, progress: Progress) -> None:
         """Log and save what is due; nothing when the step was given up."""

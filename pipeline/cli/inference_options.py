@@ -17,7 +17,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Checkpoint, scales, flip, and how the machine is used."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="checkpoint folder or a file in it")
-    parser.add_argument("--scales", type=_scales, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
+    parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -31,17 +31,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it",
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
-def _scales(text: str) -> tuple[float, ...]:
+def scale_list(text: str) -> tuple[float, ...]:
+    """Scales of a command line, `0.5,1,2`."""
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,1,2") from None
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1 of a command line."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

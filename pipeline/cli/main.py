@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("pipeline.cli.evaluate", "score a checkpoint on a folder of images and labels"),
     "predict": ("pipeline.cli.predict", "label, confidence and scale weights of images as pictures"),
     "export": ("pipeline.cli.export", "write a label store as files of other tools"),
+    "export-model": ("pipeline.cli.export_model", "write a checkpoint as ONNX or torch.export for other runtimes"),
     "import": ("pipeline.cli.import_", "read labels or corrections of other tools into a label store"),
     "import-checkpoint": ("pipeline.cli.import_checkpoint", "convert a released .pth to safetensors + JSON"),
     "models": ("pipeline.cli.models", "list, promote or roll back registered models"),

@@ -33,6 +33,7 @@ from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
 from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
+from pipeline.nightly.tracking import track_night
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -209,5 +210,7 @@ def publish_task(ws: Workspace, tonight: Tonight) -> str:
     create_markdown_artifact(key="auto-label-morning", markdown=morning.as_markdown(page, path))
     for key, (description, rows) in morning.tables(page).items():
         create_table_artifact(key=key, table=rows, description=description)
+    if hindered := track_night(ws, page, path):
+        get_run_logger().warning(hindered)
     get_run_logger().info("morning page: %s", path)
     return str(page["sentence"])

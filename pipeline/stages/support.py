@@ -116,6 +116,7 @@ def train_model(
                 pseudo=pseudo,
                 init_from=init_from,
                 teacher=teacher,
+                tracking=ws.path("work"),
                 validation=_validation(ws, validate_every),
                 lineage=provenance(stage) | {"job": job},
             ),

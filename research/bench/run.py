@@ -27,6 +27,7 @@ SCRIPTS: dict[str, list[str]] = {
     "store": ["bench_store"],
     "infer": ["bench_infer", "--threads", "2"],
     "labelling": ["bench_labelling"],
+    "export": ["bench_export"],
     "chain": ["bench_chain"],
 }
 

@@ -39,6 +39,8 @@ MAY_IMPORT = {
     "hmsa_core": _declared(),
     "hmsa_core/labels/exchange": _declared("exchange"),
     "hmsa_core/inference/cvat_function.py": _declared("exchange"),
+    "hmsa_core/models/export.py": _declared("onnx"),
+    "hmsa_core/runtime/tracking.py": _declared("tracking"),
     "pipeline": _declared(),
     "pipeline/inspector": _declared("ui"),
     "pipeline/report": _declared("report"),

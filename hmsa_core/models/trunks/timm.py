@@ -72,7 +72,8 @@ class TimmTrunk(nn.Module):
         if self.multiple > 1:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         return [
-            project(maps[..., : math.ceil(height / stride), : math.ceil(width / stride)])
+            # Rounded up in whole, never negative numbers: ONNX divides negative ones in another way.
+            project(maps[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
             for maps, project, stride in zip(self.body(images), self.project, self.strides, strict=True)
         ]
 

@@ -1,0 +1,214 @@
+"""Write a checkpoint as one graph for other runtimes: OUT.onnx, or OUT.pt2 (torch.export).
+
+The graph takes raw RGB bytes (uint8, N x 3 x H x W), any batch and size, normalises them itself, fuses all scales and
+gives probabilities, or labels with --argmax. No mirror image: a runtime gives it as a second picture. At the end the
+file labels real images, and is only kept where it gives at least 99.9 % of the pixels our own label.
+
+autolabel export-model models/student student.onnx --scales 1 --images DIR
+autolabel export-model models/student student.onnx --scales 0.5,1,2 --argmax --half
+autolabel export-model models/student student.onnx --scales 1 --int8 DIR --images DIR --labels DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError
+from pipeline.cli.inference_options import pin_threads, positive, scale_list, tell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hmsa_core.inference.options import RunOptions
+
+MIN_AGREEMENT = 0.999  # share of pixels with our own label, below which nothing is written
+_MOST = 40  # images that are looked at, evenly spaced
+_SUFFIXES = (".onnx", ".pt2")
+
+
+@dataclass
+class _Picture:
+    image: NDArray[np.uint8]  # H x W x 3
+    label: NDArray[np.uint8] | None = None  # H x W trainIds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `autolabel export-model`."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
+    parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
+    parser.add_argument("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
+    parser.add_argument("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
+    parser.add_argument("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
+    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)",
+    )
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trace, convert, compare, write."""
+    _check(args)
+    threads = pin_threads(args)
+    from hmsa_core.config import RuntimeConfig
+    from hmsa_core.inference.options import run_options
+
+    options = run_options(args.checkpoint, args.scales, False, RuntimeConfig(threads=threads, precision="fp32"))
+    from hmsa_core import models
+    from hmsa_core.io.atomic import write_bytes
+    from hmsa_core.models import export
+
+    opset = args.opset or export.OPSET
+    if args.out.suffix == ".onnx":
+        export.check_onnx(opset)
+    pictures, told = _pictures(args, options.meta)
+    calibration = _images_of(args.int8) if args.int8 else None
+    model, scales, suffix = models.load(options.checkpoint), options.scales, args.out.suffix
+    program = export.trace(model, scales, argmax=args.argmax, half=args.half)
+    about = export.metadata(model, scales, argmax=args.argmax, precision="fp16" if args.half else "fp32")
+    if suffix == ".onnx":
+        data = export.to_onnx(program, about, argmax=args.argmax, opset=opset)
+    else:
+        data = export.to_pt2(program, about)
+    ours = [export.own_labels(model, batch, scales) for batch in _batches(pictures)]
+    share = _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, ours, options, told)
+    if share < MIN_AGREEMENT:
+        raise HmsaError(
+            f"{args.out}: {100 * share:.3f} % of the pixels get our own label, expected {100 * MIN_AGREEMENT:g} %; "
+            "nothing was written",
+            hint="leave out --half; scores of an untrained checkpoint are nearly equal, and rounding decides",
+        )
+    if calibration is not None:
+        data = export.quantise(data, calibration)
+        _compare(export.open_graph(data, suffix, where=str(args.out)), pictures, ours, options, f"int8, {told}")
+    digest = write_bytes(args.out, data)
+    sys.stdout.write(f"{args.out}: {len(data) / 1e6:.1f} MB, SHA-256 {digest[:16]}...\n")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.out.suffix not in _SUFFIXES:
+        raise ConfigError(f"{args.out}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+    if args.out.suffix == ".pt2" and (args.int8 or args.opset):
+        raise ConfigError(f"--{'int8' if args.int8 else 'opset'} is for .onnx files, found {args.out}")
+    if args.int8 and args.half:
+        raise ConfigError("--int8 and --half exclude each other")
+    if args.labels and not args.images:
+        raise ConfigError("--labels needs --images")
+
+
+def _pictures(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[list[_Picture], str]:
+    """Images to compare on, and in words which they are."""
+    if args.labels:
+        found = _labelled(args.images, args.labels, meta)
+        return found, f"{len(found)} images of {args.images}"
+    folder = args.images or args.int8
+    if folder:
+        images = _images_of(folder)
+        return [_Picture(image) for image in images], f"{len(images)} images of {folder}"
+    images = _workspace_images()
+    if images:
+        return [_Picture(image) for image in images], f"{len(images)} calibration images of the workspace"
+    return [_Picture(image) for image in _drawn()], "8 drawn pictures (name real ones: --images DIR)"
+
+
+def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
+    from hmsa_core.data.decode import read_image
+    from hmsa_core.data.layouts import list_files
+
+    files = list_files(folder) if folder.is_dir() else []
+    if not files:
+        raise InputError(f"{folder}: no folder with images (JPEG, PNG, WebP, TIFF)")
+    return [read_image(folder / name) for name in _spread(files)]
+
+
+def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture]:
+    from hmsa_core.data.decode import read_image
+    from hmsa_core.inference.scored_files import label_reader, pairs_of
+    from hmsa_core.taxonomy import ClassTable
+
+    if not meta.get("class_table"):
+        raise InputError("--labels: the checkpoint has no class table, ids of labels are not known")
+    pairs, _ = pairs_of(images, labels)
+    read = label_reader(ClassTable.from_json(meta["class_table"]))
+    found = [_Picture(read_image(pair.image), read(pair.label)) for pair in _spread(pairs)]
+    for pair, one in zip(_spread(pairs), found, strict=True):
+        if one.label is not None and one.label.shape != one.image.shape[:2]:
+            raise InputError(f"{pair.label}: its size {one.label.shape} is not that of its image")
+    return found
+
+
+def _workspace_images() -> list[NDArray[np.uint8]]:
+    """Calibration images of the workspace that the current folder lies in; none outside of one."""
+    from pipeline.workspace import Workspace
+
+    try:
+        ws = Workspace.find()
+    except ConfigError:
+        return []
+    index = ws.path("data/index/target.parquet")
+    if not index.exists():
+        return []
+    from hmsa_core.data.decode import read_image
+    from hmsa_core.data.index import Index
+
+    samples = Index.load(index).select(roles=("calibrate",))
+    return [read_image(ws.roots["target"] / sample.image) for sample in _spread(samples)]
+
+
+def _drawn() -> list[NDArray[np.uint8]]:
+    """Smooth pictures of random colours, always the same, whose sides are no multiples of a stride."""
+    import cv2
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    small = [random.integers(0, 256, (11, 17, 3), np.uint8) for _ in range(8)]
+    return [np.asarray(cv2.resize(one, (397, 270), interpolation=cv2.INTER_CUBIC), np.uint8) for one in small]
+
+
+def _spread(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows[:: max(1, len(rows) // _MOST)][:_MOST]
+
+
+def _batches(pictures: Sequence[_Picture]) -> list[NDArray[np.uint8]]:
+    """Each picture alone; then the first with its mirror image, both cut to a size that is no multiple of a stride."""
+    from hmsa_core.models.export import as_batch
+
+    first = pictures[0].image[:-5, :-3] if min(pictures[0].image.shape[:2]) > 256 else pictures[0].image
+    return [*(as_batch(picture.image) for picture in pictures), as_batch(first, first[:, ::-1])]
+
+
+def _compare(
+    graph: Any, pictures: Sequence[_Picture], ours: Sequence[NDArray[np.uint8]], options: RunOptions, told: str
+) -> float:
+    """Print agreement, and mIoU where labels are known; return the share of pixels with our own label."""
+    import numpy as np
+
+    from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
+    from hmsa_core.models.export import labels_of
+
+    classes = options.meta["num_classes"]
+    counts = np.zeros((2, classes, classes + 1), np.int64)
+    equal = pixels = 0
+    for i, (batch, expected) in enumerate(zip(_batches(pictures), ours, strict=True)):
+        found = labels_of(graph(batch))
+        equal, pixels = equal + int((found == expected).sum()), pixels + expected.size
+        label = pictures[i].label if i < len(pictures) else None
+        if label is not None:
+            counts += np.stack([confusion_counts(each[0], label, classes) for each in (found, expected)])
+    line = f"{100 * equal / pixels:.3f} % of {pixels:,} pixels have our own label ({told})"
+    if counts.any():
+        line += "; mIoU {:.2f}, ours {:.2f}".format(*(100 * mean_iou_of(iou_of(each)) for each in counts))
+    tell(line)
+    return equal / pixels
