@@ -214,8 +214,7 @@ class CertificateFile:
                 certificate = kept
             elif kept is not None and any(draw["answer"] for draw in kept.draws):
                 kept.save(self.path.with_name(f"{self.path.stem}-{kept.plan_digest[:16]}.json"))
-            self._draw_on(certificate)
-            certificate.save(self.path)
+            self._keep(certificate)
             return certificate
 
     def answer(self, plan: str, number: int, answer: str) -> Certificate:
@@ -226,18 +225,22 @@ class CertificateFile:
         """
         with self._alone():
             self._view.check_current()
-            kept = Certificate.load(self.path) if self.path.is_file() else None
+            kept = self.current
             if kept is None or kept.plan_digest != plan or not kept.is_of(self._view):
                 raise InputError(f"{self.path}: another certificate was begun since", hint="open the audit anew")
             kept.answer(number, answer)
-            self._draw_on(kept)
-            kept.save(self.path)
+            self._keep(kept)
             return kept
 
-    def _draw_on(self, certificate: Certificate) -> None:
+    def _keep(self, certificate: Certificate) -> None:
+        """Draw on where few draws wait, and write; what could not be written does not count."""
+        self._seen = None
         waiting = sum(draw["answer"] is None for draw in certificate.draws)
         while waiting < _WAITING // 2 and (added := certificate.plan_draws(self._view)):
             waiting += len(added)
+        certificate.save(self.path)
+        if (stamp := stamp_of(self.path)) is not None:
+            self._seen = (stamp, certificate)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

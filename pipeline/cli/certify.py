@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found, results, out)
         if args.answers is None:
-            _print_wanted(results, args.store)
+            _print_wanted(results, args.store, is_raw=view.kind == "raw")
         for row in found.expected_wrong(view, limit=3):
             sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
     return 0
@@ -100,7 +100,7 @@ def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certific
     if lacking := len(view.names) - len(labels.files):
         sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
     done = 0
-    with Progress(args.budget, what="certify") as progress:
+    with Progress(args.budget, what="certify", unit="draws") as progress:
 
         def tell(draws: int) -> None:
             nonlocal done
@@ -134,19 +134,18 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
         f"{passed} of {len(results)} classes certified at {value['target']:g}, confidence {1 - value['delta']:g} for "
         f"all together (Holm); {len(found.draws)} of {value['budget']} pixels\n\n"
     )
-    write(
-        f"{'class':22}{'threshold':>11}{'judged':>8}{'right':>7}{'unsure':>8}{'estimate':>10}{'at least':>10}{'kept':>8}\n"
-    )
+    head = ("threshold", "judged", "right", "unsure", "estimate", "at least", "kept")
+    write(f"{'class':22}" + "".join(f"{text:>10}" for text in head) + "\n")
     for name, row in results.items():
         estimate = "-" if row["precision"] is None else f"{row['precision']:.1%}"
         write(
-            f"{name:22}{row['threshold'] or 'none':>11}{row['draws']:>8}{row['right']:>7}{row['unsure']:>8}"
-            f"{estimate:>10}{row['lower']:>10.1%}{row['coverage'] if row['certified'] else 0:>8.1%}\n"
+            f"{name:22}{row['threshold'] or 'none':>10}{row['draws']:>10}{row['right']:>10}{row['unsure']:>10}"
+            f"{estimate:>10}{row['lower']:>10.1%}{row['coverage'] if row['certified'] else 0:>10.1%}\n"
         )
     write(f"\n{out}\n")
 
 
-def _print_wanted(results: dict[str, dict[str, Any]], store: Path) -> None:
+def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, is_raw: bool) -> None:
     """How many more answers are wanted, where, and what they bring."""
     for name, row in results.items():
         if row["more_draws"] is not None:

@@ -81,6 +81,7 @@ class Certificate:
         self.classes: list[dict[str, Any]] = value["classes"]
         self.draws: list[dict[str, Any]] = value["draws"]
         self._counted: dict[int, tuple[tuple[Any, ...], tuple[NDArray[np.float64], ...]]] = {}
+        self._told: tuple[tuple[Any, ...], dict[str, dict[str, Any]]] | None = None
         self._where: dict[tuple[int, int], Counts] = {}
 
     @cached_property
@@ -119,7 +120,8 @@ class Certificate:
             ConfigError: a number out of range, an unknown class, or no pixel of any class.
         """
         _check_settings(target, delta, budget, seed)
-        wanted = sorted({labels.classes.index(name) for name in classes}) or range(labels.classes.num_classes)
+        named = {labels.classes.index(name) for name in classes}
+        wanted = sorted(named or range(labels.classes.num_classes))
         planned = []
         for c in wanted:
             counts = labels.totals[c]
@@ -194,15 +196,19 @@ class Certificate:
         number = sum(d["class"] == c and d["band"] == band for d in self.draws)
         return {"class": c, "band": band, **self._pixel(labels, c, band, number), "answer": None}
 
+    def _ends(self, labels: Labels, c: int, band: int) -> Counts:
+        """Running sum over images of a band's pixels, (N,)."""
+        if (c, band) not in self._where:
+            class_id, edges = self.classes[c]["class"], self.classes[c]["bands"][band]
+            only = np.full((2, labels.classes.num_classes), NUM_CODES)
+            only[:, class_id] = edges["low"], edges["high"]
+            self._where[c, band] = np.cumsum(labels.kept(only[0])[:, class_id] - labels.kept(only[1])[:, class_id])
+        return self._where[c, band]
+
     def _pixel(self, labels: Labels, c: int, band: int, number: int) -> dict[str, Any]:
         """The `number`-th pixel of a band: drawn uniformly, by the seed alone."""
         row, edges = self.classes[c], self.classes[c]["bands"][band]
-        if (c, band) not in self._where:
-            only = [np.full(labels.classes.num_classes, NUM_CODES) for _ in range(2)]
-            only[0][row["class"]], only[1][row["class"]] = edges["low"], edges["high"]
-            inside = labels.kept(only[0])[:, row["class"]] - labels.kept(only[1])[:, row["class"]]
-            self._where[c, band] = np.cumsum(inside)
-        ends = self._where[c, band]
+        ends = self._ends(labels, c, band)
         rng = np.random.default_rng([self.value["seed"], row["class"], edges["low"], number])
         place = int(rng.integers(int(ends[-1])))
         image = int(np.searchsorted(ends, place, side="right"))
@@ -261,6 +267,12 @@ class Certificate:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Per class name: the cut that is certified or aimed at, with answers, estimate, bound and what it keeps."""
+        key = tuple(draw["answer"] for draw in self.draws)
+        if self._told is None or self._told[0] != key:
+            self._told = (key, self._results())
+        return self._told[1]
+
+    def _results(self) -> dict[str, dict[str, Any]]:
         n, wrong, best = self._state()
         _, certified = self.test.levels(best)
         lower, turn = self.test.lower(n, wrong), self.test.turn(n, wrong, best)
@@ -270,6 +282,15 @@ class Certificate:
             cut = int(passed[-1]) if len(passed) else None
             found[row["name"]] = self._result(c, cut, n[c], wrong[c], lower[c], turn)
         return found
+
+    def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """(class, code) of each certified cut -> estimated precision and its lower bound."""
+        ids = [row["class"] for row in self.classes]
+        return {
+            (c, row["code"]): (row["precision"] or row["lower"], row["lower"])
+            for c, row in zip(ids, self.results().values(), strict=True)
+            if row["certified"]
+        }
 
     def _result(
         self,
@@ -313,12 +334,9 @@ class Certificate:
         rates = self.test.predict(n, wrong)[1]
         certified = self.test.levels(best)[1]
         total = np.zeros((len(labels.names), len(self.classes)))
-        for c, row in enumerate(self.classes):
-            for band in range(int(certified[c].nonzero()[0][-1]) + 1 if certified[c].any() else 0):
-                only = np.full((2, labels.classes.num_classes), NUM_CODES)
-                only[:, row["class"]] = row["bands"][band]["low"], row["bands"][band]["high"]
-                inside = labels.kept(only[0])[:, row["class"]] - labels.kept(only[1])[:, row["class"]]
-                total[:, c] += rates[c, band] * inside
+        for c in range(len(self.classes)):
+            for band in range(int(np.flatnonzero(certified[c])[-1]) + 1 if certified[c].any() else 0):
+                total[:, c] += rates[c, band] * np.diff(self._ends(labels, c, band), prepend=0)
         order = np.argsort(-total, axis=None, kind="stable")[:limit]
         return [
             {"image": labels.names[i], "class": self.classes[c]["name"], "wrong_pixels": round(float(total[i, c]))}

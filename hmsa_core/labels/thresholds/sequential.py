@@ -217,7 +217,7 @@ class SequentialTest:
         """Largest precision that each cut's evidence supports at the level it has now, (..., C, J)."""
         level, _ = self.levels(self.evidence(n, wrong))
         low, high = np.zeros(level.shape), np.ones(level.shape)
-        for _ in range(30):
+        for _ in range(20):
             middle = (low + high) / 2
             enough = self.evidence(n, wrong, middle) >= -level
             low, high = np.where(enough, middle, low), np.where(enough, high, middle)
