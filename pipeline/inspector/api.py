@@ -302,7 +302,12 @@ class Api:
         """All routes below /api."""
         gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
         gets |= {"plane": self.plane, "mini": self.mini, "thumb": self.thumb, "picture": self.picture}
-        gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item, "certificate": self.certificate}
+        gets |= {
+            "review": self.reviews,
+            "audit": self.audit,
+            "audit/item": self.audit_item,
+            "certificate": self.certificate,
+        }
         gets |= {"weights": self.weights_state, "weight": self.weight}
         posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
         posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}

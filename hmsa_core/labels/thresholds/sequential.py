@@ -47,9 +47,9 @@ def closest(n: Floats, wrong: Floats, shares: Floats, allowed: Floats | float) -
     """
     asked = n > 0
     free = np.divide(wrong, n, out=np.ones(np.broadcast(n, wrong).shape), where=asked)
-    low, high = np.full(np.broadcast(n, shares).shape[:-1], -30.0), 30.0
+    low, high = np.full(np.broadcast(n, shares).shape[:-1], -10.0), 18.0
     step = high - low
-    for _ in range(34):  # the multiplier of the constraint, on a logarithmic scale
+    for _ in range(26):  # the multiplier of the constraint, on a logarithmic scale
         step = step / 2
         rates = _rates(np.exp(low + step)[..., None] * shares, n, wrong)
         low = np.where((shares * np.where(asked, rates, 1.0)).sum(-1) < allowed, low + step, low)
