@@ -255,6 +255,29 @@ class Api:
         audit = await self._run(lambda: audits.answer(which, item, verdict))
         return JSONResponse({"results": audit.results(), "overall": audit.overall()})
 
+    async def certificate(self, _: Request) -> Response:
+        """The certificate of this store, or why the one beside it is void."""
+        return JSONResponse(await self._run(self._session.certificate))
+
+    async def begin_certificate(self, request: Request) -> Response:
+        """Begin a certificate, or go on with the one of the same plan."""
+        body, session = await _body(request), self._session
+        target, names = body.get("target"), _texts(body, "classes")
+        if not isinstance(target, int | float) or isinstance(target, bool):
+            raise ConfigError("target: expected a number")
+        budget, seed = _field(body, "budget", int, 300), _field(body, "seed", int, 0)
+        begun = await self._run(
+            lambda: session.begin_certificate(target=float(target), budget=budget, seed=seed, classes=names)
+        )
+        return JSONResponse(begun)
+
+    async def answer_certificate(self, request: Request) -> Response:
+        """Record one answer and draw on."""
+        body, session = await _body(request), self._session
+        which, item = _field(body, "audit", str, ""), _field(body, "item", int, -1)
+        verdict = _field(body, "verdict", str, "")
+        return JSONResponse(await self._run(lambda: session.answer_certificate(which, item, verdict)))
+
     def _weigher(self) -> WeightJobs:
         if self._weights is None:
             raise InputError("scale weights need a checkpoint", hint="start with --checkpoint F")
@@ -279,10 +302,16 @@ class Api:
         """All routes below /api."""
         gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
         gets |= {"plane": self.plane, "mini": self.mini, "thumb": self.thumb, "picture": self.picture}
-        gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item}
+        gets |= {
+            "review": self.reviews,
+            "audit": self.audit,
+            "audit/item": self.audit_item,
+            "certificate": self.certificate,
+        }
         gets |= {"weights": self.weights_state, "weight": self.weight}
         posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
         posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}
+        posts |= {"certificate": self.begin_certificate, "certificate/answer": self.answer_certificate}
         both = (("GET", gets), ("POST", posts))
         return [
             Route(f"/api/{path}", handler, methods=[method])

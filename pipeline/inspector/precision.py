@@ -1,5 +1,6 @@
 """How right the kept pixels are, and how that is known: best evidence first.
 
+0. certificate: answers prove, whatever the errors look like, that this very cut of this store reaches the target.
 1. audit: a person judged random kept pixels of this very store (an interval that rests on the draw alone).
 2. coarse-corrected: agreement with coarse human labels of these images, corrected by what such labels get wrong
    where the truth is known (needs `curves.json` and `pairs.npz` of `calibrate`, and coarse labels; not where
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -113,6 +114,7 @@ class PrecisionSources:
         evidence: what calibration images say.
         answers: judged pixels of an audit of this store.
         audited: per class the code from which on the audit drew pixels (256 = not drawn).
+        certified: (class, code) of certified cuts -> estimated precision and lower bound.
     """
 
     def __init__(
@@ -122,12 +124,13 @@ class PrecisionSources:
         evidence: Evidence = NO_EVIDENCE,
         answers: Sequence[AuditAnswer] = (),
         audited: Sequence[int] = (),
+        certified: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         self.totals, self.policy = totals, policy
         self.table = None if policy is None else policy.table
         self._evidence, curves = evidence, evidence.curves
         self._counts = None if curves is None else (curves.kept("total"), curves.kept("correct"))
-        self._answers, self._audited = list(answers), list(audited)
+        self._answers, self._audited, self._certified = list(answers), list(audited), certified or {}
 
     def _judged(self, c: int, code: int) -> list[bool]:
         """Answers that are a random sample of what is kept: the audit drew from a set that contains it."""
@@ -156,6 +159,9 @@ class PrecisionSources:
         if not self.totals[c, min(code, NUM_CODES) :].any():
             return None
         marginal = None if self.table is None else float(self.table[c, code])
+        if (c, code) in self._certified:
+            value, least = self._certified[c, code]
+            return Precision(value, least, None, "certificate", marginal)
         judged = self._judged(c, code)
         if len(judged) >= FEW:
             low, high = clopper_pearson(sum(judged), len(judged))

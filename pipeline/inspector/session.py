@@ -17,7 +17,9 @@ from hmsa_core.labels.diff import other_pictures
 from hmsa_core.labels.review import ReviewFile, labels_id, marked_store
 from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
+from hmsa_core.labels.thresholds.certificate import Certificate
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
+from pipeline.certify import CertificateFile, begin
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.pictures import safe_colours
 from pipeline.inspector.precision import PrecisionSources, find_curves, load_policy
@@ -85,6 +87,8 @@ class Session:
         store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
         self.review = ReviewFile(store, self.view.image_digests(), labels)
         self.audits = AuditFile(audit_path(folder), self.view)
+        self.certificates = CertificateFile(self.view)
+        self._start_policy = policy if policy is not None else evidence
         self._write = threading.Lock()
 
     @property
@@ -143,9 +147,13 @@ class Session:
         answers = audit.answers() if audit else ()
         audited = audit.audited(self.view.classes.num_classes) if audit else ()
         if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
-            return PrecisionSources(self.view.totals, answers=answers, audited=audited)
+            return PrecisionSources(self.view.totals, answers=answers, audited=audited, certified=self._certified())
         known = policy or self.policies.get("policy") or self.evidence
-        return PrecisionSources(self.view.totals, known, self.calibrated, answers, audited)
+        return PrecisionSources(self.view.totals, known, self.calibrated, answers, audited, self._certified())
+
+    def _certified(self) -> dict[tuple[int, int], tuple[float, float]]:
+        certificate = self.certificates.valid
+        return {} if certificate is None else certificate.certified()
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
@@ -231,6 +239,51 @@ class Session:
         """Draw and keep a new audit."""
         wanted = [self.view.classes.index(name) for name in classes]
         return self.audits.start(Audit.draw(self.view, cuts, per_class=per_class, seed=seed, classes=wanted))
+
+    def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
+        """Begin a certificate, or go on with the one of the same plan."""
+        plan = {"target": target, "delta": 0.05, "budget": budget, "seed": seed, "classes": classes}
+        policy = None if self._start_policy is None else Path(self._start_policy)
+        return self._shown(self.certificates.start(begin(self.view, **plan, policy=policy, who=self.reviewer)))
+
+    def answer_certificate(self, plan: str, number: int, answer: str) -> dict[str, Any]:
+        """Record an answer; the certificate with the answers of everybody."""
+        return self._shown(self.certificates.answer(plan, number, answer))
+
+    def certificate(self) -> dict[str, Any]:
+        """The certificate as the page shows it under "current", and why one that is there is void."""
+        found = self.certificates.current
+        if found is None:
+            return {"current": None, "void": ""}
+        if not found.is_of(self.view):
+            return {"current": None, "void": "void: the store has changed since it was certified"}
+        return {"current": self._shown(found), "void": ""}
+
+    def _shown(self, certificate: Certificate) -> dict[str, Any]:
+        ids = [row["class"] for row in certificate.classes]
+        lows = [[band["low"] for band in row["bands"]] for row in certificate.classes]
+        return {
+            "kind": "certificate",
+            "id": certificate.plan_digest,
+            "file": str(self.certificates.path),
+            **{key: certificate.value[key] for key in ("target", "delta", "budget")},
+            "items": [
+                {
+                    **{key: draw[key] for key in ("x", "y", "code")},
+                    "name": draw["image"],
+                    "class": ids[draw["class"]],
+                    "low": lows[draw["class"]][draw["band"]],
+                    "verdict": draw["answer"],
+                }
+                for draw in certificate.draws
+            ],
+            "results": [
+                {"class": c, "drawn": row["draws"], **row}
+                for c, row in zip(ids, certificate.results().values(), strict=True)
+            ],
+            "wrong": certificate.expected_wrong(self.view, limit=5),
+            "overall": None,
+        }
 
 
 def _totals_json(view: StoreView) -> dict[str, Any]:

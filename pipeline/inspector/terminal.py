@@ -13,6 +13,7 @@ from rich.text import Text
 from hmsa_core.taxonomy import ClassTable
 
 _TONES = {
+    "certified": "green",
     "measured": "green",
     "estimate": "yellow",
     "pooled": "yellow",

@@ -393,3 +393,63 @@ def test_scale_weights_are_computed_when_somebody_asks(browser: Any, street: Sce
         page.until(lambda: "scale=2" in page.browser.current_url)
         page.until(lambda: page.find("#layer-weights").is_displayed())
         assert page.console() == []
+
+
+def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_second_person(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    store = copy_of(street, tmp_path)
+    file = tmp_path / "raw.certificate.json"
+
+    def shown(page: Page, number: int) -> None:
+        page.until(lambda: page.find("#audit-close").get_attribute("data-item") == str(number))
+
+    def opened(address: str) -> Page:
+        page = Page(browser, address)
+        page.open(threshold="0.9", **{"class": "sky"})
+        page.keys("u")
+        page.until(lambda: page.find("#certificate-form").is_displayed())
+        return page
+
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = opened(address)
+        page.find("#audit-focus").click()
+        target = page.find("#certificate-target")
+        target.clear()
+        target.send_keys("80", Keys.ENTER)
+        for number in range(6):
+            shown(page, number)
+            page.keys(Keys.ARROW_RIGHT)
+        shown(page, 6)
+        page.until(lambda: sum(d["answer"] is not None for d in json.loads(file.read_text())["draws"]) == 6)
+        # A second person answers the next one meanwhile.
+        page.js("""
+          const token = document.querySelector('meta[name="autolabel-token"]').content;
+          window.second = fetch("api/certificate").then((r) => r.json()).then(({ current }) => fetch("api/certificate/answer", {
+            method: "POST", headers: { "Content-Type": "application/json", "X-Autolabel-Token": token },
+            body: JSON.stringify({ audit: current.id, item: 7, verdict: "unsure" }) }));
+        """)
+        page.until(lambda: json.loads(file.read_text())["draws"][7]["answer"] == "unsure")
+        page.keys(Keys.ARROW_RIGHT)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = opened(address)
+        page.until(lambda: page.find("#certificate-resume").is_displayed())
+        page.find("#certificate-resume").click()
+        shown(page, 8)  # 6 was answered here, 7 by the second person
+        for _answer in range(200):
+            page.until(
+                lambda: page.find("#audit-done").is_displayed() or page.find("#audit-close").get_attribute("data-item")
+            )
+            if page.find("#audit-done").is_displayed():
+                break
+            page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: "sky" in page.text("#audit-summary"))
+        assert page.console() == []
+    assert main(["verify", "--certificate", str(file)]) == 0
+    assert json.loads(file.read_text())["results"]["sky"]["certified"]
+    shutil.rmtree(store)
+    shutil.copytree(make_scenes(tmp_path / "new", frames=1, size=(512, 256)).store, store)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = opened(address)
+        page.until(lambda: page.text("#certificate-void").startswith("void: the store has changed"))
+        assert not page.find("#certificate-resume").is_displayed()

@@ -21,7 +21,7 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 FORMAT, VERSION = "hmsa-threshold-policy", 1
 WITHHELD = NUM_CODES  # 256: no code reaches it
 
-Status = Literal["given", "measured", "estimate", "pooled", "withheld"]
+Status = Literal["given", "certified", "measured", "estimate", "pooled", "withheld"]
 _CODE = ConfidenceCode()
 
 

@@ -16,6 +16,7 @@ let at = 0;
 let maskShown = true;
 let finished = () => {};
 
+const isCertificate = () => audit.kind === "certificate";
 const answered = () => audit.items.filter((item) => item.verdict).length;
 
 function progress() {
@@ -25,23 +26,32 @@ function progress() {
   setText(byId("audit-count"), `${done} of ${audit.items.length}`);
   const rows = audit.results.map((row) => {
     const name = store.classes[row.class].name;
-    const known = row.right + row.wrong > 0;
+    const known = isCertificate() ? row.precision !== null : row.right + row.wrong > 0;
+    const range = isCertificate() ? certificateState(row) : `${Math.round(100 * row.low)}–${Math.round(100 * row.high)} %`;
     return h("tr", { class: row.class === audit.items[at]?.class ? "current" : "" },
       h("th", { scope: "row" }, h("i.dot", { css: { "--swatch": css(coloursOf(store)[row.class]) } }), name),
       h("td", {}, `${row.right + row.wrong + row.unsure}/${row.drawn}`),
       h("td", {}, known ? percent(row.precision, 1, 0) : "–"),
-      h("td.muted", {}, known ? `${Math.round(100 * row.low)}–${Math.round(100 * row.high)} %` : ""));
+      h("td.muted", {}, known || isCertificate() ? range : ""));
   });
   fill(byId("audit-results"), rows);
   const { overall } = audit;
+  if (isCertificate()) return setText(byId("audit-overall"), `${certified().length} of ${audit.results.length} classes certified at ${percent(audit.target, 1, 1)}`);
   setText(byId("audit-overall"), overall ? `${percent(overall.precision, 1, 1)} right (${percent(overall.low, 1, 1)} – ${percent(overall.high, 1, 1)})` : "no answer yet");
+}
+
+const certified = () => audit.results.filter((row) => row.certified);
+
+function certificateState(row) {
+  const more = row.more_draws === null ? "" : `${row.more_draws} more`;
+  return row.certified ? `≥ ${percent(row.lower, 1, 1)} from ${row.threshold} on${more && `; ${more}: +${row.more_pixels} px`}` : more;
 }
 
 function drawMask(planes, item, canvas, left, top, size) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
   const pixels = new Uint32Array(image.data.buffer);
-  const cut = audit.codes[item.class];
+  const cut = item.low ?? audit.codes[item.class];
   const [r, g, b] = coloursOf(store)[item.class];
   for (let y = 0; y < size; y++) {
     for (let x = 0; x < size; x++) {
@@ -127,7 +137,12 @@ async function showItem() {
 }
 
 function finish() {
-  setText(byId("audit-summary"), audit.overall
+  if (isCertificate()) {
+    const names = certified().map((row) => store.classes[row.class].name);
+    const [worst] = audit.wrong;
+    setText(byId("audit-summary"), `${answered()} pixels judged. Certified at ${percent(audit.target, 1, 1)}: ${names.join(", ") || "no class"}.`
+      + (worst ? ` Most wrong pixels are expected in ${worst.image} (${worst.class}).` : ""));
+  } else setText(byId("audit-summary"), audit.overall
     ? `${answered()} pixels judged. ${percent(audit.overall.precision, 1, 1)} of kept pixels are right (95 % interval ${percent(audit.overall.low, 1, 1)} to ${percent(audit.overall.high, 1, 1)}).`
     : "Nothing was judged.");
   setText(byId("audit-file"), audit.file);
@@ -146,10 +161,12 @@ async function answer(verdict) {
   showItem();
   if (item.failed) return; // nobody saw it: left out
   try {
-    const reply = await api.post("audit/answer", { audit: audit.id, item: number, verdict });
+    const shown = audit.items[at];
+    const reply = await api.post(isCertificate() ? "certificate/answer" : "audit/answer", { audit: audit.id, item: number, verdict });
     audit.results = reply.results;
     audit.overall = reply.overall;
-    if (audit.items[at]) progress();
+    if (reply.items) merge(reply);
+    if (shown && audit.items[at]) progress();
     else showItem();
   } catch (error) {
     item.verdict = null;
@@ -159,11 +176,32 @@ async function answer(verdict) {
   }
 }
 
+/** Take the draws that were added and what others answered; what is not sent yet stays. */
+function merge(reply) {
+  const mine = audit.items;
+  audit.wrong = reply.wrong;
+  audit.items = reply.items.map((item, number) => Object.assign(mine[number] ?? {}, { ...item, verdict: item.verdict ?? mine[number]?.verdict ?? null }));
+}
+
 function back() {
   if (at === 0) return;
   at -= 1;
   audit.items[at].verdict = null;
   showItem();
+}
+
+async function certify(event) {
+  event.preventDefault();
+  byId("certificate-start").disabled = true;
+  try {
+    const classes = state.focus >= 0 && byId("audit-focus").checked ? [store.classes[state.focus].name] : [];
+    const target = Number((Number(byId("certificate-target").value) / 100).toFixed(4));
+    open(await api.post("certificate", { target, budget: Number(byId("certificate-budget").value), classes }));
+  } catch (error) {
+    report(error);
+  } finally {
+    byId("certificate-start").disabled = false;
+  }
 }
 
 async function begin(event) {
@@ -213,6 +251,11 @@ export async function openAudit() {
     const { current } = await api.json("audit");
     byId("audit-resume").hidden = !current;
     if (current) byId("audit-resume").onclick = () => open(current);
+    const { current: begun, void: reason } = await api.json("certificate");
+    byId("certificate-resume").hidden = !begun;
+    if (begun) byId("certificate-resume").onclick = () => open(begun);
+    byId("certificate-void").hidden = !reason;
+    setText(byId("certificate-void"), reason);
   } catch (error) {
     report(error);
   }
@@ -222,6 +265,7 @@ export function startAudit(data, onFinished) {
   store = data;
   finished = onFinished;
   byId("audit-form").addEventListener("submit", begin);
+  byId("certificate-form").addEventListener("submit", certify);
   document.addEventListener("keydown", key); // the focus may be on a part that was just hidden
   dialog.addEventListener("close", () => { turn += 1; if (audit) finished(); });
   for (const verdict of ["right", "wrong", "unsure"]) byId(`audit-${verdict}`).addEventListener("click", () => answer(verdict));

@@ -11,7 +11,8 @@ import { state, update, watch } from "./state.js";
 
 const CHIPS = {
   given: ["own", "given by hand"],
-  measured: ["good", "measured on images the teacher never saw"],
+  certified: ["good", "certified: holds in this store, whatever its errors look like"],
+  measured: ["good", "measured on images the teacher never saw; holds if blocks differ as its model says"],
   estimate: ["warn", "a figure, no promise: few independent blocks, or its bound holds too seldom in simulation"],
   pooled: ["warn", "too little evidence of its own: shared with its class group"],
   withheld: ["bad", "no threshold could be justified: nothing of this class is kept"],
@@ -36,6 +37,7 @@ function evidence(known) {
   if (!known || known.precision === null) return "";
   if (known.precision_source === "coarse-corrected") return `by coarse human labels, corrected: ${percent(known.precision, 1, 1)}`;
   const range = known.precision_high === null ? `at least ${percent(known.precision_low, 1, 1)}` : `${percent(known.precision_low, 1, 1)} to ${percent(known.precision_high, 1, 1)}`;
+  if (known.precision_source === "certificate") return `certified in this store: ${percent(known.precision, 1, 1)}, ${range} (all certified classes together)`;
   if (known.precision_source === "audit") return `audited here: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
   const where = { calibration: "", "outside-coarse": ", outside of human labels" }[known.precision_source];
   if (where !== undefined) return `on calibration images${where}: ${percent(known.precision, 1, 1)}, ${range} (95 %)`;
@@ -54,7 +56,7 @@ function precisionOf(c) {
     if (marginal) lines.push(`at the cut itself: ${percent(at(right, c, cut) - at(right, c, cut + 1), marginal, 0)}`);
   }
   const title = lines.filter(Boolean).join("\n");
-  if (known?.precision_source === "audit") return { text: percent(known.precision, 1, 1), title, source: "audit" };
+  if (["audit", "certificate"].includes(known?.precision_source)) return { text: percent(known.precision, 1, 1), title, source: "audit" };
   if (right && kept) return { text: percent(at(right, c, cut), kept, 1), title, source: "" };
   return { text: "–", title: kept ? "no policy was given" : "nothing of this class is kept", source: "" };
 }

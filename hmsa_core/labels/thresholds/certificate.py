@@ -1,0 +1,503 @@
+"""A certificate: which classes of one store a person's answers prove right often enough, and from which code on.
+
+One sealed JSON file beside the store holds the plan, every drawn pixel with its answer, and the results. All else
+follows from these, so `problems` recomputes them. It is about the labels of one store: made anew, they void it.
+"Can't tell" counts as wrong. Answers count in the order of the draws of a class, up to the first that is missing:
+nobody can leave out a hard pixel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import digest
+from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, StoreError
+from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.thresholds.sequential import SequentialTest, Turn, choose_start
+from hmsa_core.taxonomy import ClassTable
+
+Answer = Literal["right", "wrong", "unsure"]
+ANSWERS: tuple[str, ...] = get_args(Answer)
+FORMAT, VERSION = "hmsa-label-certificate", 1
+MAX_BUDGET = 20_000
+BATCH = 10  # draws that are planned at once
+_COVERAGES = (0.05, 0.25, 0.5, 0.75, 0.9, 1.0)  # of a class: where cuts may lie
+_ALIKE = 1.7  # bands whose guessed error rates differ by less are one band
+_PEOPLE = 0.02  # guessed error rate of pixels that people drew: a finished store gives them code 0
+_EDGES = np.array([float(edge) for edge in ConfidenceCode().edges])
+
+Counts = NDArray[np.int64]
+_PLANNED = {"class": int, "name": str, "start": int, "bands": list}
+_BAND = {"low": int, "high": int, "pixels": int, "guess": float}
+_DRAWN = {"class": int, "band": int, "image": str, "x": int, "y": int, "code": int}
+
+
+class Labels(Protocol):
+    """What is asked of a store; `pipeline.inspector.view.StoreView` is one."""
+
+    classes: ClassTable
+    digest: str
+    kind: str
+    lineage: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images in order."""
+        ...
+
+    @property
+    def totals(self) -> Counts:
+        """Pixels of each class and code, (C, 256)."""
+        ...
+
+    def kept(self, codes: NDArray[np.integer] | int) -> Counts:
+        """Pixels of each image and class with at least these codes, (N, C)."""
+        ...
+
+    def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Label and confidence code of an image."""
+        ...
+
+
+def certificate_path(store: str | os.PathLike[str]) -> Path:
+    """Where the certificate of a store lies: beside it."""
+    base = Path(store)
+    return base.with_name(f"{base.name}.certificate.json")
+
+
+class Certificate:
+    """Plan, draws and answers; `value` is what the file holds, results left out."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self.classes: list[dict[str, Any]] = value["classes"]
+        self.draws: list[dict[str, Any]] = value["draws"]
+        self._counted: dict[int, tuple[tuple[Any, ...], tuple[NDArray[np.float64], ...]]] = {}
+        self._told: tuple[tuple[Any, ...], dict[str, dict[str, Any]]] | None = None
+        self._where: dict[tuple[int, int], Counts] = {}
+
+    @cached_property
+    def plan_digest(self) -> str:
+        """Digest of all but draws and answers."""
+        return digest({key: value for key, value in self.value.items() if key not in ("draws", "who")})
+
+    # -- plan --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def plan(
+        cls,
+        labels: Labels,
+        *,
+        target: float = 0.95,
+        delta: float = 0.05,
+        budget: int = 300,
+        seed: int = 0,
+        classes: Sequence[str] = (),
+        table: NDArray[np.float64] | None = None,
+        policy: str | None = None,
+        who: str = "",
+    ) -> Certificate:
+        """A certificate without an answer.
+
+        Args:
+            labels: the store.
+            target: precision that each certified class has, with confidence 1 - delta for all of them together.
+            budget: draws of all classes together.
+            classes: names; default all that have a pixel.
+            table: P(right) of each class and code (C, 256), as a guess; default: the confidence itself.
+            policy: digest of the policy that `table` is from.
+            who: who answers.
+
+        Raises:
+            ConfigError: a number out of range, an unknown class, or no pixel of any class.
+        """
+        _check_settings(target, delta, budget, seed)
+        named = {labels.classes.index(name) for name in classes}
+        wanted = sorted(named or range(labels.classes.num_classes))
+        planned = []
+        for c in wanted:
+            counts = labels.totals[c]
+            if not counts.any():
+                continue
+            right = np.broadcast_to(_EDGES, NUM_CODES) if table is None else table[c]
+            errors = np.clip(1 - right, 1e-3, 0.6)
+            if labels.kind != "raw":
+                errors[0] = _PEOPLE
+            planned.append({"class": c, "name": labels.classes.classes[c], "bands": _bands(counts, errors, target)})
+        if not planned:
+            raise ConfigError("no class has a pixel: there is nothing to certify")
+        for row in planned:
+            kept, guess = (np.array([b[k] for b in row["bands"]], np.float64) for k in ("pixels", "guess"))
+            row["start"] = choose_start(kept, guess, target, delta / len(planned))
+        return cls(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "store": labels.digest,
+                "teacher": labels.lineage.get("teacher"),
+                "policy": policy,
+                "target": target,
+                "delta": delta,
+                "budget": budget,
+                "seed": seed,
+                "who": who,
+                "classes": planned,
+                "draws": [],
+            }
+        )
+
+    @cached_property
+    def test(self) -> SequentialTest:
+        """The test of all its classes, classes first."""
+        kept, guess = (self._of_bands(key, fill) for key, fill in (("pixels", 0.0), ("guess", 0.5)))
+        start = np.array([row["start"] for row in self.classes])
+        return SequentialTest(kept, guess, start, self.value["target"], self.value["delta"])
+
+    def _of_bands(self, key: str, fill: float) -> NDArray[np.float64]:
+        widest = max(len(row["bands"]) for row in self.classes)
+        padded = [[b[key] for b in row["bands"]] + [fill] * (widest - len(row["bands"])) for row in self.classes]
+        return np.array(padded, np.float64)
+
+    def plan_draws(self, labels: Labels, count: int = BATCH) -> list[dict[str, Any]]:
+        """Add up to `count` draws of the class that is worth them most; [] when the rest of the budget is of no use."""
+        n, wrong, best = self._state()
+        left = self.value["budget"] - len(self.draws)
+        n, wrong = self._with_open(n, wrong)
+        turn = self.test.turn(n, wrong, best)
+        c = int(self.test.pick(turn, n, best, left))
+        added: list[dict[str, Any]] = []
+        while c >= 0 and len(added) < min(count, left, max(1, int(np.ceil(min(turn.needed[c], count))))):
+            band = int(turn.band[c])
+            added.append(self._drawn(labels, c, band))
+            self.draws.append(added[-1])
+            n[c, band] += 1
+            wrong[c, band] += self.test.predict(n, wrong)[1][c, band]
+            turn = self.test.turn(n, wrong, best)
+        return added
+
+    def _with_open(self, n: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """The counts with draws that wait for their turn, as they are expected to be answered."""
+        rates = self.test.predict(n, wrong)[1]
+        counts, expected = np.zeros(n.shape), np.zeros(n.shape)
+        for draw in self.draws:
+            counts[draw["class"], draw["band"]] += 1
+        expected = wrong + (counts - n) * rates
+        return counts, expected
+
+    def _drawn(self, labels: Labels, c: int, band: int) -> dict[str, Any]:
+        number = sum(d["class"] == c and d["band"] == band for d in self.draws)
+        return {"class": c, "band": band, **self._pixel(labels, c, band, number), "answer": None}
+
+    def _ends(self, labels: Labels, c: int, band: int) -> Counts:
+        """Running sum over images of a band's pixels, (N,)."""
+        if (c, band) not in self._where:
+            class_id, edges = self.classes[c]["class"], self.classes[c]["bands"][band]
+            only = np.full((2, labels.classes.num_classes), NUM_CODES)
+            only[:, class_id] = edges["low"], edges["high"]
+            self._where[c, band] = np.cumsum(labels.kept(only[0])[:, class_id] - labels.kept(only[1])[:, class_id])
+        return self._where[c, band]
+
+    def _pixel(self, labels: Labels, c: int, band: int, number: int) -> dict[str, Any]:
+        """The `number`-th pixel of a band: drawn uniformly, by the seed alone."""
+        row, edges = self.classes[c], self.classes[c]["bands"][band]
+        ends = self._ends(labels, c, band)
+        rng = np.random.default_rng([self.value["seed"], row["class"], edges["low"], number])
+        place = int(rng.integers(int(ends[-1])))
+        image = int(np.searchsorted(ends, place, side="right"))
+        name = labels.names[image]
+        label, code = labels.read(name)
+        inside = np.flatnonzero((label == row["class"]) & (code >= edges["low"]) & (code < edges["high"]))
+        rank = place - (int(ends[image - 1]) if image else 0)
+        if rank >= len(inside):
+            raise IntegrityError(
+                f"image {name!r}: its maps and its histogram differ", hint="run `autolabel verify` on the store"
+            )
+        y, x = divmod(int(inside[rank]), code.shape[1])
+        return {"image": name, "x": x, "y": y, "code": int(code[y, x])}
+
+    def answer(self, number: int, answer: str) -> None:
+        """Record or change an answer."""
+        if answer not in ANSWERS:
+            raise InputError(f"answer {answer!r}: expected {', '.join(ANSWERS)}")
+        if not 0 <= number < len(self.draws):
+            raise InputError(f"draw {number}: this certificate has {len(self.draws)}")
+        self.draws[number]["answer"] = answer
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Answers and wrong ones of each class and band, and the largest log evidence so far of each cut."""
+        of_class: list[list[tuple[int, bool]]] = [[] for _ in self.classes]
+        waits = [False] * len(self.classes)
+        for draw in self.draws:
+            c = draw["class"]
+            waits[c] = waits[c] or draw["answer"] is None
+            if not waits[c]:
+                of_class[c].append((draw["band"], draw["answer"] != "right"))
+        for c, answers in enumerate(of_class):
+            key = tuple(answers)
+            if c not in self._counted or self._counted[c][0] != key:
+                self._counted[c] = (key, self._count(c, answers))
+        parts = [self._counted[c][1] for c in range(len(self.classes))]
+        n, wrong, best = (np.stack(part) for part in zip(*parts, strict=True))
+        return n, wrong, best
+
+    def _count(self, c: int, answers: Sequence[tuple[int, bool]]) -> tuple[NDArray[np.float64], ...]:
+        bands = self.test.kept.shape[-1]
+        n, wrong = np.zeros((2, len(answers) + 1, 1, bands))
+        for t, (band, is_wrong) in enumerate(answers):
+            n[t + 1 :, 0, band] += 1
+            wrong[t + 1 :, 0, band] += is_wrong
+        one = SequentialTest(
+            np.broadcast_to(self.test.kept[c], n.shape),
+            np.broadcast_to(self.test.guess[c], n.shape),
+            np.broadcast_to(self.test.start[c], n.shape[:-1]),
+            self.test.target,
+            self.test.delta,
+        )
+        return n[-1, 0], wrong[-1, 0], one.evidence(n, wrong).max(axis=0)[0]
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Per class name: the cut that is certified or aimed at, with answers, estimate, bound and what it keeps."""
+        key = tuple(draw["answer"] for draw in self.draws)
+        if self._told is None or self._told[0] != key:
+            self._told = (key, self._results())
+        return self._told[1]
+
+    def _results(self) -> dict[str, dict[str, Any]]:
+        n, wrong, best = self._state()
+        _, certified = self.test.levels(best)
+        lower, turn = self.test.lower(n, wrong), self.test.turn(n, wrong, best)
+        found = {}
+        for c, row in enumerate(self.classes):
+            passed = np.flatnonzero(certified[c])
+            cut = int(passed[-1]) if len(passed) else None
+            found[row["name"]] = self._result(c, cut, n[c], wrong[c], lower[c], turn)
+        return found
+
+    def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """(class, code) of each certified cut -> estimated precision and its lower bound."""
+        ids = [row["class"] for row in self.classes]
+        return {
+            (c, row["code"]): (row["precision"] or row["lower"], row["lower"])
+            for c, row in zip(ids, self.results().values(), strict=True)
+            if row["certified"]
+        }
+
+    def _result(
+        self,
+        c: int,
+        cut: int | None,
+        n: NDArray[np.float64],
+        wrong: NDArray[np.float64],
+        lower: NDArray[np.float64],
+        turn: Turn,
+    ) -> dict[str, Any]:
+        row = self.classes[c]
+        answers = [d["answer"] for d in self.draws if d["class"] == c and d["answer"]]
+        at = int(turn.cut[c]) if cut is None else cut
+        inside = row["bands"][: at + 1]
+        code, pixels = inside[-1]["low"], sum(b["pixels"] for b in row["bands"])
+        kept = sum(b["pixels"] for b in inside)
+        estimate = None
+        if (n[: at + 1] > 0).all():
+            shares = np.array([b["pixels"] for b in inside]) / kept
+            estimate = round(float((shares * (1 - wrong[: at + 1] / n[: at + 1])).sum()), 6)
+        bound = float(lower[at]) if cut is None else max(float(lower[at]), self.value["target"])
+        needed = float(turn.needed[c])
+        return {
+            "certified": cut is not None,
+            "threshold": ConfidenceCode().threshold(code) if cut is not None else None,
+            "code": code if cut is not None else None,
+            "aim": None if cut is not None else code,
+            "draws": len(answers),
+            **{answer: answers.count(answer) for answer in ANSWERS},
+            "precision": estimate,
+            "lower": round(bound, 6),
+            "coverage": round(kept / pixels, 6),
+            "pixels": kept,
+            "more_draws": int(np.ceil(needed)) if np.isfinite(needed) else None,
+            "more_pixels": round(float(turn.gain[c]) * pixels) if np.isfinite(needed) else 0,
+        }
+
+    def expected_wrong(self, labels: Labels, limit: int = 10) -> list[dict[str, Any]]:
+        """Images and classes by the wrong kept pixels that the answers let expect, most first."""
+        n, wrong, best = self._state()
+        rates = self.test.predict(n, wrong)[1]
+        certified = self.test.levels(best)[1]
+        total = np.zeros((len(labels.names), len(self.classes)))
+        for c in range(len(self.classes)):
+            for band in range(int(np.flatnonzero(certified[c])[-1]) + 1 if certified[c].any() else 0):
+                total[:, c] += rates[c, band] * np.diff(self._ends(labels, c, band), prepend=0)
+        order = np.argsort(-total, axis=None, kind="stable")[:limit]
+        return [
+            {"image": labels.names[i], "class": self.classes[c]["name"], "wrong_pixels": round(float(total[i, c]))}
+            for i, c in zip(*np.unravel_index(order, total.shape), strict=True)
+            if total[i, c] >= 0.5
+        ]
+
+    # -- the file ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write the sealed file with its results; return its digest."""
+        return sealed.write(Path(path), {**self.value, "results": self.results()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Certificate:
+        """Read a certificate; one that is damaged, edited, or does not say what its answers prove is refused.
+
+        Raises:
+            StoreError: with what is wrong.
+        """
+        value = sealed.read(Path(path))
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise StoreError(f"{path}: not a certificate of version {VERSION}")
+        if wrong := _damage(value):
+            raise StoreError(f"{path}: refused: {wrong}")
+        told = value.pop("results")
+        value.pop("digest")
+        found = cls(value)
+        if _differ(told, found.results()):
+            raise StoreError(f"{path}: refused: its results are not those of its answers")
+        return found
+
+    def is_of(self, labels: Labels) -> bool:
+        """Whether it is about these very labels; otherwise it is void."""
+        return bool(self.value["store"] == labels.digest)
+
+    def check(self, labels: Labels, where: str) -> None:
+        """Recompute bands and draws from the store; the first difference is a StoreError of one line."""
+        if not self.is_of(labels):
+            raise StoreError(
+                f"{where}: void: the store has changed since (it is of {self.value['store'][:12]}, "
+                f"the store is {labels.digest[:12]})",
+                hint="certify the labels of now: `autolabel certify STORE`",
+            )
+        if self.value["teacher"] != labels.lineage.get("teacher"):
+            raise StoreError(f"{where}: refused: it names another teacher than the store")
+        for row in self.classes:
+            names = labels.classes.classes
+            if row["class"] >= len(names) or names[row["class"]] != row["name"]:
+                raise StoreError(f"{where}: refused: class {row['name']!r} is not class {row['class']} of the store")
+            counts = labels.totals[row["class"]]
+            if (
+                any(b["pixels"] != int(counts[b["low"] : b["high"]].sum()) for b in row["bands"])
+                or counts[: row["bands"][-1]["low"]].any()
+            ):
+                raise StoreError(f"{where}: refused: class {row['name']!r} has other pixels in the store")
+        seen: dict[tuple[int, int], int] = {}
+        for number, draw in enumerate(self.draws):
+            key = draw["class"], draw["band"]
+            if {k: draw[k] for k in ("image", "x", "y", "code")} != self._pixel(labels, *key, seen.get(key, 0)):
+                raise StoreError(f"{where}: refused: draw {number} is not the pixel that its seed draws")
+            seen[key] = seen.get(key, 0) + 1
+
+
+def _check_settings(target: float, delta: float, budget: int, seed: int) -> None:
+    for name, number, low, high in (("target", target, 0.5, 0.999), ("delta", delta, 1e-6, 0.5)):
+        if not low <= number <= high:
+            raise ConfigError(f"{name} {number:g}: expected {low:g} to {high:g}")
+    for name, count, low, high in (("budget", budget, 1, MAX_BUDGET), ("seed", seed, 0, 2**32 - 1)):
+        if not low <= count <= high:
+            raise ConfigError(f"{name} {count}: expected {low:g} to {high}")
+
+
+def _bands(counts: Counts, errors: NDArray[np.float64], target: float) -> list[dict[str, Any]]:
+    """Bands of codes, the surest first: at shares of the class, those alike in their guess as one."""
+    coverage = np.cumsum(counts[::-1])[::-1] / counts.sum()
+    cuts = sorted({int(np.flatnonzero(coverage >= share)[-1]) for share in _COVERAGES}, reverse=True)
+    bands: list[dict[str, Any]] = []
+    for high, low in zip([NUM_CODES, *cuts], cuts, strict=False):
+        pixels = int(counts[low:high].sum())
+        guess = float(np.dot(counts[low:high], errors[low:high]) / pixels)
+        # The surest half stays a cut of its own: the guess may be wrong.
+        may_grow = len(bands) > 1 or (len(bands) == 1 and coverage[low] <= 0.5)
+        if may_grow and _alike(bands[-1]["guess"], guess, (1 - target) / 20):
+            last, both = bands[-1], bands[-1]["pixels"] + pixels
+            last.update(low=low, pixels=both, guess=(last["guess"] * last["pixels"] + guess * pixels) / both)
+        else:
+            bands.append({"low": low, "high": high, "pixels": pixels, "guess": guess})
+    return [{**band, "guess": round(band["guess"], 6)} for band in bands]
+
+
+def _alike(a: float, b: float, negligible: float) -> bool:
+    return max(a, b) <= negligible or max(a, b) <= _ALIKE * min(a, b)
+
+
+# -- what a hostile file may hold --------------------------------------------------------------------------
+
+
+def _damage(value: Mapping[str, Any]) -> str:
+    """What is wrong with the form of a certificate, "" where nothing is."""
+    settings = {"store": str, "target": float, "delta": float, "budget": int, "seed": int, "who": str}
+    if lacking := _lacking(value, {**settings, "classes": list, "draws": list, "results": dict}):
+        return f"its {lacking!r} is missing or of another kind"
+    try:
+        _check_settings(value["target"], value["delta"], value["budget"], value["seed"])
+    except ConfigError as error:
+        return error.message
+    if not value["classes"] or len(value["classes"]) > 255:
+        return "it has no classes or too many"
+    for row in value["classes"]:
+        if wrong := _damaged_class(row):
+            return wrong
+    ids = [row["class"] for row in value["classes"]]
+    if ids != sorted(set(ids)) or len(value["draws"]) > value["budget"]:
+        return "classes out of order, or more draws than its budget"
+    return next((w for number, d in enumerate(value["draws"]) if (w := _damaged_draw(d, number, value["classes"]))), "")
+
+
+def _damaged_class(row: Any) -> str:
+    if lacking := _lacking(row, _PLANNED):
+        return f"{lacking!r} of a class is missing or of another kind"
+    if not row["bands"] or len(row["bands"]) > len(_COVERAGES):
+        return f"class {row['name']!r} has no bands or too many"
+    top = NUM_CODES
+    for band in row["bands"]:
+        if lacking := _lacking(band, _BAND):
+            return f"{lacking!r} of a band is missing or of another kind"
+        if band["high"] != top or not 0 <= band["low"] < top or band["pixels"] < 1 or not 0 < band["guess"] < 1:
+            return f"a band of class {row['name']!r} is impossible"
+        top = band["low"]
+    if not 0 <= row["class"] < 255 or not 0 <= row["start"] < len(row["bands"]):
+        return f"class {row['name']!r} has an impossible number or start"
+    return ""
+
+
+def _damaged_draw(draw: Any, number: int, classes: Sequence[Mapping[str, Any]]) -> str:
+    if lacking := _lacking(draw, _DRAWN):
+        return f"{lacking!r} of draw {number} is missing or of another kind"
+    if not 0 <= draw["class"] < len(classes) or not 0 <= draw["band"] < len(classes[draw["class"]]["bands"]):
+        return f"draw {number} is of no class or band of its plan"
+    answer = draw.get("answer", "")
+    return "" if answer is None or answer in ANSWERS else f"draw {number} has no such answer"
+
+
+def _lacking(value: object, needed: Mapping[str, Any]) -> str:
+    row = value if isinstance(value, dict) else {}
+    return next((k for k, kind in needed.items() if type(row.get(k)) is not kind), "")
+
+
+def _differ(told: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> bool:
+    if told.keys() != found.keys():
+        return True
+    for name, row in found.items():
+        said = told[name]
+        if not isinstance(said, dict) or said.keys() != row.keys():
+            return True
+        for key, value in row.items():
+            near = key in ("lower", "precision") and isinstance(said[key], float) and isinstance(value, float)
+            # How many more draws are wanted is a forecast, not a result: its last digit may differ on other machines.
+            if key in ("more_draws", "more_pixels", "aim"):
+                continue
+            if not (abs(said[key] - value) < 1e-4 if near else said[key] == value):
+                return True
+    return False

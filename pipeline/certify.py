@@ -1,0 +1,249 @@
+"""Certificates beside their stores: begun, gone on with, answered by true label maps, and checked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.data.decode import holds_train_ids, read_label_ids
+from hmsa_core.io.errors import InputError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.io.records import saving, stamp_of
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.certificate import BATCH, Certificate, certificate_path
+from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy
+from hmsa_core.taxonomy import IGNORE, ClassTable
+from pipeline.inspector.precision import calibration_policy, load_policy
+from pipeline.inspector.view import StoreView
+
+if TYPE_CHECKING:
+    from hmsa_core.inference.scored_files import Ids
+
+UInt8 = NDArray[np.uint8]
+_LOOKED_AT = 12  # label maps that tell which numbers they hold
+_WAITING = 2 * BATCH  # unanswered draws that are kept ready
+
+
+def begin(
+    view: StoreView,
+    *,
+    target: float,
+    delta: float,
+    budget: int,
+    seed: int,
+    classes: Sequence[str] = (),
+    policy: Path | None = None,
+    who: str = "",
+) -> Certificate:
+    """A certificate without answers; the calibration of the workspace, or of `policy`, is the guess."""
+    known = policy if policy is not None else calibration_policy(view.path)[0]
+    found = None if known is None else load_policy(known, view)
+    has_table = found is not None and found.table is not None
+    return Certificate.plan(
+        view,
+        target=target,
+        delta=delta,
+        budget=budget,
+        seed=seed,
+        classes=classes,
+        table=found.table if found is not None else None,
+        policy=found.digest if found is not None and has_table else None,
+        who=who,
+    )
+
+
+# -- answers from true label maps -------------------------------------------------------------------------
+
+
+class TrueLabels:
+    """Label maps NAME.png below a folder that answer in a person's place; void is "can't tell".
+
+    Args:
+        folder: NAME.png for the images of the store; sub-folders and the endings of Cityscapes and CamVid are known.
+        classes: class table of the store.
+        ids: what the maps hold; "auto": ids of the class table or trainIds, whichever agrees with the labels.
+    """
+
+    def __init__(self, folder: Path, view: StoreView, ids: Ids = "auto") -> None:
+        from hmsa_core.inference.scored_files import label_reader
+
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder", hint="give the folder of label maps NAME.png")
+        self.folder, self._view = folder, view
+        self.files = _files_of(folder, view.names)
+        if not self.files:
+            raise InputError(
+                f"{folder}: no label map of any image of {view.path}", hint=f"the first would be {view.names[0]}.png"
+            )
+        classes: ClassTable = view.classes
+        self.note = ""
+        if ids == "auto":
+            ids, self.note = self._guessed()
+        of = classes.of_train_ids() if ids == "train" else classes
+        self._read = lru_cache(maxsize=64)(label_reader(of, colours=ids == "colours"))
+
+    def _guessed(self) -> tuple[Ids, str]:
+        """Whether the maps hold trainIds or ids of the class table: whichever they agree with more."""
+        classes = self._view.classes
+        agree = {"train": 0, "file": 0}
+        for name in list(self.files)[:: max(1, len(self.files) // _LOOKED_AT)]:
+            if holds_train_ids(self.files[name]):
+                return "file", ""
+            values, label = read_label_ids(self.files[name]), self._view.read(name)[0]
+            there = _fit(values, label.shape)
+            as_ids = np.asarray(cv2.LUT(there, classes.id_to_train), np.uint8)
+            agree["train"] += int(((there == label) & (there != IGNORE)).sum())
+            agree["file"] += int(((as_ids == label) & (as_ids != IGNORE)).sum())
+        if not classes.has_own_ids or agree["file"] > agree["train"]:
+            return "file", ""
+        return "train", f"{self.folder}: read as trainIds, which agree with the labels more than ids do"
+
+    def answer(self, draw: dict[str, Any], class_id: int) -> str:
+        """The answer to one draw of a class."""
+        file = self.files.get(draw["image"])
+        if file is None:
+            return "unsure"
+        truth = self._read(file)
+        height, width = self._shape(draw["image"])
+        y, x = draw["y"] * truth.shape[0] // height, draw["x"] * truth.shape[1] // width
+        there = int(truth[y, x])
+        return "unsure" if there == IGNORE else "right" if there == class_id else "wrong"
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        info = self._view.info(name)
+        return int(info["height"]), int(info["width"])
+
+
+def _fit(values: UInt8, shape: tuple[int, ...]) -> UInt8:
+    if values.shape == shape:
+        return values
+    return np.asarray(cv2.resize(values, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+_ENDINGS = ("", "_L", "_gtFine_labelIds", "_gtFine_labelTrainIds", "_labelIds", "_labelTrainIds")
+
+
+def _files_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    direct = {name: path for name in names if (path := folder / f"{name}.png").is_file()}
+    if len(direct) == len(names):
+        return direct
+    by_stem = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    for name in names:
+        stem = Path(name).name
+        found = next((by_stem[stem + ending] for ending in _ENDINGS if stem + ending in by_stem), None)
+        if name not in direct and found is not None:
+            direct[name] = found
+    return direct
+
+
+def answer_all(certificate: Certificate, view: StoreView, labels: TrueLabels, tell: Callable[[int], None]) -> None:
+    """Draw and answer until no class is worth another draw or the budget is spent."""
+    while certificate.plan_draws(view):
+        for number, draw in enumerate(certificate.draws):
+            if draw["answer"] is None:
+                certificate.answer(number, labels.answer(draw, certificate.classes[draw["class"]]["class"]))
+        tell(len(certificate.draws))
+
+
+# -- what a certificate is good for -----------------------------------------------------------------------
+
+
+def certified_policy(certificate: Certificate, view: StoreView, measured: ThresholdPolicy | None) -> ThresholdPolicy:
+    """A policy with the certified cuts, status "certified"; other classes as `measured` has them, else withheld."""
+    from hmsa_core.labels.store.format import binding
+
+    results = certificate.results()
+    entries = []
+    for c, name in enumerate(view.classes.classes):
+        found = results.get(name)
+        if found is not None and found["certified"]:
+            keys = ("precision", "lower", "coverage", "draws", "right", "unsure")
+            proof = {"store": certificate.value["store"], "delta": certificate.value["delta"]}
+            entries.append(ClassPolicy(name, found["code"], "certified", {**{k: found[k] for k in keys}, **proof}))
+        elif measured is not None:
+            entries.append(measured.entries[c])
+        else:
+            entries.append(ClassPolicy(name, NUM_CODES, "withheld", {"reason": "not certified"}))
+    settings = {**(measured.settings if measured is not None else {}), "target": certificate.value["target"]}
+    table = None if measured is None else measured.table
+    return ThresholdPolicy(view.classes, tuple(entries), table=table, binding=binding(view.lineage), settings=settings)
+
+
+# -- the file that several people answer ------------------------------------------------------------------
+
+
+class CertificateFile:
+    """The certificate beside a store, with the answers of all servers: begins it, records answers, draws on."""
+
+    def __init__(self, view: StoreView, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = certificate_path(view.path.resolve()) if path is None else Path(path)
+        self._view = view
+        self._lock = threading.Lock()
+        self._seen: tuple[tuple[int, int], Certificate] | None = None
+
+    @property
+    def current(self) -> Certificate | None:
+        """What the file holds now, of whatever labels; None where there is none."""
+        stamp = stamp_of(self.path)
+        if stamp is None:
+            return None
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = (stamp, Certificate.load(self.path))
+        return self._seen[1]
+
+    @property
+    def valid(self) -> Certificate | None:
+        """The certificate of these very labels."""
+        found = self.current
+        return found if found is not None and found.is_of(self._view) else None
+
+    def start(self, certificate: Certificate) -> Certificate:
+        """Keep a new certificate with its first draws; one with the same plan goes on, another one is put aside."""
+        with self._alone():
+            kept = Certificate.load(self.path) if self.path.is_file() else None
+            if kept is not None and kept.plan_digest == certificate.plan_digest:
+                certificate = kept
+            elif kept is not None and any(draw["answer"] for draw in kept.draws):
+                kept.save(self.path.with_name(f"{self.path.stem}-{kept.plan_digest[:16]}.json"))
+            self._keep(certificate)
+            return certificate
+
+    def answer(self, plan: str, number: int, answer: str) -> Certificate:
+        """Record an answer, draw on where few draws are left, and rewrite the file.
+
+        Raises:
+            InputError: the certificate of the file is of other labels or of another plan.
+        """
+        with self._alone():
+            self._view.check_current()
+            kept = self.current
+            if kept is None or kept.plan_digest != plan or not kept.is_of(self._view):
+                raise InputError(f"{self.path}: another certificate was begun since", hint="open the audit anew")
+            kept.answer(number, answer)
+            self._keep(kept)
+            return kept
+
+    def _keep(self, certificate: Certificate) -> None:
+        """Draw on where few draws wait, and write; what could not be written does not count."""
+        self._seen = None
+        waiting = sum(draw["answer"] is None for draw in certificate.draws)
+        while waiting < _WAITING // 2 and (added := certificate.plan_draws(self._view)):
+            waiting += len(added)
+        certificate.save(self.path)
+        if (stamp := stamp_of(self.path)) is not None:
+            self._seen = (stamp, certificate)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"certificate {self.path}", wait_s=10.0)
+        with self._lock, saving(self.path), lock:
+            yield

@@ -1,0 +1,154 @@
+"""Certify the labels of a store: answers about drawn pixels choose each class's threshold, with a promise that holds.
+
+With a probability of at least 1 - delta, every certified class is at least --target right at its threshold, in this
+very store, whatever the errors look like and whenever the answers stop. Answers come from the audit of `autolabel
+serve`, or from true label maps. The certificate lies beside the store; `autolabel verify --certificate` checks it.
+
+autolabel certify labels/raw --target 0.95
+autolabel certify labels/raw --target 0.9 --budget 1000 --answers fine_labels --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hmsa_core.labels.thresholds.certificate import Certificate
+    from pipeline.inspector.view import StoreView
+
+_JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precision", "lower", "coverage")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's arguments."""
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store, raw or finished")
+    parser.add_argument("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
+    parser.add_argument(
+        "--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)"
+    )
+    parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
+    parser.add_argument("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
+    parser.add_argument("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
+    parser.add_argument(
+        "--ids",
+        choices=("auto", "file", "train", "colours"),
+        default="auto",
+        help="what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels",
+    )
+    parser.add_argument("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    parser.add_argument("--who", default="", metavar="NAME", help="who answers")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
+    parser.add_argument("--save-policy", type=Path, metavar="F", help="write the certified thresholds as a policy")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, answer where there are true labels, report."""
+    from hmsa_core.labels.store.format import refuse_in_store
+    from hmsa_core.labels.thresholds.certificate import certificate_path
+    from pipeline.inspector.view import StoreView
+
+    view = StoreView(args.store)
+    out = args.out if args.out is not None else certificate_path(view.path.resolve())
+    for path in (args.out, args.save_policy):
+        if path is not None:
+            refuse_in_store(path)
+    found = _by_labels(view, args, out) if args.answers is not None else _by_people(view, args, out)
+    if args.save_policy is not None:
+        _save_policy(found, view, args)
+    results = found.results()
+    if args.json:
+        rows = {name: {key: row[key] for key in _JSON} for name, row in results.items()}
+        sys.stdout.write(json.dumps({"classes": rows}, indent=1) + "\n")
+    else:
+        _print(found, results, out)
+        if args.answers is None:
+            _print_wanted(results, args.store, is_raw=view.kind == "raw")
+        for row in found.expected_wrong(view, limit=3):
+            sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
+    return 0
+
+
+def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
+    from pipeline.certify import begin
+
+    return begin(
+        view,
+        target=args.target,
+        delta=args.delta,
+        budget=args.budget,
+        seed=args.seed,
+        classes=args.classes,
+        policy=args.policy,
+        who=args.who or (str(args.answers) if args.answers is not None else ""),
+    )
+
+
+def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
+    from hmsa_core.runtime.progress import Progress
+    from pipeline.certify import TrueLabels, answer_all
+
+    labels = TrueLabels(args.answers, view, args.ids)
+    certificate = _begin(view, args)
+    if labels.note:
+        sys.stderr.write(f"note: {labels.note}\n")
+    if lacking := len(view.names) - len(labels.files):
+        sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
+    done = 0
+    with Progress(args.budget, what="certify", unit="draws") as progress:
+
+        def tell(draws: int) -> None:
+            nonlocal done
+            progress.update(draws - done)
+            done = draws
+
+        answer_all(certificate, view, labels, tell)
+    certificate.save(out)
+    return certificate
+
+
+def _by_people(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
+    """The certificate that the page goes on with; begun here where there is none of this plan."""
+    from pipeline.certify import CertificateFile
+
+    return CertificateFile(view, out).start(_begin(view, args))
+
+
+def _save_policy(found: Certificate, view: StoreView, args: argparse.Namespace) -> None:
+    from pipeline.certify import certified_policy
+    from pipeline.inspector.precision import calibration_policy, load_policy
+
+    known = args.policy if args.policy is not None else calibration_policy(view.path)[0]
+    certified_policy(found, view, None if known is None else load_policy(known, view)).save(args.save_policy)
+
+
+def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) -> None:
+    value, write = found.value, sys.stdout.write
+    passed = sum(row["certified"] for row in results.values())
+    write(
+        f"{passed} of {len(results)} classes certified at {value['target']:g}, confidence {1 - value['delta']:g} for "
+        f"all together (Holm); {len(found.draws)} of {value['budget']} pixels\n\n"
+    )
+    head = ("threshold", "judged", "right", "unsure", "estimate", "at least", "kept")
+    write(f"{'class':22}" + "".join(f"{text:>10}" for text in head) + "\n")
+    for name, row in results.items():
+        estimate = "-" if row["precision"] is None else f"{row['precision']:.1%}"
+        write(
+            f"{name:22}{row['threshold'] or 'none':>10}{row['draws']:>10}{row['right']:>10}{row['unsure']:>10}"
+            f"{estimate:>10}{row['lower']:>10.1%}{row['coverage'] if row['certified'] else 0:>10.1%}\n"
+        )
+    write(f"\n{out}\n")
+
+
+def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, is_raw: bool) -> None:
+    """How many more answers are wanted, where, and what they bring."""
+    for name, row in results.items():
+        if row["more_draws"] is not None:
+            what = "for a lower threshold" if row["certified"] else "until it is certified"
+            sys.stdout.write(f"{name}: about {row['more_draws']} more answers {what}, {row['more_pixels']:,} pixels\n")
+    sys.stdout.write(f"answer them on the page: autolabel serve {store}, then key u\n")

@@ -1,0 +1,283 @@
+"""`autolabel certify` and `verify --certificate`: a real store, true labels, and files that lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from hmsa_core.io import sealed
+from hmsa_core.io.errors import InputError
+from hmsa_core.labels import LabelStore, ThresholdPolicy
+from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.thresholds.certificate import Certificate, certificate_path
+from hmsa_core.labels.thresholds.policy import from_threshold
+from pipeline.certify import CertificateFile, begin
+from pipeline.cli.main import main
+from pipeline.inspector.session import Session
+from pipeline.inspector.view import StoreView
+from tests.support.label_scenes import Scenes, make_scenes
+
+CLASSES = ("road", "sky", "vegetation", "wall")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenes, Path]:
+    """Scenes, and their true labels as trainIds."""
+    folder = tmp_path_factory.mktemp("certify")
+    scenes = make_scenes(folder, size=(256, 128))
+    (folder / "truth").mkdir()
+    for name, truth in scenes.truth.items():
+        cv2.imwrite(str(folder / "truth" / f"{name}.png"), truth)
+    return scenes, folder / "truth"
+
+
+@pytest.fixture(scope="module")
+def certified(made: tuple[Scenes, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of the scenes that true labels give; read only."""
+    file = tmp_path_factory.mktemp("certified") / "raw.certificate.json"
+    assert by_labels(made[0], made, "--out", file) == 0
+    return file
+
+
+@pytest.fixture
+def own(made: tuple[Scenes, Path], tmp_path: Path) -> Scenes:
+    shutil.copytree(made[0].store, tmp_path / "raw")
+    return replace(made[0], store=tmp_path / "raw")
+
+
+def certify(store: Path, *options: object) -> int:
+    return main(["certify", str(store), *map(str, options)])
+
+
+def by_labels(own: Scenes, made: tuple[Scenes, Path], *options: object) -> int:
+    base = ("--answers", made[1], "--target", 0.9, "--budget", 500, "--classes", *CLASSES)
+    return certify(own.store, *base, *options)
+
+
+def test_true_labels_certify_classes_that_are_as_right_as_promised(
+    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert by_labels(own, made, "--json") == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert set(classes) == set(CLASSES)
+    assert sum(row["draws"] for row in classes.values()) <= 500
+    passed = {name: row for name, row in classes.items() if row["certified"]}
+    assert passed
+    store = LabelStore.open(own.store)
+    for name, row in passed.items():
+        right = kept = every = 0
+        for image in store.names():
+            label, code = store.read(image)
+            mine = label == store.classes.index(name)
+            every += int(mine.sum())
+            kept += int((mine & (code >= row["code"])).sum())
+            right += int((mine & (code >= row["code"]) & (own.truth[image] == label)).sum())
+        assert right / kept >= 0.9
+        assert row["lower"] >= 0.9
+        assert row["coverage"] == pytest.approx(kept / every, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_certificate(own: Scenes, made: tuple[Scenes, Path], tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file, seed in zip(files, (1, 1, 2), strict=True):
+        assert by_labels(own, made, "--seed", seed, "--budget", 40, "--out", file) == 0
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+
+def test_a_certificate_is_recomputed_from_its_draws(
+    made: tuple[Scenes, Path], certified: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(made[0].store), "--certificate", str(certified)]) == 0
+    assert "draws recomputed" in capsys.readouterr().out
+
+
+def _swap_answer(value: dict[str, Any]) -> None:
+    next(d for d in value["draws"] if d["answer"] == "wrong")["answer"] = "right"
+
+
+def _move_pixel(value: dict[str, Any]) -> None:
+    value["draws"][0]["x"] += 1
+
+
+def _drop_wrong_draw(value: dict[str, Any]) -> None:
+    value["draws"].remove(next(d for d in value["draws"] if d["answer"] == "wrong"))
+
+
+def _certify_all(value: dict[str, Any]) -> None:
+    for row in value["results"].values():
+        row["certified"] = True
+
+
+def _other_numbers(value: dict[str, Any]) -> None:
+    value["target"] = 10**400
+
+
+def _negative_class(value: dict[str, Any]) -> None:
+    value["classes"][0]["class"] = -1
+
+
+def _other_share(value: dict[str, Any]) -> None:
+    value["classes"][0]["bands"][0]["pixels"] += 1
+
+
+def _nested(value: dict[str, Any]) -> None:
+    value["draws"][0]["band"] = [[]]
+
+
+def _huge(value: dict[str, Any]) -> None:
+    value["draws"] = value["draws"] * 100
+
+
+def _without_results(value: dict[str, Any]) -> None:
+    del value["results"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _swap_answer, _move_pixel, _drop_wrong_draw, _certify_all, _other_numbers, _negative_class, _other_share,
+        _nested, _huge, _without_results,
+    ],
+)  # fmt: skip
+def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
+    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], None]
+) -> None:
+    assert by_labels(own, made) == 0
+    file = certificate_path(own.store)
+    value = sealed.read(file)
+    change(value)
+    sealed.write(file, value)
+    capsys.readouterr()
+    assert main(["verify", str(own.store), "--certificate", str(file)]) == 4
+    said = capsys.readouterr().err
+    assert "refused" in said
+    assert said.count("error:") == 1
+
+
+def test_a_changed_byte_is_refused(certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "raw.certificate.json"
+    file.write_text(certified.read_text().replace('"right"', '"wrong"', 1))
+    assert main(["verify", "--certificate", str(file)]) == 4
+    assert "damaged or edited" in capsys.readouterr().err
+
+
+def test_a_certificate_is_void_once_the_store_is_made_anew(
+    certified: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_scenes(tmp_path, size=(256, 128), frames=1, teacher_seed=1)
+    shutil.copy(certified, tmp_path)
+    assert main(["verify", "--certificate", str(tmp_path / "raw.certificate.json")]) == 4
+    assert "void: the store has changed" in capsys.readouterr().err
+    assert Session(tmp_path / "raw").certificate() == {
+        "current": None,
+        "void": "void: the store has changed since it was certified",
+    }
+
+
+def test_certified_cuts_become_a_policy_and_the_best_evidence(
+    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path
+) -> None:
+    policy = tmp_path / "certified.json"
+    assert by_labels(own, made, "--save-policy", policy) == 0
+    saved = ThresholdPolicy.load(policy)
+    passed = [entry for entry in saved.entries if entry.status == "certified"]
+    assert passed
+    assert {entry.status for entry in saved.entries} <= {"certified", "withheld"}
+    session = Session(own.store, policy=policy)
+    known = session.sources().of_classes(session.cuts().codes)
+    for entry in passed:
+        found = known[saved.classes.index(entry.name)]
+        assert found is not None
+        assert found.source == "certificate"
+        assert found.low is not None
+        assert found.low >= 0.9
+
+
+def test_a_finished_store_is_certified_as_it_is(
+    made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = LabelStore.open(made[0].store)
+    finalise(raw, Recipe(from_threshold("0.9", raw.classes)), tmp_path / "final")
+    done = certify(tmp_path / "final", "--answers", made[1], "--target", 0.9, "--classes", "sky", "road", "--json")
+    assert done == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert classes["sky"]["certified"]
+
+
+def test_two_people_answer_one_certificate_and_no_answer_is_lost(own: Scenes) -> None:
+    views = [StoreView(own.store) for _ in range(2)]
+    files = [CertificateFile(view) for view in views]
+    plan = {"target": 0.9, "delta": 0.05, "budget": 60, "seed": 0, "classes": CLASSES}
+    certificate = files[0].start(begin(views[0], **plan))
+    assert files[1].start(begin(views[1], **plan)).plan_digest == certificate.plan_digest
+
+    def answer(who: int) -> None:
+        for number in range(who, 10, 2):
+            files[who].answer(certificate.plan_digest, number, "right" if who else "unsure")
+
+    people = [threading.Thread(target=answer, args=(who,)) for who in range(2)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    kept = Certificate.load(certificate_path(own.store))
+    assert [draw["answer"] for draw in kept.draws[:10]] == ["unsure", "right"] * 5
+    kept.check(views[0], "it")
+
+
+def test_an_answer_that_is_left_out_stops_the_count_of_its_class(own: Scenes) -> None:
+    view = StoreView(own.store)
+    certificate = begin(view, target=0.9, delta=0.05, budget=300, seed=0, classes=["sky"])
+    while len(certificate.draws) < 120 and certificate.plan_draws(view):
+        for number, draw in enumerate(certificate.draws):
+            if draw["answer"] is None and number:  # the first one is hard, and left out
+                certificate.answer(number, "right")
+    assert not certificate.results()["sky"]["certified"]
+    certificate.answer(0, "unsure")
+    assert certificate.results()["sky"]["lower"] > 0.5
+
+
+def test_other_answers_than_of_its_plan_are_refused(own: Scenes) -> None:
+    view = StoreView(own.store)
+    file = CertificateFile(view)
+    plan = {"target": 0.9, "delta": 0.05, "budget": 60, "classes": CLASSES}
+    old = file.start(begin(view, seed=0, **plan))
+    file.answer(old.plan_digest, 0, "wrong")
+    file.start(begin(view, seed=1, **plan))
+    with pytest.raises(InputError, match="begun since"):
+        file.answer(old.plan_digest, 1, "right")
+    assert len(list(own.store.parent.glob("raw.certificate-*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "1.2"], "target 1.2"),
+        (["--delta", "0"], "delta 0"),
+        (["--classes", "roda"], "roda"),
+        (["--answers", "/nowhere"], "no such folder"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(
+    own: Scenes, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify(own.store, *options) in (2, 3)
+    assert said in capsys.readouterr().err
+    assert not certificate_path(own.store).exists()
+
+
+def test_without_answers_it_says_how_many_are_wanted_where(own: Scenes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert certify(own.store, "--target", 0.9, "--classes", "sky") == 0
+    told = capsys.readouterr().out
+    assert "sky: about" in told
+    assert "more answers until it is certified" in told
+    assert np.all([d["answer"] is None for d in Certificate.load(certificate_path(own.store)).draws])
