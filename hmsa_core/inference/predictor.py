@@ -166,8 +166,8 @@ def normalised(image: UInt8, table: Float32) -> Tensor:
 class ImagePass(ScalePass):
     """One image, normalised: labels and weights under any setting."""
 
-    def __init__(self, predictor: Engine, images: Tensor) -> None:
-        super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention))
+    def __init__(self, predictor: Engine, images: Tensor, size: Size | None = None) -> None:
+        super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention), size=size)
         self._predictor = predictor
 
     def label(
@@ -188,10 +188,9 @@ class ImagePass(ScalePass):
         _check_finite(confidence)
         return label, confidence
 
-    def probabilities(self, scales: Sequence[float], flip: bool, *, size: Size | None = None) -> Float32:
-        """Softmax of the fused scores, C x H x W float32, at `size` (default: the image's)."""
-        height, width = size or self.size
-        fused = self.scores(scales, flip).resized((height, width))
+    def probabilities(self, scales: Sequence[float], flip: bool) -> Float32:
+        """Softmax of the fused scores, C x H x W float32."""
+        fused, (height, width) = self.scores(scales, flip), self.size
         found = np.empty((self._channels(), height, width), np.float32)
         with torch.inference_mode():
             for block in self._blocks(height, width):
@@ -398,7 +397,7 @@ class Tiler:
     def _probabilities_at(self, image: UInt8, scales: Sequence[float], flip: bool, tile: int) -> Float32:
         shape = (image.shape[0], image.shape[1])
         if max(shape) <= tile:
-            return self._open(image).probabilities(scales, flip, size=shape)
+            return self._open(image).probabilities(scales, flip)
         found = np.empty((0, *shape), np.float32)
         for window in windows(shape, tile):
             part = self._open(np.ascontiguousarray(image[window.seen])).probabilities(scales, flip)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hmsa_core.inference.predictor import ImagePass
@@ -45,7 +46,7 @@ class HuggingFaceNetwork(Network):
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Prepare one image, uint8 HxWx3 RGB, as the library does."""
         pixels = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        return ImagePass(self, pixels.float().to(self.device))
+        return ImagePass(self, pixels.float().to(self.device), (image.shape[0], image.shape[1]))
 
     def scores(self, images: Tensor) -> Tensor:
         """Run the network."""
@@ -58,15 +59,16 @@ def _load(source: Source) -> tuple[Any, Any]:
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
         from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # weights that are not there are told below, in one line
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # untyped library
             str(source.path), **options
         )
         model, told = AutoModelForSemanticSegmentation.from_pretrained(
-            str(source.path), use_safetensors=True, output_loading_info=True, **options
+            str(source.path), use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{source}: transformers cannot load it: {one_line(error)[:300]}") from error
     absent = sorted([*told["missing_keys"], *(str(row[0]) for row in told["mismatched_keys"])])
     if absent:

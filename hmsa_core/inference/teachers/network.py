@@ -22,7 +22,7 @@ from hmsa_core.io.errors import CheckpointError, ConfigError, one_line
 from hmsa_core.models.layers import resize
 from hmsa_core.runtime.memory import is_out_of_memory
 
-_LEAST = 1e-12  # a probability below is taken for it: no logarithm of zero
+_LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
 _ROUNDING = 1e-3  # of probabilities that half precision has been through
 
 
@@ -48,11 +48,12 @@ class Network(Engine):
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
-        if self.size is not None and self.size != image.shape[:2]:
+        size = (image.shape[0], image.shape[1])
+        if self.size is not None and self.size != size:
             smaller = self.size[0] * self.size[1] < image.shape[0] * image.shape[1]
             how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
             image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=how), np.uint8)
-        return ImagePass(self, normalised(image, self._table).to(self.device))
+        return ImagePass(self, normalised(image, self._table).to(self.device), size)
 
     def run(self, images: Tensor, _attention: bool) -> tuple[Tensor, Tensor | None]:
         """Scores of 1 x 3 x H x W normalised images, float32 on the network's own grid."""

@@ -48,9 +48,13 @@ def opened(*teacher: str | Path, scales: tuple[float, ...] = (1.0,), flip: bool 
     return open_teacher([str(one) for one in teacher], InferConfig(scales=scales, flip=flip), class_table(), context)
 
 
-def job(data: Path, work: Path, *teacher: str, ranks: Ranks | None = None, stop=None, **changes) -> LabelStore:
+def run(data: Path, work: Path, *teacher: str, ranks: Ranks | None = None, stop=None, **changes) -> None:
     spec = infer_spec(data, work, data / "model", **{"scales": (1.0,), "flip": False} | changes)
     infer.run(spec.model_copy(update={"teacher": teacher}), job_context(work, ranks, stop))
+
+
+def job(data: Path, work: Path, *teacher: str, **changes) -> LabelStore:
+    run(data, work, *teacher, **changes)
     return LabelStore.open(work / "store")
 
 
@@ -98,6 +102,7 @@ def test_probabilities_and_logits_of_one_network_give_the_same_labels(tmp_path: 
     np.testing.assert_allclose(given.predict("a", image), logits.predict("a", image), atol=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter of TorchScript, which needs seconds less
 def test_scales_and_mirror_images_are_averaged_as_the_averaging_baseline_does(tmp_path: Path) -> None:
     """The same weights as one of our own averaging models and as an ONNX file."""
     model = small_model("average")
@@ -189,10 +194,10 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(data: Path, tmp_pa
 def test_two_ranks_and_a_stop_give_the_bytes_of_one_undisturbed_rank(data: Path, tmp_path: Path) -> None:
     teacher = (f"onnx:{data / 'colours.onnx'}", str(data / "model"))
     more = {"scales": (0.5, 1.0), "flip": True}
-    job(data, tmp_path / "one", *teacher, **more)
+    run(data, tmp_path / "one", *teacher, **more)
     with pytest.raises(InterruptedRunError):
-        job(data, tmp_path / "two", *teacher, stop=StopAfter(4), **more)
-    on_ranks(2, lambda ranks: job(data, tmp_path / "two", *teacher, ranks=ranks, **more))
+        run(data, tmp_path / "two", *teacher, stop=StopAfter(4), **more)
+    on_ranks(2, lambda ranks: run(data, tmp_path / "two", *teacher, ranks=ranks, **more))
     assert folder_bytes(tmp_path / "one" / "store", (".lock",)) == folder_bytes(tmp_path / "two" / "store", (".lock",))
 
 

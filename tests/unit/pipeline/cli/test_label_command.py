@@ -153,7 +153,7 @@ def test_other_scales_need_another_store(folder, tmp_path, capsys):
     assert label(folder, tmp_path / "store") == 0
     before = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
     assert label(folder, tmp_path / "store", "--scales", "1") == 2
-    assert "labels of another checkpoint, scales" in capsys.readouterr().err
+    assert "labels of another teacher, scales" in capsys.readouterr().err
     after = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
     np.testing.assert_array_equal(before, after)
 
