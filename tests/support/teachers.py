@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.training import CLASSES
@@ -19,11 +20,21 @@ TO_OURS = {"himmel": "sky", "auto": "car", "haus": "building", "fahrbahn": "road
 _MEAN, _STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
-def colour_network(
+def colour_network(path: Path, *, names: Sequence[str] = FOREIGN, ours: dict[str, str] = TO_OURS, **graph: Any) -> Path:
+    """A network that knows the classes of `tests.support.training.picture` by their colours."""
+    centres = np.full((len(names), 3), 5.0)  # far from every colour
+    for i, name in enumerate(names):
+        if name in ours:
+            c = CLASSES.index(ours[name])
+            centres[i] = np.array([60 * c, 255 - 60 * c, 20 + 30 * c]) / 255
+    return nearest_colour(path, names, centres, **graph)
+
+
+def nearest_colour(
     path: Path,
+    names: Sequence[str],
+    centres: NDArray[np.float64],
     *,
-    names: Sequence[str] = FOREIGN,
-    ours: dict[str, str] = TO_OURS,
     sides: tuple[int | str, int | str] = ("height", "width"),
     channels: int = 3,
     opset: int = 17,
@@ -31,27 +42,18 @@ def colour_network(
     softmax: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """A network that knows the classes of `picture` by their colours: nearest colour, on a grid of half the size."""
-    centres = np.full((len(names), 3), 5.0)  # far from every colour
-    for i, name in enumerate(names):
-        if name in ours:
-            c = CLASSES.index(ours[name])
-            centres[i] = np.array([60 * c, 255 - 60 * c, 20 + 30 * c]) / 255
+    """A network that finds the nearest of some colours (RGB in [0, 1]), on a grid of half the size."""
     # -|x - m|^2 without |x|^2, of x = std * normalised + mean
     weight, bias = 2 * centres * np.array(_STD), 2 * centres @ np.array(_MEAN) - (centres**2).sum(1)
     values = {"w": 50 * weight[:, :, None, None], "b": 50 * bias}
     nodes = [helper.make_node(operator, ["image", "w", "b"], ["fine"]), _pool("fine", "scores")]
     nodes += [helper.make_node("Softmax", ["scores"], ["shares"], axis=1)] if softmax else []
-    shape = [1, channels, *sides]
+    made = "shares" if softmax else "scores"
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [
-            helper.make_tensor_value_info(
-                "shares" if softmax else "scores", TensorProto.FLOAT, [1, len(names), "h", "w"]
-            )
-        ],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *sides])],
+        [helper.make_tensor_value_info(made, TensorProto.FLOAT, [1, len(names), "h", "w"])],
         [numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
