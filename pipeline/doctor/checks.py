@@ -159,6 +159,7 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
 def _scales(ws: Workspace) -> Iterator[Finding]:
     """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
     if ws.params.auto_infer.teacher is not None:
+        yield from _foreign_teacher(ws)
         return
     recipe = ws.params.teacher_train
     shown = ModelOptions(**recipe.model.options(), num_classes=1).training_scales  # of one pass
@@ -167,6 +168,15 @@ def _scales(ws: Workspace) -> Iterator[Finding]:
     if strange:
         text = f"auto_infer.scales: {strange} not among what teacher_train shows ({low:g} to {high:g})"
         yield Finding("scales", "warning", text, "leave it out, or widen teacher_train.augment.scale_min / scale_max")
+
+
+def _foreign_teacher(ws: Workspace) -> Iterator[Finding]:
+    """Whether the files of `auto_infer.teacher` are there, and the tables beside them can be read."""
+    try:
+        for source in parse(labelling_teacher(ws)):
+            _ = source.names, source.files
+    except HmsaError as error:
+        yield Finding("auto_infer.teacher", "broken", error.message, error.hint or "correct it in params.yaml")
 
 
 def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:
@@ -312,11 +322,6 @@ def _teacher(ws: Workspace) -> Iterator[Finding]:
             ws.teacher()
     except HmsaError as error:
         yield Finding("teacher", "broken", error.message, "autolabel models rollback")
-    try:
-        for source in parse(labelling_teacher(ws)) if ws.params.auto_infer.teacher else ():
-            _ = source.names, source.files
-    except HmsaError as error:
-        yield Finding("auto_infer.teacher", "broken", error.message, error.hint or "correct it in params.yaml")
 
 
 def _champion(ws: Workspace) -> Iterator[Finding]:
