@@ -17,7 +17,7 @@ from tests.support.training import CLASSES
 # The classes of `tests.support.training.picture` in another order and language, and one that nobody asked for.
 FOREIGN = ("himmel", "auto", "hund", "haus", "fahrbahn")
 TO_OURS = {"himmel": "sky", "auto": "car", "haus": "building", "fahrbahn": "road"}
-_MEAN, _STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
 def colour_network(path: Path, *, names: Sequence[str] = FOREIGN, ours: dict[str, str] = TO_OURS, **graph: Any) -> Path:
@@ -44,7 +44,7 @@ def nearest_colour(
 ) -> Path:
     """A network that finds the nearest of some colours (RGB in [0, 1]), on a grid of half the size."""
     # -|x - m|^2 without |x|^2, of x = std * normalised + mean
-    weight, bias = 2 * centres * np.array(_STD), 2 * centres @ np.array(_MEAN) - (centres**2).sum(1)
+    weight, bias = 2 * centres * np.array(STD), 2 * centres @ np.array(MEAN) - (centres**2).sum(1)
     values = {"w": 50 * weight[:, :, None, None], "b": 50 * bias}
     nodes = [helper.make_node(operator, ["image", "w", "b"], ["fine"]), _pool("fine", "scores")]
     nodes += [helper.make_node("Softmax", ["scores"], ["shares"], axis=1)] if softmax else []
@@ -57,7 +57,7 @@ def nearest_colour(
         [numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    said = {"classes": list(names), "mean": _MEAN, "std": _STD} if metadata is None else metadata
+    said = {"classes": list(names), "mean": MEAN, "std": STD} if metadata is None else metadata
     helper.set_model_props(model, {key: json.dumps(value) for key, value in said.items()})
     onnx.save(model, str(path))
     return path

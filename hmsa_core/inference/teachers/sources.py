@@ -186,8 +186,6 @@ def _checkpoint_files(path: Path) -> tuple[Path, ...]:
 
 
 def _onnx_files(path: Path) -> tuple[Path, ...]:
-    if not path.is_file():
-        raise InputError(f"onnx:{path}: no such file")
     with needs_extra("onnx"):
         from onnx.external_data_helper import uses_external_data
     model = _onnx_model(path)
@@ -206,6 +204,8 @@ def _onnx_files(path: Path) -> tuple[Path, ...]:
 
 def _onnx_model(path: Path) -> Any:
     """The graph without weights that lie in other files."""
+    if not path.is_file():
+        raise InputError(f"onnx:{path}: no such file")
     with needs_extra("onnx"):
         import onnx
         from google.protobuf.message import DecodeError

@@ -12,21 +12,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from torch.nn.functional import avg_pool2d, conv2d
 
 from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
 from hmsa_core.inference.labelling import label
-from hmsa_core.inference.predictor import Predictor, Tiler
 from hmsa_core.inference.teachers.sources import digest_of, lineage_of, parse
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore
+from hmsa_core.models.fusion import Level, fuse
+from hmsa_core.models.layers import resize
 from hmsa_core.runtime.ranks import Ranks
-from tests.support.inference import StopAfter, infer_spec, job_context, noise_image, save_model, small_model
+from tests.support.inference import StopAfter, infer_spec, job_context, noise_image, save_model
 from tests.support.ranks import on_ranks
-from tests.support.teachers import FOREIGN, TO_OURS, colour_network, segformer, table
+from tests.support.teachers import FOREIGN, MEAN, STD, TO_OURS, colour_network, segformer, table
 from tests.support.training import CLASSES, class_table, folder_bytes, write_data
 
 MAPPED = f"classes: {json.dumps(TO_OURS)}\n"
@@ -102,33 +105,22 @@ def test_probabilities_and_logits_of_one_network_give_the_same_labels(tmp_path: 
     np.testing.assert_allclose(given.predict("a", image), logits.predict("a", image), atol=2e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter of TorchScript, which needs seconds less
 def test_scales_and_mirror_images_are_averaged_as_the_averaging_baseline_does(tmp_path: Path) -> None:
-    """The same weights as one of our own averaging models and as an ONNX file."""
-    model = small_model("average")
-    torch.onnx.export(
-        Logits(model),
-        (torch.zeros(1, 3, 64, 96),),
-        str(tmp_path / "ours.onnx"),
-        dynamo=False,
-        input_names=["image"],
-        output_names=["scores"],
-        dynamic_axes={"image": {2: "h", 3: "w"}, "scores": {2: "h", 3: "w"}},
-    )
-    image = noise_image(1, 64, 96)
-    scales = (0.5, 1.0)
-    expected = Tiler(Predictor(model)).probabilities(image, scales, True)
-    found = opened(f"onnx:{tmp_path / 'ours.onnx'}", scales=scales, flip=True).predict("a", image)
+    path, image, scales = colour_network(tmp_path / "net.onnx"), noise_image(1, 48, 64), (2.0, 1.0, 0.5)
+    found = opened(f"onnx:{table(path, MAPPED)}", scales=scales, flip=True).predict("a", image)
+    weight, bias = (torch.from_numpy(numpy_helper.to_array(one).copy()) for one in onnx.load(path).graph.initializer)
+    pixels = (torch.from_numpy(image / 255) - torch.tensor(MEAN)) / torch.tensor(STD)
+    runs = []
+    for images in (pixels.permute(2, 0, 1)[None].float(), pixels.permute(2, 0, 1)[None].float().flip(3)):
+        levels = []
+        for scale in scales:
+            size = (round(48 * scale), round(64 * scale))
+            scores = avg_pool2d(conv2d(resize(images, size), weight, bias), 2)
+            levels.append(Level(scale, resize(scores, size)))
+        runs.append(fuse("average", levels, (48, 64)))
+    theirs = torch.softmax((runs[0] + runs[1].flip(3)) / 2, 1)[0].numpy()
+    expected = np.stack([theirs[FOREIGN.index(name)] for name in ("fahrbahn", "haus", "auto", "himmel")])
     np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-class Logits(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_scale(images).logits
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 56)])
