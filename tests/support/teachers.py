@@ -40,19 +40,27 @@ def nearest_colour(
     opset: int = 17,
     operator: str = "Conv",
     softmax: bool = False,
+    raw: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """A network that finds the nearest of some colours (RGB in [0, 1]), on a grid of half the size."""
+    """A network that finds the nearest of some colours (RGB in [0, 1]), on a grid of half the size; `raw`: of bytes."""
     # -|x - m|^2 without |x|^2, of x = std * normalised + mean
     weight, bias = 2 * centres * np.array(STD), 2 * centres @ np.array(MEAN) - (centres**2).sum(1)
+    if raw:
+        weight, bias = 2 * centres / 255, -(centres**2).sum(1)
     values = {"w": 50 * weight[:, :, None, None], "b": 50 * bias}
-    nodes = [helper.make_node(operator, ["image", "w", "b"], ["fine"]), _pool("fine", "scores")]
+    nodes = [helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node(operator, ["pixels", "w", "b"], ["fine"]), _pool("fine", "scores")]
     nodes += [helper.make_node("Softmax", ["scores"], ["shares"], axis=1)] if softmax else []
     made = "shares" if softmax else "scores"
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *sides])],
+        [
+            helper.make_tensor_value_info(
+                "image", TensorProto.UINT8 if raw else TensorProto.FLOAT, [1, channels, *sides]
+            )
+        ],
         [helper.make_tensor_value_info(made, TensorProto.FLOAT, [1, len(names), "h", "w"])],
         [numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()],
     )

@@ -28,7 +28,7 @@ class HuggingFaceNetwork(Network):
     """A folder of transformers on one device."""
 
     def __init__(self, source: Source, device: torch.device, precision: str) -> None:
-        super().__init__(source, None, None, None)
+        super().__init__(source)
         table = source.table
         if table.size or table.mean or table.std:
             raise ConfigError(f"{source.table_path}: size, mean and std of an hf folder are its preprocessor_config's")

@@ -33,10 +33,17 @@ class Network(Engine):
         source: where it comes from, and the table beside it.
         size: height, width that images are brought to first; None = their own.
         mean, std: of RGB values in [0, 1]; None = ImageNet's.
+        output: logits or probabilities.
     """
 
     def __init__(
-        self, source: Source, size: tuple[int, int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+        self,
+        source: Source,
+        *,
+        size: tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        output: str | None = None,
     ) -> None:
         self.kind, self.device, self.precision = "average", torch.device("cpu"), "fp32"
         self.source, self.size = source, size
@@ -44,6 +51,7 @@ class Network(Engine):
         if any(value.shape != (3,) for value in values) or not (values[1] > 0).all():
             raise ConfigError(f"{source}: mean and std must be three numbers each, std above 0")
         self._table = normalising_table(*values)
+        self._gives_probabilities = (source.table.output or output) == "probabilities"
         self._is_checked = False
 
     def open(self, image: NDArray[np.uint8]) -> ImagePass:
@@ -83,7 +91,7 @@ class Network(Engine):
         return max(unit, round(side / unit) * unit)
 
     def _logits(self, found: Tensor) -> Tensor:
-        is_given = self.source.table.output == "probabilities"
+        is_given = self._gives_probabilities
         if is_given or not self._is_checked:
             self._is_checked = True
             in_range = bool(found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING)

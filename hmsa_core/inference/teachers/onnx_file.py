@@ -1,7 +1,7 @@
 """`onnx:FILE`: a network that onnxruntime runs, on the CPU unless the table names another provider.
 
-One input, 1 x 3 x H x W floats of an RGB image (normalised by `mean` and `std` of the table, else of the file's
-metadata, else ImageNet's); the first output holds the scores, 1 x classes x h x w.
+One input, an RGB image, 1 x 3 x H x W: floats, normalised by `mean` and `std` of the table, else of the metadata, else
+ImageNet's; or bytes, which the graph normalises. The first output holds the scores, 1 x classes x h x w.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from hmsa_core.inference.teachers.network import Network
 from hmsa_core.inference.teachers.sources import Source, onnx_metadata
 from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
 
 
 class OnnxNetwork(Network):
@@ -41,11 +42,17 @@ class OnnxNetwork(Network):
                 hint="use scales 1 (--scales 1, auto_infer.scales: [1.0]), or export it with dynamic height and width",
             )
         table = source.table
-        super().__init__(source, fixed or table.size, table.mean or known.get("mean"), table.std or known.get("std"))
+        values: dict[str, Any] = {"mean": table.mean or known.get("mean"), "std": table.std or known.get("std")}
+        if self._dtype == np.uint8:
+            values = _BYTES
+        # `autolabel export-model` says it in a sentence.
+        output = str(known.get("output", "")).partition(":")[0]
+        super().__init__(source, size=fixed or table.size, output=output, **values)
 
     def scores(self, images: Tensor) -> Tensor:
         """Run the graph."""
-        given = np.ascontiguousarray(images.cpu().numpy().astype(self._dtype))
+        pixels = images.cpu().numpy()
+        given = np.ascontiguousarray((np.rint(pixels) if self._dtype == np.uint8 else pixels).astype(self._dtype))
         try:
             found = self._session.run([self._output], {self._input.name: given})[0]
         except _failures() as error:

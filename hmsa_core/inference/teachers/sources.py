@@ -47,7 +47,9 @@ class Table(Section):
         None, description="pixels, height x width that images are brought to; null = their own"
     )
     multiple: PositiveInt = Field(1, description="pixels; sides of images are rounded to it")
-    output: Literal["logits", "probabilities"] = Field("logits", description="of a network")
+    output: Literal["logits", "probabilities"] | None = Field(
+        None, description="of a network; null = what the file's metadata says, else logits"
+    )
     provider: str = Field("CPUExecutionProvider", description="of onnxruntime")
 
 
@@ -216,10 +218,10 @@ def _onnx_model(path: Path) -> Any:
 
 
 def onnx_metadata(path: Path) -> dict[str, Any]:
-    """`classes`, `mean` and `std` (JSON) of an ONNX file's metadata, as far as they are there."""
+    """`classes`, `mean`, `std` and `output` (JSON) of an ONNX file's metadata, as far as they are there."""
     found = {row.key: row.value for row in _onnx_model(path).metadata_props}
     values = {}
-    for key in ("classes", "mean", "std"):
+    for key in ("classes", "mean", "std", "output"):
         try:
             if key in found:
                 values[key] = json.loads(found[key])

@@ -105,6 +105,18 @@ def test_probabilities_and_logits_of_one_network_give_the_same_labels(tmp_path: 
     np.testing.assert_allclose(given.predict("a", image), logits.predict("a", image), atol=2e-4)
 
 
+def test_a_network_of_bytes_that_says_what_it_gives_needs_no_words_about_either(tmp_path: Path) -> None:
+    """As `autolabel export-model` writes it."""
+    image = noise_image(3, 48, 64)
+    plain = opened(f"onnx:{table(colour_network(tmp_path / 'a.onnx'), MAPPED)}")
+    said = {"classes": FOREIGN, "mean": MEAN, "std": STD, "output": "probabilities: float32 N x C x H x W"}
+    raw = colour_network(tmp_path / "b.onnx", raw=True, softmax=True, metadata=said)
+    found = opened(f"onnx:{table(raw, MAPPED)}", scales=(1.0, 0.5)).predict("a", image)
+    assert found.shape == (4, 48, 64)
+    alone = opened(f"onnx:{raw}").predict("a", image)
+    np.testing.assert_allclose(alone, plain.predict("a", image), atol=2e-4)
+
+
 def test_scales_and_mirror_images_are_averaged_as_the_averaging_baseline_does(tmp_path: Path) -> None:
     path, image, scales = colour_network(tmp_path / "net.onnx"), noise_image(1, 48, 64), (2.0, 1.0, 0.5)
     found = opened(f"onnx:{table(path, MAPPED)}", scales=scales, flip=True).predict("a", image)
