@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from hmsa_core.io.errors import did_you_mean
 from hmsa_core.models.options import scales_fault
@@ -39,6 +39,12 @@ def _usable_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _as_list(teacher: Any) -> Any:
+    return (str(teacher),) if isinstance(teacher, str | Path) else teacher
+
+
+# What labels images: checkpoint folder, onnx:FILE, hf:FOLDER, scores:FOLDER, or several (`inference.teachers.sources`).
+Teacher = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_as_list), Field(min_length=1)]
 Scales = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=LARGEST_SCALE)], ...],
     Strict(False),

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hmsa_core.data.index import Sample
 from hmsa_core.io.errors import InputError, LeakageError
-from hmsa_core.lineage import LearnedImage, Lineage, lineage_of_checkpoint
+from hmsa_core.lineage import LearnedImage, Lineage
 
 _CHUNK = 1024  # judged images compared with all learned ones at a time: chunk x N x 8 bytes
 
@@ -37,7 +36,12 @@ class Judgement:
 
     names: tuple[str, ...]
     leaks: tuple[Leak, ...]
-    unknown: tuple[str, ...]
+    unknown: tuple[str, ...]  # "model: what is not known"
+
+    def unknown_of(self, model: str) -> tuple[str, ...]:
+        """In words, what one model learned from and cannot be traced."""
+        start = f"{model}: "
+        return tuple(gap.removeprefix(start) for gap in self.unknown if gap.startswith(start))
 
     def to_json(self) -> dict[str, Any]:
         """For metrics files: counts, the list, and gaps in the models' lineage."""
@@ -51,7 +55,7 @@ class Judgement:
 
 def judge_only_unseen(
     samples: Sequence[Sample],
-    models: Mapping[str, Path],
+    models: Mapping[str, Lineage],
     *,
     max_leaked: float,
     max_gap: int,
@@ -62,7 +66,7 @@ def judge_only_unseen(
 
     Args:
         samples: candidates (role `calibrate` or `report`).
-        models: name -> checkpoint folder of every model that will be judged on them.
+        models: name -> lineage of every model that will be judged on them.
         max_leaked: share of `samples` that may be left out.
         max_gap, max_distance: see the module's text.
         known: images that the index has now; of those a model learned from them, their sequence and frame count, not
@@ -75,8 +79,8 @@ def judge_only_unseen(
         raise InputError("there is no image to judge on", hint="give some cities or sequences a role in data.roles")
     leaks: list[Leak] = []
     unknown: list[str] = []
-    for model, checkpoint in models.items():
-        lineage = _as_named_now(lineage_of_checkpoint(checkpoint), known)
+    for model, learned in models.items():
+        lineage = _as_named_now(learned, known)
         unknown += [f"{model}: {gap}" for gap in lineage.unknown]
         leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
     seen = {leak.name for leak in leaks}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validator
 
-from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, TrainConfig
+from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, Teacher, TrainConfig
 from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import ConfigError
 
@@ -80,8 +80,8 @@ class TrainSpec(_JobSpec):
     """One training run: pretraining, teacher, student or control.
 
     `init_from` is a checkpoint whose weights start the run (heads with another class count start anew).
-    `teacher` is the checkpoint that made the pseudo labels, if `init_from` is not it: its images count as
-    learned from. Nothing is chosen by `validation`: the last (or averaged) weights are the result.
+    `teacher` made the pseudo labels, if `init_from` is not it: its images count as learned from. Nothing is chosen by
+    `validation`: the last (or averaged) weights are the result.
     """
 
     job: Literal["train"] = "train"
@@ -90,17 +90,21 @@ class TrainSpec(_JobSpec):
     fine: FineData
     pseudo: PseudoData | None = None
     init_from: FilePath | None = None
-    teacher: FilePath | None = None
+    teacher: Teacher | None = None
     validation: ValidationData | None = None
     tracking: FilePath | None = None  # folder of tensorboard/ and mlruns/ (runtime.tracking); None = `work`
 
 
 class InferSpec(_JobSpec):
-    """Label the selected images with a checkpoint into a raw label store."""
+    """Label the selected images with a teacher into a raw label store.
+
+    `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's.
+    """
 
     job: Literal["infer"] = "infer"
     config: InferConfig = InferConfig()
-    checkpoint: FilePath
+    teacher: Teacher
+    classes: dict[str, Any] | None = None
     selection: Selection
 
 

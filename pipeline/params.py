@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, Strict, ValidationError, create_model, field_validator, model_validator
 
-from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, TrainConfig
+from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, Teacher, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
@@ -27,6 +27,7 @@ from pipeline.strict_yaml import Document, read_yaml
 __all__ = [
     "MEASURED_POLICIES",
     "PROFILES",
+    "AutoInferConfig",
     "DataConfig",
     "EvaluateConfig",
     "GateConfig",
@@ -125,6 +126,16 @@ class StudentConfig(TrainConfig):
     )
     control: Annotated[bool, NotInKey] = Field(
         True, description="also train models/control/: same start, same steps, fine labels only"
+    )
+
+
+class AutoInferConfig(InferConfig):
+    """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
+
+    teacher: Annotated[Teacher | None, NotInKey] = Field(
+        None,
+        description="who labels, also for calibrate and evaluate: checkpoint folder, onnx:FILE, hf:FOLDER,"
+        " scores:FOLDER or a list of these; null = the workspace's teacher",
     )
 
 
@@ -263,7 +274,7 @@ class _Params(Section):
     teacher_pretrain: PretrainConfig
     teacher_train: TeacherConfig
     calibrate: CalibrateConfig
-    auto_infer: InferConfig
+    auto_infer: AutoInferConfig
     pseudo_label: PseudoLabelConfig
     student_train: StudentConfig
     evaluate: EvaluateConfig

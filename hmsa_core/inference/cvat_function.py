@@ -16,10 +16,10 @@ from PIL import Image
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.inference.options import run_options
-from hmsa_core.inference.predict import open_tiler, plain_classes
+from hmsa_core.inference.predict import open_tiler
 from hmsa_core.io.errors import ConfigError, needs_extra
 from hmsa_core.labels.exchange.cvat import pieces
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import IGNORE, ClassTable, plain
 
 with needs_extra("exchange"):
     import cvat_sdk.auto_annotation as cvat
@@ -43,7 +43,9 @@ class HierarchicalLabels:
         )
         meta = self._options.meta
         table = meta.get("class_table")
-        self.classes = ClassTable.from_json(table) if table else plain_classes(int(meta["num_classes"]))
+        self.classes = (
+            ClassTable.from_json(table) if table else plain([str(i) for i in range(int(meta["num_classes"]))])
+        )
         self._tiler = open_tiler(self._options.checkpoint, self._options.runtime)
 
     @property

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.transforms import resize_label
-from hmsa_core.inference.infer import classes_of, read_ahead
+from hmsa_core.inference.infer import read_ahead
 from hmsa_core.inference.predictor import Tiler, load_predictor
+from hmsa_core.inference.teachers.teacher import classes_of
 from hmsa_core.io.atomic import write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.metrics import BoundaryIoU, Reliability, boundary_band, confusion_counts, finite, iou_of, mean_iou_of
@@ -46,7 +47,7 @@ def run(spec: EvaluateSpec, context: JobContext) -> dict[str, Any]:
     if not samples:
         raise InputError(f"{spec.selection.index}: none of the {len(selected)} selected images has a label")
     predictor = load_predictor(spec.checkpoint, context)
-    classes = classes_of(predictor, index, spec.checkpoint)
+    classes = classes_of(predictor, index.classes, str(spec.checkpoint))
     if classes.classes != index.classes.classes:
         raise ConfigError(
             f"{spec.checkpoint} labels {classes.name}, the index holds labels of {index.classes.name}",

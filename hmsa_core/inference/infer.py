@@ -1,4 +1,4 @@
-"""Label images with a checkpoint into a raw label store: resumable, the same bytes on any number of ranks.
+"""Label images with a teacher into a raw label store: resumable, the same bytes on any number of ranks.
 
 Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
 plans shards (`work/plan.json`: appended for new images, never reordered); rank r labels every world-th
@@ -25,7 +25,8 @@ from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.options import MAX_SKIPPED
-from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
+from hmsa_core.inference.teachers.sources import digest_of
+from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, leave, plan_shards, read_receipt, shard_done, sweep
@@ -56,18 +57,6 @@ def read_ahead(sources: Sequence[T], read: Callable[[T], U]) -> Generator[U]:
             if following is not None:
                 waiting.append(reader.submit(read, following))
             yield result
-
-
-def classes_of(predictor: Predictor, index: Index, where: Path) -> ClassTable:
-    """Classes of the checkpoint; one without class names (imported weights) takes the index's if the count fits."""
-    table = predictor.meta.get("class_table")
-    classes = ClassTable.from_json(table) if table else index.classes
-    if classes.num_classes != predictor.num_classes:
-        raise ConfigError(
-            f"{where}: {predictor.num_classes} classes, but the index has {classes.num_classes} ({classes.name})",
-            hint="give the index of the data set that the checkpoint was trained for",
-        )
-    return classes
 
 
 @dataclass
@@ -109,9 +98,11 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     start = time.monotonic()
     index = Index.load(spec.selection.index)
     selected = index.select(**spec.selection.model_dump(exclude={"index"}))
-    predictor = load_predictor(spec.checkpoint, context)
-    classes = classes_of(predictor, index, spec.checkpoint)
-    lineage = _lineage(spec, predictor, context)
+    wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
+    teacher = open_teacher(spec.teacher, spec.config, wanted, context)
+    classes = teacher.classes
+    teacher.check([sample.name for sample in selected])
+    lineage = _lineage(spec, teacher, context) if context.is_main else {}
     store = spec.work / "store"
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
@@ -124,7 +115,7 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         store,
         {s.name: s for s in selected},
         spec.roots[index.root],
-        Tiler(predictor),
+        teacher,
         spec.config,
         classes,
         coarse_classes=index.classes if index.classes.classes == classes.classes else None,
@@ -152,22 +143,23 @@ def _work(pipeline: Pipeline, mine: list[ShardPlan], context: JobContext) -> Non
         pipeline.run(mine, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
 
 
-def _lineage(spec: InferSpec, predictor: Predictor, context: JobContext) -> dict[str, Any]:
+def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str, Any]:
     config = spec.config
     return {
         **spec.lineage,
-        "teacher": predictor.meta["weights_sha256"],
+        "teacher": digest_of(teacher.sources),
         "scales": sorted(config.scales),
         "flip": config.flip,
-        "precision": predictor.precision,
+        "precision": teacher.precision,
         "code_version": __version__,
         "parameters": {
-            "kind": predictor.kind,
+            "kind": teacher.kind,
             "method": _METHOD,
             "codec": config.codec,
             "images_per_shard": config.images_per_shard,
             "device": context.device.type,
             "threads": context.runtime.thread_count,
+            **({"teachers": facts} if (facts := teacher.facts()) else {}),
         },
     }
 
@@ -190,7 +182,7 @@ def _plan(
     wanted = {s.name: s.image_sha256 for s in selected}
     if any(plan.key != key for plan in existing):
         raise ConfigError(
-            f"{spec.work} holds labels of another checkpoint, scales, flip, precision, codec or classes",
+            f"{spec.work} holds labels of another teacher, scales, flip, precision, codec or classes",
             hint="use another folder: labels made in different ways are never mixed",
         )
     root = spec.roots[index_root]
@@ -280,7 +272,7 @@ class Pipeline:
     store: Path  # folder of the raw label store
     samples: dict[str, Sample]  # the selected images by name
     root: Path  # folder that their paths are relative to
-    tiler: Tiler
+    teacher: Teacher
     config: InferConfig
     classes: ClassTable
     coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
@@ -357,7 +349,7 @@ class Pipeline:
             self._skip(sample.name, item.reason)
             return writer.submit(shard.skip, sample.name, item.reason)
         start = time.perf_counter()
-        label, confidence = self.tiler.label(item.image, self.config.scales, self.config.flip)
+        label, confidence = self.teacher.label(sample.name, item.image)
         self.timing.model += time.perf_counter() - start
         self.images += 1
         return writer.submit(

@@ -1,4 +1,4 @@
-"""Label a folder of images, or a list of them, with a checkpoint into a raw label store.
+"""Label a folder of images, or a list of them, with a teacher into a raw label store.
 
 Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A bad image
 is listed and left out. The same call goes on where a stopped one was; images that were added later are appended.
@@ -19,9 +19,10 @@ from typing import Any, Literal
 from hmsa_core.config import InferConfig, RuntimeConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import Index, read_quarantine
-from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files
+from hmsa_core.data.layouts import IMAGE_SUFFIXES, list_files, load_classes
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.inference.options import MAX_SKIPPED, RunOptions, run_options
+from hmsa_core.inference.options import MAX_SKIPPED, TeacherOptions, teacher_options
+from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.io.locks import FileLock
@@ -48,9 +49,10 @@ class LabelledCounts:
 
 def label(
     images: str | Path | Sequence[str | Path],
-    checkpoint: str | Path,
+    teacher: Spec,
     out: str | Path,
     *,
+    classes: str | Path | None = None,
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     names: Names = "stem",
@@ -65,10 +67,12 @@ def label(
 
     Args:
         images: a folder (sub-folders too) or image files.
-        checkpoint: a checkpoint folder or a file in it.
+        teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
         out: folder of the store; progress lies in OUT.work beside it.
-        scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2).
-        flip: average with the mirror image; None = the checkpoint's, usually True.
+        classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
+            mapillary_v2.0; None = the teacher's own names.
+        scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2); of others 1.
+        flip: average with the mirror image; None = the checkpoint's, usually True; of others False.
         names: images are called by their stems, or by their folders too (drive2__cam0__000001).
         images_per_shard: None = as the store was begun, at first 256.
         codec: lossless form of labels in the store; webp is smaller and slower.
@@ -81,7 +85,8 @@ def label(
     if runtime is None:
         threads = begun_with(work).get("threads") or len(os.sched_getaffinity(0))
         runtime = RuntimeConfig(threads=threads, precision="fp32")
-    chosen = run_options(checkpoint, scales, flip, runtime)
+    table = load_classes(Path(), str(classes)) if classes else None
+    chosen = teacher_options(teacher, table, scales, flip, runtime)
     label_images(images, Path(out), chosen, names=names, images_per_shard=images_per_shard, codec=codec)
     return LabelStore.open(out)
 
@@ -89,7 +94,7 @@ def label(
 def label_images(
     images: str | Path | Sequence[str | Path],
     out: Path,
-    options: RunOptions,
+    options: TeacherOptions,
     *,
     names: Names = "stem",
     images_per_shard: int | None = None,
@@ -102,7 +107,7 @@ def label_images(
 
     Args:
         images, names, images_per_shard, codec: as in `label`.
-        options: checkpoint, scales, flip, and how the machine is used.
+        options: teacher, scales, flip, and how the machine is used.
         tell: is told in a line what is left out and why.
         stop: set it to stop between two images.
         run: runs the job; None = in this process.
@@ -164,7 +169,13 @@ def _run_here(spec: InferSpec, stop: StopRequest) -> None:
 
 
 def _index(
-    folder: Path, files: frozenset[Path], work: Path, options: RunOptions, names: Names, tell: Tell, stop: StopRequest
+    folder: Path,
+    files: frozenset[Path],
+    work: Path,
+    options: TeacherOptions,
+    names: Names,
+    tell: Tell,
+    stop: StopRequest,
 ) -> int:
     """Check every image by content and write the index; refused files are told, their number returned."""
     source = SourceSpec(
@@ -233,13 +244,13 @@ def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
     return sorted(found)
 
 
-def _class_file(work: Path, options: RunOptions) -> Path:
-    """The checkpoint's classes as a class file, which the index asks for."""
-    table = options.meta.get("class_table")
+def _class_file(work: Path, options: TeacherOptions) -> Path:
+    """The classes of the labels as a class file, which the index asks for."""
+    table = options.class_table
     rows: list[dict[str, Any]] = (
         [{"id": i, "name": row["name"], "colour": row["colour"]} for i, row in enumerate(table["classes"])]
         if table
-        else [{"id": i, "name": str(i), "colour": [i, i, i]} for i in range(options.meta["num_classes"])]
+        else [{"id": i, "name": str(i), "colour": [i, i, i]} for i in range(options.num_classes)]
     )
     path = work / "classes.json"
     write_json(path, {"dataset": table["name"] if table else "unnamed", "classes": rows, "ignore_id": 255})
@@ -268,7 +279,7 @@ def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> 
 def _spec(
     work: Path,
     folder: Path,
-    options: RunOptions,
+    options: TeacherOptions,
     images_per_shard: int,
     codec: Literal["png", "webp"],
     names: tuple[str, ...] | None,
@@ -284,7 +295,8 @@ def _spec(
         work=work,
         roots={_ROOT: folder.parent},
         config=config,
-        checkpoint=options.checkpoint.resolve(),
+        teacher=options.teacher,
+        classes=options.class_table,
         selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
         lineage={"licences": "unknown"},
     )

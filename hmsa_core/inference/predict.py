@@ -55,23 +55,6 @@ def picture(tiler: Tiler, image: UInt8, scales: Sequence[float], flip: bool, *, 
     return Pictured(image, label, confidence, weights)
 
 
-def plain_classes(count: int) -> ClassTable:
-    """Class table for a checkpoint without class names: numbers, and colours spread over the hues."""
-    hues = np.stack([np.arange(count) * 180 // count, np.full(count, 200), np.full(count, 255)], -1)
-    rgb = cv2.cvtColor(hues.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
-    ids = np.full(256, 255, np.uint8)
-    ids[:count] = np.arange(count)
-    return ClassTable(
-        "unnamed",
-        tuple(str(i) for i in range(count)),
-        tuple((int(r), int(g), int(b)) for r, g, b in rgb),
-        ("other",) * count,
-        ids,
-        ids != 255,
-        tuple(range(count)),
-    )
-
-
 def write_pictures(folder: Path, stem: str, shown: Pictured, classes: ClassTable) -> list[Path]:
     """Write all pictures of one image; returns their paths, the contact sheet last."""
     pictures = {

@@ -3,21 +3,24 @@
     Predictor(model, device, precision)      the network prepared for inference
       .open(image) -> ImagePass              a `ScalePass` of one image
         .label(scales, flip)                 label and confidence, a few rows at a time
+        .probabilities(scales, flip)         probability of each class
         .weights(scales, flip)               weight of each scale at each pixel
     Tiler(predictor).label(image, ...)       the same in overlapping tiles for images too large for memory
 
-Everything here labels through `Tiler`: job, folder, pictures, evaluation. A tile sees less context than the whole image
-(OCR gathers its regions from what it sees), so labels near tile borders can differ. Whether an image is tiled depends
-on its size alone; only when a GPU (or this machine) runs out of memory is the tile halved, and the log says so.
+Everything here labels through `Tiler`: job, folder, pictures, evaluation, networks of other tools (`Engine`). A tile
+sees less context than the whole image (OCR gathers its regions from what it sees), so labels near tile borders can
+differ. Whether an image is tiled depends on its size alone; only when a GPU (or this machine) runs out of memory is
+the tile halved, and the log says so.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -45,6 +48,7 @@ _GRID = 32  # pixels; the trunk's coarsest grid: tiles start on it, so that they
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
+T = TypeVar("T")
 
 
 def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
@@ -83,7 +87,28 @@ def label_image(
     return Tiler(model).label(image, scales, flip, kind=kind, size=size)
 
 
-class Predictor:
+class Engine(ABC):
+    """A network on one device, as `ImagePass` and `Tiler` run it."""
+
+    device: torch.device
+    kind: str  # of the fusion over scales
+    precision: str
+    pairs = False  # image and mirror image in one batch
+
+    @abstractmethod
+    def open(self, image: UInt8) -> ImagePass:
+        """Begin with one image, uint8 HxWx3 RGB."""
+
+    @abstractmethod
+    def run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Raw scores and attention (float32, on any grid) of B x 3 x H x W normalised images."""
+
+    def check_kind(self, kind: str) -> str:
+        """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
+        return resolve_kind(kind, self.kind)
+
+
+class Predictor(Engine):
     """A model made ready for inference on one device.
 
     Args:
@@ -110,22 +135,14 @@ class Predictor:
         mean, std = (np.array(inference.get(k) or v, float) for k, v in (("mean", MEAN), ("std", STD)))
         if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
-        # 256 values a channel: (value / 255 - mean) / std, as in training.
-        self._table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
+        self._table = normalising_table(mean, std)
         self._dtype = _DTYPES[self.precision]
         self._model = prepare(model, self.device, self._dtype, in_place=in_place)
         self.pairs = self.device.type == "cuda"  # image and mirror image in one batch: better use of a GPU
 
     def open(self, image: UInt8) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise InputError(f"an image must be uint8 HxWx3 RGB, found {image.dtype} {image.shape}")
-        pixels = np.asarray(cv2.LUT(np.ascontiguousarray(image), self._table), np.float32)
-        return ImagePass(self, torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None])
-
-    def check_kind(self, kind: str) -> str:
-        """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
-        return resolve_kind(kind, self.kind)
+        return ImagePass(self, normalised(image, self._table).to(self.device))
 
     def run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Raw scores and attention (float32, on the trunk's grid) of B x 3 x H x W normalised images."""
@@ -133,11 +150,24 @@ class Predictor:
             return run_scale(self._model, images.to(self._dtype, memory_format=torch.channels_last), attention)
 
 
+def normalising_table(mean: NDArray[np.float64], std: NDArray[np.float64]) -> Float32:
+    """256 values a channel: (value / 255 - mean) / std, as in training."""
+    return ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
+
+
+def normalised(image: UInt8, table: Float32) -> Tensor:
+    """An image, uint8 HxWx3 RGB, as 1 x 3 x H x W float32 by a `normalising_table`. InputError: no such image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"an image must be uint8 HxWx3 RGB, found {image.dtype} {image.shape}")
+    pixels = np.asarray(cv2.LUT(np.ascontiguousarray(image), table), np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
 class ImagePass(ScalePass):
     """One image, normalised: labels and weights under any setting."""
 
-    def __init__(self, predictor: Predictor, images: Tensor) -> None:
-        super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention))
+    def __init__(self, predictor: Engine, images: Tensor, size: Size | None = None) -> None:
+        super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention), size=size)
         self._predictor = predictor
 
     def label(
@@ -152,14 +182,29 @@ class ImagePass(ScalePass):
         height, width = size or self.size
         fused = self.scores(scales, flip, kind).resized((height, width))
         label, confidence = np.empty((height, width), np.uint8), np.empty((height, width), np.float32)
-        step = block_rows(self._predictor.num_classes * max(width, self.size[1]) * 4, self._predictor.device.type)
         with torch.inference_mode():
-            for y in range(0, height, step):
-                block = slice(y, min(y + step, height))
+            for block in self._blocks(height, width):
                 label[block], confidence[block] = decide(fused(block.start, block.stop)[0])
-        if not np.isfinite(confidence).all():
-            raise HmsaError("the model's scores are not finite", hint="check the checkpoint, or use precision fp32")
+        _check_finite(confidence)
         return label, confidence
+
+    def probabilities(self, scales: Sequence[float], flip: bool) -> Float32:
+        """Softmax of the fused scores, C x H x W float32."""
+        fused, (height, width) = self.scores(scales, flip), self.size
+        found = np.empty((self._channels(), height, width), np.float32)
+        with torch.inference_mode():
+            for block in self._blocks(height, width):
+                found[:, block] = softmax(fused(block.start, block.stop)[0])
+        _check_finite(found)
+        return found
+
+    def _channels(self) -> int:
+        return int(next(iter(self._outputs.values())).logits.shape[1])
+
+    def _blocks(self, height: int, width: int) -> Iterator[slice]:
+        step = block_rows(self._channels() * max(width, self.size[1]) * 4, self._predictor.device.type)
+        for y in range(0, height, step):
+            yield slice(y, min(y + step, height))
 
     def weight_maps(self, scales: Sequence[float], flip: bool, *, kind: str = "model") -> dict[float, Float32]:
         """Weight of each scale at each pixel (float32 HxW); they sum to 1. "max" has none."""
@@ -202,6 +247,21 @@ def decide(scores: Any) -> tuple[UInt8, Float32]:
     below = np.ascontiguousarray(scores - best).reshape(classes, -1)
     cv2.exp(below, dst=below)
     return label, np.reciprocal(below.sum(0)).reshape(label.shape)
+
+
+def softmax(scores: Any) -> Float32:
+    """Probabilities of C x r x W scores (numpy or torch)."""
+    if isinstance(scores, Tensor):
+        return np.asarray(torch.softmax(scores, dim=0).cpu().numpy(), np.float32)
+    below = np.ascontiguousarray(scores - scores.max(0)).reshape(len(scores), -1)
+    cv2.exp(below, dst=below)
+    below /= below.sum(0)
+    return below.reshape(scores.shape)
+
+
+def _check_finite(probabilities: Float32) -> None:
+    if not np.isfinite(probabilities).all():
+        raise HmsaError("the model's scores are not finite", hint="check the checkpoint, or use precision fp32")
 
 
 class Window(NamedTuple):
@@ -250,7 +310,7 @@ def _floor(pixels: int) -> int:
 class Tiler:
     """Labels images whole or in tiles, and remembers which sizes did not fit."""
 
-    def __init__(self, predictor: Predictor, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
+    def __init__(self, predictor: Engine, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
         self.predictor = predictor
         self._whole_pixels, self._tile = whole_pixels, tile
         self._fits: dict[Size, int] = {}  # image size -> tile side that did fit after a failure
@@ -268,11 +328,19 @@ class Tiler:
         Raises:
             TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
         """
+        return self._fitted(image, lambda tile: self._label_at(image, scales, flip, kind, size, tile))
+
+    def probabilities(self, image: UInt8, scales: Sequence[float], flip: bool) -> Float32:
+        """Probabilities of an image, C x H x W float32 (see `ImagePass.probabilities`); tiles and errors as `label`."""
+        return self._fitted(image, lambda tile: self._probabilities_at(image, scales, flip, tile))
+
+    def _fitted(self, image: UInt8, compute: Callable[[int], T]) -> T:
+        """Compute with the tile's side that this image's size has, a smaller one each time that memory ends."""
         shape = (image.shape[0], image.shape[1])
         tile = self._side(shape)
         while True:
             try:
-                return self._label_at(image, scales, flip, kind, size, tile)
+                return compute(tile)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -325,3 +393,14 @@ class Tiler:
         if size is None or size == shape:
             return label, confidence
         return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+
+    def _probabilities_at(self, image: UInt8, scales: Sequence[float], flip: bool, tile: int) -> Float32:
+        shape = (image.shape[0], image.shape[1])
+        if max(shape) <= tile:
+            return self._open(image).probabilities(scales, flip)
+        found = np.empty((0, *shape), np.float32)
+        for window in windows(shape, tile):
+            part = self._open(np.ascontiguousarray(image[window.seen])).probabilities(scales, flip)
+            found = found if len(found) else np.empty((len(part), *shape), np.float32)
+            found[:, *window.kept] = part[:, *window.inner]
+        return found

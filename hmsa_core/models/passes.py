@@ -37,11 +37,13 @@ class ScalePass:
         images: N x 3 x H x W float, normalised.
         kind: the model's fusion kind.
         run: runs the network at one scale.
+        size: of the result, where the network gets images of another size than the picture's.
     """
 
-    def __init__(self, images: Tensor, kind: str, run: RunScale) -> None:
+    def __init__(self, images: Tensor, kind: str, run: RunScale, *, size: Size | None = None) -> None:
         self._images, self._kind, self._run_scale = images, kind, run
-        self.size: Size = (images.shape[-2], images.shape[-1])
+        self._given: Size = (images.shape[-2], images.shape[-1])
+        self.size = size or self._given
         self._outputs: dict[tuple[Size, bool], _Output] = {}
 
     def scores(self, scales: Sequence[float], flip: bool, kind: str = "model") -> Rows:
@@ -94,7 +96,8 @@ class ScalePass:
     def _run_levels(self, kind: str, scales: list[float], mirrored: bool, flip: bool) -> list[Level[Rows]]:
         sizes = [scaled_size(self.size, scale, kind) for scale in scales]
         needs = [kind == "explicit" or (kind == "hierarchical" and i > 0) for i in range(len(scales))]
-        outputs = [self._output(size, mirrored, attention, flip) for size, attention in zip(sizes, needs, strict=True)]
+        given = [scaled_size(self._given, scale, kind) for scale in scales]
+        outputs = [self._output(size, mirrored, attention, flip) for size, attention in zip(given, needs, strict=True)]
         attention = self._attention(kind, outputs, sizes, needs)
         # Enlarging the highest scale and reducing it to the next is often one resize: half of the work.
         then = sizes[1] if kind != "explicit" and len(scales) > 1 and scales[1] >= 1.0 else None
@@ -138,7 +141,7 @@ class ScalePass:
 
     def _resized(self, size: Size) -> Tensor:
         images = self._images
-        if size == self.size or images.device.type != "cpu" or images.dtype not in (torch.float32, torch.float64):
+        if size == self._given or images.device.type != "cpu" or images.dtype not in (torch.float32, torch.float64):
             return resize(images, size)
         pixels = (np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images)  # cheap if channels last
         resized = [cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in pixels]

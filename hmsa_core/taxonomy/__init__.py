@@ -7,6 +7,8 @@ table maps them, never a sequence of in-place replacements.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from hmsa_core.io.atomic import digest, read_json
 from hmsa_core.io.errors import InputError, IntegrityError
 
-__all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vistas_config", "mapillary"]
+__all__ = ["GROUPS", "IGNORE", "ClassTable", "cityscapes", "from_file", "from_vistas_config", "mapillary", "plain"]
 
 IGNORE = 255
 
@@ -227,6 +229,21 @@ def from_vistas_config(path: Path) -> ClassTable:
     if not isinstance(labels, list) or len(labels) not in versions:
         raise InputError(f"{path}: expected a list of 66 or 124 labels, as in Mapillary Vistas' config.json")
     return _from_config(f"mapillary_{versions[len(labels)]}", labels)
+
+
+def plain(names: Sequence[str]) -> ClassTable:
+    """Table of classes of which only names are known: colours are spread over the hues, ids are trainIds."""
+    rgb = [hsv_to_rgb(i / len(names), 200 / 255, 1.0) for i in range(len(names))]
+    known = np.arange(256) < len(names)
+    return ClassTable(
+        "unnamed",
+        tuple(names),
+        tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb),
+        tuple(_group(name) for name in names),
+        np.where(known, np.arange(256), IGNORE).astype(np.uint8),
+        known,
+        tuple(range(len(names))),
+    )
 
 
 _EXAMPLE = (

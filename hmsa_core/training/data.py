@@ -27,13 +27,14 @@ from hmsa_core.data.dataset import CropDataset, init_worker
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.sampling import Centroids
+from hmsa_core.inference.teachers.sources import digest_of, lineage_of
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import ConfigError, HmsaError, TrainingError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import TABLE
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.calibration import load_table
-from hmsa_core.lineage import Lineage, learned, lineage_of_checkpoint
+from hmsa_core.lineage import Lineage, learned
 from hmsa_core.models import read_meta
 from hmsa_core.models.pretrained import weights_file
 from hmsa_core.runtime.ranks import Ranks
@@ -173,8 +174,7 @@ def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
         own = own.union(learned(pseudo.samples, root=pseudo.root_name, source="pseudo"))
     for parent in (spec.init_from, spec.teacher):
         if parent is not None:
-            digest_of_parent = str(read_meta(parent)["weights_sha256"])
-            own = own.union(lineage_of_checkpoint(parent).with_parent(digest_of_parent))
+            own = own.union(lineage_of(parent).with_parent(digest_of(parent)))
     if pseudo is None:
         return own
     teacher = str(pseudo.store.lineage.get("teacher", "unknown"))

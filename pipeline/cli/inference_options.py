@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hmsa_core.config import RuntimeConfig
     from hmsa_core.inference.options import RunOptions
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Checkpoint, scales, flip, and how the machine is used."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="F", help="checkpoint folder or a file in it")
+def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> None:
+    """Checkpoint (or, with `teachers`, any teacher), scales, flip, and how the machine is used."""
+    who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
+    who.add_argument(
+        "--checkpoint", type=Path, required=not teachers, metavar="F", help="checkpoint folder or a file in it"
+    )
+    if teachers:
+        who.add_argument(
+            "--teacher",
+            nargs="+",
+            metavar="SPEC",
+            help="instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)",
+        )
     parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
     parser.add_argument(
         "--flip",
@@ -57,17 +68,22 @@ def pin_threads(args: argparse.Namespace) -> int:
     return threads
 
 
-def read_options(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RunOptions:
+def read_options(args: argparse.Namespace, *, threads: int) -> RunOptions:
     """Fill in what the checkpoint says about itself.
 
     Raises:
         CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
     """
-    from hmsa_core.config import RuntimeConfig
     from hmsa_core.inference.options import run_options
 
-    runtime = RuntimeConfig(ranks=ranks, threads=threads, device=args.device, precision=args.precision)
-    return run_options(args.checkpoint, args.scales, args.flip, runtime)
+    return run_options(args.checkpoint, args.scales, args.flip, runtime_of(args, threads=threads))
+
+
+def runtime_of(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RuntimeConfig:
+    """How the machine is used, as it was asked for."""
+    from hmsa_core.config import RuntimeConfig
+
+    return RuntimeConfig(ranks=ranks, threads=threads, device=args.device, precision=args.precision)
 
 
 def tell(line: str) -> None:

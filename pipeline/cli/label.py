@@ -1,4 +1,4 @@
-"""Label a folder of images with a checkpoint into a label store.
+"""Label a folder of images with a checkpoint, or with a teacher of another tool, into a label store.
 
 Any folder, sub-folders too: JPEG, PNG, WebP, TIFF of any size, EXIF rotation applied, no labels needed. A
 bad image is listed and left out. Stop it at any time: the same command goes on where it was; images
@@ -14,9 +14,13 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.cli.inference_options import add_options, pin_threads, read_options, tell
+from pipeline.cli.inference_options import add_options, pin_threads, runtime_of, tell
+
+if TYPE_CHECKING:
+    from hmsa_core.inference.options import TeacherOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
     )
-    add_options(parser)
+    add_options(parser, teachers=True)
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
+        "teacher's own names)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from hmsa_core.io.process import StopRequest
     from pipeline.launcher import run_job
 
-    options = read_options(args, threads=threads, ranks=args.ranks)
+    options = _options(args, threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Threads that wait in busy loops take the cores from those with work, of other ranks and other programs: a seventh
     # faster on an idle machine, several times slower on any other (docs/inference.md).
@@ -66,6 +76,15 @@ def run(args: argparse.Namespace) -> int:
         f"{counts.left_out} left out\n"
     )
     return 0
+
+
+def _options(args: argparse.Namespace, threads: int) -> TeacherOptions:
+    from hmsa_core.data.layouts import load_classes
+    from hmsa_core.inference.options import teacher_options
+
+    classes = load_classes(Path(), args.classes) if args.classes else None
+    runtime = runtime_of(args, threads=threads, ranks=args.ranks)
+    return teacher_options(args.teacher or args.checkpoint, classes, args.scales, args.flip, runtime)
 
 
 def _pin_threads(args: argparse.Namespace) -> int:

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
     options = read_options(args, threads=pin_threads(args))
     from hmsa_core.data.decode import read_image
-    from hmsa_core.inference.predict import open_tiler, picture, plain_classes, write_pictures
-    from hmsa_core.taxonomy import ClassTable
+    from hmsa_core.inference.predict import open_tiler, picture, write_pictures
+    from hmsa_core.taxonomy import ClassTable, plain
 
     tiler = open_tiler(options.checkpoint, options.runtime)
     table = options.meta.get("class_table")
-    classes = ClassTable.from_json(table) if table else plain_classes(options.meta["num_classes"])
+    classes = ClassTable.from_json(table) if table else plain([str(i) for i in range(options.meta["num_classes"])])
     for path in args.images:
         shown = picture(tiler, read_image(path), options.scales, options.flip, mode=args.mode)
         sheet = write_pictures(args.out, path.stem, shown, classes)[-1]

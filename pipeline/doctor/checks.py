@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.atomic import is_left_over, is_temp, read_json
 from hmsa_core.io.errors import HmsaError, mend_of, one_line
 from hmsa_core.io.locks import probe_locks
@@ -28,6 +29,7 @@ from pipeline.named_files import mend_of_root, missing_files
 from pipeline.nightly import history
 from pipeline.nightly.gatekeeper import looks, measured_aa
 from pipeline.nightly.registry import Registry
+from pipeline.stages.support import labelling_teacher
 from pipeline.workspace import Workspace
 
 _Check = Callable[[], Iterator[Finding]]
@@ -156,6 +158,9 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
 
 def _scales(ws: Workspace) -> Iterator[Finding]:
     """Scales of inference that the teacher's training does not show: attention does not notice (docs/inference.md)."""
+    if ws.params.auto_infer.teacher is not None:
+        yield from _foreign_teacher(ws)
+        return
     recipe = ws.params.teacher_train
     shown = ModelOptions(**recipe.model.options(), num_classes=1).training_scales  # of one pass
     low, high = recipe.augment.scale_min * min(shown), recipe.augment.scale_max * max(shown)
@@ -163,6 +168,15 @@ def _scales(ws: Workspace) -> Iterator[Finding]:
     if strange:
         text = f"auto_infer.scales: {strange} not among what teacher_train shows ({low:g} to {high:g})"
         yield Finding("scales", "warning", text, "leave it out, or widen teacher_train.augment.scale_min / scale_max")
+
+
+def _foreign_teacher(ws: Workspace) -> Iterator[Finding]:
+    """Whether the files of `auto_infer.teacher` are there, and the tables beside them can be read."""
+    try:
+        for source in parse(labelling_teacher(ws)):
+            _ = source.names, source.files
+    except HmsaError as error:
+        yield Finding("auto_infer.teacher", "broken", error.message, error.hint or "correct it in params.yaml")
 
 
 def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ models are scored on the same bootstrap draws of blocks. A candidate is promoted
    shown at its level. A class that is not judged still stops the promotion by a loss that chance does not explain.
 3. Veto classes (persons, riders): recall is neither significantly lower nor lower by more than its allowance.
 4. The pinned reference champion is not lost sight of: losses that are each too small to see must not add up.
+5. What the candidate learned from is known, through all its parents and teachers: else it is not proven that it never
+   saw the images that judge it.
 
 The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha, which sums to alpha over all
 nights. Guards 2 and 3 have all of alpha for each candidate. At a smaller level a noisy class could not be judged at
@@ -106,6 +108,7 @@ def judge(
     looks: int = 1,
     champion: Judged | None = None,
     aa_mean_iou: Sequence[float] = (),
+    unknown: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare a candidate with the incumbent; return the verdict as JSON (see the module's text).
@@ -117,6 +120,7 @@ def judge(
         config: thresholds and allowances.
         looks: which look at this report set this is (1 = the first).
         aa_mean_iou: mean IoU of A/A trainings (same recipe, other seeds) on the same images.
+        unknown: in words, what the candidate learned from and cannot be traced.
         seed: of the bootstrap draws.
 
     Returns:
@@ -132,7 +136,7 @@ def judge(
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
     rows = _class_rows(new, old, classes, config)
     champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
-    reasons = _reasons(mean, rows, champion_row, drawn.number, config)
+    reasons = [*_reasons(mean, rows, champion_row, drawn.number, config), *_unproven(unknown)]
     verdict = {
         "promote": not reasons,
         "reasons": reasons,
@@ -144,6 +148,7 @@ def judge(
         "alpha_total": config.alpha,
         "blocks": drawn.number,
         "images": len(blocks),
+        "unknown_lineage": list(unknown),
         "candidate": candidate.name,
         "incumbent": incumbent.name,
         "notes": [*_veto_note(config, classes), *_class_note(rows)],
@@ -178,6 +183,15 @@ def _reasons(
     if not config.enabled:
         found.append("promotion is switched off (evaluate.gate.enabled)")
     return found
+
+
+def _unproven(unknown: Sequence[str]) -> list[str]:
+    if not unknown:
+        return []
+    return [
+        f"that the candidate never saw the report images is not proven: {unknown[0]}"
+        + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
+    ]
 
 
 def _veto_note(config: GateConfig, classes: Sequence[str]) -> list[str]:

@@ -37,6 +37,7 @@ from pipeline.stages.support import (
     INDEX,
     evaluate_model,
     fine_data,
+    labelling_teacher,
     role_index,
     samples_digest,
     train_model,
@@ -99,7 +100,7 @@ def measure_aa(ws: Workspace, runs: int) -> dict[str, Any]:
         raise ConfigError(f"{runs} A/A training says nothing about a spread: at least 2 are needed")
     if not ws.path("labels/final/manifest.json").exists():
         raise InputError(f"{ws.path('labels/final')}: no auto-labels yet", hint="run `dvc repro` first")
-    check_teacher(ws.path("labels/final"), ws.teacher())
+    check_teacher(ws.path("labels/final"), labelling_teacher(ws))
     check_space(ws, "models aa", training.disk_estimate(ws.params.student_train, models=runs))
     samples = precision.fine_samples(ws, "report")
     if not samples:
@@ -134,13 +135,13 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     """The student of this seed, as student-train makes it."""
     _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
     config = ws.params.student_train.model_copy(update={"seed": seed})
-    teacher, labels = ws.teacher(), ws.path("labels/final")
+    teacher, by, labels = ws.teacher(), labelling_teacher(ws), ws.path("labels/final")
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     # The job's name is part of the key: under the student's own name the student's training is found.
     job = "student" if number == 0 else f"aa-{seed}"
     stage = "student-train"
-    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=teacher, teacher=teacher) / "model"
+    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=teacher, teacher=by) / "model"
 
 
 def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:
@@ -231,6 +232,7 @@ def _judge_tonight(ws: Workspace) -> dict[str, Any]:
         looks=count_look(ws, weights, new.images),
         champion=champion,
         aa_mean_iou=aa.get("mean_iou", []),
+        unknown=stored["unknown_lineage"],
         seed=ws.params.evaluate.seed,
     )
     if unscored:

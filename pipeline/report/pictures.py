@@ -16,11 +16,13 @@ from PIL import Image
 
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.teachers.sources import only_checkpoint
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, NoSpaceError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels import ConfidenceCode, LabelStore
 from pipeline.render import Raw, data_uri, esc
+from pipeline.stages.support import labelling_teacher, weights_of
 from pipeline.workspace import Workspace
 
 UInt8 = NDArray[np.uint8]
@@ -56,13 +58,14 @@ def choose(ws: Workspace, count: int) -> list[Sample]:
 
 
 def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
-    """Draw the chosen images; scale weights come from one `predict` job of the teacher."""
+    """Draw the chosen images; scale weights come from one `predict` job of the checkpoint that labelled them."""
     if not samples:
         return []
     index = Index.load(ws.path("data/index/target.parquet"))
     root, palette = ws.roots[index.root], index.classes.palette()
     raw, final = LabelStore.open(ws.path("labels/raw")), LabelStore.open(ws.path("labels/final"))
-    weights = _weights(ws, [root / s.image for s in samples])
+    checkpoint = only_checkpoint(labelling_teacher(ws))  # others have no weights of scales
+    weights = _weights(ws, checkpoint, [root / s.image for s in samples]) if checkpoint else None
     edges = np.array([float(e) for e in ConfidenceCode().edges])
     drawn = []
     for sample in samples:
@@ -76,7 +79,8 @@ def strips(ws: Workspace, samples: list[Sample]) -> list[Strip]:
         pictures += [(text, _uri(palette[ids], Image.Resampling.NEAREST)) for text, ids in labels.items()]
         confidence = np.rint(edges[code] * 255).astype(np.uint8)
         pictures.append(("confidence (white = 1)", _uri(confidence, Image.Resampling.BILINEAR)))
-        for path in sorted((weights / Path(sample.image).stem).glob("*_weight_*x.png"), key=_scale_of):
+        drawings = (weights / Path(sample.image).stem).glob("*_weight_*x.png") if weights else ()
+        for path in sorted(drawings, key=_scale_of):
             weight = _uri(np.asarray(Image.open(path)), Image.Resampling.BILINEAR)
             pictures.append((f"weight of {_scale_of(path):g}x (white = 1)", weight))
         drawn.append(Strip(sample.name, pictures))
@@ -87,10 +91,10 @@ def _scale_of(path: Path) -> float:
     return float(path.stem.rsplit("_", 1)[1].removesuffix("x"))
 
 
-def _weights(ws: Workspace, images: list[Path]) -> Path:
+def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     """Folder with one sub-folder an image that holds its `*_weight_*x.png` (cached by content)."""
     config = ws.params.auto_infer
-    weights = atomic.read_json(ws.teacher() / "model.json")["weights_sha256"]
+    weights = weights_of(checkpoint)
     key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]
     folder = ws.path(f"work/report/{key}")
     done = folder / "done.json"
@@ -100,7 +104,7 @@ def _weights(ws: Workspace, images: list[Path]) -> Path:
         out = folder / image.stem
         out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images)]
-    command += ["--checkpoint", str(ws.teacher()), "--out", str(folder / "all")]
+    command += ["--checkpoint", str(checkpoint), "--out", str(folder / "all")]
     command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
     me = os.getpid()
     ended = subprocess.run(

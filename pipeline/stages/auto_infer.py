@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.teachers.sources import lineage_of
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import ConfidenceCode, StoreStatistics
 from hmsa_core.labels.store.writer import publish_store
-from hmsa_core.lineage import lineage_of_checkpoint
 from pipeline import plots
-from pipeline.stages.support import infer_store, left_out, role_index, warn, write_metrics
+from pipeline.stages.support import infer_store, labelling_teacher, left_out, role_index, warn, write_metrics
 from pipeline.workspace import Workspace
 
 STAGE = "auto-infer"
@@ -37,7 +37,7 @@ def run(ws: Workspace) -> None:
             hint="see data.roles.unlabelled_splits in params.yaml",
         )
     taught = self_taught(ws, samples)
-    store = infer_store(ws, STAGE, "auto-infer", ws.params.auto_infer, ws.teacher(), index, names)
+    store = infer_store(ws, STAGE, "auto-infer", ws.params.auto_infer, labelling_teacher(ws), index, names)
     publish_store(store, ws.path("labels/raw"))
     missing = left_out(store)
     if missing:
@@ -54,7 +54,7 @@ def run(ws: Workspace) -> None:
 
 def self_taught(ws: Workspace, samples: Iterable[Sample]) -> int:
     """How many images the teacher has learned from by labels of an earlier teacher."""
-    images = lineage_of_checkpoint(ws.teacher()).images
+    images = lineage_of(labelling_teacher(ws)).images
     return sum(s.image_sha256 in images and images[s.image_sha256].source == "pseudo" for s in samples)
 
 

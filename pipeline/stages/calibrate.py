@@ -18,7 +18,7 @@ from hmsa_core.labels.thresholds.calibration import choose_policy, save_table
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
-from pipeline.stages.support import role_index, warn, write_metrics
+from pipeline.stages.support import labelling_teacher, role_index, warn, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 STAGE = "calibrate"
@@ -38,9 +38,8 @@ def run(ws: Workspace) -> None:
     if not samples:
         _record_skip(ws)
         return
-    teacher = ws.teacher()
-    judgement = precision.judge(ws, samples, {"teacher": teacher})
-    found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names, teacher)
+    judgement = precision.judge(ws, samples, {"teacher": labelling_teacher(ws)})
+    found = precision.measure(ws, STAGE, "calibrate", "calibrate", judgement.names)
     _, table, policy = calibrate(found.judged, config=ws.params.calibrate)
     with new_tree(ws.path(OUT)) as out:
         found.curves.save(out / "curves.json")

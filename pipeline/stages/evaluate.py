@@ -79,7 +79,7 @@ def run(ws: Workspace) -> None:
         name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in ws.params.evaluate.settings}
         for name, folder in folders.items()
     }
-    found = precision.measure(ws, STAGE, "kept", "report", judgement.names, ws.teacher())
+    found = precision.measure(ws, STAGE, "kept", "report", judgement.names)
     policy = precision.chosen_policy(ws, found.store)
     kept = precision.kept_figures(found.judged, policy, ws.params.calibrate) | {"region": "all"}
     if found.judged is not found.curves:
@@ -87,7 +87,7 @@ def run(ws: Workspace) -> None:
         kept["all_pixels"] = precision.kept_figures(found.curves, policy, ws.params.calibrate)
     classes = found.curves.classes.classes
     kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
-    verdict = _verdict(ws, models, results, classes)
+    verdict = _verdict(ws, models, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
         _publish_counts(ws, folders, out)
@@ -144,7 +144,9 @@ def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> 
     )
 
 
-def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classes: tuple[str, ...]) -> dict[str, Any]:
+def _verdict(
+    ws: Workspace, models: Mapping[str, Path], results: Results, judgement: Judgement, classes: tuple[str, ...]
+) -> dict[str, Any]:
     """The gate's verdict on the student against the incumbent under the main setting."""
     config = ws.params.evaluate
     main = config.settings[0].name
@@ -157,6 +159,7 @@ def _verdict(ws: Workspace, models: Mapping[str, Path], results: Results, classe
         classes,
         config.gate,
         champion=judged.get(_champion(ws, models) or ""),
+        unknown=judgement.unknown_of("student"),
         seed=config.seed,
     )
     return verdict | {

@@ -21,6 +21,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.data.transforms import Dice, JointAugment
+from hmsa_core.inference.teachers.sources import Spec, lineage_of
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.spec import CalibrateConfig
@@ -32,7 +33,7 @@ from hmsa_core.leaks import Judgement, judge_only_unseen
 from hmsa_core.taxonomy import IGNORE
 from pipeline import plots
 from pipeline.params import MEASURED_POLICIES
-from pipeline.stages.support import infer_store, role_index, warn
+from pipeline.stages.support import infer_store, labelling_teacher, role_index, warn
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 UInt8 = NDArray[np.uint8]
@@ -58,12 +59,12 @@ def fine_samples(ws: Workspace, role: str) -> list[Sample]:
     return Index.load(role_index(ws, role)).select(kinds=("fine",))
 
 
-def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> Judgement:
+def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Spec]) -> Judgement:
     """Leave out what a judged model learned from (`evaluate.max_leaked`, `max_gap`, `max_distance`)."""
     config = ws.params.evaluate
     return judge_only_unseen(
         samples,
-        models,
+        {name: lineage_of(model) for name, model in models.items()},
         max_leaked=config.max_leaked,
         max_gap=config.max_gap,
         max_distance=config.max_distance,
@@ -71,14 +72,14 @@ def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Path]) -> J
     )
 
 
-def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...], teacher: Path) -> Precision:
-    """Label the named images of a role and count right and wrong pixels by class and code.
+def measure(ws: Workspace, stage: str, job: str, role: str, names: tuple[str, ...]) -> Precision:
+    """Let `labelling_teacher` label the named images of a role; count right and wrong pixels by class and code.
 
     Raises:
         ConfigError: thresholds shall be measured outside of coarse labels, and no calibration image has any.
     """
     index_path = role_index(ws, role)
-    folder = infer_store(ws, stage, job, ws.params.auto_infer, teacher, index_path, names)
+    folder = infer_store(ws, stage, job, ws.params.auto_infer, labelling_teacher(ws), index_path, names)
     store = LabelStore.open(folder, strict=True)
     index = Index.load(index_path)
     config, root = ws.params.calibrate, ws.roots[index.root]

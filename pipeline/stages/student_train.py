@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hmsa_core.config import PseudoConfig
 from hmsa_core.data.index import Index
+from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.io.trees import new_tree
@@ -20,7 +21,7 @@ from hmsa_core.models import read_meta
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
 from pipeline.stages import training
-from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model, weights_of
+from pipeline.stages.support import INDEX, fine_data, labelling_teacher, publish_checkpoint, role_index, train_model
 from pipeline.workspace import Workspace
 
 STAGE = "student-train"
@@ -38,16 +39,16 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Train and publish models/student and models/control."""
     config = ws.params.student_train
-    teacher = ws.teacher()
+    teacher, labeller = ws.teacher(), labelling_teacher(ws)
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
-    check_teacher(labels, teacher)
-    _check_classes(ws, labels, teacher, Index.load(fine.selection.index).classes)
+    check_teacher(labels, labeller)
+    _check_classes(ws, labels, only_checkpoint(labeller), Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
     every, start = config.validate_every, _start(ws, teacher)
     student = train_model(
-        ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=teacher, validate_every=every
+        ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=labeller, validate_every=every
     )
     runs = {"student": student}
     if config.control:
@@ -65,26 +66,29 @@ def _start(ws: Workspace, teacher: Path) -> Path | None:
     return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)
 
 
-def check_teacher(labels: Path, teacher: Path) -> None:
-    """Refuse to start from another teacher than the one that made the labels (it was changed since).
+def check_teacher(labels: Path, teacher: Spec) -> None:
+    """Refuse labels that another teacher made (it was changed since).
 
     Raises:
         ConfigError: the stages before were not run for this teacher.
     """
-    made_by, now = read_manifest(labels)["lineage"].get("teacher"), weights_of(teacher)
+    made_by, now = read_manifest(labels)["lineage"].get("teacher"), digest_of(teacher)
     if made_by != now:
+        told = ", ".join(str(source) for source in parse(teacher))
         raise ConfigError(
-            f"{labels}: labelled by {str(made_by)[:16]}, but {teacher} teaches now ({now[:16]})",
-            hint="`dvc repro` labels with the new teacher first",
+            f"{labels}: labelled by {str(made_by)[:16]}, but {told} teaches now ({now[:16]})",
+            hint="`dvc repro` labels with the new teacher first"
+            if only_checkpoint(teacher)
+            else "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`",
         )
 
 
-def _check_classes(ws: Workspace, labels: Path, teacher: Path, wanted: ClassTable) -> None:
+def _check_classes(ws: Workspace, labels: Path, teacher: Path | None, wanted: ClassTable) -> None:
     """Refuse labels of other classes than the fine ones, with the way out, before a job does it without one."""
     held = ClassTable.from_json(read_manifest(labels)["classes"])
     if held == wanted:
         return
-    known = read_meta(teacher).get("class_table")
+    known = read_meta(teacher).get("class_table") if teacher else None
     if known is None or ClassTable.from_json(known) == wanted:
         hint = (
             "they are older than the last edit of the class file: "

@@ -11,6 +11,7 @@ from hmsa_core import __version__
 from hmsa_core.config import InferConfig, RuntimeConfig, TrainConfig, key_material
 from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import Index, Sample
+from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
 from hmsa_core.io.trees import publish_tree
@@ -51,6 +52,15 @@ def weights_of(checkpoint: Path) -> str:
     return str(read_meta(checkpoint)["weights_sha256"])
 
 
+def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
+    """Who labels, for `auto-infer` and for all that is measured of its labels: `auto_infer.teacher`, else the teacher.
+
+    Students start from, and are judged against, the workspace's own teacher in any case.
+    """
+    chosen = ws.params.auto_infer.teacher
+    return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
+
+
 def samples_digest(samples: list[Sample]) -> str:
     """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
     forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
@@ -82,7 +92,7 @@ def train_model(
     *,
     pseudo: PseudoData | None = None,
     init_from: Path | None = None,
-    teacher: Path | None = None,
+    teacher: tuple[str, ...] | None = None,
     validate_every: int = 0,
 ) -> Path:
     """Train (or go on training, or find trained) and return the folder of the progress with `model/` in it.
@@ -224,7 +234,7 @@ def evaluate_model(
 
 
 def infer_store(
-    ws: Workspace, stage: str, job: str, config: InferConfig, checkpoint: Path, index: Path, names: tuple[str, ...]
+    ws: Workspace, stage: str, job: str, config: InferConfig, teacher: Spec, index: Path, names: tuple[str, ...]
 ) -> Path:
     """Label images into a raw store below `work/`, only those that it lacks; return the store's folder.
 
@@ -233,14 +243,17 @@ def infer_store(
     """
     listed = Index.load(index)
     wanted = {s.name: s.image_sha256 for s in listed.select(names=names)}
-    classes = _classes_of(checkpoint, listed)
-    check_classes(ws, f"{checkpoint}", classes, listed.classes)
+    sources, alone = parse(teacher), only_checkpoint(teacher)
+    classes = listed.classes if alone is None else _classes_of(alone, listed)
+    check_classes(ws, f"{alone}", classes, listed.classes)
+    # `teacher` of the stage's settings is ours: the key holds its digest, the job gets it beside its settings.
+    plain = InferConfig.model_validate(config.model_dump(include=set(InferConfig.model_fields)))
     material = {
         "version": VERSIONS[stage],
-        "config": key_material(config),
-        "teacher": weights_of(checkpoint),
+        "config": key_material(plain),
+        "teacher": digest_of(sources),
         "classes": classes.digest(),
-        **fusion(checkpoint),
+        **({} if alone is None else fusion(alone)),
     }
     work = keys.open_work(ws.work(stage), job, material)
     held = _images_of(work / "store") | _planned(work / "plan.json")
@@ -253,8 +266,8 @@ def infer_store(
             InferSpec(
                 work=work,
                 roots=root_paths(ws),
-                config=config,
-                checkpoint=checkpoint,
+                config=plain,
+                teacher=tuple(str(source) for source in sources),
                 selection=Selection(index=index, names=names),
                 lineage=provenance(stage),
             ),

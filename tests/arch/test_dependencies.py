@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "hmsa_core/inference/cvat_function.py": _declared("exchange"),
     "hmsa_core/models/export.py": _declared("onnx"),
     "hmsa_core/runtime/tracking.py": _declared("tracking"),
+    # Teachers of other tools; a damaged ONNX file is an error of protobuf, which onnx brings.
+    "hmsa_core/inference/teachers": _declared("onnx", "huggingface") | {"protobuf"},
     "pipeline": _declared(),
     "pipeline/inspector": _declared("ui"),
     "pipeline/report": _declared("report"),

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core.inference import infer, labelling
+from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
 from pipeline import launcher
 from pipeline.cli.main import main
@@ -59,13 +60,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(autouse=True)
 def quick_and_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(launcher, "run_job", lambda spec, *, stop: infer.run(spec, job_context(spec.work, stop=stop)))
-    load, loaded = infer.load_predictor, []
+    load, loaded = teacher.load_predictor, []
 
     def once(*args: object) -> object:
         loaded[:] = loaded or [load(*args)]
         return loaded[0]
 
-    monkeypatch.setattr(infer, "load_predictor", once)
+    monkeypatch.setattr(teacher, "load_predictor", once)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it for its job; gone again afterwards
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield

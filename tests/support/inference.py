@@ -76,7 +76,7 @@ def infer_spec(data: Path, work: Path, checkpoint: Path, **changes: Any) -> Infe
     return InferSpec(
         work=work,
         roots={"target": data},
-        checkpoint=checkpoint,
+        teacher=checkpoint,
         selection=selection,
         config=InferConfig(**values),
         lineage={"licences": {"toy": "none"}},

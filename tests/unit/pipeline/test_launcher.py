@@ -36,7 +36,7 @@ def _spec(work: Path, **runtime: object) -> InferSpec:
     return InferSpec(
         work=work,
         roots={"target": work},
-        checkpoint=work,
+        teacher=work,
         selection=Selection(index=work / "i.parquet"),
         config={"runtime": {"device": "cpu", **runtime}},
     )

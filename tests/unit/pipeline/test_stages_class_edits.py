@@ -250,7 +250,7 @@ def test_student_and_control_start_where_params_say(
         student_train.run(ws)
     wanted = None if start is None else ws.path(f"models/{start}")
     assert [begun[job]["init_from"] for job in ("student", "control")] == [wanted, wanted]
-    assert begun["student"]["teacher"] == ws.teacher()  # its images count as seen, wherever the student starts
+    assert begun["student"]["teacher"] == (str(ws.teacher()),)  # its images count as seen, wherever the student starts
 
 
 def _draw(data: Path, name: str, class_id: int) -> None:

@@ -185,7 +185,7 @@ def test_an_unfinished_shard_whose_images_left_the_index_is_given_up(own_data, t
 
 @pytest.mark.parametrize("change", [{"scales": (1.0,)}, {"flip": False}, {"codec": "webp"}])
 def test_labels_of_other_parameters_are_never_mixed(data, own_work, change):
-    with pytest.raises(ConfigError, match="holds labels of another checkpoint, scales, flip, precision"):
+    with pytest.raises(ConfigError, match="holds labels of another teacher, scales, flip, precision"):
         run(data, own_work, **change)
 
 

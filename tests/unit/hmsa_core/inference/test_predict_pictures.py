@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa_core.inference.predict import contact_sheet, open_tiler, picture, plain_classes, write_pictures
+from hmsa_core.inference.predict import contact_sheet, open_tiler, picture, write_pictures
 from hmsa_core.inference.predictor import Predictor, Tiler
+from hmsa_core.taxonomy import plain
 from tests.support.inference import CPU, noise_image, save_model, small_model
 from tests.support.training import class_table
 
@@ -79,7 +80,6 @@ def test_the_maximum_over_scales_has_no_weight_pictures(tilers, tmp_path):
 
 def test_a_checkpoint_without_class_names_gets_numbers_and_different_colours(tmp_path):
     tiler = open_tiler(save_model(tmp_path / "m", small_model(classes=7)), CPU)
-    assert tiler.predictor.num_classes == 7
-    classes = plain_classes(7)
+    classes = plain([str(i) for i in range(tiler.predictor.num_classes)])
     assert classes.classes == tuple("0123456")
     assert len(set(classes.colours)) == 7

@@ -18,9 +18,11 @@ from hmsa_core.io import sealed
 from hmsa_core.io.locks import FileLock
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
+from hmsa_core.taxonomy import cityscapes
 from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.inference import job_context, noise_image, save_model, small_model
+from tests.support.teachers import colour_network, table
 from tests.support.waiting import leave
 
 
@@ -77,6 +79,23 @@ def test_every_readable_image_is_labelled_upright_and_bad_ones_are_listed(folder
     expected, _ = label_image(Predictor(small_model()), noise_image(0, 40, 56), (0.5, 1.0), False)
     assert (store.read("a")[0] == expected).mean() > 0.999
     assert store.lineage["scales"] == [0.5, 1.0]
+
+
+def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(folder, tmp_path, capsys):
+    net = table(colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n")
+    given = ["label", "--images", str(folder / "frames"), "--device", "cpu", "--threads", "1"]
+    given += ["--teacher", f"onnx:{net}", "--out", str(tmp_path / "store")]
+    assert main(given) == 2
+    assert "which classes the labels shall have is not known" in capsys.readouterr().err
+    assert main([*given, "--classes", "cityscapes", "--scales", "0.5,1"]) == 0
+    assert "4 images labelled, 0 were labelled before, 3 left out" in capsys.readouterr().out
+    store = LabelStore.open(tmp_path / "store", strict=True)
+    assert store.classes == cityscapes()
+    assert set(np.unique(store.read("a")[0])) <= {cityscapes().index("road"), cityscapes().index("sky")}
+    assert main([*given, "--classes", "cityscapes", "--scales", "0.5,1"]) == 0
+    assert "0 images labelled, 4 were labelled before" in capsys.readouterr().out
+    assert main([*given, "--classes", "cityscapes"]) == 2
+    assert "holds labels of another teacher, scales" in capsys.readouterr().err
 
 
 def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, capsys):
@@ -153,7 +172,7 @@ def test_other_scales_need_another_store(folder, tmp_path, capsys):
     assert label(folder, tmp_path / "store") == 0
     before = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
     assert label(folder, tmp_path / "store", "--scales", "1") == 2
-    assert "labels of another checkpoint, scales" in capsys.readouterr().err
+    assert "labels of another teacher, scales" in capsys.readouterr().err
     after = np.asarray([p.stat().st_mtime_ns for p in sorted((tmp_path / "store").rglob("*.parquet"))])
     np.testing.assert_array_equal(before, after)
 

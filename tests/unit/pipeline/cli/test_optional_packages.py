@@ -16,7 +16,7 @@ WITHOUT = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"prefect", "dvc", "fastapi", "starlette", "uvicorn", "matplotlib"}:
+        if name.partition(".")[0] in {"prefect", "dvc", "fastapi", "starlette", "uvicorn", "matplotlib", "onnx", "transformers"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 from pipeline.cli.main import main
@@ -39,13 +39,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("serve STORE --export PAGE --threshold 0.9", ""),
         ("verify STORE", ""),
         ("serve STORE --port 0", "uvicorn is not installed; this command needs the optional packages [ui]"),
+        (
+            "label --images IMAGES --out OUT --classes cityscapes --teacher onnx:STORE/manifest.json",
+            "onnx is not installed; this command needs the optional packages [onnx]",
+        ),
     ],
 )
 def test_a_command_needs_no_more_packages_than_it_uses(store: Path, tmp_path: Path, command: str, lacks: str) -> None:
-    arguments = command.replace("STORE", str(store)).replace("PAGE", str(tmp_path / "page")).split()
+    arguments = command.replace("STORE", str(store)).replace("PAGE", str(tmp_path / "page"))
+    arguments = arguments.replace("IMAGES", str(tmp_path)).replace("OUT", str(tmp_path / "out")).split()
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, cwd=REPO, check=False
     )
     assert done.returncode == (2 if lacks else 0), done.stderr
-    told = f"error: {lacks}\nhint: pip install 'hmsa-autolabel[ui]'\n"
+    told = f"error: {lacks}\nhint: pip install 'hmsa-autolabel[{lacks.rpartition('[')[2]}'\n"
     assert not lacks or done.stderr == told

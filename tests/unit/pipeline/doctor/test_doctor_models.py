@@ -16,6 +16,7 @@ from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
+from tests.support.chain import set_params
 from tests.support.findings import broken, found, states
 
 
@@ -30,6 +31,13 @@ def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
     monkeypatch.chdir(workspace.root)
     assert main(told.mend.split()[1:]) == 0
     assert "teacher" not in states(workspace.root)
+
+
+def test_a_network_that_shall_label_and_is_not_there_is_named(workspace: Workspace) -> None:
+    set_params(workspace.root, {"auto_infer.teacher": ["onnx:net.onnx", "models/teacher"]})
+    told = found(workspace.root, "auto_infer.teacher")
+    assert (told.state, told.mend) == ("broken", "correct it in params.yaml")
+    assert told.text.endswith("net.onnx: no such file")
 
 
 def _checkpoint(folder: Path, weights: bytes = b"weights") -> Path:

@@ -43,7 +43,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
+def _night(ws: Workspace, accuracy: float, weights: bytes, *unknown: str) -> None:
     sha = atomic.write_bytes(ws.path("models/student/model.safetensors"), weights)
     sealed.write(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
     names = np.array([f"i{i}" for i in range(120)])
@@ -52,7 +52,8 @@ def _night(ws: Workspace, accuracy: float, weights: bytes) -> None:
         path = ws.path(f"evaluation/confusions-{model}.npz")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, names=names, blocks=blocks, confusions=_confusions(level, seed))
-    atomic.write_json(ws.path("evaluation/verdict.json"), {"candidate_weights_sha256": sha, "gain": {}})
+    verdict = {"candidate_weights_sha256": sha, "gain": {}, "unknown_lineage": list(unknown)}
+    atomic.write_json(ws.path("evaluation/verdict.json"), verdict)
 
 
 def _change(ws: Workspace, key: str, value: object) -> None:
@@ -68,6 +69,16 @@ def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
     again = apply_verdict(workspace)
     assert again["promoted"] is None
     assert "teaches already" in again["decision"]
+
+
+def test_a_student_of_a_teacher_whose_images_are_unknown_is_kept_out(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    gap = "onnx 0123: what it learned from is not listed"
+    _night(workspace, 0.9, b"good", gap)
+    told = apply_verdict(workspace)
+    assert told["promoted"] is None
+    assert told["reasons"] == [f"that the candidate never saw the report images is not proven: {gap}"]
+    assert told["unknown_lineage"] == [gap]
 
 
 def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_back(workspace: Workspace) -> None:

@@ -1,0 +1,149 @@
+"""A teacher's classes become ours: by a table, else by equal names, else by their order. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmsa_core.inference.teachers.sources import Source, Spec, parse
+from hmsa_core.io.errors import ConfigError, did_you_mean
+from hmsa_core.models.checkpoint import read_meta
+from hmsa_core.taxonomy import IGNORE, ClassTable, plain
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """From a teacher's channels to our classes."""
+
+    source: Source
+    classes: ClassTable
+    targets: dict[int, int]  # channel -> trainId; channels that are not here count for no class
+    channels: int | None  # None = not known before the first image
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the teacher's channels are our classes in our order."""
+        count = self.classes.num_classes
+        return self.channels == count and self.targets == {i: i for i in range(count)}
+
+    @property
+    def never(self) -> tuple[str, ...]:
+        """Names of our classes that this teacher does not know."""
+        known = set(self.targets.values())
+        return tuple(name for i, name in enumerate(self.classes.classes) if i not in known)
+
+    def apply(self, theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of our classes, C x H x W, from those of the teacher's, T x H x W: sums of what maps to each.
+
+        Raises:
+            ConfigError: the teacher gives another number of classes than is known of it.
+        """
+        self.check(len(theirs))
+        if self.is_identity:
+            return theirs
+        ours = np.zeros((self.classes.num_classes, *theirs.shape[1:]), np.float32)
+        for channel, target in self.targets.items():
+            ours[target] += theirs[channel]
+        return ours
+
+    def check(self, found: int) -> None:
+        """ConfigError: the teacher gives `found` channels, which does not fit the names or the table."""
+        if self.channels is not None and found != self.channels:
+            known = (
+                f"{len(self.source.names)} names" if self.source.names else f"{self.classes.name} has {self.channels}"
+            )
+            raise ConfigError(
+                f"{self.source}: gives {found} classes, but {known}",
+                hint=f"say which is which in {self.source.table_path}",
+            )
+        if max(self.targets) >= found:
+            raise ConfigError(
+                f"{self.source.table_path}: there is no class {max(self.targets)}, only {found} from 0 on"
+            )
+
+
+def class_map(source: Source, classes: ClassTable) -> ClassMap:
+    """How a teacher's classes become ours: by its table, else by equal names, else by their order.
+
+    Raises:
+        ConfigError: a name that no class has; numbers that are none; nothing is mapped.
+    """
+    names, table = source.names, source.table.classes
+    if table is not None:
+        targets = _by_table(source, table, classes)
+    elif names:
+        targets = _by_names(source, classes)
+    else:
+        return ClassMap(source, classes, {i: i for i in range(classes.num_classes)}, classes.num_classes)
+    return ClassMap(source, classes, targets, len(names) or None)
+
+
+def _by_names(source: Source, classes: ClassTable) -> dict[int, int]:
+    ours = {name.lower(): i for i, name in enumerate(classes.classes)}
+    strangers = [name for name in source.names if name.lower() not in ours]
+    if strangers:
+        near = did_you_mean(strangers[0].lower(), ours, f"the classes are: {', '.join(classes.classes[:8])}, ...")
+        raise ConfigError(
+            f"{source}: {len(strangers)} of its {len(source.names)} classes are none of {classes.name}, "
+            f"the first: {strangers[0]!r} ({near})",
+            hint=f"write {source.table_path}: `classes: {{{strangers[0]}: OURS, ...}}`; what it leaves out is ignored",
+        )
+    return {i: ours[name.lower()] for i, name in enumerate(source.names)}
+
+
+def _by_table(source: Source, table: dict[int | str, int | str | None], classes: ClassTable) -> dict[int, int]:
+    targets = {
+        channel: _target(source, ours, classes)
+        for theirs, ours in table.items()
+        if ours is not None and ours != IGNORE
+        for channel in _channels(source, theirs)
+    }
+    # Names are checked where they are ignored, too.
+    for theirs in table:
+        _channels(source, theirs)
+    if not targets:
+        raise ConfigError(f"{source.table_path}: no class is mapped to one of {classes.name}")
+    return targets
+
+
+def _channels(source: Source, theirs: int | str) -> list[int]:
+    names = [name.lower() for name in source.names]
+    if isinstance(theirs, str) and theirs.lower() in names:
+        return [i for i, name in enumerate(names) if name == theirs.lower()]
+    number = theirs if isinstance(theirs, int) else int(theirs) if theirs.isdecimal() else None
+    if number is not None and number >= 0 and (not names or number < len(names)):
+        return [number]
+    known = f"it has {len(names)} classes: {', '.join(source.names[:8])}" if names else "it has numbers only"
+    raise ConfigError(
+        f"{source.table_path}: the teacher has no class {theirs!r}: {did_you_mean(str(theirs).lower(), names, known)}"
+    )
+
+
+def _target(source: Source, ours: int | str, classes: ClassTable) -> int:
+    if isinstance(ours, int):
+        if not 0 <= ours < classes.num_classes:
+            raise ConfigError(f"{source.table_path}: {classes.name} has no class {ours}, only {classes.num_classes}")
+        return ours
+    names = [name.lower() for name in classes.classes]
+    if ours.lower() not in names:
+        near = did_you_mean(ours.lower(), names, f"the classes are: {', '.join(classes.classes)}")
+        raise ConfigError(f"{source.table_path}: {classes.name} has no class {ours!r}: {near}")
+    return names.index(ours.lower())
+
+
+def own_classes(teacher: Spec) -> ClassTable:
+    """The classes that a teacher names itself, where no others are asked for.
+
+    Raises:
+        ConfigError: it names none, or a table maps them to others that are not given.
+    """
+    for source in parse(teacher):
+        if source.table.classes is None and source.names:
+            meta = read_meta(source.path) if source.family == "checkpoint" else {}
+            return ClassTable.from_json(meta["class_table"]) if meta.get("class_table") else plain(source.names)
+    raise ConfigError(
+        f"{parse(teacher)[0]}: which classes the labels shall have is not known",
+        hint="give --classes: a class file (docs/own-data.md), or cityscapes, mapillary_v1.2, mapillary_v2.0",
+    )

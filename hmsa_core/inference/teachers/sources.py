@@ -1,0 +1,301 @@
+"""A teacher as people write it, the files behind it and their digests, what it learned from. No torch here.
+
+    FOLDER         one of our checkpoints
+    onnx:FILE      a network that onnxruntime runs
+    hf:FOLDER      a folder of transformers with a network for semantic segmentation
+    scores:FOLDER  probabilities of each image, made elsewhere (`teachers.scores`)
+
+Several of them are an ensemble. What the files do not say, a table beside them does: `FILE.teacher.yaml` or
+`FOLDER/teacher.yaml` (`Table`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, Strict, ValidationError
+
+from hmsa_core.config import PositiveInt, Section
+from hmsa_core.io.atomic import digest, read_json, sha256_file
+from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
+from hmsa_core.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.models.checkpoint import read_meta
+from hmsa_core.taxonomy import ClassTable
+
+FAMILIES = ("onnx", "hf", "scores")
+SCORE_SUFFIXES = (".npz", ".npy", ".png")
+_METHOD = 1  # raised when teachers of other tools are run in another way: labels are then not mixed
+Triple = Annotated[tuple[float, float, float], Strict(False)]
+
+
+class Table(Section):
+    """`teacher.yaml`: what a teacher's files do not say themselves."""
+
+    names: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, description="of its classes, in order")
+    classes: dict[int | str, int | str | None] | None = Field(
+        None, description="its class (name or number) -> ours; classes that are left out, or null, are ignored"
+    )
+    mean: Triple | None = Field(None, description="of RGB values in [0, 1]")
+    std: Triple | None = Field(None, description="of RGB values in [0, 1]")
+    size: Annotated[tuple[PositiveInt, PositiveInt], Strict(False)] | None = Field(
+        None, description="pixels, height x width that images are brought to; null = their own"
+    )
+    multiple: PositiveInt = Field(1, description="pixels; sides of images are rounded to it")
+    output: Literal["logits", "probabilities"] | None = Field(
+        None, description="of a network; null = what the file's metadata says, else logits"
+    )
+    provider: str = Field("CPUExecutionProvider", description="of onnxruntime")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One teacher: its family and its path."""
+
+    family: str  # checkpoint | onnx | hf | scores
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path) if self.family == "checkpoint" else f"{self.family}:{self.path}"
+
+    @property
+    def table_path(self) -> Path:
+        """Where the table lies, there or not."""
+        return (
+            self.path / "teacher.yaml" if self.path.is_dir() else self.path.with_name(f"{self.path.name}.teacher.yaml")
+        )
+
+    @cached_property
+    def table(self) -> Table:
+        """The table beside the files; the defaults where there is none. ConfigError: a mistake in it."""
+        path = self.table_path
+        if not path.is_file():
+            return Table()
+        try:
+            return Table.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is no YAML ({error})") from error
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {_fault(error)}") from None
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files that decide what it computes. InputError: they are not there, or of a form that is refused."""
+        return _FILES[self.family](self.path)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of its classes in the order of its channels; empty where nothing tells them."""
+        return self.table.names or _NAMES[self.family](self.path)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of everything that decides what it computes; of a checkpoint, that of its weights."""
+        if self.family == "checkpoint":
+            weights = str(read_meta(self.path)["weights_sha256"])
+            return weights if self.table == Table() else digest({"weights": weights, "table": self._table_json()})
+        return digest({"method": _METHOD, "family": self.family, "files": self.sha256s, "table": self._table_json()})
+
+    @cached_property
+    def sha256s(self) -> dict[str, str]:
+        """SHA-256 of each file, by its path in the teacher's folder; the name of a single file does not matter."""
+        return {
+            "" if file == self.path else file.relative_to(_folder(self.path)).as_posix(): sha256_file(file)
+            for file in self.files
+        }
+
+    def _table_json(self) -> dict[str, Any]:
+        return self.table.model_dump(mode="json")
+
+
+Spec = str | Path | Source | Sequence[str | Path | Source]
+
+
+def parse(teacher: Spec) -> tuple[Source, ...]:
+    """Read what people write. ConfigError: an unknown family, or nothing. Whether files are there is not looked at."""
+    given = [teacher] if isinstance(teacher, str | Path | Source) else list(teacher)
+    if not given:
+        raise ConfigError("no teacher is given", hint="a checkpoint folder, onnx:FILE, hf:FOLDER or scores:FOLDER")
+    return tuple(one if isinstance(one, Source) else _one(str(one)) for one in given)
+
+
+def _one(text: str) -> Source:
+    family, colon, rest = text.partition(":")
+    if colon and family in FAMILIES and rest:
+        return Source(family, Path(rest))
+    path = Path(text)
+    if path.is_file():
+        path = path.parent
+    elif colon and not path.exists() and "/" not in family:
+        near = did_you_mean(family, FAMILIES, f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder")
+        raise ConfigError(f"teacher {text}: unknown kind {family!r}", hint=near)
+    return Source("checkpoint", path)
+
+
+def resolved(teacher: Spec, resolve: Callable[[Path], Path]) -> tuple[str, ...]:
+    """The same teacher with its paths made absolute by `resolve`."""
+    return tuple(str(Source(one.family, resolve(one.path))) for one in parse(teacher))
+
+
+def digest_of(teacher: Spec) -> str:
+    """Digest of a teacher: what keys of finished work and the lineage of labels hold."""
+    sources = parse(teacher)
+    if len(sources) == 1:
+        return sources[0].digest
+    # The weights of a checkpoint do not tell how its scales are fused.
+    kinds = [read_meta(one.path)["kind"] if one.family == "checkpoint" else "" for one in sources]
+    return digest({"mean_of": [[one.digest, kind] for one, kind in zip(sources, kinds, strict=True)]})
+
+
+def only_checkpoint(teacher: Spec) -> Path | None:
+    """The folder of a teacher that is one of our checkpoints and nothing else; None for any other."""
+    sources = parse(teacher)
+    one = sources[0]
+    return one.path if len(sources) == 1 and one.family == "checkpoint" and one.table.classes is None else None
+
+
+def lineage_of(teacher: Spec) -> Lineage:
+    """All images that a teacher is known to have learned from, and in words what is not known.
+
+    Raises:
+        IntegrityError: the list of a checkpoint is not the one that belongs to it.
+    """
+    found = Lineage()
+    for source in parse(teacher):
+        if source.family == "checkpoint":
+            one = lineage_of_checkpoint(source.path)
+        else:
+            one = Lineage(unknown=(f"{source.family} {source.digest[:16]}: what it learned from is not listed",))
+        found = found.union(one.with_parent(source.digest))
+    return found
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+# -- files and names of each family ------------------------------------------------------------------
+
+
+def _checkpoint_files(path: Path) -> tuple[Path, ...]:
+    read_meta(path)
+    return ()  # model.json holds the digest of the weights
+
+
+def _onnx_files(path: Path) -> tuple[Path, ...]:
+    with needs_extra("onnx"):
+        from onnx.external_data_helper import uses_external_data
+    model = _onnx_model(path)
+    beside = {
+        path.parent / entry.value
+        for tensor in model.graph.initializer
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    missing = next((file for file in sorted(beside) if not file.is_file()), None)
+    if missing is not None:
+        raise InputError(f"onnx:{path}: its weights are in {missing}, which is not there", hint="copy both files")
+    return (path, *sorted(beside))
+
+
+def _onnx_model(path: Path) -> Any:
+    """The graph without weights that lie in other files."""
+    if not path.is_file():
+        raise InputError(f"onnx:{path}: no such file")
+    with needs_extra("onnx"):
+        import onnx
+        from google.protobuf.message import DecodeError
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise CheckpointError(f"onnx:{path}: is no ONNX file, or damaged ({error})") from error
+
+
+def onnx_metadata(path: Path) -> dict[str, Any]:
+    """`classes`, `mean`, `std` and `output` (JSON) of an ONNX file's metadata, as far as they are there."""
+    found = {row.key: row.value for row in _onnx_model(path).metadata_props}
+    values = {}
+    for key in ("classes", "mean", "std", "output"):
+        try:
+            if key in found:
+                values[key] = json.loads(found[key])
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"onnx:{path}: its metadata {key!r} is no JSON ({error})") from error
+    return values
+
+
+def _onnx_names(path: Path) -> tuple[str, ...]:
+    return tuple(str(name) for name in onnx_metadata(path).get("classes", ()))
+
+
+def _hf_files(path: Path) -> tuple[Path, ...]:
+    if not path.is_dir():
+        raise InputError(f"hf:{path}: no such folder", hint="give a folder with config.json and *.safetensors")
+    if not (path / "config.json").is_file():
+        raise InputError(f"hf:{path}: no config.json in it", hint="give a folder that save_pretrained wrote")
+    if "auto_map" in read_json(path / "config.json"):
+        raise CheckpointError(f"hf:{path}: needs program code of its own (auto_map), which is never run")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickled = [file.name for file in sorted(path.iterdir()) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        found = f"holds its weights as a pickle ({pickled[0]}), which is refused" if pickled else "holds no weights"
+        raise CheckpointError(
+            f"hf:{path}: {found}", hint="save it again with model.save_pretrained(FOLDER, safe_serialization=True)"
+        )
+    if not (path / "preprocessor_config.json").is_file():
+        raise InputError(
+            f"hf:{path}: no preprocessor_config.json in it: how images are prepared is not known",
+            hint="processor.save_pretrained(FOLDER) of the same model writes it",
+        )
+    index = sorted(path.glob("*.safetensors.index.json"))
+    return (path / "config.json", path / "preprocessor_config.json", *index, *weights)
+
+
+def _hf_names(path: Path) -> tuple[str, ...]:
+    if not (path / "config.json").is_file():
+        return ()
+    rows = read_json(path / "config.json").get("id2label") or {}
+    return tuple(str(rows[key]) for key in sorted(rows, key=int))
+
+
+def _score_files(path: Path) -> tuple[Path, ...]:
+    if not path.is_dir():
+        raise InputError(f"scores:{path}: no such folder")
+    files = tuple(sorted(p for p in path.rglob("*") if p.suffix in SCORE_SUFFIXES and p.is_file()))
+    if not files:
+        raise InputError(f"scores:{path}: no {', '.join(SCORE_SUFFIXES)} file in it")
+    return files
+
+
+def _checkpoint_names(path: Path) -> tuple[str, ...]:
+    table = read_meta(path).get("class_table")
+    return ClassTable.from_json(table).classes if table else ()
+
+
+_FILES: dict[str, Callable[[Path], tuple[Path, ...]]] = {
+    "checkpoint": _checkpoint_files,
+    "onnx": _onnx_files,
+    "hf": _hf_files,
+    "scores": _score_files,
+}
+_NAMES: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "checkpoint": _checkpoint_names,
+    "onnx": _onnx_names,
+    "hf": _hf_names,
+    "scores": lambda _path: (),
+}
+
+
+def _fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if part not in ("int", "str"))
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(Table.model_fields)
+        return f"unknown key {key!r}: {did_you_mean(key, Table.model_fields, f'known: {known}')}"
+    return f"{key or 'the file'}: {first['msg']}"
