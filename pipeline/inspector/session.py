@@ -242,9 +242,18 @@ class Session:
 
     def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
         """Begin a certificate, or go on with the one of the same plan."""
-        plan = {"target": target, "delta": 0.05, "budget": budget, "seed": seed, "classes": classes}
         policy = None if self._start_policy is None else Path(self._start_policy)
-        return self._shown(self.certificates.start(begin(self.view, **plan, policy=policy, who=self.reviewer)))
+        begun = begin(
+            self.view,
+            target=target,
+            delta=0.05,
+            budget=budget,
+            seed=seed,
+            classes=classes,
+            policy=policy,
+            who=self.reviewer,
+        )
+        return self._shown(self.certificates.start(begun))
 
     def answer_certificate(self, plan: str, number: int, answer: str) -> dict[str, Any]:
         """Record an answer; the certificate with the answers of everybody."""

@@ -122,7 +122,7 @@ class Certificate:
         _check_settings(target, delta, budget, seed)
         named = {labels.classes.index(name) for name in classes}
         wanted = sorted(named or range(labels.classes.num_classes))
-        planned = []
+        planned: list[dict[str, Any]] = []
         for c in wanted:
             counts = labels.totals[c]
             if not counts.any():
