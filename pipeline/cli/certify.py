@@ -151,4 +151,5 @@ def _print_wanted(results: dict[str, dict[str, Any]], store: Path) -> None:
         if row["more_draws"] is not None:
             what = "for a lower threshold" if row["certified"] else "until it is certified"
             sys.stdout.write(f"{name}: about {row['more_draws']} more answers {what}, {row['more_pixels']:,} pixels\n")
-    sys.stdout.write(f"answer them on the page: autolabel serve {store}, then key u\n")
+    if is_raw:  # the page's audit is for raw stores
+        sys.stdout.write(f"answer them on the page: autolabel serve {store}, then key u\n")
