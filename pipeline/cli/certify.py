@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found, results, out)
         if args.answers is None:
-            _print_wanted(results, args.store)
+            _print_wanted(results, args.store, is_raw=view.kind == "raw")
         for row in found.expected_wrong(view, limit=3):
             sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
     return 0
@@ -145,7 +145,7 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
     write(f"\n{out}\n")
 
 
-def _print_wanted(results: dict[str, dict[str, Any]], store: Path) -> None:
+def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, is_raw: bool) -> None:
     """How many more answers are wanted, where, and what they bring."""
     for name, row in results.items():
         if row["more_draws"] is not None:
