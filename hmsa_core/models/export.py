@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmsa_core.data.transforms import MEAN, STD
+from hmsa_core.io.atomic import write_bytes
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, needs_extra, one_line
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.layers import promote, resize
@@ -291,8 +292,10 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
 
     about = {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props}
     with tempfile.TemporaryDirectory() as folder, _root_quiet():
-        folded, made = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
-        quant_pre_process(onnx.load_from_string(data), folded, skip_symbolic_shape=True)
+        given, folded, made = (Path(folder, name) for name in ("fp32.onnx", "folded.onnx", "int8.onnx"))
+        # A file, not the graph in memory: that is passed on with external data, which onnxruntime then cannot fold.
+        write_bytes(given, data)
+        quant_pre_process(given, folded, skip_symbolic_shape=True)
         quantization.quantize_static(
             folded,
             made,
