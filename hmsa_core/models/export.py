@@ -271,7 +271,7 @@ def to_pt2(program: torch.export.ExportedProgram, about: dict[str, str]) -> byte
 
 
 def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
-    """The same graph with int8 convolutions (QDQ nodes), their ranges measured on images.
+    """The same graph with int8 convolutions (QDQ nodes) but for `_kept_in_float`, their ranges measured on images.
 
     Args:
         data: an ONNX file in float32.
@@ -302,9 +302,21 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
             Reader(),
             per_channel=True,
             op_types_to_quantize=_CONVOLUTIONS,
+            nodes_to_exclude=_kept_in_float(onnx.load(folded).graph),
             quant_format=quantization.QuantFormat.QDQ,
         )
         return _with_metadata(onnx.load(made), about | {"precision": '"int8"'})
+
+
+def _kept_in_float(graph: Any) -> list[str]:
+    """Convolutions that lose most in int8: those that read the pixels, and depthwise ones."""
+    shapes = {weight.name: weight.dims for weight in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv"
+        and (shapes[node.input[1]][1] == 3 or any(a.name == "group" and a.i > 1 for a in node.attribute))
+    ]
 
 
 @contextmanager
