@@ -14,6 +14,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
 from hmsa_core.io.trees import publish_tree
+from hmsa_core.labels.finalise import STATISTICS
 from hmsa_core.labels.store.format import listed_files, read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import (
@@ -99,7 +100,7 @@ def train_model(
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),
         "init_from": weights_of(init_from) if init_from else None,
-        "pseudo": _pseudo_digest(pseudo),
+        "pseudo": _pseudo_digest(pseudo, config),
     }
     work = keys.open_work(ws.work(stage), job, material)
     if not _is_trained(work / "model"):
@@ -131,10 +132,16 @@ def _validation(ws: Workspace, every: int) -> ValidationData | None:
     return ValidationData(selection=chosen, every_epochs=every)
 
 
-def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:
+def _pseudo_digest(pseudo: PseudoData | None, config: TrainConfig) -> dict[str, str] | None:
     if pseudo is None:
         return None
-    return {"store": str(read_manifest(pseudo.store)["digest"]), "centroids": atomic.sha256_file(pseudo.centroids)}
+    found = {"store": str(read_manifest(pseudo.store)["digest"]), "centroids": atomic.sha256_file(pseudo.centroids)}
+    if not config.pseudo.acts_by_source(config.augment.colour):
+        return found
+    rows = atomic.read_json(pseudo.store / STATISTICS)["classes"]
+    is_merged = any(row["from_human"] + row["both"] for row in rows)
+    # Trainings on the teacher's labels alone are the same as before, and stay finished.
+    return found | {"acts": "on the teacher's pixels"} if is_merged or config.pseudo.loss_weight != 1.0 else found
 
 
 def root_paths(ws: Workspace) -> dict[str, Path]:
