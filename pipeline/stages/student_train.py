@@ -19,6 +19,7 @@ from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
+from pipeline.nightly.registry import Registry
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model, weights_of
 from pipeline.workspace import Workspace
@@ -42,6 +43,7 @@ def run(ws: Workspace) -> None:
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
     check_teacher(labels, teacher)
+    check_rounds(ws, teacher)
     _check_classes(ws, labels, teacher, Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
@@ -76,6 +78,21 @@ def check_teacher(labels: Path, teacher: Path) -> None:
         raise ConfigError(
             f"{labels}: labelled by {str(made_by)[:16]}, but {teacher} teaches now ({now[:16]})",
             hint="`dvc repro` labels with the new teacher first",
+        )
+
+
+def check_rounds(ws: Workspace, teacher: Path) -> None:
+    """Refuse a teacher that is the last of its row already: what was wrong in its labels comes back surer each time.
+
+    Raises:
+        ConfigError: as many rounds of auto-labels are behind the teacher as student_train.max_rounds allows.
+    """
+    limit = ws.params.student_train.max_rounds
+    if limit is not None and (rounds := Registry(ws.root).rounds(teacher)) >= limit:
+        raise ConfigError(
+            f"{teacher}: {rounds} rounds of auto-labels are behind this teacher, student_train.max_rounds is {limit}",
+            hint="return to an earlier teacher (`autolabel models rollback`), train one on people's labels, or raise"
+            " max_rounds (null = no limit)",
         )
 
 
