@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
+from hmsa_core.models.norms import Steps, run, steps, together
 
 _BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
 
@@ -69,13 +70,19 @@ class ObjectAttention(nn.Module):
 
     def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
         """Return the object context of each position, B x K x h x w."""
+        return run(self.steps(features_BKhw, regions_BKC1))
+
+    def steps(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Steps[Tensor]:
+        """`forward` as steps (`models.norms`)."""
         batch, _, height, width = features_BKhw.shape
-        query_BPk = self.f_pixel(features_BKhw).flatten(2).transpose(1, 2)
-        key_BkC = self.f_object(regions_BKC1).flatten(2)
-        value_BCk = self.f_down(regions_BKC1).flatten(2).transpose(1, 2)
+        inputs = (self.f_pixel, features_BKhw), (self.f_object, regions_BKC1), (self.f_down, regions_BKC1)
+        query, key, value = yield from together(steps(module, x) for module, x in inputs)
+        query_BPk = query.flatten(2).transpose(1, 2)
+        key_BkC = key.flatten(2)
+        value_BCk = value.flatten(2).transpose(1, 2)
         weight_BPC = torch.softmax(torch.matmul(query_BPk, key_BkC) * self.scale, dim=-1)
         context_BkP = torch.matmul(weight_BPC, value_BCk.to(weight_BPC.dtype)).transpose(1, 2)
-        return self.f_up(context_BkP.reshape(batch, -1, height, width))  # type: ignore[no-any-return]
+        return (yield from steps(self.f_up, context_BkP.reshape(batch, -1, height, width)))  # type: ignore[no-any-return]
 
 
 def _two_layers(inputs: int, outputs: int) -> nn.Sequential:
@@ -96,8 +103,13 @@ class ObjectContext(nn.Module):
 
     def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
         """Return the augmented features, B x K x h x w. The context comes first in the concatenation."""
-        context = self.object_context_block(features_BKhw, regions_BKC1)
-        return self.conv_bn_dropout(torch.cat([context, features_BKhw], dim=1))  # type: ignore[no-any-return]
+        return run(self.steps(features_BKhw, regions_BKC1))
+
+    def steps(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Steps[Tensor]:
+        """`forward` as steps (`models.norms`)."""
+        context = yield from steps(self.object_context_block, features_BKhw, regions_BKC1)
+        both = torch.cat([context, features_BKhw], dim=1)
+        return (yield from steps(self.conv_bn_dropout, both))  # type: ignore[no-any-return]
 
 
 def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
@@ -131,10 +143,13 @@ class OCRBlock(nn.Module):
 
     def forward(self, features: Tensor) -> PixelScores:
         """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
-        aux = self.aux_head(features)
-        narrow = self.conv3x3_ocr(features)
-        context = self.ocr_distri_head(narrow, gather_regions(narrow, aux))
+        context, aux = run(self.context_steps(features))
         return PixelScores(self.cls_head(context), aux, context)
+
+    def context_steps(self, features: Tensor) -> Steps[tuple[Tensor, Tensor]]:
+        """Features for the class head and the auxiliary scores, as steps (`models.norms`)."""
+        aux, narrow = yield from together(steps(module, features) for module in (self.aux_head, self.conv3x3_ocr))
+        return (yield from steps(self.ocr_distri_head, narrow, gather_regions(narrow, aux))), aux
 
 
 class PyramidPooling(nn.Module):
@@ -190,10 +205,14 @@ class PixelHeads(nn.Module):
 
     def forward(self, features: Tensor) -> PixelScores:
         """Return scores and features on the trunk's grid."""
+        dropped, aux = run(self.context_steps(features))
+        return PixelScores(self.cls_head(dropped), aux, dropped)
+
+    def context_steps(self, features: Tensor) -> Steps[tuple[Tensor, Tensor]]:
+        """Features for the class head and the auxiliary scores, as steps (`models.norms`)."""
         if self.pooling is not None:
-            features = self.pooling(features)
-        dropped = self.dropout(features)
-        return PixelScores(self.cls_head(dropped), self.aux_head(features), dropped)
+            features = yield from steps(self.pooling, features)
+        return self.dropout(features), (yield from steps(self.aux_head, features))
 
 
 class AttentionHead(nn.Module):
@@ -215,6 +234,10 @@ class AttentionHead(nn.Module):
 
     def forward(self, features_BKhw: Tensor) -> Tensor:
         """Return unbounded scores, B x 1 x h x w."""
-        x = self.re0(self.bn0(self.conv0(features_BKhw)))
-        x = self.re1(self.bn1(self.conv1(x)))
+        return run(self.steps(features_BKhw))
+
+    def steps(self, features_BKhw: Tensor) -> Steps[Tensor]:
+        """`forward` as steps (`models.norms`)."""
+        x = self.re0((yield from steps(self.bn0, self.conv0(features_BKhw))))
+        x = self.re1((yield from steps(self.bn1, self.conv1(x))))
         return cast("Tensor", self.conv2(x))

@@ -23,6 +23,7 @@ from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
 from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
+from hmsa_core.models.norms import Steps, run, steps, together
 from hmsa_core.models.options import ModelOptions, check_scales, make_options
 from hmsa_core.models.passes import ScalePass
 from hmsa_core.models.trunks import Trunk, make_trunk
@@ -94,13 +95,17 @@ class MultiScaleModel(nn.Module):
 
         `attention` = False leaves the attention head out (the highest scale's is never used).
         """
-        scores = self.ocr(self.neck(self.backbone(images)))
-        weight: Tensor | None = None
-        if attention and self.options.has_attention:
-            weight = promote(self.scale_attn(scores.features))
-            if self.kind == "hierarchical":
-                weight = torch.sigmoid(weight)
-        return ScaleOutput(promote(scores.logits), promote(scores.aux_logits), weight)
+        return run(self._scale_steps(images, attention))
+
+    def _scale_steps(self, images: Tensor, attention: bool) -> Steps[ScaleOutput]:
+        maps = yield from steps(self.backbone, images)
+        features, aux = yield from self.ocr.context_steps(self.neck(maps))  # type: ignore[operator]  # a module
+        heads = [self.ocr.cls_head, *([self.scale_attn] if attention and self.options.has_attention else [])]
+        logits, *weights = yield from together(steps(cast("nn.Module", head), features) for head in heads)
+        weight = promote(weights[0]) if weights else None
+        if weight is not None and self.kind == "hierarchical":
+            weight = torch.sigmoid(weight)
+        return ScaleOutput(promote(logits), promote(aux), weight)
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Training pass on `train_scales` (B x 3 x H x W float, normalised); the loss is made from the output."""
@@ -109,10 +114,12 @@ class MultiScaleModel(nn.Module):
         scales = self.train_scales
         sizes = [scaled_size(size, scale) for scale in scales]
         # From the lowest scale up, as released: batch norms see the scales in this order.
-        outputs = [
-            self.forward_scale(resize(images, own), attention=self._runs_attention(scale, scales))
-            for scale, own in zip(scales, sizes, strict=True)
-        ]
+        outputs = run(
+            together(
+                self._scale_steps(resize(images, own), self._runs_attention(scale, scales))
+                for scale, own in zip(scales, sizes, strict=True)
+            )
+        )
         attention = self._attention_maps([out.attention for out in outputs], sizes, size)
         own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
         own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))

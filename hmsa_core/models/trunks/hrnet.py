@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, keep_statistics, resize
+from hmsa_core.models.norms import Steps, run, steps, together
 from hmsa_core.models.trunks import Widths
 
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
@@ -86,8 +87,12 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the input's shape."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        return run(self.steps(x))
+
+    def steps(self, x: Tensor) -> Steps[Tensor]:
+        """`forward` as steps (`models.norms`)."""
+        out = self.relu((yield from steps(self.bn1, self.conv1(x))))
+        out = yield from steps(self.bn2, self.conv2(out))
         out += x  # batch norm's backward needs its input, not this output: in place is safe
         return self.relu(out)  # type: ignore[no-any-return]  # nn.Module calls are untyped in torch
 
@@ -116,10 +121,19 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return B x (4 planes) x H x W."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
+        return run(self.steps(x))
+
+    def steps(self, x: Tensor) -> Steps[Tensor]:
+        """`forward` as steps (`models.norms`)."""
+        out = self.relu((yield from steps(self.bn1, self.conv1(x))))
+        out = self.relu((yield from steps(self.bn2, self.conv2(out))))
+        last = steps(self.bn3, self.conv3(out))
+        if self.downsample is None:
+            out = yield from last
+            out += x
+        else:
+            out, short = yield from together([last, steps(self.downsample, x)])
+            out += short
         return self.relu(out)  # type: ignore[no-any-return]
 
 
@@ -137,21 +151,24 @@ class ExchangeModule(nn.Module):
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
         """Map one tensor a branch to one tensor a branch, same shapes."""
-        inputs = [branch(x) for branch, x in zip(self.branches, branches, strict=True)]
-        return [self.relu(self._fuse(inputs, target)) for target in range(len(inputs))]
+        return run(self.steps(branches))
 
-    def _fuse(self, inputs: list[Tensor], target: int) -> Tensor:
+    def steps(self, branches: list[Tensor]) -> Steps[list[Tensor]]:
+        """`forward` as steps (`models.norms`)."""
+        inputs = yield from together(steps(branch, x) for branch, x in zip(self.branches, branches, strict=True))
+        return (yield from together(self._fuse(inputs, target) for target in range(len(inputs))))
+
+    def _fuse(self, inputs: list[Tensor], target: int) -> Steps[Tensor]:
         # Summed in the order of the branches, as released; in place once the sum is a tensor of our own.
         size = (inputs[target].shape[-2], inputs[target].shape[-1])
         layers = self.fuse_layers[target]
-        total = layers[0](inputs[0])  # type: ignore[index]
+        total, *terms = yield from together(map(steps, cast("nn.ModuleList", layers), inputs))
         is_ours = target != 0
-        for source in range(1, len(inputs)):
-            term = inputs[source] if source == target else layers[source](inputs[source])  # type: ignore[index]
-            term = resize(term, size)
-            total = total.add_(term) if is_ours else total + term
+        for term in terms:
+            wide = resize(term, size)
+            total = total.add_(wide) if is_ours else total + wide
             is_ours = True
-        return total  # type: ignore[no-any-return]
+        return self.relu(total)  # type: ignore[no-any-return]
 
 
 def _exchange(channels: Sequence[int], source: int, target: int) -> nn.Module:
@@ -180,8 +197,12 @@ class Stage(nn.Sequential):
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
         """Run the modules on the list of branches."""
+        return run(self.steps(branches))
+
+    def steps(self, branches: list[Tensor]) -> Steps[list[Tensor]]:
+        """`forward` as steps (`models.norms`)."""
         for module in self:
-            branches = module(branches)
+            branches = yield from steps(module, branches)
         return branches
 
 
@@ -215,9 +236,13 @@ class HRNet(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """Return the branches."""
-        x = self.relu(self.bn1(self.conv1(images_B3HW)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        branches = [self._run(self.layer1, x)]
+        return run(self.steps(images_B3HW))
+
+    def steps(self, images_B3HW: Tensor) -> Steps[list[Tensor]]:
+        """`forward` as steps (`models.norms`)."""
+        x = self.relu((yield from steps(self.bn1, self.conv1(images_B3HW))))
+        x = self.relu((yield from steps(self.bn2, self.conv2(x))))
+        branches = [(yield from self._run(self.layer1, x))]
         del x  # the largest map
         for transition, stage in (
             (self.transition1, self.stage2),
@@ -226,15 +251,16 @@ class HRNet(nn.Module):
         ):
             # A new branch grows from the coarsest one there is.
             last = branches[-1]
-            branches = [step(branches[i] if i < len(branches) else last) for i, step in enumerate(transition)]
-            branches = self._run(stage, branches)
+            ahead = [*branches, *[last] * (len(transition) - len(branches))]
+            branches = yield from together(map(steps, transition, ahead))
+            branches = yield from self._run(stage, branches)
         return branches
 
-    def _run(self, blocks: nn.Sequential, x: _T) -> _T:
+    def _run(self, blocks: nn.Sequential, x: _T) -> Steps[_T]:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return blocks(x)  # type: ignore[no-any-return]
+            return (yield from steps(blocks, x))  # type: ignore[no-any-return]
         for block in blocks:
-            x = _checkpointed(block, x)
+            x = _checkpointed(block, x)  # its norms share no message with those of other scales
         return x
 
 
