@@ -46,7 +46,7 @@ def run(ws: Workspace) -> None:
     _check_classes(ws, labels, only_checkpoint(labeller), Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
-    every, start = config.validate_every, _start(ws, teacher)
+    every, start = config.validate_every, start_of(ws, teacher)
     student = train_model(
         ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=labeller, validate_every=every
     )
@@ -60,7 +60,7 @@ def run(ws: Workspace) -> None:
     training.report(ws, STAGE, runs)
 
 
-def _start(ws: Workspace, teacher: Path) -> Path | None:
+def start_of(ws: Workspace, teacher: Path) -> Path | None:
     """The checkpoint that student and control start from; None = their trunk's own weights."""
     init = ws.params.student_train.init
     return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)

@@ -14,6 +14,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import IntegrityError
 from pipeline.cli.main import main
+from pipeline.nightly import gatekeeper
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
 from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
@@ -182,6 +183,24 @@ def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspa
     (note,) = apply_verdict(Workspace(workspace.root), promote=False)["notes"]
     assert "another recipe" in note
     assert "autolabel models aa" in note
+
+
+def test_a_student_with_another_start_is_another_recipe_and_its_aa_trainings_start_there(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = recipe_digest(workspace)
+    _change(workspace, "student_train.init", "pretrained")
+    ws, starts = Workspace(workspace.root), []
+    assert recipe_digest(ws) != digest
+
+    def train(*_: object, init_from: Path | None, **__: object) -> Path:
+        starts.append(init_from)
+        return Path("run")
+
+    monkeypatch.setattr(gatekeeper, "train_model", train)
+    monkeypatch.setattr(Workspace, "teacher", lambda of: of.path("models/teacher"))
+    gatekeeper._train(ws, 0, 0, 2)
+    assert starts == [None], "from the trunk's weights, as the student"
 
 
 def test_the_seed_is_no_part_of_the_recipe(workspace: Workspace) -> None:
