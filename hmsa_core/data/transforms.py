@@ -207,7 +207,8 @@ def pasted_pixels(fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] 
 
     The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
     "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019). The kind "rare" pastes all pixels of the
-    classes `rare`.     """
+    classes `rare`.
+    """
     height, width = fine_label.shape
     mask = np.zeros((height, width), bool)
     if kind == "classmix":

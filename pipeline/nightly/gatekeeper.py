@@ -202,6 +202,10 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
         return verdict | {"decision": f"{kept}: {'; '.join(verdict.get('reasons', []))}"}
     if not promote:
         return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
+    limit, rounds = ws.params.student_train.max_rounds, registry.rounds(ws.path("models/student"))
+    if limit is not None and rounds >= limit:
+        told = f"the student is good, but is round {rounds} of auto-labels, and student_train.max_rounds is {limit}"
+        return verdict | {"decision": f"{kept}: {told}: the last round does not teach"}
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
     version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):
