@@ -99,7 +99,7 @@ def check_rounds(ws: Workspace, labeller: Spec) -> None:
     for teacher in (source.path for source in parse(labeller) if source.family == "checkpoint"):
         if (rounds := registry.rounds(teacher)) >= limit:
             raise ConfigError(
-                f"{teacher}: {rounds} rounds of auto-labels are behind this teacher, student_train.max_rounds is {limit}",
+                f"{teacher}: {rounds} rounds of auto-labels are behind it, and student_train.max_rounds is {limit}",
                 hint="return to an earlier teacher (`autolabel models rollback`), train one on human labels, or raise"
                 " max_rounds (null = no limit)",
             )
