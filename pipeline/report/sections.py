@@ -12,6 +12,7 @@ from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 from pipeline import results
+from pipeline.advice import Advice, collect_table, facts_line, measured_line, nearest_table
 from pipeline.render import Name, Raw, Share, Status, Table, esc, number, points
 from pipeline.report.charts import curve_grid
 from pipeline.report.pictures import Strip
@@ -34,6 +35,7 @@ class Facts:
     curves: Curves | None
     teach: ThresholdPolicy | None = None  # what a student should learn from
     fine_pixels: Sequence[int] = ()  # of each class in the fine labels that are learned from
+    advice: Advice | None = None
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None  # mean IoU of colour and position alone
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -251,6 +253,22 @@ def data(facts: Facts) -> Raw:
         Table(["set", "layout", "images", "roles", "splits", "blocks", "refused"], rows).html()
         + f"<p class='soft'>Near-duplicate pairs by roles: {esc('; '.join(near) or 'none')}.</p>"
         + f"<h3>Quarantine: {len(bad)} files, and why</h3>{quarantine}{labels}"
+    )
+
+
+def expectation(facts: Facts) -> Raw:
+    """What `autolabel advise` says."""
+    advice = facts.advice
+    if advice is None:
+        return Raw("<p>No calibration images: nothing can be said.</p>")
+    told = (facts_line(advice.situation), measured_line(advice.situation))
+    lines = "".join(f"<p class='soft'>{esc(line)}</p>" for line in told if line)
+    near = f"<h3>The most alike of {advice.evidence} comparisons</h3>{nearest_table(advice).html()}"
+    collect = f"<h3>Classes to label by hand, first what may bring most</h3>{collect_table(advice).html()}"
+    limits = "".join(f"<li>{esc(limit)}</li>" for limit in advice.limits)
+    return Raw(
+        f"<p>{esc(advice.sentence)}</p>{lines}{near if advice.nearest else ''}{collect if advice.collect else ''}"
+        f"<ul class='soft'>{limits}</ul>"
     )
 
 
