@@ -1,8 +1,7 @@
-"""What gain to expect of auto-labels before a night is spent, and which classes people should label instead.
+"""What gain to expect of auto-labels before a night is spent, and which classes people should label.
 
-The evidence is too thin for a formula: some dozen comparisons on two scenes. So advice names the measured comparisons
-that are most like the workspace, with their intervals, and says how many there are and where they end
-(`gains.json`, written by `python -m research.results`). Which classes lack labels is read off the calibration images.
+Some dozen measured comparisons allow no formula. So advice names those that are most like the workspace, with their
+intervals, and says where the evidence ends. `python -m research.results` writes them into `gains.json`.
 """
 
 from __future__ import annotations
@@ -10,230 +9,222 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
+
+from hmsa_core.data.index import Index
+from hmsa_core.io.errors import InputError
+from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.metrics import finite, iou_of, mean_iou_of
+from pipeline.counts import fine_pixels, row_shares
 from pipeline.render import Share, Table, points
+from pipeline.results import json_of
+from pipeline.stages.precision import chosen_policy, kept_figures
+from pipeline.workspace import Workspace
 
-GAINS = "gains.json"
 _NEAREST = 3
-_FAR = 2.0  # a distance beyond which nothing is called alike
-_TEACHER, _KEPT, _DOUBLINGS = 0.1, 0.25, 2.0  # differences that count as 1: mean IoU, share of pixels, log2 of a ratio
-_CLASSES = 5
+_FAR = 1.5  # comparisons at a larger distance are not like the workspace
+_TEACHER, _KEPT, _DOUBLINGS = 0.1, 0.25, 2.0  # differences that count as 1: mean IoU, share of pixels, log2 of images
+_CLASSES = 5  # that people should label
+_NAMED = 3  # of them in the sentence
 
 Verdict = Literal["gain", "loss", "open", "unknown"]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One measured comparison: a student with auto-labels against the same student without them.
+class Situation:
+    """What a workspace and a measured comparison are compared by."""
 
-    Shares and differences of mean IoU are in [0, 1]. `beside`: both students had human polygons of the same images.
+    labels: str  # threshold or policy
+    beside: bool  # whether most unlabelled images have human polygons
+    teacher: float  # mean IoU in [0, 1]
+    fine: int  # images with fine labels that are learned from
+    unlabelled: int  # images that the teacher labels
+    kept: float  # share in [0, 1] of the pixels that the threshold keeps, without polygons
+
+
+@dataclass(frozen=True)
+class Case(Situation):
+    """A measured comparison: a student with auto-labels minus the same student without them, in mean IoU.
+
+    `beside`: both students have the human polygons.
     """
 
     scene: str
-    labels: str  # threshold or policy
-    beside: bool
-    teacher: float  # mean IoU
-    fine: int  # images with fine labels
-    unlabelled: int
-    kept: float | None  # share of pixels with an auto-label; None beside polygons
+    table: str  # in research/tables
     gain: float
-    low: float
+    low: float  # 95 % interval
     high: float
     seeds: int
-    ceiling: float | None  # the gain of true labels of the same images, where that was measured
-    table: str
-    commit: str
+    ceiling: float | None  # what true labels of the same images gain; None = not measured
 
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class. `fine_share` of the fine pixels; the teacher's figures are of calibration images, None = not there."""
+    """A class on the calibration images; shares and IoU in [0, 1]."""
 
     name: str
-    fine_share: float
-    iou: float | None
-    precision: float | None  # of what is kept
-    shown: float | None  # share of its true pixels that is kept and right
-
-
-@dataclass(frozen=True)
-class Situation:
-    """A workspace, as far as advice depends on it."""
-
-    labels: str
-    beside: bool
-    teacher: float  # mean IoU on the calibration images
-    fine: int
-    unlabelled: int
-    kept: float
-    right: float | None  # share of the kept pixels
-    images: int  # calibration images
-    classes: tuple[ClassFacts, ...]
-    measured: tuple[float, float | None, float | None] | None = None  # student - control of the last night
-
-
-@dataclass(frozen=True)
-class Collect:
-    """A class that people should label. `bound`: what mean IoU would gain if the class became perfect."""
-
-    facts: ClassFacts
-    bound: float
+    fine: float  # share of the pixels in the fine labels that are learned from
+    iou: float  # of the teacher
+    shown: float  # share of the true pixels that is kept and right
+    missing: float  # in mean IoU, because this class is not perfect
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to expect, on which evidence."""
+    """What to expect, and on which evidence."""
 
-    situation: Situation
     verdict: Verdict
-    sentence: str
+    sentences: tuple[str, ...]
+    situation: Situation
     nearest: tuple[Case, ...]
-    evidence: int  # comparisons of this kind
-    limits: tuple[str, ...]
-    collect: tuple[Collect, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
+    limits: tuple[str, ...]  # of the evidence
+    collect: tuple[ClassFacts, ...]  # classes to label by hand, first what may bring most
 
 
 def measured_cases() -> tuple[Case, ...]:
     """The comparisons that this version was shipped with."""
-    text = resources.files("pipeline").joinpath(GAINS).read_text("utf-8")
-    return tuple(Case(**row) for row in json.loads(text)["cases"])
+    found = json.loads(resources.files("pipeline").joinpath("gains.json").read_text("utf-8"))
+    return tuple(Case(**row) for row in found["cases"])
 
 
-def advise(situation: Situation, cases: Sequence[Case]) -> Advice:
-    """Compare a workspace with what was measured."""
-    alike = [case for case in cases if case.beside == situation.beside]
-    ordered = sorted(alike, key=lambda case: (distance(situation, case), case.table, case.labels))
+def advise(ws: Workspace) -> Advice:
+    """Compare a workspace with what was measured.
+
+    Raises:
+        InputError: `calibrate` has not run, or there was no calibration image.
+        ConfigError: the threshold names a policy that is not there, or that is of another teacher.
+    """
+    curves = _curves(ws)
+    names, counts = curves.classes.classes, curves.joint.sum(axis=2)
+    iou = np.where(counts.sum(axis=1) > 0, iou_of(counts), np.nan)  # of the classes that these images show
+    kept = kept_figures(curves, chosen_policy(ws, curves), ws.params.calibrate)
+    learn, unlabelled = (Index.load(ws.path(f"data/index/{role}.parquet")) for role in ("learn", "unlabelled"))
+    coarse = sum(bool(sample.coarse) for sample in unlabelled.samples)
+    situation = Situation(
+        labels=str(ws.params.pseudo_label.threshold),
+        beside=ws.params.pseudo_label.merge.use_coarse and 2 * coarse > len(unlabelled.samples),
+        teacher=finite(mean_iou_of(iou)) or 0.0,
+        fine=len(learn.select(kinds=("fine",))),
+        unlabelled=len(unlabelled.samples),
+        kept=kept["coverage"] or 0.0,
+    )
+    fine, seen = row_shares(np.array([fine_pixels(ws)]))[0], np.flatnonzero(np.isfinite(iou))
+    recalls = [row["recall"] or 0.0 for row in kept["classes"].values()]
+    facts = [ClassFacts(names[c], float(fine[c]), float(iou[c]), recalls[c], (1 - iou[c]) / len(seen)) for c in seen]
+    facts.sort(key=lambda one: (-one.missing * (1 - one.shown), one.fine))
+    cases = [case for case in measured_cases() if case.beside == situation.beside]
+    verdict, near = expected(situation, cases)
+    sentences = (
+        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. The teacher makes "
+        f"{Share(situation.teacher)} points of mean IoU on {len(curves.images)} calibration images. Threshold "
+        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels, {Share(kept['precision'])} % of them right.",
+        _sentence(situation, verdict, near, len(cases)),
+        "Classes that people should label first: "
+        + ", ".join(
+            f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED]
+        ),
+    )
+    unseen = [name for c, name in enumerate(names) if c not in seen]
+    limits = tuple(_limits(situation, cases, unseen))
+    return Advice(verdict, sentences, situation, near, limits, tuple(facts[:_CLASSES]))
+
+
+def _curves(ws: Workspace) -> Curves:
+    path = ws.path("calibration/curves.json")
+    if path.exists():
+        return Curves.load(path)
+    if json_of(ws, "calibration/skipped.json"):
+        hint = "give fine-labelled images the role `calibrate` (data.roles), then `dvc repro calibrate`"
+        raise InputError(f"{ws.root}: no calibration images, so nothing is known of the teacher", hint=hint)
+    raise InputError(f"{path}: not there", hint="`dvc repro calibrate` makes it")
+
+
+def expected(situation: Situation, cases: Sequence[Case]) -> tuple[Verdict, tuple[Case, ...]]:
+    """What the most alike comparisons say, and these comparisons, nearest first.
+
+    It is a gain or a loss only where all of them exclude zero on that side, and each has at least two seeds: the
+    interval of one seed does not cover how trainings differ.
+    """
+    ordered = sorted(cases, key=lambda case: (distance(situation, case), case.table, case.labels))
     near = tuple(case for case in ordered[:_NEAREST] if distance(situation, case) <= _FAR)
-    verdict = _verdict(near)
-    collect = _collect(situation.classes)
-    sentence = _sentence(situation, verdict, near, len(alike))
-    if collect and verdict != "gain":
-        sentence += f" Labels of {_and([one.facts.name for one in collect[:3]])} by people are the surer way."
-    return Advice(situation, verdict, sentence, near, len(alike), tuple(_limits(situation, alike)), collect)
-
-
-def distance(situation: Situation, case: Case) -> float:
-    """How unlike a case is: teacher, images for each fine one, and the share of pixels that is kept."""
-    mine, theirs = (math.log2(max(1, of.unlabelled) / max(1, of.fine)) for of in (situation, case))
-    parts = [(situation.teacher - case.teacher) / _TEACHER, (mine - theirs) / _DOUBLINGS]
-    if case.kept is not None:
-        parts.append((situation.kept - case.kept) / _KEPT)
-    return math.hypot(*parts)
-
-
-def _verdict(near: Sequence[Case]) -> Verdict:
     if not near:
-        return "unknown"
-    if min(case.seeds for case in near) < 2:  # such an interval covers the images alone
-        return "open"
-    if all(case.low > 0 for case in near):
-        return "gain"
-    return "loss" if all(case.high < 0 for case in near) else "open"
+        return "unknown", near
+    if min(case.seeds for case in near) >= 2:
+        if min(case.low for case in near) > 0:
+            return "gain", near
+        if max(case.high for case in near) < 0:
+            return "loss", near
+    return "open", near
 
 
-def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], evidence: int) -> str:
-    kind = "beside human polygons" if situation.beside else "alone"
+def distance(one: Situation, other: Situation) -> float:
+    """How unlike two situations are: in the teacher, the numbers of images, and the share of pixels that is kept."""
+    images = [math.log2(max(1, a) / max(1, b)) for a, b in ((one.fine, other.fine), (one.unlabelled, other.unlabelled))]
+    parts = ((one.teacher - other.teacher) / _TEACHER, (one.kept - other.kept) / _KEPT)
+    return math.hypot(*parts, *(doublings / _DOUBLINGS for doublings in images))
+
+
+def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], many: int) -> str:
+    what = f"auto-labels {'beside human polygons' if situation.beside else 'alone'}"
+    against = "the polygons alone" if situation.beside else "fine labels alone"
     if verdict == "unknown":
-        return f"Nobody knows what auto-labels {kind} bring here: none of {evidence} measured comparisons is like it."
-    ends = f"{points(min(c.low for c in near), sign='+')} to {points(max(c.high for c in near), sign='+')}"
-    told = f"the {len(near)} most alike of {evidence} measured comparisons say {ends} points of mean IoU"
-    return {
-        "gain": f"Auto-labels {kind} should help: {told}.",
-        "loss": f"Auto-labels {kind} should not help: {told}.",
-        "open": f"No gain of auto-labels {kind} can be promised: {told}.",
-    }[verdict]
-
-
-def _limits(situation: Situation, alike: Sequence[Case]) -> list[str]:
-    """What the evidence does not cover."""
-    scenes = len({case.scene for case in alike})
-    limits = [
-        f"The evidence is {len(alike)} comparisons on {scenes} scenes; intervals do not cover how scenes differ.",
-        "Teachers are compared by mean IoU: here on calibration images, in the comparisons on report images.",
-    ]
-    for text, mine, theirs, scale in (
-        ("points of the teacher", situation.teacher, [case.teacher for case in alike], 100),
-        ("images with fine labels", situation.fine, [case.fine for case in alike], 1),
-        ("unlabelled images", situation.unlabelled, [case.unlabelled for case in alike], 1),
-    ):
-        if theirs and not min(theirs) <= mine <= max(theirs):
-            ends = f"{scale * min(theirs):.0f} to {scale * max(theirs):.0f}"
-            limits.append(f"{scale * mine:.0f} {text}: outside of what was measured ({ends}).")
-    if not any(case.ceiling is not None for case in alike):
-        limits.append("What true labels of the unlabelled images would bring (the most possible) is not known.")
-    return limits
-
-
-def _collect(classes: Sequence[ClassFacts]) -> tuple[Collect, ...]:
-    """Classes that lose most mean IoU and that auto-labels show least, the first one worth most."""
-    judged = [one for one in classes if one.iou is not None]
-    found = [Collect(one, (1.0 - (one.iou or 0.0)) / len(judged)) for one in judged]
-    found.sort(key=lambda one: (-one.bound * (1.0 - (one.facts.shown or 0.0)), one.facts.fine_share))
-    return tuple(found[:_CLASSES])
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-# -- tables, for the terminal and the report ---------------------------------------------------------
-
-
-def facts_line(situation: Situation) -> str:
-    """What the advice is about."""
-    kept, right = Share(situation.kept), Share(situation.right)
+        return f"What {what} bring here is not known: none of {many} measured comparisons is like this workspace."
+    head = {"gain": "A gain by {} can be expected", "loss": "A loss by {} must be expected"}
+    ends = " to ".join(points(end, sign="+") for end in (min(c.low for c in near), max(c.high for c in near)))
     return (
-        f"{situation.fine} images with fine labels, {situation.unlabelled} unlabelled ones; the teacher makes "
-        f"{points(situation.teacher)} points on {situation.images} calibration images; threshold {situation.labels} "
-        f"keeps {kept} % of the pixels there, {right} % of them right."
+        f"{head.get(verdict, 'No gain by {} can be promised').format(what)}: in the most alike comparisons with "
+        f"{against} ({len(near)} of {many}), the intervals go from {ends} points of mean IoU."
     )
 
 
-def measured_line(situation: Situation) -> str:
-    """The last night's own comparison, "" before there was one."""
-    if situation.measured is None:
-        return ""
-    value, low, high = situation.measured
-    polygons = ", human polygons included" if situation.beside else ""
-    ends = Share(value, low, high, 1, "+").interval
-    return f"Measured in this workspace (student − control{polygons}): {points(value, sign='+')} [{ends}]."
+def _limits(situation: Situation, cases: Sequence[Case], unseen: Sequence[str]) -> list[str]:
+    """What the evidence does not cover."""
+    scenes = ", ".join(sorted({case.scene for case in cases}))
+    limits = [
+        f"Measured on: {scenes or 'nothing'}. Intervals do not cover how scenes and teachers differ.",
+        "The teacher's mean IoU is that on calibration images here, and that on report images in the comparisons.",
+    ]
+    fine, unlabelled = [case.fine for case in cases], [case.unlabelled for case in cases]
+    for what, mine, theirs in (
+        ("fine-labelled", situation.fine, fine),
+        ("unlabelled", situation.unlabelled, unlabelled),
+    ):
+        if theirs and not min(theirs) <= mine <= max(theirs):
+            limits.append(f"{mine} {what} images lie outside of what was measured ({min(theirs)} to {max(theirs)}).")
+    if unseen:
+        limits.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
+    return limits
 
 
-def nearest_table(advice: Advice) -> Table:
-    """The comparisons that are most alike."""
-    head = ["measured on", "labels", "teacher", "fine", "unlabelled", "kept %", "gain", "95 % interval", "seeds"]
-    rows: list[list[object]] = []
-    for case in advice.nearest:
-        ends = Share(case.gain, case.low, case.high, 1, "+")
-        counts = [Share(case.teacher), case.fine, case.unlabelled, Share(case.kept)]
-        rows.append([case.scene, case.labels, *counts, points(case.gain, sign="+"), ends.interval, case.seeds])
-    return Table(head, rows)
+# -- for the terminal and the report -----------------------------------------------------------------
 
 
-def collect_table(advice: Advice) -> Table:
-    """Classes that people should label, with what a perfect class would add to mean IoU."""
-    head = ["class", "share of fine pixels %", "IoU", "precision of what is kept", "shown rightly %", "at most, points"]
-    rows: list[list[object]] = []
-    for one in advice.collect:
-        facts = one.facts
-        figures = [Share(facts.iou), Share(facts.precision), Share(facts.shown)]
-        rows.append([facts.name, Share(facts.fine_share, digits=2), *figures, points(one.bound, sign="+")])
-    return Table(head, rows)
+def tables(advice: Advice) -> dict[str, Table]:
+    """{title: table}: the comparisons that are most alike, and the classes to label by hand."""
+    head = ["measured on", "labels", "teacher", "fine", "unlabelled", "kept %", "gain", "95 %", "ceiling", "seeds"]
+    near: list[list[object]] = []
+    for c in advice.nearest:
+        gain, ceiling = Share(c.gain, c.low, c.high, 1, "+"), Share(c.ceiling, sign="+")
+        teacher = [Share(c.teacher), c.fine, c.unlabelled, Share(c.kept)]
+        near.append([c.scene, c.labels, *teacher, str(gain), gain.interval, ceiling, c.seeds])
+    rows = [
+        [one.name, Share(one.fine, digits=2), Share(one.iou), Share(one.shown), Share(one.missing)]
+        for one in advice.collect
+    ]
+    classes = ["class", "share of fine labels %", "IoU", "kept and right %", "points missing from mean IoU"]
+    found = {
+        "Measured comparisons that are most alike": Table(head, near),
+        "Classes to label by hand, first what may bring most": Table(classes, rows),
+    }
+    return {title: table for title, table in found.items() if table.rows}
 
 
-def as_text(advice: Advice) -> str:
+def text(advice: Advice) -> str:
     """For the terminal."""
-    lines = [facts_line(advice.situation), measured_line(advice.situation), "", advice.sentence, ""]
-    parts = ["\n".join(line for i, line in enumerate(lines) if line or i != 1)]
-    if advice.nearest:
-        parts.append(nearest_table(advice).text())
-    if advice.collect:
-        parts.append(f"Classes to label by hand, first what may bring most\n{collect_table(advice).text()}")
-    return "\n".join([*parts, *(f"- {limit}" for limit in advice.limits)]) + "\n"
+    shown = [f"{title}\n{table.text()}" for title, table in tables(advice).items()]
+    limits = "".join(f"- {limit}\n" for limit in advice.limits)
+    return "\n".join([*(f"{sentence}\n" for sentence in advice.sentences), *shown, limits])

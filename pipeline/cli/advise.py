@@ -1,9 +1,9 @@
-"""What gain to expect of auto-labels before a night is spent, and which classes people should label instead.
+"""What gain to expect of auto-labels before a night is spent, and which classes people should label.
 
 autolabel advise [--workspace DIR] [--json]
 
-Needs `calibrate` (minutes), and neither labels nor a student. It names the measured comparisons that are most like
-this workspace, with their intervals; docs/thresholds.md says what they rest on.
+Needs `calibrate` (minutes), and neither auto-labels nor a student. It names the measured comparisons that are most like
+the workspace, with their intervals.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.workspace import Workspace
@@ -23,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the workspace and say what to expect."""
-    from pipeline.advice import advise, as_text, measured_cases
-    from pipeline.situation import read_situation
+    """Print the advice as text, or as JSON."""
+    from pipeline.advice import advise, text  # they take longer than `--help` may
 
-    advice = advise(read_situation(Workspace.find(args.workspace)), measured_cases())
-    sys.stdout.write(json.dumps(advice.to_json(), indent=1) + "\n" if args.json else as_text(advice))
+    advice = advise(Workspace.find(args.workspace))
+    sys.stdout.write(json.dumps(asdict(advice), indent=1) + "\n" if args.json else text(advice))
     return 0

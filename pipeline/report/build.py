@@ -14,13 +14,13 @@ from hmsa_core.data.index import Index, Sample, read_quarantine
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
-from pipeline.advice import advise, measured_cases
+from pipeline.advice import advise
+from pipeline.counts import fine_pixels
 from pipeline.render import esc
 from pipeline.report import quality, sections
 from pipeline.report.baseline import colour_position_baseline
 from pipeline.report.pictures import Strip, choose, strips
 from pipeline.results import json_of
-from pipeline.situation import CURVES, fine_pixels, read_situation
 from pipeline.stages import STAGES
 from pipeline.stages.precision import judged_curves
 from pipeline.stages.training import speed_file
@@ -53,8 +53,8 @@ def gather(ws: Workspace) -> sections.Facts:
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
         teach=ThresholdPolicy.load(teach) if (teach := ws.path("calibration/teach.json")).exists() else None,
-        fine_pixels=fine_pixels(ws, index),
-        advice=advise(read_situation(ws), measured_cases()) if ws.path(CURVES).exists() else None,
+        fine_pixels=fine_pixels(ws),
+        advice=advise(ws) if curves.exists() else None,
         quality=quality.read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
         baseline=_baseline(ws, index),
         # Without the report's own time: a page that is made again has to be the same page.

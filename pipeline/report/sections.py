@@ -12,7 +12,8 @@ from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.taxonomy import ClassTable
 from pipeline import results
-from pipeline.advice import Advice, collect_table, facts_line, measured_line, nearest_table
+from pipeline.advice import Advice
+from pipeline.advice import tables as tables_of_advice
 from pipeline.render import Name, Raw, Share, Status, Table, esc, number, points
 from pipeline.report.charts import curve_grid
 from pipeline.report.pictures import Strip
@@ -261,14 +262,10 @@ def expectation(facts: Facts) -> Raw:
     advice = facts.advice
     if advice is None:
         return Raw("<p>No calibration images: nothing can be said.</p>")
-    told = (facts_line(advice.situation), measured_line(advice.situation))
-    lines = "".join(f"<p class='soft'>{esc(line)}</p>" for line in told if line)
-    near = f"<h3>The most alike of {advice.evidence} comparisons</h3>{nearest_table(advice).html()}"
-    collect = f"<h3>Classes to label by hand, first what may bring most</h3>{collect_table(advice).html()}"
-    limits = "".join(f"<li>{esc(limit)}</li>" for limit in advice.limits)
+    sentences = "".join(f"<p>{esc(line)}</p>" for line in advice.sentences)
+    shown = "".join(f"<h3>{esc(title)}</h3>{table.html()}" for title, table in tables_of_advice(advice).items())
     return Raw(
-        f"<p>{esc(advice.sentence)}</p>{lines}{near if advice.nearest else ''}{collect if advice.collect else ''}"
-        f"<ul class='soft'>{limits}</ul>"
+        f"{sentences}{shown}<ul class='soft'>{''.join(f'<li>{esc(limit)}</li>' for limit in advice.limits)}</ul>"
     )
 
 
