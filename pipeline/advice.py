@@ -19,7 +19,7 @@ from hmsa_core.data.index import Index
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.metrics import finite, iou_of, mean_iou_of
-from pipeline.counts import fine_pixels, row_shares
+from pipeline.counts import fine_pixels
 from pipeline.render import Share, Table, points
 from pipeline.results import json_of
 from pipeline.stages.precision import chosen_policy, kept_figures
@@ -112,21 +112,28 @@ def advise(ws: Workspace) -> Advice:
         unlabelled=len(unlabelled.samples),
         kept=kept["coverage"] or 0.0,
     )
-    fine, seen = row_shares(np.array([fine_pixels(ws)]))[0], np.flatnonzero(np.isfinite(iou))
-    recalls = [row["recall"] or 0.0 for row in kept["classes"].values()]
-    facts = [ClassFacts(names[c], float(fine[c]), float(iou[c]), recalls[c], (1 - iou[c]) / len(seen)) for c in seen]
+    fine, seen = fine_pixels(ws), [c for c, value in enumerate(iou) if np.isfinite(value)]
+    facts = [
+        ClassFacts(
+            name=names[c],
+            fine=fine.get(names[c], 0) / max(1, sum(fine.values())),
+            iou=float(iou[c]),
+            shown=kept["classes"][names[c]]["recall"] or 0.0,
+            missing=(1 - float(iou[c])) / len(seen),
+        )
+        for c in seen
+    ]
     facts.sort(key=lambda one: (-one.missing * (1 - one.shown), one.fine))
     cases = [case for case in measured_cases() if case.beside == situation.beside]
     verdict, near = expected(situation, cases)
+    first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
     sentences = (
-        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. The teacher makes "
-        f"{Share(situation.teacher)} points of mean IoU on {len(curves.images)} calibration images. Threshold "
-        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels, {Share(kept['precision'])} % of them right.",
+        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. On {len(curves.images)} "
+        f"calibration images the teacher makes {Share(situation.teacher)} points of mean IoU. Threshold "
+        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels: {Share(kept['precision'])} % of these "
+        "are right.",
         _sentence(situation, verdict, near, len(cases)),
-        "Classes that people should label first: "
-        + ", ".join(
-            f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED]
-        ),
+        f"Classes that people should label first: {', '.join(first)}.",
     )
     unseen = [name for c, name in enumerate(names) if c not in seen]
     limits = tuple(_limits(situation, cases, unseen))
@@ -183,7 +190,7 @@ def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], many
 
 def _limits(situation: Situation, cases: Sequence[Case], unseen: Sequence[str]) -> list[str]:
     """What the evidence does not cover."""
-    scenes = ", ".join(sorted({case.scene for case in cases}))
+    scenes = "; ".join(sorted({case.scene for case in cases}))
     limits = [
         f"Measured on: {scenes or 'nothing'}. Intervals do not cover how scenes and teachers differ.",
         "The teacher's mean IoU is that on calibration images here, and that on report images in the comparisons.",
@@ -215,7 +222,13 @@ def tables(advice: Advice) -> dict[str, Table]:
         [one.name, Share(one.fine, digits=2), Share(one.iou), Share(one.shown), Share(one.missing)]
         for one in advice.collect
     ]
-    classes = ["class", "share of fine labels %", "IoU", "kept and right %", "points missing from mean IoU"]
+    classes = [
+        "class",
+        "share of fine labels %",
+        "IoU",
+        "of its pixels, kept and right %",
+        "points missing from mean IoU",
+    ]
     found = {
         "Measured comparisons that are most alike": Table(head, near),
         "Classes to label by hand, first what may bring most": Table(classes, rows),

@@ -28,18 +28,18 @@ def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
     return shares
 
 
-def fine_pixels(ws: Workspace) -> list[int]:
-    """Pixels of each class in the fine labels that are learned from; [] before `prepare`.
+def fine_pixels(ws: Workspace) -> dict[str, int]:
+    """{class: its pixels in the fine labels that are learned from}; {} before `prepare`.
 
     A class with fewer pixels in a tile than `sampling.min_pixels` is not counted there.
     """
     learn, centroids = (ws.path(f"data/index/{name}.parquet") for name in ("learn", "centroids-target"))
     if not (learn.exists() and centroids.exists()):
-        return []
+        return {}
     index = Index.load(learn)
     found = Centroids.load(centroids).of([s.name for s in index.select(kinds=("fine",))]).values
     counted = np.bincount(found[:, CLASS], weights=found[:, PIXELS], minlength=index.classes.num_classes)
-    return [int(n) for n in counted]
+    return dict(zip(index.classes.classes, (int(n) for n in counted), strict=True))
 
 
 def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:

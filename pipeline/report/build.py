@@ -15,12 +15,11 @@ from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
 from pipeline.advice import advise
-from pipeline.counts import fine_pixels
 from pipeline.render import esc
 from pipeline.report import quality, sections
 from pipeline.report.baseline import colour_position_baseline
 from pipeline.report.pictures import Strip, choose, strips
-from pipeline.results import json_of
+from pipeline.results import diet, json_of
 from pipeline.stages import STAGES
 from pipeline.stages.precision import judged_curves
 from pipeline.stages.training import speed_file
@@ -52,8 +51,7 @@ def gather(ws: Workspace) -> sections.Facts:
         statistics=json_of(ws, "labels/final/statistics.json"),
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
-        teach=ThresholdPolicy.load(teach) if (teach := ws.path("calibration/teach.json")).exists() else None,
-        fine_pixels=fine_pixels(ws),
+        diet=diet(ws, index.classes.colours),
         advice=advise(ws) if curves.exists() else None,
         quality=quality.read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
         baseline=_baseline(ws, index),

@@ -32,11 +32,10 @@ class Facts:
     metrics: dict[str, Any]
     verdict: dict[str, Any]
     statistics: dict[str, Any]  # of labels/final
-    policy: ThresholdPolicy | None  # the promise
+    policy: ThresholdPolicy | None
     curves: Curves | None
-    teach: ThresholdPolicy | None = None  # what a student should learn from
-    fine_pixels: Sequence[int] = ()  # of each class in the fine labels that are learned from
-    advice: Advice | None = None
+    diet: Table = field(default_factory=lambda: Table([], []))  # what the student learns from
+    advice: Advice | None = None  # None without calibration images
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None  # mean IoU of colour and position alone
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -270,29 +269,12 @@ def expectation(facts: Facts) -> Raw:
 
 
 def _diet(facts: Facts) -> str:
-    """Both policies, and of what each class consists in the fine labels and in the two sources of the others."""
-    made = {row["name"]: row for row in facts.statistics["classes"]}
-    fine = facts.fine_pixels or [0] * len(facts.names)
-    human, teacher = (
-        {n: r["from_human"] + r["both"] for n, r in made.items()},
-        {n: r["from_teacher"] for n, r in made.items()},
-    )
-    columns = [dict(zip(made, fine, strict=True)), human, teacher]
-    rows: list[list[object]] = []
-    for c, name in enumerate(facts.names):
-        cuts = [policy.entries[c].threshold or "–" if policy else "–" for policy in (facts.policy, facts.teach)]
-        rows.append([name, *cuts, *(Share(of[str(name)] / max(1, sum(of.values()))) for of in columns)])
-    head = [
-        "class",
-        "promise",
-        "teach",
-        "fine labels %",
-        "auto-labelled, by people %",
-        "auto-labelled, by the teacher %",
-    ]
+    """Both policies, and of what each source of labels consists."""
+    used = esc(facts.settings["pseudo_label"]["threshold"])
     return (
-        "<h3>What the student is fed: thresholds of both policies, and each class's share of the pixels by source</h3>"
-        f"{Table(head, rows).html()}"
+        "<h3>What the student learns from</h3><p>Thresholds of both policies (these labels were made with "
+        f"<code>{used}</code>), and the share of each class in the labelled pixels of a source. Crops show rare "
+        f"classes more often than that (student_train.sampling).</p>{facts.diet.html()}"
     )
 
 
