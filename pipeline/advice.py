@@ -128,10 +128,10 @@ def advise(ws: Workspace) -> Advice:
     verdict, near = expected(situation, cases)
     first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
     sentences = (
-        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. On {len(curves.images)} "
-        f"calibration images the teacher makes {Share(situation.teacher)} points of mean IoU. Threshold "
-        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels: {Share(kept['precision'])} % of these "
-        "are right.",
+        f"{situation.fine} images have fine labels, {situation.unlabelled} have none. The teacher makes "
+        f"{Share(situation.teacher)} points of mean IoU on {len(curves.images)} calibration images. Threshold "
+        f"{situation.labels} keeps {Share(situation.kept)} % of their pixels, and {Share(kept['precision'])} % of the "
+        "kept ones are right.",
         _sentence(situation, verdict, near, len(cases)),
         f"Classes that people should label first: {', '.join(first)}.",
     )
@@ -212,7 +212,7 @@ def _limits(situation: Situation, cases: Sequence[Case], unseen: Sequence[str]) 
 
 def tables(advice: Advice) -> dict[str, Table]:
     """{title: table}: the comparisons that are most alike, and the classes to label by hand."""
-    head = ["measured on", "labels", "teacher", "fine", "unlabelled", "kept %", "gain", "95 %", "ceiling", "seeds"]
+    head = ["measured on", "threshold", "teacher", "fine", "unlabelled", "kept %", "gain", "95 %", "ceiling", "seeds"]
     near: list[list[object]] = []
     for c in advice.nearest:
         gain, ceiling = Share(c.gain, c.low, c.high, 1, "+"), Share(c.ceiling, sign="+")

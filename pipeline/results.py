@@ -165,12 +165,16 @@ def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table
     sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in made.items()}]
     totals = [sum(of.values()) for of in sources]
     cuts = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
+    head = ["class", "promise", "teach", "fine labels %", "polygons, corrections %", "teacher's labels %"]
     rows: list[list[object]] = []
     for c, name in enumerate(made):
-        shares = [Share(of.get(name, 0) / total if total else None) for of, total in zip(sources, totals, strict=True)]
+        shares = [
+            Share(of.get(name, 0) / total if total else None, digits=2)
+            for of, total in zip(sources, totals, strict=True)
+        ]
         rows.append([Name(name, colours[c]) if colours else name, *(of.get(name, "–") for of in cuts), *shares])
     rows.append(["pixels", "", "", *(f"{total:,}" for total in totals)])
-    return Table(["class", "promise", "teach", "fine %", "people's %", "teacher's %"], rows, last_is_sum=True)
+    return Table(head, rows, last_is_sum=True)
 
 
 def _thresholds(path: Path) -> dict[str, str]:
