@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmsa_core.data.index import Index
 from hmsa_core.io.errors import InputError
@@ -112,32 +113,39 @@ def advise(ws: Workspace) -> Advice:
         unlabelled=len(unlabelled.samples),
         kept=kept["coverage"] or 0.0,
     )
-    fine, seen = fine_pixels(ws), [c for c, value in enumerate(iou) if np.isfinite(value)]
-    facts = [
-        ClassFacts(
-            name=names[c],
-            fine=fine.get(names[c], 0) / max(1, sum(fine.values())),
-            iou=float(iou[c]),
-            shown=kept["classes"][names[c]]["recall"] or 0.0,
-            missing=(1 - float(iou[c])) / len(seen),
-        )
-        for c in seen
-    ]
-    facts.sort(key=lambda one: (-one.missing * (1 - one.shown), one.fine))
+    facts = _classes(ws, names, iou, kept["classes"])
     cases = [case for case in measured_cases() if case.beside == situation.beside]
     verdict, near = expected(situation, cases)
-    first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
-    sentences = (
+    sentences = [
         f"{situation.fine} images have fine labels, {situation.unlabelled} have none. The teacher makes "
         f"{Share(situation.teacher)} points of mean IoU on {len(curves.images)} calibration images. Threshold "
         f"{situation.labels} keeps {Share(situation.kept)} % of their pixels, and {Share(kept['precision'])} % of the "
         "kept ones are right.",
         _sentence(situation, verdict, near, len(cases)),
-        f"Classes that people should label first: {', '.join(first)}.",
-    )
-    unseen = [name for c, name in enumerate(names) if c not in seen]
-    limits = tuple(_limits(situation, cases, unseen))
-    return Advice(verdict, sentences, situation, near, limits, tuple(facts[:_CLASSES]))
+    ]
+    if facts:
+        first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
+        sentences.append(f"Classes that people should label first: {', '.join(first)}.")
+    scenes = {f"{case.scene} ({case.fine} fine-labelled images, {case.unlabelled} unlabelled ones)" for case in cases}
+    limits = [
+        f"Measured on {'; '.join(sorted(scenes))}. The intervals do not cover how scenes and teachers differ.",
+        "The teacher's mean IoU is that on calibration images here, and that on report images in the comparisons.",
+    ]
+    if unseen := [name for name, value in zip(names, iou, strict=True) if np.isnan(value)]:
+        limits.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
+    return Advice(verdict, tuple(sentences), situation, near, tuple(limits), tuple(facts[:_CLASSES]))
+
+
+def _classes(
+    ws: Workspace, names: Sequence[str], iou: NDArray[np.float64], kept: Mapping[str, Any]
+) -> list[ClassFacts]:
+    """The classes of the calibration images, first those that lack most mean IoU where auto-labels do not show them."""
+    fine, seen = fine_pixels(ws), [c for c, value in enumerate(iou) if np.isfinite(value)]
+    facts = []
+    for c, name in ((c, names[c]) for c in seen):
+        share, missing = fine.get(name, 0) / max(1, sum(fine.values())), float(1 - iou[c]) / len(seen)
+        facts.append(ClassFacts(name, share, float(iou[c]), kept[name]["recall"] or 0.0, missing))
+    return sorted(facts, key=lambda one: (-one.missing * (1 - one.shown), one.fine))
 
 
 def _curves(ws: Workspace) -> Curves:
@@ -156,8 +164,8 @@ def expected(situation: Situation, cases: Sequence[Case]) -> tuple[Verdict, tupl
     It is a gain or a loss only where all of them exclude zero on that side, and each has at least two seeds: the
     interval of one seed does not cover how trainings differ.
     """
-    ordered = sorted(cases, key=lambda case: (distance(situation, case), case.table, case.labels))
-    near = tuple(case for case in ordered[:_NEAREST] if distance(situation, case) <= _FAR)
+    alike = (case for case in cases if distance(situation, case) <= _FAR)
+    near = tuple(sorted(alike, key=lambda case: (distance(situation, case), case.table, case.labels))[:_NEAREST])
     if not near:
         return "unknown", near
     if min(case.seeds for case in near) >= 2:
@@ -170,9 +178,9 @@ def expected(situation: Situation, cases: Sequence[Case]) -> tuple[Verdict, tupl
 
 def distance(one: Situation, other: Situation) -> float:
     """How unlike two situations are: in the teacher, the numbers of images, and the share of pixels that is kept."""
-    images = [math.log2(max(1, a) / max(1, b)) for a, b in ((one.fine, other.fine), (one.unlabelled, other.unlabelled))]
-    parts = ((one.teacher - other.teacher) / _TEACHER, (one.kept - other.kept) / _KEPT)
-    return math.hypot(*parts, *(doublings / _DOUBLINGS for doublings in images))
+    pairs = ((one.fine, other.fine), (one.unlabelled, other.unlabelled))
+    images = (math.log2(max(1, a) / max(1, b)) / _DOUBLINGS for a, b in pairs)
+    return math.hypot((one.teacher - other.teacher) / _TEACHER, (one.kept - other.kept) / _KEPT, *images)
 
 
 def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], many: int) -> str:
@@ -186,25 +194,6 @@ def _sentence(situation: Situation, verdict: Verdict, near: Sequence[Case], many
         f"{head.get(verdict, 'No gain by {} can be promised').format(what)}: in the most alike comparisons with "
         f"{against} ({len(near)} of {many}), the intervals go from {ends} points of mean IoU."
     )
-
-
-def _limits(situation: Situation, cases: Sequence[Case], unseen: Sequence[str]) -> list[str]:
-    """What the evidence does not cover."""
-    scenes = "; ".join(sorted({case.scene for case in cases}))
-    limits = [
-        f"Measured on: {scenes or 'nothing'}. Intervals do not cover how scenes and teachers differ.",
-        "The teacher's mean IoU is that on calibration images here, and that on report images in the comparisons.",
-    ]
-    fine, unlabelled = [case.fine for case in cases], [case.unlabelled for case in cases]
-    for what, mine, theirs in (
-        ("fine-labelled", situation.fine, fine),
-        ("unlabelled", situation.unlabelled, unlabelled),
-    ):
-        if theirs and not min(theirs) <= mine <= max(theirs):
-            limits.append(f"{mine} {what} images lie outside of what was measured ({min(theirs)} to {max(theirs)}).")
-    if unseen:
-        limits.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
-    return limits
 
 
 # -- for the terminal and the report -----------------------------------------------------------------
