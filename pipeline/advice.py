@@ -161,8 +161,8 @@ def _curves(ws: Workspace) -> Curves:
 def expected(situation: Situation, cases: Sequence[Case]) -> tuple[Verdict, tuple[Case, ...]]:
     """What the most alike comparisons say, and these comparisons, nearest first.
 
-    It is a gain or a loss only where all of them exclude zero on that side, and each has at least two seeds: the
-    interval of one seed does not cover how trainings differ.
+    It is a gain or a loss only where all of them exclude zero on that side, and each has at least two seeds.
+    The interval of one seed does not cover how trainings differ.
     """
     alike = (case for case in cases if distance(situation, case) <= _FAR)
     near = tuple(sorted(alike, key=lambda case: (distance(situation, case), case.table, case.labels))[:_NEAREST])
