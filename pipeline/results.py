@@ -1,4 +1,4 @@
-"""The results of a workspace, gathered once as tables. `render` shows them in the terminal, the report and the page of a night."""
+"""The results of a workspace, gathered once as tables. `render` shows them in terminal, report and a night's page."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Services:
             except OSError as error:
                 raise ConfigError(
                     f"port {self.port} on {HOST} is taken by another program ({error.strerror})",
-                    hint="choose another: make orchestrate PORT=4201; if it is a Prefect server, set PREFECT_API_URL to its address",
+                    hint="choose another (make orchestrate PORT=4201); if it is a Prefect server, set PREFECT_API_URL",
                 ) from error
 
     def _owns_pointer(self) -> bool:
