@@ -229,7 +229,7 @@ def pasted_pixels(fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] 
 
 
 def _some(n: int, dice: Dice) -> list[int]:
-    """Half of 0..n-1, rounded up, at random. Sorting raw numbers needs more of them than Dice may have left."""
+    """Half of 0..n-1, rounded up, at random, from a new Dice: `dice` may not have n random numbers left."""
     seed = dice.randint(0, (1 << 62) - 1)
     return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
 
