@@ -13,7 +13,9 @@ the host waits at every layer. Legend: M norms of one message, C their channels 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -164,7 +166,8 @@ def normalise(asked: Sequence[Norm]) -> list[Tensor]:
         norms = [cast("SyncedBatchNorm", asked[i].module) for i in places]
         given = [t for i, n in zip(places, norms, strict=True) for t in (asked[i].x, n.weight, n.bias)]
         *found, mean, variance = _Normalise.apply(group, eps, *given)
-        _remember(norms, mean, variance)
+        if _replay.get() is None:
+            _remember(norms, mean, variance)
         for i, norm, out in zip(places, norms, found, strict=True):
             outputs[i] = norm.finish(out)
     return outputs
@@ -196,12 +199,7 @@ class _Normalise(torch.autograd.Function):
         inputs, weights, biases = [_dense(x) for x in given[::3]], given[1::3], given[2::3]
         sizes, ranks = [x.shape[1] for x in inputs], dist.get_world_size(group)
         counts = [x.numel() // x.shape[1] for x in inputs]
-        own = [_statistics(x, eps) for x in inputs]
-        told = _gather(torch.cat([one for kind in zip(*own, strict=True) for one in kind]), counts, group, ranks)
-        mean_RC, variance_RC = told.view(ranks, 2, -1).unbind(1)
-        mean = mean_RC.mean(0)
-        # The mean of squares minus the square of the mean would lose digits; this does not.
-        variance = variance_RC.mean(0) + mean_RC.var(0, correction=0)
+        mean, variance = _statistics_of(inputs, counts, eps, group, ranks)
         invstd = (variance + eps).rsqrt()
         maps = zip(inputs, weights, biases, mean.split(sizes), invstd.split(sizes), strict=True)
         outputs = [_scale_shift(*one, eps) for one in maps]
@@ -236,10 +234,79 @@ class _Normalise(torch.autograd.Function):
         return tuple(found)
 
 
+def _shared_statistics(
+    inputs: Sequence[Tensor], counts: list[int], eps: float, group: Group, ranks: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the ranks, C each."""
+    own = [_statistics(x, eps) for x in inputs]
+    told = _gather(torch.cat([one for kind in zip(*own, strict=True) for one in kind]), counts, group, ranks)
+    mean_RC, invstd_RC = told.view(ranks, 2, -1).unbind(1)
+    # The mean of squares minus the square of the mean would lose digits; this does not.
+    variance = (invstd_RC.pow(-2) - eps).mean(0) + mean_RC.var(0, correction=0)
+    return mean_RC.mean(0), variance.clamp_min_(0.0)
+
+
+_tape: ContextVar[list[tuple[Tensor, Tensor]] | None] = ContextVar("_tape", default=None)
+_replay: ContextVar[Iterator[tuple[Tensor, Tensor]] | None] = ContextVar("_replay", default=None)
+
+
+def recomputed(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for the first and second run of a block that an activation checkpoint computes again.
+
+    The second one takes the statistics of the first, so it sends no message, and leaves running statistics as they are.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        token = _tape.set(kept)
+        try:
+            yield
+        finally:
+            _tape.reset(token)
+
+    @contextmanager
+    def second() -> Iterator[None]:
+        token = _replay.set(iter(kept))
+        try:
+            with _buffers_copied(block):
+                yield
+        finally:
+            _replay.reset(token)
+
+    return first(), second()
+
+
+@contextmanager
+def _buffers_copied(block: nn.Module) -> Iterator[None]:
+    """Let norms of one rank work on copies of their buffers, so that torch sees the same saved tensors both times."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncedBatchNorm)]
+    originals = [norm._buffers for norm in norms]
+    for norm in norms:
+        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, originals, strict=True):
+            norm._buffers = buffers
+
+
+def _statistics_of(
+    inputs: Sequence[Tensor], counts: list[int], eps: float, group: Group, ranks: int
+) -> tuple[Tensor, Tensor]:
+    replay, tape = _replay.get(), _tape.get()
+    if replay is not None:
+        return next(replay)
+    found = _shared_statistics(inputs, counts, eps, group, ranks)
+    if tape is not None:
+        tape.append(found)
+    return found
+
+
 def _gather(own: Tensor, counts: list[int], group: Group, ranks: int) -> Tensor:
     """The vectors of all ranks, R x its length."""
     told = own.new_empty((ranks, own.numel()))
-    if own.device.type == "cuda":
+    if own.device.type != "cpu":
         dist.all_gather_into_tensor(told, own, group=group)
         return told
     # A message of gloo is read on the host anyway, so the counts that must be equal ride along.
@@ -255,7 +322,12 @@ def _gather(own: Tensor, counts: list[int], group: Group, ranks: int) -> Tensor:
     return found[:, : -len(counts)].reshape(told.shape)
 
 
-# ---- The arithmetic of one norm. GPUs have kernels for it, which torch's SyncBatchNorm uses, too.
+# ---- The arithmetic of one norm
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether torch has the kernels of its SyncBatchNorm for the tensor's device."""
+    return x.device.type != "cpu"
 
 
 def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -266,29 +338,27 @@ def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, at least float32."""
-    if x.device.type == "cuda":
-        mean, invstd = torch.batch_norm_stats(x, eps)
-        return mean, (invstd.pow(-2) - eps).clamp_min_(0.0)
+    """Mean and 1 / sqrt(biased variance + eps) of each channel, at least float32."""
+    if _has_kernels(x):
+        return torch.batch_norm_stats(x, eps)
     variance, mean = torch.var_mean(x.to(_wide(x)), (0, 2, 3), correction=0)
-    return mean, variance
+    return mean, (variance + eps).rsqrt()
 
 
 def _scale_shift(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, eps: float
 ) -> Tensor:
-    if x.device.type == "cuda":
+    if _has_kernels(x):
         return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
     scale = invstd if weight is None else invstd * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return torch.addcmul(_column(shift), x.to(_wide(x)), _column(scale)).to(x.dtype)
+    out = (x - _column(mean)) * _column(scale)
+    return (out if bias is None else out + _column(bias)).to(x.dtype)
 
 
 def _backward_sums(gradient: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the gradient, and of its product with the centred input, over this rank's positions."""
-    if x.device.type == "cuda":
-        by_mean, by_spread, _, _ = torch.batch_norm_backward_reduce(gradient, x, mean, invstd, None, True, False, False)
-        return by_mean, by_spread
+    if _has_kernels(x):
+        return torch.batch_norm_backward_reduce(gradient, x, mean, invstd, None, True, False, False)[:2]
     wide = gradient.to(_wide(x))
     return wide.sum((0, 2, 3)), (wide * (x - _column(mean))).sum((0, 2, 3))
 
@@ -302,7 +372,7 @@ def _backward_inputs(
     mean_gradient: Tensor,
     mean_centred: Tensor,
 ) -> Tensor:
-    if x.device.type == "cuda":
+    if _has_kernels(x):
         one = torch.ones(1, dtype=torch.int32, device=x.device)  # the sums are divided already
         return torch.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, mean_gradient, mean_centred, one)
     scale = invstd if weight is None else invstd * weight

@@ -7,7 +7,6 @@ published width), so that published weights load as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, steps_of
-from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, keep_statistics, resize
+from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, recomputed, steps_of
+from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, resize
 from hmsa_core.models.trunks import Widths
 
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
@@ -234,10 +233,7 @@ class HRNet(Stepwise):
 
 
 def _checkpointed(block: nn.Module, x: _T) -> _T:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), keep_statistics(block)
-
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: recomputed(block))  # type: ignore[no-any-return]
 
 
 def _layer1(spec: HRNetSpec) -> tuple[nn.Sequential, int]:
