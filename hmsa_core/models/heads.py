@@ -76,7 +76,11 @@ class ObjectAttention(Stepwise):
             steps_of(self.f_object, regions_BKC1),
             steps_of(self.f_down, regions_BKC1),
         ]
-        query_BPk, key_BkC, value_BCk = query.flatten(2).transpose(1, 2), key.flatten(2), value.flatten(2).transpose(1, 2)
+        query_BPk, key_BkC, value_BCk = (
+            query.flatten(2).transpose(1, 2),
+            key.flatten(2),
+            value.flatten(2).transpose(1, 2),
+        )
         weight_BPC = torch.softmax(torch.matmul(query_BPk, key_BkC) * self.scale, dim=-1)
         context_BkP = torch.matmul(weight_BPC, value_BCk.to(weight_BPC.dtype)).transpose(1, 2)
         return (yield from steps_of(self.f_up, context_BkP.reshape(batch, -1, height, width)))  # type: ignore[no-any-return]

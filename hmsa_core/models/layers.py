@@ -21,7 +21,8 @@ def resize(maps_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     if maps_BCHW.requires_grad and maps_BCHW.device.type == "cpu":
         resized: Tensor = _ResizeOnCpu.apply(maps_BCHW, size)
         return resized
-    return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False)
+    # Autocast of GPUs resizes in float32 and returns that; sums with other maps would then mix types.
+    return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False).to(maps_BCHW.dtype)
 
 
 class _ResizeOnCpu(torch.autograd.Function):

@@ -52,7 +52,7 @@ class _Plan:
 
 def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, *crop, generator=generator)
+    images = torch.randint(0, 256, (size, *crop, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (size, crop[0] // 16, crop[1] // 16), generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
     names = tuple(f"image-{i}" for i in range(size))

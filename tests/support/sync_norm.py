@@ -44,7 +44,14 @@ def batch_norm_elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invs
 
 
 def batch_norm_backward_reduce(
-    by_y: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, inputs: bool, weights: bool, bias: bool
+    by_y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    inputs: bool,
+    weights: bool,
+    bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total, centred = by_y.sum((0, 2, 3)), (by_y * (x - column(mean))).sum((0, 2, 3))
     return total, centred, centred * invstd, total.clone()
