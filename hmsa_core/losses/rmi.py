@@ -475,4 +475,5 @@ def _solve(factor: Tensor, right: Tensor) -> Tensor:
         return torch.cholesky_solve(right, factor)
     # On GPUs `cholesky_solve` of a batch goes through MAGMA, which makes the host wait.
     half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.transpose(1, 2), half, upper=True)
+    whole: Tensor = torch.linalg.solve_triangular(factor.transpose(1, 2), half, upper=True)
+    return whole

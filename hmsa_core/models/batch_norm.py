@@ -84,9 +84,10 @@ def run(steps: Steps[T]) -> T:
     waiting: list[tuple[_Part, Norm]] = []
     while True:
         if not todo:
-            outputs = normalise([norm for _, norm in waiting])
-            todo = [(part, out) for (part, _), out in zip(waiting, outputs, strict=True)][::-1]
-            waiting, outputs = [], []
+            todo += reversed(
+                list(zip((part for part, _ in waiting), normalise([norm for _, norm in waiting]), strict=True))
+            )
+            waiting = []
         part, answer = todo.pop()
         try:
             asked = part.steps.send(answer)
@@ -113,7 +114,7 @@ def run_all(parts: Iterable[Steps[T]]) -> list[T]:
     """Run steps that do not depend on each other; returns their results in order."""
 
     def together() -> Steps[list[T]]:
-        return (yield list(parts))
+        return (yield list(parts))  # type: ignore[no-any-return]
 
     return run(together())
 
@@ -177,18 +178,17 @@ def normalise(asked: Sequence[Norm]) -> list[Tensor]:
 def _remember(norms: Sequence[SyncedBatchNorm], mean_C: Tensor, unbiased_C: Tensor) -> None:
     """Move running statistics; a module's second input comes after its first."""
     sizes = [norm.num_features for norm in norms]
-    means, variances = mean_C.split(sizes), unbiased_C.split(sizes)
-    rounds: dict[int, list[int]] = defaultdict(list)
+    rounds: dict[int, list[tuple[SyncedBatchNorm, Tensor, Tensor]]] = defaultdict(list)
     seen: Counter[SyncedBatchNorm] = Counter()
-    for place, norm in enumerate(norms):
-        if norm.running_mean is not None:
-            rounds[seen[norm]].append(place)
+    for norm, mean, unbiased in zip(norms, _split(mean_C, sizes), _split(unbiased_C, sizes), strict=True):
+        if norm.track_running_stats:
+            rounds[seen[norm]].append((norm, mean, unbiased))
             seen[norm] += 1
-    for places in rounds.values():
-        share = cast("float", norms[places[0]].momentum)
-        torch._foreach_lerp_([norms[i].running_mean for i in places], [means[i] for i in places], share)
-        torch._foreach_lerp_([norms[i].running_var for i in places], [variances[i] for i in places], share)
-        torch._foreach_add_([norms[i].num_batches_tracked for i in places], 1)
+    for found in rounds.values():
+        moved, means, variances = zip(*found, strict=True)
+        torch._foreach_lerp_([norm.running_mean for norm in moved], means, moved[0].momentum)
+        torch._foreach_lerp_([norm.running_var for norm in moved], variances, moved[0].momentum)
+        torch._foreach_add_([norm.num_batches_tracked for norm in moved], 1)
 
 
 class _Normalise(torch.autograd.Function):
@@ -201,10 +201,10 @@ class _Normalise(torch.autograd.Function):
         counts = [x.numel() // x.shape[1] for x in inputs]
         mean, variance = _statistics_of(inputs, counts, eps, group, ranks)
         invstd = (variance + eps).rsqrt()
-        maps = zip(inputs, weights, biases, mean.split(sizes), invstd.split(sizes), strict=True)
+        maps = zip(inputs, weights, biases, _split(mean, sizes), _split(invstd, sizes), strict=True)
         outputs = [_scale_shift(*one, eps) for one in maps]
         factors = [ranks * count / max(1, ranks * count - 1) for count in counts]
-        unbiased = torch.cat(torch._foreach_mul(list(variance.split(sizes)), factors))
+        unbiased = torch.cat(torch._foreach_mul(list(_split(variance, sizes)), factors))
         ctx.save_for_backward(*inputs, *weights, mean, invstd)
         ctx.group, ctx.totals = group, [ranks * count for count in counts]
         ctx.mark_non_differentiable(mean, unbiased)
@@ -216,20 +216,20 @@ class _Normalise(torch.autograd.Function):
         *saved, mean, invstd = ctx.saved_tensors
         inputs, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         sizes = [x.shape[1] for x in inputs]
-        pairs = list(zip(mean.split(sizes), invstd.split(sizes), strict=True))
+        pairs = list(zip(_split(mean, sizes), _split(invstd, sizes), strict=True))
         gradients = [_dense(g, x) for g, x in zip(by_outputs, inputs, strict=False)]  # the last two are of statistics
         own = [_backward_sums(g, x, *pair) for g, x, pair in zip(gradients, inputs, pairs, strict=True)]
         by_shift, by_centred = (torch.cat(kind) for kind in zip(*own, strict=True))
         message = torch.cat([by_shift, by_centred])
         dist.all_reduce(message, group=ctx.group)
-        parts = [part for kind in message.view(2, -1).unbind(0) for part in kind.split(sizes)]
+        parts = [part for kind in message.view(2, -1).unbind(0) for part in _split(kind, sizes)]
         means = torch._foreach_div(parts, ctx.totals * 2)
         maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], strict=True)
         # Parameters get the share of this rank: gradients of all ranks are averaged once a step.
-        shares = zip((by_centred * invstd).split(sizes), by_shift.split(sizes), strict=True)
+        shares = zip(_split(by_centred * invstd, sizes), _split(by_shift, sizes), strict=True)
         found: list[Any] = [None, None]
-        for (gradient, x, pair, weight, *mean_of), (by_weight, by_bias) in zip(maps, shares, strict=True):
-            found.append(_backward_inputs(gradient, x, *pair, weight, *mean_of))
+        for (gradient, x, pair, weight, *averages), (by_weight, by_bias) in zip(maps, shares, strict=True):
+            found.append(_backward_inputs(gradient, x, pair, weight, averages))
             found += [None, None] if weight is None else [by_weight.to(weight.dtype), by_bias.to(weight.dtype)]
         return tuple(found)
 
@@ -316,7 +316,8 @@ def _gather(own: Tensor, counts: list[int], group: Group, ranks: int) -> Tensor:
     found = torch.stack(rows)
     if not torch.equal(found[:, -len(counts) :], found[:1, -len(counts) :].expand(ranks, -1)):
         raise InputError(
-            f"batch norm over {ranks} ranks needs equal batches, found {[int(row[-len(counts)]) for row in rows]} positions",
+            f"batch norm over {ranks} ranks needs equal batches: they have"
+            f" {', '.join(str(int(row[-len(counts)])) for row in rows)} positions",
             hint="give each rank the same number of crops of the same size",
         )
     return found[:, : -len(counts)].reshape(told.shape)
@@ -364,14 +365,11 @@ def _backward_sums(gradient: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) ->
 
 
 def _backward_inputs(
-    gradient: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    mean_gradient: Tensor,
-    mean_centred: Tensor,
+    gradient: Tensor, x: Tensor, statistics: tuple[Tensor, Tensor], weight: Tensor | None, averages: Sequence[Tensor]
 ) -> Tensor:
+    """Gradient by the input; `averages` over all ranks of the gradient, and of its product with the centred input."""
+    mean, invstd = statistics
+    mean_gradient, mean_centred = averages
     if _has_kernels(x):
         one = torch.ones(1, dtype=torch.int32, device=x.device)  # the sums are divided already
         return torch.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, mean_gradient, mean_centred, one)
@@ -386,3 +384,7 @@ def _column(channels: Tensor) -> Tensor:
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _split(channels: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    return torch.split(channels, sizes)

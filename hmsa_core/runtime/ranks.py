@@ -151,7 +151,7 @@ def _refuse_shared_gpus(ranks: Ranks) -> None:
 
 
 def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None]:
-    """Number of ranks whose crops batch norm sees together ("world", "node", "off"), and their group; all ranks call it.
+    """Number of ranks whose crops batch norm sees together (world, node, off), and their group; all ranks call it.
 
     Raises:
         ConfigError: "node", and the nodes have different numbers of ranks.

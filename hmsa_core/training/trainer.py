@@ -248,7 +248,8 @@ class Trainer:
         if bad:
             last = "none" if self.saved_step is None else f"step {self.saved_step}"
             raise TrainingError(
-                f"{bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step}; last good checkpoint: {last}",
+                f"{bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step};"
+                f" last good checkpoint: {last}",
                 hint="lower optimiser.lr, raise optimiser.warmup_steps, or set optimiser.clip_norm",
             )
         return groups

@@ -226,7 +226,7 @@ class HRNet(Stepwise):
 
     def _run(self, blocks: nn.Sequential, x: _T) -> Steps[_T]:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return (yield from steps_of(blocks, x))
+            return (yield from steps_of(blocks, x))  # type: ignore[no-any-return]
         for block in blocks:
             x = _checkpointed(block, x)
         return x

@@ -120,7 +120,7 @@ def test_unequal_batches_are_refused_by_name() -> None:
     def job(ranks: Ranks) -> None:
         model = synchronise(nn.Sequential(nn.BatchNorm2d(3))).train()
         with pytest.raises(
-            InputError, match=r"batch norm over 2 ranks needs equal batches, found \[16, 32\] positions"
+            InputError, match=r"batch norm over 2 ranks needs equal batches: they have 16, 32 positions"
         ):
             model(torch.randn(1 + ranks.rank, 3, 4, 4))
 
