@@ -128,26 +128,25 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
         if world > 1:
             dist.init_process_group("gloo", timeout=_PATIENCE)
         return Ranks(rank, world, local_rank, device)
-    # NCCL gives up later than the watchdog, which knows what the rank was doing.
-    timeout = datetime.timedelta(minutes=2 * runtime.lost_minutes)
-    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    _meet_on_gpus(device, runtime.lost_minutes)
     control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
     ranks = Ranks(rank, world, local_rank, device, control)
-    _refuse_shared_gpus(ranks)
     size, group = norm_group(ranks, runtime.sync_norm)
     return replace(ranks, norm_ranks=size, norm_group=group)
 
 
-def _refuse_shared_gpus(ranks: Ranks) -> None:
-    """Two ranks on one GPU would wait for each other in NCCL for ever."""
-    uuid = str(torch.cuda.get_device_properties(ranks.device).uuid)
-    places = ranks.gather((socket.gethostname(), uuid))
-    sharing = [rank for rank, place in enumerate(places) if place == places[ranks.rank]]
-    if len(sharing) > 1:
+def _meet_on_gpus(device: torch.device, minutes: float) -> None:
+    # NCCL gives up later than the watchdog, which knows what the rank was doing.
+    timeout = datetime.timedelta(minutes=2 * minutes)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    except dist.DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
         raise ConfigError(
-            f"ranks {', '.join(map(str, sharing))} see the same GPU and no other",
+            "two ranks of a node see the same GPU and no other",
             hint="set runtime.ranks to the number of GPUs a node, or let the batch system give each task its own",
-        )
+        ) from error
 
 
 def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None]:
