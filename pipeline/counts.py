@@ -56,4 +56,5 @@ def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any
             members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone reads past a wrong checksum
         return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise IntegrityError(f"{path}: no counts can be read from it ({one_line(error)})", hint=mend) from error
+        told = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
+        raise IntegrityError(told, hint=mend) from error

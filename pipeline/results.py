@@ -1,4 +1,4 @@
-"""The results of a workspace, gathered once as tables; terminal, report and morning page render them (`render`)."""
+"""The results of a workspace, gathered once as tables. `render` shows them in terminal, report and a night's page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md, docs/scaling.md and research/bench/README.md from research/tables.
+"""Write the tables of the pages in docs and research from research/tables.
 
 python -m research.results                        (write the pages)
 python -m research.results --check                (status 1 where a page is not what the tables give)
@@ -31,7 +31,12 @@ from research.markdown import points, span, table
 __all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ("docs/results.md", "docs/scaling.md", "research/bench/README.md")
+PAGES = (
+    "docs/results.md",
+    "docs/scaling.md",
+    "research/bench/README.md",
+    *(f"research/notes/{n}.md" for n in ("camvid", "labels", "scales")),
+)
 _BLOCK = re.compile(r"(<!-- figures: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Metrics = dict[str, float | None]
 

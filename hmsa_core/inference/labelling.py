@@ -245,7 +245,7 @@ def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
 
 
 def _class_file(work: Path, options: TeacherOptions) -> Path:
-    """The classes of the labels as a class file, which the index asks for."""
+    """Write the classes of the labels as a class file, from which the index is built."""
     table = options.class_table
     rows: list[dict[str, Any]] = (
         [{"id": i, "name": row["name"], "colour": row["colour"]} for i, row in enumerate(table["classes"])]

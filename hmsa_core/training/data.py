@@ -99,6 +99,11 @@ class _Labels:
         chances = np.round(255 * self._table).astype(np.uint8)[np.where(teacher, label, 0), code]
         return np.where(teacher, chances, np.uint8(255))
 
+    def read_human(self, name: str) -> NDArray[np.uint8]:
+        """1 where a human gave the label, also beside the teacher."""
+        source = self._store.read_source(name)
+        return np.isin(source, (SOURCES["human"], SOURCES["both"])).astype(np.uint8)
+
 
 def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     """Read indexes, centroids and label store of a run, and check that they belong together.
@@ -277,12 +282,13 @@ class PassBatch:
     images: Tensor  # uint8 B x h x w x 3, RGB: a quarter of the bytes of what the network reads
     labels: Tensor  # uint8 B x h x w, trainIds or 255
     names: tuple[str, ...]
-    is_pseudo: tuple[bool, ...]
     counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
+    human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: the loss does not ask
 
     def pin_memory(self) -> PassBatch:
         """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        human = None if self.human is None else self.human.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), human=human)
 
 
 class _Crops(Dataset[dict[str, Any] | HmsaError]):
@@ -311,14 +317,14 @@ class _Collate:
                 return item
             good.append(item)
         labels = torch.stack([item["label"] for item in good])
-        is_pseudo = tuple(item["source"] == "pseudo" for item in good)
+        pseudo = sum(item["source"] == "pseudo" for item in good)
         pixels = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes]
         return PassBatch(
             images=torch.stack([item["image"] for item in good]),
             labels=labels,
             names=tuple(item["name"] for item in good),
-            is_pseudo=is_pseudo,
-            counts=np.array([len(good), sum(is_pseudo), *pixels], np.float64),
+            counts=np.array([len(good), pseudo, *pixels], np.float64),
+            human=torch.stack([item["human"] for item in good]) if "human" in good[0] else None,
         )
 
 

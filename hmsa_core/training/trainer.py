@@ -18,7 +18,7 @@ from hmsa_core.data.transforms import normalise_batch
 from hmsa_core.io.errors import CheckpointError, TrainingError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.losses import LossParts, training_loss
-from hmsa_core.models import ModelOutput, MultiScaleModel
+from hmsa_core.models import MultiScaleModel
 from hmsa_core.models.batch_norm import SyncedBatchNorm
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import Ranks
@@ -126,7 +126,7 @@ class Trainer:
     def _forward_backward(self, batch: PassBatch) -> dict[str, Tensor] | None:
         """Parts of the loss; None where memory ran out, and then nothing holds the activations any more."""
         try:
-            loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
+            loss = self._loss(batch.images, batch.labels, batch.human)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
             # RMI factorises covariances, which scores that are not finite do not have.
@@ -137,38 +137,17 @@ class Trainer:
             return None
         return {**loss.parts, "loss": loss.total}
 
-    def _loss(self, images: Tensor, labels: Tensor, is_pseudo: tuple[bool, ...]) -> LossParts:
+    def _loss(self, images: Tensor, labels: Tensor, human: Tensor | None) -> LossParts:
         runtime, device = self.config.runtime, self.ranks.device
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
         images = normalise_batch(images, device).contiguous(memory_format=layout)
         labels = labels.to(device, non_blocking=True).long()
         with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
             output = self.replicas.forward(images)
-        weight = self.config.pseudo.loss_weight
-        if weight == 1.0 or not any(is_pseudo):
-            return training_loss(output, labels, self.config.loss)
-        return self._weighted(output, labels, torch.tensor(is_pseudo), weight)
-
-    def _weighted(self, output: ModelOutput, labels: Tensor, is_pseudo: Tensor, weight: float) -> LossParts:
-        """Mean over crops in which auto-labelled ones count `weight` times."""
-        total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
-        for chosen, factor in ((~is_pseudo, 1.0), (is_pseudo, weight)):
-            share = float(chosen.float().mean())
-            if share == 0.0:
-                continue
-            # Numbers, not a mask: with that a GPU's host would wait to learn how many there are.
-            at = chosen.nonzero().squeeze(1).to(labels.device, non_blocking=True)
-            some = training_loss(
-                ModelOutput(
-                    output.logits[at], output.aux_logits[at], {s: x[at] for s, x in output.scale_logits.items()}, {}
-                ),
-                labels[at],
-                self.config.loss,
-            )
-            total = total + factor * share * some.total
-            for name, value in some.parts.items():
-                parts[name] = parts.get(name, torch.zeros_like(value)) + share * value
-        return LossParts(total, parts)
+        weight = None
+        if human is not None:
+            weight = torch.where(human.to(device, non_blocking=True), 1.0, self.config.pseudo.loss_weight)
+        return training_loss(output, labels, self.config.loss, weight=weight)
 
     def _give_up(self) -> None:
         torch._foreach_copy_(self._buffers, self._before)
@@ -199,7 +178,7 @@ class Trainer:
             self.replicas.forward = self.model  # other ranks do not take part
             # Not `backward`: hooks of DDP hang on the parameters, and this pass is none of its own.
             weights = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(self._loss(images, labels, batch.is_pseudo).total, weights, allow_unused=True)
+            torch.autograd.grad(self._loss(images, labels, None).total, weights, allow_unused=True)
 
         told: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
         try:

@@ -131,14 +131,7 @@ def thresholds(facts: Facts) -> Raw:
     policy, kept = facts.policy, facts.metrics.get("kept", {})
     if policy is None or facts.curves is None:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
-    wanted = float(policy.settings.get("target", facts.settings["calibrate"]["target"]))
-    target = float(policy.evidence.get("target", wanted))
-    lowered = ""
-    if target < wanted:
-        lowered = (
-            f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
-            "errors of the teacher or of the labels)"
-        )
+    target = float(policy.evidence["target"])
     measured = {e.name: {"status": e.status, "threshold": e.threshold, **e.evidence} for e in policy.entries}
     rows = results.class_rows(facts.names, measured=measured, report=kept.get("classes"))
     used, other = facts.settings["pseudo_label"]["threshold"], ""
@@ -148,14 +141,28 @@ def thresholds(facts: Facts) -> Raw:
             "(pseudo_label.threshold): the columns about the report images, on the right, describe that one.</p>"
         )
     return Raw(
-        f"{other}<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
-        f"{points(target)} %{lowered} on images that the teacher never saw, and at which the marginal pixels are still "
-        f"right often enough{_where(kept)}. <b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
+        f"{other}<p>Each class keeps pixels from the confidence on {_chosen(policy, target)}{_where(kept)}. "
+        "<b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
         "<b>pooled</b>: shrunk to its class group; <b>withheld</b>: no threshold is good enough, its pixels are "
         "ignored. Blocks and pieces are those of the kept pixels; the columns on the right are the check on report "
         f"images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
         f"{_why(facts.names, policy)}<h3>Precision (up) over coverage (right) on the calibration images; "
         f"dashed: the target</h3>{curve_grid(facts.curves, policy, target)}{_beside(kept)}{_sampled(kept)}"
+    )
+
+
+def _chosen(policy: ThresholdPolicy, target: float) -> str:
+    """How the thresholds were chosen, for the middle of a sentence."""
+    rule, wanted, unseen = policy.settings["rule"], policy.settings["target"], "on images that the teacher never saw"
+    if rule != "promise":
+        return f"that the rule {esc(rule)} (calibrate.rule) chose {unseen}, with target {points(target)} %"
+    lowered = (
+        f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
+        "errors of the teacher or of the labels)"
+    )
+    return (
+        f"at which the lower bound of its precision reaches {points(target)} %{lowered if target < wanted else ''} "
+        f"{unseen}, and at which the marginal pixels are still right often enough"
     )
 
 

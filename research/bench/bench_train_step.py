@@ -57,7 +57,7 @@ def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
     names = tuple(f"image-{i}" for i in range(size))
     counts = np.array([size, 0, *np.zeros(CLASSES)])
-    return itertools.repeat(PassBatch(images, labels, names, (False,) * size, counts))
+    return itertools.repeat(PassBatch(images, labels, names, counts))
 
 
 def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, precision: str) -> Trainer:

@@ -118,7 +118,7 @@ def full_size(crops: int, **runtime: Any) -> tuple[Trainer, PassBatch]:
     images, labels = (torch.zeros(crops, 1024, 2048, *more, dtype=torch.uint8).pin_memory() for more in ((3,), ()))
     images.random_(0, 255)
     labels[:, ::2] = 3
-    batch = PassBatch(images, labels, ("noise",) * crops, (False,) * crops, np.zeros(21))
+    batch = PassBatch(images, labels, ("noise",) * crops, np.zeros(21))
     return Trainer(config, model, GPU, timeline=Timeline(Plan(), crops), stop=StopRequest()), batch  # type: ignore[arg-type]
 
 
