@@ -108,11 +108,8 @@ def test_no_order_of_work_could_do_with_fewer_than_200_messages() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pseudo": {"loss_weight": 0.5}},
-        {"loss": {"rmi_ignore": "masked", "per_scale_weight": 0.05}},
-        {"loss": {"main": "cross_entropy", "aux": "released_bce"}, "ema_decay": 0.9},
-        {"optimiser": {"clip_norm": 1.0}},
-        {"activation_checkpointing": True},
+        {"pseudo": {"loss_weight": 0.5}, "optimiser": {"clip_norm": 1.0}, "loss": {"rmi_ignore": "masked"}},
+        {"loss": {"main": "cross_entropy", "aux": "released_bce", "per_scale_weight": 0.05}, "ema_decay": 0.9},
     ],
     ids=str,
 )
@@ -123,6 +120,7 @@ def test_no_setting_makes_a_pass_wait(changes: dict[str, Any]) -> None:
 def test_recomputing_activations_sends_no_statistics_again() -> None:
     plain = counted("hrnet_micro")
     again = counted("hrnet_micro", activation_checkpointing=True)
+    assert not again.waits
     # Scales are recomputed on their own, so their blocks do not share messages; but none is sent for the second time.
     assert again.messages["_allgather_base_"] == again.messages["allreduce_"]
     assert again.messages["allreduce_"] < 2 * plain.messages["allreduce_"]
