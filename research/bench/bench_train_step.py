@@ -1,6 +1,6 @@
 """Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
 
-    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--device cuda] [--quick]
+    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--device cuda]
     torchrun --standalone --nproc-per-node 8 -m research.bench.bench_train_step --device cuda
 
 Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
