@@ -87,7 +87,7 @@ test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
 	$(MAKE) mutants
 
-test-gpu: setup  ## what needs CUDA: trainings in every precision, resuming, labelling
+test-gpu: setup  ## what needs CUDA (two GPUs for some): numbers, memory, waits, ranks, faults; skipped where there is none
 	$(PY) -m pytest -m gpu
 
 mutants: setup  ## does a test notice? mutation run over files, locks, checkpoints, merging

@@ -273,6 +273,14 @@ class RuntimeConfig(Section):
     channels_last: bool | Literal["auto"] = Field(
         True, description="memory format of the convolutions; auto: what is fastest here, measured before a training"
     )
+    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = Field(
+        "world",
+        description="ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
+        " their number is part of the key",
+    )
+    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = Field(
+        15.0, description="a training without progress for so long has lost a rank or a GPU, and is started again"
+    )
     compile: bool = Field(False, description="torch.compile")
     activation_checkpointing: bool = Field(False, description="less memory, a third more time")
     tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = Field(

@@ -425,6 +425,7 @@ def _expected(fault: Mapping[str, Any]) -> str:
         ("Input should be a valid tuple", "expected a list"),
         ("Input should be a valid ", "expected a "),
         ("Input should be ", "expected "),
+        ("Tuple should have at least 1 item after validation, not 0", "expected a list of at least one value"),
         ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
         ("String should match pattern", "expected text that matches"),
     ):

@@ -20,7 +20,7 @@ from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, normalise, pasted_pixels
+from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, pasted_pixels
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
@@ -72,8 +72,9 @@ class _Cache:
 class CropDataset(Dataset[dict[str, Any]]):
     """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
 
-    Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}, and where
-    the loss weighs the teacher's pixels, "human": bool hxw, True where a human gave the label.
+    Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and where the loss
+    weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. The network reads
+    `hmsa_core.data.transforms.normalise_batch` of the images; bytes are what crosses processes and buses.
 
     Args:
         plan, epoch: what to fetch. None = all epochs, indexed by the position in the run (`plan.at`).
@@ -123,8 +124,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         request = self.plan.at(index) if self.epoch is None else self.plan.crops(self.epoch)[index]
         image, label, human = self.arrays(request)
         item = {
-            "image": normalise(image),
-            "label": torch.from_numpy(label).long(),
+            "image": torch.from_numpy(image),
+            "label": torch.from_numpy(label),
             "name": request.sample.name,
             "source": request.source,
         }

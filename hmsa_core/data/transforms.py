@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import cv2
@@ -240,10 +241,36 @@ def normalise(image: UInt8) -> torch.Tensor:
     import torch
 
     out = np.empty((3, *image.shape[:2]), np.float32)
-    for c, channel in enumerate(cv2.split(image)):
-        table = ((np.arange(256) / 255.0 - MEAN[c]) / STD[c]).astype(np.float32)
-        out[c] = cv2.LUT(channel, table)
+    for channel, table, into in zip(cv2.split(image), _tables(), out, strict=True):
+        into[:] = cv2.LUT(channel, table)
     return torch.from_numpy(out)
+
+
+@cache
+def _tables() -> NDArray[np.float32]:
+    values = np.arange(256) / 255.0
+    return np.stack([((values - mean) / std).astype(np.float32) for mean, std in zip(MEAN, STD, strict=True)])
+
+
+def normalise_batch(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 Bxhxwx3 RGB -> float32 Bx3xhxw on the device: the values of `normalise`, whatever the device.
+
+    Only bytes are sent to a GPU (without waiting, where they are pinned), which looks them up in the same table.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return torch.stack([normalise(image) for image in images.numpy()])
+    pixels = images.to(device, non_blocking=True)
+    rows = _table_on(device).gather(0, pixels.view(-1, 3).long())
+    return rows.view(pixels.shape).permute(0, 3, 1, 2)  # channels last
+
+
+@cache
+def _table_on(device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(_tables().T)).to(device)
 
 
 # ---- Where a crop lies. Coordinates are pixels, x to the right, y down. A placement is the crop's upper left corner in

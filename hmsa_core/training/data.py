@@ -149,7 +149,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         plan,
         dataset,
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), pseudo),
-        key=_key(spec, fine, pseudo, index.classes),
+        key=_key(spec, fine, pseudo, index.classes, ranks.norm_ranks),
     )
 
 
@@ -189,7 +189,7 @@ def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
     return own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
 
 
-def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable) -> str:
+def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable, norm_ranks: int) -> str:
     material: dict[str, Any] = {
         "config": key_material(spec.config),
         "classes": classes.digest(),
@@ -197,6 +197,8 @@ def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classe
         "centroids": sha256_file(spec.fine.centroids),
         "init": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
     }
+    if norm_ranks > 1:
+        material["norm_ranks"] = norm_ranks  # other statistics are another training
     if spec.init_from is None and spec.config.model.trunk_weights != "none":
         material["trunk_weights"] = sha256_file(weights_file(spec.config.model.trunk_weights, spec.config.model.trunk))
     if spec.pseudo is not None and pseudo is not None:
@@ -277,8 +279,8 @@ def passes_a_step(config: TrainConfig, world: int) -> int:
 class PassBatch:
     """The crops of one pass on one rank."""
 
-    images: Tensor  # float32 B x 3 x h x w, normalised
-    labels: Tensor  # int64 or uint8 B x h x w, trainIds or 255
+    images: Tensor  # uint8 B x h x w x 3, RGB: a quarter of the bytes of what the network reads
+    labels: Tensor  # uint8 B x h x w, trainIds or 255
     names: tuple[str, ...]
     counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
     human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: the loss does not ask
@@ -314,7 +316,7 @@ class _Collate:
             if isinstance(item, HmsaError):
                 return item
             good.append(item)
-        labels = torch.stack([item["label"].to(torch.uint8) for item in good])
+        labels = torch.stack([item["label"] for item in good])
         pseudo = sum(item["source"] == "pseudo" for item in good)
         pixels = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes]
         return PassBatch(

@@ -1,11 +1,13 @@
 """Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
 
-    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--quick]
+    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--device cuda]
+    torchrun --standalone --nproc-per-node 8 -m research.bench.bench_train_step --device cuda
 
 Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
 computed (`top_attention: skip`). They run in turns in one process, so that another load on the machine hits
 both; on CPUs time is processor time of one thread, with freed memory kept as the stages start trainings. The
-median of the rounds' ratios is the figure. Prints one JSON object. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS.
+median of the rounds' ratios is the figure. Prints one JSON object. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS. Under
+torchrun a step is one pass on each rank, and on GPUs batch norm sees the crops of all ranks.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import torch
 from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models import build
+from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.runtime.memory import peak_memory_mb
-from hmsa_core.runtime.ranks import start_ranks
+from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.data import Timeline
 from hmsa_core.training.trainer import PassBatch, Trainer
 from pipeline.launcher import KEEP_HEAP
@@ -52,7 +55,7 @@ class _Plan:
 
 def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, *crop, generator=generator)
+    images = torch.randint(0, 256, (size, *crop, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (size, crop[0] // 16, crop[1] // 16), generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
     names = tuple(f"image-{i}" for i in range(size))
@@ -60,20 +63,20 @@ def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
     return itertools.repeat(PassBatch(images, labels, names, counts))
 
 
-def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, precision: str) -> Trainer:
-    runtime = RuntimeConfig(precision=precision)  # type: ignore[arg-type]  # checked by pydantic
+def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, runtime: RuntimeConfig, ranks: Ranks) -> Trainer:
     config = TrainConfig(
         model=ModelConfig(kind=kind, trunk=trunk),
         crop=crop,
         batch_per_rank=batch,
-        global_batch=batch,
-        runtime=runtime,  # type: ignore[arg-type]
+        global_batch=batch * ranks.world,
+        runtime=runtime,
     )
-    ranks = start_ranks(runtime, {})
     torch.manual_seed(0)
     model = build(kind, trunk=trunk, num_classes=CLASSES, head="paper")
+    if ranks.norm_ranks > 1:
+        synchronise(model, ranks.norm_group)
     model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), batch), stop=StopRequest())  # type: ignore[arg-type]
+    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), config.global_batch), stop=StopRequest())  # type: ignore[arg-type]
 
 
 def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
@@ -89,22 +92,26 @@ def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
     return (clock() - start) / steps
 
 
-def run(case: str, rounds: int, precision: str) -> dict[str, object]:
+def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks) -> dict[str, object]:
     trunk, size, batch = case.split(":")
     crop = int(size.split("x")[0]), int(size.split("x")[1])
     feed = batches(crop, int(batch))
-    trainers = {k: trainer(k, trunk, crop, int(batch), precision) for k in ("single", "hierarchical")}
+    trainers = {k: trainer(k, trunk, crop, int(batch), runtime, ranks) for k in ("single", "hierarchical")}
     times: dict[str, list[float]] = {kind: [] for kind in trainers}
     warm = [seconds(one, feed, 2) for one in trainers.values()]
-    steps = math.ceil(ROUND_S / min(warm))
+    steps = ranks.maximum(math.ceil(ROUND_S / min(warm)))
     for _ in range(rounds):
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))
     ratios = [h / s for s, h in zip(times["single"], times["hierarchical"], strict=True)]
     return {
         "case": case,
-        "precision": precision,
+        "precision": runtime.precision,
+        "ranks": ranks.world,
         "seconds_a_step": {kind: round(statistics.median(t), 4) for kind, t in times.items()},
+        "crops_a_second": {
+            kind: round(int(batch) * ranks.world / statistics.median(t), 2) for kind, t in times.items()
+        },
         "ratio": {n: round(f(ratios), 3) for n, f in (("median", statistics.median), ("best", min), ("worst", max))},
         "peak_memory_mb": round(peak_memory_mb(trainers["single"].ranks.device)),
     }
@@ -112,16 +119,21 @@ def run(case: str, rounds: int, precision: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--cases", nargs="+", help=f"default: {' '.join(CPU_CASES)}, on GPUs {' '.join(GPU_CASES)}")
+    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, measures little")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="default: fp32, on GPUs bf16")
+    args = parser.parse_args()
+    gpu = args.device != "cpu" and torch.cuda.is_available()
     if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_HEAP})
-    parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
-    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, measures little")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
-    args = parser.parse_args()
-    rounds = 2 if args.quick else 5
-    result = {"cases": [run(case, rounds, args.precision) for case in args.cases]}
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    runtime = RuntimeConfig(device=args.device, precision=args.precision or ("bf16" if gpu else "fp32"))
+    ranks = start_ranks(runtime)
+    cases = args.cases or (GPU_CASES if gpu else CPU_CASES)
+    result = {"cases": [run(case, 2 if args.quick else 5, runtime, ranks) for case in cases]}
+    if ranks.is_main:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    ranks.stop()
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def test_items_are_what_training_needs(data):
     assert len(items) == 24
     for i in range(24):
         item = items[i]
-        assert (item["image"].shape, item["image"].dtype) == ((3, *CROP), torch.float32)
-        assert (item["label"].shape, item["label"].dtype) == (CROP, torch.int64)
+        assert (item["image"].shape, item["image"].dtype) == ((*CROP, 3), torch.uint8)
+        assert (item["label"].shape, item["label"].dtype) == (CROP, torch.uint8)
         request = plan.crops(0)[i]
         assert (item["name"], item["source"]) == (request.sample.name, request.source)
         assert set(item["label"].unique().tolist()) <= (set(range(19)) if request.source == "fine" else {2, 8}) | {255}
@@ -245,7 +245,7 @@ def test_a_changed_file_is_caught_by_its_digest(tmp_path, what):
     (sample, *_) = index.select(roles=["learn"], splits=["train"])
     plan = EpochPlan([sample], Centroids(), num_classes=19, seed=1, epochs=1)
     items = CropDataset(plan, 0, root=tree.root, classes=index.classes, crop=CROP)
-    assert items[0]["label"].dtype == torch.int64
+    assert items[0]["label"].dtype == torch.uint8
     if what == "image":
         tree.image("train", sample.name, 255 - np.asarray(module.read_image(tree.root / sample.image)))
     else:
@@ -302,7 +302,7 @@ def test_full_size_crops_fit_the_papers_crop(tmp_path):
     centroids = Centroids.load(tmp_path / "index/centroids-target.parquet")
     plan = EpochPlan(index.samples, centroids, num_classes=19, seed=1, epochs=1, epoch_samples=2)
     items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
-    assert items[0]["image"].shape == (3, 1024, 2048)
+    assert items[0]["image"].shape == (1024, 2048, 3)
     assert items[1]["label"].shape == (1024, 2048)
 
 

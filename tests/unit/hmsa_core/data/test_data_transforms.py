@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from hmsa_core.config import AugmentConfig
+from hmsa_core.data import transforms
 from hmsa_core.data.transforms import (
     MEAN,
     STD,
@@ -19,6 +20,7 @@ from hmsa_core.data.transforms import (
     JointAugment,
     colour_matrix,
     normalise,
+    normalise_batch,
     pasted_pixels,
     place,
     resize_label,
@@ -283,3 +285,16 @@ def test_dice_are_uniform_and_reach_both_ends():
     assert 0.99 < units.max() < 1.0
     assert abs(units.mean() - 0.5) < 0.02
     assert sorted(Dice(1).order(9)) == list(range(9))
+
+
+def test_crops_travel_as_bytes_and_become_the_values_that_loaders_made() -> None:
+    """The values before crops travelled as bytes: a table of (value / 255 - mean) / std in double, rounded once."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = torch.from_numpy(((images.numpy() / 255.0 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    on_cpu = normalise_batch(images, torch.device("cpu"))
+    assert torch.equal(on_cpu, expected)
+    assert on_cpu.is_contiguous()
+    table = transforms._tables()
+    looked_up = torch.from_numpy(table.T.copy()).gather(0, images.view(-1, 3).long()).view(images.shape)
+    assert torch.equal(looked_up.permute(0, 3, 1, 2), expected), "the way of GPUs"
