@@ -125,7 +125,7 @@ def test_a_decision_is_argmax_and_top_softmax_and_the_lower_class_wins_a_tie(mak
 def test_a_score_that_is_not_a_number_is_no_class(make):
     scores = np.zeros((3, 1, 2), np.float32)
     scores[1, 0, 1] = np.nan
-    label, confidence = decide(make(scores))
+    label, confidence = map(np.asarray, decide(make(scores)))
     assert label[0, 1] == 255
     assert np.isnan(confidence[0, 1])
 
