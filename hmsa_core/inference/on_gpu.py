@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,13 +78,14 @@ class FusedExchange(nn.Module):
     def __init__(self, module: ExchangeModule) -> None:
         super().__init__()
         self.branches, self.paths = module.branches, module.fuse_layers
-        last = [[_last_convolution(path) for path in row] for row in module.fuse_layers]  # type: ignore[arg-type]
-        for target, row in enumerate(last):
-            _move_biases([one for one in row if one is not None], row[target - 1])
-        closing = [row[target - 1] for target, row in enumerate(last)]
-        self.closing = nn.ModuleList(
-            nn.Identity() if not t or c is None else FusedConv(c) for t, c in enumerate(closing)
-        )
+        self.closing = nn.ModuleList([nn.Identity()])
+        for target, row in enumerate(cast("Iterable[nn.ModuleList]", self.paths)):
+            last = [_last_convolution(path) for i, path in enumerate(row) if i != target]
+            into = last[target - 1]
+            _move_biases(last, into)
+            if target:
+                self.closing.append(FusedConv(into))
+                row[target - 1] = nn.Identity()  # no second copy of its weights
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
         """Same values as the module, up to rounding."""
@@ -97,25 +98,21 @@ class FusedExchange(nn.Module):
         for source, x in enumerate(inputs):
             if source == target or (target and source == target - 1):
                 continue
-            term = resize(self.paths[target][source](x), size)  # type: ignore[index]  # a list of lists
+            term = resize(self.paths[target][source](x), size)
             total = total + term if total is inputs[target] else total.add_(term)
         return self.closing[target](inputs[target - 1], total) if target else total.relu_()  # type: ignore[no-any-return]
 
 
-def _last_convolution(path: nn.Module) -> nn.Conv2d | None:
-    found = [module for module in path.modules() if isinstance(module, nn.Conv2d)]
-    return found[-1] if found else None
+def _last_convolution(path: nn.Module) -> nn.Conv2d:
+    return [module for module in path.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
-def _move_biases(terms: list[nn.Conv2d], to: nn.Conv2d | None) -> None:
+def _move_biases(terms: list[nn.Conv2d], to: nn.Conv2d) -> None:
     """Add up the biases of the terms of a sum in one of them."""
-    if to is None:
-        return
-    biases = [one.bias for one in terms if one.bias is not None]
+    total = torch.stack([one.bias.detach() for one in terms if one.bias is not None]).sum(dim=0)
     for one in terms:
         one.bias = None
-    if biases:
-        to.bias = nn.Parameter(torch.stack([b.detach() for b in biases]).sum(dim=0), requires_grad=False)
+    to.bias = nn.Parameter(total, requires_grad=False)
 
 
 def fuse(model: nn.Module, probe: Tensor) -> None:
@@ -284,7 +281,7 @@ def download(*maps: Tensor) -> Callable[[], list[NDArray[Any]]]:
     found = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in maps]
     for host, one in zip(found, maps, strict=True):
         host.copy_(one, non_blocking=True)
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
     def wait() -> list[NDArray[Any]]:
