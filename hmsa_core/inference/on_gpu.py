@@ -98,9 +98,12 @@ class FusedExchange(nn.Module):
         for source, x in enumerate(inputs):
             if source == target or (target and source == target - 1):
                 continue
-            term = resize(self.paths[target][source](x), size)
+            term = resize(self._path(target, source)(x), size)
             total = total + term if total is inputs[target] else total.add_(term)
-        return self.closing[target](inputs[target - 1], total) if target else total.relu_()  # type: ignore[no-any-return]
+        return self.closing[target](inputs[target - 1], total) if target else total.relu_()
+
+    def _path(self, target: int, source: int) -> nn.Module:
+        return cast("nn.ModuleList", self.paths[target])[source]
 
 
 def _last_convolution(path: nn.Module) -> nn.Conv2d:
