@@ -22,7 +22,7 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics.bootstrap import holm
 from pipeline.cli.main import run_command
 from pipeline.workspace import Workspace
-from research.bench.goals import bench_lines, goals_lines, scaling_lines
+from research.bench.goals import bench_lines, goals_lines, gpu_lines, scaling_lines
 from research.claims import CLAIMS, Claim
 from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
@@ -174,6 +174,7 @@ _BLOCKS: dict[str, Callable[..., list[str]]] = {
     "workspaces": _workspaces,
     "goals": lambda tables: goals_lines(tables.folder),
     "bench": lambda tables: bench_lines(tables.folder),
+    "gpu": lambda tables: gpu_lines(tables.folder),
     "scaling": lambda tables: scaling_lines(tables.folder),
 }
 

@@ -136,6 +136,9 @@ def label_images(
     summary = read_json(work / "summary.json")
     for row in summary["skipped"]:
         tell(f"left out: {row['name']}: {row['reason']}")
+    if tiled := summary["tiled"]:
+        sides = sorted(set(tiled.values()))
+        tell(f"lack of memory: {len(tiled)} images were labelled in tiles of {', '.join(map(str, sides))} pixels")
     return LabelledCounts(summary["images"], summary["resumed"], refused + changed + len(summary["skipped"]))
 
 

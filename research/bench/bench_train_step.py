@@ -1,13 +1,15 @@
 """Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
 
-    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--device cuda]
-    torchrun --standalone --nproc-per-node 8 -m research.bench.bench_train_step --device cuda
+    python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--quick]
+    torchrun --nproc-per-node N -m research.bench.bench_train_step --device cuda     (one rank a GPU; any N)
 
 Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
 computed (`top_attention: skip`). They run in turns in one process, so that another load on the machine hits
 both; on CPUs time is processor time of one thread, with freed memory kept as the stages start trainings. The
-median of the rounds' ratios is the figure. Prints one JSON object. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS. Under
-torchrun a step is one pass on each rank, and on GPUs batch norm sees the crops of all ranks.
+median of the rounds' ratios is the figure. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS.
+
+Rank 0 prints one JSON object; on a GPU with the share of the bound of `roofline.py` that the hierarchical step reaches.
+What ranks exchange is not in the bound. On GPUs batch norm sees the crops of all ranks.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.data import Timeline
 from hmsa_core.training.trainer import PassBatch, Trainer
 from pipeline.launcher import KEEP_HEAP
+from research.bench import roofline
 
 CLASSES = 19
 CPU_CASES = ["hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1"]
@@ -69,14 +72,14 @@ def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, runtime: R
         crop=crop,
         batch_per_rank=batch,
         global_batch=batch * ranks.world,
-        runtime=runtime,
+        runtime=runtime,  # type: ignore[arg-type]
     )
     torch.manual_seed(0)
     model = build(kind, trunk=trunk, num_classes=CLASSES, head="paper")
     if ranks.norm_ranks > 1:
         synchronise(model, ranks.norm_group)
     model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), config.global_batch), stop=StopRequest())  # type: ignore[arg-type]
+    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), batch * ranks.world), stop=StopRequest())  # type: ignore[arg-type]
 
 
 def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
@@ -92,7 +95,7 @@ def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
     return (clock() - start) / steps
 
 
-def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks) -> dict[str, object]:
+def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks, peaks: tuple[float, float]) -> dict[str, object]:
     trunk, size, batch = case.split(":")
     crop = int(size.split("x")[0]), int(size.split("x")[1])
     feed = batches(crop, int(batch))
@@ -104,14 +107,18 @@ def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks) -> dict[st
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))
     ratios = [h / s for s, h in zip(times["single"], times["hierarchical"], strict=True)]
+    median = {kind: statistics.median(t) for kind, t in times.items()}
+    found: dict[str, object] = {}
+    if ranks.device.type == "cuda":
+        bound = roofline.training(roofline.empty_model(trunk), crop, *peaks).times(int(batch))
+        found = {"roofline_share": roofline.share(bound, median["hierarchical"]), "roofline": bound.to_json()}
     return {
         "case": case,
         "precision": runtime.precision,
         "ranks": ranks.world,
-        "seconds_a_step": {kind: round(statistics.median(t), 4) for kind, t in times.items()},
-        "crops_a_second": {
-            kind: round(int(batch) * ranks.world / statistics.median(t), 2) for kind, t in times.items()
-        },
+        "crops_per_s": round(ranks.world * int(batch) / median["hierarchical"], 2),
+        **found,
+        "seconds_a_step": {kind: round(t, 4) for kind, t in median.items()},
         "ratio": {n: round(f(ratios), 3) for n, f in (("median", statistics.median), ("best", min), ("worst", max))},
         "peak_memory_mb": round(peak_memory_mb(trainers["single"].ranks.device)),
     }
@@ -120,17 +127,19 @@ def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--cases", nargs="+", help=f"default: {' '.join(CPU_CASES)}, on GPUs {' '.join(GPU_CASES)}")
-    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, measures little")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="default: fp32, on GPUs bf16")
-    args = parser.parse_args()
-    gpu = args.device != "cpu" and torch.cuda.is_available()
+    roofline.add_peaks(parser)
+    asked = parser.parse_known_args()[0].device
+    gpu = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
     if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_HEAP})
-    runtime = RuntimeConfig(device=args.device, precision=args.precision or ("bf16" if gpu else "fp32"))
-    ranks = start_ranks(runtime)
-    cases = args.cases or (GPU_CASES if gpu else CPU_CASES)
-    result = {"cases": [run(case, 2 if args.quick else 5, runtime, ranks) for case in cases]}
+    parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
+    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, measures little")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
+    args = parser.parse_args()
+    rounds = 2 if args.quick else 5
+    runtime = RuntimeConfig(precision=args.precision, device=args.device)
+    ranks = start_ranks(runtime)  # those of torchrun, or one
+    result = {"cases": [run(case, rounds, runtime, ranks, (args.tflops, args.tb_s)) for case in args.cases]}
     if ranks.is_main:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     ranks.stop()
