@@ -134,7 +134,7 @@ class _Reader:
     def _start(self, tag: str, given: dict[str, str]) -> None:
         self._open.append(tag)
         if tag == "image":
-            self._name = self._exported.name_of(given["name"])
+            self._name = self._exported.name_of(given["name"], self._path)
             if self._name in self._seen:
                 raise InputError(f"{self._path}: {self._name} stands there twice", hint="keep one of the two")
             self._seen.add(self._name)

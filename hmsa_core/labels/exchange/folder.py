@@ -161,11 +161,11 @@ class Exported:
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{where}: damaged ({error!r})", hint="export again") from error
 
-    def name_of(self, file: object) -> str:
-        """Name of the image whose picture has this path or name in the other tool."""
+    def name_of(self, file: object, where: Path) -> str:
+        """Name of the image whose picture has this path or name in the other tool, as the file `where` says."""
         name: str | None = self._name_of.get(Path(str(file)).name)
         if name is None:
-            raise InputError(f"image {str(file)[:200]!r} is not of the export {self.path}")
+            raise InputError(f"{where}: image {str(file)[:200]!r} is not of the export {self.path}")
         return name
 
     def size(self, name: str) -> tuple[int, int]:

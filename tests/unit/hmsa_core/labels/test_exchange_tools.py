@@ -600,7 +600,7 @@ def test_hostile_cvat_files_are_refused_by_name(
     for path in (tmp_path / "a.xml", tmp_path / "a.zip"):
         with pytest.raises(InputError, match=told) as refused:
             bring_back(path, Exported(exports / "cvat"), store, by="kim")
-        assert str(path) in refused.value.message or "is not of the export" in told
+        assert str(path) in refused.value.message
     assert not list(tmp_path.parent.rglob("evil.txt"))
     assert not ReviewFile(store.path).path.exists()
 

@@ -45,11 +45,11 @@ def test_forty_damaged_or_hostile_files_of_a_format_are_refused_by_name(
         except HmsaError as error:
             assert isinstance(error, InputError), case
             told = error.message
-            if not (str(returned) in told or "passwd" in told or "../x.png" in told) or len(told) > 1000:
+            if not told.startswith(str(tmp_path / "hostile")) or len(told) > 1000:
                 nameless.append(f"{case}: {told}")
         else:
             accepted.append(case)
     assert (accepted, nameless) == ([], [])
     assert not ReviewFile(store.path).path.exists(), "nothing of a refused file is taken"
-    assert not [path for path in tmp_path.parent.rglob("evil.txt")]
+    assert not list(tmp_path.parent.rglob("evil.txt"))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MB
