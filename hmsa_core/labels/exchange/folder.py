@@ -150,7 +150,10 @@ class Exported:
         self.path = path
         where = path / EXPORTED / "index.json"
         if not where.is_file():
-            raise InputError(f"{path}: no export for another tool ({EXPORTED}/index.json is missing)")
+            raise InputError(
+                f"{path}: no export for another tool ({EXPORTED}/index.json is missing)",
+                hint=f"give the folder that `autolabel export --format {'|'.join(MODULES)}` wrote",
+            )
         index = read_json(where)
         try:
             self.format, self.labels, self.images = index["format"], str(index["labels"]), dict(index["images"])
