@@ -1,6 +1,6 @@
 """Teachers beside each other on a workspace's report pictures: mIoU, calibration error, coverage at equal precision.
 
-python -m research.teachers workspaces/scene-20 ours=models/teacher foreign=onnx:net.onnx both=models/teacher,onnx:net.onnx
+python -m research.teachers workspaces/scene ours=models/teacher theirs=onnx:net.onnx both=models/teacher,onnx:net.onnx
 
 Coverage is the share of pixels that one threshold for all classes keeps, the lowest one with which the kept pixels
 have the precision that is asked for on these very pictures.
