@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
     classes = _classes(args.classes)
     if (args.store / MANIFEST).exists():
-        raise ConfigError(f"{args.store}: there is a label store already", hint="import into a new folder")
+        raise ConfigError(
+            f"{args.store}: there is a label store already",
+            hint="import into a new folder; for corrections of an export, give --corrections-of OUT",
+        )
     if args.store.exists() and not (args.store.is_dir() and is_free(args.store, for_parts=True)):
         raise ConfigError(f"{args.store}: exists and is no label store", hint="import into a new folder")
     fmt, files = find_files(args.folder)

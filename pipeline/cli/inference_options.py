@@ -28,6 +28,12 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> N
             metavar="SPEC",
             help="instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)",
         )
+        parser.add_argument(
+            "--map",
+            type=Path,
+            metavar="FILE",
+            help="table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)",
+        )
     parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
     parser.add_argument(
         "--flip",

@@ -90,7 +90,11 @@ class Pictures:
         """Path of the photograph, inside the image root."""
         path = self._file(name, "image_path")
         if path is None:
-            raise InputError(f"image {name!r}: no photograph", hint="give the folder of the images with --images ROOT")
+            wanted = self._info(name)["image_path"]
+            where = f" {wanted} below {self.root}" if self.root and wanted else ""
+            raise InputError(
+                f"image {name!r}: no photograph{where}", hint="give the folder of the images with --images ROOT"
+            )
         return path
 
     def picture(self, name: str) -> tuple[bytes, str]:

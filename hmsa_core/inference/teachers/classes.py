@@ -54,9 +54,10 @@ class ClassMap:
             known = (
                 f"{len(self.source.names)} names" if self.source.names else f"{self.classes.name} has {self.channels}"
             )
+            example = f"`classes: {{0: {self.classes.classes[0]}, ...}}`"
             raise ConfigError(
                 f"{self.source}: gives {found} classes, but {known}",
-                hint=f"say which is which in {self.source.table_path}",
+                hint=f"say which is which in {self.source.table_path}: {example}; what it leaves out is ignored",
             )
         if max(self.targets) >= found:
             raise ConfigError(

@@ -5,8 +5,8 @@
     hf:FOLDER      a folder of transformers with a network for semantic segmentation
     scores:FOLDER  probabilities of each image, made elsewhere (`teachers.scores`)
 
-Several of them are an ensemble. What the files do not say, a table beside them does: `FILE.teacher.yaml` or
-`FOLDER/teacher.yaml` (`Table`).
+Several of them are an ensemble. What the files do not say, a table (`Table`) does: `FILE.teacher.yaml` or
+`FOLDER/teacher.yaml` beside them, or another file, `onnx:FILE?map=TABLE`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from hmsa_core.models.checkpoint import read_meta
 from hmsa_core.taxonomy import ClassTable
 
 FAMILIES = ("onnx", "hf", "scores")
+_MAP = "?map="
 SCORE_SUFFIXES = (".npz", ".npy", ".png")
 _METHOD = 1  # raised when teachers of other tools are run in another way: labels are then not mixed
 Triple = Annotated[tuple[float, float, float], Strict(False)]
@@ -55,26 +56,33 @@ class Table(Section):
 
 @dataclass(frozen=True)
 class Source:
-    """One teacher: its family and its path."""
+    """One teacher: its family, its path, and the table that is not beside it."""
 
     family: str  # checkpoint | onnx | hf | scores
     path: Path
+    map: Path | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.family == "checkpoint" else f"{self.family}:{self.path}"
 
     @property
+    def text(self) -> str:
+        """What `parse` reads as this teacher."""
+        return str(self) if self.map is None else f"{self}{_MAP}{self.map}"
+
+    @property
     def table_path(self) -> Path:
         """Where the table lies, there or not."""
-        return (
-            self.path / "teacher.yaml" if self.path.is_dir() else self.path.with_name(f"{self.path.name}.teacher.yaml")
-        )
+        beside = self.path / "teacher.yaml"
+        return self.map or (beside if self.path.is_dir() else self.path.with_name(f"{self.path.name}.teacher.yaml"))
 
     @cached_property
     def table(self) -> Table:
         """The table beside the files; the defaults where there is none. ConfigError: a mistake in it."""
         path = self.table_path
         if not path.is_file():
+            if self.map:
+                raise ConfigError(f"{path}: no such file, but it shall be the class table of {self}")
             return Table()
         try:
             return Table.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
@@ -125,21 +133,29 @@ def parse(teacher: Spec) -> tuple[Source, ...]:
 
 
 def _one(text: str) -> Source:
+    text, _, table = text.partition(_MAP)
+    beside = Path(table) if table else None
     family, colon, rest = text.partition(":")
     if colon and family in FAMILIES and rest:
-        return Source(family, Path(rest))
+        return Source(family, Path(rest), beside)
     path = Path(text)
-    if path.is_file():
-        path = path.parent
-    elif colon and not path.exists() and "/" not in family:
-        near = did_you_mean(family, FAMILIES, f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder")
-        raise ConfigError(f"teacher {text}: unknown kind {family!r}", hint=near)
-    return Source("checkpoint", path)
+    if colon and not path.exists() and "/" not in family:
+        known = f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder"
+        raise ConfigError(
+            f"teacher {text}: unknown kind {family!r}", hint=did_you_mean(family, FAMILIES, known, cutoff=0.6)
+        )
+    if path.suffix == ".onnx" and path.is_file():
+        raise ConfigError(f"teacher {text}: is an ONNX file, no checkpoint of ours", hint=f"write onnx:{text}")
+    if (path / "config.json").is_file() and not (path / "model.json").is_file():
+        raise ConfigError(
+            f"teacher {text}: is a folder of transformers, no checkpoint of ours", hint=f"write hf:{text}"
+        )
+    return Source("checkpoint", path.parent if path.is_file() else path, beside)
 
 
 def resolved(teacher: Spec, resolve: Callable[[Path], Path]) -> tuple[str, ...]:
     """The same teacher with its paths made absolute by `resolve`."""
-    return tuple(str(Source(one.family, resolve(one.path))) for one in parse(teacher))
+    return tuple(Source(one.family, resolve(one.path), one.map and resolve(one.map)).text for one in parse(teacher))
 
 
 def digest_of(teacher: Spec) -> str:

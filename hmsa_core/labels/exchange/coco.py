@@ -54,7 +54,7 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
     """A `panoptic.json` (or its folder), with its PNG files in the folder of the same name beside it."""
     where = path / "panoptic.json" if path.is_dir() else path
     value = load_json(where)
-    names = {row["id"]: exported.name_of(row["file_name"]) for row in value["images"]}
+    names = {row["id"]: exported.name_of(row["file_name"], where) for row in value["images"]}
     classes = {row["id"]: exported.class_id(row["name"], str(where)) for row in value["categories"]}
     for row in value["annotations"]:
         name, file = names[row["image_id"]], str(row["file_name"])

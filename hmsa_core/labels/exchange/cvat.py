@@ -26,6 +26,7 @@ from hmsa_core.labels.review import Labels
 
 ANNOTATIONS = "annotations.xml"
 _BLOCK, _IMAGE = 1 << 16, 64 << 20  # bytes that are read at once, and of one image
+_SHAPES = 100_000  # of one image
 # What expat and zipfile raise for damaged files.
 _DAMAGE = (expat.ExpatError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
@@ -98,6 +99,7 @@ class _Reader:
         self._path, self._exported = path, exported
         self._done: list[Returned] = []
         self._open: list[str] = []
+        self._seen: set[str] = set()
         self._said = {"who": "", "when": ""}
         self._name, self._shapes = "", list[tuple[int, int, dict[str, str], str]]()
         self._since = 0  # bytes since the last image
@@ -132,7 +134,10 @@ class _Reader:
     def _start(self, tag: str, given: dict[str, str]) -> None:
         self._open.append(tag)
         if tag == "image":
-            self._name = self._exported.name_of(given["name"])
+            self._name = self._exported.name_of(given["name"], self._path)
+            if self._name in self._seen:
+                raise InputError(f"{self._path}: {self._name} stands there twice", hint="keep one of the two")
+            self._seen.add(self._name)
             height, width = self._exported.size(self._name)
             if (int(given["width"]), int(given["height"])) != (width, height):
                 raise InputError(f"{self._path}: {self._name} is not {width}x{height} there, as it was exported")
@@ -142,6 +147,8 @@ class _Reader:
         elif self._name and self._open[-2] == "image" and tag != "tag":
             if tag not in ("mask", "polygon"):
                 raise InputError(f"{self._path}: {self._name}: <{tag[:40]}> is not read", hint="draw masks or polygons")
+            if len(self._shapes) == _SHAPES:
+                raise InputError(f"{self._path}: {self._name}: more than {_SHAPES} masks and polygons")
             self._shapes.append((int(given.get("z_order", 0)), len(self._shapes), given, tag))
 
     def _end(self, tag: str) -> None:

@@ -150,7 +150,10 @@ class Exported:
         self.path = path
         where = path / EXPORTED / "index.json"
         if not where.is_file():
-            raise InputError(f"{path}: no export for another tool ({EXPORTED}/index.json is missing)")
+            raise InputError(
+                f"{path}: no export for another tool ({EXPORTED}/index.json is missing)",
+                hint=f"give the folder that `autolabel export --format {'|'.join(MODULES)}` wrote",
+            )
         index = read_json(where)
         try:
             self.format, self.labels, self.images = index["format"], str(index["labels"]), dict(index["images"])
@@ -161,11 +164,11 @@ class Exported:
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{where}: damaged ({error!r})", hint="export again") from error
 
-    def name_of(self, file: object) -> str:
-        """Name of the image whose picture has this path or name in the other tool."""
+    def name_of(self, file: object, where: Path) -> str:
+        """Name of the image whose picture has this path or name in the other tool, as the file `where` says."""
         name: str | None = self._name_of.get(Path(str(file)).name)
         if name is None:
-            raise InputError(f"image {str(file)[:200]!r} is not of the export {self.path}")
+            raise InputError(f"{where}: image {str(file)[:200]!r} is not of the export {self.path}")
         return name
 
     def size(self, name: str) -> tuple[int, int]:

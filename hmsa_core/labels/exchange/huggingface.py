@@ -124,7 +124,9 @@ def _of_file(file: Path, table: pq.ParquetFile, exported: Exported) -> Iterator[
         wanted = [c for c in columns if c.path_in_schema.split(".")[0] in ("name", "label")]
         if sum(c.total_uncompressed_size for c in wanted) > _GROUP_BYTES:
             raise InputError(f"{file}: row group {group} is too large", hint="write fewer rows a group")
-        for row in table.read_row_group(group, ["name", "label"], use_threads=False).to_pylist():
+        # A row at a time: a dictionary page can repeat one large label in every row.
+        for rows in table.iter_batches(1, row_groups=[group], columns=["name", "label"], use_threads=False):
+            (row,) = rows.to_pylist()
             name = row["name"]
             if name not in exported.images:
                 raise InputError(f"{file}: image {str(name)[:200]!r} is not of the export {exported.path}")

@@ -76,7 +76,7 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
     if not isinstance(tasks, list):
         raise InputError(f"{path}: expected a list of tasks", hint='export as "JSON"')
     for task in tasks:
-        name = exported.name_of(task["data"]["file"])
+        name = exported.name_of(task["data"]["file"], path)
         for annotation in task["annotations"]:
             regions = [r for r in annotation["result"] if _is_region(r, f"{path}: {name}")]
             if regions and not annotation.get("was_cancelled"):

@@ -266,6 +266,11 @@ def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
     refused(InputError, r"hf:\S+nowhere: no such folder", f"hf:{tmp_path}/nowhere")
     refused(InputError, r"scores:\S+nowhere: no such folder", f"scores:{tmp_path}/nowhere")
     assert "did you mean onnx?" in refused(ConfigError, "unknown kind 'onx'", "onx:net.onnx").hint
+    assert "known: onnx, hf" in refused(ConfigError, "unknown kind 'segformer'", "segformer:net").hint
+    bare = data / "colours.onnx"
+    assert refused(ConfigError, "is an ONNX file, no checkpoint", bare).hint == f"write onnx:{bare}"
+    bare = data / "segformer"
+    assert refused(ConfigError, "is a folder of transformers", bare).hint == f"write hf:{bare}"
     big = onnx.load(str(data / "colours.onnx"))
     onnx.save(big, str(tmp_path / "big.onnx"), save_as_external_data=True, location="big.bin", size_threshold=0)
     (tmp_path / "big.bin").unlink()

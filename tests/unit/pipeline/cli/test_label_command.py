@@ -98,6 +98,36 @@ def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(fo
     assert "holds labels of another teacher, scales" in capsys.readouterr().err
 
 
+def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher(folder, tmp_path, capsys):
+    net, text = colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n"
+    (tmp_path / "map.yaml").write_text(text)
+    given = [
+        "label",
+        "--images",
+        str(folder / "frames"),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--classes",
+        "cityscapes",
+    ]
+    given += ["--out", str(tmp_path / "store"), "--teacher", f"onnx:{net}"]
+    assert main([*given, "--map", str(tmp_path / "map.yaml")]) == 0
+    assert "4 images labelled" in capsys.readouterr().out
+    table(net, text)
+    assert main(given) == 0
+    assert "0 images labelled, 4 were labelled before" in capsys.readouterr().out
+    (tmp_path / "empty.yaml").write_text("multiple: 32\n")
+    for more, told in (
+        (["--map", str(tmp_path / "none.yaml")], "none.yaml: no such file, but it shall be the class table of onnx:"),
+        (["--map", str(tmp_path / "empty.yaml")], "says nothing of classes"),
+        ([f"onnx:{net}", "--map", str(tmp_path / "map.yaml")], "--map is of one teacher"),
+    ):
+        assert main([*given, *more]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_the_same_command_goes_on_and_takes_in_new_images(folder, tmp_path, capsys):
     images = Path(shutil.copytree(folder / "frames", tmp_path / "frames"))
     (images / "c.webp").rename(tmp_path / "c.webp")

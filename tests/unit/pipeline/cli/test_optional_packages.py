@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from hmsa_core.labels import LabelStoreWriter
+from hmsa_core.labels import LabelStore, LabelStoreWriter
 from tests.conftest import REPO
+from tests.support.inference import noise_image, save_model
 
 WITHOUT = """
 import sys
@@ -54,3 +56,30 @@ def test_a_command_needs_no_more_packages_than_it_uses(store: Path, tmp_path: Pa
     assert done.returncode == (2 if lacks else 0), done.stderr
     told = f"error: {lacks}\nhint: pip install 'hmsa-autolabel[{lacks.rpartition('[')[2]}'\n"
     assert not lacks or done.stderr == told
+
+
+UNUSED = """
+import pkgutil, sys
+from pathlib import Path
+import hmsa_core
+for module in pkgutil.walk_packages(hmsa_core.__path__, "hmsa_core."):
+    if module.name != "hmsa_core.inference.cvat_function":  # which only CVAT's own command imports
+        __import__(module.name)
+from hmsa_core.inference import label
+label(sys.argv[1], sys.argv[2], sys.argv[3])
+extras = "onnx onnxruntime onnxscript transformers datasets pycocotools label_studio_sdk cvat_sdk tensorboard mlflow"
+extras += " matplotlib dvc prefect fastapi starlette uvicorn"
+print(sorted(set(extras.split()) & set(sys.modules)))
+"""
+
+
+def test_a_checkpoint_labels_without_any_optional_package_and_no_module_of_the_core_loads_one(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(noise_image(0, 40, 56)).save(tmp_path / "images" / "a.png")
+    model = save_model(tmp_path / "model")
+    arguments = (tmp_path / "images", model, tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, "-c", UNUSED, *map(str, arguments)], capture_output=True, text=True, cwd=REPO, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert LabelStore.open(tmp_path / "store").names() == ["a"]

@@ -1,0 +1,34 @@
+"""Figures of teachers beside each other, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmsa_core.data.decode import read_label
+from hmsa_core.data.index import Index
+from research.teachers import coverage_at, measure
+from tests.support.training import write_data
+
+
+def test_coverage_is_the_largest_share_above_one_threshold_that_is_right_often_enough() -> None:
+    kept = np.zeros((2, 256), np.int64)
+    kept[:, [10, 100, 200]] = [[50, 30, 20], [10, 25, 20]]
+    assert coverage_at(kept, 1.0) == pytest.approx(0.2)
+    assert coverage_at(kept, 0.9) == pytest.approx(0.5)
+    assert coverage_at(kept, 0.5) == pytest.approx(1.0)
+    assert coverage_at(kept[:, :150], 0.9) == 0.0
+
+
+def test_the_truth_as_a_teacher_that_is_less_sure_than_right_has_that_calibration_error(tmp_path: Path) -> None:
+    write_data(tmp_path, images=3, size=(24, 32))
+    index = Index.load(tmp_path / "toy.parquet")
+    (tmp_path / "scores").mkdir()
+    for sample in index.samples:
+        truth = read_label(tmp_path / sample.label, index.classes)
+        scores = [np.where(truth == c, 0.8, 0.0) for c in range(index.classes.num_classes)]
+        np.save(tmp_path / "scores" / f"{sample.name}.npy", np.array(scores, np.float32))
+    found = measure(tmp_path / "toy.parquet", tmp_path, (f"scores:{tmp_path / 'scores'}",), (1.0,), 0.95)
+    assert found == pytest.approx((1.0, 0.2, 1.0), abs=1e-3)

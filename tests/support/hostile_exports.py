@@ -1,0 +1,362 @@
+"""Files that came back from other tools damaged, or that mean harm: some for each format, drawn with a seed.
+
+    for kind, returned in hostile(fmt, out, folder, count, seed): ...   `returned` is what the import is given
+
+`out` is an export of ours, which people would have corrected. Every file differs from a good one in a single place.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+Maker = Callable[[Path, random.Random], Path]
+
+
+def hostile(fmt: str, out: Path, folder: Path, count: int, seed: int) -> Iterator[tuple[str, Path]]:
+    """`count` files in turn; each makes a folder of its own in `folder`, which is taken away afterwards."""
+    makers = _MAKERS[fmt]
+    for number in range(count):
+        kind = list(makers)[number % len(makers)]
+        place = Path(shutil.copytree(out, folder / f"{fmt}-{number}"))
+        yield kind, makers[kind](place, random.Random(f"{seed} {fmt} {number}"))
+        shutil.rmtree(place)
+
+
+# -- bytes -------------------------------------------------------------------------------------------
+
+
+def _truncated(path: Path, rng: random.Random) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(len(data) * 95 // 100)])
+    return path
+
+
+def _high_bit(path: Path, rng: random.Random) -> Path:
+    """One byte of a text that is no text any more."""
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data) // 10, len(data) - 3)] ^= 0x80
+    path.write_bytes(data)
+    return path
+
+
+def _flipped_png(path: Path, rng: random.Random) -> Path:
+    """One bit of a PNG's pixels or their checksum."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"IDAT") + 4
+    length = int.from_bytes(data[start - 8 : start - 4])
+    data[start + rng.randrange(length + 4)] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    return path
+
+
+def _giant_png(path: Path, rng: random.Random) -> Path:
+    """A few bytes whose header promises a picture of gigabytes."""
+    side = rng.randrange(40_000, 65_000)
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def _other_size(path: Path, rng: random.Random) -> Path:
+    with Image.open(path) as image:
+        width, height = image.size
+        image.resize((width + rng.randrange(1, 9), height), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def _one(folder: Path, rng: random.Random) -> Path:
+    return rng.choice(sorted(folder.iterdir()))
+
+
+def _picture(damage: Maker, below: str, returned: str = "") -> Maker:
+    """Damage one picture of a folder; the folder (or a file of it) is what comes back."""
+
+    def make(out: Path, rng: random.Random) -> Path:
+        damage(_one(out / below, rng), rng)
+        return out / returned
+
+    return make
+
+
+def _renamed(path: Path, rng: random.Random) -> Path:
+    return path.rename(path.with_name(f"..%2f{rng.randrange(10**6)}.png"))
+
+
+def _floats(path: Path, _rng: random.Random) -> Path:
+    with Image.open(path) as image:
+        shape = image.size[::-1]
+    Image.fromarray(np.full(shape, np.nan, np.float32)).save(path, format="TIFF")
+    return path
+
+
+def _secret(path: Path, _rng: random.Random) -> Path:
+    """A link out of the folder."""
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    return path
+
+
+# -- CVAT --------------------------------------------------------------------------------------------
+
+
+def _xml(change: Callable[[str, random.Random], str]) -> Maker:
+    def make(out: Path, rng: random.Random) -> Path:
+        path = out / "annotations.xml"
+        path.write_text(change(path.read_text("utf-8"), rng), "utf-8")
+        return path
+
+    return make
+
+
+def _in_mask(key: str, value: Callable[[random.Random], str]) -> Maker:
+    """Another value for an attribute of one mask."""
+
+    def change(text: str, rng: random.Random) -> str:
+        at = rng.choice([i for i in range(len(text)) if text.startswith("<mask ", i)])
+        start = text.index(f' {key}="', at) + len(key) + 3
+        return text[:start] + value(rng) + text[text.index('"', start) :]
+
+    return _xml(change)
+
+
+def _in_image(text: str, inside: str, rng: random.Random) -> str:
+    at = rng.choice([i for i in range(len(text)) if text.startswith("</image>", i)])
+    return text[:at] + inside + text[at:]
+
+
+def _zip(change: Callable[[bytes, random.Random], bytes] = lambda data, _: data, inside: str = "") -> Maker:
+    """CVAT's own zip file: its bytes are changed, or `inside` stands in an image of the XML."""
+
+    def make(out: Path, rng: random.Random) -> Path:
+        text = (out / "annotations.xml").read_text("utf-8")
+        if inside:
+            text = _in_image(text, inside, rng)
+        with zipfile.ZipFile(out / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("../../../evil.txt", "out of here")
+            archive.writestr("annotations.xml", text)
+        (out / "a.zip").write_bytes(change((out / "a.zip").read_bytes(), rng))
+        return out / "a.zip"
+
+    return make
+
+
+def _flipped_member(data: bytes, rng: random.Random) -> bytes:
+    found = bytearray(data)
+    start, end = data.rindex(b"PK\x03\x04") + 60, data.index(b"PK\x01\x02")
+    found[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+    return bytes(found)
+
+
+_CVAT: dict[str, Maker] = {
+    "truncated": lambda out, rng: _truncated(out / "annotations.xml", rng),
+    "truncated zip": _zip(lambda data, rng: data[: rng.randrange(len(data) // 2, len(data) - 1)]),
+    "bit flip": lambda out, rng: _high_bit(out / "annotations.xml", rng),
+    "bit flip in a zip": _zip(_flipped_member),
+    "huge counts": _in_mask("rle", lambda rng: f"0, {rng.randrange(10**12, 10**15)}"),
+    "a count of 5000 digits": _in_mask("rle", lambda _: "9" * 5000),
+    "a box far away": _in_mask("left", lambda rng: str(rng.randrange(10**3, 10**30))),
+    "path escape": _xml(lambda text, rng: text.replace(' name="', f' name="../../../etc/passwd{rng.randrange(99)}', 1)),
+    "wrong size": _xml(lambda text, rng: text.replace(' width="40"', f' width="{rng.randrange(41, 10**9)}"', 1)),
+    "nan": _xml(lambda text, rng: _in_image(text, '<polygon label="car" points="0,0;nan,3;5,inf"/>', rng)),
+    "no class": _in_mask("label", lambda rng: f"tram{rng.randrange(99)}"),
+    "deep nesting": _xml(lambda text, rng: _in_image(text, "<a>" * rng.randrange(10**4, 10**5), rng)),
+    "zip bomb": _zip(inside=" " * (65 << 20)),
+    "zip bomb of masks": _zip(inside='<mask label="car" rle="0, 960" left="0" top="0" width="40" height="24"/>' * 150_000),
+    "an image repeated": _xml(lambda t, _: t.replace("</image>", '</image><image name="drive0 &amp; &lt;0>.png" width="40" height="24"/>')),
+    "entities": _xml(lambda t, _: t.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "aaaa">]><annotations>')),
+}  # fmt: skip
+
+# -- JSON of Label Studio and COCO -------------------------------------------------------------------
+
+
+def _json(file: str, change: Callable[[Any, random.Random], Any], returned: str = "") -> Maker:
+    def make(out: Path, rng: random.Random) -> Path:
+        value = json.loads((out / file).read_text("utf-8"))
+        for task in value if isinstance(value, list) else []:  # as Label Studio exports it
+            task["annotations"] = [{"result": task.pop("predictions")[0]["result"], "completed_by": {"email": "kim"}}]
+        changed = change(value, rng)
+        (out / (returned or file)).write_text(json.dumps(value if changed is None else changed), "utf-8")
+        return out / (returned or file)
+
+    return make
+
+
+def _deep(path: Path, rng: random.Random) -> Path:
+    depth = rng.randrange(10**4, 10**6)
+    path.write_text("[" * depth + "]" * depth)
+    return path
+
+
+def _sparse(path: Path, rng: random.Random) -> Path:
+    """Far more bytes than are read, none of them on the disk."""
+    with path.open("wb") as file:
+        file.truncate(rng.randrange(1 << 30, 1 << 34))
+    return path
+
+
+def _studio(change: Callable[[dict[str, Any], random.Random], Any]) -> Maker:
+    return _json("tasks.json", lambda tasks, rng: change(rng.choice(tasks), rng) and None, "export.json")
+
+
+def _exported(damage: Maker) -> Maker:
+    made = _json("tasks.json", lambda _tasks, _rng: None, "export.json")
+    return lambda out, rng: damage(made(out, rng), rng)
+
+
+def _region(task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    found: dict[str, Any] = rng.choice(task["annotations"][0]["result"])
+    return found
+
+
+_STUDIO: dict[str, Maker] = {
+    "truncated": _exported(_truncated),
+    "bit flip": _exported(_high_bit),
+    "huge counts": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[255] * rng.randrange(5, 500))),
+    "a huge number": _studio(lambda t, rng: _region(t, rng)["value"]["rle"].append(rng.randrange(10**20, 10**40))),
+    "runs that end early": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0, 255, 255])),
+    "more runs than pixels": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0] * 10**4)),
+    "path escape": _studio(lambda t, rng: t["data"].update(file=f"../../../etc/passwd{rng.randrange(99)}")),
+    "wrong size": _studio(lambda t, rng: _region(t, rng).update(original_width=rng.randrange(41, 10**9))),
+    "nan": _studio(lambda t, rng: _region(t, rng)["value"]["rle"].insert(rng.randrange(9), float("nan"))),
+    "nan as a size": _studio(lambda t, rng: _region(t, rng).update(original_height=float("nan"))),
+    "no class": _studio(lambda t, rng: _region(t, rng)["value"].update(brushlabels=[f"tram{rng.randrange(99)}"])),
+    "deep nesting": _exported(_deep),
+    "bomb": _exported(_sparse),
+}
+
+
+def _annotation(change: Callable[[dict[str, Any], random.Random], Any]) -> Maker:
+    return _json("panoptic.json", lambda value, rng: change(rng.choice(value["annotations"]), rng) and None)
+
+
+_COCO: dict[str, Maker] = {
+    "truncated": lambda out, rng: _truncated(out / "panoptic.json", rng),
+    "truncated picture": _picture(_truncated, "panoptic", "panoptic.json"),
+    "bit flip": lambda out, rng: _high_bit(out / "panoptic.json", rng),
+    "bit flip in a picture": _picture(_flipped_png, "panoptic", "panoptic.json"),
+    "huge counts": _annotation(lambda a, rng: a["segments_info"][0].update(id=rng.randrange(10**20, 10**40))),
+    "path escape": _annotation(lambda a, rng: a.update(file_name=f"../../../etc/passwd{rng.randrange(99)}")),
+    "another picture": _json("panoptic.json", lambda v, rng: rng.choice(v["images"]).update(file_name="../x.png")),
+    "wrong size": _picture(_other_size, "panoptic", "panoptic.json"),
+    "nan": _annotation(lambda a, _: a["segments_info"][0].update(category_id=float("nan"))),
+    "nan as a picture": _picture(_floats, "panoptic", "panoptic.json"),
+    "no class": _json("panoptic.json", lambda v, rng: v["categories"][rng.randrange(9)].update(name="tram")),
+    "deep nesting": lambda out, rng: _deep(out / "panoptic.json", rng),
+    "bomb": _picture(_giant_png, "panoptic", "panoptic.json"),
+    "bomb of JSON": lambda out, rng: _sparse(out / "panoptic.json", rng),
+}
+
+# -- masks and tables --------------------------------------------------------------------------------
+
+_FIFTYONE: dict[str, Maker] = {
+    "truncated": _picture(_truncated, "labels"),
+    "bit flip": _picture(_flipped_png, "labels"),
+    "huge counts": _picture(_giant_png, "labels"),
+    "path escape": _picture(_renamed, "labels"),
+    "a link out of the folder": _picture(_secret, "labels"),
+    "wrong size": _picture(_other_size, "labels"),
+    "nan": _picture(_floats, "labels"),
+    "bomb": _picture(_sparse, "labels"),
+}
+
+
+def _table(out: Path) -> Path:
+    return next((out / "data").glob("*.parquet"))
+
+
+def _row(change: Callable[[dict[str, Any], random.Random], Any]) -> Maker:
+    def make(out: Path, rng: random.Random) -> Path:
+        path = _table(out)
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        change(rng.choice(rows), rng)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+        return out
+
+    return make
+
+
+def _flipped_page(out: Path, rng: random.Random) -> Path:
+    """One bit of the page of labels."""
+    path = _table(out)
+    data = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    about = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "label.bytes")
+    start = about.dictionary_page_offset or about.data_page_offset
+    data[start + 60 + rng.randrange(about.total_compressed_size - 60)] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    return out
+
+
+def _as_label(data: Callable[[bytes, random.Random], bytes]) -> Maker:
+    """Other bytes in place of one label."""
+    return _row(lambda row, rng: row["label"].update(bytes=data(row["label"]["bytes"], rng)))
+
+
+def _png(make: Maker) -> Callable[[bytes, random.Random], bytes]:
+    """Damage for a picture's file, done to its bytes."""
+
+    def changed(data: bytes, rng: random.Random) -> bytes:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "label.png")
+            path.write_bytes(data)
+            return make(path, rng).read_bytes()
+
+    return changed
+
+
+def _repeated(out: Path, rng: random.Random) -> Path:
+    """A small file in which one label of a megabyte stands in each of many rows: gigabytes."""
+    path, count = _table(out), rng.randrange(2000, 4000)
+    label = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([bytes(1 << 20)], pa.binary()))
+    label = pa.StructArray.from_arrays([label, pa.array([""] * count)], names=["bytes", "path"])
+    names = pq.read_table(path, columns=["name"])["name"][:1].to_pylist() * count
+    pq.write_table(pa.table({"name": names, "label": label}), path, store_schema=False)
+    return out
+
+
+def _nested(out: Path, rng: random.Random) -> Path:
+    path, kind = _table(out), pa.int8()
+    for _ in range(rng.randrange(50, 90)):
+        kind = pa.list_(kind)
+    pq.write_table(pa.table({"name": ["a"], "label": pa.array([None], kind)}), path)
+    return out
+
+
+_HUGGINGFACE: dict[str, Maker] = {
+    "truncated": lambda out, rng: _truncated(_table(out), rng) and out,
+    "bit flip": _flipped_page,
+    "bit flip in a picture": _as_label(_png(_flipped_png)),
+    "huge counts": _as_label(_png(_giant_png)),
+    "path escape": _row(lambda row, rng: row.update(name=f"../../../etc/passwd{rng.randrange(99)}")),
+    "wrong size": _as_label(_png(_other_size)),
+    "nan": lambda out, _: pq.write_table(pa.table({"name": ["a"], "label": [float("nan")]}), _table(out)) or out,
+    "no label": _row(lambda row, _: row["label"].update(bytes=None)),
+    "deep nesting": _nested,
+    "bomb": _repeated,
+}
+
+_MAKERS = {
+    "cvat": _CVAT,
+    "label-studio": _STUDIO,
+    "coco-panoptic": _COCO,
+    "huggingface": _HUGGINGFACE,
+    "fiftyone": _FIFTYONE,
+}

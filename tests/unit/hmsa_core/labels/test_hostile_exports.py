@@ -1,0 +1,54 @@
+"""Two hundred damaged or hostile files that come back from other tools: each is refused by name and costs little."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hmsa_core.io.errors import InputError
+from hmsa_core.labels import LabelStore, LabelStoreWriter
+from hmsa_core.labels.exchange.corrections import bring_back
+from hmsa_core.labels.exchange.folder import MODULES, Exported, export_to_tool
+from hmsa_core.labels.review import ReviewFile
+from tests.support.hostile_exports import hostile
+from tests.support.label_maps import maps, opened
+
+SEED, EACH, SHAPE = 42, 40, (24, 40)  # forty files of each of the five formats
+NAMES = [f"drive{i % 3} & <{i}>" for i in range(6)]
+MOST_MB = 400  # that a file may cost: far below what the bombs among them unpack to
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    folder = tmp_path_factory.mktemp("store")
+    with LabelStoreWriter(folder / "raw", {"teacher": "0" * 64}) as writer:
+        for i, name in enumerate(NAMES):
+            Image.new("RGB", SHAPE[::-1], (i, i, i)).save(folder / f"{name}.png")
+            writer.add(name, *maps(i, SHAPE))
+    return opened(folder / "raw")
+
+
+@pytest.mark.parametrize("fmt", MODULES)
+def test_forty_damaged_or_hostile_files_of_a_format_are_refused_by_name(
+    store: LabelStore, tmp_path: Path, fmt: str
+) -> None:
+    export_to_tool(store, tmp_path / "out", fmt, picture=lambda name: store.path.parent / f"{name}.png")
+    exported, before = Exported(tmp_path / "out"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    accepted, nameless = [], []
+    for number, (kind, returned) in enumerate(hostile(fmt, tmp_path / "out", tmp_path / "hostile", EACH, SEED)):
+        case = f"{number}: {kind}"
+        try:
+            bring_back(returned, exported, store, by="kim")
+        except InputError as error:
+            told = error.message
+            if not told.startswith(str(tmp_path / "hostile")) or len(told) > 1000:
+                nameless.append(f"{case}: {told}")
+        else:
+            accepted.append(case)
+    assert (accepted, nameless) == ([], [])
+    assert not ReviewFile(store.path).path.exists(), "nothing of a refused file is taken"
+    assert not list(tmp_path.parent.rglob("evil.txt"))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MB
