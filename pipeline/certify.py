@@ -20,7 +20,7 @@ from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.certificate import BATCH, Certificate, certificate_path
-from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy
+from hmsa_core.labels.thresholds.policy import PROMISES, ClassPolicy, ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE, ClassTable
 from pipeline.inspector.precision import calibration_policy, load_policy
 from pipeline.inspector.view import StoreView
@@ -175,7 +175,18 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
             entries.append(ClassPolicy(name, NUM_CODES, "withheld", {"reason": "not certified"}))
     settings = {**(measured.settings if measured is not None else {}), "target": certificate.value["target"]}
     table = None if measured is None else measured.table
-    return ThresholdPolicy(view.classes, tuple(entries), table=table, binding=binding(view.lineage), settings=settings)
+    named = {key: certificate.value[key] for key in ("store", "target", "delta", "who")}
+    return ThresholdPolicy(
+        view.classes,
+        tuple(entries),
+        table=table,
+        binding=binding(view.lineage),
+        settings=settings,
+        evidence={
+            "certificate": {"digest": certificate.digest, **named},
+            "promises": {entry.status: PROMISES[entry.status] for entry in entries},
+        },
+    )
 
 
 # -- the file that several people answer ------------------------------------------------------------------

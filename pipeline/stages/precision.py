@@ -131,7 +131,7 @@ def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
         raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
     policy = ThresholdPolicy.load(path)
     policy.check(store.lineage, store.classes, str(store.path))
-    return policy
+    return policy.on(store.digest)
 
 
 def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:

@@ -348,7 +348,15 @@ class Certificate:
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the sealed file with its results; return its digest."""
-        return sealed.write(Path(path), {**self.value, "results": self.results()})
+        return sealed.write(Path(path), self._to_json())
+
+    def _to_json(self) -> dict[str, Any]:
+        return {**self.value, "results": self.results()}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the file with the answers of now."""
+        return sealed.dump(self._to_json())[11:75].decode("ascii")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +143,9 @@ def test_ten_thousand_audits_hold_no_more_false_certificates_than_delta(
 ) -> None:
     share, upper = false_share(10_000, 100, stops=stops)
     with capsys.disabled():
-        print(f"\n{share:.2%} of 10,000 audits hold a false certificate, at most {upper:.2%} (95 %); stops {stops:g}")
+        sys.stdout.write(
+            f"\n{share:.2%} of 10,000 audits hold a false certificate, at most {upper:.2%} (95 %); stops {stops:g}\n"
+        )
     assert upper <= 0.05, f"{share:.2%} of audits, at most {upper:.2%}"
 
 
@@ -180,6 +183,18 @@ def test_a_class_is_certified_with_few_more_answers_than_information_allows(righ
     )
     passed = np.array([test.evidence(n[i], wrong[i])[:, 0, 0] >= -math.log(delta_class) for i in range(0, most, 5)])
     needed = np.where(passed.any(0), 5 * passed.argmax(0) + 1, most)
+    assert np.median(needed) <= 1.4 * bound
+
+
+@pytest.mark.parametrize(("right", "target"), [(0.97, 0.9), (0.99, 0.95)])
+def test_eight_classes_of_a_whole_audit_need_as_few_answers(right: float, target: float) -> None:
+    allowed = 1 - target
+    bound = -math.log(0.05 / 8) / (right * math.log(right / target) + (1 - right) * math.log((1 - right) / allowed))
+    found = simulate(
+        np.full((8, 2), 0.5), np.full((8, 2), 1 - right), np.full((8, 2), 0.01),
+        target=target, runs=15, budget=round(24 * bound), seed=5, start=np.ones(8, np.int64),
+    )  # fmt: skip
+    needed = np.where(found.lowest == 1, found.draws, np.inf)
     assert np.median(needed) <= 1.4 * bound
 
 
