@@ -165,7 +165,8 @@ def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: Cal
     own = _own(curves, class_id)
     blocks = own.blocks(cut.code)
     spread = spread_of_errors(own.total[:, cut.code], own.correct[:, cut.code])
-    holds = simulated_search(blocks, *spread, config.confidence, *_curve(own, cut.code))
+    shares, errors, chosen = _curve(own, cut.code)
+    holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
     evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
     held_out = (evidence["cross_fit"] or {}).get("precision")
     doubts = []
