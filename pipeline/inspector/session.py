@@ -291,6 +291,7 @@ class Session:
                 for c, row in zip(ids, certificate.results().values(), strict=True)
             ],
             "wrong": certificate.expected_wrong(self.view, limit=5),
+            "pays": certificate.pays(self.view, self.cuts().codes),
             "overall": None,
         }
 
