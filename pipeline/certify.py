@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_label_ids
-from hmsa_core.io.errors import InputError
+from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
@@ -211,11 +211,15 @@ class CertificateFile:
             self._seen = (stamp, Certificate.load(self.path))
         return self._seen[1]
 
-    @property
-    def valid(self) -> Certificate | None:
-        """The certificate of these very labels."""
-        found = self.current
-        return found if found is not None and found.is_of(self._view) else None
+    def usable(self) -> tuple[Certificate | None, str]:
+        """The certificate of these very labels, or None and why the one that is there does not count ("" = none)."""
+        try:
+            found = self.current
+        except HmsaError as error:
+            return None, f"does not count: {error.message}"
+        if found is None or found.is_of(self._view):
+            return found, ""
+        return None, "void: the store has changed since it was certified"
 
     def start(self, certificate: Certificate) -> Certificate:
         """Keep a new certificate with its first draws; one with the same plan goes on, another one is put aside."""

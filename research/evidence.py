@@ -84,7 +84,8 @@ def _evidence(tiler: Any, image: NDArray[np.uint8], scales: tuple[float, ...]) -
     probabilities = tiler.probabilities(image, scales, True)
     label = probabilities.argmax(0)
     ranked = np.partition(probabilities, -2, axis=0)
-    alone = [tiler.probabilities(image, (scale,), True) for scale in scales]
+    # A set of scales holds 1.0: scales agree where each of them, beside 1.0, gives the label its score.
+    alone = [tiler.probabilities(image, tuple(sorted({scale, 1.0})), True) for scale in scales]
     mirrored = tiler.probabilities(image, scales, False)
     own = [np.take_along_axis(p, label[None], 0)[0] for p in (*alone, mirrored)]
     edges = boundary_band(label.astype(np.uint8), 1.0)

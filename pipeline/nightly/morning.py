@@ -295,7 +295,7 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     files = CertificateFile(view)
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
     plan = {"target": min(max(target, 0.5), 0.999), "budget": 300, "table": policy.table}
-    certificate = files.valid or Certificate.plan(view, **plan)
+    certificate = files.usable()[0] or Certificate.plan(view, **plan)
     edges = np.array([float(edge) for edge in ConfidenceCode().edges])
     table = policy.table if policy.table is not None else np.broadcast_to(edges, (view.classes.num_classes, NUM_CODES))
     right = certificate.refined(view, table)
@@ -332,12 +332,18 @@ def _queue(
 
 
 def _alarms(ws: Workspace, used: Used | None) -> list[str]:
-    """Classes that several nights' audits found less right than the policy promises."""
+    """Classes that several nights' audits found less right than promised, and answers that cannot be read."""
     raw = ws.path("labels/raw")
     if used is None or not (raw / "manifest.json").exists():
         return []
     promised = {e.name: e.evidence["lower"] for e in used[0].entries if e.evidence.get("lower") is not None}
-    return precision_alarms(AuditFile(audit_path(raw.resolve()), StoreView(raw)).every(), promised)
+    view = StoreView(raw)
+    why = CertificateFile(view).usable()[1]
+    told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
+    try:
+        return told + precision_alarms(AuditFile(audit_path(raw.resolve()), view).every(), promised)
+    except HmsaError as error:
+        return [*told, f"no alarm over the audits: {error.message}"]
 
 
 def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
