@@ -126,20 +126,20 @@ def wrong_regions(
     return [dict(zip(keys, row, strict=True)) | {"class": store.classes.classes[row[2]]} for row in found]
 
 
-def precision_alarms(audits: Sequence[Audit], promised: Mapping[str, float], delta: float = 0.05) -> list[str]:
-    """A sentence for each class whose audits of all nights speak against its promised precision.
+def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta: float = 0.05) -> list[str]:
+    """A sentence for each class whose audits of all nights speak against the least precision that was measured.
 
     With a probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
     """
     found = []
-    for name, precision in promised.items():
+    for name, precision in least.items():
         rows = [row for audit in audits for row in audit.results() if row["name"] == name]
         judged, wrong = [row["right"] + row["wrong"] for row in rows], [row["wrong"] for row in rows]
-        if risen_errors(judged, wrong, 1 - precision) >= np.log(len(promised) / delta):
+        if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / delta):
             nights = sum(n > 0 for n in judged)
             found.append(
-                f"{name}: {sum(wrong)} of {sum(judged)} audited pixels of {nights} audits are wrong, {precision:.1%} "
-                "right were promised: calibrate anew, or raise its threshold"
+                f"{name}: {sum(wrong)} of {sum(judged)} audited pixels of {nights} audits are wrong; calibration said at "
+                f"least {precision:.1%} right: calibrate anew, or raise its threshold"
             )
     return found
 

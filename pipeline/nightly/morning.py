@@ -332,16 +332,16 @@ def _queue(
 
 
 def _alarms(ws: Workspace, used: Used | None) -> list[str]:
-    """Classes that several nights' audits found less right than promised, and answers that cannot be read."""
+    """Classes that several nights' audits found less right than measured, and answers that cannot be read."""
     raw = ws.path("labels/raw")
     if used is None or not (raw / "manifest.json").exists():
         return []
-    promised = {e.name: e.evidence["lower"] for e in used[0].entries if e.evidence.get("lower") is not None}
+    least = {e.name: e.evidence["lower"] for e in used[0].entries if e.evidence.get("lower") is not None}
     view = StoreView(raw)
     why = CertificateFile(view).usable()[1]
     told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
     try:
-        return told + precision_alarms(AuditFile(audit_path(raw.resolve()), view).every(), promised)
+        return told + precision_alarms(AuditFile(audit_path(raw.resolve()), view).every(), least)
     except HmsaError as error:
         return [*told, f"no alarm over the audits: {error.message}"]
 

@@ -74,4 +74,4 @@ def test_audits_of_several_nights_raise_an_alarm_when_precision_falls(scenes: Sc
     assert len(files.every()) == 5
     assert told[:3] == [[], [], []]
     assert "sky: " in told[4][0]
-    assert "95.0% right were promised" in told[4][0]
+    assert "at least 95.0% right" in told[4][0]
