@@ -138,8 +138,8 @@ def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta:
         if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / delta):
             nights = sum(n > 0 for n in judged)
             found.append(
-                f"{name}: {sum(wrong)} of {sum(judged)} audited pixels of {nights} audits are wrong; calibration said at "
-                f"least {precision:.1%} right: calibrate anew, or raise its threshold"
+                f"{name}: {sum(wrong)} of {sum(judged)} audited pixels of {nights} audits are wrong; calibration said "
+                f"at least {precision:.1%} right: calibrate anew, or raise its threshold"
             )
     return found
 
