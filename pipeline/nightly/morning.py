@@ -294,8 +294,9 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     view = StoreView(ws.path("labels/raw"))
     files = CertificateFile(view)
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
-    plan = {"target": min(max(target, 0.5), 0.999), "budget": 300, "table": policy.table}
-    certificate = files.usable()[0] or Certificate.plan(view, **plan)
+    certificate = files.usable()[0]
+    if certificate is None:
+        certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
     edges = np.array([float(edge) for edge in ConfidenceCode().edges])
     table = policy.table if policy.table is not None else np.broadcast_to(edges, (view.classes.num_classes, NUM_CODES))
     right = certificate.refined(view, table)
