@@ -29,7 +29,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 ABLATE := $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(EPOCHS_SCALE),--epochs-scale $(EPOCHS_SCALE)) \
   $(if $(RANKS),--ranks $(RANKS))
 
-.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench lint type audit clean docs release orchestrate orchestrate-stop \
+.PHONY: help setup lock demo camvid camvid-full test-fast test test-slow test-gpu mutants coverage bench bench-gpu lint type audit clean docs release orchestrate orchestrate-stop \
   ablation-scales ablation-labels ablation-threshold camvid-table results
 
 help:  ## list the targets
@@ -87,7 +87,7 @@ test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
 	$(MAKE) mutants
 
-test-gpu: setup  ## what needs CUDA: trainings in every precision, resuming, labelling
+test-gpu: setup  ## what needs CUDA (two GPUs for some): numbers, memory, waits, ranks, faults; skipped where there is none
 	$(PY) -m pytest -m gpu
 
 mutants: setup  ## does a test notice? mutation run over files, locks, checkpoints, merging
@@ -100,6 +100,9 @@ coverage: setup  ## branch coverage of the fast tests, line by line
 
 bench: setup  ## speed side by side with plain ways (python -m research.bench.run --write keeps the figures)
 	$(PY) -m research.bench.run
+
+bench-gpu: setup  ## W48 on the GPUs of this machine beside its computed bound; writes the figures into docs/scaling.md
+	$(PY) -m research.bench.run --gpu --write
 
 ablation-scales: setup  ## fill the table of fusions over scales (SEEDS= ROWS= WORKSPACE=; all tables: python -m research.ablate --help)
 	$(PY) -m research.ablate scales --prepare --workspace $(WORKSPACE) $(ABLATE)

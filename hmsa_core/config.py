@@ -228,18 +228,28 @@ class PseudoConfig(Section):
         0.5, description="share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only"
     )
     fine_only_epochs: Count = Field(0, description="epochs at the end with fine crops only")
-    colour: float = Field(0.25, ge=0.0, le=1.0, description="colour jitter on auto-labelled crops")
+    colour: float = Field(
+        0.25,
+        ge=0.0,
+        le=1.0,
+        description="colour jitter on auto-labelled crops; those with more human pixels than pixels of the teacher have"
+        " that of fine ones",
+    )
     mix: Literal["none", "cutmix", "classmix", "rare"] = Field(
         "none",
-        description="what of fine crops is pasted into auto-labelled ones: none, cutmix, classmix (Olsson et al. 2021),"
-        " or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
+        description="what of fine crops is pasted into auto-labelled ones, never over human pixels: none, cutmix,"
+        " classmix (Olsson et al. 2021), or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
     )
-    loss_weight: float = Field(1.0, ge=0.0, description="weight of auto-labelled crops in the loss")
+    loss_weight: float = Field(1.0, ge=0.0, description="weight of the teacher's pixels in the loss")
     draw: Literal["all", "probability"] = Field(
         "all",
         description="which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
         " it is right, drawn anew for every crop",
     )
+
+    def acts_by_source(self, colour: float) -> bool:
+        """Whether crops depend on who labelled each pixel; `colour` is the jitter of fine crops."""
+        return self.mix != "none" or self.loss_weight != 1.0 or self.colour != colour
 
 
 Trackers = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Strict(False)]
@@ -262,6 +272,14 @@ class RuntimeConfig(Section):
     )
     channels_last: bool | Literal["auto"] = Field(
         True, description="memory format of the convolutions; auto: what is fastest here, measured before a training"
+    )
+    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = Field(
+        "world",
+        description="ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
+        " their number is part of the key",
+    )
+    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = Field(
+        15.0, description="a training without progress for so long has lost a rank or a GPU, and is started again"
     )
     compile: bool = Field(False, description="torch.compile")
     activation_checkpointing: bool = Field(False, description="less memory, a third more time")

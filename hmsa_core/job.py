@@ -15,13 +15,15 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, translate_os_error
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, device_fault, translate_os_error
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import JOB_GRACE_S, StopRequest, die_with_parent, end_after_parent
 
@@ -54,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(translate_os_error(error, f"{spec.job if spec else 'job'}:"), spec, traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - the last line of defence: the record must say what happened
-        found = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
-        return _fail(found, spec, traceback.format_exc())
+        unknown = HmsaError(f"{type(error).__name__}: {error}", hint="see the traceback above")
+        return _fail(device_fault(error) or unknown, spec, traceback.format_exc())
     return 0
 
 
@@ -86,9 +88,11 @@ def run_spec(spec: JobSpec) -> None:
         end_after_parent(JOB_GRACE_S)
         context = JobContext.of(spec.work, ranks, runtime, stop)
         if isinstance(spec, TrainSpec):
+            from hmsa_core.runtime.watchdog import Watchdog
             from hmsa_core.training import run
 
-            run.run(spec, context)
+            with Watchdog(runtime.lost_minutes, spec.work / ERROR_FILE, lambda error: _fail(error, spec)) as watchdog:
+                run.run(spec, replace(context, beat=watchdog.beat))
         elif isinstance(spec, InferSpec):
             from hmsa_core.inference import infer
 
@@ -134,7 +138,8 @@ def _set_threads(threads: int) -> None:
 
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     """Record the error, unless another rank's came first: that one is the cause, this one its consequence."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another one here for a dead loader worker
     rank = os.environ.get("RANK", "0")
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
     # A job that holds the folder writes its own error there.

@@ -1,4 +1,4 @@
-"""Counts of evaluate jobs and of `calibrate`, read from their files."""
+"""Counts of `prepare`, of evaluate jobs and of `calibrate`, read from their files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.index import Index
+from hmsa_core.data.sampling import CLASS, PIXELS, Centroids
 from hmsa_core.io.errors import IntegrityError, one_line
 from hmsa_core.labels.store.codes import NUM_CODES
+from pipeline.workspace import Workspace
 
 Counts = NDArray[np.int64]
 
@@ -23,6 +26,20 @@ def row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
     shares = np.zeros(counts.shape)
     np.divide(counts, totals, out=shares, where=totals > 0)
     return shares
+
+
+def fine_pixels(ws: Workspace) -> dict[str, int]:
+    """{class: its pixels in the fine labels that are learned from}; {} before `prepare`.
+
+    A class with fewer pixels in a tile than `sampling.min_pixels` is not counted there.
+    """
+    learn, centroids = (ws.path(f"data/index/{name}.parquet") for name in ("learn", "centroids-target"))
+    if not (learn.exists() and centroids.exists()):
+        return {}
+    index = Index.load(learn)
+    found = Centroids.load(centroids).of([s.name for s in index.select(kinds=("fine",))]).values
+    counted = np.bincount(found[:, CLASS], weights=found[:, PIXELS], minlength=index.classes.num_classes)
+    return dict(zip(index.classes.classes, (int(n) for n in counted), strict=True))
 
 
 def read_counts(path: Path, *wanted: str) -> tuple[NDArray[Any], ...]:
@@ -56,4 +73,5 @@ def _arrays(path: Path, wanted: tuple[str, ...], mend: str) -> tuple[NDArray[Any
             members = [file.read(f"{name}.npy") for name in wanted]  # whole: numpy alone reads past a wrong checksum
         return tuple(np.lib.format.read_array(io.BytesIO(member), allow_pickle=False) for member in members)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise IntegrityError(f"{path}: no counts can be read from it ({one_line(error)})", hint=mend) from error
+        told = f"{path}: the counts of pixels in it cannot be read ({one_line(error)})"
+        raise IntegrityError(told, hint=mend) from error

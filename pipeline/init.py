@@ -138,10 +138,9 @@ def _check_same_profile(folder: Path, profile: str) -> None:
     """An unfinished workspace is gone on with as it was begun: two profiles' files do not fit together."""
     begun = one_line((folder / _UNFINISHED).read_text("utf-8", errors="replace"))
     if begun != profile:
-        raise InputError(
-            f"{folder}: holds an unfinished workspace of profile {begun or '(none named)'}, not {profile}",
-            hint="give that profile to go on with it, or choose another folder",
-        )
+        there = f"of profile {begun}, not {profile}" if begun else "that names no profile"
+        mend = f"--profile {begun} goes on with it; or choose another folder" if begun else "choose another folder"
+        raise InputError(f"{folder}: holds an unfinished workspace {there}", hint=mend)
 
 
 def _check_same_roots(request: InitRequest, folder: Path) -> None:

@@ -61,14 +61,18 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             status = _run_once(path, runtime, stop, environment, claim.fds)
             if status == 0:
                 return
-            _raise_reported(work, status, stop)
+            fault = _raise_reported(work, status, stop)
+            if attempt == relaunches:
+                break
             _LOG.warning(
-                "a rank of %s was lost (status %d); start %d of %d from the last checkpoint",
+                "a rank of %s was lost (%s); start %d of %d from the last checkpoint",
                 spec.job,
-                status,
+                fault.message if fault else f"status {status}",
                 attempt + 2,
                 relaunches + 1,
             )
+    if fault:
+        raise fault
     raise errors.HmsaError(
         f"the {spec.job} job died {relaunches + 1} times without an error of its own (last status {status})",
         hint=f"a killed rank often means too little memory: see {work / 'log.jsonl'} and the kernel's log",
@@ -85,8 +89,8 @@ def _run_once(
     return run_child(command, stop=stop, env=environment, pass_fds=fds, own_group=True)
 
 
-def _raise_reported(work: Path, status: int, stop: StopRequest) -> None:
-    """Raise what the job said about its end; return when it was killed and may be started again."""
+def _raise_reported(work: Path, status: int, stop: StopRequest) -> errors.DeviceError | None:
+    """Raise what the job said about its end; return when it may be started again: it was killed, or a GPU failed."""
     if stop.is_set():
         raise errors.InterruptedRunError("stopped on request; progress is saved, run again to go on")
     record = work / "error.json"
@@ -94,13 +98,16 @@ def _raise_reported(work: Path, status: int, stop: StopRequest) -> None:
     code = int(told.get("exit_code", status))
     was_killed = status < 0 or (status > 128 and status != errors.InterruptedRunError.exit_code)
     if was_killed:
-        return  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
+        return None  # ranks that torchrun stopped afterwards may have left a record: it is not the cause
     if status == errors.NoSpaceError.exit_code != code:
         # The rank that met the full disk could not write its record; another one, which lost it, could.
         told, code = {}, status
     kind = _BY_STATUS.get(code, errors.HmsaError)
     message = str(told.get("message") or f"the job ended with status {status}; its output is above")
-    raise kind(message, hint=str(told.get("hint", "")))
+    found = kind(message, hint=str(told.get("hint", "")))
+    if isinstance(found, errors.DeviceError):
+        return found
+    raise found
 
 
 def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str, str]:

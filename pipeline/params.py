@@ -124,6 +124,11 @@ class StudentConfig(TrainConfig):
     validate_every: Annotated[Count, NotInKey] = Field(
         0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
+    max_rounds: Annotated[PositiveInt | None, NotInKey] = Field(
+        2,
+        description="students in a row that learn from each other's auto-labels: the last one does not teach;"
+        " null = no limit",
+    )
     control: Annotated[bool, NotInKey] = Field(
         True, description="also train models/control/: same start, same steps, fine labels only"
     )
@@ -420,6 +425,7 @@ def _expected(fault: Mapping[str, Any]) -> str:
         ("Input should be a valid tuple", "expected a list"),
         ("Input should be a valid ", "expected a "),
         ("Input should be ", "expected "),
+        ("Tuple should have at least 1 item after validation, not 0", "expected a list of at least one value"),
         ("Value error, ", "expected " if fault["loc"] and fault["loc"][-1] == "threshold" else ""),
         ("String should match pattern", "expected text that matches"),
     ):

@@ -1,13 +1,16 @@
-"""The results of a workspace, gathered once as tables; terminal, report and morning page render them (`render`)."""
+"""The results of a workspace, gathered once as tables. `render` shows them in terminal, report and a night's page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import InputError
-from pipeline.render import Share, Status, Table, number
+from hmsa_core.labels import ThresholdPolicy
+from pipeline.counts import fine_pixels
+from pipeline.render import Name, Share, Status, Table, number
 from pipeline.workspace import Workspace
 
 Row = dict[str, object]  # name of a column -> its cell
@@ -148,6 +151,36 @@ _FIGURES = (
 def class_table(rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
     """Chosen columns of `class_rows`, as {column: heading}."""
     return Table(list(columns.values()), [[row[key] for key in columns] for row in rows])
+
+
+def diet(ws: Workspace, colours: Sequence[Sequence[int]] | None = None) -> Table:
+    """What a student learns from: thresholds of both policies, and the share of each class in each source of labels.
+
+    An empty table before `pseudo-label`. With the classes' colours their names carry them.
+    """
+    made = {row["name"]: row for row in json_of(ws, "labels/final/statistics.json").get("classes", [])}
+    if not made:
+        return Table([], [])
+    human = {name: row["from_human"] + row["both"] for name, row in made.items()}
+    sources = [fine_pixels(ws), human, {name: row["from_teacher"] for name, row in made.items()}]
+    totals = [sum(of.values()) for of in sources]
+    cuts = [_thresholds(ws.path(f"calibration/{name}.json")) for name in ("policy", "teach")]
+    head = ["class", "promise", "teach", "fine labels %", "polygons, corrections %", "teacher's labels %"]
+    rows: list[list[object]] = []
+    for c, name in enumerate(made):
+        shares = [
+            Share(of.get(name, 0) / total if total else None, digits=2)
+            for of, total in zip(sources, totals, strict=True)
+        ]
+        rows.append([Name(name, colours[c]) if colours else name, *(of.get(name, "–") for of in cuts), *shares])
+    rows.append(["pixels", "", "", *(f"{total:,}" for total in totals)])
+    return Table(head, rows, last_is_sum=True)
+
+
+def _thresholds(path: Path) -> dict[str, str]:
+    """{class: its threshold in words}; {} without the policy file."""
+    entries = ThresholdPolicy.load(path).entries if path.exists() else ()
+    return {entry.name: entry.threshold or "withheld" for entry in entries}
 
 
 def beside(kept: Mapping[str, Any]) -> Table | None:

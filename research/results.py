@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md, docs/scaling.md and research/bench/README.md from research/tables.
+"""Write the tables of the pages in docs and research, and pipeline/gains.json, from research/tables.
 
 python -m research.results                        (write the pages)
 python -m research.results --check                (status 1 where a page is not what the tables give)
@@ -22,16 +22,23 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.metrics.bootstrap import holm
 from pipeline.cli.main import run_command
 from pipeline.workspace import Workspace
-from research.bench.goals import bench_lines, goals_lines, scaling_lines
+from research.bench.goals import bench_lines, goals_lines, gpu_lines, scaling_lines
 from research.claims import CLAIMS, Claim
 from research.collect import WORKSPACES, collect
 from research.figures import CONFIRMING, EXPLORING, TABLES, figures
+from research.gains import gains_text
 from research.markdown import points, span, table
 
 __all__ = ["add_arguments", "made_anew", "main", "run", "verdict"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ("docs/results.md", "docs/scaling.md", "research/bench/README.md")
+PAGES = (
+    "docs/results.md",
+    "docs/scaling.md",
+    "research/bench/README.md",
+    *(f"research/notes/{n}.md" for n in ("camvid", "labels", "scales")),
+)
+GAINS = "pipeline/gains.json"
 _BLOCK = re.compile(r"(<!-- figures: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Metrics = dict[str, float | None]
 
@@ -167,6 +174,7 @@ _BLOCKS: dict[str, Callable[..., list[str]]] = {
     "workspaces": _workspaces,
     "goals": lambda tables: goals_lines(tables.folder),
     "bench": lambda tables: bench_lines(tables.folder),
+    "gpu": lambda tables: gpu_lines(tables.folder),
     "scaling": lambda tables: scaling_lines(tables.folder),
 }
 
@@ -210,10 +218,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("\n".join(_show(Tables(args.tables), args.show)) + "\n")
         return 0
     stale = 0
-    for name in PAGES:
+    for name in (*PAGES, GAINS):
         path = REPOSITORY / name
-        old = path.read_text("utf-8")
-        new = made_anew(old, args.tables)
+        old = path.read_text("utf-8") if path.exists() else ""
+        new = gains_text(args.tables) if name == GAINS else made_anew(old, args.tables)
         if old != new:
             stale += 1
             sys.stderr.write(f"{name}: {'not up to date' if args.check else 'written'}\n")

@@ -69,6 +69,7 @@ _SPDX = {
     "gplv2 with linking exception": "GPL-2.0-only WITH GCC-exception-2.0",
     "dual license": "Apache-2.0 OR BSD-3-Clause",
 }
+_HEAD = "| licence | packages |\n|---|---|\n"
 _KNOWN_FORM = re.compile(r"^[A-Za-z0-9.+-]+(?: (?:AND|OR|WITH) [A-Za-z0-9.+()-]+)*$")
 
 
@@ -103,8 +104,9 @@ def permitted(expression: str) -> bool:
 
 def listed(page: Path = PAGE) -> dict[str, str]:
     """Package -> licence as the page has it."""
-    rows = re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|$", page.read_text("utf-8"), re.MULTILINE)
-    return {name: licence for name, licence in rows if name != "package"}
+    table = page.read_text("utf-8").partition(_HEAD)[2]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    return {name: licence for licence, names in rows for name in names.split(", ")}
 
 
 def exceptions(page: Path = PAGE) -> dict[str, tuple[str, str]]:
@@ -117,13 +119,12 @@ def main() -> int:
     """Rewrite the page's table; the text above it stays."""
     argparse.ArgumentParser(description=main.__doc__).parse_args()
     known = listed()
-    lines = []
+    of: dict[str, list[str]] = {}
     for name in sorted({normal(entry.name) for entry in read_lock()}):
-        licence = installed_licence(name) or known.get(name, "unknown")
-        lines.append(f"| {name} | {licence} |")
-    head = PAGE.read_text("utf-8").partition("| package | licence |")[0]
-    PAGE.write_text(f"{head}| package | licence |\n|---|---|\n" + "\n".join(lines) + "\n", "utf-8")
-    sys.stdout.write(f"{len(lines)} packages\n")
+        of.setdefault(installed_licence(name) or known.get(name, "unknown"), []).append(name)
+    lines = [f"| {licence} | {', '.join(names)} |" for licence, names in sorted(of.items())]
+    PAGE.write_text(PAGE.read_text("utf-8").partition(_HEAD)[0] + _HEAD + "\n".join(lines) + "\n", "utf-8")
+    sys.stdout.write(f"{sum(map(len, of.values()))} packages\n")
     return 0
 
 

@@ -20,7 +20,7 @@ from hmsa_core.config import AugmentConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Sample
 from hmsa_core.data.plan import CropRequest, EpochPlan
-from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, mix_pair, normalise
+from hmsa_core.data.transforms import Dice, JointAugment, draw_pixels, pasted_pixels
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
 from hmsa_core.taxonomy import ClassTable
@@ -36,6 +36,9 @@ class LabelReader(Protocol):
 
     def read_chances(self, name: str) -> UInt8:
         """How often each pixel shall count, uint8 HxW: in k of 256 crops, 255 = in all. Asked for by `draw` alone."""
+
+    def read_human(self, name: str) -> UInt8:
+        """1 where a human gave the label, also beside the teacher, else 0; uint8 HxW."""
 
 
 def init_worker(worker_id: int) -> None:  # noqa: ARG001 - torch calls it with the number
@@ -69,7 +72,9 @@ class _Cache:
 class CropDataset(Dataset[dict[str, Any]]):
     """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
 
-    Items: {"image": float32 3xhxw normalised, "label": int64 hxw, "name": str, "source": "fine" | "pseudo"}.
+    Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and where the loss
+    weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. The network reads
+    `hmsa_core.data.transforms.normalise_batch` of the images; bytes are what crosses processes and buses.
 
     Args:
         plan, epoch: what to fetch. None = all epochs, indexed by the position in the run (`plan.at`).
@@ -108,6 +113,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             "fine": JointAugment(crop, config, None, long_edge),
             "pseudo": JointAugment(crop, config, plan.pseudo_config.colour, long_edge),
         }
+        self._by_source = plan.pseudo_config.acts_by_source(config.colour)
         self._cache = _Cache(cache_bytes)
 
     def __len__(self) -> int:
@@ -116,31 +122,40 @@ class CropDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The crop at an index of the epoch (or position of the run)."""
         request = self.plan.at(index) if self.epoch is None else self.plan.crops(self.epoch)[index]
-        image, label = self.arrays(request)
-        return {
-            "image": normalise(image),
-            "label": torch.from_numpy(label).long(),
+        image, label, human = self.arrays(request)
+        item = {
+            "image": torch.from_numpy(image),
+            "label": torch.from_numpy(label),
             "name": request.sample.name,
             "source": request.source,
         }
+        if self.plan.pseudo_config.loss_weight != 1.0:
+            item["human"] = torch.from_numpy(human)
+        return item
 
-    def arrays(self, request: CropRequest) -> tuple[UInt8, UInt8]:
-        """The augmented crop as uint8 hxwx3 and uint8 hxw."""
-        image, label = self._crop(request)
+    def arrays(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
+        """The augmented crop as uint8 hxwx3 and uint8 hxw, and where a human gave the label, as far as that matters."""
+        image, label, human = self._crop(request)
         mix = self.plan.pseudo_config.mix
         if mix == "none" or request.source == "fine":
-            return image, label
-        other = self._crop(self.plan.partner(request))
-        return mix_pair(image, label, *other, mix, Dice(request.seed, 1), self.plan.rare)
+            return image, label, human
+        fine_image, fine_label, _ = self._crop(self.plan.partner(request))
+        pasted = pasted_pixels(fine_label, mix, Dice(request.seed, 1), self.plan.rare) & ~human
+        return np.where(pasted[..., None], fine_image, image), np.where(pasted, fine_label, label), human | pasted
 
-    def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8]:
-        image, label = self.read(request.sample, request.source)
-        if request.source == "pseudo" and self.plan.pseudo_config.draw == "probability":
-            name = request.sample.name
+    def _crop(self, request: CropRequest) -> tuple[UInt8, UInt8, NDArray[np.bool_]]:
+        name, source = request.sample.name, request.source
+        image, label = self.read(request.sample, source)
+        if source == "pseudo" and self.plan.pseudo_config.draw == "probability":
             chances = self._cache.get(("chances", name), lambda: self._store().read_chances(name))
             label = draw_pixels(label, chances, request.seed)
+        if source == "pseudo" and self._by_source:
+            label = np.dstack([label, self._cache.get(("human", name), lambda: self._store().read_human(name))])
         centre = (request.x, request.y) if request.x >= 0 else None
-        return self._augment[request.source](image, label, centre, Dice(request.seed))
+        image, maps = self._augment[source](image, label, centre, Dice(request.seed))
+        if maps.ndim == 2:
+            return image, maps, np.full(maps.shape, source == "fine")
+        return image, np.ascontiguousarray(maps[..., 0]), maps[..., 1] == 1
 
     def read(self, sample: Sample, source: str) -> tuple[UInt8, UInt8]:
         """Whole image and label of a sample; label from its file ("fine") or from the store ("pseudo")."""

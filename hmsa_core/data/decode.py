@@ -342,8 +342,8 @@ def _check_memory(needed: int, what: str, where: str, most: int = _TRIED_MEMORY)
     """Damage of some formats shows only when all their pixels are in memory: they have a lower ceiling."""
     if needed > most:
         raise DecodeError(
-            f"{where}: {what} of this size takes {needed / 1e6:.0f} MB before it is known to be whole, more than "
-            f"{most / 1e6:.0f} MB",
+            f"{where}: {what} of this size takes {needed / 1e6:.0f} MB of memory before damage would show; "
+            f"the limit is {most / 1e6:.0f} MB",
             reason="too-large",
             hint="convert it to an opaque PNG without metadata or a JPEG of one scan",
         )

@@ -320,10 +320,10 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
 
 
 def _check_train_ids(root: _Root, summary: Summary, samples: Sequence[Sample]) -> None:
-    """Maps of trainIds hold valid ids of other classes (2 is void, 7 is road): nothing else would tell.
+    """Find label maps that hold trainIds where ids are expected: each trainId is a valid id of another class.
 
     Raises:
-        InputError: label files should hold ids, and no learning one shows a class whose id is above all trainIds.
+        InputError: no label map of a `learn` image holds an id above the largest trainId.
     """
     classes = root.classes
     if not classes.has_own_ids or not any(summary.centroids.values()):

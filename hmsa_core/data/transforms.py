@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import cv2
@@ -76,10 +77,12 @@ class JointAugment:
     ) -> tuple[UInt8, UInt8]:
         """A crop of an image (uint8 HxWx3 RGB) and its label (uint8 HxW trainIds), both contiguous.
 
-        It covers `centre_xy`, a point of the stored image (None = anywhere). Padding is black, in labels 255.
+        It covers `centre_xy`, a point of the stored image (None = anywhere). Padding is black, in labels 255. A label
+        of HxWx2 has behind each trainId a 1 where a human gave it; a crop with more human pixels than other labelled
+        ones gets the colour changes of `config`.
         """
         config = self.config
-        height, width = label.shape
+        height, width = label.shape[:2]
         scale = dice.between(config.scale_min, config.scale_max)
         if self.long_edge:
             scale *= self.long_edge / max(height, width)
@@ -89,11 +92,13 @@ class JointAugment:
             centre = int(centre_xy[0] * scaled[1] / width), int(centre_xy[1] * scaled[0] / height)
         corner = place(scaled, self.crop, centre, dice.randint)
         flip = dice.unit() < config.flip
-        strength = config.colour if self.colour is None else self.colour
         order, factors = dice.order(4), [dice.between(-1.0, 1.0) for _ in range(4)]
         sigma = dice.between(_MIN_SIGMA, max(config.blur_sigma, _MIN_SIGMA)) if dice.unit() < config.blur else 0.0
 
-        def look(patch: UInt8) -> UInt8:
+        def look(patch: UInt8, ids: UInt8) -> UInt8:
+            strength = config.colour
+            if self.colour is not None and not (ids.ndim == 3 and mostly_human(ids)):
+                strength = self.colour
             if strength > 0.0:
                 matrix = colour_matrix(patch, order, [strength * f for f in factors])
                 patch = np.asarray(cv2.transform(patch, matrix), np.uint8)
@@ -110,21 +115,24 @@ def take_crop(
     corner: tuple[int, int],
     *,
     flip: bool = False,
-    look: Callable[[UInt8], UInt8] | None = None,
+    look: Callable[[UInt8, UInt8], UInt8] | None = None,
 ) -> tuple[UInt8, UInt8]:
-    """The crop at `corner` of the image scaled to `scaled`; `look` is applied to its pixels before padding."""
-    w = window(label.shape, scaled, crop, corner)
+    """The crop at `corner` of the image scaled to `scaled`; `look(pixels, labels)` changes pixels before padding.
+
+    The label is uint8 HxW, or HxWxK for K maps.
+    """
+    w = window((label.shape[0], label.shape[1]), scaled, crop, corner)
     patch = _resize_image(image[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
     ids = resize_label(label[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
     if flip:
         patch, ids = np.asarray(cv2.flip(patch, 1), np.uint8), np.asarray(cv2.flip(ids, 1), np.uint8)
     if look is not None:
-        patch = look(patch)
+        patch = look(patch, ids)
     if (w.height, w.width) == crop:
         return np.ascontiguousarray(patch), np.ascontiguousarray(ids)
     left = crop[1] - w.left - w.width if flip else w.left
     out = np.zeros((*crop, 3), np.uint8)
-    out_ids = np.full(crop, IGNORE, np.uint8)
+    out_ids = np.full((*crop, *ids.shape[2:]), IGNORE, np.uint8)
     out[w.top : w.top + w.height, left : left + w.width] = patch
     out_ids[w.top : w.top + w.height, left : left + w.width] = ids
     return out, out_ids
@@ -140,10 +148,16 @@ def _resize_image(image: UInt8, size: Size) -> UInt8:
 
 
 def resize_label(label: UInt8, size: Size) -> UInt8:
-    """Resize a label map to (height, width) by the nearest pixel centre: values are only ever copied."""
-    if label.shape == size:
+    """Resize a label map, or HxWxK maps, to (height, width) by the nearest pixel centre: values are only copied."""
+    if label.shape[:2] == size:
         return label
     return np.asarray(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def mostly_human(maps: UInt8) -> bool:
+    """Whether more of the labelled pixels are human ones than not, in uint8 HxWx2: trainIds, and 1 for human ones."""
+    human = maps[..., 1] == 1
+    return 2 * int(np.count_nonzero(human)) > int(np.count_nonzero(human | (maps[..., 0] != IGNORE)))
 
 
 def colour_matrix(image: UInt8, order: list[int], change: list[float]) -> NDArray[np.float32]:
@@ -189,16 +203,14 @@ def draw_pixels(label: UInt8, chances: UInt8, seed: int) -> UInt8:
     return np.where((draws < chances) | (chances == 255), label, np.uint8(IGNORE))
 
 
-def mix_pair(
-    image: UInt8, label: UInt8, fine_image: UInt8, fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] = ()
-) -> tuple[UInt8, UInt8]:
-    """Paste a part of a fine crop into an auto-labelled crop of the same size.
+def pasted_pixels(fine_label: UInt8, kind: Mix, dice: Dice, rare: Sequence[int] = ()) -> NDArray[np.bool_]:
+    """Which pixels (True) of a fine crop, uint8 hxw trainIds, are pasted into an auto-labelled one of its size.
 
     The kind "classmix" pastes the pixels of half of the classes in the fine crop (Olsson et al. 2021). The kind
     "cutmix" pastes a rectangle with its ignored pixels (Yun et al. 2019). The kind "rare" pastes all pixels of the
-    classes `rare`. The arguments are not changed.
+    classes `rare`.
     """
-    height, width = label.shape
+    height, width = fine_label.shape
     mask = np.zeros((height, width), bool)
     if kind == "classmix":
         present = np.unique(fine_label)
@@ -214,11 +226,11 @@ def mix_pair(
         columns = min(width, max(1, int(height * width * area / rows)))
         y, x = dice.randint(0, height - rows), dice.randint(0, width - columns)
         mask[y : y + rows, x : x + columns] = True
-    return np.where(mask[..., None], fine_image, image), np.where(mask, fine_label, label)
+    return mask
 
 
 def _some(n: int, dice: Dice) -> list[int]:
-    """Half of 0..n-1, rounded up, at random. Sorting raw numbers needs more of them than Dice may have left."""
+    """Half of 0..n-1, rounded up, at random, from a new Dice: `dice` may not have n random numbers left."""
     seed = dice.randint(0, (1 << 62) - 1)
     return Dice(seed, 1, n).order(n)[: -(-n // 2)] if n else []
 
@@ -229,10 +241,36 @@ def normalise(image: UInt8) -> torch.Tensor:
     import torch
 
     out = np.empty((3, *image.shape[:2]), np.float32)
-    for c, channel in enumerate(cv2.split(image)):
-        table = ((np.arange(256) / 255.0 - MEAN[c]) / STD[c]).astype(np.float32)
-        out[c] = cv2.LUT(channel, table)
+    for channel, table, into in zip(cv2.split(image), _tables(), out, strict=True):
+        into[:] = cv2.LUT(channel, table)
     return torch.from_numpy(out)
+
+
+@cache
+def _tables() -> NDArray[np.float32]:
+    values = np.arange(256) / 255.0
+    return np.stack([((values - mean) / std).astype(np.float32) for mean, std in zip(MEAN, STD, strict=True)])
+
+
+def normalise_batch(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 Bxhxwx3 RGB -> float32 Bx3xhxw on the device: the values of `normalise`, whatever the device.
+
+    Only bytes are sent to a GPU (without waiting, where they are pinned), which looks them up in the same table.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return torch.stack([normalise(image) for image in images.numpy()])
+    pixels = images.to(device, non_blocking=True)
+    rows = _table_on(device).gather(0, pixels.view(-1, 3).long())
+    return rows.view(pixels.shape).permute(0, 3, 1, 2)  # channels last
+
+
+@cache
+def _table_on(device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(_tables().T)).to(device)
 
 
 # ---- Where a crop lies. Coordinates are pixels, x to the right, y down. A placement is the crop's upper left corner in

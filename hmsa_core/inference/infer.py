@@ -1,19 +1,22 @@
 """Label images with a teacher into a raw label store: resumable, the same bytes on any number of ranks.
 
 Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
-plans shards (`work/plan.json`: appended for new images, never reordered); rank r labels every world-th
-shard that is not acknowledged yet. Reading and writing overlap with the model in threads. An image whose
-bytes differ from the index is not labelled: it is listed as skipped, and too many of them end the run.
+plans shards (`work/plan.json`: appended for new images, never reordered). Each rank claims the next shard that is
+free when it comes to it, by a lock that the kernel takes back from a process that dies: fast ranks label more, and
+a lost one's shard is labelled by another. Reading and writing overlap with the model in threads; on a GPU the next
+image begins before the last one's labels are there. An image whose bytes differ from the index is not labelled: it
+is listed as skipped, and too many of them end the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,7 +32,18 @@ from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
-from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, leave, plan_shards, read_receipt, shard_done, sweep
+from hmsa_core.labels.store.shards import (
+    ShardPlan,
+    ShardWriter,
+    claim_shard,
+    is_acknowledged,
+    leave,
+    plan_shards,
+    read_receipt,
+    shard_done,
+    sweep,
+    withdraw,
+)
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.spec import InferSpec
@@ -39,6 +53,10 @@ _BESIDE_GONE = (
     "; it can be read now, but labels beside it in its shard are of images that are gone or have changed: "
     "label it into another store"
 )
+# Note of a receipt and entry of `summary.json`: images that did not fit into memory as their size would have them run,
+# with the side in pixels of the tiles that did (see `Tiler.forced`). Labels near the tiles' borders can differ.
+TILED = "tiled"
+_POLL_S = 0.5  # between looks at the shards that other processes hold
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 UInt8 = NDArray[np.uint8]
@@ -48,15 +66,16 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def read_ahead(sources: Sequence[T], read: Callable[[T], U]) -> Generator[U]:
-    """Read in a thread while the caller works; at most `_AHEAD` results wait."""
+def read_ahead(sources: Iterable[T], read: Callable[[T], U]) -> Generator[U]:
+    """Read in a thread while the caller works; at most `_AHEAD` results wait. Sources are asked for in its own."""
     with ThreadPoolExecutor(1, "reader") as reader:
-        waiting = deque(reader.submit(read, source) for source in sources[:_AHEAD])
-        for following in [*sources[_AHEAD:], *[None] * min(_AHEAD, len(sources))]:
-            result = waiting.popleft().result()
-            if following is not None:
-                waiting.append(reader.submit(read, following))
-            yield result
+        waiting: deque[Future[U]] = deque()
+        for source in sources:
+            waiting.append(reader.submit(read, source))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @dataclass
@@ -84,6 +103,7 @@ class Summary:
     images: int = 0  # labelled by this run
     resumed: int = 0  # found labelled by an earlier run
     skipped: list[dict[str, str]] = field(default_factory=list)  # by any run; rank 0 knows them
+    tiled: dict[str, int] = field(default_factory=dict)  # by any run, see `TILED`; rank 0 knows them
     timing: Timing = field(default_factory=Timing)
 
 
@@ -110,7 +130,6 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root) if context.is_main else None
     ) or ([], [])
     leave(store)
-    mine = pending[context.rank :: context.world]
     pipeline = Pipeline(
         store,
         {s.name: s for s in selected},
@@ -121,26 +140,26 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         coarse_classes=index.classes if index.classes.classes == classes.classes else None,
         limit=_limit(len(selected)),
     )
-    _work(pipeline, mine, context)
+    _work(pipeline, pending, context)
     done = context.ranks.gather((pipeline.images, pipeline.timing))
     resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
     summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
     if context.is_main:
         summary.skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
         _check_skipped(summary.skipped, len(selected))
+        summary.tiled = _tiled(store, plans)
         sha256 = write_manifest(store, plans, lineage, classes=classes)
         write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
         context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
     return summary
 
 
-def _work(pipeline: Pipeline, mine: list[ShardPlan], context: JobContext) -> None:
-    total = sum(len(plan.names) for plan in mine)
+def _work(pipeline: Pipeline, pending: list[ShardPlan], context: JobContext) -> None:
+    total = sum(len(plan.names) for plan in pending)
     if not total:
         return
-    what = "infer" if context.world == 1 else f"infer (rank 0 of {context.world})"
-    with context.progress(total, what=what) as progress:
-        pipeline.run(mine, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
+    with context.progress(total, what="infer") as progress:
+        pipeline.run(pending, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
 
 
 def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str, Any]:
@@ -191,6 +210,9 @@ def _plan(
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
     plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key)
+    for plan in kept:
+        if plan.index not in done:  # from now on a receipt says that some rank of this run has made the shard
+            withdraw(store, plan)
     write_json(path, {"format": "hmsa-infer-plan", "version": 1, "shards": [p.to_json() for p in plans]})
     return plans, [plan for plan in plans if plan.index not in done]
 
@@ -235,6 +257,10 @@ def _skipped(store: Path, plans: list[ShardPlan], samples: dict[str, Sample], ro
     ]
 
 
+def _tiled(store: Path, plans: list[ShardPlan]) -> dict[str, int]:
+    return {k: v for plan in plans for k, v in read_receipt(store, plan)["notes"].get(TILED, {}).items()}
+
+
 def _check_skipped(skipped: list[dict[str, str]], images: int) -> None:
     if len(skipped) > _limit(images):
         raise IntegrityError(
@@ -249,6 +275,7 @@ def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
         "images": summary.images,
         "resumed": summary.resumed,
         "skipped": summary.skipped,
+        TILED: summary.tiled,
         "seconds": round(seconds, 3),
         "timing": {k: round(v, 3) for k, v in asdict(summary.timing).items()},
         "model_share": round(summary.timing.model_share, 4),
@@ -259,6 +286,7 @@ def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
 class _Item:
     """One decoded image with what the store records of it, or the reason why there is none."""
 
+    shard: ShardWriter
     sample: Sample
     image: UInt8 | None
     coarse: UInt8 | None
@@ -286,17 +314,37 @@ class Pipeline:
         plans: list[ShardPlan],
         *,
         check_stop: Callable[[], None],
-        advance: Callable[[], None],
+        advance: Callable[[int], None],
         log: Callable[..., None],
     ) -> None:
-        """Label all images of these shards; a shard appears when its last image is written."""
-        samples = [self.samples[name] for plan in plans for name in plan.names]
-        with closing(read_ahead(samples, self._read)) as items, ThreadPoolExecutor(1, "writer") as writer:
-            for plan in plans:
-                self._shard(plan, items, writer, check_stop, advance)
-                log("shard", shard=plan.stem, images=len(plan.names))
+        """Label the images of these shards, with other processes that do the same, until all have their receipts.
 
-    def _read(self, sample: Sample) -> _Item:
+        A shard appears when its last image is written. What another process holds is waited for, and taken over
+        when that process dies. No plan may have a receipt of an earlier run (`withdraw`).
+        """
+        left = list(plans)
+        while left:
+            claims = _Claims(self, left, advance)
+            try:
+                self._label_claimed(claims, check_stop, advance, log)
+            finally:
+                claims.abort()
+            left = claims.held_by_others
+            if left:
+                check_stop()
+                time.sleep(_POLL_S)
+
+    def _label_claimed(
+        self, claims: _Claims, check_stop: Callable[[], None], advance: Callable[[int], None], log: Callable[..., None]
+    ) -> None:
+        with closing(read_ahead(claims, self._read)) as items, ThreadPoolExecutor(1, "writer") as writer:
+            for shard, its_items in groupby(items, key=lambda item: item.shard):
+                self._shard(shard, its_items, writer, check_stop, advance)
+                claims.open.remove(shard)
+                log("shard", shard=shard.plan.stem, images=len(shard.plan.names))
+
+    def _read(self, claimed: tuple[ShardWriter, Sample]) -> _Item:
+        shard, sample = claimed
         try:
             image = read_image(self.root / sample.image, sha256=sample.image_sha256)
             coarse = None
@@ -305,31 +353,35 @@ class Pipeline:
                 if coarse.shape != image.shape[:2]:
                     raise DecodeError(f"{sample.coarse}: size differs from {sample.image}", reason="size-mismatch")
         except DecodeError as error:
-            return _Item(sample, None, None, f"{error.reason}: {error.message}")
+            return _Item(shard, sample, None, None, f"{error.reason}: {error.message}")
         except IntegrityError as error:
-            return _Item(sample, None, None, f"changed: {error.message}")
-        return _Item(sample, image, coarse)
+            return _Item(shard, sample, None, None, f"changed: {error.message}")
+        return _Item(shard, sample, image, coarse)
 
     def _shard(
         self,
-        plan: ShardPlan,
+        shard: ShardWriter,
         items: Iterator[_Item],
         writer: ThreadPoolExecutor,
         check_stop: Callable[[], None],
-        advance: Callable[[], None],
+        advance: Callable[[int], None],
     ) -> None:
-        shard = ShardWriter(self.store, plan, classes=self.classes, codec=self.config.codec)
+        """Label one shard's images; one image is begun before the labels of the last one are waited for."""
+        begun: deque[Callable[[], Future[None]]] = deque()
         waiting: deque[Future[None]] = deque()
         try:
-            for _ in plan.names:
+            for _ in shard.plan.names:
                 check_stop()
                 start = time.perf_counter()
                 item = next(items)
                 self.timing.read_wait += time.perf_counter() - start
-                waiting.append(self._label(item, shard, writer))
+                begun.append(self._begin(item, writer))
+                if len(begun) > 1:
+                    waiting.append(begun.popleft()())
                 if len(waiting) > _AHEAD:
                     self._wait(waiting)
-                advance()
+                advance(1)
+            waiting.append(begun.popleft()())
             while waiting:
                 self._wait(waiting)
         except BaseException:
@@ -337,32 +389,41 @@ class Pipeline:
                 task.cancel()
             # The writer's thread may be inside of the shard: it must be out before the shard is thrown away.
             writer.submit(lambda: None).result()
-            shard.abort()
             raise
         start = time.perf_counter()
         shard.close()
         self.timing.write_wait += time.perf_counter() - start
 
-    def _label(self, item: _Item, shard: ShardWriter, writer: ThreadPoolExecutor) -> Future[None]:
-        sample = item.sample
-        if item.image is None:
+    def _begin(self, item: _Item, writer: ThreadPoolExecutor) -> Callable[[], Future[None]]:
+        """Begin an image; what is returned waits for its labels and gives them to the writer."""
+        shard, sample, image = item.shard, item.sample, item.image
+        if image is None:
             self._skip(sample.name, item.reason)
-            return writer.submit(shard.skip, sample.name, item.reason)
+            return lambda: writer.submit(shard.skip, sample.name, item.reason)
         start = time.perf_counter()
-        label, confidence = self.teacher.label(sample.name, item.image)
+        labels = self.teacher.begin(sample.name, image)
         self.timing.model += time.perf_counter() - start
         self.images += 1
-        return writer.submit(
-            shard.add,
-            sample.name,
-            label,
-            confidence,
-            city=sample.city,
-            image_path=sample.image,
-            coarse_path=sample.coarse,
-            image_sha256=sample.image_sha256,
-            coarse=item.coarse,
-        )
+        if side := self.teacher.forced(image):  # now: the next image may force more
+            shard.notes.setdefault(TILED, {})[sample.name] = side
+
+        def write() -> Future[None]:
+            start = time.perf_counter()
+            label, confidence = labels()
+            self.timing.model += time.perf_counter() - start
+            return writer.submit(
+                shard.add,
+                sample.name,
+                label,
+                confidence,
+                city=sample.city,
+                image_path=sample.image,
+                coarse_path=sample.coarse,
+                image_sha256=sample.image_sha256,
+                coarse=item.coarse,
+            )
+
+        return write
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append({"name": name, "reason": reason})
@@ -377,3 +438,29 @@ class Pipeline:
         start = time.perf_counter()
         waiting.popleft().result()
         self.timing.write_wait += time.perf_counter() - start
+
+
+class _Claims:
+    """The images of each shard that could be claimed, in one round over the plans; each is claimed when it is due."""
+
+    def __init__(self, pipeline: Pipeline, plans: list[ShardPlan], advance: Callable[[int], None]) -> None:
+        self.open: list[ShardWriter] = []
+        self.held_by_others: list[ShardPlan] = []
+        self._pipeline, self._plans, self._advance = pipeline, plans, advance
+
+    def __iter__(self) -> Iterator[tuple[ShardWriter, Sample]]:
+        pipeline = self._pipeline
+        for plan in self._plans:
+            shard = claim_shard(pipeline.store, plan, classes=pipeline.classes, codec=pipeline.config.codec)
+            if shard is not None:
+                self.open.append(shard)
+                yield from ((shard, pipeline.samples[name]) for name in plan.names)
+            elif is_acknowledged(pipeline.store, plan):
+                self._advance(len(plan.names))
+            else:
+                self.held_by_others.append(plan)
+
+    def abort(self) -> None:
+        """Throw away what is not finished, and give the locks back."""
+        for shard in self.open:
+            shard.abort()

@@ -136,6 +136,9 @@ def label_images(
     summary = read_json(work / "summary.json")
     for row in summary["skipped"]:
         tell(f"left out: {row['name']}: {row['reason']}")
+    if tiled := summary["tiled"]:
+        sides = sorted(set(tiled.values()))
+        tell(f"lack of memory: {len(tiled)} images were labelled in tiles of {', '.join(map(str, sides))} pixels")
     return LabelledCounts(summary["images"], summary["resumed"], refused + changed + len(summary["skipped"]))
 
 
@@ -245,7 +248,7 @@ def _folders(images: Path, files: frozenset[Path], tell: Tell) -> list[str]:
 
 
 def _class_file(work: Path, options: TeacherOptions) -> Path:
-    """The classes of the labels as a class file, which the index asks for."""
+    """Write the classes of the labels as a class file, from which the index is built."""
     table = options.class_table
     rows: list[dict[str, Any]] = (
         [{"id": i, "name": row["name"], "colour": row["colour"]} for i, row in enumerate(table["classes"])]

@@ -19,6 +19,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from hmsa_core import models
 from hmsa_core.data.transforms import MEAN, STD, resize_label
+from hmsa_core.inference import on_gpu
 from hmsa_core.inference.prepared import effective_precision, prepare, run_scale
 from hmsa_core.io.errors import CheckpointError, HmsaError, InputError, TrainingError
 from hmsa_core.models.checkpoint import check_class_count
@@ -48,6 +50,7 @@ _GRID = 32  # pixels; the trunk's coarsest grid: tiles start on it, so that they
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
+Labelled = tuple[UInt8, Float32]
 T = TypeVar("T")
 
 
@@ -57,6 +60,8 @@ def load_predictor(checkpoint: Path, context: JobContext) -> Predictor:
     # Torch reads this at its first allocation: large pages for large tensors. On narrow networks page faults
     # cost as much as the convolutions (docs/inference.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Trials of algorithms would choose others on each rank, and take long where sizes differ.
+    torch.backends.cudnn.benchmark = False
     return Predictor(models.load(checkpoint), context.device, context.runtime.precision, in_place=True)
 
 
@@ -103,6 +108,10 @@ class Engine(ABC):
     def run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Raw scores and attention (float32, on any grid) of B x 3 x H x W normalised images."""
 
+    def release_memory(self) -> None:
+        """Give back what is kept for speed: memory has run out."""
+        release_memory(self.device)
+
     def check_kind(self, kind: str) -> str:
         """Name of the fusion to use; "model" is the model's own. ConfigError: it needs a head that is not there."""
         return resolve_kind(kind, self.kind)
@@ -137,17 +146,32 @@ class Predictor(Engine):
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
         self._table = normalising_table(mean, std)
         self._dtype = _DTYPES[self.precision]
-        self._model = prepare(model, self.device, self._dtype, in_place=in_place)
+        prepared = prepare(model, self.device, self._dtype, in_place=in_place)
+        self._pass: on_gpu.Pass = partial(run_scale, prepared)
         self.pairs = self.device.type == "cuda"  # image and mirror image in one batch: better use of a GPU
+        if self.device.type == "cuda":
+            self._pass = on_gpu.Graphs(self._pass)
+            self._table_there = torch.from_numpy(self._table).to(self.device)
 
     def open(self, image: UInt8) -> ImagePass:
         """Begin with one image, uint8 HxWx3 RGB."""
-        return ImagePass(self, normalised(image, self._table).to(self.device))
+        if self.device.type != "cuda":
+            return ImagePass(self, normalised(image, self._table).to(self.device))
+        _check_image(image)
+        with torch.inference_mode():
+            pixels = on_gpu.normalised_on(on_gpu.upload(image, self.device), self._table_there)
+        return ImagePass(self, pixels)
 
     def run(self, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Raw scores and attention (float32, on the trunk's grid) of B x 3 x H x W normalised images."""
         with torch.inference_mode():
-            return run_scale(self._model, images.to(self._dtype, memory_format=torch.channels_last), attention)
+            return self._pass(images.to(self._dtype, memory_format=torch.channels_last), attention)
+
+    def release_memory(self) -> None:
+        """Give back what is kept for speed: captured passes, free blocks."""
+        if isinstance(self._pass, on_gpu.Graphs):
+            self._pass.release()
+        super().release_memory()
 
 
 def normalising_table(mean: NDArray[np.float64], std: NDArray[np.float64]) -> Float32:
@@ -157,10 +181,14 @@ def normalising_table(mean: NDArray[np.float64], std: NDArray[np.float64]) -> Fl
 
 def normalised(image: UInt8, table: Float32) -> Tensor:
     """An image, uint8 HxWx3 RGB, as 1 x 3 x H x W float32 by a `normalising_table`. InputError: no such image."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"an image must be uint8 HxWx3 RGB, found {image.dtype} {image.shape}")
+    _check_image(image)
     pixels = np.asarray(cv2.LUT(np.ascontiguousarray(image), table), np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def _check_image(image: UInt8) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"an image must be uint8 HxWx3 RGB, found {image.dtype} {image.shape}")
 
 
 class ImagePass(ScalePass):
@@ -170,23 +198,40 @@ class ImagePass(ScalePass):
         super().__init__(images, predictor.kind, lambda images, attention: predictor.run(images, attention), size=size)
         self._predictor = predictor
 
-    def label(
-        self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
-    ) -> tuple[UInt8, Float32]:
+    def label(self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None) -> Labelled:
         """Best class (uint8 HxW) and its probability (float32 HxW, softmax after all fusing).
 
         Args:
             scales, flip, kind: as `ScalePass.scores`.
             size: size of the result; the fused scores are resized (default: the image's).
         """
+        return self.begin(scales, flip, kind=kind, size=size)()
+
+    def begin(
+        self, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
+    ) -> Callable[[], Labelled]:
+        """Begin `label`; the function that is returned waits for a GPU. A CPU is through with it already."""
         height, width = size or self.size
-        fused = self.scores(scales, flip, kind).resized((height, width))
-        label, confidence = np.empty((height, width), np.uint8), np.empty((height, width), np.float32)
         with torch.inference_mode():
+            fused = self.scores(scales, flip, kind).resized((height, width))
+            label, confidence = self._empty((height, width), np.uint8), self._empty((height, width), np.float32)
             for block in self._blocks(height, width):
                 label[block], confidence[block] = decide(fused(block.start, block.stop)[0])
-        _check_finite(confidence)
-        return label, confidence
+            found = on_gpu.download(label, confidence) if isinstance(label, Tensor) else lambda: [label, confidence]
+
+        def wait() -> Labelled:
+            label, confidence = found()
+            _check_finite(confidence)
+            return label, confidence
+
+        return wait
+
+    def _empty(self, size: Size, dtype: Any) -> Any:
+        """A map beside the outputs: numpy on a CPU."""
+        like = self._images
+        if like.device.type == "cpu":
+            return np.empty(size, dtype)
+        return torch.empty(size, dtype=torch.uint8 if dtype is np.uint8 else torch.float32, device=like.device)
 
     def probabilities(self, scales: Sequence[float], flip: bool) -> Float32:
         """Softmax of the fused scores, C x H x W float32."""
@@ -225,19 +270,19 @@ class ImagePass(ScalePass):
             self._predictor.pairs = False
         else:
             return True
-        release_memory(self._predictor.device)
+        self._predictor.release_memory()
         return False
 
 
-def decide(scores: Any) -> tuple[UInt8, Float32]:
-    """Best class and its softmax probability of C x r x W scores (numpy or torch); the lower class wins a tie.
+def decide(scores: Any) -> tuple[Any, Any]:
+    """Best class and its softmax probability of C x r x W scores; the lower class wins a tie. numpy or torch, as given.
 
     A score that is not a number is no class: label 255, and a probability that is not a number.
     """
     if isinstance(scores, Tensor):
         best, index = scores.max(dim=0)
         probability = (scores - best).exp_().sum(dim=0).reciprocal_()
-        return torch.where(best.isnan(), 255, index).to(torch.uint8).cpu().numpy(), probability.cpu().numpy()
+        return torch.where(best.isnan(), 255, index).to(torch.uint8), probability
     classes, best = len(scores), scores.max(0)
     # Bytes instead of argmax's 64-bit indices: 12 times as fast.
     is_best = (scores == best).view(np.uint8)
@@ -313,12 +358,13 @@ class Tiler:
     def __init__(self, predictor: Engine, *, whole_pixels: int = WHOLE_PIXELS, tile: int = TILE) -> None:
         self.predictor = predictor
         self._whole_pixels, self._tile = whole_pixels, tile
+        self._pairs = predictor.pairs  # as it was before memory ever ran out
         self._fits: dict[Size, int] = {}  # image size -> tile side that did fit after a failure
         self._last: tuple[UInt8, ImagePass] | None = None
 
     def label(
         self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
-    ) -> tuple[UInt8, Float32]:
+    ) -> Labelled:
         """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
 
         The same array again, with other settings, shares what the model has computed for it already. At another
@@ -328,7 +374,21 @@ class Tiler:
         Raises:
             TrainingError: not even tiles of 256 pixels fit into memory (exit status 6).
         """
-        return self._fitted(image, lambda tile: self._label_at(image, scales, flip, kind, size, tile))
+        return self.begin(image, scales, flip, kind=kind, size=size)()
+
+    def begin(
+        self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model", size: Size | None = None
+    ) -> Callable[[], Labelled]:
+        """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
+        return self._fitted(image, lambda tile: self._begin_at(image, scales, flip, kind, size, tile))
+
+    def forced(self, image: UInt8) -> int | None:
+        """Side of the tiles that lack of memory forced on images of this size; None where it forced nothing.
+
+        The image's own longer side: it was run whole, but not in one batch with its mirror image.
+        """
+        shape = (image.shape[0], image.shape[1])
+        return self._fits.get(shape, max(shape) if self._pairs and not self.predictor.pairs else None)
 
     def probabilities(self, image: UInt8, scales: Sequence[float], flip: bool) -> Float32:
         """Probabilities of an image, C x H x W float32 (see `ImagePass.probabilities`); tiles and errors as `label`."""
@@ -347,7 +407,7 @@ class Tiler:
                 smaller = _floor(min(tile, max(shape)) // 2)
             # Outside of the handler: its traceback would keep the failed pass's tensors alive.
             self._last = None
-            release_memory(self.predictor.device)
+            self.predictor.release_memory()
             if smaller < _SMALLEST:
                 raise TrainingError(
                     f"out of memory on {self.predictor.device} with tiles of {tile} pixels",
@@ -380,19 +440,20 @@ class Tiler:
             self._last = (image, self.predictor.open(image))
         return self._last[1]
 
-    def _label_at(
+    def _begin_at(
         self, image: UInt8, scales: Sequence[float], flip: bool, kind: str, size: Size | None, tile: int
-    ) -> tuple[UInt8, Float32]:
+    ) -> Callable[[], Labelled]:
         shape = (image.shape[0], image.shape[1])
         if max(shape) <= tile:
-            return self._open(image).label(scales, flip, kind=kind, size=size)
+            return self._open(image).begin(scales, flip, kind=kind, size=size)
         label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for window in windows(shape, tile):
             part = self._open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
             label[window.kept], confidence[window.kept] = (maps[window.inner] for maps in part)
         if size is None or size == shape:
-            return label, confidence
-        return resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+            return lambda: (label, confidence)
+        resized = resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
+        return lambda: resized
 
     def _probabilities_at(self, image: UInt8, scales: Sequence[float], flip: bool, tile: int) -> Float32:
         shape = (image.shape[0], image.shape[1])

@@ -1,8 +1,9 @@
 """A trained network prepared for inference: `prepare` rewrites it, `run_scale` runs it in little memory.
 
-`prepare` folds batch norms into convolutions and packs convolutions for the CPU. Which batch norm follows which
-convolution is found by watching one small image pass through, so any trunk will do. The rewritten network is compared
-with the original on that image; if it differed by more than rounding it would not be used.
+`prepare` folds batch norms into convolutions. For the CPU it packs convolutions, for a GPU it fuses them with bias and
+ReLU (`on_gpu`). Which batch norm follows which convolution is found by watching one small image pass through, so any
+trunk will do. The rewritten network is compared with the original on that image; if it differed by more than rounding
+it would not be used.
 
 `run_scale` makes the widest tensors a strip of rows at a time. HRNet's 720 concatenated channels, the 1024 channels in
 front of the OCR block's last convolution and the hidden layers of the heads are by far the largest tensors of a pass,
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,13 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hmsa_core.inference import on_gpu
 from hmsa_core.io.errors import HmsaError
 from hmsa_core.models.heads import OCRBlock, gather_regions
+from hmsa_core.models.layers import resize
 from hmsa_core.models.model import MultiScaleModel
-from hmsa_core.models.rows import taps
+from hmsa_core.models.rows import taps_on
 
+_LOG = logging.getLogger(__name__)
 _PROBE = 128  # pixels; large enough that the trunk's coarsest grid has more than one position
 _TOLERANCE = 1e-3  # relative to the largest score; folding moves scores by about 1e-6
+_TF32_TOLERANCE = 2e-2  # the same, where a GPU multiplies with 10 bits; a ReLU at a wrong place moves far more
 _STRIP_BYTES = {"cpu": 48 << 20}  # of the widest tensor of a strip; 1 GiB on a GPU
 _REACH = 2  # rows: two 3x3 convolutions one after another (attention head, the paper's semantic head)
 
@@ -69,6 +75,8 @@ def prepare(
         _fold(fast, probe)
         after = fast.forward_scale(probe)
         _check_same(before.logits, after.logits)
+        if device.type == "cuda" and on_gpu.can_fuse(device, dtype):
+            fast = _fused(fast, probe.to(device), device)
         # bf16 weights are made from folded fp32 ones: scaling a rounded weight would round twice.
         fast.to(device=device, dtype=dtype)
         fast.to(memory_format=torch.channels_last)
@@ -80,6 +88,20 @@ def prepare(
     return fast
 
 
+def _fused(model: MultiScaleModel, probe: Tensor, device: torch.device) -> MultiScaleModel:
+    """The network with fused convolutions, in float32 and checked; the network itself where the check fails."""
+    model.to(device=device)
+    model.to(memory_format=torch.channels_last)
+    fused = copy.deepcopy(model)
+    on_gpu.fuse(fused, probe)
+    try:
+        _check_same(model.forward_scale(probe).logits, fused.forward_scale(probe).logits, tolerance=_TF32_TOLERANCE)
+    except HmsaError as error:
+        _LOG.warning("convolutions stay apart from bias and ReLU: %s", error.message)
+        return model
+    return fused
+
+
 def _return_free_memory() -> None:
     """Give the pages of replaced weights back to the system: glibc keeps what lies between living blocks."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
@@ -87,10 +109,10 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _check_same(before: Tensor, after: Tensor) -> None:
+def _check_same(before: Tensor, after: Tensor, *, tolerance: float = _TOLERANCE) -> None:
     scale = float(before.abs().max())
     difference = float((before - after).abs().max())
-    if not difference <= _TOLERANCE * max(scale, 1e-6):
+    if not difference <= tolerance * max(scale, 1e-6):
         raise HmsaError(
             f"folding batch norms changed the scores by {difference:.3g} (largest score {scale:.3g})",
             hint="a batch norm with (nearly) zero variance, or weights that are not finite?",
@@ -246,6 +268,8 @@ def _rows(maps: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
     height, width = maps.shape[2], maps.shape[3]
     if (height, width) == size:
         return maps[:, :, low:high]
+    if maps.device.type != "cpu" and (low, high) == (0, size[0]):
+        return resize(maps, size)
     factor, rest = divmod(size[0], height)
     if rest:
         return _lerp_rows(maps, size, low, high)
@@ -259,6 +283,6 @@ def _rows(maps: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
 
 def _lerp_rows(maps: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
     """The same for heights without a common measure: rows are mixed first, then columns are resized."""
-    upper, lower, weight = (torch.from_numpy(t[low:high]).to(maps.device) for t in taps(maps.shape[2], size[0]))
+    upper, lower, weight = taps_on(maps.device, maps.shape[2], size[0], low, high)
     mixed = torch.lerp(maps[:, :, upper], maps[:, :, lower], weight.to(maps.dtype)[:, None])
     return F.interpolate(mixed, size=(high - low, size[1]), mode="bilinear", align_corners=False)

@@ -105,6 +105,12 @@ class TrainingError(HmsaError):
     exit_code = 6
 
 
+class DeviceError(HmsaError):
+    """A GPU, or the way to another rank, failed; the training goes on from its last saved state."""
+
+    exit_code = 7
+
+
 class LockedError(HmsaError):
     """Another process holds the lock; the message names it."""
 
@@ -121,6 +127,36 @@ class InterruptedRunError(HmsaError):
     """SIGTERM or SIGINT arrived; progress is saved and the same command goes on from it."""
 
     exit_code = 143
+
+
+_DEVICE_FAULTS = (
+    "CUDA error",
+    "CUDA driver error",
+    "cuDNN error",
+    "CUBLAS_STATUS_",
+    "CUDNN_STATUS_",
+    "NCCL error",
+    "ECC error",
+)
+_OWN_FAULTS = (
+    "out of memory",
+    "device-side assert",
+    "invalid configuration argument",
+    "no kernel image",
+)  # the same at the next start
+
+
+def device_fault(error: BaseException) -> DeviceError | None:
+    """The error of torch as ours where a GPU or NCCL failed in a way that may not come again; else None."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or any(own in text for own in _OWN_FAULTS):
+        return None
+    if not any(fault in text for fault in _DEVICE_FAULTS):
+        return None
+    return DeviceError(
+        f"a GPU or the way to another rank failed: {text.splitlines()[0][:300]}",
+        hint="look at `nvidia-smi -q -d ECC` and `dmesg` (Xid) if it comes again",
+    )
 
 
 _MENDS = {

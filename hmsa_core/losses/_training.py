@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hmsa_core.config import LossConfig
@@ -20,7 +22,9 @@ def loss_of(name: str, logits: Tensor, labels: Tensor, options: LossConfig, igno
     return cast("LossParts", import_module(f"hmsa_core.losses.{name}").loss(logits, labels, options, ignore_index))
 
 
-def training_loss(output: ModelOutput, labels: Tensor, options: LossConfig, *, ignore_index: int = 255) -> LossParts:
+def training_loss(
+    output: ModelOutput, labels: Tensor, options: LossConfig, *, ignore_index: int = 255, weight: Tensor | None = None
+) -> LossParts:
     """Compute the loss of a model's training output: the paper's (section 4) or the released recipe, by `options`.
 
     The loss of a single scale is the main one; of RMI it is the released BCE, as in the released recipe.
@@ -30,17 +34,23 @@ def training_loss(output: ModelOutput, labels: Tensor, options: LossConfig, *, i
         labels: N x H x W, any integer dtype.
         options: names and weights of the losses.
         ignore_index: label that does not count.
+        weight: of each pixel, float N x H x W; None = 1. It multiplies the gradient at the pixel's scores, which any
+            loss has, also one of regions. The values of the loss are those without weights.
     """
-    main = loss_of(options.main, output.logits, labels, options, ignore_index)
+
+    def of(name: str, scores: Tensor) -> LossParts:
+        weighed = scores if weight is None else cast("Tensor", _Weighed.apply(scores, weight))
+        return loss_of(name, weighed, labels, options, ignore_index)
+
+    main = of(options.main, output.logits)
     total, parts = main.total, {"main": main.total, **main.parts}
     if options.aux_weight:
-        parts["aux"] = loss_of(options.aux, output.aux_logits, labels, options, ignore_index).total
+        parts["aux"] = of(options.aux, output.aux_logits).total
         total = total + options.aux_weight * parts["aux"]
     if options.per_scale_weight:
         single = "released_bce" if options.main == "rmi" else options.main
         for scale, logits in output.scale_logits.items():
-            scores = _on_grid_of(labels, logits)
-            parts[f"scale_{scale:g}"] = part = loss_of(single, scores, labels, options, ignore_index).total
+            parts[f"scale_{scale:g}"] = part = of(single, _on_grid_of(labels, logits)).total
             total = total + options.per_scale_weight * part
     return LossParts(total, {name: part.detach() for name, part in parts.items()})
 
@@ -50,3 +60,18 @@ def _on_grid_of(labels: Tensor, logits: Tensor) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+class _Weighed(torch.autograd.Function):
+    """Scores N x C x H x W as they are; their gradient times the weight of each pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return scores.view_as(scores)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch leaves it untyped
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient * weight.unsqueeze(1).to(gradient.dtype), None

@@ -208,11 +208,14 @@ def _region_pass(
     """Mean over images, sum over classes of the region terms; derivative by `guess` if asked for.
 
     Only classes that occur in an image are computed: without them Cov(y) is zero, so that the term is a
-    constant with no gradient ("released") or left out ("masked").
+    constant with no gradient ("released") or left out ("masked"). A GPU computes all of them, and the others' results
+    are masked: the host would have to wait for the number of those that occur.
     """
     count, classes = truth.shape[:2]
     flat_truth, flat_guess = truth.flatten(0, 1), guess.flatten(0, 1)
-    pairs = _present(truth, keep_NP).flatten().nonzero().squeeze(1)
+    present = _present(truth, keep_NP).flatten()
+    masked = _computes_all(truth)
+    pairs = torch.arange(len(present), device=truth.device) if masked else present.nonzero().squeeze(1)
     absent = count * classes - len(pairs) if keep_NP is None else 0
     by_guess = torch.zeros_like(flat_guess) if with_gradient else None
     total = torch.full((), absent * ABSENT, dtype=torch.float64, device=truth.device)
@@ -229,6 +232,9 @@ def _region_pass(
     # All 9 x 9 problems are solved at once, then the chunks are gone through again, backwards: the last is still there.
     moments = [region_moments(one, workspace) for one in maps]
     loss, by_stacked = unexplained_logdet(torch.cat([one.covariance for one in moments]))
+    if masked:
+        loss = torch.where(present, loss, ABSENT if keep_NP is None else 0.0)
+        by_stacked = by_stacked * present.view(-1, 1, 1)
     total += loss.sum()
     if by_guess is None:
         return total / count, None
@@ -236,6 +242,10 @@ def _region_pass(
     for index in reversed(range(len(chunks))):
         by_guess[chunks[index]] = region_gradient(maps[index], by_chunks[index], moments[index].mean, workspace)
     return total / count, by_guess.view_as(guess)
+
+
+def _computes_all(maps: Tensor) -> bool:
+    return maps.device.type != "cpu"
 
 
 def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
@@ -442,7 +452,7 @@ def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
     cross = covariance[:, :SIZE, SIZE:]
     # S is symmetric positive definite: K = cross S^-1 through its Cholesky factor
     factor_guess, failed_guess = torch.linalg.cholesky_ex(covariance[:, SIZE:, SIZE:] + ridge)
-    regression = torch.cholesky_solve(cross.transpose(1, 2), factor_guess).transpose(1, 2)
+    regression = _solve(factor_guess, cross.transpose(1, 2)).transpose(1, 2)
     unexplained = cov_truth - regression @ cross.transpose(1, 2)
     factor, failed = torch.linalg.cholesky_ex((unexplained + unexplained.transpose(1, 2)) / 2 + ridge)
     diagonal = torch.diagonal(factor, dim1=1, dim2=2)
@@ -457,3 +467,13 @@ def unexplained_logdet(covariance: Tensor) -> tuple[Tensor, Tensor]:
     by_cross_T = -2 * product.transpose(1, 2)
     by_guess = 2 * (regression.transpose(1, 2) @ product)
     return loss, torch.cat([by_cross_T, by_guess], dim=2)
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """Solve S x = right by the lower Cholesky factor of S."""
+    if not _computes_all(factor):
+        return torch.cholesky_solve(right, factor)
+    # On GPUs `cholesky_solve` of a batch goes through MAGMA, which makes the host wait.
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(factor.transpose(1, 2), half, upper=True)
+    return whole

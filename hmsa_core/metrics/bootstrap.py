@@ -126,7 +126,7 @@ def bootstrap_share(
     """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
 
     The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
-    digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval holds zero.
+    digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval reaches zero or below.
     """
     runs, ids = _as_runs(confusions, blocks)
     plan = _Plan(ids, draws, seed)
@@ -139,7 +139,7 @@ def bootstrap_share(
 
     whole = _interval(plan, (possible[0], possible[1]), level, lowest=-1.0)
     value = less(0.0).value / whole.value if whole.value else float("nan")
-    if not whole.excludes_zero:
+    if not whole.low > 0:
         return value, float("nan"), float("nan")
     fitting = [s for s in np.round(np.arange(-2.0, 3.005, 0.01), 2) if not less(float(s)).excludes_zero]
     return value, float(min(fitting, default=np.nan)), float(max(fitting, default=np.nan))

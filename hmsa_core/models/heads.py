@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, steps_of
 from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
 
 _BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
@@ -56,7 +57,7 @@ def _aux_head(inputs: int, classes: int) -> nn.Sequential:
     )
 
 
-class ObjectAttention(nn.Module):
+class ObjectAttention(Stepwise):
     """Each position attends to the C object regions (equation 3 of the OCR paper)."""
 
     def __init__(self, channels: int, key_channels: int) -> None:
@@ -67,15 +68,22 @@ class ObjectAttention(nn.Module):
         self.f_down = nn.Sequential(conv(channels, key_channels, 1), batch_norm_relu(key_channels))
         self.f_up = nn.Sequential(conv(key_channels, channels, 1), batch_norm_relu(channels))
 
-    def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
+    def steps(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Steps[Tensor]:
         """Return the object context of each position, B x K x h x w."""
         batch, _, height, width = features_BKhw.shape
-        query_BPk = self.f_pixel(features_BKhw).flatten(2).transpose(1, 2)
-        key_BkC = self.f_object(regions_BKC1).flatten(2)
-        value_BCk = self.f_down(regions_BKC1).flatten(2).transpose(1, 2)
+        query, key, value = yield [
+            steps_of(self.f_pixel, features_BKhw),
+            steps_of(self.f_object, regions_BKC1),
+            steps_of(self.f_down, regions_BKC1),
+        ]
+        query_BPk, key_BkC, value_BCk = (
+            query.flatten(2).transpose(1, 2),
+            key.flatten(2),
+            value.flatten(2).transpose(1, 2),
+        )
         weight_BPC = torch.softmax(torch.matmul(query_BPk, key_BkC) * self.scale, dim=-1)
         context_BkP = torch.matmul(weight_BPC, value_BCk.to(weight_BPC.dtype)).transpose(1, 2)
-        return self.f_up(context_BkP.reshape(batch, -1, height, width))  # type: ignore[no-any-return]
+        return (yield from steps_of(self.f_up, context_BkP.reshape(batch, -1, height, width)))  # type: ignore[no-any-return]
 
 
 def _two_layers(inputs: int, outputs: int) -> nn.Sequential:
@@ -84,7 +92,7 @@ def _two_layers(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-class ObjectContext(nn.Module):
+class ObjectContext(Stepwise):
     """Object context, concatenated with the features and mixed down to their width, with dropout."""
 
     def __init__(self, channels: int, key_channels: int, dropout: float) -> None:
@@ -94,10 +102,11 @@ class ObjectContext(nn.Module):
             conv(2 * channels, channels, 1), batch_norm_relu(channels), nn.Dropout2d(dropout)
         )
 
-    def forward(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Tensor:
+    def steps(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Steps[Tensor]:
         """Return the augmented features, B x K x h x w. The context comes first in the concatenation."""
-        context = self.object_context_block(features_BKhw, regions_BKC1)
-        return self.conv_bn_dropout(torch.cat([context, features_BKhw], dim=1))  # type: ignore[no-any-return]
+        context = yield from self.object_context_block.steps(features_BKhw, regions_BKC1)
+        both = torch.cat([context, features_BKhw], dim=1)
+        return (yield from steps_of(self.conv_bn_dropout, both))  # type: ignore[no-any-return]
 
 
 def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
     return regions_BCK.transpose(1, 2).unsqueeze(3)
 
 
-class OCRBlock(nn.Module):
+class OCRBlock(Stepwise):
     """Trunk features -> object-contextual features -> class scores, with the auxiliary head in front."""
 
     def __init__(
@@ -129,12 +138,11 @@ class OCRBlock(nn.Module):
         self.cls_head = semantic_head(head, mid, head_channels, classes)
         self.aux_head = _aux_head(inputs, classes)
 
-    def forward(self, features: Tensor) -> PixelScores:
+    def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
-        aux = self.aux_head(features)
-        narrow = self.conv3x3_ocr(features)
-        context = self.ocr_distri_head(narrow, gather_regions(narrow, aux))
-        return PixelScores(self.cls_head(context), aux, context)
+        aux, narrow = yield [steps_of(self.aux_head, features), steps_of(self.conv3x3_ocr, features)]
+        context = yield from self.ocr_distri_head.steps(narrow, gather_regions(narrow, aux))
+        return PixelScores((yield from steps_of(self.cls_head, context)), aux, context)
 
 
 class PyramidPooling(nn.Module):
@@ -168,7 +176,7 @@ def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride
     return pooling
 
 
-class PixelHeads(nn.Module):
+class PixelHeads(Stepwise):
     """The heads without OCR in front: on a pooling context block, or on the trunk's maps themselves."""
 
     def __init__(
@@ -188,15 +196,16 @@ class PixelHeads(nn.Module):
         self.cls_head = semantic_head(head, inputs, head_channels, classes)
         self.aux_head = _aux_head(inputs, classes)
 
-    def forward(self, features: Tensor) -> PixelScores:
+    def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid."""
         if self.pooling is not None:
-            features = self.pooling(features)
+            features = yield from steps_of(self.pooling, features)
         dropped = self.dropout(features)
-        return PixelScores(self.cls_head(dropped), self.aux_head(features), dropped)
+        scores, aux = yield [steps_of(self.cls_head, dropped), steps_of(self.aux_head, features)]
+        return PixelScores(scores, aux, dropped)
 
 
-class AttentionHead(nn.Module):
+class AttentionHead(Stepwise):
     """3x3-BN-ReLU-3x3-BN-ReLU-1x1 to one channel, no biases (Tao et al. 2020, figure 2).
 
     Returns the score *before* the sigmoid: hierarchical fusion takes its sigmoid (on this grid, the map is
@@ -213,8 +222,8 @@ class AttentionHead(nn.Module):
         self.re1 = nn.ReLU(inplace=True)
         self.conv2 = conv(hidden, 1, 1)
 
-    def forward(self, features_BKhw: Tensor) -> Tensor:
+    def steps(self, features_BKhw: Tensor) -> Steps[Tensor]:
         """Return unbounded scores, B x 1 x h x w."""
-        x = self.re0(self.bn0(self.conv0(features_BKhw)))
-        x = self.re1(self.bn1(self.conv1(x)))
+        x = self.re0((yield Norm(self.bn0, self.conv0(features_BKhw))))
+        x = self.re1((yield Norm(self.bn1, self.conv1(x))))
         return cast("Tensor", self.conv2(x))

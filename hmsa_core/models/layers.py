@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +21,8 @@ def resize(maps_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     if maps_BCHW.requires_grad and maps_BCHW.device.type == "cpu":
         resized: Tensor = _ResizeOnCpu.apply(maps_BCHW, size)
         return resized
-    return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False)
+    # Autocast of GPUs resizes in float32 and returns that; sums with other maps would then mix types.
+    return F.interpolate(maps_BCHW, size=size, mode="bilinear", align_corners=False).to(maps_BCHW.dtype)
 
 
 class _ResizeOnCpu(torch.autograd.Function):
@@ -94,20 +93,3 @@ def init_weights(model: nn.Module) -> None:
         last_norm = getattr(module, "last_norm", None)
         if isinstance(last_norm, nn.BatchNorm2d):
             nn.init.zeros_(last_norm.weight)
-
-
-@contextmanager
-def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are inside the block: an activation checkpoint runs it a second time.
-
-    The norms work on copies of their buffers, so that torch sees the same saved tensors both times.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    originals = [norm._buffers for norm in norms]
-    for norm in norms:
-        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            norm._buffers = buffers

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.models.batch_norm import Steps, run, run_all, steps_of
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.heads import AttentionHead, Concatenation, OCRBlock, PixelHeads, make_pooling
 from hmsa_core.models.layers import init_weights, promote, resize, scaled_size
@@ -94,10 +95,14 @@ class MultiScaleModel(nn.Module):
 
         `attention` = False leaves the attention head out (the highest scale's is never used).
         """
-        scores = self.ocr(self.neck(self.backbone(images)))
+        return run(self._scale_steps(images, attention))
+
+    def _scale_steps(self, images: Tensor, attention: bool) -> Steps[ScaleOutput]:
+        features = self.neck((yield from steps_of(self.backbone, images)))
+        scores = yield from steps_of(self.ocr, features)
         weight: Tensor | None = None
         if attention and self.options.has_attention:
-            weight = promote(self.scale_attn(scores.features))
+            weight = promote((yield from steps_of(self.scale_attn, scores.features)))
             if self.kind == "hierarchical":
                 weight = torch.sigmoid(weight)
         return ScaleOutput(promote(scores.logits), promote(scores.aux_logits), weight)
@@ -109,10 +114,10 @@ class MultiScaleModel(nn.Module):
         scales = self.train_scales
         sizes = [scaled_size(size, scale) for scale in scales]
         # From the lowest scale up, as released: batch norms see the scales in this order.
-        outputs = [
-            self.forward_scale(resize(images, own), attention=self._runs_attention(scale, scales))
+        outputs = run_all(
+            self._scale_steps(resize(images, own), self._runs_attention(scale, scales))
             for scale, own in zip(scales, sizes, strict=True)
-        ]
+        )
         attention = self._attention_maps([out.attention for out in outputs], sizes, size)
         own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
         own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))

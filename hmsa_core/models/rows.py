@@ -89,9 +89,17 @@ class Rows:
                 return _columns(self(y0, y1), size[1])
             first, last = int(upper[y0]), int(lower[y1 - 1])
             window = self(first, last + 1)
+            if isinstance(window, Tensor) and (y0, y1, first, last) == (0, size[0], 0, self.size[0] - 1):
+                return _resized(window, size)  # one kernel
             if self.size[1] > size[1]:  # the cheaper direction first
                 window = _columns(window, size[1])
-            mixed = _mixed_rows(window, upper[y0:y1] - first, lower[y0:y1] - first, t[y0:y1])
+            if isinstance(window, Tensor):
+                above, below, share = taps_on(window.device, self.size[0], size[0], y0, y1)
+                mixed = torch.lerp(
+                    window[..., above - first, :], window[..., below - first, :], share.to(window.dtype)[:, None]
+                )
+            else:
+                mixed = _mixed_rows(window, upper[y0:y1] - first, lower[y0:y1] - first, t[y0:y1])
             return _columns(mixed, size[1])
 
         return Rows(size, compute)
@@ -150,6 +158,14 @@ def taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], 
     return upper, np.minimum(upper + 1, source - 1), position - upper.astype(np.float32)
 
 
+def taps_on(device: torch.device, source: int, target: int, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`taps` of output positions low..high, computed on the device: a copy to a GPU would hold up the host."""
+    position = torch.arange(low, high, device=device, dtype=torch.float32)
+    position = position.add_(0.5).mul_(float(np.float32(source) / np.float32(target))).sub_(0.5).clamp_(min=0)
+    upper = position.long().clamp_(max=source - 1)
+    return upper, (upper + 1).clamp_(max=source - 1), position - upper
+
+
 @lru_cache(maxsize=256)
 def _is_one_resize(source: int, middle: int, target: int) -> bool:
     """Whether resizing source -> middle -> target is the same linear map as source -> target (one axis)."""
@@ -165,10 +181,7 @@ def _is_one_resize(source: int, middle: int, target: int) -> bool:
 
 
 def _mixed_rows(maps: Array, upper: NDArray[np.intp], lower: NDArray[np.intp], t: NDArray[np.float32]) -> Array:
-    """Rows `upper` and `lower` of ... x K x r x w, mixed by t in [0, 1]."""
-    if isinstance(maps, Tensor):
-        first, second, weight = (torch.from_numpy(values).to(maps.device) for values in (upper, lower, t))
-        return torch.lerp(maps[..., first, :], maps[..., second, :], weight.to(maps.dtype)[:, None])
+    """Rows `upper` and `lower` of ... x K x r x w (numpy), mixed by t in [0, 1]."""
     low, high = maps[..., lower, :], maps[..., upper, :]
     low -= high
     low *= t[:, None]
@@ -182,12 +195,16 @@ def _columns(maps: Array, width: int) -> Array:
     if narrow == width:
         return maps
     if isinstance(maps, Tensor):
-        flat = maps.reshape(1, -1, rows, narrow)
-        wide = F.interpolate(flat, size=(rows, width), mode="bilinear", align_corners=False)
-        return wide.reshape(*others, rows, width)
+        return _resized(maps, (rows, width))
     # All channels and rows in one picture: its height stays, so no two rows are ever mixed.
     picture = np.ascontiguousarray(maps).reshape(-1, narrow)
     return cv2.resize(picture, (width, len(picture)), interpolation=cv2.INTER_LINEAR).reshape(*others, rows, width)
+
+
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return resized.reshape(*maps.shape[:-2], *size)
 
 
 def _softmax(maps: list[Array]) -> Array:

@@ -13,10 +13,24 @@ from hmsa_core.io.errors import TrainingError
 # Of the CPU's allocator, oneDNN, the CUDA runtime and its libraries, which raise no error of a kind of its own.
 _TEXTS = (
     "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
     "could not create a memory object",
     "CUDA error: out of memory",
+    "CUDA out of memory",
+    "cudaErrorMemoryAllocation",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "'out of memory'",  # NCCL: "Cuda failure 2 'out of memory'"
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+    # Libraries that found no room for their handle or workspace say only that they failed.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUSOLVER_STATUS_INTERNAL_ERROR",
+    "unable to find an engine",
 )
 _MULTIPLE = 32  # of the pixels of a crop's side: the trunk's coarsest grid
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,6 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.progress import JsonLog, Progress
 
 T = TypeVar("T")
-_TIMEOUT = datetime.timedelta(minutes=30)  # of NCCL: gradients; rank 0 may save for long while the others wait
 # Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.
 _PATIENCE = datetime.timedelta(days=7)
 
@@ -36,6 +36,8 @@ class Ranks:
     local_rank: int  # number on this node; it chooses the GPU
     device: torch.device
     control: dist.ProcessGroup | None = None  # of control messages; None = the default one
+    norm_ranks: int = 1  # ranks whose crops batch norm sees together, and their group (None = all ranks)
+    norm_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -96,11 +98,12 @@ def _choose_device(asked: str, local_rank: int) -> torch.device:
             hint="use auto or cpu (--device, or runtime.device in params.yaml)",
         )
     count = torch.cuda.device_count()
-    if local_rank >= count:
+    # A batch system may show each task its own GPU alone: then it is number 0 for all of them.
+    if local_rank >= count > 1:
         raise ConfigError(
             f"rank {local_rank} of this node has no GPU: {count} are visible", hint=f"set runtime.ranks to {count}"
         )
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cuda", min(local_rank, count - 1))
     torch.cuda.set_device(device)
     return device
 
@@ -121,13 +124,52 @@ def start_ranks(runtime: RuntimeConfig, env: Mapping[str, str] | None = None) ->
     if runtime.precision == "fp32":
         # A GPU would round convolutions to 10 bits and still call them float32; who wants speed says bf16.
         torch.backends.cudnn.allow_tf32 = False
-    control = None
-    if world > 1 and device.type == "cuda":
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
-        control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
-    elif world > 1:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-    return Ranks(rank, world, local_rank, device, control)
+    if world == 1 or device.type == "cpu":
+        if world > 1:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        return Ranks(rank, world, local_rank, device)
+    _meet_on_gpus(device, runtime.lost_minutes)
+    control = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
+    ranks = Ranks(rank, world, local_rank, device, control)
+    size, group = norm_group(ranks, runtime.sync_norm)
+    return replace(ranks, norm_ranks=size, norm_group=group)
+
+
+def _meet_on_gpus(device: torch.device, minutes: float) -> None:
+    # NCCL gives up later than the watchdog, which knows what the rank was doing.
+    timeout = datetime.timedelta(minutes=2 * minutes)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    except dist.DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
+        raise ConfigError(
+            "two ranks of a node see the same GPU and no other",
+            hint="set runtime.ranks to the number of GPUs a node, or let the batch system give each task its own",
+        ) from error
+
+
+def norm_group(ranks: Ranks, wanted: str) -> tuple[int, dist.ProcessGroup | None]:
+    """Number of ranks whose crops batch norm sees together (world, node, off), and their group; all ranks call it.
+
+    Raises:
+        ConfigError: "node", and the nodes have different numbers of ranks.
+    """
+    if wanted == "off":
+        return 1, None
+    hosts = ranks.gather(socket.gethostname()) if wanted == "node" else [""] * ranks.world
+    nodes = [[rank for rank, host in enumerate(hosts) if host == name] for name in dict.fromkeys(hosts)]
+    sizes = {len(members) for members in nodes}
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"runtime.sync_norm is node, but nodes have {', '.join(map(str, sorted(sizes)))} ranks: their batch norms"
+            " would see different numbers of crops",
+            hint="start the same number of ranks on each node, or set runtime.sync_norm to world or off",
+        )
+    if len(nodes) == 1:
+        return ranks.world, None
+    group, _ = dist.new_subgroups_by_enumeration(nodes)
+    return sizes.pop(), cast("dist.ProcessGroup", group)
 
 
 @dataclass(frozen=True)
@@ -139,6 +181,7 @@ class JobContext:
     runtime: RuntimeConfig
     stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
     log: JsonLog = field(default_factory=lambda: JsonLog(None))  # real on rank 0 only
+    beat: Callable[[], None] = lambda: None  # a training calls it when it has got on
 
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:

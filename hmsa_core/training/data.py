@@ -99,6 +99,11 @@ class _Labels:
         chances = np.round(255 * self._table).astype(np.uint8)[np.where(teacher, label, 0), code]
         return np.where(teacher, chances, np.uint8(255))
 
+    def read_human(self, name: str) -> NDArray[np.uint8]:
+        """1 where a human gave the label, also beside the teacher."""
+        source = self._store.read_source(name)
+        return np.isin(source, (SOURCES["human"], SOURCES["both"])).astype(np.uint8)
+
 
 def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     """Read indexes, centroids and label store of a run, and check that they belong together.
@@ -144,7 +149,7 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         plan,
         dataset,
         lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), pseudo),
-        key=_key(spec, fine, pseudo, index.classes),
+        key=_key(spec, fine, pseudo, index.classes, ranks.norm_ranks),
     )
 
 
@@ -184,7 +189,7 @@ def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
     return own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
 
 
-def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable) -> str:
+def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable, norm_ranks: int) -> str:
     material: dict[str, Any] = {
         "config": key_material(spec.config),
         "classes": classes.digest(),
@@ -192,6 +197,8 @@ def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classe
         "centroids": sha256_file(spec.fine.centroids),
         "init": read_meta(spec.init_from)["weights_sha256"] if spec.init_from else None,
     }
+    if norm_ranks > 1:
+        material["norm_ranks"] = norm_ranks  # other statistics are another training
     if spec.init_from is None and spec.config.model.trunk_weights != "none":
         material["trunk_weights"] = sha256_file(weights_file(spec.config.model.trunk_weights, spec.config.model.trunk))
     if spec.pseudo is not None and pseudo is not None:
@@ -272,15 +279,16 @@ def passes_a_step(config: TrainConfig, world: int) -> int:
 class PassBatch:
     """The crops of one pass on one rank."""
 
-    images: Tensor  # float32 B x 3 x h x w, normalised
-    labels: Tensor  # int64 or uint8 B x h x w, trainIds or 255
+    images: Tensor  # uint8 B x h x w x 3, RGB: a quarter of the bytes of what the network reads
+    labels: Tensor  # uint8 B x h x w, trainIds or 255
     names: tuple[str, ...]
-    is_pseudo: tuple[bool, ...]
     counts: NDArray[np.float64]  # what `Meters` counts: images, pseudo, then pixels of each class
+    human: Tensor | None = None  # bool B x h x w, where a human gave the label; None: the loss does not ask
 
     def pin_memory(self) -> PassBatch:
         """Copy to page-locked memory, from which a GPU fetches while it computes (the loader calls this)."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        human = None if self.human is None else self.human.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), human=human)
 
 
 class _Crops(Dataset[dict[str, Any] | HmsaError]):
@@ -308,15 +316,15 @@ class _Collate:
             if isinstance(item, HmsaError):
                 return item
             good.append(item)
-        labels = torch.stack([item["label"].to(torch.uint8) for item in good])
-        is_pseudo = tuple(item["source"] == "pseudo" for item in good)
+        labels = torch.stack([item["label"] for item in good])
+        pseudo = sum(item["source"] == "pseudo" for item in good)
         pixels = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes]
         return PassBatch(
             images=torch.stack([item["image"] for item in good]),
             labels=labels,
             names=tuple(item["name"] for item in good),
-            is_pseudo=is_pseudo,
-            counts=np.array([len(good), sum(is_pseudo), *pixels], np.float64),
+            counts=np.array([len(good), pseudo, *pixels], np.float64),
+            human=torch.stack([item["human"] for item in good]) if "human" in good[0] else None,
         )
 
 

@@ -35,10 +35,28 @@ class Verdict:
         return Verdict(self.stop or other.stop, self.failed or other.failed)
 
 
+class _OnItsWay:
+    """Values that are copied from the device while it goes on; reading them waits for their own pass alone."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._copied: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> _Sums:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.double().numpy()
+
+
 @dataclass(frozen=True)
 class _Report:
     step: int
-    values: torch.Tensor  # loss parts, on the device
+    values: _OnItsWay  # loss parts
     counts: _Sums
     names: tuple[str, ...]
 
@@ -72,9 +90,10 @@ class Meters:
         if not self._sums:
             self._parts = tuple(sorted(parts))
             self._sums = {span: self._zeros() for span in _SPANS}
-        missing = torch.tensor(torch.nan)
+        device = next(iter(parts.values())).device
+        missing = torch.full((), torch.nan, device=device)
         values = torch.stack([parts.get(name, missing).detach().float() for name in self._parts])
-        self._pending.append(_Report(step, values, counts, names))
+        self._pending.append(_Report(step, _OnItsWay(values), counts, names))
 
     def exchange(self, *, stop: bool) -> Verdict:
         """Tell the other ranks about a stop request and the oldest pass; all ranks call it after each pass."""
@@ -92,7 +111,7 @@ class Meters:
         message[0] = stop
         report = self._pending.popleft() if len(self._pending) > lag else None
         if report is not None:
-            values = report.values.double().cpu().numpy()
+            values = report.values.read()
             if not np.isfinite(values).all():
                 self.failures.append((report.step, report.names))
                 message[1] = 1.0

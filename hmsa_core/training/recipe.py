@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hmsa_core.config import OptimiserConfig, TrainConfig
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.models import MultiScaleModel, build, initialise_from
+from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.model import start_for_softmax
 from hmsa_core.models.options import ModelOptions
@@ -45,19 +46,16 @@ def make_model(spec: TrainSpec, num_classes: int, ranks: Ranks) -> tuple[MultiSc
         load_trunk_weights(model, config.model.trunk_weights)
     for parameter in _frozen(model, config.optimiser.frozen_layers):
         parameter.requires_grad_(False)
-    if ranks.device.type == "cuda" and ranks.world > 1:
-        # On CPUs torch has no synchronised batch norm: each rank normalises with its own crops.
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if ranks.norm_ranks > 1:
+        synchronise(model, ranks.norm_group)
     layout = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(ranks.device, memory_format=layout), fresh  # type: ignore[call-overload]  # torch's stub
 
 
-def refuse_small_crop(config: TrainConfig) -> None:
+def refuse_small_crop(config: TrainConfig, norm_ranks: int = 1) -> None:
     """Batch norm needs two values a channel, also on the coarsest grid of the smallest training scale."""
-    runtime = config.runtime
-    synchronised = runtime.ranks * runtime.nodes > 1 and runtime.device != "cpu" and torch.cuda.is_available()
     pools = config.model.context in ("aspp", "psp") or config.model.trunk.startswith("deeplabv3")
-    if not synchronised and pools and config.batch_per_rank < 2:
+    if norm_ranks == 1 and pools and config.batch_per_rank < 2:
         what = f"context {config.model.context}" if config.model.context else f"trunk {config.model.trunk}"
         raise ConfigError(
             f"{what} pools to one position: batch norm cannot train on batch_per_rank 1",

@@ -129,7 +129,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     spec = settle_runtime(spec, context)
     # Refuse what cannot work before any data are read.
     passes_a_step(spec.config, context.world)
-    refuse_small_crop(spec.config)
+    refuse_small_crop(spec.config, context.ranks.norm_ranks)
     data = open_run_data(spec, context.ranks)
     total, batch = Timeline(data.plan, spec.config.global_batch).total_steps, spec.config.global_batch
     if _is_finished(spec.work / "model", data.key):
@@ -143,6 +143,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
             job.validate()
             verdict = trainer.run_step(feed)
             job.after_step(progress)
+            context.beat()
             if verdict.stop:
                 job.save_and_leave()
         job.validate()
@@ -198,6 +199,7 @@ class _Run:
             epochs=self.timeline.epochs,
             ranks=ranks.world,
             passes=self.trainer.passes,
+            norm_batch=ranks.norm_ranks * self.spec.config.batch_per_rank,
             device=str(ranks.device),
             key=self.data.key,
             stage=self.spec.stage,
@@ -348,6 +350,7 @@ class Validation:
             for first in range(0, len(self._samples), ranks.world):
                 if ranks.any(self._context.stop.is_set()):
                     return None
+                self._context.beat()
                 if first + ranks.rank < len(self._samples):
                     counts += self._score(trainer, self._samples[first + ranks.rank])
         total = ranks.sum_(torch.from_numpy(counts)).numpy()

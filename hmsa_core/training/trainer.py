@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import TrainConfig
+from hmsa_core.data.transforms import normalise_batch
 from hmsa_core.io.errors import CheckpointError, TrainingError
 from hmsa_core.io.process import StopRequest
 from hmsa_core.losses import LossParts, training_loss
-from hmsa_core.models import ModelOutput, MultiScaleModel
+from hmsa_core.models import MultiScaleModel
+from hmsa_core.models.batch_norm import SyncedBatchNorm
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.auto import DTYPES
@@ -53,6 +55,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.runtime.precision == "fp16")
         self.meters = Meters(ranks, ("images", "pseudo", *(f"class:{c}" for c in range(model.num_classes))))
         set_training(model, config)
+        self._buffers = list(model.buffers())
+        self._before = [b.clone() for b in self._buffers] if self.passes > 1 else []
+        if ranks.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all crops have one size
 
     def rate_of(self, step: int) -> float:
         """Learning rate in force during a step."""
@@ -68,7 +74,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate_of(self.step) * group["factor"]
         self.replicas.zero_grad(self.optimiser)
-        before = [b.clone() for b in self.model.buffers()] if self.passes > 1 else []
+        if self.passes > 1:
+            torch._foreach_copy_(self._before, self._buffers)
         for index in range(self.passes):
             batch = next(feed)
             seed_torch(self.config.seed, "pass", self.step, index * self.ranks.world + self.ranks.rank)
@@ -78,7 +85,7 @@ class Trainer:
             verdict = self.meters.exchange(stop=self.stop.is_set())
             self.refuse_failure(verdict)
             if verdict.stop and not is_last:
-                self._give_up(before)
+                self._give_up()
                 return verdict
         self.replicas.reduce()
         self._update()
@@ -105,6 +112,12 @@ class Trainer:
         )
 
     def _pass(self, batch: PassBatch) -> None:
+        if len(batch.names) != self.config.batch_per_rank:
+            raise TrainingError(
+                f"rank {self.ranks.rank} has {len(batch.names)} crops in a pass of step {self.step}"
+                f" ({', '.join(batch.names)}), batch_per_rank is {self.config.batch_per_rank}:"
+                " batch norm and the mean of gradients need equal batches"
+            )
         parts = self._forward_backward(batch)
         if parts is None:
             raise self._out_of_memory(batch)
@@ -113,52 +126,31 @@ class Trainer:
     def _forward_backward(self, batch: PassBatch) -> dict[str, Tensor] | None:
         """Parts of the loss; None where memory ran out, and then nothing holds the activations any more."""
         try:
-            loss = self._loss(batch.images, batch.labels, batch.is_pseudo)
+            loss = self._loss(batch.images, batch.labels, batch.human)
             torch.autograd.backward(self.scaler.scale(loss.total / self.passes))
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, left out of __all__
             # RMI factorises covariances, which scores that are not finite do not have.
-            return {"loss": torch.tensor(torch.nan)}
+            return {"loss": torch.tensor(torch.nan, device=self.ranks.device)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
         return {**loss.parts, "loss": loss.total}
 
-    def _loss(self, images: Tensor, labels: Tensor, is_pseudo: tuple[bool, ...]) -> LossParts:
+    def _loss(self, images: Tensor, labels: Tensor, human: Tensor | None) -> LossParts:
         runtime, device = self.config.runtime, self.ranks.device
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-        images = images.to(device, memory_format=layout, non_blocking=True)
+        images = normalise_batch(images, device).contiguous(memory_format=layout)
         labels = labels.to(device, non_blocking=True).long()
         with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
             output = self.replicas.forward(images)
-        weight = self.config.pseudo.loss_weight
-        if weight == 1.0 or not any(is_pseudo):
-            return training_loss(output, labels, self.config.loss)
-        return self._weighted(output, labels, torch.tensor(is_pseudo), weight)
+        weight = None
+        if human is not None:
+            weight = torch.where(human.to(device, non_blocking=True), 1.0, self.config.pseudo.loss_weight)
+        return training_loss(output, labels, self.config.loss, weight=weight)
 
-    def _weighted(self, output: ModelOutput, labels: Tensor, is_pseudo: Tensor, weight: float) -> LossParts:
-        """Mean over crops in which auto-labelled ones count `weight` times."""
-        total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
-        for chosen, factor in ((~is_pseudo, 1.0), (is_pseudo, weight)):
-            share = float(chosen.float().mean())
-            if share == 0.0:
-                continue
-            at = chosen.to(labels.device)
-            some = training_loss(
-                ModelOutput(
-                    output.logits[at], output.aux_logits[at], {s: x[at] for s, x in output.scale_logits.items()}, {}
-                ),
-                labels[at],
-                self.config.loss,
-            )
-            total = total + factor * share * some.total
-            for name, value in some.parts.items():
-                parts[name] = parts.get(name, torch.zeros_like(value)) + share * value
-        return LossParts(total, parts)
-
-    def _give_up(self, before: list[Tensor]) -> None:
-        for buffer, old in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(old)
+    def _give_up(self) -> None:
+        torch._foreach_copy_(self._buffers, self._before)
         self.refuse_failure(self.meters.flush(stop=False))
         self.meters.forget(self.step)
         self.meters.fold()
@@ -174,19 +166,19 @@ class Trainer:
         self.step += 1
 
     def _out_of_memory(self, batch: PassBatch) -> TrainingError:
-        size, crop = len(batch.names), (batch.images.shape[2], batch.images.shape[3])
+        size, crop = len(batch.names), (batch.images.shape[1], batch.images.shape[2])
         self.optimiser.zero_grad(set_to_none=True)
         release_memory(self.ranks.device)
         for module in self.model.modules():
-            if isinstance(module, nn.SyncBatchNorm):
+            if isinstance(module, SyncedBatchNorm):
                 module.eval()  # it would wait for ranks that had enough memory; this run is over anyway
 
         def attempt(smaller: tuple[int, int]) -> None:
-            images, labels = torch.zeros(size, 3, *smaller), torch.zeros(size, *smaller, dtype=torch.uint8)
+            images, labels = (torch.zeros(size, *smaller, *more, dtype=torch.uint8) for more in ((3,), ()))
             self.replicas.forward = self.model  # other ranks do not take part
             # Not `backward`: hooks of DDP hang on the parameters, and this pass is none of its own.
             weights = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(self._loss(images, labels, batch.is_pseudo).total, weights, allow_unused=True)
+            torch.autograd.grad(self._loss(images, labels, None).total, weights, allow_unused=True)
 
         told: dict[str, Any] = {"step": self.step, "batch": size, "device": self.ranks.device}
         try:
@@ -200,8 +192,12 @@ class Trainer:
         """Class scores N x C x H x W of whole images at scale 1.0, in the run's precision."""
         runtime, device = self.config.runtime, self.ranks.device
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-        with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
-            return self.model.predict(images.to(device, memory_format=layout), scales=(1.0,)).logits.float()
+        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images differ in size
+        try:
+            with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+                return self.model.predict(images.to(device, memory_format=layout), scales=(1.0,)).logits.float()
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -227,15 +223,14 @@ class Trainer:
         }
         if self.average is not None:
             groups["ema"] = self.average.tensors
-        for name, tensors in groups.items():
-            bad = [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-            if bad:
-                last = "none" if self.saved_step is None else f"step {self.saved_step}"
-                raise TrainingError(
-                    f"{name} tensor {bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step};"
-                    f" last good checkpoint: {last}",
-                    hint="lower optimiser.lr, raise optimiser.warmup_steps, or set optimiser.clip_norm",
-                )
+        bad = _not_finite(groups)
+        if bad:
+            last = "none" if self.saved_step is None else f"step {self.saved_step}"
+            raise TrainingError(
+                f"{bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step};"
+                f" last good checkpoint: {last}",
+                hint="lower optimiser.lr, raise optimiser.warmup_steps, or set optimiser.clip_norm",
+            )
         return groups
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -250,3 +245,15 @@ class Trainer:
         self.step = self.saved_step = snapshot.step
         self.meters.load(snapshot.record["meters"])
         self.scaler.load_state_dict(snapshot.record["scaler"]) if self.scaler.is_enabled() else None
+
+
+def _not_finite(groups: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Tensors with a value that is not finite; the device is asked once, not for each tensor."""
+    floats = {
+        f"{group} tensor {name}": tensor
+        for group, tensors in groups.items()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    }
+    are_finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+    return [name for name, is_finite in zip(floats, are_finite, strict=True) if not is_finite]

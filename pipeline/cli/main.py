@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("pipeline.cli.config", "show the settings in effect, or what differs from a profile or others"),
     "stage": ("pipeline.cli.stage", "run one stage of the chain (what dvc.yaml calls)"),
     "label": ("pipeline.cli.label", "label a folder of images with a checkpoint into a label store"),
+    "advise": ("pipeline.cli.advise", "what gain to expect of auto-labels, and which classes to label instead"),
     "inspect": ("pipeline.cli.inspect", "what a threshold keeps, per class and image, from statistics alone"),
     "serve": ("pipeline.cli.serve", "the web page: drag the threshold, watch the mask"),
     "certify": ("pipeline.cli.certify", "thresholds with a promise, from answers about drawn pixels"),

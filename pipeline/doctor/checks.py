@@ -32,6 +32,10 @@ from pipeline.nightly.registry import Registry
 from pipeline.stages.support import labelling_teacher
 from pipeline.workspace import Workspace
 
+_SHM = Path("/dev/shm")  # noqa: S108 - what torch's loader processes use
+_PASSES_AHEAD = 4  # that each loader process keeps ready (`prefetch_factor` of hmsa_core/training/data.py)
+_CROP_BYTES = 4  # a pixel: RGB and label
+
 _Check = Callable[[], Iterator[Finding]]
 
 
@@ -82,6 +86,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
     return {
         "params.yaml": lambda: _params(ws),
         "devices": lambda: _devices(ws, gpus),
+        "shared memory": lambda: _shared_memory(ws),
         "scales": lambda: _scales(ws),
         "dvc.yaml": lambda: _pretrain_dependency(ws),
         "locks": lambda: _locks(ws),
@@ -153,6 +158,30 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
                 "broken",
                 f"ranks is {runtime.ranks}, but {present} GPU(s) are visible",
                 f"set {name}.runtime.ranks to at most {present}",
+            )
+
+
+def _shared_memory(ws: Workspace) -> Iterator[Finding]:
+    """Whether /dev/shm holds the crops that wait for the ranks of this machine; else loaders die of a bus error.
+
+    Containers have 64 MB of it unless told otherwise.
+    """
+    if not _SHM.is_dir():
+        return
+    stat = os.statvfs(_SHM)
+    free = stat.f_bavail * stat.f_frsize
+    for name in ("teacher_pretrain", "teacher_train", "student_train"):
+        section = getattr(ws.params, name)
+        passes = section.runtime.ranks * section.runtime.workers * _PASSES_AHEAD
+        need = passes * section.batch_per_rank * section.crop[0] * section.crop[1] * _CROP_BYTES
+        if need > free:
+            size = f"{-(-need // 2**30)}g"
+            yield Finding(
+                "shared memory",
+                "broken",
+                f"{_SHM} has {free / 1e6:.0f} MB free, the loader processes of {name} fill {need / 1e6:.0f} MB",
+                f"docker run --shm-size={size} (Kubernetes: an emptyDir of medium Memory at /dev/shm), "
+                f"or lower {name}.runtime.workers",
             )
 
 

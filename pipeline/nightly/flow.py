@@ -51,7 +51,7 @@ def auto_label(
 
     Args:
         workspace: folder with dvc.yaml; default: AUTO_LABEL_ROOT, else the current folder.
-        threshold: `pseudo_label.threshold` for this run ("policy", a number, or a policy file).
+        threshold: `pseudo_label.threshold` for this run ("policy", "teach", a number, or a policy file).
         target_precision: `calibrate.target` for this run.
         promote: let an accepted student teach from tomorrow on.
         params: any other dotted key of params.yaml for this run, e.g. {"student_train.epochs": 4}.

@@ -32,7 +32,7 @@ from pipeline.nightly import gate
 from pipeline.nightly.registry import Registry
 from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
-from pipeline.stages.student_train import check_teacher
+from pipeline.stages.student_train import check_teacher, start_of
 from pipeline.stages.support import (
     INDEX,
     evaluate_model,
@@ -81,6 +81,8 @@ def recipe_digest(ws: Workspace) -> str:
     """Digest of what A/A trainings have in common: the student's settings but its seed, and the main setting."""
     config = key_material(ws.params.student_train)
     config.pop("seed")
+    if ws.params.student_train.init != "teacher":  # no key has it: a training's holds the start weights instead
+        config["init"] = ws.params.student_train.init
     return atomic.digest({"student_train": config, "setting": ws.params.evaluate.settings[0].model_dump(mode="json")})
 
 
@@ -140,8 +142,8 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     # The job's name is part of the key: under the student's own name the student's training is found.
     job = "student" if number == 0 else f"aa-{seed}"
-    stage = "student-train"
-    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=teacher, teacher=by) / "model"
+    stage, start = "student-train", start_of(ws, teacher)
+    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=start, teacher=by) / "model"
 
 
 def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:
@@ -200,6 +202,10 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
         return verdict | {"decision": f"{kept}: {'; '.join(verdict.get('reasons', []))}"}
     if not promote:
         return verdict | {"decision": f"{kept}: promotion is switched off for this run"}
+    limit, rounds = ws.params.student_train.max_rounds, registry.rounds(ws.path("models/student"))
+    if limit is not None and rounds >= limit:
+        told = f"the student is good, but is round {rounds} of auto-labels, and student_train.max_rounds is {limit}"
+        return verdict | {"decision": f"{kept}: {told}: the last round does not teach"}
     metrics = {"mean_iou": verdict["gain"]["candidate"], "gain": verdict["gain"]["value"]}
     version = registry.register(ws.path("models/student"), metrics=metrics, verdict=verdict)
     if registry.current().endswith(f"/{version.name}"):

@@ -31,7 +31,7 @@ from pipeline.nightly import history
 from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, wrong_regions
 from pipeline.nightly.gatekeeper import measured_aa
 from pipeline.render import Table, points
-from pipeline.results import class_rows, class_table, json_of
+from pipeline.results import class_rows, class_table, diet, json_of
 from pipeline.stages.auto_infer import told_of_self_taught
 from pipeline.stages.precision import used_policy
 from pipeline.workspace import Workspace
@@ -129,6 +129,7 @@ def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         "differs": history.differs(ws, night),
         "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
         "trust": _trust(ws, used, statistics, before.get("coverage", {})),
+        "diet": diet(ws),
         "drift": _drift(ws),
         "cost": cost_of(ws, tonight.seconds, statistics),
         **_health(ws, tonight),

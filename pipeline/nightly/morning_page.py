@@ -84,6 +84,7 @@ def _columns(ws: Workspace, page: Mapping[str, Any]) -> list[list[tuple[str, str
                 if page["trust"].rows
                 else _soft("no policy: calibrate has not run, or the threshold is a plain number"),
             ),
+            ("What the student learns from", "thresholds of both policies, share of each class by source", _diet(page)),
             ("Drift", "where the evidence does not cover a class", _drift(page["drift"])),
         ],
         [
@@ -152,6 +153,13 @@ def _commands(ws: Workspace, page: Mapping[str, Any]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def _diet(page: Mapping[str, Any]) -> str:
+    """Folded away: it changes little from night to night."""
+    if not page["diet"].rows:
+        return _soft("no training labels were made")
+    return f"<details><summary>{len(page['diet'].rows) - 1} classes</summary>{page['diet'].html()}</details>"
 
 
 def _drift(rows: Sequence[Mapping[str, Any]]) -> str:

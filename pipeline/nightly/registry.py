@@ -22,6 +22,7 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
+from hmsa_core.lineage import LINEAGE_FILE, Lineage
 from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
 
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
@@ -255,6 +256,15 @@ class Registry:
                 return dict(line)
         return None
 
+    def rounds(self, checkpoint: Path) -> int:
+        """How many rounds of auto-labels a checkpoint descends from, by its lineage.
+
+        One for its own auto-labelled images, and one for each registered model among its parents that has such images.
+        """
+        own = _lineage(checkpoint)
+        behind = {weights_by_name(v.path) for v in self.versions() if _is_self_taught(_lineage(v.path))}
+        return int(_is_self_taught(own)) + len(behind.intersection(own.parents))
+
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
         atomic.write_json(self._pin, {"version": version.name})
@@ -301,6 +311,16 @@ def _put(checkpoint: Path, path: Path, record: dict[str, Any]) -> None:
 def _up_to(taught: list[str], name: str) -> list[str]:
     """Up to the last time that somebody taught; [] if never."""
     return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
+
+
+def _lineage(checkpoint: Path) -> Lineage:
+    """What a checkpoint learned from; an imported one has no list."""
+    path = checkpoint / LINEAGE_FILE
+    return Lineage.load(path) if path.exists() else Lineage()
+
+
+def _is_self_taught(lineage: Lineage) -> bool:
+    return any(image.source == "pseudo" for image in lineage.images.values())
 
 
 def _number_of(name: str) -> int:

@@ -1,9 +1,10 @@
 """Prefect's server, work pool, deployment `auto-label/nightly` and worker for one workspace.
 
 `make orchestrate` runs `python -m pipeline.nightly.services up`, `make orchestrate-stop` runs `... down`. Both may be
-typed twice and ask nothing. State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and a lock file for
-the server and for the worker. A service inherits its lock, so whether it runs is the kernel's answer, not a pid
-file's (`prefect server start --background` has such a file, and no counterpart for a worker).
+repeated and never prompt. State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and a lock file for
+the server and for the worker. A running service holds its lock, so a lock that is taken shows
+that the service runs; a pid file could be stale (`prefect server start --background` has one, and a worker has no
+such option).
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Services:
             except OSError as error:
                 raise ConfigError(
                     f"port {self.port} on {HOST} is taken by another program ({error.strerror})",
-                    hint="choose another: make orchestrate PORT=4201, or set PREFECT_API_URL to use that server",
+                    hint="choose another (make orchestrate PORT=4201); if it is a Prefect server, set PREFECT_API_URL",
                 ) from error
 
     def _owns_pointer(self) -> bool:

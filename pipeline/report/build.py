@@ -11,15 +11,15 @@ import numpy as np
 from hmsa_core import __version__
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample, read_quarantine
-from hmsa_core.data.sampling import CLASS, PIXELS, Centroids
 from hmsa_core.io import atomic
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
+from pipeline.advice import advise
 from pipeline.render import esc
 from pipeline.report import quality, sections
 from pipeline.report.baseline import colour_position_baseline
 from pipeline.report.pictures import Strip, choose, strips
-from pipeline.results import json_of
+from pipeline.results import diet, json_of
 from pipeline.stages import STAGES
 from pipeline.stages.precision import judged_curves
 from pipeline.stages.training import speed_file
@@ -51,8 +51,8 @@ def gather(ws: Workspace) -> sections.Facts:
         statistics=json_of(ws, "labels/final/statistics.json"),
         policy=ThresholdPolicy.load(policy) if policy.exists() else None,
         curves=Curves.load(curves) if curves.exists() else None,
-        teach=ThresholdPolicy.load(teach) if (teach := ws.path("calibration/teach.json")).exists() else None,
-        fine_pixels=_fine_pixels(ws, index),
+        diet=diet(ws, index.classes.colours),
+        advice=advise(ws) if curves.exists() else None,
         quality=quality.read_quality(ws.path("evaluation"), index.classes, metrics.get("main_setting", "")),
         baseline=_baseline(ws, index),
         # Without the report's own time: a page that is made again has to be the same page.
@@ -63,13 +63,6 @@ def gather(ws: Workspace) -> sections.Facts:
         policy_digest=str(json_of(ws, "calibration/policy.json").get("digest", "")),
         settings=ws.params.model_dump(mode="json"),
     )
-
-
-def _fine_pixels(ws: Workspace, index: Index) -> list[int]:
-    learn = [s.name for s in index.select(roles=("learn",), kinds=("fine",))]
-    of = Centroids.load(ws.path("data/index/centroids-target.parquet")).of(learn).values
-    counted = np.bincount(of[:, CLASS], weights=of[:, PIXELS], minlength=index.classes.num_classes)
-    return [int(n) for n in counted]
 
 
 def _baseline(ws: Workspace, index: Index) -> float | None:
@@ -102,6 +95,7 @@ def render(facts: sections.Facts, drawn: Sequence[Strip], *, title: str, profile
             quality.section(facts.quality, facts.classes.classes),
         ),
         ("thresholds", "Measured thresholds", sections.thresholds(facts)),
+        ("advice", "What to expect of auto-labels", sections.expectation(facts)),
         ("data", "Data", sections.data(facts)),
         ("times", "Time and memory", sections.times(facts)),
         ("lineage", "Lineage", sections.lineage(facts)),

@@ -13,6 +13,8 @@ from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import PROMISES
 from hmsa_core.taxonomy import ClassTable
 from pipeline import results
+from pipeline.advice import Advice
+from pipeline.advice import tables as tables_of_advice
 from pipeline.render import Name, Raw, Share, Status, Table, esc, number, points
 from pipeline.report.charts import curve_grid
 from pipeline.report.pictures import Strip
@@ -31,10 +33,10 @@ class Facts:
     metrics: dict[str, Any]
     verdict: dict[str, Any]
     statistics: dict[str, Any]  # of labels/final
-    policy: ThresholdPolicy | None  # the promise
+    policy: ThresholdPolicy | None
     curves: Curves | None
-    teach: ThresholdPolicy | None = None  # what a student should learn from
-    fine_pixels: Sequence[int] = ()  # of each class in the fine labels that are learned from
+    diet: Table = field(default_factory=lambda: Table([], []))  # what the student learns from
+    advice: Advice | None = None  # None without calibration images
     quality: dict[str, Quality] = field(default_factory=dict)
     baseline: float | None = None  # mean IoU of colour and position alone
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -132,14 +134,7 @@ def thresholds(facts: Facts) -> Raw:
     policy, kept = facts.policy, facts.metrics.get("kept", {})
     if policy is None or facts.curves is None:
         return Raw("<p>No calibration images: the threshold was given, not measured.</p>")
-    wanted = float(policy.settings.get("target", facts.settings["calibrate"]["target"]))
-    target = float(policy.evidence.get("target", wanted))
-    lowered = ""
-    if target < wanted:
-        lowered = (
-            f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
-            "errors of the teacher or of the labels)"
-        )
+    target = float(policy.evidence["target"])
     measured = {e.name: {"status": e.status, "threshold": e.threshold, **e.evidence} for e in policy.entries}
     rows = results.class_rows(facts.names, measured=measured, report=kept.get("classes"))
     used, other = facts.settings["pseudo_label"]["threshold"], ""
@@ -149,11 +144,9 @@ def thresholds(facts: Facts) -> Raw:
             "(pseudo_label.threshold): the columns about the report images, on the right, describe that one.</p>"
         )
     return Raw(
-        f"{other}<p>Each class keeps pixels from the confidence on at which the lower bound of its precision reaches "
-        f"{points(target)} %{lowered} on images that the teacher never saw, and at which the marginal pixels are still "
-        f"right often enough{_where(kept)}. {_promises(policy)} Blocks and "
-        "pieces are those of the kept pixels; the columns on the right are the check on report "
-        f"images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
+        f"{other}<p>Each class keeps pixels from the confidence on {_chosen(policy, target)}{_where(kept)}. "
+        f"{_promises(policy)} Blocks and pieces are those of the kept pixels; the columns on the right are the check on "
+        f"report images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
         f"{_why(facts.names, policy)}<h3>Precision (up) over coverage (right) on the calibration images; "
         f"dashed: the target</h3>{curve_grid(facts.curves, policy, target)}{_beside(kept)}{_sampled(kept)}"
     )
@@ -163,6 +156,21 @@ def _promises(policy: ThresholdPolicy) -> str:
     statuses = dict.fromkeys(entry.status for entry in policy.entries)
     told = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
     return f"What each status promises: {told}."
+
+
+def _chosen(policy: ThresholdPolicy, target: float) -> str:
+    """How the thresholds were chosen, for the middle of a sentence."""
+    rule, wanted, unseen = policy.settings["rule"], policy.settings["target"], "on images that the teacher never saw"
+    if rule != "promise":
+        return f"that the rule {esc(rule)} (calibrate.rule) chose {unseen}, with target {points(target)} %"
+    lowered = (
+        f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
+        "errors of the teacher or of the labels)"
+    )
+    return (
+        f"at which the lower bound of its precision reaches {points(target)} %{lowered if target < wanted else ''} "
+        f"{unseen}, and at which the marginal pixels are still right often enough"
+    )
 
 
 def _why(names: Sequence[Name], policy: ThresholdPolicy) -> str:
@@ -253,30 +261,25 @@ def data(facts: Facts) -> Raw:
     )
 
 
-def _diet(facts: Facts) -> str:
-    """Both policies, and of what each class consists in the fine labels and in the two sources of the others."""
-    made = {row["name"]: row for row in facts.statistics["classes"]}
-    fine = facts.fine_pixels or [0] * len(facts.names)
-    human, teacher = (
-        {n: r["from_human"] + r["both"] for n, r in made.items()},
-        {n: r["from_teacher"] for n, r in made.items()},
+def expectation(facts: Facts) -> Raw:
+    """What `autolabel advise` says."""
+    advice = facts.advice
+    if advice is None:
+        return Raw("<p>No calibration images: nothing can be said.</p>")
+    sentences = "".join(f"<p>{esc(line)}</p>" for line in advice.sentences)
+    shown = "".join(f"<h3>{esc(title)}</h3>{table.html()}" for title, table in tables_of_advice(advice).items())
+    return Raw(
+        f"{sentences}{shown}<ul class='soft'>{''.join(f'<li>{esc(limit)}</li>' for limit in advice.limits)}</ul>"
     )
-    columns = [dict(zip(made, fine, strict=True)), human, teacher]
-    rows: list[list[object]] = []
-    for c, name in enumerate(facts.names):
-        cuts = [policy.entries[c].threshold or "–" if policy else "–" for policy in (facts.policy, facts.teach)]
-        rows.append([name, *cuts, *(Share(of[str(name)] / max(1, sum(of.values()))) for of in columns)])
-    head = [
-        "class",
-        "promise",
-        "teach",
-        "fine labels %",
-        "auto-labelled, by people %",
-        "auto-labelled, by the teacher %",
-    ]
+
+
+def _diet(facts: Facts) -> str:
+    """Both policies, and of what each source of labels consists."""
+    used = esc(facts.settings["pseudo_label"]["threshold"])
     return (
-        "<h3>What the student is fed: thresholds of both policies, and each class's share of the pixels by source</h3>"
-        f"{Table(head, rows).html()}"
+        "<h3>What the student learns from</h3><p>Thresholds of both policies (these labels were made with "
+        f"<code>{used}</code>), and the share of each class in the labelled pixels of a source. Crops show rare "
+        f"classes more often than that (student_train.sampling).</p>{facts.diet.html()}"
     )
 
 

@@ -117,11 +117,11 @@ def policy_file(ws: Workspace) -> Path | None:
     return ws.resolve(MEASURED_POLICIES.get(threshold, threshold))
 
 
-def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
-    """The policy that `pseudo_label.threshold` names, refused where it was not made for this store."""
+def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
+    """The policy that `pseudo_label.threshold` names, refused where it was made for another teacher."""
     threshold, path = ws.params.pseudo_label.threshold, policy_file(ws)
     if path is None:
-        return from_threshold(float(threshold), store.classes)
+        return from_threshold(float(threshold), made.classes)
     if not path.is_file():
         hint = (
             "run calibrate first"
@@ -130,8 +130,9 @@ def chosen_policy(ws: Workspace, store: LabelStore) -> ThresholdPolicy:
         )
         raise ConfigError(f"pseudo_label.threshold is {threshold}: {path} is not there", hint=hint)
     policy = ThresholdPolicy.load(path)
-    policy.check(store.lineage, store.classes, str(store.path))
-    return policy.on(store.digest)
+    where = str(made.path) if isinstance(made, LabelStore) else "the calibration's labels"
+    policy.check(made.lineage, made.classes, where)
+    return policy.on(made.digest) if isinstance(made, LabelStore) else policy
 
 
 def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:

@@ -106,6 +106,12 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
             f"pseudo_label.threshold is {params.pseudo_label.threshold}, but no image with a fine label has role "
             "calibrate: pseudo-label will stop; name cities in data.roles.calibrate, or give a number or a policy file",
         )
+    if not images and params.student_train.pseudo.draw == "probability":
+        warn(
+            STAGE,
+            "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate: "
+            "student-train will stop; name cities in data.roles.calibrate, or set it to all",
+        )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
         warn(

@@ -20,6 +20,7 @@ from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
 from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
+from pipeline.nightly.registry import Registry
 from pipeline.stages import training
 from pipeline.stages.support import INDEX, fine_data, labelling_teacher, publish_checkpoint, role_index, train_model
 from pipeline.workspace import Workspace
@@ -43,10 +44,11 @@ def run(ws: Workspace) -> None:
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     labels = ws.path("labels/final")
     check_teacher(labels, labeller)
+    check_rounds(ws, labeller)
     _check_classes(ws, labels, only_checkpoint(labeller), Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
     pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
-    every, start = config.validate_every, _start(ws, teacher)
+    every, start = config.validate_every, start_of(ws, teacher)
     student = train_model(
         ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=labeller, validate_every=every
     )
@@ -60,7 +62,7 @@ def run(ws: Workspace) -> None:
     training.report(ws, STAGE, runs)
 
 
-def _start(ws: Workspace, teacher: Path) -> Path | None:
+def start_of(ws: Workspace, teacher: Path) -> Path | None:
     """The checkpoint that student and control start from; None = their trunk's own weights."""
     init = ws.params.student_train.init
     return None if init == "pretrained" else teacher if init == "teacher" else ws.resolve(init)
@@ -81,6 +83,26 @@ def check_teacher(labels: Path, teacher: Spec) -> None:
             if only_checkpoint(teacher)
             else "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`",
         )
+
+
+def check_rounds(ws: Workspace, labeller: Spec) -> None:
+    """Refuse a teacher after the last round of auto-labels that `max_rounds` allows.
+
+    A student repeats its teacher's errors with more confidence, and does so in each round.
+
+    Raises:
+        ConfigError: the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
+    """
+    limit, registry = ws.params.student_train.max_rounds, Registry(ws.root)
+    if limit is None:
+        return
+    for teacher in (source.path for source in parse(labeller) if source.family == "checkpoint"):
+        if (rounds := registry.rounds(teacher)) >= limit:
+            raise ConfigError(
+                f"{teacher}: {rounds} rounds of auto-labels are behind it, and student_train.max_rounds is {limit}",
+                hint="return to an earlier teacher (`autolabel models rollback`), train one on human labels, or raise"
+                " max_rounds (null = no limit)",
+            )
 
 
 def _check_classes(ws: Workspace, labels: Path, teacher: Path | None, wanted: ClassTable) -> None:

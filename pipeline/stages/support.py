@@ -110,6 +110,7 @@ def train_model(
         "centroids": atomic.sha256_file(fine.centroids),
         "init_from": weights_of(init_from) if init_from else None,
         "pseudo": _pseudo_digest(pseudo),
+        **_trunk_file(config, init_from),
     }
     work = keys.open_work(ws.work(stage), job, material)
     if not _is_trained(work / "model"):
@@ -140,6 +141,12 @@ def _validation(ws: Workspace, every: int) -> ValidationData | None:
         return None
     chosen = Selection(index=role_index(ws, "calibrate"), roles=("calibrate",), kinds=("fine",))
     return ValidationData(selection=chosen, every_epochs=every)
+
+
+def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
+    """A file of trunk weights by content, where training starts from it; packages and commits stay what they are."""
+    source = Path(config.model.trunk_weights)
+    return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
 
 
 def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:

@@ -6,16 +6,19 @@ An estimate for people: no result depends on it. Stages without a network count 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hmsa_core.config import InferConfig, TrainConfig
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.io import atomic
+from hmsa_core.models.options import ModelOptions
 from hmsa_core.spec import EvaluationSetting
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, section_of, training
 from pipeline.stages.support import INDEX
 from pipeline.workspace import Workspace
 
 _BACKWARD = 3  # passes that a training pass costs: forward, and twice that backward
+_LEARN_FROM = {"teacher-pretrain": "pretrain", "teacher-train": "learn", "student-train": "learn"}
 _TOLD_FROM = 0.15  # share of the work that has to be done before its speed says something
 
 
@@ -25,14 +28,27 @@ def seconds_left(ws: Workspace, after: str) -> float | None:
         return None
     work = megapixels(ws)
     ended, ahead = STAGES[: STAGES.index(after) + 1], STAGES[STAGES.index(after) + 1 :]
-    times = [ws.path(f"work/times/{stage}.json") for stage in ended if work[stage]]
-    if not all(path.exists() for path in times):
+    timed = [stage for stage in ended if work[stage]]
+    if not all(_times(ws, stage).exists() for stage in timed):
         return None
     done, left = sum(work[stage] for stage in ended), sum(work[stage] for stage in ahead)
     if not done or done < _TOLD_FROM * (done + left):
         return None
-    seconds = sum(float(atomic.read_json(path)["seconds"]) for path in times)
-    return left * seconds / done
+    return left * sum(_seconds(ws, stage) for stage in timed) / done
+
+
+def _times(ws: Workspace, stage: str) -> Path:
+    return ws.path(f"work/times/{stage}.json")
+
+
+def _seconds(ws: Workspace, stage: str) -> float:
+    """Of the stage's last run; of a training that went on after a stop, what its log tells of the whole."""
+    seconds, speeds = float(atomic.read_json(_times(ws, stage))["seconds"]), training.speed_file(ws, stage)
+    if stage not in _LEARN_FROM or not speeds.exists():
+        return seconds
+    crops = _crops(len(_images(ws, _LEARN_FROM[stage])), getattr(ws.params, section_of(stage)))
+    runs = [float(run["images_per_s"]) for run in atomic.read_json(speeds).values() if run]
+    return max(seconds, sum(crops / speed for speed in runs))
 
 
 def megapixels(ws: Workspace) -> dict[str, float]:
@@ -59,10 +75,13 @@ def _images(ws: Workspace, index: str) -> Sequence[Sample]:
 
 
 def _training(images: int, config: TrainConfig) -> float:
-    model = config.model
-    scales = model.train_scales or ((model.low_scale, 1.0) if model.kind == "hierarchical" else (1.0,))
-    crops = config.epochs * (config.epoch_samples or images) if images else 0
-    return _BACKWARD * crops * config.crop[0] * config.crop[1] * sum(scale**2 for scale in scales)
+    scales = ModelOptions(**config.model.options(), num_classes=1).training_scales
+    pixels = config.crop[0] * config.crop[1] * sum(scale**2 for scale in scales)
+    return _BACKWARD * _crops(images, config) * pixels
+
+
+def _crops(images: int, config: TrainConfig) -> int:
+    return config.epochs * (config.epoch_samples or images) if images else 0
 
 
 def _labelling(samples: Sequence[Sample], config: InferConfig | EvaluationSetting) -> float:

@@ -119,10 +119,10 @@ def summarise(ablation: Ablation, cells: Cells, kind: str, made: Made) -> list[F
             lines += _lines_of_row(_Teller(ablation.name, row.name, kind, made), mine[row.name])
     for row_name, baseline in ablation.differences:
         tell = _Teller(ablation.name, f"{row_name} - {baseline}", kind, made)
-        lines += _lines_of_difference(tell, _pairs(mine, row_name, baseline, fixed))
+        pairs = _pairs(mine, row_name, baseline, fixed)
+        lines += _lines_of_difference(tell, pairs)
         if ablation.ceiling not in (None, row_name, baseline):
-            most = mine.get(str(ablation.ceiling), {})
-            lines += _lines_of_share(tell, mine.get(row_name, {}), mine.get(baseline, {}), most)
+            lines += _lines_of_share(tell, pairs, mine.get(str(ablation.ceiling), {}))
     lines += _lines_of_trainings(_Teller(ablation.name, TRAININGS, kind, made), ablation, mine)
     return lines
 
@@ -182,14 +182,14 @@ def _lines_of_difference(tell: _Teller, pairs: Mapping[int, tuple[Counts, Counts
 
 
 def _lines_of_share(
-    tell: _Teller, ours: Mapping[int, Counts], theirs: Mapping[int, Counts], most: Mapping[int, Counts]
+    tell: _Teller, pairs: Mapping[int, tuple[Counts, Counts]], most: Mapping[int, Counts]
 ) -> Iterator[Figure]:
     """The part of the possible gain (row `most` less the baseline) that was reached, on the seeds that all have."""
-    seeds = sorted(ours.keys() & theirs.keys() & most.keys())
-    if not seeds:
+    of_seed = [(*pairs[k], most[k]) for k in sorted(pairs.keys() & most.keys())]
+    if not of_seed:
         return
-    names = [sorted({*ours[k].names} & {*theirs[k].names} & {*most[k].names}) for k in seeds]
-    sides = [[of[k].of_images(n) for k, n in zip(seeds, names, strict=True)] for of in (ours, theirs, most)]
+    names = [sorted({*a.names} & {*b.names} & {*c.names}) for a, b, c in of_seed]
+    sides = [[one.of_images(n) for one, n in zip(side, names, strict=True)] for side in zip(*of_seed, strict=True)]
     counts = [[one.confusions() for one in side] for side in sides]
     found = bootstrap_share(counts[0], counts[1], counts[2], [one.blocks for one in sides[0]], draws=DRAWS)
     for end, value in zip(("", "_low", "_high"), found, strict=True):

@@ -23,7 +23,7 @@ from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluationSetting
 from pipeline import keys, launcher
 from pipeline.stages import precision
-from pipeline.stages.support import INDEX, evaluate_model, fine_data, role_index, train_model
+from pipeline.stages.support import INDEX, evaluate_model, fine_data, labelling_teacher, role_index, train_model
 from pipeline.workspace import Workspace
 from research.ablation.labels import WORK, MadeLabels
 from research.ablation.plan import Training
@@ -88,7 +88,7 @@ def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLa
             fine,
             pseudo=labels.data if labels else None,
             init_from=start_of(ws, training),
-            teacher=own_teacher(ws) if labels else None,
+            teacher=labelling_teacher(ws) if labels else None,
         )
     # A finished training is never resumed: its states only take up the disk.
     atomic.remove_tree(work / "state")

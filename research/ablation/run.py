@@ -86,7 +86,7 @@ def run_ablation(ws: Workspace, request: Request) -> list[tuple[str, int]]:
         ConfigError: a confirming seed whose recipe is not frozen; a stage that has not run.
     """
     cells = pending(request)
-    todo = [cell for cell in cells if request.again or not cell.found]
+    todo = [cell for cell in cells if request.again or not cell.found or _lacks_model(ws, request, cell)]
     freeze.check_seeds(ws.params, request.ablation, request.scale, request.tables, (cell.seed for cell in todo))
     _LOG.info("%s: %d of %d rows and seeds to make", request.ablation.name, len(todo), len(cells))
     groups: dict[tuple[Training | None, int], list[Pending]] = {}
@@ -96,6 +96,12 @@ def run_ablation(ws: Workspace, request: Request) -> list[tuple[str, int]]:
         _make(ws, request, group)
         _write_intervals(ws, request, kind_of(group[0].seed))
     return [(cell.row.name, cell.seed) for cell in todo]
+
+
+def _lacks_model(ws: Workspace, request: Request, cell: Pending) -> bool:
+    """Whether the row's model is to be published and is not there: its figures may be another machine's."""
+    name = request.publish.get(cell.row.name) if cell.seed == request.seeds[0] else None
+    return name is not None and not ws.path(f"models/{name}/model.json").exists()
 
 
 def _make(ws: Workspace, request: Request, cells: list[Pending]) -> None:

@@ -2,6 +2,10 @@
 
     python -m research.bench.bench_infer [--quick] [--cases micro,tiny,w48] [--threads 1]
     python -m research.bench.bench_infer --workspace DIR      (bf16 against fp32 with a trained teacher)
+    python -m research.bench.bench_infer --device cuda --cases w48 [--tflops 550] [--tb-s 2.6]
+
+On a GPU (`auto`: where there is one): images of 1024x2048 a second with the next image begun before the last one is
+waited for, peak memory of the card, and the share of the bound of `roofline.py` that was reached. Elsewhere:
 
 Time: both ways take turns on the same image in one process, the median of the rounds is reported.
 Memory: each way labels one image in a process of its own; peak resident set, and what it is above that
@@ -27,14 +31,16 @@ import torch
 
 from hmsa_core import models
 from hmsa_core.data.decode import read_image
-from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.predictor import Predictor, Tiler, label_image
 from hmsa_core.labels import ConfidenceCode
 from pipeline.stages import precision
 from pipeline.workspace import Workspace
+from research.bench import roofline
 from research.bench.reference.infer_plain import label_image as plain
 
 TRUNKS = {"micro": "hrnet_micro", "tiny": "hrnet_tiny", "w18": "hrnet_w18", "w48": "hrnet_w48"}
 SIZE = (512, 1024)
+GPU_SIZE = (1024, 2048)
 WAYS = ("plain", "fp32", "bf16")
 SCALES = (0.5, 1.0, 2.0)
 Labelled = tuple[np.ndarray, np.ndarray]  # label, confidence
@@ -132,6 +138,32 @@ def run_case(trunk: str, rounds: int, threads: int) -> dict[str, Any]:
     }
 
 
+def run_on_gpu(trunk: str, rounds: int, size: tuple[int, int], peaks: tuple[float, float]) -> dict[str, Any]:
+    """One trunk in both precisions; images follow each other as in a job."""
+    bound = roofline.labelling(roofline.empty_model(trunk), size, *peaks)
+    images, found = [make_image(size) for _ in range(2)], {}
+    for precision_ in ("fp32", "bf16"):
+        tiler = Tiler(Predictor(make_model(trunk), "cuda", precision_, in_place=True))
+        for image in [*images, *images]:  # chooses algorithms, then captures the passes
+            tiler.label(image.copy(), SCALES, True)
+        torch.cuda.reset_peak_memory_stats()
+        start, waiting = time.perf_counter(), []
+        for i in range(4 * rounds):
+            waiting.append(tiler.begin(images[i % 2], SCALES, True))
+            if len(waiting) > 1:
+                waiting.pop(0)()
+        waiting.pop()()
+        seconds = (time.perf_counter() - start) / (4 * rounds)
+        found[precision_] = {
+            "seconds": round(seconds, 4),
+            "images_per_s": round(1 / seconds, 2),
+            "peak_mb": round(torch.cuda.max_memory_allocated() / 1e6),
+        }
+    # The peaks are those of bf16.
+    found["bf16"]["roofline_share"] = roofline.share(bound, found["bf16"]["seconds"])
+    return {"gpu": torch.cuda.get_device_name(), "ways": found, "roofline": bound.to_json()}
+
+
 def with_teacher(ws: Workspace, limit: int) -> dict[str, float]:
     """Agreement of fp32 and bf16 over report images, with the workspace's teacher and the settings of `auto_infer`."""
     config, model = ws.params.auto_infer, models.load(ws.path("models/teacher"))
@@ -155,7 +187,13 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="a finished one; its own teacher is looked at")
     parser.add_argument("--limit", type=int, default=20, help="with --workspace: images")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="cpu")
+    parser.add_argument("--size", type=roofline.size_of, default=GPU_SIZE, help="on a GPU: HEIGHTxWIDTH of the images")
+    roofline.add_peaks(parser)
     args = parser.parse_args()
+    on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch finds no GPU")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     if args.memory:
@@ -164,7 +202,14 @@ def main() -> None:
         result = dict(with_teacher(Workspace(args.workspace), args.limit))
     else:
         cases, rounds = (["micro"], 1) if args.quick else (args.cases.split(","), args.rounds)
-        result = {"cases": {case: {"ways": run_case(TRUNKS[case], rounds, args.threads)} for case in cases}}
+        result = {"cases": {}}
+        for case in cases:
+            trunk = TRUNKS[case]
+            result["cases"][case] = (
+                run_on_gpu(trunk, rounds, args.size, (args.tflops, args.tb_s))
+                if on_gpu
+                else {"ways": run_case(trunk, rounds, args.threads)}
+            )
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

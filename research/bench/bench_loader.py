@@ -28,6 +28,7 @@ from hmsa_core.data.plan import EpochPlan
 from hmsa_core.data.prepare import build
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.transforms import normalise
 from research.bench.reference.loader_plain import PlainLoader
 
 
@@ -64,6 +65,11 @@ def seconds(fetch: Callable[[int], object], count: int) -> float:
     return (time.process_time() - started) / count
 
 
+def normalised(crops: CropDataset) -> Callable[[int], object]:
+    """What the other loader does, too; a training normalises on its device."""
+    return lambda i: normalise(crops[i]["image"].numpy())
+
+
 def run(size: tuple[int, int], crop: tuple[int, int], count: int, repeats: int) -> dict[str, object]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +91,7 @@ def run(size: tuple[int, int], crop: tuple[int, int], count: int, repeats: int) 
             (root / c.sample.image, root / c.sample.label, (c.x, c.y) if c.x >= 0 else None) for c in plan.crops(0)
         ]
         plain = PlainLoader(items, taxonomy.cityscapes().id_to_train, crop)
-        loaders = {"plain": plain.__getitem__, "ours": ours.__getitem__, "ours, cached in memory": cached.__getitem__}
+        loaders = {"plain": plain.__getitem__, "ours": normalised(ours), "ours, cached in memory": normalised(cached)}
         times: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(repeats):
             for name, fetch in loaders.items():

@@ -1,11 +1,15 @@
 """Time of one whole training step (passes, RMI, update): hierarchical {0.5, 1.0} against single scale.
 
     python -m research.bench.bench_train_step [--cases hrnet_tiny:128x192:4 hrnet_w18:256x512:1 ...] [--quick]
+    torchrun --nproc-per-node N -m research.bench.bench_train_step --device cuda     (one rank a GPU; any N)
 
 Both models have the same trunk, context block and crop, and the highest scale's unused attention is not
 computed (`top_attention: skip`). They run in turns in one process, so that another load on the machine hits
 both; on CPUs time is processor time of one thread, with freed memory kept as the stages start trainings. The
-median of the rounds' ratios is the figure. Prints one JSON object. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS.
+median of the rounds' ratios is the figure. A case is TRUNK:HEIGHTxWIDTH:CROPS A PASS.
+
+Rank 0 prints one JSON object; on a GPU with the share of the bound of `roofline.py` that the hierarchical step reaches.
+What ranks exchange is not in the bound. On GPUs batch norm sees the crops of all ranks.
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ import torch
 from hmsa_core.config import ModelConfig, RuntimeConfig, TrainConfig
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models import build
+from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.runtime.memory import peak_memory_mb
-from hmsa_core.runtime.ranks import start_ranks
+from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training.data import Timeline
 from hmsa_core.training.trainer import PassBatch, Trainer
 from pipeline.launcher import KEEP_HEAP
+from research.bench import roofline
 
 CLASSES = 19
 CPU_CASES = ["hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1"]
@@ -52,28 +58,28 @@ class _Plan:
 
 def batches(crop: tuple[int, int], size: int) -> Iterator[PassBatch]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, *crop, generator=generator)
+    images = torch.randint(0, 256, (size, *crop, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (size, crop[0] // 16, crop[1] // 16), generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
     names = tuple(f"image-{i}" for i in range(size))
     counts = np.array([size, 0, *np.zeros(CLASSES)])
-    return itertools.repeat(PassBatch(images, labels, names, (False,) * size, counts))
+    return itertools.repeat(PassBatch(images, labels, names, counts))
 
 
-def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, precision: str) -> Trainer:
-    runtime = RuntimeConfig(precision=precision)  # type: ignore[arg-type]  # checked by pydantic
+def trainer(kind: str, trunk: str, crop: tuple[int, int], batch: int, runtime: RuntimeConfig, ranks: Ranks) -> Trainer:
     config = TrainConfig(
         model=ModelConfig(kind=kind, trunk=trunk),
         crop=crop,
         batch_per_rank=batch,
-        global_batch=batch,
+        global_batch=batch * ranks.world,
         runtime=runtime,  # type: ignore[arg-type]
     )
-    ranks = start_ranks(runtime, {})
     torch.manual_seed(0)
     model = build(kind, trunk=trunk, num_classes=CLASSES, head="paper")
+    if ranks.norm_ranks > 1:
+        synchronise(model, ranks.norm_group)
     model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), batch), stop=StopRequest())  # type: ignore[arg-type]
+    return Trainer(config, model, ranks, timeline=Timeline(_Plan(), batch * ranks.world), stop=StopRequest())  # type: ignore[arg-type]
 
 
 def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
@@ -89,22 +95,30 @@ def seconds(one: Trainer, feed: Iterator[PassBatch], steps: int) -> float:
     return (clock() - start) / steps
 
 
-def run(case: str, rounds: int, precision: str) -> dict[str, object]:
+def run(case: str, rounds: int, runtime: RuntimeConfig, ranks: Ranks, peaks: tuple[float, float]) -> dict[str, object]:
     trunk, size, batch = case.split(":")
     crop = int(size.split("x")[0]), int(size.split("x")[1])
     feed = batches(crop, int(batch))
-    trainers = {k: trainer(k, trunk, crop, int(batch), precision) for k in ("single", "hierarchical")}
+    trainers = {k: trainer(k, trunk, crop, int(batch), runtime, ranks) for k in ("single", "hierarchical")}
     times: dict[str, list[float]] = {kind: [] for kind in trainers}
     warm = [seconds(one, feed, 2) for one in trainers.values()]
-    steps = math.ceil(ROUND_S / min(warm))
+    steps = ranks.maximum(math.ceil(ROUND_S / min(warm)))
     for _ in range(rounds):
         for kind, one in trainers.items():
             times[kind].append(seconds(one, feed, steps))
     ratios = [h / s for s, h in zip(times["single"], times["hierarchical"], strict=True)]
+    median = {kind: statistics.median(t) for kind, t in times.items()}
+    found: dict[str, object] = {}
+    if ranks.device.type == "cuda":
+        bound = roofline.training(roofline.empty_model(trunk), crop, *peaks).times(int(batch))
+        found = {"roofline_share": roofline.share(bound, median["hierarchical"]), "roofline": bound.to_json()}
     return {
         "case": case,
-        "precision": precision,
-        "seconds_a_step": {kind: round(statistics.median(t), 4) for kind, t in times.items()},
+        "precision": runtime.precision,
+        "ranks": ranks.world,
+        "crops_per_s": round(ranks.world * int(batch) / median["hierarchical"], 2),
+        **found,
+        "seconds_a_step": {kind: round(t, 4) for kind, t in median.items()},
         "ratio": {n: round(f(ratios), 3) for n, f in (("median", statistics.median), ("best", min), ("worst", max))},
         "peak_memory_mb": round(peak_memory_mb(trainers["single"].ranks.device)),
     }
@@ -112,7 +126,10 @@ def run(case: str, rounds: int, precision: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    roofline.add_peaks(parser)
+    asked = parser.parse_known_args()[0].device
+    gpu = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
     if not gpu and not KEEP_HEAP.items() <= os.environ.items():  # glibc reads them once, at the start
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_HEAP})
     parser.add_argument("--cases", nargs="+", default=GPU_CASES if gpu else CPU_CASES)
@@ -120,8 +137,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16" if gpu else "fp32")
     args = parser.parse_args()
     rounds = 2 if args.quick else 5
-    result = {"cases": [run(case, rounds, args.precision) for case in args.cases]}
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    runtime = RuntimeConfig(precision=args.precision, device=args.device)
+    ranks = start_ranks(runtime)  # those of torchrun, or one
+    result = {"cases": [run(case, rounds, runtime, ranks, (args.tflops, args.tb_s)) for case in args.cases]}
+    if ranks.is_main:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    ranks.stop()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from research.bench.scaling import scaling_table
 from research.figures import figures
 from research.markdown import table
 
-__all__ = ["GOALS", "TABLE", "Goal", "bench_lines", "goals_lines", "scaling_lines"]
+__all__ = ["GOALS", "TABLE", "Goal", "bench_lines", "goals_lines", "gpu_lines", "scaling_lines"]
 
 TABLE = "bench"
 
@@ -101,6 +101,29 @@ def bench_lines(tables: Path) -> list[str]:
         for line in figures(tables / f"{TABLE}.parquet")
     }
     return table(("benchmark", "command", "machine", "commit"), made.values())
+
+
+def gpu_lines(tables: Path) -> list[str]:
+    """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, beside what `make bench-gpu` measured."""
+    known = _known(tables)
+    machines = {line.row: line.machine for line in figures(tables / f"{TABLE}.parquet")}
+    bound = known.get("roofline", {})
+    case = "cases.hrnet_w48:1024x2048:1"
+    step = f"{case}.seconds_a_step.hierarchical"
+    cells = [("labelling an image, {0.5, 1, 2} + flip, bf16", "label", "gpu-infer", "cases.w48.ways.bf16.seconds")]
+    ranks = sorted(int(name.split("-")[-1]) for name in known if name.startswith("gpu-train-")) or [1]
+    cells += [
+        (f"training step, {{0.5, 1}}, bf16, a crop a GPU, {n} GPU(s)", "train", f"gpu-train-{n}", step) for n in ranks
+    ]
+    rows = []
+    for what, kind, row, path in cells:
+        least, found = bound.get(f"{kind}.bound_s"), known.get(row, {}).get(path)
+        counted = f"{bound.get(f'{kind}.tflop', 0):.1f} TFLOP, {bound.get(f'{kind}.gb', 0):.0f} GB"
+        measured = "computed, not measured" if found is None else f"{1e3 * found:.0f} ms"
+        reached = f"{100 * least / found:.0f} %" if found and least else "-"
+        told = "-" if least is None else f"{1e3 * least:.0f} ms"
+        rows.append((what, counted, told, measured, reached, machines.get(row, "-")))
+    return table(("what", "work", "bound", "measured", "share of the bound", "machine"), rows)
 
 
 def scaling_lines(tables: Path) -> list[str]:

@@ -22,7 +22,7 @@ class Assumed:
 
     tflop_per_image: float = 32.1  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes of 1.53 TMAC, counted
     gpu_tflops: float = 989.0  # dense bf16 peak of an H100 or H200, by its data sheet
-    share_of_peak: float = 0.35  # that we believe inference reaches; the share on *your* GPU: bench_infer.py
+    share_of_peak: float = 0.35  # that we believe inference reaches; `make bench-gpu` prints the share on *your* GPU
     gpus: int = 8  # a node
     cores: int = 96  # of the node, for what runs on processors
     dollars_per_gpu_hour: float = 3.0

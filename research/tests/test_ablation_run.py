@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
 from pipeline.workspace import Workspace
+from research.ablation import run
 from research.ablation.catalogue import make_ablation
 from research.ablation.freeze import read_freeze, write_freeze
 from research.ablation.recipe import Scale
@@ -64,6 +66,21 @@ def test_a_row_that_is_in_the_table_is_not_run_again_unless_asked(
     ), "replaced, not doubled"
     changed = of(after, "attention - baseline", "difference", seed=None, name="")
     assert changed != of(lines, "attention - baseline", "difference", seed=None, name="")
+
+
+def test_a_model_that_is_to_be_published_is_made_where_the_table_has_its_figures_but_no_model_is_there(
+    ws: Workspace, jobs: FakeJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(of: Workspace, _: Path, name: str) -> None:
+        atomic.write_json(of.path(f"{name}/model.json"), {})
+
+    monkeypatch.setattr(run, "publish_checkpoint", publish)
+    run_ablation(ws, ask(ws, tmp_path, "labels", "baseline", "attention"))
+    clone = bare_workspace(tmp_path / "clone")  # its tables come with the repository
+    request = replace(ask(clone, tmp_path, "labels", "baseline", "attention"), publish={"attention": "shown"})
+    assert run_ablation(clone, request) == [("attention", 0)]
+    assert clone.path("models/shown/model.json").exists()
+    assert run_ablation(clone, request) == []
 
 
 def test_a_kill_loses_only_the_group_that_was_running(ws: Workspace, jobs: FakeJobs, tmp_path: Path) -> None:

@@ -112,6 +112,21 @@ def test_a_row_without_seeds_stands_beside_every_seed_of_the_other(cells: Cells)
     assert value(lines, GOOD_MINUS_BAD, "difference", seed=105) > 0
 
 
+def test_a_share_of_the_possible_gain_is_of_the_same_seeds_as_the_difference() -> None:
+    training = Training("student_train", "teacher")
+    rows = (row("teacher", None), row("good", training), row("truth", training))
+    table = Ablation("t", "t", "teacher-pretrain", rows, (("good", "teacher"),), ceiling="truth")
+    cells = {
+        "teacher": {0: counts_of(0.6)},
+        "good": {k: counts_of(0.7 + k / 200, seed=k) for k in (100, 102)},
+        "truth": {k: counts_of(0.8, seed=k) for k in (100, 102)},
+    }
+    lines = summarise(table, cells, CONFIRMING, HERE)
+    gain, share = (value(lines, "good - teacher", metric) for metric in ("difference", "recovered"))
+    truth, teacher = value(lines, "truth", "mean_iou"), value(lines, "teacher", "mean_iou")
+    assert share == pytest.approx(gain / (truth - teacher))
+
+
 def test_exploring_and_confirming_seeds_are_never_mixed(cells: Cells) -> None:
     assert summary(cells, CONFIRMING) == []
     both = {"good": {0: cells["good"][0], 100: cells["bad"][0]}, "bad": {0: cells["bad"][0], 100: cells["good"][0]}}

@@ -173,6 +173,24 @@ def test_the_summary_shows_every_model_and_the_thresholds(whole: Whole) -> None:
     assert "Why: seed variance is unknown: 0 of 3 A/A trainings" in text, "a verdict says its reasons"
 
 
+def test_advice_names_what_people_should_label_on_the_terminal_and_on_the_report_page(whole: Whole) -> None:
+    text = run(REPO, "autolabel", "advise", "--workspace", str(whole.root)).text
+    found = json.loads(run(REPO, "autolabel", "advise", "--workspace", str(whole.root), "--json").text)
+    assert found["situation"] | {"teacher": 0, "kept": 0} == {
+        "labels": "policy",
+        "beside": True,
+        "teacher": 0,
+        "fine": 22,
+        "unlabelled": 14,
+        "kept": 0,
+    }
+    page = (whole.root / "report" / "index.html").read_text("utf-8")
+    for told in (*found["sentences"], *(one["name"] for one in found["collect"])):
+        assert told in text
+        assert told in page
+    assert "What the student learns from" in page
+
+
 def test_a_damaged_raw_store_is_named_and_not_used(workspace: Path) -> None:
     shard = sorted((workspace / "labels" / "raw").glob("shard-*.parquet"))[1]
     data = bytearray(shard.read_bytes())

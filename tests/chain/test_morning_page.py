@@ -65,6 +65,11 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     means = atomic.read_json(ws.path("metrics/evaluate.json"))["mean_iou"]
     assert page["verdict"]["gain"]["candidate"] == pytest.approx(means["student"]["multi"])
     assert page["verdict"]["gain"]["incumbent"] == pytest.approx(means["teacher"]["multi"])
+    learned = {str(row[0]): row for row in page["diet"].rows}
+    teacher = {row["name"]: row["from_teacher"] for row in statistics["classes"]}
+    road = teacher["road"] / sum(teacher.values())
+    assert str(learned["road"][5]) == f"{100 * road:.2f}"
+    assert learned["pixels"][5] == f"{sum(teacher.values()):,}"
     wrong = [row["wrong"] for row in page["queue"]]
     assert wrong
     assert wrong == sorted(wrong, reverse=True)
@@ -183,6 +188,7 @@ def test_the_page_fits_on_one_screen_with_every_part_and_loads_nothing(workspace
             "Health",
             "What to type",
             "Trust",
+            "What the student learns from",
             "Drift",
             "Pictures",
             "Your twenty minutes",

@@ -17,6 +17,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.process import StopRequest
+from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.store.shards import ShardWriter, plan_shards
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.runtime.progress import read_log
@@ -112,7 +113,9 @@ def write_data(
     return folder / f"{prefix}.parquet"
 
 
-def write_store(data: Path, store: Path, *, index: str = "extra", teacher: str = "unknown") -> Path:
+def write_store(
+    data: Path, store: Path, *, index: str = "extra", teacher: str = "unknown", source: str = "teacher"
+) -> Path:
     """A thresholded label store of an index's images: their labels with a third of the pixels withheld."""
     found = Index.load(data / f"{index}.parquet")
     plans = plan_shards([], [(s.name, s.image_sha256) for s in found.samples], 4, "0" * 64)
@@ -123,7 +126,7 @@ def write_store(data: Path, store: Path, *, index: str = "extra", teacher: str =
             label = cv2.imread(str(data / by_name[name].label), cv2.IMREAD_UNCHANGED)
             label[:, ::3] = 255
             code = np.full_like(label, 250)
-            writer.add_coded(name, label, code, source=(label != 255).astype(np.uint8))
+            writer.add_coded(name, label, code, source=np.where(label != 255, SOURCES[source], 0).astype(np.uint8))
         writer.close()
     write_manifest(store, plans, lineage, classes=found.classes)
     return store

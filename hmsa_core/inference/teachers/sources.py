@@ -153,7 +153,7 @@ def digest_of(teacher: Spec) -> str:
 
 
 def only_checkpoint(teacher: Spec) -> Path | None:
-    """The folder of a teacher that is one of our checkpoints and nothing else; None for any other."""
+    """The folder of a teacher that is a single checkpoint of this project; None for an ensemble or another family."""
     sources = parse(teacher)
     one = sources[0]
     return one.path if len(sources) == 1 and one.family == "checkpoint" and one.table.classes is None else None

@@ -7,7 +7,7 @@ they are. An ensemble is the mean of its members' probabilities.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,15 @@ class Teacher(ABC):
         found = self.predict(name, image)
         return found.argmax(0).astype(np.uint8), np.minimum(found.max(0), 1)
 
+    def begin(self, name: str, image: UInt8) -> Callable[[], tuple[UInt8, Float32]]:
+        """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
+        found = self.label(name, image)
+        return lambda: found
+
+    def forced(self, _image: UInt8) -> int | None:
+        """Side of the tiles that lack of memory forced on images of this size; None where it did not."""
+        return None
+
     def check(self, names: Sequence[str]) -> None:  # noqa: B027  # most can label any image
         """Before the first image is labelled: InputError where an image cannot be."""
 
@@ -81,6 +90,10 @@ class NetworkTeacher(Teacher):
         """Probabilities of our classes."""
         return self._mapping.apply(self._tiler.probabilities(image, self._scales, self._flip))
 
+    def forced(self, image: UInt8) -> int | None:
+        """Side of the tiles."""
+        return self._tiler.forced(image)
+
     def facts(self) -> list[dict[str, Any]]:
         """Files and classes."""
         return [_facts(self._mapping)]
@@ -100,6 +113,14 @@ class CheckpointTeacher(Teacher):
     def label(self, _name: str, image: UInt8) -> tuple[UInt8, Float32]:
         """Class and probability."""
         return self._tiler.label(image, self._config.scales, self._config.flip)
+
+    def begin(self, _name: str, image: UInt8) -> Callable[[], tuple[UInt8, Float32]]:
+        """Begin `label`."""
+        return self._tiler.begin(image, self._config.scales, self._config.flip)
+
+    def forced(self, image: UInt8) -> int | None:
+        """Side of the tiles."""
+        return self._tiler.forced(image)
 
 
 class ScoresTeacher(Teacher):
@@ -137,6 +158,10 @@ class Ensemble(Teacher):
         for member in self._members[1:]:
             total += member.predict(name, image)
         return np.asarray(total / np.float32(len(self._members)), np.float32)
+
+    def forced(self, image: UInt8) -> int | None:
+        """Side of the smallest tiles of a member."""
+        return min((side for m in self._members if (side := m.forced(image))), default=None)
 
     def check(self, names: Sequence[str]) -> None:
         """InputError: a member cannot label an image."""

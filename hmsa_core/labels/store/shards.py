@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hmsa_core.io import sealed
+from hmsa_core.io import atomic, sealed
 from hmsa_core.io.atomic import canonical_json, digest, sha256_file, sweep_temps
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.io.locks import FileLock
@@ -374,11 +374,38 @@ def claim_shard(store: str | Path, plan: ShardPlan, **options: Any) -> ShardWrit
 
 
 def shard_done(store: str | Path, plan: ShardPlan) -> bool:
-    """Whether this very plan is acknowledged and its files are whole (all bytes are read)."""
+    """Whether this very plan is acknowledged and its files are those of the receipt.
+
+    Files of the right size that were last written before their receipt are not read: a receipt is written after
+    both. Files written later (copied, or damaged) are. `verify` reads all bytes.
+    """
     root = Path(store)
     try:
         receipt = read_receipt(root, plan)
+        acknowledged = receipt_path(root, plan).stat().st_mtime_ns
+    except (StoreError, FileNotFoundError):
+        return False
+    return all(_is_whole(root, FileRecord(**receipt[part]), acknowledged) for part in ("shard", "sidecar"))
+
+
+def _is_whole(root: Path, record: FileRecord, acknowledged: int) -> bool:
+    path = root / record.file
+    if not path.is_file() or path.stat().st_size != record.size_bytes:
+        return False
+    return path.stat().st_mtime_ns < acknowledged or sha256_file(path) == record.sha256
+
+
+def is_acknowledged(store: str | Path, plan: ShardPlan) -> bool:
+    """Whether this plan has its receipt; files are not looked at."""
+    try:
+        read_receipt(Path(store), plan)
     except StoreError:
         return False
-    records = [FileRecord(**receipt[part]) for part in ("shard", "sidecar")]
-    return all((root / r.file).is_file() and sha256_file(root / r.file) == r.sha256 for r in records)
+    return True
+
+
+def withdraw(store: str | Path, plan: ShardPlan) -> None:
+    """Take a shard's receipt away: the shard is to be made again."""
+    path = receipt_path(Path(store), plan)
+    if path.is_file():
+        atomic.ops.unlink(path)

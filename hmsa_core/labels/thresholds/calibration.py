@@ -128,7 +128,8 @@ def load_table(path: str | Path) -> NDArray[np.float64]:
     value = sealed.read(Path(path))
     if value.get("format") != FORMAT or value.get("version") != VERSION:
         raise StoreError(f"{path}: not a calibration table of version {VERSION}")
-    return np.array(list(value["table"].values()), np.float64)
+    classes = ClassTable.from_json(value["class_table"]).classes  # a sealed file sorts names, trainIds do not
+    return np.array([value["table"][name] for name in classes], np.float64)
 
 
 def save_table(path: str | Path, table: NDArray[np.float64], classes: ClassTable, lineage: Mapping[str, Any]) -> str:

@@ -7,15 +7,15 @@ published width), so that published weights load as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, keep_statistics, resize
+from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, recomputed, steps_of
+from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, resize
 from hmsa_core.models.trunks import Widths
 
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
@@ -68,7 +68,7 @@ def build(name: str) -> HRNet:
     return HRNet(_NARROW.get(name) or HRNetSpec(int(name.removeprefix("hrnet_w"))))
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Stepwise):
     """Residual block of two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
@@ -84,15 +84,15 @@ class BasicBlock(nn.Module):
         """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
         return self.bn2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def steps(self, x: Tensor) -> Steps[Tensor]:
         """Return a tensor of the input's shape."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.relu((yield Norm(self.bn1, self.conv1(x))))
+        out = yield Norm(self.bn2, self.conv2(out))
         out += x  # batch norm's backward needs its input, not this output: in place is safe
         return self.relu(out)  # type: ignore[no-any-return]  # nn.Module calls are untyped in torch
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Stepwise):
     """Residual block 1x1, 3x3, 1x1 with four times as many output channels as planes."""
 
     expansion = 4
@@ -114,16 +114,20 @@ class Bottleneck(nn.Module):
         """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
         return self.bn3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def steps(self, x: Tensor) -> Steps[Tensor]:
         """Return B x (4 planes) x H x W."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
+        parts = [self._residual(x)] if self.downsample is None else [self._residual(x), steps_of(self.downsample, x)]
+        out, *shortcut = yield parts
+        out += shortcut[0] if shortcut else x
         return self.relu(out)  # type: ignore[no-any-return]
 
+    def _residual(self, x: Tensor) -> Steps[Tensor]:
+        out = self.relu((yield Norm(self.bn1, self.conv1(x))))
+        out = self.relu((yield Norm(self.bn2, self.conv2(out))))
+        return (yield Norm(self.bn3, self.conv3(out)))  # type: ignore[no-any-return]
 
-class ExchangeModule(nn.Module):
+
+class ExchangeModule(Stepwise):
     """Residual blocks in each branch, then every branch receives the sum of all, resampled to its grid."""
 
     def __init__(self, channels: Sequence[int], blocks: int) -> None:
@@ -135,23 +139,22 @@ class ExchangeModule(nn.Module):
         )
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, branches: list[Tensor]) -> list[Tensor]:
+    def steps(self, branches: list[Tensor]) -> Steps[list[Tensor]]:
         """Map one tensor a branch to one tensor a branch, same shapes."""
-        inputs = [branch(x) for branch, x in zip(self.branches, branches, strict=True)]
-        return [self.relu(self._fuse(inputs, target)) for target in range(len(inputs))]
+        inputs = yield [steps_of(branch, x) for branch, x in zip(self.branches, branches, strict=True)]
+        return (yield [self._fuse(inputs, target) for target in range(len(inputs))])  # type: ignore[no-any-return]
 
-    def _fuse(self, inputs: list[Tensor], target: int) -> Tensor:
+    def _fuse(self, inputs: list[Tensor], target: int) -> Steps[Tensor]:
         # Summed in the order of the branches, as released; in place once the sum is a tensor of our own.
         size = (inputs[target].shape[-2], inputs[target].shape[-1])
-        layers = self.fuse_layers[target]
-        total = layers[0](inputs[0])  # type: ignore[index]
+        layers = cast("nn.ModuleList", self.fuse_layers[target])
+        total, *terms = yield [steps_of(layer, x) for layer, x in zip(layers, inputs, strict=True)]
         is_ours = target != 0
-        for source in range(1, len(inputs)):
-            term = inputs[source] if source == target else layers[source](inputs[source])  # type: ignore[index]
-            term = resize(term, size)
-            total = total.add_(term) if is_ours else total + term
+        for term in terms:
+            resized = resize(term, size)
+            total = total.add_(resized) if is_ours else total + resized
             is_ours = True
-        return total  # type: ignore[no-any-return]
+        return self.relu(total)  # type: ignore[no-any-return]
 
 
 def _exchange(channels: Sequence[int], source: int, target: int) -> nn.Module:
@@ -175,17 +178,7 @@ def _exchange(channels: Sequence[int], source: int, target: int) -> nn.Module:
     )
 
 
-class Stage(nn.Sequential):
-    """Exchange modules one after another; passes a list of branches on."""
-
-    def forward(self, branches: list[Tensor]) -> list[Tensor]:
-        """Run the modules on the list of branches."""
-        for module in self:
-            branches = module(branches)
-        return branches
-
-
-class HRNet(nn.Module):
+class HRNet(Stepwise):
     """HRNetV2 trunk: B x 3 x H x W -> four branches at strides 4, 8, 16, 32.
 
     `checkpointing` = True recomputes each exchange module in the backward pass instead of keeping its
@@ -213,11 +206,11 @@ class HRNet(nn.Module):
         self.transition3 = _transition(channels[:3], channels)
         self.stage4 = _stage(spec, channels, 2)
 
-    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+    def steps(self, images_B3HW: Tensor) -> Steps[list[Tensor]]:
         """Return the branches."""
-        x = self.relu(self.bn1(self.conv1(images_B3HW)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        branches = [self._run(self.layer1, x)]
+        x = self.relu((yield Norm(self.bn1, self.conv1(images_B3HW))))
+        x = self.relu((yield Norm(self.bn2, self.conv2(x))))
+        branches = [(yield from self._run(self.layer1, x))]
         del x  # the largest map
         for transition, stage in (
             (self.transition1, self.stage2),
@@ -225,24 +218,22 @@ class HRNet(nn.Module):
             (self.transition3, self.stage4),
         ):
             # A new branch grows from the coarsest one there is.
-            last = branches[-1]
-            branches = [step(branches[i] if i < len(branches) else last) for i, step in enumerate(transition)]
-            branches = self._run(stage, branches)
+            inputs = branches + [branches[-1]] * (len(transition) - len(branches))
+            branches = yield [steps_of(step, one) for step, one in zip(transition, inputs, strict=True)]
+            del inputs
+            branches = yield from self._run(stage, branches)
         return branches
 
-    def _run(self, blocks: nn.Sequential, x: _T) -> _T:
+    def _run(self, blocks: nn.Sequential, x: _T) -> Steps[_T]:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return blocks(x)  # type: ignore[no-any-return]
+            return (yield from steps_of(blocks, x))  # type: ignore[no-any-return]
         for block in blocks:
             x = _checkpointed(block, x)
         return x
 
 
 def _checkpointed(block: nn.Module, x: _T) -> _T:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), keep_statistics(block)
-
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: recomputed(block))  # type: ignore[no-any-return]
 
 
 def _layer1(spec: HRNetSpec) -> tuple[nn.Sequential, int]:
@@ -251,8 +242,8 @@ def _layer1(spec: HRNetSpec) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*blocks), wide
 
 
-def _stage(spec: HRNetSpec, channels: Sequence[int], index: int) -> Stage:
-    return Stage(*(ExchangeModule(channels, spec.blocks[index]) for _ in range(spec.modules[index])))
+def _stage(spec: HRNetSpec, channels: Sequence[int], index: int) -> nn.Sequential:
+    return nn.Sequential(*(ExchangeModule(channels, spec.blocks[index]) for _ in range(spec.modules[index])))
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:

@@ -87,6 +87,29 @@ def test_a_rank_that_is_always_lost_is_given_up_after_a_bounded_number_of_starts
     assert (tmp_path / "starts").read_text() == "3"
 
 
+FAIL_SOME = """
+import json, pathlib, sys
+work = pathlib.Path({work!r})
+n = int((work / "starts").read_text()) + 1 if (work / "starts").exists() else 1
+(work / "starts").write_text(str(n))
+if n <= {losses}:
+    (work / "error.json").write_text(json.dumps({{"exit_code": 7, "message": "CUDA error: ECC", "hint": "dmesg"}}))
+    sys.exit(7)
+"""
+
+
+def test_a_training_goes_on_after_the_fault_of_a_gpu_and_tells_one_that_stays(
+    tmp_path: Path, run_script, caplog
+) -> None:
+    run_script(FAIL_SOME.format(work=str(tmp_path), losses=2))
+    assert (tmp_path / "starts").read_text() == "3"
+    assert "CUDA error: ECC" in caplog.text
+    (tmp_path / "starts").unlink()
+    with pytest.raises(errors.DeviceError, match="CUDA error: ECC"):
+        run_script(FAIL_SOME.format(work=str(tmp_path), losses=99))
+    assert (tmp_path / "starts").read_text() == "3"
+
+
 def test_a_reported_error_is_not_tried_again(tmp_path: Path, run_script) -> None:
     script = (
         f"import pathlib,sys; p = pathlib.Path({str(tmp_path / 'starts')!r});"

@@ -24,6 +24,7 @@ from hmsa_core.lineage import learned
 from hmsa_core.spec import EvaluateSpec, InferSpec
 from pipeline.cli.main import main
 from pipeline.init import InitRequest, init_workspace
+from pipeline.report import sections
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
 from tests.support.inference import CPU, job_context, small_model
@@ -182,6 +183,12 @@ def test_a_target_that_no_confidence_reaches_is_told(
     reached = read_json(ws.path("metrics/calibrate.json"))["target"]
     assert reached < 0.51
     assert reached == ThresholdPolicy.load(ws.path("calibration/policy.json")).evidence["target"]
+    caplog.clear()
+    calibrate.run(_set(ws, ("rule: promise", "rule: teach"), ("tau: 0.7", "tau: 0.3")))
+    assert "thresholds are measured to" not in caplog.text, "tau is no target that was missed"
+    told = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
+    assert "the rule teach" in told
+    assert "lower bound" not in told
 
 
 def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:

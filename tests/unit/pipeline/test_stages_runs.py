@@ -132,6 +132,14 @@ def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
             [(r"calibrate: \[e, f\]", "calibrate: []"), (r"validate_every: \d+", "validate_every: 0")],
             "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop",
         ),
+        (
+            [
+                (r"calibrate: \[e, f\]", "calibrate: []"),
+                (r"validate_every: \d+", "validate_every: 0"),
+                ("draw: all", "draw: probability"),
+            ],
+            "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate",
+        ),
         ([(r"report: \[g, h\]", "report: []")], "no image with a fine label has role report: nothing will be judged"),
         ([(r"\[extra\]", "[]")], "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
         (
@@ -284,6 +292,31 @@ def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
     assert twice is not None
     assert twice - left == pytest.approx(100 * work["student-train"] / work["teacher-train"])
     assert seconds_left(ws, "evaluate") is None  # student-train has left no time
+    crops = ws.params.teacher_train.epochs * (ws.params.teacher_train.epoch_samples or 4)
+    speed = {"teacher": {"images_per_s": crops / 400}}  # 300 s before a stop, 100 s after it
+    atomic.write_json(ws.path("work/times/teacher-train-training.json"), speed)
+    assert seconds_left(ws, "teacher-train") == pytest.approx(4 * left)
+
+
+def test_explicit_attention_counts_its_third_scale(ws: Workspace) -> None:
+    prepare.run(ws)
+    explicit = _edit(ws, (r"(\nteacher_train:(?s:.*?)\n    kind: )hierarchical", r"\g<1>explicit"))
+    ratio = megapixels(explicit)["teacher-train"] / megapixels(ws)["teacher-train"]
+    assert ratio == pytest.approx((0.25 + 1 + 4) / (0.25 + 1))
+
+
+def test_another_file_of_trunk_weights_is_another_training(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare.run(ws)
+    monkeypatch.setattr(support, "run_job", lambda *_: None)
+    weights = ws.path("trunk.safetensors")
+    config = ws.params.student_train.model_copy(deep=True)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"trunk_weights": str(weights)})})
+    fine = support.fine_data(ws.path("data/index/learn.parquet"), ws.path("data/index/centroids-target.parquet"))
+    folders = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        folders.append(support.train_model(ws, "student-train", "student", config, fine))
+    assert folders[0] == folders[2] != folders[1]
 
 
 def _edited_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:

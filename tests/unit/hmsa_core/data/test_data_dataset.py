@@ -45,6 +45,16 @@ class Store:
     def read_chances(self, name: str) -> np.ndarray:
         return np.where(self.read_label(name) == 2, 64, 255).astype(np.uint8)
 
+    def read_human(self, name: str) -> np.ndarray:
+        return np.zeros(self.size, np.uint8)
+
+
+class MergedStore(Store):
+    """The same labels; those of class 8 were given by people."""
+
+    def read_human(self, name: str) -> np.ndarray:
+        return (self.read_label(name) == 8).astype(np.uint8)
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[Path, Index, Centroids]:
@@ -67,7 +77,8 @@ def make_plan(data, length: int = 24, epochs: int = 2, **options) -> EpochPlan:
 
 def crops(data, plan: EpochPlan, epoch: int | None = 0, **options) -> CropDataset:
     root, index, _ = data
-    return CropDataset(plan, epoch, root=root, classes=index.classes, crop=CROP, open_store=Store, **options)
+    options = {"open_store": Store, **options}
+    return CropDataset(plan, epoch, root=root, classes=index.classes, crop=CROP, **options)
 
 
 def same(a: dict, b: dict) -> bool:
@@ -84,8 +95,8 @@ def test_items_are_what_training_needs(data):
     assert len(items) == 24
     for i in range(24):
         item = items[i]
-        assert (item["image"].shape, item["image"].dtype) == ((3, *CROP), torch.float32)
-        assert (item["label"].shape, item["label"].dtype) == (CROP, torch.int64)
+        assert (item["image"].shape, item["image"].dtype) == ((*CROP, 3), torch.uint8)
+        assert (item["label"].shape, item["label"].dtype) == (CROP, torch.uint8)
         request = plan.crops(0)[i]
         assert (item["name"], item["source"]) == (request.sample.name, request.source)
         assert set(item["label"].unique().tolist()) <= (set(range(19)) if request.source == "fine" else {2, 8}) | {255}
@@ -198,6 +209,26 @@ def test_mixing_happens_on_auto_labelled_crops_only(data, kind):
     assert changed["pseudo"] >= 10
 
 
+@pytest.mark.parametrize("kind", ["classmix", "cutmix"])
+def test_nothing_is_pasted_over_pixels_that_a_human_labelled(data, kind):
+    plan, mixed = make_plan(data), make_plan(data, pseudo_config=PseudoConfig(mix=kind, loss_weight=0.5))
+    plain, free = crops(data, plan), crops(data, mixed)
+    merged = crops(data, mixed, open_store=MergedStore)
+    covered = 0
+    for i, request in enumerate(plan.crops(0)):
+        (image, label, _), (mixed_image, mixed_label, human) = plain.arrays(request), merged.arrays(request)
+        by_people = (label == 8) & (request.source == "pseudo")
+        assert np.array_equal(mixed_image[by_people], image[by_people])
+        assert np.array_equal(mixed_label[by_people], label[by_people])
+        assert human[by_people].all()
+        assert np.array_equal(merged[i]["human"].numpy(), human)
+        changed = (mixed_image != image).any(axis=2)
+        assert human[changed].all(), "what is pasted is of fine labels"
+        assert human.all() == (request.source == "fine")
+        covered += int((free.arrays(request)[1][by_people] != 8).sum())
+    assert covered, "without people's labels these pixels are pasted over"
+
+
 def test_auto_labelled_crops_may_have_stronger_colour(data):
     strong = make_plan(data, pseudo_config=PseudoConfig(colour=1.0))
     plain_items, strong_items = crops(data, make_plan(data)), crops(data, strong)
@@ -214,7 +245,7 @@ def test_a_changed_file_is_caught_by_its_digest(tmp_path, what):
     (sample, *_) = index.select(roles=["learn"], splits=["train"])
     plan = EpochPlan([sample], Centroids(), num_classes=19, seed=1, epochs=1)
     items = CropDataset(plan, 0, root=tree.root, classes=index.classes, crop=CROP)
-    assert items[0]["label"].dtype == torch.int64
+    assert items[0]["label"].dtype == torch.uint8
     if what == "image":
         tree.image("train", sample.name, 255 - np.asarray(module.read_image(tree.root / sample.image)))
     else:
@@ -271,7 +302,7 @@ def test_full_size_crops_fit_the_papers_crop(tmp_path):
     centroids = Centroids.load(tmp_path / "index/centroids-target.parquet")
     plan = EpochPlan(index.samples, centroids, num_classes=19, seed=1, epochs=1, epoch_samples=2)
     items = CropDataset(plan, 0, root=tree.root, classes=taxonomy.cityscapes(), crop=(1024, 2048))
-    assert items[0]["image"].shape == (3, 1024, 2048)
+    assert items[0]["image"].shape == (1024, 2048, 3)
     assert items[1]["label"].shape == (1024, 2048)
 
 
@@ -282,7 +313,7 @@ def test_rare_things_of_fine_crops_are_pasted_and_nothing_else(data) -> None:
     assert pixels[list(mixed.rare)].max() <= pixels[[c for c in np.flatnonzero(pixels) if c not in mixed.rare]].min()
     before, after, pasted = crops(data, plan), crops(data, mixed), set[int]()
     for crop in plan.crops(0):
-        (image, label), (new_image, new_label) = before.arrays(crop), after.arrays(crop)
+        (image, label, _), (new_image, new_label, _) = before.arrays(crop), after.arrays(crop)
         changed = (image != new_image).any(axis=2) | (label != new_label)
         pasted |= set(np.unique(new_label[changed]).tolist())
         assert crop.source == "pseudo" or not changed.any()

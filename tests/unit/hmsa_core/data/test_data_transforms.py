@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from hmsa_core.config import AugmentConfig
+from hmsa_core.data import transforms
 from hmsa_core.data.transforms import (
     MEAN,
     STD,
     Dice,
     JointAugment,
     colour_matrix,
-    mix_pair,
     normalise,
+    normalise_batch,
+    pasted_pixels,
     place,
     resize_label,
     take_crop,
@@ -219,36 +221,44 @@ def test_hue_turns_colours_about_the_grey_axis():
 
 
 @pytest.mark.parametrize("kind", ["classmix", "cutmix"])
-def test_mixing_pastes_whole_pixels_of_the_fine_crop(kind):
-    image, label = picture(1), blocks(1, (0, 1, 255))
-    fine, truth = picture(2), blocks(2, (3, 4, 5, 6, 255))
+def test_mixing_pastes_half_of_the_classes_or_a_rectangle(kind):
+    truth = blocks(2, (3, 4, 5, 6, 255))
     for seed in range(30):
-        out, ids = mix_pair(image, label, fine, truth, kind, Dice(seed, 1))
-        pasted = (out != image).any(2)
-        assert np.array_equal(out[pasted], fine[pasted])
-        assert np.array_equal(ids[pasted], truth[pasted])
-        assert np.array_equal(
-            ids[~pasted], np.where((out == fine).all(2) & ~pasted & (ids == truth), truth, label)[~pasted]
-        )
+        pasted = pasted_pixels(truth, kind, Dice(seed, 1))
         if kind == "classmix":
-            classes = set(np.unique(ids)) - {0, 1, 255}
+            classes = set(np.unique(truth[pasted]))
             assert len(classes) == 2  # half of four
-            assert all(np.array_equal(ids == c, truth == c) for c in classes)
+            assert 255 not in classes
+            assert np.array_equal(pasted, np.isin(truth, list(classes)))
         else:
             ys, xs = np.nonzero(pasted)
-            share = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) / label.size
-            assert 0.05 < share < 0.55
-    assert np.array_equal(
-        mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1],
-        mix_pair(image, label, fine, truth, kind, Dice(3, 1))[1],
-    )
+            area = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
+            assert area == pasted.sum(), "a rectangle"
+            assert 0.05 < area / truth.size < 0.55
+        assert np.array_equal(pasted, pasted_pixels(truth, kind, Dice(seed, 1)))
 
 
 def test_classmix_of_an_ignored_crop_changes_nothing():
-    image, label = picture(1), blocks(1)
-    out, ids = mix_pair(image, label, picture(2), np.full_like(label, 255), "classmix", Dice(0))
-    assert np.array_equal(out, image)
-    assert np.array_equal(ids, label)
+    assert not pasted_pixels(np.full((40, 60), 255, np.uint8), "classmix", Dice(0)).any()
+
+
+def test_labels_travel_with_who_gave_them_and_mostly_human_crops_keep_their_colours():
+    image, label = picture(1), blocks(1, (0, 1, 255))
+    augment = JointAugment((40, 50), AugmentConfig(colour=0.0, blur=0.0), 1.0)
+    plain = JointAugment((40, 50), AugmentConfig(colour=0.0, blur=0.0))
+    recoloured = []
+    for seed, share in enumerate((0.0, 0.2, 0.8, 1.0)):
+        human = (np.arange(label.shape[1]) < share * label.shape[1]).astype(np.uint8) * (label != 255)
+        expected, ids = plain(image, label, None, Dice(seed))
+        out, maps = augment(image, np.dstack([label, human]), None, Dice(seed))
+        shown = plain(image, human.astype(np.uint8), None, Dice(seed))[1]
+        assert np.array_equal(maps[..., 0], ids)
+        assert np.array_equal(maps[..., 1], shown)
+        mostly = 2 * (shown == 1).sum() > (ids != 255).sum()
+        assert (not np.array_equal(out, expected)) == (not mostly)
+        recoloured.append(not mostly)
+    assert recoloured[0]
+    assert not recoloured[-1]
 
 
 def test_normalisation_is_the_usual_one():
@@ -275,3 +285,16 @@ def test_dice_are_uniform_and_reach_both_ends():
     assert 0.99 < units.max() < 1.0
     assert abs(units.mean() - 0.5) < 0.02
     assert sorted(Dice(1).order(9)) == list(range(9))
+
+
+def test_crops_travel_as_bytes_and_become_the_values_that_loaders_made() -> None:
+    """The values before crops travelled as bytes: a table of (value / 255 - mean) / std in double, rounded once."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = torch.from_numpy(((images.numpy() / 255.0 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    on_cpu = normalise_batch(images, torch.device("cpu"))
+    assert torch.equal(on_cpu, expected)
+    assert on_cpu.is_contiguous()
+    table = transforms._tables()
+    looked_up = torch.from_numpy(table.T.copy()).gather(0, images.view(-1, 3).long()).view(images.shape)
+    assert torch.equal(looked_up.permute(0, 3, 1, 2), expected), "the way of GPUs"

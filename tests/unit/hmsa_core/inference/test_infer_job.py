@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,19 +14,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from hmsa_core import models
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.data.decode import read_image
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
 from hmsa_core.inference.predictor import Predictor, label_image
+from hmsa_core.inference.teachers import teacher
+from hmsa_core.inference.teachers.teacher import CheckpointTeacher
 from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
+from hmsa_core.labels.store import shards
 from hmsa_core.runtime.progress import read_log
-from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.runtime.ranks import Ranks, start_ranks
 from tests.support.inference import StopAfter, infer_spec, job_context, save_model, small_model
-from tests.support.ranks import on_ranks
+from tests.support.ranks import on_ranks, run_ranks
 from tests.support.training import folder_bytes, write_data
 
 SIZE = (40, 56)
@@ -100,6 +106,105 @@ def test_the_store_holds_what_label_image_gives_with_paths_and_lineage(data, fin
 def test_any_number_of_ranks_writes_the_same_bytes(data, finished, tmp_path, world):
     on_ranks(world, lambda ranks: run(data, tmp_path, ranks=ranks))
     assert store_bytes(tmp_path) == store_bytes(finished)
+
+
+@pytest.fixture(scope="module")
+def more_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 images, so eight shards."""
+    folder = tmp_path_factory.mktemp("more")
+    write_data(folder, images=16, size=SIZE)
+    save_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_finished(more_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("more_finished")
+    run(more_data, work)
+    return work
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def before_each_image(then) -> None:
+    """Call `then(n)` before the n-th image; in a fork of the test process."""
+    count, inner = itertools.count(), CheckpointTeacher.begin
+    CheckpointTeacher.begin = lambda self, name, image: (then(next(count)), inner(self, name, image))[1]
+
+
+def test_a_rank_that_is_slow_labels_fewer_shards(more_data, more_finished, tmp_path):
+    def job(ranks: Ranks) -> None:
+        if not ranks.is_main:  # waits at its first image until nothing is left to claim
+            before_each_image(lambda n: n or wait_for(lambda: len(list(tmp_path.glob("store/shard-*.parquet"))) >= 5))
+        run(more_data, tmp_path, ranks=ranks)
+
+    on_ranks(2, job)
+    assert store_bytes(tmp_path) == store_bytes(more_finished)
+    by_main = [line for line in read_log(tmp_path / "log.jsonl") if line["event"] == "shard"]
+    assert len(by_main) >= 5, "static dealing would give it four of the eight"
+
+
+def test_the_shards_of_a_rank_that_is_killed_are_labelled_by_the_other(more_data, more_finished, tmp_path):
+    flag = tmp_path / "killed"
+
+    def main(rank: int) -> None:
+        def die(n: int) -> None:
+            if n == 1:
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        before_each_image(die if rank else lambda n: n or wait_for(flag.exists))
+        run(more_data, tmp_path / "work", ranks=start_ranks(RuntimeConfig(device="cpu", precision="fp32", threads=1)))
+
+    # The other labels all that is left; then it misses the lost one, as torchrun's agent would.
+    assert run_ranks(2, main) == [3, -signal.SIGKILL]
+    assert len(list((tmp_path / "work/store").glob("shard-*.parquet"))) == 8
+    summary = run(more_data, tmp_path / "work")
+    assert (summary.images, summary.resumed) == (0, 16)
+    assert store_bytes(tmp_path / "work") == store_bytes(more_finished)
+
+
+def test_tiles_that_lack_of_memory_forced_are_told_in_receipt_and_summary(tmp_path, monkeypatch):
+    write_data(tmp_path, images=3, size=(64, 600))
+    save_model(tmp_path / "model")
+
+    class Greedy(Predictor):
+        images = 0
+
+        def run(self, images, attention):
+            self.images += images.shape[3] > 300
+            if self.images == 2:  # the first image fits as a whole
+                self.images = 1
+                raise torch.OutOfMemoryError("no room")
+            return super().run(images, attention)
+
+    monkeypatch.setattr(teacher, "load_predictor", lambda path, _: Greedy(models.load(path)))
+    summary = run(tmp_path, tmp_path / "work", scales=(1.0,), flip=False)
+    assert summary.tiled == {"toy_001": 288, "toy_002": 288}
+    assert read_json(tmp_path / "work/summary.json")["tiled"] == summary.tiled
+    receipts = [read_json(path) for path in sorted((tmp_path / "work/store/receipts").glob("*.json"))]
+    assert [one["notes"] for one in receipts] == [{"tiled": {"toy_001": 288}}, {"tiled": {"toy_002": 288}}]
+    monkeypatch.undo()
+    assert run(tmp_path, tmp_path / "work", scales=(1.0,), flip=False).tiled == summary.tiled, "by an earlier run"
+
+
+def test_a_start_reads_no_shard_that_its_receipt_proves_and_finds_one_that_was_changed(data, finished, own_work):
+    read, inner = [], shards.sha256_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "sha256_file", lambda path: (read.append(path.name), inner(path))[1])
+        for path in own_work.rglob("*.parquet"):  # copying gave them the times of now
+            os.utime(path, ns=(0, 0))
+        assert run(data, own_work).images == 0
+        assert read == []
+        flip_a_bit(own_work / "store" / "shard-00002.parquet")  # of the same size
+        assert run(data, own_work).images == 2
+        assert "shard-00002.parquet" in read
+    assert store_bytes(own_work) == store_bytes(finished)
 
 
 def test_neither_the_order_of_the_index_nor_the_place_of_the_data_changes_a_byte(own_data, finished, tmp_path):
@@ -245,7 +350,12 @@ def test_damaged_images_of_all_ranks_are_counted_together(own_data, tmp_path):
     for i in (0, 2):  # one image in a shard of each rank
         (own_data / f"toy/toy_{i:03d}.png").unlink()
 
+    def of_its_parity(rank: int):
+        inner = infer.claim_shard
+        return lambda store, plan, **k: inner(store, plan, **k) if plan.index % 2 == rank else None
+
     def job(ranks: Ranks) -> None:
+        infer.claim_shard = of_its_parity(ranks.rank)  # in this fork
         told = pytest.raises(IntegrityError, match="2 of 7 images cannot be labelled, more than 1")
         with told if ranks.is_main else nullcontext():
             run(own_data, tmp_path / "work", ranks=ranks)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.losses import _pixels, cross_entropy, released_bce, rmi_loss, rmi_parts
+from hmsa_core.losses import _pixels, cross_entropy, released_bce, rmi, rmi_loss, rmi_parts
+from hmsa_core.losses.rmi import RmiIgnore
 from research.bench.reference.rmi_plain import rmi_plain
 
 
@@ -198,3 +199,23 @@ def test_wrong_arguments_are_named() -> None:
     for wrong in ((logits, labels + 0.5), (labels[:, None].expand(-1, 4, -1, -1), labels)):
         with pytest.raises(InputError, match="expected float scores and integer trainIds"):
             rmi_loss(*wrong)
+
+
+@pytest.mark.parametrize("rmi_ignore", ["released", "masked"])
+@pytest.mark.parametrize("labels", ["some", "one", "none"])
+def test_classes_that_do_not_occur_are_masked_as_well_as_left_out(
+    monkeypatch: pytest.MonkeyPatch, rmi_ignore: RmiIgnore, labels: str
+) -> None:
+    """GPUs compute all classes, so that the host need not know which occur."""
+    generator = torch.Generator().manual_seed(4)
+    label = torch.randint(0, 3, (2, 40, 56), generator=generator)
+    label = {"some": label * 2, "one": torch.where(label == 0, 255, 3), "none": torch.full_like(label, 255)}[labels]
+    found = []
+    for computes_all in (False, True):
+        monkeypatch.setattr(rmi, "_computes_all", lambda _, wanted=computes_all: wanted)
+        logits = torch.randn(2, 7, 40, 56, generator=torch.Generator().manual_seed(5)).requires_grad_()
+        loss = rmi_loss(logits, label, rmi_ignore=rmi_ignore)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-9)  # type: ignore[arg-type]

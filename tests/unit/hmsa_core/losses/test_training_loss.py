@@ -82,3 +82,23 @@ def test_every_option_and_another_ignored_label_change_the_loss(
 def test_an_unknown_loss_names_the_known_ones(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         LossConfig(**option)
+
+
+@pytest.mark.parametrize("main", ["rmi", "cross_entropy", "released_bce"])
+def test_a_pixels_weight_multiplies_its_gradient_under_every_loss(
+    output: ModelOutput, labels: torch.Tensor, main: str
+) -> None:
+    options = LossConfig(main=main, per_scale_weight=0.05)
+    weight = torch.where(torch.arange(labels.shape[-1]) % 2 == 0, 1.0, 0.25).expand(labels.shape)
+    gradients = []
+    for given in (None, weight):
+        scores = output.logits.detach().clone().requires_grad_()
+        found = training_loss(
+            ModelOutput(scores, output.aux_logits, output.scale_logits, {}), labels, options, weight=given
+        )
+        (gradient,) = torch.autograd.grad(found.total, scores)
+        gradients.append((gradient, found.total.detach()))
+    (plain, value), (weighed, same) = gradients
+    assert torch.equal(value, same)
+    assert torch.equal(weighed, plain * weight.unsqueeze(1))
+    assert plain.abs().max() > 0

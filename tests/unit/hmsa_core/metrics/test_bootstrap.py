@@ -173,6 +173,7 @@ def test_the_share_of_a_possible_gain_lies_in_its_interval_and_has_none_where_no
     assert bootstrap_share(top, low, top, blocks)[1:] == (1.0, 1.0)
     assert bootstrap_share(low, low, top, blocks)[1:] == (0.0, 0.0)
     assert np.isnan(bootstrap_share(half, low, low, blocks)[1:]).all()
+    assert np.isnan(bootstrap_share(half, top, low, blocks)[1:]).all(), "two losses are no share of a gain"
 
 
 def test_holm_lets_the_smallest_fall_first_and_the_first_that_stands_saves_the_rest():

@@ -111,7 +111,7 @@ def test_enlarging_by_four_and_halving_is_one_resize_and_other_sizes_are_resized
 def test_a_decision_is_argmax_and_top_softmax_and_the_lower_class_wins_a_tie(make):
     scores = np.random.default_rng(0).standard_normal((19, 7, 33)).astype(np.float32) * 5
     scores[4, 0], scores[11, 0] = 30.0, 30.0
-    label, confidence = decide(make(scores))
+    label, confidence = map(np.asarray, decide(make(scores)))
     assert label.dtype == np.uint8
     assert confidence.dtype == np.float32
     np.testing.assert_array_equal(label, scores.argmax(0))
@@ -125,7 +125,7 @@ def test_a_decision_is_argmax_and_top_softmax_and_the_lower_class_wins_a_tie(mak
 def test_a_score_that_is_not_a_number_is_no_class(make):
     scores = np.zeros((3, 1, 2), np.float32)
     scores[1, 0, 1] = np.nan
-    label, confidence = decide(make(scores))
+    label, confidence = map(np.asarray, decide(make(scores)))
     assert label[0, 1] == 255
     assert np.isnan(confidence[0, 1])
 
@@ -139,7 +139,7 @@ def test_a_map_of_the_same_size_is_not_copied():
 def test_pictures_one_pixel_wide_or_high_get_the_same_labels_from_numpy_and_torch(size):
     made = Made(3, "hierarchical", [], size, 5)
     label, confidence = decide(made.rows(np.asarray)(0, size[0]))
-    expected, wanted = decide(made.rows(torch.from_numpy)(0, size[0]))
+    expected, wanted = map(np.asarray, decide(made.rows(torch.from_numpy)(0, size[0])))
     assert label.shape == size
     np.testing.assert_array_equal(label, expected)
     np.testing.assert_allclose(confidence, wanted, rtol=1e-4)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.runtime.ranks import Ranks, start_ranks
+from hmsa_core.runtime.ranks import Ranks, _choose_device, norm_group, start_ranks
 from hmsa_core.training.parallel import DdpReplicas, FlatReplicas, Replicas, replicate
 from tests.support.jobs import errors_of, finish
 from tests.support.ranks import on_ranks, run_ranks
@@ -55,6 +57,32 @@ def test_two_ranks_exchange_what_jobs_need(tmp_path: Path) -> None:
         ranks.barrier()
 
     on_ranks(2, job)
+
+
+def test_batch_norm_sees_the_ranks_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(ranks: Ranks) -> None:
+        assert norm_group(ranks, "off") == (1, None)
+        assert norm_group(ranks, "world") == (4, None)
+        assert norm_group(ranks, "node") == (4, None), "one node is the world"
+        monkeypatch.setattr(socket, "gethostname", lambda: f"node{ranks.rank // 2}")
+        size, group = norm_group(ranks, "node")
+        assert (size, dist.get_process_group_ranks(group)) == (2, [0, 1] if ranks.rank < 2 else [2, 3])
+        monkeypatch.setattr(socket, "gethostname", lambda: f"node{ranks.rank // 3}")
+        with pytest.raises(ConfigError, match="nodes have 1, 3 ranks"):
+            norm_group(ranks, "node")
+
+    on_ranks(4, job)
+
+
+def test_a_task_that_sees_its_own_gpu_alone_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for visible, local_rank, expected in ((1, 0, 0), (1, 5, 0), (8, 5, 5)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
+        assert _choose_device("cuda", local_rank) == torch.device("cuda", expected)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ConfigError, match="rank 5 of this node has no GPU: 4 are visible"):
+        _choose_device("cuda", 5)
 
 
 def network(layout: torch.memory_format = torch.contiguous_format) -> nn.Module:

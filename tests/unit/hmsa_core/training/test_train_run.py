@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from hmsa_core.io.atomic import read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, HmsaError, IntegrityError, TrainingError
+from hmsa_core.io.process import StopRequest
 from hmsa_core.labels import LabelStoreWriter
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.models import build, load, read_meta, save
@@ -24,6 +26,7 @@ from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.spec import Selection, TrainSpec, ValidationData
 from hmsa_core.training import run as train
 from hmsa_core.training import trainer
+from hmsa_core.training.data import PassBatch, Timeline, open_run_data
 from hmsa_core.training.parallel import DdpReplicas
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
@@ -328,28 +331,34 @@ def test_accumulated_passes_equal_one_large_pass_but_for_batch_norm(data: Path, 
     assert lines[0] == lines[1] == lines[2]
 
 
-def test_the_weight_of_auto_labelled_crops_scales_their_loss(data: Path, store: Path, tmp_path: Path) -> None:
-    def first_loss(name: str, **changes: Any) -> Mapping[str, float]:
+@pytest.mark.parametrize("source", ["teacher", "human"])
+def test_the_loss_weight_acts_on_pixels_of_the_teacher_alone(
+    data: Path, store: Path, tmp_path: Path, source: str
+) -> None:
+    labels = store if source == "teacher" else write_store(data, tmp_path / "store", source=source)
+
+    def weights(name: str, **changes: Any) -> dict[str, Any]:
         spec = train_spec(
             data,
             tmp_path / name,
-            pseudo=pseudo_data(data, store),
+            pseudo=pseudo_data(data, labels),
             epochs=1,
             global_batch=8,
             batch_per_rank=8,
             model__dropout=0.0,
-            loss__main="cross_entropy",
-            loss__aux_weight=0.0,
+            optimiser__momentum=0.0,
+            optimiser__weight_decay=0.0,
+            ema_decay=0.0,
             **changes,
         )
-        run(spec)
-        return events(spec, "train")[0]
+        return load_file(run(spec) / "model.safetensors")
 
-    full, half, none = (first_loss(f"w{w}", pseudo__loss_weight=w) for w in (1.0, 0.5, 0.0))
-    assert none["loss"] < half["loss"] < full["loss"]
-    # The 8 crops are half fine, half auto-labelled; parts are logged without weights.
-    assert half["loss"] - none["loss"] == pytest.approx(0.5 * (0.5 * (full["main"] * 2 - none["loss"] * 2)), rel=0.05)
-    assert none["main"] == pytest.approx(half["main"], rel=1e-5)
+    full, half, none = (weights(f"w{w}", pseudo__loss_weight=w) for w in (1.0, 0.5, 0.0))
+    learned = [name for name in full if "running" not in name and "tracked" not in name]
+    moved = any(not torch.equal(full[name], none[name]) for name in learned)
+    assert moved == (source == "teacher")
+    for name in learned:  # one step of plain SGD: linear in the weight
+        torch.testing.assert_close(half[name], (full[name] + none[name]) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_bf16_and_channels_last_train(data: Path, tmp_path: Path) -> None:
@@ -554,3 +563,24 @@ def test_the_record_names_steps_and_settings(teacher: Path) -> None:
     assert meta["class_table"]["name"] == "toy"
     assert meta["inference"]["scales"] == [0.5, 1.0, 2.0]
     assert meta["lineage"]["config"]["optimiser"]["lr"] == 0.05
+
+
+def test_the_number_of_ranks_that_batch_norm_sees_is_part_of_the_key(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path / "work")
+    alone = Ranks(0, 1, 0, torch.device("cpu"))
+    keys = {n: open_run_data(spec, replace(alone, norm_ranks=n)).key for n in (1, 8, 32)}
+    assert len(set(keys.values())) == 3
+    assert open_run_data(spec, replace(alone, world=4)).key == keys[1], "nor does the number of ranks count by itself"
+
+
+def test_a_pass_with_another_number_of_crops_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    spec = train_spec(data, tmp_path / "work", batch_per_rank=2)
+    model, _ = train.make_model(spec, len(CLASSES), context(spec).ranks)
+    trainer = Trainer(spec.config, model, context(spec).ranks, timeline=_timeline(spec), stop=StopRequest())
+    images, labels = (torch.zeros(1, 64, 96, *more, dtype=torch.uint8) for more in ((3,), ()))
+    with pytest.raises(TrainingError, match=r"rank 0 has 1 crops in a pass of step 0 \(toy_001\), batch_per_rank is 2"):
+        trainer._pass(PassBatch(images, labels, ("toy_001",), np.zeros(6)))
+
+
+def _timeline(spec: TrainSpec) -> Timeline:
+    return Timeline(open_run_data(spec, Ranks(0, 1, 0, torch.device("cpu"))).plan, spec.config.global_batch)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,24 @@ def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, 
     found = {f.name: f for f in doctor.examine(Workspace(tmp_path).root)}
     assert found["data target"].mend == "correct data.target.root in params.yaml"
     assert found["data pretrain"].mend == "autolabel demo-data"
+
+
+def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_that_they_need(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_SHM", tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=64_000, f_frsize=1000))
+    assert "shared memory" not in {f.name for f in doctor.examine(workspace.root)}, "no loader processes, no need"
+    params = workspace.path("params.yaml")
+    params.write_text(re.sub(r"workers: 0\b", "workers: 50", params.read_text()))
+    found = {f.text: f for f in doctor.examine(workspace.root) if f.name == "shared memory"}
+    (text,) = (text for text in found if "of teacher_train fill" in text)
+    assert found[text].state == "broken"
+    assert text.startswith(f"{tmp_path} has 64 MB free, the loader processes of teacher_train fill ")
+    assert re.search(r"--shm-size=\d+g .*, or lower teacher_train.runtime.workers", found[text].mend)
+    config = workspace.params.teacher_train
+    need = 50 * 4 * 4 * config.batch_per_rank * config.crop[0] * config.crop[1] / 1e6
+    assert text.endswith(f"{need * config.runtime.ranks:.0f} MB")
 
 
 SCALES, KIND = "scales: [0.5, 1.0, 2.0]           #", "kind: hierarchical  "

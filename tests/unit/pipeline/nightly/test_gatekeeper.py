@@ -12,10 +12,13 @@ import pytest
 from hmsa_core import taxonomy
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic, sealed
-from hmsa_core.io.errors import IntegrityError
+from hmsa_core.io.errors import ConfigError, IntegrityError
+from hmsa_core.lineage import LearnedImage, Lineage
 from pipeline.cli.main import main
+from pipeline.nightly import gatekeeper
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
 from pipeline.nightly.registry import Registry
+from pipeline.stages.student_train import check_rounds
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.chain import set_params
@@ -94,6 +97,29 @@ def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_bac
     )
     registry.promote(registry.get(version), by="ana")
     assert "teaches already" in apply_verdict(workspace)["decision"]
+
+
+def test_the_last_round_of_auto_labels_does_not_teach_unless_the_limit_is_lifted(workspace: Workspace) -> None:
+    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    image = LearnedImage("0" * 64, "a", "target", "0" * 16, "", -1, "pseudo")
+    _night(workspace, 0.9, b"first")
+    Lineage({"0" * 64: image}).save(workspace.path("models/student/lineage.json"))
+    first = apply_verdict(workspace)["promoted"]
+    assert first
+    check_rounds(workspace, workspace.teacher())
+    _night(workspace, 0.95, b"second")
+    parent = atomic.sha256_bytes(b"first")
+    Lineage({"0" * 64: image}, (parent,)).save(workspace.path("models/student/lineage.json"))
+    second = apply_verdict(workspace)
+    assert (second["promote"], second["promoted"]) == (True, None)
+    assert "round 2 of auto-labels, and student_train.max_rounds is 2" in second["decision"]
+    assert workspace.teacher().name == first
+    with pytest.raises(ConfigError, match="2 rounds of auto-labels are behind this teacher"):
+        check_rounds(workspace, workspace.path("models/student"))
+    _change(workspace, "student_train.max_rounds", None)
+    lifted = Workspace(workspace.root)
+    check_rounds(lifted, lifted.path("models/student"))
+    assert apply_verdict(lifted)["promoted"]
 
 
 def _pinned_teacher(ws: Workspace) -> Registry:
@@ -182,6 +208,24 @@ def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspa
     (note,) = apply_verdict(Workspace(workspace.root), promote=False)["notes"]
     assert "another recipe" in note
     assert "autolabel models aa" in note
+
+
+def test_a_student_with_another_start_is_another_recipe_and_its_aa_trainings_start_there(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = recipe_digest(workspace)
+    _change(workspace, "student_train.init", "pretrained")
+    ws, starts = Workspace(workspace.root), []
+    assert recipe_digest(ws) != digest
+
+    def train(*_: object, init_from: Path | None, **__: object) -> Path:
+        starts.append(init_from)
+        return Path("run")
+
+    monkeypatch.setattr(gatekeeper, "train_model", train)
+    monkeypatch.setattr(Workspace, "teacher", lambda of: of.path("models/teacher"))
+    gatekeeper._train(ws, 0, 0, 2)
+    assert starts == [None], "from the trunk's weights, as the student"
 
 
 def test_the_seed_is_no_part_of_the_recipe(workspace: Workspace) -> None:

@@ -6,12 +6,14 @@ import errno
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.lineage import LearnedImage, Lineage
 from pipeline.checkpoint_folders import damage
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
@@ -21,6 +23,16 @@ from tests.support.faults import every_exit, every_fault
 def _checkpoint(folder: Path, content: bytes) -> Path:
     sha = atomic.write_bytes(folder / "model.safetensors", content)
     sealed.write(folder / "model.json", {"weights_sha256": sha, "lineage": {"parents": ["p"]}})
+    return folder
+
+
+def _taught(folder: Path, source: str = "fine", parents: Sequence[Path] = ()) -> Path:
+    """A checkpoint that learned from one image, from these parents."""
+    sha = atomic.write_bytes(folder / "model.safetensors", folder.name.encode())
+    image = LearnedImage("0" * 64, "a", "target", "0" * 16, "", -1, source)
+    weights = tuple(str(atomic.read_json(p / "model.json")["weights_sha256"]) for p in parents)
+    listed = Lineage({image.sha256: image}, weights).save(folder / "lineage.json")
+    sealed.write(folder / "model.json", {"weights_sha256": sha, "lineage": {"lineage_sha256": listed}})
     return folder
 
 
@@ -71,6 +83,22 @@ def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
         registry.rollback()
     assert [h["action"] for h in registry.history()] == ["promote", "promote", "rollback", "rollback"]
     assert registry.history()[0]["by"] == "ann"
+
+
+def test_rounds_of_auto_labels_are_counted_by_lineage(registry: Registry, tmp_path: Path) -> None:
+    teacher = _taught(registry.root / "teacher")
+    assert registry.rounds(teacher) == 0
+    first = registry.register(_taught(registry.root / "first", "pseudo", parents=[teacher]))
+    assert registry.rounds(first.path) == 1
+    again = _taught(registry.root / "again", "pseudo", parents=[teacher])
+    assert registry.rounds(again) == 1, "another student of the first teacher"
+    second = registry.register(_taught(registry.root / "second", "pseudo", parents=[first.path, teacher]))
+    third = _taught(registry.root / "third", "pseudo", parents=[second.path, first.path, teacher])
+    assert (registry.rounds(second.path), registry.rounds(third)) == (2, 3)
+    _described(registry, "first", note="other")
+    registry.register(registry.root / "first2")
+    assert registry.rounds(third) == 3, "two versions of the same weights are one round"
+    assert registry.rounds(_checkpoint(tmp_path / "imported", b"i")) == 0
 
 
 BAD_TEACHERS = ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{", '"x"')

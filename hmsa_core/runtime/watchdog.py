@@ -1,0 +1,76 @@
+"""Ends a rank that waits for ever for another one, or for its GPU.
+
+Python runs no signal handler while the main thread waits inside CUDA or a collective. A thread looks on instead: a
+rank that has got nowhere for some minutes ends with an error of its own, and one that waits for a rank that has failed
+ends some seconds later. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from hmsa_core.io.errors import DeviceError, HmsaError
+
+_LOOK_S = 1.0
+_GRACE_S = 20.0  # for a rank to end by itself after another one has failed
+
+
+class Watchdog:
+    """Watches from the first `beat` to the end of the block.
+
+    Args:
+        minutes: without a beat; the process then ends.
+        record: the file that a rank which failed writes.
+        fail: reports an error and returns the exit status.
+        end: ends the process.
+    """
+
+    def __init__(
+        self,
+        minutes: float,
+        record: Path,
+        fail: Callable[[HmsaError], int],
+        *,
+        end: Callable[[int], None] = os._exit,
+        look_s: float = _LOOK_S,
+        grace_s: float = _GRACE_S,
+    ) -> None:
+        self._minutes, self._record, self._fail, self._end = minutes, record, fail, end
+        self._look_s, self._grace_s = look_s, grace_s
+        self._last: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        """Say that work has got on; the first call starts the watch, so that preparing may take its time."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._look_s):
+            if self._last is None:
+                continue
+            silent = time.monotonic() - self._last
+            if silent > self._grace_s and self._record.exists():
+                self._end(DeviceError.exit_code)  # the other rank has told what happened
+                return
+            if silent > 60 * self._minutes:
+                lost = DeviceError(
+                    f"no progress for {self._minutes:g} minutes: another rank or this one's GPU is lost",
+                    hint="the training goes on from its last state; runtime.lost_minutes is the time to wait",
+                )
+                self._end(self._fail(lost))
+                return
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()

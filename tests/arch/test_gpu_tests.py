@@ -1,0 +1,35 @@
+"""Tests that need a GPU can be collected on every machine, and say in one way why they are not run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import torch
+
+from tests.conftest import REPO
+
+COLLECT = "import sys, pytest, torch; torch.cuda.is_available = lambda: True; sys.exit(pytest.main(sys.argv[1:]))"
+OPTIONS = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+
+
+def told(*command: str) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_none_of_them_fails_at_import_or_collection_where_a_gpu_is_said_to_be() -> None:
+    found = re.search(r"(\d+) tests collected", told("-c", COLLECT, "--collect-only", *OPTIONS))
+    assert found is not None
+    assert int(found[1]) >= 20
+
+
+def test_without_a_gpu_each_is_skipped_with_one_reason() -> None:
+    if torch.cuda.is_available():
+        return
+    text = told("-m", "pytest", "-rs", *OPTIONS)
+    reasons = set(re.findall(r"^SKIPPED \[\d+\] [^ ]+: (.*)$", text, re.MULTILINE))
+    assert reasons == {"needs CUDA"}
+    assert re.search(r"^\d+ skipped in", text, re.MULTILINE)
