@@ -145,8 +145,8 @@ def thresholds(facts: Facts) -> Raw:
         )
     return Raw(
         f"{other}<p>Each class keeps pixels from the confidence on {_chosen(policy, target)}{_where(kept)}. "
-        f"{_promises(policy)} Blocks and pieces are those of the kept pixels; the columns on the right are the check on "
-        f"report images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
+        f"{_promises(policy)} Blocks and pieces are those of the kept pixels; the columns on the right are the check "
+        f"on report images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
         f"{_why(facts.names, policy)}<h3>Precision (up) over coverage (right) on the calibration images; "
         f"dashed: the target</h3>{curve_grid(facts.curves, policy, target)}{_beside(kept)}{_sampled(kept)}"
     )
