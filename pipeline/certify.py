@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.data.decode import holds_train_ids, read_label_ids
-from hmsa_core.io.errors import InputError
+from hmsa_core.io.errors import HmsaError, InputError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.certificate import BATCH, Certificate, certificate_path
-from hmsa_core.labels.thresholds.policy import ClassPolicy, ThresholdPolicy
+from hmsa_core.labels.thresholds.policy import PROMISES, ClassPolicy, ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE, ClassTable
 from pipeline.inspector.precision import calibration_policy, load_policy
 from pipeline.inspector.view import StoreView
@@ -175,7 +175,18 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
             entries.append(ClassPolicy(name, NUM_CODES, "withheld", {"reason": "not certified"}))
     settings = {**(measured.settings if measured is not None else {}), "target": certificate.value["target"]}
     table = None if measured is None else measured.table
-    return ThresholdPolicy(view.classes, tuple(entries), table=table, binding=binding(view.lineage), settings=settings)
+    named = {key: certificate.value[key] for key in ("store", "target", "delta", "who")}
+    return ThresholdPolicy(
+        view.classes,
+        tuple(entries),
+        table=table,
+        binding=binding(view.lineage),
+        settings=settings,
+        evidence={
+            "certificate": {"digest": certificate.digest, **named},
+            "promises": {entry.status: PROMISES[entry.status] for entry in entries},
+        },
+    )
 
 
 # -- the file that several people answer ------------------------------------------------------------------
@@ -200,11 +211,15 @@ class CertificateFile:
             self._seen = (stamp, Certificate.load(self.path))
         return self._seen[1]
 
-    @property
-    def valid(self) -> Certificate | None:
-        """The certificate of these very labels."""
-        found = self.current
-        return found if found is not None and found.is_of(self._view) else None
+    def usable(self) -> tuple[Certificate | None, str]:
+        """The certificate of these very labels, or None and why the one that is there does not count ("" = none)."""
+        try:
+            found = self.current
+        except HmsaError as error:
+            return None, f"does not count: {error.message}"
+        if found is None or found.is_of(self._view):
+            return found, ""
+        return None, "void: the store has changed since it was certified"
 
     def start(self, certificate: Certificate) -> Certificate:
         """Keep a new certificate with its first draws; one with the same plan goes on, another one is put aside."""

@@ -239,9 +239,16 @@ def _commit(
             "raw_store": raw.digest,
             "thresholds": {e.name: e.threshold for e in recipe.policy.entries},
             "rules": recipe.rules.evidence if recipe.rules else None,
+            **_certificate(recipe.policy),
         },
     )
     return statistics
+
+
+def _certificate(policy: ThresholdPolicy) -> dict[str, Any]:
+    """The certificate behind a policy and the classes that it covers, {} where there is none."""
+    classes = [entry.name for entry in policy.entries if entry.status == "certified"]
+    return {"certificate": {**policy.evidence.get("certificate", {}), "classes": classes}} if classes else {}
 
 
 class _ShardCounts:

@@ -27,6 +27,7 @@ from hmsa_core.inference.evaluation import to_long_edge
 from hmsa_core.io.errors import ConfigError, InterruptedRunError, TrainingError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.lineage import LINEAGE_FILE
 from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of
 from hmsa_core.models import read_meta, save
@@ -390,6 +391,7 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         **spec.lineage,
         **published,
         **data.lineage.summary(list_sha256),
+        **_certificate(spec),
         "stage": spec.stage,
         "config": spec.config.model_dump(mode="json"),
         "machine": {
@@ -412,3 +414,11 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         inference={"scales": scales, "flip": True, "mean": list(MEAN), "std": list(STD)},
         extra={"key": data.key, "steps": trainer.step, "averaged": trainer.average is not None},
     )
+
+
+def _certificate(spec: TrainSpec) -> dict[str, Any]:
+    """The certificate of the auto-labels that were learned from, {} where there is none."""
+    if spec.pseudo is None:
+        return {}
+    found = (read_manifest(spec.pseudo.store)["policy"] or {}).get("certificate")
+    return {} if found is None else {"certificate": found}

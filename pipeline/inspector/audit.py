@@ -8,6 +8,7 @@ The file `<store>.audit.json` holds draw, answers and results; it is rewritten a
 
 from __future__ import annotations
 
+import glob
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -211,6 +212,12 @@ class AuditFile:
         self._lock = threading.Lock()
         self._seen: tuple[tuple[int, int], Audit | None] | None = None
 
+    def every(self) -> list[Audit]:
+        """All audits of the store that was or is here, of whatever labels, in the order in which they were drawn."""
+        aside = self.path.parent.glob(f"{glob.escape(self.path.stem)}-*.json")
+        found = [kept for path in (*aside, self.path) if (kept := self._kept(path)) is not None]
+        return sorted(found, key=lambda audit: (audit.value.get("number", 0), audit.id))
+
     def _aside(self, audit: Audit) -> Path:
         return self.path.with_name(f"{self.path.stem}-{audit.id}.json")
 
@@ -246,6 +253,7 @@ class AuditFile:
                 if kept is not None and kept.is_begun:
                     self._save(kept, self._aside(kept))
                 aside = self._kept(self._aside(audit))  # the same draw, answered before
+                audit.value["number"] = 1 + max((old.value.get("number", 0) for old in self.every()), default=0)
                 kept = audit if aside is None else aside
                 self._save(kept, self.path)
             return kept

@@ -221,7 +221,7 @@ def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> 
         raise InputError(f"{path}: policy file not found")
     policy = ThresholdPolicy.load(Path(path))
     policy.check(store.lineage, store.classes, where=str(store.path))
-    return policy
+    return policy.on(store.digest)
 
 
 def find_curves(

@@ -152,7 +152,7 @@ class Session:
         return PrecisionSources(self.view.totals, known, self.calibrated, answers, audited, self._certified())
 
     def _certified(self) -> dict[tuple[int, int], tuple[float, float]]:
-        certificate = self.certificates.valid
+        certificate, _ = self.certificates.usable()
         return {} if certificate is None else certificate.certified()
 
     def describe(self) -> dict[str, Any]:
@@ -261,12 +261,8 @@ class Session:
 
     def certificate(self) -> dict[str, Any]:
         """The certificate as the page shows it under "current", and why one that is there is void."""
-        found = self.certificates.current
-        if found is None:
-            return {"current": None, "void": ""}
-        if not found.is_of(self.view):
-            return {"current": None, "void": "void: the store has changed since it was certified"}
-        return {"current": self._shown(found), "void": ""}
+        found, why = self.certificates.usable()
+        return {"current": None if found is None else self._shown(found), "void": why}
 
     def _shown(self, certificate: Certificate) -> dict[str, Any]:
         ids = [row["class"] for row in certificate.classes]
@@ -291,6 +287,7 @@ class Session:
                 for c, row in zip(ids, certificate.results().values(), strict=True)
             ],
             "wrong": certificate.expected_wrong(self.view, limit=5),
+            "pays": certificate.pays(self.view, self.cuts().codes),
             "overall": None,
         }
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io import atomic
-from hmsa_core.labels import ConfidenceCode, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.monitor import risen_errors
 from pipeline.devices import visible_devices
+from pipeline.inspector.audit import Audit
 from pipeline.stages import section_of
 from pipeline.workspace import Workspace
 
@@ -82,6 +85,63 @@ def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArr
         wrong = [_error_rate(totals[c, a:b], right[c, a:b]) for c, (a, b) in enumerate(zip(low, high, strict=True))]
         loss += (inside - above) @ np.array(wrong)
     return loss / np.maximum(1, statistics.pixels)
+
+
+def wrong_regions(
+    store: LabelStore, codes: NDArray[np.integer], right: NDArray[np.float64], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Pieces of a class's kept pixels that are less sure than its kept pixels are on average, most wrong pixels first.
+
+    Args:
+        store: the raw store.
+        codes: cuts in use, (C,), 256 for none.
+        right: P(right) of each class and code, (C, 256).
+        names: images that are looked at.
+
+    Returns:
+        Rows with "image", "class", "x", "y" (middle of its box), "wrong" (expected wrong pixels) and "pixels".
+    """
+    totals = StoreStatistics.open(store.path).totals()
+    cuts = np.asarray(codes, np.int64)
+    error = np.zeros((256, NUM_CODES))
+    unsure = np.zeros((256, NUM_CODES), np.bool_)
+    for c, cut in enumerate(cuts):
+        error[c, cut:] = 1 - right[c, cut:]
+        mean = _error_rate(totals[c, cut:], right[c, cut:])
+        unsure[c, cut:] = (error[c, cut:] >= mean - 1e-9) & (error[c, cut:] > 0)
+    found = []
+    for name in names:
+        label, code = store.read(name)
+        doubtful = unsure[label, code]
+        wrong = np.where(doubtful, error[label, code], 0.0)
+        for c in np.unique(label[doubtful]):
+            piece = (doubtful & (label == c)).astype(np.uint8)
+            count, ids, boxes, _ = cv2.connectedComponentsWithStats(piece, connectivity=8)
+            sums = np.bincount(ids.reshape(-1), weights=wrong.reshape(-1), minlength=count)
+            for i in range(1, count):
+                x, y, width, height, pixels = (int(v) for v in boxes[i])
+                found.append((float(sums[i]), name, int(c), x + width // 2, y + height // 2, pixels))
+    found.sort(key=lambda row: (-row[0], *row[1:]))
+    keys = ("wrong", "image", "class", "x", "y", "pixels")
+    return [dict(zip(keys, row, strict=True)) | {"class": store.classes.classes[row[2]]} for row in found]
+
+
+def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta: float = 0.05) -> list[str]:
+    """A sentence for each class whose audits of all nights speak against the least precision that was measured.
+
+    With a probability of at least 1 - delta no sentence is ever false, for all classes and nights together.
+    """
+    found = []
+    for name, precision in least.items():
+        rows = [row for audit in audits for row in audit.results() if row["name"] == name]
+        judged, wrong = [row["right"] + row["wrong"] for row in rows], [row["wrong"] for row in rows]
+        if risen_errors(judged, wrong, 1 - precision) >= np.log(len(least) / delta):
+            nights = sum(n > 0 for n in judged)
+            found.append(
+                f"{name}: {sum(wrong)} of {sum(judged)} audited pixels of {nights} audits are wrong; calibration said "
+                f"at least {precision:.1%} right: calibrate anew, or raise its threshold"
+            )
+    return found
 
 
 def _error_rate(pixels: NDArray[np.int64], right: NDArray[np.float64]) -> float:

@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, one_line
-from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
+from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.certificate import Certificate
+from pipeline.certify import CertificateFile
 from pipeline.disk import disk_need
+from pipeline.inspector.audit import AuditFile, audit_path
+from pipeline.inspector.view import StoreView
 from pipeline.nightly import history
-from pipeline.nightly.figures import cost_of, expected_loss
+from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, wrong_regions
 from pipeline.nightly.gatekeeper import measured_aa
 from pipeline.render import Table, points
 from pipeline.results import class_rows, class_table, diet, json_of
@@ -32,7 +40,7 @@ Used = tuple[ThresholdPolicy, dict[str, dict[str, Any]]]  # the policy in use, a
 
 PAGE = "work/nightly/morning.html"
 _INSPECTOR = "http://127.0.0.1:8733/"  # `autolabel serve` with its own port
-_QUEUE = 20  # images: a minute each
+_QUEUE = 20  # regions: a minute each
 _CHOSEN, _RANDOM = 12, 3  # pictures: by expected loss, and at random
 _LISTED = 50  # images behind a number
 _CARRIED = ("counts", "coverage")  # what the next night compares its own with
@@ -127,6 +135,7 @@ def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         **_health(ws, tonight),
         **_worth_a_look(ws, used),
     }
+    page["warnings"] = [*_alarms(ws, used), *page["warnings"]]
     gain = tonight.verdict.get("gain", {})
     line = {
         "night": night,
@@ -279,9 +288,19 @@ def _drift(ws: Workspace) -> list[dict[str, Any]]:
 
 
 def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
-    """Pictures by expected loss and at random ({name: caption}), and twenty minutes of review."""
+    """Pictures by expected loss and at random ({name: caption}), twenty minutes of review, and where answers pay."""
     if used is None:
-        return {"chosen": {}, "random": {}, "queue": []}
+        return {"chosen": {}, "random": {}, "queue": [], "pays": []}
+    policy = used[0]
+    view = StoreView(ws.path("labels/raw"))
+    files = CertificateFile(view)
+    target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
+    certificate = files.usable()[0]
+    if certificate is None:
+        certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
+    edges = np.array([float(edge) for edge in ConfidenceCode().edges])
+    table = policy.table if policy.table is not None else np.broadcast_to(edges, (view.classes.num_classes, NUM_CODES))
+    right = certificate.refined(view, table)
     statistics = StoreStatistics.open(ws.path("labels/raw"))
     loss = expected_loss(statistics, used[0])
     statistics.close()
@@ -292,8 +311,41 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     return {
         "chosen": {name: f"{share} %" for name, share in ranked[:_CHOSEN]},
         "random": dict.fromkeys(rest[:_RANDOM], "at random"),
-        "queue": [{"name": name, "loss": share, "link": inspect(image=name)} for name, share in ranked[:_QUEUE]],
+        "queue": _queue(ws, policy, right, [name for name, _ in ranked[: 2 * _QUEUE]]),
+        "pays": certificate.pays(view, policy.codes()),
     }
+
+
+def _queue(
+    ws: Workspace, policy: ThresholdPolicy, right: NDArray[np.float64], names: list[str]
+) -> list[dict[str, Any]]:
+    """Regions by expected wrong kept pixels."""
+    rows = wrong_regions(LabelStore.open(ws.path("labels/raw")), policy.codes(), right, names)[:_QUEUE]
+    return [
+        {
+            "name": row["image"],
+            "class": row["class"],
+            "wrong": round(row["wrong"]),
+            "link": inspect(image=row["image"], view=f"2,{row['x']},{row['y']}"),
+        }
+        for row in rows
+        if row["wrong"] >= 0.5
+    ]
+
+
+def _alarms(ws: Workspace, used: Used | None) -> list[str]:
+    """Classes that several nights' audits found less right than measured, and answers that cannot be read."""
+    raw = ws.path("labels/raw")
+    if used is None or not (raw / "manifest.json").exists():
+        return []
+    least = {e.name: e.evidence["lower"] for e in used[0].entries if e.evidence.get("lower") is not None}
+    view = StoreView(raw)
+    why = CertificateFile(view).usable()[1]
+    told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
+    try:
+        return told + precision_alarms(AuditFile(audit_path(raw.resolve()), view).every(), least)
+    except HmsaError as error:
+        return [*told, f"no alarm over the audits: {error.message}"]
 
 
 def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
@@ -359,5 +411,6 @@ def tables(page: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]
             [{"stage": stage, "seconds": s} for stage, s in page["stages"].items()],
         ),
         "queue": ("Your twenty minutes", page.get("queue", [])),
+        "pays": ("Where the next 50 answers pay", page.get("pays", [])),
     }
     return {f"auto-label-{key}": value for key, value in found.items() if value[1]}

@@ -26,6 +26,7 @@ from pipeline.workspace import Workspace
 
 _WIDTH = 200  # pixels of a picture
 _DRIFT_SHOWN = 6
+_PAYS_SHOWN = 5
 _LEGEND = "a dot marks the last night, a promotion (green) or a failed night (red)"
 _SERIES = (
     ("student mIoU", "candidate", 100.0, 2),
@@ -88,7 +89,8 @@ def _columns(ws: Workspace, page: Mapping[str, Any]) -> list[list[tuple[str, str
         ],
         [
             ("Pictures", shown, _pictures(ws, {**page["chosen"], **page["random"]})),
-            ("Your twenty minutes", "% of pixels expected to teach something wrong", _queue(ws, page["queue"])),
+            ("Your twenty minutes", "regions by kept pixels expected to be wrong", _queue(ws, page["queue"])),
+            ("Where the next 50 answers pay", "kept pixels of a class", _pays(page["pays"])),
             *last,
         ],
     ]
@@ -205,7 +207,8 @@ def _queue(ws: Workspace, rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return _soft("nothing to review")
     items = "".join(
-        f"<li><a href='{esc(row['link'])}' title='{esc(row['name'])}'>{esc(row['loss'])} % {esc(row['name'])}</a></li>"
+        f"<li><a href='{esc(row['link'])}' title='{esc(row['name'])}'>"
+        f"{row['wrong']:,} px {esc(row['class'])} in {esc(row['name'])}</a></li>"
         for row in rows
     )
     file, command = policy_file(ws), ["autolabel", "serve", "labels/raw"]
@@ -215,6 +218,15 @@ def _queue(ws: Workspace, rows: Sequence[Mapping[str, str]]) -> str:
         f"<p>First <code>{esc(shlex.join(command))}</code>, then accept or flag; "
         f"flagged pixels are ignored from the next night on.</p><ul class='queue'>{items}</ul>"
     )
+
+
+def _pays(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return _soft("no class is certified sooner by more answers")
+    keys = ("class", "answers", "confirm", "bring")
+    head = ["class", "answers to a certificate", "50 confirm", "50 bring"]
+    shown = [[f"{row[key]:,}" if isinstance(row[key], int) else row[key] for key in keys] for row in rows[:_PAYS_SHOWN]]
+    return Table(head, shown).html() + "<p class='soft'>Answer: <code>autolabel serve labels/raw</code>, then u.</p>"
 
 
 def _lines(nights: Sequence[Mapping[str, Any]]) -> str:

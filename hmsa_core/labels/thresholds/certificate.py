@@ -328,6 +328,53 @@ class Certificate:
             "more_pixels": round(float(turn.gain[c]) * pixels) if np.isfinite(needed) else 0,
         }
 
+    def pays(self, labels: Labels, codes: NDArray[np.integer], clicks: int = 50) -> list[dict[str, Any]]:
+        """What `clicks` more answers are worth in each class, the most pixels first.
+
+        Args:
+            labels: the store.
+            codes: cuts in use, (C,), 256 for none.
+            clicks: answers that are given to one class.
+
+        Returns:
+            Rows with "class", "answers" (until its next certificate), "threshold" (that it would prove), and the pixels
+            that `clicks` answers are expected to "confirm" (kept by `codes`) and to "bring" (beyond them): their share
+            of the answers, of all that the certificate would add.
+        """
+        n, wrong, best = self._state()
+        turn, certified = self.test.turn(n, wrong, best), self.test.levels(best)[1]
+        rows = []
+        for c, row in enumerate(self.classes):
+            if not np.isfinite(turn.needed[c]):
+                continue
+            had = np.flatnonzero(certified[c])
+            high = row["bands"][int(had[-1])]["low"] if len(had) else NUM_CODES
+            low, counts = row["bands"][int(turn.cut[c])]["low"], labels.totals[row["class"]]
+            kept = int(counts[max(low, int(codes[row["class"]])) : high].sum())
+            share = min(1.0, clicks / float(turn.needed[c]))
+            rows.append(
+                {
+                    "class": row["name"],
+                    "answers": int(np.ceil(turn.needed[c])),
+                    "threshold": ConfidenceCode().threshold(low),
+                    "confirm": round(share * kept),
+                    "bring": round(share * (int(counts[low:high].sum()) - kept)),
+                }
+            )
+        return sorted(rows, key=lambda row: -row["confirm"] - row["bring"])
+
+    def refined(self, labels: Labels, right: NDArray[np.float64]) -> NDArray[np.float64]:
+        """P(right) of each class and code (C, 256), with the error rates of bands that were judged as answers tell."""
+        n, wrong, _ = self._state()
+        rates, found = self.test.predict(n, wrong)[1], np.array(right, np.float64)
+        for c, row in enumerate(self.classes):
+            for b, band in enumerate(row["bands"]):
+                if n[c, b]:
+                    of = row["class"], slice(band["low"], band["high"])
+                    mean = float(np.average(1 - found[of], weights=labels.totals[of]))
+                    found[of] = 1 - np.clip((1 - found[of]) * rates[c, b] / mean, 0, 1) if mean > 0 else 1 - rates[c, b]
+        return found
+
     def expected_wrong(self, labels: Labels, limit: int = 10) -> list[dict[str, Any]]:
         """Images and classes by the wrong kept pixels that the answers let expect, most first."""
         n, wrong, best = self._state()
@@ -348,7 +395,15 @@ class Certificate:
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the sealed file with its results; return its digest."""
-        return sealed.write(Path(path), {**self.value, "results": self.results()})
+        return sealed.write(Path(path), self._to_json())
+
+    def _to_json(self) -> dict[str, Any]:
+        return {**self.value, "results": self.results()}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the file with the answers of now."""
+        return sealed.dump(self._to_json())[11:75].decode("ascii")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
 Array = NDArray[np.float64]
+_ALLOWED = 0.02  # error of the simulated target, near the usual one; results hardly depend on it
 
 
 def effective_blocks(total: NDArray[np.integer] | Array) -> Array:
@@ -87,28 +88,51 @@ def spread_of_errors(total: NDArray[np.integer], correct: NDArray[np.integer]) -
     return float(np.sqrt(np.average((rates - mean) ** 2, weights=x) * len(x) / (len(x) - 1)) / mean), size_cv
 
 
-def simulated_coverage(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
-    """Share of simulated calibrations in which the bound is right, with log-normal block errors and sizes.
+def simulated_search(
+    blocks: int, error_cv: float, size_cv: float, confidence: float, shares: Array, errors: Array, chosen: int
+) -> float:
+    """Share of simulated calibrations in which the search for the cut ends at one that reaches the target, or at none.
 
-    The spreads are rounded up to quarters and never taken as less than 1 (errors) and 0.5 (sizes), because few
-    blocks show less spread than there is.
+    The simulated class is like the measured one, but its chosen cut is just too wrong, and so is every lower one. The
+    search takes the lowest cut whose bound reaches the target, so a flat curve gives it many chances to be wrong.
+    Errors and sizes of blocks are log-normal. Between bands of codes a block's errors agree wholly (then the search is
+    as good as one fixed cut), or half of their variance is the band's own. The worse of both counts.
+
+    Args:
+        blocks: blocks at the chosen cut.
+        error_cv, size_cv: spreads by `spread_of_errors`. They are rounded up to quarters and never taken as less than
+            1 (errors) and 0.5 (sizes), because few blocks show less spread than there is.
+        confidence: of `lower_bound`.
+        shares: of the class's pixels that each cut keeps, (J,), rising.
+        errors: error rate of what each cut keeps, (J,). Only ratios count, and a fall counts as flat.
+        chosen: index of the cut.
     """
-    up = [min(math.ceil(max(v, low) * 4) / 4, 6.0) for v, low in ((error_cv, 1.0), (size_cv, 0.5))]
-    return _coverage(int(blocks), up[0], up[1], round(confidence, 4))
+    spreads = [min(math.ceil(max(v, low) * 4) / 4, 6.0) for v, low in ((error_cv, 1.0), (size_cv, 0.5))]
+    fixed = _one_cut(int(blocks), spreads[0], spreads[1], round(confidence, 4))
+    rising = np.maximum.accumulate(errors)
+    ratio = rising / rising[chosen] if rising[chosen] > 0 else np.ones(len(rising))
+    widths = np.diff(shares, prepend=0.0)
+    bands = np.maximum(np.diff(ratio * shares, prepend=0.0), 0.0) / widths
+    total, correct = _worlds(int(blocks), spreads[0], spreads[1], widths, bands, draws=2000)
+    passes = lower_bound(total, correct, confidence) >= 1 - _ALLOWED
+    last = passes.shape[-1] - 1 - passes[:, ::-1].argmax(-1)
+    return min(fixed, float(1 - np.mean(passes.any(-1) & (ratio >= 1)[last])))
 
 
 @lru_cache(maxsize=4096)
-def _coverage(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
+def _one_cut(blocks: int, error_cv: float, size_cv: float, confidence: float) -> float:
+    total, correct = _worlds(blocks, error_cv, size_cv, np.ones(1), np.ones(1), draws=20_000)
+    return float(np.mean(lower_bound(total, correct, confidence) < 1 - _ALLOWED))
+
+
+def _worlds(
+    blocks: int, error_cv: float, size_cv: float, widths: Array, bands: Array, draws: int
+) -> tuple[Array, Array]:
+    """Pixels and right ones of (blocks, draws, cuts): errors of the bands, relative to the allowed one, per block."""
     rng = np.random.Generator(np.random.PCG64(20200521))
     error_s, size_s = (math.sqrt(math.log1p(cv * cv)) for cv in (error_cv, size_cv))
-    draws, mean_error = 2000, 0.02  # an error near the usual target; the coverage hardly depends on it
-
-    def world(n: int) -> tuple[Array, Array]:
-        sizes = 1e4 * np.exp(size_s * rng.standard_normal((n, draws if n == blocks else 1)))
-        errors = mean_error * np.exp(error_s * rng.standard_normal(sizes.shape) - error_s**2 / 2)
-        return sizes, sizes * (1 - np.minimum(errors, 1))
-
-    everything = world(200_000)
-    truth = everything[1].sum() / everything[0].sum()
-    total, correct = world(blocks)
-    return float(np.mean(lower_bound(total, correct, confidence) <= truth))
+    sizes = 1e4 * np.exp(size_s * rng.standard_normal((blocks, draws, 1))) * widths
+    of_block, own = (rng.standard_normal((blocks, draws, k)) for k in (1, len(widths)))
+    normal = (of_block + own) / math.sqrt(2)
+    wrong = np.minimum(1.001 * _ALLOWED * bands * np.exp(error_s * normal - error_s**2 / 2), 1.0)
+    return sizes.cumsum(-1), (sizes * (1 - wrong)).cumsum(-1)

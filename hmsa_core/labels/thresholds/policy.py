@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,14 @@ FORMAT, VERSION = "hmsa-threshold-policy", 1
 WITHHELD = NUM_CODES  # 256: no code reaches it
 
 Status = Literal["given", "certified", "measured", "estimate", "pooled", "withheld"]
+PROMISES: dict[Status, str] = {  # what each status promises about the kept pixels of its class
+    "certified": "distribution-free: answers about drawn pixels prove it for these very labels",
+    "measured": "under the block model: in 9 of 10 simulated searches for the cut the target is reached",
+    "estimate": "none: a figure of few blocks, or its search for the cut fails too often in simulation",
+    "pooled": "none for the class alone: it is shrunk to its group",
+    "withheld": "nothing is kept",
+    "given": "none: set by hand",
+}
 _CODE = ConfidenceCode()
 
 
@@ -107,6 +115,23 @@ class ThresholdPolicy:
                 f"the policy was measured with another teacher or inference than {where} ({'; '.join(differing)})",
                 hint="run calibrate for this teacher, or give a plain threshold",
             )
+
+    def on(self, store: str) -> ThresholdPolicy:
+        """The policy for the store of this digest: what was certified on other labels is an estimate here."""
+        entries = tuple(
+            replace(
+                e, status="estimate", evidence={**e.evidence, "reason": "certified on other labels: void for these"}
+            )
+            if e.status == "certified" and e.evidence.get("store") != store
+            else e
+            for e in self.entries
+        )
+        if entries == self.entries:
+            return self
+        evidence = {key: value for key, value in self.evidence.items() if key != "certificate"}
+        return ThresholdPolicy(
+            self.classes, entries, table=self.table, binding=self.binding, settings=self.settings, evidence=evidence
+        )
 
     def _to_json(self) -> dict[str, Any]:
         return {

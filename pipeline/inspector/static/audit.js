@@ -139,9 +139,10 @@ async function showItem() {
 function finish() {
   if (isCertificate()) {
     const names = certified().map((row) => store.classes[row.class].name);
-    const [worst] = audit.wrong;
+    const [[worst], [next]] = [audit.wrong, audit.pays];
     setText(byId("audit-summary"), `${answered()} pixels judged. Certified at ${percent(audit.target, 1, 1)}: ${names.join(", ") || "no class"}.`
-      + (worst ? ` Most wrong pixels are expected in ${worst.image} (${worst.class}).` : ""));
+      + (worst ? ` Most wrong pixels are expected in ${worst.image} (${worst.class}).` : "")
+      + (next ? ` 50 more answers pay most in ${next.class}: they confirm about ${next.confirm} kept pixels and bring ${next.bring}.` : ""));
   } else setText(byId("audit-summary"), audit.overall
     ? `${answered()} pixels judged. ${percent(audit.overall.precision, 1, 1)} of kept pixels are right (95 % interval ${percent(audit.overall.low, 1, 1)} to ${percent(audit.overall.high, 1, 1)}).`
     : "Nothing was judged.");
@@ -179,7 +180,7 @@ async function answer(verdict) {
 /** Take the draws that were added and what others answered; what is not sent yet stays. */
 function merge(reply) {
   const mine = audit.items;
-  audit.wrong = reply.wrong;
+  [audit.wrong, audit.pays] = [reply.wrong, reply.pays];
   audit.items = reply.items.map((item, number) => Object.assign(mine[number] ?? {}, { ...item, verdict: item.verdict ?? mine[number]?.verdict ?? null }));
 }
 

@@ -11,9 +11,9 @@ import { state, update, watch } from "./state.js";
 
 const CHIPS = {
   given: ["own", "given by hand"],
-  certified: ["good", "certified: holds in this store, whatever its errors look like"],
-  measured: ["good", "measured on images the teacher never saw; holds if blocks differ as its model says"],
-  estimate: ["warn", "a figure, no promise: few independent blocks, or its bound holds too seldom in simulation"],
+  certified: ["good", "distribution-free: answers about drawn pixels prove it for these very labels"],
+  measured: ["good", "under the block model: in 9 of 10 simulated searches for the cut the target is reached"],
+  estimate: ["warn", "no promise: a figure of few blocks, or its search for the cut fails too often in simulation"],
   pooled: ["warn", "too little evidence of its own: shared with its class group"],
   withheld: ["bad", "no threshold could be justified: nothing of this class is kept"],
   "not covered by evidence": ["bad", "these images differ too much from those the threshold was measured on"],

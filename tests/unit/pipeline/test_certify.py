@@ -18,6 +18,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import Recipe, finalise
+from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.labels.thresholds.certificate import Certificate, certificate_path
 from hmsa_core.labels.thresholds.policy import from_threshold
 from pipeline.certify import CertificateFile, begin
@@ -200,6 +201,25 @@ def test_certified_cuts_become_a_policy_and_the_best_evidence(
         assert found.source == "certificate"
         assert found.low is not None
         assert found.low >= 0.9
+
+
+def test_training_labels_name_the_certificate_and_other_labels_void_it(
+    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path
+) -> None:
+    policy = tmp_path / "certified.json"
+    assert by_labels(own, made, "--save-policy", policy) == 0
+    saved, raw = ThresholdPolicy.load(policy), LabelStore.open(own.store)
+    passed = [entry.name for entry in saved.entries if entry.status == "certified"]
+    assert saved.on(raw.digest) is saved
+    finalise(raw, Recipe(saved), tmp_path / "final")
+    proof = read_manifest(tmp_path / "final")["policy"]["certificate"]
+    assert proof["digest"] == sealed.read(certificate_path(own.store))["digest"]
+    assert proof["classes"] == passed
+    elsewhere = saved.on("0" * 64)
+    assert [entry.code for entry in elsewhere.entries] == [entry.code for entry in saved.entries]
+    assert {entry.status for entry in elsewhere.entries} == {"estimate", "withheld"}
+    finalise(raw, Recipe(elsewhere), tmp_path / "other")
+    assert "certificate" not in read_manifest(tmp_path / "other")["policy"]
 
 
 def test_a_finished_store_is_certified_as_it_is(

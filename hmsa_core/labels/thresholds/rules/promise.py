@@ -18,14 +18,15 @@ from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.cuts import Choice, Cut, marginal_ends, marginal_precision, number, share
-from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_coverage, spread_of_errors
+from hmsa_core.labels.thresholds.intervals import lower_bound, simulated_search, spread_of_errors
 from hmsa_core.labels.thresholds.policy import WITHHELD, Status
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 RELIABLE_BLOCKS = 20  # with fewer a spread cannot be estimated well enough for a promise
-RELIABLE_COVERAGE = 0.9  # share of simulated calibrations in which the bound has to be right
+RELIABLE_SEARCHES = 0.9  # share of simulated searches whose cut has to reach the target: what `measured` promises
+_SIMULATED_CUTS = 16
 _CEILING_SHARE = 0.2  # of all pixels: the ceiling is looked for among cuts that keep at least so many
 _CODE = ConfidenceCode()
 
@@ -160,23 +161,34 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
 
 
 def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: CalibrateConfig) -> Cut:
-    """Keep "measured" only where the bound can be trusted and held-out blocks agree."""
+    """Keep "measured" only where the search for the cut can be trusted and held-out blocks agree."""
     own = _own(curves, class_id)
     blocks = own.blocks(cut.code)
     spread = spread_of_errors(own.total[:, cut.code], own.correct[:, cut.code])
-    covers = simulated_coverage(blocks, *spread, config.confidence)
-    evidence = {**cut.evidence, "bound_covers": round(covers, 3), "error_spread": [round(s, 3) for s in spread]}
+    shares, errors, chosen = _curve(own, cut.code)
+    holds = simulated_search(blocks, *spread, config.confidence, shares, errors, chosen)
+    evidence = {**cut.evidence, "search_holds": round(holds, 3), "error_spread": [round(s, 3) for s in spread]}
     held_out = (evidence["cross_fit"] or {}).get("precision")
     doubts = []
     if blocks < RELIABLE_BLOCKS:
         doubts.append(f"only {blocks} blocks")
-    if covers < RELIABLE_COVERAGE:
-        doubts.append(f"the bound covers {covers:.0%} in simulation")
+    if holds < RELIABLE_SEARCHES:
+        doubts.append(f"the search for the cut ends well in {holds:.0%} of simulations")
     if held_out is not None and held_out < target:
         doubts.append(f"held-out blocks reach {held_out:.3f}")
     if doubts:
         return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
     return cut._replace(evidence=evidence)
+
+
+def _curve(own: _Evidence, code: int) -> tuple[Floats, Floats, int]:
+    """Shares kept and error rates of cuts, the surest first, and which of them is `code`: what a search tries."""
+    total, correct = own.total.sum(axis=0), own.correct.sum(axis=0)
+    real = np.flatnonzero(total > np.append(total[1:], 0))[::-1]  # codes that hold pixels, the surest first
+    wanted = np.linspace(0, 1, _SIMULATED_CUTS) * total[0]
+    picked = {int(real[i]) for i in np.minimum(np.searchsorted(total[real], wanted), len(real) - 1)}
+    codes = np.array(sorted(picked | {code}, reverse=True))
+    return total[codes] / total[0], 1 - correct[codes] / total[codes], int(np.flatnonzero(codes == code)[0])
 
 
 def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[int, dict[str, Any]]:

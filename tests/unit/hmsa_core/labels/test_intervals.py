@@ -11,7 +11,7 @@ from hmsa_core.labels.thresholds.intervals import (
     effective_blocks,
     interval,
     lower_bound,
-    simulated_coverage,
+    simulated_search,
     spread_of_errors,
 )
 
@@ -98,9 +98,20 @@ def test_the_bound_covers_nine_of_ten_at_the_block_counts_in_use(
     assert covered >= 0.885  # 0.9 less two standard errors of the simulation
 
 
+SHARES = np.linspace(1 / 16, 1, 16)
+STEEP, FLAT = SHARES**0.5, np.ones(16)
+
+
 def test_where_blocks_differ_too_much_the_simulation_says_so() -> None:
-    assert simulated_coverage(12, 4.0, 1.0, 0.95) < 0.9
-    assert simulated_coverage(20, 0.5, 0.3, 0.95) >= 0.9
+    assert simulated_search(12, 4.0, 1.0, 0.95, SHARES, STEEP, 8) < 0.9
+    assert simulated_search(20, 0.5, 0.3, 0.95, SHARES, STEEP, 8) >= 0.9
+
+
+@pytest.mark.parametrize(("cv", "steep", "flat"), [(1.0, 0.92, 0.85), (2.5, 0.85, 0.73)])
+def test_the_search_is_simulated_and_not_a_cut_that_was_fixed_before(cv: float, steep: float, flat: float) -> None:
+    """On a flat curve every cut is a new chance to be wrong; on a steep one the search is as good as its first cut."""
+    assert simulated_search(20, cv, 0.5, 0.95, SHARES, STEEP, 8) == pytest.approx(steep, abs=0.02)
+    assert simulated_search(20, cv, 0.5, 0.95, SHARES, FLAT, 8) == pytest.approx(flat, abs=0.03)
 
 
 def test_the_spread_of_block_errors_is_found() -> None:

@@ -71,7 +71,8 @@ def test_the_promise_holds_in_nine_of_ten_simulated_calibrations(blocks: int) ->
     assert len(kept) > 40
     assert np.mean(kept) >= 0.84  # 0.9 less the error of 60 draws
     # Fewer than 20 blocks: an estimate, never a promise.
-    assert set(statuses) - {"withheld"} == ({"estimate"} if blocks < 20 else {"measured"})
+    assert statuses.count("measured") == 0 if blocks < 20 else statuses.count("measured") > 40
+    assert set(statuses) <= {"withheld", "estimate", "measured"}
 
 
 def test_blocks_that_differ_wildly_give_an_estimate_not_a_promise() -> None:
@@ -82,7 +83,7 @@ def test_blocks_that_differ_wildly_give_an_estimate_not_a_promise() -> None:
         entries.append(choose_policy(curves_of(total, correct), CalibrateConfig(cross_fit=False)).entries[0])
     judged = [e for e in entries if e.status != "withheld"]
     assert len(judged) > 10
-    assert all(e.status == "estimate" for e in judged if e.evidence["bound_covers"] < 0.9)
+    assert all(e.status == "estimate" for e in judged if e.evidence["search_holds"] < 0.9)
     assert sum(e.status == "estimate" for e in judged) > len(judged) / 2
 
 
