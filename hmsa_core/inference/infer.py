@@ -56,6 +56,7 @@ _BESIDE_GONE = (
 # Note of a receipt and entry of `summary.json`: images that did not fit into memory as their size would have them run,
 # with the side in pixels of the tiles that did (see `Tiler.forced`). Labels near the tiles' borders can differ.
 TILED = "tiled"
+_READERS = 8  # threads a rank that read finished shards at the start
 _POLL_S = 0.5  # between looks at the shards that other processes hold
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
@@ -126,8 +127,10 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     store = spec.work / "store"
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
+    key = context.ranks.broadcast(_key(lineage, classes, spec.config.codec) if context.is_main else "")
+    whole = _whole(spec, key, context)
     plans, pending = context.ranks.broadcast(
-        _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root) if context.is_main else None
+        _plan(spec, key, selected, index.root, whole) if context.is_main else None
     ) or ([], [])
     leave(store)
     pipeline = Pipeline(
@@ -192,12 +195,29 @@ def _key(lineage: dict[str, Any], classes: ClassTable, codec: str) -> str:
     return digest({**made_by, "method": _METHOD, "codec": codec, "classes": classes.digest()})
 
 
+def _planned(spec: InferSpec) -> list[ShardPlan]:
+    path = spec.work / "plan.json"
+    return [ShardPlan.from_json(p) for p in read_json(path)["shards"]] if path.exists() else []
+
+
+def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
+    """Numbers of the shards of earlier runs whose bytes are those of their receipts; each rank reads its share.
+
+    Times of files prove nothing (restored files carry any time), so all bytes are read: by all ranks, in threads.
+    """
+    planned = context.ranks.broadcast(_planned(spec) if context.is_main else [])
+    mine = [plan for plan in planned if plan.key == key][context.rank :: context.world]
+    with ThreadPoolExecutor(_READERS, "checker") as pool:
+        good = list(pool.map(lambda plan: shard_done(spec.work / "store", plan), mine))
+    found = [plan.index for plan, is_good in zip(mine, good, strict=True) if is_good]
+    return {index for part in context.ranks.gather(found) for index in part}
+
+
 def _plan(
-    spec: InferSpec, key: str, selected: list[Sample], index_root: str
+    spec: InferSpec, key: str, selected: list[Sample], index_root: str, whole: set[int]
 ) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
-    path, store = spec.work / "plan.json", spec.work / "store"
-    existing = [ShardPlan.from_json(p) for p in read_json(path)["shards"]] if path.exists() else []
+    existing, store = _planned(spec), spec.work / "store"
     wanted = {s.name: s.image_sha256 for s in selected}
     if any(plan.key != key for plan in existing):
         raise ConfigError(
@@ -206,13 +226,14 @@ def _plan(
         )
     root = spec.roots[index_root]
     by_name = {s.name: s for s in selected}
-    done = {plan.index for plan in existing if _is_done(store, plan, by_name, root)}
+    done = {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, root)}
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
     plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key)
     for plan in kept:
         if plan.index not in done:  # from now on a receipt says that some rank of this run has made the shard
             withdraw(store, plan)
+    path = spec.work / "plan.json"
     write_json(path, {"format": "hmsa-infer-plan", "version": 1, "shards": [p.to_json() for p in plans]})
     return plans, [plan for plan in plans if plan.index not in done]
 
@@ -221,13 +242,11 @@ def _images(plan: ShardPlan) -> list[tuple[str, str]]:
     return list(zip(plan.names, plan.image_sha256s, strict=True))
 
 
-def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
-    """Whether a shard is finished. A shard with skipped images is made again when one of them was restored.
+def _stays(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
+    """Whether a finished shard stays. One with skipped images is made again when one of them was restored.
 
     It is not made again when an image that it labelled is gone or has changed: that label could not be made again.
     """
-    if not shard_done(store, plan):
-        return False
     skipped = {row["name"] for row in read_receipt(store, plan)["skipped"]}
     if any(
         name not in samples or samples[name].image_sha256 != sha256
@@ -451,14 +470,15 @@ class _Claims:
     def __iter__(self) -> Iterator[tuple[ShardWriter, Sample]]:
         pipeline = self._pipeline
         for plan in self._plans:
-            shard = claim_shard(pipeline.store, plan, classes=pipeline.classes, codec=pipeline.config.codec)
-            if shard is not None:
-                self.open.append(shard)
-                yield from ((shard, pipeline.samples[name]) for name in plan.names)
-            elif is_acknowledged(pipeline.store, plan):
+            if is_acknowledged(pipeline.store, plan):  # by another process, in this run
                 self._advance(len(plan.names))
-            else:
+                continue
+            shard = claim_shard(pipeline.store, plan, classes=pipeline.classes, codec=pipeline.config.codec)
+            if shard is None:
                 self.held_by_others.append(plan)
+                continue
+            self.open.append(shard)
+            yield from ((shard, pipeline.samples[name]) for name in plan.names)
 
     def abort(self) -> None:
         """Throw away what is not finished, and give the locks back."""

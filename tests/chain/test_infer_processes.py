@@ -28,6 +28,7 @@ TWO_RANKS = agent("--standalone", "--nproc-per-node", "2")
 SHARDS = 12
 IMAGES = 2 * SHARDS
 OPERATIONS = 12  # a shard: parquet, side table and receipt are opened, written, synced and renamed; then it is done
+AHEAD = 6  # operations, at most, on shards that were claimed ahead
 SCALES = (0.5, 1.0, 2.0)
 
 
@@ -57,7 +58,7 @@ def receipts(work: Path) -> set[str]:
 
 
 def after_receipts(count: int, marks: Path) -> Plan:
-    """Every rank waits when it has acknowledged so many shards (each has SHARDS / ranks of them)."""
+    """Every rank waits when it has acknowledged so many shards; while it waits it holds those that it has claimed."""
     return Plan(marks, r"/receipts/shard-\d+\.json$", "hold", "rename", at=count)
 
 
@@ -79,7 +80,8 @@ def kill_at_random_and_resume(data: Path, undisturbed: Path, folder: Path, seed:
     work = folder / "work"
     spec = infer_spec(data, work, data / "model", scales=SCALES)
     dice = random.Random(seed)
-    at = dice.randint(OPERATIONS, OPERATIONS * (SHARDS // 2 - 1))
+    # A rank claims, and opens, up to two shards before it has finished the one at hand.
+    at = dice.randint(OPERATIONS + AHEAD, OPERATIONS * (SHARDS // 2 - 1) - AHEAD)
     plan = Plan(folder / "marks", "/store/.*shard-", "hold", at=at)
     with started(spec, *TWO_RANKS, plan=plan) as process:
         plan.wait(process, 2)

@@ -374,25 +374,14 @@ def claim_shard(store: str | Path, plan: ShardPlan, **options: Any) -> ShardWrit
 
 
 def shard_done(store: str | Path, plan: ShardPlan) -> bool:
-    """Whether this very plan is acknowledged and its files are those of the receipt.
-
-    Files of the right size that were last written before their receipt are not read: a receipt is written after
-    both. Files written later (copied, or damaged) are. `verify` reads all bytes.
-    """
+    """Whether this very plan is acknowledged and its files are whole (all bytes are read)."""
     root = Path(store)
     try:
         receipt = read_receipt(root, plan)
-        acknowledged = receipt_path(root, plan).stat().st_mtime_ns
-    except (StoreError, FileNotFoundError):
+    except StoreError:
         return False
-    return all(_is_whole(root, FileRecord(**receipt[part]), acknowledged) for part in ("shard", "sidecar"))
-
-
-def _is_whole(root: Path, record: FileRecord, acknowledged: int) -> bool:
-    path = root / record.file
-    if not path.is_file() or path.stat().st_size != record.size_bytes:
-        return False
-    return path.stat().st_mtime_ns < acknowledged or sha256_file(path) == record.sha256
+    records = [FileRecord(**receipt[part]) for part in ("shard", "sidecar")]
+    return all((root / r.file).is_file() and sha256_file(root / r.file) == r.sha256 for r in records)
 
 
 def is_acknowledged(store: str | Path, plan: ShardPlan) -> bool:

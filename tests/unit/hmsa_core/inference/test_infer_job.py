@@ -27,7 +27,6 @@ from hmsa_core.inference.teachers.teacher import CheckpointTeacher
 from hmsa_core.io.atomic import read_json, sha256_file
 from hmsa_core.io.errors import ConfigError, IntegrityError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics
-from hmsa_core.labels.store import shards
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 from tests.support.inference import StopAfter, infer_spec, job_context, save_model, small_model
@@ -193,18 +192,18 @@ def test_tiles_that_lack_of_memory_forced_are_told_in_receipt_and_summary(tmp_pa
     assert run(tmp_path, tmp_path / "work", scales=(1.0,), flip=False).tiled == summary.tiled, "by an earlier run"
 
 
-def test_a_start_reads_no_shard_that_its_receipt_proves_and_finds_one_that_was_changed(data, finished, own_work):
-    read, inner = [], shards.sha256_file
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "sha256_file", lambda path: (read.append(path.name), inner(path))[1])
-        for path in own_work.rglob("*.parquet"):  # copying gave them the times of now
-            os.utime(path, ns=(0, 0))
-        assert run(data, own_work).images == 0
-        assert read == []
-        flip_a_bit(own_work / "store" / "shard-00002.parquet")  # of the same size
-        assert run(data, own_work).images == 2
-        assert "shard-00002.parquet" in read
+def test_each_rank_reads_its_share_of_the_finished_shards_and_a_changed_one_is_found(data, finished, own_work):
+    flip_a_bit(own_work / "store" / "shard-00001.parquet")  # of the same size
+
+    def job(ranks: Ranks) -> None:
+        read, inner = [], infer.shard_done
+        infer.shard_done = lambda store, plan: (read.append(plan.index), inner(store, plan))[1]  # in this fork
+        assert run(data, own_work, ranks=ranks).resumed == IMAGES - 2
+        assert sorted(read) == [ranks.rank, ranks.rank + 2]
+
+    on_ranks(2, job)
     assert store_bytes(own_work) == store_bytes(finished)
+    assert read_json(own_work / "summary.json")["images"] == 2
 
 
 def test_neither_the_order_of_the_index_nor_the_place_of_the_data_changes_a_byte(own_data, finished, tmp_path):
