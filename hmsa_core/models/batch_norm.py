@@ -52,14 +52,17 @@ class Stepwise(nn.Module):
         return run(self.steps(*inputs))
 
 
-def steps_of(module: nn.Module, x: Any) -> Steps[Any]:
-    """Steps of any module: of its own, of the parts of a `Sequential`, or one call."""
-    if isinstance(module, Stepwise):
-        return (yield from module.steps(x))
+def steps_of(module: nn.Module, *inputs: Any) -> Steps[Any]:
+    """Steps of any module: of its own, of the parts of a `Sequential`, or one call (also where hooks wait for one)."""
     if isinstance(module, _BatchNorm):
-        return (yield Norm(module, x))
+        return (yield Norm(module, *inputs))
+    if module._forward_hooks or module._forward_pre_hooks:
+        return module(*inputs)
+    if isinstance(module, Stepwise):
+        return (yield from module.steps(*inputs))
     if type(module).forward is not nn.Sequential.forward:
-        return module(x)
+        return module(*inputs)
+    (x,) = inputs
     for part in cast("nn.Sequential", module):
         x = yield from steps_of(part, x)
     return x

@@ -104,7 +104,7 @@ class ObjectContext(Stepwise):
 
     def steps(self, features_BKhw: Tensor, regions_BKC1: Tensor) -> Steps[Tensor]:
         """Return the augmented features, B x K x h x w. The context comes first in the concatenation."""
-        context = yield from self.object_context_block.steps(features_BKhw, regions_BKC1)
+        context = yield from steps_of(self.object_context_block, features_BKhw, regions_BKC1)
         both = torch.cat([context, features_BKhw], dim=1)
         return (yield from steps_of(self.conv_bn_dropout, both))  # type: ignore[no-any-return]
 
@@ -141,7 +141,7 @@ class OCRBlock(Stepwise):
     def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
         aux, narrow = yield [steps_of(self.aux_head, features), steps_of(self.conv3x3_ocr, features)]
-        context = yield from self.ocr_distri_head.steps(narrow, gather_regions(narrow, aux))
+        context = yield from steps_of(self.ocr_distri_head, narrow, gather_regions(narrow, aux))
         return PixelScores((yield from steps_of(self.cls_head, context)), aux, context)
 
 

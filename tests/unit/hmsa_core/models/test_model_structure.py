@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.models.batch_norm import Steps
 from hmsa_core.models.model import MultiScaleModel, ScaleOutput, build, build_empty
 from hmsa_core.models.options import KINDS, make_options
 from tests.reference import golden
@@ -88,18 +89,19 @@ def macs_of_scale(attention: bool, classes: int, height: int, width: int) -> int
 
 
 def macs(model: MultiScaleModel, call: Any, height: int = 512, width: int = 1024) -> int:
-    """Add up what the model's own `forward_scale` calls cost while `call(model, images)` runs."""
+    """Add up what the model's own scales cost while `call(model, images)` runs."""
     total = 0
 
-    def costed(images: torch.Tensor, *, attention: bool = True) -> ScaleOutput:
+    def costed(images: torch.Tensor, attention: bool) -> Steps[ScaleOutput]:
         nonlocal total
         with_head = attention and model.options.has_attention
         h, w = images.shape[2:]
         total += macs_of_scale(with_head, model.num_classes, h, w)
         grid = torch.empty(1, model.num_classes, h // 4, w // 4, device="meta")
         return ScaleOutput(grid, grid, grid[:, :1] if with_head else None)
+        yield  # steps, of which there are none
 
-    model.forward_scale = costed  # type: ignore[method-assign]
+    model._scale_steps = costed  # type: ignore[method-assign]
     call(model, torch.empty(1, 3, height, width, device="meta"))
     return total
 
