@@ -78,7 +78,7 @@ class JointAugment:
         """A crop of an image (uint8 HxWx3 RGB) and its label (uint8 HxW trainIds), both contiguous.
 
         It covers `centre_xy`, a point of the stored image (None = anywhere). Padding is black, in labels 255. A label
-        of HxWx2 has behind each trainId a 1 where a human gave it; a crop with more human pixels than other labelled
+        of HxWx2 has behind each trainId a 1 where a human gave it. A crop with more human pixels than other labelled
         ones gets the colour changes of `config`.
         """
         config = self.config

@@ -2,7 +2,7 @@
 
 Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
 plans shards (`work/plan.json`: appended for new images, never reordered). Each rank claims the next shard that is
-free when it comes to it, by a lock that the kernel takes back from a process that dies: fast ranks label more, and
+free when it comes to it, by a lock that the kernel takes back from a process that dies. Fast ranks label more, and
 a lost one's shard is labelled by another. Reading and writing overlap with the model in threads; on a GPU the next
 image begins before the last one's labels are there. An image whose bytes differ from the index is not labelled: it
 is listed as skipped, and too many of them end the run.

@@ -368,7 +368,7 @@ class Tiler:
         """Label and confidence of an image (see `ImagePass.label`), tiled where it must be.
 
         The same array again, with other settings, shares what the model has computed for it already. At another
-        `size` than the image's, a whole image's fused scores are resized; of a tiled one the finished maps are
+        `size` than the image's, a whole image's fused scores are resized. Of a tiled one the finished maps are
         (label by the nearest pixel, confidence bilinearly), since tiles do not end on that size's pixels.
 
         Raises:

@@ -6,8 +6,8 @@ trunk will do. The rewritten network is compared with the original on that image
 it would not be used.
 
 `run_scale` makes the widest tensors a strip of rows at a time. HRNet's 720 concatenated channels, the 1024 channels in
-front of the OCR block's last convolution and the hidden layers of the heads are by far the largest tensors of a pass,
-and none is needed whole: the only step that looks at all positions (OCR's region gathering) reads a narrower map.
+front of the OCR block's last convolution and the hidden layers of the heads are by far the largest tensors of a pass.
+None is needed whole: the only step that looks at all positions (OCR's region gathering) reads a narrower map.
 Strips overlap by the reach of the 3x3 convolutions, so scores are those of the model's own pass up to rounding.
 """
 

@@ -21,7 +21,7 @@ class FileLock:
     """An exclusive advisory lock on a file beside the thing that it guards.
 
     Args:
-        path: lock file, created when missing. It is never deleted: a deletion would race with the next owner.
+        path: lock file, created when missing. It is never deleted. A deletion would race with the next owner.
         what: what it guards, in words, for the message.
         wait_s: how long to wait for another holder before giving up.
 

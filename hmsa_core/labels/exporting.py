@@ -92,8 +92,8 @@ def city_of(name: str) -> str:
 def prob_bytes_of_codes(code: NDArray[np.uint8], *, imported: bool = False) -> NDArray[np.uint8]:
     """Bytes for codes: floor(255 edge), so that no pixel claims more than its confidence was.
 
-    `imported`: the codes were made from such bytes; then the largest byte of each code's cell is given, which
-    is the original byte from 0.9 on (below, a cell of the code holds two or three of them).
+    `imported`: the codes were made from such bytes. Then the largest byte of each code's cell is given. From 0.9 on it
+    is the original byte; below, a cell of the code holds two or three bytes.
     """
     return _byte_table(imported)[code]
 

@@ -5,9 +5,9 @@
 polygons in pixels of the label map. A correction has "when" (as the tool says it) and "pixels": {"x", "y", "png",
 "classes"}, a grey PNG in base64 whose left upper corner lies at (x, y): places in the list of class names,
 255 = ignore, 254 = not corrected.
-Lines are applied in order, so that pixel by pixel the last word counts: a flag sets pixels to ignore, an accept lifts
+Lines are applied in order, so that pixel by pixel the last word counts. A flag sets pixels to ignore, an accept lifts
 earlier flags, a correction gives pixels a class and lifts earlier flags of them. `labels` says which labels were
-looked at (teacher, scales, flip, precision): flags and corrections go on when a store is made anew, but what nobody
+looked at (teacher, scales, flip, precision). Flags and corrections go on when a store is made anew, but what nobody
 has looked at is not called accepted.
 """
 

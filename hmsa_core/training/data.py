@@ -2,7 +2,7 @@
 
 `open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays the
 crops of all epochs end to end and cuts them into steps of one global batch each. A step at a seam takes crops of both
-epochs, so each crop is used once; only the rest at the end of the run (less than a batch) is dropped. `Feed` fetches
+epochs, so each crop is used once. Only the rest at the end of the run (less than a batch) is dropped. `Feed` fetches
 the crops of a rank ahead, in worker processes.
 """
 

@@ -1,6 +1,6 @@
 """Figures of a run: losses and counts that all ranks agree on, and where the time goes.
 
-One small message a pass carries losses, counts and stop requests. Every rank ends up with the same sums, so any
+One small message a pass carries losses, counts and stop requests. Every rank ends up with the same sums. So any
 rank's are the run's, a saved state holds them whatever the number of ranks, and all ranks stop after the same pass.
 On a GPU a pass is reported one pass late: its loss can then be read without waiting for the device.
 """

@@ -1,7 +1,7 @@
 """One model on several ranks: gradients averaged once a step, batch norm statistics the same everywhere.
 
 GPUs use DistributedDataParallel (overlaps NCCL with the backward pass) and SyncBatchNorm. CPUs use one flat
-gradient buffer and one gloo message a step: DDP regroups its buckets after the first step, so a resumed run
+gradient buffer and one gloo message a step. DDP regroups its buckets after the first step, so a resumed run
 would sum in another order than the uninterrupted one, and a resume has to be bit-identical.
 """
 

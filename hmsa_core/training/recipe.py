@@ -178,8 +178,8 @@ def learning_rate(config: TrainConfig, *, step: int, epoch: int, total_steps: in
 class RunningAverage:
     """Exponential average of all floating point entries of a state dict, batch norm statistics included.
 
-    The decay starts low, min(decay, (1 + t) / (10 + t)) after t updates, so that a short run does not
-    carry its random start along (as in TensorFlow's ExponentialMovingAverage).
+    The decay after t updates is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage. So a
+    short run does not carry its random start along.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -7,7 +7,7 @@
 
 Files are written through `hmsa_core.io.atomic`, `state.json` last; a folder without it does not exist for a
 reader. At least two states are kept, and an older one goes only after the newer one is durable. Random
-numbers are not stored: they are a function of (seed, step, pass), see `seeds`; nor is the loader's state:
+numbers are not stored. They are a function of (seed, step, pass), see `seeds`. Neither is the loader's state:
 the order of samples is a function of (seed, epoch), see `data.plan`.
 """
 

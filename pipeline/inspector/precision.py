@@ -51,8 +51,8 @@ def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[flo
 
     The effective sample size of Korn and Graubard 1998 goes into the formula of Clopper and Pearson, as the US
     National Center for Health Statistics does. Strata without an answer are left out: the result is then about the
-    others alone. The design effect is taken at shares with one right and one wrong answer added to each stratum, so
-    that a stratum in which everything is right still counts as uncertain.
+    others alone. For the design effect one right and one wrong answer are added to each
+    stratum. So a stratum in which everything is right still counts as uncertain.
     """
     asked = [s for s in strata if s.n > 0 and s.weight > 0]
     if not asked:

@@ -3,7 +3,7 @@
 `make orchestrate` runs `python -m pipeline.nightly.services up`, `make orchestrate-stop` runs `... down`. Both may be
 repeated and never prompt. State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and a lock file for
 the server and for the worker. A running service holds its lock, so a lock that is taken shows
-that the service runs; a pid file could be stale (`prefect server start --background` has one, and a worker has no
+that the service runs. A pid file could be stale (`prefect server start --background` has one, and a worker has no
 such option).
 """
 

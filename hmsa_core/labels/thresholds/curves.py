@@ -77,7 +77,7 @@ class Conflicts:
 class Curves:
     """Counts over (block, class, code).
 
-    "total" counts labelled pixels whose label is the class and whose code is exactly that; "correct" those with the
+    "total" counts labelled pixels whose label is the class and whose code is exactly that. "correct" counts those with the
     same truth. "components" counts connected pieces of the class by their highest code.
     """
 

@@ -36,7 +36,7 @@ def marginal_ends(total: NDArray[Any], share: float) -> NDArray[np.intp]:
     """End m of each code's marginal bin: codes k..m-1 hold about `share` of all pixels, the lowest ones kept.
 
     The bin stops before a code that would take it past `share`, so that a heap of sure pixels at the top never
-    hides what lies just above the cut; it takes that code only while it holds less than a tenth of `share`.
+    hides what lies just above the cut. It takes that code only while it holds less than a tenth of `share`.
     `total` counts pixels with at least each code (256,).
     """
     extended = np.append(total, 0).astype(np.float64)

@@ -12,7 +12,7 @@ reaches 1 / level with a probability of at most `level` (Ville). A bad guess cos
 
 The search for the cut is paid for by a graph of levels (Bretz, Maurer, Brannath and Posch 2009). A class has
 delta / (classes that are not yet finished) (Holm). FALLBACK of that belongs to its surest cut and the rest to the cut
-where it starts; a cut that is certified hands its level on to the next lower one.
+where it starts. A cut that is certified hands its level on to the next lower one.
 
 Arrays: (..., C, B) for classes and bands, (..., C, J) for cuts, J = B; leading axes are independent runs. Bands that
 keep nothing pad classes with fewer bands.

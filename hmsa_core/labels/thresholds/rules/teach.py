@@ -1,6 +1,6 @@
 """The rule `teach`: what a student should learn from, which is another question than what a label is worth.
 
-A class keeps the codes at which its label is right with probability `tau` or more: a pixel counts by its own chance to
+A class keeps the codes at which its label is right with probability `tau` or more. A pixel counts by its own chance to
 be right, not by the precision of all kept pixels, and no class is withheld for want of blocks. Where blocks are few,
 the class's curve is drawn to that of its group, and the group's to that of all classes.
 """
