@@ -1,9 +1,9 @@
 """Batch norm over several ranks, and an order of work in which layers that do not depend on each other share a message.
 
 A block with batch norms is written as *steps*: a generator that yields `Norm(module, x)` where it needs the module's
-output. It yields a list of steps where parts do not depend on each other. `run` works on such steps depth first, as plain
-code would, until a batch norm needs the other ranks. That part waits, and the next one goes on. When all parts wait,
-their statistics travel in one message. Gradients come back the same way. So HRNet's branches, and the scales of a
+output. It yields a list of steps where parts do not depend on each other. `run` works on such steps depth first, as
+plain code would, until a batch norm needs the other ranks. That part waits, and the next one goes on. When all parts
+wait, their statistics travel in one message. Gradients come back the same way. So HRNet's branches, and the scales of a
 training pass, need one message a layer and not one each.
 
 Each rank has the same number of positions. With unequal numbers torch's SyncBatchNorm asks the device for them, and

@@ -1,8 +1,9 @@
 """Certify the labels of a store: answers about drawn pixels choose each class's threshold, with a promise that holds.
 
 With a probability of at least 1 - delta, every certified class of this store is at least --target right at its
-threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from the audit of `autolabel
-serve`, or from true label maps. The certificate lies beside the store; `autolabel verify --certificate` checks it.
+threshold. That holds whatever the errors look like and whenever the answers stop. Answers come from the audit of
+`autolabel serve`, or from true label maps. The certificate lies beside the store; `autolabel verify --certificate`
+checks it.
 
 autolabel certify labels/raw --target 0.95
 autolabel certify labels/raw --target 0.9 --budget 1000 --answers fine_labels --json

@@ -1,8 +1,8 @@
 """Write a checkpoint as one graph for other runtimes: OUT.onnx, or OUT.pt2 (torch.export).
 
 The graph takes raw RGB bytes (uint8, N x 3 x H x W) of any batch and size and normalises them itself. It fuses all
-scales and gives probabilities, or labels with --argmax. For flip, give the mirrored picture as a second one. At the end the
-file labels real images, and is only kept where it gives at least 99.9 % of the pixels our own label.
+scales and gives probabilities, or labels with --argmax. For flip, give the mirrored picture as a second one. At the end
+the file labels real images, and is only kept where it gives at least 99.9 % of the pixels our own label.
 
 autolabel export-model models/student student.onnx --scales 1 --images DIR
 autolabel export-model models/student student.onnx --scales 0.5,1,2 --argmax --half

@@ -77,8 +77,8 @@ class Conflicts:
 class Curves:
     """Counts over (block, class, code).
 
-    "total" counts labelled pixels whose label is the class and whose code is exactly that. "correct" counts those with the
-    same truth. "components" counts connected pieces of the class by their highest code.
+    "total" counts labelled pixels whose label is the class and whose code is exactly that. "correct" counts those with
+    the same truth. "components" counts connected pieces of the class by their highest code.
     """
 
     classes: ClassTable
