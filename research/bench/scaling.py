@@ -20,7 +20,7 @@ Row = tuple[str, str, float]  # title, unit, figure
 class Assumed:
     """What was not measured by us."""
 
-    tflop_per_image: float = 32.1  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes of 1.53 TMAC, counted
+    tflop_per_image: float = 28.4  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes, counted (docs/scaling.md, table "On a GPU")
     gpu_tflops: float = 989.0  # dense bf16 peak of an H100 or H200, by its data sheet
     share_of_peak: float = 0.35  # that we believe inference reaches; `make bench-gpu` prints the share on *your* GPU
     gpus: int = 8  # a node
@@ -30,7 +30,7 @@ class Assumed:
     images_per_shard: int = 256
     student_crops: int = 2 * 2975 * 60  # half fine, half auto-labelled: 60 epochs over Cityscapes' 2,975 images
     final_share: float = 0.4  # bytes of the final store over the raw one's (demo's scenes: 0.37)
-    tflop_per_crop: float = 11.5  # hierarchical {0.5, 1} training step, docs/training.md
+    tflop_per_crop: float = 10.1  # hierarchical {0.5, 1} training step with `top_attention: skip`, counted
 
 
 def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row]:
