@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -29,6 +29,8 @@ from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
+from hmsa_core.io.remote import ahead, fetched
+from hmsa_core.labels.store.remote import RemoteStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter, leave, plan_shards, read_receipt, shard_done, sweep
 from hmsa_core.labels.store.writer import write_manifest
 from hmsa_core.runtime.ranks import JobContext
@@ -48,15 +50,16 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def read_ahead(sources: Sequence[T], read: Callable[[T], U]) -> Generator[U]:
+def read_ahead(sources: Iterable[T], read: Callable[[T], U]) -> Generator[U]:
     """Read in a thread while the caller works; at most `_AHEAD` results wait."""
     with ThreadPoolExecutor(1, "reader") as reader:
-        waiting = deque(reader.submit(read, source) for source in sources[:_AHEAD])
-        for following in [*sources[_AHEAD:], *[None] * min(_AHEAD, len(sources))]:
-            result = waiting.popleft().result()
-            if following is not None:
-                waiting.append(reader.submit(read, following))
-            yield result
+        waiting: deque[Future[U]] = deque()
+        for source in sources:
+            waiting.append(reader.submit(read, source))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @dataclass
@@ -106,8 +109,11 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     store = spec.work / "store"
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
+    target = RemoteStore(spec.target, spec.work) if spec.target else None
     plans, pending = context.ranks.broadcast(
-        _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root) if context.is_main else None
+        _plan(spec, _key(lineage, classes, spec.config.codec), selected, index.root, target)
+        if context.is_main
+        else None
     ) or ([], [])
     leave(store)
     mine = pending[context.rank :: context.world]
@@ -120,15 +126,20 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         classes,
         coarse_classes=index.classes if index.classes.classes == classes.classes else None,
         limit=_limit(len(selected)),
+        target=target,
     )
     _work(pipeline, mine, context)
     done = context.ranks.gather((pipeline.images, pipeline.timing))
     resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
     summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
     if context.is_main:
+        if target is not None:
+            target.collect(plans)
         summary.skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
         _check_skipped(summary.skipped, len(selected))
         sha256 = write_manifest(store, plans, lineage, classes=classes)
+        if target is not None:
+            target.publish()
         write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
         context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
     return summary
@@ -174,7 +185,7 @@ def _key(lineage: dict[str, Any], classes: ClassTable, codec: str) -> str:
 
 
 def _plan(
-    spec: InferSpec, key: str, selected: list[Sample], index_root: str
+    spec: InferSpec, key: str, selected: list[Sample], index_root: str, target: RemoteStore | None
 ) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
     path, store = spec.work / "plan.json", spec.work / "store"
@@ -187,11 +198,20 @@ def _plan(
         )
     root = spec.roots[index_root]
     by_name = {s.name: s for s in selected}
-    done = {plan.index for plan in existing if _is_done(store, plan, by_name, root)}
+    done = (
+        target.finished(existing)
+        if target is not None
+        else {plan.index for plan in existing if _is_done(store, plan, by_name, root)}
+    )
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
-    plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key)
+    # Other writers at an address may know the shards that are dropped: their numbers are not used again.
+    first = 1 + max((p.index for p in existing), default=-1) if target is not None else 0
+    plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key, first=first)
     write_json(path, {"format": "hmsa-infer-plan", "version": 1, "shards": [p.to_json() for p in plans]})
+    if target is not None:
+        target.plan()
+        done = target.finished(plans)
     return plans, [plan for plan in plans if plan.index not in done]
 
 
@@ -218,7 +238,10 @@ def _is_done(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Pat
 
 def _is_intact(sample: Sample, root: Path) -> bool:
     files = [(sample.image, sample.image_sha256), (sample.coarse, sample.coarse_sha256)]
-    return all((root / path).is_file() and sha256_file(root / path) == sha256 for path, sha256 in files if path)
+    try:
+        return all(sha256_file(fetched(root / path)) == sha256 for path, sha256 in files if path)
+    except (OSError, IntegrityError):
+        return False
 
 
 def _limit(images: int) -> int:
@@ -277,6 +300,7 @@ class Pipeline:
     classes: ClassTable
     coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
     limit: int  # images that may be skipped
+    target: RemoteStore | None = None  # where finished shards are handed in
     images: int = 0  # labelled so far
     skipped: list[dict[str, str]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
@@ -291,10 +315,26 @@ class Pipeline:
     ) -> None:
         """Label all images of these shards; a shard appears when its last image is written."""
         samples = [self.samples[name] for plan in plans for name in plan.names]
-        with closing(read_ahead(samples, self._read)) as items, ThreadPoolExecutor(1, "writer") as writer:
+        with (
+            closing(ahead(samples, self._files)) as here,
+            closing(read_ahead(here, self._read)) as items,
+            ThreadPoolExecutor(1, "writer") as writer,
+            ThreadPoolExecutor(1, "sender") as sender,
+        ):
+            sent: deque[Future[bool]] = deque()
             for plan in plans:
                 self._shard(plan, items, writer, check_stop, advance)
                 log("shard", shard=plan.stem, images=len(plan.names))
+                if self.target is not None:
+                    sent.append(sender.submit(self.target.send, plan))
+                while len(sent) > _AHEAD:
+                    sent.popleft().result()
+            for task in sent:
+                task.result()
+
+    def _files(self, sample: Sample) -> list[Path]:
+        coarse = sample.coarse if self.coarse_classes is not None else ""
+        return [self.root / path for path in (sample.image, coarse) if path]
 
     def _read(self, sample: Sample) -> _Item:
         try:

@@ -24,6 +24,7 @@ from pydantic import Field, Strict, ValidationError
 from hmsa_core.config import PositiveInt, Section
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
+from hmsa_core.io.remote import local_folder
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.models.checkpoint import read_meta
 from hmsa_core.taxonomy import ClassTable
@@ -128,7 +129,7 @@ def _one(text: str) -> Source:
     family, colon, rest = text.partition(":")
     if colon and family in FAMILIES and rest:
         return Source(family, Path(rest))
-    path = Path(text)
+    path = local_folder(text)
     if path.is_file():
         path = path.parent
     elif colon and not path.exists() and "/" not in family:
