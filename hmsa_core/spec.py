@@ -98,8 +98,8 @@ class TrainSpec(_JobSpec):
 class InferSpec(_JobSpec):
     """Label the selected images with a teacher into a raw label store.
 
-    `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's. `target` is the address
-    of a store on an object store; "" = `work/store` is all.
+    `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's. `target` is the
+    address of a store on an object store; "" = `work/store` is all.
     """
 
     job: Literal["infer"] = "infer"

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -371,7 +371,7 @@ def _evict(objects: Path, most: int) -> None:
         excess -= size
 
 
-def ahead(items: Iterable[T], files: Callable[[T], Iterable[Path]]) -> Iterator[T]:
+def ahead(items: Iterable[T], files: Callable[[T], Iterable[Path]]) -> Generator[T]:
     """Hand items on in order, each when its files are here; those of the following ones are fetched meanwhile.
 
     What is wrong with a single file is left for its reader to find. Any other error ends the run here.

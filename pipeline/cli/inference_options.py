@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +18,10 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> N
     """Checkpoint (or, with `teachers`, any teacher), scales, flip, and how the machine is used."""
     who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
     who.add_argument(
-        "--checkpoint", required=not teachers, metavar="F", help="checkpoint folder, a file in it, or a folder's address"
+        "--checkpoint",
+        required=not teachers,
+        metavar="F",
+        help="checkpoint folder, a file in it, or a folder's address",
     )
     if teachers:
         who.add_argument(

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel label`."""
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address")
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address"
+    )
     parser.add_argument("--out", required=True, metavar="STORE", help="folder or address of the label store")
     parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     parser.add_argument("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
@@ -74,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     shown = args.out if is_url(args.out) else local_path(args.out).resolve()
     sys.stdout.write(
-        f"{shown}: {counts.images} images labelled, {counts.resumed} were labelled before, "
-        f"{counts.left_out} left out\n"
+        f"{shown}: {counts.images} images labelled, {counts.resumed} were labelled before, {counts.left_out} left out\n"
     )
     return 0
 

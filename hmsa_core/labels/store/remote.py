@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io import atomic, remote, sealed
+from hmsa_core.io import remote, sealed
 from hmsa_core.io.atomic import canonical_json, sha256_file, write_bytes
 from hmsa_core.io.errors import ConfigError, LockedError, StoreError
-from hmsa_core.labels.store.format import MANIFEST, SIDECAR, STATISTICS, read_manifest
+from hmsa_core.labels.store.format import MANIFEST, read_manifest
 from hmsa_core.labels.store.shards import ShardPlan, receipt_path
 
 _OPTIONS = "options.json"
@@ -132,7 +132,8 @@ class RemoteStore:
         """
         store = self.work / "store"
         manifest, tag = read_manifest(store), self._tag()
-        before = self._manifest() if tag else {"shards": [], "statistics": {}, "digest": ""}
+        nothing: dict[str, Any] = {"shards": [], "statistics": {}, "digest": ""}
+        before = self._manifest() if tag else nothing
         if before["digest"] == manifest["digest"]:
             return
         held = {(r["file"], r["sha256"]) for s in before["shards"] for r in (s, s["sidecar"])}

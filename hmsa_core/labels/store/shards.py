@@ -73,12 +73,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    existing: Sequence[ShardPlan],
-    images: Iterable[tuple[str, str]],
-    images_per_shard: int,
-    key: str,
-    *,
-    first: int = 0,
+    existing: Sequence[ShardPlan], images: Iterable[tuple[str, str]], images_per_shard: int, key: str, *, first: int = 0
 ) -> list[ShardPlan]:
     """Keep the existing plans and append shards for the images that are in none of them.
 
