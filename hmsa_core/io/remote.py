@@ -162,7 +162,8 @@ def _permanent(url: str, error: BaseException, code: str) -> InputError | None:
         return InputError(
             f"{url}: no permission ({code})", hint="the credentials in use need the right to read, list or write there"
         )
-    return InputError(f"{url}: refused ({code})", hint="correct the address") if code in _FINAL else None
+    hint = "renew the credentials if they have expired, else correct the address"
+    return InputError(f"{url}: refused ({code})", hint=hint) if code in _FINAL else None
 
 
 def read(url: str) -> bytes:

@@ -55,7 +55,7 @@ class LabelStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = False) -> LabelStore:
-        """Open a store (a folder or an address); with `strict` read every byte and refuse the whole store if anything is wrong.
+        """Open a store, a folder or an address; with `strict` read every byte, refuse the store if anything is wrong.
 
         Raises:
             InputError: no such folder.
