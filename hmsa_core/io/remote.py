@@ -77,7 +77,11 @@ def local_path(place: str | os.PathLike[str]) -> Path:
 
 def filesystem(url: str) -> Any:
     """The fsspec file system of an address, one a process."""
-    return _filesystem(url.partition("://")[0], os.getpid())
+    with _opening:  # threads that ask at once would each make one, which takes seconds
+        return _filesystem(url.partition("://")[0], os.getpid())
+
+
+_opening = threading.Lock()
 
 
 @functools.cache
@@ -93,9 +97,12 @@ def _filesystem(scheme: str, _process: int) -> Any:
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":  # one loop of retries, `request`: not one inside of another
         once = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+        once["max_pool_connections"] = 2 * _THREADS
         options |= {"config_kwargs": once, "default_cache_type": "none"}
     made = fsspec.filesystem(scheme, **options)
     made.retries = 1
+    if scheme == "s3":
+        made.connect()
     return made
 
 
@@ -168,7 +175,7 @@ def _permanent(url: str, error: BaseException, code: str) -> InputError | None:
 
 def read(url: str) -> bytes:
     """All bytes of a small object; FileNotFoundError where there is none."""
-    return request(url, lambda fs: bytes(fs.cat_file(url)))
+    return request(url, lambda fs: bytes(fs.cat_file(url, start=0)))  # without it, the size is asked for first
 
 
 def create(url: str, data: bytes, *, replaces: str = "") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.request
@@ -54,12 +55,12 @@ class Server:
             start(fault[0], [("Content-Type", "application/xml")])
             return [] if method == "HEAD" else [fault[1]]
         if fault == "cut":
-            raise ConnectionAbortedError
+            _cut(environ)
         told: list[Any] = []
         body = b"".join(self._inner(environ, lambda *args: told.append(args)))
         if fault == "cut after":
             start(*told[-1][:2])
-            return _half(body)
+            return _half(body, environ)
         start(*told[-1][:2])
         return [body]
 
@@ -89,9 +90,14 @@ class Server:
         return boto3.client("s3", endpoint_url=self.url, **keys)
 
 
-def _half(body: bytes) -> Iterator[bytes]:
+def _half(body: bytes, environ: dict[str, Any]) -> Iterator[bytes]:
     if len(body) > 1:
         yield body[: len(body) // 2]
+    _cut(environ)
+
+
+def _cut(environ: dict[str, Any]) -> None:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
     raise ConnectionAbortedError
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,19 +73,23 @@ def test_the_cache_keeps_to_its_limit_and_drops_what_was_not_used_for_longest(
         remote.local_folder("s3://lab/images")
 
 
-def _read_all(tree: Path) -> list[bytes]:
-    return [p.read_bytes() for p in remote.ahead(sorted(tree.rglob("*.png")), lambda p: [p])]
+READ_ALL = """
+import hashlib, sys
+from pathlib import Path
+from hmsa_core.io import remote
+paths = sorted(Path(sys.argv[1]).rglob("*.png"))
+print(hashlib.sha256(b"".join(p.read_bytes() for p in remote.ahead(paths, lambda p: [p]))).hexdigest())
+"""
 
 
 def test_two_processes_share_a_cache(bucket: s3.Server) -> None:
     for i in range(40):
         bucket.put("lab", f"images/{i:02d}.png", bytes([i]) * 5000)
     tree = remote.local_tree("s3://lab/images")
-    with multiprocessing.get_context("forkserver").Pool(2) as pool:
-        first, second = pool.map(_read_all, [tree, tree])
-        pool.close()
-        pool.join()
-    assert first == second == [bytes([i]) * 5000 for i in range(40)]
+    command = [sys.executable, "-c", READ_ALL, str(tree)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = {reader.communicate()[0].strip() for reader in readers}
+    assert told == {hashlib.sha256(b"".join(bytes([i]) * 5000 for i in range(40))).hexdigest()}
     assert [p.name for p in remote.cache_folder().rglob("*.tmp")] == []
 
 
