@@ -29,12 +29,13 @@ class Server:
 
     def __init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
+        from werkzeug.serving import WSGIRequestHandler, make_server
 
+        quiet = type("Quiet", (WSGIRequestHandler,), {"log": lambda *_: None})
         self.fault: Callable[[str, str], Any] = lambda _method, _path: None
         self.requests: list[tuple[str, str]] = []
         self._inner = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
