@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -24,15 +22,10 @@ from hmsa_core.labels.store.shards import ShardPlan, ShardWriter
 from pipeline.cli.main import main
 from tests.support import s3
 from tests.support.inference import CPU, noise_image, save_model
+from tests.support.writers import start
 
 URL, OUT = "s3://lab/images", "s3://lab/store"
 SETTING = {"scales": (1.0,), "flip": False, "images_per_shard": 2, "runtime": CPU}
-WRITER = """
-import sys
-from hmsa_core.inference import label
-from tests.support.inference import CPU
-label("s3://lab/images", sys.argv[1], "s3://lab/store", scales=(1.0,), flip=False, images_per_shard=2, runtime=CPU)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +94,8 @@ def test_new_images_are_appended_by_another_machine(
 def test_ten_kills_lose_nothing_repeat_nothing_and_show_nothing_half_done(
     own: Path, served: s3.Server, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", WRITER, str(own / "model")]
     last, kills, puts = 0, 0, 0
-    process: subprocess.Popen[bytes] | None = None
+    process: BaseProcess | None = None
 
     def kill_at_the_next_step(method: str, _path: str) -> object:
         nonlocal puts, kills
@@ -111,35 +103,32 @@ def test_ten_kills_lose_nothing_repeat_nothing_and_show_nothing_half_done(
             puts += 1
             if puts > last:  # later by a step at each kill
                 kills += 1
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 return ("cut", "cut after")[kills % 2]
         return None
 
     served.fault = kill_at_the_next_step
     for run in range(12):
         puts, last = 0, 3 * run % 13
-        environment = {**os.environ, "AUTOLABEL_CACHE": str(tmp_path / f"machine-{run}")}
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        _, told = process.communicate()
+        process = start(own / "model", tmp_path / f"machine-{run}")
+        process.join()
         there = served.objects("lab", "store/")
-        if process.returncode == 0:
+        if process.exitcode == 0:
             break
-        assert process.returncode == -signal.SIGKILL, told.decode()
+        assert process.exitcode == -signal.SIGKILL
         assert "manifest.json" not in there or there == files_of(own / "store")
     assert kills == 10
-    assert process is not None and process.returncode == 0
+    assert process is not None
+    assert process.exitcode == 0
     assert there == files_of(own / "store")
 
 
 @pytest.mark.fault
 def test_two_writers_at_once_make_one_store(own: Path, served: s3.Server, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(own / "model")]
-    writers = [
-        subprocess.Popen(command, env={**os.environ, "AUTOLABEL_CACHE": str(tmp_path / name)}, stderr=subprocess.PIPE)
-        for name in ("one", "two")
-    ]
-    told = [writer.communicate()[1].decode() for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], told
+    writers = [start(own / "model", tmp_path / name) for name in ("one", "two")]
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert served.objects("lab", "store/") == files_of(own / "store")
 
 
@@ -162,7 +151,13 @@ def test_the_second_writer_of_a_shard_with_other_bytes_loses_and_goes_on_with_th
 
 @pytest.mark.fault
 def test_labelling_goes_through_errors_cuts_and_slow_answers(own: Path, served: s3.Server) -> None:
-    faults = [s3.error("500 Internal Server Error", "InternalError"), "cut", "cut after", 0.2, s3.error("503 x", "SlowDown")]
+    faults = [
+        s3.error("500 Internal Server Error", "InternalError"),
+        "cut",
+        "cut after",
+        0.2,
+        s3.error("503 x", "SlowDown"),
+    ]
     seen = 0
 
     def every_fourth(_method: str, _path: str) -> object:
