@@ -10,11 +10,9 @@ import pytest
 from hmsa_core import models
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
-from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore
 from pipeline.cli.main import main
 from pipeline.init import InitRequest, init_workspace
-from pipeline.nightly.registry import Registry
 from pipeline.stages import auto_infer, prepare, pseudo_label, support
 from pipeline.workspace import Workspace
 from tests.support import s3
