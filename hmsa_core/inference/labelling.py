@@ -120,7 +120,8 @@ def label_images(
     stop = stop or StopRequest()
     target, local = RemoteStore.at(str(out)) if is_url(out) else (None, local_path(out).resolve())
     work = work_of(local)
-    check_target(local, work)
+    if target is None:
+        check_target(local, work)
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {out}"):
         try:

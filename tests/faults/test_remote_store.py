@@ -82,6 +82,8 @@ def test_new_images_are_appended_by_another_machine(
         served.put("lab", f"few/images/{path.name}", path.read_bytes())
     for machine, more in (("one", []), ("two", [20, 21, 22])):
         fresh_machine(monkeypatch, tmp_path, machine)
+        if more:
+            assert len(LabelStore.open(OUT)) == 6  # who has read a store may go on with it
         for i in more:
             Image.fromarray(noise_image(i, 24, 32)).save(images / f"{i}.png")
             served.put("lab", f"few/images/{i}.png", (images / f"{i}.png").read_bytes())
