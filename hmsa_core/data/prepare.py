@@ -100,7 +100,7 @@ def build(
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
     tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in found]
     verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
-    checked = list(_run(verifier, ahead(tasks, verifier.files), len(tasks), workers, progress))
+    checked = list(_run(verifier, tasks, workers, progress, verifier.files))
     samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
     root.refused = root.scanned.refused + [r for c in checked for r in c.refused] + duplicates
     summary = _summarise(root, samples)
@@ -183,11 +183,16 @@ class _Earlier:
 
 
 def _run(
-    verifier: Verifier, tasks: Iterable[Task], total: int, workers: int, progress: Progress | None
+    verifier: Verifier,
+    tasks: Sequence[Task],
+    workers: int,
+    progress: Progress | None,
+    files: Callable[[Task], Iterable[Path]] = lambda _: (),
 ) -> Iterator[Checked]:
-    """Results in the order of the tasks, whatever the number of workers."""
+    """Results in the order of the tasks, whatever the number of workers; `files` of a task are fetched ahead."""
+    here = ahead(tasks, files)
     if workers <= 1:
-        yield from _counted(map(verifier, tasks), total, progress)
+        yield from _counted(map(verifier, here), len(tasks), progress)
         return
     # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
     context = multiprocessing.get_context("forkserver")
@@ -195,7 +200,7 @@ def _run(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        yield from _counted(_submit(pool, verifier, tasks), total, progress)
+        yield from _counted(_submit(pool, verifier, here), len(tasks), progress)
     except BrokenProcessPool as error:
         # The pool asks the others by SIGTERM, which they ignore, and they may wait for a lock that the dead one held.
         for worker in set(multiprocessing.active_children()) - others:
