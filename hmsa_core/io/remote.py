@@ -13,7 +13,7 @@ import importlib
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -328,6 +328,9 @@ def _fetch(url: str, cached: Path) -> None:
         raise IntegrityError(f"{url}: is gone since it was listed", hint=_CHANGED) from error
     except OSError as error:
         raise translate_os_error(error, "filling the cache at") from error
+    finally:
+        with _room:
+            _under_way[cache_folder()] -= size
 
 
 def _part(url: str, start: int, end: int) -> bytes:
@@ -344,6 +347,7 @@ def _part(url: str, start: int, end: int) -> bytes:
 
 _room = threading.Lock()
 _granted: dict[Path, int] = {}  # bytes that this process may fetch before it looks at the cache again
+_under_way: Counter[Path] = Counter()  # bytes of the objects that it is fetching now
 
 
 def _make_room(url: str, size: int) -> None:
@@ -355,8 +359,10 @@ def _make_room(url: str, size: int) -> None:
         if _granted.get(folder, 0) < size:
             with FileLock(folder / "cache.lock", what=f"cache {folder}", wait_s=600.0):
                 _granted[folder] = max(size, limit // _SHARE)
-                _evict(folder / "objects", limit * (_SHARE - 1) // _SHARE - _granted[folder])
+                taken = _granted[folder] + _under_way[folder]
+                _evict(folder / "objects", limit * (_SHARE - 1) // _SHARE - taken)
         _granted[folder] -= size
+        _under_way[folder] += size
 
 
 _MORE = "raise AUTOLABEL_CACHE_GB, or let AUTOLABEL_CACHE name a folder on a larger disk"

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print tables, or JSON."""
     # Imported here, because the data packages take longer than `--help` may.
-    from hmsa_core.io.remote import local_folder
+    from hmsa_core.io.remote import is_url, local_folder
     from pipeline.inspector.precision import calibration_policy
     from pipeline.inspector.session import Session
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     known, unfit = (None, "") if args.policy else calibration_policy(store)
     session = Session(store, policy=args.policy, curves=args.curves, evidence=known)
     chosen = _chosen(session, args)
-    answer = _figures(session, chosen, args)
+    answer = _figures(session, chosen, args) | ({"store": args.store} if is_url(args.store) else {})
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:

@@ -68,7 +68,7 @@ def test_a_store_on_an_object_store_has_the_bytes_of_a_local_one(
     assert "s3://lab/store: 10 images in 5 shards: whole" in capsys.readouterr().out
     fresh_machine(monkeypatch, tmp_path, "looker")
     assert main(["inspect", OUT, "--threshold", "0.9", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["store"] == "store"
+    assert json.loads(capsys.readouterr().out)["store"] == OUT
     assert not any("shard-" in str(p) and p.exists() for p in (tmp_path / "looker" / "trees").rglob("*"))
 
 
