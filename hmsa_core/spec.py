@@ -98,7 +98,8 @@ class TrainSpec(_JobSpec):
 class InferSpec(_JobSpec):
     """Label the selected images with a teacher into a raw label store.
 
-    `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's.
+    `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's. `target` is the
+    address of a store on an object store; "" = `work/store` is all.
     """
 
     job: Literal["infer"] = "infer"
@@ -106,6 +107,7 @@ class InferSpec(_JobSpec):
     teacher: Teacher
     classes: dict[str, Any] | None = None
     selection: Selection
+    target: str = ""
 
 
 class EvaluationSetting(Section):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
+from hmsa_core.io.remote import is_url, local_path, local_tree
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -78,9 +79,16 @@ class Workspace:
         sources = {"target": data.target, "pretrain": data.pretrain}
         return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
 
-    def resolve(self, path: str | os.PathLike[str]) -> Path:
-        """A path as params.yaml writes it: absolute, or relative to the workspace."""
-        return (self.root / Path(path).expanduser()).resolve()
+    def resolve(self, path: str | os.PathLike[str], *, anew: bool = False) -> Path:
+        """A path as params.yaml writes it: absolute, or relative to the workspace; an address as a tree of links.
+
+        Args:
+            path: a path or an address.
+            anew: list an address again; else its objects count as they were when it was listed last.
+        """
+        if is_url(path):
+            return local_tree(str(path), anew=anew)
+        return (self.root / local_path(path).expanduser()).resolve()
 
     def work(self, stage: str) -> Path:
         """Folder of a stage's resumable progress (keys below it: `pipeline.keys.open_work`)."""

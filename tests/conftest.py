@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import afterwards
+from tests.support import afterwards, s3
 
 # A busy machine is no failure: nothing here tests time. The same examples at every run, so that a red run is
 # the change's doing.
@@ -29,6 +30,22 @@ REPO = Path(__file__).resolve().parents[1]
 def repo() -> Path:
     """Root of the checkout."""
     return REPO
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[s3.Server]:
+    with s3.running() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(_s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3.Server:
+    """An S3 server with the empty bucket `lab`; a cache of the test's own."""
+    for name, value in {**s3.ENVIRONMENT, "AWS_ENDPOINT_URL": _s3_server.url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AUTOLABEL_CACHE", str(tmp_path / "cache"))
+    _s3_server.begin("lab")
+    return _s3_server
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import Found, Refused
 from hmsa_core.data.sampling import find_centroids
 from hmsa_core.io.atomic import sha256_file
-from hmsa_core.io.errors import DecodeError
+from hmsa_core.io.errors import DecodeError, IntegrityError
+from hmsa_core.io.remote import fetched
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 
@@ -80,6 +81,11 @@ class Verifier:
         out.sample = Sample(found.name, *paths, kind, *where, found.frame, task.block, *size, *hashes, phash)
         return out
 
+    def files(self, task: Task) -> list[Path]:
+        """The files that a check reads."""
+        parts = (task.found.image, task.found.label, task.found.coarse)
+        return [self.root / path for path in parts if path]
+
     def _label(self, task: Task, size: tuple[int, int], out: Checked, *, reuse: bool) -> bool:
         """Check the fine label and find its centroids; whether the image can be used."""
         wanted = task.role == "learn"
@@ -95,9 +101,9 @@ class Verifier:
         """SHA-256 of a part's file; "" where there is no such part, or where it cannot be read (then it is refused)."""
         path = getattr(found, part)
         try:
-            return sha256_file(self.root / path) if path else ""
-        except OSError as error:
-            detail = f"cannot be read ({error.strerror})"
+            return sha256_file(fetched(self.root / path)) if path else ""
+        except (OSError, IntegrityError) as error:
+            detail = f"cannot be read ({error.strerror if isinstance(error, OSError) else error.message})"
             out.refused.append(Refused(found.name, path, part, found.split, "unreadable", detail))
             return ""
 

@@ -26,6 +26,7 @@ from PIL import Image, PngImagePlugin
 from hmsa_core.data.polygons import rasterise
 from hmsa_core.data.spec import MAX_PIXELS
 from hmsa_core.io.errors import DecodeError, IntegrityError
+from hmsa_core.io.remote import fetched
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def read_palette(path: Path) -> list[tuple[int, int, int]]:
     """RGB colours by index of a label map that `read_label_ids` reads; empty where it has no palette."""
     if path.suffix.lower() == ".json":
         return []
-    with _guarded(lambda: Image.open(path), str(path)) as image:
+    with _guarded(lambda: Image.open(fetched(path)), str(path)) as image:
         flat = (image.getpalette("RGB") or []) if image.mode == "P" else []
     return list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
 
@@ -209,7 +210,7 @@ def _check_ids(bad: NDArray[np.bool_], where: str, expected: str) -> None:
 def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
     """Open a file whose length is plausible; with a digest, its bytes in memory once they agree with it."""
     try:
-        file = path.open("rb")
+        file = fetched(path).open("rb")
         size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DecodeError(f"{path}: cannot be read ({error.strerror})", reason="unreadable") from error

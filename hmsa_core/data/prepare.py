@@ -30,6 +30,7 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
+from hmsa_core.io.remote import ahead
 from hmsa_core.taxonomy import ClassTable
 
 CHECKS = 3  # raise it when a check changes: then an earlier index is no proof any more
@@ -99,7 +100,7 @@ def build(
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
     tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in found]
     verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
-    checked = list(_run(verifier, tasks, workers, progress))
+    checked = list(_run(verifier, tasks, workers, progress, verifier.files))
     samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
     root.refused = root.scanned.refused + [r for c in checked for r in c.refused] + duplicates
     summary = _summarise(root, samples)
@@ -181,10 +182,17 @@ class _Earlier:
 # ---- Checking in processes
 
 
-def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Progress | None) -> Iterator[Checked]:
-    """Results in the order of the tasks, whatever the number of workers."""
+def _run(
+    verifier: Verifier,
+    tasks: Sequence[Task],
+    workers: int,
+    progress: Progress | None,
+    files: Callable[[Task], Iterable[Path]] = lambda _: (),
+) -> Iterator[Checked]:
+    """Results in the order of the tasks, whatever the number of workers; `files` of a task are fetched ahead."""
+    here = ahead(tasks, files)
     if workers <= 1:
-        yield from _counted(map(verifier, tasks), len(tasks), progress)
+        yield from _counted(map(verifier, here), len(tasks), progress)
         return
     # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
     context = multiprocessing.get_context("forkserver")
@@ -192,7 +200,7 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        yield from _counted(_submit(pool, verifier, tasks), len(tasks), progress)
+        yield from _counted(_submit(pool, verifier, here), len(tasks), progress)
     except BrokenProcessPool as error:
         # The pool asks the others by SIGTERM, which they ignore, and they may wait for a lock that the dead one held.
         for worker in set(multiprocessing.active_children()) - others:
@@ -204,7 +212,7 @@ def _run(verifier: Verifier, tasks: Sequence[Task], workers: int, progress: Prog
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, verifier: Verifier, tasks: Sequence[Task]) -> Iterator[Checked]:
+def _submit(pool: ProcessPoolExecutor, verifier: Verifier, tasks: Iterable[Task]) -> Iterator[Checked]:
     """All tasks handed in; a worker that dies meanwhile may be met while the next one is being started."""
     try:
         return pool.map(verifier, tasks, chunksize=4)

@@ -41,7 +41,7 @@ class SourceSpec(Section):
     """
 
     kind: Kind = Field("cityscapes", description="cityscapes, mapillary, camvid or folder (layouts: docs/data.md)")
-    root: str = Field("", description="folder; relative to this file or absolute")
+    root: str = Field("", description="folder, relative to this file or absolute; or an s3://, gs:// or az:// address")
     name: Annotated[str, OnlyFor()] = Field(
         "target", pattern=r"^[a-z][a-z0-9_-]*$", description="of the root, in indexes"
     )

@@ -32,6 +32,8 @@ from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
+from hmsa_core.io.remote import ahead, fetched
+from hmsa_core.labels.store.remote import RemoteStore
 from hmsa_core.labels.store.shards import (
     ShardPlan,
     ShardWriter,
@@ -127,10 +129,11 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     store = spec.work / "store"
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
+    target = RemoteStore(spec.target, spec.work) if spec.target else None
     key = context.ranks.broadcast(_key(lineage, classes, spec.config.codec) if context.is_main else "")
-    whole = _whole(spec, key, context)
+    whole = _whole(spec, key, context) if target is None else set()
     plans, pending = context.ranks.broadcast(
-        _plan(spec, key, selected, index.root, whole) if context.is_main else None
+        _plan(spec, key, selected, index.root, whole, target) if context.is_main else None
     ) or ([], [])
     leave(store)
     pipeline = Pipeline(
@@ -142,16 +145,21 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         classes,
         coarse_classes=index.classes if index.classes.classes == classes.classes else None,
         limit=_limit(len(selected)),
+        target=target,
     )
     _work(pipeline, pending, context)
     done = context.ranks.gather((pipeline.images, pipeline.timing))
     resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
     summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
     if context.is_main:
+        if target is not None:
+            target.collect(plans)
         summary.skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
         _check_skipped(summary.skipped, len(selected))
         summary.tiled = _tiled(store, plans)
         sha256 = write_manifest(store, plans, lineage, classes=classes)
+        if target is not None:
+            target.publish()
         write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
         context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
     return summary
@@ -214,7 +222,7 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
 
 
 def _plan(
-    spec: InferSpec, key: str, selected: list[Sample], index_root: str, whole: set[int]
+    spec: InferSpec, key: str, selected: list[Sample], index_root: str, whole: set[int], target: RemoteStore | None
 ) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
     existing, store = _planned(spec), spec.work / "store"
@@ -226,15 +234,24 @@ def _plan(
         )
     root = spec.roots[index_root]
     by_name = {s.name: s for s in selected}
-    done = {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, root)}
+    done = (
+        target.finished(existing)
+        if target is not None
+        else {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, root)}
+    )
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
-    plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key)
+    # Other writers at an address may know the shards that are dropped: their numbers are not used again.
+    first = 1 + max((p.index for p in existing), default=-1) if target is not None else 0
+    plans = plan_shards(kept, wanted.items(), spec.config.images_per_shard, key, first=first)
     for plan in kept:
         if plan.index not in done:  # from now on a receipt says that some rank of this run has made the shard
             withdraw(store, plan)
     path = spec.work / "plan.json"
     write_json(path, {"format": "hmsa-infer-plan", "version": 1, "shards": [p.to_json() for p in plans]})
+    if target is not None:
+        target.plan()
+        done = target.finished(plans)
     return plans, [plan for plan in plans if plan.index not in done]
 
 
@@ -259,7 +276,10 @@ def _stays(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path)
 
 def _is_intact(sample: Sample, root: Path) -> bool:
     files = [(sample.image, sample.image_sha256), (sample.coarse, sample.coarse_sha256)]
-    return all((root / path).is_file() and sha256_file(root / path) == sha256 for path, sha256 in files if path)
+    try:
+        return all(sha256_file(fetched(root / path)) == sha256 for path, sha256 in files if path)
+    except (OSError, IntegrityError):
+        return False
 
 
 def _limit(images: int) -> int:
@@ -324,6 +344,7 @@ class Pipeline:
     classes: ClassTable
     coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
     limit: int  # images that may be skipped
+    target: RemoteStore | None = None  # where finished shards are handed in
     images: int = 0  # labelled so far
     skipped: list[dict[str, str]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
@@ -356,11 +377,28 @@ class Pipeline:
     def _label_claimed(
         self, claims: _Claims, check_stop: Callable[[], None], advance: Callable[[int], None], log: Callable[..., None]
     ) -> None:
-        with closing(read_ahead(claims, self._read)) as items, ThreadPoolExecutor(1, "writer") as writer:
+        with (
+            closing(ahead(claims, self._files)) as here,
+            closing(read_ahead(here, self._read)) as items,
+            ThreadPoolExecutor(1, "writer") as writer,
+            ThreadPoolExecutor(1, "sender") as sender,
+        ):
+            sent: deque[Future[bool]] = deque()
             for shard, its_items in groupby(items, key=lambda item: item.shard):
                 self._shard(shard, its_items, writer, check_stop, advance)
                 claims.open.remove(shard)
                 log("shard", shard=shard.plan.stem, images=len(shard.plan.names))
+                if self.target is not None:
+                    sent.append(sender.submit(self.target.send, shard.plan))
+                while len(sent) > _AHEAD:
+                    sent.popleft().result()
+            for task in sent:
+                task.result()
+
+    def _files(self, claimed: tuple[ShardWriter, Sample]) -> list[Path]:
+        sample = claimed[1]
+        coarse = sample.coarse if self.coarse_classes is not None else ""
+        return [self.root / path for path in (sample.image, coarse) if path]
 
     def _read(self, claimed: tuple[ShardWriter, Sample]) -> _Item:
         shard, sample = claimed

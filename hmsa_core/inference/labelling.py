@@ -27,8 +27,10 @@ from hmsa_core.io.atomic import is_temp, read_json, write_json
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
+from hmsa_core.io.remote import is_url, local_path, local_tree
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.store.format import LOCKS, MANIFEST, RECEIPTS, SIDECAR, STATISTICS
+from hmsa_core.labels.store.remote import RemoteStore
 from hmsa_core.labels.store.writer import publish_store
 from hmsa_core.spec import InferSpec, Selection
 
@@ -66,9 +68,9 @@ def label(
         label_map, code = store.read(store.names()[0])
 
     Args:
-        images: a folder (sub-folders too) or image files.
+        images: a folder (sub-folders too; also s3://, gs://, az://) or image files.
         teacher: a checkpoint folder or a file in it, onnx:FILE, hf:FOLDER, scores:FOLDER, or a list of these.
-        out: folder of the store; progress lies in OUT.work beside it.
+        out: folder (or address) of the store; progress lies in OUT.work beside it.
         classes: of the labels, for teachers of other tools: a class file, or cityscapes, mapillary_v1.2 or
             mapillary_v2.0; None = the teacher's own names.
         scales: different numbers, one of them 1.0; None = the checkpoint's, usually (0.5, 1, 2); of others 1.
@@ -81,19 +83,19 @@ def label(
     Raises:
         HmsaError: its kind says whose fault it is; unfinished work stays in OUT.work and is gone on with.
     """
-    work = work_of(Path(out))
     if runtime is None:
-        threads = begun_with(work).get("threads") or len(os.sched_getaffinity(0))
+        begun = RemoteStore.at(str(out))[0].options() if is_url(out) else begun_with(work_of(local_path(out)))
+        threads = begun.get("threads") or len(os.sched_getaffinity(0))
         runtime = RuntimeConfig(threads=threads, precision="fp32")
     table = load_classes(Path(), str(classes)) if classes else None
     chosen = teacher_options(teacher, table, scales, flip, runtime)
-    label_images(images, Path(out), chosen, names=names, images_per_shard=images_per_shard, codec=codec)
+    label_images(images, out, chosen, names=names, images_per_shard=images_per_shard, codec=codec)
     return LabelStore.open(out)
 
 
 def label_images(
     images: str | Path | Sequence[str | Path],
-    out: Path,
+    out: str | Path,
     options: TeacherOptions,
     *,
     names: Names = "stem",
@@ -106,33 +108,40 @@ def label_images(
     """Index the images, run the inference job, publish the store.
 
     Args:
-        images, names, images_per_shard, codec: as in `label`.
+        images, out, names, images_per_shard, codec: as in `label`.
         options: teacher, scales, flip, and how the machine is used.
         tell: is told in a line what is left out and why.
         stop: set it to stop between two images.
         run: runs the job; None = in this process.
     """
     folder, files = _folder_of(images)
-    out, stop = out.resolve(), stop or StopRequest()
-    work = work_of(out)
-    shard = images_per_shard if images_per_shard is not None else begun_with(work).get("images_per_shard", 256)
-    if shard < 1:
+    if images_per_shard is not None and images_per_shard < 1:
         raise ConfigError("images per shard must be at least 1")
-    check_target(out, work)
+    stop = stop or StopRequest()
+    target, local = RemoteStore.at(str(out)) if is_url(out) else (None, local_path(out).resolve())
+    work = work_of(local)
+    if target is None:
+        check_target(local, work)
     new = not work.exists()
     with FileLock(work / "label.lock", what=f"labelling into {out}"):
         try:
+            if target is not None:
+                target.pull()
+            shard = images_per_shard or begun_with(work).get("images_per_shard", 256)
             kept = {"names": names, "threads": options.runtime.thread_count, "images_per_shard": shard}
             _check_begun(work, kept)
+            if target is not None:
+                target.begin(read_json(work / _RECORD))
             refused = _index(folder, files, work, options, names, tell, stop)
             wanted, changed = _unchanged(work, folder, files, tell)
-            spec = _spec(work, folder, options, shard, codec, wanted)
+            spec = _spec(work, folder, options, shard, codec, wanted, target)
             (run or _run_here)(spec, stop)
         except HmsaError:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
                 shutil.rmtree(work)
             raise
-        publish_store(work / "store", out)
+        if target is None:
+            publish_store(work / "store", local)
     summary = read_json(work / "summary.json")
     for row in summary["skipped"]:
         tell(f"left out: {row['name']}: {row['reason']}")
@@ -151,7 +160,7 @@ def work_of(out: Path) -> Path:
 def _folder_of(images: str | Path | Sequence[str | Path]) -> tuple[Path, frozenset[Path]]:
     """The folder to look in, and the files that are asked for; none = all."""
     if isinstance(images, str | Path):
-        folder = Path(images).resolve()
+        folder = local_tree(str(images)) if is_url(images) else local_path(images).resolve()
         if not folder.is_dir():
             raise InputError(f"--images {images}: no such folder")
         return folder, frozenset()
@@ -286,6 +295,7 @@ def _spec(
     images_per_shard: int,
     codec: Literal["png", "webp"],
     names: tuple[str, ...] | None,
+    target: RemoteStore | None,
 ) -> InferSpec:
     config = InferConfig(
         scales=options.scales,
@@ -302,6 +312,7 @@ def _spec(
         classes=options.class_table,
         selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
         lineage={"licences": "unknown"},
+        target=target.url if target is not None else "",
     )
 
 

@@ -11,6 +11,7 @@ from hmsa_core.config import LARGEST_SCALE, RuntimeConfig
 from hmsa_core.inference.teachers.classes import class_map, own_classes
 from hmsa_core.inference.teachers.sources import Spec, only_checkpoint, parse, resolved
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.remote import local_folder
 from hmsa_core.models import read_meta
 from hmsa_core.models.checkpoint import check_class_count, check_labels
 from hmsa_core.models.options import scales_fault
@@ -77,7 +78,7 @@ def run_options(
     Raises:
         CheckpointError: there is no usable checkpoint. ConfigError: unusable scales.
     """
-    path = Path(checkpoint)
+    path = local_folder(checkpoint)
     meta = read_meta(path)
     check_labels(meta, path)
     inference = meta.get("inference") or {}

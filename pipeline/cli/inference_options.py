@@ -19,7 +19,10 @@ def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> N
     """Checkpoint (or, with `teachers`, any teacher), scales, flip, and how the machine is used."""
     who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
     who.add_argument(
-        "--checkpoint", type=Path, required=not teachers, metavar="F", help="checkpoint folder or a file in it"
+        "--checkpoint",
+        required=not teachers,
+        metavar="F",
+        help="checkpoint folder, a file in it, or a folder's address",
     )
     if teachers:
         who.add_argument(

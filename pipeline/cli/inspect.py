@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
+    parser.add_argument("store", metavar="STORE", help="folder or address of a label store")
     parser.add_argument(
         "--threshold",
         action="append",
@@ -49,13 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print tables, or JSON."""
     # Imported here, because the data packages take longer than `--help` may.
+    from hmsa_core.io.remote import is_url, local_folder
     from pipeline.inspector.precision import calibration_policy
     from pipeline.inspector.session import Session
 
-    known, unfit = (None, "") if args.policy else calibration_policy(args.store)
-    session = Session(args.store, policy=args.policy, curves=args.curves, evidence=known)
+    store = local_folder(args.store, without="shard-*")  # figures come from the tables of all sidecars
+    known, unfit = (None, "") if args.policy else calibration_policy(store)
+    session = Session(store, policy=args.policy, curves=args.curves, evidence=known)
     chosen = _chosen(session, args)
-    answer = _figures(session, chosen, args)
+    answer = _figures(session, chosen, args) | ({"store": args.store} if is_url(args.store) else {})
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel label`."""
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the label store")
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address"
+    )
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder or address of the label store")
     parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     parser.add_argument("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
     parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     threads = _pin_threads(args)
     from hmsa_core.inference.labelling import label_images
     from hmsa_core.io.process import StopRequest
+    from hmsa_core.io.remote import is_url, local_path
     from pipeline.launcher import run_job
 
     options = _options(args, threads)
@@ -73,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
         stop=StopRequest().install(),
         run=lambda spec, stop: run_job(spec, stop=stop),
     )
+    shown = args.out if is_url(args.out) else local_path(args.out).resolve()
     sys.stdout.write(
-        f"{args.out.resolve()}: {counts.images} images labelled, {counts.resumed} were labelled before, "
-        f"{counts.left_out} left out\n"
+        f"{shown}: {counts.images} images labelled, {counts.resumed} were labelled before, {counts.left_out} left out\n"
     )
     return 0
 
@@ -110,11 +113,19 @@ def _pin_threads(args: argparse.Namespace) -> int:
 
     Threads move last bits, so the number depends neither on `--ranks` nor on where a store is gone on with.
     """
-    from hmsa_core.io.atomic import read_json
+    import json
 
-    record = args.out.resolve().with_name(f"{args.out.resolve().name}.work") / "options.json"
+    from hmsa_core.io import remote
+
     cores = len(os.sched_getaffinity(0))
-    begun = read_json(record)["threads"] if record.is_file() else None
+    try:
+        if remote.is_url(args.out):
+            record = remote.read(f"{remote.check_url(args.out)}.work/options.json")
+        else:
+            record = Path(f"{remote.local_path(args.out).resolve()}.work/options.json").read_bytes()
+        begun = json.loads(record)["threads"]
+    except FileNotFoundError:
+        begun = None
     if begun and not args.threads:
         args.threads = begun
         if begun != cores:

@@ -20,7 +20,7 @@ _MEND = "in a workspace `autolabel doctor` prints what brings it back; elsewhere
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument(
-        "store", type=Path, nargs="?", metavar="STORE", help="folder of a label store, or one sealed JSON file"
+        "store", nargs="?", metavar="STORE", help="folder or address of a label store, or one sealed JSON file"
     )
     parser.add_argument(
         "--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)"
@@ -33,14 +33,15 @@ def run(args: argparse.Namespace) -> int:
     """Check and report."""
     from hmsa_core.io import sealed
     from hmsa_core.io.errors import ConfigError, StoreError
+    from hmsa_core.io.remote import is_url, local_path
     from hmsa_core.labels.store.reader import LabelStore
 
     if args.certificate is not None:
         return _certificate(args)
     if args.store is None:
         raise ConfigError("what is to be checked?", hint="give a STORE, a sealed file, or --certificate FILE")
-    if args.store.is_file():
-        value = sealed.read(args.store)
+    if not is_url(args.store) and (file := local_path(args.store)).is_file():
+        value = sealed.read(file)
         sys.stdout.write(f"{args.store}: whole ({value.get('format', 'unknown format')})\n")
         return 0
     store = LabelStore.open(args.store)
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _certificate(args: argparse.Namespace) -> int:
     """Recompute a certificate from its draws and the store; what is wrong is a StoreError of one line."""
+    from hmsa_core.io.remote import local_folder
     from hmsa_core.labels.thresholds.certificate import Certificate
     from pipeline.inspector.view import StoreView
 
@@ -72,7 +74,7 @@ def _certificate(args: argparse.Namespace) -> int:
     if store is None:
         store = args.certificate.with_name(args.certificate.name.removesuffix(".certificate.json"))
     found = Certificate.load(args.certificate)
-    found.check(StoreView(store), str(args.certificate))
+    found.check(StoreView(local_folder(store)), str(args.certificate))
     results = found.results()
     passed = [name for name, row in results.items() if row["certified"]]
     if args.json:

@@ -228,7 +228,7 @@ def _grid(sampling: SamplingConfig) -> list[int]:
 
 
 def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampling: SamplingConfig) -> prepare.Summary:
-    root = ws.resolve(source.root)
+    root = ws.resolve(source.root, anew=True)
     located = source.model_copy(update={"root": str(root)})
     bars: list[Progress] = []
 

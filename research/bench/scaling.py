@@ -20,7 +20,7 @@ Row = tuple[str, str, float]  # title, unit, figure
 class Assumed:
     """What was not measured by us."""
 
-    tflop_per_image: float = 28.4  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes, counted (docs/scaling.md, table "On a GPU")
+    tflop_per_image: float = 28.4  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes, counted on fake tensors
     gpu_tflops: float = 989.0  # dense bf16 peak of an H100 or H200, by its data sheet
     share_of_peak: float = 0.35  # that we believe inference reaches; `make bench-gpu` prints the share on *your* GPU
     gpus: int = 8  # a node

@@ -16,6 +16,7 @@ MAY_WRITE = {
     "hmsa_core/runtime/progress.py": "the log grows by lines; a torn last line is dropped",
     "hmsa_core/io/locks.py": "a lock file names its owner, for people",
     "pipeline/cli/main.py": "/dev/null",
+    "hmsa_core/io/remote.py": "links, in a folder that is renamed into its place as a whole",
     "examples/streets/files.py": "a folder that is renamed into its place as a whole",
     "pipeline/doctor/dvc.py": "asks for DVC's kernel lock and changes nothing",
     "pipeline/nightly/services.py": "what the server and the worker say",

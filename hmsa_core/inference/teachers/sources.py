@@ -24,6 +24,7 @@ from pydantic import Field, Strict, ValidationError
 from hmsa_core.config import PositiveInt, Section
 from hmsa_core.io.atomic import digest, read_json, sha256_file
 from hmsa_core.io.errors import CheckpointError, ConfigError, InputError, did_you_mean, needs_extra
+from hmsa_core.io.remote import local_folder
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.models.checkpoint import read_meta
 from hmsa_core.taxonomy import ClassTable
@@ -138,7 +139,7 @@ def _one(text: str) -> Source:
     family, colon, rest = text.partition(":")
     if colon and family in FAMILIES and rest:
         return Source(family, Path(rest), beside)
-    path = Path(text)
+    path = local_folder(text)
     if colon and not path.exists() and "/" not in family:
         known = f"known: {', '.join(FAMILIES)}, or the path of a checkpoint folder"
         raise ConfigError(

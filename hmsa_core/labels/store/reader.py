@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.io.remote import local_folder
 from hmsa_core.labels.store.format import (
     MANIFEST,
     FileRecord,
@@ -54,15 +55,16 @@ class LabelStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = False) -> LabelStore:
-        """Open a store; with `strict` read every byte and refuse the whole store if anything is wrong.
+        """Open a store, a folder or an address; with `strict` read every byte, refuse the store if anything is wrong.
 
         Raises:
             InputError: no such folder.
             StoreError: no or a damaged manifest; with `strict` any problem at all, all of them named.
         """
-        if not Path(path).is_dir():
+        folder = local_folder(path)
+        if not folder.is_dir():
             raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
-        store = cls(Path(path), read_manifest(path))
+        store = cls(folder, read_manifest(folder))
         if not strict:
             store._look()
             return store

@@ -73,7 +73,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    existing: Sequence[ShardPlan], images: Iterable[tuple[str, str]], images_per_shard: int, key: str
+    existing: Sequence[ShardPlan], images: Iterable[tuple[str, str]], images_per_shard: int, key: str, *, first: int = 0
 ) -> list[ShardPlan]:
     """Keep the existing plans and append shards for the images that are in none of them.
 
@@ -82,6 +82,7 @@ def plan_shards(
         images: (name, image_sha256) of all images wanted now, in any order.
         images_per_shard: of new shards, >= 1.
         key: digest of all that determines a label.
+        first: least number of a new shard.
 
     Raises:
         ConfigError: an existing plan has another key (changed parameters need a new store).
@@ -107,7 +108,7 @@ def plan_shards(
             )
     # Sorted by name: the plan does not depend on the order in which a folder was listed.
     fresh = sorted(new.keys() - known.keys())
-    first = 1 + max((plan.index for plan in existing), default=-1)
+    first = max(first, 1 + max((plan.index for plan in existing), default=-1))
     parts = [tuple(fresh[i : i + images_per_shard]) for i in range(0, len(fresh), images_per_shard)]
     appended = [ShardPlan(first + i, part, tuple(new[n] for n in part), key) for i, part in enumerate(parts)]
     return [*existing, *appended]
