@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,13 +10,16 @@ import sys
 import torch
 
 from tests.conftest import REPO
+from tests.support import afterwards
 
 COLLECT = "import sys, pytest, torch; torch.cuda.is_available = lambda: True; sys.exit(pytest.main(sys.argv[1:]))"
 OPTIONS = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
 
 
 def told(*command: str) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=REPO, capture_output=True, text=True, check=False)
+    # A suite of its own: processes and files of the one around it are not its business.
+    env = {name: value for name, value in os.environ.items() if name not in (afterwards.MARK, afterwards.STRICT)}
+    done = subprocess.run([sys.executable, *command], cwd=REPO, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

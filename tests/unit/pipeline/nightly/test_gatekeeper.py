@@ -114,7 +114,7 @@ def test_the_last_round_of_auto_labels_does_not_teach_unless_the_limit_is_lifted
     assert (second["promote"], second["promoted"]) == (True, None)
     assert "round 2 of auto-labels, and student_train.max_rounds is 2" in second["decision"]
     assert workspace.teacher().name == first
-    with pytest.raises(ConfigError, match="2 rounds of auto-labels are behind this teacher"):
+    with pytest.raises(ConfigError, match="2 rounds of auto-labels are behind it"):
         check_rounds(workspace, workspace.path("models/student"))
     _change(workspace, "student_train.max_rounds", None)
     lifted = Workspace(workspace.root)
