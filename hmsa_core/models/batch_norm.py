@@ -282,7 +282,7 @@ def recomputed(block: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _buffers_copied(block: nn.Module) -> Iterator[None]:
-    """Let norms of one rank work on copies of their buffers, so that torch sees the same saved tensors both times."""
+    """Let norms that no other rank shares work on copies of their buffers: both runs then save the same tensors."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncedBatchNorm)]
     originals = [norm._buffers for norm in norms]
     for norm in norms:

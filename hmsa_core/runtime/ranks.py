@@ -145,7 +145,7 @@ def _meet_on_gpus(device: torch.device, minutes: float) -> None:
             raise
         raise ConfigError(
             "two ranks of a node see the same GPU and no other",
-            hint="set runtime.ranks to the number of GPUs a node, or let the batch system give each task its own",
+            hint="set runtime.ranks to the GPUs of a node, or let the batch system give each task a GPU of its own",
         ) from error
 
 

@@ -125,7 +125,7 @@ class Session:
         ]
 
     def cuts(self, threshold: str | None = None, pins: list[str] | None = None) -> Cuts:
-        """Thresholds as the address, the API and the page write them; absent ones mean the start values."""
+        """Read thresholds as URLs, the API and the page write them; a class without one gets its start value."""
         if self.view.kind != "raw":
             if threshold is not None or pins:
                 raise ConfigError(

@@ -34,7 +34,9 @@ def remember(ws: Workspace, line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_readable(ws: Workspace) -> None:
-    """Refuse a history, A/A figures or a reference that the gate or the page would stop at, hours later.
+    """Refuse a history, A/A figures or a reference that cannot be read.
+
+    The gate or the morning page would fail on them hours later. A/A figures are those of trainings of one recipe.
 
     Raises:
         IntegrityError: names the file and the line.

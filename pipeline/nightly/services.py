@@ -252,7 +252,7 @@ def _server(services: Services) -> str:
 
 
 def _reap(services: Services) -> list[str]:
-    """Settle runs that a killed server or worker left behind; in a process with the settings of this server."""
+    """Mark runs that a killed server or worker left behind as Crashed, in a process with this server's settings."""
     command = [sys.executable, "-m", "pipeline.nightly.reaper", "--workspace", str(services.workspace)]
     if not services.is_external and not services.is_running("worker"):
         command.append("--pending")

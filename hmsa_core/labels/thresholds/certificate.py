@@ -452,7 +452,7 @@ class Certificate:
         for number, draw in enumerate(self.draws):
             key = draw["class"], draw["band"]
             if {k: draw[k] for k in ("image", "x", "y", "code")} != self._pixel(labels, *key, seen.get(key, 0)):
-                raise StoreError(f"{where}: refused: draw {number} is not the pixel that its seed draws")
+                raise StoreError(f"{where}: refused: pixel {number} is not the one that the certificate's seed draws")
             seen[key] = seen.get(key, 0) + 1
 
 

@@ -115,7 +115,7 @@ class Bottleneck(Stepwise):
         return self.bn3
 
     def steps(self, x: Tensor) -> Steps[Tensor]:
-        """Return B x (4 planes) x H x W."""
+        """Return B x 4*planes x H x W."""
         parts = [self._residual(x)] if self.downsample is None else [self._residual(x), steps_of(self.downsample, x)]
         out, *shortcut = yield parts
         out += shortcut[0] if shortcut else x
