@@ -1,7 +1,7 @@
 """Make a workspace: a folder with params.yaml and dvc.yaml of a profile, git and DVC set up.
 
 profiles: tiny (the whole chain in two minutes), demo (generated street scenes), camvid (real photographs),
-cityscapes (the paper's recipe; fill in two paths), paper-final (the same with all fine data: no image is left to judge).
+cityscapes (the paper's recipe; fill in two paths), paper-final (the same with all fine data: none is left to judge).
 """
 
 from __future__ import annotations
