@@ -34,6 +34,7 @@ Bools = NDArray[np.bool_]
 
 FALLBACK = 0.2
 EXPLORE = 24  # draws after which a class that looks hopeless is left
+_STRETCH = 4.0  # a class may seem to need this many times the draws that are left
 _SCALES = ((0.1, 0.2), (0.2, 0.25), (0.4, 0.3), (0.6, 0.25))  # of the allowed error, and weight of the guess
 # How the guess may be meant: its power, the draws that it is worth, and the weight of that reading.
 _READINGS = ((1.0, 300.0, 0.35), (0.5, 30.0, 0.3), (0.5, 4.0, 0.15))
@@ -199,16 +200,20 @@ class SequentialTest:
         return Turn(cut, band, np.take_along_axis(needed, at, -1)[..., 0], gain)
 
     def pick(self, turn: Turn, n: Floats, best: Floats, left: Floats | float) -> NDArray[np.int64]:
-        """The class that the next draws are for, (...), -1 where none can be certified with the `left` draws.
+        """The class that the next draws are for, (...), -1 where none is worth the `left` draws.
 
         Classes without a certificate come first, the nearest first; then the looks at those that seem hopeless; then
-        lower cuts, by the pixels that a draw brings.
+        classes that need more than is left, as far as known, for few answers tell that badly; then lower cuts, by
+        the pixels that a draw brings.
         """
         has = self.levels(best)[1].any(-1)
-        within = np.where(turn.needed <= np.asarray(left)[..., None], turn.needed, np.inf)
+        most = np.asarray(left)[..., None]
+        within = np.where(turn.needed <= most, turn.needed, np.inf)
         unseen = ~has & self._real.any(-1) & (n.sum(-1) < EXPLORE)
         cost = np.where(has, 2e6 + within / np.maximum(turn.gain, 1e-6), within)
         cost = np.where(unseen & ~np.isfinite(cost), 1e6, cost)
+        far = ~has & ~unseen & (turn.needed > most) & (turn.needed <= _STRETCH * most)
+        cost = np.where(far, 1.5e6 + turn.needed, cost)
         chosen = np.argmin(cost, axis=-1)
         is_any = np.isfinite(np.take_along_axis(cost, chosen[..., None], -1)[..., 0]) & (np.asarray(left) >= 1)
         return np.asarray(np.where(is_any, chosen, -1))
