@@ -135,7 +135,7 @@ def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
         **_health(ws, tonight),
         **_worth_a_look(ws, used),
     }
-    page["warnings"] = [*_alarms(ws, used), *page["warnings"]]
+    page["warnings"] = [*page.pop("alarms"), *page["warnings"]]
     gain = tonight.verdict.get("gain", {})
     line = {
         "night": night,
@@ -290,12 +290,11 @@ def _drift(ws: Workspace) -> list[dict[str, Any]]:
 def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     """Pictures by expected loss and at random ({name: caption}), twenty minutes of review, and where answers pay."""
     if used is None:
-        return {"chosen": {}, "random": {}, "queue": [], "pays": []}
+        return {"chosen": {}, "random": {}, "queue": [], "pays": [], "alarms": []}
     policy = used[0]
     view = StoreView(ws.path("labels/raw"))
-    files = CertificateFile(view)
+    certificate, why = CertificateFile(view).usable()
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
-    certificate = files.usable()[0]
     if certificate is None:
         certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
     edges = np.array([float(edge) for edge in ConfidenceCode().edges])
@@ -313,6 +312,7 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
         "random": dict.fromkeys(rest[:_RANDOM], "at random"),
         "queue": _queue(ws, policy, right, [name for name, _ in ranked[: 2 * _QUEUE]]),
         "pays": certificate.pays(view, policy.codes()),
+        "alarms": _alarms(view, policy, why),
     }
 
 
@@ -333,17 +333,15 @@ def _queue(
     ]
 
 
-def _alarms(ws: Workspace, used: Used | None) -> list[str]:
-    """Classes that several nights' audits found less right than measured, and answers that cannot be read."""
-    raw = ws.path("labels/raw")
-    if used is None or not (raw / "manifest.json").exists():
-        return []
-    least = {e.name: e.evidence["lower"] for e in used[0].entries if e.evidence.get("lower") is not None}
-    view = StoreView(raw)
-    why = CertificateFile(view).usable()[1]
+def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
+    """Classes that several nights' audits found less right than measured, and answers that cannot be read.
+
+    `why`: the certificate of the store does not count; "" = it does, or there is none.
+    """
+    least = {e.name: e.evidence["lower"] for e in policy.entries if e.evidence.get("lower") is not None}
     told = [f"the certificate of labels/raw {why}"] if why.startswith("does not count") else []
     try:
-        return told + precision_alarms(AuditFile(audit_path(raw.resolve()), view).every(), least)
+        return told + precision_alarms(AuditFile(audit_path(view.path.resolve()), view).every(), least)
     except HmsaError as error:
         return [*told, f"no alarm over the audits: {error.message}"]
 

@@ -262,8 +262,9 @@ class Registry:
         One for its own auto-labelled images, and one for each registered model among its parents that has such images.
         """
         own = _lineage(checkpoint)
-        behind = {weights_by_name(v.path) for v in self.versions() if _is_self_taught(_lineage(v.path))}
-        return int(_is_self_taught(own)) + len(behind.intersection(own.parents))
+        named = ((weights_by_name(version.path), version.path) for version in self.versions())
+        parents = {weights: path for weights, path in named if weights in own.parents}  # other lists are not read
+        return sum(map(_is_self_taught, (own, *map(_lineage, parents.values()))))
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""

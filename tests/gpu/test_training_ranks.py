@@ -21,7 +21,7 @@ from hmsa_core.losses import training_loss
 from hmsa_core.models import MultiScaleModel, build
 from hmsa_core.models.batch_norm import SyncedBatchNorm, synchronise
 from hmsa_core.runtime.ranks import Ranks
-from hmsa_core.spec import save_spec
+from hmsa_core.spec import TrainSpec, save_spec
 from hmsa_core.training.parallel import DdpReplicas
 from tests.support.gpu_ranks import on_gpus
 from tests.support.jobs import REPO, agent, errors_of, finish, last_logged_step, started
@@ -216,12 +216,16 @@ def test_out_of_memory_on_one_of_two_ranks_ends_both_within_a_minute(data: Path,
     assert time.monotonic() - start < 120, "start-up and a minute"
 
 
+def _wait_for_step_10(spec: TrainSpec, process: subprocess.Popen[bytes]) -> None:
+    while last_logged_step(spec.work) < 10:
+        time.sleep(0.1)
+        assert process.poll() is None, errors_of(spec)
+
+
 def test_a_stop_of_two_ranks_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
     spec = on_two(data, tmp_path / "work", epochs=60)
     with started(spec, *TWO) as process:
-        while last_logged_step(spec.work) < 10:
-            time.sleep(0.1)
-            assert process.poll() is None, errors_of(spec)
+        _wait_for_step_10(spec, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     assert finish(spec, *TWO, timeout_s=300) == 0
@@ -230,9 +234,7 @@ def test_a_stop_of_two_ranks_saves_and_goes_on(data: Path, tmp_path: Path) -> No
 def test_the_loss_of_one_rank_ends_the_other_and_the_training_can_go_on(data: Path, tmp_path: Path) -> None:
     spec = on_two(data, tmp_path / "work", epochs=60)
     with started(spec, *TWO) as process:
-        while last_logged_step(spec.work) < 10:
-            time.sleep(0.1)
-            assert process.poll() is None, errors_of(spec)
+        _wait_for_step_10(spec, process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         assert process.wait(150) == 137
@@ -242,8 +244,7 @@ def test_the_loss_of_one_rank_ends_the_other_and_the_training_can_go_on(data: Pa
 def test_a_training_without_synchronised_norms_goes_on_with_one_rank(data: Path, tmp_path: Path) -> None:
     spec = on_two(data, tmp_path / "work", epochs=60, runtime__sync_norm="off")
     with started(spec, *TWO) as process:
-        while last_logged_step(spec.work) < 10:
-            time.sleep(0.1)
+        _wait_for_step_10(spec, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     alone = on_two(data, spec.work, epochs=60, runtime__sync_norm="off", runtime__ranks=1)
