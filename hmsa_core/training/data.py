@@ -9,10 +9,10 @@ the crops of a rank ahead, in worker processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -329,7 +329,7 @@ class _Collate:
 
 
 class Feed:
-    """Iterator over this rank's passes from `step` to the end of the run; close it to end the workers."""
+    """Iterator over this rank's passes from `step` to the end of the run."""
 
     def __init__(
         self, data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
@@ -364,17 +364,24 @@ class Feed:
             raise batch
         return batch
 
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Dropping the iterator ends its workers; a traceback that is kept must not keep them alive.
+    def close(self) -> None:
+        """Drop the iterator, which ends its workers; a traceback that is kept must not keep them alive."""
         del self._iterator
-        # torch reports a dead worker from a signal handler: the error can come out of any line.
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            raise _death(error) from error
+
+
+@contextmanager
+def feeding(
+    data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
+) -> Iterator[Feed]:
+    """A `Feed` that is closed behind the block; a worker's death anywhere in it is a TrainingError."""
+    try:
+        with closing(Feed(data, timeline, ranks, config, step, clock)) as feed:
+            yield feed
+    except RuntimeError as error:
+        # torch reports a dead worker from a signal handler: the error can come out of any line, those of `close` too.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _death(error) from error
 
 
 def _death(error: BaseException) -> TrainingError:

@@ -38,7 +38,7 @@ from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
 from hmsa_core.training.auto import settle_runtime
-from hmsa_core.training.data import Feed, RunData, Timeline, open_run_data, passes_a_step
+from hmsa_core.training.data import RunData, Timeline, feeding, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
 from hmsa_core.training.recipe import make_model, refuse_small_crop
 from hmsa_core.training.state import StateStore
@@ -138,7 +138,7 @@ def run(spec: TrainSpec, context: JobContext) -> None:
     job = _Run(spec, context, data)
     trainer = job.trainer
     progress = context.progress(total * batch, what=spec.stage, unit="crops", initial=trainer.step * batch)
-    with Feed(data, job.timeline, context.ranks, spec.config, trainer.step, job.clock) as feed, progress:
+    with feeding(data, job.timeline, context.ranks, spec.config, trainer.step, job.clock) as feed, progress:
         while trainer.step < total:
             job.validate()
             verdict = trainer.run_step(feed)

@@ -22,7 +22,7 @@ from hmsa_core.models.layers import resize
 from hmsa_core.runtime.memory import is_out_of_memory
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.training import run as train
-from hmsa_core.training.data import Feed, PassBatch, Timeline, open_run_data
+from hmsa_core.training.data import PassBatch, Timeline, feeding, open_run_data
 from hmsa_core.training.figures import Meters, StepClock
 from hmsa_core.training.trainer import Trainer
 from tests.support.jobs import REPO
@@ -225,7 +225,7 @@ def test_the_scaler_of_fp16_survives_an_overflow_and_a_resume(data: Path, tmp_pa
 def test_loaders_hand_over_pinned_bytes(data: Path, tmp_path: Path) -> None:
     spec = train_spec(data, tmp_path / "work", runtime__workers=1, runtime__device="cuda")
     found = open_run_data(spec, GPU)
-    with Feed(found, Timeline(found.plan, 2), GPU, spec.config, 0, StepClock()) as feed:
+    with feeding(found, Timeline(found.plan, 2), GPU, spec.config, 0, StepClock()) as feed:
         batch = next(feed)
     assert (batch.images.dtype, batch.images.is_pinned(), batch.labels.is_pinned()) == (torch.uint8, True, True)
 
