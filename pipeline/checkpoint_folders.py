@@ -47,7 +47,7 @@ def _lineage_damage(path: Path, described: object) -> str:
 
 
 def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
-    """Whether a checkpoint says that it was trained on other classes; one that says nothing may have been on these."""
+    """Whether a checkpoint states other classes than these; False if it states none."""
     known = atomic.read_json(checkpoint / "model.json").get("class_table")
     return known is not None and ClassTable.from_json(known).classes != classes.classes
 

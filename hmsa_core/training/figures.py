@@ -96,7 +96,7 @@ class Meters:
         self._pending.append(_Report(step, _OnItsWay(values), counts, names))
 
     def exchange(self, *, stop: bool) -> Verdict:
-        """Tell the other ranks about a stop request and the oldest pass; all ranks call it after each pass."""
+        """Share a stop request and the earliest pass not yet reported; all ranks call it after each pass."""
         return self._exchange(stop, self._lag)
 
     def flush(self, *, stop: bool) -> Verdict:
@@ -161,7 +161,7 @@ class StepClock:
 
     @contextmanager
     def counting(self, what: Literal["waiting", "excluded"]) -> Iterator[None]:
-        """Count the block as waiting for data, or leave it out."""
+        """Count the time of the `with` block as waiting for data, or not at all."""
         start = time.perf_counter()
         yield
         self._spent[what] += time.perf_counter() - start

@@ -47,7 +47,7 @@ class WeightJobs:
         self._folder.cleanup()
 
     def start(self, name: str) -> dict[str, Any]:
-        """Begin to compute the weights of an image, unless they are there or under way."""
+        """Start to compute an image's weights of each scale, unless they exist or are being computed."""
         state = self._states.get(name)
         if state is None or "error" in state:
             path = self._view.pictures.picture_path(name)

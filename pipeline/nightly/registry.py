@@ -75,7 +75,7 @@ class Registry:
         if current != TEACHER_STAGE and folder.parent != self.folder.resolve():
             raise ConfigError(
                 f'models/current.json: teacher is {current!r}; expected "{TEACHER_STAGE}" or "models/registry/VERSION"',
-                hint="`autolabel models list` shows the versions; `autolabel models rollback` returns to the last",
+                hint="`autolabel models list` shows the versions; `autolabel models rollback` takes the previous one",
             )
         if not (folder / "model.json").is_file():
             raise ConfigError(

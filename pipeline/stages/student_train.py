@@ -78,8 +78,8 @@ def check_teacher(labels: Path, teacher: Spec) -> None:
     if made_by != now:
         told = ", ".join(str(source) for source in parse(teacher))
         raise ConfigError(
-            f"{labels}: labelled by {str(made_by)[:16]}, but {told} teaches now ({now[:16]})",
-            hint="`dvc repro` labels with the new teacher first"
+            f"{labels}: labelled by {str(made_by)[:16]}, but the teacher is now {told} ({now[:16]})",
+            hint="`dvc repro` labels again with this teacher"
             if only_checkpoint(teacher)
             else "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`",
         )

@@ -57,11 +57,11 @@ class ClassMap:
             example = f"`classes: {{0: {self.classes.classes[0]}, ...}}`"
             raise ConfigError(
                 f"{self.source}: gives {found} classes, but {known}",
-                hint=f"say which is which in {self.source.table_path}: {example}; what it leaves out is ignored",
+                hint=f"map the classes in {self.source.table_path}: {example}; unlisted classes are ignored",
             )
         if max(self.targets) >= found:
             raise ConfigError(
-                f"{self.source.table_path}: there is no class {max(self.targets)}, only {found} from 0 on"
+                f"{self.source.table_path}: no class {max(self.targets)}; the classes are 0 to {found - 1}"
             )
 
 

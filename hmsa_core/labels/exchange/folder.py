@@ -185,7 +185,7 @@ class Exported:
         return label
 
     def read(self, path: Path) -> Iterator[Returned]:
-        """What came back, image by image; a damaged or hostile file is an InputError that names it."""
+        """Labels that a tool returned, image by image; a damaged or hostile file is an InputError with its name."""
         if not path.exists():
             raise InputError(f"{path}: not found")
         try:

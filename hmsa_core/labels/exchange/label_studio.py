@@ -106,7 +106,7 @@ def _paint(canvas: Canvas, region: dict[str, Any], exported: Exported, where: st
 
 
 def _decode(rle: bytes, height: int, width: int, where: str) -> NDArray[np.bool_]:
-    """Mask of a region: opacity of at least half. The decoder takes the length that the bytes claim."""
+    """Mask of a region: opacity of at least half. The stated length is checked, because the library trusts it."""
     with needs_extra("exchange"):
         from label_studio_sdk.converter.brush import decode_rle
     if int.from_bytes(rle[:4]) != 4 * height * width or len(rle) > 8 * height * width + 64:

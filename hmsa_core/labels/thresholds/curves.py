@@ -115,7 +115,7 @@ class Curves:
         return self._kept[name]
 
     def subset(self, blocks: Sequence[int]) -> Curves:
-        """The curves of some blocks only (joint counts and conflicts stay whole)."""
+        """The curves of some blocks; joint counts and conflicts remain those of all blocks."""
         counts = {name: array[list(blocks)] for name, array in self.counts.items()}
         names = tuple(self.blocks[i] for i in blocks)
         return replace(self, blocks=names, counts=counts, truth=self.truth[list(blocks)])

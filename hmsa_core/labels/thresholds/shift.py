@@ -70,7 +70,7 @@ def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: f
     """Compare one set of unlabelled images with the calibration images, class by class.
 
     `histogram` is int64 (C, 256), StoreStatistics.totals() of the set. `limit` is the largest distance that still
-    counts as covered (more is allowed where blocks differ more anyway).
+    counts as covered; it is higher for a class whose calibration blocks differ more among themselves.
     """
     prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())

@@ -375,7 +375,7 @@ def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
     other = ws.path("models/other")
     models.save(small_model("single", 3, seed=8), other, class_table=None, lineage={})
     with pytest.raises(
-        ConfigError, match=r"labels/final: labelled by [0-9a-f]{16}, but .*models/other teaches now"
+        ConfigError, match=r"labels/final: labelled by [0-9a-f]{16}, but the teacher is now .*models/other"
     ) as error:
         student_train.check_teacher(ws.path("labels/final"), other)
-    assert error.value.hint == "`dvc repro` labels with the new teacher first"
+    assert error.value.hint == "`dvc repro` labels again with this teacher"

@@ -106,7 +106,7 @@ def test_a_network_of_another_tool_labels_and_its_student_is_not_promoted_unprov
     assert ws.path("report/index.html").is_file()
 
     table(net, "classes: {strasse: road, auto: car}\n")
-    with pytest.raises(ConfigError, match="teaches now") as caught:
+    with pytest.raises(ConfigError, match="the teacher is now") as caught:
         student_train.run(ws)
     assert caught.value.hint == "`dvc repro --force --single-item calibrate auto-infer`, then `dvc repro`"
     before = len(list(ws.work("calibrate").iterdir()))

@@ -33,7 +33,7 @@ _CODE = ConfidenceCode()
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Counts of pixels with at least each code, blocks first: (B, 256) and (256,) for one class."""
+    """Pixels of one class with at least each code: of each block (B, 256), of all blocks (256,)."""
 
     total: Counts
     correct: Counts
