@@ -79,9 +79,8 @@ test-fast: setup  ## in-process tests, < 3 minutes
 
 test test-slow: export AUTOLABEL_CLEAN_TREE := 1
 test: setup  ## all that CI runs, <= 25 minutes
-	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))" --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
-	$(PY) -m pytest -n 2 --dist loadfile -m "(chain or fault) and not ($(SLOW))" --durations=15
-	$(PY) -m pytest -m "browser and not (chain or fault or $(SLOW))" --durations=5
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))" --durations=25 \
+	  --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
 
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20

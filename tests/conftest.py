@@ -55,6 +55,12 @@ def shared_reference() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Nights and other whole chains first: short files fill the processes to the end of a run."""
+    items.sort(key=lambda item: ("nightly" not in item.path.name, item.get_closest_marker("chain") is None))
+
+
 _BEFORE = pytest.StashKey[afterwards.Seen]()
 
 

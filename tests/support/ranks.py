@@ -10,9 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-# The first optimiser imports this for a second or two: once here, instead of in every fork.
-import torch._dynamo  # noqa: F401
-
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.runtime.ranks import Ranks, start_ranks
 
@@ -29,6 +26,8 @@ def run_ranks(world: int, target: Callable[[int], None], *, timeout_s: float = 1
     The environment is torchrun's, so `start_ranks` finds it. What is still running after `timeout_s` is
     killed, and so is the rest soon after one has failed, as torchrun would.
     """
+    import torch._dynamo  # noqa: F401 - an optimiser's first import, seconds: once here, not in every fork
+
     port = free_port()
     children = [_fork(rank, world, port, target) for rank in range(world)]
     status: dict[int, int] = {}

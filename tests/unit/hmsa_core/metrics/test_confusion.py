@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import (
@@ -103,6 +102,8 @@ def test_counts_equal_brute_force_for_any_ignore_value(num_classes, seed, ignore
 @settings(max_examples=20, deadline=None)
 @given(num_classes=st.integers(2, 12), seed=st.integers(0, 2**31), missing=st.booleans())
 def test_torchmetrics_counts_the_same_and_gives_the_same_iou(num_classes, seed, missing):
+    from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
+
     rng = np.random.default_rng(seed)
     pred, label = (torch.from_numpy(rng.integers(0, num_classes - missing, (2, 9, 11))) for _ in range(2))
     label[torch.from_numpy(rng.random(label.shape) < 0.2)] = 255

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.nightly.tracking import track_night
 from pipeline.workspace import Workspace
@@ -40,6 +39,8 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def test_a_night_is_a_run_with_its_figures_its_policy_and_its_page(ws: Workspace, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     assert track_night(ws, {"lines": [{"gain": 9.0}, LINE]}, tmp_path / "morning.html") == ""
     client = MlflowClient((tmp_path / "work/mlruns").as_uri())
     experiment = client.get_experiment_by_name("auto-label")
