@@ -144,7 +144,7 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
     # A job that holds the folder writes its own error there.
     has_record = spec is not None and not isinstance(error, LockedError)
-    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec and has_record else rank == "0"
+    is_first = write_first(spec.work / ERROR_FILE, record, f"rank{rank}") if spec and has_record else rank == "0"
     if is_first:
         sys.stderr.write(trace)
         # The process that started this one may read the record and print it itself.
@@ -155,9 +155,9 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     return error.exit_code
 
 
-def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
-    """Publish the record; False where another rank's is there already."""
-    own = path.with_name(f".{path.name}.rank{rank}")
+def write_first(path: Path, record: dict[str, object], who: str) -> bool:
+    """Publish the record of a failure; False where another one's is there already."""
+    own = path.with_name(f".{path.name}.{who}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):
