@@ -76,6 +76,7 @@ def _create(params: RendezvousParameters, lost: Callable[[str], None]) -> Dynami
         params.local_addr,
         RendezvousTimeout(join=join),
     )
+    handler.name = params.backend
     handler.watch = lambda node, nodes: watch_nodes(
         lambda: PrefixStore(f"alive/{params.run_id}", connect(host, port, _ANSWER)),
         node,
@@ -89,7 +90,11 @@ def _create(params: RendezvousParameters, lost: Callable[[str], None]) -> Dynami
 class _Handler(DynamicRendezvousHandler):
     """torchrun's rendezvous of any number of nodes, with these stores and this watch."""
 
+    name: str
     watch: Callable[[int, int], None]
+
+    def get_backend(self) -> str:
+        return self.name
 
     def next_rendezvous(self) -> RendezvousInfo:
         info = super().next_rendezvous()
