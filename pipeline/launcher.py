@@ -25,7 +25,7 @@ from hmsa_core.job import ERROR_FILE, REPORTS
 from hmsa_core.runtime.agent import BACKEND
 from hmsa_core.spec import JobSpec, load_spec, runtime_of, save_spec
 from pipeline.devices import Claim, claim_devices, cpu_emulates_bf16
-from pipeline.nodes import Meeting, interface_of, is_open, launch_prefix, meetings, node_command
+from pipeline.nodes import Meeting, done_mark, interface_of, is_open, launch_prefix, meetings, node_command
 
 RELAUNCHES = 2
 SILENT_S = 60  # of a node that is lost
@@ -66,9 +66,11 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             record = another() if another else None
             if record and prefix:
                 status = run_child([*prefix, *node_command(record)], stop=stop, own_group=True)
+                is_done = status == 0 and done_mark(record).exists() and not (work / ERROR_FILE).exists()
             else:
                 status = _run_here(spec, Meeting.of(record) if record else Meeting(), stop, claim)
-            if status == 0 and not (prefix and (work / ERROR_FILE).exists()):  # some launchers drop the status
+                is_done = status == 0
+            if is_done:
                 return
             fault = _raise_reported(work, status, stop)
             if attempt == relaunches:

@@ -97,8 +97,8 @@ def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callabl
     where = endpoint(nodes, env)
 
     def forget() -> None:
-        for record in work.glob(_RECORDS):
-            record.unlink(missing_ok=True)
+        for path in work.glob("nodes-*"):
+            path.unlink(missing_ok=True)
 
     def another() -> Path:
         forget()
@@ -106,11 +106,16 @@ def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callabl
         write_json(record, {"endpoint": where})
         return record
 
-    with FileLock(work / "nodes.lock", what=f"the job in {work}", wait_s=5.0):  # who looks whether it is held holds it
+    with FileLock(work / "nodes.lock", what=f"the job in {work}", wait_s=1.0):  # who looks whether it is held holds it
         try:
             yield another
         finally:
             forget()
+
+
+def done_mark(record: Path) -> Path:
+    """File that says that all nodes came to their end: some launchers drop the status."""
+    return record.with_suffix(".done")
 
 
 def is_open(record: Path) -> bool:

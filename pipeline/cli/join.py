@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from hmsa_core.io.atomic import write_json
 from hmsa_core.io.errors import HmsaError, InterruptedRunError
 from hmsa_core.io.process import StopRequest, die_with_parent
 
@@ -43,6 +44,7 @@ def _once(record: Path, stop: StopRequest) -> int:
     """Under a launcher, whose own status may say nothing: the failure of a node is written down beside the job."""
     from hmsa_core.job import ERROR_FILE, write_first
     from pipeline.launcher import fault_of, take_part
+    from pipeline.nodes import done_mark
 
     host = socket.gethostname()
     try:
@@ -50,6 +52,8 @@ def _once(record: Path, stop: StopRequest) -> int:
         fault = fault_of(status, f"node {host} ended with status {status}; its output is above")
     except HmsaError as error:
         status, fault = error.exit_code, error
+    if status == 0:
+        write_json(done_mark(record), {})
     if fault is not None:
         told = {"exit_code": fault.exit_code, "message": fault.message, "hint": fault.hint}
         write_first(record.parent / ERROR_FILE, told, f"node-{host}")
