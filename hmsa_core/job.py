@@ -77,8 +77,10 @@ def run_spec(spec: JobSpec) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank:  # rank 0 says what all ranks know
         logging.getLogger().setLevel(logging.WARNING)
-    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
-    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
+    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up. A file server
+    # keeps the lock of a machine that is lost for a while (NFS 4: 90 s).
+    wait_s = 30.0 if runtime.nodes == 1 else 150.0
+    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=wait_s):
         if rank == 0:
             (spec.work / ERROR_FILE).unlink(missing_ok=True)
         from hmsa_core.runtime.ranks import JobContext, start_ranks

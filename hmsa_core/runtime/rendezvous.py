@@ -52,12 +52,16 @@ def connect(host: str, port: int, wait: timedelta) -> TCPStore:
     Raises:
         RendezvousConnectionError: nothing answers there.
     """
-    try:
-        store = TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
-    except RuntimeError as error:
-        raise RendezvousConnectionError(f"nothing answers at {host}:{port} ({str(error).splitlines()[0]})") from error
-    store.set_timeout(_ANSWER)
-    return store
+    deadline = time.monotonic() + wait.total_seconds()
+    while True:  # torch waits, too, and writes a page at each try
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+            return TCPStore(host, port, is_master=False, timeout=_ANSWER, wait_for_workers=False)
+        except (OSError, RuntimeError) as error:
+            if time.monotonic() >= deadline:
+                told = str(error).partition("\n")[0]
+                raise RendezvousConnectionError(f"nothing answers at {host}:{port} ({told})") from error
+        time.sleep(_BEAT_S)
 
 
 def _create(params: RendezvousParameters, lost: Callable[[str], None]) -> DynamicRendezvousHandler:
