@@ -74,12 +74,12 @@ def _always(folder: Path, idle: float | None, stop: StopRequest) -> int:
             _LOG.info("%s: taking part", record.parent)
             try:
                 status = take_part(record, stop)
-            except HmsaError as error:  # a GPU in use, no way to the others: it may be mended while the job waits
-                _LOG.warning("%s", error.message)
-                status = error.exit_code
-            _LOG.info("%s: ended with status %d", record.parent, status)
-            if status in (0, InterruptedRunError.exit_code):
-                done.add(record)
+            except (HmsaError, OSError) as error:  # a GPU in use, a stage that has just ended: it may be mended, or go
+                _LOG.warning("%s", error)
+            else:
+                _LOG.info("%s: ended with status %d", record.parent, status)
+                if status in (0, InterruptedRunError.exit_code):
+                    done.add(record)
             last = time.monotonic()
         if idle is not None and time.monotonic() - last > 60 * idle:
             return 0

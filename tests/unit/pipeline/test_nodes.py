@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import socket
+import subprocess
+import sys
 import time
 from argparse import ArgumentParser
 from datetime import timedelta
@@ -91,6 +93,17 @@ def test_each_start_of_a_job_has_a_record_of_its_own_that_counts_while_the_stage
             pass
     assert nodes.open_meetings(tmp_path) == []
     assert list(work.glob("nodes-*.json")) == []
+
+
+def test_a_machine_joins_a_workspace_and_leaves_it_when_no_job_comes(tmp_path: Path) -> None:
+    join = [sys.executable, "-m", "pipeline.cli.main", "join", str(tmp_path), "--idle", "0"]
+    done = subprocess.run(join, capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
+    assert "not a workspace" in done.stderr
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    done = subprocess.run(join, capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, done.stderr) == (0, f"{tmp_path}: waiting for jobs over several nodes\n")
 
 
 def test_an_agent_of_one_node_meets_itself_on_loopback_and_several_use_their_own_address(monkeypatch) -> None:
