@@ -144,7 +144,7 @@ def launch_prefix(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
         )
     if words != ["srun"]:
         return words
-    # In a batch script srun gives a task one core, and waits for the others when one has failed, unless it is told.
+    # By itself srun gives a task one core, and waits for the other tasks when one has failed.
     cores = env.get("SLURM_CPUS_ON_NODE") or str(runtime.ranks * (runtime.thread_count + runtime.workers))
     count = str(runtime.nodes)
     asked = {"nodes": count, "ntasks": count, "ntasks-per-node": "1", "cpus-per-task": cores}

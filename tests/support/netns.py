@@ -84,34 +84,31 @@ class Nodes:
         return path
 
     def remove(self) -> None:
-        names = [*self.names, self._hub]
-        for name in names:
-            with suppress(subprocess.CalledProcessError):
-                for pid in _ip("netns", "pids", name).split():
-                    with suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-        for name in names:
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", name)
+        _remove([*self.names, self._hub])
+
+
+def _remove(names: list[str]) -> None:
+    for name in names:
+        with suppress(subprocess.CalledProcessError):
+            for pid in _ip("netns", "pids", name).split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+    for name in names:
+        with suppress(subprocess.CalledProcessError):
+            _ip("netns", "del", name)
 
 
 @contextmanager
 def network(count: int) -> Iterator[Nodes]:
     """So many nodes that reach each other; they and all that runs on them are gone afterwards."""
-    for name in re.findall(r"\bal(\d+)-hub", _ip("netns", "list")):
-        if not Path(f"/proc/{name}").exists():  # of a test run that was killed
-            _forget(name)
+    known = re.findall(r"^(al(\d+)-\w+)", _ip("netns", "list"), re.MULTILINE)
+    _remove([name for name, pid in known if not Path(f"/proc/{pid}").exists()])  # of a test run that was killed
     nodes = Nodes(count)
     try:
         nodes.make()
         yield nodes
     finally:
         nodes.remove()
-
-
-def _forget(pid: str) -> None:
-    for name in re.findall(rf"\bal{pid}-\w+", _ip("netns", "list")):
-        _ip("netns", "del", name)
 
 
 def wait_for(what: str, is_so, timeout_s: float = 120.0) -> float:
