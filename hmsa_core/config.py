@@ -261,7 +261,12 @@ class RuntimeConfig(Section):
     ranks: Annotated[PositiveInt, NotInKey] = Field(
         1, description="processes on this node: one a GPU, or CPU processes"
     )
-    nodes: Annotated[PositiveInt, NotInKey] = Field(1, description="machines (docs/training.md: rendezvous)")
+    nodes: Annotated[PositiveInt, NotInKey] = Field(1, description="machines (docs/scaling.md: several nodes)")
+    launcher: Annotated[str, NotInKey] = Field(
+        "local",
+        description="what starts the other machines: local (they run `autolabel join`), srun, or a command that starts"
+        " what follows it once on each, such as mpirun --map-by ppr:1:node",
+    )
     threads: PositiveInt | Literal["auto"] = Field(
         1, description="torch threads a rank, auto = all cores; changes the last bits, so it is part of the key"
     )
@@ -279,7 +284,9 @@ class RuntimeConfig(Section):
         " their number is part of the key",
     )
     lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = Field(
-        15.0, description="a training without progress for so long has lost a rank or a GPU, and is started again"
+        15.0,
+        description="a training without progress for so long has lost a rank or a GPU, and is started again; machines"
+        " wait so long for each other at the start, and at most a minute for one that falls silent",
     )
     compile: bool = Field(False, description="torch.compile")
     activation_checkpointing: bool = Field(False, description="less memory, a third more time")

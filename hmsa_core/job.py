@@ -77,8 +77,10 @@ def run_spec(spec: JobSpec) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank:  # rank 0 says what all ranks know
         logging.getLogger().setLevel(logging.WARNING)
-    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up.
-    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=30.0):
+    # A killed run may still be dying (its loader workers hold the lock for a moment): wait, then give up. A file server
+    # keeps the lock of a machine that is lost for a while (NFS 4: 90 s).
+    wait_s = 30.0 if runtime.nodes == 1 else 150.0
+    with FileLock(spec.work / f"rank{rank}.lock", what=f"{spec.job} job in {spec.work}", wait_s=wait_s):
         if rank == 0:
             (spec.work / ERROR_FILE).unlink(missing_ok=True)
         from hmsa_core.runtime.ranks import JobContext, start_ranks
@@ -144,7 +146,7 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     record = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "rank": int(rank)}
     # A job that holds the folder writes its own error there.
     has_record = spec is not None and not isinstance(error, LockedError)
-    is_first = _write_first(spec.work / ERROR_FILE, record, rank) if spec and has_record else rank == "0"
+    is_first = write_first(spec.work / ERROR_FILE, record, f"rank{rank}") if spec and has_record else rank == "0"
     if is_first:
         sys.stderr.write(trace)
         # The process that started this one may read the record and print it itself.
@@ -155,9 +157,9 @@ def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:
     return error.exit_code
 
 
-def _write_first(path: Path, record: dict[str, object], rank: str) -> bool:
-    """Publish the record; False where another rank's is there already."""
-    own = path.with_name(f".{path.name}.rank{rank}")
+def write_first(path: Path, record: dict[str, object], who: str) -> bool:
+    """Publish the record of a failure; False where another one's is there already."""
+    own = path.with_name(f".{path.name}.{who}")
     is_first = True
     # On a full disk there is no record; the exit status and standard error still tell.
     with contextlib.suppress(OSError):

@@ -1,31 +1,38 @@
 """Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
 
-The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. Each asks the kernel for a signal when its parent
-dies, and passes a stop request down. Thread counts are pinned, because they change the last bits of a result. Every
-GPU in use is locked. A rank that a signal killed is started again from its last checkpoint, a bounded number of
-times; an error that the rank explained is raised here as it is.
+The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. On other nodes it is `autolabel join` -> agent ->
+ranks, begun by hand or by a launcher that the stage starts (`runtime.launcher`). Each asks the kernel for a signal when
+its parent dies, and passes a stop request down. Thread counts are pinned, because they change the last bits of a
+result. Every GPU in use is locked. A rank that a signal killed, or whose node is lost, is started again from its last
+checkpoint, a bounded number of times; an error that the rank explained is raised here as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from hmsa_core.config import RuntimeConfig
 from hmsa_core.io import errors
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.process import StopRequest, run_child
-from hmsa_core.job import REPORTS
-from hmsa_core.spec import JobSpec, runtime_of, save_spec
-from pipeline.devices import claim_devices, cpu_emulates_bf16
+from hmsa_core.job import ERROR_FILE, REPORTS
+from hmsa_core.runtime.agent import BACKEND
+from hmsa_core.spec import JobSpec, load_spec, runtime_of, save_spec
+from pipeline.devices import Claim, claim_devices, cpu_emulates_bf16
+from pipeline.nodes import Meeting, done_mark, interface_of, is_open, launch_prefix, meetings, node_command
 
 RELAUNCHES = 2
+SILENT_S = 60  # of a node that is lost
+_LOOK_S = 2.0
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # of a pod or task that is a whole node here
 # glibc gives freed memory back to the kernel at every step and faults it in again at the next: a fifth of the time of
 # a narrow network (research/bench/bench_train_step.py with and without). 32 MiB is the most that all versions take.
 KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
@@ -35,31 +42,35 @@ _BY_STATUS = {kind.exit_code: kind for kind in _KINDS}
 
 
 def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -> None:
-    """Run a job to its end; its results lie below `spec.work` afterwards.
+    """Run a job to its end, on all its nodes; its results lie below `spec.work` afterwards.
 
     Raises:
         HmsaError: what the job itself reported. The class belongs to its exit status: InterruptedRunError when `stop`
             was set, LockedError when a GPU is taken. Also raised when a rank died more often than `relaunches` times.
     """
     work = Path(spec.work)
-    path = work / "spec.json"
-    save_spec(path, spec)
+    save_spec(work / "spec.json", spec)
     runtime = runtime_of(spec)
-    with claim_devices(runtime.device, runtime.ranks) as claim:
-        environment = job_environment(runtime, os.environ) | claim.environment
-        if spec.job == "train" and not claim.devices:
-            environment = KEEP_HEAP | environment  # what the user has set stays
-            if runtime.precision == "bf16" and cpu_emulates_bf16():
-                _LOG.warning(
-                    "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
-                    "training to fp32 in params.yaml",
-                    spec.stage,
-                )
+    with ExitStack() as held:
+        another, prefix = None, []
+        if runtime.nodes > 1:
+            prefix = launch_prefix(runtime, os.environ)
+            another = held.enter_context(meetings(work, runtime.nodes, os.environ))
+        if another and not prefix:
+            _LOG.info("start `autolabel join` with this workspace on %d other machine(s)", runtime.nodes - 1)
+        claim = Claim() if prefix else held.enter_context(claim_devices(runtime.device, runtime.ranks))
         for attempt in range(relaunches + 1):
             if stop.is_set():
                 raise errors.InterruptedRunError("stopped before the job was started")
-            status = _run_once(path, runtime, stop, environment, claim.fds)
-            if status == 0:
+            (work / ERROR_FILE).unlink(missing_ok=True)
+            record = another() if another else None
+            if record and prefix:
+                status = run_child([*prefix, *node_command(record)], stop=stop, own_group=True)
+                is_done = status == 0 and done_mark(record).exists() and not (work / ERROR_FILE).exists()
+            else:
+                status = _run_here(spec, Meeting.of(record) if record else Meeting(), stop, claim)
+                is_done = status == 0
+            if is_done:
                 return
             fault = _raise_reported(work, status, stop)
             if attempt == relaunches:
@@ -79,21 +90,60 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     )
 
 
-def _run_once(
-    spec: Path, runtime: RuntimeConfig, stop: StopRequest, environment: Mapping[str, str], fds: tuple[int, ...]
-) -> int:
-    (spec.parent / "error.json").unlink(missing_ok=True)
-    command = job_command(spec, runtime, os.environ)
-    if runtime.nodes > 1:
-        _LOG.info("start the same command on the other nodes: %s", shlex.join(command))
-    return run_child(command, stop=stop, env=environment, pass_fds=fds, own_group=True)
+def take_part(record: Path, stop: StopRequest) -> int:
+    """Run this node's ranks of the job that a stage has written down; return the status of their agent.
+
+    They are stopped when the stage has ended, or has begun another start of the job.
+    """
+    spec = load_spec(record.parent / "spec.json")
+    runtime = runtime_of(spec)
+    until, is_over = StopRequest(), threading.Event()
+    stop.on_stop(until.request)
+    if stop.is_set():
+        until.request()
+
+    def watch() -> None:
+        while not is_over.wait(_LOOK_S):
+            if not is_open(record):
+                until.request()
+                return
+
+    with claim_devices(runtime.device, runtime.ranks) as claim:
+        threading.Thread(target=watch, name="stage-watch", daemon=True).start()
+        try:
+            return _run_here(spec, Meeting.of(record), until, claim)
+        finally:
+            is_over.set()
+
+
+def _run_here(spec: JobSpec, meeting: Meeting, stop: StopRequest, claim: Claim) -> int:
+    """Run the ranks of this node, and return the status of the one that failed first."""
+    runtime = runtime_of(spec)
+    environment = job_environment(runtime, os.environ, meeting) | claim.environment
+    if spec.job == "train" and not claim.devices:
+        environment = KEEP_HEAP | environment  # what the user has set stays
+        if runtime.precision == "bf16" and cpu_emulates_bf16():
+            _LOG.warning(
+                "%s: bf16 is emulated on this processor and slower than fp32; set runtime.precision of this "
+                "training to fp32 in params.yaml",
+                spec.stage,
+            )
+    command = job_command(Path(spec.work) / "spec.json", runtime, meeting)
+    return run_child(command, stop=stop, env=environment, pass_fds=claim.fds, own_group=True)
+
+
+def fault_of(status: int, message: str) -> errors.HmsaError | None:
+    """The error that a status of an agent stands for; None where it ended well or was stopped."""
+    if status in (0, errors.InterruptedRunError.exit_code):
+        return None
+    return _BY_STATUS.get(status, errors.DeviceError)(message)
 
 
 def _raise_reported(work: Path, status: int, stop: StopRequest) -> errors.DeviceError | None:
     """Raise what the job said about its end; return when it may be started again: it was killed, or a GPU failed."""
     if stop.is_set():
         raise errors.InterruptedRunError("stopped on request; progress is saved, run again to go on")
-    record = work / "error.json"
+    record = work / ERROR_FILE
     told = read_json(record) if record.exists() else {}
     code = int(told.get("exit_code", status))
     was_killed = status < 0 or (status > 128 and status != errors.InterruptedRunError.exit_code)
@@ -110,55 +160,40 @@ def _raise_reported(work: Path, status: int, stop: StopRequest) -> errors.Device
     raise found
 
 
-def job_environment(runtime: RuntimeConfig, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of all ranks: pinned threads, unbuffered output, loopback within one node."""
-    result = dict(env) | {name: str(runtime.thread_count) for name in _THREADS}
+def job_environment(runtime: RuntimeConfig, env: Mapping[str, str], meeting: Meeting) -> dict[str, str]:
+    """The environment of all ranks: pinned threads, unbuffered output, the one network that they talk over."""
+    result = {name: value for name, value in env.items() if name not in _PLACE}
+    result |= {name: str(runtime.thread_count) for name in _THREADS}
     result["PYTHONUNBUFFERED"] = "1"
     result[REPORTS] = "record"  # `_raise_reported` says it, once
-    if runtime.nodes == 1 and runtime.ranks > 1 and sys.platform.startswith("linux"):
+    if runtime.ranks * runtime.nodes > 1 and sys.platform.startswith("linux"):
         # Without these gloo and nccl resolve the host's name, which fails or hangs on a machine without DNS.
-        result.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        result.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        name = "lo" if runtime.nodes == 1 else interface_of(meeting.own_address())
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name else ():
+            result.setdefault(variable, name)
     return result
 
 
-def job_command(spec: Path, runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
-    """Command line of a job: a plain process for one rank, torchrun's agent for several."""
+def job_command(spec: Path, runtime: RuntimeConfig, meeting: Meeting) -> list[str]:
+    """Command line of a node's part of a job: a plain process for one rank, torchrun's agent for several."""
     job = ["-m", "hmsa_core.job", str(spec)]
     if runtime.ranks == 1 and runtime.nodes == 1:
         return [sys.executable, *job]
-    return [sys.executable, "-m", "hmsa_core.runtime.agent", *agent_arguments(runtime, env), *job]
+    return [sys.executable, "-m", "hmsa_core.runtime.agent", *agent_arguments(runtime, meeting), *job]
 
 
-def agent_arguments(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
-    """Torchrun's arguments: stand-alone on one node, a rendezvous from the environment on several.
-
-    Several nodes need AUTOLABEL_RDZV_ENDPOINT (host:port of any one of them); AUTOLABEL_RDZV_ID separates
-    jobs that share it. Under Slurm both have working defaults from the job's own variables.
-    """
-    shared = ["--nproc-per-node", str(runtime.ranks), "--max-restarts", "0"]
-    if runtime.nodes == 1:
-        return ["--standalone", "--local-addr", "127.0.0.1", *shared]
-    endpoint = env.get("AUTOLABEL_RDZV_ENDPOINT") or _slurm_endpoint(env)
-    if not endpoint:
-        raise errors.ConfigError(
-            f"runtime.nodes is {runtime.nodes}, but no rendezvous is given",
-            hint="set AUTOLABEL_RDZV_ENDPOINT=HOST:PORT to an address that all nodes can reach",
-        )
-    identity = env.get("AUTOLABEL_RDZV_ID") or env.get("SLURM_JOB_ID") or "autolabel"
-    return [
-        "--nnodes",
-        str(runtime.nodes),
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        endpoint,
-        "--rdzv-id",
-        identity,
-        *shared,
-    ]
-
-
-def _slurm_endpoint(env: Mapping[str, str]) -> str:
-    host = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
-    return f"{host}:29400" if host else ""
+def agent_arguments(runtime: RuntimeConfig, meeting: Meeting) -> list[str]:
+    """Torchrun's arguments. A lost rank ends the job: only here is known whether it may be started again."""
+    host = f"[{meeting.host}]" if ":" in meeting.host else meeting.host
+    wait_s = max(1, round(60 * runtime.lost_minutes))
+    given = {
+        "nnodes": runtime.nodes,
+        "rdzv-backend": BACKEND,
+        "rdzv-endpoint": f"{host}:{meeting.port}",
+        "rdzv-id": meeting.identity,
+        "rdzv-conf": f"join_timeout={wait_s},silent={min(wait_s, SILENT_S)}",
+        "local-addr": meeting.host if runtime.nodes == 1 else meeting.own_address(),
+        "nproc-per-node": runtime.ranks,
+        "max-restarts": 0,
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]

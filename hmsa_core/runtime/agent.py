@@ -2,24 +2,28 @@
 
 `python -m hmsa_core.runtime.agent TORCHRUN-ARGUMENTS` starts the ranks exactly as
 `python -m torch.distributed.run` does. Torchrun always ends with 1. The agent ends with the status of the first rank
-that failed: 128 + n when a signal n killed it, 143 when the agent itself was asked to stop. It does not repeat the
-error that a rank has printed already.
+that failed: 128 + n when a signal n killed it, 143 when the agent itself was asked to stop, 7 when another node is
+lost. It does not repeat the error that a rank has printed already. `--rdzv-backend` can be BACKEND as well
+(`hmsa_core.runtime.rendezvous`); `--rdzv-conf silent=S` says after how many seconds a node is lost.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from hmsa_core.io.errors import InterruptedRunError
+from hmsa_core.io.errors import DeviceError, HmsaError, InterruptedRunError
 from hmsa_core.io.process import die_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+BACKEND = "autolabel"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
     from torch.distributed.run import parse_args, run
+
+    from hmsa_core.runtime import rendezvous
 
     # Torch kills ranks half a minute after it was told to stop; a cluster gives more time (docs/training.md).
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
@@ -37,6 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Torchrun makes a folder for the ranks' log files, even where there are none, and never removes it.
         with tempfile.TemporaryDirectory(prefix="autolabel-ranks-") as logs:
+
+            def lost(what: str) -> None:
+                sys.stderr.write(f"{what}\n")
+                shutil.rmtree(logs, ignore_errors=True)
+                os._exit(DeviceError.exit_code)  # the kernel ends the ranks: they may wait for the lost node for ever
+
+            rendezvous.register(BACKEND, lost)
             run(parse_args(["--log-dir", logs, *arguments]))  # type: ignore[no-untyped-call]  # torch's own entry is untyped
     except ChildFailedError as error:
         rank, failure = _cause(error)
@@ -46,6 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         return failure.exitcode or 1
     except SignalException:
         return InterruptedRunError.exit_code
+    except RendezvousTimeoutError:
+        sys.stderr.write("the other nodes did not come in time\n")
+        return HmsaError.exit_code
+    except RendezvousError as error:
+        sys.stderr.write(f"rendezvous: {error or type(error).__name__}\n")
+        return DeviceError.exit_code
     return 0
 
 

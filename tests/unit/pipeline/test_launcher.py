@@ -19,6 +19,7 @@ from hmsa_core.io.locks import FileLock, device_lock_path
 from hmsa_core.io.process import StopRequest
 from hmsa_core.spec import FineData, InferSpec, Selection, TrainSpec
 from pipeline import devices, launcher
+from pipeline.nodes import Meeting
 
 RECORD = (
     "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
@@ -204,25 +205,49 @@ def test_a_training_in_bf16_on_a_processor_without_it_says_that_it_will_be_slow(
     assert ("bf16 is emulated" in caplog.text) is warned
 
 
-def test_one_rank_is_a_plain_process_and_two_run_under_torchrun_on_loopback(tmp_path: Path) -> None:
-    alone = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=1), {})
+def test_one_rank_is_a_plain_process_and_two_run_under_torchruns_agent(tmp_path: Path) -> None:
+    alone = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=1), Meeting())
     assert alone[1:] == ["-m", "hmsa_core.job", str(tmp_path / "s.json")]
-    two = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=2), {})
+    two = launcher.job_command(tmp_path / "s.json", RuntimeConfig(ranks=2), Meeting())
     assert two[2] == "hmsa_core.runtime.agent"
-    assert "--standalone" in two
     assert two[two.index("--nproc-per-node") + 1] == "2"
     assert two[two.index("--max-restarts") + 1] == "0"
 
 
-def test_several_nodes_meet_at_the_endpoint_of_the_environment() -> None:
-    two_nodes = RuntimeConfig(ranks=4, nodes=2)
-    with pytest.raises(errors.ConfigError, match="rendezvous"):
-        launcher.agent_arguments(two_nodes, {})
-    given = launcher.agent_arguments(two_nodes, {"AUTOLABEL_RDZV_ENDPOINT": "node7:29500", "SLURM_JOB_ID": "42"})
-    assert given[given.index("--rdzv-endpoint") + 1] == "node7:29500"
-    assert given[given.index("--rdzv-id") + 1] == "42"
-    slurm = launcher.agent_arguments(two_nodes, {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_JOB_ID": "42"})
-    assert slurm[slurm.index("--rdzv-endpoint") + 1] == "10.0.0.7:29400"
+NODES = """#!{python} -S
+import pathlib, sys
+work = pathlib.Path(sys.argv[-1]).parent
+assert sys.argv[1:6] == [{python!r}, "-m", "pipeline.cli.main", "join", "--once"]
+n = len(list(work.glob("start-*")))
+(work / f"start-{{n}}").touch()
+if n < {losses}:
+    (work / "error.json").write_text('{{"exit_code": 7, "message": "node b ended with status 7", "hint": ""}}')
+else:
+    pathlib.Path(sys.argv[-1]).with_suffix(".done").touch()
+"""
+
+
+def test_a_lost_node_is_known_by_its_record_whatever_the_launcher_says(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("AUTOLABEL_RDZV_ENDPOINT", "10.0.0.1:29400")
+    program = tmp_path / "on-all"
+    program.write_text(NODES.format(python=sys.executable, losses=1))
+    program.chmod(0o755)
+    launcher.run_job(_spec(tmp_path, nodes=2, launcher=str(program)), stop=StopRequest())
+    assert len(list(tmp_path.glob("start-*"))) == 2
+    assert "a rank of infer was lost (node b ended with status 7); start 2 of 3" in caplog.text
+    assert not list(tmp_path.glob("nodes-*.json"))
+    program.write_text(NODES.format(python=sys.executable, losses=99))
+    with pytest.raises(errors.DeviceError, match="node b ended with status 7"):
+        launcher.run_job(_spec(tmp_path, nodes=2, launcher=str(program)), stop=StopRequest())
+    (tmp_path / "error.json").unlink()
+    with pytest.raises(errors.HmsaError, match="the job ended with status 0"):  # nothing was started
+        launcher.run_job(_spec(tmp_path, nodes=2, launcher="true"), stop=StopRequest())
+
+
+def test_the_status_of_a_nodes_agent_is_an_error_of_the_job_unless_it_was_stopped() -> None:
+    assert launcher.fault_of(0, "x") is launcher.fault_of(143, "x") is None
+    assert isinstance(launcher.fault_of(137, "x"), errors.DeviceError), "killed: may be started again"
+    assert isinstance(launcher.fault_of(2, "x"), errors.ConfigError)
 
 
 @pytest.fixture

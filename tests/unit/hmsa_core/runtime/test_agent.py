@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from hmsa_core.runtime.agent import _cause
+from hmsa_core.runtime.agent import BACKEND, _cause
+from tests.support.ranks import free_port
 
 
 def _failed(*exits: tuple[int, int]) -> ChildFailedError:
@@ -34,3 +39,23 @@ def test_a_killed_rank_is_the_cause_of_failures_within_the_same_second(
 ) -> None:
     rank, failure = _cause(_failed(*exits))
     assert (rank, failure.exitcode) == (cause, exits[cause][0])
+
+
+@pytest.mark.chain
+def test_an_agent_whose_other_node_does_not_come_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    where = [
+        "--rdzv-endpoint",
+        f"127.0.0.1:{free_port()}",
+        "--local-addr",
+        "127.0.0.1",
+        "--rdzv-conf",
+        "join_timeout=2",
+    ]
+    command = ["-m", "hmsa_core.runtime.agent", "--nnodes", "2", "--rdzv-backend", BACKEND, "--rdzv-id", "x", *where]
+    done = subprocess.run([sys.executable, *command, "-m", "this"], capture_output=True, text=True, timeout=120)
+    told = [line for line in done.stderr.splitlines() if "[c10d]" not in line]
+    assert (done.returncode, told) == (1, ["the other nodes did not come in time"])
+    assert not list(tmp_path.iterdir())

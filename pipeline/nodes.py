@@ -1,0 +1,175 @@
+"""Jobs over several nodes: where the nodes meet, what starts them, and over which network they talk.
+
+The stage that runs a job writes `nodes-ID.json` into the job's work folder, on the disk that all nodes share, and holds
+`nodes.lock` there for as long as it runs. A node takes part while both are true (`launcher.take_part`). Each start of
+a job has an ID of its own, so that what is left of the start before is never met again.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import shlex
+import shutil
+import socket
+import struct
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmsa_core.config import RuntimeConfig
+from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.locks import FileLock
+from hmsa_core.job import first_host
+
+ENDPOINT = "AUTOLABEL_RDZV_ENDPOINT"
+_RECORDS = "nodes-*.json"
+_SIOCGIFCONF = 0x8912
+_REQUEST = 40  # bytes of `struct ifreq` on 64-bit Linux
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the agents of one start of a job meet: address and port, and an id that is used once."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    identity: str = "one-node"
+
+    @classmethod
+    def of(cls, record: Path) -> Meeting:
+        """The meeting that a stage has written down."""
+        host, port = read_json(record)["endpoint"]
+        return cls(host, port, record.stem)
+
+    def own_address(self) -> str:
+        """This machine's address in the network of the meeting.
+
+        Raises:
+            ConfigError: the host has no address, or a loopback address, which other machines cannot reach.
+        """
+        try:
+            family, _, _, _, target = socket.getaddrinfo(self.host, self.port or 1, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(target)  # a datagram socket sends nothing
+                own = str(probe.getsockname()[0])
+        except OSError as error:
+            raise ConfigError(
+                f"no way to the rendezvous {self.host}:{self.port} ({error.strerror})",
+                hint=f"set {ENDPOINT}=ADDRESS:PORT to an address of one of the nodes that all of them can reach",
+            ) from error
+        if own == "::1" or own.startswith("127."):
+            raise ConfigError(
+                f"the rendezvous {self.host} is the loopback address {own} on {socket.gethostname()}",
+                hint=f"set {ENDPOINT}=ADDRESS:PORT to an address that the other nodes can reach",
+            )
+        return own
+
+
+def endpoint(nodes: int, env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port of the rendezvous: AUTOLABEL_RDZV_ENDPOINT, or the first node of a Slurm job.
+
+    Raises:
+        ConfigError: nothing names one. A stage opens no port to a network that it was not told of.
+    """
+    if given := env.get(ENDPOINT):
+        host, _, port = given.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"{ENDPOINT} is {given!r}: expected HOST:PORT")
+        return host.strip("[]"), int(port)
+    if listed := env.get("SLURM_JOB_NODELIST"):
+        # Two jobs on one node must not meet: the port follows from the id.
+        return first_host(listed), 20000 + int(env.get("SLURM_JOB_ID", "0")) % 40000
+    raise ConfigError(
+        f"runtime.nodes is {nodes}, but no rendezvous is given",
+        hint=f"set {ENDPOINT}=HOST:PORT to an address of one of the nodes that all of them can reach",
+    )
+
+
+@contextmanager
+def meetings(work: Path, nodes: int, env: Mapping[str, str]) -> Iterator[Callable[[], Path]]:
+    """What makes the record of another start of the job in `work`; other nodes take part until the block ends."""
+    where = endpoint(nodes, env)
+
+    def forget() -> None:
+        for path in work.glob("nodes-*"):
+            path.unlink(missing_ok=True)
+
+    def another() -> Path:
+        forget()
+        record = work / _RECORDS.replace("*", uuid.uuid4().hex)
+        write_json(record, {"endpoint": where})
+        return record
+
+    with FileLock(work / "nodes.lock", what=f"the job in {work}", wait_s=1.0):  # who looks whether it is held holds it
+        try:
+            yield another
+        finally:
+            forget()
+
+
+def done_mark(record: Path) -> Path:
+    """File that says that all nodes came to their end: some launchers drop the status."""
+    return record.with_suffix(".done")
+
+
+def is_open(record: Path) -> bool:
+    """Whether the stage that wrote a record still runs this start of its job."""
+    return record.exists() and not FileLock(record.parent / "nodes.lock").is_free()
+
+
+def open_meetings(root: Path) -> list[Path]:
+    """Records of the jobs over several nodes that run in a workspace."""
+    return [record for record in sorted(root.glob(f"work/*/*/{_RECORDS}")) if is_open(record)]
+
+
+def launch_prefix(runtime: RuntimeConfig, env: Mapping[str, str]) -> list[str]:
+    """Words in front of the command of a node that start it on all nodes; none where the nodes come by themselves.
+
+    Raises:
+        ConfigError: no such command.
+    """
+    if runtime.launcher == "local":
+        return []
+    words = shlex.split(runtime.launcher)
+    if not words or shutil.which(words[0], path=env.get("PATH")) is None:
+        raise ConfigError(
+            f"runtime.launcher is {runtime.launcher!r}: no such command here",
+            hint="local, srun, or a command that starts what follows it once on each node",
+        )
+    if words != ["srun"]:
+        return words
+    # By itself srun gives a task one core, and waits for the other tasks when one has failed.
+    cores = env.get("SLURM_CPUS_ON_NODE") or str(runtime.ranks * (runtime.thread_count + runtime.workers))
+    count = str(runtime.nodes)
+    asked = {"nodes": count, "ntasks": count, "ntasks-per-node": "1", "cpus-per-task": cores}
+    return ["srun", *(f"--{k}={v}" for k, v in asked.items()), "--kill-on-bad-exit=1", "--input=none"]
+
+
+def node_command(record: Path) -> list[str]:
+    """Command of one node under a launcher."""
+    return [sys.executable, "-m", "pipeline.cli.main", "join", "--once", os.fspath(record.resolve())]
+
+
+def interface_of(address: str) -> str:
+    """Name of the network interface that has an address; "" where it is not found (Linux alone is asked)."""
+    if not sys.platform.startswith("linux"):
+        return ""
+    if ":" in address:
+        wanted = socket.inet_pton(socket.AF_INET6, address).hex()
+        rows = [line.split() for line in Path("/proc/net/if_inet6").read_text("ascii").splitlines()]
+        return next((row[-1] for row in rows if row[0] == wanted), "")
+    room = array.array("B", bytes(_REQUEST * 256))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("iL", len(room), room.buffer_info()[0])
+        length = struct.unpack("iL", fcntl.ioctl(any_socket, _SIOCGIFCONF, request))[0]
+    for at in range(0, length, _REQUEST):
+        name, found = struct.unpack_from("16s4x4s", room, at)
+        if socket.inet_ntoa(found) == address:
+            return str(name.split(b"\0")[0].decode().partition(":")[0])
+    return ""
