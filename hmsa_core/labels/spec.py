@@ -24,6 +24,9 @@ class CalibrateConfig(Section):
     tau: float = Field(
         0.7, gt=0.0, lt=1.0, description="rule teach: probability to be right that the least sure kept pixel has"
     )
+    align: float = Field(
+        0.8, gt=0.0, description="rule aligned: kept pixels of a class, as a multiple of its true pixels, at most"
+    )
     floor: float = Field(
         0.8,
         ge=0.0,

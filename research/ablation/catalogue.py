@@ -291,12 +291,21 @@ def _camvid(params: Params) -> Ablation:
     return Ablation(name, "CamVid", "pseudo-label", rows, differences)
 
 
-_TAUGHT = {"teach": "teach", "policy": "policy", "t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
-_LEVERS: dict[str, tuple[str, Any]] = {  # changes of a student that learns from all of the teacher's pixels
-    "drawn": ("pseudo.draw", "probability"),
-    "half": ("pseudo.loss_weight", 0.5),
-    "classmix": ("pseudo.mix", "classmix"),
-    "share": ("pseudo.share", 0.5),
+_TAUGHT = {
+    "teach": "teach",
+    "aligned": "aligned",
+    "policy": "policy",
+    "t0": 0.0,
+    "t0.5": 0.5,
+    "t0.9": 0.9,
+    "t0.95": 0.95,
+}
+_LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of the teacher's pixels
+    "drawn": (("pseudo.draw", "probability"),),
+    "half": (("pseudo.loss_weight", 0.5),),
+    "classmix": (("pseudo.mix", "classmix"),),
+    "share": (("pseudo.share", 0.5),),
+    "strong": (("pseudo.mix", "cutmix"), ("pseudo.colour", 1.0)),
 }
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 
@@ -309,13 +318,16 @@ def _pays(params: Params) -> Ablation:
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
-    trainings |= {name: from_teacher((change,), kinds["t0"]) for name, change in _LEVERS.items()}
+    trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
     # From the trunk's own weights, so that nothing is inherited from the teacher's errors.
-    trainings |= {f"fresh-{name}": replace(trainings[name], start="pretrain") for name in ("control", "truth", "t0")}  # type: ignore[type-var]
+    trainings |= {
+        f"fresh-{name}": replace(trainings[name], start="pretrain")
+        for name in ("control", "truth", "t0", "aligned", "strong")
+    }  # type: ignore[type-var]
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
         *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
-        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
+        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "aligned", "strong")),
         *((name, "t0") for name in _LEVERS),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
         ("rare", "teach"),

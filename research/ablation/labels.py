@@ -16,6 +16,8 @@ from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, Store
 from hmsa_core.labels.finalise import CENTROIDS, finalise
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.store.format import MANIFEST
+from hmsa_core.labels.thresholds.calibration import choose_policy
+from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy, from_threshold
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.spec import PseudoData
@@ -124,6 +126,9 @@ def _policy(ws: Workspace, raw: LabelStore, labels: Labels) -> ThresholdPolicy:
         return from_threshold(threshold_that_ignores(StoreStatistics.open(raw.path), labels.ignored), raw.classes)
     if labels.threshold == "none":
         return _withheld(raw.classes)
+    if labels.threshold == "aligned":
+        config = ws.params.calibrate.model_copy(update={"rule": "aligned"})
+        return choose_policy(Curves.load(ws.path("calibration/curves.json")), config)
     if labels.threshold in MEASURED_POLICIES:
         policy = ThresholdPolicy.load(ws.path(MEASURED_POLICIES[str(labels.threshold)]))
         policy.check(raw.lineage, raw.classes, str(raw.path))

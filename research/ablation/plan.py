@@ -20,7 +20,7 @@ class Labels:
     """Labels of the auto-labelled half of an epoch.
 
     Attributes:
-        threshold: "policy" or "teach" (measured), a number on the code grid, "none": no pixel of the teacher passes,
+        threshold: a measured policy, a number on the code grid, "none": no pixel of the teacher passes,
             so that with `coarse` the human labels stay as drawn; or "truth": the maps of `only`, the ceiling.
         coarse: merge the human coarse labels.
         ignored: instead of `threshold`: the number on the grid that leaves out about this share of the pixels.
@@ -29,7 +29,7 @@ class Labels:
             profile has it.
     """
 
-    threshold: float | Literal["policy", "teach", "none", "truth"] = "policy"
+    threshold: float | Literal["policy", "teach", "aligned", "none", "truth"] = "policy"
     coarse: bool = False
     ignored: float | None = None
     conflict: Literal["human"] | None = None
