@@ -306,6 +306,7 @@ _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of 
     "classmix": (("pseudo.mix", "classmix"),),
     "share": (("pseudo.share", 0.5),),
     "strong": (("pseudo.mix", "cutmix"), ("pseudo.colour", 1.0)),
+    "pasted": (("pseudo.mix", "rare"),),
 }
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 
