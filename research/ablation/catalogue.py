@@ -319,6 +319,7 @@ def _pays(params: Params) -> Ablation:
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
+    trainings["aligned-rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["aligned"])
     trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
     # From the trunk's own weights, so that nothing is inherited from the teacher's errors.
     trainings |= {
@@ -327,7 +328,7 @@ def _pays(params: Params) -> Ablation:
     }  # type: ignore[type-var]
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
+        *((name, "control") for name in ("truth", "rare", "aligned-rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "aligned", "strong")),
         *((name, "t0") for name in _LEVERS),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
