@@ -126,7 +126,9 @@ def trace(
     """
     fused = FusedModel(model, scales, argmax=argmax, half=half)
     least = math.ceil(_SMALLEST / min(fused._scales))
-    dims = {0: torch.export.Dim("batch", min=1), **{i: torch.export.Dim(name, min=least) for i, name in _SIDES}}
+    # Sizes without names: of named ones torch writes an advice that nobody reads, and fails at it for some trunks.
+    side = torch.export.Dim.DYNAMIC(min=least)
+    dims = {0: torch.export.Dim("batch", min=1), 2: side, 3: side}
     example = torch.zeros(2, 3, 2 * least, 3 * least, dtype=torch.uint8)
     with torch.no_grad(), _whole_paddings(), _told(f"a model of {model.options.trunk}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own code
@@ -138,9 +140,6 @@ def trace(
             # Sizes at every stride are compared; not all comparisons can be proved for all sizes.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-_SIDES = ((2, "height"), (3, "width"))
 
 
 @contextmanager
@@ -167,7 +166,7 @@ def _told(what: str) -> Iterator[None]:
     """One line for what torch says on pages."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # torch wraps the reason in advice
             cause = cause.__cause__

@@ -106,6 +106,16 @@ def test_the_file_says_what_a_runtime_has_to_know(checkpoint: Path, data: bytes)
     ]
 
 
+@pytest.mark.slow
+def test_a_trunk_with_paddings_of_tensorflow_is_traced_at_two_scales() -> None:
+    """Its sizes are nested divisions, of which torch found none that it could name (EfficientNet-Lite, a minute)."""
+    model = models.build("hierarchical", trunk="timm:tf_efficientnet_lite0", num_classes=CLASSES).eval()
+    program = export.trace(model, SCALES)
+    with torch.no_grad():
+        found = program.module()(torch.zeros(1, 3, 101, 131, dtype=torch.uint8))
+    assert found.shape == (1, CLASSES, 101, 131)
+
+
 def test_a_torch_program_gives_labels_as_bytes(
     checkpoint: Path, outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
