@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -168,7 +169,7 @@ def _huggingface(out: Path) -> Labels:
 
 
 def _fiftyone(out: Path) -> Labels:
-    """Not its own reader, which is not installed here: the layout that its documentation states.
+    """The layout that its documentation states; its own reader is asked by a slow test.
 
     Pictures and masks are paired by their paths without extension; a mask is grey or RGB; `mask_targets` names values.
     """
@@ -201,6 +202,34 @@ def test_fifty_images_are_the_same_pixels_in_the_tools_own_reader(
     assert found.keys() == wanted.keys()
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert sum((label == 255).sum() for label in wanted.values()) > 0
+
+
+_FIFTYONE = """
+import sys, numpy as np
+from fiftyone import Heatmap
+from fiftyone.utils.data.importers import ImageSegmentationDirectoryImporter
+out, found = sys.argv[1], {}
+with ImageSegmentationDirectoryImporter(dataset_dir=out) as importer:
+    for path, _, label in importer:
+        name = path.rpartition("/")[2].partition(".")[0]
+        found[name] = label.mask if label.mask is not None else label.get_mask()
+        heat = Heatmap(map_path=f"{out}/confidence/{name}.png", range=[0, 255]).get_map()
+        assert heat.shape == found[name].shape
+np.savez(sys.argv[2], **found)
+"""
+
+
+@pytest.mark.slow
+def test_fiftyones_own_reader_gives_the_same_pixels(first: LabelStore, exports: Path, tmp_path: Path) -> None:
+    """In an environment of its own (`AUTOLABEL_FIFTYONE=/path/to/python`): its OpenCV and Starlette are not ours."""
+    python = os.environ.get("AUTOLABEL_FIFTYONE")
+    if not python:
+        pytest.skip("AUTOLABEL_FIFTYONE names no Python that has fiftyone")
+    command = [python, "-c", _FIFTYONE, str(exports / "fiftyone"), str(tmp_path / "found.npz")]
+    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
+    found, wanted = np.load(tmp_path / "found.npz"), _wanted(first)
+    assert set(found) == wanted.keys()
+    assert all(np.array_equal(np.where(found[n] == 0, 255, found[n] - 1), wanted[n]) for n in wanted)
 
 
 @pytest.mark.parametrize("fmt", ["cvat", "label-studio", "coco-panoptic", "fiftyone"])
