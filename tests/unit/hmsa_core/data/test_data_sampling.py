@@ -105,11 +105,16 @@ def test_empty_centroid_tables_are_legal(tmp_path):
 def test_a_damaged_centroid_table_is_refused(tmp_path):
     path = tmp_path / "c.parquet"
     Centroids.collect([("a", find_centroids(TRAIN_ID[MAPS[0]], 19, 128))]).write(path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 4] ^= 16
-    path.write_bytes(data)
-    with pytest.raises(IntegrityError):
-        Centroids.load(path)
+    good, data, caught = Centroids.load(path).values.tolist(), path.read_bytes(), 0
+    for at in range(4, len(data), len(data) // 40):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            found = Centroids.load(path).values.tolist()
+        except IntegrityError:
+            caught += 1
+        else:  # only bytes without a meaning may change unseen
+            assert found == good
+    assert caught > 20
 
 
 def test_perceptual_hash_survives_compression_size_and_brightness_but_tells_pictures_apart():
@@ -144,14 +149,15 @@ def test_near_duplicates_are_all_found():
 def clustered(draw) -> np.ndarray:
     """Hashes of a few pictures, each many times with some bits turned over."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    count = draw(st.integers(0, 120))
+    count = draw(st.integers(0, 70))
     values = rng.choice(rng.integers(0, 2**63, draw(st.integers(1, 30)), np.uint64), count)
     for _ in range(draw(st.integers(0, 12))):
         values = values ^ (np.uint64(1) << rng.integers(0, 64, count, np.uint64)) * rng.integers(0, 2, count, np.uint64)
     return values
 
 
-@given(clustered(), st.integers(0, 16), st.sampled_from([3, 50, 10**6]))
+@settings(max_examples=60)
+@given(clustered(), st.sampled_from([0, 1, 3, 4, 9, 16]), st.sampled_from([3, 50, 10**6]))
 def test_near_duplicates_are_those_of_all_pairs(values, bits, limit):
     apart = np.bitwise_count(values[:, None] ^ values[None])
     pairs = [(i, j, int(apart[i, j])) for i, j in np.argwhere(np.triu(apart <= bits, 1)).tolist()]
