@@ -18,7 +18,7 @@ from hmsa_core.data.tables import Rows, Table, groups_of, schema_of, write_table
 from hmsa_core.io.errors import InputError, IntegrityError
 from hmsa_core.taxonomy import ClassTable
 
-FORMAT, VERSION = "hmsa-index", 1
+FORMAT, VERSION = "hmsa-index", 2
 ROLES = ("learn", "calibrate", "report", "unlabelled", "guard")
 KINDS = ("fine", "coarse", "unlabelled")
 

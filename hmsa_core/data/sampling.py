@@ -27,7 +27,7 @@ from hmsa_core.io.errors import InputError
 Int32 = NDArray[np.int32]
 Edge = Literal["drop", "keep"]
 CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
-_FORMAT, _VERSION = "hmsa-centroids", 1
+_FORMAT, _VERSION = "hmsa-centroids", 2
 _GROUP = 1 << 18  # rows that are written together
 
 

@@ -75,7 +75,7 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: in
         ws,
         STAGE,
         {
-            "images": len(statistics.names),
+            "images": len(statistics),
             "left_out": missing,
             "self_taught": taught,
             "pixels": int(statistics.pixels.sum()),

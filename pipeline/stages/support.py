@@ -16,6 +16,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
 from hmsa_core.io.trees import publish_tree
 from hmsa_core.labels.store.format import listed_files, read_manifest
+from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.spec import (
     EvaluateSpec,
@@ -312,10 +313,7 @@ def _images_of(store: Path) -> dict[str, str]:
     """Images that a finished store accounts for: labelled, or left out with a reason."""
     if not (store / "manifest.json").exists():
         return {}
-    images: dict[str, str] = {}
-    for shard in read_manifest(store)["shards"]:
-        images |= {str(name): str(sha) for name, sha in shard["images"]}
-    return images
+    return LabelStore(store, read_manifest(store)).pictures()
 
 
 def left_out(store: Path) -> dict[str, str]:

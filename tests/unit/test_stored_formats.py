@@ -58,9 +58,9 @@ def _as_version(path: Path, version: int) -> None:
     """The file as a program of that version might have written it: all digests fit."""
     if path.suffix == ".parquet":
         table = pq.read_table(path)
-        about: dict[str, Any] = json.loads(table.schema.metadata[b"hmsa"])
+        about: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[b"hmsa"])
         text = json.dumps(about | {"version": version})
-        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"hmsa": text}), path)
+        pq.write_table(table.replace_schema_metadata({b"hmsa": text}), path)
         return
     data = path.read_bytes()
     value = json.loads(data) | {"version": version}
