@@ -185,6 +185,12 @@ class Allotment:
     empty: tuple[int, ...]
     capped: tuple[int, ...]
 
+    def __add__(self, other: Allotment) -> Allotment:
+        """Crops of both; a class is empty where it is in both."""
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        empty, capped = set(self.empty) & set(other.empty), set(self.capped) | set(other.capped)
+        return Allotment(counts, self.random + other.random, tuple(sorted(empty)), tuple(sorted(capped)))
+
 
 def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool) -> Allotment:
     """Divide `total` crops between classes and random images.

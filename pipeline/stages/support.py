@@ -91,7 +91,7 @@ def train_model(
     config: TrainConfig,
     fine: FineData,
     *,
-    pseudo: PseudoData | None = None,
+    pseudo: tuple[PseudoData, ...] = (),
     init_from: Path | None = None,
     teacher: tuple[str, ...] | None = None,
     validate_every: int = 0,
@@ -110,7 +110,7 @@ def train_model(
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),
         "init_from": weights_of(init_from) if init_from else None,
-        "pseudo": _pseudo_digest(pseudo),
+        "pseudo": [_pseudo_digest(part) for part in pseudo],
         **_trunk_file(config, init_from),
     }
     work = keys.open_work(ws.work(stage), job, material)
@@ -150,10 +150,9 @@ def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
     return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
 
 
-def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:
-    if pseudo is None:
-        return None
-    return {"store": str(read_manifest(pseudo.store)["digest"]), "centroids": atomic.sha256_file(pseudo.centroids)}
+def _pseudo_digest(pseudo: PseudoData) -> dict[str, str | float]:
+    store, centroids = str(read_manifest(pseudo.store)["digest"]), atomic.sha256_file(pseudo.centroids)
+    return {"store": store, "centroids": centroids, "weight": pseudo.weight}
 
 
 def root_paths(ws: Workspace) -> dict[str, Path]:
