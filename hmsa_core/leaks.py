@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from hmsa_core.data.index import Sample
 from hmsa_core.data.near import hash_values, nearest
+from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.lineage import LearnedImage, Lineage
 
@@ -121,6 +124,21 @@ def find_leaks(
         elif index >= 0:
             leaks.append(Leak(sample.name, model, images[index].name, f"perceptual hash, {bits} bits apart"))
     return leaks
+
+
+def possible_leaks(
+    samples: Sequence[Sample], learning: Rows[Sample], *, max_gap: int, max_distance: int
+) -> list[Sample]:
+    """Of many images that will be learned from, those that `find_leaks` can name for these samples: a lineage of them
+    alone gives the same leaks.
+    """
+    close = nearest(
+        hash_values(s.phash for s in samples), hash_values(learning.values("phash")), max_distance
+    )
+    same, drives = {s.image_sha256 for s in samples}, {s.sequence for s in samples if max_gap}
+    places = {i for i, _ in close if i >= 0}
+    places |= {i for i, row in enumerate(learning.values("image_sha256", "sequence")) if row[0] in same or row[1] in drives}
+    return list(learning.at(np.array(sorted(places), np.int64)))
 
 
 def _by_sequence(images: Sequence[LearnedImage]) -> dict[str, list[LearnedImage]]:

@@ -16,6 +16,7 @@ its sidecar tables of each image would take 270 GB.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -23,10 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hmsa_core import taxonomy
 from hmsa_core.data import prepare
@@ -36,8 +39,20 @@ from hmsa_core.data.layouts import Found, Scan
 from hmsa_core.data.near import near_duplicates
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
+from hmsa_core.io import sealed
+from hmsa_core.labels.store.format import (
+    IMAGES_SCHEMA,
+    KEPT_SCHEMA,
+    MANIFEST,
+    SIDECAR,
+    TOTALS_SCHEMA,
+    ParquetSink,
+    full_lineage,
+)
+from hmsa_core.leaks import possible_leaks
 
 ROOT = "target"
+_SHARD = 256  # images
 _SEED = 0x9E3779B97F4A7C15  # odd: a product with it spreads numbers over 64 bits
 
 
@@ -69,7 +84,8 @@ def plan(folder: Path, rows: int) -> dict[str, float]:
     prepare.scan = lambda _: Scan("synthetic", taxonomy.cityscapes(), Rows.of(Found, found(rows)))
     prepare._run = lambda _, tasks, *__: map(checked, tasks)
     source = SourceSpec(kind="folder", name=ROOT, root=str(folder), block="sequence", near_duplicate_bits=0)
-    prepare.build(source, RolesSpec(report=("city000",)), folder, previous=folder)
+    cities = tuple(f"city{c:03d}" for c in range(min(10, -(-rows // 200_000))))
+    prepare.build(source, RolesSpec(report=cities), folder, previous=folder)
     return {"bytes_per_row": round((folder / f"{ROOT}.parquet").stat().st_size / rows, 1)}
 
 
@@ -94,7 +110,67 @@ def near(folder: Path, rows: int) -> dict[str, float]:
     return {"pairs": len(near_duplicates(values, 4))}
 
 
-PARTS: dict[str, Callable[[Path, int], dict[str, float]]] = {"plan": plan, "index": index, "near": near}
+def leaks(folder: Path, rows: int) -> dict[str, float]:
+    """What `prepare` warns of: images that judge beside images that teach."""
+    opened = Index.load(folder / f"{ROOT}.parquet")
+    judged = opened.select(roles=("report",), kinds=("fine",))
+    near = possible_leaks(judged, opened.select(roles=("learn", "unlabelled")), max_gap=0, max_distance=2)
+    return {"judged": len(judged), "near": len(near)}
+
+
+def store(folder: Path, rows: int) -> dict[str, float]:
+    """Write what the page's start reads of a raw store; its shards are empty files."""
+    root, classes = folder / "raw", taxonomy.cityscapes()
+    shards, nothing, rng = -(-rows // _SHARD), hashlib.sha256(b"").hexdigest(), np.random.default_rng(0)
+    (root / SIDECAR).mkdir(parents=True)
+    empty = {"size_bytes": 0, "sha256": nothing, "footer_sha256": nothing}
+    entries = []
+    for shard in range(shards):
+        files = [f"shard-{shard:05d}.parquet", f"{SIDECAR}/shard-{shard:05d}.parquet"]
+        for file in files:
+            (root / file).touch()
+        receipt = {"file": f"receipts/shard-{shard:05d}.json", "digest": nothing}
+        row = {"index": shard, "key": nothing, "file": files[0], **empty, "sidecar": {"file": files[1], **empty}}
+        entries.append({**row, "receipt": receipt, "rows": min(_SHARD, rows - shard * _SHARD), "skipped": []})
+    with ParquetSink(root / SIDECAR / "images-0.parquet", IMAGES_SCHEMA) as images:
+        for part in Index.load(folder / f"{ROOT}.parquet").samples.tables():
+            at = np.arange(part.num_rows)  # of the group: which shard and row do not matter here
+            values = {"image_path": part["image"], "coarse_path": part["coarse"], "shard": at // _SHARD, "row": at % _SHARD}
+            columns = {n: values.get(n, part[n] if n in part.column_names else None) for n in IMAGES_SCHEMA.names}
+            images.append(pa.table(columns).cast(IMAGES_SCHEMA))
+        records = {"images": images.commit(root)}
+    cities, ids, codes = 500, classes.num_classes, 256
+    cells = np.indices((cities, ids, codes)).reshape(3, -1)
+    table = {"city": [f"city{c:03d}" for c in cells[0]], "class": cells[1], "human": np.full(cells.shape[1], 255)}
+    table |= {"code": cells[2], "pixels": rng.integers(1, 10**7, cells.shape[1])}
+    with ParquetSink(root / SIDECAR / "totals-0.parquet", TOTALS_SCHEMA, dictionary=["city"]) as totals:
+        totals.append(pa.table(table).cast(TOTALS_SCHEMA))
+        records["totals"] = totals.commit(root)
+    with ParquetSink(root / SIDECAR / "kept-0.parquet", KEPT_SCHEMA) as kept:
+        records["kept"] = kept.commit(root)
+    value = {"format": "hmsa-label-store", "version": 2, "kind": "raw", "codec": "png", "policy": None, "extras": []}
+    value |= {"classes": classes.to_json(), "lineage": full_lineage({}), "images": rows, "shards": entries}
+    sealed.write(root / MANIFEST, value | {"statistics": {n: asdict(r) for n, r in records.items()}})
+    return {"manifest_mb": round((root / MANIFEST).stat().st_size / 1e6, 1)}
+
+
+def start(folder: Path, rows: int) -> dict[str, float]:
+    """Open the store for the page; its answers to `api/store` and `api/stats`, then `api/stats` at another threshold."""
+    from pipeline.inspector.session import Session
+    from pipeline.inspector.stats import store_stats
+
+    begun = time.perf_counter()
+    session = Session(folder / "raw")
+    described, first = session.describe(), store_stats(session.view, session.cuts("0.9"), session.sources())
+    opened, anew = time.perf_counter(), store_stats(session.view, session.cuts("0.95"), session.sources())
+    if not described["images"] == first["images"] == rows or anew["kept"] >= first["kept"]:
+        raise RuntimeError("the page's figures are not those of the store")
+    seconds = time.perf_counter() - opened
+    return {"page_s": round(opened - begun, 2), "new_threshold_s": round(seconds, 4)}
+
+
+PARTS: dict[str, Callable[[Path, int], dict[str, float]]] = {"plan": plan, "index": index, "near": near, "leaks": leaks}
+PARTS |= {"store": store, "start": start}
 
 
 def in_process(part: str, folder: Path, rows: int) -> dict[str, float]:
