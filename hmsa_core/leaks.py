@@ -132,12 +132,12 @@ def possible_leaks(
     """Of many images that will be learned from, those that `find_leaks` can name for these samples: a lineage of them
     alone gives the same leaks.
     """
-    close = nearest(
-        hash_values(s.phash for s in samples), hash_values(learning.values("phash")), max_distance
-    )
+    close = nearest(hash_values(s.phash for s in samples), hash_values(learning.values("phash")), max_distance)
     same, drives = {s.image_sha256 for s in samples}, {s.sequence for s in samples if max_gap}
     places = {i for i, _ in close if i >= 0}
-    places |= {i for i, row in enumerate(learning.values("image_sha256", "sequence")) if row[0] in same or row[1] in drives}
+    places |= {
+        i for i, row in enumerate(learning.values("image_sha256", "sequence")) if row[0] in same or row[1] in drives
+    }
     return list(learning.at(np.array(sorted(places), np.int64)))
 
 

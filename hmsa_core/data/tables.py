@@ -52,9 +52,7 @@ class Table:
         if not isinstance(meta, dict) or meta.get("format") != form:
             raise IntegrityError(f"{self.where}: not a file of format {form}")
         if meta.get("version") != version:
-            raise IntegrityError(
-                f"{self.where}: format version {meta.get('version')}, this program reads {version}"
-            )
+            raise IntegrityError(f"{self.where}: format version {meta.get('version')}, this program reads {version}")
         self._digests: dict[str, list[str]] = meta.pop("columns", {})
         self.meta: dict[str, Any] = meta
         self.starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])

@@ -135,7 +135,12 @@ def store(folder: Path, rows: int) -> dict[str, float]:
     with ParquetSink(root / SIDECAR / "images-0.parquet", IMAGES_SCHEMA) as images:
         for part in Index.load(folder / f"{ROOT}.parquet").samples.tables():
             at = np.arange(part.num_rows)  # of the group: which shard and row do not matter here
-            values = {"image_path": part["image"], "coarse_path": part["coarse"], "shard": at // _SHARD, "row": at % _SHARD}
+            values = {
+                "image_path": part["image"],
+                "coarse_path": part["coarse"],
+                "shard": at // _SHARD,
+                "row": at % _SHARD,
+            }
             columns = {n: values.get(n, part[n] if n in part.column_names else None) for n in IMAGES_SCHEMA.names}
             images.append(pa.table(columns).cast(IMAGES_SCHEMA))
         records = {"images": images.commit(root)}

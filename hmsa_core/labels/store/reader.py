@@ -53,7 +53,9 @@ class LabelStore:
 
     @cached_property
     def _where(self) -> dict[str, tuple[int, int]]:
-        name, shard, row = (c.to_pylist() for c in image_table(self.path, self.manifest, ("name", "shard", "row")).columns)
+        name, shard, row = (
+            c.to_pylist() for c in image_table(self.path, self.manifest, ("name", "shard", "row")).columns
+        )
         return dict(zip(name, zip(shard, row, strict=True), strict=True))
 
     @classmethod

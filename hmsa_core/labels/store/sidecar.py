@@ -299,7 +299,10 @@ class StoreStatistics:
         """The sums over all images are known from another table: a damaged number cannot hide."""
         expected = np.append(cumulative(self._all_totals), np.zeros((len(codes), 1), np.int64), axis=1)
         if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
-            raise StoreError(f"{_checked(self.path, self.manifest, 'kept')[0]}: damaged (its sums are not those of totals)", hint=_MEND)
+            raise StoreError(
+                f"{_checked(self.path, self.manifest, 'kept')[0]}: damaged (its sums are not those of totals)",
+                hint=_MEND,
+            )
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
         n = self.classes.num_classes

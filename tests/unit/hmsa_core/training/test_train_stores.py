@@ -46,7 +46,9 @@ def weights(spec: TrainSpec) -> bytes:
 
 
 def test_a_training_over_three_stores_equals_the_one_over_their_union(data: Path, tmp_path: Path) -> None:
-    union = train_spec(data, tmp_path / "union", epochs=1, pseudo=pseudo_data(data, data / "store-union", index="union"))
+    union = train_spec(
+        data, tmp_path / "union", epochs=1, pseudo=pseudo_data(data, data / "store-union", index="union")
+    )
     # One of the three lies with its images in a folder of its own, as in another workspace.
     away = tmp_path / "away"
     shutil.copytree(data, away)
@@ -62,9 +64,7 @@ def test_a_training_over_three_stores_equals_the_one_over_their_union(data: Path
     assert found == weights(union)
     lineage = read_meta(several.work / "model")["lineage"]
     digests = [LabelStore.open(data / f"store-{part}").digest for part in PARTS]
-    assert lineage["stores"] == [
-        {"digest": digest, "images": 3 + i, "weight": 0.3} for i, digest in enumerate(digests)
-    ]
+    assert lineage["stores"] == [{"digest": digest, "images": 3 + i, "weight": 0.3} for i, digest in enumerate(digests)]
     assert lineage["images"] == 8 + 3 + 4 + 5
 
 
