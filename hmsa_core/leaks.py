@@ -129,9 +129,7 @@ def find_leaks(
 def possible_leaks(
     samples: Sequence[Sample], learning: Rows[Sample], *, max_gap: int, max_distance: int
 ) -> list[Sample]:
-    """Of many images that will be learned from, those that `find_leaks` can name for these samples: a lineage of them
-    alone gives the same leaks.
-    """
+    """Of many images that will be learned from those that `find_leaks` can name for these samples."""
     close = nearest(hash_values(s.phash for s in samples), hash_values(learning.values("phash")), max_distance)
     same, drives = {s.image_sha256 for s in samples}, {s.sequence for s in samples if max_gap}
     places = {i for i, _ in close if i >= 0}

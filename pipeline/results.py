@@ -263,7 +263,7 @@ def _beside_text(kept: Mapping[str, Any], where: str) -> str:
 
 
 def over(workspaces: Mapping[str, Workspace]) -> list[Table]:
-    """Figures, gates and thresholds of many workspaces: a row each, then a row each class; dashes for what is not there."""
+    """Figures, gates and thresholds of many workspaces; dashes for what is not there."""
     head = ["workspace", "images", "labelled", "kept %", "right %", "teacher", "student", "control", "gain", "its 95 %"]
     thresholds = {name: _thresholds(ws.path("calibration/policy.json")) for name, ws in workspaces.items()}
     classes = dict.fromkeys(c for of in thresholds.values() for c in of)

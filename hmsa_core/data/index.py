@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from hmsa_core.data.layouts import Refused
 from hmsa_core.data.tables import Rows, Table, groups_of, schema_of, write_table

@@ -8,7 +8,7 @@ long as hashes differ.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import combinations, count
+from itertools import combinations, count, pairwise
 from math import comb
 
 import numpy as np
@@ -73,16 +73,25 @@ def nearest(judged: UInt64, known: UInt64, bits: int) -> list[tuple[int, int]]:
     return best
 
 
+def work(rows: int, bits: int) -> float:
+    """Comparisons that near duplicates among even hashes take, sorting included."""
+    return min(_work(rows, bits, k) for k in _choices(bits))
+
+
+def _work(rows: int, bits: int, k: int) -> float:
+    # Sorting a row takes about as long as ten comparisons.
+    return comb(bits + k, k) * rows * (10 + rows / 2 ** (1 + 64 * k / (bits + k)))
+
+
+def _choices(bits: int) -> range:
+    return range(1, max(2, min(6, 64 - bits)))
+
+
 def _masks(rows: int, bits: int) -> list[np.uint64]:
     """Choices of pieces, as bits to compare: as many pieces of a choice as make the least work for even hashes."""
-
-    def work(k: int) -> float:
-        # Sorting a row takes about as long as ten comparisons.
-        return comb(bits + k, k) * rows * (10 + rows / 2 ** (1 + 64 * k / (bits + k)))
-
-    k = min(range(1, max(2, min(6, 64 - bits))), key=work) if bits < 32 else 0
-    ends = np.linspace(0, 64, bits + k + 1).astype(int).tolist() if k else []
-    pieces = [(1 << b) - (1 << a) for a, b in zip(ends, ends[1:], strict=False)]
+    k = min(_choices(bits), key=lambda k: _work(rows, bits, k))
+    ends = np.linspace(0, 64, bits + k + 1).astype(int).tolist()
+    pieces = [(1 << b) - (1 << a) for a, b in pairwise(ends)]
     return [np.uint64(sum(chosen)) for chosen in combinations(pieces, k)]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -180,19 +181,30 @@ class _Collected:
 
 
 def _unique(scanned: Scan) -> Rows[Found]:
-    """Found images by name; a second one of the same name is refused."""
+    """Found images by name; of those with one name all but the first by path are refused."""
     rows = Rows.of(Found, scanned.found)
     scanned.found = []
-    keys = pa.table({name: rows.column(name) for name in ("name", "image")})
-    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
-    if (np.diff(order.astype(np.int64)) < 0).any():
-        rows = Rows.of(Found, _in_order(rows, order))
     names = rows.column("name")
-    again = np.flatnonzero(pc.equal(names.slice(1), names.slice(0, len(names) - 1)).to_numpy()) + 1
-    kept = np.delete(np.arange(len(rows)), again)
-    for f, first in zip(rows.at(again), rows.at(kept[np.searchsorted(kept, again) - 1]), strict=True):
-        scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", f"{first.image} has the same name")
-    return rows.at(kept) if len(again) else rows
+    if not pc.all(pc.less_equal(names.slice(0, max(len(names) - 1, 0)), names.slice(1)), min_count=0).as_py():
+        order = pc.sort_indices(names).to_numpy()
+        del names  # memory
+        rows = Rows.of(Found, _in_order(rows, order))
+        names = rows.column("name")
+    again = np.flatnonzero(pc.equal(names.slice(1), names.slice(0, max(len(names) - 1, 0))).to_numpy()) + 1
+    if not len(again):
+        return rows
+    places = np.union1d(again, again - 1)
+    refused = []
+    for _, same in groupby(sorted(zip(rows.at(places), places, strict=True), key=_by_path), lambda f: f[0].name):
+        (first, _), *others = same
+        for f, place in others:
+            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", f"{first.image} has the same name")
+            refused.append(place)
+    return rows.at(np.delete(np.arange(len(rows)), refused))
+
+
+def _by_path(placed: tuple[Found, int]) -> tuple[str, str]:
+    return placed[0].name, placed[0].image
 
 
 def _in_order(rows: Rows[Found], order: NDArray[np.uint64]) -> Iterator[Found]:
@@ -206,7 +218,7 @@ def _in_order(rows: Rows[Found], order: NDArray[np.uint64]) -> Iterator[Found]:
 class _Earlier:
     """What an earlier index knows, if it was made with the same checks and settings."""
 
-    samples: Iterator[Sample] = iter(())  # by name
+    samples: Iterator[Sample] = field(default_factory=lambda: iter(()))  # by name
     centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     at: Sample | None = None
 

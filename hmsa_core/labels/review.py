@@ -177,7 +177,8 @@ class ReviewFile:
 
     Args:
         store: folder of the label store.
-        pictures: {name: SHA-256} of its images, or what returns it (asked for when there are marks). Marks of another picture of the same name do not count.
+        pictures: {name: SHA-256} of its images, or what returns it (when there are marks). Marks of another picture of
+            the same name do not count.
         labels: `labels_id` of the labels that are shown now, for new marks and `statuses`; "": not known.
     """
 

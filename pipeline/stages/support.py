@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
     return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
 
 
-def samples_digest(samples: list[Sample]) -> str:
+def samples_digest(samples: Sequence[Sample]) -> str:
     """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
     forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
     return atomic.digest(

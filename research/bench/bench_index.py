@@ -1,11 +1,11 @@
 """An index of many rows: planning `prepare`, near duplicates, statistics and the page's start; seconds and memory.
 
-    python -m research.bench.bench_index [--rows 10000000] [--only plan,near] [--quick]
+    python -m research.bench.bench_index [--rows 20000,1000000,10000000] [--only plan,near] [--quick]
 
 Rows are synthetic: names and paths of drives with cameras, random digests and hashes, one in 1,000 judged, some copies
 and near copies. No image is decoded, and no folder is listed. Each part is a process of its own; memory is the most
-that it held (ru_maxrss). `store` is a raw store with real totals, real lists of images, and shards that are empty files:
-its sidecar tables of each image would take 270 GB.
+that it held (ru_maxrss). `store` is a raw store with totals and its list of images; its shards are empty files,
+for the sidecar tables of so many images would take 270 GB.
     index      writing and reading the index: each row, and the rows of one role
     plan       from the list of files to tasks, with an earlier index at hand, and from checked images to the index
     near       near duplicates within 4 bits (`data.*.near_duplicate_bits`)
@@ -81,15 +81,16 @@ def checked(task: Task) -> Checked:
 
 def plan(folder: Path, rows: int) -> dict[str, float]:
     """`prepare` without its files: `folder` gets the index; a second run finds it there."""
-    prepare.scan = lambda _: Scan("synthetic", taxonomy.cityscapes(), Rows.of(Found, found(rows)))
-    prepare._run = lambda _, tasks, *__: map(checked, tasks)
+    scanned = Scan("synthetic", taxonomy.cityscapes(), Rows.of(Found, found(rows)))
+    prepare.scan = lambda _: scanned  # type: ignore[attr-defined]  # no folder is listed
+    prepare._run = lambda _, tasks, *__: map(checked, tasks)  # type: ignore[assignment,misc]  # nor a file read
     source = SourceSpec(kind="folder", name=ROOT, root=str(folder), block="sequence", near_duplicate_bits=0)
     cities = tuple(f"city{c:03d}" for c in range(min(10, -(-rows // 200_000))))
     prepare.build(source, RolesSpec(report=cities), folder, previous=folder)
     return {"bytes_per_row": round((folder / f"{ROOT}.parquet").stat().st_size / rows, 1)}
 
 
-def index(folder: Path, rows: int) -> dict[str, float]:
+def index(folder: Path, _: int) -> dict[str, float]:
     """Reading the index."""
     opened, result = Index.load(folder / f"{ROOT}.parquet"), {}
     for name, read in (
@@ -103,14 +104,14 @@ def index(folder: Path, rows: int) -> dict[str, float]:
     return result
 
 
-def near(folder: Path, rows: int) -> dict[str, float]:
+def near(_: Path, rows: int) -> dict[str, float]:
     """Near duplicates of even hashes and some near copies."""
     values = np.random.default_rng(0).integers(0, 1 << 63, rows, np.uint64)
     values[3::500] = values[2::500][: len(values[3::500])] ^ np.uint64(1 << 17)
     return {"pairs": len(near_duplicates(values, 4))}
 
 
-def leaks(folder: Path, rows: int) -> dict[str, float]:
+def leaks(folder: Path, _: int) -> dict[str, float]:
     """What `prepare` warns of: images that judge beside images that teach."""
     opened = Index.load(folder / f"{ROOT}.parquet")
     judged = opened.select(roles=("report",), kinds=("fine",))
@@ -160,18 +161,23 @@ def store(folder: Path, rows: int) -> dict[str, float]:
 
 
 def start(folder: Path, rows: int) -> dict[str, float]:
-    """Open the store for the page; its answers to `api/store` and `api/stats`, then `api/stats` at another threshold."""
+    """Open the store for the page: answers to `api/store` and `api/stats`, then to another threshold."""
     from pipeline.inspector.session import Session
     from pipeline.inspector.stats import store_stats
 
-    begun = time.perf_counter()
+    begun, processor = time.perf_counter(), time.process_time()
     session = Session(folder / "raw")
     described, first = session.describe(), store_stats(session.view, session.cuts("0.9"), session.sources())
-    opened, anew = time.perf_counter(), store_stats(session.view, session.cuts("0.95"), session.sources())
+    used, opened = time.process_time() - processor, time.perf_counter()
+    anew = store_stats(session.view, session.cuts("0.95"), session.sources())
     if not described["images"] == first["images"] == rows or anew["kept"] >= first["kept"]:
         raise RuntimeError("the page's figures are not those of the store")
     seconds = time.perf_counter() - opened
-    return {"page_s": round(opened - begun, 2), "new_threshold_s": round(seconds, 4)}
+    return {
+        "page_s": round(opened - begun, 2),
+        "page_processor_s": round(used, 2),
+        "new_threshold_s": round(seconds, 4),
+    }
 
 
 PARTS: dict[str, Callable[[Path, int], dict[str, float]]] = {"plan": plan, "index": index, "near": near, "leaks": leaks}
@@ -191,7 +197,7 @@ def measured(part: str, folder: Path, rows: int) -> dict[str, float]:
     return {
         "s": round(time.perf_counter() - wall, 2),
         "processor_s": round(time.process_time() - processor, 2),
-        "gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+        "gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
         **figures,
     }
 
@@ -199,20 +205,22 @@ def measured(part: str, folder: Path, rows: int) -> dict[str, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rows", default="20000,1000000,10000000", help="sizes, with commas")
     parser.add_argument("--only", help="parts, with commas; default: all")
     parser.add_argument("--quick", action="store_true", help="100,000 rows")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = 100_000 if args.quick else args.rows
+    sizes = [100_000] if args.quick else [int(rows) for rows in args.rows.split(",")]
     if args.part:
-        sys.stdout.write(json.dumps(measured(args.part[0], Path(args.part[1]), rows)))
+        sys.stdout.write(json.dumps(measured(args.part[0], Path(args.part[1]), sizes[0])))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        result: dict[str, Any] = {"rows": rows}
-        for part in args.only.split(",") if args.only else PARTS:
-            result[part] = in_process(part, Path(folder), rows)
-            sys.stderr.write(f"{part}: {result[part]}\n")
+    result: dict[str, Any] = {}
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            for part in args.only.split(",") if args.only else PARTS:
+                found = in_process(part, Path(folder), rows)
+                result.setdefault(str(rows), {})[part] = found
+                sys.stderr.write(f"{rows} {part}: {found}\n")
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
