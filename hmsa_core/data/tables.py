@@ -102,7 +102,7 @@ def _write(file: BinaryIO, parts: Iterable[pa.Table], schema: pa.Schema, meta: M
         for part in parts:
             for name in schema.names:
                 digests[name].append(_digest(part[name]))
-            writer.write_table(part, row_group_size=max(1, part.num_rows))
+            writer.write(part, row_group_size=max(1, part.num_rows))
         text = json.dumps({**meta, "columns": digests}, sort_keys=True)
         sealed = hashlib.sha256(text.encode()).hexdigest()
         writer.add_key_value_metadata({_KEY.decode(): text, _DIGEST.decode(): sealed})
