@@ -63,7 +63,9 @@ class StoreView:
     def _store(self) -> LabelStore:
         # Opened when first needed: it looks at every shard, which figures from the sidecar do not need.
         with self._lock:
-            return LabelStore.open(self.path)
+            store = LabelStore(self.path, self.manifest)
+            store.look()
+            return store
 
     @property
     def problems(self) -> list[str]:

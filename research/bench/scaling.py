@@ -2,7 +2,7 @@
 
 Measured: `scaling` in research/tables/bench.parquet (processor seconds of one core, bytes, files), by
 `benchmarks/bench_scaling.py` at commit 82376c0.
-Of one workspace: `index`, by `bench_index.py`, at the sizes that it was run with; more rows are computed from the largest.
+Of one workspace: `index`, by `bench_index.py`, at its sizes; more rows are computed from the largest.
 Assumed: the figures of `Assumed`, which no measurement of ours backs; change them to your own.
 """
 

@@ -71,7 +71,7 @@ class LabelStore:
             raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
         store = cls(folder, read_manifest(folder))
         if not strict:
-            store._look()
+            store.look()
             return store
         store.problems = store.verify()
         if store.problems:
@@ -81,7 +81,7 @@ class LabelStore:
             )
         return store
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Cheap check of all files: there, of the right size, with the recorded footer."""
         records = [r for entry in self.manifest["shards"] for r in (_record(entry), FileRecord(**entry["sidecar"]))]
         records += [FileRecord(**entry) for entry in self.manifest["statistics"].values()]
