@@ -86,7 +86,6 @@ _INDEX = (
     ("index file", "GB", "plan.bytes_per_row", 1e-9),
     ("`prepare` beside the checks of files, one core", "min", "plan.processor_s", 1 / 60),
     ("... memory", "GB", "plan.gb", 1.0),
-    ("reading every row of the index, one core", "min", "index.processor_s", 1 / 60),
     ("near duplicates within 4 bits, one core", "min", "near.processor_s", 1 / 60),
     ("... memory", "GB", "near.gb", 1.0),
     ("judged images near learned ones, one core", "min", "leaks.processor_s", 1 / 60),
