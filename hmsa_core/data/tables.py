@@ -16,7 +16,7 @@ from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hmsa_core.io.atomic import open_atomic
+from hmsa_core.io.atomic import AtomicFile, open_atomic
 from hmsa_core.io.errors import InputError, IntegrityError
 
 Row = TypeVar("Row")
@@ -96,7 +96,9 @@ def write_table(path: Path, parts: Iterable[pa.Table], schema: pa.Schema, meta: 
     return file.sha256
 
 
-def _write(file: BinaryIO, parts: Iterable[pa.Table], schema: pa.Schema, meta: Mapping[str, Any]) -> None:
+def _write(
+    file: AtomicFile | io.BytesIO, parts: Iterable[pa.Table], schema: pa.Schema, meta: Mapping[str, Any]
+) -> None:
     digests: dict[str, list[str]] = {name: [] for name in schema.names}
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for part in parts:

@@ -85,7 +85,7 @@ class LabelStore:
         """Cheap check of all files: there, of the right size, with the recorded footer."""
         records = [r for entry in self.manifest["shards"] for r in (_record(entry), FileRecord(**entry["sidecar"]))]
         records += [FileRecord(**entry) for entry in self.manifest["statistics"].values()]
-        sizes = {}  # by plain text: a path object each would take longer than all else
+        sizes: dict[str, int] = {}  # by plain text: a path object each would take longer than all else
         for before in ("", f"{SIDECAR}/"):
             if (self.path / before).is_dir():
                 sizes |= {before + entry.name: entry.stat().st_size for entry in os.scandir(self.path / before)}
