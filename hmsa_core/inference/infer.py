@@ -222,7 +222,7 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
 
 
 def _plan(
-    spec: InferSpec, key: str, selected: list[Sample], index_root: str, whole: set[int], target: RemoteStore | None
+    spec: InferSpec, key: str, selected: Sequence[Sample], index_root: str, whole: set[int], target: RemoteStore | None
 ) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
     existing, store = _planned(spec), spec.work / "store"
