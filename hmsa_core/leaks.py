@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hmsa_core.data.index import Sample
+from hmsa_core.data.near import hash_values, nearest
+from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.lineage import LearnedImage, Lineage
-
-_CHUNK = 1024  # judged images compared with all learned ones at a time: chunk x N x 8 bytes
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def find_leaks(
     """The first reason found for each sample that the lineage knows, in the order of `samples`."""
     images = list(lineage.images.values())
     by_time = _by_sequence(images)
-    near = _nearest_hashes([s.phash for s in samples], [i.phash for i in images])
+    near = _nearest_hashes([s.phash for s in samples], [i.phash for i in images], max_distance)
     leaks = []
     for sample, (index, bits) in zip(samples, near, strict=True):
         same = lineage.images.get(sample.image_sha256)
@@ -121,9 +121,22 @@ def find_leaks(
             apart = abs(neighbour.frame - sample.frame)
             why = f"{apart} frames apart in sequence {sample.sequence}"
             leaks.append(Leak(sample.name, model, neighbour.name, why))
-        elif 0 <= bits <= max_distance:
+        elif index >= 0:
             leaks.append(Leak(sample.name, model, images[index].name, f"perceptual hash, {bits} bits apart"))
     return leaks
+
+
+def possible_leaks(
+    samples: Sequence[Sample], learning: Rows[Sample], *, max_gap: int, max_distance: int
+) -> list[Sample]:
+    """Of many images that will be learned from those that `find_leaks` can name for these samples."""
+    close = nearest(hash_values(s.phash for s in samples), hash_values(learning.values("phash")), max_distance)
+    same, drives = {s.image_sha256 for s in samples}, {s.sequence for s in samples if max_gap}
+    places = {i for i, _ in close if i >= 0}
+    places |= {
+        i for i, row in enumerate(learning.values("image_sha256", "sequence")) if row[0] in same or row[1] in drives
+    }
+    return list(learning.at(np.array(sorted(places), np.int64)))
 
 
 def _by_sequence(images: Sequence[LearnedImage]) -> dict[str, list[LearnedImage]]:
@@ -141,19 +154,8 @@ def _neighbour(sample: Sample, by_time: Mapping[str, list[LearnedImage]], max_ga
     return min(close, key=lambda i: abs(i.frame - sample.frame), default=None)
 
 
-def _nearest_hashes(judged: Sequence[str], learned: Sequence[str]) -> list[tuple[int, int]]:
-    """(index of the nearest learned hash, bits apart) of each judged hash; (-1, -1) where there is none."""
-    known = np.array([int(h, 16) for h in learned if h], np.uint64)
+def _nearest_hashes(judged: Sequence[str], learned: Sequence[str], bits: int) -> list[tuple[int, int]]:
+    """(index of the nearest learned hash, bits apart) of each judged hash; (-1, -1) where none is near."""
     places = [i for i, h in enumerate(learned) if h]
-    if not len(known):
-        return [(-1, -1)] * len(judged)
-    result: list[tuple[int, int]] = []
-    for start in range(0, len(judged), _CHUNK):
-        block = judged[start : start + _CHUNK]
-        values = np.array([int(h or "0", 16) for h in block], np.uint64)
-        apart = np.bitwise_count(values[:, None] ^ known[None, :])
-        best = apart.argmin(axis=1)
-        result += [
-            (places[int(b)], int(row[b])) if h else (-1, -1) for h, b, row in zip(block, best, apart, strict=True)
-        ]
-    return result
+    found = nearest(hash_values(judged), hash_values(learned[i] for i in places), bits)
+    return [(places[i], apart) if h and i >= 0 else (-1, -1) for h, (i, apart) in zip(judged, found, strict=True)]

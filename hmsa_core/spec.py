@@ -47,11 +47,17 @@ class FineData(Section):
 
 
 class PseudoData(Section):
-    """Auto-labelled images: a thresholded label store, its centroids, the index that knows the images."""
+    """Auto-labelled images: a thresholded label store, its centroids, the index that knows the images.
+
+    `root` is the folder of the images where it is not the spec's root of the index's name. Of a store of weight 2 an
+    image is taken twice as often as of one of weight 1.
+    """
 
     store: FilePath
     centroids: FilePath
     index: FilePath
+    root: FilePath | None = None
+    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
 
 
 class ValidationData(Section):
@@ -88,7 +94,7 @@ class TrainSpec(_JobSpec):
     stage: str
     config: TrainConfig
     fine: FineData
-    pseudo: PseudoData | None = None
+    pseudo: Annotated[tuple[PseudoData, ...], Strict(False)] = ()
     init_from: FilePath | None = None
     teacher: Teacher | None = None
     validation: ValidationData | None = None

@@ -104,7 +104,7 @@ def _write_indexes(ws: Workspace, folder: Path) -> None:
     source = ws.params.data.target.model_copy(update={"root": str(ws.roots["target"])})
     scanned = scan(source)
     found = list({f.name: f for f in scanned.found}.values())
-    roles = assign_roles(found, ws.params.data.roles)
+    roles = dict(zip((f.name for f in found), assign_roles(found, ws.params.data.roles), strict=True))
     sizes = _sizes(ws, Path(source.root), found)
     for role in ROLES:
         samples = [_sample(f, role, sizes[f.name]) for f in found if roles[f.name] == role]

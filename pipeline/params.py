@@ -114,6 +114,13 @@ class TeacherConfig(TrainConfig):
     )
 
 
+class OtherStore(Section):
+    """Auto-labels of another workspace."""
+
+    store: str
+    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+
+
 class StudentConfig(TrainConfig):
     """Training on fine and auto-labelled images."""
 
@@ -131,6 +138,11 @@ class StudentConfig(TrainConfig):
     )
     control: Annotated[bool, NotInKey] = Field(
         True, description="also train models/control/: same start, same steps, fine labels only"
+    )
+    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = Field(
+        (),
+        description="auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
+        " their labels/final, weight: how often its images are taken, the own ones have 1}",
     )
 
 

@@ -257,3 +257,38 @@ def _beside_text(kept: Mapping[str, Any], where: str) -> str:
     if table is None:
         return ""
     return f"one threshold for all instead, on {', '.join(kept['beside']['classes'])}{where}\n{table.text()}"
+
+
+# -- many workspaces ---------------------------------------------------------------------------------
+
+
+def over(workspaces: Mapping[str, Workspace]) -> list[Table]:
+    """Figures, gates and thresholds of many workspaces; dashes for what is not there."""
+    head = ["workspace", "images", "labelled", "kept %", "right %", "teacher", "student", "control", "gain", "its 95 %"]
+    thresholds = {name: _thresholds(ws.path("calibration/policy.json")) for name, ws in workspaces.items()}
+    classes = dict.fromkeys(c for of in thresholds.values() for c in of)
+    rows = [[c, *(of.get(c, "–") for of in thresholds.values())] for c in classes]
+    return [
+        Table([*head, "gate"], [_summary(name, ws) for name, ws in workspaces.items()]),
+        Table(["threshold", *workspaces], rows),
+    ]
+
+
+def _summary(name: str, ws: Workspace) -> list[object]:
+    metrics, labels = json_of(ws, "evaluation/metrics.json"), json_of(ws, "labels/final/statistics.json")
+    judged, kept = metrics.get("models", {}), metrics.get("kept", {})
+    main, gains = metrics.get("main_setting"), metrics.get("differences", {})
+    gain = gains.get("student - control") or gains.get("student - teacher") or {}
+    means = [judged.get(model, {}).get("settings", {}).get(main, {}).get("value") for model in _ORDER]
+    images = json_of(ws, "data/index/summary.json").get("target", {}).get("images", "–")
+    return [
+        name,
+        images,
+        labels.get("images", "–"),
+        Share(labels.get("labelled_share")),
+        Share(kept.get("precision"), digits=2),
+        *map(Share, means),
+        Share(gain.get("value"), sign="+"),
+        Share(gain.get("value"), gain.get("low"), gain.get("high"), sign="+").interval or "–",
+        json_of(ws, "evaluation/verdict.json").get("sentence", "–"),
+    ]

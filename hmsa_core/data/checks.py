@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -187,20 +187,3 @@ def perceptual_hash(image: NDArray[np.uint8]) -> str:
     bits = low > np.median(low[1:])
     bits[0] = False
     return f"{int.from_bytes(np.packbits(bits).tobytes(), 'big'):016x}"
-
-
-def near_duplicates(hashes: Sequence[str], bits: int, *, limit: int = 1_000_000) -> list[tuple[int, int, int]]:
-    """Index pairs (i < j) whose hashes differ in at most `bits`, with the distance, in order.
-
-    All pairs are compared, some rows at a time: exact, in 32 MiB; N x N bytes are looked at, so 20,000 images take
-    a second or two. More than `limit` pairs (a standing camera) are not listed.
-    """
-    values = np.array([int(h, 16) for h in hashes], np.uint64)
-    chunk = max(1, (4 << 20) // max(len(values), 1))
-    pairs: list[tuple[int, int, int]] = []
-    for start in range(0, len(values), chunk):
-        rows = values[start : start + chunk]
-        apart = np.bitwise_count(rows[:, None] ^ values[None, start:])
-        found = np.argwhere(np.triu(apart <= bits, 1))[: limit - len(pairs)].tolist()
-        pairs += [(start + i, start + j, int(apart[i, j])) for i, j in found]
-    return pairs

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,7 @@ class EpochPlan:
         epochs: of the run (the last `pseudo_config.fine_only_epochs` take fine crops only).
         epoch_samples: crops an epoch; None = number of fine images.
         pseudo: auto-labelled images, with `pseudo_centroids` of their final labels.
+        pseudo_weights: how often each of them is taken, against the others; None = all equally often.
 
     Raises:
         ConfigError: no images, or settings that leave an epoch empty.
@@ -95,13 +97,19 @@ class EpochPlan:
         sampling: SamplingConfig | None = None,
         pseudo: Sequence[Sample] = (),
         pseudo_centroids: Centroids | None = None,
+        pseudo_weights: Sequence[float] | None = None,
         pseudo_config: PseudoConfig | None = None,
     ) -> None:
         self.num_classes, self.seed, self.epochs = num_classes, seed, epochs
         self.sampling = sampling or SamplingConfig()
         self.pseudo_config = pseudo_config or PseudoConfig()
         self._fine = _Half("fine", fine, fine_centroids, num_classes)
-        self._pseudo = _Half("pseudo", pseudo, pseudo_centroids or Centroids(), num_classes)
+        weights = np.ones(len(pseudo)) if pseudo_weights is None else np.asarray(pseudo_weights, float)
+        self._pseudo: list[tuple[float, _Half]] = []  # images of one weight, and their share of the auto-labelled crops
+        for weight in np.unique(weights):
+            chosen = [s for s, own in zip(pseudo, weights, strict=True) if own == weight]
+            half = _Half("pseudo", chosen, pseudo_centroids or Centroids(), num_classes)
+            self._pseudo.append((float(weight) * len(chosen) / float(weights.sum()), half))
         self.epoch_samples = epoch_samples or len(self._fine.samples)
         if not self._fine.samples and min(self.pseudo_share(0), self.pseudo_share(epochs - 1)) < 1.0:
             raise ConfigError("no image with a fine label to learn from: check roles and splits of the selection")
@@ -125,7 +133,7 @@ class EpochPlan:
     def pseudo_share(self, epoch: int) -> float:
         """Share of auto-labelled crops in an epoch."""
         last = self.epochs - self.pseudo_config.fine_only_epochs
-        return self.pseudo_config.share if self._pseudo.samples and epoch < last else 0.0
+        return self.pseudo_config.share if self._pseudo and epoch < last else 0.0
 
     def crops(self, epoch: int) -> list[CropRequest]:
         """All crops of an epoch in their global order."""
@@ -189,10 +197,13 @@ class EpochPlan:
         pseudo = int(self.epoch_samples * self.pseudo_share(epoch) + 0.5)
         picks: list[tuple[_Half, bool, int]] = []
         shares: dict[str, Allotment] = {}
-        for half, count, stream in ((self._fine, self.epoch_samples - pseudo, 0), (self._pseudo, pseudo, 1)):
+        ends = np.floor(pseudo * np.cumsum([0.0, *(share for share, _ in self._pseudo)]) + 0.5).astype(int).tolist()
+        counts = [self.epoch_samples - pseudo, *(b - a for a, b in pairwise(ends))]
+        for stream, (half, count) in enumerate(zip((self._fine, *(h for _, h in self._pseudo)), counts, strict=True)):
             if not count:
                 continue
-            shares[half.source], rows, images = self._pick(half, count, epoch, stream)
+            share, rows, images = self._pick(half, count, epoch, stream)
+            shares[half.source] = share + shares[half.source] if half.source in shares else share
             picks += [(half, True, row) for row in rows] + [(half, False, image) for image in images]
         seeds = raw(self.seed, epoch, _SEEDS, count=len(picks))
         crops = []

@@ -14,19 +14,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hmsa_core.data.checks import Checked, Task, Verifier, near_duplicates
+from hmsa_core.data.checks import Checked, Task, Verifier
 from hmsa_core.data.decode import holds_train_ids
 from hmsa_core.data.index import KINDS, Index, QuarantineRow, Sample, read_quarantine, write_quarantine
 from hmsa_core.data.layouts import Found, Refused, Scan, scan
+from hmsa_core.data.near import hash_values, near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.tables import GROUP, Rows
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import InputError
 from hmsa_core.io.process import die_with_parent
@@ -94,22 +100,21 @@ def build(
             them is in the quarantine table. Or maps of trainIds lie where ids are read.
     """
     root = _Root(Path(out), source, scan(source), {"tile": tile, "min_pixels": min_pixels})
-    found = list(_unique(root.scanned))  # first: roles and blocks go by name
-    role_of = assign_roles(found, roles)
-    block_of = assign_blocks(found, role_of, source)
+    found = _unique(root.scanned)  # first: roles and blocks go by name
+    chosen = assign_roles(found, roles)
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
-    tasks = [earlier.task(f, role_of[f.name], block_of[f.name]) for f in found]
+    tasks = _Tasks(found, chosen, assign_blocks(found, chosen, source), earlier)
     verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
-    checked = list(_run(verifier, tasks, workers, progress, verifier.files))
-    samples, duplicates = _drop_duplicates([c.sample for c in checked if c.sample is not None])
-    root.refused = root.scanned.refused + [r for c in checked for r in c.refused] + duplicates
+    checked = _Collected(root.refused)
+    samples = Rows.of(Sample, checked.samples(_run(verifier, tasks, workers, progress, verifier.files)))
+    samples, duplicates = _drop_duplicates(samples)
+    root.refused = root.scanned.refused + root.refused + duplicates
     summary = _summarise(root, samples)
-    summary.reused = sum(c.reused for c in checked)
+    summary.reused = checked.reused
     _check_share(root, summary)
-    _check_labels(root, {f.name for f in found if f.label}, samples)
-    kept = {s.name for s in samples}
-    named = ((c.sample.name if c.sample else "", c.centroids) for c in checked)
-    centroids = Centroids.collect((name, values) for name, values in named if name in kept and values is not None)
+    _check_labels(root, {name for name, label in found.values("name", "label") if label}, samples)
+    out_names = {r.name for r in duplicates}
+    centroids = Centroids.collect((name, values) for name, values in checked.centroids if name not in out_names)
     counts = centroids.counts(root.classes.num_classes)
     summary.centroids = {name: int(n) for name, n in zip(root.classes.classes, counts, strict=True)}
     _check_train_ids(root, summary, samples)
@@ -122,7 +127,7 @@ def write_empty(out: str | Path, name: str, classes: ClassTable, note: str) -> S
     """Write the index of a root that is not given (no pretraining set): no rows, and a note that says so."""
     root = _Root(Path(out), SourceSpec(kind="folder", name=name), Scan("", classes), {"tile": 0, "min_pixels": 0})
     summary = Summary(name, notes=[note])
-    _write(root, [], Centroids(), summary)
+    _write(root, Rows.of(Sample, ()), Centroids(), summary)
     return summary
 
 
@@ -141,24 +146,81 @@ class _Root:
         return self.scanned.classes
 
 
-def _unique(scanned: Scan) -> Iterator[Found]:
-    """Found images by name; a second one of the same name is refused."""
-    seen: dict[str, str] = {}
-    for found in sorted(scanned.found, key=lambda f: (f.name, f.image)):
-        if found.name in seen:
-            detail = f"{seen[found.name]} has the same name"
-            scanned.refuse(found.name, found.image, "image", found.split, "duplicate-name", detail)
-        else:
-            seen[found.name] = found.image
-            yield found
+@dataclass
+class _Tasks:
+    """What is to be checked, in the order of names."""
+
+    found: Rows[Found]
+    roles: Sequence[str]
+    blocks: Iterable[str]
+    earlier: _Earlier
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[Task]:
+        return map(self.earlier.task, self.found, self.roles, self.blocks)
+
+
+@dataclass
+class _Collected:
+    """What checks found besides the samples, which go by."""
+
+    refused: list[Refused]
+    centroids: list[tuple[str, NDArray[np.int32]]] = field(default_factory=list)
+    reused: int = 0
+
+    def samples(self, results: Iterable[Checked]) -> Iterator[Sample]:
+        for checked in results:
+            self.refused += checked.refused
+            self.reused += checked.reused
+            if checked.sample is not None:
+                if checked.centroids is not None:
+                    self.centroids.append((checked.sample.name, checked.centroids))
+                yield checked.sample
+
+
+def _unique(scanned: Scan) -> Rows[Found]:
+    """Found images by name; of those with one name all but the first by path are refused."""
+    rows = Rows.of(Found, scanned.found)
+    scanned.found = []
+    names = rows.column("name")
+    if not pc.all(pc.less_equal(names.slice(0, max(len(names) - 1, 0)), names.slice(1)), min_count=0).as_py():
+        order = pc.sort_indices(names).to_numpy()
+        del names  # memory
+        rows = Rows.of(Found, _in_order(rows, order))
+        names = rows.column("name")
+    again = np.flatnonzero(pc.equal(names.slice(1), names.slice(0, max(len(names) - 1, 0))).to_numpy()) + 1
+    if not len(again):
+        return rows
+    places = np.union1d(again, again - 1)
+    refused = []
+    for _, same in groupby(sorted(zip(rows.at(places), places, strict=True), key=_by_path), lambda f: f[0].name):
+        (first, _), *others = same
+        for f, place in others:
+            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", f"{first.image} has the same name")
+            refused.append(place)
+    return rows.at(np.delete(np.arange(len(rows)), refused))
+
+
+def _by_path(placed: tuple[Found, int]) -> tuple[str, str]:
+    return placed[0].name, placed[0].image
+
+
+def _in_order(rows: Rows[Found], order: NDArray[np.uint64]) -> Iterator[Found]:
+    """Rows that lie far apart in a packed table: it is unpacked once."""
+    whole = pa.concat_tables(rows.tables())
+    for at in range(0, len(order), GROUP):
+        yield from (Found(**row) for row in whole.take(order[at : at + GROUP]).to_pylist())
 
 
 @dataclass
 class _Earlier:
     """What an earlier index knows, if it was made with the same checks and settings."""
 
-    samples: dict[str, Sample] = field(default_factory=dict)
+    samples: Iterator[Sample] = field(default_factory=lambda: iter(()))  # by name
     centroids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    at: Sample | None = None
 
     @classmethod
     def load(cls, folder: Path, root: _Root) -> _Earlier:
@@ -168,15 +230,22 @@ class _Earlier:
         index = Index.load(path)
         if index.extra.get("checks") != CHECKS or index.classes != root.classes:
             return cls()
-        earlier = cls({s.name: s for s in index.samples})
+        earlier = cls(iter(index.samples))
         path = folder / f"centroids-{root.source.name}.parquet"
         if path.is_file() and (centroids := Centroids.load(path)).settings == root.grid:
             none = np.zeros((0, 4), np.int32)
-            earlier.centroids = {s.name: none for s in index.samples if s.role == "learn"} | centroids.split()
+            learn = index.select(roles=("learn",)).values("name")
+            earlier.centroids = dict.fromkeys(learn, none) | centroids.split()
         return earlier
 
     def task(self, found: Found, role: str, block: str) -> Task:
-        return Task(found, role, block, self.samples.get(found.name), self.centroids.get(found.name))
+        """Asked in the order of names."""
+        while self.at is None or self.at.name < found.name:
+            if (at := next(self.samples, None)) is None:
+                break
+            self.at = at
+        known = self.at if self.at is not None and self.at.name == found.name else None
+        return Task(found, role, block, known, self.centroids.get(found.name))
 
 
 # ---- Checking in processes
@@ -184,7 +253,7 @@ class _Earlier:
 
 def _run(
     verifier: Verifier,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | _Tasks,
     workers: int,
     progress: Progress | None,
     files: Callable[[Task], Iterable[Path]] = lambda _: (),
@@ -237,29 +306,33 @@ def _counted(results: Iterable[Checked], total: int, progress: Progress | None) 
 # ---- Duplicates
 
 
-def _drop_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Refused]]:
+def _drop_duplicates(samples: Rows[Sample]) -> tuple[Rows[Sample], list[Refused]]:
     """Keep one image of each digest: the one that is judged, else the one with the best label, else the first."""
     roles = ("report", "calibrate", "learn", "unlabelled", "guard")
+    _, inverse, counts = np.unique(hash_values(samples.values("image_sha256")), return_inverse=True, return_counts=True)
+    places = np.flatnonzero(counts[inverse] > 1)  # of the images that may be copies
     kept: dict[str, Sample] = {}
-    for s in sorted(samples, key=lambda s: (roles.index(s.role), KINDS.index(s.kind), s.name)):
+    suspects = list(samples.at(places))
+    for s in sorted(suspects, key=lambda s: (roles.index(s.role), KINDS.index(s.kind), s.name)):
         kept.setdefault(s.image_sha256, s)
+    out = [(place, s) for place, s in zip(places.tolist(), suspects, strict=True) if kept[s.image_sha256] is not s]
     refused = [
         Refused(s.name, s.image, "image", s.split, "duplicate", f"duplicate of {kept[s.image_sha256].name}")
-        for s in samples
-        if kept[s.image_sha256] is not s
+        for _, s in out
     ]
-    return [s for s in samples if kept[s.image_sha256] is s], refused
+    return samples.at(np.delete(np.arange(len(samples)), [place for place, _ in out])) if out else samples, refused
 
 
-def _near(samples: Sequence[Sample], bits: int, summary: Summary) -> None:
-    found = near_duplicates([s.phash for s in samples], bits, limit=_MOST_PAIRS)
+def _near(samples: Rows[Sample], bits: int, summary: Summary) -> None:
+    found = near_duplicates(hash_values(samples.values("phash")), bits, limit=_MOST_PAIRS)
     if len(found) == _MOST_PAIRS:
         summary.notes.append(f"more than {_MOST_PAIRS} pairs of near duplicates; the rest is not counted")
-    pairs = [(samples[i], samples[j], d) for i, j, d in found]
-    summary.near_duplicates = _count("-".join(sorted((a.role, b.role))) for a, b, _ in pairs)
+    roles = [intern(role) for role in samples.values("role")]
+    summary.near_duplicates = _count("-".join(sorted((roles[i], roles[j]))) for i, j, _ in found)
     # Pairs across roles matter: one of them may be judged with a model that learned from the other.
-    pairs.sort(key=lambda p: (p[0].role == p[1].role, p[2], p[0].name, p[1].name))
-    summary.near_duplicate_examples = [[a.name, b.name] for a, b, _ in pairs[:20]]
+    found.sort(key=lambda pair: (roles[pair[0]] == roles[pair[1]], pair[2], pair))  # in an index, places go by name
+    names = samples.column("name")
+    summary.near_duplicate_examples = [[names[i].as_py(), names[j].as_py()] for i, j, _ in found[:20]]
 
 
 # ---- Counting, and when too much is refused
@@ -269,27 +342,29 @@ def _count(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _summarise(root: _Root, samples: Sequence[Sample]) -> Summary:
+def _summarise(root: _Root, samples: Rows[Sample]) -> Summary:
+    blocks = pa.table({name: samples.column(name) for name in ("role", "block")}).group_by(["role", "block"])
     return Summary(
         root.source.name,
         root.scanned.layout,
         len(samples),
-        _count(s.role for s in samples),
-        _count(s.kind for s in samples),
-        _count(s.split for s in samples),
-        len({s.city for s in samples} - {""}),
-        _count(role for role, _ in {(s.role, s.block) for s in samples}),
+        _count(samples.values("role")),
+        _count(samples.values("kind")),
+        _count(samples.values("split")),
+        len(set(samples.values("city")) - {""}),
+        _count(blocks.aggregate([])["role"].to_pylist()),
         _count(r.reason for r in root.refused),
-        _lost(root.refused, {s.name for s in samples}),
+        _lost(root.refused, samples),
         notes=list(root.scanned.notes),
     )
 
 
-def _lost(refused: Sequence[Refused], used: set[str]) -> int:
+def _lost(refused: Sequence[Refused], samples: Rows[Sample]) -> int:
     """How many images cannot be used; a copy of another image, or a label without one, is no loss."""
     no_loss = {("image", "duplicate"), ("label", "unpaired"), ("coarse", "unpaired"), ("image", "duplicate-name")}
     namesakes = sum((r.part, r.reason) == ("image", "duplicate-name") for r in refused)  # others have their names
-    return namesakes + len({r.name for r in refused if (r.part, r.reason) not in no_loss} - used)
+    lost = {r.name for r in refused if (r.part, r.reason) not in no_loss}
+    return namesakes + len(lost.difference(samples.values("name")))
 
 
 def _check_share(root: _Root, summary: Summary) -> None:
@@ -308,10 +383,10 @@ def _check_share(root: _Root, summary: Summary) -> None:
         )
 
 
-def _check_labels(root: _Root, labelled: Set[str], samples: Sequence[Sample]) -> None:
+def _check_labels(root: _Root, labelled: Set[str], samples: Rows[Sample]) -> None:
     """The same of the images with a fine label (`labelled`): a small share of all may be every one of them."""
     copies = {r.name for r in root.refused if (r.part, r.reason) == ("image", "duplicate")}  # of images that are used
-    lost = labelled - copies - {s.name for s in samples if s.label}
+    lost = labelled - copies - {name for name, label in samples.values("name", "label") if label}
     if _is_too_many(root.source, len(lost), len(labelled)) or (labelled and lost == labelled):
         _write_refused(root)
         reasons = ", ".join(f"{n} {reason}" for reason, n in _count(r.reason for r in root.refused).items())
@@ -327,7 +402,7 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
     return bad > max(source.max_bad * total, few)
 
 
-def _check_train_ids(root: _Root, summary: Summary, samples: Sequence[Sample]) -> None:
+def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> None:
     """Find label maps that hold trainIds where ids are expected: each trainId is a valid id of another class.
 
     Raises:
@@ -338,7 +413,7 @@ def _check_train_ids(root: _Root, summary: Summary, samples: Sequence[Sample]) -
         return
     last = classes.num_classes  # often void
     above = [name for name, own in zip(classes.classes, classes.train_to_id, strict=True) if own > last]
-    learned = [s.label for s in samples if s.role == "learn" and s.label]
+    learned = [label for role, label in samples.values("role", "label") if role == "learn" and label]
     maps = [label for label in learned if not holds_train_ids(label) and not label.lower().endswith(".json")]
     if maps and above and not any(summary.centroids[name] for name in above):
         raise InputError(
@@ -364,7 +439,7 @@ def _mend(root: _Root) -> str:
 # ---- Writing
 
 
-def _write(root: _Root, samples: Sequence[Sample], centroids: Centroids, summary: Summary) -> None:
+def _write(root: _Root, samples: Rows[Sample], centroids: Centroids, summary: Summary) -> None:
     name, figures = root.source.name, root.out / "summary.json"
     roots = dict(read_json(figures)) if figures.is_file() else {}
     centroids.write(root.out / f"centroids-{name}.parquet", **root.grid)

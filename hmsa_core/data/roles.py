@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby, pairwise
-from statistics import median
+from itertools import groupby
+from sys import intern
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hmsa_core.data.layouts import Found, cv_split
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import ConfigError
 
 # Images of benchmarks whose labels are held back: they never teach by accident.
 _HELD_BACK = ("test", "testing")
 
 
-def assign_roles(found: Sequence[Found], roles: RolesSpec) -> dict[str, str]:
-    """{image name: role}. A city, sequence or split in the settings that no image has is a ConfigError."""
+def assign_roles(found: Sequence[Found], roles: RolesSpec) -> list[str]:
+    """The role of each image. A city, sequence or split in the settings that no image has is a ConfigError."""
+    rows = Rows.of(Found, found)
+    splits, cities, drives, given = (
+        set(rows.column(name).unique().to_pylist()) for name in ("split", "city", "sequence", "role")
+    )
     try:
-        roles.check_splits({f.split for f in found})
+        roles.check_splits(splits)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if any(f.role for f in found):
-        return {f.name: f.role for f in found}
-    places = {f.city for f in found} | {f.sequence for f in found}
+    if given - {""}:
+        return [intern(f.role) for f in rows]
     for key, names in (("calibrate", roles.calibrate), ("report", roles.report)):
-        missing = sorted(set(names) - places)
+        missing = sorted(set(names) - cities - drives)
         if missing:
-            cities, drives = sorted({f.city for f in found} - {""}), sorted({f.sequence for f in found} - {""})
-            known = f"the cities are: {', '.join(cities)}" if cities else f"the sequences are: {', '.join(drives[:20])}"
-            if not cities and not drives:
+            towns, drives = sorted(cities - {""}), drives - {""}
+            known = f"the cities are: {', '.join(towns)}" if towns else f"the sequences are: {_few(drives)}"
+            if not towns and not drives:
                 known = "no image has a city or sequence (folder: `pattern` finds them in the names)"
             raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; {known}")
-    report_cities = _cv_cities(found, roles)
-    chosen = {f.name: _role(f, roles, report_cities) for f in found}
-    return _guard(found, chosen, roles.guard_frames) if roles.guard_frames else chosen
+    report_cities = _cv_cities(rows, roles)
+    chosen = [_role(f, roles, report_cities) for f in rows]
+    return _guard(rows, chosen, roles.guard_frames) if roles.guard_frames else chosen
+
+
+def _few(drives: Iterable[str]) -> str:
+    return ", ".join(sorted(drives)[:20])
 
 
 def _cv_cities(found: Iterable[Found], roles: RolesSpec) -> set[str]:
@@ -59,63 +72,63 @@ def _role(f: Found, roles: RolesSpec, cv_cities: set[str]) -> str:
     return "learn" if f.split in roles.learn_splits else "guard"
 
 
-def _guard(found: Sequence[Found], chosen: dict[str, str], frames: int) -> dict[str, str]:
+def _guard(found: Sequence[Found], chosen: list[str], frames: int) -> list[str]:
     """Take images out of `learn` and `unlabelled` that lie within `frames` of a judged one in the same sequence."""
     judged: dict[str, list[int]] = {}
-    for f in found:
-        if chosen[f.name] in ("calibrate", "report") and f.frame >= 0:
-            judged.setdefault(f.sequence, []).append(f.frame)
-    for f in found:
-        near = any(abs(f.frame - other) <= frames for other in judged.get(f.sequence, ()))
-        if chosen[f.name] in ("learn", "unlabelled") and f.frame >= 0 and near:
-            chosen[f.name] = "guard"
+    for f, role in zip(found, chosen, strict=True):
+        if role in ("calibrate", "report") and f.frame >= 0:
+            insort(judged.setdefault(f.sequence, []), f.frame)
+    for i, f in enumerate(found):
+        if chosen[i] in ("learn", "unlabelled") and f.frame >= 0 and (there := judged.get(f.sequence)):
+            at = bisect_left(there, f.frame)
+            if any(abs(f.frame - other) <= frames for other in there[max(at - 1, 0) : at + 1]):
+                chosen[i] = "guard"
     return chosen
 
 
-def assign_blocks(found: Sequence[Found], role_of: dict[str, str], source: SourceSpec) -> dict[str, str]:
-    """{image name: block}: city, sequence, the image itself, or runs of neighbouring images of one city and role.
+def assign_blocks(found: Sequence[Found], roles: Sequence[str], source: SourceSpec) -> Iterable[str]:
+    """The block of each image: city, sequence, the image itself, or runs of neighbours of one city and role.
 
     Where images have no city, their sequence is the place.
     """
-    rule = source.block or _default_rule(found, source)
+    rows = Rows.of(Found, found)
+    rule = source.block or _default_rule(rows, source)
     if rule == "run":
-        return _runs(found, role_of, source.run_length)
+        return _runs(rows, roles, source.run_length)
     key: dict[str, Callable[[Found], str]] = {
         "city": lambda f: f.city or f.sequence or f.name,
         "sequence": lambda f: f.sequence or f.city or f.name,
         "image": lambda f: f.name,
     }
-    return {f.name: key[rule](f) for f in found}
+    return map(key[rule], rows)
 
 
-def _default_rule(found: Sequence[Found], source: SourceSpec) -> str:
+def _default_rule(found: Rows[Found], source: SourceSpec) -> str:
     if source.kind in ("cityscapes", "camvid"):
         return "run"
-    return "sequence" if any(f.sequence for f in found) else "image"
+    return "sequence" if any(found.column("sequence").unique().to_pylist()) else "image"
 
 
-def _runs(found: Sequence[Found], role_of: dict[str, str], length: int) -> dict[str, str]:
+def _runs(found: Rows[Found], roles: Sequence[str], length: int) -> list[str]:
     """Runs of `length` consecutive images; a gap in time of a sequence starts a new run."""
-    blocks: dict[str, str] = {}
-
-    def place(f: Found) -> tuple[str, str]:
-        return f.city or f.sequence or f.name, role_of[f.name]
-
-    ordered = sorted(found, key=lambda f: (*place(f), f.sequence, f.frame, f.name))
-    for (city, role), group in groupby(ordered, key=place):
-        members = list(group)
-        limit = _gap_limit(members)
-        run, filled, last = -1, length, members[0]
-        for f in members:
-            gap = f.sequence == last.sequence and f.frame - last.frame > limit
+    blocks = [""] * len(found)
+    place = [intern(f.city or f.sequence or f.name) for f in found]
+    keys = {"place": pa.array(place), "role": pa.array(roles, pa.string())}
+    keys |= {name: found.column(name) for name in ("sequence", "frame", "name")}
+    order = pc.sort_indices(pa.table(keys), [(name, "ascending") for name in keys]).to_numpy()
+    sequence, frame = keys["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(), keys["frame"].to_numpy()
+    del keys
+    for (city, role), group in groupby(order.tolist(), key=lambda i: (place[i], roles[i])):
+        members = np.fromiter(group, np.int64)
+        steps, is_one_drive = np.diff(frame[members]), np.diff(sequence[members]) == 0
+        # Four times the usual distance of neighbours in the same sequence.
+        limit = 4.0 * np.median(steps[is_one_drive]) if is_one_drive.any() else np.inf
+        gaps = np.append(False, is_one_drive & (steps > limit))
+        run, filled, block = -1, length, ""
+        for i, gap in zip(members.tolist(), gaps.tolist(), strict=True):
             if filled == length or gap:
                 run, filled = run + 1, 0
-            blocks[f.name] = f"{city}/{role}/{run:04d}"
-            filled, last = filled + 1, f
+                block = f"{city}/{role}/{run:04d}"
+            blocks[i] = block
+            filled += 1
     return blocks
-
-
-def _gap_limit(members: Sequence[Found]) -> float:
-    """Four times the usual distance of neighbours in the same sequence."""
-    steps = [b.frame - a.frame for a, b in pairwise(members) if a.sequence == b.sequence]
-    return 4.0 * median(steps) if steps else float("inf")

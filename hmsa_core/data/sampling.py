@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hmsa_core.data.index import read_table, write_columns
+from hmsa_core.data.tables import Table, write_table
 from hmsa_core.io.errors import InputError
 
 Int32 = NDArray[np.int32]
 Edge = Literal["drop", "keep"]
 CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
-_FORMAT, _VERSION = "hmsa-centroids", 1
+_FORMAT, _VERSION = "hmsa-centroids", 2
+_GROUP = 1 << 18  # rows that are written together
 
 
 def find_centroids(
@@ -138,12 +139,13 @@ class Centroids:
     @classmethod
     def load(cls, path: str | Path) -> Centroids:
         """Read a centroid table; InputError when it is missing, IntegrityError when it is damaged."""
-        table, meta = read_table(Path(path), _FORMAT, _VERSION)
+        opened = Table(Path(path), _FORMAT, _VERSION)
+        table = opened.whole()
         column = table.column("name").combine_chunks().dictionary_encode()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         numbers = [table.column(c).to_numpy() for c in ("class_id", "x", "y", "pixels")]
         found = cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
-        found.settings = dict(meta["settings"])
+        found.settings = dict(opened.meta["settings"])
         return found
 
     def write(self, path: str | Path, **settings: int | str) -> str:
@@ -153,7 +155,9 @@ class Centroids:
         for at, name in ((CLASS, "class_id"), (X, "x"), (Y, "y"), (PIXELS, "pixels")):
             columns[name] = pa.array(np.ascontiguousarray(self.values[:, at]))
         meta = {"format": _FORMAT, "version": _VERSION, "settings": settings}
-        return write_columns(Path(path), columns, meta)
+        table = pa.table(columns)
+        parts = (table.slice(at, _GROUP) for at in range(0, len(table), _GROUP))
+        return write_table(Path(path), parts, table.schema, meta)
 
 
 # ---- Random choices
@@ -180,6 +184,12 @@ class Allotment:
     random: int
     empty: tuple[int, ...]
     capped: tuple[int, ...]
+
+    def __add__(self, other: Allotment) -> Allotment:
+        """Crops of both; a class is empty where it is in both."""
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        empty, capped = set(self.empty) & set(other.empty), set(self.capped) | set(other.capped)
+        return Allotment(counts, self.random + other.random, tuple(sorted(empty)), tuple(sorted(capped)))
 
 
 def allot(total: int, share: float, capacity: Sequence[int], order: Iterable[int], *, released: bool) -> Allotment:

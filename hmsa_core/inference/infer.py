@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -222,7 +222,7 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
 
 
 def _plan(
-    spec: InferSpec, key: str, selected: list[Sample], index_root: str, whole: set[int], target: RemoteStore | None
+    spec: InferSpec, key: str, selected: Sequence[Sample], index_root: str, whole: set[int], target: RemoteStore | None
 ) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
     existing, store = _planned(spec), spec.work / "store"

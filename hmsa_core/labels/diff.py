@@ -65,10 +65,9 @@ class StoreDiff:
         }
 
 
-def other_pictures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names that the stores of two manifests give to different pictures, as far as both know what they labelled."""
-    of_a, of_b = ({n: sha256 for shard in m["shards"] for n, sha256 in shard["images"]} for m in (a, b))
-    return [name for name, sha256 in of_a.items() if sha256 and of_b.get(name) and of_b[name] != sha256]
+def other_pictures(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """Names that two stores ({name: SHA-256}) give to different pictures, as far as both know what they labelled."""
+    return [name for name, sha256 in a.items() if sha256 and b.get(name) and b[name] != sha256]
 
 
 def diff_stores(
@@ -91,7 +90,7 @@ def diff_stores(
     pixels = np.zeros((c + 1, c + 1), np.int64)
     images, resized = [], []
     pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
-    others = other_pictures(a.manifest, b.manifest)
+    others = other_pictures(a.pictures(), b.pictures())
     skipped = set(others)
     for name in (name for name in a.names() if name in b):
         advance(1)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ class Recipe:
 
     def plans(self, raw: LabelStore) -> list[ShardPlan]:
         """One shard for each of the raw store's, keyed by its content."""
-        key, plans = self.key(raw), []
+        key, plans, images = self.key(raw), [], iter(raw.pictures().items())
         for entry in raw.manifest["shards"]:
-            names = tuple(image[0] for image in entry["images"])
-            own = atomic.digest([key, entry["sha256"], [self.per_image.get(name) for name in names]])
-            plans.append(ShardPlan(entry["index"], names, tuple(image[1] for image in entry["images"]), own))
+            held = dict(islice(images, entry["rows"]))
+            own = atomic.digest([key, entry["sha256"], [self.per_image.get(name) for name in held]])
+            plans.append(ShardPlan(entry["index"], tuple(held), tuple(held.values()), own))
         return plans
 
 

@@ -17,8 +17,9 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -176,15 +177,23 @@ class ReviewFile:
 
     Args:
         store: folder of the label store.
-        pictures: {name: SHA-256} of its images. Marks of another picture of the same name do not count.
+        pictures: {name: SHA-256} of its images, or what returns it (when there are marks). Marks of another picture of
+            the same name do not count.
         labels: `labels_id` of the labels that are shown now, for new marks and `statuses`; "": not known.
     """
 
     def __init__(
-        self, store: str | os.PathLike[str], pictures: Mapping[str, str] | None = None, labels: str = ""
+        self,
+        store: str | os.PathLike[str],
+        pictures: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+        labels: str = "",
     ) -> None:
-        self.path, self._pictures, self._labels = review_path(store), pictures or {}, labels
+        self.path, self._given, self._labels = review_path(store), pictures or {}, labels
         self._seen: tuple[tuple[int, int], list[Mark]] | None = None
+
+    @cached_property
+    def _pictures(self) -> Mapping[str, str]:
+        return self._given() if callable(self._given) else self._given
 
     def marks(self) -> list[Mark]:
         """Marks that stand (not withdrawn), oldest first; a damaged line is an IntegrityError."""

@@ -56,6 +56,7 @@ class RunData:
         dataset: crops by position in the run.
         lineage: everything the result will have learned from.
         key: digest of settings and data: the same key means the same result.
+        stores: digest, images and weight of each label store.
     """
 
     classes: ClassTable
@@ -65,43 +66,49 @@ class RunData:
     dataset: CropDataset
     lineage: Lineage
     key: str
+    stores: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Pseudo:
+    """One store, and what is known of its images."""
+
     samples: tuple[Sample, ...]
     centroids: Centroids
     root_name: str
     root: Path
     store: LabelStore
+    weight: float
 
 
 class _Labels:
-    """A thresholded store as a training reads it."""
+    """Thresholded stores as a training reads them; a name is in one of them."""
 
-    def __init__(self, path: Path) -> None:
-        self._store = LabelStore.open(path)
-        table = path / TABLE
-        self._table = load_table(table) if table.exists() else None
+    def __init__(self, paths: Sequence[Path]) -> None:
+        stores = [LabelStore.open(path) for path in paths]
+        self._store_of = {name: store for store in stores for name in store.names()}
+        tables = {store.path: store.path / TABLE for store in stores}
+        self._tables = {path: load_table(table) for path, table in tables.items() if table.exists()}
 
     def read_label(self, name: str) -> NDArray[np.uint8]:
-        return self._store.read_label(name)
+        return self._store_of[name].read_label(name)
 
     def read_chances(self, name: str) -> NDArray[np.uint8]:
         """Where a label is the teacher's alone, 255 x P(it is right); 255 elsewhere."""
-        if self._table is None:
+        store = self._store_of[name]
+        if store.path not in self._tables:
             raise ConfigError(
-                f"{self._store.path}: has no table of P(label is right), which pseudo.draw asks for",
+                f"{store.path}: has no table of P(label is right), which pseudo.draw asks for",
                 hint="run calibrate and pseudo-label for this teacher, or set pseudo.draw to all",
             )
-        label, code = self._store.read(name)
-        teacher = self._store.read_source(name) == SOURCES["teacher"]
-        chances = np.round(255 * self._table).astype(np.uint8)[np.where(teacher, label, 0), code]
+        label, code = store.read(name)
+        teacher = store.read_source(name) == SOURCES["teacher"]
+        chances = np.round(255 * self._tables[store.path]).astype(np.uint8)[np.where(teacher, label, 0), code]
         return np.where(teacher, chances, np.uint8(255))
 
     def read_human(self, name: str) -> NDArray[np.uint8]:
         """1 where a human gave the label, also beside the teacher."""
-        source = self._store.read_source(name)
+        source = self._store_of[name].read_source(name)
         return np.isin(source, (SOURCES["human"], SOURCES["both"])).astype(np.uint8)
 
 
@@ -117,7 +124,8 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
     fine = tuple(s for s in index.select(**spec.fine.selection.filters()) if s.label)
     if not fine:
         raise ConfigError(f"{spec.fine.selection.index}: no image with a fine label passes the selection")
-    pseudo = _open_pseudo(spec.pseudo, spec, index.classes, ranks) if spec.pseudo is not None else None
+    parts = [_open_pseudo(chosen, spec, index.classes, ranks) for chosen in spec.pseudo]
+    pseudo = _joined(parts)
     plan = EpochPlan(
         fine,
         Centroids.load(spec.fine.centroids),
@@ -126,8 +134,9 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         epochs=config.epochs,
         epoch_samples=config.epoch_samples,
         sampling=config.sampling,
-        pseudo=pseudo.samples if pseudo else (),
-        pseudo_centroids=pseudo.centroids if pseudo else None,
+        pseudo=[sample for sample, _ in pseudo],
+        pseudo_centroids=_centroids_of(parts, [sample.name for sample, _ in pseudo]),
+        pseudo_weights=[weight for _, weight in pseudo],
         pseudo_config=config.pseudo,
     )
     dataset = CropDataset(
@@ -137,19 +146,20 @@ def open_run_data(spec: TrainSpec, ranks: Ranks) -> RunData:
         classes=index.classes,
         crop=config.crop,
         augment=config.augment,
-        open_store=partial(_Labels, spec.pseudo.store) if spec.pseudo else None,
-        pseudo_root=pseudo.root if pseudo else None,
+        open_store=partial(_Labels, [part.store.path for part in parts]) if parts else None,
+        pseudo_root=parts[0].root if parts else None,
         long_edge=config.long_edge,
         cache_bytes=_CACHE_BYTES,
     )
     return RunData(
         index.classes,
         fine,
-        pseudo.samples if pseudo else (),
+        tuple(sample for sample, _ in pseudo),
         plan,
         dataset,
-        lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), pseudo),
-        key=_key(spec, fine, pseudo, index.classes, ranks.norm_ranks),
+        lineage=_lineage(spec, learned(fine, root=index.root, source="fine"), parts),
+        key=_key(spec, fine, parts, index.classes, ranks.norm_ranks),
+        stores=[{"digest": p.store.digest, "images": len(p.samples), "weight": p.weight} for p in parts],
     )
 
 
@@ -169,27 +179,54 @@ def _open_pseudo(chosen: PseudoData, spec: TrainSpec, classes: ClassTable, ranks
     strangers = [name for name in store.names() if name not in known]
     if strangers:
         raise ConfigError(f"{chosen.store}: {len(strangers)} images are not in {chosen.index}, first {strangers[0]}")
-    # Sorted by name: a store that grew night by night holds the same images in another order.
-    samples = tuple(known[name] for name in sorted(store.names()))
-    return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, spec.root(index.root), store)
+    samples = tuple(known[name] for name in store.names())
+    root = spec.root(index.root) if chosen.root is None else chosen.root
+    return _Pseudo(samples, Centroids.load(chosen.centroids), index.root, root, store, chosen.weight)
 
 
-def _lineage(spec: TrainSpec, own: Lineage, pseudo: _Pseudo | None) -> Lineage:
-    if pseudo is not None:
-        own = own.union(learned(pseudo.samples, root=pseudo.root_name, source="pseudo"))
+def _joined(parts: Sequence[_Pseudo]) -> list[tuple[Sample, float]]:
+    """Images of all stores with their weights, by name: the order of stores and of images in them changes nothing."""
+    found: dict[str, tuple[Sample, float]] = {}
+    for part in parts:
+        for sample in part.samples:
+            if sample.name in found:
+                raise ConfigError(
+                    f"{part.store.path}: its image {sample.name} has the name of one in another store",
+                    hint="leave one of the stores out; data.target.names: path gives images of folders different names",
+                )
+            if part.root != parts[0].root:
+                sample = replace(sample, image=str(part.root.absolute() / sample.image))
+            found[sample.name] = sample, part.weight
+    return [found[name] for name in sorted(found)]
+
+
+def _centroids_of(parts: Sequence[_Pseudo], names: Sequence[str]) -> Centroids:
+    """Centroids of all stores, in the order of the names."""
+    found = [part.centroids.of(names) for part in parts]
+    if not found:
+        return Centroids()
+    image, values = np.concatenate([f.image for f in found]), np.concatenate([f.values for f in found])
+    order = np.argsort(image, kind="stable")
+    return Centroids(names, image[order], values[order])
+
+
+def _lineage(spec: TrainSpec, own: Lineage, parts: Sequence[_Pseudo]) -> Lineage:
+    for part in parts:
+        own = own.union(learned(part.samples, root=part.root_name, source="pseudo"))
     for parent in (spec.init_from, spec.teacher):
         if parent is not None:
             own = own.union(lineage_of(parent).with_parent(digest_of(parent)))
-    if pseudo is None:
-        return own
-    teacher = str(pseudo.store.lineage.get("teacher", "unknown"))
-    if teacher in own.parents:
-        return own
-    gap = f"label store {pseudo.store.digest[:16]}: the images of its teacher ({teacher[:16]}) are not listed"
-    return own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
+    for part in parts:
+        teacher = str(part.store.lineage.get("teacher", "unknown"))
+        if teacher not in own.parents:
+            gap = f"label store {part.store.digest[:16]}: the images of its teacher ({teacher[:16]}) are not listed"
+            own = own.union(Lineage(parents=() if teacher == "unknown" else (teacher,), unknown=(gap,)))
+    return own
 
 
-def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classes: ClassTable, norm_ranks: int) -> str:
+def _key(
+    spec: TrainSpec, fine: Sequence[Sample], parts: Sequence[_Pseudo], classes: ClassTable, norm_ranks: int
+) -> str:
     material: dict[str, Any] = {
         "config": key_material(spec.config),
         "classes": classes.digest(),
@@ -201,8 +238,9 @@ def _key(spec: TrainSpec, fine: Sequence[Sample], pseudo: _Pseudo | None, classe
         material["norm_ranks"] = norm_ranks  # other statistics are another training
     if spec.init_from is None and spec.config.model.trunk_weights != "none":
         material["trunk_weights"] = sha256_file(weights_file(spec.config.model.trunk_weights, spec.config.model.trunk))
-    if spec.pseudo is not None and pseudo is not None:
-        material["pseudo"] = [pseudo.store.digest, sha256_file(spec.pseudo.centroids)]
+    if parts:
+        stores = zip(parts, spec.pseudo, strict=True)
+        material["pseudo"] = [[p.store.digest, sha256_file(given.centroids), p.weight] for p, given in stores]
     return digest(material)
 
 

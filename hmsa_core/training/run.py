@@ -392,6 +392,7 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         **published,
         **data.lineage.summary(list_sha256),
         **_certificate(spec),
+        **({"stores": data.stores} if data.stores else {}),
         "stage": spec.stage,
         "config": spec.config.model_dump(mode="json"),
         "machine": {
@@ -417,8 +418,8 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
 
 
 def _certificate(spec: TrainSpec) -> dict[str, Any]:
-    """The certificate of the auto-labels that were learned from, {} where there is none."""
-    if spec.pseudo is None:
+    """The certificate of the auto-labels that were learned from, if one store is all and has one."""
+    if len(spec.pseudo) != 1:
         return {}
-    found = (read_manifest(spec.pseudo.store)["policy"] or {}).get("certificate")
+    found = (read_manifest(spec.pseudo[0].store)["policy"] or {}).get("certificate")
     return {} if found is None else {"certificate": found}

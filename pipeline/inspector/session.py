@@ -63,7 +63,7 @@ class Session:
         self.other = None if other is None else StoreView(other, images=images)
         if self.other is not None and self.other.classes != self.view.classes:
             raise ConfigError(f"{other} and {store} have different classes and cannot be compared")
-        of_both = [] if self.other is None else other_pictures(self.view.manifest, self.other.manifest)
+        of_both = [] if self.other is None else other_pictures(self.view.image_digests(), self.other.image_digests())
         self._other_pictures = frozenset(of_both)
         self.policies: dict[str, ThresholdPolicy] = {}
         self.policy_names: dict[str, str] = {}
@@ -85,7 +85,7 @@ class Session:
         self.save_path = Path(save_to) if save_to is not None else _not_over(beside, policy)
         self.reviewer = reviewer
         store, labels = marked_store(folder, self.view.kind), labels_id(self.view.lineage)
-        self.review = ReviewFile(store, self.view.image_digests(), labels)
+        self.review = ReviewFile(store, self.view.image_digests, labels)
         self.audits = AuditFile(audit_path(folder), self.view)
         self.certificates = CertificateFile(self.view)
         self._start_policy = policy if policy is not None else evidence
@@ -171,7 +171,7 @@ class Session:
             "digest": view.digest,
             "version": self.version,
             "teacher": _text(view.lineage.get("teacher")),
-            "images": len(view.names),
+            "images": len(view.statistics),
             "classes": [
                 {"name": n, "colour": list(c), "group": g}
                 for n, c, g in zip(classes.classes, classes.colours, classes.groups, strict=True)

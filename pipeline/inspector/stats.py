@@ -226,7 +226,7 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
     return {
         "store": str(view.path),
         "kind": view.kind,
-        "images": len(view.names),
+        "images": len(view.statistics),
         "threshold": cuts.threshold,
         "policy": cuts.base if cuts.policy is not None else None,
         "pixels": whole,

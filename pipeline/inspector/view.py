@@ -63,7 +63,9 @@ class StoreView:
     def _store(self) -> LabelStore:
         # Opened when first needed: it looks at every shard, which figures from the sidecar do not need.
         with self._lock:
-            return LabelStore.open(self.path)
+            store = LabelStore(self.path, self.manifest)
+            store.look()
+            return store
 
     @property
     def problems(self) -> list[str]:
@@ -103,8 +105,7 @@ class StoreView:
     def image_digests(self) -> dict[str, str]:
         """SHA-256 of each image's file."""
         with self._lock:
-            table = self.statistics.images
-        return dict(zip(table["name"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
+            return LabelStore(self.path, self.manifest).pictures()
 
     def is_served(self, name: str) -> bool:
         """Whether the image's shard passed the checks at opening."""
@@ -162,7 +163,7 @@ class StoreView:
 
     def conflict(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
         """Kept pixels of each image and class that contradict the human label, int64 (N, C)."""
-        counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
+        counts = np.zeros((len(self.statistics), self.classes.num_classes), np.int64)
         if not self.has_human:
             return counts
         need = np.full(256, NUM_CODES, np.int64)
@@ -174,7 +175,7 @@ class StoreView:
             row, ids, human, code, pixels = (table[i].to_numpy() for i in range(5))
             hit = (human != IGNORE) & (ids != IGNORE) & (human != ids) & (code >= need[ids])
             np.add.at(counts, (first + row[hit].astype(np.int64), ids[hit]), pixels[hit])
-            first += len(shard["images"])
+            first += shard["rows"]
         return counts
 
     def check_current(self) -> None:

@@ -25,14 +25,13 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import iou_of
-from hmsa_core.spec import PseudoData
 from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
 from pipeline.nightly.registry import Registry
 from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
-from pipeline.stages.student_train import check_teacher, start_of
+from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
 from pipeline.stages.support import (
     INDEX,
     evaluate_model,
@@ -137,8 +136,8 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     """The student of this seed, as student-train makes it."""
     _LOG.info("A/A training %d of %d: seed %d", number + 1, runs, seed)
     config = ws.params.student_train.model_copy(update={"seed": seed})
-    teacher, by, labels = ws.teacher(), labelling_teacher(ws), ws.path("labels/final")
-    pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
+    teacher, by = ws.teacher(), labelling_teacher(ws)
+    pseudo = pseudo_data(ws)
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     # The job's name is part of the key: under the student's own name the student's training is found.
     job = "student" if number == 0 else f"aa-{seed}"

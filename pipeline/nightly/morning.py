@@ -179,9 +179,9 @@ def _counts(
     copies = [row for row in rows if row.reason.startswith("duplicate")]
     refused = [row for row in rows if not row.reason.startswith("duplicate")]
     raw = ws.path("labels/raw")
-    stored = list(LabelStore.open(raw).rows()) if (raw / "manifest.json").exists() else []
-    marked = sorted({m.name for m in ReviewFile(raw, {r["name"]: r["image_sha256"] for r in stored}).marks()})
-    known = {sample.name for sample in Index.load(index).samples} if index.exists() else set()
+    stored = LabelStore.open(raw).pictures() if (raw / "manifest.json").exists() else {}
+    marked = sorted({m.name for m in ReviewFile(raw, stored).marks()})
+    known = set(Index.load(index).samples.values("name")) if index.exists() else set()
     # A label without an image is no image, and one whose image is used is counted with it.
     out = {row.name for row in rows if row.part == "image" or row.reason != "unpaired"}
     counts = {

@@ -72,7 +72,7 @@ def _baseline(ws: Workspace, index: Index) -> float | None:
         return None
     root = ws.roots[index.root]
 
-    def load(samples: list[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def load(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         images, labels = [], []
         for sample in samples[:_BASELINE_IMAGES]:
             size = (_BASELINE_SIDE, max(1, round(_BASELINE_SIDE * sample.height / sample.width)))
@@ -103,11 +103,18 @@ def render(facts: sections.Facts, drawn: Sequence[Strip], *, title: str, profile
     ]
     links = "".join(f"<a href='#{key}'>{esc(name)}</a>" for key, name, _ in parts)
     body = "".join(f"<section id='{key}'><h2>{esc(name)}</h2>{html}</section>" for key, name, html in parts)
+    return page(
+        title,
+        f"<h1>{esc(title)}</h1><p class='soft'>profile {esc(profile)} · version {__version__}</p>"
+        f"{sections.headline(facts)}<nav>{links}</nav>{body}",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """A self-contained page in the report's style."""
     style = resources.files("pipeline.report").joinpath("style.css").read_text("utf-8")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{esc(title)}</title><style>{style}</style></head><body><main>"
-        f"<h1>{esc(title)}</h1><p class='soft'>profile {esc(profile)} · version {__version__}</p>"
-        f"{sections.headline(facts)}<nav>{links}</nav>{body}</main></body></html>\n"
+        f"<title>{esc(title)}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
     )

@@ -67,6 +67,7 @@ TABLE = (
             "teacher_train.sampling.tile",
             "teacher_train.sampling.min_pixels",
         ),
+        version=2,
     ),
     Stage(
         "teacher-pretrain",

@@ -23,7 +23,7 @@ _BYTES_PER_PIXEL = 3 * 0.7
 
 def disk_estimate(ws: Workspace) -> int:
     """Bytes of the store as progress, as output and in DVC's cache."""
-    return int(_BYTES_PER_PIXEL * sum(s.height * s.width for s in Index.load(role_index(ws, "unlabelled")).samples))
+    return int(_BYTES_PER_PIXEL * Index.load(role_index(ws, "unlabelled")).pixels())
 
 
 def run(ws: Workspace) -> None:
@@ -75,7 +75,7 @@ def _report(ws: Workspace, statistics: StoreStatistics, missing: int, taught: in
         ws,
         STAGE,
         {
-            "images": len(statistics.names),
+            "images": len(statistics),
             "left_out": missing,
             "self_taught": taught,
             "pixels": int(statistics.pixels.sum()),

@@ -63,7 +63,7 @@ def disk_estimate(ws: Workspace) -> int:
     """Bytes: confusions of five models under all settings, and the teacher's labels of the report images."""
     index = Index.load(role_index(ws, "report"))
     counts = 8 * index.classes.num_classes**2 * 5 * (1 + len(ws.params.evaluate.settings)) * len(index)
-    return counts + sum(s.height * s.width for s in index.samples)
+    return counts + index.pixels()
 
 
 def run(ws: Workspace) -> None:

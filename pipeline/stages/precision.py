@@ -56,7 +56,7 @@ class Precision:
 
 def fine_samples(ws: Workspace, role: str) -> list[Sample]:
     """Images of a role that have fine labels."""
-    return Index.load(role_index(ws, role)).select(kinds=("fine",))
+    return list(Index.load(role_index(ws, role)).select(kinds=("fine",)))
 
 
 def judge(ws: Workspace, samples: list[Sample], models: Mapping[str, Spec]) -> Judgement:

@@ -19,8 +19,8 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
-from hmsa_core.leaks import find_leaks
-from hmsa_core.lineage import LearnedImage, Lineage
+from hmsa_core.leaks import find_leaks, possible_leaks
+from hmsa_core.lineage import learned
 from hmsa_core.runtime.progress import Progress
 from hmsa_core.taxonomy import ClassTable
 from pipeline import keys, plots
@@ -182,13 +182,9 @@ def _tell_of_leaks(params: Params, index: Index) -> None:
         ("evaluate", "report", ("learn", "unlabelled")),
     ):
         judged = index.select(roles=(role,), kinds=("fine",))
-        learned = Lineage(
-            {
-                s.image_sha256: LearnedImage(s.image_sha256, s.name, "target", s.phash, s.sequence, s.frame, s.kind)
-                for s in index.select(roles=learning)
-            }
-        )
-        leaks = find_leaks(judged, learned, model="", max_gap=config.max_gap, max_distance=config.max_distance)
+        limits = {"max_gap": config.max_gap, "max_distance": config.max_distance}
+        near = possible_leaks(judged, index.select(roles=learning), **limits)
+        leaks = find_leaks(judged, learned(near, root="target", source="fine"), model="", **limits)
         if not leaks:
             continue
         few = ", ".join(f"{leak.name} of {leak.learned} ({leak.why})" for leak in leaks[:3])

@@ -152,7 +152,7 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
 
 
 def _marks(raw: LabelStore) -> dict[str, list[Mark]]:
-    review = ReviewFile(raw.path, {row["name"]: row["image_sha256"] for row in raw.rows()})
+    review = ReviewFile(raw.path, raw.pictures())
     names = sorted({mark.name for mark in review.foreign()})
     if names:
         warn(

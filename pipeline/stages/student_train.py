@@ -13,7 +13,7 @@ from hmsa_core.config import PseudoConfig
 from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError
+from hmsa_core.io.errors import ConfigError, HmsaError
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels.finalise import STATISTICS
 from hmsa_core.labels.store.format import read_manifest
@@ -47,7 +47,7 @@ def run(ws: Workspace) -> None:
     check_rounds(ws, labeller)
     _check_classes(ws, labels, only_checkpoint(labeller), Index.load(fine.selection.index).classes)
     _tell_of_empty_labels(ws, labels)
-    pseudo = PseudoData(store=labels, centroids=labels / "centroids.parquet", index=role_index(ws, "unlabelled"))
+    pseudo = pseudo_data(ws)
     every, start = config.validate_every, start_of(ws, teacher)
     student = train_model(
         ws, STAGE, "student", config, fine, pseudo=pseudo, init_from=start, teacher=labeller, validate_every=every
@@ -60,6 +60,35 @@ def run(ws: Workspace) -> None:
     publish_checkpoint(ws, student / "model", "models/student")
     _publish_control(ws, runs.get("control"))
     training.report(ws, STAGE, runs)
+
+
+def pseudo_data(ws: Workspace) -> tuple[PseudoData, ...]:
+    """The workspace's own labels, then those of other workspaces (student_train.stores).
+
+    Raises:
+        ConfigError: a store does not lie in a workspace, or was labelled by another teacher than the own one.
+    """
+    own = _store_of(ws, ws.path("labels/final"))
+    others = []
+    for given in ws.params.student_train.stores:
+        store = ws.resolve(given.store)
+        try:
+            home = Workspace.find(store)
+        except HmsaError as error:
+            raise ConfigError(f"student_train.stores: {store}: not in a workspace ({error.message})") from error
+        by, teacher = (read_manifest(labels)["lineage"].get("teacher") for labels in (store, own.store))
+        if by != teacher:
+            raise ConfigError(
+                f"student_train.stores: {store}: labelled by {str(by)[:16]}, {own.store} by {str(teacher)[:16]}",
+                hint="label both with one teacher (`autolabel models register`), or leave the store out",
+            )
+        found = _store_of(home, store)
+        others.append(found.model_copy(update={"root": home.roots["target"], "weight": given.weight}))
+    return own, *others
+
+
+def _store_of(ws: Workspace, store: Path) -> PseudoData:
+    return PseudoData(store=store, centroids=store / "centroids.parquet", index=role_index(ws, "unlabelled"))
 
 
 def start_of(ws: Workspace, teacher: Path) -> Path | None:

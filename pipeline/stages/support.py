@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
 from hmsa_core.io.trees import publish_tree
 from hmsa_core.labels.store.format import listed_files, read_manifest
+from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.spec import (
     EvaluateSpec,
@@ -61,7 +62,7 @@ def labelling_teacher(ws: Workspace) -> tuple[str, ...]:
     return (str(ws.teacher()),) if chosen is None else resolved(chosen, ws.resolve)
 
 
-def samples_digest(samples: list[Sample]) -> str:
+def samples_digest(samples: Sequence[Sample]) -> str:
     """Digest of which images and labels a list holds, in order; the name of a label file says how it is read."""
     forms = [[part for part in ("label", "coarse") if holds_train_ids(getattr(s, part))] for s in samples]
     return atomic.digest(
@@ -90,7 +91,7 @@ def train_model(
     config: TrainConfig,
     fine: FineData,
     *,
-    pseudo: PseudoData | None = None,
+    pseudo: tuple[PseudoData, ...] = (),
     init_from: Path | None = None,
     teacher: tuple[str, ...] | None = None,
     validate_every: int = 0,
@@ -109,7 +110,7 @@ def train_model(
         "fine": samples_digest(learning),
         "centroids": atomic.sha256_file(fine.centroids),
         "init_from": weights_of(init_from) if init_from else None,
-        "pseudo": _pseudo_digest(pseudo),
+        "pseudo": [_pseudo_digest(part) for part in pseudo],
         **_trunk_file(config, init_from),
     }
     work = keys.open_work(ws.work(stage), job, material)
@@ -149,10 +150,9 @@ def _trunk_file(config: TrainConfig, init_from: Path | None) -> dict[str, str]:
     return {"trunk_weights": atomic.sha256_file(source)} if init_from is None and source.is_file() else {}
 
 
-def _pseudo_digest(pseudo: PseudoData | None) -> dict[str, str] | None:
-    if pseudo is None:
-        return None
-    return {"store": str(read_manifest(pseudo.store)["digest"]), "centroids": atomic.sha256_file(pseudo.centroids)}
+def _pseudo_digest(pseudo: PseudoData) -> dict[str, str | float]:
+    store, centroids = str(read_manifest(pseudo.store)["digest"]), atomic.sha256_file(pseudo.centroids)
+    return {"store": store, "centroids": centroids, "weight": pseudo.weight}
 
 
 def root_paths(ws: Workspace) -> dict[str, Path]:
@@ -312,10 +312,7 @@ def _images_of(store: Path) -> dict[str, str]:
     """Images that a finished store accounts for: labelled, or left out with a reason."""
     if not (store / "manifest.json").exists():
         return {}
-    images: dict[str, str] = {}
-    for shard in read_manifest(store)["shards"]:
-        images |= {str(name): str(sha) for name, sha in shard["images"]}
-    return images
+    return LabelStore(store, read_manifest(store)).pictures()
 
 
 def left_out(store: Path) -> dict[str, str]:

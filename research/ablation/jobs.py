@@ -86,7 +86,7 @@ def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLa
             f"ablation-{_name(training)}-seed{seed}",
             config,
             fine,
-            pseudo=labels.data if labels else None,
+            pseudo=(labels.data,) if labels else (),
             init_from=start_of(ws, training),
             teacher=labelling_teacher(ws) if labels else None,
         )

@@ -127,5 +127,6 @@ def gpu_lines(tables: Path) -> list[str]:
 
 
 def scaling_lines(tables: Path) -> list[str]:
-    """Time, money, storage and files at three sizes, from the measured rates."""
-    return scaling_table(_known(tables)["scaling"])
+    """Time, money, storage and files at four sizes, from the measured rates."""
+    known = _known(tables)
+    return scaling_table(known["scaling"] | known["index"])

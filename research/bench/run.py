@@ -29,6 +29,7 @@ SCRIPTS: dict[str, list[str]] = {
     "infer": ["bench_infer", "--threads", "2"],
     "labelling": ["bench_labelling"],
     "export": ["bench_export"],
+    "index": ["bench_index"],
     "chain": ["bench_chain"],
     "roofline": ["roofline"],
 }

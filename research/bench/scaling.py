@@ -1,7 +1,8 @@
-"""Time, money, storage and files for 20 thousand, 1 million and 100 million images, from measured rates.
+"""Time, money, storage and files for 20 thousand to 100 million images, from measured rates.
 
 Measured: `scaling` in research/tables/bench.parquet (processor seconds of one core, bytes, files), by
 `benchmarks/bench_scaling.py` at commit 82376c0.
+Of one workspace: `index`, by `bench_index.py`, at its sizes; more rows are computed from the largest.
 Assumed: the figures of `Assumed`, which no measurement of ours backs; change them to your own.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hmsa_core.data.near import work
+
 __all__ = ["COUNTS", "Assumed", "rows_of", "scaling_table"]
 
-COUNTS = (20_000, 1_000_000, 100_000_000)
+COUNTS = (20_000, 1_000_000, 10_000_000, 100_000_000)
 Row = tuple[str, str, float]  # title, unit, figure
 
 
@@ -63,7 +66,11 @@ def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row
             "h",
             (files * rates["dvc_s_per_file"] + store_gb * rates["dvc_s_per_gb"]) / 3600,
         ),
-        ("a new threshold over all statistics, one core", "s", images / 1e6 * rates["threshold_s_per_million"]),
+        (
+            "a new threshold for each image (the page's list), one core",
+            "s",
+            images / 1e6 * rates["threshold_s_per_million"],
+        ),
         ("**money**", "", 0.0),
         ("GPU time of labels and student", "$", (labels_h + student_h) * given.dollars_per_gpu_hour),
         ("disk of both stores and DVC's cache, a month", "$", 2 * store_gb / 1e3 * given.dollars_per_tb_month),
@@ -71,19 +78,39 @@ def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row
         ("the images themselves (yours)", "TB", images * rates["image_bytes"] / 1e12),
         ("raw and final store", "TB", store_gb / 1e3),
         ("... with DVC's copy", "TB", 2 * store_gb / 1e3),
-        ("index file", "GB", images * rates["index_bytes_per_row"] / 1e9),
-        ("manifest of a store", "GB", images * rates["manifest_bytes_per_image"] / 1e9),
         ("**files**", "", 0.0),
         ("shards, tables, receipts of both stores", "files", files),
-        ("**what stops one workspace**", "", 0.0),
-        ("memory of the index in one process", "GB", images * rates["index_memory_bytes_per_row"] / 1e9),
-        ("loading it", "min", images / 1e6 * rates["index_load_s_per_million"] / 60),
-        (
-            "near duplicates, all pairs, one core",
-            "h",
-            rates["near_duplicates_s_for_20000"] * (images / 2e4) ** 2 / 3600,
-        ),
+        ("**one workspace**", "", 0.0),
+        *_of_index(images, rates),
     ]
+
+
+# Title, unit, path in the result of bench_index.py, and what makes the figure's number one of the unit.
+_INDEX = (
+    ("index file", "GB", "plan.bytes_per_row", 1e-9),
+    ("`prepare` beside the checks of files, one core", "min", "plan.processor_s", 1 / 60),
+    ("... memory", "GB", "plan.gb", 1.0),
+    ("near duplicates within 4 bits, one core", "min", "near.processor_s", 1 / 60),
+    ("... memory", "GB", "near.gb", 1.0),
+    ("judged images near learned ones, one core", "min", "leaks.processor_s", 1 / 60),
+    ("manifest of a store", "GB", "store.manifest_mb", 1e-3),
+    ("the page's first answers, one core", "s", "start.page_processor_s", 1.0),
+    ("... memory", "GB", "start.gb", 1.0),
+    ("... their figures at another threshold", "s", "start.new_threshold_s", 1.0),
+)
+
+
+def _of_index(images: int, rates: Mapping[str, float]) -> list[Row]:
+    sizes = sorted({int(path.split(".")[0]) for path in rates if path.endswith(".plan.gb")})
+    at = next((size for size in sizes if size >= images), sizes[-1])
+    grown = max(1.0, images / at)  # computed from the largest size
+    rows = []
+    for title, unit, path, scale in _INDEX:
+        value = rates[f"{at}.{path}"] * (images if "per_row" in path else grown)
+        if path == "near.processor_s" and grown > 1:
+            value *= work(images, 4) / work(at, 4) / grown
+        rows.append((title, unit, scale * value))
+    return rows
 
 
 def scaling_table(rates: Mapping[str, float], given: Assumed | None = None) -> list[str]:

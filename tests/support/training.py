@@ -173,8 +173,9 @@ def train_spec(data: Path, work: Path, *, index: str = "toy", **changes: Any) ->
     )
 
 
-def pseudo_data(data: Path, store: Path, *, index: str = "extra") -> PseudoData:
-    return PseudoData(store=store, centroids=data / f"{index}-centroids.parquet", index=data / f"{index}.parquet")
+def pseudo_data(data: Path, store: Path, *, index: str = "extra", **more: Any) -> tuple[PseudoData]:
+    files = {"centroids": data / f"{index}-centroids.parquet", "index": data / f"{index}.parquet"}
+    return (PseudoData(store=store, **files, **more),)
 
 
 def write_student_data(folder: Path) -> Path:

@@ -24,7 +24,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _named(path: Path) -> tuple[str, int]:
     """Format and version that a file names."""
-    text = pq.read_schema(path).metadata[b"hmsa"] if path.suffix == ".parquet" else path.read_bytes()
+    text = pq.read_metadata(path).metadata[b"hmsa"] if path.suffix == ".parquet" else path.read_bytes()
     value = json.loads(text)
     return value["format"], value["version"]
 
@@ -43,7 +43,7 @@ def _columns(folder: Path) -> dict[str, tuple[list[str], list[str], list[bool], 
     found = {}
     for path in sorted(folder.rglob("*.parquet")):
         schema = pq.read_schema(path)
-        about = json.loads((schema.metadata or {}).get(b"hmsa", b"{}"))
+        about = json.loads((pq.read_metadata(path).metadata or {}).get(b"hmsa", b"{}"))
         name = re.sub(r"-[0-9a-f]{16}\b", "", path.relative_to(folder).as_posix())
         found[name] = (schema.names, [str(t) for t in schema.types], [f.nullable for f in schema], sorted(about))
     return found
@@ -58,9 +58,9 @@ def _as_version(path: Path, version: int) -> None:
     """The file as a program of that version might have written it: all digests fit."""
     if path.suffix == ".parquet":
         table = pq.read_table(path)
-        about: dict[str, Any] = json.loads(table.schema.metadata[b"hmsa"])
+        about: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[b"hmsa"])
         text = json.dumps(about | {"version": version})
-        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"hmsa": text}), path)
+        pq.write_table(table.replace_schema_metadata({b"hmsa": text}), path)
         return
     data = path.read_bytes()
     value = json.loads(data) | {"version": version}

@@ -1,6 +1,6 @@
 """The format of a label store: names and columns of its files, images, Parquet tables and the manifest.
 
-docs/label-store.md explains each file. Everything here is format version 1.
+docs/label-store.md explains each file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hmsa_core.io.atomic import AtomicFile, read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, NoSpaceError, StoreError, translate_os_error
 
 FORMAT, VERSION = "hmsa-label-store", 1
+MANIFEST_VERSION = 2  # 1 listed every image, which the table `images` does
 MANIFEST, RECEIPTS, SIDECAR, LOCKS = "manifest.json", "receipts", "sidecar", ".locks"
 STATISTICS = ("kept", "totals", "images")  # consolidated from the sidecars; named by the digest of their sources
 SOURCES = {"none": 0, "teacher": 1, "human": 2, "both": 3}  # column `source` of a thresholded store
@@ -305,9 +306,12 @@ def read_manifest(store: str | os.PathLike[str]) -> dict[str, Any]:
     value = sealed.read(path)
     if value.get("format") != FORMAT:
         raise StoreError(f"{path}: format is {value.get('format')!r}, expected {FORMAT!r}")
-    if value.get("version") != VERSION:
+    if value.get("version") == 1:
+        for shard in value["shards"]:
+            shard["rows"] = len(shard.pop("images"))
+    elif value.get("version") != MANIFEST_VERSION:
         raise StoreError(
-            f"{path}: version {value.get('version')} of the format, this program reads {VERSION}",
+            f"{path}: version {value.get('version')} of the format, this program reads {MANIFEST_VERSION}",
             hint="use the release that wrote it, or make the store again",
         )
     return value

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.io.remote import local_folder
 from hmsa_core.labels.store.format import (
     MANIFEST,
+    SIDECAR,
     FileRecord,
     Kind,
     check_footer,
@@ -25,12 +27,13 @@ from hmsa_core.labels.store.format import (
     parquet_errors,
     payload_columns,
     read_manifest,
-    read_table,
     shard_schema,
 )
+from hmsa_core.labels.store.sidecar import image_table
 from hmsa_core.labels.store.verify import Problem, verify_store
 from hmsa_core.taxonomy import ClassTable
 
+_FOOTERS = 10_000  # files whose footers are checked at opening: a second
 _OPEN_FILES = 64  # shards held open by one reader
 
 
@@ -44,14 +47,16 @@ class LabelStore:
         self.lineage: dict[str, Any] = manifest["lineage"]
         self.digest: str = manifest["digest"]
         self.problems: list[Problem] = []
-        self._where = {
-            image[0]: (shard, row)
-            for shard, entry in enumerate(manifest["shards"])
-            for row, image in enumerate(entry["images"])
-        }
         self._bad: dict[str, str] = {}
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._pid = os.getpid()
+
+    @cached_property
+    def _where(self) -> dict[str, tuple[int, int]]:
+        name, shard, row = (
+            c.to_pylist() for c in image_table(self.path, self.manifest, ("name", "shard", "row")).columns
+        )
+        return dict(zip(name, zip(shard, row, strict=True), strict=True))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, strict: bool = False) -> LabelStore:
@@ -66,7 +71,7 @@ class LabelStore:
             raise InputError(f"{path}: no such folder", hint="give the folder of a label store, such as labels/raw")
         store = cls(folder, read_manifest(folder))
         if not strict:
-            store._look()
+            store.look()
             return store
         store.problems = store.verify()
         if store.problems:
@@ -76,11 +81,17 @@ class LabelStore:
             )
         return store
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Cheap check of all files: there, of the right size, with the recorded footer."""
         records = [r for entry in self.manifest["shards"] for r in (_record(entry), FileRecord(**entry["sidecar"]))]
         records += [FileRecord(**entry) for entry in self.manifest["statistics"].values()]
+        sizes: dict[str, int] = {}  # by plain text: a path object each would take longer than all else
+        for before in ("", f"{SIDECAR}/"):
+            if (self.path / before).is_dir():
+                sizes |= {before + entry.name: entry.stat().st_size for entry in os.scandir(self.path / before)}
         for record in records:
+            if len(records) > _FOOTERS and sizes.get(record.file) == record.size_bytes:
+                continue  # the footers of so many files are checked when they are read
             try:
                 check_footer(self.path / record.file, record)
             except StoreError as error:
@@ -102,7 +113,7 @@ class LabelStore:
         return list(self._where)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return int(self.manifest["images"])
 
     def __contains__(self, name: object) -> bool:
         return name in self._where
@@ -180,8 +191,13 @@ class LabelStore:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What is known of every image in order, from one small table (plus `shard` and `row` numbers)."""
-        record = FileRecord(**self.manifest["statistics"]["images"])
-        yield from read_table(self.path / record.file, record).to_pylist()
+        for part in image_table(self.path, self.manifest).to_batches():
+            yield from part.to_pylist()
+
+    def pictures(self) -> dict[str, str]:
+        """{name: SHA-256 of the image's file ("" = unknown)} of all images."""
+        names, digests = image_table(self.path, self.manifest, ("name", "image_sha256")).columns
+        return dict(zip(names.to_pylist(), digests.to_pylist(), strict=True))
 
     def close(self) -> None:
         """Close open shards."""

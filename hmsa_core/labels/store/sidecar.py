@@ -12,8 +12,9 @@ never meets new statistics:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ _SMALL = 512  # images
 _BLOCK = 4096  # images that are looked at together: bounds memory to a few tens of MB
 _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 _HASHED_BYTES = 16 << 20
+_IMAGE_ROWS = 1 << 16  # rows of a row group of `images`
 _MEND = "run `autolabel verify` on the store; make it again"
 
 
@@ -219,13 +221,29 @@ def _write_totals(path: Path, root: Path, totals: pa.Table) -> FileRecord:
 
 def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) -> FileRecord:
     names = [n for n in IMAGES_SCHEMA.names if n not in ("shard", "row")]
+    every = ((shard, at, row) for shard, receipt in enumerate(receipts) for at, row in enumerate(receipt["rows"]))
     with ParquetSink(path, IMAGES_SCHEMA) as out:
-        for shard, receipt in enumerate(receipts):
-            if rows := receipt["rows"]:
-                columns: dict[str, Any] = {n: [row[n] for row in rows] for n in names}
-                columns |= {"shard": [shard] * len(rows), "row": list(range(len(rows)))}
-                out.append(pa.table(columns, schema=IMAGES_SCHEMA))
+        while part := list(islice(every, _IMAGE_ROWS)):
+            columns: dict[str, Any] = {n: [row[n] for _, _, row in part] for n in names}
+            columns |= {"shard": [shard for shard, _, _ in part], "row": [at for _, at, _ in part]}
+            out.append(pa.table(columns, schema=IMAGES_SCHEMA))
         return out.commit(root)
+
+
+def image_table(path: Path, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of the table of a store's images, in the manifest's order; a changed one is a StoreError."""
+    return read_table(*_checked(path, manifest, "images"), columns)
+
+
+def _checked(path: Path, manifest: Mapping[str, Any], name: str) -> tuple[Path, FileRecord]:
+    """Place and record of a table whose bytes are those recorded. Page checksums miss flips in page headers."""
+    record = FileRecord(**manifest["statistics"][name])
+    file = path / record.file
+    # The table `kept` may be large: it is checked by its sums.
+    hashed = name != "kept" or record.size_bytes <= _HASHED_BYTES
+    if hashed and file.is_file() and (found := sha256_file(file)) != record.sha256:
+        raise StoreError(f"{file}: changed or torn (its sha256 is {found}, recorded is {record.sha256})", hint=_MEND)
+    return file, record
 
 
 class StoreStatistics:
@@ -234,26 +252,24 @@ class StoreStatistics:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
         self.classes = ClassTable.from_json(manifest["classes"])
-        self.names: list[str] = [image[0] for shard in manifest["shards"] for image in shard["images"]]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> StoreStatistics:
         """Open the sidecar tables of a store; a missing or damaged one is a StoreError when it is used."""
         return cls(Path(path), read_manifest(path))
 
-    def _table_path(self, name: str) -> tuple[Path, FileRecord]:
-        record = FileRecord(**self.manifest["statistics"][name])
-        path = self.path / record.file
-        # Page checksums miss flips in page headers. Small tables are hashed; a large one is checked by its sums.
-        if record.size_bytes <= _HASHED_BYTES and path.is_file() and (found := sha256_file(path)) != record.sha256:
-            said = f"its sha256 is {found}, recorded is {record.sha256}"
-            raise StoreError(f"{path}: changed or torn ({said})", hint=_MEND)
-        return path, record
+    def __len__(self) -> int:
+        return int(self.manifest["images"])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of all images in order."""
+        return list(self.images["name"].to_pylist())
 
     @cached_property
     def _kept_file(self) -> tuple[pq.ParquetFile, list[tuple[int, int]]]:
         """The open table, and the lowest and highest class of each of its row groups."""
-        path, record = self._table_path("kept")
+        path, record = _checked(self.path, self.manifest, "kept")
         file = open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
         if any(s is None or not s.has_min_max for s in groups):
@@ -264,7 +280,7 @@ class StoreStatistics:
         """Pixels kept when class c needs `codes[c]` (256 = withheld), as int64 (N, C)."""
         wanted = self._codes(codes)
         file, classes_of_group = self._kept_file
-        counts = np.zeros((len(self.names), self.classes.num_classes), np.int64)
+        counts = np.zeros((len(self), self.classes.num_classes), np.int64)
         with parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
             for group, (low, high) in enumerate(classes_of_group):
                 columns = {c: f"k{wanted[c]:03d}" for c in range(low, high + 1) if wanted[c] < NUM_CODES}
@@ -283,7 +299,10 @@ class StoreStatistics:
         """The sums over all images are known from another table: a damaged number cannot hide."""
         expected = np.append(cumulative(self._all_totals), np.zeros((len(codes), 1), np.int64), axis=1)
         if (counts.sum(axis=0) != expected[np.arange(len(codes)), codes]).any():
-            raise StoreError(f"{self._table_path('kept')[0]}: damaged (its sums are not those of totals)", hint=_MEND)
+            raise StoreError(
+                f"{_checked(self.path, self.manifest, 'kept')[0]}: damaged (its sums are not those of totals)",
+                hint=_MEND,
+            )
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
         n = self.classes.num_classes
@@ -295,7 +314,7 @@ class StoreStatistics:
     @cached_property
     def images(self) -> pa.Table:
         """Name, city, paths, height, width, image_sha256, shard, row of each image."""
-        return read_table(*self._table_path("images"))
+        return image_table(self.path, self.manifest)
 
     @cached_property
     def cities(self) -> list[str]:
@@ -305,24 +324,25 @@ class StoreStatistics:
     @cached_property
     def pixels(self) -> NDArray[np.int64]:
         """Number of pixels of each image, ignored ones included, (N,)."""
-        height, width = self.images["height"].to_numpy(), self.images["width"].to_numpy()
+        table = image_table(self.path, self.manifest, ("height", "width"))
+        height, width = (column.to_numpy() for column in table.columns)
         return np.asarray(height.astype(np.int64) * width, np.int64)
 
     @cached_property
     def _totals(self) -> dict[str, NDArray[Any]]:
-        """Columns of the table of sums; `city` as a position in `_total_cities`."""
-        table = read_table(*self._table_path("totals"))
+        """Columns of the table of sums; `city` as a position in `cities`."""
+        table = read_table(*_checked(self.path, self.manifest, "totals"))
         city = table["city"].combine_chunks().dictionary_encode()
-        self._total_cities: list[str] = city.dictionary.to_pylist()
         columns = {name: table[name].to_numpy() for name in ("class", "human", "code", "pixels")}
-        return {**columns, "city": city.indices.to_numpy()}
+        cities = np.array(city.dictionary.to_pylist(), object)
+        return {**columns, "city": city.indices.to_numpy(), "cities": cities}
 
     def pairs(self, city: str | None = None) -> NDArray[np.int64]:
         """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
         c, table = self.classes.num_classes, self._totals
         mine = table["class"] != IGNORE
         if city is not None:
-            known = {name: i for i, name in enumerate(self._total_cities)}
+            known = {name: i for i, name in enumerate(table["cities"])}
             mine = mine & (table["city"] == known.get(city, -1))
         human = np.minimum(table["human"][mine], c)
         counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
@@ -339,7 +359,7 @@ class StoreStatistics:
 
     def city_names(self) -> list[str]:
         """All cities of the store, sorted."""
-        return sorted(set(self.cities))
+        return sorted(self._totals["cities"])
 
     def close(self) -> None:
         """Close the open table."""

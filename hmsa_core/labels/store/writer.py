@@ -20,10 +20,10 @@ from hmsa_core.labels.store.format import (
     FORMAT,
     LOCKS,
     MANIFEST,
+    MANIFEST_VERSION,
     RECEIPTS,
     SIDECAR,
     STATISTICS,
-    VERSION,
     Codec,
     full_lineage,
     listed_files,
@@ -65,7 +65,7 @@ def write_manifest(
     statistics = consolidate(root, receipts, table.num_classes)
     value = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": MANIFEST_VERSION,
         "kind": kind,
         "codec": codec,
         "edges": list(EDGES),
@@ -90,7 +90,7 @@ def _shard_entry(root: Path, receipt: dict[str, Any]) -> dict[str, Any]:
         **receipt["shard"],
         "sidecar": receipt["sidecar"],
         "receipt": {"file": receipt_path(root, plan).relative_to(root).as_posix(), "digest": receipt["digest"]},
-        "images": [[row["name"], row["image_sha256"]] for row in receipt["rows"]],
+        "rows": len(receipt["rows"]),
         "skipped": receipt["skipped"],
     }
 

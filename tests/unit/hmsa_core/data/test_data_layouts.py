@@ -353,7 +353,8 @@ def test_the_example_of_the_page_on_own_data_is_read_as_it_says(tmp_path):
         if not split.startswith("new"):
             save(root / "labels" / split / "000001.png", blocks(i, (0, 1)))
     found = scan(SourceSpec.model_validate(example["target"] | {"root": str(root)})).found
-    assert assign_roles(found, RolesSpec.model_validate(example["roles"])) == {
+    roles = assign_roles(found, RolesSpec.model_validate(example["roles"]))
+    assert {f.name: role for f, role in zip(found, roles, strict=True)} == {
         "train__drive1__000001": "learn",
         "train__drive2__000001": "calibrate",
         "test__drive3__000001": "report",

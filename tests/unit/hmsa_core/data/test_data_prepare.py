@@ -18,12 +18,13 @@ from PIL import Image
 
 from hmsa_core import taxonomy
 from hmsa_core.data import checks, prepare
-from hmsa_core.data.index import Index, read_quarantine
+from hmsa_core.data.index import Index, Sample, read_quarantine
 from hmsa_core.data.layouts import Found
 from hmsa_core.data.prepare import build, write_empty
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.data.tables import Rows
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
 from tests.support.training import class_file, sample
 
@@ -34,6 +35,15 @@ ROLES = RolesSpec(calibrate=("ulm",), learn_splits=("train",), report_splits=("v
 
 def source(tree, kind: str = "cityscapes", **options) -> SourceSpec:
     return SourceSpec(kind=kind, root=str(tree if isinstance(tree, Path) else tree.root), **{"max_bad": 1.0, **options})
+
+
+def roles_of(images: list[Found], rules: RolesSpec) -> dict[str, str]:
+    return dict(zip((f.name for f in images), assign_roles(images, rules), strict=True))
+
+
+def blocks_by_name(images: list[Found], roles: dict[str, str], chosen: SourceSpec) -> dict[str, str]:
+    found = assign_blocks(images, [roles[f.name] for f in images], chosen)
+    return dict(zip((f.name for f in images), found, strict=True))
 
 
 def quarantine(out: Path) -> list[tuple[str, str, str]]:
@@ -343,19 +353,19 @@ def found(city: str, sequence: int, frame: int, split: str = "train", label: str
 
 def test_roles_by_city_sequence_and_split():
     images = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
-    role = assign_roles(images, RolesSpec(calibrate=("aachen_000001",), report=("ulm",), report_splits=("val",)))
+    role = roles_of(images, RolesSpec(calibrate=("aachen_000001",), report=("ulm",), report_splits=("val",)))
     assert list(role.values()) == ["learn", "calibrate", "report", "report"]
-    assert set(assign_roles(images, RolesSpec()).values()) == {"learn"}  # paper-final: train and val learn
-    assert assign_roles(images, RolesSpec(learn_splits=("train",)))["lindau_000000_000000"] == "guard"
+    assert set(roles_of(images, RolesSpec()).values()) == {"learn"}  # paper-final: train and val learn
+    assert roles_of(images, RolesSpec(learn_splits=("train",)))["lindau_000000_000000"] == "guard"
     with pytest.raises(ConfigError, match=r"roles.calibrate: no image is of 'paris'; the cities are: aachen"):
-        assign_roles(images, RolesSpec(calibrate=("paris",)))
+        roles_of(images, RolesSpec(calibrate=("paris",)))
 
 
 def test_unlabelled_images_of_a_test_split_never_teach_unless_asked():
     images = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
-    assert list(assign_roles(images, RolesSpec()).values()) == ["guard", "unlabelled"]
+    assert list(roles_of(images, RolesSpec()).values()) == ["guard", "unlabelled"]
     asked = RolesSpec(unlabelled_splits=("test",))
-    assert list(assign_roles(images, asked).values()) == ["unlabelled", "guard"]
+    assert list(roles_of(images, asked).values()) == ["unlabelled", "guard"]
 
 
 def test_nobody_learns_from_a_judged_drive_with_labels_of_a_teacher_either():
@@ -364,20 +374,20 @@ def test_nobody_learns_from_a_judged_drive_with_labels_of_a_teacher_either():
         for s in (0, 1)
         for f in range(0, 40, 5)
     ]
-    role = assign_roles(images, RolesSpec(report=("aachen_000001",), learn_splits=()))
+    role = roles_of(images, RolesSpec(report=("aachen_000001",), learn_splits=()))
     assert {r for n, r in role.items() if n.startswith("aachen_000001")} == {"report", "guard"}
     assert {role[f.name] for f in images if not f.label and f.sequence == "aachen_000000"} == {"unlabelled"}
     judged = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
-    near = assign_roles(judged, RolesSpec(guard_frames=15, report_splits=("val",)))
+    near = roles_of(judged, RolesSpec(guard_frames=15, report_splits=("val",)))
     assert list(near.values()) == ["report", "guard", "guard", "unlabelled"]
 
 
 def test_a_run_of_images_without_a_city_is_of_their_sequence():
     images = [Found(f"d{d}_{i:03d}", "", "x", "", "train", "", f"d{d}", i) for d in (1, 2) for i in range(6)]
     role = {f.name: "calibrate" for f in images}
-    runs = assign_blocks(images, role, SourceSpec(kind="folder", block="run", block_frames=3))
+    runs = blocks_by_name(images, role, SourceSpec(kind="folder", block="run", block_frames=3))
     assert sorted(set(runs.values())) == [f"d{d}/calibrate/000{n}" for d in (1, 2) for n in (0, 1)]
-    assert set(assign_blocks(images, role, SourceSpec(kind="folder", block="city")).values()) == {"d1", "d2"}
+    assert set(blocks_by_name(images, role, SourceSpec(kind="folder", block="city")).values()) == {"d1", "d2"}
 
 
 def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
@@ -434,19 +444,19 @@ def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, for
 def test_cross_validation_takes_its_cities_out_of_learning():
     images = [found(c, 0, 0) for c in ("aachen", "bochum", "bremen", "cologne", "jena", "ulm")]
     images += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
-    role = {n.split("_")[0]: r for n, r in assign_roles(images, RolesSpec(cv=1)).items()}
+    role = {n.split("_")[0]: r for n, r in roles_of(images, RolesSpec(cv=1)).items()}
     assert [c for c, r in role.items() if r == "report"] == ["aachen", "bochum"]  # window of 2 at 1 * 8 // 3
     assert role["frankfurt"] == "learn"
-    assert set(assign_roles(images, RolesSpec(cv=3)).values()) == {"learn"}
+    assert set(roles_of(images, RolesSpec(cv=3)).values()) == {"learn"}
 
 
 def test_guard_frames_keep_learning_away_from_judged_frames():
     images = [found("aachen", 0, f) for f in range(0, 100, 10)] + [found("aachen", 1, 50), found("ulm", 0, 50)]
     roles = RolesSpec(guard_frames=15)
-    role = assign_roles(images, roles)
+    role = roles_of(images, roles)
     assert set(role.values()) == {"learn"}
     judged = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(0, 100, 10)]
-    role = assign_roles([*judged, found("aachen", 1, 50)], RolesSpec(guard_frames=15, report_splits=("val",)))
+    role = roles_of([*judged, found("aachen", 1, 50)], RolesSpec(guard_frames=15, report_splits=("val",)))
     assert [n for n, r in role.items() if r == "guard"] == ["aachen_000000_000040", "aachen_000000_000060"]
     assert role["aachen_000001_000050"] == "learn"
 
@@ -456,7 +466,7 @@ def test_blocks_by_city_sequence_image_or_run():
     role = {f.name: "learn" if f.frame < 40 else "report" for f in images}
 
     def blocks_of(**options) -> list[str]:
-        block = assign_blocks(images, role, SourceSpec(**options))
+        block = blocks_by_name(images, role, SourceSpec(**options))
         return [block[f.name] for f in images]
 
     assert set(blocks_of(block="city")) == {"aachen", "ulm"}
@@ -478,7 +488,7 @@ def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
 
 def test_selection_filters_and_names_what_it_does_not_know():
     samples = [sample("a"), sample("b", role="report", split="val"), sample("c", kind="coarse", role="unlabelled")]
-    index = Index(samples, taxonomy.cityscapes(), "target")
+    index = Index(Rows.of(Sample, samples), taxonomy.cityscapes(), "target")
     assert [s.name for s in index.select(roles=["learn", "report"])] == ["a", "b"]
     assert [s.name for s in index.select(kinds=["coarse"])] == ["c"]
     assert [s.name for s in index.select(splits=["val"], roles=["report"])] == ["b"]
@@ -495,16 +505,18 @@ def test_damaged_or_foreign_index_files_and_two_images_of_one_name_are_refused(t
         Index.write(path, [sample("a"), sample("a")], taxonomy.cityscapes(), "target")
     Index.write(path, [sample(f"image-{i}") for i in range(50)], taxonomy.cityscapes(), "target")
     good = Index.load(path)
+    rows_of_good = list(good.samples)
     data = path.read_bytes()
     caught = 0
     for at in np.linspace(0, len(data) - 1, 150).astype(int):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         try:
             index = Index.load(path)
+            rows = list(index.samples)
         except IntegrityError:
             caught += 1
         else:  # only bytes without a meaning may change unseen, e.g. the writer's name
-            assert (index.samples, index.classes, index.root) == (good.samples, good.classes, good.root)
+            assert (rows, index.classes, index.root) == (rows_of_good, good.classes, good.root)
     assert caught > 75
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(IntegrityError, match="damaged"):

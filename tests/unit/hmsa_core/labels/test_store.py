@@ -171,8 +171,8 @@ def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_its_version(tmp_path: Path) -> None:
     write_store(tmp_path, 1)
     value = {k: v for k, v in sealed.read(tmp_path / "manifest.json").items() if k != "digest"}
-    sealed.write(tmp_path / "manifest.json", {**value, "version": 2})
-    with pytest.raises(StoreError, match="version 2"):
+    sealed.write(tmp_path / "manifest.json", {**value, "version": 3})
+    with pytest.raises(StoreError, match="version 3"):
         LabelStore.open(tmp_path)
     sealed.write(tmp_path / "manifest.json", {**value, "format": "else"})
     with pytest.raises(StoreError, match="format is 'else'"):

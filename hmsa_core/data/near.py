@@ -1,0 +1,118 @@
+"""Near copies of pictures: perceptual hashes at most a few bits apart, found without comparing all pairs.
+
+A hash is cut into `bits + k` pieces. Of two hashes at most `bits` apart, at least k pieces are equal (pigeonhole). So
+hashes are sorted by each choice of k pieces, and only those are compared that agree in all of it: exact, and quick as
+long as hashes differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations, count, pairwise
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt64 = NDArray[np.uint64]
+_ROWS = 1 << 20  # rows that are compared together: bounds memory
+
+
+def hash_values(hashes: Iterable[str]) -> UInt64:
+    """The first 16 hex digits of each hash as a number; "" = 0."""
+    return np.fromiter((int(h[:16] or "0", 16) for h in hashes), np.uint64)
+
+
+def near_duplicates(values: UInt64, bits: int, *, limit: int = 1_000_000) -> list[tuple[int, int, int]]:
+    """Index pairs (i < j) whose hashes differ in at most `bits`, with the distance, in order.
+
+    More than `limit` pairs (a standing camera) are not listed: the first ones are.
+    """
+    n, found = len(values), _First(limit)
+    masks = _masks(n, bits)
+    for m, mask in enumerate(masks):
+        keys = values & mask
+        order = np.argsort(keys, kind="stable")  # stable: i < j among equal keys
+        keys, in_order = keys[order], values[order]
+        left = np.flatnonzero(keys[1:] == keys[:-1])
+        for step in count(1):  # places in the order whose neighbour `step` on has the same key
+            still = []
+            for at in (left[a : a + _ROWS] for a in range(0, len(left), _ROWS)):
+                at = at[at + step < n]
+                at = at[keys[at] == keys[at + step]]
+                pair = order[at] * n + order[at + step]
+                at, pair = at[pair < found.bound], pair[pair < found.bound]
+                apart = np.bitwise_count(in_order[at] ^ in_order[at + step])
+                hit = np.flatnonzero(apart <= bits)
+                differing = in_order[at[hit]] ^ in_order[at[hit] + step]
+                # A pair that agrees in an earlier choice of pieces was found there.
+                new = hit[np.all([differing & earlier for earlier in masks[:m]], axis=0)] if m else hit
+                found.add(pair[new], apart[new])
+                still.append(at)
+            left = np.concatenate(still) if still else left[:0]
+            if not len(left):
+                break
+    pairs, apart = found.result()
+    return [(int(p) // n, int(p) % n, int(a)) for p, a in zip(pairs, apart, strict=True)]
+
+
+def nearest(judged: UInt64, known: UInt64, bits: int) -> list[tuple[int, int]]:
+    """(index of the nearest known hash, bits apart) of each judged one, the first of equals; (-1, -1) beyond `bits`."""
+    best = [(-1, -1)] * len(judged)
+    for mask in _masks(len(known), bits) if len(known) else ():
+        keys = known & mask
+        order = np.argsort(keys, kind="stable")
+        first, last = (np.searchsorted(keys[order], judged & mask, side) for side in ("left", "right"))
+        for i in np.flatnonzero(first < last).tolist():
+            places = order[first[i] : last[i]]
+            apart = np.bitwise_count(known[places] ^ judged[i])
+            k = int(apart.argmin())
+            here = (int(places[k]), int(apart[k]))
+            if here[1] <= bits and (best[i][0] < 0 or here[::-1] < best[i][::-1]):
+                best[i] = here
+    return best
+
+
+def work(rows: int, bits: int) -> float:
+    """Comparisons that near duplicates among even hashes take, sorting included."""
+    return min(_work(rows, bits, k) for k in _choices(bits))
+
+
+def _work(rows: int, bits: int, k: int) -> float:
+    # Sorting a row takes about as long as ten comparisons.
+    return comb(bits + k, k) * rows * (10 + rows / 2 ** (1 + 64 * k / (bits + k)))
+
+
+def _choices(bits: int) -> range:
+    return range(1, max(2, min(6, 64 - bits)))
+
+
+def _masks(rows: int, bits: int) -> list[np.uint64]:
+    """Choices of pieces, as bits to compare: as many pieces of a choice as make the least work for even hashes."""
+    k = min(_choices(bits), key=lambda k: _work(rows, bits, k))
+    ends = np.linspace(0, 64, bits + k + 1).astype(int).tolist()
+    pieces = [(1 << b) - (1 << a) for a, b in pairwise(ends)]
+    return [np.uint64(sum(chosen)) for chosen in combinations(pieces, k)]
+
+
+class _First:
+    """The first `limit` pairs in order, whatever order they come in."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = []
+        self.bound = np.iinfo(np.int64).max  # no pair from here on can be among them
+
+    def add(self, pairs: NDArray[np.int64], apart: NDArray[np.uint8]) -> None:
+        self._parts.append((pairs, apart))
+        self._held += len(pairs)
+        if self._held > 2 * self._limit:
+            self._parts = [self.result()]
+            self._held = len(self._parts[0][0])
+            self.bound = int(self._parts[0][0][-1]) if self._held else 0
+
+    def result(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        pairs = np.concatenate([np.zeros(0, np.int64), *(p for p, _ in self._parts)])
+        apart = np.concatenate([np.zeros(0, np.uint8), *(a for _, a in self._parts)])
+        order = np.argsort(pairs, kind="stable")[: self._limit]
+        return pairs[order], apart[order]
