@@ -181,5 +181,8 @@ def save_spec(path: str | Path, spec: JobSpec) -> str:
 
 
 def runtime_of(spec: JobSpec) -> RuntimeConfig:
-    """How the job uses the machine."""
-    return spec.runtime if isinstance(spec, EvaluateSpec) else spec.config.runtime
+    """How the job's own processes use the machine; where Ray labels, that is one, and `ranks` are Ray's."""
+    runtime = spec.runtime if isinstance(spec, EvaluateSpec) else spec.config.runtime
+    if isinstance(spec, InferSpec) and spec.engine == "ray":
+        return runtime.model_copy(update={"threads": runtime.thread_count, "ranks": 1, "nodes": 1})
+    return runtime

@@ -52,9 +52,8 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     save_spec(work / "spec.json", spec)
     runtime = runtime_of(spec)
     claimed = runtime.ranks
-    if spec.job == "infer" and spec.engine == "ray":  # one process, which hands the shards out
-        runtime = runtime.model_copy(update={"threads": runtime.thread_count, "ranks": 1, "nodes": 1})
-        claimed = 1 if "RAY_ADDRESS" in os.environ else claimed  # the GPUs of a cluster are Ray's to share out
+    if spec.job == "infer" and "RAY_ADDRESS" not in os.environ:  # the GPUs of a cluster are Ray's to share out
+        claimed = spec.config.runtime.ranks
     with ExitStack() as held:
         another, prefix = None, []
         if runtime.nodes > 1:

@@ -218,7 +218,7 @@ class _Worker:
 def _on_ray(spec: InferSpec, precision: str, pending: list[ShardPlan], context: JobContext) -> Generator[Timing]:
     """The time that each shard took, once it is done."""
     threads, device = context.runtime.thread_count, context.device.type
-    runtime = context.runtime.model_copy(update={"threads": threads, "device": device})
+    runtime = spec.config.runtime.model_copy(update={"threads": threads, "device": device})
     worker = _Worker(spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": runtime})}), precision)
     on_gpu = device == "cuda"
     engine = Engine("ray", runtime.ranks, 1 if on_gpu else threads, int(on_gpu))

@@ -30,8 +30,9 @@ from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.store.format import listed_files
 from hmsa_core.labels.thresholds.policy import from_threshold
+from hmsa_core.spec import runtime_of
 from tests.support import s3
-from tests.support.inference import CPU, noise_image, save_model
+from tests.support.inference import CPU, infer_spec, noise_image, save_model
 from tests.support.jobs import REPO
 from tests.support.training import folder_bytes
 
@@ -252,6 +253,12 @@ def test_a_stop_request_ends_the_work_at_once(four: Engine) -> None:
     with pytest.raises(InterruptedError):
         list(four.map(partial(time.sleep), [300.0], what="sleeps", check_stop=stop))
     assert list(four.map(_refuse, [5], what="counts")) == [5], "the worker is free again"
+
+
+def test_the_job_that_hands_shards_to_ray_is_one_process(tmp_path: Path) -> None:
+    spec = infer_spec(tmp_path, tmp_path, tmp_path, runtime=FOUR)
+    assert runtime_of(spec).ranks == 4
+    assert runtime_of(spec.model_copy(update={"engine": "ray"})).ranks == 1
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
