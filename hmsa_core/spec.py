@@ -18,6 +18,7 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError, model_validato
 
 from hmsa_core.config import InferConfig, PositiveInt, RuntimeConfig, Scales, Section, Teacher, TrainConfig
 from hmsa_core.io.atomic import write_json
+from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError
 
 FilePath = Annotated[Path, Strict(False)]
@@ -105,7 +106,8 @@ class InferSpec(_JobSpec):
     """Label the selected images with a teacher into a raw label store.
 
     `classes` (a table's JSON) are what teachers of other tools are mapped to; None = the index's. `target` is the
-    address of a store on an object store; "" = `work/store` is all.
+    address of a store on an object store; "" = `work/store` is all. `engine` "ray": tasks of Ray label the shards,
+    `runtime.ranks` at once, and this job is one process that hands them out.
     """
 
     job: Literal["infer"] = "infer"
@@ -114,6 +116,7 @@ class InferSpec(_JobSpec):
     classes: dict[str, Any] | None = None
     selection: Selection
     target: str = ""
+    engine: Kind = "local"
 
 
 class EvaluationSetting(Section):
@@ -184,5 +187,8 @@ def save_spec(path: str | Path, spec: JobSpec) -> str:
 
 
 def runtime_of(spec: JobSpec) -> RuntimeConfig:
-    """How the job uses the machine."""
-    return spec.runtime if isinstance(spec, EvaluateSpec) else spec.config.runtime
+    """How the job's own processes use the machine; where Ray labels, that is one, and `ranks` are Ray's."""
+    runtime = spec.runtime if isinstance(spec, EvaluateSpec) else spec.config.runtime
+    if isinstance(spec, InferSpec) and spec.engine == "ray":
+        return runtime.model_copy(update={"threads": runtime.thread_count, "ranks": 1, "nodes": 1})
+    return runtime

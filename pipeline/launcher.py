@@ -51,6 +51,9 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
     work = Path(spec.work)
     save_spec(work / "spec.json", spec)
     runtime = runtime_of(spec)
+    claimed = runtime.ranks
+    if spec.job == "infer" and "RAY_ADDRESS" not in os.environ:  # the GPUs of a cluster are Ray's to share out
+        claimed = spec.config.runtime.ranks
     with ExitStack() as held:
         another, prefix = None, []
         if runtime.nodes > 1:
@@ -58,7 +61,7 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             another = held.enter_context(meetings(work, runtime.nodes, os.environ))
         if another and not prefix:
             _LOG.info("start `autolabel join` with this workspace on %d other machine(s)", runtime.nodes - 1)
-        claim = Claim() if prefix else held.enter_context(claim_devices(runtime.device, runtime.ranks))
+        claim = Claim() if prefix else held.enter_context(claim_devices(runtime.device, claimed))
         for attempt in range(relaunches + 1):
             if stop.is_set():
                 raise errors.InterruptedRunError("stopped before the job was started")

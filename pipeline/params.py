@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, Strict, ValidationError, create_model, fi
 
 from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, Teacher, TrainConfig
 from hmsa_core.data.spec import RolesSpec, SourceSpec
+from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
 from hmsa_core.labels.spec import CalibrateConfig, MergeConfig
 from hmsa_core.labels.store.codes import ConfidenceCode
@@ -29,6 +30,7 @@ __all__ = [
     "PROFILES",
     "AutoInferConfig",
     "DataConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "GateConfig",
     "Params",
@@ -87,6 +89,16 @@ class DataConfig(Section):
             if source is not None and source.name != name:
                 raise ValueError(f"{name}.name must be {name} (leave the key out)")
         return self
+
+
+class EngineConfig(Section):
+    """Who runs the work units of prepare, auto-infer and pseudo-label. No result depends on it."""
+
+    engine: Annotated[Kind, NotInKey] = Field(
+        "local",
+        description="local (processes of this machine) or ray (docs/scaling.md), for prepare, calibrate, auto-infer and"
+        " pseudo-label",
+    )
 
 
 class PrepareConfig(Section):
@@ -286,6 +298,7 @@ class _Params(Section):
     versions: VersionsConfig = Field(
         description="code version of each stage; raising one re-runs that stage and the next ones"
     )
+    runtime: EngineConfig = Field(EngineConfig(), description="who does the work; no result depends on it")
     data: DataConfig = Field(description="where the data lie, and who may use which image")
     prepare: PrepareConfig
     teacher_pretrain: PretrainConfig

@@ -7,12 +7,9 @@ on clocks or on the folder's place.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -34,8 +31,8 @@ from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.tables import GROUP, Rows
 from hmsa_core.io.atomic import read_json, write_json
+from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import InputError
-from hmsa_core.io.process import die_with_parent
 from hmsa_core.io.remote import ahead
 from hmsa_core.taxonomy import ClassTable
 
@@ -74,7 +71,7 @@ def build(
     roles: RolesSpec,
     out: str | Path,
     *,
-    workers: int = 1,
+    engine: Engine = HERE,
     tile: int = 1024,
     min_pixels: int = 0,
     previous: str | Path | None = None,
@@ -88,8 +85,8 @@ def build(
     Args:
         source, roles: sections of the settings.
         out: folder of the results.
-        workers: processes that check files; 1 = this one. More are fresh interpreters, so a script that asks for
-            them needs the usual `if __name__ == "__main__":`.
+        engine: processes that check files. They are fresh interpreters, so a script that asks for more than its own
+            needs the usual `if __name__ == "__main__":`.
         tile, min_pixels: side of the tiles for class centroids, and fewest pixels of a class in one.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
         progress: called with (done, total).
@@ -106,7 +103,9 @@ def build(
     tasks = _Tasks(found, chosen, assign_blocks(found, chosen, source), earlier)
     verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
     checked = _Collected(root.refused)
-    samples = Rows.of(Sample, checked.samples(_run(verifier, tasks, workers, progress, verifier.files)))
+    here = ahead(tasks, verifier.files)
+    with closing(engine.map(verifier, here, what="checks images", batch=4)) as results:
+        samples = Rows.of(Sample, checked.samples(_counted(results, len(tasks), progress)))
     samples, duplicates = _drop_duplicates(samples)
     root.refused = root.scanned.refused + root.refused + duplicates
     summary = _summarise(root, samples)
@@ -246,54 +245,6 @@ class _Earlier:
             self.at = at
         known = self.at if self.at is not None and self.at.name == found.name else None
         return Task(found, role, block, known, self.centroids.get(found.name))
-
-
-# ---- Checking in processes
-
-
-def _run(
-    verifier: Verifier,
-    tasks: Sequence[Task] | _Tasks,
-    workers: int,
-    progress: Progress | None,
-    files: Callable[[Task], Iterable[Path]] = lambda _: (),
-) -> Iterator[Checked]:
-    """Results in the order of the tasks, whatever the number of workers; `files` of a task are fetched ahead."""
-    here = ahead(tasks, files)
-    if workers <= 1:
-        yield from _counted(map(verifier, here), len(tasks), progress)
-        return
-    # Not "fork": this process may hold threads (pyarrow, BLAS), which a fork leaves behind locked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([Verifier.__module__])
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
-    try:
-        yield from _counted(_submit(pool, verifier, here), len(tasks), progress)
-    except BrokenProcessPool as error:
-        # The pool asks the others by SIGTERM, which they ignore, and they may wait for a lock that the dead one held.
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise InputError(
-            "a process that checks images died (out of memory?)", hint="run again with fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, verifier: Verifier, tasks: Iterable[Task]) -> Iterator[Checked]:
-    """All tasks handed in; a worker that dies meanwhile may be met while the next one is being started."""
-    try:
-        return pool.map(verifier, tasks, chunksize=4)
-    except OSError as error:  # of the pipes to the workers: no task has been run in this process
-        raise BrokenProcessPool(f"a worker could not be started: {error}") from error
-
-
-def _init_worker() -> None:
-    """A signal for the whole group is the parent's to handle; its death ends the workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
 
 
 def _counted(results: Iterable[Checked], total: int, progress: Progress | None) -> Iterator[Checked]:

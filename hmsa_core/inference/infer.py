@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -31,6 +31,7 @@ from hmsa_core.inference.options import MAX_SKIPPED
 from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.atomic import digest, read_json, sha256_file, write_json
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, DecodeError, IntegrityError
 from hmsa_core.io.remote import ahead, fetched
 from hmsa_core.labels.store.remote import RemoteStore
@@ -47,7 +48,7 @@ from hmsa_core.labels.store.shards import (
     withdraw,
 )
 from hmsa_core.labels.store.writer import write_manifest
-from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import InferSpec
 from hmsa_core.taxonomy import ClassTable
 
@@ -119,43 +120,26 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
         InterruptedRunError: a stop was asked for; finished shards stay.
     """
     start = time.monotonic()
-    index = Index.load(spec.selection.index)
-    selected = index.select(**spec.selection.model_dump(exclude={"index"}))
-    wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
-    teacher = open_teacher(spec.teacher, spec.config, wanted, context)
-    classes = teacher.classes
-    teacher.check([sample.name for sample in selected])
+    pipeline = _open(spec, context)
+    teacher, classes, store, target = pipeline.teacher, pipeline.classes, pipeline.store, pipeline.target
     lineage = _lineage(spec, teacher, context) if context.is_main else {}
-    store = spec.work / "store"
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
-    target = RemoteStore(spec.target, spec.work) if spec.target else None
     key = context.ranks.broadcast(_key(lineage, classes, spec.config.codec) if context.is_main else "")
     whole = _whole(spec, key, context) if target is None else set()
-    plans, pending = context.ranks.broadcast(
-        _plan(spec, key, selected, index.root, whole, target) if context.is_main else None
-    ) or ([], [])
+    plans, pending = context.ranks.broadcast(_plan(spec, key, pipeline, whole) if context.is_main else None) or ([], [])
     leave(store)
-    pipeline = Pipeline(
-        store,
-        {s.name: s for s in selected},
-        spec.roots[index.root],
-        teacher,
-        spec.config,
-        classes,
-        coarse_classes=index.classes if index.classes.classes == classes.classes else None,
-        limit=_limit(len(selected)),
-        target=target,
-    )
-    _work(pipeline, pending, context)
+    _work(spec, pipeline, pending, context)
     done = context.ranks.gather((pipeline.images, pipeline.timing))
     resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
     summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
     if context.is_main:
         if target is not None:
             target.collect(plans)
-        summary.skipped = _skipped(store, plans, {s.name: s for s in selected}, spec.roots[index.root])
-        _check_skipped(summary.skipped, len(selected))
+        if spec.engine == "ray":
+            summary.images = sum(len(read_receipt(store, plan)["rows"]) for plan in pending)
+        summary.skipped = _skipped(store, plans, pipeline.samples, pipeline.root)
+        _check_skipped(summary.skipped, len(pipeline.samples))
         summary.tiled = _tiled(store, plans)
         sha256 = write_manifest(store, plans, lineage, classes=classes)
         if target is not None:
@@ -165,12 +149,82 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     return summary
 
 
-def _work(pipeline: Pipeline, pending: list[ShardPlan], context: JobContext) -> None:
+def _open(spec: InferSpec, context: JobContext) -> Pipeline:
+    """Open index and teacher on this process's device."""
+    index = Index.load(spec.selection.index)
+    selected = index.select(**spec.selection.model_dump(exclude={"index"}))
+    wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
+    teacher = open_teacher(spec.teacher, spec.config, wanted, context)
+    classes = teacher.classes
+    teacher.check([sample.name for sample in selected])
+    return Pipeline(
+        spec.work / "store",
+        {s.name: s for s in selected},
+        spec.roots[index.root],
+        teacher,
+        spec.config,
+        classes,
+        coarse_classes=index.classes if index.classes.classes == classes.classes else None,
+        limit=_limit(len(selected)),
+        target=RemoteStore(spec.target, spec.work) if spec.target else None,
+    )
+
+
+def _work(spec: InferSpec, pipeline: Pipeline, pending: list[ShardPlan], context: JobContext) -> None:
     total = sum(len(plan.names) for plan in pending)
     if not total:
         return
     with context.progress(total, what="infer") as progress:
-        pipeline.run(pending, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
+        if spec.engine == "local":
+            pipeline.run(pending, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
+            return
+        with closing(_on_ray(spec, pipeline.teacher.precision, pending, context)) as made:
+            for plan, timing in zip(pending, made, strict=True):
+                pipeline.timing += timing
+                progress.update(len(plan.names))
+                context.log.write("shard", shard=plan.stem, images=len(plan.names))
+
+
+@dataclass
+class _Worker:
+    """Labels planned shards in a process of Ray: a rank that is told its shards and speaks with no other rank."""
+
+    spec: InferSpec
+    precision: str
+    pipeline: Pipeline | None = None  # opened for the first shard; it does not travel
+
+    def __call__(self, plan: ShardPlan) -> Timing:
+        pipeline = self.pipeline = self.pipeline or self._opened()
+        if pipeline.target is not None:
+            if pipeline.target.has(plan):
+                return Timing()
+            withdraw(pipeline.store, plan)  # of a process that died before it could hand the shard in
+        pipeline.timing = Timing()
+        pipeline.run([plan], check_stop=lambda: None, advance=lambda _count: None, log=lambda *_, **__: None)
+        return pipeline.timing
+
+    def _opened(self) -> Pipeline:
+        runtime = self.spec.config.runtime
+        pipeline = _open(self.spec, JobContext(self.spec.work, start_ranks(runtime, {}), runtime))
+        if pipeline.teacher.precision != self.precision:
+            raise ConfigError(
+                f"a worker of Ray computes in {pipeline.teacher.precision}, this process in {self.precision}",
+                hint="set the precision to one that all machines have, such as fp32",
+            )
+        leave(pipeline.store)
+        return pipeline
+
+
+def _on_ray(spec: InferSpec, precision: str, pending: list[ShardPlan], context: JobContext) -> Generator[Timing]:
+    """The time that each shard took, once it is done."""
+    threads, device = context.runtime.thread_count, context.device.type
+    runtime = spec.config.runtime.model_copy(update={"threads": threads, "device": device})
+    worker = _Worker(spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": runtime})}), precision)
+    on_gpu = device == "cuda"
+    engine = Engine("ray", runtime.ranks, 1 if on_gpu else threads, int(on_gpu))
+    # Ray ends a process that had a GPU after each batch. With some shards in it, the teacher is opened less often.
+    batch = max(1, min(8, len(pending) // (4 * runtime.ranks))) if on_gpu else 1
+    return engine.map(worker, pending, what="labels images", batch=batch, check_stop=context.check_stop)
 
 
 def _lineage(spec: InferSpec, teacher: Teacher, context: JobContext) -> dict[str, Any]:
@@ -221,23 +275,19 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
     return {index for part in context.ranks.gather(found) for index in part}
 
 
-def _plan(
-    spec: InferSpec, key: str, selected: Sequence[Sample], index_root: str, whole: set[int], target: RemoteStore | None
-) -> tuple[list[ShardPlan], list[ShardPlan]]:
+def _plan(spec: InferSpec, key: str, pipeline: Pipeline, whole: set[int]) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
-    existing, store = _planned(spec), spec.work / "store"
-    wanted = {s.name: s.image_sha256 for s in selected}
+    existing, store, target, by_name = _planned(spec), pipeline.store, pipeline.target, pipeline.samples
+    wanted = {name: s.image_sha256 for name, s in by_name.items()}
     if any(plan.key != key for plan in existing):
         raise ConfigError(
             f"{spec.work} holds labels of another teacher, scales, flip, precision, codec or classes",
             hint="use another folder: labels made in different ways are never mixed",
         )
-    root = spec.roots[index_root]
-    by_name = {s.name: s for s in selected}
     done = (
         target.finished(existing)
         if target is not None
-        else {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, root)}
+        else {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, pipeline.root)}
     )
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]

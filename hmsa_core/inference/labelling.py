@@ -24,6 +24,7 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.inference.options import MAX_SKIPPED, TeacherOptions, teacher_options
 from hmsa_core.inference.teachers.sources import Spec
 from hmsa_core.io.atomic import is_temp, read_json, write_json
+from hmsa_core.io.engine import HERE, Engine, Kind
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.process import StopRequest
@@ -101,6 +102,7 @@ def label_images(
     names: Names = "stem",
     images_per_shard: int | None = None,
     codec: Literal["png", "webp"] = "png",
+    engine: Kind = "local",
     tell: Tell = lambda _text: None,
     stop: StopRequest | None = None,
     run: Callable[[InferSpec, StopRequest], None] | None = None,
@@ -110,6 +112,7 @@ def label_images(
     Args:
         images, out, names, images_per_shard, codec: as in `label`.
         options: teacher, scales, flip, and how the machine is used.
+        engine: "ray": images are checked and labelled by tasks of Ray, `options.runtime.ranks` at once.
         tell: is told in a line what is left out and why.
         stop: set it to stop between two images.
         run: runs the job; None = in this process.
@@ -132,9 +135,9 @@ def label_images(
             _check_begun(work, kept)
             if target is not None:
                 target.begin(read_json(work / _RECORD))
-            refused = _index(folder, files, work, options, names, tell, stop)
+            refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, changed = _unchanged(work, folder, files, tell)
-            spec = _spec(work, folder, options, shard, codec, wanted, target)
+            spec = _spec(work, folder, options, shard, codec, wanted, target, engine)
             (run or _run_here)(spec, stop)
         except HmsaError:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
@@ -186,6 +189,7 @@ def _index(
     work: Path,
     options: TeacherOptions,
     names: Names,
+    engine: Kind,
     tell: Tell,
     stop: StopRequest,
 ) -> int:
@@ -207,7 +211,8 @@ def _index(
         if stop.is_set():
             raise InterruptedRunError("stopped while images were checked", hint="run the same command again")
 
-    summary = prepare.build(source, RolesSpec(), work / "index", previous=previous, progress=stop_here)
+    by = Engine("ray", options.runtime.ranks) if engine == "ray" else HERE
+    summary = prepare.build(source, RolesSpec(), work / "index", engine=by, previous=previous, progress=stop_here)
     rows = [
         row
         for row in read_quarantine(work / "index" / "quarantine.parquet")
@@ -296,6 +301,7 @@ def _spec(
     codec: Literal["png", "webp"],
     names: tuple[str, ...] | None,
     target: RemoteStore | None,
+    engine: Kind,
 ) -> InferSpec:
     config = InferConfig(
         scales=options.scales,
@@ -313,6 +319,7 @@ def _spec(
         selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
         lineage={"licences": "unknown"},
         target=target.url if target is not None else "",
+        engine=engine,
     )
 
 

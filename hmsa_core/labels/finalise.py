@@ -7,12 +7,9 @@ agree), and 0 elsewhere. Pixels that were not kept cannot be brought back from i
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,8 +21,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io import atomic
+from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.io.process import die_with_parent
 from hmsa_core.labels.merge import MergeRules, merge_labels
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.store.format import SOURCES
@@ -102,7 +99,7 @@ def finalise(
     out: str | Path,
     *,
     lineage: Mapping[str, Any] | None = None,
-    workers: int = 1,
+    engine: Engine = HERE,
     advance: Callable[[int], None] = lambda _count: None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def finalise(
         raw, recipe: what is labelled, and how.
         out: folder of the result; finished shards of the same recipe in it are kept (resume).
         lineage: entries that are added to the raw store's.
-        workers: processes.
+        engine: processes that write shards.
         advance: called with the number of images done.
         check_stop: called between shards; raises to stop (finished shards stay).
 
@@ -127,8 +124,10 @@ def finalise(
             advance(len(plan.names))
         else:
             todo.append(plan)
-    for plan in _run(raw, recipe, root, todo, workers, check_stop):
-        advance(len(plan.names))
+    writer = _Writer(raw, recipe, root)
+    with closing(engine.map(writer, todo, what="writes labels", check_stop=check_stop)) as written:
+        for images in written:
+            advance(images)
     return _commit(raw, recipe, root, plans, dict(lineage or {}))
 
 
@@ -140,51 +139,24 @@ def _check(raw: LabelStore, recipe: Recipe) -> None:
         raise ConfigError(f"the merge rules are for {recipe.rules.classes.name}, {raw.path} has {raw.classes.name}")
 
 
-def _run(
-    raw: LabelStore, recipe: Recipe, root: Path, todo: list[ShardPlan], workers: int, check_stop: Callable[[], None]
-) -> Iterator[ShardPlan]:
-    def stoppable(plans: Iterable[ShardPlan]) -> Iterator[ShardPlan]:
-        for plan in plans:
-            check_stop()
-            yield plan
+@dataclass(frozen=True)
+class _Writer:
+    """Writes one planned shard; the number of its images."""
 
-    if workers <= 1 or len(todo) <= 1:
-        for plan in stoppable(todo):
-            _write_shard(raw, recipe, root, plan)
-            yield plan
-        return
-    context = multiprocessing.get_context("spawn")  # fork would copy the caller's threads and open files
-    with ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), raw, recipe, root)) as pool:
-        try:
-            yield from stoppable(pool.map(_work, todo))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    raw: LabelStore
+    recipe: Recipe
+    root: Path
 
-
-_job: tuple[LabelStore, Recipe, Path] | None = None
-
-
-def _start_worker(parent: int, raw: LabelStore, recipe: Recipe, root: Path) -> None:
-    global _job
-    die_with_parent(signal.SIGTERM, parent=parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    _job = (raw, recipe, root)
-
-
-def _work(plan: ShardPlan) -> ShardPlan:
-    if _job is None:
-        raise RuntimeError("worker was not started by finalise")
-    _write_shard(*_job, plan)
-    return plan
-
-
-def _write_shard(raw: LabelStore, recipe: Recipe, root: Path, plan: ShardPlan) -> None:
-    with ShardWriter(root, plan, classes=raw.classes, kind="thresholded", codec=raw.manifest["codec"]) as shard:
-        counts = _ShardCounts(raw.classes.num_classes)
-        for name in plan.names:
-            _write_image(raw, recipe, shard, counts, name)
-        shard.notes = counts.to_json()
+    def __call__(self, plan: ShardPlan) -> int:
+        raw, root = self.raw, self.root
+        if shard_done(root, plan):  # by a process that died before it could say so
+            return len(plan.names)
+        with ShardWriter(root, plan, classes=raw.classes, kind="thresholded", codec=raw.manifest["codec"]) as shard:
+            counts = _ShardCounts(raw.classes.num_classes)
+            for name in plan.names:
+                _write_image(raw, self.recipe, shard, counts, name)
+            shard.notes = counts.to_json()
+        return len(plan.names)
 
 
 def _write_image(raw: LabelStore, recipe: Recipe, shard: ShardWriter, counts: _ShardCounts, name: str) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hmsa_core.inference.options import RunOptions
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default: local)"
 
 
 def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> None:

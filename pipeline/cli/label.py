@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmsa_core.io.errors import ConfigError
-from pipeline.cli.inference_options import add_options, pin_threads, runtime_of, tell
+from pipeline.cli.inference_options import ENGINE, add_options, pin_threads, runtime_of, tell
 
 if TYPE_CHECKING:
     from hmsa_core.inference.options import TeacherOptions
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
     )
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     add_options(parser, teachers=True)
     parser.add_argument(
         "--classes",
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         names=args.names,
         images_per_shard=args.images_per_shard,
         codec=args.codec,
+        engine=args.engine,
         tell=tell,
         stop=StopRequest().install(),
         run=lambda spec, stop: run_job(spec, stop=stop),

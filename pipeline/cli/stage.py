@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel stage`."""
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
+    parser.add_argument("--engine", choices=("local", "ray"), help="in place of runtime.engine in params.yaml")
     parser.add_argument("--summary", action="store_true", help="print the workspace's results instead of running")
 
 
@@ -46,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     ws = Workspace.find(args.workspace)
     with ws.lock(args.name):
         prepare_process(ws)
+        if args.engine:
+            from pipeline.params import EngineConfig
+
+            ws.params = ws.params.model_copy(update={"runtime": EngineConfig(engine=args.engine)})
         from pipeline.stages.runner import run_stage
 
         run_stage(ws, args.name)

@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.cli.inference_options import ENGINE, positive
+
 _MEND = "in a workspace `autolabel doctor` prints what brings it back; elsewhere delete the store and make it again"
 
 
@@ -26,12 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)"
     )
     parser.add_argument("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check and report."""
     from hmsa_core.io import sealed
+    from hmsa_core.io.engine import Engine
     from hmsa_core.io.errors import ConfigError, StoreError
     from hmsa_core.io.remote import is_url, local_path
     from hmsa_core.labels.store.reader import LabelStore
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{args.store}: whole ({value.get('format', 'unknown format')})\n")
         return 0
     store = LabelStore.open(args.store)
-    problems = store.verify(args.subset)
+    problems = store.verify(args.subset, Engine(args.engine, args.workers))
     if args.json:
         answer = {
             "store": str(args.store),

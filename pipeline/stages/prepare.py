@@ -17,6 +17,7 @@ from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io import atomic
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
 from hmsa_core.leaks import find_leaks, possible_leaks
@@ -238,7 +239,7 @@ def _build(ws: Workspace, source: SourceSpec, roles: RolesSpec, out: Path, sampl
             located,
             roles,
             out,
-            workers=ws.params.prepare.workers,
+            engine=Engine(ws.params.runtime.engine, ws.params.prepare.workers),
             tile=sampling.tile,
             min_pixels=sampling.min_pixels,
             previous=out if out.exists() else None,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CentroidSettings, Recipe, finalise, measured_masks, read_mask
@@ -88,7 +89,7 @@ def run(ws: Workspace) -> None:
             recipe,
             work / "store",
             lineage=provenance(STAGE),
-            workers=ws.params.pseudo_label.workers,
+            engine=Engine(ws.params.runtime.engine, ws.params.pseudo_label.workers),
             advance=progress.update,
             check_stop=lambda: _check_stop(ws),
         )

@@ -277,6 +277,7 @@ def infer_store(
                 teacher=tuple(str(source) for source in sources),
                 selection=Selection(index=index, names=names),
                 lineage=provenance(stage),
+                engine=ws.params.runtime.engine,
             ),
         )
     return work / "store"

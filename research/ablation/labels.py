@@ -11,6 +11,7 @@ import numpy as np
 from hmsa_core.data.decode import read_label
 from hmsa_core.data.index import Index
 from hmsa_core.io import atomic
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore, LabelStoreWriter, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, finalise
@@ -58,7 +59,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
             recipe,
             work / "store",
             lineage=provenance("pseudo-label"),
-            workers=ws.params.pseudo_label.workers,
+            engine=Engine(ws.params.runtime.engine, ws.params.pseudo_label.workers),
             advance=progress.update,
             check_stop=lambda: _check_stop(ws),
         )

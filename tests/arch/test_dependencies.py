@@ -42,6 +42,7 @@ def _declared(*extras: str) -> set[str]:
 MAY_IMPORT = {
     "hmsa_core": _declared(),
     "hmsa_core/io/remote.py": _declared("remote"),
+    "hmsa_core/io/engine.py": _declared("ray"),
     "hmsa_core/labels/exchange": _declared("exchange"),
     "hmsa_core/inference/cvat_function.py": _declared("exchange"),
     "hmsa_core/models/export.py": _declared("onnx"),

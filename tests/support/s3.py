@@ -35,10 +35,22 @@ class Server:
         self.fault: Callable[[str, str], Any] = lambda _method, _path: None
         self.requests: list[tuple[str, str]] = []
         self._inner = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=quiet)
+        self._listen = lambda port: make_server("127.0.0.1", port, self._answer, threaded=True, request_handler=quiet)
+        self.open()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def open(self, port: int = 0) -> None:
+        self._server = self._listen(port)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
+
+    def restart(self, down_s: float) -> None:
+        """Cut all connections, be gone for a while, and come back at the same address with the same objects."""
+        self.fault = lambda _method, _path: "cut"
+        self.close()
+        time.sleep(down_s)
+        self.fault = lambda _method, _path: None
+        self.open(self._server.server_port)
 
     def close(self) -> None:
         self._server.shutdown()

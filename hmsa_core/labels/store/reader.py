@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import InputError, StoreError
 from hmsa_core.io.remote import local_folder
 from hmsa_core.labels.store.format import (
@@ -99,14 +100,14 @@ class LabelStore:
                 self.problems.append(Problem(record.file, kind, error.message))
                 self._bad[record.file] = error.message
 
-    def verify(self, subset: str = "1/1") -> list[Problem]:
+    def verify(self, subset: str = "1/1", engine: Engine = HERE) -> list[Problem]:
         """Read all bytes (or the n-th of t slices, "n/t") and return everything that is wrong."""
         try:
             manifest = read_manifest(self.path)  # not the one of `open`: it may have been damaged or replaced since
         except StoreError as error:
             kind = "changed" if (self.path / MANIFEST).exists() else "missing"
             return [Problem(MANIFEST, kind, error.message)]
-        return verify_store(self.path, manifest, subset)
+        return verify_store(self.path, manifest, subset, engine)
 
     def names(self) -> list[str]:
         """Names of all images in order, those of damaged shards too."""

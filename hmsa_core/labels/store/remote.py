@@ -86,6 +86,10 @@ class RemoteStore:
         there = self._list("receipts/")
         return {plan.index for plan in plans if _receipt_name(plan) in there}
 
+    def has(self, plan: ShardPlan) -> bool:
+        """Whether a writer has finished this shard."""
+        return self._tag(f"{self._progress}/receipts/{_receipt_name(plan)}") is not None
+
     def send(self, plan: ShardPlan) -> bool:
         """Hand in a shard of work/store; whether it counts. Where another writer was first, its shard counts."""
         store = self.work / "store"
@@ -163,9 +167,9 @@ class RemoteStore:
     def _manifest(self) -> dict[str, Any]:
         return sealed.parse(remote.read(f"{self.url}/{MANIFEST}"), f"{self.url}/{MANIFEST}")
 
-    def _tag(self) -> str | None:
-        """Entity tag of the manifest; None where there is none."""
-        url = f"{self.url}/{MANIFEST}"
+    def _tag(self, url: str = "") -> str | None:
+        """Entity tag of an object, by default of the manifest; None where there is none."""
+        url = url or f"{self.url}/{MANIFEST}"
         try:
             info = remote.request(url, lambda fs: fs.info(url))
         except FileNotFoundError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hmsa_core.io import sealed
 from hmsa_core.io.atomic import sha256_file
+from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels.store.format import SIDECAR, listed_files
 
@@ -34,7 +36,7 @@ def parse_subset(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def verify_store(root: Path, manifest: Mapping[str, Any], subset: str = "1/1") -> list[Problem]:
+def verify_store(root: Path, manifest: Mapping[str, Any], subset: str = "1/1", engine: Engine = HERE) -> list[Problem]:
     """Everything that is wrong with the files of a store whose manifest was read and is whole."""
     n, of = parse_subset(subset)
     digests = _file_digests(manifest)
@@ -42,14 +44,8 @@ def verify_store(root: Path, manifest: Mapping[str, Any], subset: str = "1/1") -
     mine = sorted([*digests, *receipts])[n - 1 :: of]
     unlisted = _unlisted(root, manifest) if n == 1 else {}
     by_digest = {sha256: file for file, sha256 in digests.items()}
-    problems = []
-    for file in mine:
-        problem = (
-            _check_file(root, file, digests[file], by_digest, unlisted)
-            if file in digests
-            else _check_receipt(root, file, receipts[file])
-        )
-        problems += [problem] if problem else []
+    check = partial(_check, root, digests, receipts, by_digest, unlisted)
+    problems = [problem for problem in engine.map(check, mine, what="checks files", batch=16) if problem]
     return problems + [_unlisted_problem(root, file, sha256, by_digest) for file, sha256 in unlisted.items()]
 
 
@@ -69,6 +65,19 @@ def _unlisted(root: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
         if path.is_file() and not hidden and relative.as_posix() not in listed:
             found[relative.as_posix()] = sha256_file(path)
     return found
+
+
+def _check(
+    root: Path,
+    digests: dict[str, str],
+    receipts: dict[str, str],
+    by_digest: dict[str, str],
+    unlisted: dict[str, str],
+    file: str,
+) -> Problem | None:
+    if file in digests:
+        return _check_file(root, file, digests[file], by_digest, unlisted)
+    return _check_receipt(root, file, receipts[file])
 
 
 def _check_file(

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hmsa_core import taxonomy
-from hmsa_core.data import checks, prepare
+from hmsa_core.data import checks
 from hmsa_core.data.index import Index, Sample, read_quarantine
 from hmsa_core.data.layouts import Found
 from hmsa_core.data.prepare import build, write_empty
@@ -25,6 +25,8 @@ from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.data.tables import Rows
+from hmsa_core.io import engine
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, LayoutError
 from tests.support.training import class_file, sample
 
@@ -184,12 +186,12 @@ def test_of_two_images_with_one_name_neither_takes_the_role_of_the_other(tmp_pat
 
 def test_results_do_not_depend_on_workers_place_or_clock(cities, tmp_path):
     tree = cities().standard()
-    build(source(tree), ROLES, tmp_path / "one", workers=1, tile=16)
+    build(source(tree), ROLES, tmp_path / "one", tile=16)
     moved = tmp_path / "elsewhere" / "data"
     shutil.copytree(tree.root, moved)
     for i, path in enumerate(sorted(moved.rglob("*.png"))):
         os.utime(path, (1e9 - i, 1e9 - i))
-    build(source(moved), ROLES, tmp_path / "two", workers=3, tile=16)
+    build(source(moved), ROLES, tmp_path / "two", engine=Engine(workers=3), tile=16)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
@@ -296,12 +298,16 @@ def test_a_file_that_cannot_be_read_is_quarantined(cities, tmp_path, monkeypatch
     assert quarantine(tmp_path / "out") == [("aachen_000000_000019", "image", "unreadable")]
 
 
+def _die(_work: object) -> None:
+    os._exit(9)
+
+
 # Python 3.11's pool also prints a trace when a worker is started while another's death is handled (3.12 takes a lock).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dying_worker_is_one_clear_error(cities, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_init_worker", partial(os._exit, 9))
+    monkeypatch.setattr(engine, "_begin", _die)
     with pytest.raises(InputError, match="a process that checks images died"):
-        build(source(cities().standard()), ROLES, tmp_path / "out", workers=2)
+        build(source(cities().standard()), ROLES, tmp_path / "out", engine=Engine(workers=2))
 
 
 def _linger(folder: Path, seconds: float) -> None:
@@ -324,7 +330,7 @@ def test_a_worker_that_dies_with_a_lock_does_not_keep_the_others_waiting(tmp_pat
     killer = threading.Thread(target=kill_the_idle_one, daemon=True)
     killer.start()
     with pytest.raises(InputError, match="a process that checks images died"):
-        list(prepare._run(partial(_linger, tmp_path), [4.0, *[0.0] * 7], 2, None))
+        list(Engine(workers=2).map(partial(_linger, tmp_path), [4.0, *[0.0] * 7], what="checks images", batch=4))
     killer.join()
 
 

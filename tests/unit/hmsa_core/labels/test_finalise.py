@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hmsa_core.data.sampling import Centroids, find_centroids
+from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
 from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
@@ -136,7 +137,7 @@ def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_give_the_same_bytes_as_one_process(raw: LabelStore, tmp_path: Path, workers: int) -> None:
     finalise(raw, _recipe(reviewed=Flags()), tmp_path / "one")
-    finalise(raw, _recipe(reviewed=Flags()), tmp_path / "more", workers=workers)
+    finalise(raw, _recipe(reviewed=Flags()), tmp_path / "more", engine=Engine(workers=workers))
     assert folder_bytes(tmp_path / "one", (".lock",)) == folder_bytes(tmp_path / "more", (".lock",))
 
 
@@ -203,14 +204,6 @@ def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="shard-00001"):
         finalise(LabelStore.open(tmp_path / "raw"), _recipe(), tmp_path / "final")
     assert not (tmp_path / "final" / "manifest.json").exists()
-
-
-def test_a_worker_that_nobody_started_does_nothing() -> None:
-    from hmsa_core.labels import finalise as module
-    from hmsa_core.labels.store.shards import ShardPlan
-
-    with pytest.raises(RuntimeError, match="not started"):
-        module._work(ShardPlan(0, (), (), ""))
 
 
 def test_appended_images_leave_finished_shards_alone(tmp_path: Path) -> None:
