@@ -1,12 +1,13 @@
-"""The licence of every locked package: `python -m tools.licences` rewrites docs/licences.md.
+"""The licence of every locked package: `python -m tools.licences` rewrites tools/licences.csv.
 
 Licences are read from the metadata of installed packages. Packages for other platforms are not installed here:
-what the page says about them stays.
+what the list says about them stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import sys
 from importlib import metadata
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from tools.lock import REPO, normal, read_lock
 
-__all__ = ["PAGE", "PERMITTED", "installed_licence", "listed", "main", "permitted"]
+__all__ = ["LIST", "PAGE", "PERMITTED", "installed_licence", "listed", "main", "permitted"]
 
-PAGE = REPO / "docs" / "licences.md"
+PAGE = REPO / "docs" / "licences.md"  # reasons for exceptions
+LIST = REPO / "tools" / "licences.csv"  # package, licence
 # What may be installed beside Apache-2.0 code without a word: permissive, or copyleft of single files.
 PERMITTED = {
     "0BSD",
@@ -69,7 +71,6 @@ _SPDX = {
     "gplv2 with linking exception": "GPL-2.0-only WITH GCC-exception-2.0",
     "dual license": "Apache-2.0 OR BSD-3-Clause",
 }
-_HEAD = "| licence | packages |\n|---|---|\n"
 _KNOWN_FORM = re.compile(r"^[A-Za-z0-9.+-]+(?: (?:AND|OR|WITH) [A-Za-z0-9.+()-]+)*$")
 
 
@@ -102,11 +103,10 @@ def permitted(expression: str) -> bool:
     return all(part in PERMITTED for part in flat.split(" AND "))
 
 
-def listed(page: Path = PAGE) -> dict[str, str]:
-    """Package -> licence as the page has it."""
-    table = page.read_text("utf-8").partition(_HEAD)[2]
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
-    return {name: licence for licence, names in rows for name in names.split(", ")}
+def listed() -> dict[str, str]:
+    """Package -> licence as the list has it."""
+    with LIST.open(encoding="utf-8", newline="") as file:
+        return dict(csv.reader(file))
 
 
 def exceptions(page: Path = PAGE) -> dict[str, tuple[str, str]]:
@@ -116,15 +116,13 @@ def exceptions(page: Path = PAGE) -> dict[str, tuple[str, str]]:
 
 
 def main() -> int:
-    """Rewrite the page's table; the text above it stays."""
+    """Rewrite the list."""
     argparse.ArgumentParser(description=main.__doc__).parse_args()
-    known = listed()
-    of: dict[str, list[str]] = {}
-    for name in sorted({normal(entry.name) for entry in read_lock()}):
-        of.setdefault(installed_licence(name) or known.get(name, "unknown"), []).append(name)
-    lines = [f"| {licence} | {', '.join(names)} |" for licence, names in sorted(of.items())]
-    PAGE.write_text(PAGE.read_text("utf-8").partition(_HEAD)[0] + _HEAD + "\n".join(lines) + "\n", "utf-8")
-    sys.stdout.write(f"{sum(map(len, of.values()))} packages\n")
+    known, names = listed(), sorted({normal(entry.name) for entry in read_lock()})
+    with LIST.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerows((name, installed_licence(name) or known.get(name, "unknown")) for name in names)
+    sys.stdout.write(f"{len(names)} packages\n")
     return 0
 
 
