@@ -129,8 +129,10 @@ class TeacherConfig(TrainConfig):
 class OtherStore(Section):
     """Auto-labels of another workspace."""
 
-    store: str
-    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    store: str = Field(description="its thresholded store (labels/final), relative to this workspace")
+    weight: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False, description="how often its images are taken: 1 = as own ones"
+    )
 
 
 class StudentConfig(TrainConfig):

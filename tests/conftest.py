@@ -57,8 +57,17 @@ def shared_reference() -> Path | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Nights and other whole chains first: short files fill the processes to the end of a run."""
-    items.sort(key=lambda item: ("nightly" not in item.path.name, item.get_closest_marker("chain") is None))
+    """Long files first, so that short ones fill the processes to the end of a run.
+
+    The first of them makes the workspace of the chain; meanwhile the other processes have tests of models.
+    """
+
+    def place(item: pytest.Item) -> int:
+        if item.path.name == "test_nightly.py":
+            return 0
+        return 1 if item.path.parent.name == "models" else 2 if item.get_closest_marker("chain") else 3
+
+    items.sort(key=place)
 
 
 _BEFORE = pytest.StashKey[afterwards.Seen]()

