@@ -65,7 +65,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         if item.path.name == "test_nightly.py":
             return 0
-        return 1 if item.path.parent.name == "models" else 2 if item.get_closest_marker("chain") else 3
+        if item.path.parent.name == "models":
+            return 1
+        return 2 if item.get_closest_marker("chain") or item.get_closest_marker("fault") else 3
 
     items.sort(key=place)
 

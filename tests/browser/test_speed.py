@@ -57,6 +57,7 @@ def test_the_first_picture_of_5000_images_is_there_within_1500_ms(browser: Any, 
     raise AssertionError(f"first pictures after {times} ms")
 
 
+@pytest.mark.slow  # a time, on a machine with nothing else to do
 def test_rethresholding_two_megapixels_while_dragging_takes_one_frame(browser: Any, big: tuple[str, int]) -> None:
     page = Page(browser, big[0])
     page.open(threshold="0.9", image="a_00001")
@@ -75,6 +76,7 @@ def test_rethresholding_two_megapixels_while_dragging_takes_one_frame(browser: A
     assert page.painted() == page.kept("kept-share")
 
 
+@pytest.mark.slow
 def test_decoding_a_new_image_takes_at_most_150_ms(browser: Any, big: tuple[str, int]) -> None:
     page, decoded = Page(browser, big[0]), []
     for number in range(4, 10):  # other programs on this machine may take some of the rounds
