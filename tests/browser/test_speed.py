@@ -46,6 +46,7 @@ def measures(page: Page, name: str) -> list[float]:
     return list(page.js("return performance.getEntriesByName(arguments[0]).map(m => m.duration)", name))
 
 
+@pytest.mark.slow  # as all times: on a machine with nothing else to do
 def test_the_first_picture_of_5000_images_is_there_within_1500_ms(browser: Any, big: tuple[str, int]) -> None:
     page = Page(browser, big[0])
     times: list[float] = []
@@ -57,7 +58,7 @@ def test_the_first_picture_of_5000_images_is_there_within_1500_ms(browser: Any, 
     raise AssertionError(f"first pictures after {times} ms")
 
 
-@pytest.mark.slow  # a time, on a machine with nothing else to do
+@pytest.mark.slow
 def test_rethresholding_two_megapixels_while_dragging_takes_one_frame(browser: Any, big: tuple[str, int]) -> None:
     page = Page(browser, big[0])
     page.open(threshold="0.9", image="a_00001")
