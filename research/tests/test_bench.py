@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from research.bench.goals import GOALS, Goal, goals_lines
-from research.bench.run import flat
+from research.bench.run import SCRIPTS, flat, measure
 from research.bench.scaling import COUNTS, Assumed, rows_of
 from research.figures import TABLES, Made, figures, replace
 
@@ -23,6 +23,12 @@ def test_a_figure_on_the_bound_keeps_it_and_what_was_not_measured_is_not_met(tmp
     assert rows[0].endswith("| >= 1.6 | 1.6 | yes |")
     assert rows[1].endswith("| <= 0.5 | 0.51 | **no** |")
     assert rows[2].endswith("| - | not measured |")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SCRIPTS.keys() - {"chain"}))  # `chain` has no smaller size
+def test_each_benchmark_runs(name: str) -> None:
+    assert measure(name, SCRIPTS, quick=True)[1]
 
 
 def test_figures_in_lists_go_by_their_case() -> None:

@@ -13,5 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            for said in ("Synchronization debug mode is a prototype", ".*Profiler clears events"):
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{said}"))  # torch's, of the tools that tests use
             if not is_there:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
