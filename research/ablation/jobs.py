@@ -22,6 +22,7 @@ from hmsa_core.io.process import run_child
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluationSetting
 from pipeline import keys, launcher
+from pipeline.nodes import Meeting
 from pipeline.stages import precision
 from pipeline.stages.support import INDEX, evaluate_model, fine_data, labelling_teacher, role_index, train_model
 from pipeline.workspace import Workspace
@@ -137,7 +138,7 @@ def count_macs(
     if not answer.exists():
         atomic.write_json(asked, request)
         command = [sys.executable, "-m", "research.ablation.macs", str(asked), str(answer)]
-        environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ)
+        environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ, Meeting())
         with ws.job():
             status = run_child(command, stop=ws.stop, env=environment, own_group=True)
         if status != 0:

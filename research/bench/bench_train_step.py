@@ -33,8 +33,8 @@ from hmsa_core.models import build
 from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.runtime.memory import peak_memory_mb
 from hmsa_core.runtime.ranks import Ranks, start_ranks
-from hmsa_core.training.data import Timeline
-from hmsa_core.training.trainer import PassBatch, Trainer
+from hmsa_core.training.data import PassBatch, Timeline
+from hmsa_core.training.trainer import Trainer
 from pipeline.launcher import KEEP_HEAP
 from research.bench import roofline
 

@@ -110,7 +110,10 @@ def gpu_lines(tables: Path) -> list[str]:
     bound = known.get("roofline", {})
     case = "cases.hrnet_w48:1024x2048:1"
     step = f"{case}.seconds_a_step.hierarchical"
-    cells = [("labelling an image, {0.5, 1, 2} + flip, bf16", "label", "gpu-infer", "cases.w48.ways.bf16.seconds")]
+    cells = [
+        ("labelling an image, {0.5, 1, 2} + flip, bf16", "label", "gpu-infer", "cases.w48.ways.bf16.seconds"),
+        ("... in `autolabel label`, with files and start", "label", "gpu-labelling", "seconds"),
+    ]
     ranks = sorted(int(name.split("-")[-1]) for name in known if name.startswith("gpu-train-")) or [1]
     cells += [
         (f"training step, {{0.5, 1}}, bf16, a crop a GPU, {n} GPU(s)", "train", f"gpu-train-{n}", step) for n in ranks

@@ -40,6 +40,7 @@ def gpu_scripts(gpus: int) -> dict[str, list[str]]:
     ranks = sorted({1, min(2, gpus), gpus})
     return {
         "gpu-infer": ["bench_infer", "--device", "cuda", "--cases", "w48"],
+        "gpu-labelling": ["bench_labelling", "--device", "cuda"],
         **{f"gpu-train-{n}": ["bench_train_step", "--device", "cuda"] for n in ranks},
     }
 
