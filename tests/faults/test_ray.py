@@ -140,7 +140,7 @@ def test_two_of_four_workers_are_killed_and_the_store_has_the_bytes_of_one_proce
     own: Path, four: Engine, tmp_path: Path
 ) -> None:
     with Killer(tmp_path / "store.work", 2) as killer:
-        counts = label_on_ray(own, own / "images", tmp_path / "store")
+        counts = label_on_ray(own, f"file://{own}/images", f"file://{tmp_path}/store")
     assert killer.killed == 2
     assert counts == LabelledCounts(IMAGES, 0, 0)
     assert folder_bytes(tmp_path / "store") == folder_bytes(own / "store")
