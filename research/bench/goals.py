@@ -53,6 +53,7 @@ def _trained(profile: str) -> tuple[Goal, ...]:
 
 _CASES = ("hrnet_tiny:128x192:4", "hrnet_w18:256x512:1", "hrnet_w48:256x512:1")  # of bench_train_step.py
 _STEP = "training step, hierarchical over single"
+_STEP_S = "cases.hrnet_w48:1024x2048:1.seconds_a_step.hierarchical"  # on a GPU
 
 GOALS = (
     *(goal for way in ("fp32", "bf16") for goal in _labelling(way)),
@@ -108,15 +109,14 @@ def gpu_lines(tables: Path) -> list[str]:
     known = _known(tables)
     machines = {line.row: line.machine for line in figures(tables / f"{TABLE}.parquet")}
     bound = known.get("roofline", {})
-    case = "cases.hrnet_w48:1024x2048:1"
-    step = f"{case}.seconds_a_step.hierarchical"
     cells = [
         ("labelling an image, {0.5, 1, 2} + flip, bf16", "label", "gpu-infer", "cases.w48.ways.bf16.seconds"),
         ("... in `autolabel label`, with files and start", "label", "gpu-labelling", "seconds"),
     ]
     ranks = sorted(int(name.split("-")[-1]) for name in known if name.startswith("gpu-train-")) or [1]
     cells += [
-        (f"training step, {{0.5, 1}}, bf16, a crop a GPU, {n} GPU(s)", "train", f"gpu-train-{n}", step) for n in ranks
+        (f"training step, {{0.5, 1}}, bf16, a crop a GPU, {n} GPU(s)", "train", f"gpu-train-{n}", _STEP_S)
+        for n in ranks
     ]
     rows = []
     for what, kind, row, path in cells:
@@ -132,4 +132,5 @@ def gpu_lines(tables: Path) -> list[str]:
 def scaling_lines(tables: Path) -> list[str]:
     """Time, money, storage and files at four sizes, from the measured rates."""
     known = _known(tables)
-    return scaling_table(known["scaling"] | known["index"])
+    gpu = {"gpu_s_per_image": known["gpu-labelling"]["seconds"], "gpu_s_per_crop": known["gpu-train-1"][_STEP_S]}
+    return scaling_table(known["scaling"] | known["index"] | gpu)

@@ -1,7 +1,7 @@
 """Time, money, storage and files for 20 thousand to 100 million images, from measured rates.
 
 Measured: `scaling` in research/tables/bench.parquet (processor seconds of one core, bytes, files), by
-`benchmarks/bench_scaling.py` at commit 82376c0.
+`benchmarks/bench_scaling.py` at commit 82376c0; seconds of one GPU by `gpu-labelling` and `gpu-train-1` there.
 Of one workspace: `index`, by `bench_index.py`, at its sizes; more rows are computed from the largest.
 Assumed: the figures of `Assumed`, which no measurement of ours backs; change them to your own.
 """
@@ -23,9 +23,6 @@ Row = tuple[str, str, float]  # title, unit, figure
 class Assumed:
     """What was not measured by us."""
 
-    tflop_per_image: float = 28.4  # W48, 1024x2048, {0.5, 1, 2} + flip: 10.5 passes, counted on fake tensors
-    gpu_tflops: float = 989.0  # dense bf16 peak of an H100 or H200, by its data sheet
-    share_of_peak: float = 0.35  # that we believe inference reaches; `make bench-gpu` prints the share on *your* GPU
     gpus: int = 8  # a node
     cores: int = 96  # of the node, for what runs on processors
     dollars_per_gpu_hour: float = 3.0
@@ -33,20 +30,18 @@ class Assumed:
     images_per_shard: int = 256
     student_crops: int = 2 * 2975 * 60  # half fine, half auto-labelled: 60 epochs over Cityscapes' 2,975 images
     final_share: float = 0.4  # bytes of the final store over the raw one's (demo's scenes: 0.37)
-    tflop_per_crop: float = 10.1  # hierarchical {0.5, 1} training step with `top_attention: skip`, counted
 
 
 def rows_of(images: int, rates: Mapping[str, float], given: Assumed) -> list[Row]:
     """All figures for a number of images; times are of one node."""
-    gpu_s = 1 / (given.gpu_tflops * given.share_of_peak)
     node_h = images / given.cores / 3600  # a core-second an image
     encode_s, read_s = 1 / rates["encode_per_s"], 1 / rates["read_threshold_per_s"]
     label_gb = images * rates["label_bytes_per_image"] / 1e9
     tables_gb = images * (rates["sidecar_bytes_per_image"] + rates["manifest_bytes_per_image"]) / 1e9
     files = 2 * -(-images // given.images_per_shard) * rates["files_per_shard"]  # raw and final store
     store_gb = (1 + given.final_share) * label_gb + 2 * tables_gb
-    labels_h = images * given.tflop_per_image * gpu_s / 3600
-    student_h = given.student_crops * given.tflop_per_crop * gpu_s / 3600
+    labels_h = images * rates["gpu_s_per_image"] / 3600
+    student_h = given.student_crops * rates["gpu_s_per_crop"] / 3600
     return [
         ("**time**, one node", "", 0.0),
         ("`prepare`: decode, check, hash", "h", node_h * rates["prepare_s_per_image"]),
