@@ -116,7 +116,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         header = _judge(file, where, max_pixels)
         if header.mode not in _IMAGE_MODES:
             raise DecodeError(
-                f"{where}: colour mode {header.mode} is not read as an image",
+                f"{where}: colour mode {header.mode} is not supported in images",
                 reason="wrong-mode",
                 hint="convert it to 8-bit RGB",
             )
@@ -423,7 +423,9 @@ def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
     scans = 1
     while block := file.read(_BLOCK):
         if block == b"\xff" * _BLOCK:  # libjpeg begins such a run anew with each block that it gets
-            raise DecodeError(f"{where}: more than {_BLOCK} fill bytes in a row", reason="corrupt")
+            raise DecodeError(
+                f"{where}: more than {_BLOCK} fill bytes (0xFF) in a row", reason="corrupt", hint="save the image again"
+            )
         scans += block.count(b"\xff\xda")
     if scans > _SCANS:
         raise _too_much("scans", where)

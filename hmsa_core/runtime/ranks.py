@@ -181,7 +181,7 @@ class JobContext:
     runtime: RuntimeConfig
     stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
     log: JsonLog = field(default_factory=lambda: JsonLog(None))  # real on rank 0 only
-    beat: Callable[[], None] = lambda: None  # a training calls it when it has got on
+    beat: Callable[[], None] = lambda: None  # a training calls it to report progress
 
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:

@@ -172,7 +172,7 @@ def _is_trained(model: Path) -> bool:
 
 
 def fusion(checkpoint: Path) -> dict[str, str]:
-    """What the weights do not tell: averages and maxima are of the very weights of a single-scale model."""
+    """The kind, if `average` or `max`, for a key: its weights are those of a single-scale model, so digests are equal."""
     kind = str(read_meta(checkpoint)["kind"])
     return {"kind": kind} if kind in ("average", "max") else {}
 

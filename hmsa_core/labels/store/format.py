@@ -151,9 +151,9 @@ class FileRecord:
 
 
 class ParquetSink:
-    """One Parquet file in the making: row groups are appended, nothing is visible before `commit`.
+    """Writes one Parquet file by row groups; the file appears at its path only on `commit`.
 
-    As a context manager it throws the file away when the block raises; the block itself commits.
+    As a context manager it discards the file when the block raises. The block must call `commit` itself.
     """
 
     def __init__(

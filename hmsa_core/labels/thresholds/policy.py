@@ -105,7 +105,10 @@ class ThresholdPolicy:
     def check(self, lineage: Mapping[str, Any], classes: ClassTable, where: str = "the store") -> None:
         """Refuse labels that this policy was not measured for (ConfigError names what differs)."""
         if classes != self.classes:
-            raise ConfigError(f"the policy is for the classes of {self.classes.name}, {where} has {classes.name}")
+            raise ConfigError(
+                f"the policy is for the classes of {self.classes.name}, {where} has those of {classes.name}",
+                hint="run calibrate with these classes, or give a plain threshold",
+            )
         if self.binding is None:
             return
         theirs = binding(lineage)
