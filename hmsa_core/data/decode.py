@@ -355,7 +355,7 @@ def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], wher
     width, height = image.size
     mode, depth = image.mode, head[24] if kind == "PNG" else 8
     if depth == 16:
-        raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+        raise DecodeError(f"{where}: 16 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
     if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
     plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and depth == 8 and mode in ("L", "RGB")
@@ -456,7 +456,7 @@ def _check_tiff(image: Image.Image, size: int, where: str, max_pixels: int) -> N
     bits = tags.get(258, (1,))
     bits = max(bits) if isinstance(bits, tuple) else bits
     if bits > 8:
-        raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+        raise DecodeError(f"{where}: more than 8 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
     # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
     width, height = tags[256], tags[257]  # as stored; `size` is upright
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)

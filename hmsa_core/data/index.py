@@ -1,4 +1,4 @@
-"""The index of a data set: one row an image, in Parquet; and the table of refused files."""
+"""The index of a data set: one row per image, in Parquet; and the table of refused files."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _work(spec: InferSpec, pipeline: Pipeline, pending: list[ShardPlan], context
 
 @dataclass
 class _Worker:
-    """Labels planned shards in a process of Ray: a rank that is told its shards and speaks with no other rank."""
+    """Labels planned shards in a process of Ray, which assigns the shards; there is no contact with other ranks."""
 
     spec: InferSpec
     precision: str

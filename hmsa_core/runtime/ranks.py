@@ -1,6 +1,6 @@
 """The ranks of a job: which process this is, which device it computes on, and what the ranks tell each other.
 
-Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task a rank, or
+Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task per rank, or
 a job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
 """
 

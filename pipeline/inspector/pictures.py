@@ -50,7 +50,7 @@ class Pictures:
         self._start = self._find_start(self.root, str(root), [path for path in paths() if path])
 
     def _find_start(self, root: Path, given: str, paths: list[str]) -> Path:
-        """The folder that the store's paths are relative to: `root`, or its parent if only that finds files of `root`."""
+        """Folder that image paths are relative to: `root`, or its parent if only from there they lead into `root`."""
         for start in (root, root.parent):
             found = next((path for path in paths if _is_below(start, path, root)), None)
             if found is not None:

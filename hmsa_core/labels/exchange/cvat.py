@@ -136,7 +136,7 @@ class _Reader:
         if tag == "image":
             self._name = self._exported.name_of(given["name"], self._path)
             if self._name in self._seen:
-                raise InputError(f"{self._path}: {self._name} stands there twice", hint="keep one of the two")
+                raise InputError(f"{self._path}: {self._name} occurs twice", hint="keep one of the two")
             self._seen.add(self._name)
             height, width = self._exported.size(self._name)
             if (int(given["width"]), int(given["height"])) != (width, height):

@@ -70,7 +70,7 @@ def payload_columns(kind: Kind) -> tuple[str, ...]:
 
 
 def shard_schema(kind: Kind, metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
-    """Columns of a shard: one row an image, its maps as bytes of a standard file format."""
+    """Columns of a shard: one row per image, its maps as bytes of a standard file format."""
     images = payload_columns(kind)
     digests = {f"{c}_sha256": pa.string() for c in images}
     return _schema(metadata, **_ABOUT, **dict.fromkeys(images, pa.binary()), image_sha256=pa.string(), **digests)
