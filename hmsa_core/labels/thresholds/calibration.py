@@ -127,7 +127,9 @@ def load_table(path: str | Path) -> NDArray[np.float64]:
     """Read the table that `save_table` wrote: float64 (C, 256). StoreError: damaged, or of another version."""
     value = sealed.read(Path(path))
     if value.get("format") != FORMAT or value.get("version") != VERSION:
-        raise StoreError(f"{path}: not a calibration table of version {VERSION}", hint="run calibrate again")
+        raise StoreError(
+            f"{path}: not a calibration table of version {VERSION}", hint="run calibrate and pseudo-label again"
+        )
     classes = ClassTable.from_json(value["class_table"]).classes  # a sealed file sorts names, trainIds do not
     return np.array([value["table"][name] for name in classes], np.float64)
 
