@@ -99,7 +99,7 @@ class Index:
 
     @classmethod
     def load(cls, path: str | Path) -> Index:
-        """Open an index; InputError when it is missing, IntegrityError when the file is not an index of this package."""
+        """Open an index; InputError when it is missing, IntegrityError when it is not an index of this package."""
         table = Table(Path(path), FORMAT, VERSION)
         if table.columns != [f.name for f in fields(Sample)]:
             raise IntegrityError(f"{path}: unexpected columns {', '.join(table.columns)}")
