@@ -66,7 +66,7 @@ class ThresholdPolicy:
 
     Attributes:
         classes: the class table that it was made for.
-        entries: one a class, in trainId order.
+        entries: one per class, in trainId order.
         table: float64 (C, 256), P(label is right | class, code), non-decreasing in the code; None for plain numbers.
         binding: teacher hash, scales, flip, precision that it was measured with; None = applies to any store.
         settings: target, floor, ... as they were in force.
