@@ -110,7 +110,7 @@ def run_spec(spec: JobSpec) -> None:
 def apply_slurm(env: MutableMapping[str, str]) -> bool:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from a Slurm step; False where there is none.
 
-    torchrun's own variables win, so `srun torchrun ...` with one task a node works as well. A batch script
+    torchrun's own variables win, so `srun torchrun ...` with one task per node works as well. A batch script
     that runs the job without srun has no SLURM_STEP_NUM_TASKS and stays alone.
     """
     if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2:

@@ -135,7 +135,7 @@ class EvaluationSetting(Section):
 
 
 class EvaluateSpec(_JobSpec):
-    """Confusion counts of a checkpoint on the selected images, one result a setting."""
+    """Confusion counts of a checkpoint on the selected images, one result per setting."""
 
     job: Literal["evaluate"] = "evaluate"
     checkpoint: FilePath

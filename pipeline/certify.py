@@ -1,4 +1,4 @@
-"""Certificates beside their stores: begun, gone on with, answered by true label maps, and checked."""
+"""Certificates beside their stores: begun, continued, answered by true label maps, and checked."""
 
 from __future__ import annotations
 

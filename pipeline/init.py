@@ -45,7 +45,7 @@ class InitRequest:
 def init_workspace(request: InitRequest) -> bool:
     """Make the workspace; False when it was already there (then nothing is changed).
 
-    What a killed `init` left is gone on with: only what is missing is written, for people may have worked there since.
+    After a kill, `init` continues: only what is missing is written, for people may have worked there since.
 
     Raises:
         ConfigError: unknown profile. InputError: the folder holds other things, or the data are not there.
@@ -135,7 +135,7 @@ def _is_finished(folder: Path, profile: str) -> bool:
 
 
 def _check_same_profile(folder: Path, profile: str) -> None:
-    """An unfinished workspace is gone on with as it was begun: two profiles' files do not fit together."""
+    """An unfinished workspace keeps its first profile: files of two profiles do not fit together."""
     begun = one_line((folder / _UNFINISHED).read_text("utf-8", errors="replace"))
     if begun != profile:
         there = f"of profile {begun}, not {profile}" if begun else "that names no profile"

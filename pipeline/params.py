@@ -1,4 +1,4 @@
-"""params.yaml as typed sections: one section a stage, one line of explanation for every mistake.
+"""params.yaml as typed sections: one section per stage, one line of explanation for every mistake.
 
 Read by the pipeline only; a job of `hmsa_core` gets its part as a spec file. No torch is imported here.
 """
@@ -102,7 +102,7 @@ class EngineConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Indexing and checking; what is checked is told with each data set (`data`)."""
+    """Indexing and checking; `data` describes the checks of each data set."""
 
     workers: Workers = Field(2, description="processes")
 
@@ -294,7 +294,7 @@ else:
 
 
 class _Params(Section):
-    """A workspace's params.yaml: one section a stage (what each is about: `pipeline.stages.TABLE`)."""
+    """A workspace's params.yaml: one section per stage (what each is about: `pipeline.stages.TABLE`)."""
 
     profile: Profile = Field(description="which profile this file came from; `autolabel demo-data` and the tests ask")
     versions: VersionsConfig = Field(

@@ -97,7 +97,7 @@ def _from_project(name: str, version: str, page: Any) -> dict[str, Any]:
     if newest != version:
         return {"name": name, "skip_reason": f"{name}: only the page of {newest} could be had, {version} is locked"}
     found = [v for v in page["vulnerabilities"] if not v["withdrawn"]]
-    merged: dict[frozenset[str], dict[str, Any]] = {}  # one weakness under several names is told once
+    merged: dict[frozenset[str], dict[str, Any]] = {}  # one weakness under several names is reported once
     for v in found:
         names = frozenset({v["id"], *v["aliases"]})
         merged.setdefault(names, {"id": v["id"], "aliases": v["aliases"], "fix_versions": v["fixed_in"]})

@@ -73,18 +73,18 @@ class CropDataset(Dataset[dict[str, Any]]):
     """Crops of one epoch, or of a whole run, in plan order. Each file's digest is checked when it is read.
 
     Items: {"image": uint8 hxwx3 RGB, "label": uint8 hxw, "name": str, "source": "fine" | "pseudo"}, and where the loss
-    weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. The network reads
-    `hmsa_core.data.transforms.normalise_batch` of the images; bytes are what crosses processes and buses.
+    weighs the teacher's pixels, "human": bool hxw, True where a human gave the label. Images
+    stay uint8 until they are on the device, where `hmsa_core.data.transforms.normalise_batch` normalises them.
 
     Args:
-        plan, epoch: what to fetch. None = all epochs, indexed by the position in the run (`plan.at`).
+        plan, epoch: which crops. epoch None = all epochs; an index is then a position in the run (`plan.at`).
         root, classes: folder that the samples' paths are relative to, and classes of the label files.
         crop: (height, width) in pixels.
         open_store: opens the thresholded label store of "pseudo" crops, e.g. partial(LabelStore.open, path).
             It is called once in each process that reads from the store.
         pseudo_root: folder of the auto-labelled images; None = `root`.
         long_edge: pixels. Images are first resized to it (Mapillary: 2177).
-        cache_bytes: decoded images and labels to keep in memory, a process.
+        cache_bytes: memory for decoded images and labels in each process.
 
     Raises:
         IntegrityError: a file is not the one that was indexed.

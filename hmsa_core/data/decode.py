@@ -116,7 +116,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, sha256: str = 
         header = _judge(file, where, max_pixels)
         if header.mode not in _IMAGE_MODES:
             raise DecodeError(
-                f"{where}: colour mode {header.mode} is not read as an image",
+                f"{where}: colour mode {header.mode} is not supported in images",
                 reason="wrong-mode",
                 hint="convert it to 8-bit RGB",
             )
@@ -355,7 +355,7 @@ def _header(image: Image.Image, kind: str, head: bytes, chunks: set[bytes], wher
     width, height = image.size
     mode, depth = image.mode, head[24] if kind == "PNG" else 8
     if depth == 16:
-        raise DecodeError(f"{where}: 16 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+        raise DecodeError(f"{where}: 16 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
     if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         _check_memory(_ALPHA_BYTES * height * width, "a picture with transparency", where)
     plain = kind == "PNG" and chunks <= _PLAIN_CHUNKS and depth == 8 and mode in ("L", "RGB")
@@ -423,7 +423,9 @@ def _check_jpeg(image: Image.Image, file: IO[bytes], where: str) -> None:
     scans = 1
     while block := file.read(_BLOCK):
         if block == b"\xff" * _BLOCK:  # libjpeg begins such a run anew with each block that it gets
-            raise DecodeError(f"{where}: more than {_BLOCK} fill bytes in a row", reason="corrupt")
+            raise DecodeError(
+                f"{where}: more than {_BLOCK} fill bytes (0xFF) in a row", reason="corrupt", hint="save the image again"
+            )
         scans += block.count(b"\xff\xda")
     if scans > _SCANS:
         raise _too_much("scans", where)
@@ -454,7 +456,7 @@ def _check_tiff(image: Image.Image, size: int, where: str, max_pixels: int) -> N
     bits = tags.get(258, (1,))
     bits = max(bits) if isinstance(bits, tuple) else bits
     if bits > 8:
-        raise DecodeError(f"{where}: more than 8 bits a channel", reason="wrong-mode", hint="convert it to 8 bits")
+        raise DecodeError(f"{where}: more than 8 bits per channel", reason="wrong-mode", hint="convert it to 8 bits")
     # libtiff takes memory for one whole tile or strip, whatever the size of the picture.
     width, height = tags[256], tags[257]  # as stored; `size` is upright
     tile = int(tags.get(322, 1) or 1) * int(tags.get(323, 1) or 1)

@@ -1,4 +1,4 @@
-"""The index of a data set: one row an image, in Parquet; and the table of refused files."""
+"""The index of a data set: one row per image, in Parquet; and the table of refused files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Index:
 
     @classmethod
     def load(cls, path: str | Path) -> Index:
-        """Open an index; InputError when it is missing, IntegrityError when it is no index of ours."""
+        """Open an index; InputError when it is missing, IntegrityError when it is not an index of this package."""
         table = Table(Path(path), FORMAT, VERSION)
         if table.columns != [f.name for f in fields(Sample)]:
             raise IntegrityError(f"{path}: unexpected columns {', '.join(table.columns)}")

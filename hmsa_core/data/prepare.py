@@ -180,7 +180,7 @@ class _Collected:
 
 
 def _unique(scanned: Scan) -> Rows[Found]:
-    """Found images by name; of those with one name all but the first by path are refused."""
+    """Found images sorted by name. Of images with the same name, all but the first by path are refused."""
     rows = Rows.of(Found, scanned.found)
     scanned.found = []
     names = rows.column("name")

@@ -236,7 +236,7 @@ def _some(n: int, dice: Dice) -> list[int]:
 
 
 def normalise(image: UInt8) -> torch.Tensor:
-    """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values a channel."""
+    """uint8 HxWx3 RGB -> float32 3xHxW, (value / 255 - mean) / std, through a table of 256 values per channel."""
     # Imported here: everything else in this module serves programs without torch, too.
     import torch
 

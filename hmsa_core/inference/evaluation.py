@@ -128,7 +128,7 @@ class Labelled:
 
 @dataclass
 class SettingScores:
-    """Counts of one setting; every list has one entry an image."""
+    """Counts of one setting; every list has one entry per image."""
 
     names: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)

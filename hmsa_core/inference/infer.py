@@ -71,7 +71,7 @@ U = TypeVar("U")
 
 
 def read_ahead(sources: Iterable[T], read: Callable[[T], U]) -> Generator[U]:
-    """Read in a thread while the caller works; at most `_AHEAD` results wait. Sources are asked for in its own."""
+    """Read sources in a second thread, up to `_AHEAD` ahead of the caller, whose thread iterates over `sources`."""
     with ThreadPoolExecutor(1, "reader") as reader:
         waiting: deque[Future[U]] = deque()
         for source in sources:
@@ -187,7 +187,7 @@ def _work(spec: InferSpec, pipeline: Pipeline, pending: list[ShardPlan], context
 
 @dataclass
 class _Worker:
-    """Labels planned shards in a process of Ray: a rank that is told its shards and speaks with no other rank."""
+    """Labels planned shards in a process of Ray, which assigns the shards; there is no contact with other ranks."""
 
     spec: InferSpec
     precision: str

@@ -82,7 +82,7 @@ def label(
         runtime: threads, device, precision; None = as the store was begun, at first all cores, fp32.
 
     Raises:
-        HmsaError: its kind says whose fault it is; unfinished work stays in OUT.work and is gone on with.
+        HmsaError: its class says what failed; unfinished work stays in OUT.work, and the next call continues it.
     """
     if runtime is None:
         begun = RemoteStore.at(str(out))[0].options() if is_url(out) else begun_with(work_of(local_path(out)))
@@ -113,7 +113,7 @@ def label_images(
         images, out, names, images_per_shard, codec: as in `label`.
         options: teacher, scales, flip, and how the machine is used.
         engine: "ray": images are checked and labelled by tasks of Ray, `options.runtime.ranks` at once.
-        tell: is told in a line what is left out and why.
+        tell: called with one line for each remark, for example which image is left out and why.
         stop: set it to stop between two images.
         run: runs the job; None = in this process.
     """
@@ -193,7 +193,7 @@ def _index(
     tell: Tell,
     stop: StopRequest,
 ) -> int:
-    """Check every image by content and write the index; refused files are told, their number returned."""
+    """Check every image by content and write the index; refused files are reported, their number returned."""
     source = SourceSpec(
         kind="folder",
         name=_ROOT,

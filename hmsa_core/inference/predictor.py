@@ -175,7 +175,7 @@ class Predictor(Engine):
 
 
 def normalising_table(mean: NDArray[np.float64], std: NDArray[np.float64]) -> Float32:
-    """256 values a channel: (value / 255 - mean) / std, as in training."""
+    """256 values per channel: (value / 255 - mean) / std, as in training."""
     return ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)[:, None]
 
 

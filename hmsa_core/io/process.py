@@ -170,7 +170,7 @@ def run_child(
         process_group=0 if own_group else None,
     )
 
-    is_told = threading.Lock()  # a child that is told twice ends without saving
+    is_told = threading.Lock()  # a child that gets two signals ends without saving
 
     def forward(_signum: int) -> None:
         if not is_told.acquire(blocking=False):

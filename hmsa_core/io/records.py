@@ -1,4 +1,4 @@
-"""Files that hold people's work: histories of one JSON object a line, and what is told when one cannot be written."""
+"""Files that hold people's work: histories of one JSON object per line, and the error when one cannot be written."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _HEAD = re.compile(rb'\A\{"digest":"([0-9a-f]{64})",\n')
 
 
 def dump(value: dict[str, Any]) -> bytes:
-    """Bytes of a sealed file: sorted keys, one top-level key a line, one element a line in lists of objects.
+    """Bytes of a sealed file: sorted keys, one top-level key per line, one element per line in lists of objects.
 
     A `digest` that the object carries, because it was read from such a file, is replaced.
     """

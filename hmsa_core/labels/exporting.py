@@ -136,7 +136,8 @@ def export_store(
         raise ConfigError(f"unknown export format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
     if not re.fullmatch(r"[A-Za-z0-9.-]+", suffix):
         raise ConfigError(
-            f"suffix {suffix!r}: letters, digits, - and . only", hint="file names are read back at their underscores"
+            f"suffix {suffix!r}: only letters, digits, - and . are allowed",
+            hint="an import splits file names at underscores",
         )
     wanted = store.names() if names is None else names
     if fmt != "masks":

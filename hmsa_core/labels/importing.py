@@ -34,7 +34,7 @@ class FoundFile:
 
 
 def find_files(folder: str | Path) -> tuple[str, list[FoundFile]]:
-    """Format ("released", "cityscapes" or "masks") and files of a folder, flat or one folder a city.
+    """Format ("released", "cityscapes" or "masks") and files of a folder, flat or one folder per city.
 
     Raises:
         LayoutError: no PNG, two files of one name, or a confidence file without its label or the other way round.

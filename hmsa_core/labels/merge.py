@@ -156,11 +156,11 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
 def corrected_precision(
     pairs: NDArray[np.int64], calibration_pairs: NDArray[np.int64], curves: Curves, codes: NDArray[np.integer]
 ) -> list[dict[str, float | None]]:
-    """Precision per class on images that only have coarse labels, corrected by what coarse labels get wrong.
+    """Precision per class on images that only have coarse labels, corrected for the bias of coarse labels.
 
-    Coarse polygons lie in the middle of things, so agreement with them flatters the teacher. On calibration
-    images both figures are known; their difference is added: estimate + (true - estimate there).
-    Both pairs are StoreStatistics.pairs(), (C+1, C, 256); `codes` are the policy's (C,).
+    Coarse polygons lie inside objects, so agreement with them overestimates the precision. On calibration images the
+    true precision is known as well: result = agreement here + (true precision - agreement) on calibration images.
+    `pairs` and `calibration_pairs` are StoreStatistics.pairs(), (C+1, C, 256); `codes` are the policy's cuts, (C,).
     """
     there, here = _agreement(calibration_pairs, codes), _agreement(pairs, codes)
     result = []

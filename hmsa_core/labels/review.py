@@ -323,7 +323,7 @@ class ReviewFile:
             records.append(self.path, {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id})
 
     def lock(self) -> FileLock:
-        """Keeps writers out while it is held; readers need none."""
+        """The lock that a writer must hold; readers need none."""
         return FileLock(self.path.with_name(f".{self.path.name}.lock"), what=f"review file {self.path}", wait_s=10.0)
 
 

@@ -33,7 +33,7 @@ def loss(logits: Tensor, labels: Tensor, options: LossConfig, ignore_index: int)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps one number a pixel (log of the softmax denominator) and makes the softmax again for the gradient."""
+    """Keeps one number per pixel (log of the softmax denominator) and makes the softmax again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:

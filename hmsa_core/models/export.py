@@ -104,7 +104,7 @@ def normalisation(model: MultiScaleModel) -> tuple[list[float], list[float]]:
 def _fraction(scale: float) -> Fraction:
     found = Fraction(scale)  # exact: in other steps than powers of two, a float's rounding decides about single pixels
     if found.denominator > _STEPS:
-        raise ConfigError(f"scale {scale:g}: only multiples of 1/{_STEPS} can be exported", hint="0.5, 0.75, 1.25, 1.5")
+        raise ConfigError(f"scale {scale:g}: only multiples of 1/{_STEPS} can be exported", hint="for example 0.75")
     return found
 
 

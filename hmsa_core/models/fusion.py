@@ -94,7 +94,7 @@ _FUSIONS: dict[str, Callable[[Iterable[Any], Size], Any]] = {
 
 
 def explicit_weights(scores: Sequence[M], size: Size) -> list[M]:
-    """Softmax over scales of the attention scores, one map a scale on the output grid (Chen et al. 2016)."""
+    """Softmax over scales of the attention scores, one map per scale on the output grid (Chen et al. 2016)."""
     maps = [resize(score, size) for score in scores]
     if isinstance(maps[0], Rows):
         return rows.softmax(maps)

@@ -36,7 +36,7 @@ class JsonLog:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.follower: Callable[[dict[str, Any]], None] | None = None  # is told each line after it was written
+        self.follower: Callable[[dict[str, Any]], None] | None = None  # called with each line after it was written
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_end(path)

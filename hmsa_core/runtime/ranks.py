@@ -1,6 +1,6 @@
 """The ranks of a job: which process this is, which device it computes on, and what the ranks tell each other.
 
-Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task a rank, or
+Ranks are started by torchrun (any number of nodes through its rendezvous), by Slurm's `srun` with one task per rank, or
 a job has one rank. NCCL carries tensors on GPUs; small control messages, and everything on CPUs, go through gloo.
 """
 
@@ -181,7 +181,7 @@ class JobContext:
     runtime: RuntimeConfig
     stop: StopRequest = field(default_factory=StopRequest)  # set by SIGTERM or SIGINT on this rank
     log: JsonLog = field(default_factory=lambda: JsonLog(None))  # real on rank 0 only
-    beat: Callable[[], None] = lambda: None  # a training calls it when it has got on
+    beat: Callable[[], None] = lambda: None  # a training calls it to report progress
 
     @classmethod
     def of(cls, work: Path, ranks: Ranks, runtime: RuntimeConfig, stop: StopRequest) -> JobContext:

@@ -122,7 +122,7 @@ def watch_nodes(
         node: number of this node.
         nodes: how many there are.
         silent_s: seconds without a new count, after which a node is lost.
-        lost: is told what was lost, once.
+        lost: called once, with a line that names the lost node.
     """
     heard = dict.fromkeys(range(nodes), time.monotonic())
     counts: dict[int, int] = {}

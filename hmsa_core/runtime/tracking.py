@@ -1,7 +1,7 @@
 """Log lines for trackers of other makers: TensorBoard and MLflow, one class each behind `Tracker`.
 
-A tracker is told each line after it stands in `log.jsonl`, which stays the record: nothing is read back, and no result
-depends on a tracker. The numbers of a line become scalars `EVENT/NAME` at the line's step. A tracker that fails in
+Each line is written to `log.jsonl` first and then sent to the trackers. Nothing is read back from a tracker, and no
+result depends on one. The numbers of a line become scalars `EVENT/NAME` at the line's step. A tracker that fails in
 the middle of a run is left alone from then on, and the log of the process says so.
 """
 
@@ -54,7 +54,7 @@ def follow(names: tuple[str, ...], root: Path, run: str, key: str, step: int) ->
             try:
                 tracker.tell(line)
             except Exception as error:  # noqa: BLE001 - of a foreign library, maybe over a network: training goes on
-                _LOG.warning("%s is told no more: %s", type(tracker).__name__, one_line(error)[:200])
+                _LOG.warning("%s gets no more lines: %s", type(tracker).__name__, one_line(error)[:200])
                 trackers.remove(tracker)
 
     return tell

@@ -47,7 +47,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
-        """Say that work has got on; the first call starts the watch, so that preparing may take its time."""
+        """Report progress. The first call starts the watch, so the preparation before it may take any time."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:

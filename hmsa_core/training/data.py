@@ -411,7 +411,7 @@ class Feed:
 def feeding(
     data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
 ) -> Iterator[Feed]:
-    """A `Feed` that is closed behind the block; a worker's death anywhere in it is a TrainingError."""
+    """Yield a `Feed` and close it after the block. TrainingError: a loader process died in the block or on closing."""
     try:
         with closing(Feed(data, timeline, ranks, config, step, clock)) as feed:
             yield feed

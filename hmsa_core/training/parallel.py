@@ -50,7 +50,7 @@ class Replicas:
 
 
 class FlatReplicas(Replicas):
-    """CPU ranks: gradients are views of one buffer, which is summed by one message a step.
+    """CPU ranks: gradients are views of one buffer, which is summed by one message per step.
 
     Running statistics of batch norm ride in the same message; they are averages already, so the mean over
     ranks is what one process would have collected from all of them.

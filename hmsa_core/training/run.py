@@ -220,7 +220,7 @@ class _Run:
         self.context.log.rewind(is_done)
 
     def _follow_log(self) -> None:
-        """From here on, tell the trackers that are asked for what the log is told."""
+        """From here on, also send each log line to the trackers that the settings name."""
         trackers = self.spec.config.runtime.trackers
         if trackers and self.context.is_main:
             root, run = self.spec.tracking or self.spec.work, f"{self.spec.stage}-{self.data.key[:8]}"

@@ -1,7 +1,7 @@
 """Show the settings in effect with their explanations, or what differs from others.
 
 show          Print all settings of a workspace, each with its description and origin: (default), (profile) or (here).
-diff [OTHER]  Print what differs, one line a setting: key: theirs -> ours. OTHER is `defaults`, a profile or a
+diff [OTHER]  Print what differs, one line per setting: key: theirs -> ours. OTHER is `defaults`, a profile or a
               params.yaml. Without it, the workspace is compared with its own profile.
 """
 

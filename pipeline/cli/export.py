@@ -86,7 +86,7 @@ def _to_tool(args: argparse.Namespace, store: LabelStore, given: dict[str, Any])
 
 
 def _queue(args: argparse.Namespace) -> list[str]:
-    """Names of the images that the page lists first."""
+    """Names of the first N images (`--queue N`) that the inspector page lists, without reviewed ones."""
     from pipeline.inspector.session import Session
     from pipeline.inspector.stats import ImageQuery, image_rows, parse_sort
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder a city; or what came back"
+        "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
     parser.add_argument(
         "store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported"

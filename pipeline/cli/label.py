@@ -113,7 +113,7 @@ def _teacher(args: argparse.Namespace) -> tuple[Source, ...]:
 def _pin_threads(args: argparse.Namespace) -> int:
     """Threads of each process: those asked for, those that the store was begun with, or all cores; now pinned.
 
-    Threads move last bits, so the number depends neither on `--ranks` nor on where a store is gone on with.
+    Threads move last bits, so the number depends neither on `--ranks` nor on the machine that continues a store.
     """
     import json
 

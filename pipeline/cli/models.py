@@ -1,4 +1,4 @@
-"""List registered models, let one teach, or go back to the one before; measure what trainings differ by.
+"""List registered models, promote one to teacher, or return to the previous one; measure how trainings differ.
 
 autolabel models list
 autolabel models promote VERSION --reason "better on rain"
@@ -23,7 +23,7 @@ from pipeline.workspace import Workspace
 
 _OF_NO_VERSION = {  # one that is given there would be ignored in silence
     "list": "all are listed",
-    "rollback": "it goes to whoever taught before",
+    "rollback": "it returns to the previous teacher",
     "aa": "it trains the student's recipe",
 }
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.version is not None and args.action in _OF_NO_VERSION:
         raise ConfigError(
             f"autolabel models {args.action} {args.version}: takes no version, {_OF_NO_VERSION[args.action]}",
-            hint=f"leave {args.version} out; `autolabel models promote VERSION` chooses who teaches",
+            hint=f"leave {args.version} out; `autolabel models promote VERSION` makes a version the teacher",
         )
     if args.action == "aa":
         return _aa(Workspace.find(args.workspace), args.runs)

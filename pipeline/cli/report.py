@@ -1,4 +1,4 @@
-"""One report over many workspaces: their figures, gates and thresholds, a row each.
+"""One report over many workspaces: their figures, gates and thresholds, one row per workspace.
 
 autolabel report --over WORKSPACE [WORKSPACE ...] [--html FILE]
 

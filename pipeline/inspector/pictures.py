@@ -50,7 +50,7 @@ class Pictures:
         self._start = self._find_start(self.root, str(root), [path for path in paths() if path])
 
     def _find_start(self, root: Path, given: str, paths: list[str]) -> Path:
-        """The folder that the store's paths begin in: `root`, or its parent where only that leads into `root`."""
+        """Folder that image paths are relative to: `root`, or its parent if only from there they lead into `root`."""
         for start in (root, root.parent):
             found = next((path for path in paths if _is_below(start, path, root)), None)
             if found is not None:
@@ -226,7 +226,10 @@ def smallest_distance(colours: list[Colour]) -> float:
 
 @cache
 def safe_colours(count: int) -> tuple[Colour, ...]:
-    """`count` RGB colours; the first ones are the farthest apart, so frequent classes should come first."""
+    """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours this is not sought.
+
+    Each colour is as far as possible from those before it: give the first ones to frequent classes.
+    """
     steps = np.array([0, 51, 102, 153, 204, 255], np.float64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     if count > len(grid) // 2:

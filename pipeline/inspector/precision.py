@@ -1,13 +1,13 @@
-"""How right the kept pixels are, and how that is known: best evidence first.
+"""Precision of the kept pixels, and the evidence for it. The first source of this list that exists is used.
 
-0. certificate: answers prove, whatever the errors look like, that this very cut of this store reaches the target.
-1. audit: a person judged random kept pixels of this very store (an interval that rests on the draw alone).
-2. coarse-corrected: agreement with coarse human labels of these images, corrected by what such labels get wrong
-   where the truth is known (needs `curves.json` and `pairs.npz` of `calibrate`, and coarse labels; not where
-   `calibrate.region` leaves out what people drew).
-3. calibration: counted on images the teacher never saw, with a lower bound over blocks; from the curves file at any
-   cut, or from the policy's own evidence at its own cut. "outside-coarse": on the pixels that people left open.
-4. expected: the policy's table code -> P(correct), weighted with this store's own histogram; no interval.
+0. certificate: answers prove that this cut of this store reaches the target. No model of the errors is assumed.
+1. audit: a person judged random kept pixels of this store. The interval depends on the random draw alone.
+2. coarse-corrected: agreement with the coarse labels of these images. It is corrected by the errors of coarse labels
+   on calibration images. It needs coarse labels, and `curves.json` and `pairs.npz` of `calibrate`. It is not used
+   where `calibrate.region` leaves out what people drew.
+3. calibration: counted on images that the teacher never saw, with a lower bound over blocks. The curves file gives it
+   at any cut, the policy's own evidence at the policy's cut. "outside-coarse": only on pixels that people left open.
+4. expected: the policy's table code -> P(correct), weighted with this store's histogram. It has no interval.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _precision_json(found: Precision | None) -> dict[str, Any]:
 
 
 def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id: int | None = None) -> dict[str, Any]:
-    """What the cuts keep: totals and one row a class, as plain JSON.
+    """What the cuts keep: totals and one row per class, as plain JSON.
 
     Shares are per cent. `coverage` is kept / predicted as that class; `kept_share` is kept / all pixels.
     `marginal_precision` is the precision of the pixels exactly at the cut: what the last step bought.

@@ -1,4 +1,4 @@
-"""The model registry: plain files that say who teaches, who promoted it, and why.
+"""The model registry: plain files that say which model is the teacher, who promoted it, and why.
 
     models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
     models/registry/VERSION/        checkpoint folder (hard links) + record.json
@@ -49,13 +49,13 @@ class Registry:
         self._pin = self.folder / "champion.json"
 
     def current(self) -> str:
-        """Who teaches: "stage:NAME" or a path relative to the workspace."""
+        """The teacher: "stage:NAME" or a path relative to the workspace."""
         if not self.current_file.exists():
             raise ConfigError(
                 f"{self.current_file}: missing",
                 hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
             )
-        hint = "`autolabel models rollback` names whoever taught last and is whole"
+        hint = "`autolabel models rollback` returns to the last teacher that is undamaged"
         try:
             teacher = atomic.read_json(self.current_file).get("teacher")
         except IntegrityError as error:

@@ -92,7 +92,7 @@ def _scale_of(path: Path) -> float:
 
 
 def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
-    """Folder with one sub-folder an image that holds its `*_weight_*x.png` (cached by content)."""
+    """Folder with one sub-folder per image that holds its `*_weight_*x.png` (cached by content)."""
     config = ws.params.auto_infer
     weights = weights_of(checkpoint)
     key = atomic.digest([weights, list(config.scales), config.flip, [atomic.sha256_file(p) for p in images]])[:16]

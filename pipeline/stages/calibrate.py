@@ -27,7 +27,7 @@ SKIPPED = "skipped.json"
 
 
 def disk_estimate(ws: Workspace) -> int:
-    """Bytes of the calibration images' labels (at most one byte a pixel) and of the curves."""
+    """Bytes of the calibration images' labels (at most one byte per pixel) and of the curves."""
     pixels = sum(s.height * s.width for s in precision.fine_samples(ws, "calibrate"))
     return pixels + (32 << 20)
 

@@ -37,7 +37,7 @@ def run_stage(ws: Workspace, stage: str) -> None:
     started = time.monotonic()
     module = module_of(stage)
     row = row_of(stage)
-    before = _inputs(ws, row)  # a mistake in params.yaml is told before anything is touched
+    before = _inputs(ws, row)  # a mistake in params.yaml is reported before anything is touched
     check_named_files(ws.root, ws.params, stage)
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))

@@ -172,7 +172,7 @@ def _is_trained(model: Path) -> bool:
 
 
 def fusion(checkpoint: Path) -> dict[str, str]:
-    """What the weights do not tell: averages and maxima are of the very weights of a single-scale model."""
+    """The kind `average` or `max`, for keys: the weights' digest is that of a single-scale model and cannot tell it."""
     kind = str(read_meta(checkpoint)["kind"])
     return {"kind": kind} if kind in ("average", "max") else {}
 

@@ -61,7 +61,8 @@ class ClassMap:
             )
         if max(self.targets) >= found:
             raise ConfigError(
-                f"{self.source.table_path}: no class {max(self.targets)}; the classes are 0 to {found - 1}"
+                f"{self.source.table_path}: maps class {max(self.targets)}; the teacher has classes 0 to {found - 1}",
+                hint="correct the teacher's class numbers in `classes`: {number: your class}",
             )
 
 

@@ -59,7 +59,7 @@ def _load(source: Source) -> tuple[Any, Any]:
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
         from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # weights that are not there are told below, in one line
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # missing weights are reported below, in one line
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # untyped library

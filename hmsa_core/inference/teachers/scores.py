@@ -2,7 +2,7 @@
 
     NAME.npz          one array, or one called "probabilities": C x h x w
     NAME.npy          C x h x w
-    NAME/CLASS.png    grey, 8 or 16 bit, white = 1: one picture a class, by name or number; no picture = 0
+    NAME/CLASS.png    grey, 8 or 16 bit, white = 1: one picture per class, by name or number; no picture = 0
 
 Floats lie in [0, 1]; uint8 and uint16 are shares of their largest number. Any resolution of the image's proportions.
 """

@@ -146,10 +146,11 @@ def _one(text: str) -> Source:
             f"teacher {text}: unknown kind {family!r}", hint=did_you_mean(family, FAMILIES, known, cutoff=0.6)
         )
     if path.suffix == ".onnx" and path.is_file():
-        raise ConfigError(f"teacher {text}: is an ONNX file, no checkpoint of ours", hint=f"write onnx:{text}")
+        raise ConfigError(f"teacher {text}: is an ONNX file, not a checkpoint folder", hint=f"write onnx:{text}")
     if (path / "config.json").is_file() and not (path / "model.json").is_file():
         raise ConfigError(
-            f"teacher {text}: is a folder of transformers, no checkpoint of ours", hint=f"write hf:{text}"
+            f"teacher {text}: is a folder of transformers, not a checkpoint folder of autolabel",
+            hint=f"write hf:{text}",
         )
     return Source("checkpoint", path.parent if path.is_file() else path, beside)
 

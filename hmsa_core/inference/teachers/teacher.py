@@ -76,7 +76,7 @@ class Teacher(ABC):
 
 
 class NetworkTeacher(Teacher):
-    """A network at several scales: a checkpoint of ours, or one of another tool."""
+    """A network at several scales: a checkpoint of this package, or a network of another tool."""
 
     def __init__(self, engine: Engine, mapping: ClassMap, config: InferConfig) -> None:
         self._mapping, self._scales, self._flip = mapping, config.scales, config.flip

@@ -1,6 +1,6 @@
-"""COCO panoptic: a PNG of segment ids (R + 256 G + 65536 B, 0 = ignored) an image, and `panoptic.json`.
+"""COCO panoptic: one PNG of segment ids (R + 256 G + 65536 B, 0 = ignored) per image, and `panoptic.json`.
 
-One segment for each class of an image: semantic labels know no things. Category ids are trainId + 1.
+One segment for each class of an image: semantic labels do not separate instances. Category ids are trainId + 1.
 """
 
 from __future__ import annotations

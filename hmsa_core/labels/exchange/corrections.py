@@ -48,7 +48,7 @@ def bring_back(
         exported: the export that it was made of.
         store: the store that was exported.
         by, when: person and date where the tool states none.
-        overrule: take what is in conflict with others or with newer labels, too, as the last word.
+        overrule: also take corrections that conflict with other people or with newer labels.
         advance: called with the number of images read.
 
     Raises:

@@ -136,17 +136,19 @@ class _Reader:
         if tag == "image":
             self._name = self._exported.name_of(given["name"], self._path)
             if self._name in self._seen:
-                raise InputError(f"{self._path}: {self._name} stands there twice", hint="keep one of the two")
+                raise InputError(f"{self._path}: {self._name} occurs twice", hint="keep one of the two")
             self._seen.add(self._name)
             height, width = self._exported.size(self._name)
             if (int(given["width"]), int(given["height"])) != (width, height):
                 raise InputError(f"{self._path}: {self._name} is not {width}x{height} there, as it was exported")
             self._shapes = []
         elif tag == "track" or len(self._open) > 20:
-            raise InputError(f"{self._path}: <{tag[:40]}> is not read", hint='export as "CVAT for images 1.1"')
+            raise InputError(f"{self._path}: <{tag[:40]}> is not supported", hint='export as "CVAT for images 1.1"')
         elif self._name and self._open[-2] == "image" and tag != "tag":
             if tag not in ("mask", "polygon"):
-                raise InputError(f"{self._path}: {self._name}: <{tag[:40]}> is not read", hint="draw masks or polygons")
+                raise InputError(
+                    f"{self._path}: {self._name}: <{tag[:40]}> is not supported", hint="draw masks or polygons"
+                )
             if len(self._shapes) == _SHAPES:
                 raise InputError(f"{self._path}: {self._name}: more than {_SHAPES} masks and polygons")
             self._shapes.append((int(given.get("z_order", 0)), len(self._shapes), given, tag))

@@ -91,7 +91,7 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
 def _is_region(region: dict[str, Any], where: str) -> bool:
     kind = str(region["type"])
     if kind.endswith("labels") and kind != "brushlabels":
-        raise InputError(f"{where}: regions of type {kind[:40]} are not read", hint="correct with the brush")
+        raise InputError(f"{where}: regions of type {kind[:40]} are not supported", hint="correct with the brush")
     return kind == "brushlabels"
 
 

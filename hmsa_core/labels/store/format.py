@@ -70,7 +70,7 @@ def payload_columns(kind: Kind) -> tuple[str, ...]:
 
 
 def shard_schema(kind: Kind, metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
-    """Columns of a shard: one row an image, its maps as bytes of a standard file format."""
+    """Columns of a shard: one row per image, its maps as bytes of a standard file format."""
     images = payload_columns(kind)
     digests = {f"{c}_sha256": pa.string() for c in images}
     return _schema(metadata, **_ABOUT, **dict.fromkeys(images, pa.binary()), image_sha256=pa.string(), **digests)
@@ -151,9 +151,9 @@ class FileRecord:
 
 
 class ParquetSink:
-    """One Parquet file in the making: row groups are appended, nothing is visible before `commit`.
+    """Writes one Parquet file by row groups; the file appears at its path only on `commit`.
 
-    As a context manager it throws the file away when the block raises; the block itself commits.
+    As a context manager it discards the file when the block raises. The block must call `commit` itself.
     """
 
     def __init__(

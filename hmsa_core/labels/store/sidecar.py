@@ -1,9 +1,9 @@
 """The sidecar tables: histograms of each image, their consolidated forms, and statistics at any threshold from them.
 
-`sidecar/shard-NNNNN.parquet` is the source: one sparse table a shard, sorted by class. From all of them
-`consolidate` makes three tables whose file names carry the digest of their sources, so that an old manifest
-never meets new statistics:
-  kept-<digest>    rows (image, class) sorted by class in each block of images, one column a code: a threshold
+`sidecar/shard-NNNNN.parquet` is the source: one sparse table per shard, sorted by class. `consolidate`
+makes three tables from all of them. Their file names hold the digest of their sources, so an old manifest never
+reads new statistics:
+  kept-<digest>    rows (image, class) sorted by class in each block of images, one column per code: a threshold
                    reads a few of the 258 columns
   totals-<digest>  sums by city: totals, conflicts with human labels, confidence histograms for the shift check
   images-<digest>  where each image lies and what is known of it

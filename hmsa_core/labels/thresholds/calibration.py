@@ -44,14 +44,14 @@ def calibrate(
     """Measure how often a teacher is right, and choose the thresholds of a policy from that.
 
     Args:
-        evidence: calibration images with the teacher's labels, from which the teacher never learned; or their curves.
+        evidence: images that the teacher never learned from, with its labels and the true ones; or their curves.
         classes: class table of the images; not needed with curves.
         config: the rule and its settings; `region` says which pixels of images count.
-        lineage: the label store's: the policy is bound to its teacher and inference.
+        lineage: of the label store; it binds the policy to the store's teacher and inference settings.
 
     Raises:
         InputError: no image, or images without a class table.
-        ConfigError: an unknown rule, or an override of an unknown class or off the grid.
+        ConfigError: an unknown rule, or an override that names an unknown class or a threshold off the code grid.
     """
     config = config or CalibrateConfig()
     if isinstance(evidence, Curves):
@@ -124,10 +124,12 @@ def _fit(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np
 
 
 def load_table(path: str | Path) -> NDArray[np.float64]:
-    """The table of `save_table`, float64 (C, 256); a damaged file is a StoreError."""
+    """Read the table that `save_table` wrote: float64 (C, 256). StoreError: damaged, or of another version."""
     value = sealed.read(Path(path))
     if value.get("format") != FORMAT or value.get("version") != VERSION:
-        raise StoreError(f"{path}: not a calibration table of version {VERSION}")
+        raise StoreError(
+            f"{path}: not a calibration table of version {VERSION}", hint="run calibrate and pseudo-label again"
+        )
     classes = ClassTable.from_json(value["class_table"]).classes  # a sealed file sorts names, trainIds do not
     return np.array([value["table"][name] for name in classes], np.float64)
 

@@ -243,7 +243,10 @@ class _Counter:
 
     def _add_conflicts(self, image: CalibrationImage, human: NDArray[np.uint8]) -> None:
         if human.shape != image.label.shape:
-            raise InputError(f"{image.name}: human label is {human.shape}, the teacher's {image.label.shape}")
+            raise InputError(
+                f"{image.name}: the human label is {human.shape}, the teacher's label {image.label.shape}",
+                hint="give a human label of the image's size",
+            )
         mask = (human < self.c) & (image.label < self.c) & (image.truth < self.c)
         h, t, truth = (a[mask].astype(np.int64) for a in (human, image.label, image.truth))
         outcome = np.where(truth == h, 0, np.where(truth == t, 1, 2))

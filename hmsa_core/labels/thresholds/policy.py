@@ -66,7 +66,7 @@ class ThresholdPolicy:
 
     Attributes:
         classes: the class table that it was made for.
-        entries: one a class, in trainId order.
+        entries: one per class, in trainId order.
         table: float64 (C, 256), P(label is right | class, code), non-decreasing in the code; None for plain numbers.
         binding: teacher hash, scales, flip, precision that it was measured with; None = applies to any store.
         settings: target, floor, ... as they were in force.
@@ -105,7 +105,10 @@ class ThresholdPolicy:
     def check(self, lineage: Mapping[str, Any], classes: ClassTable, where: str = "the store") -> None:
         """Refuse labels that this policy was not measured for (ConfigError names what differs)."""
         if classes != self.classes:
-            raise ConfigError(f"the policy is for the classes of {self.classes.name}, {where} has {classes.name}")
+            raise ConfigError(
+                f"the policy is for the classes of {self.classes.name}, {where} has those of {classes.name}",
+                hint="run calibrate with these classes, or give a plain threshold",
+            )
         if self.binding is None:
             return
         theirs = binding(lineage)

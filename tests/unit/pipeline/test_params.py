@@ -58,7 +58,7 @@ profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
   max_leaked: 0.05 =>   max_leaked: 5 => evaluate\.max_leaked: expected less than or equal to 1, found 5
     root: data/demo/cityscapes =>     root: ~/city => data: expected target\.root as a path written out, found ~/city
     kind: mapillary =>     kind: vistas => data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'
-"""  # what stands there => what is written => what is told; ⏎ is the end of a line
+"""  # original text => text with the mistake => expected message; ⏎ is the end of a line
 
 
 @pytest.mark.parametrize(

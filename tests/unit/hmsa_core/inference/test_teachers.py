@@ -268,7 +268,7 @@ def test_missing_and_damaged_files_say_so(data: Path, tmp_path: Path) -> None:
     assert "did you mean onnx?" in refused(ConfigError, "unknown kind 'onx'", "onx:net.onnx").hint
     assert "known: onnx, hf" in refused(ConfigError, "unknown kind 'segformer'", "segformer:net").hint
     bare = data / "colours.onnx"
-    assert refused(ConfigError, "is an ONNX file, no checkpoint", bare).hint == f"write onnx:{bare}"
+    assert refused(ConfigError, "is an ONNX file, not a checkpoint folder", bare).hint == f"write onnx:{bare}"
     bare = data / "segformer"
     assert refused(ConfigError, "is a folder of transformers", bare).hint == f"write hf:{bare}"
     big = onnx.load(str(data / "colours.onnx"))

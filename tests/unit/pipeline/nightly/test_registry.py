@@ -311,7 +311,7 @@ def test_a_version_is_refused_where_it_would_be_ignored(registry: Registry, mode
     before = registry.current()
     told = models(action, given, status=2).err
     assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
-    assert "`autolabel models promote VERSION` chooses" in told
+    assert "`autolabel models promote VERSION` makes a version the teacher" in told
     assert registry.current() == before
 
 
