@@ -174,7 +174,7 @@ def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
             if not (base / part).is_dir():
                 raise InputError(
                     f"{base}: no folder {part}; profile {request.profile} takes what `autolabel demo-data` made",
-                    hint="for an own data set see docs/own-data.md",
+                    hint="for your own images: --no-data, then set data.target in params.yaml (docs/own-data.md)",
                 )
         roots = {"target": str(base / "cityscapes"), "pretrain": str(base / "mapillary")}
     elif request.profile == "camvid":

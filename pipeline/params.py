@@ -402,8 +402,10 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     told = re.match(r"[a-z_]+(\.[a-z_]+)+", _expected(first))
     if not key and told:  # a check over several sections names its key itself
         return one_line(f"{document.where(tuple(told[0].split('.')))}: {_expected(first)}{more}")
-    found = "" if isinstance(first["input"], Mapping | BaseModel) else f", found {_show(first['input'])}"
-    return one_line(f"{place}: {dotted}: {_expected(first)}{found}{more}")
+    expected = _expected(first)
+    is_told = isinstance(first["input"], Mapping | BaseModel) or ", found " in expected
+    found = "" if is_told else f", found {_show(first['input'])}"
+    return one_line(f"{place}: {dotted}: {expected}{found}{more}")
 
 
 def _resolve(

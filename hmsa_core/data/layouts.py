@@ -335,7 +335,7 @@ def _scan_folder_split(root: Path, source: SourceSpec, split: str, pattern: re.P
         groups = match.groupdict() if pattern and (match := pattern.search(name)) else {}
         city, frame = groups.get("city") or "", groups.get("frame") or "-1"
         if pattern and (not groups or not re.fullmatch(r"-1|\d{1,18}", frame)):
-            detail = f"the name does not fit {pattern.pattern!r}"
+            detail = f"the name {name} does not fit '{pattern.pattern}' (pattern)"
             out.refuse(name, images[stem], "image", shown, "bad-name", detail)
             continue
         paths = images[stem], labels.get(stem, ""), coarse.get(stem, "")

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.write(f"{args.dir}: workspace of profile {args.profile}\n")
     folder = shlex.quote(str(args.dir))
     if args.profile in GENERATED and args.no_data and args.data is None:
-        sys.stderr.write(f"next: autolabel demo-data {folder}\n")
+        sys.stderr.write(f"next: autolabel demo-data {folder}  # or your own images: docs/own-data.md\n")
     if args.profile in ("cityscapes", "paper-final") and args.data is None:
         sys.stderr.write(f"next: fill in data.target.root and data.pretrain.root in {args.dir / 'params.yaml'}\n")
     sys.stderr.write(f"next: cd {folder} && autolabel doctor && dvc repro\n")

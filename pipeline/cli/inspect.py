@@ -7,7 +7,7 @@ autolabel inspect labels/raw --threshold 0.9 --json | jq '.classes[] | [.name, .
 
 Precision has a source. Audit: judged by a person on this store. Calibration: counted on images the teacher never saw,
 with the curves file beside the policy. Expected: the policy's table on this store's histogram. In a workspace
-calibration/policy.json is that policy where none is given.
+calibration/policy.json gives the precision where no policy is given; its thresholds count with --policy only.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _chosen(session: Session, args: argparse.Namespace) -> list[Cuts]:
     if not 1 <= len(wanted) <= 2:
         raise ConfigError(
             "at most two thresholds side by side" if wanted else "which threshold? give --threshold T or --policy F",
-            hint="for example: --threshold 0.9",
+            hint="for example: --threshold 0.9, or --policy calibration/policy.json",
         )
     return [session.cuts(threshold, args.cut) for threshold in wanted]
 

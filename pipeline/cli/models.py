@@ -109,7 +109,9 @@ def _list(registry: Registry, current: str, *, as_json: bool) -> None:
         marks += " (champion)" if champion and champion.name == version.name else ""
         sys.stdout.write(f"{version.name}  {told}  {version.record.get('role', '')}{marks}\n")
     if not versions:
-        sys.stdout.write("no version is registered yet: a promoted student becomes the first\n")
+        sys.stdout.write(
+            "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one\n"
+        )
 
 
 def _is(version: Version, current: str) -> bool:

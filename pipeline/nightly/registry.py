@@ -27,6 +27,7 @@ from pipeline.checkpoint_folders import damage, describes, read_record, version_
 
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
 
+_REGISTER = "`autolabel models register DIR` gives a checkpoint folder a version"
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
 
 
@@ -110,7 +111,7 @@ class Registry:
                 raise IntegrityError(wrong, hint=f"`autolabel models register {self.folder / other}` writes it anew")
         if len(hits) != 1:
             known = ", ".join(v.name for v in versions) or "none"
-            raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})")
+            raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})", hint=_REGISTER)
         return hits[0]
 
     def history(self) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ class Registry:
         atomic.sweep_temps(self.folder)
         record = {
             "number": number,
-            "role": "student",
+            "role": "student" if is_own else own.name,
             "weights_sha256": weights,
             "metrics": metrics or {},
             "verdict": verdict,

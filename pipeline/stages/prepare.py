@@ -119,8 +119,8 @@ def _tell_of_calibration(params: Params, index: Index) -> None:
             STAGE,
             f"{blocks} block(s) calibrate, calibrate.min_blocks is {params.calibrate.min_blocks}: no class gets a "
             "threshold of its own, and what gets none is ignored everywhere; let more calibrate, choose smaller "
-            "blocks (data.target.block), lower calibrate.min_blocks (at least 3), or give pseudo_label.threshold "
-            "a number",
+            "blocks (data.target.block), lower calibrate.min_blocks (at least 3), or set pseudo_label.threshold to "
+            "teach or a number",
         )
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
         warn(

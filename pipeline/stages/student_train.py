@@ -175,7 +175,7 @@ def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
     easier = "its thresholds" if chosen.own_policy else eased.get(str(chosen.threshold), "pseudo_label.threshold")
     _LOG.warning(
         "labels/final: %.1f %% of the pixels are labelled at threshold %s: %g %% of each epoch teaches (almost) "
-        "nothing; lower %s, or train the teacher longer",
+        "nothing; lower %s, or train the teacher longer (docs/thresholds.md: Why is a class withheld?)",
         100 * share,
         chosen.threshold,
         100 * config.share,

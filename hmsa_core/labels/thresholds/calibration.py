@@ -88,6 +88,7 @@ def choose_policy(curves: Curves, config: CalibrateConfig, table: NDArray[np.flo
         binding=binding(curves.lineage),
         settings=config.model_dump(mode="json"),
         evidence={
+            "target": config.target,
             **choice.evidence,
             "blocks": len(curves.blocks),
             "images": len(curves.images),

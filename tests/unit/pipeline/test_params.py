@@ -57,6 +57,7 @@ profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
   calibrate: 1 =>   calibrate: 7 => params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 1
   max_leaked: 0.05 =>   max_leaked: 5 => evaluate\.max_leaked: expected less than or equal to 1, found 5
     root: data/demo/cityscapes =>     root: ~/city => data: expected target\.root as a path written out, found ~/city
+  rule: promise =>   rule: promis => calibrate\.rule: expected one of promise, teach, found 'promis'$
     kind: mapillary =>     kind: vistas => data\.pretrain\.kind: expected .*'mapillary'.*found 'vistas'
 """  # original text => text with the mistake => expected message; ⏎ is the end of a line
 

@@ -253,8 +253,9 @@ def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(
     assert not init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "one"))
     with pytest.raises(InputError, match=r"its data\.target\.root is .*/one, not .*/two"):
         init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "two"))
-    with pytest.raises(InputError, match="no folder cityscapes; profile tiny takes what"):
+    with pytest.raises(InputError, match="no folder cityscapes; profile tiny takes what") as error:
         init_workspace(InitRequest(tmp_path / "tiny", "tiny", tmp_path / "one"))
+    assert "--no-data" in (error.value.hint or "")
 
 
 def test_a_fresh_repository_becomes_a_workspace(tmp_path: Path, no_tools) -> None:

@@ -465,7 +465,7 @@ def test_plain_folder_problems_are_one_clear_line(plain):
         (
             {"pattern": r"^(?P<city>nowhere)_"},
             LayoutError,
-            "3 refused, the first: images/cam1_drive0_000.png: the name does not fit",
+            "3 refused, the first: images/cam1_drive0_000.png: the name cam1_drive0_000 does not fit",
         ),
     ):
         with pytest.raises(error, match=message):

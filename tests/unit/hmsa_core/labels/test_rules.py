@@ -89,6 +89,13 @@ def test_a_rule_is_one_more_file_and_its_name_is_all_that_the_settings_need(
         assert entry.evidence["pixels"] > 0
 
 
+def test_the_target_of_a_rule_that_names_none_is_that_of_the_settings(tmp_path, monkeypatch) -> None:
+    (tmp_path / "plain.py").write_text(LIKELY.replace('{"target": config.target}', "{}"))
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    found = calibrate(world(4, 1, seed=3), CLASSES, config=CalibrateConfig(rule="plain", target=0.9))
+    assert found.policy.evidence["target"] == 0.9, "calibrate and the report read it"
+
+
 def test_an_unknown_rule_is_refused_with_the_names_of_all() -> None:
     assert rules.rule_names() == ["promise", "teach"]
     with pytest.raises(ValidationError, match="expected one of promise, teach, found 'luck'"):

@@ -371,7 +371,11 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     assert json.loads(models("list", "--json").out)["versions"][0]["current"] is True
     atomic.write_json(version.path / "record.json", version.record | {"metrics": {"mean_iou": None}})
     assert f"{version.name}  mIoU      ?" in models("list").out
-    assert models("promote", "v9", status=3).err.startswith("error: no single version 'v9'")
+    refused = models("promote", "models/student", status=3).err
+    assert refused.startswith("error: no single version 'models/student'")
+    assert "autolabel models register DIR" in refused
+    other = registry.register(_checkpoint(tmp_path / "teacher", b"b"))
+    assert f"{other.name}  mIoU      ?  teacher\n" in models("list").out, "the folder that it was copied from"
     assert "which checkpoint?" in models("register", status=2).err
     said("models", "rollback", "--workspace", tmp_path / "nowhere" / "..")
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
