@@ -107,7 +107,7 @@ def bench_lines(tables: Path) -> list[str]:
 def gpu_lines(tables: Path) -> list[str]:
     """W48 at 1024x2048 on one GPU and on more: the bound, which is computed, beside what `make bench-gpu` measured."""
     known = _known(tables)
-    machines = {line.row: line.machine for line in figures(tables / f"{TABLE}.parquet")}
+    machines = {line.row: line.machine.partition(" cores, ")[2] for line in figures(tables / f"{TABLE}.parquet")}
     bound = known.get("roofline", {})
     cells = [
         ("labelling an image, {0.5, 1, 2} + flip, bf16", "label", "gpu-infer", "cases.w48.ways.bf16.seconds"),
@@ -126,7 +126,7 @@ def gpu_lines(tables: Path) -> list[str]:
         reached = f"{100 * least / found:.0f} %" if found and least else "-"
         told = "-" if least is None else f"{1e3 * least:.0f} ms"
         rows.append((what, counted, told, measured, reached, machines.get(row, "-")))
-    return table(("what", "work", "bound", "measured", "share of the bound", "machine"), rows)
+    return table(("what", "work", "bound", "measured", "share of the bound", "GPU"), rows)
 
 
 def scaling_lines(tables: Path) -> list[str]:

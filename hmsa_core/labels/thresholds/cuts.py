@@ -26,7 +26,7 @@ class Cut(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a rule decides: one cut per class in trainId order, and evidence of the whole (`target`, if it is another)."""
+    """What a rule decides: one cut per class in trainId order, and evidence (`target`, if it is another)."""
 
     cuts: list[Cut]
     evidence: dict[str, Any]
