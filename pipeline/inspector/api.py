@@ -196,10 +196,11 @@ class Api:
         row = session.image(name).info(name)
 
         def write() -> dict[str, Any]:
+            made = {}
             if "withdraws" in body:
                 session.review.withdraw(name, _field(body, "withdraws", str, ""))
             else:
-                session.review.add(
+                mark = session.review.add(
                     name,
                     _field(body, "verdict", str, ""),
                     size=(row["height"], row["width"]),
@@ -207,9 +208,10 @@ class Api:
                     note=_field(body, "note", str, ""),
                     reviewer=session.reviewer,
                 )
+                made = {"id": mark.id}
             marks = session.review.of(name)
             found = session.review.statuses().get(name, "")
-            return {"entries": [session.review.shown(mark) for mark in marks], "status": found}
+            return {"entries": [session.review.shown(mark) for mark in marks], "status": found, **made}
 
         return JSONResponse(await self._run(write))
 

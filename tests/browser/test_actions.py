@@ -85,6 +85,36 @@ def test_a_region_is_flagged_with_a_note_and_leaves_the_training_labels(
     assert reviewed(marks, 256, 512, cityscapes())[0].all()
 
 
+def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_taken_back(
+    browser: Any, street: Scenes, tmp_path: Path
+) -> None:
+    store = copy_of(street, tmp_path)
+    with serving(str(store), "--images", str(street.images)) as (address, _):
+        page = Page(browser, address)
+        page.open(threshold="0.9", sort="name")
+        order = [page.image()]
+        for key in "AFA":
+            page.keys(key)
+            page.until(lambda: page.image() != order[-1])
+            order.append(page.image())
+        page.control("z")
+        page.until(lambda: page.image() == order[2])
+        page.keys("F")
+        page.until(lambda: page.image() == order[3])
+        for image in (order[2], order[1], order[0]):
+            page.control("z")
+            page.until(lambda image=image: page.image() == image)
+        page.control("z")
+        page.until(lambda: "no mark" in page.text("#toasts"))
+    lines = [json.loads(line) for line in ReviewFile(store).path.read_text().splitlines()]
+    assert [(line["name"], line.get("verdict")) for line in lines[:3]] == [
+        (order[0], "accept"),
+        (order[1], "flag"),
+        (order[2], "accept"),
+    ]
+    assert ReviewFile(store).marks() == []
+
+
 def test_corrections_of_another_tool_are_listed_with_their_person_and_can_be_withdrawn(
     browser: Any, street: Scenes, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import { noImage, startNumbers, useImage } from "./numbers.js";
 import { startOverlay } from "./overlay.js";
 import { nudge, startPanel } from "./panel.js";
 import { savePolicy, startPolicy } from "./policy.js";
-import { cancelRegion, closeRegion, mark, startRegion, startReview } from "./review.js";
+import { cancelRegion, closeRegion, mark, startRegion, startReview, undo } from "./review.js";
 import { ahead, onScene, scene, show, startScene } from "./scene.js";
 import { addressQuery, cutParams, fromQuery, mirrorAddress, state, update, watch } from "./state.js";
 import { online, report, toast } from "./toast.js";
@@ -44,6 +44,21 @@ async function go(step) {
   } catch (error) {
     report(error);
   }
+}
+
+/** Mark, then show the next image of the list as it was before: with a filter, the mark may take the image out of it. */
+async function markAndGo(verdict) {
+  try {
+    const next = await rowAt(Math.max(0, positionOf(state.image)) + 1);
+    if (await mark(verdict) && next) update({ image: next.name, zoom: state.zoom });
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function undoMark() {
+  const name = await undo();
+  if (name) update({ image: name });
 }
 
 async function lookAhead() {
@@ -132,6 +147,9 @@ function registerKeys() {
   keyGroup("Review", [
     { keys: ["a"], show: "a", text: "accept image or region", run: () => mark("accept") },
     { keys: ["f"], show: "f", text: "flag image or region", run: () => mark("flag") },
+    { keys: ["A"], show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
+    { keys: ["F"], show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
+    { keys: ["z"], ctrl: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undoMark },
     { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
     { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
     { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },

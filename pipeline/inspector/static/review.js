@@ -16,6 +16,7 @@ let region = null; // finished region that the next mark belongs to
 let owner = null; // image that region and note belong to
 const drafts = new Map(); // what was drawn and typed on other images and not saved: name -> {region, note}
 const saving = new Set(); // images whose mark is on its way
+const done = []; // marks of this window that stand, the newest last: {name, id}
 const SAID = { accept: "Accepted", flag: "Flagged", correct: "Corrected" };
 let changed = () => {};
 
@@ -37,6 +38,8 @@ function showMarks() {
 async function send(name, body, message) {
   try {
     const answer = await api.post("review", { name, ...body });
+    if (answer.id) done.push({ name, id: answer.id });
+    else forget(body.withdraws);
     toast(message, { kind: "good" });
     changed(name, answer.status);
     if (scene.name === name && scene.details) {
@@ -50,13 +53,15 @@ async function send(name, body, message) {
   }
 }
 
-/** Mark the image, or the region that was drawn. */
+const forget = (id) => done.splice(0, done.length, ...done.filter((mark) => mark.id !== id));
+
+/** Mark the image, or the region that was drawn; true when the mark was saved. */
 export async function mark(verdict) {
   const { name } = scene;
-  if (!scene.planes || api.isExport) return;
+  if (!scene.planes || api.isExport) return false;
   if (saving.has(name)) {
     toast("The last mark of this image is still being saved");
-    return;
+    return false;
   }
   const typed = byId("note").value;
   const where = region;
@@ -68,12 +73,20 @@ export async function mark(verdict) {
     // The draft was put away with the image; only what was not saved, or was changed since, comes back with it.
     const draft = drafts.get(name);
     if (saved && draft?.region === where && draft.note === typed) drafts.delete(name);
-    return;
+    return saved;
   }
-  if (!saved) return; // what was drawn and typed stays, to be tried again
+  if (!saved) return false; // what was drawn and typed stays, to be tried again
   if (byId("note").value === typed) byId("note").value = "";
   if (region === where) region = null;
   showMarks();
+  return true;
+}
+
+/** Withdraw the last mark of this window; the name of its image, or null. */
+export async function undo() {
+  const last = done.at(-1);
+  if (!last) toast("This window has made no mark that could be withdrawn");
+  return last && await send(last.name, { withdraws: last.id }, `Withdrawn: the last mark of ${last.name}`) ? last.name : null;
 }
 
 /** Put what was drawn and typed away with its image, and take out what belongs to the one that is shown now. */
