@@ -160,15 +160,13 @@ def _promises(policy: ThresholdPolicy) -> str:
 
 def _chosen(policy: ThresholdPolicy, target: float) -> str:
     """How the thresholds were chosen, for the middle of a sentence."""
-    rule, wanted, unseen = policy.settings["rule"], policy.settings["target"], "on images that the teacher never saw"
+    rule, unseen = policy.settings["rule"], "on images that the teacher never saw"
     if rule != "promise":
         return f"that the rule {esc(rule)} (calibrate.rule) chose {unseen}, with target {points(target)} %"
-    lowered = (
-        f" (calibrate.target is {points(wanted)} %, but no confidence is right more often on these images, by "
-        "errors of the teacher or of the labels)"
-    )
+    best = policy.evidence["ceiling"]
+    missed = f" (all classes together reach at most {points(best)} %, whatever the confidence)" if best < target else ""
     return (
-        f"at which the lower bound of its precision reaches {points(target)} %{lowered if target < wanted else ''} "
+        f"at which the lower bound of its precision reaches {points(target)} %{missed} "
         f"{unseen}, and at which the marginal pixels are still right often enough"
     )
 

@@ -2,8 +2,7 @@
 
 A class keeps a code under two conditions. (a) The lower bound on the precision of all its pixels with at least this
 code reaches the target. (b) The marginal bin, which are the pixels just above the cut, is right at least `floor` of
-the time: many easy pixels must not make up for uncertain ones. Both must hold through the whole marginal bin. The
-target is `calibrate.target`, or the ceiling that the labels allow where that is lower.
+the time: many easy pixels must not make up for uncertain ones. Both must hold through the whole marginal bin.
 """
 
 from __future__ import annotations
@@ -56,19 +55,18 @@ class _Evidence:
 
 def choose(curves: Curves, config: CalibrateConfig) -> Choice:
     """Each class's lowest code whose kept pixels are right often enough, and how far that can be trusted."""
-    top = ceiling(curves)
-    target = min(config.target, top)
+    target = config.target
     honest = _cross_fit(curves, target, config) if config.cross_fit else {}
     cuts = []
     for class_id in range(curves.classes.num_classes):
         code, status, reason = _pick(curves, class_id, target, config, config.min_blocks)
         cut = Cut(code, status, reason, {"cross_fit": honest.get(class_id)})
         cuts.append(_promise(curves, class_id, cut, target, config) if status == "measured" else cut)
-    return Choice(cuts, {"ceiling": top, "target": target})
+    return Choice(cuts, {"ceiling": ceiling(curves)})
 
 
 def ceiling(curves: Curves) -> float:
-    """Best precision of all classes together when 2 px at boundaries are left out: what labels allow at all."""
+    """Best precision of all classes together when 2 px at boundaries are left out: what teacher and labels allow."""
     total = curves.kept("interior_total").sum(axis=(0, 1))
     correct = curves.kept("interior_correct").sum(axis=(0, 1))
     enough = total >= max(1.0, _CEILING_SHARE * float(total[0]))
