@@ -32,6 +32,17 @@ def repo() -> Path:
     return REPO
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_can_be_forked() -> None:
+    """The first backward pass of a process starts threads for each kind of device that torch knows then.
+
+    An export makes CUDA known to torch where there is none. After such threads a fork cannot compute gradients.
+    """
+    import torch  # seconds, which the parent of the test processes is spared
+
+    torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture(scope="session")
 def _s3_server() -> Iterator[s3.Server]:
     with s3.running() as server:
