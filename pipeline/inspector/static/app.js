@@ -36,21 +36,12 @@ function parse(text) {
   return code;
 }
 
-async function go(step) {
+/** Go so many images on. `first` can refuse; the list is read before it, for a mark may take the image out of a filter. */
+async function go(step, first = () => true) {
   const here = Math.max(0, positionOf(state.image));
   try {
     const row = await rowAt(here + step);
-    if (row) update({ image: row.name, zoom: state.zoom });
-  } catch (error) {
-    report(error);
-  }
-}
-
-/** Mark, then show the next image of the list as it was before: with a filter, the mark may take the image out of it. */
-async function markAndGo(verdict) {
-  try {
-    const next = await rowAt(Math.max(0, positionOf(state.image)) + 1);
-    if (await mark(verdict) && next) update({ image: next.name, zoom: state.zoom });
+    if (await first() && row) update({ image: row.name, zoom: state.zoom });
   } catch (error) {
     report(error);
   }
@@ -147,8 +138,8 @@ function registerKeys() {
   keyGroup("Review", [
     { keys: ["a"], show: "a", text: "accept image or region", run: () => mark("accept") },
     { keys: ["f"], show: "f", text: "flag image or region", run: () => mark("flag") },
-    { keys: ["A"], show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
-    { keys: ["F"], show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
+    { keys: ["A"], show: "A", text: "accept, then the next image", run: () => go(1, () => mark("accept")) },
+    { keys: ["F"], show: "F", text: "flag, then the next image", run: () => go(1, () => mark("flag")) },
     { keys: ["z"], ctrl: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undoMark },
     { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
     { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },

@@ -181,6 +181,7 @@ def test_a_target_that_no_confidence_reaches_is_told(
     assert "calibrate.target is 51.0 %, but all classes together are right at most" in caplog.text
     policy = ThresholdPolicy.load(ws.path("calibration/policy.json"))
     assert policy.evidence["ceiling"] < policy.evidence["target"] == 0.51
+    assert read_json(ws.path("metrics/calibrate.json"))["target"] == 0.51
     assert "whatever the confidence" in sections._chosen(policy, 0.51)
     caplog.clear()
     calibrate.run(_set(ws, ("rule: promise", "rule: teach"), ("tau: 0.7", "tau: 0.3")))

@@ -55,13 +55,12 @@ class _Evidence:
 
 def choose(curves: Curves, config: CalibrateConfig) -> Choice:
     """Each class's lowest code whose kept pixels are right often enough, and how far that can be trusted."""
-    target = config.target
-    honest = _cross_fit(curves, target, config) if config.cross_fit else {}
+    honest = _cross_fit(curves, config) if config.cross_fit else {}
     cuts = []
     for class_id in range(curves.classes.num_classes):
-        code, status, reason = _pick(curves, class_id, target, config, config.min_blocks)
+        code, status, reason = _pick(curves, class_id, config, config.min_blocks)
         cut = Cut(code, status, reason, {"cross_fit": honest.get(class_id)})
-        cuts.append(_promise(curves, class_id, cut, target, config) if status == "measured" else cut)
+        cuts.append(_promise(curves, class_id, cut, config) if status == "measured" else cut)
     return Choice(cuts, {"ceiling": ceiling(curves)})
 
 
@@ -77,25 +76,23 @@ def _own(curves: Curves, class_id: int) -> _Evidence:
     return _Evidence(*(curves.kept(n)[:, class_id] for n in ("total", "correct", "components")))
 
 
-def _pick(
-    curves: Curves, class_id: int, target: float, config: CalibrateConfig, min_blocks: float
-) -> tuple[int, Status, str]:
+def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: float) -> tuple[int, Status, str]:
     """Cut, status (measured still without its promise) and the reason in words."""
     own = _own(curves, class_id)
     if not own.total.any():
         return WITHHELD, "withheld", "the teacher never gave this class on calibration images"
-    code = _lowest_code(own, target, config)
+    code = _lowest_code(own, config)
     at = code if code < NUM_CODES else 0
     lack = _lacking(own, at, config, min_blocks)
     if not lack:
         if code < NUM_CODES:
             return code, "measured", "reaches the target"
-        return WITHHELD, "withheld", _best_bound(own, target, config, min_blocks)
+        return WITHHELD, "withheld", _best_bound(own, config, min_blocks)
     pooled, members = _pooled(curves, class_id, own)
-    code = _lowest_code(pooled, target, config) if members else WITHHELD
+    code = _lowest_code(pooled, config) if members else WITHHELD
     if code == WITHHELD or _lacking(pooled, code, config, min_blocks):
         return WITHHELD, "withheld", f"little evidence ({lack}), and its group does not make up for it"
-    if not own.precision[code] >= target:  # also without any pixel there: a group never speaks against its class
+    if not own.precision[code] >= config.target:  # also without any pixel there: a group never speaks against its class
         return WITHHELD, "withheld", f"little evidence ({lack}), and what there is does not reach the target"
     names = ", ".join(curves.classes.classes[i] for i in members)
     return code, "pooled", f"little evidence ({lack}); shrunk to its group with {names}"
@@ -110,12 +107,12 @@ def _lacking(evidence: _Evidence, code: int, config: CalibrateConfig, min_blocks
     return " and ".join(lack)
 
 
-def _best_bound(own: _Evidence, target: float, config: CalibrateConfig, min_blocks: float) -> str:
+def _best_bound(own: _Evidence, config: CalibrateConfig, min_blocks: float) -> str:
     enough = np.count_nonzero(own.total, axis=0) >= min_blocks
     bound = np.where(enough, lower_bound(own.total, own.correct, config.confidence), -1.0)
     best = int(np.argmax(bound))
     return (
-        f"target {target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
+        f"target {config.target:.3f} not reached through a whole marginal bin: best lower bound {bound[best]:.3f} "
         f"at {_CODE.threshold(best)} (of cuts with {min_blocks:g} blocks)"
     )
 
@@ -139,7 +136,7 @@ def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, l
     return _Evidence(total, correct, components), members  # type: ignore[arg-type]  # weighted counts are floats
 
 
-def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) -> int:
+def _lowest_code(evidence: _Evidence, config: CalibrateConfig) -> int:
     """Lowest code from which on bound and marginal precision hold through its marginal bin; 256 = none.
 
     Only a code that holds pixels: below it, down to the next one that does, nothing was measured.
@@ -149,7 +146,7 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
     ends = marginal_ends(total, config.marginal_share)
     marginal = marginal_precision(total, correct, ends)
     with np.errstate(invalid="ignore"):
-        passes = (bound >= target) & (marginal >= config.floor) & (total > 0)
+        passes = (bound >= config.target) & (marginal >= config.floor) & (total > 0)
     failed_before = np.concatenate([[0], np.cumsum(~passes)])
     holds_pixels = total > np.append(total[1:], 0)
     for code in np.flatnonzero(passes & holds_pixels):
@@ -158,7 +155,7 @@ def _lowest_code(evidence: _Evidence, target: float, config: CalibrateConfig) ->
     return WITHHELD
 
 
-def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: CalibrateConfig) -> Cut:
+def _promise(curves: Curves, class_id: int, cut: Cut, config: CalibrateConfig) -> Cut:
     """Keep "measured" only where the search for the cut can be trusted and held-out blocks agree."""
     own = _own(curves, class_id)
     blocks = own.blocks(cut.code)
@@ -172,7 +169,7 @@ def _promise(curves: Curves, class_id: int, cut: Cut, target: float, config: Cal
         doubts.append(f"only {blocks} blocks")
     if holds < RELIABLE_SEARCHES:
         doubts.append(f"the search for the cut ends well in {holds:.0%} of simulations")
-    if held_out is not None and held_out < target:
+    if held_out is not None and held_out < config.target:
         doubts.append(f"held-out blocks reach {held_out:.3f}")
     if doubts:
         return Cut(cut.code, "estimate", "reaches the target, but " + " and ".join(doubts), evidence)
@@ -189,7 +186,7 @@ def _curve(own: _Evidence, code: int) -> tuple[Floats, Floats, int]:
     return total[codes] / total[0], 1 - correct[codes] / total[codes], int(np.flatnonzero(codes == code)[0])
 
 
-def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[int, dict[str, Any]]:
+def _cross_fit(curves: Curves, config: CalibrateConfig) -> dict[int, dict[str, Any]]:
     """Precision and coverage on blocks that did not choose the cut, summed over folds of neighbouring blocks."""
     n, c = len(curves.blocks), curves.classes.num_classes
     folds = min(config.folds, n)
@@ -202,7 +199,7 @@ def _cross_fit(curves: Curves, target: float, config: CalibrateConfig) -> dict[i
         some = curves.subset(list(rest))
         enough = config.min_blocks * len(rest) / n
         for class_id in range(c):
-            code = _pick(some, class_id, target, config, enough)[0]
+            code = _pick(some, class_id, config, enough)[0]
             if code < NUM_CODES:
                 total[held_out, class_id] = kept["total"][held_out, class_id, code]
                 correct[held_out, class_id] = kept["correct"][held_out, class_id, code]
