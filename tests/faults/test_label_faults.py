@@ -145,25 +145,14 @@ def _loop(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_same_command_goes_on_after_a_fault(world, tmp_path, fault, grown, is_swapped):
+def test_the_same_command_goes_on_after_a_fault_at_any_operation(world, tmp_path, fault, grown, is_swapped, every):
     # Between them the faults, old states and file systems meet every operation of a publication and many before it.
     offset = list(FAULTS).index(fault) + 3 * grown
 
     def choose(total: int, before: int) -> list[int]:
-        return [*range(1 + 13 * offset, before, 78), *range(before + 1 + offset, total + 1, 6)]
+        some = [*range(1 + 13 * offset, before, 78), *range(before + 1 + offset, total + 1, 6)]
+        return list(range(1, total + 1)) if every else some
 
     _loop(world, tmp_path, fault, grown=grown, is_swapped=is_swapped, choose=choose)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_same_command_goes_on_after_a_fault_at_any_operation(world, tmp_path, fault, grown, is_swapped):
-    _loop(
-        world,
-        tmp_path,
-        fault,
-        grown=grown,
-        is_swapped=is_swapped,
-        choose=lambda total, _before: list(range(1, total + 1)),
-    )

@@ -177,25 +177,21 @@ def test_reviews_and_camera_masks_win_over_everything(raw: LabelStore, tmp_path:
         assert (final.read_source(name)[mask] == 0).all()
 
 
-def test_a_policy_of_another_teacher_or_class_table_is_refused_before_anything_is_written(
+def test_what_does_not_belong_to_the_raw_store_is_refused_before_anything_is_written(
     raw: LabelStore, tmp_path: Path
 ) -> None:
     entries = tuple(ClassPolicy(n, 9, "measured") for n in cityscapes().classes)
     bound = {"teacher": "x", "scales": [1.0], "flip": False, "precision": "fp32"}
-    other = ThresholdPolicy(cityscapes(), entries, binding=bound)
-    with pytest.raises(ConfigError, match="another teacher"):
-        finalise(raw, _recipe(policy=other), tmp_path)
-    with pytest.raises(ConfigError, match="classes"):
-        finalise(raw, _recipe(policy=from_threshold(0.5, toy_classes())), tmp_path)
-    with pytest.raises(ConfigError, match="merge rules"):
-        finalise(raw, _recipe(rules=MergeRules.default(toy_classes())), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_final_store_cannot_be_thresholded_again(raw: LabelStore, tmp_path: Path) -> None:
     finalise(raw, _recipe(), tmp_path / "final")
-    with pytest.raises(ConfigError, match="thresholded already"):
-        finalise(LabelStore.open(tmp_path / "final"), _recipe(), tmp_path / "again")
+    for store, change, message in (
+        (raw, {"policy": ThresholdPolicy(cityscapes(), entries, binding=bound)}, "another teacher"),
+        (raw, {"policy": from_threshold(0.5, toy_classes())}, "classes"),
+        (raw, {"rules": MergeRules.default(toy_classes())}, "merge rules"),
+        (LabelStore.open(tmp_path / "final"), {}, "thresholded already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finalise(store, _recipe(**change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None:

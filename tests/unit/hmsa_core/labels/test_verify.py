@@ -60,9 +60,10 @@ def _refused(path: Path) -> None:
         LabelStore.open(path, strict=True)
 
 
-def test_a_whole_store_has_no_problem(whole: Path) -> None:
-    assert LabelStore.open(whole).verify() == []
-    assert LabelStore.open(whole).problems == []
+def test_a_whole_store_has_no_problem_and_leftovers_of_a_killed_writer_do_not_disturb(whole: Path, store: Path) -> None:
+    assert LabelStore.open(whole).verify() == LabelStore.open(whole).problems == []
+    (store / ".shard-00009.parquet.999999-0123abcd.tmp").write_bytes(b"half")
+    assert LabelStore.open(store, strict=True).verify() == []
 
 
 def _flip(path: Path, position: int, bit: int) -> None:
@@ -168,85 +169,76 @@ def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: 
     _refused(store)
 
 
-def _zero_fill(root: Path) -> set[str]:
+def _zero_fill(root: Path) -> dict[str, str]:
     data = bytearray((root / SHARD).read_bytes())
     assert len(data) > 200 + 4096
     data[200 : 200 + 4096] = bytes(4096)
     (root / SHARD).write_bytes(bytes(data))
-    return {SHARD}
+    return {SHARD: "changed"}
 
 
-def _delete(root: Path) -> set[str]:
+def _delete(root: Path) -> dict[str, str]:
     (root / SHARD).unlink()
-    return {SHARD}
+    return {SHARD: "missing"}
 
 
-def _swap(root: Path) -> set[str]:
+def _swap(root: Path) -> dict[str, str]:
     (root / SHARD).rename(root / "x")
     (root / OTHER).rename(root / SHARD)
     (root / "x").rename(root / OTHER)
-    return {SHARD, OTHER}
+    return {SHARD: "swapped", OTHER: "swapped"}
 
 
-def _rename(root: Path) -> set[str]:
+def _rename(root: Path) -> dict[str, str]:
     (root / SHARD).rename(root / "renamed.parquet")
-    return {SHARD, "renamed.parquet"}
+    return {SHARD: "renamed", "renamed.parquet": "unlisted"}
 
 
-def _duplicate(root: Path) -> set[str]:
+def _duplicate(root: Path) -> dict[str, str]:
     shutil.copy(root / SHARD, root / "copy.parquet")
-    return {"copy.parquet"}
+    return {"copy.parquet": "unlisted"}
 
 
-def _overwrite(root: Path) -> set[str]:
+def _overwrite(root: Path) -> dict[str, str]:
     shutil.copy(root / OTHER, root / SHARD)
-    return {SHARD}
+    return {SHARD: "swapped"}
 
 
-def _old_shard(root: Path) -> set[str]:
+def _old_shard(root: Path) -> dict[str, str]:
     write_store(root.parent / "old", 6, per_shard=2, lineage={"teacher": "older"})
     shutil.copy(root.parent / "old" / SHARD, root / SHARD)
-    return {SHARD}
+    return {SHARD: "changed"}
 
 
-def _lose_statistics(root: Path) -> set[str]:
+def _lose_statistics(root: Path) -> dict[str, str]:
     path = next((root / "sidecar").glob("totals-*"))
     path.unlink()
-    return {path.relative_to(root).as_posix()}
+    return {path.relative_to(root).as_posix(): "missing"}
 
 
-DAMAGE = [_zero_fill, _delete, _swap, _rename, _duplicate, _overwrite, _old_shard, _lose_statistics]
+def _other_receipt(root: Path) -> dict[str, str]:
+    shutil.copy(root / "receipts" / "shard-00000.json", root / "receipts" / "shard-00001.json")
+    return {"receipts/shard-00001.json": "swapped"}
+
+
+DAMAGE = [_zero_fill, _delete, _swap, _rename, _duplicate, _overwrite, _old_shard, _lose_statistics, _other_receipt]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_moved_and_foreign_files_are_named_and_refused_in_training(
-    whole: Path, store: Path, damage: Callable[[Path], set[str]]
+def test_damaged_moved_and_foreign_files_are_named_with_what_happened_and_refused_in_training(
+    whole: Path, store: Path, damage: Callable[[Path], dict[str, str]]
 ) -> None:
     expected = damage(store)
-    assert _named(store) == expected
+    opened = LabelStore.open(store)
+    found = opened.verify()
+    assert {problem.file: problem.kind for problem in found} == expected
+    assert [str(problem) for problem in found] == [problem.message for problem in found]
     _refused(store)
     if len(expected) == 1:
         _served(store, whole, next(iter(expected)))
-
-
-def test_messages_say_what_happened(store: Path) -> None:
-    _swap(store)
-    assert {p.kind for p in LabelStore.open(store).verify()} == {"swapped"}
-    _swap(store)
-    _rename(store)
-    kinds = {p.file: p.kind for p in LabelStore.open(store).verify()}
-    assert kinds == {SHARD: "renamed", "renamed.parquet": "unlisted"}
-    (store / "renamed.parquet").rename(store / SHARD)
-    assert _named(store) == set()
-
-
-def test_a_missing_shard_is_known_at_open_and_the_others_are_served(whole: Path, store: Path) -> None:
-    _delete(store)
-    opened = LabelStore.open(store)
-    assert [p.file for p in opened.problems] == [SHARD]
-    assert len(opened.names()) == 6
-    assert sum(opened.is_served(n) for n in opened.names()) == 4
-    _served(store, whole, SHARD)
+    if damage is _delete:
+        assert [problem.file for problem in opened.problems] == [SHARD], "known as soon as it is opened"
+        assert [opened.is_served(name) for name in opened.names()] == [True] * 2 + [False] * 2 + [True] * 2
 
 
 @pytest.mark.parametrize("of", [1, 3, 7, 50])
@@ -265,21 +257,8 @@ def test_a_slice_that_is_none_is_refused(whole: Path, bad: str) -> None:
         LabelStore.open(whole).verify(bad)
 
 
-def test_leftovers_of_a_killed_writer_do_not_disturb(store: Path) -> None:
-    (store / ".shard-00009.parquet.999999-0123abcd.tmp").write_bytes(b"half")
-    assert LabelStore.open(store).verify() == []
-    LabelStore.open(store, strict=True)
-
-
 def test_a_footer_that_is_none_is_a_torn_file(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", b"x" * 100, b"y" * 20 + (10**6).to_bytes(4, "little") + b"PAR1"):
         (tmp_path / "f").write_bytes(data)
         with pytest.raises(StoreError, match="torn"):
             footer_sha256(tmp_path / "f")
-
-
-def test_a_receipt_in_the_place_of_another_is_named(store: Path) -> None:
-    shutil.copy(store / "receipts" / "shard-00000.json", store / "receipts" / "shard-00001.json")
-    problems = LabelStore.open(store).verify()
-    assert [(p.file, p.kind) for p in problems] == [("receipts/shard-00001.json", "swapped")]
-    assert str(problems[0]) == problems[0].message
