@@ -35,7 +35,7 @@ from hmsa_core.labels.store.format import (
     encode,
     shard_schema,
 )
-from hmsa_core.labels.store.sidecar import SidecarRows, count, present_values
+from hmsa_core.labels.store.sidecar import Histogram, count, present_values, write_sidecar
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 RECEIPT_FORMAT = "hmsa-label-shard"
@@ -171,22 +171,21 @@ class ShardWriter:
         self._facts = {"version": VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
         self._lock = FileLock(self.root / LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}").acquire()
         try:
-            _sweep_once(self.root)
-            self._sink = self._open()
+            # Once a process: walking the folder for each of thousands of shards would be quadratic.
+            if self.root.resolve() not in _swept:
+                sweep(self.root)
+            about = {"format": FORMAT, **self._facts, "key": plan.key}
+            self._schema = shard_schema(kind, {b"hmsa": canonical_json(about)})
+            # Images are compressed already; statistics only where a reader searches.
+            path = self.root / f"{plan.stem}.parquet"
+            self._sink = ParquetSink(path, self._schema, compression="none", statistics=["name"])
         except BaseException:
             self._lock.release()
             raise
-        self._sidecar = SidecarRows()
+        self._histograms: list[tuple[str, Histogram]] = []
         self._rows: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
         self.notes: dict[str, Any] = {}  # any JSON object; goes into the receipt
-
-    def _open(self) -> ParquetSink:
-        about = {"format": FORMAT, **self._facts, "key": self.plan.key}
-        self._schema = shard_schema(self.kind, {b"hmsa": canonical_json(about)})
-        path = self.root / f"{self.plan.stem}.parquet"
-        # Images are compressed already; statistics only where a reader searches.
-        return ParquetSink(path, self._schema, compression="none", statistics=["name"])
 
     def add(
         self,
@@ -233,7 +232,7 @@ class ShardWriter:
         digests = {f"{c}_sha256": hashlib.sha256(data).hexdigest() for c, data in encoded.items()}
         values = {**row, **encoded, **digests}
         self._sink.append(pa.table({n: [values[n]] for n in self._schema.names}, schema=self._schema))
-        self._sidecar.add(name, count(label, code, coarse))
+        self._histograms.append((name, count(label, code, coarse)))
         self._rows.append(row)
 
     def skip(self, name: str, reason: str) -> None:
@@ -281,7 +280,7 @@ class ShardWriter:
             raise StoreError(f"{self.plan.stem}: {missing} of its images were not written", hint="run again")
         try:
             shard = self._sink.commit(self.root)
-            sidecar = self._sidecar.write(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root)
+            sidecar = write_sidecar(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root, self._histograms)
             receipt = {
                 "format": RECEIPT_FORMAT,
                 **self._facts,
@@ -328,12 +327,6 @@ def sweep(root: Path) -> None:
 def leave(root: Path) -> None:
     """Somebody else has swept this store: writers of this process do not."""
     _swept.add(root.resolve())
-
-
-def _sweep_once(root: Path) -> None:
-    # Once a process: walking the folder for each of thousands of shards would be quadratic.
-    if root.resolve() not in _swept:
-        sweep(root)
 
 
 def _check_shapes(name: str, label: UInt8, other: NDArray[Any]) -> None:
