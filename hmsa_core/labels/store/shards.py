@@ -21,20 +21,9 @@ from hmsa_core.io import atomic, sealed
 from hmsa_core.io.atomic import canonical_json, digest, sha256_file, sweep_temps
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.io.locks import FileLock
+from hmsa_core.labels.store import format as files
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.format import (
-    FORMAT,
-    LOCKS,
-    RECEIPTS,
-    SIDECAR,
-    VERSION,
-    Codec,
-    FileRecord,
-    Kind,
-    ParquetSink,
-    encode,
-    shard_schema,
-)
+from hmsa_core.labels.store.format import SIDECAR, Codec, FileRecord, Kind
 from hmsa_core.labels.store.sidecar import Histogram, count, present_values, write_sidecar
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
@@ -116,13 +105,13 @@ def plan_shards(
 
 def receipt_path(store: Path, plan: ShardPlan) -> Path:
     """Where the receipt of a planned shard lies."""
-    return store / RECEIPTS / f"{plan.stem}.json"
+    return store / files.RECEIPTS / f"{plan.stem}.json"
 
 
 def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
     """Receipt of a planned shard; missing, damaged or of another plan is a StoreError."""
     receipt = sealed.read(receipt_path(store, plan))
-    if receipt.get("plan_sha256") != plan.digest or receipt.get("version") != VERSION:
+    if receipt.get("plan_sha256") != plan.digest or receipt.get("version") != files.VERSION:
         raise StoreError(f"{receipt_path(store, plan)}: belongs to another plan")
     return receipt
 
@@ -168,17 +157,19 @@ class ShardWriter:
         self.root, self.plan, self.kind = Path(store), plan, kind
         self._codec, self._classes = codec, classes or cityscapes()
         self._streaming = streaming
-        self._facts = {"version": VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
-        self._lock = FileLock(self.root / LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}").acquire()
+        self._facts = {"version": files.VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
+        self._lock = FileLock(
+            self.root / files.LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}"
+        ).acquire()
         try:
             # Once a process: walking the folder for each of thousands of shards would be quadratic.
             if self.root.resolve() not in _swept:
                 sweep(self.root)
-            about = {"format": FORMAT, **self._facts, "key": plan.key}
-            self._schema = shard_schema(kind, {b"hmsa": canonical_json(about)})
+            about = {"format": files.FORMAT, **self._facts, "key": plan.key}
+            self._schema = files.shard_schema(kind, {b"hmsa": canonical_json(about)})
             # Images are compressed already; statistics only where a reader searches.
             path = self.root / f"{plan.stem}.parquet"
-            self._sink = ParquetSink(path, self._schema, compression="none", statistics=["name"])
+            self._sink = files.ParquetSink(path, self._schema, compression="none", statistics=["name"])
         except BaseException:
             self._lock.release()
             raise
@@ -228,7 +219,7 @@ class ShardWriter:
             "width": label.shape[1],
             "image_sha256": self._check_plan(name, facts.get("image_sha256", "")),
         }
-        encoded = {column: encode(value, column, self._codec) for column, value in maps.items()}
+        encoded = {column: files.encode(value, column, self._codec) for column, value in maps.items()}
         digests = {f"{c}_sha256": hashlib.sha256(data).hexdigest() for c, data in encoded.items()}
         values = {**row, **encoded, **digests}
         self._sink.append(pa.table({n: [values[n]] for n in self._schema.names}, schema=self._schema))

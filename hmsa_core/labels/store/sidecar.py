@@ -22,21 +22,9 @@ from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels.store import format as files
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.format import (
-    IMAGES_SCHEMA,
-    KEPT_SCHEMA,
-    SIDECAR,
-    SIDECAR_SCHEMA,
-    STATISTICS,
-    TOTALS_SCHEMA,
-    FileRecord,
-    ParquetSink,
-    open_parquet,
-    parquet_errors,
-    read_manifest,
-    read_table,
-)
+from hmsa_core.labels.store.format import SIDECAR, FileRecord, ParquetSink, read_manifest, read_table
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 _SMALL = 512  # images
@@ -110,20 +98,20 @@ def write_sidecar(path: Path, root: Path, images: Sequence[tuple[str, Histogram]
     arrays = [pa.array([name for name, _ in images], pa.string()).take(row), row]
     types = (np.uint8, np.uint8, np.uint8, np.uint32)
     arrays += [pa.array(c[order].astype(t)) for c, t in zip(columns, types, strict=True)]
-    with ParquetSink(path, SIDECAR_SCHEMA, statistics=["class"], dictionary=["name", "class", "human"]) as out:
-        out.append(pa.Table.from_arrays(arrays, schema=SIDECAR_SCHEMA))
+    with ParquetSink(path, files.SIDECAR_SCHEMA, statistics=["class"], dictionary=["name", "class", "human"]) as out:
+        out.append(pa.Table.from_arrays(arrays, schema=files.SIDECAR_SCHEMA))
         return out.commit(root)
 
 
 def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int) -> dict[str, FileRecord]:
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
-    where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in STATISTICS}
-    totals = TOTALS_SCHEMA.empty_table()
+    where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in files.STATISTICS}
+    totals = files.TOTALS_SCHEMA.empty_table()
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
     with ParquetSink(
-        where["kept"], KEPT_SCHEMA, compression=compression, statistics=["class"], dictionary=["class"]
+        where["kept"], files.KEPT_SCHEMA, compression=compression, statistics=["class"], dictionary=["class"]
     ) as kept:
         for first, members in _blocks(receipts):
             records = [FileRecord(**receipt["sidecar"]) for receipt in members]
@@ -132,8 +120,8 @@ def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int
             totals = _sum_by_city([totals, *named])
             _write_kept(kept, tables, [len(receipt["rows"]) for receipt in members], first, num_classes)
         written = {"kept": kept.commit(root)}
-    order = [(name, "ascending") for name in TOTALS_SCHEMA.names[:-1]]
-    with ParquetSink(where["totals"], TOTALS_SCHEMA, dictionary=["city"]) as out:
+    order = [(name, "ascending") for name in files.TOTALS_SCHEMA.names[:-1]]
+    with ParquetSink(where["totals"], files.TOTALS_SCHEMA, dictionary=["city"]) as out:
         out.append(totals.sort_by(order).combine_chunks())
         written["totals"] = out.commit(root)
     return written | {"images": _write_images(where["images"], root, receipts)}
@@ -180,29 +168,29 @@ def _append_kept(out: ParquetSink, parts: list[Kept]) -> None:
     columns = np.concatenate([part[2] for part in parts]).T
     arrays = [pa.array(image.astype(np.uint32)), pa.array(class_id)]
     arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
-    out.append(pa.Table.from_arrays(arrays, schema=KEPT_SCHEMA))
+    out.append(pa.Table.from_arrays(arrays, schema=files.KEPT_SCHEMA))
 
 
 def _sum_by_city(tables: Sequence[pa.Table]) -> pa.Table:
     """Sparse sums over (city, class, human class, code): many cities or classes cost no memory."""
-    cells = TOTALS_SCHEMA.names[:-1]
+    cells = files.TOTALS_SCHEMA.names[:-1]
     sums = pa.concat_tables(tables).group_by(cells).aggregate([("pixels", "sum")])
-    return sums.select([*cells, "pixels_sum"]).rename_columns(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
+    return sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
 
 
 def _with_cities(table: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
     cities = pa.array([row["city"] for row in rows], pa.string()).take(table["row"])
-    return table.append_column("city", cities).select(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
+    return table.append_column("city", cities).select(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
 
 
 def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) -> FileRecord:
-    names = [n for n in IMAGES_SCHEMA.names if n not in ("shard", "row")]
+    names = [n for n in files.IMAGES_SCHEMA.names if n not in ("shard", "row")]
     every = ((shard, at, row) for shard, receipt in enumerate(receipts) for at, row in enumerate(receipt["rows"]))
-    with ParquetSink(path, IMAGES_SCHEMA) as out:
+    with ParquetSink(path, files.IMAGES_SCHEMA) as out:
         while part := list(islice(every, _IMAGE_ROWS)):
             columns: dict[str, Any] = {n: [row[n] for _, _, row in part] for n in names}
             columns |= {"shard": [shard for shard, _, _ in part], "row": [at for _, at, _ in part]}
-            out.append(pa.table(columns, schema=IMAGES_SCHEMA))
+            out.append(pa.table(columns, schema=files.IMAGES_SCHEMA))
         return out.commit(root)
 
 
@@ -246,7 +234,7 @@ class StoreStatistics:
     def _kept_file(self) -> tuple[pq.ParquetFile, list[tuple[int, int]]]:
         """The open table, and the lowest and highest class of each of its row groups."""
         path, record = _checked(self.path, self.manifest, "kept")
-        file = open_parquet(path, record)
+        file = files.open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
         if any(s is None or not s.has_min_max for s in groups):
             raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
@@ -257,7 +245,7 @@ class StoreStatistics:
         wanted = self._codes(codes)
         file, classes_of_group = self._kept_file
         counts = np.zeros((len(self), self.classes.num_classes), np.int64)
-        with parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
+        with files.parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
             for group, (low, high) in enumerate(classes_of_group):
                 columns = {c: f"k{wanted[c]:03d}" for c in range(low, high + 1) if wanted[c] < NUM_CODES}
                 if not columns:

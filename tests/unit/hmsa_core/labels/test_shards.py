@@ -204,7 +204,7 @@ def test_a_shard_that_cannot_be_opened_gives_its_lock_back(tmp_path: Path, monke
         shard.close()
     (tmp_path / "shard-00000.parquet").rmdir()
     with monkeypatch.context() as patch:
-        patch.setattr("hmsa_core.labels.store.shards.ParquetSink", None)
+        patch.setattr("hmsa_core.labels.store.format.ParquetSink", None)
         with pytest.raises(TypeError):
             ShardWriter(tmp_path, ONE)
     _write(tmp_path, ONE)
