@@ -64,10 +64,16 @@ def write_manifest(
         "images": sum(len(r["rows"]) for r in receipts),
         "shards": [_shard_entry(root, r) for r in receipts],
         "statistics": {name: asdict(record) for name, record in statistics.items()},
-        "extras": [_extra_entry(root, file) for file in extras],
+        "extras": [
+            {"file": file, "size_bytes": (root / file).stat().st_size, "sha256": sha256_file(root / file)}
+            for file in extras
+        ],
     }
     sealed_digest = sealed.write(root / MANIFEST, value)
-    _remove_old_statistics(root, {record.file for record in statistics.values()})
+    current = {root / record.file for record in statistics.values()}
+    for path in (path for name in statistics for path in (root / SIDECAR).glob(f"{name}-*.parquet")):
+        if path not in current:
+            atomic.ops.unlink(path)
     return sealed_digest
 
 
@@ -82,18 +88,6 @@ def _shard_entry(root: Path, receipt: dict[str, Any]) -> dict[str, Any]:
         "rows": len(receipt["rows"]),
         "skipped": receipt["skipped"],
     }
-
-
-def _extra_entry(root: Path, file: str) -> dict[str, Any]:
-    path = root / file
-    return {"file": file, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _remove_old_statistics(root: Path, current: set[str]) -> None:
-    for name in files.STATISTICS:
-        for path in (root / SIDECAR).glob(f"{name}-*.parquet"):
-            if path.relative_to(root).as_posix() not in current:
-                atomic.ops.unlink(path)
 
 
 def publish_store(source: str | Path, target: str | Path) -> None:

@@ -64,9 +64,15 @@ def _expected(raw: LabelStore, name: str) -> np.ndarray:
     return merge_labels(passed, Human()(raw.row(name)), RULES)[0]
 
 
-def test_the_final_store_holds_thresholded_merged_labels_and_their_sources(raw: LabelStore, tmp_path: Path) -> None:
-    finalise(raw, _recipe(), tmp_path)
+def test_the_final_store_holds_thresholded_merged_labels_their_sources_and_what_made_them(
+    raw: LabelStore, tmp_path: Path
+) -> None:
+    finalise(raw, _recipe(), tmp_path, lineage={"stage": "pseudo-label"})
     final = opened(tmp_path)
+    policy = final.manifest["policy"]
+    assert (policy["digest"], policy["raw_store"], policy["thresholds"]["road"]) == (POLICY.digest, raw.digest, "0.70")
+    assert (final.lineage["teacher"], final.lineage["stage"]) == (raw.lineage["teacher"], "pseudo-label")
+    assert {e["file"] for e in final.manifest["extras"]} == {CENTROIDS, STATISTICS}
     assert final.kind == "thresholded"
     assert final.names() == raw.names()
     for name in final.names():
@@ -97,17 +103,6 @@ def test_statistics_and_centroids_are_those_of_the_final_labels(raw: LabelStore,
     expected = Centroids.collect((n, find_centroids(label, 19, 16)) for n, label in labels.items())
     found = Centroids.load(tmp_path / CENTROIDS)
     assert np.array_equal(found.values, expected.values)
-
-
-def test_the_manifest_names_policy_raw_store_and_rules(raw: LabelStore, tmp_path: Path) -> None:
-    finalise(raw, _recipe(), tmp_path, lineage={"stage": "pseudo-label"})
-    manifest = opened(tmp_path).manifest
-    assert manifest["policy"]["digest"] == POLICY.digest
-    assert manifest["policy"]["raw_store"] == raw.digest
-    assert manifest["policy"]["thresholds"]["road"] == "0.70"
-    assert manifest["lineage"]["teacher"] == raw.lineage["teacher"]
-    assert manifest["lineage"]["stage"] == "pseudo-label"
-    assert {e["file"] for e in manifest["extras"]} == {CENTROIDS, STATISTICS}
 
 
 def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(

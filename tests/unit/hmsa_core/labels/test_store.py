@@ -130,18 +130,25 @@ def test_another_teacher_never_writes_into_an_existing_store(tmp_path: Path) -> 
     assert len(opened(tmp_path)) == 2
 
 
-def test_a_store_without_a_manifest_was_never_finished_and_can_be_written_again(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_no_store_and_it_can_be_written_again(tmp_path: Path) -> None:
     writer = LabelStoreWriter(tmp_path, {"teacher": "a" * 64}, 1)
-    writer.add("left-over", *maps(9))
-    writer.add("another", *maps(8))
-    writer.abort()
+
+    def stopped() -> None:
+        with writer:
+            writer.add("left-over", *maps(9))
+            writer.add("another", *maps(8))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    with pytest.raises(InputError, match="closed"):
+        writer.add("b", *maps(1))
     assert list(tmp_path.glob("shard-*.parquet"))
     with pytest.raises(StoreError, match="never finished|no label store"):
         LabelStore.open(tmp_path)
     given = write_store(tmp_path, 1)
-    assert LabelStore.open(tmp_path).names() == list(given)
-    # The shard of the aborted run that the new one did not overwrite is gone: training takes the store.
-    assert LabelStore.open(tmp_path, strict=True).verify() == []
+    # The shard of the stopped run that the new one did not overwrite is gone: training takes the store.
+    assert opened(tmp_path).names() == list(given)
 
 
 def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
@@ -150,22 +157,6 @@ def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
         LabelStoreWriter(tmp_path, {})
     writer.close()
     LabelStoreWriter(tmp_path, {}).close()
-
-
-def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
-    writer = LabelStoreWriter(tmp_path, {})
-
-    def stopped() -> None:
-        with writer:
-            writer.add("a", *maps(0))
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        stopped()
-    with pytest.raises(StoreError):
-        LabelStore.open(tmp_path)
-    with pytest.raises(InputError, match="closed"):
-        writer.add("b", *maps(1))
 
 
 def test_a_newer_format_is_refused_with_its_version(tmp_path: Path) -> None:
