@@ -104,15 +104,8 @@ def diff_stores(
         pixels += counts
         images.append((name, int(counts.sum() - np.trace(counts)), label_a.size))
     images.sort(key=lambda row: (-row[1] / row[2], row[0]))
-    return StoreDiff(
-        a.classes.classes,
-        pixels,
-        images,
-        [n for n in a.names() if n not in b],
-        [n for n in b.names() if n not in a],
-        resized,
-        others,
-    )
+    only_a, only_b = [n for n in a.names() if n not in b], [n for n in b.names() if n not in a]
+    return StoreDiff(a.classes.classes, pixels, images, only_a, only_b, resized, others)
 
 
 def _confusion(one: Labels, other: Labels, num_classes: int) -> NDArray[np.int64]:

@@ -267,20 +267,20 @@ class _ShardCounts:
 def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy]) -> dict[str, Any]:
     """Statistics of a thresholded store from the notes in its receipts."""
     c, names = len(entries), [e.name for e in entries]
-    empty = np.zeros(c, np.int64)
-    given = sum((np.array(n["raw"], np.int64) for n in notes), empty)
-    passed = sum((np.array(n["passed"], np.int64) for n in notes), empty)
-    sources = sum((np.array(n["sources"], np.int64) for n in notes), np.zeros((len(SOURCES), c), np.int64))
-    conflicts: dict[tuple[int, int], int] = {}
-    cities: dict[str, list[int]] = {}
+    given, passed, sources = (
+        np.sum([n[key] for n in notes] or np.zeros((1, *shape)), axis=0, dtype=np.int64)
+        for key, shape in (("raw", (c,)), ("passed", (c,)), ("sources", (len(SOURCES), c)))
+    )
+    conflicts: Counter[tuple[int, int]] = Counter()
+    cities: dict[str, NDArray[np.int64]] = {}
     for note in notes:
         for human, teacher, pixels in note["conflicts"]:
-            conflicts[human, teacher] = conflicts.get((human, teacher), 0) + pixels
+            conflicts[human, teacher] += pixels
         for city, sums in note["cities"].items():
-            cities[city] = [a + b for a, b in zip(cities.get(city, [0, 0, 0]), sums, strict=True)]
-    pixels, labelled = sum(s[1] for s in cities.values()), sum(s[2] for s in cities.values())
+            cities[city] = cities.get(city, 0) + np.array(sums, np.int64)
+    images, pixels, labelled = sum(cities.values(), np.zeros(3, np.int64)).tolist()
     return {
-        "images": sum(s[0] for s in cities.values()),
+        "images": images,
         "pixels": pixels,
         "labelled": labelled,
         "labelled_share": labelled / pixels if pixels else 0.0,
@@ -301,7 +301,8 @@ def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy
         ],
         "conflicts": [{"human": names[h], "teacher": names[t], "pixels": n} for (h, t), n in sorted(conflicts.items())],
         "cities": {
-            city: {"images": s[0], "pixels": s[1], "labelled_share": s[2] / s[1]} for city, s in sorted(cities.items())
+            city: {"images": sums[0], "pixels": sums[1], "labelled_share": sums[2] / sums[1]}
+            for city, sums in ((city, cities[city].tolist()) for city in sorted(cities))
         },
     }
 

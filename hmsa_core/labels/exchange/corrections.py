@@ -60,10 +60,7 @@ def bring_back(
     for mark in _marks(exported.read(path), exported, by, when, summary):
         marks.append(mark)
         advance(1)
-    rows = {row["name"]: row for row in store.rows()}
-    review = ReviewFile(
-        marked_store(store.path.resolve(), store.kind), {name: row["image_sha256"] for name, row in rows.items()}
-    )
+    review = ReviewFile(marked_store(store.path.resolve(), store.kind), store.pictures())
     with review.lock():
         _take(marks, exported, store, review, overrule, summary)
     return summary
@@ -82,9 +79,8 @@ def _marks(returned: Iterable[Returned], exported: Exported, by: str, when: str,
         differs = each.label != exported.label(each.name)
         if differs.any():
             patch = Patch.of(np.where(differs, each.label, np.uint8(UNTOUCHED)), exported.classes)
-            seen_picture = str(exported.images[each.name]["image_sha256"])
-            told = each.when or when
-            yield Mark("", each.name, "correct", None, "", who, seen_picture, exported.labels, told, patch)
+            seen = str(exported.images[each.name]["image_sha256"]), exported.labels
+            yield Mark("", each.name, "correct", None, "", who, *seen, each.when or when, patch)
 
 
 def _take(
@@ -95,9 +91,10 @@ def _take(
         new = list(group)
         size = exported.size(name)
         said = {mark.reviewer: _map([mark], size, store) for mark in new}
-        stale = _stale(name, exported, store)
-        problem = stale if stale and (not overrule or "picture" in stale) else ""
-        if not problem and not overrule:
+        problem = _stale(name, exported, store)
+        if overrule and "picture" not in problem:
+            problem = ""
+        elif not problem:
             problem = _disagreement(said, [m for m in there.get(name, []) if m.pixels], size, store)
         if problem:
             summary.conflicts.append(f"{name}: {problem}")

@@ -26,7 +26,7 @@ from hmsa_core.io.atomic import sha256_bytes
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.exchange.corrections import Summary, bring_back
-from hmsa_core.labels.exchange.folder import MODULES, Exported, export_to_tool
+from hmsa_core.labels.exchange.folder import TOOLS, Exported, export_to_tool
 from hmsa_core.labels.exporting import prob_bytes_of_codes
 from hmsa_core.labels.finalise import Recipe, finalise
 from hmsa_core.labels.review import ReviewFile
@@ -68,7 +68,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 def exports(first: LabelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One export of all images in each format. Look, do not touch."""
     folder = tmp_path_factory.mktemp("exports")
-    for fmt in MODULES:
+    for fmt in TOOLS:
         export_to_tool(first, folder / fmt, fmt, picture=_picture(first), policy=POLICY)
     return folder
 
@@ -192,7 +192,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("fmt", MODULES)
+@pytest.mark.parametrize("fmt", TOOLS)
 def test_fifty_images_are_the_same_pixels_in_the_tools_own_reader_and_their_photographs_the_same_bytes(
     first: LabelStore, exports: Path, tmp_path: Path, fmt: str
 ) -> None:
@@ -355,7 +355,7 @@ CORRECTORS: dict[str, Callable[[Path, dict], Path]] = {
 }
 
 
-@pytest.mark.parametrize("fmt", MODULES)
+@pytest.mark.parametrize("fmt", TOOLS)
 def test_ten_corrected_regions_come_back_and_win_over_the_pseudo_label(
     store: LabelStore, exports: Path, tmp_path: Path, fmt: str
 ) -> None:
@@ -553,7 +553,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
 def test_no_tools_library_is_loaded_before_its_format_is_asked_for() -> None:
     code = (
         "import sys, pipeline.cli.export, pipeline.cli.import_, hmsa_core.labels.exchange.folder, "
-        "hmsa_core.labels.exchange.corrections\nfor name in ('cvat', 'coco', 'fiftyone', 'huggingface', 'label_studio'):\n"
+        "hmsa_core.labels.exchange.corrections\nfor name in ('cvat', 'coco_panoptic', 'fiftyone', 'huggingface', 'label_studio'):\n"
         "    __import__('hmsa_core.labels.exchange.' + name)\n"
         "print({'cvat_sdk', 'label_studio_sdk', 'pycocotools', 'datasets', 'torch'} & set(sys.modules))"
     )
@@ -600,7 +600,7 @@ def test_two_hundred_mutated_files_are_refused_by_name_or_hold_whole_labels(
 ) -> None:
     """A damaged file that is still a file of its format may be read; then its labels are valid ones."""
     rng, refusals = random.Random(7), list[str]()
-    for fmt in MODULES:
+    for fmt in TOOLS:
         out = shutil.copytree(exports / fmt, tmp_path / fmt)
         exported, returned = Exported(out), CORRECTORS[fmt](out, _spots(store))
         pictures = sorted(p for below in ("labels", "panoptic") for p in (out / below).glob("*.png"))

@@ -11,7 +11,7 @@ from PIL import Image
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.exchange.corrections import bring_back
-from hmsa_core.labels.exchange.folder import MODULES, Exported, export_to_tool
+from hmsa_core.labels.exchange.folder import TOOLS, Exported, export_to_tool
 from hmsa_core.labels.review import ReviewFile
 from tests.support.hostile_exports import hostile
 from tests.support.label_maps import maps, opened
@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return opened(folder / "raw")
 
 
-@pytest.mark.parametrize("fmt", MODULES)
+@pytest.mark.parametrize("fmt", TOOLS)
 def test_forty_damaged_or_hostile_files_of_a_format_are_refused_by_name(
     store: LabelStore, tmp_path: Path, fmt: str
 ) -> None:
