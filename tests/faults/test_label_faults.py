@@ -22,7 +22,7 @@ from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
 from pipeline import launcher
 from pipeline.cli.main import main
-from tests.support.faults import faulty
+from tests.support.faults import exit_at, faulty
 from tests.support.inference import job_context, noise_image, save_model
 from tests.support.training import folder_bytes
 
@@ -97,19 +97,11 @@ def _state(folder: Path) -> dict[str, bytes] | None:
 
 def _blow(action: Callable[[], int], n: int, error: int | None) -> None:
     """Run it with the n-th operation failing, or as the process's last one."""
-    if error is not None:
-        with faulty(n, error):
-            action()
+    if error is None:
+        assert exit_at(action, n) == 99
         return
-    pid = os.fork()
-    if pid == 0:
-        status = 98
-        try:
-            with faulty(n, None):
-                status = action()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    with faulty(n, error):
+        action()
 
 
 def _operations(action: Callable[[], int]) -> tuple[int, int]:

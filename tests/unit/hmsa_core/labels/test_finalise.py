@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io.engine import Engine
-from hmsa_core.io.errors import ConfigError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
-from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
+from hmsa_core.labels.finalise import (
+    CENTROIDS,
+    STATISTICS,
+    CentroidSettings,
+    Recipe,
+    apply_mask,
+    finalise,
+    measured_masks,
+    read_mask,
+)
 from hmsa_core.labels.merge import MergeRules, merge_labels
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import ClassPolicy, from_threshold
@@ -220,3 +230,37 @@ def test_a_review_of_one_image_remakes_its_shard_only(raw: LabelStore, tmp_path:
     changed = [p.name for p in sorted(tmp_path.glob("shard-*.parquet")) if before[p.name] != p.stat().st_ino]
     assert changed == ["shard-00000.parquet"]
     assert (opened(tmp_path).read_label("city1_000001_000019")[:, :5] == 255).all()
+
+
+def _truth(void_rows: int, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
+    truth = np.zeros(shape, np.uint8)
+    truth[shape[0] - void_rows :] = 255
+    return truth
+
+
+def test_what_is_void_in_nearly_all_images_of_a_camera_is_its_mask() -> None:
+    labels = [_truth(2)] * 19 + [_truth(5)]
+    masks = measured_masks(labels, 0.9, 20)
+    assert np.array_equal(masks[10, 12], _truth(2) == 255)
+    labels = [_truth(2)] * 9 + [_truth(0)]
+    assert measured_masks(labels, 0.9, 1) == {}, "exactly the share is not more than the share"
+    assert measured_masks(labels, 0.89, 1) != {}
+
+
+def test_cameras_of_other_sizes_or_with_few_images_get_no_mask_of_others() -> None:
+    labels = [_truth(2)] * 20 + [_truth(1, (8, 8))] * 3
+    assert set(measured_masks(labels, 0.9, 20)) == {(10, 12)}
+    assert set(measured_masks(labels, 0.9, 3)) == {(10, 12), (8, 8)}
+
+
+def test_a_mask_file_reads_back_and_ignores_its_pixels_and_is_never_resized_and_must_be_grey(tmp_path: Path) -> None:
+    mask = _truth(3) == 255
+    cv2.imwrite(str(tmp_path / "mask.png"), np.where(mask, 0, 255).astype(np.uint8))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+    assert np.array_equal(apply_mask(np.full((10, 12), 7, np.uint8), mask), np.where(mask, 255, 7))
+    with pytest.raises(InputError, match="mask is"):
+        apply_mask(np.zeros((5, 5), np.uint8), np.zeros((5, 6), bool))
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.zeros((4, 4, 3), np.uint8))
+    for file, message in (("rgb.png", "8-bit grey"), ("none.png", "not found")):
+        with pytest.raises(InputError, match=message):
+            read_mask(tmp_path / file)
