@@ -114,7 +114,6 @@ def export_store(
         fmt: one of FORMATS.
         policy, names: thresholds for a raw store, and images; None = everything it holds.
         suffix: middle part of Cityscapes file names (`..._gtCoarse_labelIds.png`).
-        advance: called after each image.
 
     Raises:
         ConfigError: unknown format, or one that does not fit the store; `out` holds other files than an earlier export

@@ -109,8 +109,7 @@ def finalise(
         raw, recipe: what is labelled, and how.
         out: folder of the result; finished shards of the same recipe in it are kept (resume).
         lineage: entries that are added to the raw store's.
-        engine: processes that write shards.
-        advance: called with the number of images done.
+        engine, advance: processes that write shards; called with the number of images done.
         check_stop: called between shards; raises to stop (finished shards stay).
 
     Raises:

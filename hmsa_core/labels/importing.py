@@ -98,11 +98,8 @@ def import_folder(
 
     Args:
         folder, out: what `find_files` understands, and the new store.
-        classes: table of the label files' ids.
-        lineage: what is known of their making.
+        classes, lineage: table of the label files' ids; what is known of their making.
         ids: what the files hold: ids of the data set's files, or trainIds; auto: trainIds in plain masks only.
-        images_per_shard: of the new store.
-        advance: called after each image.
     """
     fmt, files = find_files(folder)
     facts = {

@@ -44,12 +44,9 @@ def bring_back(
     """Read corrections and append them to the store's review file, all of them together.
 
     Args:
-        path: what came back from the tool.
-        exported: the export that it was made of.
-        store: the store that was exported.
+        path, exported, store: what came back from the tool, of which export, of which store.
         by, when: person and date where the tool states none.
         overrule: also take corrections that conflict with other people or with newer labels.
-        advance: called with the number of images read.
 
     Raises:
         InputError: a file is damaged or hostile, or nobody says who made the corrections; nothing was taken.

@@ -88,10 +88,8 @@ def export_to_tool(
 
     Args:
         store, policy, names: as in `export_store`.
-        out: a folder that does not exist, or is empty.
-        fmt: one of TOOLS.
+        out, fmt: a folder that does not exist, or is empty; one of TOOLS.
         picture: path of an image's photograph.
-        advance: called after each image.
 
     Raises:
         ConfigError: the folder is not empty. IntegrityError: a photograph is another one than was labelled.

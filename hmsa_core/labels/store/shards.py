@@ -135,9 +135,8 @@ class ShardWriter:
 
     Args:
         store, plan: folder of the store, and what belongs into this shard.
-        classes: class table; default: Cityscapes.
+        classes, codec: class table, default: Cityscapes; "png" or "webp".
         kind: "raw", or "thresholded" for final labels. Those have a `source` map too.
-        codec: "png" or "webp".
         streaming: the plan starts empty and grows with each image (LabelStoreWriter).
 
     Raises:
@@ -190,11 +189,9 @@ class ShardWriter:
         """Append the plan's next image; a wrong name, digest, type, shape or id is an InputError.
 
         Args:
-            name: of the image.
             label: uint8 HxW trainIds or 255.
             confidence: float32 HxW, top probability of the label, in [0, 1].
             coarse: uint8 HxW trainIds of the human label, only counted (conflicts), not stored.
-            facts: what else is known of the image.
         """
         _check_shapes(name, label, confidence)
         self.add_coded(name, label, _CODE.encode(confidence), coarse=coarse, **facts)
