@@ -228,8 +228,7 @@ class _ShardCounts:
 
     def __init__(self, num_classes: int) -> None:
         self.c = num_classes
-        self.raw = np.zeros(num_classes, np.int64)
-        self.passed = np.zeros(num_classes, np.int64)
+        self.raw, self.passed = np.zeros((2, num_classes), np.int64)
         self.sources = np.zeros((len(SOURCES), num_classes), np.int64)
         self.conflicts = np.zeros((num_classes, num_classes), np.int64)
         self.cities: dict[str, list[int]] = {}
@@ -247,9 +246,8 @@ class _ShardCounts:
             both = (human < self.c) & (passed < self.c) & (human != passed)
             pair = human[both].astype(np.int64) * self.c + passed[both]
             self.conflicts += np.bincount(pair, minlength=self.c**2).reshape(self.c, self.c)
-        sums = self.cities.setdefault(city, [0, 0, 0])
-        for i, value in enumerate((1, final.size, int(np.count_nonzero(final != IGNORE)))):
-            sums[i] += value
+        images, pixels, labelled = self.cities.get(city, [0, 0, 0])
+        self.cities[city] = [images + 1, pixels + final.size, labelled + int(np.count_nonzero(final != IGNORE))]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the receipt."""

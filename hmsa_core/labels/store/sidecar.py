@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -292,24 +293,19 @@ class StoreStatistics:
         return np.asarray(height.to_numpy().astype(np.int64) * width.to_numpy(), np.int64)
 
     @cached_property
-    def _totals(self) -> dict[str, NDArray[Any]]:
-        """Columns of the table of sums; `city` as a position in `cities`."""
-        table = read_table(*_checked(self.path, self.manifest, "totals"))
-        city = table["city"].combine_chunks().dictionary_encode()
-        columns = {name: table[name].to_numpy() for name in ("class", "human", "code", "pixels")}
-        cities = np.array(city.dictionary.to_pylist(), object)
-        return {**columns, "city": city.indices.to_numpy(), "cities": cities}
+    def _totals(self) -> pa.Table:
+        return read_table(*_checked(self.path, self.manifest, "totals"))
 
     def pairs(self, city: str | None = None) -> NDArray[np.int64]:
         """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
         c, table = self.classes.num_classes, self._totals
-        mine = table["class"] != IGNORE
+        wanted = pc.not_equal(table["class"], IGNORE)
         if city is not None:
-            known = {name: i for i, name in enumerate(table["cities"])}
-            mine = mine & (table["city"] == known.get(city, -1))
-        human = np.minimum(table["human"][mine], c)
+            wanted = pc.and_(wanted, pc.equal(table["city"], city))
+        table = table.filter(wanted)
+        human, ids, code, pixels = (table[name].to_numpy() for name in ("human", "class", "code", "pixels"))
         counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
-        np.add.at(counts, (human, table["class"][mine], table["code"][mine]), table["pixels"][mine])
+        np.add.at(counts, (np.minimum(human, c), ids, code), pixels)
         return counts
 
     @cached_property
@@ -322,7 +318,7 @@ class StoreStatistics:
 
     def city_names(self) -> list[str]:
         """All cities of the store, sorted."""
-        return sorted(self._totals["cities"])
+        return sorted(pc.unique(self._totals["city"]).to_pylist())
 
     def close(self) -> None:
         """Close the open table."""
