@@ -76,8 +76,8 @@ def _marks(returned: Iterable[Returned], exported: Exported, by: str, when: str,
         differs = each.label != exported.label(each.name)
         if differs.any():
             patch = Patch.of(np.where(differs, each.label, np.uint8(UNTOUCHED)), exported.classes)
-            seen = str(exported.images[each.name]["image_sha256"]), exported.labels
-            yield Mark("", each.name, "correct", None, "", who, *seen, each.when or when, patch)
+            looked_at = str(exported.images[each.name]["image_sha256"]), exported.labels
+            yield Mark("", each.name, "correct", None, "", who, *looked_at, each.when or when, patch)
 
 
 def _take(
