@@ -265,7 +265,7 @@ def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy
     """Statistics of a thresholded store from the notes in its receipts."""
     c, names = len(entries), [e.name for e in entries]
     given, passed, sources = (
-        np.sum([n[key] for n in notes] or np.zeros((1, *shape)), axis=0, dtype=np.int64)
+        np.array([note[key] for note in notes], np.int64).reshape(-1, *shape).sum(axis=0)
         for key, shape in (("raw", (c,)), ("passed", (c,)), ("sources", (len(SOURCES), c)))
     )
     conflicts: Counter[tuple[int, int]] = Counter()
