@@ -139,10 +139,3 @@ def test_raw_ids_and_other_dtypes_are_refused_with_the_image_and_the_map(part: s
     for wide in (part, "code"):
         with pytest.raises(InputError, match=rf"street_7: the {wide}[ a-z]* is int64, expected uint8"):
             Curves.measure([whole._replace(**{wide: np.full((2, 3), 300)})], CLASSES)
-
-
-def test_a_subset_of_blocks_counts_only_those() -> None:
-    curves = Curves.measure(world(4, 1, seed=2), CLASSES)
-    some = curves.subset([1, 3])
-    assert some.blocks == (curves.blocks[1], curves.blocks[3])
-    assert np.array_equal(some.kept("total"), curves.kept("total")[[1, 3]])
