@@ -122,7 +122,7 @@ def test_a_damaged_or_foreign_curves_file_is_refused(tmp_path: Path) -> None:
 def test_no_image_and_maps_of_different_sizes_are_refused() -> None:
     for images, message in (
         ([], "no calibration images"),
-        ([_image([[1]], [[1]], [[1, 2]])], "differ"),
+        ([_image([[1]], [[1]], [[1, 2]])], "n: the truth is"),
         ([_image([[1]], [[1]], [[1]], [[1, 2]])], "human label"),
     ):
         with pytest.raises(InputError, match=message):
