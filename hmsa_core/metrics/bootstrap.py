@@ -1,17 +1,14 @@
 """Intervals for IoU: images come in blocks (a drive, a city), so blocks are drawn, never pixels or images.
 
-A draw picks as many blocks as there are, with replacement, sums their confusion counts and takes the
-IoU of the sum (a ratio estimator). Two models are compared on the same draws. Several training runs
-(seeds) that were judged on the same blocks share the draw of blocks, since those images are not
-independent evidence a second time. Runs with blocks of their own draw their own.
+A draw picks as many blocks as there are, with replacement, and takes the IoU of their summed counts. Two models are
+compared on the same draws. Training runs (seeds) that were judged on the same blocks share the draws, since those
+images are not independent evidence a second time.
 
-One run has percentiles. Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their
-variance, a bootstrap of two finds half. So the interval of several runs is value +- t * sqrt(s^2 / runs + v). Here s
-is the standard deviation between the runs' values on all data. The variance of their mean over the draws of blocks is
-v. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). What a run does to
-some blocks and not to others is in both terms. Two runs that agree by luck still give too narrow an interval;
-research/bench/interval_coverage.py counts how often each kind holds. One block, or a class that only one of several
-runs scored, has no interval.
+One run has percentiles. Runs are too few to be drawn, so the interval of several is value +- t * sqrt(s^2 / runs + v).
+Here s is the standard deviation between the runs' values on all data, and v is the variance of their mean over the
+draws. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). Two runs that
+agree by luck still give too narrow an interval (research/bench/interval_coverage.py). One block, or a class that only
+one of several runs scored, has no interval.
 """
 
 from __future__ import annotations

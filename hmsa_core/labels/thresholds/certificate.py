@@ -22,7 +22,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.thresholds.sequential import SequentialTest, Turn, choose_start
+from hmsa_core.labels.thresholds.sequential import Floats, SequentialTest, Turn, choose_start
 from hmsa_core.taxonomy import ClassTable
 
 Answer = Literal["right", "wrong", "unsure"]
@@ -78,7 +78,7 @@ class Certificate:
         self.value = value
         self.classes: list[dict[str, Any]] = value["classes"]
         self.draws: list[dict[str, Any]] = value["draws"]
-        self._counted: dict[int, tuple[tuple[Any, ...], tuple[NDArray[np.float64], ...]]] = {}
+        self._counted: dict[int, tuple[tuple[Any, ...], tuple[Floats, ...]]] = {}
         self._told: tuple[tuple[Any, ...], dict[str, dict[str, Any]]] | None = None
         self._where: dict[tuple[int, int], Counts] = {}
 
@@ -99,7 +99,7 @@ class Certificate:
         budget: int = 300,
         seed: int = 0,
         classes: Sequence[str] = (),
-        table: NDArray[np.float64] | None = None,
+        table: Floats | None = None,
         policy: str | None = None,
         who: str = "",
     ) -> Certificate:
@@ -117,40 +117,23 @@ class Certificate:
         Raises:
             ConfigError: a number out of range, an unknown class, or no pixel of any class.
         """
+        settings = {"target": target, "delta": delta, "budget": budget, "seed": seed}
         _check_settings(target, delta, budget, seed)
         named = {labels.classes.index(name) for name in classes}
-        wanted = sorted(named or range(labels.classes.num_classes))
-        planned: list[dict[str, Any]] = []
+        wanted = [c for c in sorted(named or range(labels.classes.num_classes)) if labels.totals[c].any()]
+        if not wanted:
+            raise ConfigError("no class has a pixel: there is nothing to certify")
+        planned = []
         for c in wanted:
-            counts = labels.totals[c]
-            if not counts.any():
-                continue
-            right = np.broadcast_to(_EDGES, NUM_CODES) if table is None else table[c]
-            errors = np.clip(1 - right, 1e-3, 0.6)
+            errors = np.clip(1 - (_EDGES if table is None else table[c]), 1e-3, 0.6)
             if labels.kind != "raw":
                 errors[0] = _PEOPLE
-            planned.append({"class": c, "name": labels.classes.classes[c], "bands": _bands(counts, errors, target)})
-        if not planned:
-            raise ConfigError("no class has a pixel: there is nothing to certify")
-        for row in planned:
-            kept, guess = (np.array([b[k] for b in row["bands"]], np.float64) for k in ("pixels", "guess"))
-            row["start"] = choose_start(kept, guess, target, delta / len(planned))
-        return cls(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "store": labels.digest,
-                "teacher": labels.lineage.get("teacher"),
-                "policy": policy,
-                "target": target,
-                "delta": delta,
-                "budget": budget,
-                "seed": seed,
-                "who": who,
-                "classes": planned,
-                "draws": [],
-            }
-        )
+            bands = _bands(labels.totals[c], errors, target)
+            kept, guess = (np.array([band[key] for band in bands], np.float64) for key in ("pixels", "guess"))
+            start = choose_start(kept, guess, target, delta / len(wanted))
+            planned.append({"class": c, "name": labels.classes.classes[c], "bands": bands, "start": start})
+        about = {"store": labels.digest, "teacher": labels.lineage.get("teacher"), "policy": policy, "who": who}
+        return cls({"format": FORMAT, "version": VERSION, **about, **settings, "classes": planned, "draws": []})
 
     @cached_property
     def test(self) -> SequentialTest:
@@ -159,7 +142,7 @@ class Certificate:
         start = np.array([row["start"] for row in self.classes])
         return SequentialTest(kept, guess, start, self.value["target"], self.value["delta"])
 
-    def _of_bands(self, key: str, fill: float) -> NDArray[np.float64]:
+    def _of_bands(self, key: str, fill: float) -> Floats:
         widest = max(len(row["bands"]) for row in self.classes)
         padded = [[b[key] for b in row["bands"]] + [fill] * (widest - len(row["bands"])) for row in self.classes]
         return np.array(padded, np.float64)
@@ -181,7 +164,7 @@ class Certificate:
             turn = self.test.turn(n, wrong, best)
         return added
 
-    def _with_open(self, n: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    def _with_open(self, n: Floats, wrong: Floats) -> tuple[Floats, ...]:
         """The counts with draws that wait for their turn, as they are expected to be answered."""
         rates = self.test.predict(n, wrong)[1]
         counts, expected = np.zeros(n.shape), np.zeros(n.shape)
@@ -231,7 +214,7 @@ class Certificate:
 
     # -- results -----------------------------------------------------------------------------------------
 
-    def _state(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _state(self) -> tuple[Floats, Floats, Floats]:
         """Answers and wrong ones of each class and band, and the largest log evidence so far of each cut."""
         of_class: list[list[tuple[int, bool]]] = [[] for _ in self.classes]
         waits = [False] * len(self.classes)
@@ -248,7 +231,7 @@ class Certificate:
         n, wrong, best = (np.stack(part) for part in zip(*parts, strict=True))
         return n, wrong, best
 
-    def _count(self, c: int, answers: Sequence[tuple[int, bool]]) -> tuple[NDArray[np.float64], ...]:
+    def _count(self, c: int, answers: Sequence[tuple[int, bool]]) -> tuple[Floats, ...]:
         bands = self.test.kept.shape[-1]
         n, wrong = np.zeros((2, len(answers) + 1, 1, bands))
         for t, (band, is_wrong) in enumerate(answers):
@@ -262,19 +245,13 @@ class Certificate:
         """Per class name: the cut that is certified or aimed at, with answers, estimate, bound and what it keeps."""
         key = tuple(draw["answer"] for draw in self.draws)
         if self._told is None or self._told[0] != key:
-            self._told = (key, self._results())
+            n, wrong, best = self._state()
+            certified, turn = self.test.levels(best)[1], self.test.turn(n, wrong, best)
+            figures = np.stack([n, wrong, self.test.lower(n, wrong)], axis=1)
+            cuts = [int(np.flatnonzero(passed)[-1]) if passed.any() else None for passed in certified]
+            found = (self._result(c, cut, figures[c], turn) for c, cut in enumerate(cuts))
+            self._told = key, {row["name"]: one for row, one in zip(self.classes, found, strict=True)}
         return self._told[1]
-
-    def _results(self) -> dict[str, dict[str, Any]]:
-        n, wrong, best = self._state()
-        _, certified = self.test.levels(best)
-        lower, turn = self.test.lower(n, wrong), self.test.turn(n, wrong, best)
-        found = {}
-        for c, row in enumerate(self.classes):
-            passed = np.flatnonzero(certified[c])
-            cut = int(passed[-1]) if len(passed) else None
-            found[row["name"]] = self._result(c, cut, n[c], wrong[c], lower[c], turn)
-        return found
 
     def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
         """(class, code) of each certified cut -> estimated precision and its lower bound."""
@@ -285,21 +262,14 @@ class Certificate:
             if row["certified"]
         }
 
-    def _result(
-        self,
-        c: int,
-        cut: int | None,
-        n: NDArray[np.float64],
-        wrong: NDArray[np.float64],
-        lower: NDArray[np.float64],
-        turn: Turn,
-    ) -> dict[str, Any]:
+    def _result(self, c: int, cut: int | None, figures: Floats, turn: Turn) -> dict[str, Any]:
+        n, wrong, lower = figures  # of each band or cut
         row = self.classes[c]
         answers = [d["answer"] for d in self.draws if d["class"] == c and d["answer"]]
         at = int(turn.cut[c]) if cut is None else cut
         inside = row["bands"][: at + 1]
-        code, pixels = inside[-1]["low"], sum(b["pixels"] for b in row["bands"])
-        kept = sum(b["pixels"] for b in inside)
+        code = inside[-1]["low"]
+        kept, pixels = (sum(b["pixels"] for b in bands) for bands in (inside, row["bands"]))
         estimate = None
         if (n[: at + 1] > 0).all():
             shares = np.array([b["pixels"] for b in inside]) / kept
@@ -356,7 +326,7 @@ class Certificate:
             )
         return sorted(rows, key=lambda row: -row["confirm"] - row["bring"])
 
-    def refined(self, labels: Labels, right: NDArray[np.float64]) -> NDArray[np.float64]:
+    def refined(self, labels: Labels, right: Floats) -> Floats:
         """P(right) of each class and code (C, 256), with the error rates of bands that were judged as answers tell."""
         n, wrong, _ = self._state()
         rates, found = self.test.predict(n, wrong)[1], np.array(right, np.float64)
@@ -458,7 +428,7 @@ def _check_settings(target: float, delta: float, budget: int, seed: int) -> None
             raise ConfigError(f"{name} {count}: expected {low:g} to {high}")
 
 
-def _bands(counts: Counts, errors: NDArray[np.float64], target: float) -> list[dict[str, Any]]:
+def _bands(counts: Counts, errors: Floats, target: float) -> list[dict[str, Any]]:
     """Bands of codes, the surest first: at shares of the class, those alike in their guess as one."""
     coverage = np.cumsum(counts[::-1])[::-1] / counts.sum()
     cuts = sorted({int(np.flatnonzero(coverage >= share)[-1]) for share in _COVERAGES}, reverse=True)
