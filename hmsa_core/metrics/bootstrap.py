@@ -138,7 +138,8 @@ class Draws:
 
     def scores(self, runs: list[Counts]) -> tuple[Floats, Floats]:
         """(runs, C + 1) of all data and (runs, draws, C + 1): class IoU, then its mean."""
-        whole, drawn = [], []
+        whole: list[Floats] = []
+        drawn: list[Floats] = []
         for run, inverse, weights in zip(runs, self.inverse, self.weights, strict=True):
             sums = block_sums(run, inverse, weights.shape[1])
             for found, of in ((whole, sums.sum(0)), (drawn, np.tensordot(weights, sums, axes=1))):

@@ -259,7 +259,8 @@ class _Counter:
         found = [(i, *cell) for i, block in enumerate(blocks) for cell in sorted(self._conflicts[block].items())]
         block, keys, pixels = np.array(found, np.int64).reshape(-1, 3).T
         cells = np.unravel_index(keys, (self.c, self.c, 3, NUM_CODES))
-        conflicts = Conflicts(block, *(cell.astype(np.int64) for cell in cells), pixels)
+        human, teacher, outcome, code = (cell.astype(np.int64) for cell in cells)
+        conflicts = Conflicts(block, human, teacher, outcome, code, pixels)
         return Curves(classes, tuple(blocks), counts, truth, self._joint, conflicts, self.images, dict(lineage or {}))
 
 

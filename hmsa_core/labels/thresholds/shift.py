@@ -38,8 +38,8 @@ def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
         return base, calibrated
 
     def under(prior: Floats) -> Floats:
-        weighted: Floats = calibrated * (prior / base)[:, None, None]
-        return weighted / weighted.sum(axis=0, keepdims=True)
+        weighted = calibrated * (prior / base)[:, None, None]
+        return np.asarray(weighted / weighted.sum(axis=0, keepdims=True))
 
     prior = base
     for _ in range(_ROUNDS):
