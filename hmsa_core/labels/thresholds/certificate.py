@@ -138,44 +138,34 @@ class Certificate:
     @cached_property
     def test(self) -> SequentialTest:
         """The test of all its classes, classes first."""
-        kept, guess = (self._of_bands(key, fill) for key, fill in (("pixels", 0.0), ("guess", 0.5)))
+        shape = len(self.classes), max(len(row["bands"]) for row in self.classes)
+        kept, guess = np.zeros(shape), np.full(shape, 0.5)
+        for c, row in enumerate(self.classes):
+            for b, band in enumerate(row["bands"]):
+                kept[c, b], guess[c, b] = band["pixels"], band["guess"]
         start = np.array([row["start"] for row in self.classes])
         return SequentialTest(kept, guess, start, self.value["target"], self.value["delta"])
 
-    def _of_bands(self, key: str, fill: float) -> Floats:
-        widest = max(len(row["bands"]) for row in self.classes)
-        padded = [[b[key] for b in row["bands"]] + [fill] * (widest - len(row["bands"])) for row in self.classes]
-        return np.array(padded, np.float64)
-
     def plan_draws(self, labels: Labels, count: int = BATCH) -> list[dict[str, Any]]:
         """Add up to `count` draws of the class that is worth them most; [] when the rest of the budget is of no use."""
-        n, wrong, best = self._state()
+        counted, wrong, best = self._state()
         left = self.value["budget"] - len(self.draws)
-        n, wrong = self._with_open(n, wrong)
+        n = np.zeros(counted.shape)
+        for draw in self.draws:
+            n[draw["class"], draw["band"]] += 1
+        wrong = wrong + (n - counted) * self.test.predict(counted, wrong)[1]  # of draws that wait: as is expected
         turn = self.test.turn(n, wrong, best)
         c = int(self.test.pick(turn, n, best, left))
         added: list[dict[str, Any]] = []
         while c >= 0 and len(added) < min(count, left, max(1, int(np.ceil(min(turn.needed[c], count))))):
             band = int(turn.band[c])
-            added.append(self._drawn(labels, c, band))
+            pixel = self._pixel(labels, c, band, int(n[c, band]))
+            added.append({"class": c, "band": band, **pixel, "answer": None})
             self.draws.append(added[-1])
             n[c, band] += 1
             wrong[c, band] += self.test.predict(n, wrong)[1][c, band]
             turn = self.test.turn(n, wrong, best)
         return added
-
-    def _with_open(self, n: Floats, wrong: Floats) -> tuple[Floats, ...]:
-        """The counts with draws that wait for their turn, as they are expected to be answered."""
-        rates = self.test.predict(n, wrong)[1]
-        counts, expected = np.zeros(n.shape), np.zeros(n.shape)
-        for draw in self.draws:
-            counts[draw["class"], draw["band"]] += 1
-        expected = wrong + (counts - n) * rates
-        return counts, expected
-
-    def _drawn(self, labels: Labels, c: int, band: int) -> dict[str, Any]:
-        number = sum(d["class"] == c and d["band"] == band for d in self.draws)
-        return {"class": c, "band": band, **self._pixel(labels, c, band, number), "answer": None}
 
     def _ends(self, labels: Labels, c: int, band: int) -> Counts:
         """Running sum over images of a band's pixels, (N,)."""
@@ -341,8 +331,7 @@ class Certificate:
     def expected_wrong(self, labels: Labels, limit: int = 10) -> list[dict[str, Any]]:
         """Images and classes by the wrong kept pixels that the answers let expect, most first."""
         n, wrong, best = self._state()
-        rates = self.test.predict(n, wrong)[1]
-        certified = self.test.levels(best)[1]
+        rates, certified = self.test.predict(n, wrong)[1], self.test.levels(best)[1]
         total = np.zeros((len(labels.names), len(self.classes)))
         for c in range(len(self.classes)):
             for band in range(int(np.flatnonzero(certified[c])[-1]) + 1 if certified[c].any() else 0):
