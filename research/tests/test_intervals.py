@@ -127,17 +127,9 @@ def test_a_share_of_the_possible_gain_is_of_the_same_seeds_as_the_difference() -
     assert share == pytest.approx(gain / (truth - teacher))
 
 
-def _confusions(rng: np.random.Generator, quality: float) -> np.ndarray:
-    """Counts of 40 images and 3 classes (40, 3, 3), of which this share is right."""
-    shares = np.full((3, 3), (1 - quality) / 2)
-    np.fill_diagonal(shares, quality)
-    return np.stack([[rng.multinomial(4000, row) for row in shares] for _ in range(40)])
-
-
 def test_the_share_of_a_possible_gain_lies_in_its_interval_and_has_none_where_nothing_can_be_gained() -> None:
-    rng = np.random.Generator(np.random.PCG64(4))
     blocks = [f"block{i // 2}" for i in range(40)]
-    low, half, top = (_confusions(rng, quality) for quality in (0.6, 0.7, 0.8))
+    low, half, top = (confusions(q, images=40, seed=s, pixels=4000) for s, q in enumerate((0.6, 0.7, 0.8)))
     value, below, above = bootstrap_share(half, low, top, blocks)
     whole, gain = bootstrap_difference(top, low, blocks).value, bootstrap_difference(half, low, blocks).value
     assert value == pytest.approx(gain / whole)
