@@ -159,7 +159,7 @@ def _verdict(
         classes,
         config.gate,
         champion=judged.get(_champion(ws, models) or ""),
-        unknown=judgement.unknown_of("student"),
+        unknown=judgement.unknown["student"],
         seed=config.seed,
     )
     return verdict | {
