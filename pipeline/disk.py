@@ -101,7 +101,7 @@ def _foreseen(ws: Workspace, folder: Path) -> tuple[Workspace, str]:
 
 def _write_indexes(ws: Workspace, folder: Path) -> None:
     """Write an index for each role: names, roles and sizes of the images in the data set's folder; no pixel is read."""
-    source = ws.params.data.target.model_copy(update={"root": str(ws.roots["target"])})
+    source = ws.source("target")
     scanned = scan(source)
     found = list({f.name: f for f in scanned.found}.values())
     roles = dict(zip((f.name for f in found), assign_roles(found, ws.params.data.roles), strict=True))

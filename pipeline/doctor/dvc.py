@@ -52,11 +52,6 @@ def named(ws: Workspace, key: str) -> set[str]:
     return {name for one in found for name in (one if isinstance(one, dict) else [one])}
 
 
-def restore(name: str) -> str:
-    """The command that takes an output of a stage from DVC's cache again."""
-    return f"rm -r {name} && dvc checkout {name}"
-
-
 _RWLOCK = ".dvc/tmp/rwlock"
 
 

@@ -29,7 +29,7 @@ def discover(ws: Workspace) -> dict[str, Any]:
         {"arrived", "copies", "near", "gone": counts; "first": bool; "sentence": str; "examples": {"arrived":
         [[name, path]], "copies" and "near": [[name, known name, path]], "gone": [name]}}; paths as in the index.
     """
-    source = ws.params.data.target.model_copy(update={"root": str(ws.roots["target"])})
+    source = ws.source("target")
     found = {f.name: f.image for f in scan(source).found}
     path = ws.path("data/index/target.parquet")
     known = Index.load(path).samples if path.exists() else ()

@@ -21,7 +21,8 @@ from pipeline.cli.main import main
 from pipeline.doctor import checks as doctor
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
-from tests.support.findings import states
+from tests.support.chain import set_params
+from tests.support.findings import found, states
 
 
 def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
@@ -32,13 +33,23 @@ def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
     assert f"torch {metadata.version('torch')}, torchvision {metadata.version('torchvision')}" in found["packages"].text
 
 
-def test_a_data_folder_of_ones_own_is_not_to_be_generated(workspace: Workspace, tmp_path: Path) -> None:
-    params = workspace.path("params.yaml")
-    params.write_text(params.read_text().replace("root: data/demo/cityscapes ", f"root: {tmp_path}/gone "))
-    (tmp_path / "data/demo/mapillary").rmdir()
-    found = {f.name: f for f in doctor.examine(Workspace(tmp_path).root)}
-    assert found["data target"].mend == "correct data.target.root in params.yaml"
-    assert found["data pretrain"].mend == "autolabel demo-data"
+def test_data_that_are_not_there_or_lie_in_another_layout_are_named_with_what_to_correct(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    demo = found(tmp_path, "data target")
+    assert (demo.state, demo.text) == ("ok", f"{tmp_path}/data/demo/cityscapes")
+    shutil.rmtree(tmp_path / "data/demo/mapillary")
+    told = found(tmp_path, "data pretrain")
+    assert (told.state, told.mend) == ("broken", "autolabel demo-data")
+    set_params(tmp_path, {"data.target.root": "gone"})
+    told = found(tmp_path, "data target")
+    assert told.text == f"{tmp_path}/gone: data set folder not found"
+    assert told.mend == "correct data.target.root in params.yaml"
+    (tmp_path / "gone/images").mkdir(parents=True)
+    told = found(tmp_path, "data target")
+    assert told.state == "broken", "a folder, but not of the kind that params.yaml states"
+    assert told.text.startswith(f"{tmp_path}/gone: no Cityscapes images found (expected leftImg8bit/")
+    assert told.mend == "correct data.target.root or data.target.kind in params.yaml"
 
 
 def test_a_shared_memory_that_the_loaders_would_overrun_is_told_with_the_size_that_they_need(
@@ -169,16 +180,6 @@ def test_more_gpus_than_there_are_and_files_that_are_not_there_are_told_before_a
     assert found["teacher_train.runtime"].text == "ranks is 2, but 1 GPU(s) are visible"
     monkeypatch.setattr(doctor, "visible_devices", lambda: ["GPU-0", "GPU-1"])
     assert "teacher_train.runtime" not in states(workspace.root)
-
-
-def test_missing_data_and_a_bad_params_file_are_named(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.path("data/demo/mapillary"))
-    found = {f.name: f for f in doctor.examine(workspace.root)}
-    assert found["data pretrain"].state == "broken"
-    assert found["data pretrain"].mend == "autolabel demo-data"
-    text = workspace.path("params.yaml").read_text().replace("calibrate:\n", "calibrat:\n")
-    workspace.path("params.yaml").write_text(text)
-    assert any(f.state == "broken" and "calibrat" in f.text for f in doctor.examine(workspace.root))
 
 
 def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
