@@ -94,25 +94,17 @@ def claim_devices(device: str, count: int, *, env: Mapping[str, str] | None = No
             hint=f"set runtime.ranks to at most {len(present)}",
         )
     with ExitStack() as stack:
-        taken, busy = _take(present, count, stack)
+        taken: dict[str, int] = {}
+        busy = ""
+        for name in present:
+            lock = FileLock(device_lock_path(name), what=name)
+            try:
+                if len(taken) < count:
+                    taken[name] = stack.enter_context(lock).fd
+            except LockedError as error:
+                busy = error.message
         if len(taken) < count:
             raise LockedError(
                 f"{count} GPU(s) needed, {len(taken)} free: {busy}", hint="wait for the other job, or stop it"
             )
-        yield Claim(tuple(name for name, _ in taken), tuple(lock.fd for _, lock in taken))
-
-
-def _take(present: list[str], count: int, stack: ExitStack) -> tuple[list[tuple[str, FileLock]], str]:
-    taken: list[tuple[str, FileLock]] = []
-    busy = ""
-    for name in present:
-        if len(taken) == count:
-            break
-        lock = FileLock(device_lock_path(name), what=name)
-        try:
-            stack.enter_context(lock)
-        except LockedError as error:
-            busy = error.message
-            continue
-        taken.append((name, lock))
-    return taken, busy
+        yield Claim(tuple(taken), tuple(taken.values()))

@@ -111,26 +111,10 @@ def _write_indexes(ws: Workspace, folder: Path) -> None:
         Index.write(folder / f"{role}.parquet", samples, scanned.classes, source.name)
 
 
-def _sample(found: Found, role: str, size: tuple[int, int]) -> Sample:
-    kind = "fine" if found.label else "coarse" if found.coarse else "unlabelled"
-    return Sample(
-        found.name,
-        found.image,
-        found.label,
-        found.coarse,
-        kind,
-        found.split,
-        role,
-        found.city,
-        found.sequence,
-        found.frame,
-        "",
-        *size,
-        "",
-        "",
-        "",
-        "",
-    )
+def _sample(f: Found, role: str, size: tuple[int, int]) -> Sample:
+    kind = "fine" if f.label else "coarse" if f.coarse else "unlabelled"
+    where = f.split, role, f.city, f.sequence, f.frame, ""
+    return Sample(f.name, f.image, f.label, f.coarse, kind, *where, *size, "", "", "", "")
 
 
 def _sizes(ws: Workspace, root: Path, found: Sequence[Found]) -> dict[str, tuple[int, int]]:

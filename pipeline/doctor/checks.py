@@ -20,7 +20,6 @@ from hmsa_core.io.locks import probe_locks
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.models.options import ModelOptions
-from pipeline.checkpoint_folders import damage, version_damage
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.doctor import dvc as doctor_dvc
@@ -29,7 +28,7 @@ from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, ver
 from pipeline.named_files import mend_of_root, missing_files
 from pipeline.nightly import history
 from pipeline.nightly.gatekeeper import looks, measured_aa
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, damage, version_damage
 from pipeline.stages.support import labelling_teacher
 from pipeline.workspace import Workspace
 

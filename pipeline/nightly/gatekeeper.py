@@ -25,10 +25,9 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import iou_of
-from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, knows_other_classes
 from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
 from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
@@ -220,7 +219,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
 def _judge_tonight(ws: Workspace) -> dict[str, Any]:
     """The gate's verdict on models/student against whoever teaches, with looks and A/A trainings counted."""
     stored = atomic.read_json(ws.path("evaluation/verdict.json"))
-    weights = _weights(ws.path("models/student"))
+    weights = weights_of(ws.path("models/student"))
     _check_models(ws, stored, weights)
     if "gain" not in stored:
         return stored  # there is no report set (profile paper-final)
@@ -251,7 +250,7 @@ def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
     hint = "run `dvc repro evaluate`"
     if stored.get("candidate_weights_sha256") != student:
         raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
-    if against is not None and _weights(ws.teacher()) not in (against, student):
+    if against is not None and weights_of(ws.teacher()) not in (against, student):
         raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
 
 
@@ -260,19 +259,16 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
     if champion is None or not metrics.exists():
         return None, ""
-    wanted = _weights(champion.path)
+    wanted = weights_of(champion.path)
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
             return replace(_judged(ws, name)[0], name=champion.name), ""
     if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
-        return None, (
-            f"the pinned reference {champion.name} has other classes and cannot be scored: `autolabel models pin "
-            "VERSION` names another, `rm models/registry/champion.json` none until the next promotion"
-        )
-    return None, (
-        f"the pinned reference {champion.name} has not been scored on these images: "
-        "`dvc repro --force --single-item evaluate`"
-    )
+        told = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
+        told += "`rm models/registry/champion.json` none until the next promotion"
+    else:
+        told = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
+    return None, f"the pinned reference {champion.name} {told}"
 
 
 def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
@@ -289,7 +285,3 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
         ws.path(f"evaluation/confusions-{model}.npz"), "names", "blocks", "confusions"
     )
     return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
-
-
-def _weights(checkpoint: Path) -> str:
-    return str(atomic.read_json(checkpoint / "model.json")["weights_sha256"])

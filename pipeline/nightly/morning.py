@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, one_line
-from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
-from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.certificate import Certificate
 from pipeline.certify import CertificateFile
 from pipeline.disk import disk_need
 from pipeline.inspector.audit import AuditFile, audit_path
 from pipeline.inspector.view import StoreView
 from pipeline.nightly import history
-from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, wrong_regions
+from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, table_of, wrong_regions
 from pipeline.nightly.gatekeeper import measured_aa
 from pipeline.render import Table, points
 from pipeline.results import class_rows, class_table, diet, json_of
@@ -297,11 +296,9 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
     if certificate is None:
         certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
-    edges = np.array([float(edge) for edge in ConfidenceCode().edges])
-    table = policy.table if policy.table is not None else np.broadcast_to(edges, (view.classes.num_classes, NUM_CODES))
-    right = certificate.refined(view, table)
+    right = certificate.refined(view, table_of(policy, view.classes.num_classes))
     statistics = StoreStatistics.open(ws.path("labels/raw"))
-    loss = expected_loss(statistics, used[0])
+    loss = expected_loss(statistics, policy)
     statistics.close()
     ranked = [(statistics.names[i], points(float(loss[i]))) for i in (-loss).argsort(kind="stable")]
     # "At random", and yet the same on a re-run: drawn by the store's own digest.

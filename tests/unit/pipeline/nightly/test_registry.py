@@ -14,8 +14,7 @@ import pytest
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.lineage import LearnedImage, Lineage
-from pipeline.checkpoint_folders import damage
-from pipeline.nightly.registry import Registry, Version
+from pipeline.nightly.registry import Registry, Version, damage
 from pipeline.workspace import Workspace
 from tests.support.faults import every_exit, every_fault
 
