@@ -1,10 +1,9 @@
 """Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
 
-The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. On other nodes it is `autolabel join` -> agent ->
-ranks, begun by hand or by a launcher that the stage starts (`runtime.launcher`). Each asks the kernel for a signal when
-its parent dies, and passes a stop request down. Thread counts are pinned, because they change the last bits of a
-result. Every GPU in use is locked. A rank that a signal killed, or whose node is lost, is started again from its last
-checkpoint, a bounded number of times; an error that the rank explained is raised here as it is.
+The chain is dvc -> `autolabel stage` (on other nodes `autolabel join`) -> agent (torchrun) -> ranks. Each asks the
+kernel for a signal when its parent dies, and passes a stop request down. Thread counts are pinned: they change the last
+bits of a result. A rank that a signal killed, or whose node is lost, is started again from its last checkpoint, a
+bounded number of times; an error that the rank explained is raised here as it is.
 """
 
 from __future__ import annotations

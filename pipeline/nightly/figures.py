@@ -110,7 +110,7 @@ def wrong_regions(
         error[c, cut:] = 1 - right[c, cut:]
         mean = _error_rate(totals[c, cut:], right[c, cut:])
         unsure[c, cut:] = (error[c, cut:] >= mean - 1e-9) & (error[c, cut:] > 0)
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
         label, code = store.read(name)
         doubtful = unsure[label, code]
@@ -121,10 +121,9 @@ def wrong_regions(
             sums = np.bincount(ids.reshape(-1), weights=wrong.reshape(-1), minlength=count)
             for i in range(1, count):
                 x, y, width, height, pixels = (int(v) for v in boxes[i])
-                found.append((float(sums[i]), name, int(c), x + width // 2, y + height // 2, pixels))
-    found.sort(key=lambda row: (-row[0], *row[1:]))
-    keys = ("wrong", "image", "class", "x", "y", "pixels")
-    return [dict(zip(keys, row, strict=True)) | {"class": store.classes.classes[row[2]]} for row in found]
+                where = {"image": name, "class": store.classes.classes[c], "x": x + width // 2, "y": y + height // 2}
+                found.append(where | {"wrong": float(sums[i]), "pixels": pixels})
+    return sorted(found, key=lambda row: (-row["wrong"], row["image"], row["class"], row["x"], row["y"]))
 
 
 def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta: float = 0.05) -> list[str]:

@@ -1,22 +1,10 @@
-"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be?
+"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be? The rules: docs/nightly.md.
 
-Both models are judged on images in nobody's lineage. The unit of evidence is the block (a drive, a city), and both
-models are scored on the same bootstrap draws of blocks. A candidate is promoted when all of these hold:
-
-1. Mean gain: the lower bound of the gain exceeds `min_gain`. Its variance is that of the draws plus that between
-   two trainings of one recipe (A/A trainings). Student's t with Welch-Satterthwaite's degrees of freedom allows for
-   a spread that few trainings know badly; the normal quantile would promote chance three times too often.
-2. Each class is non-inferior: the upper bound of its loss stays under its allowance, after Holm's correction over
-   the judged classes. A class is not judged when it lies in too few blocks, or when even a perfect tie could not be
-   shown at its level. A class that is not judged still stops the promotion by a loss that chance does not explain.
-3. Veto classes (persons, riders): recall is neither significantly lower nor lower by more than its allowance.
-4. The pinned reference champion is not lost sight of: losses that are each too small to see must not add up.
-5. What the candidate learned from is known, through all its parents and teachers: else it is not proven that it never
-   saw the images that judge it.
-
-The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha, which sums to alpha over all
-nights. Guards 2 and 3 have all of alpha for each candidate. At a smaller level a noisy class could not be judged at
-all, and the guard would miss losses.
+Both models are scored on the same bootstrap draws of blocks (a drive, a city). The bound of the mean gain holds the
+variance of the draws and that between two trainings of one recipe (A/A trainings). Student's t with
+Welch-Satterthwaite's degrees of freedom allows for a spread that few trainings know badly; the normal quantile would
+promote chance three times too often. The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha.
+The guards of the classes have all of alpha for each candidate: at a smaller level a noisy class could not be judged.
 """
 
 from __future__ import annotations
@@ -333,8 +321,8 @@ def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig
         "verdict": "not judged",
         "why": "",
     }
-    se = _standard_error(difference, row["blocks"]) if len(difference) >= 2 else 0.0
-    row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
+    if len(difference) >= 2:  # also where it is not judged: a loss that chance does not explain counts all the same
+        row["se"] = _standard_error(difference, row["blocks"]) or None
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
         return row

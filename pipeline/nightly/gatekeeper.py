@@ -1,12 +1,8 @@
 """After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
 
-The verdict of the stage knows one night. Here looks at the report set are counted: each new candidate that is judged
-on used images spends alpha. The spread between trainings comes from A/A trainings: the student's recipe, trained with
-other seeds.
-
-    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first
-                                  line of each set of images has their "names"
-    models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}, written by `autolabel models aa`
+models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line, a look each; the
+                              first line of each set of images has their "names"
+models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}: the student's recipe with other seeds
 """
 
 from __future__ import annotations
@@ -139,9 +135,9 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     pseudo = pseudo_data(ws)
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     # The job's name is part of the key: under the student's own name the student's training is found.
-    job = "student" if number == 0 else f"aa-{seed}"
-    stage, start = "student-train", start_of(ws, teacher)
-    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=start, teacher=by) / "model"
+    job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
+    run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=by)
+    return run / "model"
 
 
 def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:

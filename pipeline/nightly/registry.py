@@ -1,11 +1,9 @@
 """The model registry: plain files that say which model is the teacher, who promoted it, and why.
 
-    models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
-    models/registry/VERSION/        checkpoint folder (hard links) + record.json
-    models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
-    models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
-
-`promote` writes the version first and `current.json` last: a kill in between changes nothing.
+models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
+models/registry/VERSION/        checkpoint folder (hard links) + record.json
+models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
+models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
 """
 
 from __future__ import annotations
@@ -52,10 +50,8 @@ class Registry:
     def current(self) -> str:
         """The teacher: "stage:NAME" or a path relative to the workspace."""
         if not self.current_file.exists():
-            raise ConfigError(
-                f"{self.current_file}: missing",
-                hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
-            )
+            hint = 'write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`'
+            raise ConfigError(f"{self.current_file}: missing", hint=hint)
         hint = "`autolabel models rollback` returns to the last teacher that is undamaged"
         try:
             teacher = atomic.read_json(self.current_file).get("teacher")
@@ -124,9 +120,8 @@ class Registry:
         folder gets its lost record back.
         """
         if not (checkpoint / "model.json").is_file():
-            raise InputError(
-                f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
-            )
+            hint = "give a folder such as models/student"
+            raise InputError(f"{checkpoint}: no checkpoint (model.json is missing)", hint=hint)
         if wrong := damage(checkpoint):
             raise IntegrityError(wrong)
         meta = atomic.read_json(checkpoint / "model.json")
@@ -160,7 +155,7 @@ class Registry:
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
-        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json`.
+        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json` last.
 
         Raises:
             IntegrityError: its files are damaged.

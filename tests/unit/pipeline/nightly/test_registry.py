@@ -52,22 +52,6 @@ def _described(registry: Registry, name: str, **changes: object) -> Path:
     return other
 
 
-def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
-    first = registry.register(checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
-    registry.promote(first, by="ann", reason="better")
-    second = registry.register(checkpoint(tmp_path / "b", b"b"))
-    registry.promote(second)
-    assert registry.current() == f"models/registry/{second.name}"
-    assert registry.champion() is not None
-    assert registry.champion().name == first.name  # type: ignore[union-attr]
-    assert registry.rollback() == f"models/registry/{first.name}"
-    assert registry.rollback() == "stage:teacher-train"
-    with pytest.raises(InputError, match="nothing to roll back"):
-        registry.rollback()
-    assert [h["action"] for h in registry.history()] == ["promote", "promote", "rollback", "rollback"]
-    assert registry.history()[0]["by"] == "ann"
-
-
 def test_rounds_of_auto_labels_are_counted_by_lineage(registry: Registry) -> None:
     def model(name: str, source: str, *parents: str) -> Path:
         shas = (atomic.sha256_bytes(parent.encode()) for parent in parents)
@@ -361,13 +345,19 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
 
 
-def test_rolling_back_never_goes_in_a_circle(registry: Registry) -> None:
-    first, second = _promoted(registry, "ab")
+def test_promotions_are_rolled_back_one_by_one_and_never_in_a_circle(registry: Registry) -> None:
+    first, second = _registered(registry, "ab")
+    registry.promote(first, by="ann", reason="better")
+    registry.promote(second)
+    assert (registry.current(), registry.champion()) == (f"models/registry/{second.name}", first)
     registry.promote(first)
     back = [registry.rollback() for _ in range(3)]
     assert back == [f"models/registry/{second.name}", f"models/registry/{first.name}", "stage:teacher-train"]
     with pytest.raises(InputError, match="nothing to roll back"):
         registry.rollback()
+    lines = registry.history()
+    assert [line["action"] for line in lines] == ["promote"] * 3 + ["rollback"] * 3
+    assert (lines[0]["by"], lines[0]["reason"]) == ("ann", "better")
     registry.promote(second)
     registry.promote(first)
     shutil.rmtree(first.path)
