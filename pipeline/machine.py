@@ -21,7 +21,7 @@ from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
 _PACKAGES = "torch torchvision numpy pyarrow opencv-python-headless pillow safetensors dvc prefect fastapi"
-_LEAST_TORCH = "2.11"
+_LEAST_TORCH = (2, 11)
 
 
 def versions() -> dict[str, str]:
@@ -39,8 +39,8 @@ def torch_pair() -> str | None:
     torchvision's own metadata names the torch that it needs.
     """
     have = versions()
-    if not have["torch"] or Version(have["torch"]) < Version(_LEAST_TORCH):
-        return f"torch {have['torch'] or 'is missing'}: {_LEAST_TORCH} or newer is needed"
+    if not have["torch"] or Version(have["torch"]).release < _LEAST_TORCH:
+        return f"torch {have['torch'] or 'is missing'}: {'.'.join(map(str, _LEAST_TORCH))} or newer is needed"
     if not have["torchvision"]:
         return "torchvision is missing"
     for line in metadata.requires("torchvision") or []:

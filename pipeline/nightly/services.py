@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, HmsaError, LockedError
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
 from hmsa_core.io.locks import FileLock
 from pipeline.cli.main import run_command
 from pipeline.nightly.reaper import nightly_lock, reap
@@ -249,8 +249,13 @@ def _server(services: Services) -> str:
 
 def _reap(services: Services) -> list[str]:
     """Settle runs that a killed server or worker left behind."""
+    import httpx
+
     os.environ.update(services.environment())  # before Prefect is imported: it then asks this server
-    return reap(services.workspace, pending=not services.is_external and not services.is_running("worker"))
+    try:
+        return reap(services.workspace, pending=not services.is_external and not services.is_running("worker"))
+    except httpx.HTTPError as error:
+        raise HmsaError(f"{services.api_url}: {one_line(error)}", hint="do it again when the server answers") from error
 
 
 def down(services: Services) -> list[str]:
