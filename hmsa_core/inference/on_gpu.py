@@ -130,15 +130,15 @@ def fuse(model: nn.Module, probe: Tensor) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, (BasicBlock, Bottleneck)):
-            _replace(model, name, FusedBlock(module))
+            model.set_submodule(name, FusedBlock(module))
     for name, module in list(model.named_modules()):
         if isinstance(module, ExchangeModule):
-            _replace(model, name, FusedExchange(module))
+            model.set_submodule(name, FusedExchange(module))
     names = {module: name for name, module in model.named_modules()}
     for relu, convolutions in _watched(model, probe).items():
         for convolution in convolutions:
-            _replace(model, names[convolution], FusedConv(convolution))
-        _replace(model, names[relu], nn.Identity())
+            model.set_submodule(names[convolution], FusedConv(convolution))
+        model.set_submodule(names[relu], nn.Identity())
 
 
 def _watched(model: nn.Module, probe: Tensor) -> dict[nn.Module, list[nn.Conv2d]]:
@@ -173,11 +173,6 @@ def _watched(model: nn.Module, probe: Tensor) -> dict[nn.Module, list[nn.Conv2d]
 def _is_plain(convolution: nn.Conv2d) -> bool:
     # torch has better kernels than cuDNN's for depthwise convolutions.
     return convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str) and convolution.groups == 1
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:

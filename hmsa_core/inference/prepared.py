@@ -142,7 +142,7 @@ def _fold(model: nn.Module, probe: Tensor) -> None:
     for convolution, norm in pairs:
         _absorb(convolution, norm)
         # Some norms of timm apply the activation as well.
-        _replace(model, names[norm], getattr(norm, "act", None) or nn.Identity())
+        model.set_submodule(names[norm], getattr(norm, "act", None) or nn.Identity())
 
 
 def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -155,11 +155,6 @@ def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     weight = convolution.weight.double() * scale.reshape(-1, 1, 1, 1)
     convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
     convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype), requires_grad=False)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -176,15 +171,10 @@ class PackedConv(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.geometry = (
-            _pair(convolution.padding),
-            _pair(convolution.stride),
-            _pair(convolution.dilation),
-            convolution.groups,
-        )
-        weight = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight.detach(), *self.geometry)
+        c: Any = convolution
+        self.geometry = (list(c.padding), list(c.stride), list(c.dilation), c.groups)
         # A plain attribute: packed tensors cannot be copied, moved or saved like others.
-        self.weight = weight
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(c.weight.detach(), *self.geometry)
         self.bias = None if convolution.bias is None else convolution.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,15 +185,11 @@ class PackedConv(nn.Module):
         )
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value]
-
-
 def _pack(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         # Not a class derived from it: timm's convolutions with TensorFlow's padding pad by themselves.
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            _replace(model, name, PackedConv(module))
+            model.set_submodule(name, PackedConv(module))
 
 
 def run_scale(model: MultiScaleModel, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
