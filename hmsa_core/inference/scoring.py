@@ -161,7 +161,7 @@ def _pairs(asked: Asked, tell: Tell) -> list[LabelledFile]:
 def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
     count, sequences = len(set(blocks)), len({block.rpartition("/")[0] for block in blocks})
     if count == 1:
-        tell("note: all images are neighbours, one block: no interval; --block-length 1 draws each alone")
+        _note(tell, "all images are neighbours, one block: no interval; --block-length 1 draws each alone")
     elif count == len(blocks) and length > 1:
         tell(
             "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "

@@ -237,19 +237,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Append one line to a small text file so that readers see the old or the new file, never half.
-
-    The file is rewritten under a new name: an in-place append could leave half a line. A last line that a person
-    mended and left without a line break gets one.
-    """
-    target = Path(path)
-    old = target.read_bytes() if target.exists() else b""
-    if old and not old.endswith(b"\n"):
-        old += b"\n"
-    write_bytes(target, old + line.rstrip("\n").encode("utf-8") + b"\n")
-
-
 def publish_file(source: Path, target: Path) -> None:
     """Give a finished file a second name (hard link; copied where links cannot be made).
 

@@ -16,7 +16,7 @@ from hmsa_core.config import InferConfig
 from hmsa_core.inference.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
 from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
-from hmsa_core.inference.teachers.scores import ScoreFiles
+from hmsa_core.inference.teachers.scores import check_files, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
@@ -111,15 +111,16 @@ class ScoresTeacher(Teacher):
 
     def __init__(self, mapping: ClassMap) -> None:
         self.mappings, self.classes = (mapping,), mapping.classes
-        self._files = ScoreFiles(mapping.source, mapping.source.names or mapping.classes.classes)
+        self._source, self._channels = mapping.source, mapping.source.names or mapping.classes.classes
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        return self.mappings[0].apply(self._files.read(name, (image.shape[0], image.shape[1])))
+        size = (image.shape[0], image.shape[1])
+        return self.mappings[0].apply(read_scores(self._source, name, self._channels, size))
 
     def check(self, names: Sequence[str]) -> None:
         """InputError: an image has no scores."""
-        self._files.check(list(names))
+        check_files(self._source, names)
 
 
 class Ensemble(Teacher):
