@@ -2,10 +2,8 @@
 
 Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
 plans shards (`work/plan.json`: appended for new images, never reordered). Each rank claims the next shard that is
-free when it comes to it, by a lock that the kernel takes back from a process that dies. Fast ranks label more, and
-a lost one's shard is labelled by another. Reading and writing overlap with the model in threads; on a GPU the next
-image begins before the last one's labels are there. An image whose bytes differ from the index is not labelled: it
-is listed as skipped, and too many of them end the run.
+free by a lock that the kernel takes back from a process that dies; another rank labels that shard then. Reading and
+writing overlap with the model in threads. An image whose bytes differ from the index is skipped and listed.
 """
 
 from __future__ import annotations
@@ -63,8 +61,6 @@ _POLL_S = 0.5  # between looks at the shards that other processes hold
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 UInt8 = NDArray[np.uint8]
-
-
 T = TypeVar("T")
 U = TypeVar("U")
 

@@ -1,10 +1,5 @@
 """What labelling does on a GPU and not on a CPU: fused convolutions, captured passes, transfers that nobody waits for.
 
-    fuse(model, probe)        convolution + bias + ReLU (+ shortcut) become one kernel of cuDNN each
-    Graphs(run)               a pass of each input shape is captured once; a replay launches all its kernels at a time
-    upload(image, device)     one copy of the bytes from pinned memory
-    download(maps)            copies into pinned memory; the host waits when it needs them
-
 torch keeps pinned blocks for the next image and knows which of them a copy still reads, so two images can be under
 way without buffers of our own. All is queued on one stream: a copy of 6 MB takes 0.3 ms beside 100 ms of kernels.
 """

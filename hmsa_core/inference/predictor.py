@@ -1,16 +1,8 @@
 """Labels of one image: the prepared model at all scales, fused by rows, in tiles where memory ends.
 
-    Predictor(model, device, precision)      the network prepared for inference
-      .open(image) -> ImagePass              a `ScalePass` of one image
-        .label(scales, flip)                 label and confidence, a few rows at a time
-        .probabilities(scales, flip)         probability of each class
-        .weights(scales, flip)               weight of each scale at each pixel
-    Tiler(predictor).label(image, ...)       the same in overlapping tiles for images too large for memory
-
-Everything here labels through `Tiler`: job, folder, pictures, evaluation, networks of other tools (`Engine`). A tile
-sees less context than the whole image (OCR gathers its regions from what it sees), so labels near tile borders can
-differ. Whether an image is tiled depends on its size alone; only when a GPU (or this machine) runs out of memory is
-the tile halved, and the log says so.
+All that labels goes through `Tiler(Predictor(model))`. A tile sees less context than the whole image (OCR gathers its
+regions from what it sees), so labels near tile borders can differ. Whether an image is tiled depends on its size
+alone; only when memory runs out is the tile halved, and the log says so.
 """
 
 from __future__ import annotations

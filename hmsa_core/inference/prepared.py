@@ -1,14 +1,11 @@
 """A trained network prepared for inference: `prepare` rewrites it, `run_scale` runs it in little memory.
 
-`prepare` folds batch norms into convolutions. For the CPU it packs convolutions, for a GPU it fuses them with bias and
-ReLU (`on_gpu`). Which batch norm follows which convolution is found by watching one small image pass through, so any
-trunk will do. The rewritten network is compared with the original on that image; if it differed by more than rounding
-it would not be used.
+Which batch norm follows which convolution is found by watching one small image pass through, so any trunk will do. The
+rewritten network is compared with the original on that image, and refused where it differs by more than rounding.
 
-`run_scale` makes the widest tensors a strip of rows at a time. HRNet's 720 concatenated channels, the 1024 channels in
-front of the OCR block's last convolution and the hidden layers of the heads are by far the largest tensors of a pass.
-None is needed whole: the only step that looks at all positions (OCR's region gathering) reads a narrower map.
-Strips overlap by the reach of the 3x3 convolutions, so scores are those of the model's own pass up to rounding.
+`run_scale` makes the widest tensors (HRNet's 720 concatenated channels, the OCR block's 1024, the heads' hidden
+layers) a strip of rows at a time: the only step that looks at all positions, OCR's region gathering, reads a narrower
+map. Strips overlap by the reach of the 3x3 convolutions, so scores are those of the model's own pass up to rounding.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _array(path: Path) -> NDArray[np.generic]:
 
 def _as_float(path: Path, found: NDArray[np.generic]) -> Float32:
     if found.dtype in (np.uint8, np.uint16):
-        return found.astype(np.float32) / np.float32(np.iinfo(found.dtype).max)
+        return found.astype(np.float32) / np.float32(255 if found.dtype == np.uint8 else 65535)
     if found.dtype.kind != "f":
         raise InputError(f"{path}: holds {found.dtype}, expected floats, uint8 or uint16")
     return found.astype(np.float32)
