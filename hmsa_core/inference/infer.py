@@ -437,10 +437,8 @@ class Pipeline:
                 coarse = read_label(self.root / sample.coarse, self.coarse_classes, sha256=sample.coarse_sha256)
                 if coarse.shape != image.shape[:2]:
                     raise DecodeError(f"{sample.coarse}: size differs from {sample.image}", reason="size-mismatch")
-        except DecodeError as error:
-            return _Item(shard, sample, None, None, f"{error.reason}: {error.message}")
-        except IntegrityError as error:
-            return _Item(shard, sample, None, None, f"changed: {error.message}")
+        except (DecodeError, IntegrityError) as error:
+            return _Item(shard, sample, None, None, f"{getattr(error, 'reason', 'changed')}: {error.message}")
         return _Item(shard, sample, image, coarse)
 
     def _shard(self, shard: ShardWriter, items: Iterator[_Item], writer: ThreadPoolExecutor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -72,9 +72,9 @@ class FusedExchange(nn.Module):
 
     def __init__(self, module: ExchangeModule) -> None:
         super().__init__()
-        self.branches, self.paths = module.branches, module.fuse_layers
+        self.branches, self.paths = module.branches, cast("Sequence[nn.ModuleList]", module.fuse_layers)
         self.closing = nn.ModuleList([nn.Identity()])
-        for target, row in enumerate(cast("Iterable[nn.ModuleList]", self.paths)):
+        for target, row in enumerate(self.paths):
             last = [_last_convolution(path) for i, path in enumerate(row) if i != target]
             into = last[target - 1]
             _move_biases(last, into)
@@ -93,12 +93,9 @@ class FusedExchange(nn.Module):
         for source, x in enumerate(inputs):
             if source == target or (target and source == target - 1):
                 continue
-            term = resize(self._path(target, source)(x), size)
+            term = resize(self.paths[target][source](x), size)
             total = total + term if total is inputs[target] else total.add_(term)
         return self.closing[target](inputs[target - 1], total) if target else total.relu_()
-
-    def _path(self, target: int, source: int) -> nn.Module:
-        return cast("nn.ModuleList", self.paths[target])[source]
 
 
 def _last_convolution(path: nn.Module) -> nn.Conv2d:
