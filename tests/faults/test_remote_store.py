@@ -193,7 +193,7 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
         from hmsa_core.inference import infer
         from tests.support.inference import job_context
 
-        (remote.local_tree(URL, anew=False) / "4.png").readlink().unlink()  # dropped from the cache
+        (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
         served.put("lab", "images/4.png", (own / "images" / "2.png").read_bytes())
         infer.run(spec, job_context(spec.work, stop=stop))
 
