@@ -127,17 +127,30 @@ def fuse(model: nn.Module, probe: Tensor) -> None:
         if isinstance(module, ExchangeModule):
             model.set_submodule(name, FusedExchange(module))
     names = {module: name for name, module in model.named_modules()}
-    for relu, convolutions in _watched(model, probe).items():
-        for convolution in convolutions:
-            model.set_submodule(names[convolution], FusedConv(convolution))
-        model.set_submodule(names[relu], nn.Identity())
-
-
-def _watched(model: nn.Module, probe: Tensor) -> dict[nn.Module, list[nn.Conv2d]]:
-    """Each ReLU whose every input was the untouched output of a plain convolution, with these convolutions."""
-    fresh: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
+    plain = [m for m in model.modules() if type(m) is nn.Conv2d and _is_plain(m)]
     calls: dict[nn.Module, list[nn.Conv2d | None]] = {}
+    for relu, convolution in fresh_inputs(model, probe, plain, nn.ReLU):
+        calls.setdefault(relu, []).append(convolution)
+    for relu, convolutions in calls.items():
+        fresh = [one for one in convolutions if one is not None]
+        if len(fresh) == len(convolutions):
+            for one in fresh:
+                model.set_submodule(names[one], FusedConv(one))
+            model.set_submodule(names[relu], nn.Identity())
+
+
+def fresh_inputs(
+    model: nn.Module, probe: Tensor, convolutions: list[nn.Conv2d], kind: type[nn.Module]
+) -> list[tuple[nn.Module, nn.Conv2d | None]]:
+    """Each call of a module of a kind, with the convolution whose untouched output it got; None where it got another.
+
+    Args:
+        model: a MultiScaleModel, which `probe` passes through.
+        convolutions: those that are looked at. One that runs more than once in a pass counts as none.
+    """
+    fresh: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     runs: Counter[nn.Module] = Counter()
+    calls: list[tuple[nn.Module, nn.Conv2d | None]] = []
 
     def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         runs[module] += 1
@@ -147,19 +160,14 @@ def _watched(model: nn.Module, probe: Tensor) -> dict[nn.Module, list[nn.Conv2d]
     def match(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         convolution, _, version = fresh.get(id(inputs[0]), (None, None, -1))
         # A shortcut that was added in place gives the same tensor another version.
-        calls.setdefault(module, []).append(convolution if inputs[0]._version == version else None)
+        calls.append((module, convolution if inputs[0]._version == version else None))
 
-    plain = [m for m in model.modules() if type(m) is nn.Conv2d and _is_plain(m)]
-    handles = [m.register_forward_hook(remember) for m in plain]
-    handles += [m.register_forward_pre_hook(match) for m in model.modules() if isinstance(m, nn.ReLU)]
+    handles = [one.register_forward_hook(remember) for one in convolutions]
+    handles += [m.register_forward_pre_hook(match) for m in model.modules() if isinstance(m, kind)]
     model.forward_scale(probe)  # type: ignore[operator]  # a MultiScaleModel
     for handle in handles:
         handle.remove()
-    return {
-        relu: [c for c in found if c is not None]
-        for relu, found in calls.items()
-        if all(c is not None and runs[c] == 1 for c in found)
-    }
+    return [(module, one if one is not None and runs[one] == 1 else None) for module, one in calls]
 
 
 def _is_plain(convolution: nn.Conv2d) -> bool:

@@ -118,26 +118,11 @@ def _check_same(before: Tensor, after: Tensor, *, tolerance: float = _TOLERANCE)
 
 def _fold(model: nn.Module, probe: Tensor) -> None:
     """Fold every batch norm whose input is the fresh output of one convolution into that convolution."""
-    source: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-
-    def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        # The tensor is kept alive beside its id, so that the id cannot be given to another one.
-        source[id(output)] = (module, output)  # type: ignore[assignment]  # hooked on Conv2d only
-
-    def match(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = source.pop(id(inputs[0]), None)
-        if found is not None:
-            pairs.append((found[0], module))  # type: ignore[arg-type]  # hooked on BatchNorm2d only
-
-    handles = [m.register_forward_hook(remember) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    handles += [m.register_forward_pre_hook(match) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    model.forward_scale(probe)  # type: ignore[operator]  # a MultiScaleModel
-    for handle in handles:
-        handle.remove()
     names = {module: name for name, module in model.named_modules()}
-    for convolution, norm in pairs:
-        _absorb(convolution, norm)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    calls = on_gpu.fresh_inputs(model, probe, convolutions, nn.BatchNorm2d)
+    for convolution, norm in {one: norm for norm, one in reversed(calls) if one is not None}.items():
+        _absorb(convolution, norm)  # type: ignore[arg-type]  # hooked on BatchNorm2d only
         # Some norms of timm apply the activation as well.
         model.set_submodule(names[norm], getattr(norm, "act", None) or nn.Identity())
 
