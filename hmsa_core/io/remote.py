@@ -229,13 +229,19 @@ def beside(url: str) -> Path:
     return folder / name
 
 
-def local_tree(url: str) -> Path:
+def local_tree(url: str, *, anew: bool = True) -> Path:
     """List a folder into a local tree of links; JSON files at its top are fetched at once.
+
+    Args:
+        url: address of a folder.
+        anew: list it again although there is a tree; else objects count as they were when it was made.
 
     Raises:
         InputError: there is nothing, or names that no file system holds.
     """
     url, target = check_url(url), beside(url)
+    if not anew and target.is_dir():
+        return target
     try:
         listed = request(url, lambda fs: fs.find(url, detail=True))
     except FileNotFoundError:
