@@ -67,7 +67,7 @@ def run_job(spec: JobSpec, *, stop: StopRequest) -> None:
             (work / ERROR_FILE).unlink(missing_ok=True)
             record = another() if another else None
             if record and prefix:
-                status = run_child([*prefix, *node_command(record)], stop=stop, own_group=True)
+                status = run_child([*prefix, *node_command(record)], stop=stop)
                 is_done = status == 0 and done_mark(record).exists() and not (work / ERROR_FILE).exists()
             else:
                 status = _run_here(spec, Meeting.of(record) if record else Meeting(), stop, claim)
@@ -127,7 +127,7 @@ def _run_here(spec: JobSpec, meeting: Meeting, stop: StopRequest, claim: Claim) 
                 spec.stage,
             )
     command = job_command(Path(spec.work) / "spec.json", runtime, meeting)
-    return run_child(command, stop=stop, env=environment, pass_fds=claim.fds, own_group=True)
+    return run_child(command, stop=stop, env=environment, pass_fds=claim.fds)
 
 
 def fault_of(status: int, message: str) -> errors.HmsaError | None:

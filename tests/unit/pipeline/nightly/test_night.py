@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hmsa_core import __version__
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, IntegrityError, NoSpaceError
 from pipeline.nightly import flow as nightly
 from pipeline.nightly import history
@@ -31,7 +31,7 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         shutil.copy(REPO / name, tmp_path / name)
     atomic.write_json(tmp_path / "models/current.json", {"teacher": "stage:teacher-train"})
     atomic.write_text(tmp_path / PAGE, "yesterday's")
-    atomic.append_line(tmp_path / HISTORY, json.dumps(YESTERDAY))
+    records.append(tmp_path / HISTORY, YESTERDAY)
     # No server: what a run has from Prefect is not asked for.
     monkeypatch.setattr(nightly, "die_with_parent", lambda *_: None)
     monkeypatch.setattr(nightly, "get_run_logger", lambda: logging.getLogger("night"))
