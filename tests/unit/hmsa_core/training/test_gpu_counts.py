@@ -75,7 +75,7 @@ def w48() -> Iterator[Counting]:
 def test_a_pass_of_w48_never_waits_for_the_gpu(w48: Counting) -> None:
     # On a GPU one wait is added, for the loss of the pass before (`Meters`): below the 5 that are allowed.
     assert not w48.waits
-    assert w48.bytes_up == 4 * 2 * CROP[0] * CROP[1], "a pixel is three bytes and its label"
+    assert w48.uploaded == 4 * 2 * CROP[0] * CROP[1], "a pixel is three bytes and its label"
 
 
 def test_a_pass_of_w48_sends_212_messages_where_each_norm_alone_would_send_1260(w48: Counting) -> None:
