@@ -181,7 +181,7 @@ def _remember(norms: Sequence[SyncedBatchNorm], mean_C: Tensor, unbiased_C: Tens
     sizes = [norm.num_features for norm in norms]
     rounds: dict[int, list[tuple[SyncedBatchNorm, Tensor, Tensor]]] = defaultdict(list)
     seen: Counter[SyncedBatchNorm] = Counter()
-    for norm, mean, unbiased in zip(norms, mean_C.split(sizes), unbiased_C.split(sizes), strict=True):
+    for norm, mean, unbiased in zip(norms, torch.split(mean_C, sizes), torch.split(unbiased_C, sizes), strict=True):
         if norm.track_running_stats:
             rounds[seen[norm]].append((norm, mean, unbiased))
             seen[norm] += 1
@@ -202,10 +202,10 @@ class _Normalise(torch.autograd.Function):
         totals = [ranks * x.numel() // x.shape[1] for x in inputs]
         mean, variance = _statistics_of(inputs, eps, group, ranks)
         invstd = (variance + eps).rsqrt()
-        maps = zip(inputs, weights, biases, mean.split(sizes), invstd.split(sizes), strict=True)
+        maps = zip(inputs, weights, biases, torch.split(mean, sizes), torch.split(invstd, sizes), strict=True)
         outputs = [torch.batch_norm_elemt(*one, eps) for one in maps]
         factors = [total / max(1, total - 1) for total in totals]
-        unbiased = torch.cat(torch._foreach_mul(list(variance.split(sizes)), factors))
+        unbiased = torch.cat(torch._foreach_mul(list(torch.split(variance, sizes)), factors))
         ctx.save_for_backward(*inputs, *weights, mean, invstd)
         ctx.group, ctx.totals = group, totals
         ctx.mark_non_differentiable(mean, unbiased)
@@ -217,7 +217,7 @@ class _Normalise(torch.autograd.Function):
         *saved, mean, invstd = ctx.saved_tensors
         inputs, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         sizes = [x.shape[1] for x in inputs]
-        pairs = list(zip(mean.split(sizes), invstd.split(sizes), strict=True))
+        pairs = list(zip(torch.split(mean, sizes), torch.split(invstd, sizes), strict=True))
         gradients = [_dense(g, x) for g, x in zip(by_outputs, inputs, strict=False)]  # the last two are of statistics
         own = [
             torch.batch_norm_backward_reduce(g, x, *pair, None, True, False, False)[:2]
@@ -227,14 +227,14 @@ class _Normalise(torch.autograd.Function):
         by_shift, by_centred = (torch.cat(kind) for kind in zip(*own, strict=True))
         message = torch.cat([by_shift, by_centred])
         dist.all_reduce(message, group=ctx.group)
-        means = torch._foreach_div([*message.split(sizes * 2)], ctx.totals * 2)
+        means = torch._foreach_div([*torch.split(message, sizes * 2)], ctx.totals * 2)
         once = torch.ones(1, dtype=torch.int32, device=message.device)  # the sums are divided already
         # Parameters get the share of this rank: gradients of all ranks are averaged once a step.
-        shares = zip((by_centred * invstd).split(sizes), by_shift.split(sizes), strict=True)
+        shares = zip(torch.split(by_centred * invstd, sizes), torch.split(by_shift, sizes), strict=True)
         maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], shares, strict=True)
         found: list[Any] = [None, None]
-        for gradient, x, pair, weight, *averages, (by_weight, by_bias) in maps:
-            found.append(torch.batch_norm_backward_elemt(gradient, x, *pair, weight, *averages, once))
+        for gradient, x, pair, weight, by_mean, by_product, (by_weight, by_bias) in maps:
+            found.append(torch.batch_norm_backward_elemt(gradient, x, *pair, weight, by_mean, by_product, once))
             found += [None, None] if weight is None else [by_weight.to(weight.dtype), by_bias.to(weight.dtype)]
         return tuple(found)
 

@@ -31,8 +31,8 @@ from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.trunks import make_trunk
 
 # What torch's reader raises at bytes that are no pickle of its own, or not whole.
-_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError, AssertionError)
-_DAMAGE += (struct.error, ArithmeticError, MemoryError, ImportError)
+_DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+_DAMAGE += (OSError, AssertionError, struct.error, ArithmeticError, MemoryError, ImportError)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

@@ -105,6 +105,6 @@ class TorchSynced(nn.BatchNorm2d):
 def as_torch_does(model: nn.Module) -> nn.Module:
     """Let every batch norm compute what torch's SyncBatchNorm computes."""
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d):
             module.__class__ = TorchSynced
     return model

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.models import MultiScaleModel, as_kind, build
 from hmsa_core.models import rows as rows_module
-from hmsa_core.models.layers import resize, scaled_size
+from hmsa_core.models.layers import LastNorm, resize, scaled_size
 
 KINDS = ("hierarchical", "explicit", "average", "max", "single")
 
@@ -240,8 +240,8 @@ def test_every_parameter_learns_from_the_training_pass(
     model = micro(kind).train()
     for module in model.modules():
         # Residual branches start at zero, so nothing inside them has a gradient in the very first step.
-        if isinstance(getattr(module, "last_norm", None), torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(module.last_norm.weight)
+        if isinstance(module, LastNorm):
+            torch.nn.init.ones_(module.weight)
     output = model(images)
     assert tuple(output.scale_logits) == scales == model.train_scales
     assert output.logits.shape == output.aux_logits.shape == (2, 5, 40, 56)
@@ -326,9 +326,9 @@ def test_a_fresh_model_starts_at_the_class_prior_and_with_equal_scales() -> None
 
 def test_a_fresh_residual_block_is_the_identity_and_learns_from_the_second_step_on(images: torch.Tensor) -> None:
     model = micro("single").train()
-    blocks = [m for m in model.modules() if isinstance(getattr(m, "last_norm", None), torch.nn.BatchNorm2d)]
+    blocks = [m for m in model.modules() if any(isinstance(part, LastNorm) for part in m.children())]
     assert blocks
-    assert all(not block.last_norm.weight.any() for block in blocks)
+    assert all(not part.weight.any() for block in blocks for part in block.children() if isinstance(part, LastNorm))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
