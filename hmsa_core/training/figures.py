@@ -11,8 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,15 +23,11 @@ _Sums = NDArray[np.float64]
 _SPANS = ("window", "epoch")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What all ranks agreed on after a pass."""
 
     stop: bool  # some rank was asked to stop
     failed: bool  # some rank's loss is not finite
-
-    def __or__(self, other: Verdict) -> Verdict:
-        return Verdict(self.stop or other.stop, self.failed or other.failed)
 
 
 class _OnItsWay:
@@ -53,8 +48,7 @@ class _OnItsWay:
         return self._values.double().numpy()
 
 
-@dataclass(frozen=True)
-class _Report:
+class _Report(NamedTuple):
     step: int
     values: _OnItsWay  # loss parts
     counts: _Sums
@@ -99,12 +93,10 @@ class Meters:
         """Share a stop request and the earliest pass not yet reported; all ranks call it after each pass."""
         return self._exchange(stop, self._lag)
 
-    def flush(self, *, stop: bool) -> Verdict:
+    def flush(self) -> Verdict:
         """Exchange what is still held back; all ranks call it at the same step."""
-        verdict = Verdict(stop=False, failed=False)
-        while self._pending:
-            verdict |= self._exchange(stop, 0)
-        return verdict
+        found = [self._exchange(False, 0) for _ in range(len(self._pending))]
+        return Verdict(stop=False, failed=any(one.failed for one in found))
 
     def _exchange(self, stop: bool, lag: int) -> Verdict:
         message = np.zeros(2 + self._zeros().size)

@@ -281,7 +281,7 @@ class _Run:
         ended = self.timeline.epoch_of(step)
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
             return
-        if self.validation.is_due(ended, self.timeline.epochs):
+        if ended % self.validation.every_epochs == 0 or ended >= self.timeline.epochs:
             with self.clock.counting("excluded"):
                 scores = self.validation.run(self.trainer)
             if scores is None:
@@ -327,7 +327,7 @@ class Validation:
     """
 
     def __init__(self, wanted: ValidationData, spec: TrainSpec, context: JobContext, learned: set[str]) -> None:
-        self._context, self._config, self._every = context, spec.config, wanted.every_epochs
+        self._context, self._config, self.every_epochs = context, spec.config, wanted.every_epochs
         chosen = wanted.selection
         index = Index.load(chosen.index)
         self._samples = [s for s in index.select(**chosen.filters()) if s.label]
@@ -337,10 +337,6 @@ class Validation:
         both = [s.name for s in self._samples if s.image_sha256 in learned]
         if both:
             raise ConfigError(f"validation: {len(both)} images are learned from as well, first {both[0]}")
-
-    def is_due(self, ended: int, epochs: int) -> bool:
-        """Whether to score after so many epochs; always after the last."""
-        return ended % self._every == 0 or ended >= epochs
 
     def run(self, trainer: Trainer) -> dict[str, Any] | None:
         """Mean IoU and IoU by class; None when some rank was asked to stop meanwhile. All ranks call it."""

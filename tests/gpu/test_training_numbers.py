@@ -177,7 +177,7 @@ def test_losses_are_read_late_and_none_is_lost() -> None:
     for step in range(5):
         meters.put(step, {"loss": torch.full((), float(step), device="cuda")}, np.array([1.0]), ("image",))
         meters.exchange(stop=False)
-    meters.flush(stop=False)
+    meters.flush()
     meters.fold()
     assert meters.read("window") == ({"loss": 2.0}, {"images": 5})
 
@@ -186,7 +186,7 @@ def test_a_loss_that_cannot_be_computed_is_reported_as_such() -> None:
     meters = Meters(GPU, ("images",))
     meters.put(0, {"loss": torch.ones((), device="cuda"), "rmi": torch.ones((), device="cuda")}, np.ones(1), ("good",))
     meters.put(1, {"loss": torch.full((), torch.nan, device="cuda")}, np.ones(1), ("bad",))
-    assert meters.flush(stop=False).failed
+    assert meters.flush().failed
     assert meters.failures == [(1, ("bad",))]
 
 
