@@ -113,7 +113,6 @@ _ANSWERS: dict[str, Any] = {
     "batch_norm_elemt": lambda x, *_: torch.empty_like(x),
     "batch_norm_backward_reduce": lambda _, x, *__: _channels(x, 4),
     "batch_norm_backward_elemt": lambda _, x, *__: torch.empty_like(x),
-    "batch_norm_gather_stats_with_counts": lambda x, *_: _channels(x, 2),
 }
 
 

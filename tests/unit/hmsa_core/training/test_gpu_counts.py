@@ -23,19 +23,10 @@ from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.data import PassBatch, Timeline
 from hmsa_core.training.trainer import Trainer
 from tests.support.counting import Counting, ranks_that_are_not_there
+from tests.support.training import Plan
 
 CROP = (64, 128)
 GPU = Ranks(0, 1, 0, torch.device("meta"), norm_ranks=8)
-
-
-class Plan:
-    epochs = 1
-
-    def __len__(self) -> int:
-        return 100
-
-    def locate(self, position: int) -> tuple[int, int]:
-        return 0, position
 
 
 def network(trunk: str, **options: Any) -> MultiScaleModel:
@@ -57,7 +48,7 @@ def counted(trunk: str, **changes: Any) -> Counting:
     )
     with ranks_that_are_not_there(8):
         model = network(trunk, activation_checkpointing=checkpointing)
-        trainer = Trainer(config, model, GPU, timeline=Timeline(Plan(), 2), stop=StopRequest())  # type: ignore[arg-type]
+        trainer = Trainer(config, model, GPU, timeline=Timeline(Plan(100), 2), stop=StopRequest())  # type: ignore[arg-type]
         for group in trainer.optimiser.param_groups:
             group["fused"] = False  # meta tensors lack the fused kernel
         for _ in range(2):

@@ -23,6 +23,7 @@ from tests.support.training import (
     context,
     folder_bytes,
     log_of,
+    run,
     student_spec,
     train_spec,
     write_student_data,
@@ -52,8 +53,7 @@ def student(data: Path, work: Path, **changes: object) -> TrainSpec:
 @pytest.fixture(scope="module")
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("whole")
-    spec = student(data, work)
-    train.run(spec, context(spec))
+    run(student(data, work))
     return work
 
 
@@ -172,7 +172,7 @@ def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
     spec = student(data, tmp_path / "work")
     interrupt(spec, INTERRUPTIONS[name])
     assert not (spec.work / "model" / "model.json").exists()
-    train.run(spec, context(spec))
+    run(spec)
     assert_same_run(spec.work, uninterrupted, LAST)
 
 
@@ -185,7 +185,7 @@ def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterr
     specs = [student(data, tmp_path / name, runtime__device="cuda") for name in ("whole", "cut")]
     assert isinstance(interrupt(specs[1], killed_after(7), gpu), KilledError)
     for spec in specs:
-        train.run(spec, context(spec, ranks=gpu))
+        run(spec, gpu)
     whole, cut = ([line for line in log_of(spec.work) if line["event"] == "train"] for spec in specs)
     assert [(line["step"], line["lr"]) for line in cut] == [(line["step"], line["lr"]) for line in whole]
     # cuDNN and atomic additions change last bits: what grows out of them in twelve steps stays small.
@@ -211,7 +211,7 @@ def test_ranks_that_read_different_states_do_not_go_on(
         Ranks, "gather", lambda self, value: [value, "no state"] if str(value).startswith("step") else [value]
     )
     with pytest.raises(TrainingError, match=r"different states \(rank 0: step 3, rank 1: no state\)"):
-        train.run(spec, context(spec))
+        run(spec)
 
 
 def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monke
     monkeypatch.setattr(train, "make_model", never)
     before = folder_bytes(uninterrupted / "model")
     spec = student(data, uninterrupted)
-    train.run(spec, context(spec))
+    run(spec)
     assert folder_bytes(uninterrupted / "model") == before
 
 
@@ -230,7 +230,7 @@ def test_a_state_of_other_settings_is_refused_but_saving_and_loading_may_change(
     assert isinstance(interrupt(spec, killed_after(5)), KilledError)
     other = train_spec(data, tmp_path / "work", optimiser__momentum=0.5)
     with pytest.raises(ConfigError, match="other settings or data"):
-        train.run(other, context(other))
+        run(other)
     changed = train_spec(data, tmp_path / "work", checkpoint_every=1, keep_checkpoints=3, runtime__workers=1)
-    train.run(changed, context(changed))
+    run(changed)
     assert (tmp_path / "work" / "model" / "model.json").exists()
