@@ -37,10 +37,9 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
-from hmsa_core.training.auto import settle_runtime
 from hmsa_core.training.data import RunData, Timeline, feeding, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
-from hmsa_core.training.recipe import make_model, refuse_small_crop
+from hmsa_core.training.recipe import make_model, refuse_small_crop, settle_runtime
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 
