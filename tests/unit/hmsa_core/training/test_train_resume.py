@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from hmsa_core.spec import TrainSpec
 from hmsa_core.training import run as train
 from hmsa_core.training.run import Validation
 from hmsa_core.training.state import StateStore
-from hmsa_core.training.trainer import Trainer
 from tests.support.faults import faulty
+from tests.support.interruptions import Interruption, KilledError, killed_after, killed_in_validation, stopped_in
 from tests.support.training import (
     assert_same_run,
     context,
@@ -29,12 +28,6 @@ from tests.support.training import (
     write_student_data,
 )
 
-
-class KilledError(Exception):
-    """Stands for SIGKILL: nothing is saved on the way out."""
-
-
-Interruption = Callable[[pytest.MonkeyPatch, StopRequest], None]
 # 3 epochs of 8 crops, batch 2: steps 0..11, epochs end after 4, 8, 12; fine only from step 8; saved every 3.
 LAST = 12
 
@@ -55,45 +48,6 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("whole")
     run(student(data, work))
     return work
-
-
-def killed_after(steps: int) -> Interruption:
-    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-        real = Trainer.run_step
-
-        def run_step(self: Trainer, feed: Iterator[object]) -> object:
-            if self.step == steps:
-                raise KilledError
-            return real(self, feed)  # type: ignore[arg-type]
-
-        patch.setattr(Trainer, "run_step", run_step)
-
-    return interrupt
-
-
-def stopped_in(step: int, *, between_passes: bool) -> Interruption:
-    """A stop request during a step: between its passes the step is given up, in the last it is finished."""
-
-    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-        real = Trainer._pass
-        seen: list[int] = []
-
-        def one_pass(self: Trainer, batch: object) -> None:
-            real(self, batch)  # type: ignore[arg-type]
-            seen.append(self.step)
-            if self.step == step and (between_passes or seen.count(step) == self.passes):
-                stop.set()
-
-        patch.setattr(Trainer, "_pass", one_pass)
-
-    return interrupt
-
-
-def killed_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-    def score(self: Validation, *args: object) -> object:
-        raise KilledError
-
-    patch.setattr(Validation, "_score", score)
 
 
 def stopped_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
@@ -141,7 +95,7 @@ INTERRUPTIONS: dict[str, Interruption] = {
     "stopped at the end of a step": stopped_in(6, between_passes=False),
     "stopped in the last step before an epoch's edge": stopped_in(7, between_passes=False),
     "stopped in the last pass of all": stopped_in(LAST - 1, between_passes=False),
-    "killed during validation": killed_in_validation,
+    "killed during validation": killed_in_validation(),
     "stopped during validation": stopped_in_validation,
     "killed at the first file operation of a save": killed_while_saving(1),
     "killed in the middle of a save": killed_while_saving(8),
