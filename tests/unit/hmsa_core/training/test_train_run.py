@@ -103,7 +103,7 @@ def test_pretraining_teacher_student_and_control_build_on_each_other(
 
 
 def test_heads_with_another_class_count_start_anew_and_are_named_in_the_log(teacher: Path) -> None:
-    start = next(line for line in read_log(teacher.parent / "log.jsonl") if line["event"] == "start")
+    (start,) = (line for line in read_log(teacher.parent / "log.jsonl") if line["event"] == "start")
     named = " ".join(start["initialised_fresh"])
     assert "ocr.cls_head (7 classes in the checkpoint, 4 here)" in named
     assert "scale_attn (not in the checkpoint)" in named
@@ -130,19 +130,15 @@ def test_a_students_lineage_lists_everything_through_teacher_and_pseudo_labels(
     assert meta["machine"]["ranks"] == 1
 
 
-def test_a_store_by_a_teacher_nobody_knows_is_recorded_as_unknown(data: Path, tmp_path: Path) -> None:
-    other = write_store(data, tmp_path / "store", teacher="f" * 64)
-    student = run(train_spec(data, tmp_path / "work", pseudo=pseudo_data(data, other), epochs=1))
-    found = lineage_of_checkpoint(student)
-    assert found.parents == ("f" * 64,)
-    assert "images of its teacher (ffffffffffffffff) are not listed" in found.unknown[0]
-
-
-def test_the_teacher_of_the_labels_can_be_given_when_the_student_does_not_start_from_it(
+def test_the_teacher_of_a_store_is_named_if_it_is_given_and_unknown_if_it_is_not(
     data: Path, teacher: Path, store: Path, tmp_path: Path
 ) -> None:
-    student = run(train_spec(data, tmp_path, teacher=teacher, pseudo=pseudo_data(data, store), epochs=1))
-    found = lineage_of_checkpoint(student)
+    other = write_store(data, tmp_path / "store", teacher="f" * 64)
+    found = lineage_of_checkpoint(run(train_spec(data, tmp_path / "a", pseudo=pseudo_data(data, other), epochs=1)))
+    assert found.parents == ("f" * 64,)
+    assert "images of its teacher (ffffffffffffffff) are not listed" in found.unknown[0]
+    given = {"teacher": teacher, "pseudo": pseudo_data(data, store)}  # the student does not start from it
+    found = lineage_of_checkpoint(run(train_spec(data, tmp_path / "b", epochs=1, **given)))
     assert read_meta(teacher)["weights_sha256"] in found.parents
     assert found.unknown == ()
     assert any(image.name.startswith("world_") for image in found.images.values())
@@ -173,21 +169,24 @@ def test_a_checkpoint_without_a_list_says_that_its_images_are_unknown(data: Path
     assert "what they learned from is not listed" in found.unknown[0]
 
 
-def test_images_are_brought_to_the_long_edge_for_training_and_validation(data: Path, tmp_path: Path) -> None:
+def test_validation_changes_no_weight_and_images_are_brought_to_the_long_edge(data: Path, tmp_path: Path) -> None:
     held = ValidationData(selection=Selection(index=data / "held.parquet"))
-    spec = train_spec(data, tmp_path, epochs=1, long_edge=192, validation=held)
-    run(spec)
-    assert events(spec, "validation")[0]["images"] == 2
+    specs = [train_spec(data, tmp_path / str(v is None), epochs=2, long_edge=192, validation=v) for v in (None, held)]
+    assert len({sha256_file(run(spec) / "model.safetensors") for spec in specs}) == 1
+    assert [line["images"] for line in events(specs[1], "validation")] == [2, 2]
 
 
-def test_the_average_is_what_is_saved(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path, ema_decay=0.9, epochs=1)
-    weights = load_file(run(spec) / "model.safetensors")
-    state = tmp_path / "state" / "step-00000004"
-    average, last = load_file(state / "ema.safetensors"), load_file(state / "model.safetensors")
-    key = "backbone.conv1.weight"
-    assert torch.equal(weights[key], average[key])
-    assert not torch.equal(average[key], last[key])
+def test_the_average_is_what_is_saved_and_the_record_names_steps_and_settings(teacher: Path) -> None:
+    state = teacher.parent / "state" / "step-00000004"
+    files = (teacher / "model.safetensors", state / "ema.safetensors", state / "model.safetensors")
+    weights, average, last = (load_file(file)["backbone.conv1.weight"] for file in files)
+    assert torch.equal(weights, average)
+    assert not torch.equal(average, last)
+    meta = read_json(teacher / "model.json")
+    assert (meta["extra"]["averaged"], meta["extra"]["steps"]) == (True, 4)
+    assert meta["class_table"]["name"] == "toy"
+    assert meta["inference"]["scales"] == [0.5, 1.0, 2.0]
+    assert meta["lineage"]["config"]["optimiser"]["lr"] == 0.05
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_images(
@@ -385,15 +384,6 @@ def test_the_log_holds_what_a_person_asks_about_a_run(data: Path, tmp_path: Path
     assert len(log_of(tmp_path)) == 4
 
 
-def test_validation_changes_no_weight(data: Path, tmp_path: Path) -> None:
-    scored = ValidationData(selection=Selection(index=data / "held.parquet"))
-    specs = train_spec(data, tmp_path / "a", epochs=2), train_spec(data, tmp_path / "b", epochs=2, validation=scored)
-    for spec in specs:
-        run(spec)
-    assert events(specs[1], "validation")
-    assert len({sha256_file(spec.work / "model" / "model.safetensors") for spec in specs}) == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -519,15 +509,6 @@ def test_recomputed_activations_and_the_usual_scales_written_out_change_no_bit(
     model = run(train_spec(data, tmp_path, epochs=1, epoch_samples=4, **change))
     assert (model / "model.safetensors").read_bytes() == plain
     assert load(model).train_scales == (0.5, 1.0)
-
-
-def test_the_record_names_steps_and_settings(teacher: Path) -> None:
-    meta = read_json(teacher / "model.json")
-    assert meta["extra"]["averaged"] is True
-    assert meta["extra"]["steps"] == 4
-    assert meta["class_table"]["name"] == "toy"
-    assert meta["inference"]["scales"] == [0.5, 1.0, 2.0]
-    assert meta["lineage"]["config"]["optimiser"]["lr"] == 0.05
 
 
 def test_the_number_of_ranks_that_batch_norm_sees_is_part_of_the_key(data: Path, tmp_path: Path) -> None:
