@@ -47,26 +47,16 @@ _CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data se
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from.
-
-    Attributes:
-        classes: class table of the labels.
-        fine, pseudo: images with fine labels, and auto-labelled ones.
-        plan: crops of each epoch.
-        dataset: crops by position in the run.
-        lineage: everything the result will have learned from.
-        key: digest of settings and data: the same key means the same result.
-        stores: digest, images and weight of each label store.
-    """
+    """What a run learns from."""
 
     classes: ClassTable
-    fine: tuple[Sample, ...]
-    pseudo: tuple[Sample, ...]
-    plan: EpochPlan
-    dataset: CropDataset
-    lineage: Lineage
-    key: str
-    stores: list[dict[str, Any]]
+    fine: tuple[Sample, ...]  # images with fine labels
+    pseudo: tuple[Sample, ...]  # auto-labelled images
+    plan: EpochPlan  # crops of each epoch
+    dataset: CropDataset  # crops by position in the run
+    lineage: Lineage  # everything the result will have learned from
+    key: str  # digest of settings and data: the same key means the same result
+    stores: list[dict[str, Any]]  # digest, images and weight of each label store
 
 
 @dataclass(frozen=True)
@@ -246,21 +236,16 @@ def _key(
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where a step lies.
-
-    Attributes:
-        plan: crops of each epoch.
-        global_batch: crops a step.
-    """
+    """Where a step lies."""
 
     plan: EpochPlan
-    global_batch: int
+    global_batch: int  # crops a step
 
     def __post_init__(self) -> None:
         if not self.total_steps:
+            crops, epochs = len(self.plan), self.plan.epochs
             raise ConfigError(
-                f"{len(self.plan)} crops in {self.plan.epochs} epochs do not fill one global batch of"
-                f" {self.global_batch}",
+                f"{crops} crops in {epochs} epochs do not fill one global batch of {self.global_batch}",
                 hint="lower global_batch, or raise epochs or epoch_samples",
             )
 

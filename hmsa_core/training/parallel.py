@@ -28,14 +28,10 @@ _SYNC_BUFFERS = next(
 
 
 class Replicas:
-    """A model on one rank, and the interface of the others.
-
-    Attributes:
-        forward: call this for a training pass.
-    """
+    """A model on one rank, and the interface of the others."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.forward: nn.Module = model
+        self.forward: nn.Module = model  # call this for a training pass
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Context of one forward and backward pass; `is_last` of the passes that make up a step."""
@@ -101,13 +97,9 @@ class DdpReplicas(Replicas):
     """
 
     def __init__(self, forward: nn.Module, ranks: Ranks) -> None:
-        options: dict[str, Any] = {_SYNC_BUFFERS: False}
-        self._ddp = DistributedDataParallel(
-            forward,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **options,
-        )
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, _SYNC_BUFFERS: False}
+        device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+        self._ddp = DistributedDataParallel(forward, device_ids=device_ids, **options)
         super().__init__(self._ddp)
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:

@@ -350,11 +350,8 @@ class Validation:
                     counts += self._score(trainer, self._samples[first + ranks.rank])
         total = ranks.sum_(torch.from_numpy(counts)).numpy()
         iou = iou_of(total)
-        return {
-            "mean_iou": float(mean_iou_of(iou)),
-            "images": len(self._samples),
-            "iou": dict(zip(classes.classes, map(float, iou), strict=True)),
-        }
+        by_class = dict(zip(classes.classes, map(float, iou), strict=True))
+        return {"mean_iou": float(mean_iou_of(iou)), "images": len(self._samples), "iou": by_class}
 
     def _score(self, trainer: Trainer, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
         image = read_image(self._root / sample.image, sha256=sample.image_sha256)
@@ -378,13 +375,10 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         trainer.average.copy_to(trainer.model)
     list_sha256 = data.lineage.save(folder / LINEAGE_FILE)
     runtime = spec.config.runtime
-    weights = spec.config.model.trunk_weights
-    published = (
-        {} if spec.init_from or weights == "none" else {"trunk_weights": describe(weights, spec.config.model.trunk)}
-    )
+    weights, trunk = spec.config.model.trunk_weights, spec.config.model.trunk
     lineage = {
         **spec.lineage,
-        **published,
+        **({} if spec.init_from or weights == "none" else {"trunk_weights": describe(weights, trunk)}),
         **data.lineage.summary(list_sha256),
         **_certificate(spec),
         **({"stores": data.stores} if data.stores else {}),
