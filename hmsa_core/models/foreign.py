@@ -58,8 +58,7 @@ class ImportReport:
     """What came in."""
 
     source: str
-    content: str  # "segmentation model" or "trunk"
-    kind: str
+    kind: str  # "trunk" where there is nothing else
     trunk: str
     num_classes: int
     tensors: int
@@ -71,8 +70,9 @@ class ImportReport:
     def lines(self) -> list[str]:
         """Lines for a person."""
         classes = f", {self.num_classes} classes" if self.num_classes else ""
+        content = "trunk" if self.kind == "trunk" else "segmentation model"
         out = [
-            f"{self.source}: {self.content}, {self.trunk}, kind {self.kind}{classes}",
+            f"{self.source}: {content}, {self.trunk}, kind {self.kind}{classes}",
             f"{self.tensors} tensors, {self.parameters:,} parameters, every key used",
         ]
         if self.dropped:
@@ -134,7 +134,6 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
     sha256 = write_checkpoint(Path(target), recognised.state, meta)
     return ImportReport(
         source=str(source),
-        content="segmentation model" if options else "trunk",
         kind=meta["kind"],
         trunk=recognised.trunk,
         num_classes=meta["num_classes"],
