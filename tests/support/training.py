@@ -47,15 +47,6 @@ def class_table(names: tuple[str, ...] = CLASSES) -> ClassTable:
     return ClassTable("toy", names, colours, ("other",) * n, lut, valid, tuple(range(n)))
 
 
-def sample_of(name: str, **given: Any) -> Sample:
-    """A sample of which nothing is known but what is given."""
-    texts = ("image", "label", "coarse", "split", "city", "sequence", "block", "phash")
-    unknown = dict.fromkeys((*texts, "image_sha256", "label_sha256", "coarse_sha256"), "")
-    return Sample(
-        **unknown | {"name": name, "kind": "fine", "role": "report", "frame": -1, "height": 8, "width": 8} | given
-    )
-
-
 def class_file(root: Path, names: Iterable[str], **more: object) -> Path:
     """Write the class file of a data set of one's own."""
     rows = [{"id": i, "name": name, "colour": [90 * i % 256, 5, 7]} for i, name in enumerate(names)]
