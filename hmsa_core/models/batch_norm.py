@@ -233,8 +233,8 @@ class _Normalise(torch.autograd.Function):
         shares = zip(torch.split(by_centred * invstd, sizes), torch.split(by_shift, sizes), strict=True)
         maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], shares, strict=True)
         found: list[Any] = [None, None]
-        for gradient, x, (mean, invstd), weight, by_mean, by_product, (by_weight, by_bias) in maps:
-            found.append(torch.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, by_mean, by_product, once))
+        for grad, x, (mean_C, invstd_C), weight, by_mean, by_product, (by_weight, by_bias) in maps:
+            found.append(torch.batch_norm_backward_elemt(grad, x, mean_C, invstd_C, weight, by_mean, by_product, once))
             found += [None, None] if weight is None else [by_weight.to(weight.dtype), by_bias.to(weight.dtype)]
         return tuple(found)
 
