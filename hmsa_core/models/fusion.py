@@ -62,7 +62,8 @@ def _explicit(levels: Iterable[Level[M]], size: Size) -> M:
 def _average(levels: Iterable[Level[M]], size: Size) -> M:
     """Average the scores of all scales."""
     maps = [resize(level.values, size) for level in levels]
-    return reduce(add, maps) / len(maps)
+    fused: M = reduce(add, maps) / len(maps)
+    return fused
 
 
 def _max(levels: Iterable[Level[M]], size: Size) -> M:

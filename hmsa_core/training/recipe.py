@@ -270,7 +270,8 @@ def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -
         model.to(memory_format=layout)
         images = torch.randn(_BATCH, 3, height, width).to(memory_format=layout)
         labels = torch.randint(0, 19, (_BATCH, height, width))
-        found, end = [], time.perf_counter() + budget
+        found: list[float] = []
+        end = time.perf_counter() + budget
         while len(found) < 2 or time.perf_counter() <= end:
             start = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
