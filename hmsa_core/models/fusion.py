@@ -56,14 +56,14 @@ def _hierarchical(levels: Iterable[Level[M]], size: Size) -> M:
 
 def _explicit(levels: Iterable[Level[M]], size: Size) -> M:
     """Add all scales, weighted by maps that already sum to one on the output grid (`explicit_weights`)."""
-    return reduce(add, (resize(level.values, size) * level.attention for level in levels))
+    fused: M = reduce(add, (resize(level.values, size) * level.attention for level in levels))
+    return fused
 
 
 def _average(levels: Iterable[Level[M]], size: Size) -> M:
     """Average the scores of all scales."""
     maps = [resize(level.values, size) for level in levels]
-    fused: M = reduce(add, maps) / len(maps)
-    return fused
+    return reduce(add, maps) / len(maps)
 
 
 def _max(levels: Iterable[Level[M]], size: Size) -> M:

@@ -280,4 +280,5 @@ def start_for_softmax(model: MultiScaleModel) -> None:
 
 def _classifiers(model: MultiScaleModel) -> list[nn.Conv2d]:
     """The last convolutions of the class head and of the auxiliary head, each with a bias."""
-    return [list(head.modules())[-1] for head in (model.ocr.cls_head, model.ocr.aux_head)]  # type: ignore[union-attr]  # nn.Module attributes are untyped
+    heads: tuple[Any, ...] = (model.ocr.cls_head, model.ocr.aux_head)
+    return [list(head.modules())[-1] for head in heads]
