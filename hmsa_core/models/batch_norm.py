@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -23,8 +23,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from hmsa_core.io.errors import InputError
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None  # None = all ranks
@@ -183,7 +181,7 @@ def _remember(norms: Sequence[SyncedBatchNorm], mean_C: Tensor, unbiased_C: Tens
     sizes = [norm.num_features for norm in norms]
     rounds: dict[int, list[tuple[SyncedBatchNorm, Tensor, Tensor]]] = defaultdict(list)
     seen: Counter[SyncedBatchNorm] = Counter()
-    for norm, mean, unbiased in zip(norms, _split(mean_C, sizes), _split(unbiased_C, sizes), strict=True):
+    for norm, mean, unbiased in zip(norms, torch.split(mean_C, sizes), torch.split(unbiased_C, sizes), strict=True):
         if norm.track_running_stats:
             rounds[seen[norm]].append((norm, mean, unbiased))
             seen[norm] += 1
@@ -201,15 +199,15 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, group: Group, eps: float, *given: Tensor) -> tuple[Tensor, ...]:
         inputs, weights, biases = [_dense(x) for x in given[::3]], given[1::3], given[2::3]
         sizes, ranks = [x.shape[1] for x in inputs], dist.get_world_size(group)
-        counts = [x.numel() // x.shape[1] for x in inputs]
-        mean, variance = _statistics_of(inputs, counts, eps, group, ranks)
+        totals = [ranks * x.numel() // x.shape[1] for x in inputs]
+        mean, variance = _statistics_of(inputs, eps, group, ranks)
         invstd = (variance + eps).rsqrt()
-        maps = zip(inputs, weights, biases, _split(mean, sizes), _split(invstd, sizes), strict=True)
-        outputs = [_scale_shift(*one, eps) for one in maps]
-        factors = [ranks * count / max(1, ranks * count - 1) for count in counts]
-        unbiased = torch.cat(torch._foreach_mul(list(_split(variance, sizes)), factors))
+        maps = zip(inputs, weights, biases, torch.split(mean, sizes), torch.split(invstd, sizes), strict=True)
+        outputs = [torch.batch_norm_elemt(*one, eps) for one in maps]
+        factors = [total / max(1, total - 1) for total in totals]
+        unbiased = torch.cat(torch._foreach_mul(list(torch.split(variance, sizes)), factors))
         ctx.save_for_backward(*inputs, *weights, mean, invstd)
-        ctx.group, ctx.totals = group, [ranks * count for count in counts]
+        ctx.group, ctx.totals = group, totals
         ctx.mark_non_differentiable(mean, unbiased)
         return (*outputs, mean, unbiased)
 
@@ -219,34 +217,26 @@ class _Normalise(torch.autograd.Function):
         *saved, mean, invstd = ctx.saved_tensors
         inputs, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         sizes = [x.shape[1] for x in inputs]
-        pairs = list(zip(_split(mean, sizes), _split(invstd, sizes), strict=True))
+        pairs = list(zip(torch.split(mean, sizes), torch.split(invstd, sizes), strict=True))
         gradients = [_dense(g, x) for g, x in zip(by_outputs, inputs, strict=False)]  # the last two are of statistics
-        own = [_backward_sums(g, x, *pair) for g, x, pair in zip(gradients, inputs, pairs, strict=True)]
+        own = [
+            torch.batch_norm_backward_reduce(g, x, *pair, None, True, False, False)[:2]
+            for g, x, pair in zip(gradients, inputs, pairs, strict=True)
+        ]
+        # Sums over this rank's positions of the gradient, and of its product with the centred input.
         by_shift, by_centred = (torch.cat(kind) for kind in zip(*own, strict=True))
         message = torch.cat([by_shift, by_centred])
         dist.all_reduce(message, group=ctx.group)
-        parts = [part for kind in message.view(2, -1).unbind(0) for part in _split(kind, sizes)]
-        means = torch._foreach_div(parts, ctx.totals * 2)
-        maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], strict=True)
+        means = torch._foreach_div([*torch.split(message, sizes * 2)], ctx.totals * 2)
+        once = torch.ones(1, dtype=torch.int32, device=message.device)  # the sums are divided already
         # Parameters get the share of this rank: gradients of all ranks are averaged once a step.
-        shares = zip(_split(by_centred * invstd, sizes), _split(by_shift, sizes), strict=True)
+        shares = zip(torch.split(by_centred * invstd, sizes), torch.split(by_shift, sizes), strict=True)
+        maps = zip(gradients, inputs, pairs, weights, means[: len(sizes)], means[len(sizes) :], shares, strict=True)
         found: list[Any] = [None, None]
-        for (gradient, x, pair, weight, *averages), (by_weight, by_bias) in zip(maps, shares, strict=True):
-            found.append(_backward_inputs(gradient, x, pair, weight, averages))
+        for grad, x, (mean_C, invstd_C), weight, by_mean, by_product, (by_weight, by_bias) in maps:
+            found.append(torch.batch_norm_backward_elemt(grad, x, mean_C, invstd_C, weight, by_mean, by_product, once))
             found += [None, None] if weight is None else [by_weight.to(weight.dtype), by_bias.to(weight.dtype)]
         return tuple(found)
-
-
-def _shared_statistics(
-    inputs: Sequence[Tensor], counts: list[int], eps: float, group: Group, ranks: int
-) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the ranks, C each."""
-    own = [_statistics(x, eps) for x in inputs]
-    told = _gather(torch.cat([one for kind in zip(*own, strict=True) for one in kind]), counts, group, ranks)
-    mean_RC, invstd_RC = told.view(ranks, 2, -1).unbind(1)
-    # The mean of squares minus the square of the mean would lose digits; this does not.
-    variance = (invstd_RC.pow(-2) - eps).mean(0) + mean_RC.var(0, correction=0)
-    return mean_RC.mean(0), variance.clamp_min_(0.0)
 
 
 _tape: ContextVar[list[tuple[Tensor, Tensor]] | None] = ContextVar("_tape", default=None)
@@ -259,25 +249,18 @@ def recomputed(block: nn.Module) -> tuple[AbstractContextManager[None], Abstract
     The second one takes the statistics of the first, so it sends no message, and leaves running statistics as they are.
     """
     kept: list[tuple[Tensor, Tensor]] = []
+    return _remembering(block, kept, again=False), _remembering(block, kept, again=True)
 
-    @contextmanager
-    def first() -> Iterator[None]:
-        token = _tape.set(kept)
-        try:
+
+@contextmanager
+def _remembering(block: nn.Module, kept: list[tuple[Tensor, Tensor]], *, again: bool) -> Iterator[None]:
+    variable: ContextVar[Any] = _replay if again else _tape
+    token = variable.set(iter(kept) if again else kept)
+    try:
+        with _buffers_copied(block) if again else nullcontext():
             yield
-        finally:
-            _tape.reset(token)
-
-    @contextmanager
-    def second() -> Iterator[None]:
-        token = _replay.set(iter(kept))
-        try:
-            with _buffers_copied(block):
-                yield
-        finally:
-            _replay.reset(token)
-
-    return first(), second()
+    finally:
+        variable.reset(token)
 
 
 @contextmanager
@@ -294,44 +277,22 @@ def _buffers_copied(block: nn.Module) -> Iterator[None]:
             norm._buffers = buffers
 
 
-def _statistics_of(
-    inputs: Sequence[Tensor], counts: list[int], eps: float, group: Group, ranks: int
-) -> tuple[Tensor, Tensor]:
+def _statistics_of(inputs: Sequence[Tensor], eps: float, group: Group, ranks: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the ranks, C each."""
     replay, tape = _replay.get(), _tape.get()
     if replay is not None:
         return next(replay)
-    found = _shared_statistics(inputs, counts, eps, group, ranks)
+    own = [torch.batch_norm_stats(x, eps) for x in inputs]
+    message = torch.cat([one for kind in zip(*own, strict=True) for one in kind])
+    told = message.new_empty(ranks * message.numel())
+    dist.all_gather_into_tensor(told, message, group=group)
+    mean_RC, invstd_RC = told.view(ranks, 2, -1).unbind(1)
+    # The mean of squares minus the square of the mean would lose digits; this does not.
+    variance = (invstd_RC.pow(-2) - eps).mean(0) + mean_RC.var(0, correction=0)
+    found = mean_RC.mean(0), variance.clamp_min_(0.0)
     if tape is not None:
         tape.append(found)
     return found
-
-
-def _gather(own: Tensor, counts: list[int], group: Group, ranks: int) -> Tensor:
-    """The vectors of all ranks, R x its length."""
-    told = own.new_empty((ranks, own.numel()))
-    if own.device.type != "cpu":
-        dist.all_gather_into_tensor(told, own, group=group)
-        return told
-    # A message of gloo is read on the host anyway, so the counts that must be equal ride along.
-    own = torch.cat([own, own.new_tensor(counts)])
-    rows = [torch.empty_like(own) for _ in range(ranks)]
-    dist.all_gather(rows, own, group=group)
-    found = torch.stack(rows)
-    if not torch.equal(found[:, -len(counts) :], found[:1, -len(counts) :].expand(ranks, -1)):
-        raise InputError(
-            f"batch norm over {ranks} ranks needs equal batches: they have"
-            f" {', '.join(str(int(row[-len(counts)])) for row in rows)} positions",
-            hint="give each rank the same number of crops of the same size",
-        )
-    return found[:, : -len(counts)].reshape(told.shape)
-
-
-# ---- The arithmetic of one norm
-
-
-def _has_kernels(x: Tensor) -> bool:
-    """Whether torch has the kernels of its SyncBatchNorm for the tensor's device."""
-    return x.device.type != "cpu"
 
 
 def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -339,55 +300,3 @@ def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     like = x if like is None else like
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(biased variance + eps) of each channel, at least float32."""
-    if _has_kernels(x):
-        return torch.batch_norm_stats(x, eps)
-    variance, mean = torch.var_mean(x.to(_wide(x)), (0, 2, 3), correction=0)
-    return mean, (variance + eps).rsqrt()
-
-
-def _scale_shift(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, eps: float
-) -> Tensor:
-    if _has_kernels(x):
-        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
-    scale = invstd if weight is None else invstd * weight
-    out = (x - _column(mean)) * _column(scale)
-    return (out if bias is None else out + _column(bias)).to(x.dtype)
-
-
-def _backward_sums(gradient: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the gradient, and of its product with the centred input, over this rank's positions."""
-    if _has_kernels(x):
-        return torch.batch_norm_backward_reduce(gradient, x, mean, invstd, None, True, False, False)[:2]
-    wide = gradient.to(_wide(x))
-    return wide.sum((0, 2, 3)), (wide * (x - _column(mean))).sum((0, 2, 3))
-
-
-def _backward_inputs(
-    gradient: Tensor, x: Tensor, statistics: tuple[Tensor, Tensor], weight: Tensor | None, averages: Sequence[Tensor]
-) -> Tensor:
-    """Gradient by the input; `averages` over all ranks of the gradient, and of its product with the centred input."""
-    mean, invstd = statistics
-    mean_gradient, mean_centred = averages
-    if _has_kernels(x):
-        one = torch.ones(1, dtype=torch.int32, device=x.device)  # the sums are divided already
-        return torch.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, mean_gradient, mean_centred, one)
-    scale = invstd if weight is None else invstd * weight
-    along = (x - _column(mean)) * _column(invstd.square() * mean_centred)
-    return ((gradient - _column(mean_gradient) - along) * _column(scale)).to(x.dtype)
-
-
-def _column(channels: Tensor) -> Tensor:
-    return channels.view(1, -1, 1, 1)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _split(channels: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    return torch.split(channels, sizes)

@@ -1,16 +1,14 @@
 """Our checkpoint folder: `model.safetensors` (tensors, never pickle) and `model.json` (the commit point).
 
-The JSON is written last. It holds what is needed to build the model again, who made it (`lineage`), and how it is
-meant to be run (`inference`). It also holds a digest of itself and the SHA-256 of the weight file, which is checked
-before any tensor is used. The weight file depends on names, shapes and values only, so its digest identifies the
-weights. Nothing here runs code from a file, and state dicts are compared strictly. No torch at import: `read_meta`
-needs none.
+The JSON is written last. It holds what is needed to build the model again, who made it (`lineage`), how it is meant to
+be run (`inference`), a digest of itself and the SHA-256 of the weight file, which is checked before a tensor is used.
+The weight file depends on names, shapes and values only. No torch at import: `read_meta` needs none.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from hmsa_core.io.errors import CheckpointError, ConfigError, IntegrityError, on
 from hmsa_core.io.trees import new_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -71,10 +69,10 @@ def save(
         "trunk": bare.options.trunk,
         "num_classes": bare.options.num_classes,
         "options": bare.options.to_json(),
-        "class_table": dict(class_table) if class_table is not None else None,
-        "lineage": dict(lineage),
-        "inference": dict(inference) if inference is not None else None,
-        "extra": dict(extra) if extra is not None else {},
+        "class_table": class_table,
+        "lineage": lineage,
+        "inference": inference,
+        "extra": extra or {},
     }
     return write_checkpoint(Path(path), bare.state_dict(), meta)
 
@@ -95,18 +93,13 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], meta: Mapping[st
         "tensors": len(state),
         "values": sum(tensor.numel() for tensor in state.values()),
     }
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - {META, WEIGHTS}:
+    shared = folder.is_dir() and {path.name for path in folder.iterdir()} - {META, WEIGHTS}
+    if shared:
         (folder / META).unlink(missing_ok=True)
-        _write(folder, data, value)
-    else:
-        with new_tree(folder, last=(META,)) as new:
-            _write(new, data, value)
+    with nullcontext(folder) if shared else new_tree(folder, last=(META,)) as target:
+        write_bytes(target / WEIGHTS, data)
+        sealed.write(target / META, value)
     return str(value["weights_sha256"])
-
-
-def _write(folder: Path, data: bytes, value: dict[str, Any]) -> None:
-    write_bytes(folder / WEIGHTS, data)
-    sealed.write(folder / META, value)
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -219,53 +212,33 @@ def _folder(path: Path) -> Path:
     return path.parent if path.name in (WEIGHTS, META) else path
 
 
-@dataclass(frozen=True)
-class StateDifference:
-    """Keys in which a state dict differs from the one a model has."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]  # "key: (found) instead of (expected)"
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
-
-    def describe(self, *, verbose: bool = False) -> str:
-        """One line: counts with the first three keys of each kind, all of them if `verbose`."""
-        parts = []
-        for label, keys in (
-            ("missing", self.missing),
-            ("left over", self.unexpected),
-            ("of another shape", self.reshaped),
-        ):
-            if keys:
-                shown = keys if verbose else keys[:3]
-                more = ", ..." if len(keys) > len(shown) else ""
-                parts.append(f"{len(keys)} {label} ({', '.join(shown)}{more})")
-        return "; ".join(parts)
+def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False) -> str:
+    """Say in which keys and shapes two state dicts differ; empty where they do not."""
+    reshaped = [
+        f"{key}: {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "left over": [key for key in found if key not in expected],
+        "of another shape": reshaped,
+    }
+    return "; ".join(f"{len(keys)} {kind} ({_listed(keys, verbose)})" for kind, keys in kinds.items() if keys)
 
 
-def compare_states(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> StateDifference:
-    """List every missing, left-over and mis-shaped key."""
-    return StateDifference(
-        missing=tuple(key for key in expected if key not in found),
-        unexpected=tuple(key for key in found if key not in expected),
-        reshaped=tuple(
-            f"{key}: {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
-            for key, tensor in expected.items()
-            if key in found and found[key].shape != tensor.shape
-        ),
-    )
+def _listed(names: Sequence[str], verbose: bool) -> str:
+    """All names, or the first three."""
+    return ", ".join(names if verbose or len(names) <= 3 else [*names[:3], "..."])
 
 
 def check_state(
     where: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, verbose: bool = False
 ) -> None:
     """Refuse a state dict that is not exactly the expected one, or that holds NaN or infinity."""
-    difference = compare_states(expected, found)
-    if difference:
+    if wrong := difference(expected, found, verbose=verbose):
         hint = "" if verbose else "--verbose lists all keys"
-        raise CheckpointError(f"{where}: keys do not fit: {difference.describe(verbose=verbose)}", hint=hint)
+        raise CheckpointError(f"{where}: keys do not fit: {wrong}", hint=hint)
     check_finite(where, found, verbose=verbose)
 
 
@@ -273,9 +246,7 @@ def check_finite(where: str, state: Mapping[str, Tensor], *, verbose: bool = Fal
     """Refuse NaN and infinity: safetensors does not look at values."""
     bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        shown = bad if verbose else bad[:3]
-        more = ", ..." if len(bad) > len(shown) else ""
-        raise CheckpointError(f"{where}: {len(bad)} tensors hold NaN or infinity ({', '.join(shown)}{more})")
+        raise CheckpointError(f"{where}: {len(bad)} tensors hold NaN or infinity ({_listed(bad, verbose)})")
 
 
 def safetensors_from_bytes(where: str, data: bytes) -> dict[str, Tensor]:
@@ -307,38 +278,30 @@ def initialise_from(model: nn.Module, checkpoint: str | Path) -> list[str]:
     """
     bare = unwrap(model)
     meta = read_meta(checkpoint)
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    folder = _folder(Path(checkpoint))
     state = read_weights(folder, meta)
     check_finite(str(folder), state)
     if meta["trunk"] != bare.options.trunk:
         raise CheckpointError(f"{folder}: trunk {meta['trunk']}, the model has {bare.options.trunk}")
     heads = ("ocr", "scale_attn") if meta["kind"] == "trunk" else _HEADS
     own = bare.state_dict()
-    fresh = [head for head in heads if _differs(own, state, head)]
-    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if any(_belongs(k, head) for k in own)]
-    for head in fresh:
-        for key in [key for key in state if _belongs(key, head)]:
-            del state[key]
-    expected = {key: t for key, t in own.items() if not any(_belongs(key, head) for head in fresh)}
-    difference = compare_states(expected, state)
-    if difference:
-        raise CheckpointError(f"{folder}: does not fit the model: {difference.describe()}")
+    fresh = [head for head in heads if difference(_part(own, head), _part(state, head))]
+    named = [_reason(head, meta, state, bare.num_classes) for head in fresh if _part(own, head)]
+    prefixes = tuple(f"{head}." for head in fresh)
+    expected, state = ({key: t for key, t in one.items() if not key.startswith(prefixes)} for one in (own, state))
+    if wrong := difference(expected, state):
+        raise CheckpointError(f"{folder}: does not fit the model: {wrong}")
     bare.load_state_dict(state, strict=False)
     _log.info("initialised %d tensors from %s; fresh: %s", len(state), folder, ", ".join(named) or "nothing")
     return named
 
 
-def _belongs(key: str, part: str) -> bool:
-    return key.startswith(part + ".")
+def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
 
 
-def _differs(own: dict[str, Tensor], state: dict[str, Tensor], head: str) -> bool:
-    shapes = {key: tuple(t.shape) for key, t in own.items() if _belongs(key, head)}
-    return shapes != {key: tuple(t.shape) for key, t in state.items() if _belongs(key, head)}
-
-
-def _reason(head: str, meta: dict[str, object], state: dict[str, Tensor], classes: int) -> str:
-    if not any(_belongs(key, head) for key in state):
+def _reason(head: str, meta: Mapping[str, Any], state: Mapping[str, Tensor], classes: int) -> str:
+    if not _part(state, head):
         return f"{head} (not in the checkpoint)"
     if head != "scale_attn" and meta["num_classes"] != classes:
         return f"{head} ({meta['num_classes']} classes in the checkpoint, {classes} here)"

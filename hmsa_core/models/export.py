@@ -229,13 +229,13 @@ def to_onnx(program: torch.export.ExportedProgram, about: dict[str, str], *, arg
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Torch and onnxruntime give advice, the latter on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _with_metadata(proto: Any, about: dict[str, str]) -> bytes:
@@ -290,7 +290,7 @@ def quantise(data: bytes, images: Iterable[UInt8]) -> bytes:
             return None if image is None else {"images": as_batch(image)}
 
     about = {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props}
-    with tempfile.TemporaryDirectory() as folder, _root_quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         given, folded, made = (Path(folder, name) for name in ("fp32.onnx", "folded.onnx", "int8.onnx"))
         # A file, not the graph in memory: that is passed on with external data, which onnxruntime then cannot fold.
         write_bytes(given, data)
@@ -318,16 +318,6 @@ def _kept_in_float(graph: Any) -> list[str]:
     ]
 
 
-@contextmanager
-def _root_quiet() -> Iterator[None]:
-    """Onnxruntime's quantisation gives advice on the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def as_batch(*images: UInt8) -> UInt8:
     """H x W x 3 images of one size as the graph's input, N x 3 x H x W."""
     return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
@@ -344,17 +334,12 @@ def open_graph(data: bytes, suffix: str, *, where: str = "the exported file") ->
     with needs_extra("onnx"):
         import onnxruntime
     state = onnxruntime.capi.onnxruntime_pybind11_state
+    faults = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.InvalidArgument)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except (
-        state.Fail,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NotImplemented,
-        state.InvalidArgument,
-    ) as error:
+    except faults as error:
         version = onnxruntime.__version__
         raise InputError(f"{where}: onnxruntime {version} cannot run it ({one_line(error)[:200]})") from error
     return lambda images: np.asarray(session.run(None, {"images": images})[0])
@@ -365,13 +350,7 @@ def _open_program(data: bytes, where: str) -> Graph:
         module = torch.export.load(io.BytesIO(data)).module()
     except (BadZipFile, RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(f"{where}: not a whole torch.export file ({one_line(error)[:200]})") from error
-
-    def run(images: UInt8) -> NDArray[Any]:
-        with torch.no_grad():
-            result: NDArray[Any] = module(torch.from_numpy(images)).numpy()
-        return result
-
-    return run
+    return torch.no_grad()(lambda images: module(torch.from_numpy(images)).numpy())
 
 
 def labels_of(output: NDArray[Any]) -> UInt8:

@@ -1,8 +1,7 @@
 """Published weights into our models: released checkpoints, bare HRNet trunks, timm's `hrnet_*`.
 
 A file is never trusted. It is a torch pickle with tensors only, or safetensors, and nothing in it is run. Whatever is
-wrong with it ends in one CheckpointError line. All these weights have one HRNet with one set of names; they differ in
-prefixes and in what stands behind the trunk. Prefixes are stripped and classification heads dropped by rule, and then
+wrong with it ends in one CheckpointError line. Prefixes are stripped and classification heads dropped by rule, and then
 every key has to fit. A loader that takes the common keys would silently load *nothing* when a prefix differs.
 """
 
@@ -16,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,13 +30,27 @@ from hmsa_core.models.model import MultiScaleModel, build_empty
 from hmsa_core.models.options import ModelOptions, make_options
 from hmsa_core.models.trunks import make_trunk
 
+# What torch's reader raises at bytes that are no pickle of its own, or not whole.
+_DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+_DAMAGE += (OSError, AssertionError, struct.error, ArithmeticError, MemoryError, ImportError)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What a classification HRNet has behind its trunk (key counts with published depth: 96, 21, 7, 2).
 _CLASSIFICATION = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
 _TRUNK_PREFIXES = ("module.", "backbone.", "model.")
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+# Option -> what it is called, and the tensors whose first dimension it is.
 _OCB = "ocr.ocr_distri_head.object_context_block"
+_WIDTHS = {
+    "num_classes": ("classes", ("ocr.cls_head.weight", "ocr.cls_head.bias", "ocr.aux_head.2.bias")),
+    "ocr_mid": ("OCR channels", ("ocr.conv3x3_ocr.0.weight", "ocr.conv3x3_ocr.0.bias", "ocr.conv3x3_ocr.1.0.bias")),
+    "ocr_key": ("OCR keys", (f"{_OCB}.f_pixel.0.weight", f"{_OCB}.f_pixel.1.0.bias", f"{_OCB}.f_down.1.0.bias")),
+    "attention_channels": (
+        "attention channels",
+        ("scale_attn.conv0.weight", "scale_attn.bn0.bias", "scale_attn.bn1.bias"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,7 @@ class ImportReport:
     """What came in."""
 
     source: str
-    content: str  # "segmentation model" or "trunk"
-    kind: str
+    kind: str  # "trunk" where there is nothing else
     trunk: str
     num_classes: int
     tensors: int
@@ -58,8 +70,9 @@ class ImportReport:
     def lines(self) -> list[str]:
         """Lines for a person."""
         classes = f", {self.num_classes} classes" if self.num_classes else ""
+        content = "trunk" if self.kind == "trunk" else "segmentation model"
         out = [
-            f"{self.source}: {self.content}, {self.trunk}, kind {self.kind}{classes}",
+            f"{self.source}: {content}, {self.trunk}, kind {self.kind}{classes}",
             f"{self.tensors} tensors, {self.parameters:,} parameters, every key used",
         ]
         if self.dropped:
@@ -67,8 +80,7 @@ class ImportReport:
         return [*out, f"source sha256 {self.source_sha256}", f"weights sha256 {self.weights_sha256}"]
 
 
-@dataclass(frozen=True)
-class _Recognised:
+class _Recognised(NamedTuple):
     state: dict[str, Tensor]
     options: ModelOptions | None  # None: a trunk alone
     trunk: str
@@ -122,12 +134,11 @@ def import_checkpoint(source: str | Path, target: str | Path, *, verbose: bool =
     sha256 = write_checkpoint(Path(target), recognised.state, meta)
     return ImportReport(
         source=str(source),
-        content="segmentation model" if options else "trunk",
         kind=meta["kind"],
         trunk=recognised.trunk,
         num_classes=meta["num_classes"],
         tensors=len(recognised.state),
-        parameters=sum(t.numel() for key, t in recognised.state.items() if not _is_statistic(key)),
+        parameters=sum(t.numel() for key, t in recognised.state.items() if not key.endswith(_STATISTICS)),
         source_sha256=digest,
         weights_sha256=sha256,
         dropped=recognised.dropped,
@@ -143,17 +154,10 @@ def read_trunk(path: str | Path, trunk: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): tensor for k, tensor in recognised.state.items() if k.startswith(prefix)}
 
 
-def _is_statistic(key: str) -> bool:
-    return key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
-
-
 def _class_table(num_classes: int) -> dict[str, Any] | None:
     """Name the classes that released checkpoints of this many classes have; None for any other number."""
-    if num_classes == taxonomy.cityscapes().num_classes:
-        return taxonomy.cityscapes().to_json()
-    if num_classes == taxonomy.mapillary("v1.2").num_classes:
-        return taxonomy.mapillary("v1.2").to_json()
-    return None
+    tables = (taxonomy.cityscapes(), taxonomy.mapillary("v1.2"))
+    return next((table.to_json() for table in tables if table.num_classes == num_classes), None)
 
 
 def _recognise(where: str, raw: Mapping[str, Tensor], *, verbose: bool) -> _Recognised:
@@ -170,25 +174,14 @@ def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _segmentation(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
     trunk = _trunk_name(where, state, "backbone.")
     has_attention = any(key.startswith("scale_attn.") for key in state)
-    options = make_options(
-        "hierarchical" if has_attention else "single",
-        trunk,
-        _width(where, state, "classes", ("ocr.cls_head.weight", "ocr.cls_head.bias", "ocr.aux_head.2.bias")),
-        {
-            "ocr_mid": _width(where, state, "OCR channels", _keys("ocr.conv3x3_ocr", "0.weight", "0.bias", "1.0.bias")),
-            "ocr_key": _width(
-                where, state, "OCR keys", _keys(_OCB, "f_pixel.0.weight", "f_pixel.1.0.bias", "f_down.1.0.bias")
-            ),
-            "attention_channels": _width(
-                where, state, "attention channels", _keys("scale_attn", "conv0.weight", "bn0.bias", "bn1.bias")
-            )
-            if has_attention
-            else None,
-        },
-    )
-    expected = build_empty(options).state_dict()
-    check_state(where, expected, state, verbose=verbose)
-    return _Recognised(_ordered(expected, state), options, trunk, {})
+    widths = {
+        option: _width(where, state, *named)
+        for option, named in _WIDTHS.items()
+        if has_attention or option != "attention_channels"
+    }
+    kind = "hierarchical" if has_attention else "single"
+    options = make_options(kind, trunk, widths.pop("num_classes"), widths)
+    return _Recognised(_fitted(where, build_empty(options), state, verbose=verbose), options, trunk, {})
 
 
 def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognised:
@@ -198,24 +191,21 @@ def _trunk(where: str, state: dict[str, Tensor], *, verbose: bool) -> _Recognise
     kept = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in _CLASSIFICATION}
     trunk = _trunk_name(where, kept, "")
     with torch.device("meta"):
-        expected = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))}).state_dict()
+        model = nn.ModuleDict({"backbone": cast("nn.Module", make_trunk(trunk))})
     kept = {f"backbone.{key}": tensor for key, tensor in kept.items()}
-    check_state(where, expected, kept, verbose=verbose)
-    return _Recognised(_ordered(expected, kept), None, trunk, dict(dropped))
+    return _Recognised(_fitted(where, model, kept, verbose=verbose), None, trunk, dict(dropped))
 
 
-def _ordered(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put tensors into the model's order and precision (half precision weights become float32)."""
+def _fitted(where: str, model: nn.Module, state: Mapping[str, Tensor], *, verbose: bool) -> dict[str, Tensor]:
+    """Tensors in the model's order and precision (half precision weights become float32), all of which have to fit."""
+    expected = model.state_dict()
+    check_state(where, expected, state, verbose=verbose)
     return {key: state[key].to(tensor.dtype).contiguous() for key, tensor in expected.items()}
 
 
 def _trunk_name(where: str, state: Mapping[str, Tensor], prefix: str) -> str:
     keys = [f"{prefix}stage{stage}.0.branches.0.0.conv1.weight" for stage in (2, 3, 4)]
     return f"hrnet_w{_width(where, state, 'trunk channels', keys)}"
-
-
-def _keys(prefix: str, *leaves: str) -> list[str]:
-    return [f"{prefix}.{leaf}" for leaf in leaves]
 
 
 def _width(where: str, state: Mapping[str, Tensor], what: str, keys: Sequence[str]) -> int:
@@ -269,20 +259,7 @@ def _read_pickle(file: Path) -> object:
             "run code; nothing was run",
             hint="export a plain state dict (name -> tensor), or use safetensors",
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OSError,
-        AssertionError,
-        struct.error,
-        ArithmeticError,
-        MemoryError,
-        ImportError,
-    ) as error:
+    except _DAMAGE as error:
         raise _damaged(file, error) from error
 
 
@@ -308,9 +285,8 @@ _PLAIN_NUMPY: list[Any] = [
 
 
 def _state_dict(where: str, content: object) -> dict[str, Tensor]:
-    inner: object = content
-    if isinstance(content, Mapping):
-        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
+    found = [content[name] for name in _WRAPPERS if name in content] if isinstance(content, Mapping) else []
+    inner: object = next((one for one in found if isinstance(one, Mapping)), content)
     if not isinstance(inner, Mapping) or not inner:
         raise CheckpointError(f"{where}: no state dict in it: expected names and tensors, or the same under state_dict")
     strange = [str(name) for name, value in inner.items() if not (isinstance(name, str) and isinstance(value, Tensor))]

@@ -1,14 +1,15 @@
 """How predictions of several scales become one (Tao et al. 2020, section 3; Chen et al. 2016 for the baselines).
 
-The functions below are the only fusion. They take levels from the highest scale to the lowest. They work on whole
-tensors (the training pass, with gradients) and on `Rows`, which are computed a few rows at a time (`predict`,
-labelling, evaluation). Nothing in them depends on the number of channels, so the weight of each scale at each pixel
-is the same fusion, applied to indicators of the scales.
+The functions below are the only fusion. They work on whole tensors (the training pass, with gradients) and on `Rows`,
+which are computed a few rows at a time (`predict`, labelling, evaluation). Nothing in them depends on the number of
+channels, so the weight of each scale at each pixel is the same fusion, applied to indicators of the scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -41,47 +42,33 @@ def _hierarchical(levels: Iterable[Level[M]], size: Size) -> M:
     For s >= 1: `P = a L + (1 - a) D(P)`; for s < 1: `P = U(a L) + (1 - U(a)) P`: weighted first, enlarged then.
     Source: section 3.2 of the paper; the order of operations is that of the released code.
     """
-    fused: M | None = None
+    levels = iter(levels)
+    fused = next(levels).values
     for level in levels:
-        if fused is None:
-            fused = level.values
-            continue
         weight, weighted = level.attention, level.attention * level.values
         if level.scale >= 1.0:
             fused = _blend(weighted, weight, resize(fused, _size(weighted)))
         else:
             weighted = resize(weighted, _size(fused))
             fused = _blend(weighted, resize(weight, _size(fused)), fused)
-    return resize(_some(fused), size)
+    return resize(fused, size)
 
 
 def _explicit(levels: Iterable[Level[M]], size: Size) -> M:
     """Add all scales, weighted by maps that already sum to one on the output grid (`explicit_weights`)."""
-    fused: M | None = None
-    for level in levels:
-        term = resize(level.values, size) * level.attention
-        fused = term if fused is None else fused + term
-    return _some(fused)
+    fused: M = reduce(add, (resize(level.values, size) * level.attention for level in levels))
+    return fused
 
 
 def _average(levels: Iterable[Level[M]], size: Size) -> M:
     """Average the scores of all scales."""
-    fused: M | None = None
-    count = 0
-    for level in levels:
-        term = resize(level.values, size)
-        fused = term if fused is None else fused + term
-        count += 1
-    return _some(fused) / count
+    maps = [resize(level.values, size) for level in levels]
+    return reduce(add, maps) / len(maps)
 
 
 def _max(levels: Iterable[Level[M]], size: Size) -> M:
     """Take the highest score of each class over all scales."""
-    fused: M | None = None
-    for level in levels:
-        term = resize(level.values, size)
-        fused = term if fused is None else _maximum(fused, term)
-    return _some(fused)
+    return reduce(_maximum, (resize(level.values, size) for level in levels))
 
 
 _FUSIONS: dict[str, Callable[[Iterable[Any], Size], Any]] = {
@@ -117,9 +104,3 @@ def _blend(term: M, weight: M, rest: M) -> M:
 
 def _maximum(a: M, b: M) -> M:
     return a.maximum(b) if isinstance(a, Rows) else torch.maximum(a, b)
-
-
-def _some(fused: M | None) -> M:
-    if fused is None:
-        raise ValueError("no level to fuse")
-    return fused

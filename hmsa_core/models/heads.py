@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, steps_of
 from hmsa_core.models.layers import BN_MOMENTUM, batch_norm_relu, conv, conv_bn, resize
+from hmsa_core.models.options import ModelOptions
 
 _BINS = (1, 2, 3, 6)  # a side, of pyramid pooling
 
@@ -37,17 +38,11 @@ class PixelScores(NamedTuple):
     features: Tensor  # B x K x h x w input of the semantic head and of the attention head
 
 
-def semantic_head(kind: Literal["released", "paper"], inputs: int, hidden: int, classes: int) -> nn.Module:
+def semantic_head(options: ModelOptions, inputs: int, hidden: int) -> nn.Module:
     """Make the class head: one 1x1 convolution as released, or 3x3-3x3-1x1 as the paper's figure 2 draws it."""
-    if kind == "released":
-        return conv(inputs, classes, 1, bias=True)
-    return nn.Sequential(
-        conv(inputs, hidden, 3),
-        batch_norm_relu(hidden),
-        conv(hidden, hidden, 3),
-        batch_norm_relu(hidden),
-        conv(hidden, classes, 1, bias=True),
-    )
+    if options.head == "released":
+        return conv(inputs, options.num_classes, 1, bias=True)
+    return nn.Sequential(*_two_layers(inputs, hidden, kernel=3), conv(hidden, options.num_classes, 1, bias=True))
 
 
 def _aux_head(inputs: int, classes: int) -> nn.Sequential:
@@ -76,20 +71,16 @@ class ObjectAttention(Stepwise):
             steps_of(self.f_object, regions_BKC1),
             steps_of(self.f_down, regions_BKC1),
         ]
-        query_BPk, key_BkC, value_BCk = (
-            query.flatten(2).transpose(1, 2),
-            key.flatten(2),
-            value.flatten(2).transpose(1, 2),
-        )
+        query_BPk = query.flatten(2).transpose(1, 2)
+        key_BkC, value_BCk = key.flatten(2), value.flatten(2).transpose(1, 2)
         weight_BPC = torch.softmax(torch.matmul(query_BPk, key_BkC) * self.scale, dim=-1)
         context_BkP = torch.matmul(weight_BPC, value_BCk.to(weight_BPC.dtype)).transpose(1, 2)
         return (yield from steps_of(self.f_up, context_BkP.reshape(batch, -1, height, width)))  # type: ignore[no-any-return]
 
 
-def _two_layers(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        conv(inputs, outputs, 1), batch_norm_relu(outputs), conv(outputs, outputs, 1), batch_norm_relu(outputs)
-    )
+def _two_layers(inputs: int, outputs: int, *, kernel: int = 1) -> nn.Sequential:
+    first, second = conv(inputs, outputs, kernel), conv(outputs, outputs, kernel)
+    return nn.Sequential(first, batch_norm_relu(outputs), second, batch_norm_relu(outputs))
 
 
 class ObjectContext(Stepwise):
@@ -120,23 +111,13 @@ def gather_regions(features_BKhw: Tensor, aux_BChw: Tensor) -> Tensor:
 class OCRBlock(Stepwise):
     """Trunk features -> object-contextual features -> class scores, with the auxiliary head in front."""
 
-    def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        *,
-        mid: int,
-        key: int,
-        head: Literal["released", "paper"],
-        head_channels: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, options: ModelOptions, inputs: int, *, mid: int, key: int, hidden: int) -> None:
         super().__init__()
         self.out_channels = mid
         self.conv3x3_ocr = nn.Sequential(conv(inputs, mid, 3, bias=True), batch_norm_relu(mid))
-        self.ocr_distri_head = ObjectContext(mid, key, dropout)
-        self.cls_head = semantic_head(head, mid, head_channels, classes)
-        self.aux_head = _aux_head(inputs, classes)
+        self.ocr_distri_head = ObjectContext(mid, key, options.dropout)
+        self.cls_head = semantic_head(options, mid, hidden)
+        self.aux_head = _aux_head(inputs, options.num_classes)
 
     def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid; the gradient flows from the regions into the aux head."""
@@ -179,22 +160,13 @@ def make_pooling(kind: Literal["aspp", "psp"], inputs: int, outputs: int, stride
 class PixelHeads(Stepwise):
     """The heads without OCR in front: on a pooling context block, or on the trunk's maps themselves."""
 
-    def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        *,
-        head: Literal["released", "paper"],
-        head_channels: int,
-        dropout: float,
-        pooling: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, options: ModelOptions, inputs: int, *, hidden: int, pooling: nn.Module | None) -> None:
         super().__init__()
         self.pooling = pooling  # trunk features -> B x inputs x h x w
         self.out_channels = inputs
-        self.dropout = nn.Dropout2d(dropout)
-        self.cls_head = semantic_head(head, inputs, head_channels, classes)
-        self.aux_head = _aux_head(inputs, classes)
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.cls_head = semantic_head(options, inputs, hidden)
+        self.aux_head = _aux_head(inputs, options.num_classes)
 
     def steps(self, features: Tensor) -> Steps[PixelScores]:
         """Return scores and features on the trunk's grid."""

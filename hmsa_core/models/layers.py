@@ -62,16 +62,17 @@ def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, relu: bool = True) -> nn.Sequential:
     """Make convolution, batch norm and (if asked) ReLU: indexes 0, 1, 2 in the state dict."""
-    layers: list[nn.Module] = [conv(inputs, outputs, kernel, stride=stride)]
-    layers.append(nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM))
-    if relu:
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+    layers = [conv(inputs, outputs, kernel, stride=stride), nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM)]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 def batch_norm_relu(channels: int) -> nn.Sequential:
     """Make batch norm and ReLU as one unit: the released OCR code nests them, and with them the keys."""
     return nn.Sequential(nn.BatchNorm2d(channels, momentum=BN_MOMENTUM), nn.ReLU(inplace=True))
+
+
+class LastNorm(nn.BatchNorm2d):
+    """Batch norm at the end of a residual branch: it starts at zero."""
 
 
 def init_weights(model: nn.Module) -> None:
@@ -87,9 +88,5 @@ def init_weights(model: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, 0.0 if isinstance(module, LastNorm) else 1.0)
             nn.init.zeros_(module.bias)
-    for module in model.modules():
-        last_norm = getattr(module, "last_norm", None)
-        if isinstance(last_norm, nn.BatchNorm2d):
-            nn.init.zeros_(last_norm.weight)

@@ -112,13 +112,18 @@ class MultiScaleModel(nn.Module):
         self._check_images(images)
         size = (images.shape[-2], images.shape[-1])
         scales = self.train_scales
+        runs_top = self.kind == "explicit" or self.options.top_attention == "released"
         sizes = [scaled_size(size, scale) for scale in scales]
         # From the lowest scale up, as released: batch norms see the scales in this order.
         outputs = run_all(
-            self._scale_steps(resize(images, own), self._runs_attention(scale, scales))
+            self._scale_steps(resize(images, own), runs_top or scale != scales[-1])
             for scale, own in zip(scales, sizes, strict=True)
         )
-        attention = self._attention_maps([out.attention for out in outputs], sizes, size)
+        attention: list[Tensor | None] = [out.attention for out in outputs]
+        if self.kind == "explicit":
+            attention = [*explicit_weights(cast("list[Tensor]", attention), size)]
+        else:
+            attention = [a if a is None else resize(a, own) for a, own in zip(attention, sizes, strict=True)]
         own_logits = [resize(out.logits, own) for out, own in zip(outputs, sizes, strict=True)]
         own_aux = (resize(out.aux_logits, own) for out, own in zip(reversed(outputs), reversed(sizes), strict=True))
         descending, weights = scales[::-1], attention[::-1]
@@ -173,19 +178,6 @@ class MultiScaleModel(nn.Module):
             raise InputError(f"images are on {images.device}, the model on {own.device}: `images.to(...)` first")
         if images.dtype != own.dtype and not torch.is_autocast_enabled(own.device.type):
             raise InputError(f"images are {images.dtype}, the model {own.dtype}: `images.to(...)` first, or autocast")
-
-    def _runs_attention(self, scale: float, scales: Sequence[float]) -> bool:
-        if self.kind == "explicit" or self.options.top_attention == "released":
-            return True
-        return scale != max(scales)
-
-    def _attention_maps(
-        self, attention: list[Tensor | None], sizes: Sequence[tuple[int, int]], size: tuple[int, int]
-    ) -> list[Tensor | None]:
-        """Bring each scale's attention to the grid on which the fusion uses it."""
-        if self.kind == "explicit":
-            return list(explicit_weights([cast("Tensor", one) for one in attention], size))
-        return [None if one is None else resize(one, own) for one, own in zip(attention, sizes, strict=True)]
 
 
 @contextmanager
@@ -258,25 +250,10 @@ def _assemble(options: ModelOptions) -> MultiScaleModel:
 def _context(options: ModelOptions, trunk: Trunk, hidden: int) -> OCRBlock | PixelHeads:
     channels, widths = sum(trunk.channels), trunk.widths
     kind, mid = options.context or widths.context, options.ocr_mid or widths.ocr_mid
-    if kind != "ocr":
-        pooling = make_pooling(kind, channels, mid, min(trunk.strides)) if kind != "none" else None
-        return PixelHeads(
-            mid if pooling else channels,
-            options.num_classes,
-            head=options.head,
-            head_channels=hidden,
-            dropout=options.dropout,
-            pooling=pooling,
-        )
-    return OCRBlock(
-        channels,
-        options.num_classes,
-        mid=mid,
-        key=options.ocr_key or widths.ocr_key,
-        head=options.head,
-        head_channels=hidden,
-        dropout=options.dropout,
-    )
+    if kind == "ocr":
+        return OCRBlock(options, channels, mid=mid, key=options.ocr_key or widths.ocr_key, hidden=hidden)
+    pooling = make_pooling(kind, channels, mid, min(trunk.strides)) if kind != "none" else None
+    return PixelHeads(options, mid if pooling else channels, hidden=hidden, pooling=pooling)
 
 
 def _initialise(model: MultiScaleModel) -> None:
@@ -284,8 +261,9 @@ def _initialise(model: MultiScaleModel) -> None:
     # Sigmoid losses start at the class prior instead of at one half for every class (a first loss of 4
     # instead of 13 with 19 classes); a softmax does not see a bias that all classes share.
     prior = -math.log(max(model.num_classes - 1, 1))
-    for head in (model.ocr.cls_head, model.ocr.aux_head):
-        _reset_classifier(head, prior)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+    for last in _classifiers(model):
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.constant_(last.bias, prior)  # type: ignore[arg-type]  # it has one
     if model.options.has_attention:
         # All scales start with equal say.
         nn.init.normal_(model.scale_attn.conv2.weight, std=0.01)  # type: ignore[union-attr, arg-type]
@@ -296,20 +274,11 @@ def start_for_softmax(model: MultiScaleModel) -> None:
 
     From the small weights that sigmoid losses start with, AdamW's steps take too long to reach rare classes.
     """
-    for head in (model.ocr.cls_head, model.ocr.aux_head):
-        last = _classifier(head)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+    for last in _classifiers(model):
         nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
 
 
-def _reset_classifier(head: nn.Module, prior: float) -> None:
-    """Draw the last convolution of a head small, with all class scores at `prior`."""
-    last = _classifier(head)
-    nn.init.normal_(last.weight, std=0.01)
-    nn.init.constant_(last.bias, prior)  # type: ignore[arg-type]  # it has one
-
-
-def _classifier(head: nn.Module) -> nn.Conv2d:
-    last = head if isinstance(head, nn.Conv2d) else list(head.modules())[-1]
-    if not isinstance(last, nn.Conv2d) or last.bias is None:
-        raise TypeError(f"the last layer of a class head is a convolution with bias, not {last}")
-    return last
+def _classifiers(model: MultiScaleModel) -> list[nn.Conv2d]:
+    """The last convolutions of the class head and of the auxiliary head, each with a bias."""
+    heads: tuple[Any, ...] = (model.ocr.cls_head, model.ocr.aux_head)
+    return [list(head.modules())[-1] for head in heads]

@@ -67,10 +67,9 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"model option {name} = {value!r}: give a whole number of at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"model option dropout = {self.dropout!r}: give a number in [0, 1)")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ConfigError(f"model option drop_path = {self.drop_path!r}: give a number in [0, 1)")
+        for name in ("dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"model option {name} = {getattr(self, name)!r}: give a number in [0, 1)")
         if not 0.0 < self.low_scale < 1.0:
             raise ConfigError(f"model option low_scale = {self.low_scale!r}: give a number in (0, 1)")
         if self.train_scales is not None and (fault := scales_fault(self.train_scales)):

@@ -7,7 +7,7 @@ at one scale. Several settings (scales, flip, fusion kind) of the same images sh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,20 +24,15 @@ from hmsa_core.models.rows import Array, Rows, Size, constant, whole
 RunScale = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-@dataclass(frozen=True)
-class _Output:
+class _Output(NamedTuple):
     logits: Array  # N x C x h x w, mirrored back
     attention: Array | None  # N x 1 x h x w
 
 
 class ScalePass:
-    """One batch of images of one size, with the raw outputs of each (size, mirrored) that was asked for.
+    """One batch of images (N x 3 x H x W float, normalised) with the raw outputs of each (size, mirrored) asked for.
 
-    Args:
-        images: N x 3 x H x W float, normalised.
-        kind: the model's fusion kind.
-        run: runs the network at one scale.
-        size: of the result, where the network gets images of another size than the picture's.
+    `kind` is the model's fusion; `size` is that of the result, where it is not that of the images.
     """
 
     def __init__(self, images: Tensor, kind: str, run: RunScale, *, size: Size | None = None) -> None:

@@ -2,13 +2,13 @@
 
 `open_run_data` reads indexes, centroids and label store, and checks that they belong together. `Timeline` lays the
 crops of all epochs end to end and cuts them into steps of one global batch each. A step at a seam takes crops of both
-epochs, so each crop is used once. Only the rest at the end of the run (less than a batch) is dropped. `Feed` fetches
+epochs, so each crop is used once. Only the rest at the end of the run (less than a batch) is dropped. `feeding` fetches
 the crops of a rank ahead, in worker processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,26 +47,16 @@ _CACHE_BYTES = 256 << 20  # decoded images a loader process keeps: small data se
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from.
-
-    Attributes:
-        classes: class table of the labels.
-        fine, pseudo: images with fine labels, and auto-labelled ones.
-        plan: crops of each epoch.
-        dataset: crops by position in the run.
-        lineage: everything the result will have learned from.
-        key: digest of settings and data: the same key means the same result.
-        stores: digest, images and weight of each label store.
-    """
+    """What a run learns from."""
 
     classes: ClassTable
-    fine: tuple[Sample, ...]
-    pseudo: tuple[Sample, ...]
-    plan: EpochPlan
-    dataset: CropDataset
-    lineage: Lineage
-    key: str
-    stores: list[dict[str, Any]]
+    fine: tuple[Sample, ...]  # images with fine labels
+    pseudo: tuple[Sample, ...]  # auto-labelled images
+    plan: EpochPlan  # crops of each epoch
+    dataset: CropDataset  # crops by position in the run
+    lineage: Lineage  # everything the result will have learned from
+    key: str  # digest of settings and data: the same key means the same result
+    stores: list[dict[str, Any]]  # digest, images and weight of each label store
 
 
 @dataclass(frozen=True)
@@ -246,21 +236,16 @@ def _key(
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where a step lies.
-
-    Attributes:
-        plan: crops of each epoch.
-        global_batch: crops a step.
-    """
+    """Where a step lies."""
 
     plan: EpochPlan
-    global_batch: int
+    global_batch: int  # crops a step
 
     def __post_init__(self) -> None:
         if not self.total_steps:
+            crops, epochs = len(self.plan), self.plan.epochs
             raise ConfigError(
-                f"{len(self.plan)} crops in {self.plan.epochs} epochs do not fill one global batch of"
-                f" {self.global_batch}",
+                f"{crops} crops in {epochs} epochs do not fill one global batch of {self.global_batch}",
                 hint="lower global_batch, or raise epochs or epoch_samples",
             )
 
@@ -342,84 +327,71 @@ class _Crops(Dataset[dict[str, Any] | HmsaError]):
             return error
 
 
-@dataclass(frozen=True)
-class _Collate:
+def _collate(num_classes: int, items: list[dict[str, Any] | HmsaError]) -> PassBatch | HmsaError:
     """Stack items into a batch and count their pixels (in the worker, next to the data)."""
-
-    num_classes: int
-
-    def __call__(self, items: list[dict[str, Any] | HmsaError]) -> PassBatch | HmsaError:
-        good: list[dict[str, Any]] = []
-        for item in items:
-            if isinstance(item, HmsaError):
-                return item
-            good.append(item)
-        labels = torch.stack([item["label"] for item in good])
-        pseudo = sum(item["source"] == "pseudo" for item in good)
-        pixels = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes]
-        return PassBatch(
-            images=torch.stack([item["image"] for item in good]),
-            labels=labels,
-            names=tuple(item["name"] for item in good),
-            counts=np.array([len(good), pseudo, *pixels], np.float64),
-            human=torch.stack([item["human"] for item in good]) if "human" in good[0] else None,
-        )
-
-
-class Feed:
-    """Iterator over this rank's passes from `step` to the end of the run."""
-
-    def __init__(
-        self, data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
-    ) -> None:
-        # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: none from here on.
-        cv2.setNumThreads(1)
-        workers = config.runtime.workers
-        loader: DataLoader[Any] = DataLoader(
-            _Crops(data.dataset),
-            batch_sampler=timeline.batches(step, rank=ranks.rank, world=ranks.world, batch=config.batch_per_rank),
-            num_workers=workers,
-            collate_fn=_Collate(data.classes.num_classes),
-            worker_init_fn=init_worker if workers else None,
-            # Forked workers share index and store; a fresh interpreter would import torch for seconds.
-            multiprocessing_context="fork" if workers else None,
-            prefetch_factor=4 if workers else None,
-            pin_memory=ranks.device.type == "cuda",
-        )
-        self._clock = clock
-        self._iterator: Iterator[PassBatch | HmsaError] = iter(loader)
-
-    def __iter__(self) -> Feed:
-        return self
-
-    def __next__(self) -> PassBatch:
-        with self._clock.counting("waiting"):
-            try:
-                batch = next(self._iterator)
-            except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
-                raise _death(error) from error
-        if isinstance(batch, HmsaError):
-            raise batch
-        return batch
-
-    def close(self) -> None:
-        """Drop the iterator, which ends its workers; a traceback that is kept must not keep them alive."""
-        del self._iterator
+    if wrong := [item for item in items if isinstance(item, HmsaError)]:
+        return wrong[0]
+    good = [item for item in items if not isinstance(item, HmsaError)]
+    labels = torch.stack([item["label"] for item in good])
+    pseudo = sum(item["source"] == "pseudo" for item in good)
+    pixels = np.bincount(labels.numpy().ravel(), minlength=256)[:num_classes]
+    return PassBatch(
+        images=torch.stack([item["image"] for item in good]),
+        labels=labels,
+        names=tuple(item["name"] for item in good),
+        counts=np.array([len(good), pseudo, *pixels], np.float64),
+        human=torch.stack([item["human"] for item in good]) if "human" in good[0] else None,
+    )
 
 
 @contextmanager
 def feeding(
     data: RunData, timeline: Timeline, ranks: Ranks, config: TrainConfig, step: int, clock: StepClock
-) -> Iterator[Feed]:
-    """Yield a `Feed` and close it after the block. TrainingError: a loader process died in the block or on closing."""
+) -> Iterator[Iterator[PassBatch]]:
+    """Yield an iterator over this rank's passes from `step` to the end of the run.
+
+    Raises:
+        TrainingError: a loader process died in the block or at its end.
+    """
+    # Threads of OpenCV do not survive a fork, and a worker would wait for them for ever: none from here on.
+    cv2.setNumThreads(1)
+    workers = config.runtime.workers
+    loader: DataLoader[Any] = DataLoader(
+        _Crops(data.dataset),
+        batch_sampler=timeline.batches(step, rank=ranks.rank, world=ranks.world, batch=config.batch_per_rank),
+        num_workers=workers,
+        collate_fn=partial(_collate, data.classes.num_classes),
+        worker_init_fn=init_worker if workers else None,
+        # Forked workers share index and store; a fresh interpreter would import torch for seconds.
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=ranks.device.type == "cuda",
+    )
     try:
-        with closing(Feed(data, timeline, ranks, config, step, clock)) as feed:
+        with closing(_passes(iter(loader), clock)) as feed:
             yield feed
     except RuntimeError as error:
         # torch reports a dead worker from a signal handler: the error can come out of any line, those of `close` too.
         if "DataLoader worker" not in str(error):
             raise
         raise _death(error) from error
+
+
+def _passes(loaded: Iterator[PassBatch | HmsaError], clock: StepClock) -> Generator[PassBatch, None, None]:
+    try:
+        while True:
+            with clock.counting("waiting"):
+                try:
+                    batch = next(loaded)
+                except StopIteration:
+                    return
+                except (ConnectionError, EOFError) as error:  # a worker died with a batch half handed over
+                    raise _death(error) from error
+            if isinstance(batch, HmsaError):
+                raise batch
+            yield batch
+    finally:
+        del loaded  # ends its workers; a traceback that is kept must not keep them alive
 
 
 def _death(error: BaseException) -> TrainingError:

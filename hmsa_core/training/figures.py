@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,39 +23,32 @@ _Sums = NDArray[np.float64]
 _SPANS = ("window", "epoch")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What all ranks agreed on after a pass."""
 
     stop: bool  # some rank was asked to stop
     failed: bool  # some rank's loss is not finite
 
-    def __or__(self, other: Verdict) -> Verdict:
-        return Verdict(self.stop or other.stop, self.failed or other.failed)
+
+def _on_its_way(values: torch.Tensor) -> Callable[[], _Sums]:
+    """Copy values from the device while it goes on; reading them waits for their own pass alone."""
+    if values.device.type != "cuda":
+        return lambda: values.double().numpy()
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def read() -> _Sums:
+        copied.synchronize()
+        return there.double().numpy()
+
+    return read
 
 
-class _OnItsWay:
-    """Values that are copied from the device while it goes on; reading them waits for their own pass alone."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._values = values
-        self._copied: torch.cuda.Event | None = None
-        if values.device.type == "cuda":
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-
-    def read(self) -> _Sums:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._values.double().numpy()
-
-
-@dataclass(frozen=True)
-class _Report:
+class _Report(NamedTuple):
     step: int
-    values: _OnItsWay  # loss parts
+    read: Callable[[], _Sums]  # loss parts
     counts: _Sums
     names: tuple[str, ...]
 
@@ -64,10 +56,7 @@ class _Report:
 class Meters:
     """Sums over passes and ranks, folded step by step into a window (one log line) and an epoch.
 
-    Args:
-        ranks: the ranks.
-        counters: names of what is counted; their sums are reported. Of the loss parts, which the first
-            pass names, means over passes are reported.
+    Sums of the counters are reported. Of the loss parts, which the first pass names, means over passes are.
     """
 
     def __init__(self, ranks: Ranks, counters: tuple[str, ...]) -> None:
@@ -93,25 +82,20 @@ class Meters:
         device = next(iter(parts.values())).device
         missing = torch.full((), torch.nan, device=device)
         values = torch.stack([parts.get(name, missing).detach().float() for name in self._parts])
-        self._pending.append(_Report(step, _OnItsWay(values), counts, names))
+        self._pending.append(_Report(step, _on_its_way(values), counts, names))
 
-    def exchange(self, *, stop: bool) -> Verdict:
-        """Share a stop request and the earliest pass not yet reported; all ranks call it after each pass."""
-        return self._exchange(stop, self._lag)
-
-    def flush(self, *, stop: bool) -> Verdict:
+    def flush(self) -> Verdict:
         """Exchange what is still held back; all ranks call it at the same step."""
-        verdict = Verdict(stop=False, failed=False)
-        while self._pending:
-            verdict |= self._exchange(stop, 0)
-        return verdict
+        found = [self.exchange(stop=False, late=False) for _ in range(len(self._pending))]
+        return Verdict(stop=False, failed=any(one.failed for one in found))
 
-    def _exchange(self, stop: bool, lag: int) -> Verdict:
+    def exchange(self, *, stop: bool, late: bool = True) -> Verdict:
+        """Share a stop request and the earliest pass not yet reported; all ranks call it after each pass."""
         message = np.zeros(2 + self._zeros().size)
         message[0] = stop
-        report = self._pending.popleft() if len(self._pending) > lag else None
+        report = self._pending.popleft() if len(self._pending) > late * self._lag else None
         if report is not None:
-            values = report.values.read()
+            values = report.read()
             if not np.isfinite(values).all():
                 self.failures.append((report.step, report.names))
                 message[1] = 1.0

@@ -8,6 +8,7 @@ would sum in another order than the uninterrupted one, and a resume has to be bi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,14 +28,10 @@ _SYNC_BUFFERS = next(
 
 
 class Replicas:
-    """A model on one rank, and the interface of the others.
-
-    Attributes:
-        forward: call this for a training pass.
-    """
+    """A model on one rank, and the interface of the others."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.forward: nn.Module = model
+        self.forward: nn.Module = model  # call this for a training pass
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Context of one forward and backward pass; `is_last` of the passes that make up a step."""
@@ -62,10 +59,10 @@ class FlatReplicas(Replicas):
         parameters = [p for p in model.parameters() if p.requires_grad]
         # float64 counters and integer counts are the same on all ranks anyway.
         self._statistics = [b for b in model.buffers() if b.dtype == torch.float32]
-        size = sum(p.numel() for p in parameters)
-        self._message = torch.zeros(size + sum(b.numel() for b in self._statistics))
-        self._gradients = self._message[:size]
-        self._views = list(_views(self._gradients, parameters))
+        sizes = [sum(t.numel() for t in tensors) for tensors in (parameters, self._statistics)]
+        self._message = torch.zeros(sum(sizes))
+        self._gradients, others = torch.split(self._message, sizes)
+        self._views, self._sent = _views(self._gradients, parameters), _views(others, self._statistics)
         for parameter, view in zip(parameters, self._views, strict=True):
             parameter.grad = view
         self._parameters = parameters
@@ -79,23 +76,18 @@ class FlatReplicas(Replicas):
         """Average gradients and statistics."""
         if any(p.grad is not view for p, view in zip(self._parameters, self._views, strict=True)):
             raise RuntimeError("a gradient was replaced: it is no longer part of the message to other ranks")
-        size = self._gradients.numel()
-        torch.cat([b.reshape(-1) for b in self._statistics], out=self._message[size:])
+        for sent, own in zip(self._sent, self._statistics, strict=True):
+            sent.copy_(own)
         dist.all_reduce(self._message)
         self._message.div_(self._world)
-        start = size
-        for buffer in self._statistics:
-            buffer.copy_(self._message[start : start + buffer.numel()].view_as(buffer))
-            start += buffer.numel()
+        for sent, own in zip(self._sent, self._statistics, strict=True):
+            own.copy_(sent)
 
 
-def _views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Slices of `flat` with the shapes *and strides* of the parameters (fused optimisers walk memory)."""
-    views, start = [], 0
-    for p in parameters:
-        views.append(flat[start : start + p.numel()].as_strided(p.shape, p.stride()))
-        start += p.numel()
-    return views
+def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Slices of `flat` with the shapes *and strides* of the tensors (fused optimisers walk memory)."""
+    parts = torch.split(flat, [t.numel() for t in tensors])
+    return [part.as_strided(t.shape, t.stride()) for part, t in zip(parts, tensors, strict=True)]
 
 
 class DdpReplicas(Replicas):
@@ -105,13 +97,9 @@ class DdpReplicas(Replicas):
     """
 
     def __init__(self, forward: nn.Module, ranks: Ranks) -> None:
-        options: dict[str, Any] = {_SYNC_BUFFERS: False}
-        self._ddp = DistributedDataParallel(
-            forward,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **options,
-        )
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, _SYNC_BUFFERS: False}
+        device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+        self._ddp = DistributedDataParallel(forward, device_ids=device_ids, **options)
         super().__init__(self._ddp)
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[object]:

@@ -1,10 +1,12 @@
-"""What a run is made of: its model, optimiser, learning rate, running average and random numbers."""
+"""What a run is made of: model, optimiser, learning rate, running average, random numbers, settings that say `auto`."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,16 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from hmsa_core.config import OptimiserConfig, TrainConfig
+from hmsa_core.inference.prepared import cpu_has_bf16
+from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError
+from hmsa_core.losses import training_loss
 from hmsa_core.models import MultiScaleModel, build, initialise_from
 from hmsa_core.models.batch_norm import synchronise
 from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.model import start_for_softmax
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.models.pretrained import load_trunk_weights
-from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import TrainSpec
 
+CHOICE = "runtime.json"
+_CROP = (128, 192)  # pixels; larger crops are timed at this size
+_BATCH = 2
+_SECONDS = 2.0  # of timing, for all candidates together
+_MARGIN = 0.95  # of the time of the usual choice: another one has to be clearly faster
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 
 
@@ -74,13 +85,10 @@ def refuse_small_crop(config: TrainConfig, norm_ranks: int = 1) -> None:
 def set_training(model: MultiScaleModel, config: TrainConfig) -> None:
     """Put the model into training mode, but for norms of the trunk that keep their statistics."""
     model.train()
-    trunk = published_part(model)
-    for module in trunk.modules() if config.optimiser.frozen_norms else ():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    frozen = set(_frozen(model, config.optimiser.frozen_layers))
-    for module in trunk.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight in frozen:
+    chosen, frozen = config.optimiser, set(_frozen(model, config.optimiser.frozen_layers))
+    for module in published_part(model).modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (chosen.frozen_norms or module.weight in frozen):
             module.eval()
 
 
@@ -99,11 +107,8 @@ def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.O
     options: dict[str, Any] = {"lr": chosen.lr, "fused": True}  # fused: one kernel
     if chosen.algorithm == "adamw":
         optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(chosen.momentum, 0.999), **options)
-        fresh: dict[str, Callable[[Tensor], Tensor]] = {
-            "exp_avg": torch.zeros_like,
-            "exp_avg_sq": torch.zeros_like,
-            "step": _counter,
-        }
+        fresh: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros_like)
+        fresh["step"] = lambda parameter: torch.zeros((), dtype=torch.float32, device=parameter.device)
     else:
         optimiser = torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov, **options)
         # A zero buffer gives the same first step as none.
@@ -112,10 +117,6 @@ def make_optimiser(config: TrainConfig, model: MultiScaleModel) -> torch.optim.O
         for parameter in group["params"]:
             optimiser.state[parameter].update({name: make(parameter) for name, make in fresh.items()})
     return optimiser
-
-
-def _counter(parameter: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
 def _parameter_groups(model: MultiScaleModel, chosen: OptimiserConfig) -> list[dict[str, Any]]:
@@ -208,3 +209,73 @@ def seed_torch(*place: int | str) -> None:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in place)
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1)
+
+
+def settle_runtime(spec: TrainSpec, context: JobContext) -> TrainSpec:
+    """Replace `auto` in the settings of the runtime; all ranks call it. GPUs take bf16 and channels_last.
+
+    CPUs take what is fastest in a few timed passes of the model itself. The choice is part of the training's key and of
+    its lineage. It is written into the work folder, so that an interrupted training goes on with it.
+    """
+    runtime = spec.config.runtime
+    asked = {"threads": runtime.threads, "precision": runtime.precision, "channels_last": runtime.channels_last}
+    if "auto" not in asked.values():
+        return spec
+    chosen = context.ranks.broadcast(_choice(spec, context, asked) if context.is_main else {})
+    torch.set_num_threads(chosen["threads"])
+    settled = runtime.model_copy(update=chosen)
+    return spec.model_copy(update={"config": spec.config.model_copy(update={"runtime": settled})})
+
+
+def _choice(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+    path = spec.work / CHOICE
+    known = read_json(path) if path.exists() else {}
+    if known.get("asked") != asked:
+        known = {"asked": asked} | _measure(spec, context, asked)
+        write_json(path, known)
+        context.log.write("runtime", **known)
+    return dict(known["chosen"])
+
+
+def _measure(spec: TrainSpec, context: JobContext, asked: dict[str, Any]) -> dict[str, Any]:
+    threads = {"threads": spec.config.runtime.thread_count}
+    if context.device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        given = {name: value for name, value in asked.items() if value != "auto"}
+        return {"chosen": {"precision": precision, "channels_last": True, **threads} | given, "timed": []}
+    usual = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+    precisions = usual if asked["precision"] == "auto" else (asked["precision"],)
+    formats = (True, False) if asked["channels_last"] == "auto" else (asked["channels_last"],)
+    candidates: list[dict[str, Any]] = [
+        {"precision": precision, "channels_last": last} for precision, last in itertools.product(precisions, formats)
+    ]
+    if len(candidates) == 1:
+        return {"chosen": candidates[0] | threads, "timed": []}
+    seconds = [_seconds_a_pass(spec, candidate, _SECONDS / len(candidates)) for candidate in candidates]
+    fastest = min(range(len(candidates)), key=seconds.__getitem__)
+    best = fastest if seconds[fastest] < _MARGIN * seconds[0] else 0
+    timed = [candidate | {"seconds": round(s, 4)} for candidate, s in zip(candidates, seconds, strict=True)]
+    processor = {"processor": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
+    return {"chosen": candidates[best] | threads, "timed": timed, **processor}
+
+
+def _seconds_a_pass(spec: TrainSpec, candidate: dict[str, Any], budget: float) -> float:
+    """Fastest of a few forward and backward passes on noise."""
+    config = spec.config
+    height, width = (min(asked, most) for asked, most in zip(config.crop, _CROP, strict=True))
+    layout = torch.channels_last if candidate["channels_last"] else torch.contiguous_format
+    dtype = DTYPES[candidate["precision"]]
+    with torch.random.fork_rng():
+        model = build(**config.model.options(), num_classes=19).train()
+        model.to(memory_format=layout)
+        images = torch.randn(_BATCH, 3, height, width).to(memory_format=layout)
+        labels = torch.randint(0, 19, (_BATCH, height, width))
+        found: list[float] = []
+        end = time.perf_counter() + budget
+        while len(found) < 2 or time.perf_counter() <= end:
+            start = time.perf_counter()
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                output = model(images)
+            torch.autograd.backward(training_loss(output, labels, config.loss).total)
+            found.append(time.perf_counter() - start)
+    return min(found[1:])  # the first one prepares kernels

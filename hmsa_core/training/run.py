@@ -37,10 +37,9 @@ from hmsa_core.runtime.progress import Progress
 from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import FineData, Selection, TrainSpec, ValidationData
-from hmsa_core.training.auto import settle_runtime
 from hmsa_core.training.data import RunData, Timeline, feeding, open_run_data, passes_a_step
 from hmsa_core.training.figures import StepClock
-from hmsa_core.training.recipe import make_model, refuse_small_crop
+from hmsa_core.training.recipe import make_model, refuse_small_crop, settle_runtime
 from hmsa_core.training.state import StateStore
 from hmsa_core.training.trainer import Trainer
 
@@ -281,7 +280,7 @@ class _Run:
         ended = self.timeline.epoch_of(step)
         if self.validation is None or ended <= self.validated or not self.timeline.is_edge(step):
             return
-        if self.validation.is_due(ended, self.timeline.epochs):
+        if ended % self.validation.every_epochs == 0 or ended >= self.timeline.epochs:
             with self.clock.counting("excluded"):
                 scores = self.validation.run(self.trainer)
             if scores is None:
@@ -327,7 +326,7 @@ class Validation:
     """
 
     def __init__(self, wanted: ValidationData, spec: TrainSpec, context: JobContext, learned: set[str]) -> None:
-        self._context, self._config, self._every = context, spec.config, wanted.every_epochs
+        self._context, self._config, self.every_epochs = context, spec.config, wanted.every_epochs
         chosen = wanted.selection
         index = Index.load(chosen.index)
         self._samples = [s for s in index.select(**chosen.filters()) if s.label]
@@ -337,10 +336,6 @@ class Validation:
         both = [s.name for s in self._samples if s.image_sha256 in learned]
         if both:
             raise ConfigError(f"validation: {len(both)} images are learned from as well, first {both[0]}")
-
-    def is_due(self, ended: int, epochs: int) -> bool:
-        """Whether to score after so many epochs; always after the last."""
-        return ended % self._every == 0 or ended >= epochs
 
     def run(self, trainer: Trainer) -> dict[str, Any] | None:
         """Mean IoU and IoU by class; None when some rank was asked to stop meanwhile. All ranks call it."""
@@ -355,11 +350,8 @@ class Validation:
                     counts += self._score(trainer, self._samples[first + ranks.rank])
         total = ranks.sum_(torch.from_numpy(counts)).numpy()
         iou = iou_of(total)
-        return {
-            "mean_iou": float(mean_iou_of(iou)),
-            "images": len(self._samples),
-            "iou": dict(zip(classes.classes, map(float, iou), strict=True)),
-        }
+        by_class = dict(zip(classes.classes, map(float, iou), strict=True))
+        return {"mean_iou": float(mean_iou_of(iou)), "images": len(self._samples), "iou": by_class}
 
     def _score(self, trainer: Trainer, sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
         image = read_image(self._root / sample.image, sha256=sample.image_sha256)
@@ -383,13 +375,10 @@ def save_model(spec: TrainSpec, context: JobContext, trainer: Trainer, data: Run
         trainer.average.copy_to(trainer.model)
     list_sha256 = data.lineage.save(folder / LINEAGE_FILE)
     runtime = spec.config.runtime
-    weights = spec.config.model.trunk_weights
-    published = (
-        {} if spec.init_from or weights == "none" else {"trunk_weights": describe(weights, spec.config.model.trunk)}
-    )
+    weights, trunk = spec.config.model.trunk_weights, spec.config.model.trunk
     lineage = {
         **spec.lineage,
-        **published,
+        **({} if spec.init_from or weights == "none" else {"trunk_weights": describe(weights, trunk)}),
         **data.lineage.summary(list_sha256),
         **_certificate(spec),
         **({"stores": data.stores} if data.stores else {}),

@@ -16,9 +16,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,30 +31,19 @@ _FORMAT, _VERSION = "hmsa-train-state", 1
 _COMMIT = "state.json"
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """One saved state.
+class Snapshot(NamedTuple):
+    """One saved state."""
 
-    Attributes:
-        step: optimiser steps done.
-        groups: "model", "optimiser", "ema" -> name -> tensor on the CPU.
-        record: the JSON object that was given to `save`.
-        folder: where it lies.
-    """
-
-    step: int
-    groups: dict[str, dict[str, Tensor]]
-    record: dict[str, Any]
+    step: int  # optimiser steps done
+    groups: dict[str, dict[str, Tensor]]  # "model", "optimiser", "ema" -> name -> tensor on the CPU
+    record: dict[str, Any]  # the JSON object that was given to `save`
     folder: Path
 
 
 class StateStore:
-    """The states of one run.
+    """The states of one run, `keep` of them, at least 2: the newest may be lost with its disk block.
 
-    Args:
-        folder: `work/state`.
-        key: digest of everything that determines the result; a state of another key is refused.
-        keep: number of states to keep, at least 2: the newest may be lost with its disk block.
+    `key` is the digest of everything that determines the result; a state of another key is refused.
     """
 
     def __init__(self, folder: Path, *, key: str, keep: int = 2) -> None:
@@ -77,15 +65,8 @@ class StateStore:
         for name, tensors in groups.items():
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             files[f"{name}.safetensors"] = write_bytes(target / f"{name}.safetensors", to_bytes(plain))
-        meta = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "key": self.key,
-            "step": step,
-            "files": files,
-            "record": dict(record),
-        }
-        sealed.write(target / _COMMIT, meta)
+        meta = {"format": _FORMAT, "version": _VERSION, "key": self.key, "step": step, "files": files}
+        sealed.write(target / _COMMIT, {**meta, "record": dict(record)})
         self._prune(step)
         return target
 

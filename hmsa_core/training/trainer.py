@@ -22,23 +22,17 @@ from hmsa_core.models import MultiScaleModel
 from hmsa_core.models.batch_norm import SyncedBatchNorm
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
 from hmsa_core.runtime.ranks import Ranks
-from hmsa_core.training.auto import DTYPES
 from hmsa_core.training.data import PassBatch, Timeline, passes_a_step
 from hmsa_core.training.figures import Meters, Verdict
 from hmsa_core.training.parallel import replicate
-from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch, set_training
+from hmsa_core.training.recipe import DTYPES, RunningAverage, learning_rate, make_optimiser, seed_torch, set_training
 from hmsa_core.training.state import Snapshot, optimiser_tensors
 
 
 class Trainer:
     """Model, optimiser, average and figures of a run on one rank.
 
-    Args:
-        config: the run's settings.
-        model: on the device already, batch norm already synchronised where that is wanted.
-        ranks: the ranks.
-        timeline: steps and epochs of the run.
-        stop: stop requests of this rank.
+    `model` is on the device already, its batch norm synchronised where that is wanted.
     """
 
     def __init__(
@@ -54,6 +48,7 @@ class Trainer:
         self.average = RunningAverage(model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.runtime.precision == "fp16")
         self.meters = Meters(ranks, ("images", "pseudo", *(f"class:{c}" for c in range(model.num_classes))))
+        self._layout = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
         set_training(model, config)
         self._buffers = list(model.buffers())
         self._before = [b.clone() for b in self._buffers] if self.passes > 1 else []
@@ -94,7 +89,7 @@ class Trainer:
 
     def settle(self) -> None:
         """Wait for all figures of finished steps; all ranks call it before logging or saving."""
-        self.refuse_failure(self.meters.flush(stop=False))
+        self.refuse_failure(self.meters.flush())
         self.meters.fold()
 
     def refuse_failure(self, verdict: Verdict) -> None:
@@ -104,12 +99,14 @@ class Trainer:
         found = sorted(failure for failures in self.ranks.gather(self.meters.failures) for failure in failures)
         step = found[0][0]
         names = [name for at, batch in found if at == step for name in batch]
-        last = "none" if self.saved_step is None else f"step {self.saved_step}"
         raise TrainingError(
             f"the loss is not finite at step {step} (epoch {self.timeline.epoch_of(step)}) on images"
-            f" {', '.join(names)}; last good checkpoint: {last}",
+            f" {', '.join(names)}; last good checkpoint: {self._last_good()}",
             hint="look at these images, or lower optimiser.lr, raise optimiser.warmup_steps, set optimiser.clip_norm",
         )
+
+    def _last_good(self) -> str:
+        return "none" if self.saved_step is None else f"step {self.saved_step}"
 
     def _pass(self, batch: PassBatch) -> None:
         if len(batch.names) != self.config.batch_per_rank:
@@ -138,20 +135,23 @@ class Trainer:
         return {**loss.parts, "loss": loss.total}
 
     def _loss(self, images: Tensor, labels: Tensor, human: Tensor | None) -> LossParts:
-        runtime, device = self.config.runtime, self.ranks.device
-        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-        images = normalise_batch(images, device).contiguous(memory_format=layout)
+        device = self.ranks.device
+        images = normalise_batch(images, device).contiguous(memory_format=self._layout)
         labels = labels.to(device, non_blocking=True).long()
-        with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
+        with self._autocast():
             output = self.replicas.forward(images)
         weight = None
         if human is not None:
             weight = torch.where(human.to(device, non_blocking=True), 1.0, self.config.pseudo.loss_weight)
         return training_loss(output, labels, self.config.loss, weight=weight)
 
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.runtime.precision
+        return torch.autocast(self.ranks.device.type, DTYPES[precision], enabled=precision != "fp32")
+
     def _give_up(self) -> None:
         torch._foreach_copy_(self._buffers, self._before)
-        self.refuse_failure(self.meters.flush(stop=False))
+        self.refuse_failure(self.meters.flush())
         self.meters.forget(self.step)
         self.meters.fold()
 
@@ -190,12 +190,11 @@ class Trainer:
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Class scores N x C x H x W of whole images at scale 1.0, in the run's precision."""
-        runtime, device = self.config.runtime, self.ranks.device
-        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+        images = images.to(self.ranks.device, memory_format=self._layout)
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images differ in size
         try:
-            with torch.autocast(device.type, DTYPES[runtime.precision], enabled=runtime.precision != "fp32"):
-                return self.model.predict(images.to(device, memory_format=layout), scales=(1.0,)).logits.float()
+            with self._autocast():
+                return self.model.predict(images, scales=(1.0,)).logits.float()
         finally:
             torch.backends.cudnn.benchmark = benchmark
 
@@ -225,10 +224,9 @@ class Trainer:
             groups["ema"] = self.average.tensors
         bad = _not_finite(groups)
         if bad:
-            last = "none" if self.saved_step is None else f"step {self.saved_step}"
             raise TrainingError(
                 f"{bad[0]} (and {len(bad) - 1} more) is not finite after step {self.step};"
-                f" last good checkpoint: {last}",
+                f" last good checkpoint: {self._last_good()}",
                 hint="lower optimiser.lr, raise optimiser.warmup_steps, or set optimiser.clip_norm",
             )
         return groups

@@ -23,7 +23,7 @@ from hmsa_core.training.state import StateStore
 from tests.support.jobs import agent, errors_of, finish, last_logged_step, processes_of, started, wait_until_gone
 from tests.support.planted import Plan
 from tests.support.ranks import free_port
-from tests.support.training import folder_bytes, log_of, train_spec, write_data
+from tests.support.training import assert_same_run, folder_bytes, train_spec, write_data
 from tests.support.waiting import crowd
 
 pytestmark = pytest.mark.chain
@@ -85,14 +85,10 @@ def assert_killed_run_resumes(data: Path, whole: Path, folder: Path, seed: int) 
     work = folder / "work"
     spec = spec_of(data, work)
     step = kill_at_random(spec, seed, folder / "marks")
-    note = f"seed {seed}, killed after step {step}"
-    assert 1 <= step < STEPS, note
-    assert not (work / "model" / "model.json").exists(), note
+    assert 1 <= step < STEPS, f"seed {seed}"
+    assert not (work / "model" / "model.json").exists(), f"seed {seed}, killed after step {step}"
     assert finish(spec, *TWO_RANKS) == 0, errors_of(spec)
-    assert folder_bytes(work / "model") == folder_bytes(whole / "model"), note
-    last = f"state/step-{STEPS:08d}"
-    assert folder_bytes(work / last) == folder_bytes(whole / last), note
-    assert log_of(work) == log_of(whole), note
+    assert_same_run(work, whole, STEPS)
 
 
 @pytest.mark.fault

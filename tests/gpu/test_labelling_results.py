@@ -29,41 +29,28 @@ def agreement(one, other) -> tuple[float, float]:
     return float((one[0] == other[0]).mean()), float(np.abs(one[1] - other[1]).mean())
 
 
-@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.999), ("bf16", 0.97), ("fp16", 0.99)])
-def test_a_gpu_labels_as_the_cpu_does(precision, share):
-    model, image = small_model(), noise_image(12, 128, 192)
+def network(trunk: str = "", **given):
+    torch.manual_seed(0)
+    return models.build("hierarchical", trunk=trunk, num_classes=7).eval() if trunk else small_model(**given)
+
+
+@pytest.mark.parametrize(
+    ("seed", "size", "precision", "share", "made"),
+    [
+        *((12, (128, 192), *one, {}) for one in [("fp32", 0.999), ("bf16", 0.97), ("fp16", 0.99)]),
+        *((3, size, "fp32", 0.999, {}) for size in [(101, 67), (270, 480), (33, 35)]),
+        *((4, (96, 128), "fp32", 0.999, {"kind": kind}) for kind in ("explicit", "average", "max", "single")),
+        (5, (96, 128), "fp32", 0.999, {"classes": 65}),
+        *((6, (96, 128), "fp32", 0.995, {"trunk": trunk}) for trunk in ("timm:resnet18", "hrnet_tiny")),
+    ],
+    ids=str,
+)
+def test_a_gpu_labels_as_the_cpu_does(seed, size, precision, share, made):
+    model, image = network(**made), noise_image(seed, *size)
     on_cpu = label_image(Predictor(model), image, SCALES, True)
     labels, confidence = agreement(on_cpu, label_image(Predictor(model, "cuda", precision), image, SCALES, True))
     assert labels > share
     assert confidence < 0.02
-
-
-@pytest.mark.parametrize("size", [(101, 67), (270, 480), (33, 35)])
-def test_awkward_sizes_are_labelled_as_on_the_cpu(size):
-    model, image = small_model(), noise_image(3, *size)
-    on_cpu = label_image(Predictor(model), image, SCALES, True)
-    assert agreement(on_cpu, label_image(Predictor(model, "cuda"), image, SCALES, True))[0] > 0.999
-
-
-@pytest.mark.parametrize("kind", ["explicit", "average", "max", "single"])
-def test_every_fusion_labels_as_on_the_cpu(kind):
-    model, image = small_model(kind), noise_image(4, 96, 128)
-    on_cpu = label_image(Predictor(model), image, SCALES, True)
-    assert agreement(on_cpu, label_image(Predictor(model, "cuda"), image, SCALES, True))[0] > 0.999
-
-
-def test_65_classes_are_labelled_as_on_the_cpu():
-    model, image = small_model(classes=65), noise_image(5, 96, 128)
-    on_cpu = label_image(Predictor(model), image, SCALES, True)
-    assert agreement(on_cpu, label_image(Predictor(model, "cuda"), image, SCALES, True))[0] > 0.999
-
-
-@pytest.mark.parametrize("trunk", ["timm:resnet18", "hrnet_tiny"])
-def test_other_trunks_are_labelled_as_on_the_cpu(trunk):
-    torch.manual_seed(0)
-    model, image = models.build("hierarchical", trunk=trunk, num_classes=7).eval(), noise_image(6, 96, 128)
-    on_cpu = label_image(Predictor(model), image, SCALES, True)
-    assert agreement(on_cpu, label_image(Predictor(model, "cuda"), image, SCALES, True))[0] > 0.995
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

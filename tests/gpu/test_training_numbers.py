@@ -26,7 +26,7 @@ from hmsa_core.training.data import PassBatch, Timeline, feeding, open_run_data
 from hmsa_core.training.figures import Meters, StepClock
 from hmsa_core.training.trainer import Trainer
 from tests.support.jobs import REPO
-from tests.support.training import context, log_of, train_spec, write_data
+from tests.support.training import Plan, context, log_of, train_spec, write_data
 
 GPU = Ranks(0, 1, 0, torch.device("cuda", 0))
 
@@ -98,16 +98,6 @@ def test_crops_are_normalised_to_the_bits_of_the_cpu() -> None:
 # ---- The paper's network at full size
 
 
-class Plan:
-    epochs = 1
-
-    def __len__(self) -> int:
-        return 1000
-
-    def locate(self, position: int) -> tuple[int, int]:
-        return 0, position
-
-
 def full_size(crops: int, **runtime: Any) -> tuple[Trainer, PassBatch]:
     config = TrainConfig(
         batch_per_rank=crops, global_batch=crops, runtime=RuntimeConfig(device="cuda", precision="bf16", **runtime)
@@ -119,7 +109,7 @@ def full_size(crops: int, **runtime: Any) -> tuple[Trainer, PassBatch]:
     images.random_(0, 255)
     labels[:, ::2] = 3
     batch = PassBatch(images, labels, ("noise",) * crops, np.zeros(21))
-    return Trainer(config, model, GPU, timeline=Timeline(Plan(), crops), stop=StopRequest()), batch  # type: ignore[arg-type]
+    return Trainer(config, model, GPU, timeline=Timeline(Plan(1000), crops), stop=StopRequest()), batch  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("runtime", "most_gb"), [({}, 16.0), ({"activation_checkpointing": True}, 11.0)])
@@ -177,7 +167,7 @@ def test_losses_are_read_late_and_none_is_lost() -> None:
     for step in range(5):
         meters.put(step, {"loss": torch.full((), float(step), device="cuda")}, np.array([1.0]), ("image",))
         meters.exchange(stop=False)
-    meters.flush(stop=False)
+    meters.flush()
     meters.fold()
     assert meters.read("window") == ({"loss": 2.0}, {"images": 5})
 
@@ -186,7 +176,7 @@ def test_a_loss_that_cannot_be_computed_is_reported_as_such() -> None:
     meters = Meters(GPU, ("images",))
     meters.put(0, {"loss": torch.ones((), device="cuda"), "rmi": torch.ones((), device="cuda")}, np.ones(1), ("good",))
     meters.put(1, {"loss": torch.full((), torch.nan, device="cuda")}, np.ones(1), ("bad",))
-    assert meters.flush(stop=False).failed
+    assert meters.flush().failed
     assert meters.failures == [(1, ("bad",))]
 
 

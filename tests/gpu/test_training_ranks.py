@@ -222,13 +222,18 @@ def _wait_for_step_10(spec: TrainSpec, process: subprocess.Popen[bytes]) -> None
         assert process.poll() is None, errors_of(spec)
 
 
-def test_a_stop_of_two_ranks_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
-    spec = on_two(data, tmp_path / "work", epochs=60)
+@pytest.mark.parametrize(("sync_norm", "ranks"), [("world", 2), ("off", 1)])
+def test_a_stop_of_two_ranks_saves_and_goes_on_also_with_one_rank_where_norms_are_not_synchronised(
+    data: Path, tmp_path: Path, sync_norm: str, ranks: int
+) -> None:
+    changes = {"epochs": 60, "runtime__sync_norm": sync_norm}
+    spec = on_two(data, tmp_path / "work", **changes)
     with started(spec, *TWO) as process:
         _wait_for_step_10(spec, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert finish(spec, *TWO, timeout_s=300) == 0
+    again = on_two(data, spec.work, **changes, runtime__ranks=ranks)
+    assert finish(again, *(TWO if ranks == 2 else ()), timeout_s=300) == 0, errors_of(again)
 
 
 def test_the_loss_of_one_rank_ends_the_other_and_the_training_can_go_on(data: Path, tmp_path: Path) -> None:
@@ -239,16 +244,6 @@ def test_the_loss_of_one_rank_ends_the_other_and_the_training_can_go_on(data: Pa
         os.kill(int(children[-1]), signal.SIGKILL)
         assert process.wait(150) == 137
     assert finish(spec, *TWO, timeout_s=300) == 0
-
-
-def test_a_training_without_synchronised_norms_goes_on_with_one_rank(data: Path, tmp_path: Path) -> None:
-    spec = on_two(data, tmp_path / "work", epochs=60, runtime__sync_norm="off")
-    with started(spec, *TWO) as process:
-        _wait_for_step_10(spec, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
-    alone = on_two(data, spec.work, epochs=60, runtime__sync_norm="off", runtime__ranks=1)
-    assert finish(alone, timeout_s=300) == 0, errors_of(alone)
 
 
 def test_another_number_of_synchronised_ranks_is_refused(data: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.ranks import JobContext, Ranks
 from hmsa_core.spec import FineData, PseudoData, Selection, TrainSpec, ValidationData
 from hmsa_core.taxonomy import ClassTable
+from hmsa_core.training import run as training
 
 CLASSES = ("road", "building", "car", "sky")
 # The record of a checkpoint that nobody builds a model of.
@@ -44,15 +45,6 @@ def class_table(names: tuple[str, ...] = CLASSES) -> ClassTable:
     valid[:n] = valid[255] = True
     colours = tuple((40 * i, 255 - 40 * i, 128) for i in range(n))
     return ClassTable("toy", names, colours, ("other",) * n, lut, valid, tuple(range(n)))
-
-
-def sample_of(name: str, **given: Any) -> Sample:
-    """A sample of which nothing is known but what is given."""
-    texts = ("image", "label", "coarse", "split", "city", "sequence", "block", "phash")
-    unknown = dict.fromkeys((*texts, "image_sha256", "label_sha256", "coarse_sha256"), "")
-    return Sample(
-        **unknown | {"name": name, "kind": "fine", "role": "report", "frame": -1, "height": 8, "width": 8} | given
-    )
 
 
 def class_file(root: Path, names: Iterable[str], **more: object) -> Path:
@@ -206,6 +198,32 @@ def context(spec: TrainSpec, stop: StopRequest | None = None, ranks: Ranks | Non
     torch.set_num_threads(1)
     ranks = ranks or Ranks(0, 1, 0, torch.device("cpu"))
     return JobContext.of(spec.work, ranks, spec.config.runtime, stop or StopRequest())
+
+
+def run(spec: TrainSpec, ranks: Ranks | None = None) -> Path:
+    """Train to the end in this process; returns the checkpoint folder."""
+    training.run(spec, context(spec, ranks=ranks))
+    return spec.work / "model"
+
+
+def events(spec: TrainSpec, name: str) -> list[dict[str, Any]]:
+    """Lines of the log about one kind of event."""
+    return [line for line in read_log(spec.work / "log.jsonl") if line["event"] == name]
+
+
+class Plan:
+    """As many crops as asked for, of one epoch, for trainers that are given their batches."""
+
+    epochs = 1
+
+    def __init__(self, crops: int) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return self.crops
+
+    def locate(self, position: int) -> tuple[int, int]:
+        return 0, position
 
 
 def log_of(work: Path) -> list[dict[str, Any]]:

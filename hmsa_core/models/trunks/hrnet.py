@@ -7,15 +7,14 @@ published width), so that published weights load as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hmsa_core.models.batch_norm import Norm, Steps, Stepwise, recomputed, steps_of
-from hmsa_core.models.layers import BN_MOMENTUM, conv, conv_bn, resize
+from hmsa_core.models.layers import BN_MOMENTUM, LastNorm, conv, conv_bn, resize
 from hmsa_core.models.trunks import Widths
 
 NAMES = ("hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w64", "hrnet_tiny", "hrnet_micro")
@@ -24,11 +23,7 @@ PATTERN = r"hrnet_w[1-9]\d{0,2}"  # any width of the published depth
 _T = TypeVar("_T", Tensor, list[Tensor])
 
 
-_RELEASED = Widths()
-
-
-@dataclass(frozen=True)
-class HRNetSpec:
+class HRNetSpec(NamedTuple):
     """Everything that tells one HRNet from another; the defaults are the published depth."""
 
     width: int  # channels of the finest branch; each coarser branch doubles them
@@ -37,29 +32,13 @@ class HRNetSpec:
     layer1_blocks: int = 4
     modules: tuple[int, int, int] = (1, 4, 3)  # exchange modules in stages 2, 3, 4
     blocks: tuple[int, int, int] = (4, 4, 4)  # residual blocks a branch and module in stages 2, 3, 4
-    widths: Widths = _RELEASED
+    widths: Widths = Widths()
 
 
 # For CPUs: about a tenth of W18's work. Fewer modules, a thin stem (the stem runs on the largest grids).
 _NARROW = {
-    "hrnet_tiny": HRNetSpec(
-        width=16,
-        stem=32,
-        layer1_planes=16,
-        layer1_blocks=2,
-        modules=(1, 2, 1),
-        blocks=(2, 2, 2),
-        widths=Widths("ocr", 64, 32, 32),
-    ),
-    "hrnet_micro": HRNetSpec(
-        width=8,
-        stem=16,
-        layer1_planes=8,
-        layer1_blocks=1,
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        widths=Widths("ocr", 32, 16, 16),
-    ),
+    "hrnet_tiny": HRNetSpec(16, 32, 16, 2, (1, 2, 1), (2, 2, 2), Widths("ocr", 64, 32, 32)),
+    "hrnet_micro": HRNetSpec(8, 16, 8, 1, (1, 1, 1), (1, 1, 1), Widths("ocr", 32, 16, 16)),
 }
 
 
@@ -76,13 +55,8 @@ class BasicBlock(Stepwise):
         self.conv1 = conv(channels, channels, 3)
         self.bn1 = nn.BatchNorm2d(channels, momentum=BN_MOMENTUM)
         self.conv2 = conv(channels, channels, 3)
-        self.bn2 = nn.BatchNorm2d(channels, momentum=BN_MOMENTUM)
+        self.bn2 = LastNorm(channels, momentum=BN_MOMENTUM)
         self.relu = nn.ReLU(inplace=True)
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
-        return self.bn2
 
     def steps(self, x: Tensor) -> Steps[Tensor]:
         """Return a tensor of the input's shape."""
@@ -105,14 +79,9 @@ class Bottleneck(Stepwise):
         self.conv2 = conv(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes, momentum=BN_MOMENTUM)
         self.conv3 = conv(planes, outputs, 1)
-        self.bn3 = nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM)
+        self.bn3 = LastNorm(outputs, momentum=BN_MOMENTUM)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = conv_bn(inputs, outputs, 1, relu=False) if inputs != outputs else None
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """Batch norm at the end of the residual branch (starts at zero, see `init_weights`)."""
-        return self.bn3
 
     def steps(self, x: Tensor) -> Steps[Tensor]:
         """Return B x 4*planes x H x W."""
@@ -163,19 +132,9 @@ def _exchange(channels: Sequence[int], source: int, target: int) -> nn.Module:
         return nn.Identity()
     if source > target:
         return conv_bn(channels[source], channels[target], 1, relu=False)
-    steps = target - source
-    return nn.Sequential(
-        *(
-            conv_bn(
-                channels[source],
-                channels[target] if step == steps - 1 else channels[source],
-                3,
-                stride=2,
-                relu=step < steps - 1,
-            )
-            for step in range(steps)
-        )
-    )
+    wide = channels[source]
+    first = [conv_bn(wide, wide, 3, stride=2) for _ in range(target - source - 1)]
+    return nn.Sequential(*first, conv_bn(wide, channels[target], 3, stride=2, relu=False))
 
 
 class HRNet(Stepwise):
@@ -198,7 +157,9 @@ class HRNet(Stepwise):
         self.conv2 = conv(spec.stem, spec.stem, 3, stride=2)
         self.bn2 = nn.BatchNorm2d(spec.stem, momentum=BN_MOMENTUM)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1, wide = _layer1(spec)
+        wide = spec.layer1_planes * Bottleneck.expansion
+        inputs = [spec.stem] + [wide] * (spec.layer1_blocks - 1)
+        self.layer1 = nn.Sequential(*(Bottleneck(one, spec.layer1_planes) for one in inputs))
         self.transition1 = _transition([wide], channels[:2])
         self.stage2 = _stage(spec, channels[:2], 0)
         self.transition2 = _transition(channels[:2], channels[:3])
@@ -234,12 +195,6 @@ class HRNet(Stepwise):
 
 def _checkpointed(block: nn.Module, x: _T) -> _T:
     return checkpoint(block, x, use_reentrant=False, context_fn=lambda: recomputed(block))  # type: ignore[no-any-return]
-
-
-def _layer1(spec: HRNetSpec) -> tuple[nn.Sequential, int]:
-    wide = spec.layer1_planes * Bottleneck.expansion
-    blocks = [Bottleneck(spec.stem if i == 0 else wide, spec.layer1_planes) for i in range(spec.layer1_blocks)]
-    return nn.Sequential(*blocks), wide
 
 
 def _stage(spec: HRNetSpec, channels: Sequence[int], index: int) -> nn.Sequential:

@@ -38,10 +38,8 @@ def build(name: str, *, drop_path: float = 0.0) -> TimmTrunk:
 class TimmTrunk(nn.Module):
     """B x 3 x H x W -> maps of 48 channels each, the finest first.
 
-    Attributes:
-        body: timm's feature extractor, the part that published weights fill.
-        project: 1x1 convolution, batch norm and ReLU for each map.
-        multiple: pixels. Images are padded to a multiple of it for models that need that; else 1.
+    `body` is timm's feature extractor, `project` a 1x1 convolution, batch norm and ReLU for each map. Images are padded
+    to a multiple of `multiple` pixels, 1 for models that need no padding.
     """
 
     widths = Widths(context="none", ocr_mid=96, ocr_key=48, attention_channels=96)

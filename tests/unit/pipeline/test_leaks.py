@@ -8,14 +8,14 @@ from hmsa_core.data.index import Sample
 from hmsa_core.io.errors import InputError, LeakageError
 from hmsa_core.leaks import find_leaks, judge_only_unseen
 from hmsa_core.lineage import LearnedImage, Lineage
-from tests.support.training import sample_of
+from tests.support.training import sample
 
 
 def _sample(
     name: str, *, sha: str = "", phash: str = "ffff0000ffff0000", sequence: str = "", frame: int = -1
 ) -> Sample:
     given = {"image_sha256": sha or f"sha-{name}", "phash": phash, "sequence": sequence, "frame": frame, "block": name}
-    return sample_of(name, **given)
+    return sample(name, role="report", **given)
 
 
 def _lineage(*learned: LearnedImage, unknown: tuple[str, ...] = ()) -> Lineage:

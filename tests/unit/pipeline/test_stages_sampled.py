@@ -7,7 +7,7 @@ import pytest
 
 from hmsa_core.config import AugmentConfig, SamplingConfig, TrainConfig
 from pipeline.stages.precision import sampled_precision
-from tests.support.training import sample_of
+from tests.support.training import sample
 
 CLASSES = ("road", "rare")
 
@@ -27,7 +27,7 @@ def images(count: int = 6):
         kept, truth = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.uint8)
         kept[:16, :16] = 1
         truth[64:] = 255
-        yield sample_of(f"image{i}", height=128, width=128), kept, truth
+        yield sample(f"image{i}", height=128, width=128), kept, truth
 
 
 def test_drawing_by_class_shows_errors_about_a_rare_class_more_often() -> None:

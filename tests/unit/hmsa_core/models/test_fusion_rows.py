@@ -13,7 +13,7 @@ from hmsa_core.models import rows as rows_module
 from hmsa_core.models.fusion import Level, explicit_weights, fuse
 from hmsa_core.models.layers import resize, scaled_size
 from hmsa_core.models.passes import ScalePass
-from hmsa_core.models.rows import constant, whole
+from hmsa_core.models.rows import whole
 
 KINDS = ("hierarchical", "explicit", "average", "max")
 SCALES = st.lists(st.sampled_from([0.25, 0.5, 0.7, 1.3, 1.5, 2.0, 3.0]), max_size=3, unique=True)
@@ -33,23 +33,18 @@ class Made:
         self.attention = [draw((1, *grid)).astype(np.float32) for grid in grids]
         self.logits = [rng.standard_normal((classes, *grid)).astype(np.float32) for grid in grids]
 
-    def levels(self, resized, values=None):
+    def levels(self, resized):
         """Levels whose maps `resized` brings to a size."""
         if self.kind == "explicit":
             attention = explicit_weights([resized(one, None) for one in self.attention], self.size)
         else:
             attention = [resized(one, own) for one, own in zip(self.attention, self.sizes, strict=True)]
-        values = values or [resized(one, own) for one, own in zip(self.logits, self.sizes, strict=True)]
+        values = [resized(one, own) for one, own in zip(self.logits, self.sizes, strict=True)]
         return [Level(*one) for one in zip(self.scales, values, attention, strict=True)]
 
-    def rows(self, make, indicators=False):
+    def rows(self, make):
         """The fusion by rows, on arrays that `make` makes."""
-        count, values = len(self.scales), None
-        if indicators:
-            like = make(self.logits[0])
-            eye = [[float(i == j) for j in range(count)] for i in range(count)]
-            values = [constant(one, own, like) for one, own in zip(eye, self.sizes, strict=True)]
-        levels = self.levels(lambda one, own: whole(make(one)).resized(own) if own else whole(make(one)), values)
+        levels = self.levels(lambda one, own: whole(make(one)).resized(own) if own else whole(make(one)))
         return fuse(self.kind, levels, self.size)
 
     def whole(self):
@@ -70,17 +65,6 @@ def test_rows_equal_the_fusion_of_whole_maps(kind, scales, height, width, step, 
         np.testing.assert_allclose(np.concatenate(blocks, axis=1), expected, atol=5e-4)
 
 
-def test_weights_are_what_each_scale_counts_in_the_fused_scores():
-    made = Made(1, "explicit", [0.5, 2.0], (40, 60), 4)
-    weights = made.rows(np.asarray, indicators=True)(0, 40)
-    scores = [
-        resize(resize(torch.from_numpy(one)[None], own), (40, 60))[0].numpy()
-        for one, own in zip(made.logits, made.sizes, strict=True)
-    ]
-    expected = sum(w * s for w, s in zip(weights, scores, strict=True))
-    np.testing.assert_allclose(made.rows(np.asarray)(0, 40), expected, atol=1e-5)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(KINDS), SCALES, st.integers(5, 60), st.integers(5, 60))
 def test_a_pass_over_any_scales_fuses_the_outputs_of_the_network(kind, scales, height, width):
@@ -98,13 +82,6 @@ def test_a_pass_over_any_scales_fuses_the_outputs_of_the_network(kind, scales, h
     made.attention = [attention[0].numpy() for _, attention in outputs]
     scores = ScalePass(torch.zeros(1, 3, height, width), kind, run).scores(made.scales, False)
     np.testing.assert_allclose(scores.full()[0].numpy(), made.whole()[0].numpy(), atol=5e-4)
-
-
-@pytest.mark.parametrize("sizes", [(128, 512, 256), (90, 360, 180), (45, 180, 90)])
-@pytest.mark.parametrize("others", [(51, 202, 101), (23, 90, 45), (10, 40, 13)])
-def test_enlarging_by_four_and_halving_is_one_resize_and_other_sizes_are_resized_twice(sizes, others):
-    assert rows_module._is_one_resize(*sizes)
-    assert not rows_module._is_one_resize(*others)
 
 
 @pytest.mark.parametrize("make", ARRAYS)

@@ -23,19 +23,10 @@ from hmsa_core.runtime.ranks import Ranks
 from hmsa_core.training.data import PassBatch, Timeline
 from hmsa_core.training.trainer import Trainer
 from tests.support.counting import Counting, ranks_that_are_not_there
+from tests.support.training import Plan
 
 CROP = (64, 128)
 GPU = Ranks(0, 1, 0, torch.device("meta"), norm_ranks=8)
-
-
-class Plan:
-    epochs = 1
-
-    def __len__(self) -> int:
-        return 100
-
-    def locate(self, position: int) -> tuple[int, int]:
-        return 0, position
 
 
 def network(trunk: str, **options: Any) -> MultiScaleModel:
@@ -57,7 +48,7 @@ def counted(trunk: str, **changes: Any) -> Counting:
     )
     with ranks_that_are_not_there(8):
         model = network(trunk, activation_checkpointing=checkpointing)
-        trainer = Trainer(config, model, GPU, timeline=Timeline(Plan(), 2), stop=StopRequest())  # type: ignore[arg-type]
+        trainer = Trainer(config, model, GPU, timeline=Timeline(Plan(100), 2), stop=StopRequest())  # type: ignore[arg-type]
         for group in trainer.optimiser.param_groups:
             group["fused"] = False  # meta tensors lack the fused kernel
         for _ in range(2):
@@ -75,7 +66,7 @@ def w48() -> Iterator[Counting]:
 def test_a_pass_of_w48_never_waits_for_the_gpu(w48: Counting) -> None:
     # On a GPU one wait is added, for the loss of the pass before (`Meters`): below the 5 that are allowed.
     assert not w48.waits
-    assert w48.bytes_up == 4 * 2 * CROP[0] * CROP[1], "a pixel is three bytes and its label"
+    assert w48.uploaded == 4 * 2 * CROP[0] * CROP[1], "a pixel is three bytes and its label"
 
 
 def test_a_pass_of_w48_sends_212_messages_where_each_norm_alone_would_send_1260(w48: Counting) -> None:

@@ -93,20 +93,51 @@ def test_the_last_two_states_are_kept_and_the_newest_is_used_and_fewer_are_refus
         store(tmp_path, keep=1)
 
 
-def test_a_damaged_newest_state_is_named_and_the_one_before_it_is_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def damage_a_tensor(folder: Path) -> str:
+    file = folder / "optimiser.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    return "optimiser.safetensors: SHA-256"
+
+
+def edit_the_record(folder: Path) -> str:
+    meta = folder / "state.json"
+    meta.write_bytes(meta.read_bytes().replace(b'"step":2', b'"step":3'))
+    return "state.json: damaged or edited (digest is"
+
+
+def take_the_digest_away(folder: Path) -> str:
+    meta = folder / "state.json"
+    meta.write_bytes(b"{" + meta.read_bytes().partition(b"\n")[2])
+    return "state.json: not one of our files"
+
+
+def move_another_there(folder: Path) -> str:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "step-00000001", folder)
+    return "state.json"
+
+
+def change_the_version(folder: Path) -> str:
+    meta = folder / "state.json"
+    sealed.write(meta, {key: value for key, value in read_json(meta).items() if key != "digest"} | {"version": 99})
+    return "state.json"
+
+
+@pytest.mark.parametrize(
+    "change", [damage_a_tensor, edit_the_record, take_the_digest_away, move_another_there, change_the_version]
+)
+def test_a_newest_state_that_is_not_as_it_was_saved_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], str]
 ) -> None:
     states = store(tmp_path)
     save(states, 1)
     save(states, 2)
-    file = tmp_path / "state" / "step-00000002" / "optimiser.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    told = change(tmp_path / "state" / "step-00000002")
     with caplog.at_level(logging.WARNING):
         assert_is(states.latest(), 1)
-    assert "step-00000002/optimiser.safetensors" in caplog.text
-    assert "SHA-256" in caplog.text
+    assert f"step-00000002/{told}" in caplog.text
 
 
 def test_only_damaged_states_and_those_of_other_settings_are_an_error_not_a_fresh_start(tmp_path: Path) -> None:
@@ -117,38 +148,6 @@ def test_only_damaged_states_and_those_of_other_settings_are_an_error_not_a_fres
     (tmp_path / "state" / "step-00000001" / "model.safetensors").write_bytes(b"")
     with pytest.raises(IntegrityError, match="none of 1 training states"):
         states.latest()
-
-
-def test_a_state_that_was_moved_to_another_step_is_not_believed(tmp_path: Path) -> None:
-    states = store(tmp_path)
-    save(states, 1)
-    shutil.copytree(tmp_path / "state" / "step-00000001", tmp_path / "state" / "step-00000005")
-    assert_is(states.latest(), 1)
-    meta = tmp_path / "state" / "step-00000005" / "state.json"
-    plain = {key: value for key, value in read_json(meta).items() if key != "digest"} | {"step": 5}
-    sealed.write(meta, plain | {"version": 99})
-    assert_is(states.latest(), 1)
-
-
-def test_a_state_without_its_own_digest_and_an_edited_one_are_not_believed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    states = store(tmp_path)
-    save(states, 1)
-    save(states, 2)
-    meta = tmp_path / "state" / "step-00000002" / "state.json"
-    saved = meta.read_bytes()
-    edited = saved.replace(b'"step":2', b'"step":3')
-    for wrong, told in (
-        (b"{" + saved.partition(b"\n")[2], "not one of our files"),
-        (edited, "damaged or edited (digest is"),
-    ):
-        assert wrong != saved
-        caplog.clear()
-        meta.write_bytes(wrong)
-        with caplog.at_level(logging.WARNING):
-            assert_is(states.latest(), 1)
-        assert f"step-00000002/state.json: {told}" in caplog.text
 
 
 def test_saving_an_earlier_step_again_drops_the_future_it_left(tmp_path: Path) -> None:

@@ -11,12 +11,10 @@ import pytest
 
 from hmsa_core.config import RuntimeConfig, key_material
 from hmsa_core.models import read_meta
-from hmsa_core.runtime.progress import read_log
 from hmsa_core.runtime.tracking import follow
 from hmsa_core.spec import TrainSpec
-from hmsa_core.training import run as train
 from tests.conftest import REPO
-from tests.support.training import context, train_spec, write_data
+from tests.support.training import events, run, train_spec, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,11 +46,6 @@ def mlflow_history(root: Path, run: Any, name: str) -> list[tuple[int, float]]:
     return [(each.step, each.value) for each in found]
 
 
-def run(spec: TrainSpec) -> dict[str, Any]:
-    train.run(spec, context(spec))
-    return read_meta(spec.work / "model")
-
-
 def tracked(data: Path, work: Path, tracking: Any) -> TrainSpec:
     spec = train_spec(data, work)
     runtime = spec.config.runtime.model_copy(update={"tracking": tracking})
@@ -61,13 +54,12 @@ def tracked(data: Path, work: Path, tracking: Any) -> TrainSpec:
 
 def test_both_trackers_hold_the_figures_of_the_log_and_the_weights_and_key_are_the_same(tmp_path: Path) -> None:
     write_data(tmp_path)
-    plain = run(tracked(tmp_path, tmp_path / "plain", "none"))
+    plain = read_meta(run(tracked(tmp_path, tmp_path / "plain", "none")))
     spec = tracked(tmp_path, tmp_path / "both", ("tensorboard", "mlflow"))
-    both = run(spec)
+    both = read_meta(run(spec))
     assert both["weights_sha256"] == plain["weights_sha256"]
     assert both["extra"]["key"] == plain["extra"]["key"]
-    lines = [line for line in read_log(spec.work / "log.jsonl") if line["event"] == "train"]
-    losses = [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
+    losses = [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in events(spec, "train")]
     (folder,) = (spec.work / "tensorboard").iterdir()
     assert scalars(folder)["train/loss"] == losses
     assert "epoch/pixels/road" in scalars(folder)

@@ -6,6 +6,9 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hmsa_core.runtime.progress import JsonLog, Progress, read_log
 
@@ -30,19 +33,13 @@ def test_half_a_line_of_a_killed_writer_is_removed_and_writing_goes_on(tmp_path:
     assert [line["step"] for line in read_log(path)] == [1, 2]
 
 
-def test_lines_about_steps_that_are_done_again_are_forgotten(tmp_path: Path) -> None:
-    log = JsonLog(tmp_path / "log.jsonl")
-    for step in range(5):
-        log.write("train", step=step)
-    log.rewind(lambda line: line["step"] <= 2)
+def test_lines_about_steps_that_are_done_again_are_forgotten_and_other_ranks_write_nothing(tmp_path: Path) -> None:
+    for log in (JsonLog(tmp_path / "log.jsonl"), JsonLog(None)):
+        for step in range(5):
+            log.write("train", step=step)
+        log.rewind(lambda line: line["step"] <= 2)
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [0, 1, 2]
-
-
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    log = JsonLog(None)
-    log.write("train", step=1)
-    log.rewind(lambda _: True)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left() -> None:
@@ -57,12 +54,6 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left() ->
     assert "left, loss 1.235" in lines[0]
     assert lines[-1].startswith("teacher-train: 10/10 crops in 0:0")
     assert "\r" not in stream.getvalue()
-
-
-def test_a_resumed_progress_does_not_count_old_work_into_its_rate() -> None:
-    progress = Progress(100, what="x", initial=90, stream=io.StringIO())
-    assert progress.done == 90
-    assert progress.rate == 0.0
 
 
 class Terminal(io.StringIO):
@@ -81,12 +72,17 @@ def test_on_a_terminal_progress_is_one_bar_with_rate_and_time_left() -> None:
     assert "images/s" in shown
 
 
-def test_hours_are_shown_as_such_and_silent_progress_says_nothing() -> None:
-    for enabled in (True, False):
-        stream = io.StringIO()
-        progress = Progress(10, what="x", enabled=enabled, stream=stream, every_s=0.0)
-        progress._start -= 3600
-        progress.update(1)
-        progress.close()
-        assert ("9:00:0" in stream.getvalue()) == enabled, "nine tenths are left, one took an hour"
-        assert enabled or stream.getvalue() == ""
+@pytest.mark.parametrize(
+    ("given", "shown"), [({}, True), ({"enabled": False}, False), ({"initial": 1}, False)], ids=str
+)
+def test_hours_are_shown_as_such_and_old_work_counts_for_no_rate_and_silent_progress_says_nothing(
+    given: dict[str, Any], shown: bool
+) -> None:
+    stream = io.StringIO()
+    progress = Progress(10, what="x", stream=stream, every_s=0.0, **given)
+    assert (progress.done, progress.rate) == (given.get("initial", 0), 0.0)
+    progress._start -= 3600
+    progress.update(1)
+    progress.close()
+    assert ("9:00:0" in stream.getvalue()) == shown, "nine tenths are left, one took an hour"
+    assert (stream.getvalue() == "") == (given == {"enabled": False})

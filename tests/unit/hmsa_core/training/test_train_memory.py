@@ -38,35 +38,37 @@ def test_another_error_in_a_trial_is_not_swallowed() -> None:
         largest_fitting_crop(attempt, (256, 256))
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
-        (RuntimeError("could not create a memory object"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
-        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"), True),
-        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), True),
-        (RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"), True),
-        (RuntimeError("cudaErrorMemoryAllocation"), True),
-        (RuntimeError("NCCL error ...: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
-        (RuntimeError("std::bad_alloc"), True),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (RuntimeError("NCCL error: remote process exited or there was a network error"), False),
-        (RuntimeError("size mismatch"), False),
-        (ValueError("can't allocate memory"), False),
-    ],
-)
-def test_only_failed_allocations_count_as_out_of_memory(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
+FULL = """
+DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes
+DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.
+could not create a memory object
+std::bad_alloc
+CUDA error: out of memory
+CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY
+cudaErrorMemoryAllocation
+CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`
+CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`
+cuDNN error: CUDNN_STATUS_ALLOC_FAILED
+cuDNN error: CUDNN_STATUS_NOT_INITIALIZED
+cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED
+GET was unable to find an engine to execute this computation
+cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`
+cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`
+NCCL error ...: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"""
+OTHERS = """
+CUDA error: an illegal memory access was encountered
+NCCL error: remote process exited or there was a network error
+size mismatch"""
+
+
+def test_only_failed_allocations_count_as_out_of_memory() -> None:
+    for message in FULL.strip().splitlines():
+        assert is_out_of_memory(RuntimeError(message)), message
+    for message in OTHERS.strip().splitlines():
+        assert not is_out_of_memory(RuntimeError(message)), message
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
 def test_a_real_cpu_allocation_that_is_too_large_is_recognised() -> None:

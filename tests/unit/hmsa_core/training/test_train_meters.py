@@ -59,7 +59,7 @@ def test_on_a_gpu_a_pass_is_read_one_pass_late_and_nothing_is_lost() -> None:
     put(m, 1, 1.0)
     assert m.exchange(stop=False).failed
     assert m.failures == [(0, ("image-0",))]
-    m.flush(stop=False)
+    m.flush()
     m.fold()
     assert m.read("window")[1]["images"] == 4
 
@@ -70,7 +70,7 @@ def test_a_step_that_is_given_up_leaves_no_trace() -> None:
     m.exchange(stop=False)
     put(m, 1, 100.0)
     m.exchange(stop=True)
-    m.flush(stop=False)
+    m.flush()
     m.forget(1)
     m.fold()
     assert m.read("window") == ({"aux": 0.5, "loss": 1.0}, {"images": 2, "class:0": 10})

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hmsa_core.io.atomic import read_json
-from hmsa_core.io.errors import ConfigError
 from hmsa_core.job import run_spec
 from hmsa_core.models import build, load
 from hmsa_core.training.recipe import make_optimiser, set_training, trunk_layers
@@ -65,9 +64,7 @@ def test_a_training_of_every_family_stops_and_goes_on(trunk: str, data: Path, tm
 
 
 def test_frozen_layers_keep_their_weights_and_their_statistics(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path, epochs=1, **LITE, **ADAMW, optimiser__frozen_layers=3, ema_decay=0.0)
-    run_spec(spec)
-    torch.manual_seed(0)
+    run_spec(train_spec(data, tmp_path, epochs=1, **LITE, **ADAMW, optimiser__frozen_layers=3, ema_decay=0.0))
     found = weights(tmp_path)
     frozen = [
         k for k in found if k.startswith(("backbone.body.conv_stem", "backbone.body.bn1", "backbone.body.blocks.0."))
@@ -122,12 +119,8 @@ def test_auto_is_measured_once_and_is_part_of_lineage(data: Path, tmp_path: Path
 
 
 def test_what_is_asked_for_is_not_measured(data: Path, tmp_path: Path) -> None:
-    spec = train_spec(data, tmp_path, epochs=1, runtime__precision="bf16", runtime__threads="auto")
-    run_spec(spec)
+    asked = {"runtime__precision": "bf16", "runtime__channels_last": True, "runtime__threads": "auto"}
+    run_spec(train_spec(data, tmp_path, epochs=1, **asked))
+    assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32, torch.int64}
     assert read_json(tmp_path / "runtime.json")["timed"] == []
     assert read_json(tmp_path / "model/model.json")["lineage"]["machine"]["precision"] == "bf16"
-
-
-def test_pooling_contexts_need_two_crops_a_pass(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="context psp pools to one position"):
-        run_spec(train_spec(data, tmp_path, **LITE, model__context="psp"))

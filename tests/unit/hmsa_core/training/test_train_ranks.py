@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from hmsa_core.io import atomic
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError, InterruptedRunError
 from hmsa_core.io.process import StopRequest
-from hmsa_core.runtime.ranks import start_ranks
+from hmsa_core.runtime.ranks import Ranks, start_ranks
 from hmsa_core.spec import TrainSpec
 from hmsa_core.training import run as train
 from hmsa_core.training.trainer import Trainer
+from tests.support.faults import FaultyOps
+from tests.support.interruptions import Interruption, killed_after, killed_in_validation, stopped_in
 from tests.support.ranks import run_ranks
 from tests.support.training import assert_same_run, context, log_of, student_spec, write_student_data
 
@@ -35,12 +38,15 @@ def student(data: Path, work: Path, **changes: object) -> TrainSpec:
     return student_spec(data, work, global_batch=4, checkpoint_every=2, **changes)
 
 
-def run_two(spec: TrainSpec, prepare: Callable[[int, StopRequest], None] = lambda rank, stop: None) -> list[int]:
-    """Train on two ranks; `prepare` may patch what it likes in the forked process."""
+def run_two(
+    spec: TrainSpec, interruption: Interruption = lambda patch, stop: None, *, rank: int | None = None
+) -> list[int]:
+    """Train on two ranks, of which both or one are interrupted; patches stay in the forked processes."""
 
-    def target(rank: int) -> None:
+    def target(me: int) -> None:
         stop = StopRequest()
-        prepare(rank, stop)
+        if rank in (None, me):
+            interruption(pytest.MonkeyPatch(), stop)
         ranks = start_ranks(spec.config.runtime)
         try:
             train.run(spec, context(spec, stop, ranks))
@@ -59,70 +65,29 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def exit_at(step: int, *, rank: int | None = None) -> Callable[[int, StopRequest], None]:
-    """The process is gone before this step: both, or only one rank (the other loses its peer)."""
-
-    def prepare(me: int, stop: StopRequest) -> None:
-        real = Trainer.run_step
-
-        def run_step(self: Trainer, feed: object) -> object:
-            if self.step == step and rank in (None, me):
-                os._exit(9)
-            return real(self, feed)  # type: ignore[arg-type]
-
-        Trainer.run_step = run_step  # type: ignore[assignment,method-assign]
-
-    return prepare
+def leave() -> NoReturn:
+    os._exit(9)
 
 
-def stop_in(step: int, rank: int) -> Callable[[int, StopRequest], None]:
-    """Only one rank receives the signal, in the first of its passes."""
+def exit_while_saving(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+    real = Trainer.groups
 
-    def prepare(me: int, stop: StopRequest) -> None:
-        real = Trainer._pass
+    def groups(self: Trainer) -> object:
+        if self.step == 4:
+            patch.setattr(atomic, "ops", FaultyOps(8, None))  # ends the process at the 8th file operation
+        return real(self)
 
-        def one_pass(self: Trainer, batch: object) -> None:
-            real(self, batch)  # type: ignore[arg-type]
-            if self.step == step and me == rank:
-                stop.set()
-
-        Trainer._pass = one_pass  # type: ignore[assignment,method-assign]
-
-    return prepare
+    patch.setattr(Trainer, "groups", groups)
 
 
-def exit_in_validation(me: int, stop: StopRequest) -> None:
-    from hmsa_core.training.run import Validation
-
-    def score(self: Validation, *args: object) -> object:
-        os._exit(9)
-
-    Validation._score = score  # type: ignore[assignment,method-assign]
-
-
-def exit_while_saving(me: int, stop: StopRequest) -> None:
-    from hmsa_core.io import atomic
-    from tests.support.faults import FaultyOps
-
-    if me == 0:
-        real = Trainer.groups
-
-        def groups(self: Trainer) -> object:
-            if self.step == 4:
-                atomic.ops = FaultyOps(8, None)  # ends the process at the 8th file operation
-            return real(self)
-
-        Trainer.groups = groups  # type: ignore[assignment,method-assign]
-
-
-CASES: dict[str, Callable[[int, StopRequest], None]] = {
-    "one rank is stopped between two passes": stop_in(3, 1),
-    "both die in the middle of an epoch": exit_at(3),
-    "one rank dies": exit_at(3, rank=1),
-    "both die at the edge of an epoch, where fine labels alone begin": exit_at(4),
-    "both die during validation": exit_in_validation,
-    "the first rank dies while saving": exit_while_saving,
-    "both die at the last step": exit_at(LAST - 1),
+CASES: dict[str, tuple[Interruption, int | None]] = {
+    "one rank is stopped between two passes": (stopped_in(3, between_passes=True), 1),
+    "both die in the middle of an epoch": (killed_after(3, leave), None),
+    "one rank dies": (killed_after(3, leave), 1),
+    "both die at the edge of an epoch, where fine labels alone begin": (killed_after(4, leave), None),
+    "both die during validation": (killed_in_validation(leave), None),
+    "the first rank dies while saving": (exit_while_saving, 0),
+    "both die at the last step": (killed_after(LAST - 1, leave), None),
 }
 
 
@@ -131,7 +96,8 @@ CASES: dict[str, Callable[[int, StopRequest], None]] = {
 )
 def test_two_ranks_resume_to_the_same_bytes(name: str, data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     spec = student(data, tmp_path / "work")
-    status = run_two(spec, CASES[name])
+    interruption, rank = CASES[name]
+    status = run_two(spec, interruption, rank=rank)
     assert 0 not in status, status
     if "stopped" in name:
         assert status == [143, 143], "all ranks stop at the same step with the same status"
@@ -179,16 +145,9 @@ def test_two_ranks_give_what_one_rank_gives_at_the_same_global_batch(
                 assert value == second[key], key
 
 
-def test_ranks_hold_the_same_batch_norm_statistics_as_are_saved(uninterrupted: Path) -> None:
-    weights = load_file(uninterrupted / f"state/step-{LAST:08d}" / "model.safetensors")
-    means = [t for k, t in weights.items() if k.endswith("running_mean")]
-    assert means
-    assert all(torch.isfinite(t).all() and t.abs().sum() > 0 for t in means)
-
-
 def test_a_run_goes_on_with_another_number_of_ranks(data: Path, tmp_path: Path) -> None:
     spec = student(data, tmp_path / "work")
-    assert 0 not in run_two(spec, exit_at(3))
+    assert 0 not in run_two(spec, killed_after(3, leave))
     train.run(spec, context(spec))
     meta = read_json(spec.work / "model" / "model.json")
     assert meta["extra"]["steps"] == LAST
@@ -196,8 +155,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, tmp_path: Path) 
 
 
 def test_ranks_that_cannot_keep_the_global_batch_are_refused_with_the_reason(data: Path, tmp_path: Path) -> None:
-    from hmsa_core.runtime.ranks import Ranks
-
     spec = student(data, tmp_path / "work")
     three = Ranks(0, 3, 0, torch.device("cpu"))
     with pytest.raises(ConfigError, match="3 ranks x 1 crops a pass cannot keep the global batch of 4") as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,19 @@ from hmsa_core.spec import TrainSpec
 from hmsa_core.training import run as train
 from hmsa_core.training.run import Validation
 from hmsa_core.training.state import StateStore
-from hmsa_core.training.trainer import Trainer
 from tests.support.faults import faulty
+from tests.support.interruptions import Interruption, KilledError, killed_after, killed_in_validation, stopped_in
 from tests.support.training import (
     assert_same_run,
     context,
     folder_bytes,
     log_of,
+    run,
     student_spec,
     train_spec,
     write_student_data,
 )
 
-
-class KilledError(Exception):
-    """Stands for SIGKILL: nothing is saved on the way out."""
-
-
-Interruption = Callable[[pytest.MonkeyPatch, StopRequest], None]
 # 3 epochs of 8 crops, batch 2: steps 0..11, epochs end after 4, 8, 12; fine only from step 8; saved every 3.
 LAST = 12
 
@@ -52,48 +46,8 @@ def student(data: Path, work: Path, **changes: object) -> TrainSpec:
 @pytest.fixture(scope="module")
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("whole")
-    spec = student(data, work)
-    train.run(spec, context(spec))
+    run(student(data, work))
     return work
-
-
-def killed_after(steps: int) -> Interruption:
-    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-        real = Trainer.run_step
-
-        def run_step(self: Trainer, feed: Iterator[object]) -> object:
-            if self.step == steps:
-                raise KilledError
-            return real(self, feed)  # type: ignore[arg-type]
-
-        patch.setattr(Trainer, "run_step", run_step)
-
-    return interrupt
-
-
-def stopped_in(step: int, *, between_passes: bool) -> Interruption:
-    """A stop request during a step: between its passes the step is given up, in the last it is finished."""
-
-    def interrupt(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-        real = Trainer._pass
-        seen: list[int] = []
-
-        def one_pass(self: Trainer, batch: object) -> None:
-            real(self, batch)  # type: ignore[arg-type]
-            seen.append(self.step)
-            if self.step == step and (between_passes or seen.count(step) == self.passes):
-                stop.set()
-
-        patch.setattr(Trainer, "_pass", one_pass)
-
-    return interrupt
-
-
-def killed_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
-    def score(self: Validation, *args: object) -> object:
-        raise KilledError
-
-    patch.setattr(Validation, "_score", score)
 
 
 def stopped_in_validation(patch: pytest.MonkeyPatch, stop: StopRequest) -> None:
@@ -141,7 +95,7 @@ INTERRUPTIONS: dict[str, Interruption] = {
     "stopped at the end of a step": stopped_in(6, between_passes=False),
     "stopped in the last step before an epoch's edge": stopped_in(7, between_passes=False),
     "stopped in the last pass of all": stopped_in(LAST - 1, between_passes=False),
-    "killed during validation": killed_in_validation,
+    "killed during validation": killed_in_validation(),
     "stopped during validation": stopped_in_validation,
     "killed at the first file operation of a save": killed_while_saving(1),
     "killed in the middle of a save": killed_while_saving(8),
@@ -172,7 +126,7 @@ def test_a_resumed_run_leaves_the_same_bytes_as_an_uninterrupted_one(
     spec = student(data, tmp_path / "work")
     interrupt(spec, INTERRUPTIONS[name])
     assert not (spec.work / "model" / "model.json").exists()
-    train.run(spec, context(spec))
+    run(spec)
     assert_same_run(spec.work, uninterrupted, LAST)
 
 
@@ -185,7 +139,7 @@ def test_on_a_gpu_a_resumed_run_does_the_same_steps_and_ends_beside_the_uninterr
     specs = [student(data, tmp_path / name, runtime__device="cuda") for name in ("whole", "cut")]
     assert isinstance(interrupt(specs[1], killed_after(7), gpu), KilledError)
     for spec in specs:
-        train.run(spec, context(spec, ranks=gpu))
+        run(spec, gpu)
     whole, cut = ([line for line in log_of(spec.work) if line["event"] == "train"] for spec in specs)
     assert [(line["step"], line["lr"]) for line in cut] == [(line["step"], line["lr"]) for line in whole]
     # cuDNN and atomic additions change last bits: what grows out of them in twelve steps stays small.
@@ -211,7 +165,7 @@ def test_ranks_that_read_different_states_do_not_go_on(
         Ranks, "gather", lambda self, value: [value, "no state"] if str(value).startswith("step") else [value]
     )
     with pytest.raises(TrainingError, match=r"different states \(rank 0: step 3, rank 1: no state\)"):
-        train.run(spec, context(spec))
+        run(spec)
 
 
 def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +175,7 @@ def test_a_finished_run_is_not_done_again(data: Path, uninterrupted: Path, monke
     monkeypatch.setattr(train, "make_model", never)
     before = folder_bytes(uninterrupted / "model")
     spec = student(data, uninterrupted)
-    train.run(spec, context(spec))
+    run(spec)
     assert folder_bytes(uninterrupted / "model") == before
 
 
@@ -230,7 +184,7 @@ def test_a_state_of_other_settings_is_refused_but_saving_and_loading_may_change(
     assert isinstance(interrupt(spec, killed_after(5)), KilledError)
     other = train_spec(data, tmp_path / "work", optimiser__momentum=0.5)
     with pytest.raises(ConfigError, match="other settings or data"):
-        train.run(other, context(other))
+        run(other)
     changed = train_spec(data, tmp_path / "work", checkpoint_every=1, keep_checkpoints=3, runtime__workers=1)
-    train.run(changed, context(changed))
+    run(changed)
     assert (tmp_path / "work" / "model" / "model.json").exists()

@@ -17,8 +17,7 @@ from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore
 from hmsa_core.models import read_meta
 from hmsa_core.spec import TrainSpec
-from hmsa_core.training import run as train
-from tests.support.training import context, pseudo_data, sample, train_spec, write_data, write_store
+from tests.support.training import pseudo_data, run, sample, train_spec, write_data, write_store
 
 PARTS = ("b", "a", "c")
 
@@ -41,8 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(spec: TrainSpec) -> bytes:
-    train.run(spec, context(spec))
-    return (spec.work / "model/model.safetensors").read_bytes()
+    return (run(spec) / "model.safetensors").read_bytes()
 
 
 def test_a_training_over_three_stores_equals_the_one_over_their_union(data: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Trunks of timm: shapes at odd sizes, fusion, checkpoints, the prepared network, published weights."""
+"""Trunks: shapes at odd sizes, fusion, checkpoints, the prepared network, published weights."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,17 @@ import safetensors.torch
 import torch
 
 from hmsa_core import models
+from hmsa_core.config import ModelConfig
 from hmsa_core.data.transforms import normalise
 from hmsa_core.inference.predictor import Predictor, label_image
 from hmsa_core.io.errors import CheckpointError, ConfigError
+from hmsa_core.models import trunks
 from hmsa_core.models.options import KINDS
 from hmsa_core.models.pretrained import load_trunk_weights, weights_file
 from hmsa_core.models.trunks import make_trunk
 
 LITE = "timm:tf_efficientnet_lite0"
+DEEPLAB = "deeplabv3_resnet50"
 FAMILIES = (
     LITE,
     "timm:convnext_atto",
@@ -34,7 +39,7 @@ def small(trunk: str, kind: str = "hierarchical", **options: object) -> models.M
     return models.build(kind, trunk=trunk, num_classes=4, attention_channels=8, **options)
 
 
-@pytest.mark.parametrize("trunk", FAMILIES)
+@pytest.mark.parametrize("trunk", [*FAMILIES, DEEPLAB])
 def test_every_family_trains_predicts_and_comes_back_from_its_checkpoint(trunk: str, tmp_path: Path) -> None:
     model = small(trunk)
     images = torch.randn(2, 3, *SIZE)
@@ -43,7 +48,7 @@ def test_every_family_trains_predicts_and_comes_back_from_its_checkpoint(trunk: 
         tuple(math.ceil(side / stride) for side in SIZE) for stride in model.backbone.strides
     ]
     assert [m.shape[1] for m in maps] == list(model.backbone.channels)
-    assert min(model.backbone.strides) == (14 if "patch14" in trunk else 4)
+    assert min(model.backbone.strides) == (14 if "patch14" in trunk else 8 if trunk == DEEPLAB else 4)
     output = model.train()(images)
     assert output.logits.shape == (2, 4, *SIZE)
     (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
@@ -117,8 +122,6 @@ def test_the_packages_weights_give_the_features_of_the_package_itself(number: in
         for block in own._blocks:
             x = block(x)
     torch.testing.assert_close(deepest, x, rtol=0, atol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(model.backbone(images), model.backbone(images))
 
 
 def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -168,3 +171,39 @@ def test_a_misspelt_model_of_timm_names_the_nearest() -> None:
         make_trunk("timm:tf_eficientnet_lite0")
     with pytest.raises(ConfigError, match="drop_path is not offered"):
         make_trunk("hrnet_micro", drop_path=0.1)
+
+
+def test_ocr_can_stand_on_deeplab_and_be_left_out_of_hrnet() -> None:
+    with torch.device("meta"):
+        on_deeplab = models.build("single", trunk=DEEPLAB, context="ocr", ocr_mid=32, ocr_key=16)
+        without = models.build("single", trunk="hrnet_micro", context="none")
+    assert "ocr.ocr_distri_head.conv_bn_dropout.0.weight" in on_deeplab.state_dict()
+    assert not any("ocr_distri_head" in key for key in without.state_dict())
+    assert without.state_dict()["ocr.cls_head.weight"].shape == (19, 120, 1, 1)
+
+
+def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="not offered for the trunk"):
+        models.build("single", trunk=DEEPLAB, activation_checkpointing=True)
+
+
+NAMES = [name for names, _ in trunks._declared().values() for name in names]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trunk_keeps_what_its_file_promises(name: str) -> None:
+    with torch.device("meta"):
+        trunk = trunks.make_trunk(name)
+        maps = trunk.eval()(torch.empty(1, 3, 65, 130))  # type: ignore[attr-defined]
+    assert [one.shape[1] for one in maps] == list(trunk.channels)
+    assert [tuple(one.shape[2:]) for one in maps] == [(-(-65 // s), -(-130 // s)) for s in trunk.strides]
+    assert list(trunk.strides) == sorted(trunk.strides), "the finest comes first"
+    assert ModelConfig(trunk=name).trunk == name
+
+
+def test_trunks_are_known_without_torch() -> None:
+    code = (
+        "import sys; from hmsa_core.config import ModelConfig; ModelConfig(trunk='hrnet_w40');"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
