@@ -1,8 +1,7 @@
 """Where each class can be found, and the random choices of what is shown.
 
 Centroids of classes in tiles serve class-uniform sampling (paper section 4 after Zhu et al. 2019). The released code
-always uses tiles of 1024 pixels and drops the remainders at the right and lower edge; here the tile size counts, and
-`edge` decides about the remainders.
+always uses tiles of 1024 pixels and drops the remainders at the right and lower edge; here they are smaller tiles.
 
 Random choices never change: raw PCG64 output, permutations by sorting, shares by filling up. numpy guarantees the
 stream of its bit generators across versions, not that of `Generator`'s methods.
@@ -14,7 +13,6 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,20 +23,13 @@ from hmsa_core.data.tables import Table, write_table
 from hmsa_core.io.errors import InputError
 
 Int32 = NDArray[np.int32]
-Edge = Literal["drop", "keep"]
 CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
 _FORMAT, _VERSION = "hmsa-centroids", 2
 _GROUP = 1 << 18  # rows that are written together
 
 
 def find_centroids(
-    label: NDArray[np.uint8],
-    num_classes: int,
-    tile: int,
-    *,
-    min_pixels: int = 0,
-    min_component: int = 0,
-    edge: Edge = "keep",
+    label: NDArray[np.uint8], num_classes: int, tile: int, *, min_pixels: int = 0, min_component: int = 0
 ) -> Int32:
     """Centroids of one label map: int32 (n, 4), columns class, x, y (pixels, truncated), number of pixels.
 
@@ -47,23 +38,18 @@ def find_centroids(
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
         min_component: pixels. A class whose largest connected piece in the tile is smaller gives none either.
-        edge: "keep" makes smaller tiles of the remainders, "drop" leaves them out (released code).
     """
     if tile < 1:
         raise InputError(f"tile size {tile}: expected at least 1 pixel")
     height, width = label.shape
     rows = []
-    for y0 in _starts(height, tile, edge):
-        for x0 in _starts(width, tile, edge):
+    for y0 in range(0, height, tile):
+        for x0 in range(0, width, tile):
             part = label[y0 : y0 + tile, x0 : x0 + tile]
             for class_id, x, y, pixels in _tile_centroids(part, num_classes):
                 if pixels >= max(min_pixels, 1) and _has_component(part, class_id, min_component):
                     rows.append((class_id, x0 + x, y0 + y, pixels))
     return np.array(rows, np.int32).reshape(-1, 4)
-
-
-def _starts(length: int, tile: int, edge: Edge) -> range:
-    return range(0, length if edge == "keep" else length // tile * tile, tile)
 
 
 def _tile_centroids(part: NDArray[np.uint8], num_classes: int) -> list[tuple[int, int, int, int]]:

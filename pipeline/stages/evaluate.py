@@ -74,9 +74,13 @@ def run(ws: Workspace) -> None:
         _record_unverified(ws, models)
         return
     judgement = precision.judge(ws, samples, models)
-    folders = {name: _score(ws, name, path, judgement) for name, path in models.items()}
+    index, config = role_index(ws, "report"), ws.params.evaluate
+    options: dict[str, Any] = {"settings": config.settings, "runtime": config.runtime, "details": config.details}
+    folders = {
+        name: evaluate_model(ws, STAGE, name, path, index, judgement.names, **options) for name, path in models.items()
+    }
     results: Results = {
-        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in ws.params.evaluate.settings}
+        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in config.settings}
         for name, folder in folders.items()
     }
     found = precision.measure(ws, STAGE, "kept", "report", judgement.names)
@@ -127,21 +131,6 @@ def _champion(ws: Workspace, models: Mapping[str, Path]) -> str | None:
     if champion is None:
         return None
     return next((name for name, path in models.items() if weights_of(path) == weights_of(champion.path)), None)
-
-
-def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> Path:
-    config = ws.params.evaluate
-    return evaluate_model(
-        ws,
-        STAGE,
-        name,
-        checkpoint,
-        role_index(ws, "report"),
-        judgement.names,
-        config.settings,
-        config.runtime,
-        details=config.details,
-    )
 
 
 def _verdict(

@@ -26,17 +26,7 @@ from hmsa_core.spec import InferSpec
 from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
-from pipeline.stages import (
-    auto_infer,
-    calibrate,
-    evaluate,
-    prepare,
-    pseudo_label,
-    runner,
-    student_train,
-    support,
-    teacher_pretrain,
-)
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
 from pipeline.stages.precision import chosen_policy
 from pipeline.stages.support import infer_store
 from pipeline.stages.time_left import megapixels, seconds_left
@@ -255,11 +245,6 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     assert "unverified" in summary_text(ws)
 
 
-def test_a_control_that_is_switched_off_leaves_a_record(ws: Workspace) -> None:
-    student_train._publish_control(ws, None)
-    assert "control is false" in json.loads(ws.path("models/control/skipped.json").read_text())["reason"]
-
-
 def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +296,7 @@ def test_another_file_of_trunk_weights_is_another_training(ws: Workspace, monkey
     weights = ws.path("trunk.safetensors")
     config = ws.params.student_train.model_copy(deep=True)
     config = config.model_copy(update={"model": config.model.model_copy(update={"trunk_weights": str(weights)})})
-    fine = support.fine_data(ws.path("data/index/learn.parquet"), ws.path("data/index/centroids-target.parquet"))
+    fine = support.fine_data(ws)
     folders = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)

@@ -104,6 +104,7 @@ def test_a_network_of_another_tool_labels_and_its_student_is_not_promoted_unprov
     assert any("is not proven" in reason and gap in reason for reason in verdict["reasons"])
     assert 0 < read_json(ws.path("metrics/evaluate.json"))["kept"]["precision"] <= 1
     assert ws.path("report/index.html").is_file()
+    assert "control is false" in read_json(ws.path("models/control/skipped.json"))["reason"]
 
     table(net, "classes: {strasse: road, auto: car}\n")
     with pytest.raises(ConfigError, match="the teacher is now") as caught:
