@@ -80,8 +80,8 @@ ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGKILL to the group", "SIGT
 
 @pytest.mark.parametrize("hit", [pytest.param(hit, marks=pytest.mark.slow) if hit in ALIKE else hit for hit in HITS])
 def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_bytes(
-    many_teacher_states: Path, tmp_path: Path, hit: str
-) -> None:
+    many_teacher_states, tmp_path, hit
+):
     workspace = shutil.copytree(many_teacher_states, tmp_path / "ws", symlinks=True)
     lock = lock_file(workspace)
     # Rank 0 is held right after its first state, so that even a SIGKILL has something to go on from. Who may save is
@@ -121,9 +121,7 @@ def _kill_a_labelling_stage(finished: Path, workspace: Path, stage: str, plan: P
 
 
 @pytest.mark.parametrize("stage", LABELLING)
-def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(
-    many_shards: Path, tmp_path: Path, stage: str
-) -> None:
+def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(many_shards, tmp_path, stage):
     plan = Plan(tmp_path / "marks", RECEIPT, "hold", "rename")
     _kill_a_labelling_stage(many_shards, tmp_path / "ws", stage, plan)
 
@@ -131,7 +129,7 @@ def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", LABELLING)
-def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_path: Path, stage: str) -> None:
+def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards, tmp_path, stage):
     for seed in range(50):
         dice = random.Random(f"{stage} {seed}")
         # Any file operation from each writer's first receipt to its second: the writers have three or more.
@@ -201,24 +199,24 @@ def _kill_a_short_training(finished: Path, workspace: Path, stage: str, seed: in
     assert max(steps(workspace, stage, "start")) == saved >= 1, "steps that were saved are done again"
 
 
-def test_every_stage_is_killed_in_one_test_or_another() -> None:
+def test_every_stage_is_killed_in_one_test_or_another():
     assert {TRAINING, *LABELLING, *OTHERS, *SHORT} == set(STAGES)
 
 
 @pytest.mark.parametrize("stage", OTHERS)
-def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
+def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole, tmp_path, stage):
     _kill_another_stage(whole.root, tmp_path / "ws", stage, 0)
 
 
 @pytest.mark.parametrize("stage", SHORT)
-def test_a_short_training_that_is_killed_goes_on_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
+def test_a_short_training_that_is_killed_goes_on_to_the_same_bytes(whole, tmp_path, stage):
     _kill_a_short_training(whole.root, tmp_path / "ws", stage, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("stage", OTHERS)
-def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
+def test_fifty_kills_of_another_stage_lose_nothing(whole, tmp_path, stage):
     for seed in range(50):
         _kill_another_stage(whole.root, tmp_path / f"ws-{seed}", stage, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
@@ -227,7 +225,7 @@ def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("stage", SHORT)
-def test_fifty_kills_of_a_short_training_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
+def test_fifty_kills_of_a_short_training_lose_nothing(whole, tmp_path, stage):
     for seed in range(50):
         _kill_a_short_training(whole.root, tmp_path / f"ws-{seed}", stage, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
@@ -235,13 +233,13 @@ def test_fifty_kills_of_a_short_training_lose_nothing(whole: Whole, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_fifty_kills_of_the_teachers_stage_lose_nothing(many_teacher_states: Path, tmp_path: Path) -> None:
+def test_fifty_kills_of_the_teachers_stage_lose_nothing(many_teacher_states, tmp_path):
     for seed in range(50):
         _kill_a_short_training(many_teacher_states, tmp_path / f"ws-{seed}", TRAINING, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
 
 
-def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(many_teacher_states: Path, tmp_path: Path) -> None:
+def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(many_teacher_states, tmp_path):
     workspace = shutil.copytree(many_teacher_states, tmp_path / "ws", symlinks=True)
     lock = lock_file(workspace)
     plan = Plan(workspace.parent / "marks", r"/state/step-\d+/state\.json$", "hold", "rename")

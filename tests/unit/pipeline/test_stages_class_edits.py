@@ -95,9 +95,7 @@ def _check(ws: Workspace) -> None:
     ("old", "new", "name", "colour"),
     [('"car"', '"auto"', "auto", (1, 1, 1)), ("[1, 1, 1]", "[1, 1, 143]", "car", (1, 1, 143))],
 )
-def test_an_edited_name_or_colour_goes_through_all_stages(
-    ws: Workspace, data: Path, old: str, new: str, name: str, colour: tuple[int, int, int]
-) -> None:
+def test_an_edited_name_or_colour_goes_through_all_stages(ws, data, old, new, name, colour):
     _label(ws)
     _score(ws)
     weights = support.weights_of(ws.path("models/teacher"))
@@ -112,9 +110,7 @@ def test_an_edited_name_or_colour_goes_through_all_stages(
     _check(ws)
 
 
-def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
-    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_edit_between_a_kill_and_the_next_run_and_back_again(ws, data, monkeypatch):
     def killed(of: Workspace, spec: InferSpec) -> None:
         _run_here(of, spec)
         (spec.work / "store" / "manifest.json").unlink()
@@ -133,7 +129,7 @@ def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
     assert LabelStore.open(ws.path("labels/raw")).classes.classes == ("road", "car", "sky")
 
 
-def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, data: Path) -> None:
+def test_labels_of_other_classes_are_refused_with_the_way_out(ws, data):
     _label(ws)
     _check(ws)
     stuck = shutil.copytree(ws.path("models/teacher"), ws.path("models/old"))
@@ -160,7 +156,7 @@ def _promote(ws: Workspace) -> None:
     write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
 
 
-def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace, tmp_path: Path) -> None:
+def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws, tmp_path):
     _label(ws)
     mask = tmp_path / "mask.png"
     ws = _set(ws, ("mask: null", f"mask: {mask}"))
@@ -171,9 +167,7 @@ def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace,
     pseudo_label.run(Workspace(ws.root))
 
 
-def test_a_target_that_no_confidence_reaches_is_told(
-    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
     for path in (data / "labels" / "train").iterdir():  # large regions: what is wrong is no outline
         Image.fromarray((np.arange(32 * 48).reshape(32, 48) % 48 // 16).astype(np.uint8)).save(path)
     prepare.run(ws)
@@ -191,7 +185,7 @@ def test_a_target_that_no_confidence_reaches_is_told(
     assert "lower bound" not in told
 
 
-def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:
+def test_without_an_image_that_may_teach_prepare_stops(ws):
     ws = _set(ws, ("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
     with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
         prepare.run(ws)
@@ -199,7 +193,7 @@ def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:
 
 
 @pytest.mark.parametrize("edit", ["added", "removed"])
-def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspace, data: Path, edit: str) -> None:
+def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws, data, edit):
     _label(ws)
     _promote(ws)
     rows = json.loads((data / "classes.json").read_text())
@@ -224,9 +218,7 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspa
 
 
 @pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
-def test_the_student_is_told_that_its_labels_are_all_but_empty(
-    ws: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threshold: float, warned: bool
-) -> None:
+def test_the_student_is_told_that_its_labels_are_all_but_empty(ws, caplog, monkeypatch, threshold, warned):
     ws = _set(ws, ("threshold: 0.5 ", f"threshold: {threshold} "))
     _label(ws)
     monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
@@ -238,9 +230,7 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(
 
 
 @pytest.mark.parametrize(("init", "start"), [("teacher", "teacher"), ("pretrained", None), ("models/other", "other")])
-def test_student_and_control_start_where_params_say(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch, init: str, start: str | None
-) -> None:
+def test_student_and_control_start_where_params_say(ws, monkeypatch, init, start):
     ws = _set(ws, ("init: teacher ", f"init: {init} "))
     models.save(small_model("single", 3, seed=8), ws.path("models/other"), class_table=None, lineage={})
     _label(ws)
@@ -276,8 +266,8 @@ def _final(ws: Workspace, name: str) -> tuple[set[int], str]:
 
 
 def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_merged_as_they_are_now(
-    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    ws, data, monkeypatch, caplog
+):
     ws = _set(
         ws,
         ("    kind: folder\n", "    kind: folder\n    coarse: coarse\n"),
@@ -307,7 +297,7 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
     assert _final(ws, "g_0001") == (set(), "")
 
 
-def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws: Workspace, tmp_path: Path) -> None:
+def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws, tmp_path):
     _label(ws)
     raw, out = ws.path("labels/raw"), tmp_path / "task"
     assert main(["export", str(raw), str(out), "--format", "fiftyone", "--queue", "1", "--threshold", "0.5"]) == 0
@@ -326,9 +316,7 @@ def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws: W
         auto_infer.run(ws)  # labelled anew: what people said stays
 
 
-def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
-    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(ws, data, caplog):
     _label(ws)
     with LabelStore.open(ws.path("labels/raw"), strict=True) as raw:
         pictures = {row["name"]: row["image_sha256"] for row in raw.rows()}
@@ -343,7 +331,7 @@ def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
     assert "marks of 1 images, first g_0001, are of other pictures than those of now" in caplog.text
 
 
-def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
+def test_scores_go_by_the_blocks_of_now(ws):
     first = _score(ws)
     assert _score(ws) == first
     index = support.role_index(ws, "report")
@@ -354,9 +342,7 @@ def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
     assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
 
 
-def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(
-    ws: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws, caplog):
     samples = Index.load(support.role_index(ws, "unlabelled")).samples
     assert auto_infer.self_taught(ws, samples) == 0, "its teacher knows fine labels alone"
     teacher = ws.path("models/teacher")
@@ -369,7 +355,7 @@ def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(
     assert f"learned from 1 of these {len(samples)} images by labels of an earlier teacher" in caplog.text
 
 
-def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
+def test_labels_of_another_teacher_start_no_student(ws):
     _label(ws)
     student_train.check_teacher(ws.path("labels/final"), ws.teacher())
     other = ws.path("models/other")

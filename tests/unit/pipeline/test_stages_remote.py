@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -15,15 +14,12 @@ from pipeline.cli.main import main
 from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import auto_infer, prepare, pseudo_label, support
 from pipeline.workspace import Workspace
-from tests.support import s3
 from tests.support.inference import job_context, small_model
 from tests.support.photographs import photographs, work_over
 
 
 @pytest.mark.usefixtures("no_tools")
-def test_a_data_set_on_an_object_store_gives_the_index_and_the_labels_of_a_disk(
-    bucket: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_data_set_on_an_object_store_gives_the_index_and_the_labels_of_a_disk(bucket, tmp_path, monkeypatch, capsys):
     data = photographs(tmp_path / "data", "abcdefgh", "ij", "extra", 7)
     for path in data.rglob("*.*"):
         bucket.put("lab", f"fleet/data/{path.relative_to(data)}", path.read_bytes())

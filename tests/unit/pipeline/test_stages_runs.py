@@ -78,7 +78,7 @@ def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
     sealed.write(folder / "model.json", meta | {"options": {}, "weights_sha256": digit * 64, "lineage": lineage})
 
 
-def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace) -> None:
+def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws):
     prepare.run(ws)
     for role, cities in CITIES.items():
         index = Index.load(ws.path(f"data/index/{role}.parquet"))
@@ -91,7 +91,7 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace)
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
-def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog) -> None:
+def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     ws, data = own
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
     with caplog.at_level("INFO"):
@@ -101,13 +101,13 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog) -> None:
     assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in told
 
 
-def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) -> None:
+def test_prepare_refuses_settings_for_classes_that_are_not_there(ws):
     ws = _edit(ws, ("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
     with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
         prepare.run(ws)
 
 
-def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
+def test_prepare_names_the_key_of_what_no_image_has(ws):
     with pytest.raises(ConfigError, match=r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"):
         prepare.run(_edit(ws, (r"calibrate: \[e, f\]", "calibrate: [e, ff]")))
     with pytest.raises(InputError, match="/gone: data set folder not found") as told:
@@ -138,18 +138,14 @@ def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
         ),
     ],
 )
-def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(
-    ws: Workspace, caplog: pytest.LogCaptureFixture, edits: list[tuple[str, str]], words: str
-) -> None:
+def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog, edits, words):
     prepare.run(ws)
     assert words not in caplog.text
     prepare.run(_edit(ws, *edits))
     assert words in caplog.text
 
 
-def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
-    own, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, caplog):
     ws, data = own
     shutil.move(data, tmp_path / "real")
     data.symlink_to(tmp_path / "real")  # a root that is a link is looked behind
@@ -161,7 +157,7 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
-def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog) -> None:
+def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
     ws, data = own
     prepare.run(ws)
     assert "near copies" not in caplog.text
@@ -175,7 +171,7 @@ def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog) ->
     assert f"{judged.stem} of {learned.stem} (perceptual hash" in told
 
 
-def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     prepare.run(ws)
     assert "prepare: 1 block(s)" in caplog.text
     assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
@@ -193,9 +189,7 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog
         (("init: teacher ", "init: models/none "), "student-train", "models/none: no checkpoint folder"),
     ],
 )
-def test_files_that_params_names_are_missed_at_once(
-    ws: Workspace, edit: tuple[str, str], reader: str, words: str
-) -> None:
+def test_files_that_params_names_are_missed_at_once(ws, edit, reader, words):
     ws = _edit(ws, edit)
     for stage in ("prepare", reader):
         with pytest.raises(ConfigError, match=words):
@@ -203,7 +197,7 @@ def test_files_that_params_names_are_missed_at_once(
     check_named_files(ws.root, ws.params, "evaluate")  # nobody reads them from here on
 
 
-def test_new_unlabelled_images_change_no_other_index(own) -> None:
+def test_new_unlabelled_images_change_no_other_index(own):
     ws, data = own
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
@@ -213,7 +207,7 @@ def test_new_unlabelled_images_change_no_other_index(own) -> None:
     assert changed == ["unlabelled"]
 
 
-def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
+def test_without_a_pretraining_set_a_record_says_so(ws):
     prepare.run(ws)
     teacher_pretrain.run(ws)
     record = json.loads(ws.path("models/pretrain/skipped.json").read_text())
@@ -226,9 +220,7 @@ def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
     assert "teacher_train.init_from" in error.value.hint
 
 
-def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(
-    ws: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(ws, caplog):
     no_judges = [(r"report: \[g, h\]", "report: []"), (r"calibrate: \[e, f\]", "calibrate: []")]
     prepare.run(_edit(ws, *no_judges, ("threshold: policy", "threshold: 0.9")))
     assert re.search(r"teacher_train\.validate_every is \d+, but no image .* has role calibrate", caplog.text)
@@ -245,9 +237,7 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     assert "unverified" in summary_text(ws)
 
 
-def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(ws, monkeypatch):
     prepare.run(ws)
     usage = shutil.disk_usage(ws.root)._replace(free=70 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
@@ -258,7 +248,7 @@ def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
     assert auto_infer.disk_estimate(ws) > 0
 
 
-def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspace) -> None:
+def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws):
     runner.run_stage(ws, "prepare")
     record = json.loads(ws.path("work/times/prepare.json").read_text())
     assert record["seconds"] >= 0
@@ -266,7 +256,7 @@ def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspac
     assert "seconds" not in ws.path("metrics/prepare.json").read_text()
 
 
-def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
+def test_time_left_grows_with_what_is_still_to_train(ws):
     prepare.run(ws)
     assert seconds_left(ws, "prepare") is None  # nothing was timed yet
     atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
@@ -283,14 +273,14 @@ def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
     assert seconds_left(ws, "teacher-train") == pytest.approx(4 * left)
 
 
-def test_explicit_attention_counts_its_third_scale(ws: Workspace) -> None:
+def test_explicit_attention_counts_its_third_scale(ws):
     prepare.run(ws)
     explicit = _edit(ws, (r"(\nteacher_train:(?s:.*?)\n    kind: )hierarchical", r"\g<1>explicit"))
     ratio = megapixels(explicit)["teacher-train"] / megapixels(ws)["teacher-train"]
     assert ratio == pytest.approx((0.25 + 1 + 4) / (0.25 + 1))
 
 
-def test_another_file_of_trunk_weights_is_another_training(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_of_trunk_weights_is_another_training(ws, monkeypatch):
     prepare.run(ws)
     monkeypatch.setattr(support, "run_job", lambda *_: None)
     weights = ws.path("trunk.safetensors")
@@ -315,15 +305,13 @@ def _edited_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch, old: str, 
     monkeypatch.setattr(prepare, "run", run)
 
 
-def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(ws, monkeypatch):
     _edited_meanwhile(ws, monkeypatch, "max_bad: 0.5", "max_bad: 0.4")
     with pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran"):
         runner.run_stage(ws, "prepare")  # dvc records nothing of a stage that failed
 
 
-def test_parameters_of_another_stage_may_change_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_another_stage_may_change_meanwhile(ws, monkeypatch):
     _edited_meanwhile(ws, monkeypatch, "  draws: ", "  draws: 1")
     runner.run_stage(ws, "prepare")
 
@@ -339,9 +327,7 @@ def nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_checked")
 @pytest.mark.parametrize("name", ["labels/raw.review.jsonl", "policies/raw.json"])
 @pytest.mark.parametrize("times", [1, 99])
-def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, times: int
-) -> None:
+def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(ws, monkeypatch, name, times):
     atomic.write_text(ws.path(name), "0")
     seen: list[str] = []
 
@@ -360,9 +346,7 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
 
 
 @pytest.mark.usefixtures("nothing_checked")
-def test_somebody_who_never_stops_marking_waits_for_the_last_round(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_somebody_who_never_stops_marking_waits_for_the_last_round(ws, monkeypatch):
     review = ReviewFile(ws.path("labels/raw"))
     seen: list[int] = []
 
@@ -390,9 +374,7 @@ def _stored(ws: Workspace, *names: str) -> Path:
     return infer_store(ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, names)
 
 
-def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(ws, monkeypatch):
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
     labelled = []
@@ -408,9 +390,7 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
 
-def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypatch):
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
     monkeypatch.setattr(support, "run_job", lambda _ws, spec: _label(spec))
@@ -423,13 +403,13 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
     assert stores[1] == stores[3]
 
 
-def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
+def test_a_mistake_in_params_is_told_before_anything_is_touched(ws):
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
         runner.run_stage(_edit(ws, ("  epochs: 2 ", "  epochs: none ")), "prepare")
     assert not ws.path("data/index").exists()
 
 
-def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Workspace, tmp_path: Path) -> None:
+def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws, tmp_path):
     write_store(tmp_path / "raw", 1)
     raw = LabelStore.open(tmp_path / "raw")
     with pytest.raises(
@@ -443,7 +423,7 @@ def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Works
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws: Workspace, sig: signal.Signals) -> None:
+def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws, sig):
     # A stage that takes its time: the loop is ours, so the signal has to break into it.
     code = (
         "import sys, time; import pipeline.stages.prepare as p; "
