@@ -13,22 +13,19 @@ from PIL import Image
 
 from hmsa_core import models
 from hmsa_core.data.index import Index
-from hmsa_core.inference import evaluation as evaluate_job
-from hmsa_core.inference import infer as infer_job
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.lineage import learned
-from hmsa_core.spec import EvaluateSpec, InferSpec
+from hmsa_core.spec import InferSpec
 from pipeline.cli.main import main
-from pipeline.init import InitRequest, init_workspace
 from pipeline.report import sections
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
-from tests.support.inference import CPU, job_context, small_model
-from tests.support.photographs import photograph, photographs, work_over
+from tests.support.inference import CPU, run_job_here, small_model
+from tests.support.photographs import edited, photograph, photographs, work_over
 
 
 @pytest.fixture
@@ -40,26 +37,11 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def ws(tmp_path: Path, data: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace over them with a teacher, whose jobs run in this process."""
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    made = work_over(tmp_path / "ws", data, "new", calibrate="c, d, e", report="f", more="    block: image\n")
-    made = _set(made, ("threshold: policy ", "threshold: 0.5 "))
-    monkeypatch.setattr(support, "run_job", _run_here)
+    changes = {"data.target.block": "image", "pseudo_label.threshold": 0.5}
+    made = work_over(tmp_path / "ws", data, "new", calibrate="cde", report="f", changes=changes)
+    monkeypatch.setattr(support, "run_job", run_job_here)
     _prepare(made)
     return made
-
-
-def _set(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
-    """The workspace with pieces of params.yaml replaced."""
-    text = ws.path("params.yaml").read_text()
-    for old, new in edits:
-        assert old in text, old
-        text = text.replace(old, new)
-    ws.path("params.yaml").write_text(text)
-    return Workspace(ws.root)
-
-
-def _run_here(_ws: Workspace, spec: InferSpec | EvaluateSpec) -> None:
-    (infer_job if isinstance(spec, InferSpec) else evaluate_job).run(spec, job_context(spec.work))  # type: ignore[arg-type]
 
 
 def _prepare(ws: Workspace) -> None:
@@ -112,13 +94,13 @@ def test_an_edited_name_or_colour_goes_through_all_stages(ws, data, old, new, na
 
 def test_an_edit_between_a_kill_and_the_next_run_and_back_again(ws, data, monkeypatch):
     def killed(of: Workspace, spec: InferSpec) -> None:
-        _run_here(of, spec)
+        run_job_here(of, spec)
         (spec.work / "store" / "manifest.json").unlink()
 
     monkeypatch.setattr(support, "run_job", killed)
     with pytest.raises(Exception, match="manifest"):
         auto_infer.run(ws)
-    monkeypatch.setattr(support, "run_job", _run_here)
+    monkeypatch.setattr(support, "run_job", run_job_here)
     _edit(data, '"car"', '"auto"')
     _prepare(ws)
     auto_infer.run(ws)
@@ -159,7 +141,7 @@ def _promote(ws: Workspace) -> None:
 def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws, tmp_path):
     _label(ws)
     mask = tmp_path / "mask.png"
-    ws = _set(ws, ("mask: null", f"mask: {mask}"))
+    ws = edited(ws, {"pseudo_label.merge.mask": str(mask)})
     Image.new("L", (24, 16), 255).save(mask)
     with pytest.raises(ConfigError, match=r"merge\.mask: .*mask\.png is 24x16, the images are 48x32"):
         pseudo_label.run(ws)
@@ -178,7 +160,7 @@ def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
     assert read_json(ws.path("metrics/calibrate.json"))["target"] == 0.51
     assert "whatever the confidence" in sections._chosen(policy, 0.51)
     caplog.clear()
-    calibrate.run(_set(ws, ("rule: promise", "rule: teach"), ("tau: 0.7", "tau: 0.3")))
+    calibrate.run(edited(ws, {"calibrate.rule": "teach", "calibrate.tau": 0.3}))
     assert "calibrate.target is" not in caplog.text, "tau is no target that was missed"
     told = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
     assert "the rule teach" in told
@@ -186,7 +168,7 @@ def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
 
 
 def test_without_an_image_that_may_teach_prepare_stops(ws):
-    ws = _set(ws, ("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
+    ws = edited(ws, {"data.roles.calibrate": list("abcde")})
     with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
         prepare.run(ws)
     assert "data.roles.learn_splits" in told.value.hint
@@ -219,7 +201,7 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws, data, e
 
 @pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
 def test_the_student_is_told_that_its_labels_are_all_but_empty(ws, caplog, monkeypatch, threshold, warned):
-    ws = _set(ws, ("threshold: 0.5 ", f"threshold: {threshold} "))
+    ws = edited(ws, {"pseudo_label.threshold": threshold})
     _label(ws)
     monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
     with pytest.raises(pytest.fail.Exception, match="training begins"):
@@ -231,7 +213,7 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(ws, caplog, monke
 
 @pytest.mark.parametrize(("init", "start"), [("teacher", "teacher"), ("pretrained", None), ("models/other", "other")])
 def test_student_and_control_start_where_params_say(ws, monkeypatch, init, start):
-    ws = _set(ws, ("init: teacher ", f"init: {init} "))
+    ws = edited(ws, {"student_train.init": init})
     models.save(small_model("single", 3, seed=8), ws.path("models/other"), class_table=None, lineage={})
     _label(ws)
     begun: dict[str, dict[str, object]] = {}
@@ -268,12 +250,8 @@ def _final(ws: Workspace, name: str) -> tuple[set[int], str]:
 def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_merged_as_they_are_now(
     ws, data, monkeypatch, caplog
 ):
-    ws = _set(
-        ws,
-        ("    kind: folder\n", "    kind: folder\n    coarse: coarse\n"),
-        ("threshold: 0.5 ", "threshold: 0.99999 "),
-        ("default: ignore ", "default: human "),
-    )
+    changes = {"data.target.coarse": "coarse", "pseudo_label.merge.default": "human", "pseudo_label.threshold": 0.99999}
+    ws = edited(ws, changes)
     _draw(data, "h_0001", 0)
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")  # nothing passes this threshold, and nobody drew anything
@@ -287,11 +265,11 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
         assert _final(ws, "g_0001") == ({class_id}, "coarse/new/g_0001.png")
         assert "1 image has other human coarse labels than when it was labelled" in caplog.text
     shutil.move(data / "coarse", data / "drawn")
-    ws = _set(ws, ("    coarse: coarse\n", "    coarse: drawn\n"))
+    ws = edited(ws, {"data.target.coarse": "drawn"})
     prepare.run(ws)
     assert _final(ws, "g_0001") == ({2}, "drawn/new/g_0001.png")
     shutil.move(data / "drawn", data / "coarse")
-    ws = _set(ws, ("    coarse: drawn\n", "    coarse: coarse\n"))
+    ws = edited(ws, {"data.target.coarse": "coarse"})
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")

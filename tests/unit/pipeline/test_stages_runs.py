@@ -23,7 +23,6 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
-from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
@@ -32,7 +31,7 @@ from pipeline.stages.support import infer_store
 from pipeline.stages.time_left import megapixels, seconds_left
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
-from tests.support.photographs import photograph, photographs, work_over
+from tests.support.photographs import edited, photograph, photographs, work_over
 
 REPO = Path(__file__).resolve().parents[3]
 CITIES = {"learn": "abcd", "calibrate": "ef", "report": "gh", "unlabelled": "ij"}
@@ -47,25 +46,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ws(tmp_path: Path, data: Path, no_tools: None) -> Workspace:
     """A workspace over the photographs with roles by city, without a pretraining set."""
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    return work_over(tmp_path / "ws", data, "extra", calibrate="e, f", report="g, h", more="    max_bad: 0.5\n")
+    changes = {"data.target.max_bad": 0.5}
+    return work_over(tmp_path / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
 
 
 @pytest.fixture
 def own(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
     """The workspace with a copy of the images that the test may change, and that copy."""
     copy = shutil.copytree(data, tmp_path / "more")
-    return _edit(ws, (re.escape(str(data)), str(copy))), copy
-
-
-def _edit(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
-    """The workspace with an edited params.yaml: (regular expression, text) pairs that must be found."""
-    text = ws.path("params.yaml").read_text()
-    for old, new in edits:
-        text, found = re.subn(old, new, text)
-        assert found, old
-    ws.path("params.yaml").write_text(text)
-    return Workspace(ws.root)  # parameters are read once
+    return edited(ws, {"data.target.root": str(copy)}), copy
 
 
 def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
@@ -102,46 +91,48 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
 
 
 def test_prepare_refuses_settings_for_classes_that_are_not_there(ws):
-    ws = _edit(ws, ("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
+    ws = edited(ws, {"evaluate.gate.class_allowances": {"buliding": 0.1}})
     with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
         prepare.run(ws)
 
 
 def test_prepare_names_the_key_of_what_no_image_has(ws):
     with pytest.raises(ConfigError, match=r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"):
-        prepare.run(_edit(ws, (r"calibrate: \[e, f\]", "calibrate: [e, ff]")))
+        prepare.run(edited(ws, {"data.roles.calibrate": ["e", "ff"]}))
     with pytest.raises(InputError, match="/gone: data set folder not found") as told:
-        prepare.run(_edit(ws, (r"root: .*photographs.*", "root: /gone")))
+        prepare.run(edited(ws, {"data.target.root": "/gone"}))
     assert told.value.hint == "correct data.target.root in params.yaml"
 
 
+NOBODY_CALIBRATES = {"data.roles.calibrate": [], "teacher_train.validate_every": 0, "student_train.validate_every": 0}
+
+
 @pytest.mark.parametrize(
-    ("edits", "words"),
+    ("changes", "words"),
     [
         (
-            [(r"calibrate: \[e, f\]", "calibrate: []"), (r"validate_every: \d+", "validate_every: 0")],
+            NOBODY_CALIBRATES,
             "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop",
         ),
         (
-            [
-                (r"calibrate: \[e, f\]", "calibrate: []"),
-                (r"validate_every: \d+", "validate_every: 0"),
-                ("draw: all", "draw: probability"),
-            ],
+            NOBODY_CALIBRATES | {"student_train.pseudo.draw": "probability"},
             "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate",
         ),
-        ([(r"report: \[g, h\]", "report: []")], "no image with a fine label has role report: nothing will be judged"),
-        ([(r"\[extra\]", "[]")], "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+        ({"data.roles.report": []}, "no image with a fine label has role report: nothing will be judged"),
         (
-            [(r"region: \w+", "region: outside_coarse")],
+            {"data.roles.unlabelled_splits": []},
+            "no image has role unlabelled: auto-infer will stop, after the teacher's training",
+        ),
+        (
+            {"calibrate.region": "outside_coarse"},
             "none of the 2 images of role calibrate has a coarse label: calibrate will stop; set calibrate.region to all",
         ),
     ],
 )
-def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog, edits, words):
+def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog, changes, words):
     prepare.run(ws)
     assert words not in caplog.text
-    prepare.run(_edit(ws, *edits))
+    prepare.run(edited(ws, changes))
     assert words in caplog.text
 
 
@@ -176,23 +167,23 @@ def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     assert "prepare: 1 block(s)" in caplog.text
     assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
     caplog.clear()
-    prepare.run(_edit(ws, ("threshold: policy ", "threshold: 0.9 ")))
+    prepare.run(edited(ws, {"pseudo_label.threshold": 0.9}))
     assert "calibrate.min_blocks" not in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("edit", "reader", "words"),
+    ("key", "value", "reader", "what"),
     [
-        (("threshold: policy ", "threshold: policies/x.json "), "pseudo-label", "policies/x.json: no such file"),
-        (("mask: null", "mask: nope.png"), "auto-infer", "merge.mask: nope.png: no such file"),
-        (("init_from: null", "init_from: models"), "teacher-pretrain", "models: no checkpoint folder"),
-        (("init: teacher ", "init: models/none "), "student-train", "models/none: no checkpoint folder"),
+        ("pseudo_label.threshold", "policies/x.json", "pseudo-label", "no such file"),
+        ("pseudo_label.merge.mask", "nope.png", "auto-infer", "no such file"),
+        ("teacher_pretrain.init_from", "models", "teacher-pretrain", "no checkpoint folder"),
+        ("student_train.init", "models/none", "student-train", "no checkpoint folder"),
     ],
 )
-def test_files_that_params_names_are_missed_at_once(ws, edit, reader, words):
-    ws = _edit(ws, edit)
+def test_files_that_params_names_are_missed_at_once(ws, key, value, reader, what):
+    ws = edited(ws, {key: value})
     for stage in ("prepare", reader):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=f"{key}: {value}: {what}"):
             runner.run_stage(ws, stage)
     check_named_files(ws.root, ws.params, "evaluate")  # nobody reads them from here on
 
@@ -214,17 +205,17 @@ def test_without_a_pretraining_set_a_record_says_so(ws):
     assert "starts from scratch" in record["reason"]
     assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
     assert ws.path("plots/teacher-pretrain-loss.png").is_file()
-    ws = _edit(ws, (r"(?s)\A(.*?)init_from: null", r"\1init_from: models/imported"))
+    ws = edited(ws, {"teacher_pretrain.init_from": "models/imported"})
     with pytest.raises(ConfigError, match=r"teacher_pretrain\.init_from is models/imported, but .*") as error:
         teacher_pretrain.run(ws)  # weights that nobody would use, without a word
     assert "teacher_train.init_from" in error.value.hint
 
 
 def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(ws, caplog):
-    no_judges = [(r"report: \[g, h\]", "report: []"), (r"calibrate: \[e, f\]", "calibrate: []")]
-    prepare.run(_edit(ws, *no_judges, ("threshold: policy", "threshold: 0.9")))
+    no_judges = {"data.roles.report": [], "data.roles.calibrate": []}
+    prepare.run(edited(ws, no_judges | {"pseudo_label.threshold": 0.9}))
     assert re.search(r"teacher_train\.validate_every is \d+, but no image .* has role calibrate", caplog.text)
-    ws = _edit(ws, (r"validate_every: \d+", "validate_every: 0"))
+    ws = edited(ws, NOBODY_CALIBRATES)
     prepare.run(ws)
     for name, digit in (("teacher", "a"), ("student", "b"), ("control", "c")):
         _checkpoint(ws, name, digit)
@@ -261,7 +252,7 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
     assert seconds_left(ws, "prepare") is None  # nothing was timed yet
     atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
     left, work = seconds_left(ws, "teacher-train"), megapixels(ws)
-    longer = _edit(ws, (r"(\nstudent_train:(?s:.*?)\n  epochs: )2", r"\g<1>4"))
+    longer = edited(ws, {"student_train.epochs": 4})
     twice = seconds_left(longer, "teacher-train")
     assert left is not None
     assert twice is not None
@@ -275,7 +266,7 @@ def test_time_left_grows_with_what_is_still_to_train(ws):
 
 def test_explicit_attention_counts_its_third_scale(ws):
     prepare.run(ws)
-    explicit = _edit(ws, (r"(\nteacher_train:(?s:.*?)\n    kind: )hierarchical", r"\g<1>explicit"))
+    explicit = edited(ws, {"teacher_train.model.kind": "explicit"})
     ratio = megapixels(explicit)["teacher-train"] / megapixels(ws)["teacher-train"]
     assert ratio == pytest.approx((0.25 + 1 + 4) / (0.25 + 1))
 
@@ -405,7 +396,7 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypa
 
 def test_a_mistake_in_params_is_told_before_anything_is_touched(ws):
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
-        runner.run_stage(_edit(ws, ("  epochs: 2 ", "  epochs: none ")), "prepare")
+        runner.run_stage(edited(ws, {"teacher_pretrain.epochs": "none"}), "prepare")
     assert not ws.path("data/index").exists()
 
 
@@ -416,7 +407,7 @@ def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws, tmp_p
         ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"
     ):
         chosen_policy(ws, raw)
-    ws = _edit(ws, (r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json"))
+    ws = edited(ws, {"pseudo_label.threshold": "policies/none.json"})
     with pytest.raises(ConfigError, match=r"threshold is policies/none\.json: .*none\.json is not there") as caught:
         chosen_policy(ws, raw)
     assert "params.yaml" in caught.value.hint
