@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -76,21 +76,14 @@ def _has_component(part: NDArray[np.uint8], class_id: int, minimum: int) -> bool
     return bool(stats[1:, cv2.CC_STAT_AREA].max(initial=0) >= minimum)
 
 
+@dataclass(eq=False)
 class Centroids:
-    """Centroids of many images, by columns (Vistas has millions).
+    """Centroids of many images, by columns (Vistas has millions)."""
 
-    Attributes:
-        names: names of images, each once.
-        image: int32 (n,), position in `names`.
-        values: int32 (n, 4), columns class, x, y, pixels.
-        settings: those that a table was written with.
-    """
-
-    def __init__(self, names: Sequence[str] = (), image: Int32 | None = None, values: Int32 | None = None) -> None:
-        self.names = tuple(names)
-        self.settings: dict[str, int | str] = {}
-        self.image = np.zeros(0, np.int32) if image is None else image
-        self.values = np.zeros((0, 4), np.int32) if values is None else values
+    names: tuple[str, ...] = ()  # of images, each once
+    image: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))  # (n,), position in `names`
+    values: Int32 = field(default_factory=lambda: np.zeros((0, 4), np.int32))  # columns class, x, y, pixels
+    settings: dict[str, int | str] = field(default_factory=dict)  # that a table was written with
 
     @classmethod
     def collect(cls, parts: Iterable[tuple[str, Int32]]) -> Centroids:
@@ -98,7 +91,7 @@ class Centroids:
         given = list(parts)
         image = np.repeat(np.arange(len(given), dtype=np.int32), [len(values) for _, values in given])
         values = np.concatenate([np.zeros((0, 4), np.int32), *(values for _, values in given)])
-        return cls([name for name, _ in given], image.astype(np.int32), values)
+        return cls(tuple(name for name, _ in given), image.astype(np.int32), values)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -130,9 +123,8 @@ class Centroids:
         column = table.column("name").combine_chunks().dictionary_encode()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         numbers = [table.column(c).to_numpy() for c in ("class_id", "x", "y", "pixels")]
-        found = cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
-        found.settings = dict(opened.meta["settings"])
-        return found
+        names, image = tuple(column.dictionary.to_pylist()), column.indices.to_numpy().astype(np.int32)
+        return cls(names, image, np.stack(numbers, 1), dict(opened.meta["settings"]))
 
     def write(self, path: str | Path, **settings: int | str) -> str:
         """Write Parquet (name, class_id, x, y, pixels) atomically; `settings` go into its metadata."""

@@ -44,16 +44,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return _make(tmp_path_factory.mktemp("made") / "ws")
 
 
-def test_a_new_workspace_is_a_committed_git_and_dvc_repository(made):
+def test_a_new_workspace_is_a_committed_git_and_dvc_repository_with_the_stages(made):
     assert _git(made.root, "status", "--porcelain") == ""
     assert _git(made.root, "log", "--format=%an").strip() == "autolabel"
     config = (made.root / ".dvc" / "config").read_text()
     for line in ("analytics = false", "check_update = false", "autostage = true"):
         assert line in config
     assert not (made.root / ".autolabel-init").exists()
-
-
-def test_dvc_reads_the_new_workspace(made):
     command = [sys.executable, "-m", "dvc", "stage", "list", "--names-only"]
     listed = subprocess.run(command, cwd=made.root, capture_output=True, text=True, check=True).stdout.split()
     assert tuple(listed) == STAGES
@@ -250,12 +247,8 @@ def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(
     assert "--no-data" in (error.value.hint or "")
 
 
-def test_a_fresh_repository_becomes_a_workspace(tmp_path, no_tools):
+def test_demo_data_of_one_workspace_can_serve_another_in_a_fresh_repository(tmp_path, no_tools):
     (tmp_path / "ws" / ".git").mkdir(parents=True)
-    assert init_workspace(InitRequest(tmp_path / "ws", "cityscapes", make_data=False))
-
-
-def test_demo_data_of_one_workspace_can_serve_another(tmp_path, no_tools):
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)
     ws = _make(tmp_path / "ws", "tiny", data=tmp_path / "shared")
