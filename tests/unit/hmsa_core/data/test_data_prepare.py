@@ -40,15 +40,6 @@ def source(tree, kind: str = "cityscapes", **options) -> SourceSpec:
     return SourceSpec(kind=kind, root=str(tree if isinstance(tree, Path) else tree.root), **{"max_bad": 1.0, **options})
 
 
-def roles_of(images: list[Found], rules: RolesSpec) -> dict[str, str]:
-    return dict(zip((f.name for f in images), assign_roles(images, rules), strict=True))
-
-
-def blocks_by_name(images: list[Found], roles: dict[str, str], chosen: SourceSpec) -> dict[str, str]:
-    found = assign_blocks(images, [roles[f.name] for f in images], chosen)
-    return dict(zip((f.name for f in images), found, strict=True))
-
-
 def quarantine(out: Path) -> list[tuple[str, str, str]]:
     return [(r.name, r.part, r.reason) for r in read_quarantine(out / "quarantine.parquet")]
 
@@ -242,13 +233,20 @@ def test_no_pretraining_set_leaves_an_empty_index_that_says_so(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["pretrain"]["notes"] == ["no pretraining set is given"]
 
 
-def test_exact_copies_keep_the_judged_one(cities, tmp_path):
+def test_of_exact_copies_the_judged_one_is_kept_and_near_ones_are_named(cities, tmp_path):
     tree = cities().standard()
     val = tree.images["val"] / "frankfurt/frankfurt_000000_000300_leftImg8bit.png"
     shutil.copy(val, tree.images["train"] / "aachen/aachen_000002_000019_leftImg8bit.png")
     build(source(tree), ROLES, tmp_path / "out")
     assert quarantine(tmp_path / "out") == [("aachen_000002_000019", "image", "duplicate")]
     assert "frankfurt_000000_000300" in Index.load(tmp_path / "out/target.parquet").by_name()
+    # Near copies across roles are named first.
+    original = picture(55)
+    tree.image("train", "aachen_000000_000019", original)
+    tree.image("val", "frankfurt_000000_000000", np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8))
+    summary = build(source(tree), ROLES, tmp_path / "near")
+    assert summary.near_duplicates == {"learn-report": 1}
+    assert summary.near_duplicate_examples == [["aachen_000000_000019", "frankfurt_000000_000000"]]
 
 
 def test_of_exact_copies_without_labels_the_one_with_a_coarse_label_is_kept(tmp_path):
@@ -259,16 +257,6 @@ def test_of_exact_copies_without_labels_the_one_with_a_coarse_label_is_kept(tmp_
     spec = source(tmp_path / "mine", "folder", splits=("bare", "drawn"), labels="", coarse="coarse")
     build(spec, RolesSpec(unlabelled_splits=("bare", "drawn")), tmp_path / "out")
     assert [(s.name, s.kind) for s in Index.load(tmp_path / "out/target.parquet").samples] == [("b", "coarse")]
-
-
-def test_near_copies_across_roles_are_named_first(cities, tmp_path):
-    tree = cities().standard()
-    original = picture(55)
-    tree.image("train", "aachen_000000_000019", original)
-    tree.image("val", "frankfurt_000000_000000", np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8))
-    summary = build(source(tree), ROLES, tmp_path / "out")
-    assert summary.near_duplicates == {"learn-report": 1}
-    assert summary.near_duplicate_examples == [["aachen_000000_000019", "frankfurt_000000_000000"]]
 
 
 def _die(_work: object) -> None:
@@ -330,43 +318,44 @@ def found(city: str, sequence: int, frame: int, split: str = "train", label: str
     return Found(name, name, label, "", split, city, f"{city}_{sequence:06d}", frame)
 
 
-def test_roles_by_city_sequence_and_split():
-    images = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
-    role = roles_of(images, RolesSpec(calibrate=("aachen_000001",), report=("ulm",), report_splits=("val",)))
-    assert list(role.values()) == ["learn", "calibrate", "report", "report"]
-    assert set(roles_of(images, RolesSpec()).values()) == {"learn"}  # paper-final: train and val learn
-    assert roles_of(images, RolesSpec(learn_splits=("train",)))["lindau_000000_000000"] == "guard"
+DRIVES = [
+    found("aachen", s, f, "new" if f % 10 else "train", "" if f % 10 else "x") for s in (0, 1) for f in (0, 5, 10)
+]
+TOWNS = [found(c, 0, 0) for c in ("aachen", "bochum", "bremen", "cologne", "jena", "ulm")]
+TOWNS += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
+FOUR = [found("aachen", 0, 0), found("aachen", 1, 0), found("ulm", 0, 0), found("lindau", 0, 0, "val")]
+BARE = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
+ONE_DRIVE = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(30, 80, 10)] + [found("aachen", 1, 50)]
+BESIDE = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
+
+
+@pytest.mark.parametrize(
+    ("images", "rules", "roles"),
+    [
+        (FOUR, {"calibrate": ("aachen_000001",), "report": ("ulm",), "report_splits": ("val",)}, "lcrr"),
+        (FOUR, {}, "llll"),  # paper-final: train and val learn
+        (FOUR, {"learn_splits": ("train",)}, "lllg"),
+        # Images of a test split never teach unless asked.
+        (BARE, {}, "gu"),
+        (BARE, {"unlabelled_splits": ("test",)}, "ug"),
+        # Nobody learns from a judged drive, with labels of a teacher either.
+        (DRIVES, {"report": ("aachen_000001",), "learn_splits": ()}, "gugrgr"),
+        (BESIDE, {"guard_frames": 15, "report_splits": ("val",)}, "rggu"),
+        (ONE_DRIVE, {"guard_frames": 15, "report_splits": ("val",)}, "lgrgll"),
+        (TOWNS, {"cv": 1}, "rrllllll"),  # a window of 2 at 1 * 8 // 3 of the released order: val first
+        (TOWNS, {"cv": 3}, "llllllll"),
+    ],
+)
+def test_roles_go_by_city_sequence_split_and_distance(images, rules, roles):
+    names = {"l": "learn", "c": "calibrate", "r": "report", "u": "unlabelled", "g": "guard"}
+    assert assign_roles(images, RolesSpec(**rules)) == [names[letter] for letter in roles]
+
+
+def test_roles_of_places_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"roles.calibrate: no image is of 'paris'; the cities are: aachen"):
-        roles_of(images, RolesSpec(calibrate=("paris",)))
-
-
-def test_unlabelled_images_of_a_test_split_never_teach_unless_asked():
-    images = [found("bonn", 0, 0, "test", ""), found("augsburg", 0, 0, "train_extra", "")]
-    assert list(roles_of(images, RolesSpec()).values()) == ["guard", "unlabelled"]
-    asked = RolesSpec(unlabelled_splits=("test",))
-    assert list(roles_of(images, asked).values()) == ["unlabelled", "guard"]
-
-
-def test_nobody_learns_from_a_judged_drive_with_labels_of_a_teacher_either():
-    images = [
-        found("aachen", s, f, "new" if f % 10 else "train", "" if f % 10 else "x")
-        for s in (0, 1)
-        for f in range(0, 40, 5)
-    ]
-    role = roles_of(images, RolesSpec(report=("aachen_000001",), learn_splits=()))
-    assert {r for n, r in role.items() if n.startswith("aachen_000001")} == {"report", "guard"}
-    assert {role[f.name] for f in images if not f.label and f.sequence == "aachen_000000"} == {"unlabelled"}
-    judged = [found("ulm", 0, 50, "val"), *(found("ulm", 0, f, "new", "") for f in (40, 60, 70))]
-    near = roles_of(judged, RolesSpec(guard_frames=15, report_splits=("val",)))
-    assert list(near.values()) == ["report", "guard", "guard", "unlabelled"]
-
-
-def test_a_run_of_images_without_a_city_is_of_their_sequence():
-    images = [Found(f"d{d}_{i:03d}", "", "x", "", "train", "", f"d{d}", i) for d in (1, 2) for i in range(6)]
-    role = {f.name: "calibrate" for f in images}
-    runs = blocks_by_name(images, role, SourceSpec(kind="folder", block="run", block_frames=3))
-    assert sorted(set(runs.values())) == [f"d{d}/calibrate/000{n}" for d in (1, 2) for n in (0, 1)]
-    assert set(blocks_by_name(images, role, SourceSpec(kind="folder", block="city")).values()) == {"d1", "d2"}
+        assign_roles(FOUR, RolesSpec(calibrate=("paris",)))
+    with pytest.raises(ValueError, match="less than or equal to 3"):
+        RolesSpec(cv=4)
 
 
 def own_folder(root: Path, labelled: int, unlabelled: int) -> Path:
@@ -420,31 +409,12 @@ def test_palette_maps_whose_colours_tell_other_classes_are_refused(tmp_path, for
         assert "palette" in read_quarantine(tmp_path / "out/quarantine.parquet")[0].detail
 
 
-def test_cross_validation_takes_its_cities_out_of_learning():
-    with pytest.raises(ValueError, match="less than or equal to 3"):
-        RolesSpec(cv=4)
-    images = [found(c, 0, 0) for c in ("aachen", "bochum", "bremen", "cologne", "jena", "ulm")]
-    images += [found(c, 0, 0, "val") for c in ("frankfurt", "lindau")]
-    role = {n.split("_")[0]: r for n, r in roles_of(images, RolesSpec(cv=1)).items()}
-    assert [c for c, r in role.items() if r == "report"] == ["aachen", "bochum"]  # window of 2 at 1 * 8 // 3
-    assert role["frankfurt"] == "learn"
-    assert set(roles_of(images, RolesSpec(cv=3)).values()) == {"learn"}
-
-
-def test_guard_frames_keep_learning_away_from_judged_frames():
-    judged = [found("aachen", 0, f, "val" if f == 50 else "train") for f in range(0, 100, 10)]
-    role = roles_of([*judged, found("aachen", 1, 50)], RolesSpec(guard_frames=15, report_splits=("val",)))
-    assert [n for n, r in role.items() if r == "guard"] == ["aachen_000000_000040", "aachen_000000_000060"]
-    assert role["aachen_000001_000050"] == "learn"
-
-
 def test_blocks_by_city_sequence_image_or_run():
     images = [found("aachen", 0, f) for f in range(0, 70, 10)] + [found("aachen", 0, 900), found("ulm", 3, 1)]
-    role = {f.name: "learn" if f.frame < 40 else "report" for f in images}
+    roles = ["learn" if f.frame < 40 else "report" for f in images]
 
     def blocks_of(**options) -> list[str]:
-        block = blocks_by_name(images, role, SourceSpec(**options))
-        return [block[f.name] for f in images]
+        return list(assign_blocks(images, roles, SourceSpec(**options)))
 
     assert set(blocks_of(block="city")) == {"aachen", "ulm"}
     assert set(blocks_of(block="sequence")) == {"aachen_000000", "ulm_000003"}
@@ -454,6 +424,12 @@ def test_blocks_by_city_sequence_image_or_run():
     assert runs[4:7] == ["aachen/report/0000"] * 3
     assert runs[7] == "aachen/report/0001"  # a long gap in time ends a run
     assert runs[8] == "ulm/learn/0000"
+    # Where images have no city, their sequence is the place.
+    images = [Found(f"d{d}_{i:03d}", "", "x", "", "train", "", f"d{d}", i) for d in (1, 2) for i in range(6)]
+    roles = ["calibrate"] * 12
+    runs = blocks_of(kind="folder", block="run", block_frames=3)
+    assert sorted(set(runs)) == [f"d{d}/calibrate/000{n}" for d in (1, 2) for n in (0, 1)]
+    assert set(blocks_of(kind="folder", block="city")) == {"d1", "d2"}
 
 
 def test_a_source_without_usable_images_is_a_layout_error(tmp_path):
