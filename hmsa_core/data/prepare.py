@@ -1,8 +1,7 @@
 """From a folder of files to an index: scan, pair, check every file by content, assign roles, find duplicates.
 
-One bad file is a quarantine row, and the run goes on. It stops when a whole folder is missing, or when a
-larger share of images is bad than `max_bad` allows. The result does not depend on the number of workers,
-on clocks or on the folder's place.
+One bad file is a quarantine row, and the run goes on. The result does not depend on the number of workers, on clocks
+or on the folder's place.
 """
 
 from __future__ import annotations
@@ -316,10 +315,9 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
 
 
 def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> None:
-    """Find label maps that hold trainIds where ids are expected: each trainId is a valid id of another class.
+    """InputError where no label map of a `learn` image holds an id above the largest trainId: they are trainIds.
 
-    Raises:
-        InputError: no label map of a `learn` image holds an id above the largest trainId.
+    Each trainId is a valid id of another class.
     """
     classes = root.classes
     if not classes.has_own_ids or not any(summary.centroids.values()):

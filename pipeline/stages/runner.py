@@ -96,10 +96,7 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
-    """Refuse to start what cannot be finished: compare the stage's estimate with the free space.
-
-    Outputs count three times: as progress in work/, as outputs, and in DVC's cache.
-    """
+    """NoSpaceError where a stage's estimate (progress in work/, outputs, DVC's cache) exceeds the free space."""
     free = shutil.disk_usage(ws.root).free
     wanted = needed + _RESERVE
     if free < wanted:

@@ -106,11 +106,7 @@ def start_of(ws: Workspace, teacher: Path) -> Path | None:
 
 
 def check_teacher(labels: Path, teacher: Spec) -> None:
-    """Refuse labels that another teacher made (it was changed since).
-
-    Raises:
-        ConfigError: the stages before were not run for this teacher.
-    """
+    """ConfigError for labels that another teacher made: the stages before were not run for this one."""
     made_by, now = read_manifest(labels)["lineage"].get("teacher"), digest_of(teacher)
     if made_by != now:
         told = ", ".join(str(source) for source in parse(teacher))
@@ -123,12 +119,9 @@ def check_teacher(labels: Path, teacher: Spec) -> None:
 
 
 def check_rounds(ws: Workspace, labeller: Spec) -> None:
-    """Refuse a teacher after the last round of auto-labels that `max_rounds` allows.
+    """ConfigError where the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
 
     A student repeats its teacher's errors with more confidence, and does so in each round.
-
-    Raises:
-        ConfigError: the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
     """
     limit, registry = ws.params.student_train.max_rounds, Registry(ws.root)
     if limit is None:

@@ -176,11 +176,7 @@ def fusion(checkpoint: Path) -> dict[str, str]:
 
 
 def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
-    """Refuse a teacher, or labels of one, whose class numbers mean something else than those of the fine labels.
-
-    Raises:
-        ConfigError: other names, or another number of classes; the hint says what to do.
-    """
+    """ConfigError for a teacher, or labels of one, whose class names are not those of the fine labels."""
     if held.classes == wanted.classes:
         return
     names = (", ".join(table.classes[:6]) + (", ..." if table.num_classes > 6 else "") for table in (held, wanted))

@@ -14,7 +14,7 @@ from PIL import Image
 from hmsa_core import models
 from hmsa_core.data.index import Index
 from hmsa_core.io.atomic import read_json, write_json
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.format import SOURCES
@@ -165,13 +165,6 @@ def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
     told = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
     assert "the rule teach" in told
     assert "lower bound" not in told
-
-
-def test_without_an_image_that_may_teach_prepare_stops(ws):
-    ws = edited(ws, {"data.roles.calibrate": list("abcde")})
-    with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
-        prepare.run(ws)
-    assert "data.roles.learn_splits" in told.value.hint
 
 
 @pytest.mark.parametrize("edit", ["added", "removed"])
