@@ -117,13 +117,18 @@ class Index:
 def _unique(parts: Iterable[pa.Table], where: str | Path) -> Iterator[pa.Table]:
     """The same tables; InputError after the last where two images have one name."""
     held: list[pa.Array] = []
+    in_order, last = True, ""
     for part in parts:
-        held += part["name"].chunks
+        held += (names := part["name"]).chunks
+        if in_order and len(names):  # then each name is new, and nobody need look for it
+            later = pc.all(pc.less(names.slice(0, len(names) - 1), names.slice(1)), min_count=0).as_py()
+            in_order, last = bool(later and last < names[0].as_py()), names[-1].as_py()
         yield part
-    counts = pa.chunked_array(held, pa.string()).value_counts()
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        raise InputError(f"{where}: two images are named {twice[0]['values'].as_py()!r}")
+    names = pa.chunked_array(held, pa.string())
+    if not in_order and pc.count_distinct(names).as_py() < len(names):
+        counts = names.value_counts()
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise InputError(f"{where}: two images are named {twice!r}")
 
 
 def _known(what: str, given: Collection[str] | None, known: Collection[str]) -> None:

@@ -163,7 +163,9 @@ class _Collected:
 
 def _unique(scanned: Scan) -> Rows[Found]:
     """Found images sorted by name. Of images with the same name, all but the first by path are refused."""
-    found, scanned.found = sorted(scanned.found, key=attrgetter("name", "image")), []
+    found, scanned.found = scanned.found, []
+    for key in ("image", "name"):  # one after the other: no memory for pairs
+        found.sort(key=attrgetter(key))
     unique: list[Found] = []
     for f in found:
         if unique and f.name == unique[-1].name:

@@ -80,7 +80,7 @@ def _has_component(part: NDArray[np.uint8], class_id: int, minimum: int) -> bool
 class Centroids:
     """Centroids of many images, by columns (Vistas has millions)."""
 
-    names: tuple[str, ...] = ()  # of images, each once
+    names: Sequence[str] = ()  # of images, each once
     image: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))  # (n,), position in `names`
     values: Int32 = field(default_factory=lambda: np.zeros((0, 4), np.int32))  # columns class, x, y, pixels
     settings: dict[str, int | str] = field(default_factory=dict)  # that a table was written with
