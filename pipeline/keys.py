@@ -19,23 +19,27 @@ def work_key(material: Mapping[str, Any]) -> str:
     return atomic.digest(dict(material))[:16]
 
 
-def open_work(folder: Path, job: str, material: Mapping[str, Any], *, kept: int = KEPT) -> Path:
-    """Make or reopen `folder`/KEY for a job and remove its keys before the last `kept`.
+def open_work(folder: Path, job: str, material: Mapping[str, Any]) -> Path:
+    """Make or reopen `folder`/KEY for a job and remove its keys before the last `KEPT`.
 
     Args:
         folder: `work/<stage>` of a workspace (the stage's lock is held).
         job: which of the stage's jobs. Each keeps its own list of keys.
         material: what determines the result. It is written to `key.json` for people.
-        kept: number of keys of this job that stay on disk.
     """
-    key = work_key({"job": job} | dict(material))
+    described = {"job": job, **material}
+    key = work_key(described)
     work = folder / key
     work.mkdir(parents=True, exist_ok=True)
-    described = work / "key.json"
-    if not described.exists():
-        atomic.write_json(described, {"job": job} | dict(material))
+    if not (work / "key.json").exists():
+        atomic.write_json(work / "key.json", described)
     atomic.sweep_temps(work)
-    _retain(folder, job, key, kept)
+    ledger = _ledger(folder)
+    order = [k for k in ledger.get(job, []) if k != key] + [key]
+    if order != ledger.get(job):
+        atomic.write_json(folder / "keys.json", ledger | {job: order[-KEPT:]})
+    for old in order[:-KEPT]:
+        atomic.remove_tree(folder / old)
     return work
 
 
@@ -49,12 +53,3 @@ def _ledger(folder: Path) -> dict[str, Any]:
     path = folder / "keys.json"
     found: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
     return found
-
-
-def _retain(folder: Path, job: str, key: str, kept: int) -> None:
-    ledger = _ledger(folder)
-    order = [k for k in ledger.get(job, []) if k != key] + [key]
-    if order != ledger.get(job):
-        atomic.write_json(folder / "keys.json", ledger | {job: order[-kept:]})
-    for old in order[:-kept]:
-        atomic.remove_tree(folder / old)

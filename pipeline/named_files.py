@@ -13,19 +13,16 @@ from pipeline.workspace import Workspace
 
 def missing_files(root: Path, params: Params) -> Iterator[tuple[str, str, str]]:
     """(key, path as written, stage that reads it last) of everything that is not there."""
+    init = params.student_train.init
     for key, value, reader, needed in (
         ("teacher_pretrain.init_from", params.teacher_pretrain.init_from, "teacher-pretrain", "model.json"),
         ("teacher_train.init_from", params.teacher_train.init_from, "teacher-train", "model.json"),
-        ("student_train.init", _checkpoint(params.student_train.init), "student-train", "model.json"),
+        ("student_train.init", None if init in ("teacher", "pretrained") else init, "student-train", "model.json"),
         ("pseudo_label.threshold", params.pseudo_label.own_policy, "pseudo-label", ""),
         ("pseudo_label.merge.mask", params.pseudo_label.merge.mask, "pseudo-label", ""),
     ):
         if value is not None and not (root / Path(value).expanduser() / needed).is_file():
             yield key, value, reader
-
-
-def _checkpoint(init: str) -> str | None:
-    return None if init in ("teacher", "pretrained") else init
 
 
 def mend_of_root(ws: Workspace, name: str) -> str:

@@ -1,13 +1,4 @@
-"""Layouts of data sets on disk: each reader pairs images with their labels by name. No file is opened.
-
-Cityscapes, root convention A: ROOT/leftImg8bit/<split>, ROOT/gtFine/<split>, ROOT/gtCoarse/<split>
-Cityscapes, root convention B: ROOT/leftImg8bit_trainvaltest/leftImg8bit/..., ROOT/gtFine_trainvaltest/gtFine/...,
-    ROOT/leftImg8bit_trainextra/leftImg8bit/train_extra, ROOT/gtCoarse/gtCoarse/...
-Mapillary Vistas v1.0 to v1.2: ROOT/config.json, ROOT/<split>/{images,labels}
-Mapillary Vistas 2021 (v1.2 and v2.0): ROOT/config_{v1.2,v2.0}.json, ROOT/<split>/{images,v1.2/labels,v2.0/labels}
-CamVid: ROOT/{train,val}/{images,labels}, ROOT/train_coarse, ROOT/classes.json, ROOT/splits.json
-folder: ROOT/images/[<split>/]<stem>.*, ROOT/labels/[<split>/]<stem>.png, ROOT/coarse/[<split>/]<stem>.png
-"""
+"""Layouts of data sets on disk (docs/data.md): each reader pairs images with labels by name. No file is opened."""
 
 from __future__ import annotations
 
@@ -70,11 +61,7 @@ class Scan:
 
 
 def scan(source: SourceSpec) -> Scan:
-    """Read the layout of a data set and pair its files by name; no file is opened.
-
-    Raises:
-        LayoutError: a whole folder that is needed is missing, or nothing in it can be used.
-    """
+    """Pair the files of a data set; LayoutError where a whole folder is missing, or nothing in it can be used."""
     root = Path(source.root)
     if not root.is_dir():
         raise LayoutError(f"{root}: data set folder not found", hint=f"set the path of root {source.name!r}")

@@ -43,19 +43,14 @@ def rasterise(data: bytes, where: str, *, max_pixels: int) -> NDArray[np.uint8]:
     # Pillow's polygons, as in the official script: OpenCV's borders differ by a pixel.
     canvas = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(canvas)
-    for label, polygon in objects:
-        number, vertices = _id_of(label, where), _vertices(polygon, where)
-        if number >= 0:
-            draw.polygon(vertices, fill=number)
-    return np.array(canvas)
-
-
-def _id_of(label: str, where: str) -> int:
     ids = label_ids()
-    name = label if label in ids else label.removesuffix("group")
-    if name not in ids:
-        raise DecodeError(f"{where}: unknown label {label!r}", reason="ids-out-of-range")
-    return ids[name]
+    for label, polygon in objects:
+        name, vertices = label if label in ids else label.removesuffix("group"), _vertices(polygon, where)
+        if name not in ids:
+            raise DecodeError(f"{where}: unknown label {label!r}", reason="ids-out-of-range")
+        if ids[name] >= 0:
+            draw.polygon(vertices, fill=ids[name])
+    return np.array(canvas)
 
 
 def _vertices(polygon: Any, where: str) -> list[tuple[int, int]]:

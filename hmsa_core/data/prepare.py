@@ -1,8 +1,7 @@
 """From a folder of files to an index: scan, pair, check every file by content, assign roles, find duplicates.
 
-One bad file is a quarantine row, and the run goes on. It stops when a whole folder is missing, or when a
-larger share of images is bad than `max_bad` allows. The result does not depend on the number of workers,
-on clocks or on the folder's place.
+One bad file is a quarantine row, and the run goes on. The result does not depend on the number of workers, on clocks
+or on the folder's place.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hmsa_core.data.checks import Checked, Task, Verifier
@@ -29,7 +27,7 @@ from hmsa_core.data.near import hash_values, near_duplicates
 from hmsa_core.data.roles import assign_blocks, assign_roles
 from hmsa_core.data.sampling import Centroids
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.data.tables import GROUP, Rows
+from hmsa_core.data.tables import Rows
 from hmsa_core.io.atomic import read_json, write_json
 from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import InputError
@@ -100,12 +98,12 @@ def build(
     found = _unique(root.scanned)  # first: roles and blocks go by name
     chosen = assign_roles(found, roles)
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()
-    tasks = _Tasks(found, chosen, assign_blocks(found, chosen, source), earlier)
+    tasks = map(earlier.task, found, chosen, assign_blocks(found, chosen, source))
     verifier = Verifier(Path(source.root), root.classes, source.max_pixels, tile, min_pixels)
     checked = _Collected(root.refused)
     here = ahead(tasks, verifier.files)
     with closing(engine.map(verifier, here, what="checks images", batch=4)) as results:
-        samples = Rows.of(Sample, checked.samples(_counted(results, len(tasks), progress)))
+        samples = Rows.of(Sample, checked.samples(_counted(results, len(found), progress)))
     samples, duplicates = _drop_duplicates(samples)
     root.refused = root.scanned.refused + root.refused + duplicates
     summary = _summarise(root, samples)
@@ -146,22 +144,6 @@ class _Root:
 
 
 @dataclass
-class _Tasks:
-    """What is to be checked, in the order of names."""
-
-    found: Rows[Found]
-    roles: Sequence[str]
-    blocks: Iterable[str]
-    earlier: _Earlier
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __iter__(self) -> Iterator[Task]:
-        return map(self.earlier.task, self.found, self.roles, self.blocks)
-
-
-@dataclass
 class _Collected:
     """What checks found besides the samples, which go by."""
 
@@ -181,36 +163,17 @@ class _Collected:
 
 def _unique(scanned: Scan) -> Rows[Found]:
     """Found images sorted by name. Of images with the same name, all but the first by path are refused."""
-    rows = Rows.of(Found, scanned.found)
-    scanned.found = []
-    names = rows.column("name")
-    if not pc.all(pc.less_equal(names.slice(0, max(len(names) - 1, 0)), names.slice(1)), min_count=0).as_py():
-        order = pc.sort_indices(names).to_numpy()
-        del names  # memory
-        rows = Rows.of(Found, _in_order(rows, order))
-        names = rows.column("name")
-    again = np.flatnonzero(pc.equal(names.slice(1), names.slice(0, max(len(names) - 1, 0))).to_numpy()) + 1
-    if not len(again):
-        return rows
-    places = np.union1d(again, again - 1)
-    refused = []
-    for _, same in groupby(sorted(zip(rows.at(places), places, strict=True), key=_by_path), lambda f: f[0].name):
-        (first, _), *others = same
-        for f, place in others:
-            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", f"{first.image} has the same name")
-            refused.append(place)
-    return rows.at(np.delete(np.arange(len(rows)), refused))
-
-
-def _by_path(placed: tuple[Found, int]) -> tuple[str, str]:
-    return placed[0].name, placed[0].image
-
-
-def _in_order(rows: Rows[Found], order: NDArray[np.uint64]) -> Iterator[Found]:
-    """Rows that lie far apart in a packed table: it is unpacked once."""
-    whole = pa.concat_tables(rows.tables())
-    for at in range(0, len(order), GROUP):
-        yield from (Found(**row) for row in whole.take(order[at : at + GROUP]).to_pylist())
+    found, scanned.found = scanned.found, []
+    for key in ("image", "name"):  # one after the other: no memory for pairs
+        found.sort(key=attrgetter(key))
+    unique: list[Found] = []
+    for f in found:
+        if unique and f.name == unique[-1].name:
+            told = f"{unique[-1].image} has the same name"
+            scanned.refuse(f.name, f.image, "image", f.split, "duplicate-name", told)
+        else:
+            unique.append(f)
+    return Rows.of(Found, unique)
 
 
 @dataclass
@@ -354,10 +317,9 @@ def _is_too_many(source: SourceSpec, bad: int, total: int) -> bool:
 
 
 def _check_train_ids(root: _Root, summary: Summary, samples: Rows[Sample]) -> None:
-    """Find label maps that hold trainIds where ids are expected: each trainId is a valid id of another class.
+    """InputError where no label map of a `learn` image holds an id above the largest trainId: they are trainIds.
 
-    Raises:
-        InputError: no label map of a `learn` image holds an id above the largest trainId.
+    Each trainId is a valid id of another class.
     """
     classes = root.classes
     if not classes.has_own_ids or not any(summary.centroids.values()):

@@ -36,17 +36,14 @@ def assign_roles(found: Sequence[Found], roles: RolesSpec) -> list[str]:
         missing = sorted(set(names) - cities - drives)
         if missing:
             towns, drives = sorted(cities - {""}), drives - {""}
-            known = f"the cities are: {', '.join(towns)}" if towns else f"the sequences are: {_few(drives)}"
+            few = ", ".join(sorted(drives)[:20])
+            known = f"the cities are: {', '.join(towns)}" if towns else f"the sequences are: {few}"
             if not towns and not drives:
                 known = "no image has a city or sequence (folder: `pattern` finds them in the names)"
             raise ConfigError(f"roles.{key}: no image is of {missing[0]!r}; {known}")
     report_cities = _cv_cities(rows, roles)
     chosen = [_role(f, roles, report_cities) for f in rows]
     return _guard(rows, chosen, roles.guard_frames) if roles.guard_frames else chosen
-
-
-def _few(drives: Iterable[str]) -> str:
-    return ", ".join(sorted(drives)[:20])
 
 
 def _cv_cities(found: Iterable[Found], roles: RolesSpec) -> set[str]:

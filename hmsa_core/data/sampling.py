@@ -1,8 +1,7 @@
 """Where each class can be found, and the random choices of what is shown.
 
 Centroids of classes in tiles serve class-uniform sampling (paper section 4 after Zhu et al. 2019). The released code
-always uses tiles of 1024 pixels and drops the remainders at the right and lower edge; here the tile size counts, and
-`edge` decides about the remainders.
+always uses tiles of 1024 pixels and drops the remainders at the right and lower edge; here they are smaller tiles.
 
 Random choices never change: raw PCG64 output, permutations by sorting, shares by filling up. numpy guarantees the
 stream of its bit generators across versions, not that of `Generator`'s methods.
@@ -12,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,20 +23,13 @@ from hmsa_core.data.tables import Table, write_table
 from hmsa_core.io.errors import InputError
 
 Int32 = NDArray[np.int32]
-Edge = Literal["drop", "keep"]
 CLASS, X, Y, PIXELS = range(4)  # columns of a centroid array
 _FORMAT, _VERSION = "hmsa-centroids", 2
 _GROUP = 1 << 18  # rows that are written together
 
 
 def find_centroids(
-    label: NDArray[np.uint8],
-    num_classes: int,
-    tile: int,
-    *,
-    min_pixels: int = 0,
-    min_component: int = 0,
-    edge: Edge = "keep",
+    label: NDArray[np.uint8], num_classes: int, tile: int, *, min_pixels: int = 0, min_component: int = 0
 ) -> Int32:
     """Centroids of one label map: int32 (n, 4), columns class, x, y (pixels, truncated), number of pixels.
 
@@ -47,23 +38,18 @@ def find_centroids(
         tile: side of the tiles in pixels.
         min_pixels: a class with fewer pixels in a tile gives no centroid.
         min_component: pixels. A class whose largest connected piece in the tile is smaller gives none either.
-        edge: "keep" makes smaller tiles of the remainders, "drop" leaves them out (released code).
     """
     if tile < 1:
         raise InputError(f"tile size {tile}: expected at least 1 pixel")
     height, width = label.shape
     rows = []
-    for y0 in _starts(height, tile, edge):
-        for x0 in _starts(width, tile, edge):
+    for y0 in range(0, height, tile):
+        for x0 in range(0, width, tile):
             part = label[y0 : y0 + tile, x0 : x0 + tile]
             for class_id, x, y, pixels in _tile_centroids(part, num_classes):
                 if pixels >= max(min_pixels, 1) and _has_component(part, class_id, min_component):
                     rows.append((class_id, x0 + x, y0 + y, pixels))
     return np.array(rows, np.int32).reshape(-1, 4)
-
-
-def _starts(length: int, tile: int, edge: Edge) -> range:
-    return range(0, length if edge == "keep" else length // tile * tile, tile)
 
 
 def _tile_centroids(part: NDArray[np.uint8], num_classes: int) -> list[tuple[int, int, int, int]]:
@@ -90,21 +76,14 @@ def _has_component(part: NDArray[np.uint8], class_id: int, minimum: int) -> bool
     return bool(stats[1:, cv2.CC_STAT_AREA].max(initial=0) >= minimum)
 
 
+@dataclass(eq=False)
 class Centroids:
-    """Centroids of many images, by columns (Vistas has millions).
+    """Centroids of many images, by columns (Vistas has millions)."""
 
-    Attributes:
-        names: names of images, each once.
-        image: int32 (n,), position in `names`.
-        values: int32 (n, 4), columns class, x, y, pixels.
-        settings: those that a table was written with.
-    """
-
-    def __init__(self, names: Sequence[str] = (), image: Int32 | None = None, values: Int32 | None = None) -> None:
-        self.names = tuple(names)
-        self.settings: dict[str, int | str] = {}
-        self.image = np.zeros(0, np.int32) if image is None else image
-        self.values = np.zeros((0, 4), np.int32) if values is None else values
+    names: Sequence[str] = ()  # of images, each once
+    image: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))  # (n,), position in `names`
+    values: Int32 = field(default_factory=lambda: np.zeros((0, 4), np.int32))  # columns class, x, y, pixels
+    settings: dict[str, int | str] = field(default_factory=dict)  # that a table was written with
 
     @classmethod
     def collect(cls, parts: Iterable[tuple[str, Int32]]) -> Centroids:
@@ -112,7 +91,7 @@ class Centroids:
         given = list(parts)
         image = np.repeat(np.arange(len(given), dtype=np.int32), [len(values) for _, values in given])
         values = np.concatenate([np.zeros((0, 4), np.int32), *(values for _, values in given)])
-        return cls([name for name, _ in given], image.astype(np.int32), values)
+        return cls(tuple(name for name, _ in given), image.astype(np.int32), values)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -144,9 +123,8 @@ class Centroids:
         column = table.column("name").combine_chunks().dictionary_encode()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         numbers = [table.column(c).to_numpy() for c in ("class_id", "x", "y", "pixels")]
-        found = cls(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int32), np.stack(numbers, 1))
-        found.settings = dict(opened.meta["settings"])
-        return found
+        names, image = tuple(column.dictionary.to_pylist()), column.indices.to_numpy().astype(np.int32)
+        return cls(names, image, np.stack(numbers, 1), dict(opened.meta["settings"]))
 
     def write(self, path: str | Path, **settings: int | str) -> str:
         """Write Parquet (name, class_id, x, y, pixels) atomically; `settings` go into its metadata."""

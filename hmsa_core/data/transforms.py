@@ -29,7 +29,6 @@ cv2.setNumThreads(1)  # as in `decode`: threads of OpenCV do not survive the for
 UInt8 = NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
 Randint = Callable[[int, int], int]  # both ends included
-Placement = Literal["mended", "released"]
 Mix = Literal["cutmix", "classmix", "rare"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of RGB in [0, 1]
@@ -121,20 +120,21 @@ def take_crop(
 
     The label is uint8 HxW, or HxWxK for K maps.
     """
-    w = window((label.shape[0], label.shape[1]), scaled, crop, corner)
-    patch = _resize_image(image[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
-    ids = resize_label(label[w.y0 : w.y1, w.x0 : w.x1], (w.height, w.width))
+    y0, y1, top, height = span(label.shape[0], scaled[0], crop[0], corner[0])
+    x0, x1, left, width = span(label.shape[1], scaled[1], crop[1], corner[1])
+    patch = _resize_image(image[y0:y1, x0:x1], (height, width))
+    ids = resize_label(label[y0:y1, x0:x1], (height, width))
     if flip:
         patch, ids = np.asarray(cv2.flip(patch, 1), np.uint8), np.asarray(cv2.flip(ids, 1), np.uint8)
     if look is not None:
         patch = look(patch, ids)
-    if (w.height, w.width) == crop:
+    if (height, width) == crop:
         return np.ascontiguousarray(patch), np.ascontiguousarray(ids)
-    left = crop[1] - w.left - w.width if flip else w.left
+    left = crop[1] - left - width if flip else left
     out = np.zeros((*crop, 3), np.uint8)
     out_ids = np.full((*crop, *ids.shape[2:]), IGNORE, np.uint8)
-    out[w.top : w.top + w.height, left : left + w.width] = patch
-    out_ids[w.top : w.top + w.height, left : left + w.width] = ids
+    out[top : top + height, left : left + width] = patch
+    out_ids[top : top + height, left : left + width] = ids
     return out, out_ids
 
 
@@ -277,38 +277,20 @@ def _table_on(device: torch.device) -> torch.Tensor:
 # the scaled image; negative values, or a crop that reaches beyond the other side, mean padding.
 
 
-@dataclass(frozen=True)
-class Window:
-    """Rows y0..y1 and columns x0..x1 of the stored image fill `height` x `width` pixels at (top, left) of the crop."""
-
-    y0: int
-    y1: int
-    x0: int
-    x1: int
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def place(
-    scaled: Size, crop: Size, centre_xy: tuple[int, int] | None, randint: Randint, *, rule: Placement = "mended"
-) -> tuple[int, int]:
-    """(top, left) of a crop in the scaled image.
+def place(scaled: Size, crop: Size, centre_xy: tuple[int, int] | None, randint: Randint) -> tuple[int, int]:
+    """(top, left) of a crop in the scaled image; an image that is smaller than the crop is centred in it.
 
     Args:
         scaled, crop: sizes.
-        centre_xy: a point of the scaled image that the crop should cover, None = anywhere.
+        centre_xy: a point of the scaled image that the crop covers, None = anywhere. (The released code pads without
+            moving the point, which may then fall just outside.)
         randint: source of random numbers; asked for x first, then y.
-        rule: "mended" covers the point for sure and centres an image that is smaller than the crop. "released"
-            does as the released code: its padding does not move the point, and the point may fall just outside.
     """
     if scaled == crop:
         return 0, 0
     centre_y, centre_x = (None, None) if centre_xy is None else (centre_xy[1], centre_xy[0])
-    along = _along_released if rule == "released" else _along
-    left = along(scaled[1], crop[1], centre_x, randint)
-    return along(scaled[0], crop[0], centre_y, randint), left
+    left = _along(scaled[1], crop[1], centre_x, randint)
+    return _along(scaled[0], crop[0], centre_y, randint), left
 
 
 def _along(length: int, crop: int, centre: int | None, randint: Randint) -> int:
@@ -319,24 +301,13 @@ def _along(length: int, crop: int, centre: int | None, randint: Randint) -> int:
     return min(max(randint(centre - crop + 1, centre), 0), length - crop)
 
 
-def _along_released(length: int, crop: int, centre: int | None, randint: Randint) -> int:
-    pad = (crop - length) // 2 + 1 if crop > length else 0
-    padded = length + 2 * pad
-    if centre is None:
-        start = 0 if padded == crop else randint(0, padded - crop)
-    else:
-        start = min(max(randint(centre - crop, centre), 0), padded - crop)
-    return start - pad
+def span(stored: int, scaled: int, crop: int, start: int) -> tuple[int, int, int, int]:
+    """(first, end, place, length): stored pixels first..end fill `length` pixels at `place` of a crop's side.
 
-
-def window(stored: Size, scaled: Size, crop: Size, top_left: tuple[int, int]) -> Window:
-    """The part of the stored image that a placed crop shows; whole pixels, so its scale is off by < 1 pixel."""
-    y0, y1, top, height = _span(stored[0], scaled[0], crop[0], top_left[0])
-    x0, x1, left, width = _span(stored[1], scaled[1], crop[1], top_left[1])
-    return Window(y0, y1, x0, x1, top, left, height, width)
-
-
-def _span(stored: int, scaled: int, crop: int, start: int) -> tuple[int, int, int, int]:
+    Args:
+        stored, scaled, crop: length of the side of the stored image, the scaled one and the crop.
+        start: of the crop in the scaled image. Pixels are whole, so the scale is off by less than one.
+    """
     first, last = max(start, 0), min(start + crop, scaled)
     low = min(round(first * stored / scaled), stored - 1)
     high = min(max(round(last * stored / scaled), low + 1), stored)

@@ -28,7 +28,6 @@ from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
 from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
 from pipeline.stages.support import (
-    INDEX,
     evaluate_model,
     fine_data,
     labelling_teacher,
@@ -133,7 +132,7 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     config = ws.params.student_train.model_copy(update={"seed": seed})
     teacher, by = ws.teacher(), labelling_teacher(ws)
     pseudo = pseudo_data(ws)
-    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    fine = fine_data(ws)
     # The job's name is part of the key: under the student's own name the student's training is found.
     job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
     run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=by)

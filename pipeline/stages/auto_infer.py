@@ -48,7 +48,7 @@ def run(ws: Workspace) -> None:
             f"mended, `dvc repro --force --single-item {STAGE}` labels them",
         )
     if taught:
-        warn(STAGE, f"{told_of_self_taught(taught, len(names))}")
+        warn(STAGE, told_of_self_taught(taught, len(names)))
     _report(ws, StoreStatistics.open(ws.path("labels/raw")), len(missing), taught)
 
 

@@ -18,12 +18,11 @@ from hmsa_core.labels.thresholds.calibration import choose_policy, save_table
 from pipeline import plots
 from pipeline.stages import precision
 from pipeline.stages.precision import PAIRS, Precision
-from pipeline.stages.support import labelling_teacher, role_index, warn, write_metrics
+from pipeline.stages.support import labelling_teacher, record_skip, role_index, warn, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
 STAGE = "calibrate"
 OUT = "calibration"
-SKIPPED = "skipped.json"
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -87,8 +86,7 @@ def _record_skip(ws: Workspace) -> None:
         f"no image has the role `calibrate` ({role_index(ws, 'calibrate').name}): nothing can be measured; "
         "pseudo_label.threshold must be a number or a policy file"
     )
-    warn(STAGE, f"{reason}")
-    with new_tree(ws.path(OUT)) as out:
-        atomic.write_json(out / SKIPPED, {"reason": reason})
+    warn(STAGE, reason)
+    record_skip(ws, OUT, reason)
     write_metrics(ws, STAGE, {"skipped": reason})
     plots.lines(ws.path(f"plots/{STAGE}-curves.png"), {}, title="No calibration", x="coverage", y="precision")

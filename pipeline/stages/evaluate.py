@@ -67,15 +67,19 @@ def disk_estimate(ws: Workspace) -> int:
 
 def run(ws: Workspace) -> None:
     """Judge and publish evaluation/."""
-    models = _models(ws)
+    models, champion = _models(ws)
     samples = precision.fine_samples(ws, "report")
     if not samples:
         _record_unverified(ws, models)
         return
     judgement = precision.judge(ws, samples, models)
-    folders = {name: _score(ws, name, path, judgement) for name, path in models.items()}
+    index, config = role_index(ws, "report"), ws.params.evaluate
+    options: dict[str, Any] = {"settings": config.settings, "runtime": config.runtime, "details": config.details}
+    folders = {
+        name: evaluate_model(ws, STAGE, name, path, index, judgement.names, **options) for name, path in models.items()
+    }
     results: Results = {
-        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in ws.params.evaluate.settings}
+        name: {s.name: Scores.load(folder / f"{s.name}.npz") for s in config.settings}
         for name, folder in folders.items()
     }
     found = precision.measure(ws, STAGE, "kept", "report", judgement.names)
@@ -86,7 +90,7 @@ def run(ws: Workspace) -> None:
         kept["all_pixels"] = precision.kept_figures(found.curves, policy, ws.params.calibrate)
     classes = found.curves.classes.classes
     kept["sampled"] = precision.in_sampled_crops(ws, found.store, "report", judgement.names)
-    verdict = _verdict(ws, models, results, judgement, classes)
+    verdict = _verdict(ws, models, champion, results, judgement, classes)
 
     with new_tree(ws.path(OUT)) as out:
         _publish_counts(ws, folders, out)
@@ -100,51 +104,39 @@ def run(ws: Workspace) -> None:
     _plot(ws, results, classes)
 
 
-def _models(ws: Workspace) -> dict[str, Path]:
-    """Who is judged: name -> checkpoint folder. The incumbent is the teacher until a version is promoted."""
+def _models(ws: Workspace) -> tuple[dict[str, Path], str | None]:
+    """Who is judged: name -> checkpoint folder; and which of them is the pinned reference, if one is pinned.
+
+    The incumbent is the teacher until a version is promoted.
+    """
     models = {"teacher": ws.path("models/teacher"), "student": ws.path("models/student")}
     if (ws.path("models/control") / "model.json").exists():
         models["control"] = ws.path("models/control")
     if ws.is_promoted():
         models["incumbent"] = ws.teacher()
     champion = Registry(ws.root).champion()
-    if champion is None or weights_of(champion.path) in {weights_of(m) for m in models.values()}:
-        return models
+    if champion is None:
+        return models, None
+    by_weights = {weights_of(path): name for name, path in reversed(models.items())}
+    if name := by_weights.get(weights_of(champion.path)):
+        return models, name
     if knows_other_classes(champion.path, Index.load(role_index(ws, "report")).classes):
         warn(
             STAGE,
             f"the pinned reference {champion.name} has other classes and is not scored; nothing is promoted until "
             "`autolabel models pin VERSION` names another, or `rm models/registry/champion.json` none",
         )
-        return models
-    return models | {"champion": champion.path}
-
-
-def _champion(ws: Workspace, models: Mapping[str, Path]) -> str | None:
-    """Under which name the pinned reference is judged: it may be the teacher, the incumbent or the student itself."""
-    champion = Registry(ws.root).champion()
-    if champion is None:
-        return None
-    return next((name for name, path in models.items() if weights_of(path) == weights_of(champion.path)), None)
-
-
-def _score(ws: Workspace, name: str, checkpoint: Path, judgement: Judgement) -> Path:
-    config = ws.params.evaluate
-    return evaluate_model(
-        ws,
-        STAGE,
-        name,
-        checkpoint,
-        role_index(ws, "report"),
-        judgement.names,
-        config.settings,
-        config.runtime,
-        details=config.details,
-    )
+        return models, None
+    return models | {"champion": champion.path}, "champion"
 
 
 def _verdict(
-    ws: Workspace, models: Mapping[str, Path], results: Results, judgement: Judgement, classes: tuple[str, ...]
+    ws: Workspace,
+    models: Mapping[str, Path],
+    champion: str | None,
+    results: Results,
+    judgement: Judgement,
+    classes: tuple[str, ...],
 ) -> dict[str, Any]:
     """The gate's verdict on the student against the incumbent under the main setting."""
     config = ws.params.evaluate
@@ -157,7 +149,7 @@ def _verdict(
         results["student"][main].blocks,
         classes,
         config.gate,
-        champion=judged.get(_champion(ws, models) or ""),
+        champion=judged.get(champion or ""),
         unknown=judgement.unknown["student"],
         seed=config.seed,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from hmsa_core.config import SamplingConfig
 from hmsa_core.data import prepare
 from hmsa_core.data.index import ROLES, Index
 from hmsa_core.data.spec import RolesSpec, SourceSpec
-from hmsa_core.io import atomic
 from hmsa_core.io.engine import Engine
 from hmsa_core.io.errors import ConfigError, InputError, did_you_mean
 from hmsa_core.io.trees import publish_tree
@@ -53,7 +53,7 @@ def run(ws: Workspace) -> None:
     for name, root in ws.roots.items():
         if not root.is_dir():
             raise InputError(f"{root}: data set folder not found", hint=mend_of_root(ws, name))
-        _tell_of_links(root)
+        _warn(_linked(root))
     target = _build(ws, params.data.target, params.data.roles, out, params.teacher_train.sampling)
     if params.data.pretrain is None:
         note = "no pretraining set is given: teacher-train starts from scratch"
@@ -63,16 +63,25 @@ def run(ws: Workspace) -> None:
         pretrain = _build(ws, params.data.pretrain, learning, out, params.teacher_pretrain.sampling)
     index = Index.load(out / "target.parquet")
     _check_class_names(ws.params, index.classes)
-    _tell_of_calibration(ws.params, index)
-    _tell_of_roles(index)
-    _tell_of_leaks(ws.params, index)
+    if not index.select(roles=("learn",), kinds=("fine",)):
+        raise InputError(
+            f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
+            hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
+        )
+    # Now, not after the trainings.
+    _warn(_for_want_of_images(ws.params, index))
+    _warn(_leaks(ws.params, index))
     _write_roles(index, out)
-    _forget_reuse(out / "summary.json")
     publish_tree(out, ws.path(INDEX))
     write_metrics(ws, STAGE, {"target": _figures(target), "pretrain": _figures(pretrain)})
     _plot(ws.path("plots/prepare-classes.png"), target)
     for summary in (target, pretrain) if params.data.pretrain else (target,):
         _tell(ws, summary)
+
+
+def _warn(told: Iterable[str]) -> None:
+    for text in told:
+        warn(STAGE, text)
 
 
 def _check_class_names(params: Params, classes: ClassTable) -> None:
@@ -90,112 +99,87 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
 
 
-def _tell_of_calibration(params: Params, index: Index) -> None:
-    """Now, not after the trainings: which later stage will refuse for want of calibration images of some kind."""
+def _for_want_of_images(params: Params, index: Index) -> Iterator[str]:
+    """Which later stage will refuse, or have nothing to do, for want of images of some kind."""
     images = index.select(roles=("calibrate",), kinds=("fine",))
+    nobody, name_cities = "no image with a fine label has role calibrate", "name cities in data.roles.calibrate"
     for stage in ("teacher_train", "student_train"):
         every = getattr(params, stage).validate_every
         if every and not images:
-            warn(
-                STAGE,
-                f"{stage}.validate_every is {every}, but no image with a fine label has role calibrate: that "
-                "training will stop; set it to 0, or name cities in data.roles.calibrate",
-            )
+            told = f"{stage}.validate_every is {every}, but {nobody}: that training will stop"
+            yield f"{told}; set it to 0, or {name_cities}"
     if not images and params.pseudo_label.is_measured:
-        warn(
-            STAGE,
-            f"pseudo_label.threshold is {params.pseudo_label.threshold}, but no image with a fine label has role "
-            "calibrate: pseudo-label will stop; name cities in data.roles.calibrate, or give a number or a policy file",
+        yield (
+            f"pseudo_label.threshold is {params.pseudo_label.threshold}, but {nobody}: pseudo-label will stop; "
+            f"{name_cities}, or give a number or a policy file"
         )
     if not images and params.student_train.pseudo.draw == "probability":
-        warn(
-            STAGE,
-            "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate: "
-            "student-train will stop; name cities in data.roles.calibrate, or set it to all",
+        yield (
+            f"student_train.pseudo.draw is probability, but {nobody}: student-train will stop; {name_cities}, or set "
+            "it to all"
         )
     blocks = len({sample.block for sample in images})
     if images and params.pseudo_label.threshold == "policy" and blocks < params.calibrate.min_blocks:
-        warn(
-            STAGE,
+        yield (
             f"{blocks} block(s) calibrate, calibrate.min_blocks is {params.calibrate.min_blocks}: no class gets a "
             "threshold of its own, and what gets none is ignored everywhere; let more calibrate, choose smaller "
             "blocks (data.target.block), lower calibrate.min_blocks (at least 3), or set pseudo_label.threshold to "
-            "teach or a number",
+            "teach or a number"
         )
     if images and params.calibrate.region == "outside_coarse" and not any(sample.coarse for sample in images):
-        warn(
-            STAGE,
+        yield (
             f"calibrate.region is outside_coarse, but none of the {len(images)} images of role calibrate has a "
-            "coarse label: calibrate will stop; set calibrate.region to all",
-        )
-
-
-def _tell_of_links(root: Path) -> None:
-    """DVC follows a data root that is a link, but looks behind none that lies in it."""
-    linked = [
-        Path(folder, name).relative_to(root).as_posix()
-        for folder, below, _ in os.walk(root)
-        for name in below
-        if Path(folder, name).is_symlink()
-    ]
-    if linked:
-        warn(
-            STAGE,
-            f"{root} holds linked folders ({', '.join(sorted(linked)[:3])}): DVC does not see changes behind "
-            "them, and nothing runs again for new images or labels there; after a change type `dvc repro -f "
-            "prepare`, or mount the folders instead",
-        )
-
-
-def _tell_of_roles(index: Index) -> None:
-    if not index.select(roles=("learn",), kinds=("fine",)):
-        raise InputError(
-            f"{STAGE}: no image with a fine label has role learn: the teacher has nothing to train on",
-            hint="name splits with fine labels in data.roles.learn_splits, and fewer places in calibrate and report",
+            "coarse label: calibrate will stop; set calibrate.region to all"
         )
     idle = [s.name for s in index.select(roles=("guard",)) if s.kind == "coarse"]
     if idle:
-        warn(
-            STAGE,
+        yield (
             f"{len(idle)} images with coarse labels, first {idle[0]}, have role guard and are used for nothing: "
-            "name their split in data.roles.unlabelled_splits (images of places that calibrate or report stay "
-            "unused)",
+            "name their split in data.roles.unlabelled_splits (images of places that calibrate or report stay unused)"
         )
     if not index.select(roles=("report",), kinds=("fine",)):
-        warn(
-            STAGE,
+        yield (
             "no image with a fine label has role report: nothing will be judged, the gate has nothing to go by; "
-            "name cities in data.roles.report",
+            "name cities in data.roles.report"
         )
     if not index.select(roles=("unlabelled",)):
-        warn(
-            STAGE,
+        yield (
             "no image has role unlabelled: auto-infer will stop, after the teacher's training; name splits or "
-            "cities in data.roles",
+            "cities in data.roles"
         )
 
 
-def _tell_of_leaks(params: Params, index: Index) -> None:
-    """Now, not after the trainings: which images calibrate and evaluate will leave out, or stop for."""
+def _linked(root: Path) -> Iterator[str]:
+    """DVC follows a data root that is a link, but looks behind none that lies in it."""
+    folders = (Path(folder, name) for folder, below, _ in os.walk(root) for name in below)
+    linked = sorted(folder.relative_to(root).as_posix() for folder in folders if folder.is_symlink())
+    if linked:
+        yield (
+            f"{root} holds linked folders ({', '.join(linked[:3])}): DVC does not see changes behind them, and "
+            "nothing runs again for new images or labels there; after a change type `dvc repro -f prepare`, or mount "
+            "the folders instead"
+        )
+
+
+def _leaks(params: Params, index: Index) -> Iterator[str]:
+    """Which images calibrate and evaluate will leave out, or stop for."""
     config = params.evaluate
+    limits = {"max_gap": config.max_gap, "max_distance": config.max_distance}
     for stage, role, learning in (
         ("calibrate", "calibrate", ("learn",)),
         ("evaluate", "report", ("learn", "unlabelled")),
     ):
         judged = index.select(roles=(role,), kinds=("fine",))
-        limits = {"max_gap": config.max_gap, "max_distance": config.max_distance}
         near = possible_leaks(judged, index.select(roles=learning), **limits)
         leaks = find_leaks(judged, learned(near, root="target", source="fine"), model="", **limits)
         if not leaks:
             continue
         few = ", ".join(f"{leak.name} of {leak.learned} ({leak.why})" for leak in leaks[:3])
         stops = len(leaks) > config.max_leaked * len(judged)
-        warn(
-            STAGE,
-            f"{len(leaks)} of {len(judged)} images of role {role} are near copies or neighbours of images that "
-            f"models will learn from, {stage} will "
-            f"{f'stop (evaluate.max_leaked is {config.max_leaked:g})' if stops else 'leave them out'}: {few}; "
-            "give both sides the same role in data.roles",
+        outcome = f"stop (evaluate.max_leaked is {config.max_leaked:g})" if stops else "leave them out"
+        yield (
+            f"{len(leaks)} of {len(judged)} images of role {role} are near copies or neighbours of images that models "
+            f"will learn from, {stage} will {outcome}: {few}; give both sides the same role in data.roles"
         )
 
 
@@ -258,12 +242,6 @@ def _write_roles(index: Index, out: Path) -> None:
     for role in ROLES:
         if role != "guard":
             Index.write(out / f"{role}.parquet", index.select(roles=(role,)), index.classes, index.root)
-
-
-def _forget_reuse(path: Path) -> None:
-    """How much an earlier run had checked already is no property of the data: the output must not tell."""
-    roots = atomic.read_json(path)
-    atomic.write_json(path, {name: {k: v for k, v in root.items() if k != "reused"} for name, root in roots.items()})
 
 
 def _figures(summary: prepare.Summary) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +43,19 @@ STAGE = "pseudo-label"
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CoarseLabels:
-    """Reads the human coarse label of a row of the raw store (checked against the digest of `prepare`)."""
-
-    root: Path
-    classes: ClassTable
-    sha256: Mapping[str, str]
-
-    def __call__(self, row: Mapping[str, Any]) -> NDArray[np.uint8] | None:
-        """Label of the row's image as trainIds, or None without a coarse label."""
-        if not row["coarse_path"]:
-            return None
-        return read_label(self.root / row["coarse_path"], self.classes, sha256=self.sha256[row["name"]])
+def _coarse_label(
+    root: Path, classes: ClassTable, sha256: Mapping[str, str], row: Mapping[str, Any]
+) -> NDArray[np.uint8] | None:
+    """Human coarse label of a row of the raw store as trainIds (checked against the digest of `prepare`), or None."""
+    path = row["coarse_path"]
+    return read_label(root / path, classes, sha256=sha256[row["name"]]) if path else None
 
 
-@dataclass(frozen=True)
-class Reviewed:
-    """What people flagged and corrected in the review file."""
-
-    marks: Mapping[str, list[Mark]]
-    classes: ClassTable
-
-    def __call__(self, name: str, height: int, width: int) -> tuple[NDArray[np.bool_], Labels] | None:
-        """Flagged pixels and corrected labels, or None when nobody looked at the image."""
-        return reviewed(self.marks[name], height, width, self.classes) if name in self.marks else None
+def review_of(
+    marks: Mapping[str, list[Mark]], classes: ClassTable, name: str, height: int, width: int
+) -> tuple[NDArray[np.bool_], Labels] | None:
+    """Flagged pixels and corrected labels of an image, or None when nobody looked at it."""
+    return reviewed(marks[name], height, width, classes) if name in marks else None
 
 
 def disk_estimate(ws: Workspace) -> int:
@@ -79,8 +67,8 @@ def run(ws: Workspace) -> None:
     """Write and publish labels/final and labels/shift.json."""
     raw = LabelStore.open(ws.path("labels/raw"), strict=True)
     policy = precision.chosen_policy(ws, raw)
-    curves = _curves(ws, raw)
-    recipe = _recipe(ws, raw, policy, curves)
+    curves = curves_of(ws, raw)
+    recipe = make_recipe(ws, raw, policy, curves)
     material = {"version": VERSIONS[STAGE], "recipe": recipe.key(raw)}
     work = keys.open_work(ws.work(STAGE), "labels", material)
     with Progress(len(raw), what=STAGE, stream=sys.stderr) as progress:
@@ -98,17 +86,12 @@ def run(ws: Workspace) -> None:
     _report(ws, statistics)
 
 
-def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy) -> Recipe:
-    """What this stage does to a raw store under another policy than the workspace's (ablations)."""
-    return _recipe(ws, raw, policy, _curves(ws, raw))
-
-
 def _check_stop(ws: Workspace) -> None:
     if ws.stop.is_set():
         raise InterruptedRunError("stopped by a signal; finished shards stay", hint="run the same command again")
 
 
-def _curves(ws: Workspace, raw: LabelStore) -> Curves | None:
+def curves_of(ws: Workspace, raw: LabelStore) -> Curves | None:
     """Curves of the calibration images, if they belong to this teacher and inference."""
     path = ws.path("calibration/curves.json")
     if not path.exists():
@@ -120,7 +103,8 @@ def _curves(ws: Workspace, raw: LabelStore) -> Curves | None:
     return curves
 
 
-def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Curves | None) -> Recipe:
+def make_recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Curves | None) -> Recipe:
+    """What this stage does to a raw store under a policy (ablations give another one than the workspace's)."""
     config, sampling = ws.params.pseudo_label, ws.params.student_train.sampling
     index = Index.load(role_index(ws, "unlabelled"))
     check_classes(ws, str(raw.path), raw.classes, index.classes)
@@ -138,10 +122,10 @@ def _recipe(ws: Workspace, raw: LabelStore, policy: ThresholdPolicy, curves: Cur
     return Recipe(
         policy=policy,
         rules=rules,
-        human=CoarseLabels(ws.roots[index.root], index.classes, coarse) if rules is not None else None,
+        human=partial(_coarse_label, ws.roots[index.root], index.classes, coarse) if rules is not None else None,
         human_paths=drawn,
         masks=_masks(ws),
-        reviewed=Reviewed(marks, raw.classes) if marks else None,
+        reviewed=partial(review_of, marks, raw.classes) if marks else None,
         table=load_table(ws.path("calibration/table.json")) if curves is not None else None,
         centroids=CentroidSettings(sampling.tile, sampling.min_pixels, config.min_component),
         per_image={

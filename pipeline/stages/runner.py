@@ -8,8 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from hmsa_core.io import atomic
@@ -23,7 +22,7 @@ from pipeline.stages.time_left import seconds_left
 from pipeline.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)
-_REVIEW = ".review.jsonl"
+_REVIEW = "labels/raw.review.jsonl"
 _ROUNDS = 4  # of a stage whose marks or policies change while it runs
 _RESERVE = 64 << 20  # bytes that stay free: logs, locks, DVC's own files
 
@@ -42,7 +41,9 @@ def run_stage(ws: Workspace, stage: str) -> None:
     check_space(ws, stage, int(module.disk_estimate(ws)))
     atomic.sweep_temps(ws.work(stage))
     for turn in range(_ROUNDS):
-        with _marking_held(ws, row) if turn == _ROUNDS - 1 else nullcontext():
+        # In the last round people wait with their marks (the page keeps what they drew), or they might never pause.
+        is_held = turn == _ROUNDS - 1 and _REVIEW in row.deps
+        with ReviewFile(ws.path("labels/raw")).lock() if is_held else nullcontext():
             saved = _saved_by_people(ws, row)
             module.run(ws)
             if saved == _saved_by_people(ws, row):
@@ -78,23 +79,10 @@ def _inputs(ws: Workspace, row: Stage) -> dict[str, Any]:
 
 def _saved_by_people(ws: Workspace, row: Stage) -> dict[str, Any]:
     """The same of what people save in the page at any time, marks and policies: a stage takes those of its own time."""
-    paths = [ws.path(name) for name in _reviews(row)]
+    paths = [ws.path(_REVIEW)] if _REVIEW in row.deps else []
     if "policies" in row.deps:
         paths += sorted(p for p in ws.path("policies").rglob("*") if not is_temp(p.name))
     return {str(path.relative_to(ws.root)): atomic.sha256_file(path) for path in paths if path.is_file()}
-
-
-def _reviews(row: Stage) -> list[str]:
-    return [name for name in row.deps if name.endswith(_REVIEW)]
-
-
-@contextmanager
-def _marking_held(ws: Workspace, row: Stage) -> Iterator[None]:
-    """For the last round: people wait with their marks (the page keeps what they drew), or they might never pause."""
-    with ExitStack() as stack:
-        for name in _reviews(row):
-            stack.enter_context(ReviewFile(ws.path(name.removesuffix(_REVIEW))).lock())
-        yield
 
 
 def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -108,10 +96,7 @@ def _check_inputs(stage: str, before: dict[str, Any], after: dict[str, Any]) -> 
 
 
 def check_space(ws: Workspace, stage: str, needed: int) -> None:
-    """Refuse to start what cannot be finished: compare the stage's estimate with the free space.
-
-    Outputs count three times: as progress in work/, as outputs, and in DVC's cache.
-    """
+    """NoSpaceError where a stage's estimate (progress in work/, outputs, DVC's cache) exceeds the free space."""
     free = shutil.disk_usage(ws.root).free
     wanted = needed + _RESERVE
     if free < wanted:

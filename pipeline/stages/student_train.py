@@ -14,7 +14,6 @@ from hmsa_core.data.index import Index
 from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, HmsaError
-from hmsa_core.io.trees import new_tree
 from hmsa_core.labels.finalise import STATISTICS
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.models import read_meta
@@ -22,11 +21,17 @@ from hmsa_core.spec import PseudoData
 from hmsa_core.taxonomy import ClassTable
 from pipeline.nightly.registry import Registry
 from pipeline.stages import training
-from pipeline.stages.support import INDEX, fine_data, labelling_teacher, publish_checkpoint, role_index, train_model
+from pipeline.stages.support import (
+    fine_data,
+    labelling_teacher,
+    publish_checkpoint,
+    record_skip,
+    role_index,
+    train_model,
+)
 from pipeline.workspace import Workspace
 
 STAGE = "student-train"
-SKIPPED = "skipped.json"  # in models/control/ instead of a checkpoint
 _FEW = 0.01  # labelled share of the pixels below which the auto-labelled part of an epoch is worth a warning
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ def run(ws: Workspace) -> None:
     """Train and publish models/student and models/control."""
     config = ws.params.student_train
     teacher, labeller = ws.teacher(), labelling_teacher(ws)
-    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    fine = fine_data(ws)
     labels = ws.path("labels/final")
     check_teacher(labels, labeller)
     check_rounds(ws, labeller)
@@ -58,7 +63,10 @@ def run(ws: Workspace) -> None:
         fine_only = config.model_copy(update={"pseudo": PseudoConfig()})
         runs["control"] = train_model(ws, STAGE, "control", fine_only, fine, init_from=start, validate_every=every)
     publish_checkpoint(ws, student / "model", "models/student")
-    _publish_control(ws, runs.get("control"))
+    if "control" in runs:
+        publish_checkpoint(ws, runs["control"] / "model", "models/control")
+    else:
+        record_skip(ws, "models/control", "student_train.control is false")
     training.report(ws, STAGE, runs)
 
 
@@ -98,11 +106,7 @@ def start_of(ws: Workspace, teacher: Path) -> Path | None:
 
 
 def check_teacher(labels: Path, teacher: Spec) -> None:
-    """Refuse labels that another teacher made (it was changed since).
-
-    Raises:
-        ConfigError: the stages before were not run for this teacher.
-    """
+    """ConfigError for labels that another teacher made: the stages before were not run for this one."""
     made_by, now = read_manifest(labels)["lineage"].get("teacher"), digest_of(teacher)
     if made_by != now:
         told = ", ".join(str(source) for source in parse(teacher))
@@ -115,12 +119,9 @@ def check_teacher(labels: Path, teacher: Spec) -> None:
 
 
 def check_rounds(ws: Workspace, labeller: Spec) -> None:
-    """Refuse a teacher after the last round of auto-labels that `max_rounds` allows.
+    """ConfigError where the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
 
     A student repeats its teacher's errors with more confidence, and does so in each round.
-
-    Raises:
-        ConfigError: the lineage of a labelling checkpoint holds as many rounds as student_train.max_rounds.
     """
     limit, registry = ws.params.student_train.max_rounds, Registry(ws.root)
     if limit is None:
@@ -181,11 +182,3 @@ def _tell_of_empty_labels(ws: Workspace, labels: Path) -> None:
         100 * config.share,
         easier,
     )
-
-
-def _publish_control(ws: Workspace, work: Path | None) -> None:
-    if work is not None:
-        publish_checkpoint(ws, work / "model", "models/control")
-        return
-    with new_tree(ws.path("models/control")) as out:
-        atomic.write_json(out / SKIPPED, {"reason": "student_train.control is false"})

@@ -14,7 +14,7 @@ from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.teachers.sources import Spec, digest_of, only_checkpoint, parse, resolved
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError, StoreError
-from hmsa_core.io.trees import publish_tree
+from hmsa_core.io.trees import new_tree, publish_tree
 from hmsa_core.labels.store.format import listed_files, read_manifest
 from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.models import read_meta
@@ -43,9 +43,12 @@ def role_index(ws: Workspace, role: str) -> Path:
     return ws.path(f"{INDEX}/{role}.parquet")
 
 
-def fine_data(index: Path, centroids: Path) -> FineData:
-    """The images that learn from fine labels."""
-    return FineData(selection=Selection(index=index, roles=("learn",), kinds=("fine",)), centroids=centroids)
+def fine_data(ws: Workspace, name: str = "learn") -> FineData:
+    """The images that learn from fine labels: "learn" of the target's, or "pretrain"."""
+    centroids = ws.path(f"{INDEX}/centroids-{'target' if name == 'learn' else name}.parquet")
+    return FineData(
+        selection=Selection(index=role_index(ws, name), roles=("learn",), kinds=("fine",)), centroids=centroids
+    )
 
 
 def weights_of(checkpoint: Path) -> str:
@@ -121,7 +124,7 @@ def train_model(
             ws,
             TrainSpec(
                 work=work,
-                roots=root_paths(ws),
+                roots=ws.roots,
                 stage=stage,
                 config=plain,
                 fine=fine,
@@ -155,11 +158,6 @@ def _pseudo_digest(pseudo: PseudoData) -> dict[str, str | float]:
     return {"store": store, "centroids": centroids, "weight": pseudo.weight}
 
 
-def root_paths(ws: Workspace) -> dict[str, Path]:
-    """Named roots for a job."""
-    return dict(ws.roots)
-
-
 def _is_trained(model: Path) -> bool:
     if not (model / "model.json").exists():
         return False
@@ -178,11 +176,7 @@ def fusion(checkpoint: Path) -> dict[str, str]:
 
 
 def check_classes(ws: Workspace, what: str, held: ClassTable, wanted: ClassTable) -> None:
-    """Refuse a teacher, or labels of one, whose class numbers mean something else than those of the fine labels.
-
-    Raises:
-        ConfigError: other names, or another number of classes; the hint says what to do.
-    """
+    """ConfigError for a teacher, or labels of one, whose class names are not those of the fine labels."""
     if held.classes == wanted.classes:
         return
     names = (", ".join(table.classes[:6]) + (", ..." if table.num_classes > 6 else "") for table in (held, wanted))
@@ -228,7 +222,7 @@ def evaluate_model(
             ws,
             EvaluateSpec(
                 work=work,
-                roots=root_paths(ws),
+                roots=ws.roots,
                 checkpoint=checkpoint,
                 settings=settings,
                 runtime=runtime,
@@ -272,7 +266,7 @@ def infer_store(
             ws,
             InferSpec(
                 work=work,
-                roots=root_paths(ws),
+                roots=ws.roots,
                 config=plain,
                 teacher=tuple(str(source) for source in sources),
                 selection=Selection(index=index, names=names),
@@ -336,6 +330,12 @@ def _is_whole(store: Path) -> bool:
         return all((store / file).exists() for file in listed_files(read_manifest(store)))
     except StoreError:
         return False
+
+
+def record_skip(ws: Workspace, place: str, reason: str) -> None:
+    """Write why an output holds nothing, into its folder: skipped.json."""
+    with new_tree(ws.path(place)) as out:
+        atomic.write_json(out / "skipped.json", {"reason": reason})
 
 
 def publish_checkpoint(ws: Workspace, model: Path, target: str) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
-from hmsa_core.io.trees import new_tree
 from pipeline import plots
 from pipeline.stages import training
-from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, train_model, write_metrics
+from pipeline.stages.support import fine_data, publish_checkpoint, record_skip, train_model, write_metrics
 from pipeline.workspace import Workspace
 
 STAGE = "teacher-pretrain"
-SKIPPED = "skipped.json"  # instead of a checkpoint
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,8 +23,8 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Train and publish models/pretrain, or write its record."""
     config = ws.params.teacher_pretrain
-    index = ws.path(f"{INDEX}/pretrain.parquet")
-    if not Index.load(index).select(roles=("learn",), kinds=("fine",)):
+    fine = fine_data(ws, "pretrain")
+    if not Index.load(fine.selection.index).select(roles=("learn",), kinds=("fine",)):
         if config.init_from:
             raise ConfigError(
                 f"teacher_pretrain.init_from is {config.init_from}, but there is no pretraining set (data.pretrain)",
@@ -37,7 +34,6 @@ def run(ws: Workspace) -> None:
         _record_skip(ws, f"no pretraining set {why} (data.pretrain): teacher-train starts from scratch")
         return
     init_from = ws.resolve(config.init_from) if config.init_from else None
-    fine = fine_data(index, ws.path(f"{INDEX}/centroids-pretrain.parquet"))
     work = train_model(ws, STAGE, "pretrain", config, fine, init_from=init_from)
     publish_checkpoint(ws, work / "model", "models/pretrain")
     training.report(ws, STAGE, {"pretrain": work})
@@ -45,7 +41,6 @@ def run(ws: Workspace) -> None:
 
 def _record_skip(ws: Workspace, reason: str) -> None:
     _LOG.info("%s: %s", STAGE, reason)
-    with new_tree(ws.path("models/pretrain")) as out:
-        atomic.write_json(out / SKIPPED, {"reason": reason})
+    record_skip(ws, "models/pretrain", reason)
     write_metrics(ws, STAGE, {"skipped": reason})
     plots.lines(ws.path(f"plots/{STAGE}-loss.png"), {}, title="No pretraining", x="step", y="loss")

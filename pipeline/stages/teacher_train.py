@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.stages import training
-from pipeline.stages.support import INDEX, fine_data, publish_checkpoint, role_index, train_model
+from pipeline.stages.support import fine_data, publish_checkpoint, train_model
 from pipeline.workspace import Workspace
 
 STAGE = "teacher-train"
@@ -19,7 +19,7 @@ def disk_estimate(ws: Workspace) -> int:
 def run(ws: Workspace) -> None:
     """Train and publish models/teacher."""
     config = ws.params.teacher_train
-    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    fine = fine_data(ws)
     work = train_model(ws, STAGE, "teacher", config, fine, init_from=_start(ws), validate_every=config.validate_every)
     publish_checkpoint(ws, work / "model", "models/teacher")
     training.report(ws, STAGE, {"teacher": work})

@@ -24,7 +24,7 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline import keys, launcher
 from pipeline.nodes import Meeting
 from pipeline.stages import precision
-from pipeline.stages.support import INDEX, evaluate_model, fine_data, labelling_teacher, role_index, train_model
+from pipeline.stages.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model
 from pipeline.workspace import Workspace
 from research.ablation.labels import WORK, MadeLabels
 from research.ablation.plan import Training
@@ -79,7 +79,7 @@ def own_teacher(ws: Workspace) -> Path:
 def train(ws: Workspace, training: Training, config: TrainConfig, labels: MadeLabels | None, seed: int) -> Trained:
     """Train (or go on, or find trained)."""
     stage = training.recipe.replace("_", "-")
-    fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
+    fine = fine_data(ws)
     with ws.lock(stage):  # the stage's own trainings lie in the same folder
         work = train_model(
             ws,

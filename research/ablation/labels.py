@@ -50,7 +50,7 @@ def make_labels(ws: Workspace, labels: Labels) -> MadeLabels:
     raw = _raw(ws, labels)
     policy = _policy(ws, raw, labels)
     variant = _with_merging(ws, labels)
-    recipe = pseudo_label.make_recipe(variant, raw, policy)
+    recipe = pseudo_label.make_recipe(variant, raw, policy, pseudo_label.curves_of(variant, raw))
     name = atomic.digest(labels.to_json())[:8]
     work = keys.open_work(ws.work(WORK), f"labels-{name}", {"recipe": recipe.key(raw), "raw": raw.digest})
     with Progress(len(raw), what=f"labels {_told(labels)}", stream=sys.stderr) as progress:

@@ -128,25 +128,11 @@ def test_sigterm_to_a_single_job_ends_with_143(data, tmp_path):
     assert read_json(spec.work / "error.json")["exit_code"] == 143
 
 
-def label(photos: Path, out: Path, *more: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command as a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli.main",
-        "label",
-        "--images",
-        str(photos / "straße"),
-        "--checkpoint",
-        str(photos / "model"),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--images-per-shard",
-        "2",
-        *more,
-    ]
+def label(images: Path, out: Path, *more: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own, with the checkpoint beside the images."""
+    given = {"--images": images, "--checkpoint": images.parent / "model", "--out": out, "--device": "cpu"}
+    words = [str(word) for pair in given.items() for word in pair]
+    command = [sys.executable, "-m", "pipeline.cli.main", "label", *words, "--images-per-shard", "2", *more]
     env = os.environ | {"PYTHONPATH": str(REPO)} | changes.pop("env", {})
     return subprocess.run(
         command, capture_output=True, timeout=120, env=env, check=False, encoding="utf-8", **{"cwd": REPO} | changes
@@ -169,7 +155,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The store that one process makes."""
     out = tmp_path_factory.mktemp("labelled") / "store"
-    done = label(photos, out)
+    done = label(photos / "straße", out)
     assert done.returncode == 0, done.stderr
     store = LabelStore.open(out, strict=True)
     assert len(store.names()) == 8
@@ -179,16 +165,16 @@ def labelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.parametrize("ranks", ["2", "4"])
 def test_any_number_of_processes_makes_the_same_store(photos, labelled, tmp_path, ranks):
-    done = label(photos, tmp_path / "store", "--ranks", ranks)
+    done = label(photos / "straße", tmp_path / "store", "--ranks", ranks)
     assert done.returncode == 0, done.stderr
     assert folder_bytes(tmp_path / "store") == labelled, "the manifest, too: it names the threads of a process"
 
 
 def test_a_store_that_is_gone_on_with_on_more_processes_is_the_same(photos, labelled, tmp_path):
     plan = Plan(tmp_path / "marks", r"/receipts/shard-\d+\.json$", "exit", "rename", at=3)
-    assert label(photos, tmp_path / "store", env=planted(plan, {})).returncode != 0
+    assert label(photos / "straße", tmp_path / "store", env=planted(plan, {})).returncode != 0
     assert 0 < len(receipts(tmp_path / "store.work")) < 4
-    done = label(photos, tmp_path / "store", "--ranks", "2")
+    done = label(photos / "straße", tmp_path / "store", "--ranks", "2")
     assert done.returncode == 0, done.stderr
     assert folder_bytes(tmp_path / "store") == labelled
 
@@ -201,7 +187,7 @@ def test_neither_locale_nor_hash_seed_nor_working_folder_changes_a_byte(photos, 
         [sys.executable, "-c", asked], env=os.environ | env, capture_output=True, check=True, text=True
     )
     assert said.stdout == "ascii\n", "the test tests something"
-    done = label(photos, tmp_path / "store", env=env, cwd=tmp_path)
+    done = label(photos / "straße", tmp_path / "store", env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert folder_bytes(tmp_path / "store") == labelled
 
@@ -220,7 +206,7 @@ def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_p
     for package in ("hmsa_core", "pipeline"):
         shutil.copytree(REPO / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     # Python tells where it takes each module from.
-    done = label(photos, tmp_path / "store", env={"PYTHONPATH": str(code), "PYTHONVERBOSE": "1"}, cwd=code)
+    done = label(photos / "straße", tmp_path / "store", env={"PYTHONPATH": str(code), "PYTHONVERBOSE": "1"}, cwd=code)
     assert done.returncode == 0, done.stderr
     for module in ("pipeline/cli/label.py", "hmsa_core/inference/infer.py", "hmsa_core/labels/store/shards.py"):
         assert str(code / module) in done.stderr
@@ -229,32 +215,9 @@ def test_the_code_makes_the_same_bytes_in_another_folder(photos, labelled, tmp_p
 
 
 def test_the_label_command_runs_a_job_of_two_ranks_and_refuses_other_scales(data, tmp_path):
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline.cli.main",
-            "label",
-            "--images",
-            str(data / "toy"),
-            "--checkpoint",
-            str(data / "model"),
-            "--out",
-            str(tmp_path / "store"),
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-            "--ranks",
-            "2",
-            "--images-per-shard",
-            "8",
-            *more,
-        ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO, check=False)
-
-    done = run()
+    options = ("--threads", "1", "--ranks", "2", "--images-per-shard", "8")
+    done = label(data / "toy", tmp_path / "store", *options)
     assert done.returncode == 0, done.stderr
     names = LabelStore.open(tmp_path / "store", strict=True).names()
     assert len(names) == 2 * IMAGES - done.stderr.count("left out: "), "label maps are grey pictures, too"
-    assert run("--scales", "1").returncode == 2
+    assert label(data / "toy", tmp_path / "store", *options, "--scales", "1").returncode == 2

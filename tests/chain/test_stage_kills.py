@@ -80,8 +80,8 @@ ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGKILL to the group", "SIGT
 
 @pytest.mark.parametrize("hit", [pytest.param(hit, marks=pytest.mark.slow) if hit in ALIKE else hit for hit in HITS])
 def test_a_training_that_is_hit_anywhere_leaves_nobody_and_goes_on_to_the_same_bytes(
-    many_teacher_states: Path, tmp_path: Path, hit: str
-) -> None:
+    many_teacher_states, tmp_path, hit
+):
     workspace = shutil.copytree(many_teacher_states, tmp_path / "ws", symlinks=True)
     lock = lock_file(workspace)
     # Rank 0 is held right after its first state, so that even a SIGKILL has something to go on from. Who may save is
@@ -121,23 +121,9 @@ def _kill_a_labelling_stage(finished: Path, workspace: Path, stage: str, plan: P
 
 
 @pytest.mark.parametrize("stage", LABELLING)
-def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(
-    many_shards: Path, tmp_path: Path, stage: str
-) -> None:
+def test_a_labelling_stage_that_is_killed_keeps_its_finished_shards(many_shards, tmp_path, stage):
     plan = Plan(tmp_path / "marks", RECEIPT, "hold", "rename")
     _kill_a_labelling_stage(many_shards, tmp_path / "ws", stage, plan)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("stage", LABELLING)
-def test_fifty_kills_of_a_labelling_stage_lose_nothing(many_shards: Path, tmp_path: Path, stage: str) -> None:
-    for seed in range(50):
-        dice = random.Random(f"{stage} {seed}")
-        # Any file operation from each writer's first receipt to its second: the writers have three or more.
-        plan = Plan(tmp_path / f"marks-{seed}", "/store/.*shard-", "hold", at=dice.randint(OPERATIONS, 2 * OPERATIONS))
-        _kill_a_labelling_stage(many_shards, tmp_path / f"ws-{seed}", stage, plan)
-        shutil.rmtree(tmp_path / f"ws-{seed}")
 
 
 # The other stages: operations of their progress, and which of them is held at one time or another (not the first).
@@ -201,47 +187,36 @@ def _kill_a_short_training(finished: Path, workspace: Path, stage: str, seed: in
     assert max(steps(workspace, stage, "start")) == saved >= 1, "steps that were saved are done again"
 
 
-def test_every_stage_is_killed_in_one_test_or_another() -> None:
-    assert {TRAINING, *LABELLING, *OTHERS, *SHORT} == set(STAGES)
+def _kill(request: pytest.FixtureRequest, folder: Path, stage: str, seed: int) -> None:
+    """Kill a stage at a time that the seed tells, and let it go on to the same bytes."""
+    whole: Whole = request.getfixturevalue("whole")
+    if stage in LABELLING:
+        # Any file operation from each writer's first receipt to its second: the writers have three or more.
+        at = random.Random(f"{stage} {seed}").randint(OPERATIONS, 2 * OPERATIONS)
+        plan = Plan(folder / f"marks-{seed}", "/store/.*shard-", "hold", at=at)
+        _kill_a_labelling_stage(request.getfixturevalue("many_shards"), folder / f"ws-{seed}", stage, plan)
+    elif stage in OTHERS:
+        _kill_another_stage(whole.root, folder / f"ws-{seed}", stage, seed)
+    else:
+        finished = request.getfixturevalue("many_teacher_states") if stage == TRAINING else whole.root
+        _kill_a_short_training(finished, folder / f"ws-{seed}", stage, seed)
 
 
-@pytest.mark.parametrize("stage", OTHERS)
-def test_another_stage_that_is_killed_starts_over_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
-    _kill_another_stage(whole.root, tmp_path / "ws", stage, 0)
-
-
-@pytest.mark.parametrize("stage", SHORT)
-def test_a_short_training_that_is_killed_goes_on_to_the_same_bytes(whole: Whole, tmp_path: Path, stage: str) -> None:
-    _kill_a_short_training(whole.root, tmp_path / "ws", stage, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("stage", OTHERS)
-def test_fifty_kills_of_another_stage_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
-    for seed in range(50):
-        _kill_another_stage(whole.root, tmp_path / f"ws-{seed}", stage, seed)
-        shutil.rmtree(tmp_path / f"ws-{seed}")
+@pytest.mark.parametrize("stage", [*OTHERS, *SHORT])
+def test_another_stage_that_is_killed_goes_on_to_the_same_bytes(request, tmp_path, stage):
+    _kill(request, tmp_path, stage, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("stage", SHORT)
-def test_fifty_kills_of_a_short_training_lose_nothing(whole: Whole, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_fifty_kills_of_a_stage_lose_nothing(request, tmp_path, stage):
     for seed in range(50):
-        _kill_a_short_training(whole.root, tmp_path / f"ws-{seed}", stage, seed)
+        _kill(request, tmp_path, stage, seed)
         shutil.rmtree(tmp_path / f"ws-{seed}")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_fifty_kills_of_the_teachers_stage_lose_nothing(many_teacher_states: Path, tmp_path: Path) -> None:
-    for seed in range(50):
-        _kill_a_short_training(many_teacher_states, tmp_path / f"ws-{seed}", TRAINING, seed)
-        shutil.rmtree(tmp_path / f"ws-{seed}")
-
-
-def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(many_teacher_states: Path, tmp_path: Path) -> None:
+def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(many_teacher_states, tmp_path):
     workspace = shutil.copytree(many_teacher_states, tmp_path / "ws", symlinks=True)
     lock = lock_file(workspace)
     plan = Plan(workspace.parent / "marks", r"/state/step-\d+/state\.json$", "hold", "rename")

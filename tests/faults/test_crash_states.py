@@ -39,7 +39,7 @@ def _record(action: Callable[[Recorder], None], monkeypatch: pytest.MonkeyPatch)
     return recorder
 
 
-def test_a_file_that_is_replaced_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_replaced_is_the_old_or_the_new_one(tmp_path, monkeypatch):
     root, old, new = tmp_path / "root", b"old" * 50, b"new" * 99
     root.mkdir()
 
@@ -60,7 +60,7 @@ def test_a_file_that_is_replaced_is_the_old_or_the_new_one(tmp_path: Path, monke
     assert seen == {(0, None), (0, old), (1, old), (1, new), (2, new)}, "every allowed outcome occurs"
 
 
-def test_the_enumeration_finds_a_writer_that_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_enumeration_finds_a_writer_that_does_not_sync(tmp_path, monkeypatch):
     root = tmp_path / "root"
     root.mkdir()
 
@@ -146,9 +146,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(tmp_path, kind, monkeypatch):
     root, subject = tmp_path / "root", FOLDERS[kind]
     root.mkdir()
 
@@ -181,9 +179,7 @@ def _write_store(root: Path, note: Callable[[object], None]) -> None:
     note("manifest")
 
 
-def test_no_acknowledged_shard_is_lost_and_every_state_can_be_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_acknowledged_shard_is_lost_and_every_state_can_be_gone_on_from(tmp_path, monkeypatch):
     root = tmp_path / "root"
     root.mkdir()
     recorder = _record(lambda recorder: _write_store(root, recorder.note), monkeypatch)

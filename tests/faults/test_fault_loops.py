@@ -210,8 +210,8 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
 def test_a_failing_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
-    subject: Subject, tmp_path: Path, error: int, persistent: bool
-) -> None:
+    subject, tmp_path, error, persistent
+):
     told: list[HmsaError] = []
 
     def failing(action: Callable[[], None]) -> Iterator[int]:
@@ -229,11 +229,9 @@ def test_a_failing_operation_leaves_the_old_or_the_new_and_the_next_run_the_same
     assert all(isinstance(each, allowed) for each in told)
 
 
-def test_an_exit_at_any_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
-    subject: Subject, tmp_path: Path
-) -> None:
+def test_an_exit_at_any_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(subject, tmp_path):
     _loop(subject, tmp_path, every_exit)
 
 
-def test_the_maps_of_the_two_stores_differ() -> None:
+def test_the_maps_of_the_two_stores_differ():
     assert not np.array_equal(maps(0, (6, 7), 2)[0], maps(1, (6, 7), 2)[0])

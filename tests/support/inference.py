@@ -12,11 +12,13 @@ from torch import nn
 
 from hmsa_core import models
 from hmsa_core.config import InferConfig, RuntimeConfig
+from hmsa_core.inference import evaluation, infer
 from hmsa_core.inference.predictor import Predictor
 from hmsa_core.io.process import StopRequest
 from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.runtime.ranks import JobContext, Ranks
-from hmsa_core.spec import EvaluateSpec, EvaluationSetting, InferSpec, Selection
+from hmsa_core.spec import EvaluateSpec, EvaluationSetting, InferSpec, JobSpec, Selection, TrainSpec
+from hmsa_core.training import run as training
 from tests.support.training import CLASSES, class_table
 
 CPU = RuntimeConfig(device="cpu", precision="fp32", threads=1)
@@ -114,3 +116,9 @@ class StopAfter(StopRequest):
     def is_set(self) -> bool:
         self._left -= 1
         return self._left < 0
+
+
+def run_job_here(_ws: Any, spec: JobSpec) -> None:
+    """In place of `pipeline.stages.support.run_job`: the job runs in this process."""
+    kinds: dict[type, Any] = {InferSpec: infer, EvaluateSpec: evaluation, TrainSpec: training}
+    kinds[type(spec)].run(spec, job_context(spec.work))

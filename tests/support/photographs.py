@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.init import InitRequest, init_workspace
 from pipeline.workspace import Workspace
-
-__all__ = ["photograph", "photographs", "work_over"]
-
-TARGET = """  target:
-    kind: folder
-    root: {root}
-    splits: [train, {split}]
-    classes: classes.json
-    pattern: "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"
-{more}  pretrain: null
-  roles:
-    learn_splits: [train]
-    report_splits: []
-    calibrate: [{calibrate}]
-    report: [{report}]
-    unlabelled_splits: [{split}]
-"""
+from tests.support.chain import set_params
 
 
 def photograph(root: Path, city: str, split: str, rng: np.random.Generator, size: tuple[int, int] = (48, 32)) -> None:
@@ -54,11 +40,24 @@ def photographs(
     return root
 
 
-def work_over(ws: Path, root: Path, split: str, *, calibrate: str, report: str, more: str = "") -> Workspace:
-    """The workspace over these photographs, with roles by city and without a pretraining set."""
-    params = ws / "params.yaml"
-    before, rest = params.read_text().split("  target:\n", 1)
-    target = TARGET.format(root=root, split=split, calibrate=calibrate, report=report, more=more)
-    after = rest[rest.index("\n# prepare: index") :].replace("overrides: {road: 0.5, sky: 0.5}", "overrides: {}")
-    params.write_text(before + target + after)
-    return Workspace(ws)
+def work_over(
+    ws: Path, root: Path, split: str, *, calibrate: str, report: str, changes: Mapping[str, Any] | None = None
+) -> Workspace:
+    """A workspace of profile tiny over these photographs, with roles by city and without a pretraining set."""
+    if not ws.exists():
+        init_workspace(InitRequest(ws, "tiny", make_data=False))
+    target = {"kind": "folder", "root": str(root), "splits": ["train", split], "classes": "classes.json"}
+    roles = {"learn_splits": ["train"], "report_splits": [], "unlabelled_splits": [split]}
+    of_data = {
+        "data.target": target | {"pattern": "(?P<city>[a-z]+)_(?P<sequence>[0-9]+)"},
+        "data.pretrain": None,
+        "data.roles": roles | {"calibrate": list(calibrate), "report": list(report)},
+        "calibrate.overrides": {},
+    }
+    return edited(Workspace(ws), of_data | dict(changes or {}))
+
+
+def edited(ws: Workspace, changes: Mapping[str, Any]) -> Workspace:
+    """The workspace with other values of dotted keys; a Workspace reads its parameters once."""
+    set_params(ws.root, changes)
+    return Workspace(ws.root)

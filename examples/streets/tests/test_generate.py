@@ -50,18 +50,14 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     assert files(out) == {"holiday.jpg"}
 
 
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "demo").mkdir()
-    generate(ONE, tmp_path / "demo")
-    assert "demo-data.json" in files(tmp_path / "demo")
-
-
-def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+def test_an_empty_folder_is_filled_and_what_a_killed_run_left_is_cleared_away(tmp_path):
     out = tmp_path / "demo"
+    out.mkdir()
     (tmp_path / ".demo.partial" / "cityscapes").mkdir(parents=True)
     (tmp_path / ".demo.partial" / "cityscapes" / "half.png").write_bytes(b"\x89PNG")
     generate(ONE, out)
     assert not (tmp_path / ".demo.partial").exists()
+    assert "demo-data.json" in files(out)
     assert not any("half" in name for name in files(out))
 
 

@@ -20,7 +20,6 @@ from hmsa_core.labels.thresholds.curves import CalibrationImage, Curves
 from hmsa_core.labels.thresholds.policy import ClassPolicy
 from pipeline import advice
 from pipeline.advice import Case, Situation, distance, expected, measured_cases
-from pipeline.init import InitRequest, init_workspace
 from pipeline.report.build import gather, render
 from pipeline.results import diet
 from pipeline.stages import prepare
@@ -96,10 +95,8 @@ def test_the_shipped_comparisons_can_be_read_and_their_figures_are_possible() ->
 def ws(tmp_path: Path, no_tools: None) -> Workspace:
     """Four pictures to learn from, two to calibrate, two without labels; its teacher takes every car for road."""
     data = photographs(tmp_path / "data", "abcdefgh", "ij", "extra", 7)
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    made = work_over(tmp_path / "ws", data, "extra", calibrate="e, f", report="g, h", more="    max_bad: 0.5\n")
-    set_params(made.root, {"pseudo_label.threshold": 0.5})
-    made = Workspace(made.root)
+    changes = {"data.target.max_bad": 0.5, "pseudo_label.threshold": 0.5}
+    made = work_over(tmp_path / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
     prepare.run(made)
     return made
 

@@ -28,7 +28,7 @@ def ws(tmp_path: Path) -> Workspace:
     """A workspace in which nothing has run, over eight pictures of eight cities; g and h have no labels."""
     root = photographs(tmp_path / "photographs", "abcdef", "gh", "extra", 0, (400, 300))
     bare_workspace(tmp_path / "ws", "tiny")
-    return work_over(tmp_path / "ws", root, "extra", calibrate="c, d", report="e")
+    return work_over(tmp_path / "ws", root, "extra", calibrate="cd", report="e")
 
 
 def _own(ws: Workspace) -> dict[str, int]:

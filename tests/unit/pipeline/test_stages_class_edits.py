@@ -13,22 +13,19 @@ from PIL import Image
 
 from hmsa_core import models
 from hmsa_core.data.index import Index
-from hmsa_core.inference import evaluation as evaluate_job
-from hmsa_core.inference import infer as infer_job
 from hmsa_core.io.atomic import read_json, write_json
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.lineage import learned
-from hmsa_core.spec import EvaluateSpec, InferSpec
+from hmsa_core.spec import InferSpec
 from pipeline.cli.main import main
-from pipeline.init import InitRequest, init_workspace
 from pipeline.report import sections
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, student_train, support
 from pipeline.workspace import Workspace
-from tests.support.inference import CPU, job_context, small_model
-from tests.support.photographs import photograph, photographs, work_over
+from tests.support.inference import CPU, run_job_here, small_model
+from tests.support.photographs import edited, photograph, photographs, work_over
 
 
 @pytest.fixture
@@ -40,26 +37,11 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def ws(tmp_path: Path, data: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace over them with a teacher, whose jobs run in this process."""
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    made = work_over(tmp_path / "ws", data, "new", calibrate="c, d, e", report="f", more="    block: image\n")
-    made = _set(made, ("threshold: policy ", "threshold: 0.5 "))
-    monkeypatch.setattr(support, "run_job", _run_here)
+    changes = {"data.target.block": "image", "pseudo_label.threshold": 0.5}
+    made = work_over(tmp_path / "ws", data, "new", calibrate="cde", report="f", changes=changes)
+    monkeypatch.setattr(support, "run_job", run_job_here)
     _prepare(made)
     return made
-
-
-def _set(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
-    """The workspace with pieces of params.yaml replaced."""
-    text = ws.path("params.yaml").read_text()
-    for old, new in edits:
-        assert old in text, old
-        text = text.replace(old, new)
-    ws.path("params.yaml").write_text(text)
-    return Workspace(ws.root)
-
-
-def _run_here(_ws: Workspace, spec: InferSpec | EvaluateSpec) -> None:
-    (infer_job if isinstance(spec, InferSpec) else evaluate_job).run(spec, job_context(spec.work))  # type: ignore[arg-type]
 
 
 def _prepare(ws: Workspace) -> None:
@@ -95,9 +77,7 @@ def _check(ws: Workspace) -> None:
     ("old", "new", "name", "colour"),
     [('"car"', '"auto"', "auto", (1, 1, 1)), ("[1, 1, 1]", "[1, 1, 143]", "car", (1, 1, 143))],
 )
-def test_an_edited_name_or_colour_goes_through_all_stages(
-    ws: Workspace, data: Path, old: str, new: str, name: str, colour: tuple[int, int, int]
-) -> None:
+def test_an_edited_name_or_colour_goes_through_all_stages(ws, data, old, new, name, colour):
     _label(ws)
     _score(ws)
     weights = support.weights_of(ws.path("models/teacher"))
@@ -112,17 +92,15 @@ def test_an_edited_name_or_colour_goes_through_all_stages(
     _check(ws)
 
 
-def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
-    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_edit_between_a_kill_and_the_next_run_and_back_again(ws, data, monkeypatch):
     def killed(of: Workspace, spec: InferSpec) -> None:
-        _run_here(of, spec)
+        run_job_here(of, spec)
         (spec.work / "store" / "manifest.json").unlink()
 
     monkeypatch.setattr(support, "run_job", killed)
     with pytest.raises(Exception, match="manifest"):
         auto_infer.run(ws)
-    monkeypatch.setattr(support, "run_job", _run_here)
+    monkeypatch.setattr(support, "run_job", run_job_here)
     _edit(data, '"car"', '"auto"')
     _prepare(ws)
     auto_infer.run(ws)
@@ -133,7 +111,7 @@ def test_an_edit_between_a_kill_and_the_next_run_and_back_again(
     assert LabelStore.open(ws.path("labels/raw")).classes.classes == ("road", "car", "sky")
 
 
-def test_labels_of_other_classes_are_refused_with_the_way_out(ws: Workspace, data: Path) -> None:
+def test_labels_of_other_classes_are_refused_with_the_way_out(ws, data):
     _label(ws)
     _check(ws)
     stuck = shutil.copytree(ws.path("models/teacher"), ws.path("models/old"))
@@ -160,10 +138,10 @@ def _promote(ws: Workspace) -> None:
     write_json(ws.path("models/current.json"), {"teacher": "models/registry/v1"})
 
 
-def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace, tmp_path: Path) -> None:
+def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws, tmp_path):
     _label(ws)
     mask = tmp_path / "mask.png"
-    ws = _set(ws, ("mask: null", f"mask: {mask}"))
+    ws = edited(ws, {"pseudo_label.merge.mask": str(mask)})
     Image.new("L", (24, 16), 255).save(mask)
     with pytest.raises(ConfigError, match=r"merge\.mask: .*mask\.png is 24x16, the images are 48x32"):
         pseudo_label.run(ws)
@@ -171,9 +149,7 @@ def test_a_camera_mask_of_another_size_than_the_images_is_refused(ws: Workspace,
     pseudo_label.run(Workspace(ws.root))
 
 
-def test_a_target_that_no_confidence_reaches_is_told(
-    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_target_that_no_confidence_reaches_is_told(ws, data, caplog):
     for path in (data / "labels" / "train").iterdir():  # large regions: what is wrong is no outline
         Image.fromarray((np.arange(32 * 48).reshape(32, 48) % 48 // 16).astype(np.uint8)).save(path)
     prepare.run(ws)
@@ -184,22 +160,15 @@ def test_a_target_that_no_confidence_reaches_is_told(
     assert read_json(ws.path("metrics/calibrate.json"))["target"] == 0.51
     assert "whatever the confidence" in sections._chosen(policy, 0.51)
     caplog.clear()
-    calibrate.run(_set(ws, ("rule: promise", "rule: teach"), ("tau: 0.7", "tau: 0.3")))
+    calibrate.run(edited(ws, {"calibrate.rule": "teach", "calibrate.tau": 0.3}))
     assert "calibrate.target is" not in caplog.text, "tau is no target that was missed"
     told = sections._chosen(ThresholdPolicy.load(ws.path("calibration/policy.json")), 0.3)
     assert "the rule teach" in told
     assert "lower bound" not in told
 
 
-def test_without_an_image_that_may_teach_prepare_stops(ws: Workspace) -> None:
-    ws = _set(ws, ("calibrate: [c, d, e]", "calibrate: [a, b, c, d, e]"))
-    with pytest.raises(InputError, match="no image with a fine label has role learn") as told:
-        prepare.run(ws)
-    assert "data.roles.learn_splits" in told.value.hint
-
-
 @pytest.mark.parametrize("edit", ["added", "removed"])
-def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspace, data: Path, edit: str) -> None:
+def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws, data, edit):
     _label(ws)
     _promote(ws)
     rows = json.loads((data / "classes.json").read_text())
@@ -224,10 +193,8 @@ def test_no_stage_labels_or_measures_with_a_teacher_of_other_classes(ws: Workspa
 
 
 @pytest.mark.parametrize(("threshold", "warned"), [(0.5, False), (0.99, True)])
-def test_the_student_is_told_that_its_labels_are_all_but_empty(
-    ws: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threshold: float, warned: bool
-) -> None:
-    ws = _set(ws, ("threshold: 0.5 ", f"threshold: {threshold} "))
+def test_the_student_is_told_that_its_labels_are_all_but_empty(ws, caplog, monkeypatch, threshold, warned):
+    ws = edited(ws, {"pseudo_label.threshold": threshold})
     _label(ws)
     monkeypatch.setattr(student_train, "train_model", lambda *_args, **_options: pytest.fail("training begins"))
     with pytest.raises(pytest.fail.Exception, match="training begins"):
@@ -238,10 +205,8 @@ def test_the_student_is_told_that_its_labels_are_all_but_empty(
 
 
 @pytest.mark.parametrize(("init", "start"), [("teacher", "teacher"), ("pretrained", None), ("models/other", "other")])
-def test_student_and_control_start_where_params_say(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch, init: str, start: str | None
-) -> None:
-    ws = _set(ws, ("init: teacher ", f"init: {init} "))
+def test_student_and_control_start_where_params_say(ws, monkeypatch, init, start):
+    ws = edited(ws, {"student_train.init": init})
     models.save(small_model("single", 3, seed=8), ws.path("models/other"), class_table=None, lineage={})
     _label(ws)
     begun: dict[str, dict[str, object]] = {}
@@ -276,14 +241,10 @@ def _final(ws: Workspace, name: str) -> tuple[set[int], str]:
 
 
 def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_merged_as_they_are_now(
-    ws: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    ws = _set(
-        ws,
-        ("    kind: folder\n", "    kind: folder\n    coarse: coarse\n"),
-        ("threshold: 0.5 ", "threshold: 0.99999 "),
-        ("default: ignore ", "default: human "),
-    )
+    ws, data, monkeypatch, caplog
+):
+    changes = {"data.target.coarse": "coarse", "pseudo_label.merge.default": "human", "pseudo_label.threshold": 0.99999}
+    ws = edited(ws, changes)
     _draw(data, "h_0001", 0)
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")  # nothing passes this threshold, and nobody drew anything
@@ -297,17 +258,17 @@ def test_coarse_labels_that_come_change_or_go_after_the_image_was_labelled_are_m
         assert _final(ws, "g_0001") == ({class_id}, "coarse/new/g_0001.png")
         assert "1 image has other human coarse labels than when it was labelled" in caplog.text
     shutil.move(data / "coarse", data / "drawn")
-    ws = _set(ws, ("    coarse: coarse\n", "    coarse: drawn\n"))
+    ws = edited(ws, {"data.target.coarse": "drawn"})
     prepare.run(ws)
     assert _final(ws, "g_0001") == ({2}, "drawn/new/g_0001.png")
     shutil.move(data / "drawn", data / "coarse")
-    ws = _set(ws, ("    coarse: drawn\n", "    coarse: coarse\n"))
+    ws = edited(ws, {"data.target.coarse": "coarse"})
     (data / "coarse/new/g_0001.png").unlink()
     prepare.run(ws)
     assert _final(ws, "g_0001") == (set(), "")
 
 
-def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws: Workspace, tmp_path: Path) -> None:
+def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws, tmp_path):
     _label(ws)
     raw, out = ws.path("labels/raw"), tmp_path / "task"
     assert main(["export", str(raw), str(out), "--format", "fiftyone", "--queue", "1", "--threshold", "0.5"]) == 0
@@ -326,9 +287,7 @@ def test_what_a_person_corrects_in_another_tool_is_what_the_student_learns(ws: W
         auto_infer.run(ws)  # labelled anew: what people said stays
 
 
-def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
-    ws: Workspace, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(ws, data, caplog):
     _label(ws)
     with LabelStore.open(ws.path("labels/raw"), strict=True) as raw:
         pictures = {row["name"]: row["image_sha256"] for row in raw.rows()}
@@ -343,7 +302,7 @@ def test_flags_do_not_pass_on_to_another_picture_of_the_same_name(
     assert "marks of 1 images, first g_0001, are of other pictures than those of now" in caplog.text
 
 
-def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
+def test_scores_go_by_the_blocks_of_now(ws):
     first = _score(ws)
     assert _score(ws) == first
     index = support.role_index(ws, "report")
@@ -354,9 +313,7 @@ def test_scores_go_by_the_blocks_of_now(ws: Workspace) -> None:
     assert (first != second, evaluate.Scores.load(second / "multi.npz").blocks) == (True, ("all of it",))
 
 
-def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(
-    ws: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(ws, caplog):
     samples = Index.load(support.role_index(ws, "unlabelled")).samples
     assert auto_infer.self_taught(ws, samples) == 0, "its teacher knows fine labels alone"
     teacher = ws.path("models/teacher")
@@ -369,7 +326,7 @@ def test_images_that_taught_the_teacher_by_earlier_labels_are_counted(
     assert f"learned from 1 of these {len(samples)} images by labels of an earlier teacher" in caplog.text
 
 
-def test_labels_of_another_teacher_start_no_student(ws: Workspace) -> None:
+def test_labels_of_another_teacher_start_no_student(ws):
     _label(ws)
     student_train.check_teacher(ws.path("labels/final"), ws.teacher())
     other = ws.path("models/other")

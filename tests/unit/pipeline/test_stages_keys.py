@@ -27,6 +27,7 @@ def _train(**changes: object) -> str:
         {"batch_per_rank": 2},
         {"optimiser": {"lr": 0.1}},
         {"pseudo": {"share": 0.4}},
+        {"model": {"train_scales": [0.5, 1.0, 2.0]}},
         {"runtime": {"threads": 2}},
         {"runtime": {"precision": "fp32"}},
     ],
@@ -49,10 +50,6 @@ def test_a_run_goes_on_with_another_number_of_gpus(change: dict[str, object]) ->
     assert _train(**change) == _train()
 
 
-def test_training_scales_count() -> None:
-    assert _train(model={"train_scales": [0.5, 1.0, 2.0]}) != _train()
-
-
 def test_the_student_is_the_same_with_and_without_a_control_and_from_wherever_its_start_lies() -> None:
     params = Params.load(REPO / "params.yaml")
     student, pretrain = params.student_train, params.teacher_pretrain
@@ -69,20 +66,14 @@ def test_scales_flip_and_codec_make_another_store_and_workers_do_not() -> None:
     assert key(runtime={"workers": 4, "ranks": 8}) == key()
 
 
-def test_the_folder_says_what_its_key_was_made_of(tmp_path: Path) -> None:
-    work = open_work(tmp_path, "teacher", {"seed": 3})
-    assert read_json(work / "key.json") == {"job": "teacher", "seed": 3}
-    (work / "progress").write_text("half")
-    assert open_work(tmp_path, "teacher", {"seed": 3}) == work
-    assert (work / "progress").read_text() == "half"
-
-
 def test_the_last_two_keys_of_each_job_stay_in_order_of_use_not_of_time(tmp_path: Path) -> None:
     first, second = (open_work(tmp_path, "student", {"seed": s}) for s in (1, 2))
+    assert read_json(first / "key.json") == {"job": "student", "seed": 1}, "it says what its key was made of"
+    (first / "progress").write_text("half")
     other = open_work(tmp_path, "control", {"seed": 1})
-    open_work(tmp_path, "student", {"seed": 1})  # used again: the second one is now the older
+    assert open_work(tmp_path, "student", {"seed": 1}) == first  # used again: the second one is now the older
     third = open_work(tmp_path, "student", {"seed": 3})
-    assert first.exists()
+    assert (first / "progress").read_text() == "half"
     assert third.exists()
     assert other.exists(), "jobs of one stage do not push each other out"
     assert not second.exists()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,15 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
-from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
-from pipeline.stages import (
-    auto_infer,
-    calibrate,
-    evaluate,
-    prepare,
-    pseudo_label,
-    runner,
-    student_train,
-    support,
-    teacher_pretrain,
-)
+from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
 from pipeline.stages.precision import chosen_policy
 from pipeline.stages.support import infer_store
 from pipeline.stages.time_left import megapixels, seconds_left
 from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
-from tests.support.photographs import photograph, photographs, work_over
+from tests.support.photographs import edited, photograph, photographs, work_over
 
 REPO = Path(__file__).resolve().parents[3]
 CITIES = {"learn": "abcd", "calibrate": "ef", "report": "gh", "unlabelled": "ij"}
@@ -57,25 +47,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ws(tmp_path: Path, data: Path, no_tools: None) -> Workspace:
     """A workspace over the photographs with roles by city, without a pretraining set."""
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    return work_over(tmp_path / "ws", data, "extra", calibrate="e, f", report="g, h", more="    max_bad: 0.5\n")
+    changes = {"data.target.max_bad": 0.5}
+    return work_over(tmp_path / "ws", data, "extra", calibrate="ef", report="gh", changes=changes)
 
 
 @pytest.fixture
 def own(ws: Workspace, data: Path, tmp_path: Path) -> tuple[Workspace, Path]:
     """The workspace with a copy of the images that the test may change, and that copy."""
     copy = shutil.copytree(data, tmp_path / "more")
-    return _edit(ws, (re.escape(str(data)), str(copy))), copy
-
-
-def _edit(ws: Workspace, *edits: tuple[str, str]) -> Workspace:
-    """The workspace with an edited params.yaml: (regular expression, text) pairs that must be found."""
-    text = ws.path("params.yaml").read_text()
-    for old, new in edits:
-        text, found = re.subn(old, new, text)
-        assert found, old
-    ws.path("params.yaml").write_text(text)
-    return Workspace(ws.root)  # parameters are read once
+    return edited(ws, {"data.target.root": str(copy)}), copy
 
 
 def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
@@ -88,7 +68,7 @@ def _checkpoint(ws: Workspace, name: str, digit: str) -> None:
     sealed.write(folder / "model.json", meta | {"options": {}, "weights_sha256": digit * 64, "lineage": lineage})
 
 
-def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace) -> None:
+def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws):
     prepare.run(ws)
     for role, cities in CITIES.items():
         index = Index.load(ws.path(f"data/index/{role}.parquet"))
@@ -101,7 +81,7 @@ def test_prepare_writes_one_index_a_role_and_the_same_bytes_again(ws: Workspace)
     assert {p.name: p.read_bytes() for p in ws.path("data/index").iterdir()} == first
 
 
-def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog) -> None:
+def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog):
     ws, data = own
     next((data / "images").rglob("*.png")).write_bytes(b"this is text")
     with caplog.at_level("INFO"):
@@ -111,55 +91,56 @@ def test_prepare_says_who_does_what_and_what_was_left_out(own, caplog) -> None:
     assert f"left out: 1 not-an-image; each is named in {ws.path('data/index/quarantine.parquet')}" in told
 
 
-def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) -> None:
-    ws = _edit(ws, ("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
-    with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
-        prepare.run(ws)
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("evaluate.gate.class_allowances", {"buliding": 0.1}, r"gate\.class_allowances: no class is called 'buli"),
+        ("data.roles.calibrate", ["e", "ff"], r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"),
+        ("data.target.root", "/gone", "/gone: data set folder not found"),
+        ("data.roles.calibrate", list("abcdef"), "no image with a fine label has role learn"),
+    ],
+)
+def test_prepare_names_what_is_not_there(ws, key, value, words):
+    with pytest.raises((ConfigError, InputError), match=words) as told:
+        prepare.run(edited(ws, {key: value}))
+    if value == "/gone":
+        assert told.value.hint == "correct data.target.root in params.yaml"
+    assert "role learn" not in words or "data.roles.learn_splits" in told.value.hint
 
 
-def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
-    with pytest.raises(ConfigError, match=r"params\.yaml: data\.roles\.calibrate: no image is of 'ff'"):
-        prepare.run(_edit(ws, (r"calibrate: \[e, f\]", "calibrate: [e, ff]")))
-    with pytest.raises(InputError, match="/gone: data set folder not found") as told:
-        prepare.run(_edit(ws, (r"root: .*photographs.*", "root: /gone")))
-    assert told.value.hint == "correct data.target.root in params.yaml"
+NOBODY_CALIBRATES = {"data.roles.calibrate": [], "teacher_train.validate_every": 0, "student_train.validate_every": 0}
 
 
 @pytest.mark.parametrize(
-    ("edits", "words"),
+    ("changes", "words"),
     [
         (
-            [(r"calibrate: \[e, f\]", "calibrate: []"), (r"validate_every: \d+", "validate_every: 0")],
+            NOBODY_CALIBRATES,
             "threshold is policy, but no image with a fine label has role calibrate: pseudo-label will stop",
         ),
         (
-            [
-                (r"calibrate: \[e, f\]", "calibrate: []"),
-                (r"validate_every: \d+", "validate_every: 0"),
-                ("draw: all", "draw: probability"),
-            ],
+            NOBODY_CALIBRATES | {"student_train.pseudo.draw": "probability"},
             "student_train.pseudo.draw is probability, but no image with a fine label has role calibrate",
         ),
-        ([(r"report: \[g, h\]", "report: []")], "no image with a fine label has role report: nothing will be judged"),
-        ([(r"\[extra\]", "[]")], "no image has role unlabelled: auto-infer will stop, after the teacher's training"),
+        ({"data.roles.report": []}, "no image with a fine label has role report: nothing will be judged"),
         (
-            [(r"region: \w+", "region: outside_coarse")],
+            {"data.roles.unlabelled_splits": []},
+            "no image has role unlabelled: auto-infer will stop, after the teacher's training",
+        ),
+        (
+            {"calibrate.region": "outside_coarse"},
             "none of the 2 images of role calibrate has a coarse label: calibrate will stop; set calibrate.region to all",
         ),
     ],
 )
-def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(
-    ws: Workspace, caplog: pytest.LogCaptureFixture, edits: list[tuple[str, str]], words: str
-) -> None:
+def test_prepare_tells_which_later_stage_will_stop_for_want_of_images(ws, caplog, changes, words):
     prepare.run(ws)
     assert words not in caplog.text
-    prepare.run(_edit(ws, *edits))
+    prepare.run(edited(ws, changes))
     assert words in caplog.text
 
 
-def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
-    own, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(own, tmp_path, caplog):
     ws, data = own
     shutil.move(data, tmp_path / "real")
     data.symlink_to(tmp_path / "real")  # a root that is a link is looked behind
@@ -171,7 +152,7 @@ def test_prepare_tells_of_folders_that_dvc_does_not_look_behind(
     assert "real holds linked folders (labels): DVC does not see changes behind them" in caplog.text
 
 
-def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog) -> None:
+def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog):
     ws, data = own
     prepare.run(ws)
     assert "near copies" not in caplog.text
@@ -185,35 +166,33 @@ def test_prepare_tells_of_near_copies_before_anything_is_trained(own, caplog) ->
     assert f"{judged.stem} of {learned.stem} (perceptual hash" in told
 
 
-def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+def test_prepare_tells_of_too_few_blocks_for_any_threshold(ws, caplog):
     prepare.run(ws)
     assert "prepare: 1 block(s)" in caplog.text
     assert "calibrate, calibrate.min_blocks is 3: no class gets a threshold of its own" in caplog.text
     caplog.clear()
-    prepare.run(_edit(ws, ("threshold: policy ", "threshold: 0.9 ")))
+    prepare.run(edited(ws, {"pseudo_label.threshold": 0.9}))
     assert "calibrate.min_blocks" not in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("edit", "reader", "words"),
+    ("key", "value", "reader", "what"),
     [
-        (("threshold: policy ", "threshold: policies/x.json "), "pseudo-label", "policies/x.json: no such file"),
-        (("mask: null", "mask: nope.png"), "auto-infer", "merge.mask: nope.png: no such file"),
-        (("init_from: null", "init_from: models"), "teacher-pretrain", "models: no checkpoint folder"),
-        (("init: teacher ", "init: models/none "), "student-train", "models/none: no checkpoint folder"),
+        ("pseudo_label.threshold", "policies/x.json", "pseudo-label", "no such file"),
+        ("pseudo_label.merge.mask", "nope.png", "auto-infer", "no such file"),
+        ("teacher_pretrain.init_from", "models", "teacher-pretrain", "no checkpoint folder"),
+        ("student_train.init", "models/none", "student-train", "no checkpoint folder"),
     ],
 )
-def test_files_that_params_names_are_missed_at_once(
-    ws: Workspace, edit: tuple[str, str], reader: str, words: str
-) -> None:
-    ws = _edit(ws, edit)
+def test_files_that_params_names_are_missed_at_once(ws, key, value, reader, what):
+    ws = edited(ws, {key: value})
     for stage in ("prepare", reader):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=f"{key}: {value}: {what}"):
             runner.run_stage(ws, stage)
     check_named_files(ws.root, ws.params, "evaluate")  # nobody reads them from here on
 
 
-def test_new_unlabelled_images_change_no_other_index(own) -> None:
+def test_new_unlabelled_images_change_no_other_index(own):
     ws, data = own
     prepare.run(ws)
     before = {role: ws.path(f"data/index/{role}.parquet").read_bytes() for role in CITIES}
@@ -223,26 +202,24 @@ def test_new_unlabelled_images_change_no_other_index(own) -> None:
     assert changed == ["unlabelled"]
 
 
-def test_without_a_pretraining_set_a_record_says_so(ws: Workspace) -> None:
+def test_without_a_pretraining_set_a_record_says_so(ws):
     prepare.run(ws)
     teacher_pretrain.run(ws)
     record = json.loads(ws.path("models/pretrain/skipped.json").read_text())
     assert "starts from scratch" in record["reason"]
     assert "starts from scratch" in json.loads(ws.path("metrics/teacher-pretrain.json").read_text())["skipped"]
     assert ws.path("plots/teacher-pretrain-loss.png").is_file()
-    ws = _edit(ws, (r"(?s)\A(.*?)init_from: null", r"\1init_from: models/imported"))
+    ws = edited(ws, {"teacher_pretrain.init_from": "models/imported"})
     with pytest.raises(ConfigError, match=r"teacher_pretrain\.init_from is models/imported, but .*") as error:
         teacher_pretrain.run(ws)  # weights that nobody would use, without a word
     assert "teacher_train.init_from" in error.value.hint
 
 
-def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(
-    ws: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
-    no_judges = [(r"report: \[g, h\]", "report: []"), (r"calibrate: \[e, f\]", "calibrate: []")]
-    prepare.run(_edit(ws, *no_judges, ("threshold: policy", "threshold: 0.9")))
+def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_never_promoted(ws, caplog):
+    no_judges = {"data.roles.report": [], "data.roles.calibrate": []}
+    prepare.run(edited(ws, no_judges | {"pseudo_label.threshold": 0.9}))
     assert re.search(r"teacher_train\.validate_every is \d+, but no image .* has role calibrate", caplog.text)
-    ws = _edit(ws, (r"validate_every: \d+", "validate_every: 0"))
+    ws = edited(ws, NOBODY_CALIBRATES)
     prepare.run(ws)
     for name, digit in (("teacher", "a"), ("student", "b"), ("control", "c")):
         _checkpoint(ws, name, digit)
@@ -255,14 +232,7 @@ def test_without_images_to_judge_on_the_student_is_recorded_as_unverified_and_ne
     assert "unverified" in summary_text(ws)
 
 
-def test_a_control_that_is_switched_off_leaves_a_record(ws: Workspace) -> None:
-    student_train._publish_control(ws, None)
-    assert "control is false" in json.loads(ws.path("models/control/skipped.json").read_text())["reason"]
-
-
-def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(ws, monkeypatch):
     prepare.run(ws)
     usage = shutil.disk_usage(ws.root)._replace(free=70 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
@@ -273,7 +243,7 @@ def test_the_estimate_is_compared_with_the_free_disk_before_anything_starts(
     assert auto_infer.disk_estimate(ws) > 0
 
 
-def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspace) -> None:
+def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws):
     runner.run_stage(ws, "prepare")
     record = json.loads(ws.path("work/times/prepare.json").read_text())
     assert record["seconds"] >= 0
@@ -281,12 +251,12 @@ def test_a_stage_records_its_time_and_memory_outside_of_the_outputs(ws: Workspac
     assert "seconds" not in ws.path("metrics/prepare.json").read_text()
 
 
-def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
+def test_time_left_grows_with_what_is_still_to_train(ws):
     prepare.run(ws)
     assert seconds_left(ws, "prepare") is None  # nothing was timed yet
     atomic.write_json(ws.path("work/times/teacher-train.json"), {"seconds": 100.0})
     left, work = seconds_left(ws, "teacher-train"), megapixels(ws)
-    longer = _edit(ws, (r"(\nstudent_train:(?s:.*?)\n  epochs: )2", r"\g<1>4"))
+    longer = edited(ws, {"student_train.epochs": 4})
     twice = seconds_left(longer, "teacher-train")
     assert left is not None
     assert twice is not None
@@ -296,22 +266,17 @@ def test_time_left_grows_with_what_is_still_to_train(ws: Workspace) -> None:
     speed = {"teacher": {"images_per_s": crops / 400}}  # 300 s before a stop, 100 s after it
     atomic.write_json(ws.path("work/times/teacher-train-training.json"), speed)
     assert seconds_left(ws, "teacher-train") == pytest.approx(4 * left)
+    explicit = megapixels(edited(ws, {"teacher_train.model.kind": "explicit"}))["teacher-train"]
+    assert explicit / work["teacher-train"] == pytest.approx((0.25 + 1 + 4) / (0.25 + 1)), "a third scale"
 
 
-def test_explicit_attention_counts_its_third_scale(ws: Workspace) -> None:
-    prepare.run(ws)
-    explicit = _edit(ws, (r"(\nteacher_train:(?s:.*?)\n    kind: )hierarchical", r"\g<1>explicit"))
-    ratio = megapixels(explicit)["teacher-train"] / megapixels(ws)["teacher-train"]
-    assert ratio == pytest.approx((0.25 + 1 + 4) / (0.25 + 1))
-
-
-def test_another_file_of_trunk_weights_is_another_training(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_of_trunk_weights_is_another_training(ws, monkeypatch):
     prepare.run(ws)
     monkeypatch.setattr(support, "run_job", lambda *_: None)
     weights = ws.path("trunk.safetensors")
     config = ws.params.student_train.model_copy(deep=True)
     config = config.model_copy(update={"model": config.model.model_copy(update={"trunk_weights": str(weights)})})
-    fine = support.fine_data(ws.path("data/index/learn.parquet"), ws.path("data/index/centroids-target.parquet"))
+    fine = support.fine_data(ws)
     folders = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
@@ -319,28 +284,13 @@ def test_another_file_of_trunk_weights_is_another_training(ws: Workspace, monkey
     assert folders[0] == folders[2] != folders[1]
 
 
-def _edited_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    whole_run, params = prepare.run, ws.path("params.yaml")
-
-    def run(of: Workspace) -> None:
-        whole_run(of)
-        assert old in params.read_text()
-        params.write_text(params.read_text().replace(old, new))
-
-    monkeypatch.setattr(prepare, "run", run)
-
-
-def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _edited_meanwhile(ws, monkeypatch, "max_bad: 0.5", "max_bad: 0.4")
-    with pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran"):
+@pytest.mark.parametrize(("key", "refused"), [("data.target.max_bad", True), ("evaluate.draws", False)])
+def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(ws, monkeypatch, key, refused):
+    whole_run = prepare.run
+    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or edited(of, {key: 0.4 if refused else 99}))
+    told = pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran")
+    with told if refused else nullcontext():
         runner.run_stage(ws, "prepare")  # dvc records nothing of a stage that failed
-
-
-def test_parameters_of_another_stage_may_change_meanwhile(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    _edited_meanwhile(ws, monkeypatch, "  draws: ", "  draws: 1")
-    runner.run_stage(ws, "prepare")
 
 
 @pytest.fixture
@@ -354,9 +304,7 @@ def nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_checked")
 @pytest.mark.parametrize("name", ["labels/raw.review.jsonl", "policies/raw.json"])
 @pytest.mark.parametrize("times", [1, 99])
-def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, times: int
-) -> None:
+def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_recorded(ws, monkeypatch, name, times):
     atomic.write_text(ws.path(name), "0")
     seen: list[str] = []
 
@@ -375,9 +323,7 @@ def test_marks_and_policies_saved_while_a_stage_ran_are_taken_or_nothing_is_reco
 
 
 @pytest.mark.usefixtures("nothing_checked")
-def test_somebody_who_never_stops_marking_waits_for_the_last_round(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_somebody_who_never_stops_marking_waits_for_the_last_round(ws, monkeypatch):
     review = ReviewFile(ws.path("labels/raw"))
     seen: list[int] = []
 
@@ -405,9 +351,7 @@ def _stored(ws: Workspace, *names: str) -> Path:
     return infer_store(ws, "auto-infer", "auto", ws.params.auto_infer, ws.path("models/teacher"), index, names)
 
 
-def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(ws, monkeypatch):
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
     labelled = []
@@ -423,9 +367,7 @@ def test_after_an_image_went_its_store_is_left_once_and_the_next_one_grows(
     assert stores[0] != stores[1] == stores[2] == stores[3]
 
 
-def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
-    ws: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(ws, monkeypatch):
     prepare.run(ws)
     _checkpoint(ws, "teacher", "a")
     monkeypatch.setattr(support, "run_job", lambda _ws, spec: _label(spec))
@@ -438,27 +380,27 @@ def test_another_fusion_of_the_same_weights_makes_labels_of_its_own(
     assert stores[1] == stores[3]
 
 
-def test_a_mistake_in_params_is_told_before_anything_is_touched(ws: Workspace) -> None:
+def test_a_mistake_in_params_is_told_before_anything_is_touched(ws):
     with pytest.raises(ConfigError, match=r"epochs: expected an integer, found 'none'"):
-        runner.run_stage(_edit(ws, ("  epochs: 2 ", "  epochs: none ")), "prepare")
+        runner.run_stage(edited(ws, {"teacher_pretrain.epochs": "none"}), "prepare")
     assert not ws.path("data/index").exists()
 
 
-def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws: Workspace, tmp_path: Path) -> None:
+def test_a_policy_that_is_not_there_is_told_with_the_key_that_names_it(ws, tmp_path):
     write_store(tmp_path / "raw", 1)
     raw = LabelStore.open(tmp_path / "raw")
     with pytest.raises(
         ConfigError, match=r"pseudo_label\.threshold is policy: .*calibration/policy\.json is not there"
     ):
         chosen_policy(ws, raw)
-    ws = _edit(ws, (r"(?m)^(pseudo_label:\n(?:.*\n)*?  threshold:) \S+", r"\1 policies/none.json"))
+    ws = edited(ws, {"pseudo_label.threshold": "policies/none.json"})
     with pytest.raises(ConfigError, match=r"threshold is policies/none\.json: .*none\.json is not there") as caught:
         chosen_policy(ws, raw)
     assert "params.yaml" in caught.value.hint
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws: Workspace, sig: signal.Signals) -> None:
+def test_a_signal_ends_a_stage_without_jobs_with_143_and_it_can_go_on(ws, sig):
     # A stage that takes its time: the loop is ours, so the signal has to break into it.
     code = (
         "import sys, time; import pipeline.stages.prepare as p; "

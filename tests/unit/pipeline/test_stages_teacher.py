@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from hmsa_core import models
 from hmsa_core.data.index import Index
-from hmsa_core.inference import evaluation, infer
 from hmsa_core.inference.teachers.sources import digest_of
 from hmsa_core.io.atomic import read_json
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels import LabelStore, ThresholdPolicy
 from hmsa_core.lineage import Lineage, learned
-from hmsa_core.spec import EvaluateSpec, InferSpec, JobSpec
-from hmsa_core.training import run as training
-from pipeline.init import InitRequest, init_workspace
 from pipeline.stages import (
     auto_infer,
     calibrate,
@@ -31,46 +26,31 @@ from pipeline.stages import (
     teacher_pretrain,
 )
 from pipeline.workspace import Workspace
-from tests.support.chain import set_params
-from tests.support.inference import job_context, small_model
+from tests.support.inference import run_job_here, small_model
 from tests.support.photographs import photographs, work_over
 from tests.support.teachers import nearest_colour, table
-
-
-def _run_here(_ws: Workspace, spec: JobSpec) -> None:
-    context: Any = job_context(spec.work)
-    if isinstance(spec, InferSpec):
-        infer.run(spec, context)
-    elif isinstance(spec, EvaluateSpec):
-        evaluation.run(spec, context)
-    else:
-        training.run(spec, context)
 
 
 @pytest.fixture
 def ws(tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace over photographs whose jobs run in this process, with a teacher of its own and a foreign one."""
     data = photographs(tmp_path / "mine", "abcdef", "gh", "new", 5, (128, 64))
-    init_workspace(InitRequest(tmp_path / "ws", "tiny", make_data=False))
-    made = work_over(tmp_path / "ws", data, "new", calibrate="c, d, e", report="f", more="    block: image\n")
-    monkeypatch.setattr(support, "run_job", _run_here)
+    monkeypatch.setattr(support, "run_job", run_job_here)
+    changes = {
+        "data.target.block": "image",
+        "auto_infer.teacher": "onnx:teachers/net.onnx",
+        "auto_infer.scales": [1.0],
+        "pseudo_label.threshold": 0.3,
+        "student_train.epochs": 1,
+        "student_train.epoch_samples": 4,
+        "student_train.control": False,
+        "evaluate.settings": [{"name": "single", "scales": [1.0], "flip": False}],
+    }
+    made = work_over(tmp_path / "ws", data, "new", calibrate="cde", report="f", changes=changes)
     (made.root / "teachers").mkdir()
     colours = np.array([[0.2, 0.5, 0.5], [0.5, 0.2, 0.5], [0.5, 0.5, 0.2], [0.9, 0.9, 0.9]])
     net = nearest_colour(made.root / "teachers" / "net.onnx", ("strasse", "auto", "himmel", "tor"), colours)
     table(net, "classes: {strasse: road, auto: car, himmel: sky}\n")
-    set_params(
-        made.root,
-        {
-            "auto_infer.teacher": "onnx:teachers/net.onnx",
-            "auto_infer.scales": [1.0],
-            "pseudo_label.threshold": 0.3,
-            "student_train.epochs": 1,
-            "student_train.epoch_samples": 4,
-            "student_train.control": False,
-            "evaluate.settings": [{"name": "single", "scales": [1.0], "flip": False}],
-        },
-    )
-    made = Workspace(made.root)
     prepare.run(made)
     teacher_pretrain.run(made)
     index = Index.load(made.path("data/index/learn.parquet"))
@@ -104,6 +84,7 @@ def test_a_network_of_another_tool_labels_and_its_student_is_not_promoted_unprov
     assert any("is not proven" in reason and gap in reason for reason in verdict["reasons"])
     assert 0 < read_json(ws.path("metrics/evaluate.json"))["kept"]["precision"] <= 1
     assert ws.path("report/index.html").is_file()
+    assert "control is false" in read_json(ws.path("models/control/skipped.json"))["reason"]
 
     table(net, "classes: {strasse: road, auto: car}\n")
     with pytest.raises(ConfigError, match="the teacher is now") as caught:

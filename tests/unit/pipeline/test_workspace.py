@@ -44,22 +44,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return _make(tmp_path_factory.mktemp("made") / "ws")
 
 
-def test_a_new_workspace_is_a_committed_git_and_dvc_repository(made: Workspace) -> None:
+def test_a_new_workspace_is_a_committed_git_and_dvc_repository_with_the_stages(made):
     assert _git(made.root, "status", "--porcelain") == ""
     assert _git(made.root, "log", "--format=%an").strip() == "autolabel"
     config = (made.root / ".dvc" / "config").read_text()
     for line in ("analytics = false", "check_update = false", "autostage = true"):
         assert line in config
     assert not (made.root / ".autolabel-init").exists()
-
-
-def test_dvc_reads_the_new_workspace(made: Workspace) -> None:
     command = [sys.executable, "-m", "dvc", "stage", "list", "--names-only"]
     listed = subprocess.run(command, cwd=made.root, capture_output=True, text=True, check=True).stdout.split()
     assert tuple(listed) == STAGES
 
 
-def test_git_ignores_every_cached_output_and_keeps_lock_and_metrics(made: Workspace) -> None:
+def test_git_ignores_every_cached_output_and_keeps_lock_and_metrics(made):
     stages = yaml.safe_load((made.root / "dvc.yaml").read_text())["stages"].values()
     outputs = [out for s in stages for out in [*s["outs"], *s.get("plots", ())]]
     for out in [*outputs, "work/teacher-train/0123", "data/demo/cityscapes", "models/registry/v1"]:
@@ -68,20 +65,20 @@ def test_git_ignores_every_cached_output_and_keeps_lock_and_metrics(made: Worksp
         assert subprocess.run(["git", "check-ignore", "-q", kept], cwd=made.root, check=False).returncode == 1, kept
 
 
-def test_the_repositorys_root_is_a_workspace_of_profile_demo() -> None:
+def test_the_repositorys_root_is_a_workspace_of_profile_demo():
     ws = Workspace.find(REPO / "pipeline")
     assert ws.root == REPO
     assert ws.params.profile == "demo"
     assert json.loads((REPO / "models" / "current.json").read_text())["teacher"].startswith(("stage:", "models/"))
 
 
-def test_init_again_says_so_and_changes_nothing(made: Workspace, said) -> None:
+def test_init_again_says_so_and_changes_nothing(made, said):
     before = {p: p.stat().st_mtime_ns for p in made.root.rglob("*")}
     assert "already a workspace of profile tiny; nothing changed" in said("init", made.root, "--profile", "tiny").err
     assert {p: p.stat().st_mtime_ns for p in made.root.rglob("*")} == before
 
 
-def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made: Workspace, tmp_path: Path) -> None:
+def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made, tmp_path):
     with pytest.raises(InputError, match="already a workspace of profile tiny"):
         _make(made.root, "demo")
     (tmp_path / "thesis.tex").write_text("precious")
@@ -92,7 +89,7 @@ def test_another_profile_a_full_folder_and_an_unknown_profile_are_refused(made: 
         _make(tmp_path / "new", "huge")
 
 
-def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path: Path, no_tools: None, said) -> None:
+def test_the_next_commands_can_be_pasted_for_any_folder(tmp_path, no_tools, said):
     folder = tmp_path / "a work's space"
     lines = said("init", folder, "--profile", "tiny", "--no-data").err.splitlines()
     told = [shlex.split(line)[1:4] for line in lines if line.startswith("next: ")]
@@ -121,9 +118,7 @@ def generated(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the_next_init(
-    unfinished: Path, generated: list[Path]
-) -> None:
+def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the_next_init(unfinished, generated):
     edited = ("params.yaml", "dvc.yaml", "labels/raw.review.jsonl", "README.md", ".gitignore", "policies/README.md")
     for name in edited:
         (unfinished / name).write_text((unfinished / name).read_text() + "# mine\n")
@@ -136,9 +131,7 @@ def test_what_people_did_in_a_workspace_whose_init_was_killed_is_there_after_the
     assert not init_workspace(InitRequest(unfinished, "tiny"))
 
 
-def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
-    unfinished: Path, generated: list[Path], tmp_path: Path
-) -> None:
+def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(unfinished, generated, tmp_path):
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)
     before = {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()}
@@ -154,8 +147,8 @@ def test_an_unfinished_workspace_is_not_gone_on_with_as_another_one(
 
 
 def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roots_that_are_given(
-    tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, no_tools, monkeypatch
+):
     (tmp_path / "cs").mkdir()
     request = InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "cs")
     real = init.atomic.write_text
@@ -176,7 +169,7 @@ def test_an_init_that_was_killed_before_it_wrote_params_writes_them_with_the_roo
 
 
 @pytest.mark.parametrize("name", ["my 😀 data", 'a "quoted" \\ one', "a b\u2028c\x85d\x7fe", "münchen süd", "𝒳"])
-def test_a_data_folder_of_any_name_is_found_again(tmp_path: Path, no_tools: None, name: str) -> None:
+def test_a_data_folder_of_any_name_is_found_again(tmp_path, no_tools, name):
     (tmp_path / name).mkdir()
     ws = _make(tmp_path / "ws", "cityscapes", data=tmp_path / name)
     assert ws.roots["target"] == tmp_path / name
@@ -185,9 +178,7 @@ def test_a_data_folder_of_any_name_is_found_again(tmp_path: Path, no_tools: None
     assert YAML(typ="safe").load(ws.path("params.yaml"))["data"]["target"]["root"] == str(tmp_path / name)
 
 
-def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace_above_it(
-    made: Workspace, said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace_above_it(made, said, monkeypatch):
     from examples import streets as demodata
 
     generated: list[Path] = []
@@ -199,7 +190,7 @@ def test_demo_data_for_a_folder_that_is_not_there_are_not_put_into_the_workspace
     assert generated == [made.root / "data" / "demo"]
 
 
-def test_inside_a_git_tree_no_second_repository_is_made_but_in_an_ignored_folder_it_is(tmp_path: Path) -> None:
+def test_inside_a_git_tree_no_second_repository_is_made_but_in_an_ignored_folder_it_is(tmp_path):
     _git(tmp_path, "init", "-q")
     (tmp_path / ".gitignore").write_text("/workspaces/\n")
     inside = _make(tmp_path / "sub" / "ws")
@@ -210,7 +201,7 @@ def test_inside_a_git_tree_no_second_repository_is_made_but_in_an_ignored_folder
     assert _git(ignored.root, "log", "--oneline").count("\n") == 1
 
 
-def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path: Path, monkeypatch) -> None:
+def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     _git(other, "init", "-q")
@@ -220,9 +211,7 @@ def test_an_inherited_git_dir_does_not_lead_our_commits_astray(tmp_path: Path, m
     assert _git(ws.root, "log", "--format=%s").strip() == "Workspace"
 
 
-def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(
-    tmp_path: Path, no_tools, monkeypatch
-) -> None:
+def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(tmp_path, no_tools, monkeypatch):
     data = tmp_path / "my data" / "camvid"
     data.mkdir(parents=True)
     (data / FAKE_CAMVID).write_text("{}")
@@ -237,7 +226,7 @@ def test_camvid_is_found_by_option_by_environment_and_its_absence_is_told(
     assert not (tmp_path / "c").exists()
 
 
-def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path: Path, no_tools) -> None:
+def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path, no_tools):
     (tmp_path / "cs").mkdir()
     (tmp_path / "mv").mkdir()
     ws = _make(tmp_path / "ws", "cityscapes", data=tmp_path / "cs", pretrain_data=tmp_path / "mv")
@@ -246,7 +235,7 @@ def test_a_data_root_given_at_init_stands_in_params_with_its_comment(tmp_path: P
     assert "# folder" in line
 
 
-def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(tmp_path: Path, no_tools) -> None:
+def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(tmp_path, no_tools):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert init_workspace(InitRequest(tmp_path / "ws", "cityscapes", tmp_path / "one"))
@@ -258,28 +247,22 @@ def test_another_data_root_for_a_workspace_that_is_there_is_refused_not_ignored(
     assert "--no-data" in (error.value.hint or "")
 
 
-def test_a_fresh_repository_becomes_a_workspace(tmp_path: Path, no_tools) -> None:
+def test_demo_data_of_one_workspace_can_serve_another_in_a_fresh_repository(tmp_path, no_tools):
     (tmp_path / "ws" / ".git").mkdir(parents=True)
-    assert init_workspace(InitRequest(tmp_path / "ws", "cityscapes", make_data=False))
-
-
-def test_demo_data_of_one_workspace_can_serve_another(tmp_path: Path, no_tools) -> None:
     for name in ("cityscapes", "mapillary"):
         (tmp_path / "shared" / name).mkdir(parents=True)
     ws = _make(tmp_path / "ws", "tiny", data=tmp_path / "shared")
     assert ws.roots["pretrain"] == tmp_path / "shared" / "mapillary"
 
 
-def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(
-    made: Workspace, tmp_path: Path
-) -> None:
+def test_a_workspace_is_found_from_a_folder_inside_it_and_missing_ones_are_explained(made, tmp_path):
     assert Workspace.find(made.root / "models").root == made.root
     with pytest.raises(ConfigError, match="not a workspace") as caught:
         Workspace.find(tmp_path)
     assert "autolabel init" in caught.value.hint
 
 
-def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made: Workspace, tmp_path: Path) -> None:
+def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made, tmp_path):
     root = tmp_path / "ws"
     shutil.copytree(made.root, root, ignore=shutil.ignore_patterns(".git", ".dvc"))
     ws = Workspace(root)
@@ -298,14 +281,14 @@ def test_the_current_teacher_is_the_trained_one_until_a_version_is_promoted(made
 @pytest.mark.parametrize(
     "teacher", ["../elsewhere", "models/registry/../../x", "/etc", "stage:student-train", "models/teacher"]
 )
-def test_a_teacher_outside_the_registry_is_refused(tmp_path: Path, teacher: str) -> None:
+def test_a_teacher_outside_the_registry_is_refused(tmp_path, teacher):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "current.json").write_text(json.dumps({"teacher": teacher}))
     with pytest.raises(ConfigError, match='expected "stage:teacher-train"'):
         Workspace(tmp_path).teacher()
 
 
-def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_first(made: Workspace) -> None:
+def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_first(made):
     command = [sys.executable, "-m", "pipeline.cli.main", "stage", "prepare", "--workspace", str(made.root)]
     with made.lock("prepare"):
         took = 9.0
@@ -322,9 +305,7 @@ def test_a_second_run_of_a_stage_ends_with_75_within_a_second_and_names_the_firs
     assert took < 1.0, f"{took:.2f} s"
 
 
-def test_a_stage_refuses_a_file_system_whose_locks_keep_nobody_out(
-    made: Workspace, said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_refuses_a_file_system_whose_locks_keep_nobody_out(made, said, monkeypatch):
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
     monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: None)  # as on network file systems that only pretend
     told = said("stage", "prepare", "--workspace", made.root, status=2).err
@@ -350,9 +331,7 @@ print(subprocess.Popen(["sh", "-c", wait + sys.argv[1]], env=env, stdout=subproc
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel for orphans")
-def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(
-    made: Workspace, tmp_path: Path, takes_in_orphans: None
-) -> None:
+def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(made, tmp_path, takes_in_orphans):
     said = tmp_path / "said.txt"
     stage = f"{sys.executable} -m pipeline.cli.main stage prepare --workspace {made.root} 2> {said}"
     start = [sys.executable, "-c", START, stage]
@@ -363,14 +342,14 @@ def test_a_stage_whose_dvc_is_gone_before_it_can_ask_for_its_death_does_not_run(
 
 
 @pytest.mark.parametrize("arguments", [["stage", "prepar"], ["stage"]])
-def test_an_unknown_stage_is_one_line_with_the_names(arguments: list[str], said, monkeypatch) -> None:
+def test_an_unknown_stage_is_one_line_with_the_names(arguments, said, monkeypatch):
     monkeypatch.setattr(stage_cli, "die_with_parent", lambda _signal: None)
     error = said(*arguments, status=2).err
     assert "expected one of prepare, teacher-pretrain, teacher-train" in error
     assert error.count("\n") == 1
 
 
-def test_a_stop_in_a_jobs_last_moment_is_not_lost(tmp_path: Path) -> None:
+def test_a_stop_in_a_jobs_last_moment_is_not_lost(tmp_path):
     ws = Workspace(tmp_path)
     with pytest.raises(InterruptedRunError), ws.job():
         ws.stop.request()  # after the job has looked for the last time: it ends well
@@ -398,7 +377,7 @@ print("goes on")
 """
 
 
-def test_a_stop_that_is_heard_while_a_line_is_logged_is_not_lost(tmp_path: Path) -> None:
+def test_a_stop_that_is_heard_while_a_line_is_logged_is_not_lost(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", HEARD_IN_A_LINE, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPO
     )

@@ -91,7 +91,7 @@ def labels(seed: int) -> list[tuple[str, bytes]]:
 
 def bomb(rng: np.random.Generator) -> tuple[str, bytes]:
     """A file of less than six MB that promises much more, or has much read over before its pixels."""
-    suffix, build = _BOMBS[int(rng.integers(0, len(_BOMBS)))]
+    suffix, build = BOMBS[int(rng.integers(0, len(BOMBS)))]
     return suffix, build(int(rng.integers(9000, 16_000)))
 
 
@@ -110,7 +110,7 @@ def _large_tiff(n: int, compression: bytes) -> bytes:
 
 
 # A number of about ten thousand -> what is too much.
-_BOMBS: list[tuple[str, Callable[[int], bytes]]] = [
+BOMBS: list[tuple[str, Callable[[int], bytes]]] = [
     (".png", lambda n: png(n, n)),
     (".png", lambda n: png(8000, 7000, body=zlib.compress(bytes(n)))),
     (".png", lambda n: png(8, 8, before=png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(150 * n))))),
@@ -126,6 +126,7 @@ _BOMBS: list[tuple[str, Callable[[int], bytes]]] = [
     ),
     (".webp", lambda n: _patched(encode(picture(1, SIZE), "WEBP"), 26, struct.pack("<HH", n, n))),
     (".webp", lambda n: webp((b"abcd", bytes(5_000_000 + n)))),
+    (".webp", lambda n: _patched(webp(), 24, 2 * (n - 1).to_bytes(3, "little"))),
     (".tif", lambda n: _large_tiff(n, b"\1\0")),
     (".tif", lambda n: _large_tiff(n, b"\5\0")),
     (".tif", lambda n: tiff(more={273: (4, 270_000 + n, bytes(4 * (270_000 + n)))})),

@@ -21,6 +21,7 @@ from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.training.data import Timeline
 from tests.support.training import sample
 
+ints = st.integers
 REFERENCE = Path(__file__).resolve().parents[3] / "reference"
 MAPS = np.load(REFERENCE / "data_sampling_labels.npz")["label_ids"]
 GOLDEN = json.loads((REFERENCE / "data_sampling.json").read_text())
@@ -93,15 +94,7 @@ def test_empty_classes_shares_go_to_the_others():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 60),
-    st.integers(1, 8),
-    st.integers(0, 10_000),
-    st.integers(1, 300),
-    st.integers(1, 4),
-    st.floats(0, 1),
-    st.floats(0.01, 0.9),
-)
+@given(ints(1, 60), ints(1, 8), ints(0, 10_000), ints(1, 300), ints(1, 4), st.floats(0, 1), st.floats(0.01, 0.9))
 def test_an_epoch_is_complete_and_no_image_repeats_too_often_for_a_class(
     fine, classes, seed, length, cap, share, density
 ):
@@ -160,16 +153,10 @@ def test_the_plan_is_the_same_in_another_process_with_another_hash_seed():
         "from tests.unit.hmsa_core.data.test_data_plan import make_plan, key; import hashlib; "
         "print(hashlib.sha256(repr([key(c) for e in range(3) for c in make_plan(pseudo=50).crops(e)]).encode()).hexdigest())"
     )
-    prints = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONPATH": str(Path(__file__).resolve().parents[4]), "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("0", "12345")
-    }
+    env, prints = {"PYTHONPATH": str(Path(__file__).resolve().parents[4])}, set()
+    for seed in ("0", "12345"):
+        command, env["PYTHONHASHSEED"] = [sys.executable, "-c", program], seed
+        prints.add(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
     assert len(prints) == 1
 
 
@@ -181,15 +168,8 @@ def test_random_numbers_are_pinned():
 
 def test_positions_of_a_run_lead_to_epochs_and_back():
     for mode in ("redistribute", "released"):
-        plan = make_plan(
-            37,
-            20,
-            epochs=5,
-            epoch_samples=50,
-            sampling=SamplingConfig(empty_classes=mode),
-            centroids=scattered(images(37), 5, 1),
-            pseudo_config=PseudoConfig(fine_only_epochs=2),
-        )
+        options = {"sampling": SamplingConfig(empty_classes=mode), "pseudo_config": PseudoConfig(fine_only_epochs=2)}
+        plan = make_plan(37, 20, epochs=5, epoch_samples=50, centroids=scattered(images(37), 5, 1), **options)
         lengths = [plan.length(e) for e in range(5)]
         assert len(plan) == sum(lengths)
         assert [plan.start(e) for e in range(5)] == [sum(lengths[:e]) for e in range(5)]
@@ -275,12 +255,8 @@ def test_shares_add_up_and_respect_capacities(total, share, capacity, released, 
 
 
 def test_an_epoch_is_planned_once_also_where_epochs_differ_in_length(monkeypatch):
-    plan = make_plan(
-        pseudo=40,
-        epochs=6,
-        sampling=SamplingConfig(empty_classes="released"),
-        pseudo_config=PseudoConfig(fine_only_epochs=2),
-    )
+    options = {"sampling": SamplingConfig(empty_classes="released"), "pseudo_config": PseudoConfig(fine_only_epochs=2)}
+    plan = make_plan(pseudo=40, epochs=6, **options)
     made = []
     real = EpochPlan._make
     monkeypatch.setattr(EpochPlan, "_make", lambda self, epoch: made.append(epoch) or real(self, epoch))

@@ -36,35 +36,27 @@ def hamming(a: str, b: str) -> int:
 
 def test_centroids_are_exactly_the_released_ones():
     found: dict[str, list[list[int]]] = {str(c): [] for c in range(19)}
+    tile = GOLDEN["config"]["tile"]
     for image, ids in enumerate(MAPS):
-        for class_id, x, y, _ in find_centroids(TRAIN_ID[ids], 19, GOLDEN["config"]["tile"], edge="drop").tolist():
+        height, width = (side // tile * tile for side in ids.shape)  # the released code drops remainders
+        for class_id, x, y, _ in find_centroids(TRAIN_ID[ids[:height, :width]], 19, tile).tolist():
             found[str(class_id)].append([image, x, y])
     assert {c: points for c, points in found.items() if points} == GOLDEN["centroids_trainid"]
     assert found["16"] == []
 
 
 @settings(max_examples=100, deadline=None)
-@given(labels, st.integers(1, 20), st.sampled_from(["drop", "keep"]))
-def test_centroids_agree_with_a_plain_computation(label, tile, edge):
+@given(labels, st.integers(1, 20))
+def test_centroids_agree_with_a_plain_computation(label, tile):
     expected = []
-    height, width = label.shape
-    for y0 in range(0, height if edge == "keep" else height // tile * tile, tile):
-        for x0 in range(0, width if edge == "keep" else width // tile * tile, tile):
+    for y0 in range(0, label.shape[0], tile):
+        for x0 in range(0, label.shape[1], tile):
             part = label[y0 : y0 + tile, x0 : x0 + tile]
             for class_id in range(6):
                 ys, xs = np.nonzero(part == class_id)
                 if len(ys):
                     expected.append([class_id, x0 + int(xs.mean()), y0 + int(ys.mean()), len(ys)])
-    assert find_centroids(label, 6, tile, edge=edge).tolist() == expected
-
-
-def test_remainders_at_the_edges_are_only_lost_where_the_released_code_loses_them():
-    label = np.full((10, 25), 255, np.uint8)
-    label[8:, 20:] = 1
-    assert not len(find_centroids(label, 2, 10, edge="drop"))
-    assert find_centroids(label, 2, 10).tolist() == [[1, 22, 8, 10]]
-    with pytest.raises(InputError, match="tile size 0"):
-        find_centroids(label, 2, 0)
+    assert find_centroids(label, 6, tile).tolist() == expected
 
 
 def test_few_pixels_and_small_pieces_give_no_centroid():
@@ -75,6 +67,8 @@ def test_few_pixels_and_small_pieces_give_no_centroid():
     assert kept == [1, 2]
     assert [row[0] for row in find_centroids(label, 3, 16, min_pixels=9).tolist()] == [2]
     assert [row[0] for row in find_centroids(label, 3, 16, min_component=2).tolist()] == [2]
+    with pytest.raises(InputError, match="tile size 0"):
+        find_centroids(label, 3, 0)
 
 
 def test_centroid_tables_survive_writing_and_splitting(tmp_path):
@@ -93,9 +87,6 @@ def test_centroid_tables_survive_writing_and_splitting(tmp_path):
     assert some.names == ("image-3", "unknown", "image-0")
     assert sorted(some.split()) == ["image-0", "image-3"]
     assert np.array_equal(some.split()["image-3"], split["image-3"])
-
-
-def test_empty_centroid_tables_are_legal(tmp_path):
     Centroids().write(tmp_path / "c.parquet")
     read = Centroids.load(tmp_path / "c.parquet")
     assert (len(read), read.split(), read.counts(3).tolist()) == (0, {}, [0, 0, 0])

@@ -91,7 +91,8 @@ def test_an_import_has_the_released_thresholds_and_centroids_whatever_the_folder
     kept = from_threshold(threshold, store.classes).apply(*store.read(STEM))
     assert np.array_equal(kept, golden[f"loaded_thr{threshold}"])
     expected = [[int(c), x, y] for c, points in facts["centroids_tile32_dropNone"].items() for x, y in points]
-    found = find_centroids(store.read_label(STEM), 19, 32, edge="drop")
+    label = store.read_label(STEM)
+    found = find_centroids(label[: label.shape[0] // 32 * 32, : label.shape[1] // 32 * 32], 19, 32)
     assert sorted(found[:, :3].tolist()) == sorted(expected)
     known = facts[f"thr{threshold}"]
     assert np.bincount(kept.ravel(), minlength=256)[:19].tolist() == known["hist"]

@@ -12,6 +12,7 @@ import sys
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -34,7 +35,7 @@ from hmsa_core.labels.store.format import SOURCES
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.taxonomy import cityscapes
 from pipeline.cli.main import main
-from pipeline.stages.pseudo_label import Reviewed
+from pipeline.stages.pseudo_label import review_of
 from tests.support.label_maps import maps, opened
 
 IMAGES = 50
@@ -90,7 +91,7 @@ def _wanted(store: LabelStore) -> Labels:
 def _final(store: LabelStore, out: Path) -> LabelStore:
     """What `pseudo-label` makes of a store and its review file."""
     marks = ReviewFile(store.path, {row["name"]: row["image_sha256"] for row in store.rows()}).by_name()
-    finalise(store, Recipe(policy=POLICY, reviewed=Reviewed(marks, store.classes)), out)
+    finalise(store, Recipe(policy=POLICY, reviewed=partial(review_of, marks, store.classes)), out)
     return opened(out)
 
 
