@@ -137,7 +137,7 @@ class Api:
             for row in found:
                 row["picture"] = session.view.pictures.has_picture(row["name"])
                 row["damaged"] = not session.view.is_served(row["name"])
-            return {"total": total, "offset": offset, "images": found}
+            return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
 
         return JSONResponse(await self._run(rows))
 

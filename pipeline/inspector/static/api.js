@@ -8,7 +8,8 @@ export class ApiError extends Error {
   }
 }
 
-const token = () => document.querySelector('meta[name="autolabel-token"]')?.content ?? "";
+const META = 'meta[name="autolabel-token"]';
+const token = () => document.querySelector(META)?.content ?? "";
 
 async function failure(response) {
   let body = {};
@@ -46,15 +47,34 @@ const address = (path, given) => {
   return pairs.length ? `api/${path}?${new URLSearchParams(pairs)}` : `api/${path}`;
 };
 
+async function write(path, body) {
+  const headers = { "Content-Type": "application/json", "X-Autolabel-Token": token() };
+  return (await send(address(path, {}), { method: "POST", body: JSON.stringify(body), headers })).json();
+}
+
+/** Take the token of a server that was started again; what it serves must be what this page shows. */
+async function renewToken() {
+  if ((await (await send("api/store", {})).json()).version !== version) {
+    throw new ApiError("the labels were made anew since this page was loaded", { hint: "load the page again" });
+  }
+  const page = new DOMParser().parseFromString(await (await send("./", {})).text(), "text/html");
+  document.querySelector(META).content = page.querySelector(META).content;
+}
+
 class Server {
   isExport = false;
   url = (path, params = {}) => address(path, params);
   json = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).json();
   bytes = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).arrayBuffer();
-  post = async (path, body) =>
-    (await send(address(path, {}), {
-      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Autolabel-Token": token() },
-    })).json();
+  post = async (path, body) => {
+    try {
+      return await write(path, body);
+    } catch (error) {
+      if (error.status !== 403) throw error;
+      await renewToken();
+      return write(path, body);
+    }
+  };
 }
 
 /** The source in use: {isExport, url, json, bytes, post}. */
