@@ -149,8 +149,8 @@ export async function show(name) {
     Object.assign(scene, { name, details, planes, other: null, human: null, error: null });
     for (const key of ["labels", "heat"]) layers[key].resize(planes.width, planes.height);
     if (details.picture) picture.src = api.url("picture", { name });
-    picture.style.visibility = picture.complete ? "" : "hidden"; // not the last image's photograph under these labels
     else picture.removeAttribute("src");
+    picture.style.visibility = picture.complete ? "" : "hidden"; // not the last image's photograph under these labels
     picture.alt = details.picture ? `photograph ${name}` : "";
     byId("stack").hidden = false;
     setSize(planes.width, planes.height);
