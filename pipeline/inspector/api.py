@@ -335,7 +335,7 @@ class Page:
             f'<link rel="modulepreload" href="static/{name}">' for name in sources if name.endswith(".js")
         )
         page = sources.pop("index.html").replace("{{token}}", html.escape(token, quote=True))
-        self._page = page.replace("</head>", f"{preload}\n</head>")
+        self._page = page.replace("{{labels}}", session.version).replace("</head>", f"{preload}\n</head>")
         self._files = {name: text.encode("utf-8") for name, text in sources.items()}
         self._session = session
 

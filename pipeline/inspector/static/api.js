@@ -8,8 +8,7 @@ export class ApiError extends Error {
   }
 }
 
-const META = 'meta[name="autolabel-token"]';
-const token = () => document.querySelector(META)?.content ?? "";
+const meta = (name, page = document) => page.querySelector(`meta[name="autolabel-${name}"]`);
 
 async function failure(response) {
   let body = {};
@@ -35,10 +34,7 @@ async function send(path, options) {
 
 // The browser keeps these; labels that were made anew have other addresses.
 const LABELS = new Set(["plane", "mini", "thumb", "picture"]);
-let version = "";
-
-/** Say which labels the page shows (`store.version`). */
-export const useVersion = (text) => { version = text; };
+const version = meta("labels").content;
 
 // A list as value becomes a repeated parameter.
 const address = (path, given) => {
@@ -48,17 +44,17 @@ const address = (path, given) => {
 };
 
 async function write(path, body) {
-  const headers = { "Content-Type": "application/json", "X-Autolabel-Token": token() };
+  const headers = { "Content-Type": "application/json", "X-Autolabel-Token": meta("token").content };
   return (await send(address(path, {}), { method: "POST", body: JSON.stringify(body), headers })).json();
 }
 
 /** Take the token of a server that was started again; what it serves must be what this page shows. */
 async function renewToken() {
-  if ((await (await send("api/store", {})).json()).version !== version) {
+  const page = new DOMParser().parseFromString(await (await send("./", {})).text(), "text/html");
+  if (meta("labels", page)?.content !== version) {
     throw new ApiError("the labels were made anew since this page was loaded", { hint: "load the page again" });
   }
-  const page = new DOMParser().parseFromString(await (await send("./", {})).text(), "text/html");
-  document.querySelector(META).content = page.querySelector(META).content;
+  meta("token").content = meta("token", page).content;
 }
 
 class Server {

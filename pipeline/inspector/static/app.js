@@ -1,7 +1,7 @@
 // Starts the page: store, address, parts, keyboard.
 
 import "./export.js";
-import { api, useVersion } from "./api.js";
+import { api } from "./api.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
 import { parseThreshold } from "./cuts.js";
@@ -204,7 +204,6 @@ function fatal(error) {
 async function start() {
   placeIcons();
   store = await api.json("store");
-  useVersion(store.version);
   store.edgeValues = store.edges.map(Number);
   startNumbers(store);
   const patch = { base: store.start, ...fromQuery(addressQuery(), store, parse) };
