@@ -169,6 +169,7 @@ class Session:
             "path": str(view.path),
             "kind": view.kind,
             "digest": view.digest,
+            "version": self.version,
             "teacher": _text(view.lineage.get("teacher")),
             "images": len(view.statistics),
             "classes": [
