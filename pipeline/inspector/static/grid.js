@@ -123,7 +123,8 @@ function fillTile(tile, row) {
   tile.row = row;
   setText(tile.caption, row.name);
   tile.title = row.city ? `${row.name} · ${row.city}` : row.name;
-  setText(tile.share, metric(row));
+  setText(tile.share, metric(row).split(/ (?=[a-z])/)[0]); // the words would leave no room for the name
+  tile.share.title = metric(row);
   tile.bar.firstChild.style.width = row.pixels ? `${(100 * row.kept) / row.pixels}%` : "0";
   fill(tile.badge, BADGES[row.review] && icon(BADGES[row.review][0]));
   tile.badge.className = `badge ${row.review || ""}`;

@@ -11,7 +11,7 @@ const stage = byId("stage");
 const handle = byId("swipe");
 let pointer = null;
 
-const HINT = "A accepts, F flags, both show the next image · Ctrl+Z withdraws · 2 hides the labels · ? all keys · point at a pixel to read it";
+const HINT = "A accept · F flag · 2 labels on or off · Ctrl+Z undo · ? all keys · point at a pixel to read it";
 
 const className = (label) => (label < store.classes.length ? store.classes[label].name : "ignored");
 
