@@ -26,7 +26,7 @@ async function send(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("the server does not answer", { code: "offline", hint: "what is loaded still works; start `autolabel serve` again for more" });
+    throw new ApiError(`${options.method ? "not saved: " : ""}the server does not answer`, { code: "offline" });
   }
   if (!response.ok) throw await failure(response);
   return response;

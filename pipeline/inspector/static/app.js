@@ -126,6 +126,17 @@ function registerKeys() {
     { keys: ["ArrowUp"], show: "↑", text: "a row up", run: () => go(-2) },
     { keys: ["/"], show: "/", text: "filter by name", run: () => byId("filter").focus() },
   ]);
+  keyGroup("Review", [
+    { keys: ["A"], once: true, show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
+    { keys: ["F"], once: true, show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
+    { keys: ["a"], once: true, show: "a", text: "accept and stay", run: () => mark("accept") },
+    { keys: ["f"], once: true, show: "f", text: "flag and stay", run: () => mark("flag") },
+    { keys: ["z"], ctrl: true, once: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undo },
+    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
+    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
+    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
+    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
+  ]);
   keyGroup("Threshold", [
     { keys: ["["], show: "[", text: "one edge lower", run: () => nudge(-1) },
     { keys: ["]"], show: "]", text: "one edge higher", run: () => nudge(1) },
@@ -141,17 +152,6 @@ function registerKeys() {
     { keys: ["-"], show: "-", text: "zoom out", run: () => zoomBy(1 / 1.4) },
     { keys: ["0", "z"], show: "0", text: "whole picture", run: fit },
     { keys: ["x"], show: "x", text: "one pixel to one pixel", run: actualSize },
-  ]);
-  keyGroup("Review", [
-    { keys: ["A"], once: true, show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
-    { keys: ["F"], once: true, show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
-    { keys: ["a"], once: true, show: "a", text: "accept and stay", run: () => mark("accept") },
-    { keys: ["f"], once: true, show: "f", text: "flag and stay", run: () => mark("flag") },
-    { keys: ["z"], ctrl: true, once: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undo },
-    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
-    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
-    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
-    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
   ]);
   keyGroup("Page", [
     { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },

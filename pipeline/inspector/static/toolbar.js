@@ -1,8 +1,9 @@
 // Buttons around the picture: layers, opacity, zoom, compare, palette, theme, filters of the list.
 
 import { api } from "./api.js";
-import { edgeText, parseThreshold } from "./cuts.js";
+import { at, edgeText, parseThreshold } from "./cuts.js";
 import { byId, debounce, fill, h, setText } from "./dom.js";
+import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
 import { onScene, scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
@@ -94,7 +95,8 @@ function showFilters() {
 function startFilters() {
   store.cities.forEach((city) => byId("city").append(h("option", { value: city }, city)));
   byId("city-label").hidden = store.cities.length < 2;
-  store.classes.forEach((row, c) => byId("class-filter").append(h("option", { value: c }, row.name)));
+  const { count } = storeSums();
+  store.classes.forEach((row, c) => byId("class-filter").append(h("option", { value: c }, at(count, c, 0) ? row.name : `${row.name} (nowhere)`)));
   const conflict = byId("sort").querySelector('[value="conflict"]');
   conflict.disabled = !store.hasConflicts;
   if (!store.hasConflicts) conflict.textContent += " (no human labels)";
