@@ -256,7 +256,7 @@ export function startGrid(data) {
   const reorder = debounce(() => refresh({ keepTiles: true }), 350);
   watch(["base", "pins"], () => { soon(); reorder(); });
   watch(["alphas", "palette", "focus"], soon);
-  watch(["focus", "sort", "dropFrom", "dropTo", "query", "city", "review"], debounce((_, changed) => refresh({ first: !changed.has("focus") }), 120));
+  watch(["focus", "sort", "dropFrom", "dropTo", "query", "city", "review"], debounce((_, changed) => refresh({ first: !(state.image && changed.has("focus")) }), 120));
   watch(["image"], () => { mark(); reveal(); });
   byId("grid-all").addEventListener("click", () => update({ query: "", city: "", review: "", focus: -1 }));
   recolour();

@@ -136,7 +136,7 @@ export function startToolbar(data) {
   byId("theme").addEventListener("click", () => update({ theme: { auto: "dark", dark: "light", light: "auto" }[state.theme] }));
   byId("palette").addEventListener("click", () => update({ palette: state.palette === "safe" ? "own" : "safe" }));
   byId("heat-ramp").style.setProperty("--ramp", `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(rampCss).join(", ")})`);
-  byId("stage").addEventListener("viewchange", () => setText(byId("zoom-level"), `${Math.round(scaleNow() * 100 * (window.devicePixelRatio || 1))} %`));
+  byId("stage").addEventListener("viewchange", () => setText(byId("zoom-level"), !scene.planes ? "" : `${Math.round(scaleNow() * 100 * (window.devicePixelRatio || 1))} %`));
   startCompare();
   startFilters();
   watch(["layers", "opacity"], showLayers);

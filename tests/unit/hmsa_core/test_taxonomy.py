@@ -54,6 +54,8 @@ def class_file(folder: Path, ids: tuple[int, ...] = (0, 1), **more: object) -> P
 def test_a_class_file_with_gaps_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"classes\.json.*without gaps"):
         taxonomy.from_file(class_file(tmp_path, (0, 2)))
+    with pytest.raises(InputError, match="1000 classes.*at most 254"):
+        taxonomy.from_file(class_file(tmp_path, tuple(range(1000))))
 
 
 @pytest.mark.parametrize(
