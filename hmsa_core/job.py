@@ -72,7 +72,9 @@ def run_spec(spec: JobSpec) -> None:
     from hmsa_core.spec import InferSpec, TrainSpec, runtime_of
 
     runtime = runtime_of(spec)
-    _set_threads(runtime.thread_count)
+    # Libraries read these when they are first loaded; the spec wins over torchrun's default of 1.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(runtime.thread_count)
     apply_slurm(os.environ)
     rank = int(os.environ.get("RANK", "0"))
     if rank:  # rank 0 says what all ranks know
@@ -130,12 +132,6 @@ def first_host(nodes: str) -> str:
     if match is None:
         raise ConfigError(f"SLURM_STEP_NODELIST {nodes!r} names no host: set MASTER_ADDR")
     return match[1] + (match[2] or "") + (match[3] or "")
-
-
-def _set_threads(threads: int) -> None:
-    # Libraries read these when they are first loaded; the spec wins over torchrun's default of 1.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
 
 
 def _fail(error: HmsaError, spec: JobSpec | None, trace: str = "") -> int:

@@ -36,12 +36,7 @@ class Judgement:
 
     names: tuple[str, ...]
     leaks: tuple[Leak, ...]
-    unknown: tuple[str, ...]  # "model: what is not known"
-
-    def unknown_of(self, model: str) -> tuple[str, ...]:
-        """In words, what one model learned from and cannot be traced."""
-        start = f"{model}: "
-        return tuple(gap.removeprefix(start) for gap in self.unknown if gap.startswith(start))
+    unknown: Mapping[str, tuple[str, ...]]  # model -> in words, what it learned from and cannot be traced
 
     def to_json(self) -> dict[str, Any]:
         """For metrics files: counts, the list, and gaps in the models' lineage."""
@@ -49,7 +44,7 @@ class Judgement:
             "judged": len(self.names),
             "left_out": len({leak.name for leak in self.leaks}),
             "leaks": [asdict(leak) for leak in self.leaks],
-            "unknown_lineage": list(self.unknown),
+            "unknown_lineage": [f"{model}: {gap}" for model, gaps in self.unknown.items() for gap in gaps],
         }
 
 
@@ -78,10 +73,8 @@ def judge_only_unseen(
     if not samples:
         raise InputError("there is no image to judge on", hint="give some cities or sequences a role in data.roles")
     leaks: list[Leak] = []
-    unknown: list[str] = []
     for model, learned in models.items():
         lineage = _as_named_now(learned, known)
-        unknown += [f"{model}: {gap}" for gap in lineage.unknown]
         leaks += find_leaks(samples, lineage, model=model, max_gap=max_gap, max_distance=max_distance)
     seen = {leak.name for leak in leaks}
     if len(seen) > max_leaked * len(samples):
@@ -92,7 +85,7 @@ def judge_only_unseen(
             hint="take other cities or sequences for this role in data.roles, or train without them",
         )
     names = tuple(s.name for s in samples if s.name not in seen)
-    return Judgement(names, tuple(leaks), tuple(unknown))
+    return Judgement(names, tuple(leaks), {model: lineage.unknown for model, lineage in models.items()})
 
 
 def _as_named_now(lineage: Lineage, known: Sequence[Sample]) -> Lineage:
@@ -108,21 +101,24 @@ def find_leaks(
     samples: Sequence[Sample], lineage: Lineage, *, model: str, max_gap: int, max_distance: int
 ) -> list[Leak]:
     """The first reason found for each sample that the lineage knows, in the order of `samples`."""
-    images = list(lineage.images.values())
-    by_time = _by_sequence(images)
-    near = _nearest_hashes([s.phash for s in samples], [i.phash for i in images], max_distance)
+    by_time: dict[str, list[LearnedImage]] = defaultdict(list)
+    for image in lineage.images.values():
+        if image.sequence and image.frame >= 0 and max_gap:
+            by_time[image.sequence].append(image)
+    hashed = [image for image in lineage.images.values() if image.phash]
+    near = nearest(hash_values(s.phash for s in samples), hash_values(i.phash for i in hashed), max_distance)
     leaks = []
-    for sample, (index, bits) in zip(samples, near, strict=True):
-        same = lineage.images.get(sample.image_sha256)
-        neighbour = _neighbour(sample, by_time, max_gap)
-        if same is not None:
+    for sample, (place, bits) in zip(samples, near, strict=True):
+        in_time = by_time.get(sample.sequence, ()) if sample.frame >= 0 else ()
+        neighbour = min(in_time, key=lambda image: abs(image.frame - sample.frame), default=None)
+        apart = abs(neighbour.frame - sample.frame) if neighbour else max_gap + 1
+        if same := lineage.images.get(sample.image_sha256):
             leaks.append(Leak(sample.name, model, same.name, "same file"))
-        elif neighbour is not None:
-            apart = abs(neighbour.frame - sample.frame)
+        elif neighbour and apart <= max_gap:
             why = f"{apart} frames apart in sequence {sample.sequence}"
             leaks.append(Leak(sample.name, model, neighbour.name, why))
-        elif index >= 0:
-            leaks.append(Leak(sample.name, model, images[index].name, f"perceptual hash, {bits} bits apart"))
+        elif sample.phash and place >= 0:
+            leaks.append(Leak(sample.name, model, hashed[place].name, f"perceptual hash, {bits} bits apart"))
     return leaks
 
 
@@ -137,25 +133,3 @@ def possible_leaks(
         i for i, row in enumerate(learning.values("image_sha256", "sequence")) if row[0] in same or row[1] in drives
     }
     return list(learning.at(np.array(sorted(places), np.int64)))
-
-
-def _by_sequence(images: Sequence[LearnedImage]) -> dict[str, list[LearnedImage]]:
-    groups: dict[str, list[LearnedImage]] = defaultdict(list)
-    for image in images:
-        if image.sequence and image.frame >= 0:
-            groups[image.sequence].append(image)
-    return groups
-
-
-def _neighbour(sample: Sample, by_time: Mapping[str, list[LearnedImage]], max_gap: int) -> LearnedImage | None:
-    if max_gap <= 0 or sample.frame < 0 or not sample.sequence:
-        return None
-    close = [i for i in by_time.get(sample.sequence, ()) if abs(i.frame - sample.frame) <= max_gap]
-    return min(close, key=lambda i: abs(i.frame - sample.frame), default=None)
-
-
-def _nearest_hashes(judged: Sequence[str], learned: Sequence[str], bits: int) -> list[tuple[int, int]]:
-    """(index of the nearest learned hash, bits apart) of each judged hash; (-1, -1) where none is near."""
-    places = [i for i, h in enumerate(learned) if h]
-    found = nearest(hash_values(judged), hash_values(learned[i] for i in places), bits)
-    return [(places[i], apart) if h and i >= 0 else (-1, -1) for h, (i, apart) in zip(judged, found, strict=True)]

@@ -8,7 +8,7 @@ without a list) is said in words under `unknown`, never left out in silence. No 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,11 @@ class Lineage:
     def save(self, path: Path) -> str:
         """Write `lineage.json`; return its SHA-256."""
         rows = [asdict(image) for _, image in sorted(self.images.items())]
-        return write_json(
-            path,
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "images": rows,
-                "parents": list(self.parents),
-                "unknown": list(self.unknown),
-            },
-            indent=None,
-        )
+        return write_json(path, {"format": _FORMAT, "version": _VERSION, "images": rows, **self._traced}, indent=None)
+
+    @property
+    def _traced(self) -> dict[str, list[str]]:
+        return {"parents": list(self.parents), "unknown": list(self.unknown)}
 
     @classmethod
     def load(cls, path: Path) -> Lineage:
@@ -83,22 +77,13 @@ class Lineage:
 
     def summary(self, file_sha256: str) -> dict[str, Any]:
         """What goes into `model.json`: counts, parents, gaps, and the digest of the list."""
-        return {
-            "images": len(self.images),
-            "lineage_sha256": file_sha256,
-            "parents": list(self.parents),
-            "unknown": list(self.unknown),
-        }
+        return {"images": len(self.images), "lineage_sha256": file_sha256, **self._traced}
 
 
 def learned(samples: Iterable[Sample], *, root: str, source: str) -> Lineage:
     """The lineage of what was trained on these samples alone."""
-    return Lineage(
-        {
-            s.image_sha256: LearnedImage(s.image_sha256, s.name, root, s.phash, s.sequence, s.frame, source)
-            for s in samples
-        }
-    )
+    images = (LearnedImage(s.image_sha256, s.name, root, s.phash, s.sequence, s.frame, source) for s in samples)
+    return Lineage({image.sha256: image for image in images})
 
 
 def lineage_of_checkpoint(path: Path) -> Lineage:
@@ -111,13 +96,10 @@ def lineage_of_checkpoint(path: Path) -> Lineage:
     """
     folder = path if path.is_dir() else path.parent
     meta = read_meta(folder)
-    recorded: Mapping[str, Any] = meta["lineage"]
-    file = folder / LINEAGE_FILE
-    expected = recorded.get("lineage_sha256")
+    file, expected = folder / LINEAGE_FILE, meta["lineage"].get("lineage_sha256")
     if expected is None:
         return Lineage(unknown=(f"weights {meta['weights_sha256'][:16]}: what they learned from is not listed",))
-    if not file.exists():
-        raise IntegrityError(f"{file}: missing, though model.json refers to it; copy the whole folder again")
-    if sha256_file(file) != expected:
-        raise IntegrityError(f"{file}: SHA-256 is not the one in model.json; copy the whole folder again")
+    if not file.exists() or sha256_file(file) != expected:
+        wrong = "SHA-256 is not the one in model.json" if file.exists() else "missing, though model.json refers to it"
+        raise IntegrityError(f"{file}: {wrong}; copy the whole folder again")
     return Lineage.load(file)

@@ -21,7 +21,7 @@ from hmsa_core.io.records import saving, stamp_of
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.certificate import BATCH, Certificate, certificate_path
 from hmsa_core.labels.thresholds.policy import PROMISES, ClassPolicy, ThresholdPolicy
-from hmsa_core.taxonomy import IGNORE, ClassTable
+from hmsa_core.taxonomy import IGNORE
 from pipeline.inspector.precision import calibration_policy, load_policy
 from pipeline.inspector.view import StoreView
 
@@ -33,32 +33,16 @@ _LOOKED_AT = 12  # label maps that tell which numbers they hold
 _WAITING = 2 * BATCH  # unanswered draws that are kept ready
 
 
-def begin(
-    view: StoreView,
-    *,
-    target: float,
-    delta: float,
-    budget: int,
-    seed: int,
-    classes: Sequence[str] = (),
-    policy: Path | None = None,
-    who: str = "",
-) -> Certificate:
-    """A certificate without answers; the calibration of the workspace, or of `policy`, is the guess."""
+def begin(view: StoreView, *, policy: Path | None = None, **settings: Any) -> Certificate:
+    """A certificate without answers; the calibration of the workspace, or of `policy`, is the guess.
+
+    `settings`, and errors, are those of `Certificate.plan`.
+    """
     known = policy if policy is not None else calibration_policy(view.path)[0]
     found = None if known is None else load_policy(known, view)
-    has_table = found is not None and found.table is not None
-    return Certificate.plan(
-        view,
-        target=target,
-        delta=delta,
-        budget=budget,
-        seed=seed,
-        classes=classes,
-        table=found.table if found is not None else None,
-        policy=found.digest if found is not None and has_table else None,
-        who=who,
-    )
+    if found is None or found.table is None:
+        return Certificate.plan(view, **settings)
+    return Certificate.plan(view, table=found.table, policy=found.digest, **settings)
 
 
 # -- answers from true label maps -------------------------------------------------------------------------
@@ -84,11 +68,10 @@ class TrueLabels:
             raise InputError(
                 f"{folder}: no label map of any image of {view.path}", hint=f"the first would be {view.names[0]}.png"
             )
-        classes: ClassTable = view.classes
         self.note = ""
         if ids == "auto":
             ids, self.note = self._guessed()
-        of = classes.of_train_ids() if ids == "train" else classes
+        of = view.classes.of_train_ids() if ids == "train" else view.classes
         self._read = lru_cache(maxsize=64)(label_reader(of, colours=ids == "colours"))
 
     def _guessed(self) -> tuple[Ids, str]:
@@ -99,7 +82,7 @@ class TrueLabels:
             if holds_train_ids(self.files[name]):
                 return "file", ""
             values, label = read_label_ids(self.files[name]), self._view.read(name)[0]
-            there = _fit(values, label.shape)
+            there = np.asarray(cv2.resize(values, label.shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
             as_ids = np.asarray(cv2.LUT(there, classes.id_to_train), np.uint8)
             agree["train"] += int(((there == label) & (there != IGNORE)).sum())
             agree["file"] += int(((as_ids == label) & (as_ids != IGNORE)).sum())
@@ -112,21 +95,10 @@ class TrueLabels:
         file = self.files.get(draw["image"])
         if file is None:
             return "unsure"
-        truth = self._read(file)
-        height, width = self._shape(draw["image"])
-        y, x = draw["y"] * truth.shape[0] // height, draw["x"] * truth.shape[1] // width
+        truth, info = self._read(file), self._view.info(draw["image"])
+        y, x = draw["y"] * truth.shape[0] // int(info["height"]), draw["x"] * truth.shape[1] // int(info["width"])
         there = int(truth[y, x])
         return "unsure" if there == IGNORE else "right" if there == class_id else "wrong"
-
-    def _shape(self, name: str) -> tuple[int, int]:
-        info = self._view.info(name)
-        return int(info["height"]), int(info["width"])
-
-
-def _fit(values: UInt8, shape: tuple[int, ...]) -> UInt8:
-    if values.shape == shape:
-        return values
-    return np.asarray(cv2.resize(values, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 _ENDINGS = ("", "_L", "_gtFine_labelIds", "_gtFine_labelTrainIds", "_labelIds", "_labelTrainIds")
@@ -173,15 +145,13 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
             entries.append(measured.entries[c])
         else:
             entries.append(ClassPolicy(name, NUM_CODES, "withheld", {"reason": "not certified"}))
-    settings = {**(measured.settings if measured is not None else {}), "target": certificate.value["target"]}
-    table = None if measured is None else measured.table
     named = {key: certificate.value[key] for key in ("store", "target", "delta", "who")}
     return ThresholdPolicy(
         view.classes,
         tuple(entries),
-        table=table,
+        table=None if measured is None else measured.table,
         binding=binding(view.lineage),
-        settings=settings,
+        settings={**(measured.settings if measured is not None else {}), "target": certificate.value["target"]},
         evidence={
             "certificate": {"digest": certificate.digest, **named},
             "promises": {entry.status: PROMISES[entry.status] for entry in entries},

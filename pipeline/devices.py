@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,9 @@ class Claim:
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
 
 
-def visible_devices(env: Mapping[str, str] | None = None) -> list[str]:
+def visible_devices() -> list[str]:
     """UUIDs of the GPUs that this process may use, in CUDA_VISIBLE_DEVICES' order; empty without a driver."""
-    env = os.environ if env is None else env
-    chosen = env.get("CUDA_VISIBLE_DEVICES")
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None and chosen.strip() in ("", "-1", "none", "NoDevFiles"):
         return []
     present = gpu_list("uuid")
@@ -72,14 +71,14 @@ def gpu_list(field: str) -> list[str]:
 
 
 @contextmanager
-def claim_devices(device: str, count: int, *, env: Mapping[str, str] | None = None) -> Iterator[Claim]:
+def claim_devices(device: str, count: int) -> Iterator[Claim]:
     """Lock `count` free devices for the length of the block (none for `cpu`, or `auto` without a GPU).
 
     Raises:
         ConfigError: `cuda` asked for, or more ranks than GPUs.
         LockedError: too few are free; the message names an owner.
     """
-    present = [] if device == "cpu" else visible_devices(env)
+    present = [] if device == "cpu" else visible_devices()
     if not present:
         if device == "cuda":
             raise ConfigError(
@@ -94,25 +93,17 @@ def claim_devices(device: str, count: int, *, env: Mapping[str, str] | None = No
             hint=f"set runtime.ranks to at most {len(present)}",
         )
     with ExitStack() as stack:
-        taken, busy = _take(present, count, stack)
+        taken: dict[str, int] = {}
+        busy = ""
+        for name in present:
+            lock = FileLock(device_lock_path(name), what=name)
+            try:
+                if len(taken) < count:
+                    taken[name] = stack.enter_context(lock).fd
+            except LockedError as error:
+                busy = error.message
         if len(taken) < count:
             raise LockedError(
                 f"{count} GPU(s) needed, {len(taken)} free: {busy}", hint="wait for the other job, or stop it"
             )
-        yield Claim(tuple(name for name, _ in taken), tuple(lock.fd for _, lock in taken))
-
-
-def _take(present: list[str], count: int, stack: ExitStack) -> tuple[list[tuple[str, FileLock]], str]:
-    taken: list[tuple[str, FileLock]] = []
-    busy = ""
-    for name in present:
-        if len(taken) == count:
-            break
-        lock = FileLock(device_lock_path(name), what=name)
-        try:
-            stack.enter_context(lock)
-        except LockedError as error:
-            busy = error.message
-            continue
-        taken.append((name, lock))
-    return taken, busy
+        yield Claim(tuple(taken), tuple(taken.values()))

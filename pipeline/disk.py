@@ -101,7 +101,7 @@ def _foreseen(ws: Workspace, folder: Path) -> tuple[Workspace, str]:
 
 def _write_indexes(ws: Workspace, folder: Path) -> None:
     """Write an index for each role: names, roles and sizes of the images in the data set's folder; no pixel is read."""
-    source = ws.params.data.target.model_copy(update={"root": str(ws.roots["target"])})
+    source = ws.source("target")
     scanned = scan(source)
     found = list({f.name: f for f in scanned.found}.values())
     roles = dict(zip((f.name for f in found), assign_roles(found, ws.params.data.roles), strict=True))
@@ -111,26 +111,10 @@ def _write_indexes(ws: Workspace, folder: Path) -> None:
         Index.write(folder / f"{role}.parquet", samples, scanned.classes, source.name)
 
 
-def _sample(found: Found, role: str, size: tuple[int, int]) -> Sample:
-    kind = "fine" if found.label else "coarse" if found.coarse else "unlabelled"
-    return Sample(
-        found.name,
-        found.image,
-        found.label,
-        found.coarse,
-        kind,
-        found.split,
-        role,
-        found.city,
-        found.sequence,
-        found.frame,
-        "",
-        *size,
-        "",
-        "",
-        "",
-        "",
-    )
+def _sample(f: Found, role: str, size: tuple[int, int]) -> Sample:
+    kind = "fine" if f.label else "coarse" if f.coarse else "unlabelled"
+    where = f.split, role, f.city, f.sequence, f.frame, ""
+    return Sample(f.name, f.image, f.label, f.coarse, kind, *where, *size, "", "", "", "")
 
 
 def _sizes(ws: Workspace, root: Path, found: Sequence[Found]) -> dict[str, tuple[int, int]]:

@@ -1,10 +1,9 @@
 """Start a job of `hmsa_core.runtime` as a process or under torchrun, and bring its outcome home.
 
-The chain is dvc -> `autolabel stage` -> agent (torchrun) -> ranks. On other nodes it is `autolabel join` -> agent ->
-ranks, begun by hand or by a launcher that the stage starts (`runtime.launcher`). Each asks the kernel for a signal when
-its parent dies, and passes a stop request down. Thread counts are pinned, because they change the last bits of a
-result. Every GPU in use is locked. A rank that a signal killed, or whose node is lost, is started again from its last
-checkpoint, a bounded number of times; an error that the rank explained is raised here as it is.
+The chain is dvc -> `autolabel stage` (on other nodes `autolabel join`) -> agent (torchrun) -> ranks. Each asks the
+kernel for a signal when its parent dies, and passes a stop request down. Thread counts are pinned: they change the last
+bits of a result. A rank that a signal killed, or whose node is lost, is started again from its last checkpoint, a
+bounded number of times; an error that the rank explained is raised here as it is.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _KINDS: list[type[errors.HmsaError]] = [*errors.HmsaError.__subclasses__(), erro
 _BY_STATUS = {kind.exit_code: kind for kind in _KINDS}
 
 
-def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -> None:
+def run_job(spec: JobSpec, *, stop: StopRequest) -> None:
     """Run a job to its end, on all its nodes; its results lie below `spec.work` afterwards.
 
     Raises:
         HmsaError: what the job itself reported. The class belongs to its exit status: InterruptedRunError when `stop`
-            was set, LockedError when a GPU is taken. Also raised when a rank died more often than `relaunches` times.
+            was set, LockedError when a GPU is taken. Also raised when a rank died more often than RELAUNCHES times.
     """
     work = Path(spec.work)
     save_spec(work / "spec.json", spec)
@@ -59,16 +58,16 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
         if runtime.nodes > 1:
             prefix = launch_prefix(runtime, os.environ)
             another = held.enter_context(meetings(work, runtime.nodes, os.environ))
-        if another and not prefix:
-            _LOG.info("start `autolabel join` with this workspace on %d other machine(s)", runtime.nodes - 1)
+            if not prefix:
+                _LOG.info("start `autolabel join` with this workspace on %d other machine(s)", runtime.nodes - 1)
         claim = Claim() if prefix else held.enter_context(claim_devices(runtime.device, claimed))
-        for attempt in range(relaunches + 1):
+        for attempt in range(RELAUNCHES + 1):
             if stop.is_set():
                 raise errors.InterruptedRunError("stopped before the job was started")
             (work / ERROR_FILE).unlink(missing_ok=True)
             record = another() if another else None
             if record and prefix:
-                status = run_child([*prefix, *node_command(record)], stop=stop, own_group=True)
+                status = run_child([*prefix, *node_command(record)], stop=stop)
                 is_done = status == 0 and done_mark(record).exists() and not (work / ERROR_FILE).exists()
             else:
                 status = _run_here(spec, Meeting.of(record) if record else Meeting(), stop, claim)
@@ -76,19 +75,15 @@ def run_job(spec: JobSpec, *, stop: StopRequest, relaunches: int = RELAUNCHES) -
             if is_done:
                 return
             fault = _raise_reported(work, status, stop)
-            if attempt == relaunches:
+            if attempt == RELAUNCHES:
                 break
-            _LOG.warning(
-                "a rank of %s was lost (%s); start %d of %d from the last checkpoint",
-                spec.job,
-                fault.message if fault else f"status {status}",
-                attempt + 2,
-                relaunches + 1,
-            )
+            why = fault.message if fault else f"status {status}"
+            told = "a rank of %s was lost (%s); start %d of %d from the last checkpoint"
+            _LOG.warning(told, spec.job, why, attempt + 2, RELAUNCHES + 1)
     if fault:
         raise fault
     raise errors.HmsaError(
-        f"the {spec.job} job died {relaunches + 1} times without an error of its own (last status {status})",
+        f"the {spec.job} job died {RELAUNCHES + 1} times without an error of its own (last status {status})",
         hint=f"a killed rank often means too little memory: see {work / 'log.jsonl'} and the kernel's log",
     )
 
@@ -132,7 +127,7 @@ def _run_here(spec: JobSpec, meeting: Meeting, stop: StopRequest, claim: Claim) 
                 spec.stage,
             )
     command = job_command(Path(spec.work) / "spec.json", runtime, meeting)
-    return run_child(command, stop=stop, env=environment, pass_fds=claim.fds, own_group=True)
+    return run_child(command, stop=stop, env=environment, pass_fds=claim.fds)
 
 
 def fault_of(status: int, message: str) -> errors.HmsaError | None:

@@ -7,40 +7,29 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
-from hmsa_core.io.errors import ConfigError, HmsaError, NoSpaceError, one_line
+from hmsa_core.io.errors import ConfigError, NoSpaceError, one_line
 from hmsa_core.io.locks import probe_locks
 from pipeline.disk import disk_need
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "pyarrow",
-    "opencv-python-headless",
-    "pillow",
-    "safetensors",
-    "dvc",
-    "prefect",
-    "fastapi",
-)
-_MINIMUM = {"torch": (2, 11)}
+_PACKAGES = "torch torchvision numpy pyarrow opencv-python-headless pillow safetensors dvc prefect fastapi"
+_LEAST_TORCH = (2, 11)
 
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that matter ("" = not installed)."""
-    found = {}
-    for name in PACKAGES:
-        try:
+    found = dict.fromkeys(_PACKAGES.split(), "")
+    for name in found:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
     return found
 
 
@@ -50,9 +39,8 @@ def torch_pair() -> str | None:
     torchvision's own metadata names the torch that it needs.
     """
     have = versions()
-    for name, least in _MINIMUM.items():
-        if tuple(int(p) for p in have[name].split("+")[0].split(".")[:2] if p.isdigit()) < least:
-            return f"{name} {have[name] or 'is missing'}: {'.'.join(map(str, least))} or newer is needed"
+    if not have["torch"] or Version(have["torch"]).release < _LEAST_TORCH:
+        return f"torch {have['torch'] or 'is missing'}: {'.'.join(map(str, _LEAST_TORCH))} or newer is needed"
     if not have["torchvision"]:
         return "torchvision is missing"
     for line in metadata.requires("torchvision") or []:
@@ -103,32 +91,24 @@ def check_machine(ws: Workspace, stages: Collection[str] = STAGES) -> list[str]:
         ConfigError: torch and torchvision do not fit, or locks do not work here.
         NoSpaceError: the run's estimate exceeds the free space.
     """
-    wrong = torch_pair()
-    if wrong:
+    if wrong := torch_pair():
         raise ConfigError(wrong, hint=reinstall())
-    probe_locks(_made(ws.path("work/locks")))
+    locks = ws.path("work/locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    probe_locks(locks)
     need = disk_need(ws, stages)
     if not need.fits:
         raise NoSpaceError(
             f"{ws.root}: at least {need.least / 2**30:.1f} GiB are needed, {need.free / 2**30:.1f} GiB are free",
             hint="free some space, or `dvc gc --workspace` to drop old label stores",
         )
-    return [
-        f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {need.free / 2**30:.1f} GiB free, "
-        f"at most {need.total / 2**30:.1f} GiB needed{f' ({need.unknown})' if need.unknown else ''}"
-        f"{': it may have to stop on the way' if need.is_tight else ''}",
-        ", ".join(f"{k} {v}" for k, v in versions().items() if v),
-    ]
-
-
-def _made(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    told = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed"
+    told += f" ({need.unknown})" if need.unknown else ""
+    told += ": it may have to stop on the way" if need.is_tight else ""
+    have = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
+    return [f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {told}", have]
 
 
 def memory_gib() -> float:
     """Memory of this machine in GiB."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (ValueError, OSError) as error:
-        raise HmsaError(f"cannot read the memory size: {error}") from error
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -29,10 +29,11 @@ def _checkpoint(init: str) -> str | None:
 
 
 def mend_of_root(ws: Workspace, name: str) -> str:
-    """What to do where the folder of a data set ("target" or "pretrain") is not there."""
+    """What to do where the folder of a data set ("target" or "pretrain") is not there, or holds another layout."""
     if ws.roots[name].is_relative_to(ws.path("data/demo")):
         return "autolabel demo-data"
-    return f"correct data.{name}.root in params.yaml"
+    keys = f"data.{name}.root or data.{name}.kind" if ws.roots[name].is_dir() else f"data.{name}.root"
+    return f"correct {keys} in params.yaml"
 
 
 def check_named_files(root: Path, params: Params, stage: str = STAGES[0]) -> None:

@@ -7,13 +7,10 @@ a job has an ID of its own, so that what is left of the start before is never me
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import shlex
 import shutil
 import socket
-import struct
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +26,6 @@ from hmsa_core.job import first_host
 
 ENDPOINT = "AUTOLABEL_RDZV_ENDPOINT"
 _RECORDS = "nodes-*.json"
-_SIOCGIFCONF = 0x8912
-_REQUEST = 40  # bytes of `struct ifreq` on 64-bit Linux
 
 
 @dataclass(frozen=True)
@@ -157,19 +152,8 @@ def node_command(record: Path) -> list[str]:
 
 
 def interface_of(address: str) -> str:
-    """Name of the network interface that has an address; "" where it is not found (Linux alone is asked)."""
-    if not sys.platform.startswith("linux"):
-        return ""
-    if ":" in address:
-        wanted = socket.inet_pton(socket.AF_INET6, address).hex()
-        rows = [line.split() for line in Path("/proc/net/if_inet6").read_text("ascii").splitlines()]
-        return next((row[-1] for row in rows if row[0] == wanted), "")
-    room = array.array("B", bytes(_REQUEST * 256))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("iL", len(room), room.buffer_info()[0])
-        length = struct.unpack("iL", fcntl.ioctl(any_socket, _SIOCGIFCONF, request))[0]
-    for at in range(0, length, _REQUEST):
-        name, found = struct.unpack_from("16s4x4s", room, at)
-        if socket.inet_ntoa(found) == address:
-            return str(name.split(b"\0")[0].decode().partition(":")[0])
-    return ""
+    """Name of the network interface that has an address; "" where it is not found."""
+    import psutil
+
+    rows = ((name.partition(":")[0], row.address) for name, found in psutil.net_if_addrs().items() for row in found)
+    return next((name for name, own in rows if own.partition("%")[0] == address), "")

@@ -15,6 +15,7 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.io.remote import is_url, local_path, local_tree
 
 if TYPE_CHECKING:
+    from hmsa_core.data.spec import SourceSpec
     from pipeline.params import Params
 
 _MARKS = ("params.yaml", "dvc.yaml")
@@ -78,6 +79,11 @@ class Workspace:
         data = self.params.data
         sources = {"target": data.target, "pretrain": data.pretrain}
         return {name: self.resolve(source.root) for name, source in sources.items() if source is not None}
+
+    def source(self, name: str) -> SourceSpec:
+        """The data set that a named root holds, with the root's place on this machine."""
+        source: SourceSpec = getattr(self.params.data, name)
+        return source.model_copy(update={"root": str(self.roots[name])})
 
     def resolve(self, path: str | os.PathLike[str], *, anew: bool = False) -> Path:
         """A path as params.yaml writes it: absolute, or relative to the workspace; an address as a tree of links.

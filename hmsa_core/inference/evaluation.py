@@ -8,7 +8,7 @@ weights, reliability_*} and, last, `work/summary.json`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,28 @@ def run(spec: EvaluateSpec, context: JobContext) -> dict[str, Any]:
     root = spec.roots[index.root]
     what = "evaluate" if context.world == 1 else f"evaluate (rank 0 of {context.world})"
     with context.progress(len(mine), what=what) as progress:
-        score(scorer, read_ahead(mine, lambda s: _read(s, root, index.classes)), context.check_stop, progress.update)
+        for item in read_ahead(mine, lambda sample: _read(sample, root, index.classes)):
+            context.check_stop()
+            scorer.add(item)
+            progress.update()
     parts = context.ranks.gather(scorer.scores)
     if not context.is_main:
         return {}
-    checkpoint = {"checkpoint": predictor.meta["weights_sha256"], "precision": predictor.precision}
-    return _write(spec, parts, [s.name for s in samples], classes, checkpoint)
-
-
-def score(
-    scorer: Scorer, items: Iterable[Labelled], check_stop: Callable[[], None], advance: Callable[[], None]
-) -> None:
-    """Score images one after another; stops between two of them."""
-    for item in items:
-        check_stop()
-        scorer.add(item)
-        advance()
+    figures: dict[str, Any] = {}
+    for setting in spec.settings:
+        merged = merge_scores([part[setting.name] for part in parts], [s.name for s in samples])
+        figures[setting.name] = summarise(merged, setting, classes)
+        write_bytes(spec.work / f"{setting.name}.npz", npz_bytes(merged, classes))
+    summary = {
+        "checkpoint": predictor.meta["weights_sha256"],
+        "precision": predictor.precision,
+        "images": len(samples),
+        "classes": list(classes.classes),
+        "settings": figures,
+        "lineage": spec.lineage,
+    }
+    write_json(spec.work / "summary.json", summary)
+    return summary
 
 
 def _read(sample: Sample, root: Path, classes: ClassTable) -> Labelled:
@@ -84,29 +90,6 @@ def _read(sample: Sample, root: Path, classes: ClassTable) -> Labelled:
         sample.block,
         sample.city,
     )
-
-
-def _write(
-    spec: EvaluateSpec,
-    parts: list[dict[str, SettingScores]],
-    order: list[str],
-    classes: ClassTable,
-    checkpoint: dict[str, Any],
-) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for setting in spec.settings:
-        merged = merge_scores([part[setting.name] for part in parts], order)
-        settings[setting.name] = summarise(merged, setting, classes)
-        write_bytes(spec.work / f"{setting.name}.npz", npz_bytes(merged, classes))
-    summary = {
-        **checkpoint,
-        "images": len(order),
-        "classes": list(classes.classes),
-        "settings": settings,
-        "lineage": spec.lineage,
-    }
-    write_json(spec.work / "summary.json", summary)
-    return summary
 
 
 BAND_PX = 8.0  # pixels at 1024 lines, scaled with the height: half the width of the band at boundaries
@@ -176,23 +159,13 @@ class Scorer:
         pred, confidence = self._tiler.label(
             image, setting.scales, setting.flip, kind=setting.mode, size=(label.shape[0], label.shape[1])
         )
+        classes = self._num_classes
         out.names.append(item.name)
         out.blocks.append(item.block)
         out.cities.append(item.city)
-        out.confusions.append(confusion_counts(pred, label, self._num_classes)[:, : self._num_classes])
-        if self._details:
-            self._score_details(setting, image, label, pred, confidence, out)
-
-    def _score_details(
-        self,
-        setting: EvaluationSetting,
-        image: UInt8,
-        label: UInt8,
-        pred: UInt8,
-        confidence: NDArray[np.float32],
-        out: SettingScores,
-    ) -> None:
-        classes = self._num_classes
+        out.confusions.append(confusion_counts(pred, label, classes)[:, :classes])
+        if not self._details:
+            return
         band = boundary_band(label, max(1.0, BAND_PX * label.shape[0] / 1024))
         inside = band & (label != 255)
         out.band.append(confusion_counts(pred[inside], label[inside], classes)[:, :classes])

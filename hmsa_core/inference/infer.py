@@ -2,10 +2,8 @@
 
 Every image is labelled on its own, so its bytes depend on nothing but its pixels and the store's key. Rank 0
 plans shards (`work/plan.json`: appended for new images, never reordered). Each rank claims the next shard that is
-free when it comes to it, by a lock that the kernel takes back from a process that dies. Fast ranks label more, and
-a lost one's shard is labelled by another. Reading and writing overlap with the model in threads; on a GPU the next
-image begins before the last one's labels are there. An image whose bytes differ from the index is not labelled: it
-is listed as skipped, and too many of them end the run.
+free by a lock that the kernel takes back from a process that dies; another rank labels that shard then. Reading and
+writing overlap with the model in threads. An image whose bytes differ from the index is skipped and listed.
 """
 
 from __future__ import annotations
@@ -14,17 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core import __version__
-from hmsa_core.config import InferConfig
 from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index, Sample
 from hmsa_core.inference.options import MAX_SKIPPED
@@ -64,8 +61,6 @@ _POLL_S = 0.5  # between looks at the shards that other processes hold
 _AHEAD = 2  # images read before they are needed, and images waiting to be written
 _METHOD = 1  # raise it when inference computes something else: older labels are then not mixed with newer ones
 UInt8 = NDArray[np.uint8]
-
-
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -82,37 +77,11 @@ def read_ahead(sources: Iterable[T], read: Callable[[T], U]) -> Generator[U]:
             yield waiting.popleft().result()
 
 
-@dataclass
-class Timing:
-    """Seconds of the caller's thread: in the model, waiting for images, waiting for the writer."""
-
-    model: float = 0.0
-    read_wait: float = 0.0
-    write_wait: float = 0.0
-
-    def __add__(self, other: Timing) -> Timing:
-        return Timing(self.model + other.model, self.read_wait + other.read_wait, self.write_wait + other.write_wait)
-
-    @property
-    def model_share(self) -> float:
-        """Share of the time that was spent in the model."""
-        total = self.model + self.read_wait + self.write_wait
-        return self.model / total if total else 1.0
-
-
-@dataclass
-class Summary:
-    """What all ranks did; `work/summary.json`."""
-
-    images: int = 0  # labelled by this run
-    resumed: int = 0  # found labelled by an earlier run
-    skipped: list[dict[str, str]] = field(default_factory=list)  # by any run; rank 0 knows them
-    tiled: dict[str, int] = field(default_factory=dict)  # by any run, see `TILED`; rank 0 knows them
-    timing: Timing = field(default_factory=Timing)
-
-
-def run(spec: InferSpec, context: JobContext) -> Summary:
+def run(spec: InferSpec, context: JobContext) -> dict[str, Any]:
     """Label the selected images into `work/store`; see the module's first lines.
+
+    Returns:
+        The content of `work/summary.json`; on other ranks than the first without `skipped`, `tiled` and `seconds`.
 
     Raises:
         ConfigError: `work` holds labels made with other parameters, or classes do not fit.
@@ -121,31 +90,37 @@ def run(spec: InferSpec, context: JobContext) -> Summary:
     """
     start = time.monotonic()
     pipeline = _open(spec, context)
-    teacher, classes, store, target = pipeline.teacher, pipeline.classes, pipeline.store, pipeline.target
-    lineage = _lineage(spec, teacher, context) if context.is_main else {}
+    store, target = pipeline.store, pipeline.target
+    lineage = _lineage(spec, pipeline.teacher, context) if context.is_main else {}
     if context.is_main:
         sweep(store)  # before any rank opens a shard: other nodes' processes cannot be told from dead ones
-    key = context.ranks.broadcast(_key(lineage, classes, spec.config.codec) if context.is_main else "")
+    key = context.ranks.broadcast(_key(lineage, pipeline.classes, spec.config.codec) if context.is_main else "")
     whole = _whole(spec, key, context) if target is None else set()
     plans, pending = context.ranks.broadcast(_plan(spec, key, pipeline, whole) if context.is_main else None) or ([], [])
     leave(store)
-    _work(spec, pipeline, pending, context)
+    _work(spec, pipeline, pending)
     done = context.ranks.gather((pipeline.images, pipeline.timing))
-    resumed = sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending)
-    summary = Summary(sum(n for n, _ in done), resumed, timing=sum((t for _, t in done), Timing()))
+    timing = {name: sum(seconds[name] for _, seconds in done) for name in pipeline.timing}
+    summary = {
+        "images": sum(count for count, _ in done),  # labelled by this run
+        "resumed": sum(len(p.names) for p in plans) - sum(len(p.names) for p in pending),  # by an earlier run
+        "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
+        "model_share": round(timing["model"] / (sum(timing.values()) or 1.0), 4),
+    }
     if context.is_main:
         if target is not None:
             target.collect(plans)
         if spec.engine == "ray":
-            summary.images = sum(len(read_receipt(store, plan)["rows"]) for plan in pending)
-        summary.skipped = _skipped(store, plans, pipeline.samples, pipeline.root)
-        _check_skipped(summary.skipped, len(pipeline.samples))
-        summary.tiled = _tiled(store, plans)
-        sha256 = write_manifest(store, plans, lineage, classes=classes)
+            summary["images"] = sum(len(read_receipt(store, plan)["rows"]) for plan in pending)
+        skipped = _skipped(pipeline, plans)
+        _check_skipped(skipped, pipeline, f" of {len(pipeline.samples)}")
+        summary |= {"skipped": skipped, TILED: _tiled(store, plans)}
+        sha256 = write_manifest(store, plans, lineage, classes=pipeline.classes)
         if target is not None:
             target.publish()
-        write_json(spec.work / "summary.json", _summary_json(summary, time.monotonic() - start))
-        context.log.write("done", manifest=sha256, **_summary_json(summary, time.monotonic() - start))
+        summary["seconds"] = round(time.monotonic() - start, 3)
+        write_json(spec.work / "summary.json", summary)
+        context.log.write("done", manifest=sha256, **summary)
     return summary
 
 
@@ -155,32 +130,32 @@ def _open(spec: InferSpec, context: JobContext) -> Pipeline:
     selected = index.select(**spec.selection.model_dump(exclude={"index"}))
     wanted = ClassTable.from_json(spec.classes) if spec.classes else index.classes
     teacher = open_teacher(spec.teacher, spec.config, wanted, context)
-    classes = teacher.classes
     teacher.check([sample.name for sample in selected])
     return Pipeline(
+        context,
         spec.work / "store",
         {s.name: s for s in selected},
         spec.roots[index.root],
         teacher,
-        spec.config,
-        classes,
-        coarse_classes=index.classes if index.classes.classes == classes.classes else None,
-        limit=_limit(len(selected)),
+        spec.config.codec,
+        coarse_classes=index.classes if index.classes.classes == teacher.classes.classes else None,
         target=RemoteStore(spec.target, spec.work) if spec.target else None,
     )
 
 
-def _work(spec: InferSpec, pipeline: Pipeline, pending: list[ShardPlan], context: JobContext) -> None:
-    total = sum(len(plan.names) for plan in pending)
+def _work(spec: InferSpec, pipeline: Pipeline, pending: list[ShardPlan]) -> None:
+    total, context = sum(len(plan.names) for plan in pending), pipeline.context
     if not total:
         return
     with context.progress(total, what="infer") as progress:
         if spec.engine == "local":
-            pipeline.run(pending, check_stop=context.check_stop, advance=progress.update, log=context.log.write)
+            pipeline.advance = progress.update
+            pipeline.run(pending)
             return
         with closing(_on_ray(spec, pipeline.teacher.precision, pending, context)) as made:
-            for plan, timing in zip(pending, made, strict=True):
-                pipeline.timing += timing
+            for plan, seconds in zip(pending, made, strict=True):
+                for name in seconds:
+                    pipeline.timing[name] += seconds[name]
                 progress.update(len(plan.names))
                 context.log.write("shard", shard=plan.stem, images=len(plan.names))
 
@@ -193,14 +168,14 @@ class _Worker:
     precision: str
     pipeline: Pipeline | None = None  # opened for the first shard; it does not travel
 
-    def __call__(self, plan: ShardPlan) -> Timing:
+    def __call__(self, plan: ShardPlan) -> dict[str, float]:
         pipeline = self.pipeline = self.pipeline or self._opened()
+        pipeline.timing = _no_time()
         if pipeline.target is not None:
             if pipeline.target.has(plan):
-                return Timing()
+                return pipeline.timing
             withdraw(pipeline.store, plan)  # of a process that died before it could hand the shard in
-        pipeline.timing = Timing()
-        pipeline.run([plan], check_stop=lambda: None, advance=lambda _count: None, log=lambda *_, **__: None)
+        pipeline.run([plan])
         return pipeline.timing
 
     def _opened(self) -> Pipeline:
@@ -215,7 +190,9 @@ class _Worker:
         return pipeline
 
 
-def _on_ray(spec: InferSpec, precision: str, pending: list[ShardPlan], context: JobContext) -> Generator[Timing]:
+def _on_ray(
+    spec: InferSpec, precision: str, pending: list[ShardPlan], context: JobContext
+) -> Generator[dict[str, float]]:
     """The time that each shard took, once it is done."""
     threads, device = context.runtime.thread_count, context.device.type
     runtime = spec.config.runtime.model_copy(update={"threads": threads, "device": device})
@@ -277,8 +254,8 @@ def _whole(spec: InferSpec, key: str, context: JobContext) -> set[int]:
 
 def _plan(spec: InferSpec, key: str, pipeline: Pipeline, whole: set[int]) -> tuple[list[ShardPlan], list[ShardPlan]]:
     """All shards, and those that are still to do. The plan is on disk before the first image is labelled."""
-    existing, store, target, by_name = _planned(spec), pipeline.store, pipeline.target, pipeline.samples
-    wanted = {name: s.image_sha256 for name, s in by_name.items()}
+    existing, store, target = _planned(spec), pipeline.store, pipeline.target
+    wanted = {name: s.image_sha256 for name, s in pipeline.samples.items()}
     if any(plan.key != key for plan in existing):
         raise ConfigError(
             f"{spec.work} holds labels of another teacher, scales, flip, precision, codec or classes",
@@ -287,7 +264,7 @@ def _plan(spec: InferSpec, key: str, pipeline: Pipeline, whole: set[int]) -> tup
     done = (
         target.finished(existing)
         if target is not None
-        else {plan.index for plan in existing if plan.index in whole and _stays(store, plan, by_name, pipeline.root)}
+        else {plan.index for plan in existing if plan.index in whole and _stays(pipeline, plan)}
     )
     # A shard that was never finished and whose images are gone cannot be made any more.
     kept = [p for p in existing if p.index in done or all(wanted.get(n) == h for n, h in _images(p))]
@@ -309,19 +286,16 @@ def _images(plan: ShardPlan) -> list[tuple[str, str]]:
     return list(zip(plan.names, plan.image_sha256s, strict=True))
 
 
-def _stays(store: Path, plan: ShardPlan, samples: dict[str, Sample], root: Path) -> bool:
+def _stays(pipeline: Pipeline, plan: ShardPlan) -> bool:
     """Whether a finished shard stays. One with skipped images is made again when one of them was restored.
 
     It is not made again when an image that it labelled is gone or has changed: that label could not be made again.
     """
-    skipped = {row["name"] for row in read_receipt(store, plan)["skipped"]}
-    if any(
-        name not in samples or samples[name].image_sha256 != sha256
-        for name, sha256 in _images(plan)
-        if name not in skipped
-    ):
-        return True
-    return not any(_is_intact(samples[name], root) for name in skipped if name in samples)
+    samples, skipped = pipeline.samples, {row["name"] for row in read_receipt(pipeline.store, plan)["skipped"]}
+    for name, sha256 in _images(plan):
+        if name not in skipped and (name not in samples or samples[name].image_sha256 != sha256):
+            return True
+    return not any(_is_intact(samples[name], pipeline.root) for name in skipped if name in samples)
 
 
 def _is_intact(sample: Sample, root: Path) -> bool:
@@ -332,12 +306,10 @@ def _is_intact(sample: Sample, root: Path) -> bool:
         return False
 
 
-def _limit(images: int) -> int:
-    return max(1, int(MAX_SKIPPED * images))
-
-
-def _skipped(store: Path, plans: list[ShardPlan], samples: dict[str, Sample], root: Path) -> list[dict[str, str]]:
-    rows = [row for plan in plans for row in cast("list[dict[str, str]]", read_receipt(store, plan)["skipped"])]
+def _skipped(pipeline: Pipeline, plans: list[ShardPlan]) -> list[dict[str, str]]:
+    """Images that this run or an earlier one has left out, with the reasons."""
+    samples, root = pipeline.samples, pipeline.root
+    rows = [row for p in plans for row in cast("list[dict[str, str]]", read_receipt(pipeline.store, p)["skipped"])]
     return [
         {**row, "reason": f"{row['reason']}{_BESIDE_GONE}"}
         if row["name"] in samples and _is_intact(samples[row["name"]], root)
@@ -350,25 +322,14 @@ def _tiled(store: Path, plans: list[ShardPlan]) -> dict[str, int]:
     return {k: v for plan in plans for k, v in read_receipt(store, plan)["notes"].get(TILED, {}).items()}
 
 
-def _check_skipped(skipped: list[dict[str, str]], images: int) -> None:
-    if len(skipped) > _limit(images):
+def _check_skipped(skipped: list[dict[str, str]], pipeline: Pipeline, of: str = "") -> None:
+    limit = max(1, int(MAX_SKIPPED * len(pipeline.samples)))
+    if len(skipped) > limit:
         raise IntegrityError(
-            f"{len(skipped)} of {images} images cannot be labelled, more than {_limit(images)}; the first: "
+            f"{len(skipped)}{of} images cannot be labelled, more than {limit}; the first: "
             f"{skipped[0]['name']}: {skipped[0]['reason']}",
             hint="restore the files, or run `prepare` again if they were changed on purpose",
         )
-
-
-def _summary_json(summary: Summary, seconds: float) -> dict[str, Any]:
-    return {
-        "images": summary.images,
-        "resumed": summary.resumed,
-        "skipped": summary.skipped,
-        TILED: summary.tiled,
-        "seconds": round(seconds, 3),
-        "timing": {k: round(v, 3) for k, v in asdict(summary.timing).items()},
-        "model_share": round(summary.timing.model_share, 4),
-    }
 
 
 @dataclass(frozen=True)
@@ -382,51 +343,68 @@ class _Item:
     reason: str = ""
 
 
+def _no_time() -> dict[str, float]:
+    """Seconds of the caller's thread: in the model, waiting for images, waiting for the writer."""
+    return {"model": 0.0, "read_wait": 0.0, "write_wait": 0.0}
+
+
 @dataclass
 class Pipeline:
     """Labels the images of planned shards."""
 
+    context: JobContext
     store: Path  # folder of the raw label store
     samples: dict[str, Sample]  # the selected images by name
     root: Path  # folder that their paths are relative to
     teacher: Teacher
-    config: InferConfig
-    classes: ClassTable
+    codec: Literal["png", "webp"]
     coarse_classes: ClassTable | None  # of human coarse labels, which are counted against ours; None = not counted
-    limit: int  # images that may be skipped
     target: RemoteStore | None = None  # where finished shards are handed in
+    advance: Callable[[int], None] = lambda _images: None  # told of images that are done
     images: int = 0  # labelled so far
     skipped: list[dict[str, str]] = field(default_factory=list)
-    timing: Timing = field(default_factory=Timing)
+    timing: dict[str, float] = field(default_factory=_no_time)
 
-    def run(
-        self,
-        plans: list[ShardPlan],
-        *,
-        check_stop: Callable[[], None],
-        advance: Callable[[int], None],
-        log: Callable[..., None],
-    ) -> None:
+    @property
+    def classes(self) -> ClassTable:
+        """Classes of the labels."""
+        return self.teacher.classes
+
+    def run(self, plans: list[ShardPlan]) -> None:
         """Label the images of these shards, with other processes that do the same, until all have their receipts.
 
         A shard appears when its last image is written. What another process holds is waited for, and taken over
         when that process dies. No plan may have a receipt of an earlier run (`withdraw`).
         """
-        left = list(plans)
-        while left:
-            claims = _Claims(self, left, advance)
+        held_by_others = list(plans)
+        while held_by_others:
+            left, held_by_others = held_by_others, []
+            opened: list[ShardWriter] = []
             try:
-                self._label_claimed(claims, check_stop, advance, log)
+                self._label_claimed(self._claims(left, opened, held_by_others), opened)
             finally:
-                claims.abort()
-            left = claims.held_by_others
-            if left:
-                check_stop()
+                for shard in opened:  # not finished
+                    shard.abort()
+            if held_by_others:
+                self.context.check_stop()
                 time.sleep(_POLL_S)
 
-    def _label_claimed(
-        self, claims: _Claims, check_stop: Callable[[], None], advance: Callable[[int], None], log: Callable[..., None]
-    ) -> None:
+    def _claims(
+        self, plans: list[ShardPlan], opened: list[ShardWriter], held_by_others: list[ShardPlan]
+    ) -> Iterator[tuple[ShardWriter, Sample]]:
+        """The images of each shard that can be claimed; each is claimed when it is due."""
+        for plan in plans:
+            if is_acknowledged(self.store, plan):  # by another process, in this run
+                self.advance(len(plan.names))
+                continue
+            shard = claim_shard(self.store, plan, classes=self.classes, codec=self.codec)
+            if shard is None:
+                held_by_others.append(plan)
+                continue
+            opened.append(shard)
+            yield from ((shard, self.samples[name]) for name in plan.names)
+
+    def _label_claimed(self, claims: Iterator[tuple[ShardWriter, Sample]], opened: list[ShardWriter]) -> None:
         with (
             closing(ahead(claims, self._files)) as here,
             closing(read_ahead(here, self._read)) as items,
@@ -435,9 +413,9 @@ class Pipeline:
         ):
             sent: deque[Future[bool]] = deque()
             for shard, its_items in groupby(items, key=lambda item: item.shard):
-                self._shard(shard, its_items, writer, check_stop, advance)
-                claims.open.remove(shard)
-                log("shard", shard=shard.plan.stem, images=len(shard.plan.names))
+                self._shard(shard, its_items, writer)
+                opened.remove(shard)
+                self.context.log.write("shard", shard=shard.plan.stem, images=len(shard.plan.names))
                 if self.target is not None:
                     sent.append(sender.submit(self.target.send, shard.plan))
                 while len(sent) > _AHEAD:
@@ -459,35 +437,25 @@ class Pipeline:
                 coarse = read_label(self.root / sample.coarse, self.coarse_classes, sha256=sample.coarse_sha256)
                 if coarse.shape != image.shape[:2]:
                     raise DecodeError(f"{sample.coarse}: size differs from {sample.image}", reason="size-mismatch")
-        except DecodeError as error:
-            return _Item(shard, sample, None, None, f"{error.reason}: {error.message}")
-        except IntegrityError as error:
-            return _Item(shard, sample, None, None, f"changed: {error.message}")
+        except (DecodeError, IntegrityError) as error:
+            return _Item(shard, sample, None, None, f"{getattr(error, 'reason', 'changed')}: {error.message}")
         return _Item(shard, sample, image, coarse)
 
-    def _shard(
-        self,
-        shard: ShardWriter,
-        items: Iterator[_Item],
-        writer: ThreadPoolExecutor,
-        check_stop: Callable[[], None],
-        advance: Callable[[int], None],
-    ) -> None:
+    def _shard(self, shard: ShardWriter, items: Iterator[_Item], writer: ThreadPoolExecutor) -> None:
         """Label one shard's images; one image is begun before the labels of the last one are waited for."""
         begun: deque[Callable[[], Future[None]]] = deque()
         waiting: deque[Future[None]] = deque()
         try:
             for _ in shard.plan.names:
-                check_stop()
-                start = time.perf_counter()
-                item = next(items)
-                self.timing.read_wait += time.perf_counter() - start
+                self.context.check_stop()
+                with self._timed("read_wait"):
+                    item = next(items)
                 begun.append(self._begin(item, writer))
                 if len(begun) > 1:
                     waiting.append(begun.popleft()())
                 if len(waiting) > _AHEAD:
                     self._wait(waiting)
-                advance(1)
+                self.advance(1)
             waiting.append(begun.popleft()())
             while waiting:
                 self._wait(waiting)
@@ -497,27 +465,25 @@ class Pipeline:
             # The writer's thread may be inside of the shard: it must be out before the shard is thrown away.
             writer.submit(lambda: None).result()
             raise
-        start = time.perf_counter()
-        shard.close()
-        self.timing.write_wait += time.perf_counter() - start
+        with self._timed("write_wait"):
+            shard.close()
 
     def _begin(self, item: _Item, writer: ThreadPoolExecutor) -> Callable[[], Future[None]]:
         """Begin an image; what is returned waits for its labels and gives them to the writer."""
         shard, sample, image = item.shard, item.sample, item.image
         if image is None:
-            self._skip(sample.name, item.reason)
+            self.skipped.append({"name": sample.name, "reason": item.reason})
+            _check_skipped(self.skipped, self)
             return lambda: writer.submit(shard.skip, sample.name, item.reason)
-        start = time.perf_counter()
-        labels = self.teacher.begin(sample.name, image)
-        self.timing.model += time.perf_counter() - start
+        with self._timed("model"):
+            labels = self.teacher.begin(sample.name, image)
         self.images += 1
         if side := self.teacher.forced(image):  # now: the next image may force more
             shard.notes.setdefault(TILED, {})[sample.name] = side
 
         def write() -> Future[None]:
-            start = time.perf_counter()
-            label, confidence = labels()
-            self.timing.model += time.perf_counter() - start
+            with self._timed("model"):
+                label, confidence = labels()
             return writer.submit(
                 shard.add,
                 sample.name,
@@ -532,43 +498,12 @@ class Pipeline:
 
         return write
 
-    def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append({"name": name, "reason": reason})
-        if len(self.skipped) > self.limit:
-            raise IntegrityError(
-                f"{len(self.skipped)} images cannot be labelled, more than {self.limit}; the first: "
-                f"{self.skipped[0]['name']}: {self.skipped[0]['reason']}",
-                hint="restore the files, or run `prepare` again if they were changed on purpose",
-            )
-
     def _wait(self, waiting: deque[Future[None]]) -> None:
+        with self._timed("write_wait"):
+            waiting.popleft().result()
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
         start = time.perf_counter()
-        waiting.popleft().result()
-        self.timing.write_wait += time.perf_counter() - start
-
-
-class _Claims:
-    """The images of each shard that could be claimed, in one round over the plans; each is claimed when it is due."""
-
-    def __init__(self, pipeline: Pipeline, plans: list[ShardPlan], advance: Callable[[int], None]) -> None:
-        self.open: list[ShardWriter] = []
-        self.held_by_others: list[ShardPlan] = []
-        self._pipeline, self._plans, self._advance = pipeline, plans, advance
-
-    def __iter__(self) -> Iterator[tuple[ShardWriter, Sample]]:
-        pipeline = self._pipeline
-        for plan in self._plans:
-            if is_acknowledged(pipeline.store, plan):  # by another process, in this run
-                self._advance(len(plan.names))
-                continue
-            shard = claim_shard(pipeline.store, plan, classes=pipeline.classes, codec=pipeline.config.codec)
-            if shard is None:
-                self.held_by_others.append(plan)
-                continue
-            self.open.append(shard)
-            yield from ((shard, pipeline.samples[name]) for name in plan.names)
-
-    def abort(self) -> None:
-        """Throw away what is not finished, and give the locks back."""
-        for shard in self.open:
-            shard.abort()
+        yield
+        self.timing[what] += time.perf_counter() - start

@@ -137,7 +137,20 @@ def label_images(
                 target.begin(read_json(work / _RECORD))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
             wanted, changed = _unchanged(work, folder, files, tell)
-            spec = _spec(work, folder, options, shard, codec, wanted, target, engine)
+            config = InferConfig(
+                scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
+            )
+            spec = InferSpec(
+                work=work,
+                roots={_ROOT: folder.parent},
+                config=config,
+                teacher=options.teacher,
+                classes=options.class_table,
+                selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=wanted),
+                lineage={"licences": "unknown"},
+                target=target.url if target is not None else "",
+                engine=engine,
+            )
             (run or _run_here)(spec, stop)
         except HmsaError:
             if new and not (work / "plan.json").exists():  # nothing was begun that could be gone on from
@@ -213,11 +226,8 @@ def _index(
 
     by = Engine("ray", options.runtime.ranks) if engine == "ray" else HERE
     summary = prepare.build(source, RolesSpec(), work / "index", engine=by, previous=previous, progress=stop_here)
-    rows = [
-        row
-        for row in read_quarantine(work / "index" / "quarantine.parquet")
-        if not files or folder.parent / row.path in files
-    ]
+    quarantined = read_quarantine(work / "index" / "quarantine.parquet")
+    rows = [row for row in quarantined if not files or folder.parent / row.path in files]
     for row in rows:
         tell(f"left out: {row.path}: {row.reason} ({row.detail})")
     if names == "stem" and (shared := sum(row.reason == "duplicate-name" for row in rows)):
@@ -291,36 +301,6 @@ def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> 
     asked = [s.name for s in index.samples if not files or folder.parent / s.image in files]
     wanted = tuple(name for name in asked if name not in set(changed))
     return (wanted if changed or files else None), len(changed)
-
-
-def _spec(
-    work: Path,
-    folder: Path,
-    options: TeacherOptions,
-    images_per_shard: int,
-    codec: Literal["png", "webp"],
-    names: tuple[str, ...] | None,
-    target: RemoteStore | None,
-    engine: Kind,
-) -> InferSpec:
-    config = InferConfig(
-        scales=options.scales,
-        flip=options.flip,
-        images_per_shard=images_per_shard,
-        codec=codec,
-        runtime=options.runtime,
-    )
-    return InferSpec(
-        work=work,
-        roots={_ROOT: folder.parent},
-        config=config,
-        teacher=options.teacher,
-        classes=options.class_table,
-        selection=Selection(index=work / "index" / f"{_ROOT}.parquet", names=names),
-        lineage={"licences": "unknown"},
-        target=target.url if target is not None else "",
-        engine=engine,
-    )
 
 
 def check_target(out: Path, work: Path) -> None:

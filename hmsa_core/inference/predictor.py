@@ -1,20 +1,13 @@
 """Labels of one image: the prepared model at all scales, fused by rows, in tiles where memory ends.
 
-    Predictor(model, device, precision)      the network prepared for inference
-      .open(image) -> ImagePass              a `ScalePass` of one image
-        .label(scales, flip)                 label and confidence, a few rows at a time
-        .probabilities(scales, flip)         probability of each class
-        .weights(scales, flip)               weight of each scale at each pixel
-    Tiler(predictor).label(image, ...)       the same in overlapping tiles for images too large for memory
-
-Everything here labels through `Tiler`: job, folder, pictures, evaluation, networks of other tools (`Engine`). A tile
-sees less context than the whole image (OCR gathers its regions from what it sees), so labels near tile borders can
-differ. Whether an image is tiled depends on its size alone; only when a GPU (or this machine) runs out of memory is
-the tile halved, and the log says so.
+All that labels goes through `Tiler(Predictor(model))`. A tile sees less context than the whole image (OCR gathers its
+regions from what it sees), so labels near tile borders can differ. Whether an image is tiled depends on its size
+alone; only when memory runs out is the tile halved, and the log says so.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -42,7 +35,7 @@ from hmsa_core.runtime.memory import is_out_of_memory, release_memory
 from hmsa_core.runtime.ranks import JobContext
 
 _LOG = logging.getLogger(__name__)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
 TILE = 2048  # pixels; side of the tiles of such images
 _SMALLEST = 256
@@ -99,6 +92,7 @@ class Engine(ABC):
     kind: str  # of the fusion over scales
     precision: str
     pairs = False  # image and mirror image in one batch
+    resizes = False  # brings images of any size to one of its own
 
     @abstractmethod
     def open(self, image: UInt8) -> ImagePass:
@@ -145,7 +139,7 @@ class Predictor(Engine):
         if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
             raise CheckpointError("the checkpoint's mean and std must be three numbers each, std above 0")
         self._table = normalising_table(mean, std)
-        self._dtype = _DTYPES[self.precision]
+        self._dtype = DTYPES[self.precision]
         prepared = prepare(model, self.device, self._dtype, in_place=in_place)
         self._pass: on_gpu.Pass = partial(run_scale, prepared)
         self.pairs = self.device.type == "cuda"  # image and mirror image in one batch: better use of a GPU
@@ -214,7 +208,7 @@ class ImagePass(ScalePass):
         height, width = size or self.size
         with torch.inference_mode():
             fused = self.scores(scales, flip, kind).resized((height, width))
-            label, confidence = self._empty((height, width), np.uint8), self._empty((height, width), np.float32)
+            label, confidence = (self._empty((height, width), dtype) for dtype in ("uint8", "float32"))
             for block in self._blocks(height, width):
                 label[block], confidence[block] = decide(fused(block.start, block.stop)[0])
             found = on_gpu.download(label, confidence) if isinstance(label, Tensor) else lambda: [label, confidence]
@@ -226,12 +220,14 @@ class ImagePass(ScalePass):
 
         return wait
 
-    def _empty(self, size: Size, dtype: Any) -> Any:
+    def _empty(self, size: Size, dtype: str) -> Any:
         """A map beside the outputs: numpy on a CPU."""
-        like = self._images
-        if like.device.type == "cpu":
-            return np.empty(size, dtype)
-        return torch.empty(size, dtype=torch.uint8 if dtype is np.uint8 else torch.float32, device=like.device)
+        device = self._images.device
+        return (
+            np.empty(size, dtype)
+            if device.type == "cpu"
+            else torch.empty(size, dtype=getattr(torch, dtype), device=device)
+        )
 
     def probabilities(self, scales: Sequence[float], flip: bool) -> Float32:
         """Softmax of the fused scores, C x H x W float32."""
@@ -257,21 +253,16 @@ class ImagePass(ScalePass):
         return {scale: one.reshape(self.size).cpu().numpy() for scale, one in maps.items()}
 
     def _compute(self, size: Size, mirrored: bool, attention: bool, flip: bool) -> None:
-        if not (flip and self._predictor.pairs and self._run_pair(size, attention)):
-            super()._compute(size, mirrored, attention, flip)
-
-    def _run_pair(self, size: Size, attention: bool) -> bool:
-        """Run the image and its mirror image in one batch; False (from now on) where that does not fit."""
-        try:
-            self._run(size, (False, True), attention)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        """Run the image and its mirror image in one batch, apart (from now on) where that does not fit."""
+        if flip and self._predictor.pairs:
+            try:
+                return self._run(size, (False, True), attention)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
             self._predictor.pairs = False
-        else:
-            return True
-        self._predictor.release_memory()
-        return False
+            self._predictor.release_memory()
+        return super()._compute(size, mirrored, attention, flip)
 
 
 def decide(scores: Any) -> tuple[Any, Any]:
@@ -310,33 +301,23 @@ def _check_finite(probabilities: Float32) -> None:
 
 
 class Window(NamedTuple):
-    """One tile: what the model sees, and the part of it that is kept."""
+    """One tile: what the model sees, the part of it that is kept, and that part in coordinates of the tile."""
 
     seen: tuple[slice, slice]
     kept: tuple[slice, slice]
-
-    @property
-    def inner(self) -> tuple[slice, slice]:
-        """The kept part in coordinates of the tile."""
-        (seen_y, seen_x), (kept_y, kept_x) = self
-        return (
-            slice(kept_y.start - seen_y.start, kept_y.stop - seen_y.start),
-            slice(kept_x.start - seen_x.start, kept_x.stop - seen_x.start),
-        )
+    inner: tuple[slice, slice]
 
 
 def windows(size: Size, tile: int) -> Iterator[Window]:
     """Tiles of at most `tile` pixels a side that overlap by a quarter and keep each pixel exactly once."""
-    rows, columns = (_spans(length, tile) for length in size)
-    for seen_y, kept_y in rows:
-        for seen_x, kept_x in columns:
-            yield Window((seen_y, seen_x), (kept_y, kept_x))
+    for row, column in itertools.product(*(_spans(length, tile) for length in size)):
+        yield Window(*zip(row, column, strict=True))
 
 
-def _spans(length: int, tile: int) -> list[tuple[slice, slice]]:
-    """(seen, kept) along one axis."""
+def _spans(length: int, tile: int) -> list[tuple[slice, slice, slice]]:
+    """(seen, kept, inner) along one axis."""
     if length <= tile:
-        return [(slice(0, length), slice(0, length))]
+        return [(slice(0, length),) * 3]
     margin = tile // 8 // _GRID * _GRID
     starts = [*range(0, length - tile, tile - 2 * margin), _floor(length - tile + _GRID - 1)]
     spans = []
@@ -344,12 +325,16 @@ def _spans(length: int, tile: int) -> list[tuple[slice, slice]]:
         stop = min(start + tile, length)
         first = 0 if i == 0 else start + margin
         last = length if i == len(starts) - 1 else starts[i + 1] + margin
-        spans.append((slice(start, stop), slice(first, last)))
+        spans.append((slice(start, stop), slice(first, last), slice(first - start, last - start)))
     return spans
 
 
 def _floor(pixels: int) -> int:
     return pixels // _GRID * _GRID
+
+
+def _shape(image: UInt8) -> Size:
+    return image.shape[0], image.shape[1]
 
 
 class Tiler:
@@ -387,16 +372,27 @@ class Tiler:
 
         The image's own longer side: it was run whole, but not in one batch with its mirror image.
         """
-        shape = (image.shape[0], image.shape[1])
+        shape = _shape(image)
         return self._fits.get(shape, max(shape) if self._pairs and not self.predictor.pairs else None)
 
     def probabilities(self, image: UInt8, scales: Sequence[float], flip: bool) -> Float32:
         """Probabilities of an image, C x H x W float32 (see `ImagePass.probabilities`); tiles and errors as `label`."""
-        return self._fitted(image, lambda tile: self._probabilities_at(image, scales, flip, tile))
+
+        def at(tile: int) -> Float32:
+            if max(_shape(image)) <= tile:
+                return self._open(image).probabilities(scales, flip)
+            found = np.empty((0, *_shape(image)), np.float32)
+            for window, part in self._tiles(image, tile):
+                values = part.probabilities(scales, flip)
+                found = found if len(found) else np.empty((len(values), *_shape(image)), np.float32)
+                found[:, *window.kept] = values[:, *window.inner]
+            return found
+
+        return self._fitted(image, at)
 
     def _fitted(self, image: UInt8, compute: Callable[[int], T]) -> T:
         """Compute with the tile's side that this image's size has, a smaller one each time that memory ends."""
-        shape = (image.shape[0], image.shape[1])
+        shape = _shape(image)
         tile = self._side(shape)
         while True:
             try:
@@ -420,14 +416,13 @@ class Tiler:
         self, image: UInt8, scales: Sequence[float], flip: bool, *, kind: str = "model"
     ) -> dict[float, Float32]:
         """Weight of each scale at each pixel of an image that `label` has been called for before."""
-        shape = (image.shape[0], image.shape[1])
+        shape = _shape(image)
         tile = self._side(shape)
         if max(shape) <= tile:
             return self._open(image).weight_maps(scales, flip, kind=kind)
         maps = {scale: np.empty(shape, np.float32) for scale in sorted(scales)}
-        for window in windows(shape, tile):
-            part = self._open(np.ascontiguousarray(image[window.seen])).weight_maps(scales, flip, kind=kind)
-            for scale, values in part.items():
+        for window, part in self._tiles(image, tile):
+            for scale, values in part.weight_maps(scales, flip, kind=kind).items():
                 maps[scale][window.kept] = values[window.inner]
         return maps
 
@@ -440,28 +435,21 @@ class Tiler:
             self._last = (image, self.predictor.open(image))
         return self._last[1]
 
+    def _tiles(self, image: UInt8, tile: int) -> Iterator[tuple[Window, ImagePass]]:
+        for window in windows(_shape(image), tile):
+            yield window, self._open(np.ascontiguousarray(image[window.seen]))
+
     def _begin_at(
         self, image: UInt8, scales: Sequence[float], flip: bool, kind: str, size: Size | None, tile: int
     ) -> Callable[[], Labelled]:
-        shape = (image.shape[0], image.shape[1])
+        shape = _shape(image)
         if max(shape) <= tile:
             return self._open(image).begin(scales, flip, kind=kind, size=size)
         label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
-        for window in windows(shape, tile):
-            part = self._open(np.ascontiguousarray(image[window.seen])).label(scales, flip, kind=kind)
-            label[window.kept], confidence[window.kept] = (maps[window.inner] for maps in part)
+        for window, part in self._tiles(image, tile):
+            maps = part.label(scales, flip, kind=kind)
+            label[window.kept], confidence[window.kept] = (one[window.inner] for one in maps)
         if size is None or size == shape:
             return lambda: (label, confidence)
         resized = resize_label(label, size), np.asarray(cv2.resize(confidence, size[::-1]), np.float32)
         return lambda: resized
-
-    def _probabilities_at(self, image: UInt8, scales: Sequence[float], flip: bool, tile: int) -> Float32:
-        shape = (image.shape[0], image.shape[1])
-        if max(shape) <= tile:
-            return self._open(image).probabilities(scales, flip)
-        found = np.empty((0, *shape), np.float32)
-        for window in windows(shape, tile):
-            part = self._open(np.ascontiguousarray(image[window.seen])).probabilities(scales, flip)
-            found = found if len(found) else np.empty((len(part), *shape), np.float32)
-            found[:, *window.kept] = part[:, *window.inner]
-        return found

@@ -1,14 +1,11 @@
 """A trained network prepared for inference: `prepare` rewrites it, `run_scale` runs it in little memory.
 
-`prepare` folds batch norms into convolutions. For the CPU it packs convolutions, for a GPU it fuses them with bias and
-ReLU (`on_gpu`). Which batch norm follows which convolution is found by watching one small image pass through, so any
-trunk will do. The rewritten network is compared with the original on that image; if it differed by more than rounding
-it would not be used.
+Which batch norm follows which convolution is found by watching one small image pass through, so any trunk will do. The
+rewritten network is compared with the original on that image, and refused where it differs by more than rounding.
 
-`run_scale` makes the widest tensors a strip of rows at a time. HRNet's 720 concatenated channels, the 1024 channels in
-front of the OCR block's last convolution and the hidden layers of the heads are by far the largest tensors of a pass.
-None is needed whole: the only step that looks at all positions (OCR's region gathering) reads a narrower map.
-Strips overlap by the reach of the 3x3 convolutions, so scores are those of the model's own pass up to rounding.
+`run_scale` makes the widest tensors (HRNet's 720 concatenated channels, the OCR block's 1024, the heads' hidden
+layers) a strip of rows at a time: the only step that looks at all positions, OCR's region gathering, reads a narrower
+map. Strips overlap by the reach of the 3x3 convolutions, so scores are those of the model's own pass up to rounding.
 """
 
 from __future__ import annotations
@@ -121,28 +118,13 @@ def _check_same(before: Tensor, after: Tensor, *, tolerance: float = _TOLERANCE)
 
 def _fold(model: nn.Module, probe: Tensor) -> None:
     """Fold every batch norm whose input is the fresh output of one convolution into that convolution."""
-    source: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-
-    def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        # The tensor is kept alive beside its id, so that the id cannot be given to another one.
-        source[id(output)] = (module, output)  # type: ignore[assignment]  # hooked on Conv2d only
-
-    def match(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = source.pop(id(inputs[0]), None)
-        if found is not None:
-            pairs.append((found[0], module))  # type: ignore[arg-type]  # hooked on BatchNorm2d only
-
-    handles = [m.register_forward_hook(remember) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    handles += [m.register_forward_pre_hook(match) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    model.forward_scale(probe)  # type: ignore[operator]  # a MultiScaleModel
-    for handle in handles:
-        handle.remove()
     names = {module: name for name, module in model.named_modules()}
-    for convolution, norm in pairs:
-        _absorb(convolution, norm)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    calls = on_gpu.fresh_inputs(model, probe, convolutions, nn.BatchNorm2d)
+    for convolution, norm in {one: norm for norm, one in reversed(calls) if one is not None}.items():
+        _absorb(convolution, norm)  # type: ignore[arg-type]  # hooked on BatchNorm2d only
         # Some norms of timm apply the activation as well.
-        _replace(model, names[norm], getattr(norm, "act", None) or nn.Identity())
+        model.set_submodule(names[norm], getattr(norm, "act", None) or nn.Identity())
 
 
 def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -155,11 +137,6 @@ def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     weight = convolution.weight.double() * scale.reshape(-1, 1, 1, 1)
     convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
     convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype), requires_grad=False)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -176,15 +153,10 @@ class PackedConv(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.geometry = (
-            _pair(convolution.padding),
-            _pair(convolution.stride),
-            _pair(convolution.dilation),
-            convolution.groups,
-        )
-        weight = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight.detach(), *self.geometry)
+        c: Any = convolution
+        self.geometry = (list(c.padding), list(c.stride), list(c.dilation), c.groups)
         # A plain attribute: packed tensors cannot be copied, moved or saved like others.
-        self.weight = weight
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(c.weight.detach(), *self.geometry)
         self.bias = None if convolution.bias is None else convolution.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,15 +167,11 @@ class PackedConv(nn.Module):
         )
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value]
-
-
 def _pack(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         # Not a class derived from it: timm's convolutions with TensorFlow's padding pad by themselves.
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            _replace(model, name, PackedConv(module))
+            model.set_submodule(name, PackedConv(module))
 
 
 def run_scale(model: MultiScaleModel, images: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:

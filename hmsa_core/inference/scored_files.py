@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -84,20 +84,18 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _by_name(files: Sequence[Path], folder: Path, alone: bool) -> dict[str, Path]:
     """Files by stem, or with their folders where stems do not tell them apart."""
     names = [path.stem if alone else path.relative_to(folder).with_suffix("").as_posix() for path in files]
-    found: dict[str, Path] = {}
-    for name, path in zip(names, files, strict=True):
-        if name in found:
-            raise InputError(f"{folder}: {found[name].name} and {path.name} have the same stem")
-        found[name] = path
-    return found
+    return _unique(zip(names, files, strict=True), "stem")
 
 
 def _renamed(files: Mapping[str, Path], bare: Callable[[str], str]) -> dict[str, Path]:
+    return _unique(((bare(name), path) for name, path in files.items()), "name but for their endings")
+
+
+def _unique(files: Iterable[tuple[str, Path]], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for name, path in files.items():
-        if bare(name) in found:
-            raise InputError(f"{found[bare(name)]} and {path} have the same name but for their endings")
-        found[bare(name)] = path
+    for name, path in files:
+        if found.setdefault(name, path) is not path:
+            raise InputError(f"{found[name]} and {path} have the same {what}")
     return found
 
 
@@ -185,12 +183,8 @@ def check_labels(files: Sequence[LabelledFile], classes: ClassTable, read: Label
     if ids == "auto" and classes.has_own_ids:
         _refuse_train_ids(files, classes)
     resized = [told for told in sizes if told]
-    if not resized:
-        return []
-    return [
-        f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own; "
-        f"the first: {resized[0]}"
-    ]
+    told = f"{len(resized)} of {len(files)} labels have another size than their image and are scored at their own"
+    return [f"{told}; the first: {resized[0]}"] if resized else []
 
 
 def _other_size(

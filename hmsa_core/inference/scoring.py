@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from hmsa_core.data.checks import perceptual_hash
 from hmsa_core.data.decode import holds_train_ids, read_image
 from hmsa_core.data.index import Sample
 from hmsa_core.data.layouts import load_classes
-from hmsa_core.inference.evaluation import Labelled, Scorer, SettingScores, score, summarise
+from hmsa_core.inference.evaluation import Labelled, Scorer, SettingScores, summarise
 from hmsa_core.inference.infer import read_ahead
 from hmsa_core.inference.options import RunOptions, run_options
-from hmsa_core.inference.predictor import Predictor, Tiler, load_predictor
+from hmsa_core.inference.predict import open_tiler
+from hmsa_core.inference.predictor import Tiler
 from hmsa_core.inference.scored_files import (
     Ids,
     LabelledFile,
@@ -38,7 +39,6 @@ from hmsa_core.leaks import find_leaks
 from hmsa_core.lineage import Lineage, lineage_of_checkpoint
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, by_category, by_city, finite
 from hmsa_core.runtime.progress import Progress
-from hmsa_core.runtime.ranks import JobContext, start_ranks
 from hmsa_core.spec import EvaluationSetting
 from hmsa_core.taxonomy import ClassTable
 
@@ -63,18 +63,7 @@ class Asked:
     details: bool = False
 
 
-@dataclass(frozen=True)
-class _Contender:
-    """A checkpoint that is ready to be scored."""
-
-    options: RunOptions
-    context: JobContext
-    predictor: Predictor
-    lineage: Lineage
-
-
-@dataclass(frozen=True)
-class _Scored:
+class _Scored(NamedTuple):
     """One checkpoint's counts, and its figures as they are printed."""
 
     scores: SettingScores
@@ -134,10 +123,10 @@ def evaluate_runs(runs: Sequence[RunOptions], asked: Asked, tell: Tell = lambda 
     blocks = blocks_of([file.name for file in files], asked.block_length)
     _tell_blocks(blocks, asked.block_length, tell)
     settings = [_setting(asked, run) for run in runs]
-    contenders = [_open(run) for run in runs]  # all of them before the first is scored
+    opened = [(open_tiler(run.checkpoint, run.runtime), _lineage_of(run)) for run in runs]  # before one is scored
     scored = [
-        _score(contender, setting, files, blocks, classes, reader, asked.details)
-        for contender, setting in zip(contenders, settings, strict=True)
+        _score(run, *tools, setting, files, blocks, classes, reader, asked.details)
+        for run, tools, setting in zip(runs, opened, settings, strict=True)
     ]
     for run, one in zip(runs, scored, strict=True):
         _tell_learned(one.figures["learned"], run, len(files), tell)
@@ -172,7 +161,7 @@ def _pairs(asked: Asked, tell: Tell) -> list[LabelledFile]:
 def _tell_blocks(blocks: list[str], length: int, tell: Tell) -> None:
     count, sequences = len(set(blocks)), len({block.rpartition("/")[0] for block in blocks})
     if count == 1:
-        tell("note: all images are neighbours, one block: no interval; --block-length 1 draws each alone")
+        _note(tell, "all images are neighbours, one block: no interval; --block-length 1 draws each alone")
     elif count == len(blocks) and length > 1:
         tell(
             "note: no two names look like neighbours of a sequence, each image is drawn alone: intervals are too "
@@ -253,18 +242,18 @@ def _setting(asked: Asked, run: RunOptions) -> EvaluationSetting:
     )
 
 
-def _open(options: RunOptions) -> _Contender:
-    """Load the weights and what they learned from: a damaged checkpoint shows before another one was scored."""
-    context = JobContext(options.checkpoint, start_ranks(options.runtime, {}), options.runtime)
+def _lineage_of(options: RunOptions) -> Lineage:
+    """What the weights learned from: a damaged list shows before another checkpoint was scored."""
     try:
-        lineage = lineage_of_checkpoint(options.checkpoint)
+        return lineage_of_checkpoint(options.checkpoint)
     except IntegrityError as error:  # a checkpoint that was copied without its list can still be scored
-        lineage = Lineage(unknown=(error.message,))
-    return _Contender(options, context, load_predictor(options.checkpoint, context), lineage)
+        return Lineage(unknown=(error.message,))
 
 
 def _score(
-    contender: _Contender,
+    run: RunOptions,
+    tiler: Tiler,
+    lineage: Lineage,
     setting: EvaluationSetting,
     files: Sequence[LabelledFile],
     blocks: Sequence[str],
@@ -273,7 +262,7 @@ def _score(
     details: bool,
 ) -> _Scored:
     """Run a checkpoint on all files and count; a picture that it has learned from is counted too."""
-    scorer = Scorer(Tiler(contender.predictor), [setting], classes.num_classes, details=details)
+    scorer = Scorer(tiler, [setting], classes.num_classes, details=details)
     block_of = dict(zip([f.name for f in files], blocks, strict=True))
     judged: list[Sample] = []
 
@@ -283,7 +272,9 @@ def _score(
         return Labelled(file.name, image, read_label(file.label), block_of[file.name], city_of(file.name))
 
     with Progress(len(files), what="evaluate") as progress:
-        score(scorer, read_ahead(files, read), contender.context.check_stop, progress.update)
+        for item in read_ahead(files, read):
+            scorer.add(item)
+            progress.update()
     scores = scorer.scores[setting.name]
     summary = summarise(scores, setting, classes)
     counts = np.sum(scores.confusions, axis=0)
@@ -294,9 +285,9 @@ def _score(
         "category_iou": by_category(counts, classes),
         # The same set of pictures and labels has the same digest wherever it lies.
         "judged": digest(sorted([s.image_sha256, s.label_sha256] for s in judged)),
-        "checkpoint": contender.options.meta["weights_sha256"],
-        "precision": contender.predictor.precision,
-        "learned": _learned(judged, contender.lineage),
+        "checkpoint": run.meta["weights_sha256"],
+        "precision": tiler.predictor.precision,
+        "learned": _learned(judged, lineage),
     }
     if details:
         figures |= _details(scores, summary, counts) | {"classes": list(classes.classes)}  # of the confusions, in order

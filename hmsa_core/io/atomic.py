@@ -237,19 +237,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Append one line to a small text file so that readers see the old or the new file, never half.
-
-    The file is rewritten under a new name: an in-place append could leave half a line. A last line that a person
-    mended and left without a line break gets one.
-    """
-    target = Path(path)
-    old = target.read_bytes() if target.exists() else b""
-    if old and not old.endswith(b"\n"):
-        old += b"\n"
-    write_bytes(target, old + line.rstrip("\n").encode("utf-8") + b"\n")
-
-
 def publish_file(source: Path, target: Path) -> None:
     """Give a finished file a second name (hard link; copied where links cannot be made).
 
@@ -259,20 +246,17 @@ def publish_file(source: Path, target: Path) -> None:
     make_folder(target.parent)
     temp = temp_name(target)
     try:
-        try:
-            ops.link(source, temp)
-        except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
-            with open_atomic(target) as out, source.open("rb") as file:
-                shutil.copyfileobj(file, out, 1 << 20)
-            return
+        ops.link(source, temp)
         ops.rename(temp, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK or temp.exists():
+            raise
+        with open_atomic(target) as out, source.open("rb") as file:
+            shutil.copyfileobj(file, out, 1 << 20)
+        return
+    finally:
         # rename(2) of two names of the same file does nothing and leaves both names.
         temp.unlink(missing_ok=True)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
     ops.fsync_dir(target.parent)
 
 
@@ -287,7 +271,13 @@ def remove_tree(path: Path) -> None:
 
 def sweep_temps(folder: Path) -> list[Path]:
     """Remove temporary files and folders that dead writers left below `folder`; return what was removed."""
-    return [p for p in sorted(folder.rglob(".*.tmp")) if _remove_if_dead(p)] if folder.exists() else []
+    found = [path for path in sorted(folder.rglob(".*.tmp")) if is_left_over(path.name)] if folder.exists() else []
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return found
 
 
 def is_temp(name: str, of: str | None = None) -> bool:
@@ -306,33 +296,15 @@ def is_left_over(name: str) -> bool:
     return not _is_alive(int(match["pid"]))
 
 
-def _remove_if_dead(path: Path) -> bool:
-    """Remove what a dead writer left; whether it was that."""
-    if not is_left_over(path.name):
-        return False
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    return True
-
-
 def _is_alive(pid: int) -> bool:
-    if not _exists(pid):
-        return False
-    try:
+    state = ""  # on a system without /proc
+    with suppress(OSError):
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2][:1]
-    except OSError:  # a system without /proc, or it was there a moment ago and is gone now
-        return _exists(pid)
-    # Killed, but nobody has fetched its exit status yet (containers whose first process does not): it writes no more.
-    return state not in ("Z", "X")
-
-
-def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
-    return True
+    except PermissionError:  # somebody else's
+        pass
+    # Killed, but nobody has fetched its exit status yet (containers whose first process does not): it writes no more.
+    return state not in ("Z", "X")

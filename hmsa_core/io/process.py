@@ -145,31 +145,25 @@ def run_child(
     cwd: str | None = None,
     pass_fds: Iterable[int] = (),
     grace_s: float = JOB_GRACE_S,
-    own_group: bool = False,
 ) -> int:
     """Run a child that dies with us, forward a stop request to it, and return its exit status.
 
-    With `own_group` a signal to our process group (Ctrl-C in a terminal) reaches the child once, through us. A second
-    signal would end the child before its progress is saved. After a stop the others of the group are waited for as
+    The child leads a process group of its own: a signal to ours (Ctrl-C in a terminal) reaches it once, through us. A
+    second signal would end it before its progress is saved. After a stop the others of its group are waited for as
     well: dvc dies at once, the stage below it saves.
 
     After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group. It is killed
     too when a second signal ends us at once.
     """
     me = os.getpid()
-
-    def before_exec() -> None:
-        die_with_parent(signal.SIGTERM, parent=me)
-
     child = subprocess.Popen(
         list(command),
-        env=dict(env) if env is not None else None,
+        env=env,
         cwd=cwd,
         pass_fds=tuple(pass_fds),
-        preexec_fn=before_exec,
-        process_group=0 if own_group else None,
+        preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent=me),
+        process_group=0,
     )
-
     is_told = threading.Lock()  # a child that gets two signals ends without saving
 
     def forward(_signum: int) -> None:
@@ -194,7 +188,7 @@ def run_child(
                 child.kill()
                 status = child.wait()
                 break
-    if own_group and stop.is_set():
+    if stop.is_set():
         end_group(child, min(kill_at, time.monotonic() + grace_s))
     return status
 

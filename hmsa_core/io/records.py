@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io.atomic import append_line, is_temp
+from hmsa_core.io.atomic import is_temp, write_bytes
 from hmsa_core.io.errors import HmsaError, IntegrityError, NoSpaceError, mend_of
 
 
@@ -42,8 +42,16 @@ def read(path: Path, what: str, needed: Collection[str]) -> list[dict[str, Any]]
 
 
 def append(path: Path, *values: Mapping[str, Any]) -> None:
-    """Append JSON objects, one a line; a kill leaves all of them or none."""
-    append_line(path, "\n".join(json.dumps(dict(each), sort_keys=True, ensure_ascii=False) for each in values))
+    """Append JSON objects, one a line; a kill leaves all of them or none.
+
+    The file is rewritten under a new name: an in-place append could leave half a line. A last line that a person
+    mended and left without a line break gets one.
+    """
+    old = path.read_bytes() if path.exists() else b""
+    if old and not old.endswith(b"\n"):
+        old += b"\n"
+    new = "".join(json.dumps(dict(each), sort_keys=True, ensure_ascii=False) + "\n" for each in values)
+    write_bytes(path, old + new.encode("utf-8"))
 
 
 class SaveError(HmsaError):

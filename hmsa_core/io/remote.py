@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from hmsa_core.io.atomic import digest, open_atomic, read_json, write_json
+from hmsa_core.io.atomic import digest, open_atomic, read_json, write_bytes, write_json
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError, NoSpaceError, translate_os_error
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import new_tree
@@ -183,10 +183,11 @@ def create(url: str, data: bytes, *, replaces: str = "") -> bool:
 
     A connection can be cut after the put has been done. So a refusal is no proof: the object is read and compared.
     """
-    condition = {"IfMatch": replaces} if replaces and url.startswith("s3://") else {}
-    mode = "overwrite" if replaces else "create"
+    options: dict[str, Any] = {"mode": "overwrite" if replaces else "create"}
+    if url.startswith("s3://"):  # conditions hold for single requests
+        options |= {"chunksize": 2 << 30} | ({"IfMatch": replaces} if replaces else {})
     try:
-        request(url, lambda fs: fs.pipe_file(url, data, mode=mode, **_one_request(url), **condition))
+        request(url, lambda fs: fs.pipe_file(url, data, **options))
     except FileExistsError:
         return read(url) == data
     return True
@@ -195,10 +196,6 @@ def create(url: str, data: bytes, *, replaces: str = "") -> bool:
 def put(url: str, path: Path) -> None:
     """Put a local file; an object of this name is replaced."""
     request(url, lambda fs: fs.put_file(str(path), url))
-
-
-def _one_request(url: str) -> dict[str, int]:
-    return {"chunksize": 2 << 30} if url.startswith("s3://") else {}  # conditions hold for single requests
 
 
 # ---- The cache
@@ -260,7 +257,7 @@ def local_tree(url: str, *, anew: bool = True) -> Path:
             _link(url, folder, name, _object(f"{url}/{name}", info), made)
     for name in objects:
         if name.endswith(".json") and "/" not in name:
-            _copy(fetched(target / name), target / name)
+            write_bytes(target / name, fetched(target / name).read_bytes())  # takes the place of the link
     return target
 
 
@@ -275,12 +272,6 @@ def _link(url: str, folder: Path, name: str, cached: Path, made: set[Path]) -> N
         path.symlink_to(cached)
     except OSError as error:
         raise translate_os_error(error, f"{url}/{name}: making a link to the cache at") from error
-
-
-def _copy(source: Path, target: Path) -> None:
-    data = source.read_bytes()
-    with open_atomic(target) as out:  # takes the place of the link
-        out.write(data)
 
 
 def _object(url: str, info: Mapping[str, Any]) -> Path:

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import write_bytes
-from hmsa_core.io.errors import ConfigError, InputError
+from hmsa_core.io.errors import ConfigError
 from hmsa_core.labels.exporting import Selection, target_path
 from hmsa_core.labels.store.format import png_bytes
-from hmsa_core.labels.store.reader import LabelStore
-from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE
 
 Labels = NDArray[np.uint8]
@@ -70,33 +68,27 @@ def other_pictures(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     return [name for name, sha256 in a.items() if sha256 and b.get(name) and b[name] != sha256]
 
 
-def diff_stores(
-    a: LabelStore,
-    b: LabelStore,
-    *,
-    policy_a: ThresholdPolicy | None = None,
-    policy_b: ThresholdPolicy | None = None,
-    advance: Callable[[int], None] = lambda _count: None,
-) -> StoreDiff:
+def diff_stores(a: Selection, b: Selection, *, advance: Callable[[int], None] = lambda _count: None) -> StoreDiff:
     """Compare the labels of two stores, as they are or at thresholds.
 
     Raises:
-        ConfigError: the class tables differ, or a policy is not for its store.
-        StoreError: a shard of either is damaged.
+        ConfigError: the class tables differ. StoreError: a shard of either is damaged.
     """
-    if a.classes != b.classes:
-        raise ConfigError(f"{a.path} has classes {a.classes.name}, {b.path} {b.classes.name}: nothing to compare")
-    c = a.classes.num_classes
+    one, other = a.store, b.store
+    if one.classes != other.classes:
+        raise ConfigError(
+            f"{one.path} has classes {one.classes.name}, {other.path} {other.classes.name}: nothing to compare"
+        )
+    c = one.classes.num_classes
     pixels = np.zeros((c + 1, c + 1), np.int64)
     images, resized = [], []
-    pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
-    others = other_pictures(a.pictures(), b.pictures())
+    others = other_pictures(one.pictures(), other.pictures())
     skipped = set(others)
-    for name in (name for name in a.names() if name in b):
+    for name in (name for name in one.names() if name in other):
         advance(1)
         if name in skipped:
             continue
-        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
+        label_a, label_b = a.read(name)[0], b.read(name)[0]
         if label_a.shape != label_b.shape:
             resized.append(name)
             continue
@@ -104,15 +96,8 @@ def diff_stores(
         pixels += counts
         images.append((name, int(counts.sum() - np.trace(counts)), label_a.size))
     images.sort(key=lambda row: (-row[1] / row[2], row[0]))
-    return StoreDiff(
-        a.classes.classes,
-        pixels,
-        images,
-        [n for n in a.names() if n not in b],
-        [n for n in b.names() if n not in a],
-        resized,
-        others,
-    )
+    only_a, only_b = [n for n in one.names() if n not in other], [n for n in other.names() if n not in one]
+    return StoreDiff(one.classes.classes, pixels, images, only_a, only_b, resized, others)
 
 
 def _confusion(one: Labels, other: Labels, num_classes: int) -> NDArray[np.int64]:
@@ -122,26 +107,14 @@ def _confusion(one: Labels, other: Labels, num_classes: int) -> NDArray[np.int64
     return np.bincount(key.reshape(-1), minlength=size * size).reshape(size, size)
 
 
-def write_pictures(
-    diff: StoreDiff,
-    a: LabelStore,
-    b: LabelStore,
-    out: str | Path,
-    *,
-    policy_a: ThresholdPolicy | None = None,
-    policy_b: ThresholdPolicy | None = None,
-    limit: int = 10,
-) -> list[Path]:
+def write_pictures(diff: StoreDiff, a: Selection, b: Selection, out: str | Path, *, limit: int = 10) -> list[Path]:
     """PNGs of the most changed images: A, B and what changed (B's colours, grey where nothing did), side by side."""
-    if limit < 1:
-        raise InputError(f"number of pictures must be at least 1, got {limit}")
-    palette = a.classes.palette()
-    pick_a, pick_b = Selection(a, policy_a), Selection(b, policy_b)
+    palette = a.store.classes.palette()
     written = []
     for rank, (name, changed, _) in enumerate(diff.images[:limit], 1):
         if not changed:
             break
-        label_a, label_b = pick_a.read(name)[0], pick_b.read(name)[0]
+        label_a, label_b = a.read(name)[0], b.read(name)[0]
         moved = label_a != label_b
         third = np.where(moved[..., None], palette[label_b], np.uint8(64))
         third[moved & (label_b == IGNORE)] = (255, 255, 255)  # lost: white, so that it is not taken for "same"

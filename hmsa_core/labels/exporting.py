@@ -19,18 +19,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io.atomic import (
-    digest,
-    make_folder,
-    open_atomic,
-    read_json,
-    remove_tree,
-    sha256_bytes,
-    sha256_file,
-    sweep_temps,
-    write_bytes,
-    write_json,
-)
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels.store.codes import EDGES, NUM_CODES, ConfidenceCode
 from hmsa_core.labels.store.format import SOURCES, png_bytes
@@ -125,7 +114,6 @@ def export_store(
         fmt: one of FORMATS.
         policy, names: thresholds for a raw store, and images; None = everything it holds.
         suffix: middle part of Cityscapes file names (`..._gtCoarse_labelIds.png`).
-        advance: called after each image.
 
     Raises:
         ConfigError: unknown format, or one that does not fit the store; `out` holds other files than an earlier export
@@ -150,7 +138,7 @@ def export_store(
         "version": "1",
         "suffix": suffix,
         "kept": _kept(store, policy),
-        "labels": digest({"lineage": store.lineage, "classes": store.classes.digest()}),
+        "labels": atomic.digest({"lineage": store.lineage, "classes": store.classes.digest()}),
     }
     for name in sorted(set(wanted) - set(store.names())):
         store.row(name)  # says that it is unknown, before there is a folder
@@ -214,7 +202,7 @@ def _submission(
         raise ConfigError(f"{out}: a submission is one zip file", hint="give a path that ends in .zip")
     if out.exists():
         raise ConfigError(f"{out}: exists", hint="give another name, or delete it")
-    with open_atomic(out) as file, zipfile.ZipFile(cast("IO[bytes]", file), "w", zipfile.ZIP_STORED) as archive:
+    with atomic.open_atomic(out) as file, zipfile.ZipFile(cast("IO[bytes]", file), "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             label, _ = store.read(name)
             _check_submission(name, label)
@@ -254,10 +242,10 @@ class _ExportFolder:
         if not mark.is_file():
             if self.out.is_dir() and any(self.out.iterdir()):
                 raise ConfigError(f"{self.out}: not empty and not an earlier export", hint="give a new folder")
-            make_folder(self.out)
+            atomic.make_folder(self.out)
             self._save({})
             return {}
-        there = read_json(mark)
+        there = atomic.read_json(mark)
         other = [name for name, value in self._facts.items() if there.get(name) != value]
         if other:
             raise ConfigError(
@@ -268,7 +256,7 @@ class _ExportFolder:
     def _settle(self, known: dict[str, Digests]) -> dict[str, Digests]:
         """What a run that was killed had written: each file is the one from before it or its own."""
         pending = self.out / PENDING
-        notes = [read_json(path) for path in sorted(pending.glob("*.json"))]
+        notes = [atomic.read_json(path) for path in sorted(pending.glob("*.json"))]
         for note in notes:
             for image, files in note.items():
                 old = known.get(image, {})
@@ -276,29 +264,29 @@ class _ExportFolder:
         if notes:
             self._save(known)
         if pending.is_dir():
-            remove_tree(pending)
-            sweep_temps(self.out)
+            atomic.remove_tree(pending)
+            atomic.sweep_temps(self.out)
         return known
 
     def _settled(self, name: str, old: str, new: str) -> str:
         path = self.out / name
-        return new if not path.exists() or sha256_file(path) == new else old
+        return new if not path.exists() or atomic.sha256_file(path) == new else old
 
     def _save(self, images: Mapping[str, Digests]) -> None:
-        write_json(self.out / MARK, {**self._facts, "images": images})
+        atomic.write_json(self.out / MARK, {**self._facts, "images": images})
 
     def _changed_file(self, files: Mapping[str, str], old: Mapping[str, str]) -> str:
         """The first file that is neither what was written before nor what is to be written; "" if there is none."""
         for name in {**files, **old}:
             path = self.out / name
-            if path.exists() and sha256_file(path) not in (old.get(name), files.get(name)):
+            if path.exists() and atomic.sha256_file(path) not in (old.get(name), files.get(name)):
                 return name
         return ""
 
     def put(self, image: str, files: Mapping[Path, NDArray[np.uint8]]) -> None:
         """Write an image's 8-bit PNG files, each atomically, unless a person changed one of those that are there."""
         data = {path.relative_to(self.out).as_posix(): png_bytes(array) for path, array in files.items()}
-        digests, old = {name: sha256_bytes(each) for name, each in data.items()}, self._before.get(image, {})
+        digests, old = {name: atomic.sha256_bytes(each) for name, each in data.items()}, self._before.get(image, {})
         if changed := self._changed_file(digests, old):
             self._changed.append(changed)
             self._now[image] = old
@@ -313,10 +301,12 @@ class _ExportFolder:
         if not self._batch:
             return
         self._notes += 1
-        write_json(self.out / PENDING / f"{self._notes:06d}.json", {image: self._now[image] for image in self._batch})
+        atomic.write_json(
+            self.out / PENDING / f"{self._notes:06d}.json", {image: self._now[image] for image in self._batch}
+        )
         for image, files in self._batch.items():
             for name, data in files.items():
-                write_bytes(self.out / name, data)
+                atomic.write_bytes(self.out / name, data)
             for name in self._before.get(image, {}).keys() - files.keys():  # its city has another name now
                 (self.out / name).unlink(missing_ok=True)
         self._batch, self._batch_bytes = {}, 0
@@ -339,7 +329,7 @@ class _ExportFolder:
             if changed:
                 self._changed.append(changed)
         self._save(self._now)
-        remove_tree(self.out / PENDING)
+        atomic.remove_tree(self.out / PENDING)
         if self._changed:
             count = len(self._changed)
             several = f"{count} images have files that were" if count > 1 else "1 image has a file that was"

@@ -109,8 +109,7 @@ def finalise(
         raw, recipe: what is labelled, and how.
         out: folder of the result; finished shards of the same recipe in it are kept (resume).
         lineage: entries that are added to the raw store's.
-        engine: processes that write shards.
-        advance: called with the number of images done.
+        engine, advance: processes that write shards; called with the number of images done.
         check_stop: called between shards; raises to stop (finished shards stay).
 
     Raises:
@@ -229,8 +228,7 @@ class _ShardCounts:
 
     def __init__(self, num_classes: int) -> None:
         self.c = num_classes
-        self.raw = np.zeros(num_classes, np.int64)
-        self.passed = np.zeros(num_classes, np.int64)
+        self.raw, self.passed = np.zeros((2, num_classes), np.int64)
         self.sources = np.zeros((len(SOURCES), num_classes), np.int64)
         self.conflicts = np.zeros((num_classes, num_classes), np.int64)
         self.cities: dict[str, list[int]] = {}
@@ -248,9 +246,8 @@ class _ShardCounts:
             both = (human < self.c) & (passed < self.c) & (human != passed)
             pair = human[both].astype(np.int64) * self.c + passed[both]
             self.conflicts += np.bincount(pair, minlength=self.c**2).reshape(self.c, self.c)
-        sums = self.cities.setdefault(city, [0, 0, 0])
-        for i, value in enumerate((1, final.size, int(np.count_nonzero(final != IGNORE)))):
-            sums[i] += value
+        images, pixels, labelled = self.cities.get(city, [0, 0, 0])
+        self.cities[city] = [images + 1, pixels + final.size, labelled + int(np.count_nonzero(final != IGNORE))]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the receipt."""
@@ -267,20 +264,20 @@ class _ShardCounts:
 def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy]) -> dict[str, Any]:
     """Statistics of a thresholded store from the notes in its receipts."""
     c, names = len(entries), [e.name for e in entries]
-    empty = np.zeros(c, np.int64)
-    given = sum((np.array(n["raw"], np.int64) for n in notes), empty)
-    passed = sum((np.array(n["passed"], np.int64) for n in notes), empty)
-    sources = sum((np.array(n["sources"], np.int64) for n in notes), np.zeros((len(SOURCES), c), np.int64))
-    conflicts: dict[tuple[int, int], int] = {}
-    cities: dict[str, list[int]] = {}
+    given, passed, sources = (
+        np.array([note[key] for note in notes], np.int64).reshape(-1, *shape).sum(axis=0)
+        for key, shape in (("raw", (c,)), ("passed", (c,)), ("sources", (len(SOURCES), c)))
+    )
+    conflicts: Counter[tuple[int, int]] = Counter()
+    cities: dict[str, NDArray[np.int64]] = {}
     for note in notes:
         for human, teacher, pixels in note["conflicts"]:
-            conflicts[human, teacher] = conflicts.get((human, teacher), 0) + pixels
+            conflicts[human, teacher] += pixels
         for city, sums in note["cities"].items():
-            cities[city] = [a + b for a, b in zip(cities.get(city, [0, 0, 0]), sums, strict=True)]
-    pixels, labelled = sum(s[1] for s in cities.values()), sum(s[2] for s in cities.values())
+            cities[city] = cities.get(city, 0) + np.array(sums, np.int64)
+    images, pixels, labelled = sum(cities.values(), np.zeros(3, np.int64)).tolist()
     return {
-        "images": sum(s[0] for s in cities.values()),
+        "images": images,
         "pixels": pixels,
         "labelled": labelled,
         "labelled_share": labelled / pixels if pixels else 0.0,
@@ -301,7 +298,8 @@ def _summarise(notes: Sequence[Mapping[str, Any]], entries: Sequence[ClassPolicy
         ],
         "conflicts": [{"human": names[h], "teacher": names[t], "pixels": n} for (h, t), n in sorted(conflicts.items())],
         "cities": {
-            city: {"images": s[0], "pixels": s[1], "labelled_share": s[2] / s[1]} for city, s in sorted(cities.items())
+            city: {"images": sums[0], "pixels": sums[1], "labelled_share": sums[2] / sums[1]}
+            for city, sums in ((city, cities[city].tolist()) for city in sorted(cities))
         },
     }
 

@@ -1,15 +1,13 @@
 """Reading label files of other tools into a raw store. Formats are recognised by content, never by a path's name.
 
-The released code applies a threshold only where "refinement" occurs in the path; here a folder with `_prob.png`
-files holds confidences, whatever it is called.
+The released code goes by the word "refinement" in the path; here `_prob.png` files hold confidences in any folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +21,7 @@ from hmsa_core.taxonomy import IGNORE, ClassTable
 _PROB, _IDS, _TRAIN_IDS = "_prob", "_labelIds", "_labelTrainIds"  # before the suffix
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """One label file, its confidence file where there is one, and the name that it gets."""
 
     name: str
@@ -77,11 +74,11 @@ def _check(root: Path, found: list[FoundFile], fmt: str, probs: set[Path]) -> No
         if file.name in seen:
             raise LayoutError(f"{file.label} and {seen[file.name]} are both image {file.name!r}")
         seen[file.name] = file.label
-    without = [str(f.label.relative_to(root)) for f in found if fmt == "released" and f.prob is None]
-    left = sorted(str(p.relative_to(root)) for p in probs - {f.prob for f in found})
-    if without or left:
-        problem = f"{without[0]} has no {_PROB}.png beside it" if without else f"{left[0]} has no label beside it"
-        raise LayoutError(f"{root}: {problem} ({len(without) + len(left)} such files)", hint="complete the folder")
+    without = [(f.label, f"{_PROB}.png") for f in found if fmt == "released" and f.prob is None]
+    without += [(prob, "label") for prob in sorted(probs - {f.prob for f in found})]
+    if without:
+        problem = f"{without[0][0].relative_to(root)} has no {without[0][1]} beside it"
+        raise LayoutError(f"{root}: {problem} ({len(without)} such files)", hint="complete the folder")
 
 
 def import_folder(
@@ -101,11 +98,8 @@ def import_folder(
 
     Args:
         folder, out: what `find_files` understands, and the new store.
-        classes: table of the label files' ids.
-        lineage: what is known of their making.
+        classes, lineage: table of the label files' ids; what is known of their making.
         ids: what the files hold: ids of the data set's files, or trainIds; auto: trainIds in plain masks only.
-        images_per_shard: of the new store.
-        advance: called after each image.
     """
     fmt, files = find_files(folder)
     facts = {

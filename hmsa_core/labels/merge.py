@@ -23,8 +23,7 @@ from hmsa_core.labels.thresholds.intervals import lower_bound
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 HUMAN, IGNORED, TEACHER = 0, 1, 2
-_ACTIONS = {"human": HUMAN, "ignore": IGNORED, "teacher": TEACHER}
-_NAMES = tuple(_ACTIONS)
+_ACTIONS = ("human", "ignore", "teacher")  # by number
 
 Labels = NDArray[np.uint8]
 
@@ -57,10 +56,8 @@ class MergeRules:
         actions, evidence = self.actions.copy(), list(self.evidence)
         for rule in config.rules:
             human, teacher = self.classes.index(rule.human), self.classes.index(rule.teacher)
-            actions[human, teacher] = _ACTIONS[rule.action]
-            evidence.append(
-                {"human": rule.human, "teacher": rule.teacher, "action": rule.action, "source": "set by hand"}
-            )
+            actions[human, teacher] = _ACTIONS.index(rule.action)
+            evidence.append(rule.model_dump() | {"source": "set by hand"})
         return MergeRules(self.classes, actions, evidence)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,12 +65,12 @@ class MergeRules:
         return {
             "class_table": self.classes.to_json(),
             "evidence": self.evidence,
-            "actions": [[_NAMES[int(a)] for a in row] for row in self.actions],
+            "actions": [[_ACTIONS[a] for a in row] for row in self.actions],
         }
 
 
 def _defaults(classes: ClassTable, config: MergeConfig) -> NDArray[np.uint8]:
-    actions = np.full((classes.num_classes,) * 2, _ACTIONS[config.default], np.uint8)
+    actions = np.full((classes.num_classes,) * 2, _ACTIONS.index(config.default), np.uint8)
     np.fill_diagonal(actions, HUMAN)
     return actions
 
@@ -103,10 +100,8 @@ def _tables(rules: MergeRules) -> tuple[Labels, Labels]:
     ids = np.arange(c, dtype=np.uint8)
     label[IGNORE, :c], source[IGNORE, :c] = ids, SOURCES["teacher"]
     label[:c, IGNORE], source[:c, IGNORE] = ids, SOURCES["human"]
-    human, teacher = np.broadcast_to(ids[:, None], (c, c)), np.broadcast_to(ids[None, :], (c, c))
-    label[:c, :c] = np.choose(rules.actions, [human, np.full((c, c), IGNORE, np.uint8), teacher])
-    codes = np.array([SOURCES["human"], SOURCES["none"], SOURCES["teacher"]], np.uint8)
-    source[:c, :c] = codes[rules.actions]
+    label[:c, :c] = np.choose(rules.actions, [ids[:, None], np.uint8(IGNORE), ids[None, :]])
+    source[:c, :c] = np.choose(rules.actions, [SOURCES[name] for name in ("human", "none", "teacher")])
     source[ids, ids] = SOURCES["both"]
     return label.reshape(-1), source.reshape(-1)
 
@@ -125,25 +120,24 @@ def measure_rules(curves: Curves, codes: NDArray[np.integer], config: MergeConfi
     c, found = curves.classes.num_classes, curves.conflicts
     passed = (found.code >= np.asarray(codes)[found.teacher]) & (found.human != found.teacher)
     wins = np.zeros((len(curves.blocks), c, c, 3), np.int64)
-    np.add.at(
-        wins, tuple(a[passed] for a in (found.block, found.human, found.teacher, found.outcome)), found.pixels[passed]
-    )
+    places = (found.block, found.human, found.teacher, found.outcome)
+    np.add.at(wins, tuple(place[passed] for place in places), found.pixels[passed])
     total = wins.sum(axis=3)
     bounds = [lower_bound(total, wins[..., i], confidence) for i in (0, 1)]
     for human, teacher in np.argwhere(total.sum(axis=0) > 0):
-        blocks = int(np.count_nonzero(total[:, human, teacher]))
+        blocks, pixels = int(np.count_nonzero(total[:, human, teacher])), int(total[:, human, teacher].sum())
         low = [float(b[human, teacher]) for b in bounds]
         if blocks >= config.min_blocks and max(low) >= config.win_rate:
             actions[human, teacher] = HUMAN if low[0] >= low[1] else TEACHER
-        shares = wins[:, human, teacher].sum(axis=0) / total[:, human, teacher].sum()
+        shares = wins[:, human, teacher].sum(axis=0) / pixels
         evidence.append(
             {
                 "human": curves.classes.classes[human],
                 "teacher": curves.classes.classes[teacher],
-                "action": _NAMES[int(actions[human, teacher])],
+                "action": _ACTIONS[actions[human, teacher]],
                 "source": "measured",
                 "blocks": blocks,
-                "pixels": int(total[:, human, teacher].sum()),
+                "pixels": pixels,
                 "human_right": round(float(shares[0]), 4),
                 "teacher_right": round(float(shares[1]), 4),
                 "human_lower": round(low[0], 4),
@@ -170,9 +164,8 @@ def corrected_precision(
         estimate, reference, corrected = here[c], there[c], None
         if estimate is not None and reference is not None and true is not None:
             corrected = min(1.0, max(0.0, estimate + true - reference))
-        result.append(
-            {"coarse": estimate, "calibration_coarse": reference, "calibration": true, "corrected": corrected}
-        )
+        known = {"coarse": estimate, "calibration_coarse": reference, "calibration": true}
+        result.append(known | {"corrected": corrected})
     return result
 
 

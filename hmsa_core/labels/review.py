@@ -229,8 +229,7 @@ class ReviewFile:
                 if "withdraws" in value:
                     standing.pop(str(value["withdraws"]), None)
                 else:
-                    mark = _mark(value)
-                    standing[mark.id] = mark
+                    standing[str(value["id"])] = _mark(value)
             except (ValueError, TypeError, KeyError, RecursionError, MarkError) as error:
                 raise IntegrityError(
                     f"{self.path}: line {number} is not a review mark ({error})", hint="mend or remove that line"
@@ -264,9 +263,6 @@ class ReviewFile:
         """Whether a mark was made on other labels than those of now."""
         return bool(mark.labels and self._labels) and mark.labels != self._labels
 
-    def _new_id(self, content: object) -> str:
-        return self._new_ids([content])[0]
-
     def _new_ids(self, contents: Iterable[object]) -> list[str]:
         """Digests of content and place in the file; where lines were taken out by hand, the first that is free."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
@@ -290,13 +286,11 @@ class ReviewFile:
         reviewer: str = "",
         size: tuple[int, int] | None = None,
     ) -> Mark:
-        """Append a mark; its id is a digest of its content and its place in the file, never of the time.
+        """Append a mark on an image, or a region of it; its id is a digest of content and place, never of the time.
 
         Args:
-            name: of the image.
-            verdict: "accept" or "flag".
+            name, verdict, note, reviewer: of the image; "accept" or "flag"; what is said, and by whom.
             region: corners [x, y], or None for the whole image.
-            note, reviewer: what is said, and by whom.
             size: height and width of its label map, to refuse a region outside of it; None: taken as it is.
         """
         with saving(self.path), self.lock():
@@ -304,7 +298,7 @@ class ReviewFile:
             mark = _mark(value | {"image_sha256": self._pictures.get(name, ""), "labels": self._labels})
             if size is not None and not _fill(np.zeros(size, np.uint8), mark, 1).any():
                 raise MarkError(f"the region lies outside of {name} ({size[1]} x {size[0]} pixels)")
-            mark = replace(mark, id=self._new_id(mark.to_json()))
+            mark = replace(mark, id=self._new_ids([mark.to_json()])[0])
             records.append(self.path, mark.to_json())
         return mark
 
@@ -320,7 +314,8 @@ class ReviewFile:
         with saving(self.path), self.lock():
             if mark_id not in {mark.id for mark in self.of(name)}:
                 raise InputError(f"no mark {mark_id!r} on image {name!r}")
-            records.append(self.path, {"id": self._new_id([name, mark_id]), "name": name, "withdraws": mark_id})
+            new = self._new_ids([[name, mark_id]])[0]
+            records.append(self.path, {"id": new, "name": name, "withdraws": mark_id})
 
     def lock(self) -> FileLock:
         """The lock that a writer must hold; readers need none."""
@@ -331,12 +326,8 @@ def status(marks: list[Mark]) -> str:
     """What an image's marks come to: "flag", "accept" or "" (an accept of the whole image lifts earlier flags)."""
     found = ""
     for mark in marks:
-        if mark.verdict == "accept" and mark.region is None:
-            found = "accept"
-        elif mark.verdict == "flag":
-            found = "flag"
-        else:
-            found = found or "accept"
+        lifts = mark.verdict == "accept" and mark.region is None
+        found = "flag" if mark.verdict == "flag" or (found == "flag" and not lifts) else "accept"
     return found
 
 
@@ -350,11 +341,10 @@ def reviewed(marks: list[Mark], height: int, width: int, table: ClassTable) -> t
     flagged = np.zeros((height, width), np.uint8)
     corrected = np.full((height, width), UNTOUCHED, np.uint8)
     for mark in marks:
-        value = 1 if mark.verdict == "flag" else 0
         if mark.pixels is not None:
             flagged[mark.pixels.paste(corrected, table, f"review mark {mark.id} of {mark.name}")] = 0
         else:
-            _fill(flagged, mark, value)
+            _fill(flagged, mark, int(mark.verdict == "flag"))
     return flagged.astype(bool), corrected
 
 

@@ -63,16 +63,11 @@ class CalibrateConfig(Section):
         for name, threshold in value.items():
             if threshold == "withheld":
                 continue
-            try:
-                inside = 0.0 <= float(threshold) < 1.0
-            except ValueError:
-                inside = False
-            if not inside:
-                raise ValueError(f'overrides.{name}: a threshold in [0, 1) or "withheld", found {threshold!r}')
             try:  # now, not by calibrate after the training of the teacher
                 ConfidenceCode().code_for(threshold)
             except ConfigError as error:
-                raise ValueError(f"overrides.{name}: {error.message}") from error
+                expected = 'expected a threshold in [0, 1) or "withheld"'
+                raise ValueError(f"overrides.{name}: {error.message}; {expected}") from error
         return value
 
     @model_validator(mode="after")

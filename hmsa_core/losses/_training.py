@@ -50,16 +50,12 @@ def training_loss(
     if options.per_scale_weight:
         single = "released_bce" if options.main == "rmi" else options.main
         for scale, logits in output.scale_logits.items():
-            parts[f"scale_{scale:g}"] = part = of(single, _on_grid_of(labels, logits)).total
+            whole = logits
+            if logits.shape[-2:] != labels.shape[-2:]:
+                whole = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            parts[f"scale_{scale:g}"] = part = of(single, whole).total
             total = total + options.per_scale_weight * part
     return LossParts(total, {name: part.detach() for name, part in parts.items()})
-
-
-def _on_grid_of(labels: Tensor, logits: Tensor) -> Tensor:
-    size = (labels.shape[-2], labels.shape[-1])
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 class _Weighed(torch.autograd.Function):

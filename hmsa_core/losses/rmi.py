@@ -119,7 +119,9 @@ class _RegionMutualInformation(torch.autograd.Function):
         if guess is not None:
             truth = pool_labels(target, guess)
             floor = PROBABILITY_FLOOR * pool(torch.ones_like(ignored[:1, None], dtype=torch.float64))[0, 0]
-            keep = _kept_regions(ignored) if settings.rmi_ignore == "masked" else None
+            keep = None
+            if settings.rmi_ignore == "masked":  # the regions without an ignored pixel, N x P
+                keep = (F.max_pool2d(pool(ignored[:, None].float()), RADIUS, stride=1) == 0).flatten(1)
             mutual, by_guess = _region_pass(truth, guess, floor, keep, wants_gradient)
         total = settings.bce * cross_entropy + settings.rmi * mutual
         ctx.settings = settings
@@ -197,11 +199,6 @@ def _summed_softplus(x_NCHW: Tensor, work_NCHW: Tensor) -> Tensor:
     return above - product.log_().sum(dtype=torch.float64)
 
 
-def _kept_regions(ignored_NHW: Tensor) -> Tensor:
-    """Find the regions without an ignored pixel: bool, N x P."""
-    return valid_regions(pool(ignored_NHW.float().unsqueeze(1)).squeeze(1) == 0)
-
-
 def _region_pass(
     truth: Tensor, guess: Tensor, floor_hw: Tensor, keep_NP: Tensor | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -231,7 +228,7 @@ def _region_pass(
     ]
     # All 9 x 9 problems are solved at once, then the chunks are gone through again, backwards: the last is still there.
     moments = [region_moments(one, workspace) for one in maps]
-    loss, by_stacked = unexplained_logdet(torch.cat([one.covariance for one in moments]))
+    loss, by_stacked = unexplained_logdet(torch.cat([covariance for covariance, _ in moments]))
     if masked:
         loss = torch.where(present, loss, ABSENT if keep_NP is None else 0.0)
         by_stacked = by_stacked * present.view(-1, 1, 1)
@@ -240,7 +237,7 @@ def _region_pass(
         return total / count, None
     by_chunks = torch.split(by_stacked / count, step)
     for index in reversed(range(len(chunks))):
-        by_guess[chunks[index]] = region_gradient(maps[index], by_chunks[index], moments[index].mean, workspace)
+        by_guess[chunks[index]] = region_gradient(maps[index], by_chunks[index], moments[index][1], workspace)
     return total / count, by_guess.view_as(guess)
 
 
@@ -256,9 +253,6 @@ def _present(truth_NChw: Tensor, keep_NP: Tensor | None) -> Tensor:
     keep = keep_NP.view(-1, 1, height, width).to(truth_NChw.dtype)
     used = F.max_pool2d(F.pad(keep, (RADIUS - 1,) * 4), kernel_size=RADIUS, stride=1)
     return (truth_NChw * used).flatten(2).amax(dim=2) > 0
-
-
-# Pooled cells
 
 
 def pool(maps_NCHW: Tensor) -> Tensor:
@@ -308,9 +302,6 @@ def times_cells(maps: Tensor, cells: Tensor) -> Tensor:
     return maps
 
 
-# Regions
-
-
 class PooledMaps(NamedTuple):
     """R pairs of pooled maps, one for each class that occurs in an image."""
 
@@ -320,20 +311,14 @@ class PooledMaps(NamedTuple):
     keep: Tensor | None  # R x P regions that count (bool), or None for all of them
 
 
-class Moments(NamedTuple):
-    """Centred second moments of the stacked maps (sums over regions) and their means, double."""
-
-    covariance: Tensor  # R x 18 x 18
-    mean: Tensor  # R x 18 x 1
-
-
 class Workspace:
     """The two large buffers of a chunk of maps, made once: fresh memory costs more than the arithmetic."""
 
     def __init__(self, regions: int, height: int, width: int, device: torch.device) -> None:
         rows, columns = height - RADIUS + 1, width - RADIUS + 1
         self._columns = torch.empty((regions, 2, RADIUS, height, columns), dtype=torch.float64, device=device)
-        self._by_region = torch.empty((regions, SIZE, rows * columns), dtype=torch.float64, device=device)
+        # derivatives by nine shifts, R x 9 x P
+        self.by_region = torch.empty((regions, SIZE, rows * columns), dtype=torch.float64, device=device)
         self._holds: PooledMaps | None = None
 
     def columns(self, maps: PooledMaps) -> Tensor:
@@ -350,23 +335,9 @@ class Workspace:
             out[:, index] = one.unfold(2, width, 1).transpose(1, 2)
         return out.flatten(1, 2)
 
-    def by_region(self, maps: PooledMaps) -> Tensor:
-        """Room for the derivatives by nine shifts, R x 9 x P."""
-        return self._by_region[: maps.truth.shape[0]]
 
-
-def valid_regions(is_whole_Rhw: Tensor) -> Tensor:
-    """Say which regions consist of whole cells only: bool R x h x w -> R x (h-2)(w-2)."""
-    height, width = _grid(is_whole_Rhw)
-    whole = is_whole_Rhw[:, :height, :width].clone()
-    for row in range(RADIUS):
-        for column in range(RADIUS):
-            whole &= is_whole_Rhw[:, row : row + height, column : column + width]
-    return whole.flatten(1)
-
-
-def region_moments(maps: PooledMaps, workspace: Workspace) -> Moments:
-    """Sum X X^T over the regions that count and take the means out."""
+def region_moments(maps: PooledMaps, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Centred second moments of X (sums over the regions that count), R x 18 x 18, and means, R x 18 x 1, double."""
     columns = workspace.columns(maps)
     height, width = _grid(maps.truth)
     if maps.keep is None:
@@ -380,7 +351,7 @@ def region_moments(maps: PooledMaps, workspace: Workspace) -> Moments:
     by_map = products.view(regions, RADIUS, RADIUS, 2, RADIUS, 2, RADIUS).permute(0, 3, 1, 4, 5, 2, 6)
     second = by_map.reshape(regions, 2 * SIZE, 2 * SIZE)
     mean = sums.view(regions, RADIUS, 2, RADIUS).transpose(1, 2).reshape(regions, 2 * SIZE, 1) / count
-    return Moments(second - count * (mean @ mean.transpose(1, 2)), mean)
+    return second - count * (mean @ mean.transpose(1, 2)), mean
 
 
 def region_gradient(maps: PooledMaps, by_stacked: Tensor, mean: Tensor, workspace: Workspace) -> Tensor:
@@ -388,7 +359,7 @@ def region_gradient(maps: PooledMaps, by_stacked: Tensor, mean: Tensor, workspac
     columns = workspace.columns(maps)
     height, _ = _grid(maps.truth)
     by_row = by_stacked.view(-1, SIZE, 2, RADIUS, RADIUS)
-    by_region = workspace.by_region(maps)
+    by_region = workspace.by_region[: maps.truth.shape[0]]
     by_region.copy_(-(by_stacked @ mean))
     for row in range(RADIUS):
         by_region.baddbmm_(by_row[:, :, :, row].flatten(2), _window(columns, row, height))

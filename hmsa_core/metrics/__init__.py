@@ -1,14 +1,11 @@
 """What a segmentation is worth: IoU, categories, boundaries, calibration of confidences, intervals."""
 
-from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, bootstrap_share, holm
+from hmsa_core.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_iou, holm
 from hmsa_core.metrics.boundary import BoundaryIoU, boundary_band
 from hmsa_core.metrics.confusion import (
     ConfusionMatrix,
     by_category,
     by_city,
-    categories_of,
-    category_iou,
-    cityscapes_categories,
     confusion_counts,
     finite,
     iou_of,
@@ -23,13 +20,9 @@ __all__ = [
     "Reliability",
     "bootstrap_difference",
     "bootstrap_iou",
-    "bootstrap_share",
     "boundary_band",
     "by_category",
     "by_city",
-    "categories_of",
-    "category_iou",
-    "cityscapes_categories",
     "confusion_counts",
     "finite",
     "holm",

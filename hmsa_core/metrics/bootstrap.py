@@ -1,17 +1,14 @@
 """Intervals for IoU: images come in blocks (a drive, a city), so blocks are drawn, never pixels or images.
 
-A draw picks as many blocks as there are, with replacement, sums their confusion counts and takes the
-IoU of the sum (a ratio estimator). Two models are compared on the same draws. Several training runs
-(seeds) that were judged on the same blocks share the draw of blocks, since those images are not
-independent evidence a second time. Runs with blocks of their own draw their own.
+A draw picks as many blocks as there are, with replacement, and takes the IoU of their summed counts. Two models are
+compared on the same draws. Training runs (seeds) that were judged on the same blocks share the draws, since those
+images are not independent evidence a second time.
 
-One run has percentiles. Runs are too few to be drawn themselves: a bootstrap of three finds two thirds of their
-variance, a bootstrap of two finds half. So the interval of several runs is value +- t * sqrt(s^2 / runs + v). Here s
-is the standard deviation between the runs' values on all data. The variance of their mean over the draws of blocks is
-v. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). What a run does to
-some blocks and not to others is in both terms. Two runs that agree by luck still give too narrow an interval;
-research/bench/interval_coverage.py counts how often each kind holds. One block, or a class that only one of several
-runs scored, has no interval.
+One run has percentiles. Runs are too few to be drawn, so the interval of several is value +- t * sqrt(s^2 / runs + v).
+Here s is the standard deviation between the runs' values on all data, and v is the variance of their mean over the
+draws. Student's t is taken with the degrees of freedom of such a sum (Welch 1947, Satterthwaite 1946). Two runs that
+agree by luck still give too narrow an interval (research/bench/interval_coverage.py). One block, or a class that only
+one of several runs scored, has no interval.
 """
 
 from __future__ import annotations
@@ -29,7 +26,9 @@ from hmsa_core.metrics.confusion import finite, mean_iou_of, ratio
 
 DRAWS = 2000
 Counts = NDArray[np.int64]
-Blocks = Sequence[str]
+Floats = NDArray[np.float64]
+Runs = Counts | Sequence[Counts]  # of one training run, or of several
+Blocks = Sequence[str] | Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Interval:
     low: float
     high: float
     run_values: tuple[float, ...]  # `value` of each run alone
-    class_value: NDArray[np.float64]  # (C,)
-    class_low: NDArray[np.float64]
-    class_high: NDArray[np.float64]
+    class_value: Floats  # (C,)
+    class_low: Floats
+    class_high: Floats
     level: float  # share of such intervals that should hold the truth
     blocks: int
     runs: int
@@ -71,12 +70,7 @@ class Interval:
 
 
 def bootstrap_iou(
-    confusions: Counts | Sequence[Counts],
-    blocks: Blocks | Sequence[Blocks],
-    *,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
+    confusions: Runs, blocks: Blocks, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Interval of the mean IoU and of each class's IoU.
 
@@ -85,74 +79,35 @@ def bootstrap_iou(
         blocks: block id of each image, or a list of such, one a run.
         draws, level, seed: number of resamples, width of the interval, seed of the draws.
     """
-    runs, ids = _as_runs(confusions, blocks)
-    plan = _Plan(ids, draws, seed)
-    return _interval(plan, plan.scores(runs), level, lowest=0.0)
+    runs, ids = as_runs(confusions, blocks)
+    plan = Draws(ids, draws, seed)
+    return interval_of(plan, plan.scores(runs), level, lowest=0.0)
 
 
 def bootstrap_difference(
-    confusions: Counts | Sequence[Counts],
-    baseline: Counts | Sequence[Counts],
-    blocks: Blocks | Sequence[Blocks],
-    *,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
+    confusions: Runs, baseline: Runs, blocks: Blocks, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Interval of (mean IoU - mean IoU of the baseline), paired: both are judged on the same draws.
 
     With several runs the i-th of `confusions` is paired with the i-th of `baseline` (the same seed). The mean is over
     the classes that both have an IoU for. (A class in no truth has an IoU only for a model that predicts it.)
     """
-    runs, ids = _as_runs(confusions, blocks)
-    others, _ = _as_runs(baseline, blocks)
+    runs, ids = as_runs(confusions, blocks)
+    others, _ = as_runs(baseline, blocks)
     if [r.shape for r in runs] != [o.shape for o in others]:
         raise InputError(f"paired bootstrap: shapes differ: {[r.shape for r in runs]} and {[o.shape for o in others]}")
-    plan = _Plan(ids, draws, seed)
+    plan = Draws(ids, draws, seed)
     (whole, drawn), (their_whole, their_drawn) = plan.scores(runs), plan.scores(others)
-    return _interval(plan, (_difference(whole, their_whole), _difference(drawn, their_drawn)), level, lowest=-1.0)
+    return interval_of(plan, (difference_of(whole, their_whole), difference_of(drawn, their_drawn)), level, lowest=-1.0)
 
 
-def bootstrap_share(
-    confusions: Counts | Sequence[Counts],
-    baseline: Counts | Sequence[Counts],
-    ceiling: Counts | Sequence[Counts],
-    blocks: Blocks | Sequence[Blocks],
-    *,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
-
-    The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
-    digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval reaches zero or below.
-    """
-    runs, ids = _as_runs(confusions, blocks)
-    plan = _Plan(ids, draws, seed)
-    ours, low, top = (plan.scores(_as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
-    gain, possible = ([_difference(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))
-
-    def less(share: float) -> Interval:
-        whole, drawn = (g - share * p for g, p in zip(gain, possible, strict=True))
-        return _interval(plan, (whole, drawn), level, lowest=-np.inf)
-
-    whole = _interval(plan, (possible[0], possible[1]), level, lowest=-1.0)
-    value = less(0.0).value / whole.value if whole.value else float("nan")
-    if not whole.low > 0:
-        return value, float("nan"), float("nan")
-    fitting = [s for s in np.round(np.arange(-2.0, 3.005, 0.01), 2) if not less(float(s)).excludes_zero]
-    return value, float(min(fitting, default=np.nan)), float(max(fitting, default=np.nan))
-
-
-def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+def difference_of(one: Floats, other: Floats) -> Floats:
     """(..., C + 1): by class, and the mean over the classes that both have."""
     return _with_mean((one - other)[..., :-1])
 
 
-def _as_runs(
-    confusions: Counts | Sequence[Counts], blocks: Blocks | Sequence[Blocks]
-) -> tuple[list[Counts], list[NDArray[Any]]]:
+def as_runs(confusions: Runs, blocks: Blocks) -> tuple[list[Counts], list[NDArray[Any]]]:
+    """Counts and block ids of each run; an InputError where they do not belong together."""
     runs = [confusions] if isinstance(confusions, np.ndarray) and confusions.ndim == 3 else list(confusions)
     nested = len(blocks) > 0 and not isinstance(blocks[0], str)
     ids = [np.asarray(b, dtype=str) for b in (blocks if nested else [blocks] * len(runs))]
@@ -164,15 +119,14 @@ def _as_runs(
     return runs, ids
 
 
-class _Plan:
+class Draws:
     """The draws: weights of blocks, made once so that every model sees the same ones."""
 
     def __init__(self, ids: list[NDArray[Any]], draws: int, seed: int) -> None:
         rng = np.random.Generator(np.random.PCG64(seed))
-        self.draws = draws
-        self.inverse = []
-        self.weights: list[NDArray[np.float64]] = []
-        shared: dict[tuple[str, ...], NDArray[np.float64]] = {}
+        self.draws, self.inverse = draws, []
+        self.weights: list[Floats] = []
+        shared: dict[tuple[str, ...], Floats] = {}
         for run_ids in ids:
             names, inverse = np.unique(run_ids, return_inverse=True)
             self.inverse.append(inverse)
@@ -182,22 +136,23 @@ class _Plan:
             self.weights.append(shared[key])
         self.blocks = sum(len(names) for names in shared)
 
-    def scores(self, runs: list[Counts]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def scores(self, runs: list[Counts]) -> tuple[Floats, Floats]:
         """(runs, C + 1) of all data and (runs, draws, C + 1): class IoU, then its mean."""
-        whole, drawn = [], []
+        whole: list[Floats] = []
+        drawn: list[Floats] = []
         for run, inverse, weights in zip(runs, self.inverse, self.weights, strict=True):
             sums = block_sums(run, inverse, weights.shape[1])
-            whole.append(_scores(sums.sum(0)))
-            drawn.append(_scores(np.tensordot(weights, sums, axes=1)))
+            for found, of in ((whole, sums.sum(0)), (drawn, np.tensordot(weights, sums, axes=1))):
+                found.append(_with_mean(ratio(of[..., 0, :], of[..., 1, :])))
         return np.stack(whole), np.stack(drawn)
 
 
-def draw_weights(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.float64]:
+def draw_weights(rng: np.random.Generator, n: int, draws: int) -> Floats:
     """How often each draw of `n` blocks out of `n` takes each block, (draws, n)."""
     return rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float64)
 
 
-def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[np.float64]:
+def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> Floats:
     """Hits, union and truth of each class in each block, float64 (blocks, 3, C): IoU and recall need no more.
 
     `run` is int64 (N, C, C or C + 1), rows = truth; `inverse` (N,) has the number of each image's block.
@@ -211,25 +166,19 @@ def block_sums(run: Counts, inverse: NDArray[np.intp], blocks: int) -> NDArray[n
     return sums
 
 
-def _scores(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., C + 1) from `block_sums`: class IoU, then its mean."""
-    return _with_mean(ratio(sums[..., 0, :], sums[..., 1, :]))
-
-
-def _with_mean(iou: NDArray[np.float64]) -> NDArray[np.float64]:
+def _with_mean(iou: Floats) -> Floats:
     return np.concatenate([iou, np.asarray(mean_iou_of(iou))[..., None]], axis=-1)
 
 
-def _mean_over_runs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_over_runs(values: Floats) -> Floats:
     """Mean over the first axis; a run in which a class is not scored leaves that class out."""
     scored = ~np.isnan(values)
-    result: NDArray[np.float64] = ratio(np.nan_to_num(values).sum(0), scored.sum(0))
+    result: Floats = ratio(np.nan_to_num(values).sum(0), scored.sum(0))
     return result
 
 
-def _interval(
-    plan: _Plan, scores: tuple[NDArray[np.float64], NDArray[np.float64]], level: float, *, lowest: float
-) -> Interval:
+def interval_of(plan: Draws, scores: tuple[Floats, Floats], level: float, *, lowest: float) -> Interval:
+    """The interval of `Draws.scores`, or of differences of them; no end lies below `lowest` or above 1."""
     by_run, drawn_by_run = scores
     value, drawn = _mean_over_runs(by_run), _mean_over_runs(drawn_by_run)
     if plan.blocks < 2:
@@ -257,9 +206,7 @@ def _interval(
     )
 
 
-def interval_of_runs(
-    by_run: NDArray[np.float64], drawn: NDArray[np.float64], blocks: int, level: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+def interval_of_runs(by_run: Floats, drawn: Floats, blocks: int, level: float) -> tuple[Floats, Floats, float]:
     """Ends of the interval of the runs' mean, and the certainty that the last column's mean is above zero.
 
     `by_run` (runs, K) has each run on all data, NaN = not scored. `drawn` (draws, K) has the mean over the runs in
@@ -279,7 +226,7 @@ def interval_of_runs(
     return value - half, value + half, above
 
 
-def _percentiles(drawn: NDArray[np.float64], q: float) -> NDArray[np.float64]:
+def _percentiles(drawn: Floats, q: float) -> Floats:
     """Percentile of each column over the draws in which it is scored; NaN when it never is."""
     columns = [column[~np.isnan(column)] for column in drawn.T]
     return np.array([np.quantile(c, q) if c.size else np.nan for c in columns])

@@ -13,6 +13,8 @@ from hmsa_core.io.errors import InputError
 from hmsa_core.metrics.confusion import ratio
 from hmsa_core.taxonomy import IGNORE
 
+_WIDTH = 0.005  # of the image diagonal: boundary region of the authors' evaluation on Cityscapes (paper: 0.02)
+
 
 def inner_boundary(
     mask: NDArray[np.bool_], distance: int, unknown: NDArray[np.bool_] | None = None
@@ -33,19 +35,10 @@ def inner_boundary(
 
 
 class BoundaryIoU:
-    """Boundary IoU per class, intersections and unions summed over images.
+    """Boundary IoU of each of `num_classes` classes, intersections and unions summed over images."""
 
-    Args:
-        num_classes: C.
-        dilation_ratio: width of the boundary region as a share of the image diagonal (paper: 0.02;
-            0.005 for Cityscapes in the authors' evaluation).
-    """
-
-    def __init__(self, num_classes: int, dilation_ratio: float = 0.005) -> None:
-        if not 0 < dilation_ratio < 1:
-            raise InputError(f"boundary IoU: dilation_ratio must be in (0, 1), found {dilation_ratio}")
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.dilation_ratio = dilation_ratio
         self.intersection = np.zeros(num_classes, np.int64)
         self.union = np.zeros(num_classes, np.int64)
 
@@ -54,7 +47,7 @@ class BoundaryIoU:
         pred, label = np.asarray(pred), np.asarray(label)
         if pred.shape != label.shape or label.ndim != 2:
             raise InputError(f"boundary IoU: expected two (H, W) maps, found {pred.shape} and {label.shape}")
-        distance = max(1, round(self.dilation_ratio * math.hypot(*label.shape)))
+        distance = max(1, round(_WIDTH * math.hypot(*label.shape)))
         valid = label != IGNORE
         present = np.union1d(np.unique(label[valid]), np.unique(pred[valid]))
         for k in present[(present >= 0) & (present < self.num_classes)]:

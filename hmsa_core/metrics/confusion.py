@@ -6,9 +6,7 @@ the mean); one that is only predicted scores 0. Ignored pixels of the truth coun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import cv2
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmsa_core.io.errors import InputError
-from hmsa_core.taxonomy import ClassTable, cityscapes
+from hmsa_core.taxonomy import ClassTable, cityscapes, cityscapes_categories
 
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -107,26 +105,6 @@ def ratio(part: Any, whole: Any) -> Any:
     return result if result.ndim else float(result)
 
 
-def category_iou(counts: Counts, categories: Sequence[str]) -> dict[str, float]:
-    """IoU of groups of classes, from counts (C, C) or (C, C + 1): a car taken for a bus is right for "vehicle"."""
-    if len(categories) != counts.shape[0]:
-        raise InputError(f"category IoU: {len(categories)} category names for {counts.shape[0]} classes")
-    result = {}
-    for name in dict.fromkeys(categories):
-        inside = np.array([category == name for category in categories])
-        columns = np.append(inside, np.zeros(counts.shape[1] - counts.shape[0], bool))
-        hits = counts[np.ix_(inside, columns)].sum()
-        result[name] = ratio(hits, counts[inside].sum() + counts[:, columns].sum() - hits)
-    return result
-
-
-def cityscapes_categories() -> tuple[str, ...]:
-    """The benchmark's category of each of the 19 Cityscapes classes, in trainId order."""
-    text = resources.files("hmsa_core.taxonomy").joinpath("cityscapes.json").read_text("utf-8")
-    rows = [row for row in json.loads(text)["labels"] if 0 <= row["trainId"] < 255]
-    return tuple(str(row["category"]) for row in sorted(rows, key=lambda row: int(row["trainId"])))
-
-
 class ConfusionMatrix:
     """Confusion counts of at most 255 classes summed over images; pixels of label `ignore_index` count nowhere."""
 
@@ -142,23 +120,36 @@ class ConfusionMatrix:
         self.counts += confusion_counts(pred, label, self.num_classes, self.ignore_index)
         return self
 
+    def iou(self) -> Scores:
+        """float64 (C,): intersection over union, NaN for a class in neither truth nor prediction."""
+        return iou_of(self.counts)
+
+    def mean_iou(self) -> float:
+        """Mean of `iou` over the classes that are scored."""
+        return float(mean_iou_of(self.iou()))
+
 
 def finite(value: float | np.floating[Any]) -> float | None:
     """A float for JSON; None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
-def categories_of(classes: ClassTable) -> tuple[str, ...]:
-    """A category for each class: the benchmark's own seven for Cityscapes, else the table's groups."""
-    return cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
+def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
+    """IoU of groups of classes from counts (C, C) or (C, C + 1), rows = truth; None = in neither.
+
+    A car taken for a bus is right for "vehicle". Groups are the benchmark's seven for Cityscapes, else the table's own.
+    """
+    groups = cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
+    result = {}
+    for name in dict.fromkeys(groups):
+        inside = np.array([group == name for group in groups])
+        columns = np.append(inside, np.zeros(counts.shape[1] - counts.shape[0], bool))
+        hits = counts[np.ix_(inside, columns)].sum()
+        result[name] = finite(ratio(hits, counts[inside].sum() + counts[:, columns].sum() - hits))
+    return result
 
 
-def by_category(counts: NDArray[np.int64], classes: ClassTable) -> dict[str, float | None]:
-    """IoU of each category from the counts of all images (C, C), rows = truth; None = in neither."""
-    return {name: finite(value) for name, value in category_iou(counts, categories_of(classes)).items()}
-
-
-def by_city(confusions: NDArray[np.int64], cities: Sequence[str]) -> dict[str, dict[str, Any]]:
+def by_city(confusions: Counts, cities: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{city: {"images", "mean_iou", "iou": list by class}} from counts (N, C, C); images without one are left out."""
     result: dict[str, dict[str, Any]] = {}
     where = np.asarray(cities, str)

@@ -16,8 +16,6 @@ class Reliability:
     """Confidence against accuracy in equal bins of [0, 1], summed over images (Guo et al. 2017)."""
 
     def __init__(self, bins: int = 20) -> None:
-        if bins < 1:
-            raise InputError(f"reliability: bins must be at least 1, found {bins}")
         self.bins = bins
         self.pixels = np.zeros(bins, np.int64)
         self.correct = np.zeros(bins, np.int64)
@@ -39,8 +37,6 @@ class Reliability:
 
     def merge(self, other: Reliability) -> Reliability:
         """Add the counts of another one with the same bins; returns itself."""
-        if other.bins != self.bins:
-            raise InputError(f"reliability: cannot add {other.bins} bins to {self.bins}")
         self.pixels += other.pixels
         self.correct += other.correct
         self.confidence_sum += other.confidence_sum

@@ -39,7 +39,9 @@ class JsonLog:
         self.follower: Callable[[dict[str, Any]], None] | None = None  # called with each line after it was written
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_torn_end(path)
+            data = path.read_bytes() if path.exists() else b""
+            if data and not data.endswith(b"\n"):
+                write_bytes(path, data[: data.rfind(b"\n") + 1])
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line {"event": ..., "time": unix seconds, fields...}."""
@@ -66,14 +68,6 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
             yield json.loads(line)
-
-
-def _drop_torn_end(path: Path) -> None:
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        write_bytes(path, data[: data.rfind(b"\n") + 1])
 
 
 def _clock(seconds: float) -> str:
@@ -106,12 +100,10 @@ class Progress:
     ) -> None:
         self.total, self.what, self.unit = total, what, unit
         self.done = self._initial = initial
-        self._stream = stream or sys.stderr
-        self._every_s = every_s
+        self._stream, self._enabled, self._every_s = stream or sys.stderr, enabled, every_s
         self._start = time.monotonic()
         # The first line comes after a tenth of the interval: one soon sees that something happens.
         self._next = self._start + every_s / 10
-        self._enabled = enabled
         self._bar: tqdm[Any] | None = None
         if enabled and self._stream.isatty():
             self._bar = tqdm(
@@ -136,10 +128,10 @@ class Progress:
     def _line(self, shown: dict[str, str | float]) -> None:
         left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
         figures = "".join(f", {k} {v:.4g}" if isinstance(v, float) else f", {k} {v}" for k, v in shown.items())
-        self._stream.write(
-            f"{self.what}: {self.done}/{self.total} {self.unit}, {self.rate:.1f} {self.unit}/s,"
-            f" {_clock(left)} left{figures}\n"
-        )
+        self._say(f", {self.rate:.1f} {self.unit}/s, {_clock(left)} left{figures}")
+
+    def _say(self, text: str) -> None:
+        self._stream.write(f"{self.what}: {self.done}/{self.total} {self.unit}{text}\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -147,11 +139,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self._enabled:
-            took = time.monotonic() - self._start
-            self._stream.write(
-                f"{self.what}: {self.done}/{self.total} {self.unit} in {_clock(took)} ({self.rate:.1f} {self.unit}/s)\n"
-            )
-            self._stream.flush()
+            self._say(f" in {_clock(time.monotonic() - self._start)} ({self.rate:.1f} {self.unit}/s)")
         self._enabled, self._bar = False, None
 
     def __enter__(self) -> Progress:

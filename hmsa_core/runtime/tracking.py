@@ -1,4 +1,4 @@
-"""Log lines for trackers of other makers: TensorBoard and MLflow, one class each behind `Tracker`.
+"""Log lines for trackers of other makers: TensorBoard and MLflow, one class each with a method `tell(line)`.
 
 Each line is written to `log.jsonl` first and then sent to the trackers. Nothing is read back from a tracker, and no
 result depends on one. The numbers of a line become scalars `EVENT/NAME` at the line's step. A tracker that fails in
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hmsa_core.io.errors import ConfigError, needs_extra, one_line
 
@@ -22,14 +22,7 @@ _NOT_FIGURES = {"event", "time", "step", "epoch"}
 _FOREIGN = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a name
 _BATCH = 500  # metrics; MLflow takes 1,000 a call
 _EXPERIMENT = "auto-label"
-Line = Mapping[str, Any]
-
-
-class Tracker(Protocol):
-    """Where figures of one run go."""
-
-    def tell(self, line: Line) -> None:
-        """Take one line of the log: an object with `event`, `time` (unix seconds) and usually `step`."""
+Line = Mapping[str, Any]  # of the log: `event`, `time` (unix seconds) and usually `step`
 
 
 def follow(names: tuple[str, ...], root: Path, run: str, key: str, step: int) -> Callable[[Line], None]:
@@ -45,7 +38,7 @@ def follow(names: tuple[str, ...], root: Path, run: str, key: str, step: int) ->
     Raises:
         ConfigError: the optional packages [tracking] are missing, or the tracker cannot be reached.
     """
-    trackers = [
+    trackers: list[TensorBoard | Mlflow] = [
         TensorBoard(root / "tensorboard" / run, step) if n == "tensorboard" else Mlflow(root, run, key) for n in names
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -83,14 +83,7 @@ class ClassTable:
 
     def of_train_ids(self) -> ClassTable:
         """The same classes for label files that hold trainIds, 255 = ignored."""
-        ids = np.arange(256)
-        known = ids < self.num_classes
-        return replace(
-            self,
-            id_to_train=np.where(known, ids, IGNORE).astype(np.uint8),
-            valid_ids=known | (ids == IGNORE),
-            train_to_id=tuple(range(self.num_classes)),
-        )
+        return _of_train_ids(self.name, self.classes, self.colours, self.groups, IGNORE)
 
     def index(self, class_name: str) -> int:
         """TrainId of a class name (case-insensitive); unknown names are an InputError with the list."""
@@ -144,9 +137,23 @@ class ClassTable:
         return isinstance(other, ClassTable) and self.digest() == other.digest()
 
 
-def _packaged(name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))
-    return value
+def _of_train_ids(
+    name: str,
+    classes: tuple[str, ...],
+    colours: tuple[tuple[int, int, int], ...],
+    groups: tuple[str, ...],
+    ignored: int,
+) -> ClassTable:
+    """A table for label files that hold trainIds and `ignored` (-1 = they hold nothing else)."""
+    ids = np.arange(256)
+    known = ids < len(classes)
+    id_to_train = np.where(known, ids, IGNORE).astype(np.uint8)
+    return ClassTable(name, classes, colours, groups, id_to_train, known | (ids == ignored), tuple(range(len(classes))))
+
+
+def _packaged(name: str) -> list[dict[str, Any]]:
+    labels: list[dict[str, Any]] = json.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))["labels"]
+    return labels
 
 
 def _group(name: str, category: str = "") -> str:
@@ -155,16 +162,24 @@ def _group(name: str, category: str = "") -> str:
     return group if group in GROUPS else "other"
 
 
+def _evaluated() -> list[dict[str, Any]]:
+    """Cityscapes' labels that have a trainId, in its order."""
+    rows = (row for row in _packaged("cityscapes.json") if 0 <= row["trainId"] < IGNORE)
+    return sorted(rows, key=lambda row: int(row["trainId"]))
+
+
+def cityscapes_categories() -> tuple[str, ...]:
+    """The benchmark's category of each of the 19 Cityscapes classes, in trainId order."""
+    return tuple(str(row["category"]) for row in _evaluated())
+
+
 @cache
 def cityscapes() -> ClassTable:
     """The 19 evaluated classes of Cityscapes; label files hold ids 0..33."""
-    labels = _packaged("cityscapes.json")["labels"]
+    rows = _evaluated()
     lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-    for row in labels:
-        if row["id"] >= 0:  # the licence plate, id -1, is never drawn
-            valid[row["id"]] = True
-            lut[row["id"]] = row["trainId"] if 0 <= row["trainId"] < IGNORE else IGNORE
-    rows = sorted((r for r in labels if 0 <= r["trainId"] < IGNORE), key=lambda r: r["trainId"])
+    valid[[row["id"] for row in _packaged("cityscapes.json") if row["id"] >= 0]] = True  # the licence plate is -1
+    lut[[row["id"] for row in rows]] = range(len(rows))
     return ClassTable(
         "cityscapes",
         tuple(r["name"] for r in rows),
@@ -203,22 +218,17 @@ def mapillary(version: str = "v1.2") -> ClassTable:
     """Mapillary Vistas: 65 classes + ignore 65 (v1.2 and before) or 123 + ignore 123 (v2.0)."""
     if version not in ("v1.2", "v2.0"):
         raise InputError(f"unknown Mapillary Vistas version {version!r}: expected v1.2 or v2.0")
-    return _from_config(f"mapillary_{version}", _packaged(f"mapillary_{version}.json")["labels"])
+    return _from_config(f"mapillary_{version}", _packaged(f"mapillary_{version}.json"))
 
 
 def _from_config(name: str, labels: list[dict[str, Any]]) -> ClassTable:
-    n = len(labels) - 1  # the last label is unlabeled = ignore in every release
-    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-    lut[:n] = np.arange(n)
-    valid[: n + 1] = True
-    return ClassTable(
+    rows = labels[:-1]  # the last label is unlabeled = ignore in every release
+    return _of_train_ids(
         name,
-        tuple(str(r.get("readable") or r["name"]) for r in labels[:n]),
-        tuple(tuple(r.get("colour") or r["color"]) for r in labels[:n]),
-        tuple(_vistas_group(str(r.get("name") or "")) for r in labels[:n]),
-        lut,
-        valid,
-        tuple(range(n)),
+        tuple(str(r.get("readable") or r["name"]) for r in rows),
+        tuple(tuple(r.get("colour") or r["color"]) for r in rows),
+        tuple(_vistas_group(str(r.get("name") or "")) for r in rows),
+        len(rows),
     )
 
 
@@ -234,16 +244,8 @@ def from_vistas_config(path: Path) -> ClassTable:
 def plain(names: Sequence[str]) -> ClassTable:
     """Table of classes of which only names are known: colours are spread over the hues, ids are trainIds."""
     rgb = [hsv_to_rgb(i / len(names), 200 / 255, 1.0) for i in range(len(names))]
-    known = np.arange(256) < len(names)
-    return ClassTable(
-        "unnamed",
-        tuple(names),
-        tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb),
-        tuple(_group(name) for name in names),
-        np.where(known, np.arange(256), IGNORE).astype(np.uint8),
-        known,
-        tuple(range(len(names))),
-    )
+    colours = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
+    return _of_train_ids("unnamed", tuple(names), colours, tuple(_group(name) for name in names), -1)
 
 
 _EXAMPLE = (
@@ -288,18 +290,12 @@ def from_file(path: str | Path) -> ClassTable:
     wrong = next((n for n, right in zip(names, is_colour, strict=True) if not right), None)
     if wrong is not None:
         raise InputError(f"{where}: the colour of class {wrong!r} is not [r, g, b] with 0..255")
-    lut, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-    lut[: len(ids)] = ids
-    valid[: len(ids)] = True
-    valid[_ignore_id(where, value.get("ignore_id", IGNORE), len(ids))] = True
-    return ClassTable(
+    return _of_train_ids(
         str(value.get("dataset", where.stem)),
         names,
         tuple((c[0], c[1], c[2]) for c in colours),
         tuple(str(r.get("group") or _group(n)) for r, n in zip(rows, names, strict=True)),
-        lut,
-        valid,
-        tuple(ids),
+        _ignore_id(where, value.get("ignore_id", IGNORE), len(ids)),
     )
 
 

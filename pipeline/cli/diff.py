@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
     from hmsa_core.labels.diff import diff_stores, write_pictures
+    from hmsa_core.labels.exporting import Selection
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.store.reader import LabelStore
     from hmsa_core.runtime.progress import Progress
@@ -43,12 +44,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--limit {args.limit}: expected at least 1")
     if args.pictures is not None:
         refuse_in_store(args.pictures)
-    a, b = LabelStore.open(args.a), LabelStore.open(args.b)
-    policy_a, policy_b = (policy_for(s, args.threshold, p) for s, p in ((a, args.policy_a), (b, args.policy_b)))
-    with Progress(sum(name in b for name in a.names()), what="diff") as progress:
-        diff = diff_stores(a, b, policy_a=policy_a, policy_b=policy_b, advance=progress.update)
+    stores = LabelStore.open(args.a), LabelStore.open(args.b)
+    policies = (args.policy_a, args.policy_b)
+    a, b = (Selection(s, policy_for(s, args.threshold, p)) for s, p in zip(stores, policies, strict=True))
+    with Progress(sum(name in b.store for name in a.store.names()), what="diff") as progress:
+        diff = diff_stores(a, b, advance=progress.update)
     if args.pictures is not None:
-        write_pictures(diff, a, b, args.pictures, policy_a=policy_a, policy_b=policy_b, limit=args.limit)
+        write_pictures(diff, a, b, args.pictures, limit=args.limit)
     answer = diff.to_json(args.limit)
     if args.json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")

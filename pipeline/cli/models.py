@@ -88,8 +88,8 @@ def _aa(ws: Workspace, runs: int) -> int:
 
 
 def _list(registry: Registry, current: str, *, as_json: bool) -> None:
-    versions = registry.versions()
-    for name, wrong in registry.torn().items():
+    versions, torn = registry.read()
+    for name, wrong in torn.items():
         mend = f"`autolabel models register models/registry/{name}` writes its record anew"
         sys.stderr.write(f"warning: {name} is not listed: {wrong}\nhint: {mend}\n")
     try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from hmsa_core.data.layouts import scan
 from hmsa_core.inference.teachers.sources import parse
 from hmsa_core.io.atomic import is_left_over, is_temp, read_json
 from hmsa_core.io.errors import HmsaError, mend_of, one_line
@@ -19,7 +20,6 @@ from hmsa_core.io.locks import probe_locks
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.models.options import ModelOptions
-from pipeline.checkpoint_folders import damage, version_damage
 from pipeline.devices import visible_devices
 from pipeline.disk import disk_need
 from pipeline.doctor import dvc as doctor_dvc
@@ -28,13 +28,22 @@ from pipeline.machine import memory_gib, reinstall, torch_pair, torch_works, ver
 from pipeline.named_files import mend_of_root, missing_files
 from pipeline.nightly import history
 from pipeline.nightly.gatekeeper import looks, measured_aa
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, damage, version_damage
 from pipeline.stages.support import labelling_teacher
 from pipeline.workspace import Workspace
 
 _SHM = Path("/dev/shm")  # noqa: S108 - what torch's loader processes use
 _PASSES_AHEAD = 4  # that each loader process keeps ready (`prefetch_factor` of hmsa_core/training/data.py)
 _CROP_BYTES = 4  # a pixel: RGB and label
+_FILES = ("model.safetensors", "model.json")
+# What `autolabel init` made and DVC asks for -> the command that makes it anew.
+_ASKED_FOR = {
+    "policies": "mkdir -p policies",
+    "labels/raw.review.jsonl": (
+        """mkdir -p labels && echo '{"id": "0", "name": "", "withdraws": ""}' > labels/raw.review.jsonl"""
+        "  # or take it from your backup: it holds what people reviewed"
+    ),
+}
 
 _Check = Callable[[], Iterator[Finding]]
 
@@ -47,11 +56,7 @@ def examine(root: Path, *, deep: bool = True) -> list[Finding]:
         deep: also verify every byte of the label stores.
     """
     gpus = len(visible_devices())
-    checks: dict[str, _Check] = {
-        "machine": lambda: _machine(gpus),
-        "python": _python,
-        "packages": lambda: _packages(deep=deep),
-    }
+    checks: dict[str, _Check] = {"machine": lambda: _machine(gpus), "packages": lambda: _packages(deep=deep)}
     if (root / "dvc.yaml").exists():
         checks |= _of_workspace(Workspace(root), gpus, deep=deep)
     else:
@@ -85,6 +90,7 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         return {"params.yaml": lambda: iter([unread])}
     return {
         "params.yaml": lambda: _params(ws),
+        "data": lambda: _data(ws),
         "devices": lambda: _devices(ws, gpus),
         "shared memory": lambda: _shared_memory(ws),
         "scales": lambda: _scales(ws),
@@ -93,7 +99,9 @@ def _of_workspace(ws: Workspace, gpus: int, *, deep: bool) -> dict[str, _Check]:
         "disk": lambda: _disk(ws),
         "dvc": lambda: doctor_dvc.examine(ws),
         "leftovers": lambda: _leftovers(ws),
-        "models": lambda: _models(ws),
+        "teacher": lambda: _teacher(ws),
+        "champion": lambda: _champion(ws),
+        "models": lambda: _checkpoints(ws),
         "files of people": lambda: _asked_for(ws),
         "histories": lambda: _histories(ws),
         "stores": lambda: _stores(ws, deep=deep),
@@ -109,12 +117,7 @@ def _no_workspace(root: Path) -> Iterator[Finding]:
 def _machine(gpus: int) -> Iterator[Finding]:
     text = f"{os.cpu_count()} processors, {memory_gib():.0f} GiB memory, {gpus or 'no'} GPU{'s' * (gpus != 1)}"
     yield Finding("machine", "ok", text)
-
-
-def _python() -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    good = sys.version_info >= (3, 11)
-    yield Finding("python", "ok" if good else "broken", version, "" if good else "install Python 3.11 or newer")
+    yield Finding("python", "ok", platform.python_version())
 
 
 def _packages(*, deep: bool) -> Iterator[Finding]:
@@ -132,17 +135,22 @@ def _packages(*, deep: bool) -> Iterator[Finding]:
 
 
 def _params(ws: Workspace) -> Iterator[Finding]:
-    params = ws.params
-    missing = [f"{key}: {value} is not there" for key, value, _ in missing_files(ws.root, params)]
-    for text in missing:
-        yield Finding("params.yaml", "broken", text, f"correct {text.split(':')[0]} in params.yaml")
+    missing = [(key, value) for key, value, _ in missing_files(ws.root, ws.params)]
+    for key, value in missing:
+        yield Finding("params.yaml", "broken", f"{key}: {value} is not there", f"correct {key} in params.yaml")
     if not missing:
-        yield Finding("params.yaml", "ok", f"profile {params.profile}")
+        yield Finding("params.yaml", "ok", f"profile {ws.params.profile}")
+
+
+def _data(ws: Workspace) -> Iterator[Finding]:
+    """Whether the data sets are there, in the layouts that params.yaml states."""
     for name, path in ws.roots.items():
-        if path.is_dir():
+        try:
+            scan(ws.source(name))
             yield Finding(f"data {name}", "ok", str(path))
-        else:
-            yield Finding(f"data {name}", "broken", f"{path}: no such folder", mend_of_root(ws, name))
+        except HmsaError as error:  # prepare stops at it
+            hint = f" ({error.hint})" if error.hint and path.is_dir() else ""
+            yield Finding(f"data {name}", "broken", f"{error.message}{hint}", mend_of_root(ws, name))
 
 
 def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
@@ -153,12 +161,8 @@ def _devices(ws: Workspace, present: int) -> Iterator[Finding]:
             mend = f"set {name}.runtime.device to auto, mend the driver, or ask where the stages will run"
             yield Finding(f"{name}.runtime", "broken", "device is cuda, but no GPU is visible", mend)
         elif runtime.device != "cpu" and present and runtime.ranks > present:
-            yield Finding(
-                f"{name}.runtime",
-                "broken",
-                f"ranks is {runtime.ranks}, but {present} GPU(s) are visible",
-                f"set {name}.runtime.ranks to at most {present}",
-            )
+            text = f"ranks is {runtime.ranks}, but {present} GPU(s) are visible"
+            yield Finding(f"{name}.runtime", "broken", text, f"set {name}.runtime.ranks to at most {present}")
 
 
 def _shared_memory(ws: Workspace) -> Iterator[Finding]:
@@ -175,14 +179,10 @@ def _shared_memory(ws: Workspace) -> Iterator[Finding]:
         passes = section.runtime.ranks * section.runtime.workers * _PASSES_AHEAD
         need = passes * section.batch_per_rank * section.crop[0] * section.crop[1] * _CROP_BYTES
         if need > free:
-            size = f"{-(-need // 2**30)}g"
-            yield Finding(
-                "shared memory",
-                "broken",
-                f"{_SHM} has {free / 1e6:.0f} MB free, the loader processes of {name} fill {need / 1e6:.0f} MB",
-                f"docker run --shm-size={size} (Kubernetes: an emptyDir of medium Memory at /dev/shm), "
-                f"or lower {name}.runtime.workers",
-            )
+            text = f"{_SHM} has {free / 1e6:.0f} MB free, the loader processes of {name} fill {need / 1e6:.0f} MB"
+            flag = f"--shm-size={-(-need // 2**30)}g"
+            mend = f"docker run {flag} (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
+            yield Finding("shared memory", "broken", text, f"{mend}, or lower {name}.runtime.workers")
 
 
 def _scales(ws: Workspace) -> Iterator[Finding]:
@@ -217,20 +217,13 @@ def _pretrain_dependency(ws: Workspace) -> Iterator[Finding]:
         mend = "write it as UTF-8, or take it from version control"
         yield Finding("dvc.yaml", "broken", f"{path}: no UTF-8 text: every dvc repro fails ({one_line(error)})", mend)
         return
-    if named and ws.params.data.pretrain is None:
-        yield Finding(
-            "dvc.yaml",
-            "broken",
-            "stage prepare depends on data.pretrain.root, params.yaml has none",
-            "sed -i '/data.pretrain.root/d' dvc.yaml",
-        )
-    if not named and ws.params.data.pretrain is not None:
-        yield Finding(
-            "dvc.yaml",
-            "warning",
-            "stage prepare does not depend on data.pretrain.root: changes go unseen",
-            "add `- ${data.pretrain.root}` to the deps of prepare in dvc.yaml",
-        )
+    is_given = ws.params.data.pretrain is not None
+    if named and not is_given:
+        text = "stage prepare depends on data.pretrain.root, params.yaml has none"
+        yield Finding("dvc.yaml", "broken", text, "sed -i '/data.pretrain.root/d' dvc.yaml")
+    elif is_given and not named:
+        text = "stage prepare does not depend on data.pretrain.root: changes go unseen"
+        yield Finding("dvc.yaml", "warning", text, "add `- ${data.pretrain.root}` to the deps of prepare in dvc.yaml")
 
 
 def _locks(ws: Workspace) -> Iterator[Finding]:
@@ -246,13 +239,12 @@ def _locks(ws: Workspace) -> Iterator[Finding]:
 
 
 def _disk(ws: Workspace) -> Iterator[Finding]:
-    need = disk_need(ws)
+    need, room = disk_need(ws), "free space, or `dvc gc --workspace`"
     text = f"{need.free / 2**30:.1f} GiB free, at most {need.total / 2**30:.1f} GiB needed by a full run"
     if not need.fits:
-        yield Finding("disk", "broken", text, "free space, or `dvc gc --workspace`")
+        yield Finding("disk", "broken", text, room)
     elif need.is_tight:
-        text += ": it may have to stop on the way"
-        yield Finding("disk", "warning", text, "free space, or `dvc gc --workspace`")
+        yield Finding("disk", "warning", f"{text}: it may have to stop on the way", room)
     elif need.unknown:
         yield Finding("disk", "warning", f"{text}, {need.unknown}", "`autolabel stage prepare` tells what to correct")
     else:
@@ -282,22 +274,19 @@ def _stores(ws: Workspace, *, deep: bool) -> Iterator[Finding]:
         except HmsaError as error:
             problems = [error.message]
         for problem in problems:
-            yield Finding(name, "broken", problem, doctor_dvc.restore(name))
+            yield Finding(name, "broken", problem, _restore(name))
         if not problems:
-            text = "every shard matches its digest" if deep else "manifest is whole, no file is missing"
-            yield Finding(name, "ok", text)
+            yield Finding(
+                name, "ok", "every shard matches its digest" if deep else "manifest is whole, no file is missing"
+            )
+
+
+def _restore(name: str) -> str:
+    """The command that takes an output of a stage from DVC's cache again."""
+    return f"rm -r {name} && dvc checkout {name}"
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------
-
-# What `autolabel init` made and DVC asks for -> the command that makes it anew.
-_ASKED_FOR = {
-    "policies": "mkdir -p policies",
-    "labels/raw.review.jsonl": (
-        """mkdir -p labels && echo '{"id": "0", "name": "", "withdraws": ""}' > labels/raw.review.jsonl"""
-        "  # or take it from your backup: it holds what people reviewed"
-    ),
-}
 
 
 def _asked_for(ws: Workspace) -> Iterator[Finding]:
@@ -333,15 +322,6 @@ def _mend_line(path: Path, name: str, error: HmsaError) -> str:
 
 
 # -- models ----------------------------------------------------------------------------------------------
-
-_FILES = ("model.safetensors", "model.json")
-
-
-def _models(ws: Workspace) -> Iterator[Finding]:
-    """Who teaches, the reference champion, every checkpoint's bytes."""
-    yield from _teacher(ws)
-    yield from _champion(ws)
-    yield from _checkpoints(ws)
 
 
 def _teacher(ws: Workspace) -> Iterator[Finding]:
@@ -382,7 +362,7 @@ def _checkpoints(ws: Workspace) -> Iterator[Finding]:
         elif folder.parent == registry:
             yield Finding(name, "broken", wrong, _mend_version(ws, folder))
         elif name in outs:
-            yield Finding(name, "broken", wrong, doctor_dvc.restore(name))
+            yield Finding(name, "broken", wrong, _restore(name))
         else:
             files = " ".join(shlex.quote(f"{name}/{file}") for file in _FILES)
             yield Finding(name, "broken", wrong, f"rm -f {files}  # then import it again: DVC has no copy of it")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
@@ -52,11 +53,6 @@ def named(ws: Workspace, key: str) -> set[str]:
     return {name for one in found for name in (one if isinstance(one, dict) else [one])}
 
 
-def restore(name: str) -> str:
-    """The command that takes an output of a stage from DVC's cache again."""
-    return f"rm -r {name} && dvc checkout {name}"
-
-
 _RWLOCK = ".dvc/tmp/rwlock"
 
 
@@ -67,7 +63,7 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
         return
     data = path.read_bytes()
     try:
-        entries = json.loads(data)
+        json.loads(data)
     except ValueError:
         # DVC rewrites this file in place: a kill or a full disk in between leaves it torn, and every
         # later `dvc repro` fails until it is gone (dvc issue 7615).
@@ -75,16 +71,16 @@ def _lock(ws: Workspace) -> Iterator[Finding]:
         yield _blocking(ws, f"{path} {text}")
         return
     written = path.stat().st_mtime
-    dead = sorted({pid for pid in _pids(entries) if not _lives(pid)})
-    living = {pid for pid in _pids(entries) if _lives(pid)}
+    named = {int(pid) for pid in re.findall(rb'"pid": *(\d+)', data)}
+    living = {pid for pid in named if psutil.pid_exists(pid)}
     strangers = sorted(pid for pid in living if _is_stranger(pid, written))
-    if holders := sorted(living - set(strangers)):
+    if holders := sorted(living.difference(strangers)):
         yield Finding("dvc lock", "warning", f"held by process {holders[0]}", "wait for it, or stop that process")
     elif strangers:
         # DVC asks only whether a process of that number lives.
         yield _blocking(ws, f"{path} names process {strangers[0]}, which began after it was written")
-    elif dead:
-        yield Finding("dvc lock", "ok", f"names dead process {dead[0]}: dvc drops it by itself at the next run")
+    elif named:
+        yield Finding("dvc lock", "ok", f"names dead process {min(named)}: dvc drops it by itself at the next run")
     else:
         yield Finding("dvc lock", "ok", "free")
 
@@ -95,33 +91,13 @@ def _blocking(ws: Workspace, text: str) -> Finding:
     return Finding("dvc lock", "broken", f"{text}: every dvc repro fails", "autolabel doctor --fix")
 
 
-def _pids(entries: object) -> Iterator[int]:
-    if isinstance(entries, dict):
-        for key, value in entries.items():
-            if key == "pid" and isinstance(value, int):
-                yield value
-            else:
-                yield from _pids(value)
-    elif isinstance(entries, list):
-        for value in entries:
-            yield from _pids(value)
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
 def _is_stranger(pid: int, written: float) -> bool:
     """Whether a process has the number of one that is gone: it began after the file was written, and is no dvc."""
-    process = Path(f"/proc/{pid}")
     try:
-        after_boot = int(process.joinpath("stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19])
-        arguments = process.joinpath("cmdline").read_bytes().split(b"\0")
-    except OSError:  # it has ended meanwhile
+        process = psutil.Process(pid)
+        return process.create_time() > written + 1 and "dvc" not in map(os.path.basename, process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
         return False
-    booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text("utf-8"), re.MULTILINE)
-    started = (int(booted[1]) if booted else 0) + after_boot / os.sysconf("SC_CLK_TCK")
-    return started > written + 1 and b"dvc" not in map(os.path.basename, arguments)
 
 
 def _is_running(ws: Workspace) -> bool:

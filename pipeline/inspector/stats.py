@@ -127,7 +127,7 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
         settings["threshold"] = cuts.threshold
     if measured is None:
         return ThresholdPolicy(classes, tuple(entries), settings=settings)
-    known = {"binding": measured.binding, "evidence": measured.evidence}
+    known: dict[str, Any] = {"binding": measured.binding, "evidence": measured.evidence}
     return ThresholdPolicy(classes, tuple(entries), table=measured.table, settings=settings, **known)
 
 

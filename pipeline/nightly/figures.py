@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hmsa_core.io import atomic
 from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.monitor import risen_errors
 from pipeline.devices import visible_devices
 from pipeline.inspector.audit import Audit
+from pipeline.results import json_of
 from pipeline.stages import section_of
 from pipeline.workspace import Workspace
 
@@ -55,15 +55,11 @@ def _devices(ws: Workspace, stage: str) -> int:
 
 
 def _hours_per_image(ws: Workspace) -> float | None:
-    ledger, times = ws.path("work/auto-infer/keys.json"), ws.path("work/times/auto-infer.json")
-    if not ledger.exists() or not times.exists():
+    keys, times = json_of(ws, "work/auto-infer/keys.json"), json_of(ws, "work/times/auto-infer.json")
+    if not keys or not times:
         return None
-    key = atomic.read_json(ledger)["auto-infer"][-1]
-    summary = ws.path(f"work/auto-infer/{key}/summary.json")
-    images = atomic.read_json(summary)["images"] if summary.exists() else 0
-    if not images:
-        return None
-    return float(atomic.read_json(times)["seconds"]) * _devices(ws, "auto-infer") / 3600 / int(images)
+    images = json_of(ws, f"work/auto-infer/{keys['auto-infer'][-1]}/summary.json").get("images")
+    return float(times["seconds"]) * _devices(ws, "auto-infer") / 3600 / images if images else None
 
 
 def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArray[np.float64]:
@@ -74,8 +70,7 @@ def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArr
     """
     code = ConfidenceCode()
     need = policy.codes().astype(np.int64)
-    edges = np.array([float(e) for e in code.edges])
-    right = policy.table if policy.table is not None else np.broadcast_to(edges, (len(need), NUM_CODES))
+    right = table_of(policy, len(need))
     totals = statistics.totals()
     cuts = [need, *(np.maximum(need, code.code_for(e)) for e in _EDGES), np.full_like(need, NUM_CODES)]
     loss = np.zeros(len(statistics.names))
@@ -85,6 +80,12 @@ def expected_loss(statistics: StoreStatistics, policy: ThresholdPolicy) -> NDArr
         wrong = [_error_rate(totals[c, a:b], right[c, a:b]) for c, (a, b) in enumerate(zip(low, high, strict=True))]
         loss += (inside - above) @ np.array(wrong)
     return loss / np.maximum(1, statistics.pixels)
+
+
+def table_of(policy: ThresholdPolicy, classes: int) -> NDArray[np.float64]:
+    """P(right) of each class and code, (C, 256): the policy's own table, or the raw confidence where it has none."""
+    edges = np.array([float(edge) for edge in ConfidenceCode().edges])
+    return policy.table if policy.table is not None else np.broadcast_to(edges, (classes, NUM_CODES))
 
 
 def wrong_regions(
@@ -109,7 +110,7 @@ def wrong_regions(
         error[c, cut:] = 1 - right[c, cut:]
         mean = _error_rate(totals[c, cut:], right[c, cut:])
         unsure[c, cut:] = (error[c, cut:] >= mean - 1e-9) & (error[c, cut:] > 0)
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
         label, code = store.read(name)
         doubtful = unsure[label, code]
@@ -120,10 +121,9 @@ def wrong_regions(
             sums = np.bincount(ids.reshape(-1), weights=wrong.reshape(-1), minlength=count)
             for i in range(1, count):
                 x, y, width, height, pixels = (int(v) for v in boxes[i])
-                found.append((float(sums[i]), name, int(c), x + width // 2, y + height // 2, pixels))
-    found.sort(key=lambda row: (-row[0], *row[1:]))
-    keys = ("wrong", "image", "class", "x", "y", "pixels")
-    return [dict(zip(keys, row, strict=True)) | {"class": store.classes.classes[row[2]]} for row in found]
+                where = {"image": name, "class": store.classes.classes[c], "x": x + width // 2, "y": y + height // 2}
+                found.append(where | {"wrong": float(sums[i]), "pixels": pixels})
+    return sorted(found, key=lambda row: (-row["wrong"], row["image"], row["class"], row["x"], row["y"]))
 
 
 def precision_alarms(audits: Sequence[Audit], least: Mapping[str, float], delta: float = 0.05) -> list[str]:

@@ -33,7 +33,6 @@ from pipeline.nightly.morning import Tonight
 from pipeline.nightly.parameters import parameters_of_night
 from pipeline.nightly.reaper import nightly_lock, reap
 from pipeline.nightly.runner import DVC, ServerGoneError, ServerWatch, StageFailedError, run_stage
-from pipeline.nightly.tracking import track_night
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -63,12 +62,9 @@ def auto_label(
     # The worker may be killed; this process and all below it must not outlive it.
     die_with_parent(signal.SIGTERM)
     ws = Workspace.find(workspace or os.environ.get("AUTO_LABEL_ROOT") or None)
-    changes = dict(params or {})
-    if threshold is not None:
-        changes["pseudo_label.threshold"] = threshold
-    if target_precision is not None:
-        changes["calibrate.target"] = target_precision
+    own = {"pseudo_label.threshold": threshold, "calibrate.target": target_precision}
     told = {"workspace": workspace, "stages": stages, "promote": None if promote else False}
+    changes = {**(params or {}), **{key: value for key, value in own.items() if value is not None}}
     arguments = {name: value for name, value in told.items() if value is not None}
     try:
         with nightly_lock(ws.root):
@@ -210,7 +206,7 @@ def publish_task(ws: Workspace, tonight: Tonight) -> str:
     create_markdown_artifact(key="auto-label-morning", markdown=morning.as_markdown(page, path))
     for key, (description, rows) in morning.tables(page).items():
         create_table_artifact(key=key, table=rows, description=description)
-    if hindered := track_night(ws, page, path):
+    if hindered := history.track_night(ws, page, path):
         get_run_logger().warning(hindered)
     get_run_logger().info("morning page: %s", path)
     return str(page["sentence"])

@@ -1,22 +1,10 @@
-"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be?
+"""The gate: is the candidate good enough to teach tomorrow, and how sure can we be? The rules: docs/nightly.md.
 
-Both models are judged on images in nobody's lineage. The unit of evidence is the block (a drive, a city), and both
-models are scored on the same bootstrap draws of blocks. A candidate is promoted when all of these hold:
-
-1. Mean gain: the lower bound of the gain exceeds `min_gain`. Its variance is that of the draws plus that between
-   two trainings of one recipe (A/A trainings). Student's t with Welch-Satterthwaite's degrees of freedom allows for
-   a spread that few trainings know badly; the normal quantile would promote chance three times too often.
-2. Each class is non-inferior: the upper bound of its loss stays under its allowance, after Holm's correction over
-   the judged classes. A class is not judged when it lies in too few blocks, or when even a perfect tie could not be
-   shown at its level. A class that is not judged still stops the promotion by a loss that chance does not explain.
-3. Veto classes (persons, riders): recall is neither significantly lower nor lower by more than its allowance.
-4. The pinned reference champion is not lost sight of: losses that are each too small to see must not add up.
-5. What the candidate learned from is known, through all its parents and teachers: else it is not proven that it never
-   saw the images that judge it.
-
-The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha, which sums to alpha over all
-nights. Guards 2 and 3 have all of alpha for each candidate. At a smaller level a noisy class could not be judged at
-all, and the guard would miss losses.
+Both models are scored on the same bootstrap draws of blocks (a drive, a city). The bound of the mean gain holds the
+variance of the draws and that between two trainings of one recipe (A/A trainings). Student's t with
+Welch-Satterthwaite's degrees of freedom allows for a spread that few trainings know badly; the normal quantile would
+promote chance three times too often. The k-th look at a report set spends alpha / (k (k + 1)) of the mean gain's alpha.
+The guards of the classes have all of alpha for each candidate: at a smaller level a noisy class could not be judged.
 """
 
 from __future__ import annotations
@@ -36,6 +24,7 @@ from hmsa_core.metrics.bootstrap import block_sums, draw_weights
 from hmsa_core.metrics.confusion import ratio
 from pipeline.params import GateConfig
 
+_MANY = 1e6  # degrees of freedom: as good as the normal distribution
 _LARGE = 3.0  # allowances: a loss of more than these stops a promotion already when it is significant alone
 
 
@@ -91,13 +80,6 @@ def alpha_of_look(alpha: float, look: int) -> float:
     return alpha / (look * (look + 1))
 
 
-def seed_sd_of(values: Sequence[float], min_runs: int) -> float | None:
-    """Standard deviation of one training's mean IoU from trainings of one recipe; None when too few."""
-    if len(values) < min_runs:
-        return None
-    return float(np.std(np.asarray(values, np.float64), ddof=1))
-
-
 def judge(
     candidate: Judged,
     incumbent: Judged,
@@ -129,14 +111,20 @@ def judge(
     Raises:
         InputError: results belong to different images.
     """
-    _same_images(candidate, incumbent, champion, blocks)
+    for other in (incumbent, champion or incumbent):
+        if other.images != candidate.images:
+            raise InputError(
+                f"gate: {candidate.name} and {other.name} were judged on different images "
+                f"({len(candidate.images)} and {len(other.images)})",
+                hint="evaluate both on the same selection",
+            )
     alpha = alpha_of_look(config.alpha, looks)
     drawn = _Blocks(blocks, config.draws, seed)
     new, old = drawn.score(candidate), drawn.score(incumbent)
     mean = _mean_gain(new, old, config, aa_mean_iou, alpha, drawn.number)
     rows = _class_rows(new, old, classes, config)
     champion_row = None if champion is None else _champion(new, champion, drawn, config, alpha)
-    reasons = [*_reasons(mean, rows, champion_row, drawn.number, config), *_unproven(unknown)]
+    reasons = _reasons(mean, rows, champion_row, drawn.number, unknown, config)
     verdict = {
         "promote": not reasons,
         "reasons": reasons,
@@ -151,14 +139,19 @@ def judge(
         "unknown_lineage": list(unknown),
         "candidate": candidate.name,
         "incumbent": incumbent.name,
-        "notes": [*_veto_note(config, classes), *_class_note(rows)],
+        "notes": _notes(rows, config),
     }
     verdict["sentence"] = _sentence(verdict)
     return verdict
 
 
 def _reasons(
-    mean: dict[str, Any], rows: list[dict[str, Any]], champion: dict[str, Any] | None, blocks: int, config: GateConfig
+    mean: dict[str, Any],
+    rows: list[dict[str, Any]],
+    champion: dict[str, Any] | None,
+    blocks: int,
+    unknown: Sequence[str],
+    config: GateConfig,
 ) -> list[str]:
     """Everything that stands against a promotion."""
     found = []
@@ -182,34 +175,19 @@ def _reasons(
         )
     if not config.enabled:
         found.append("promotion is switched off (evaluate.gate.enabled)")
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        found.append(f"that the candidate never saw the report images is not proven: {unknown[0]}{more}")
     return found
-
-
-def _unproven(unknown: Sequence[str]) -> list[str]:
-    if not unknown:
-        return []
-    return [
-        f"that the candidate never saw the report images is not proven: {unknown[0]}"
-        + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
-    ]
-
-
-def _veto_note(config: GateConfig, classes: Sequence[str]) -> list[str]:
-    there = {name.lower() for name in classes}
-    if not config.veto_recall or there & {name.lower() for name in config.veto_recall}:
-        return []
-    return [
-        f"no class is called {' or '.join(config.veto_recall)}: nobody's recall is protected by a veto "
-        "(evaluate.gate.veto_recall)"
-    ]
 
 
 def _mean_gain(
     new: _Scores, old: _Scores, config: GateConfig, aa_mean_iou: Sequence[float], alpha: float, blocks: int
 ) -> dict[str, Any]:
     """The gain in mean IoU with its bounds, and the smallest gain that this set could have shown."""
-    known = config.seed_sd is not None
-    seed_sd = config.seed_sd if known else seed_sd_of(aa_mean_iou, config.min_aa_runs)
+    seed_sd, known = config.seed_sd, config.seed_sd is not None
+    if not known and len(aa_mean_iou) >= config.min_aa_runs:
+        seed_sd = float(np.std(aa_mean_iou, ddof=1))
     gain, draws = new.gain_over(old)
     boot_se = float(np.std(draws, ddof=1))
     # Drawing n of n blocks shrinks the variance by (n - 1) / n.
@@ -218,8 +196,8 @@ def _mean_gain(
     seed = 2.0 * (seed_sd or 0.0) ** 2
     se = float(np.sqrt(boot + seed))
     uncertain = boot**2 / max(1, blocks - 1) + (0.0 if known or not seed else seed**2 / (len(aa_mean_iou) - 1))
-    freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else 1e6
-    t = float(stdtrit(min(max(freedom, 1.0), 1e6), 1 - alpha))
+    freedom = (boot + seed) ** 2 / uncertain if uncertain > 0 else _MANY
+    t = _quantile(min(freedom, _MANY), alpha)
     return {
         "value": gain,
         "low": gain - t * se,
@@ -235,23 +213,11 @@ def _mean_gain(
     }
 
 
-def _same_images(candidate: Judged, incumbent: Judged, champion: Judged | None, blocks: Sequence[str]) -> None:
-    for other in (incumbent, champion):
-        if other is not None and other.images != candidate.images:
-            raise InputError(
-                f"gate: {candidate.name} and {other.name} were judged on different images "
-                f"({len(candidate.images)} and {len(other.images)})",
-                hint="evaluate both on the same selection",
-            )
-    if len(blocks) != len(candidate.images) or not blocks:
-        raise InputError(f"gate: {len(candidate.images)} images but {len(blocks)} block ids")
-
-
 def _champion(new: _Scores, champion: Judged, drawn: _Blocks, config: GateConfig, alpha: float) -> dict[str, Any]:
     best = drawn.score(champion)
     loss, draws = best.gain_over(new)
     se = float(np.std(draws, ddof=1))
-    t = float(stdtrit(max(1.0, drawn.number - 1.0), 1 - alpha))
+    t = _quantile(drawn.number - 1, alpha)
     return {
         "name": champion.name,
         "mean_iou": float(np.nanmean(best.iou)),
@@ -279,7 +245,11 @@ def _sentence(verdict: dict[str, Any]) -> str:
 
 def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: GateConfig) -> list[dict[str, Any]]:
     """The verdict on each class: "non-inferior", "inferior", "veto", or "not judged" and why."""
-    _check_names(config, classes)
+    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
+    if unknown:
+        raise ConfigError(
+            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
+        )
     veto = {name.lower() for name in config.veto_recall}
     rows = [_class_row(new, old, c, name, config) for c, name in enumerate(classes)]
     judged = _leave_out_noisy([row for row in rows if row["verdict"] == "judged"], config.alpha)
@@ -297,17 +267,23 @@ def _class_rows(new: _Scores, old: _Scores, classes: Sequence[str], config: Gate
     return rows
 
 
-def _class_note(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What was measured of classes that could not be judged, where one lost more than its allowance."""
+def _notes(rows: Sequence[dict[str, Any]], config: GateConfig) -> list[str]:
+    """What weakens the guards: a veto that protects nobody, and the worst class that could not be judged."""
+    notes = []
+    if config.veto_recall and not {r["name"].lower() for r in rows} & {name.lower() for name in config.veto_recall}:
+        notes.append(
+            f"no class is called {' or '.join(config.veto_recall)}: nobody's recall is protected by a veto "
+            "(evaluate.gate.veto_recall)"
+        )
     there = [row for row in rows if row["gain"] is not None]
     blind = [row for row in there if row["verdict"] == "not judged"]
     worst = min(blind, key=lambda row: float(row["gain"]), default=None)
-    if worst is None or worst["gain"] >= -worst["allowance"]:
-        return []
-    return [
-        f"{len(blind)} of {len(there)} classes could not be judged; the most that one of them lost: "
-        f"{worst['name']} {100 * worst['gain']:+.1f} points, which may be chance"
-    ]
+    if worst is not None and worst["gain"] < -worst["allowance"]:
+        notes.append(
+            f"{len(blind)} of {len(there)} classes could not be judged; the most that one of them lost: "
+            f"{worst['name']} {100 * worst['gain']:+.1f} points, which may be chance"
+        )
+    return notes
 
 
 def _leave_out_noisy(rows: list[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
@@ -328,14 +304,6 @@ def _p_of_a_loss(row: dict[str, Any], gain: float) -> float:
     return float(stdtr(row["blocks"] - 1.0, -(gain + allowance) / se)) if se else float(gain < -allowance)
 
 
-def _check_names(config: GateConfig, classes: Sequence[str]) -> None:
-    unknown = sorted({k.lower() for k in config.class_allowances} - {name.lower() for name in classes})
-    if unknown:
-        raise ConfigError(
-            f"gate.class_allowances: no class is called {unknown[0]!r}", hint=f"the classes are: {', '.join(classes)}"
-        )
-
-
 def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig) -> dict[str, Any]:
     allowance = {k.lower(): v for k, v in config.class_allowances.items()}.get(name.lower(), config.class_allowance)
     difference = new.iou_draws[:, c] - old.iou_draws[:, c]
@@ -353,14 +321,19 @@ def _class_row(new: _Scores, old: _Scores, c: int, name: str, config: GateConfig
         "verdict": "not judged",
         "why": "",
     }
-    se = _standard_error(difference, row["blocks"]) if len(difference) >= 2 else 0.0
-    row["se"] = se or None  # also where it is not judged: a loss that chance does not explain counts all the same
+    if len(difference) >= 2:  # also where it is not judged: a loss that chance does not explain counts all the same
+        row["se"] = _standard_error(difference, row["blocks"]) or None
     if old.blocks_with[c] < config.min_blocks or len(difference) < 2 or not np.isfinite(gain):
         row["why"] = f"in {row['blocks']} blocks only, {config.min_blocks} are needed"
         return row
     row["p"] = _p_of_a_loss(row, gain)
     row["verdict"] = "judged"
     return row
+
+
+def _quantile(freedom: float, alpha: float) -> float:
+    """Student's t that chance exceeds with probability alpha: few blocks know their own spread badly."""
+    return float(stdtrit(max(1.0, freedom), 1 - alpha))
 
 
 def _standard_error(draws: NDArray[np.float64], blocks: int) -> float:
@@ -373,8 +346,7 @@ def _significant_loss(row: dict[str, Any], alpha: float, classes: int) -> None:
     if row["verdict"] != "not judged" or not row["se"] or row["gain"] is None or row["blocks"] < 2:
         return
     is_large = row["gain"] < -_LARGE * row["allowance"]
-    level = alpha if is_large else alpha / classes
-    t = float(stdtrit(row["blocks"] - 1.0, 1 - level))  # few blocks know their own spread badly
+    t = _quantile(row["blocks"] - 1, alpha if is_large else alpha / classes)
     if row["gain"] + t * row["se"] < 0:
         row["verdict"] = "inferior"
         row["why"] = f"lost {-100 * row['gain']:.2f} points, more than chance explains"
@@ -386,7 +358,7 @@ def _recall_veto(row: dict[str, Any], change: float, draws: NDArray[np.float64],
     if len(draws) < 2 or not np.isfinite(change):
         return
     se = _standard_error(draws, row["blocks"])
-    is_lower = row["blocks"] >= 2 and change + float(stdtrit(row["blocks"] - 1.0, 1 - config.alpha)) * se < 0
+    is_lower = row["blocks"] >= 2 and change + _quantile(row["blocks"] - 1, config.alpha) * se < 0
     if change < -config.recall_allowance or is_lower:
         row["verdict"] = "veto"
         row["why"] = f"recall changed by {100 * change:+.2f} points: a veto class"

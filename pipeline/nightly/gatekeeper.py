@@ -1,12 +1,8 @@
 """After `evaluate`: judge the student with all that earlier nights spent, and let it teach or say why not.
 
-The verdict of the stage knows one night. Here looks at the report set are counted: each new candidate that is judged
-on used images spends alpha. The spread between trainings comes from A/A trainings: the student's recipe, trained with
-other seeds.
-
-    models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line; the first
-                                  line of each set of images has their "names"
-    models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}, written by `autolabel models aa`
+models/registry/looks.jsonl   {"candidate": weights, "images": digest of the report images} a line, a look each; the
+                              first line of each set of images has their "names"
+models/registry/aa.json       {"mean_iou": [...], "recipe": digest, ...}: the student's recipe with other seeds
 """
 
 from __future__ import annotations
@@ -25,10 +21,9 @@ from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
 from hmsa_core.labels.store.format import read_manifest
 from hmsa_core.metrics import iou_of
-from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, knows_other_classes
 from pipeline.stages import precision, training
 from pipeline.stages.runner import check_space
 from pipeline.stages.student_train import check_teacher, pseudo_data, start_of
@@ -140,9 +135,9 @@ def _train(ws: Workspace, seed: int, number: int, runs: int) -> Path:
     pseudo = pseudo_data(ws)
     fine = fine_data(role_index(ws, "learn"), ws.path(f"{INDEX}/centroids-target.parquet"))
     # The job's name is part of the key: under the student's own name the student's training is found.
-    job = "student" if number == 0 else f"aa-{seed}"
-    stage, start = "student-train", start_of(ws, teacher)
-    return train_model(ws, stage, job, config, fine, pseudo=pseudo, init_from=start, teacher=by) / "model"
+    job, start = "student" if number == 0 else f"aa-{seed}", start_of(ws, teacher)
+    run = train_model(ws, "student-train", job, config, fine, pseudo=pseudo, init_from=start, teacher=by)
+    return run / "model"
 
 
 def _mean_iou(ws: Workspace, name: str, model: Path, names: tuple[str, ...]) -> float:
@@ -220,7 +215,7 @@ def apply_verdict(ws: Workspace, *, promote: bool = True, by: str = "gate") -> d
 def _judge_tonight(ws: Workspace) -> dict[str, Any]:
     """The gate's verdict on models/student against whoever teaches, with looks and A/A trainings counted."""
     stored = atomic.read_json(ws.path("evaluation/verdict.json"))
-    weights = _weights(ws.path("models/student"))
+    weights = weights_of(ws.path("models/student"))
     _check_models(ws, stored, weights)
     if "gain" not in stored:
         return stored  # there is no report set (profile paper-final)
@@ -251,7 +246,7 @@ def _check_models(ws: Workspace, stored: dict[str, Any], student: str) -> None:
     hint = "run `dvc repro evaluate`"
     if stored.get("candidate_weights_sha256") != student:
         raise IntegrityError(f"{path}: judged other weights than models/student holds", hint=hint)
-    if against is not None and _weights(ws.teacher()) not in (against, student):
+    if against is not None and weights_of(ws.teacher()) not in (against, student):
         raise IntegrityError(f"{path}: judged against another teacher than the one that teaches now", hint=hint)
 
 
@@ -260,19 +255,16 @@ def _champion(ws: Workspace) -> tuple[gate.Judged | None, str]:
     champion, metrics = Registry(ws.root).champion(), ws.path("evaluation/metrics.json")
     if champion is None or not metrics.exists():
         return None, ""
-    wanted = _weights(champion.path)
+    wanted = weights_of(champion.path)
     for name, row in atomic.read_json(metrics)["models"].items():
         if row["weights_sha256"] == wanted:
             return replace(_judged(ws, name)[0], name=champion.name), ""
     if knows_other_classes(champion.path, Index.load(ws.path("data/index/target.parquet")).classes):
-        return None, (
-            f"the pinned reference {champion.name} has other classes and cannot be scored: `autolabel models pin "
-            "VERSION` names another, `rm models/registry/champion.json` none until the next promotion"
-        )
-    return None, (
-        f"the pinned reference {champion.name} has not been scored on these images: "
-        "`dvc repro --force --single-item evaluate`"
-    )
+        told = "has other classes and cannot be scored: `autolabel models pin VERSION` names another, "
+        told += "`rm models/registry/champion.json` none until the next promotion"
+    else:
+        told = "has not been scored on these images: `dvc repro --force --single-item evaluate`"
+    return None, f"the pinned reference {champion.name} {told}"
 
 
 def _aa_note(ws: Workspace, aa: dict[str, Any]) -> list[str]:
@@ -289,7 +281,3 @@ def _judged(ws: Workspace, model: str) -> tuple[gate.Judged, tuple[str, ...]]:
         ws.path(f"evaluation/confusions-{model}.npz"), "names", "blocks", "confusions"
     )
     return gate.Judged(model, confusions, tuple(names.tolist())), tuple(blocks.tolist())
-
-
-def _weights(checkpoint: Path) -> str:
-    return str(atomic.read_json(checkpoint / "model.json")["weights_sha256"])

@@ -1,19 +1,23 @@
-"""What earlier nights were: one line a night in work/nightly/history.jsonl, read for "yesterday" and the lines."""
+"""What is kept of a night: a line in work/nightly/history.jsonl, which the next page reads, and a run in MLflow."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hmsa_core import __version__
 from hmsa_core.io import atomic, records
-from hmsa_core.io.errors import IntegrityError
-from pipeline.checkpoint_folders import damage
+from hmsa_core.io.errors import HmsaError, IntegrityError
+from hmsa_core.runtime.tracking import Mlflow
 from pipeline.nightly.gatekeeper import looks, measured_aa
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, damage
 from pipeline.nightly.services import REPO
+from pipeline.stages.precision import policy_file
 from pipeline.workspace import Workspace
 
 HISTORY = "work/nightly/history.jsonl"
@@ -46,11 +50,8 @@ def check_readable(ws: Workspace) -> None:
     registry.history()
     champion = registry.champion()
     if champion is not None and (wrong := damage(champion.path)):
-        raise IntegrityError(
-            f"the pinned reference {champion.name}: {wrong}",
-            hint="`autolabel models register` of a folder with the same weights mends it, `autolabel models pin` names "
-            "another",
-        )
+        mend = "`autolabel models register` of the same weights mends it, `autolabel models pin` names another"
+        raise IntegrityError(f"the pinned reference {champion.name}: {wrong}", hint=mend)
     looks(ws)
     measured_aa(ws)
 
@@ -105,13 +106,11 @@ def _params(old: Any, new: Mapping[str, Any]) -> list[str]:
     return told + ([f"and {len(changed) - _NAMED} more parameters"] if len(changed) > _NAMED else [])
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; lists stay whole."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; lists and empty sections stay whole."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 
@@ -124,3 +123,29 @@ def _code() -> str:
         return __version__
     commit = done.stdout.strip()
     return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__
+
+
+def track_night(ws: Workspace, page: Mapping[str, Any], path: Path) -> str:
+    """Keep a night in MLflow, beside the trainings, where `student_train.runtime.tracking` names mlflow.
+
+    Args:
+        ws: the workspace.
+        page: content of the morning page; its last line holds tonight's figures.
+        path: the page itself.
+
+    Returns:
+        What hindered it, in a line; "" where nothing did, or where nobody asked for it.
+    """
+    try:
+        if "mlflow" not in ws.params.student_train.runtime.trackers:
+            return ""
+        key = secrets.token_hex(8)
+        run = Mlflow(ws.path("work"), f"night-{key[:8]}", key)
+        figures = (page.get("lines") or [{}])[-1]
+        policy = policy_file(ws)
+        run.keep({"page": path} | ({"policy": policy} if policy and policy.is_file() else {}), figures)
+        run.tell({"event": "night", "time": time.time(), **figures})
+        run.tell({"event": "finished", "time": time.time()})
+    except HmsaError as error:
+        return f"the night is not in MLflow: {error.message}"
+    return ""

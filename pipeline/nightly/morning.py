@@ -13,22 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hmsa_core.data.index import Index, read_quarantine
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import HmsaError, one_line
-from hmsa_core.labels import ConfidenceCode, LabelStore, StoreStatistics, ThresholdPolicy
+from hmsa_core.labels import LabelStore, StoreStatistics, ThresholdPolicy
 from hmsa_core.labels.review import ReviewFile
-from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.certificate import Certificate
 from pipeline.certify import CertificateFile
 from pipeline.disk import disk_need
 from pipeline.inspector.audit import AuditFile, audit_path
 from pipeline.inspector.view import StoreView
 from pipeline.nightly import history
-from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, wrong_regions
+from pipeline.nightly.figures import cost_of, expected_loss, precision_alarms, table_of, wrong_regions
 from pipeline.nightly.gatekeeper import measured_aa
 from pipeline.render import Table, points
 from pipeline.results import class_rows, class_table, diet, json_of
@@ -125,9 +121,14 @@ def _whole(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     counts, links = _counts(ws, tonight.arrived, statistics)
     if tonight.failed:  # DVC empties a stage's output before it runs: what the stage did not make is not gone
         counts |= _kept_counts(ws, before.get("counts", {}))
+    added = {key: round(value - before.get("counts", {}).get(key, 0.0), 2) for key, value in counts.items()}
+    added["arrived"] = tonight.arrived.get("arrived", 0)
     page = tonight.head() | {
         "differs": history.differs(ws, night),
-        "funnel": _funnel(counts, before.get("counts", {}), links, tonight.arrived),
+        "funnel": [
+            {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
+            for key, words in _STEPS.items()
+        ],
         "trust": _trust(ws, used, statistics, before.get("coverage", {})),
         "diet": diet(ws),
         "drift": _drift(ws),
@@ -215,21 +216,6 @@ def _kept_counts(ws: Workspace, before: Mapping[str, float]) -> dict[str, float]
     return {key: before[key] for key in gone if key in before}
 
 
-def _funnel(
-    counts: Mapping[str, float],
-    before: Mapping[str, float],
-    links: Mapping[str, list[list[str]]],
-    arrived: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """A row a step: what this night added, and where things stand. The images of `links` belong to the numbers."""
-    added = {key: round(value - before.get(key, 0.0), 2) for key, value in counts.items()}
-    added["arrived"] = arrived.get("arrived", 0)
-    return [
-        {"step": words, "tonight": added[key], "in all": counts[key], "images": links[key]}
-        for key, words in _STEPS.items()
-    ]
-
-
 def _file(ws: Workspace, path: str) -> str:
     """Relative address, from the page, of a file of the target root."""
     return quote(Path(os.path.relpath(ws.roots["target"] / path, ws.path(PAGE).parent)).as_posix())
@@ -297,40 +283,32 @@ def _worth_a_look(ws: Workspace, used: Used | None) -> dict[str, Any]:
     target = float(policy.evidence.get("target", policy.settings.get("target", ws.params.calibrate.target)))
     if certificate is None:
         certificate = Certificate.plan(view, target=min(max(target, 0.5), 0.999), table=policy.table)
-    edges = np.array([float(edge) for edge in ConfidenceCode().edges])
-    table = policy.table if policy.table is not None else np.broadcast_to(edges, (view.classes.num_classes, NUM_CODES))
-    right = certificate.refined(view, table)
+    right = certificate.refined(view, table_of(policy, view.classes.num_classes))
     statistics = StoreStatistics.open(ws.path("labels/raw"))
-    loss = expected_loss(statistics, used[0])
+    loss = expected_loss(statistics, policy)
     statistics.close()
     ranked = [(statistics.names[i], points(float(loss[i]))) for i in (-loss).argsort(kind="stable")]
+    looked_at = [name for name, _ in ranked[: 2 * _QUEUE]]
+    regions = wrong_regions(LabelStore.open(ws.path("labels/raw")), policy.codes(), right, looked_at)
     # "At random", and yet the same on a re-run: drawn by the store's own digest.
     seed = statistics.manifest["digest"]
     rest = sorted((name for name, _ in ranked[_CHOSEN:]), key=lambda name: atomic.digest([seed, name]))
     return {
         "chosen": {name: f"{share} %" for name, share in ranked[:_CHOSEN]},
         "random": dict.fromkeys(rest[:_RANDOM], "at random"),
-        "queue": _queue(ws, policy, right, [name for name, _ in ranked[: 2 * _QUEUE]]),
+        "queue": [
+            {
+                "name": row["image"],
+                "class": row["class"],
+                "wrong": round(row["wrong"]),
+                "link": inspect(image=row["image"], view=f"2,{row['x']},{row['y']}"),
+            }
+            for row in regions[:_QUEUE]
+            if row["wrong"] >= 0.5
+        ],
         "pays": certificate.pays(view, policy.codes()),
         "alarms": _alarms(view, policy, why),
     }
-
-
-def _queue(
-    ws: Workspace, policy: ThresholdPolicy, right: NDArray[np.float64], names: list[str]
-) -> list[dict[str, Any]]:
-    """Regions by expected wrong kept pixels."""
-    rows = wrong_regions(LabelStore.open(ws.path("labels/raw")), policy.codes(), right, names)[:_QUEUE]
-    return [
-        {
-            "name": row["image"],
-            "class": row["class"],
-            "wrong": round(row["wrong"]),
-            "link": inspect(image=row["image"], view=f"2,{row['x']},{row['y']}"),
-        }
-        for row in rows
-        if row["wrong"] >= 0.5
-    ]
 
 
 def _alarms(view: StoreView, policy: ThresholdPolicy, why: str) -> list[str]:
@@ -356,8 +334,7 @@ def _health(ws: Workspace, tonight: Tonight) -> dict[str, Any]:
     told = [f"{need.free / 2**30:.1f} GiB free, about {need.total / 2**30:.1f} GiB needed for a whole night"]
     told += [f"seed variance from {runs} A/A trainings"] if runs else []
     if verdict.get("look"):
-        spent = f"{100 * verdict['alpha']:.2f} % of error spent on it"
-        told.append(f"look {verdict['look']} at this report set, {spent}")
+        told.append(f"look {verdict['look']} at this report set, {100 * verdict['alpha']:.2f} % of error spent on it")
     warnings = list(verdict.get("notes", []))
     if need.free < 2 * need.total:
         warnings.append("less than twice the disk that a night needs is free: `dvc gc --workspace`")
@@ -391,24 +368,20 @@ def tables(page: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]
     """Artifact key -> (description, rows of plain values); a table without rows is left out."""
     verdict = ("name", "candidate", "incumbent", "gain", "verdict", "why")
     trust = page.get("trust", Table([], []))
-    found: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "funnel": (
-            "From arrived to corrected",
-            [{k: v for k, v in row.items() if k != "images"} for row in page.get("funnel", [])],
-        ),
-        "trust": (
-            "Thresholds and precision per class",
-            [dict(zip(trust.head, map(str, row), strict=True)) for row in trust.rows],
-        ),
-        "verdict": (
-            "Candidate against incumbent, class by class",
-            [{k: row[k] for k in verdict} for row in page["verdict"].get("classes", [])],
-        ),
-        "cost": (
-            "Seconds of each stage that had something to do",
-            [{"stage": stage, "seconds": s} for stage, s in page["stages"].items()],
-        ),
-        "queue": ("Your twenty minutes", page.get("queue", [])),
-        "pays": ("Where the next 50 answers pay", page.get("pays", [])),
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {
+        ("funnel", "From arrived to corrected"): [
+            {k: v for k, v in row.items() if k != "images"} for row in page.get("funnel", [])
+        ],
+        ("trust", "Thresholds and precision per class"): [
+            dict(zip(trust.head, map(str, row), strict=True)) for row in trust.rows
+        ],
+        ("verdict", "Candidate against incumbent, class by class"): [
+            {k: row[k] for k in verdict} for row in page["verdict"].get("classes", [])
+        ],
+        ("cost", "Seconds of each stage that had something to do"): [
+            {"stage": stage, "seconds": s} for stage, s in page["stages"].items()
+        ],
+        ("queue", "Your twenty minutes"): page.get("queue", []),
+        ("pays", "Where the next 50 answers pay"): page.get("pays", []),
     }
-    return {f"auto-label-{key}": value for key, value in found.items() if value[1]}
+    return {f"auto-label-{key}": (description, found) for (key, description), found in rows.items() if found}

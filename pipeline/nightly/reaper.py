@@ -8,9 +8,7 @@ Pending for ever: it is scheduled again.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -78,18 +76,3 @@ async def _reap(workspace: Path, keep: UUID | None, *, pending: bool) -> list[st
 def _belongs(parameters: dict[str, Any], workspace: Path) -> bool:
     given = parameters.get("workspace")
     return not given or Path(given).resolve() == workspace.resolve()
-
-
-def main() -> int:
-    """Command line: `python -m pipeline.nightly.reaper --workspace DIR`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workspace", type=Path, default=Path())
-    parser.add_argument("--pending", action="store_true", help="no worker is running: also runs about to start")
-    args = parser.parse_args()
-    for line in reap(args.workspace.resolve(), pending=args.pending):
-        sys.stdout.write(line + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

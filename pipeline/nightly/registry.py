@@ -1,11 +1,9 @@
 """The model registry: plain files that say which model is the teacher, who promoted it, and why.
 
-    models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
-    models/registry/VERSION/        checkpoint folder (hard links) + record.json
-    models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
-    models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
-
-`promote` writes the version first and `current.json` last: a kill in between changes nothing.
+models/current.json             {"teacher": "stage:teacher-train" | "models/registry/VERSION"}
+models/registry/VERSION/        checkpoint folder (hard links) + record.json
+models/registry/history.jsonl   one line a promotion, rollback or repair, oldest first
+models/registry/champion.json   {"version": ...}: pinned reference that catches slow losses
 """
 
 from __future__ import annotations
@@ -18,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmsa_core.io import atomic, records
-from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
+from hmsa_core.io import atomic, records, sealed
+from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError, one_line
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import link_tree, new_tree
-from hmsa_core.lineage import LINEAGE_FILE, Lineage
-from pipeline.checkpoint_folders import damage, describes, read_record, version_damage, weights_by_name
+from hmsa_core.lineage import Lineage, lineage_of_checkpoint
+from hmsa_core.taxonomy import ClassTable
 
 TEACHER_STAGE = "stage:teacher-train"  # the teacher of a workspace in which nobody was promoted
-
+_HISTORY = ("digest", "lineage", "extra")  # of model.json: how the weights came to be, not what they are
 _REGISTER = "`autolabel models register DIR` gives a checkpoint folder a version"
 _OTHERS = "`autolabel models list` shows the others; `autolabel models promote VERSION` chooses one"
 
@@ -52,10 +50,8 @@ class Registry:
     def current(self) -> str:
         """The teacher: "stage:NAME" or a path relative to the workspace."""
         if not self.current_file.exists():
-            raise ConfigError(
-                f"{self.current_file}: missing",
-                hint='write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`',
-            )
+            hint = 'write {"teacher": "stage:teacher-train"} into it, or run `autolabel init`'
+            raise ConfigError(f"{self.current_file}: missing", hint=hint)
         hint = "`autolabel models rollback` returns to the last teacher that is undamaged"
         try:
             teacher = atomic.read_json(self.current_file).get("teacher")
@@ -86,14 +82,11 @@ class Registry:
         return folder
 
     def versions(self) -> list[Version]:
-        """All registered models whose record can be read, oldest first; `torn` tells of the others."""
-        return self._read()[0]
+        """All registered models whose record can be read, oldest first; `read` tells of the others, too."""
+        return self.read()[0]
 
-    def torn(self) -> dict[str, str]:
-        """{name: what is wrong} of registered models whose record cannot be read."""
-        return self._read()[1]
-
-    def _read(self) -> tuple[list[Version], dict[str, str]]:
+    def read(self) -> tuple[list[Version], dict[str, str]]:
+        """The registered models, oldest first, and {name: what is wrong} of those whose record cannot be read."""
         found, torn = [], {}
         for path in sorted(self.folder.glob("v*/record.json")):
             try:
@@ -104,7 +97,7 @@ class Registry:
 
     def get(self, name: str) -> Version:
         """One version by name or by a unique beginning of it."""
-        versions, torn = self._read()
+        versions, torn = self.read()
         hits = [v for v in versions if v.name == name] or [v for v in versions if v.name.startswith(name)]
         for other, wrong in torn.items():
             if other.startswith(name) and not any(v.name == name for v in hits):
@@ -127,14 +120,13 @@ class Registry:
         folder gets its lost record back.
         """
         if not (checkpoint / "model.json").is_file():
-            raise InputError(
-                f"{checkpoint}: no checkpoint (model.json is missing)", hint="give a folder such as models/student"
-            )
+            hint = "give a folder such as models/student"
+            raise InputError(f"{checkpoint}: no checkpoint (model.json is missing)", hint=hint)
         if wrong := damage(checkpoint):
             raise IntegrityError(wrong)
         meta = atomic.read_json(checkpoint / "model.json")
         weights = str(meta["weights_sha256"])
-        versions, torn = self._read()
+        versions, torn = self.read()
         own = checkpoint.resolve()
         is_own = own.parent == self.folder.resolve() and own.name.startswith("v")
         for version in versions:
@@ -145,7 +137,7 @@ class Registry:
                 return version
         numbers = [int(v.record["number"]) for v in versions] + [_number_of(name) for name in torn]
         number = _number_of(own.name) if is_own else 1 + max(numbers, default=0)
-        path = self.folder / (own.name if is_own else f"v{number:04d}-{weights[:8]}")
+        path = own if is_own else self.folder / f"v{number:04d}-{weights[:8]}"
         atomic.sweep_temps(self.folder)
         record = {
             "number": number,
@@ -158,12 +150,12 @@ class Registry:
         }
         if is_own:
             atomic.write_json(path / "record.json", record)
-            return Version(path.name, path, record)
-        _put(checkpoint, path, record)
+        else:
+            _put(checkpoint, path, record)
         return Version(path.name, path, record)
 
     def promote(self, version: Version, *, by: str = "", reason: str = "") -> None:
-        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json`.
+        """Let a version teach: pin it where no reference is, append to the history, rewrite `current.json` last.
 
         Raises:
             IntegrityError: its files are damaged.
@@ -262,10 +254,10 @@ class Registry:
 
         One for its own auto-labelled images, and one for each registered model among its parents that has such images.
         """
-        own = _lineage(checkpoint)
+        own = lineage_of_checkpoint(checkpoint)
         named = ((weights_by_name(version.path), version.path) for version in self.versions())
         parents = {weights: path for weights, path in named if weights in own.parents}  # other lists are not read
-        return sum(map(_is_self_taught, (own, *map(_lineage, parents.values()))))
+        return sum(map(_is_self_taught, (own, *map(lineage_of_checkpoint, parents.values()))))
 
     def pin_champion(self, version: Version) -> None:
         """Make a version the reference that later candidates must not fall behind."""
@@ -315,12 +307,6 @@ def _up_to(taught: list[str], name: str) -> list[str]:
     return taught[: len(taught) - taught[::-1].index(name)] if name in taught else []
 
 
-def _lineage(checkpoint: Path) -> Lineage:
-    """What a checkpoint learned from; an imported one has no list."""
-    path = checkpoint / LINEAGE_FILE
-    return Lineage.load(path) if path.exists() else Lineage()
-
-
 def _is_self_taught(lineage: Lineage) -> bool:
     return any(image.source == "pseudo" for image in lineage.images.values())
 
@@ -336,3 +322,74 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may have a user id without a name
         return f"uid {os.getuid()}"
+
+
+# -- folders of models -------------------------------------------------------------------------------
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint folder's files, or "": missing, unreadable, or not what their digests say."""
+    weights, meta = checkpoint / "model.safetensors", checkpoint / "model.json"
+    for path in (weights, meta):
+        if not path.exists():
+            return f"{path} is missing"
+    try:
+        recorded = sealed.read(meta).get("weights_sha256")
+        if (actual := atomic.sha256_file(weights)) != recorded:
+            return f"{weights}: bytes differ from model.json's digest (sha256 is {actual}, recorded {recorded})"
+        lineage_of_checkpoint(checkpoint)  # without what it learned from nobody may be judged on any image
+    except HmsaError as error:
+        return error.message
+    except OSError as error:
+        return one_line(error)
+    return ""
+
+
+def knows_other_classes(checkpoint: Path, classes: ClassTable) -> bool:
+    """Whether a checkpoint states other classes than these; False if it states none."""
+    known = atomic.read_json(checkpoint / "model.json").get("class_table")
+    return known is not None and ClassTable.from_json(known).classes != classes.classes
+
+
+def version_damage(folder: Path) -> str:
+    """What is wrong with a registered model: its checkpoint, or its record is torn (one without is not listed)."""
+    record = folder / "record.json"
+    try:
+        if record.exists():
+            read_record(record)
+    except HmsaError as error:
+        return error.message
+    return damage(folder)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A version's record.json; one that is torn, or whose figures cannot be told, is an IntegrityError."""
+    record = atomic.read_json(path)
+    if not isinstance(record.get("number"), int):
+        raise IntegrityError(f"{path}: number is {record.get('number')!r}, expected a whole number")
+    if not isinstance(metrics := record.get("metrics", {}), dict):
+        raise IntegrityError(f"{path}: metrics is {metrics!r}, expected an object")
+    if (miou := metrics.get("mean_iou")) is not None and not (isinstance(miou, int | float) and 0 <= miou <= 1):
+        raise IntegrityError(f"{path}: metrics.mean_iou is {miou!r}, expected a number from 0 to 1")
+    return record
+
+
+def describes(folder: Path, checkpoint: Path) -> bool:
+    """Whether a version of the same weights is described as a checkpoint is, as far as its description can be read.
+
+    Other classes, inference or shape make another model of the same bytes.
+    """
+    try:
+        meta = sealed.read(folder / "model.json")
+    except (HmsaError, OSError):
+        return True
+    other = atomic.read_json(checkpoint / "model.json")
+    return all(meta.get(key) == other.get(key) for key in {*meta, *other}.difference(_HISTORY))
+
+
+def weights_by_name(folder: Path) -> str:
+    """Digest of a version's weights by its model.json, "" where that cannot be read."""
+    try:
+        return str(atomic.read_json(folder / "model.json").get("weights_sha256", ""))
+    except (HmsaError, OSError):
+        return ""

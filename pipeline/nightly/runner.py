@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hmsa_core.io.errors import HmsaError
@@ -31,6 +32,8 @@ DVC = (sys.executable, "-m", "pipeline.nightly.parameters")
 _EXITED = re.compile(r"exited with (-?\d+)")
 _STOP_GRACE_S = 25.0  # Prefect kills a cancelled run after 30
 _ASK_EVERY_S = 2.0
+_REFUSED = 3  # answers "nobody listens" in a row: the server is dead
+_SILENT = 60  # other failures in a row (two minutes and more): a busy server or a cut cable is worth waiting for
 
 
 class StageFailedError(HmsaError):
@@ -53,14 +56,7 @@ class ServerGoneError(HmsaError):
     """The orchestration server did not answer any more; the stage was stopped with its progress saved."""
 
 
-def run_stage(
-    stage: str,
-    workspace: Path,
-    *,
-    say: Callable[[str], None],
-    alive: Callable[[], bool] = lambda: True,
-    env: dict[str, str] | None = None,
-) -> float:
+def run_stage(stage: str, workspace: Path, *, say: Callable[[str], None], alive: Callable[[], bool]) -> float:
     """Run `dvc repro --single-item STAGE`; return the seconds it took.
 
     Args:
@@ -68,29 +64,22 @@ def run_stage(
         workspace: folder of dvc.yaml.
         say: receives each line of output.
         alive: asked every two seconds. False stops the stage (with a checkpoint).
-        env: environment of the child; default: ours.
 
     Raises:
         StageFailedError: the stage ended with an error.
         ServerGoneError: `alive` said no.
     """
     start = time.monotonic()
-    me = os.getpid()
-
-    def before_exec() -> None:
-        die_with_parent(signal.SIGTERM, parent=me)
-
     child = subprocess.Popen(
         [*DVC, "repro", "--single-item", stage],
         cwd=workspace,
-        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=before_exec,
+        preexec_fn=partial(die_with_parent, signal.SIGTERM, parent=os.getpid()),
     )
     tail: deque[str] = deque(maxlen=30)
     try:
@@ -138,19 +127,16 @@ def _lines(child: subprocess.Popen[str], alive: Callable[[], bool], stage: str) 
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-
-    checked = time.monotonic()
+    ask_at = time.monotonic() + _ASK_EVERY_S
     while True:
-        try:
+        with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=1.0)
-        except queue.Empty:
-            line = ""
-        if line is None:
-            return
-        if line:
-            yield line
-        if time.monotonic() - checked > _ASK_EVERY_S:
-            checked = time.monotonic()
+            if line is None:
+                return
+            if line:
+                yield line
+        if time.monotonic() > ask_at:
+            ask_at = time.monotonic() + _ASK_EVERY_S
             if not alive():
                 raise ServerGoneError(f"{stage}: the orchestration server is gone; stopped with its progress saved")
 
@@ -165,10 +151,6 @@ def stop_group(child: subprocess.Popen[str], *, grace_s: float = _STOP_GRACE_S) 
         child.terminate()
     end_group(child, time.monotonic() + grace_s)
     child.wait()
-
-
-_REFUSED = 3  # answers "nobody listens" in a row: the server is dead
-_SILENT = 60  # other failures in a row (two minutes and more): a busy server or a cut cable is worth waiting for
 
 
 class ServerWatch:

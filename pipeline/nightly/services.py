@@ -1,10 +1,8 @@
 """Prefect's server, work pool, deployment `auto-label/nightly` and worker for one workspace.
 
 `make orchestrate` runs `python -m pipeline.nightly.services up`, `make orchestrate-stop` runs `... down`. Both may be
-repeated and never prompt. State lies in WORKSPACE/.orchestrate: logs, Prefect's home (SQLite) and a lock file for
-the server and for the worker. A running service holds its lock, so a lock that is taken shows
-that the service runs. A pid file could be stale (`prefect server start --background` has one, and a worker has no
-such option).
+repeated and never prompt. WORKSPACE/.orchestrate holds logs, Prefect's home (SQLite), and a lock file each for server
+and worker. A running service holds its lock. A pid file, as `prefect server start --background` writes, could be stale.
 """
 
 from __future__ import annotations
@@ -23,9 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import ConfigError, HmsaError, LockedError
+from hmsa_core.io.errors import ConfigError, HmsaError, LockedError, one_line
 from hmsa_core.io.locks import FileLock
-from pipeline.nightly.reaper import nightly_lock
+from pipeline.cli.main import run_command
+from pipeline.nightly.reaper import nightly_lock, reap
 
 HOST = "127.0.0.1"
 POOL = "local-process"
@@ -203,22 +202,19 @@ class Services:
 def up(services: Services) -> list[str]:
     """Bring everything up; return what was done, one line each."""
     if not (services.workspace / "dvc.yaml").exists():
-        raise ConfigError(
-            f"{services.workspace}: not a workspace (no dvc.yaml)", hint="make one: autolabel init DIR --profile tiny"
-        )
+        hint = "make one: autolabel init DIR --profile tiny"
+        raise ConfigError(f"{services.workspace}: not a workspace (no dvc.yaml)", hint=hint)
     described = _deployment_file(services)
     services.folder.mkdir(parents=True, exist_ok=True)
-    said = [_server(services)]
-    before = services.deployed_workspace()
+    said, before = [_server(services)], services.deployed_workspace()
     services.prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     services.prefect("deploy", "--all", "--prefect-file", str(described))
     said.append("deployment auto-label/nightly is registered")
     if before not in ("", str(services.workspace)):
         said.append(f"it was for {before} and is for {services.workspace} now: a server has one (or -p workspace=DIR)")
     said += _reap(services)
-    name = f"worker-{services.port}"
-    worker = ("worker", "start", "--pool", POOL, "--name", name, "--limit", "1", "--install-policy", "never")
-    pid = services.start("worker", *worker)
+    worker = ("worker", "start", "--pool", POOL, "--limit", "1", "--install-policy", "never")
+    pid = services.start("worker", *worker, "--name", f"worker-{services.port}")
     said.append("worker runs already" if pid is None else f"worker started (process {pid})")
     said.append(f"web page: {services.api_url.removesuffix('/api')}")
     said.append("now: prefect deployment run auto-label/nightly")
@@ -247,17 +243,19 @@ def _server(services: Services) -> str:
     pid = services.start("server", "server", "start", "--host", HOST, "--port", str(services.port))
     services.wait_healthy(_START_S)
     services.remember()
-    started = f"started at {services.api_url} (process {pid})"
-    return f"server {started if pid else f'runs already at {services.api_url}'}"
+    where = services.api_url
+    return f"server started at {where} (process {pid})" if pid else f"server runs already at {where}"
 
 
 def _reap(services: Services) -> list[str]:
-    """Mark runs that a killed server or worker left behind as Crashed, in a process with this server's settings."""
-    command = [sys.executable, "-m", "pipeline.nightly.reaper", "--workspace", str(services.workspace)]
-    if not services.is_external and not services.is_running("worker"):
-        command.append("--pending")
-    done = subprocess.run(command, env=services.environment(), capture_output=True, text=True, check=False)
-    return [line for line in done.stdout.splitlines() if line]
+    """Settle runs that a killed server or worker left behind."""
+    import httpx
+
+    os.environ.update(services.environment())  # before Prefect is imported: it then asks this server
+    try:
+        return reap(services.workspace, pending=not services.is_external and not services.is_running("worker"))
+    except httpx.HTTPError as error:
+        raise HmsaError(f"{services.api_url}: {one_line(error)}", hint="do it again when the server answers") from error
 
 
 def down(services: Services) -> list[str]:
@@ -269,21 +267,19 @@ def down(services: Services) -> list[str]:
     return said
 
 
-def main() -> int:
-    """Command line of `make orchestrate` and `make orchestrate-stop`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `make orchestrate` and `make orchestrate-stop`."""
     parser.add_argument("action", choices=["up", "down"])
     parser.add_argument("--workspace", type=Path, default=Path())
     parser.add_argument("--port", type=int, default=None)
-    args = parser.parse_args()
-    try:
-        lines = {"up": up, "down": down}[args.action](Services(args.workspace, port=args.port))
-    except HmsaError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start or stop the services, and say what was done."""
+    lines = {"up": up, "down": down}[args.action](Services(args.workspace, port=args.port))
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("pipeline.nightly.services", sys.modules[__name__], sys.argv[1:]))

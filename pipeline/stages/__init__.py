@@ -90,6 +90,7 @@ TABLE = (
         outs=("calibration",),
         plots=("plots/calibrate-curves.png",),
         params=("auto_infer", "evaluate.max_leaked", "evaluate.max_gap", "evaluate.max_distance"),
+        version=2,
     ),
     Stage(
         "auto-infer",

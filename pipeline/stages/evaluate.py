@@ -20,10 +20,9 @@ from hmsa_core.io.trees import new_tree
 from hmsa_core.leaks import Judgement
 from hmsa_core.metrics import bootstrap_difference, bootstrap_iou, finite, iou_of
 from pipeline import plots
-from pipeline.checkpoint_folders import knows_other_classes
 from pipeline.counts import read_counts
 from pipeline.nightly import gate
-from pipeline.nightly.registry import Registry
+from pipeline.nightly.registry import Registry, knows_other_classes
 from pipeline.stages import precision
 from pipeline.stages.support import evaluate_model, role_index, warn, weights_of, write_metrics
 from pipeline.workspace import JUDGED_CURVES, Workspace
@@ -159,7 +158,7 @@ def _verdict(
         classes,
         config.gate,
         champion=judged.get(_champion(ws, models) or ""),
-        unknown=judgement.unknown_of("student"),
+        unknown=judgement.unknown["student"],
         seed=config.seed,
     )
     return verdict | {

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
-from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, bootstrap_share, iou_of, mean_iou_of
+from hmsa_core.metrics import Interval, bootstrap_difference, bootstrap_iou, iou_of, mean_iou_of
+from hmsa_core.metrics.bootstrap import Blocks, Draws, Runs, as_runs, difference_of, interval_of
 from research.ablation.plan import Ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 
@@ -191,9 +192,34 @@ def _lines_of_share(
     names = [sorted({*a.names} & {*b.names} & {*c.names}) for a, b, c in of_seed]
     sides = [[one.of_images(n) for one, n in zip(side, names, strict=True)] for side in zip(*of_seed, strict=True)]
     counts = [[one.confusions() for one in side] for side in sides]
-    found = bootstrap_share(counts[0], counts[1], counts[2], [one.blocks for one in sides[0]], draws=DRAWS)
+    found = bootstrap_share(counts[0], counts[1], counts[2], [one.blocks for one in sides[0]])
     for end, value in zip(("", "_low", "_high"), found, strict=True):
         yield tell.line(f"recovered{end}", value)
+
+
+def bootstrap_share(
+    confusions: Runs, baseline: Runs, ceiling: Runs, blocks: Blocks, *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Value and interval of (mean IoU - baseline) / (ceiling - baseline): the part of a possible gain that was reached.
+
+    The interval holds each share s at which the gain less s times the possible gain may be zero (Fieller 1954), to two
+    digits from -2 to 3. It is NaN where the possible gain itself is not shown: its own interval reaches zero or below.
+    """
+    runs, ids = as_runs(confusions, blocks)
+    plan = Draws(ids, draws, seed)
+    ours, low, top = (plan.scores(as_runs(c, blocks)[0]) for c in (runs, baseline, ceiling))
+    gain, possible = ([difference_of(a, b) for a, b in zip(one, low, strict=True)] for one in (ours, top))
+
+    def less(share: float) -> Interval:
+        whole, drawn = (g - share * p for g, p in zip(gain, possible, strict=True))
+        return interval_of(plan, (whole, drawn), 0.95, lowest=-np.inf)
+
+    whole = interval_of(plan, (possible[0], possible[1]), 0.95, lowest=-1.0)
+    value = less(0.0).value / whole.value if whole.value else float("nan")
+    if not whole.low > 0:
+        return value, float("nan"), float("nan")
+    fitting = [s for s in np.round(np.arange(-2.0, 3.005, 0.01), 2) if not less(float(s)).excludes_zero]
+    return value, float(min(fitting, default=np.nan)), float(max(fitting, default=np.nan))
 
 
 def _chance(found: Interval) -> float:

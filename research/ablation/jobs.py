@@ -140,7 +140,7 @@ def count_macs(
         command = [sys.executable, "-m", "research.ablation.macs", str(asked), str(answer)]
         environment = launcher.job_environment(RuntimeConfig(device="cpu"), os.environ, Meeting())
         with ws.job():
-            status = run_child(command, stop=ws.stop, env=environment, own_group=True)
+            status = run_child(command, stop=ws.stop, env=environment)
         if status != 0:
             raise HmsaError(f"counting multiply-accumulates ended with status {status}; its output is above")
     counted: dict[str, Any] = atomic.read_json(answer)

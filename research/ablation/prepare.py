@@ -53,7 +53,6 @@ def run_stages(ws: Workspace, ablation: Ablation) -> None:
             stop=ws.stop,
             cwd=str(ws.root),
             env=_environment(),
-            own_group=True,
             grace_s=CHAIN_GRACE_S,
         )
     if status != 0:

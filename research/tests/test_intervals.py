@@ -11,7 +11,7 @@ from scipy import stats
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import bootstrap_difference, iou_of
 from research.ablation.catalogue import setting
-from research.ablation.intervals import TRAININGS, Cells, Counts, load_counts, summarise
+from research.ablation.intervals import TRAININGS, Cells, Counts, bootstrap_share, load_counts, summarise
 from research.ablation.plan import Ablation, Row, Training
 from research.figures import CONFIRMING, EXPLORING, Figure, Made
 from research.tests.ablations import CLASSES, confusions, counts_of
@@ -125,6 +125,20 @@ def test_a_share_of_the_possible_gain_is_of_the_same_seeds_as_the_difference() -
     gain, share = (value(lines, "good - teacher", metric) for metric in ("difference", "recovered"))
     truth, teacher = value(lines, "truth", "mean_iou"), value(lines, "teacher", "mean_iou")
     assert share == pytest.approx(gain / (truth - teacher))
+
+
+def test_the_share_of_a_possible_gain_lies_in_its_interval_and_has_none_where_nothing_can_be_gained() -> None:
+    blocks = [f"block{i // 2}" for i in range(40)]
+    low, half, top = (confusions(q, images=40, seed=s, pixels=4000) for s, q in enumerate((0.6, 0.7, 0.8)))
+    value, below, above = bootstrap_share(half, low, top, blocks)
+    whole, gain = bootstrap_difference(top, low, blocks).value, bootstrap_difference(half, low, blocks).value
+    assert value == pytest.approx(gain / whole)
+    assert below <= round(value, 2) <= above
+    assert above - below < 0.5
+    assert bootstrap_share(top, low, top, blocks)[1:] == (1.0, 1.0)
+    assert bootstrap_share(low, low, top, blocks)[1:] == (0.0, 0.0)
+    assert np.isnan(bootstrap_share(half, low, low, blocks)[1:]).all()
+    assert np.isnan(bootstrap_share(half, top, low, blocks)[1:]).all(), "two losses are no share of a gain"
 
 
 def test_exploring_and_confirming_seeds_are_never_mixed(cells: Cells) -> None:

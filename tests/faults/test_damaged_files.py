@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -31,14 +30,6 @@ pytestmark = pytest.mark.fault
 FLIPS, IN_THE_HEAD, CUTS = 200, 50, 100
 HEAD = 128  # bytes: headers, first lines
 DIGESTS = re.compile(r"(?:digest|SHA-256) is ([0-9a-f]{16,64})\W.*(?:recorded|recorded was|says) ([^\s.)]{16,64})")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A file: how it is made (returns its path), and how a program uses it."""
-
-    make: Callable[[Path], Path]
-    use: Callable[[Path], object]
 
 
 def _weights(folder: Path) -> Path:
@@ -84,14 +75,15 @@ def _labelled(path: Path) -> object:
     return read_image(path, sha256=path.with_suffix(".sha256").read_text())
 
 
-KINDS = {
-    "weights": Kind(_weights, lambda file: read_weights(file.parent, read_meta(file))),
-    "training state": Kind(_state, _last_state),
-    "tensors of a training state": Kind(lambda folder: _state(folder).with_name("model.safetensors"), _last_state),
-    "policy": Kind(_policy, ThresholdPolicy.load),
-    "manifest": Kind(_manifest, lambda file: LabelStore.open(file.parent)),
-    "input PNG": Kind(_image(".png"), _labelled),
-    "input JPEG": Kind(_image(".jpg"), _labelled),
+# How the file is made (returns its path), and how a program uses it.
+KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "weights": (_weights, lambda file: read_weights(file.parent, read_meta(file))),
+    "training state": (_state, _last_state),
+    "tensors of a training state": (lambda folder: _state(folder).with_name("model.safetensors"), _last_state),
+    "policy": (_policy, ThresholdPolicy.load),
+    "manifest": (_manifest, lambda file: LabelStore.open(file.parent)),
+    "input PNG": (_image(".png"), _labelled),
+    "input JPEG": (_image(".jpg"), _labelled),
 }
 
 
@@ -119,7 +111,8 @@ def _refusal(use: Callable[[Path], object], file: Path) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_damage_goes_unnoticed_and_the_message_names_the_file(tmp_path: Path, kind: str) -> None:
-    file, use = KINDS[kind].make(tmp_path), KINDS[kind].use
+    make, use = KINDS[kind]
+    file = make(tmp_path)
     original = file.read_bytes()
     assert use(file) is not None
     digests = 0

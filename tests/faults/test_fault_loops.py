@@ -1,7 +1,6 @@
 """Every file operation of writing what must not be lost fails once, for good, or is the process's last one.
 
-Shard writer and manifest from nothing: tests/unit/hmsa_core/labels/test_store_faults.py; training states:
-tests/unit/hmsa_core/training/test_state_store.py; single files: tests/unit/hmsa_core/io/test_atomic.py.
+Training states: tests/unit/hmsa_core/training/test_state_store.py; single files: tests/unit/hmsa_core/io/test_atomic.py.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from hmsa_core.io import atomic
-from hmsa_core.io.errors import CheckpointError, StoreError
+from hmsa_core.io.errors import CheckpointError, HmsaError, NoSpaceError, StoreError
 from hmsa_core.io.trees import new_tree
 from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
@@ -57,15 +56,16 @@ def _review(name: str) -> Callable[[Path], None]:
     return add
 
 
-def _store(images: int) -> Callable[[Path], None]:
-    plans = plan_shards([], [(f"i{i}", "") for i in range(images)], 1, "key")
+def _store(images: int, per_shard: int = 1) -> Callable[[Path], None]:
+    plans = plan_shards([], [(f"i{i}", "") for i in range(images)], per_shard, "key")
 
     def write(folder: Path) -> None:
         root = folder / "store"
         for plan in plans:
             if not shard_done(root, plan):
                 with ShardWriter(root, plan, classes=CLASSES) as shard:
-                    shard.add(plan.names[0], *maps(int(plan.names[0][1:]), (6, 7), 2))
+                    for name in plan.names:
+                        shard.add(name, *maps(int(name[1:]), (6, 7), 2))
         write_manifest(root, plans, {"teacher": "t"}, classes=CLASSES)
 
     return write
@@ -112,6 +112,8 @@ def _read_store(folder: Path) -> object:
     store = LabelStore.open(folder / "store")
     # A shard that is written, but not in the manifest yet, is told and does no harm.
     assert [problem for problem in store.verify() if problem.kind != "unlisted"] == []
+    for name in store.names():
+        assert np.array_equal(store.read(name)[0], maps(int(name[1:]), (6, 7), 2)[0])
     return store.names()
 
 
@@ -153,6 +155,7 @@ def _read_current(folder: Path) -> object:
 SUBJECTS = {
     "policy": Subject(_save_policy(0.9), _save_policy(0.5), lambda f: ThresholdPolicy.load(f / "policy.json").digest),
     "review file": Subject(_review("a"), _review("b"), lambda f: [m.name for m in ReviewFile(f / "raw").marks()]),
+    "new store": Subject(lambda folder: (folder / "store").mkdir(), _store(3, 2), _read_store),
     "manifest that grows": Subject(_store(1), _store(2), _read_store),
     "store that is appended to": Subject(_appended("i0"), _appended("i1"), _read_store),
     "store that is published over another": Subject(_published_first, _publish_second, _read_store),
@@ -209,7 +212,21 @@ def _loop(subject: Subject, tmp_path: Path, faults: Callable[[Callable[[], None]
 def test_a_failing_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(
     subject: Subject, tmp_path: Path, error: int, persistent: bool
 ) -> None:
-    _loop(subject, tmp_path, lambda action: every_fault(action, error, persistent=persistent))
+    told: list[HmsaError] = []
+
+    def failing(action: Callable[[], None]) -> Iterator[int]:
+        def remembered() -> None:
+            try:
+                action()
+            except HmsaError as refused:
+                told.append(refused)
+                raise
+
+        return every_fault(remembered, error, persistent=persistent)
+
+    _loop(subject, tmp_path, failing)
+    allowed = (NoSpaceError, StoreError, CheckpointError) if error == errno.ENOSPC else HmsaError
+    assert all(isinstance(each, allowed) for each in told)
 
 
 def test_an_exit_at_any_operation_leaves_the_old_or_the_new_and_the_next_run_the_same_bytes(

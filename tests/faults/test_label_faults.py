@@ -22,7 +22,7 @@ from hmsa_core.inference.teachers import teacher
 from hmsa_core.io import atomic
 from pipeline import launcher
 from pipeline.cli.main import main
-from tests.support.faults import faulty
+from tests.support.faults import exit_at, faulty
 from tests.support.inference import job_context, noise_image, save_model
 from tests.support.training import folder_bytes
 
@@ -97,19 +97,11 @@ def _state(folder: Path) -> dict[str, bytes] | None:
 
 def _blow(action: Callable[[], int], n: int, error: int | None) -> None:
     """Run it with the n-th operation failing, or as the process's last one."""
-    if error is not None:
-        with faulty(n, error):
-            action()
+    if error is None:
+        assert exit_at(action, n) == 99
         return
-    pid = os.fork()
-    if pid == 0:
-        status = 98
-        try:
-            with faulty(n, None):
-                status = action()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    with faulty(n, error):
+        action()
 
 
 def _operations(action: Callable[[], int]) -> tuple[int, int]:
@@ -145,25 +137,14 @@ def _loop(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_same_command_goes_on_after_a_fault(world, tmp_path, fault, grown, is_swapped):
+def test_the_same_command_goes_on_after_a_fault_at_any_operation(world, tmp_path, fault, grown, is_swapped, every):
     # Between them the faults, old states and file systems meet every operation of a publication and many before it.
     offset = list(FAULTS).index(fault) + 3 * grown
 
     def choose(total: int, before: int) -> list[int]:
-        return [*range(1 + 13 * offset, before, 78), *range(before + 1 + offset, total + 1, 6)]
+        some = [*range(1 + 13 * offset, before, 78), *range(before + 1 + offset, total + 1, 6)]
+        return list(range(1, total + 1)) if every else some
 
     _loop(world, tmp_path, fault, grown=grown, is_swapped=is_swapped, choose=choose)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_same_command_goes_on_after_a_fault_at_any_operation(world, tmp_path, fault, grown, is_swapped):
-    _loop(
-        world,
-        tmp_path,
-        fault,
-        grown=grown,
-        is_swapped=is_swapped,
-        choose=lambda total, _before: list(range(1, total + 1)),
-    )

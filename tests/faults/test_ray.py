@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,18 +23,18 @@ from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.inference import label
 from hmsa_core.inference.labelling import LabelledCounts, label_images
 from hmsa_core.inference.options import teacher_options
-from hmsa_core.io import engine, remote, sealed
+from hmsa_core.io import engine, remote
 from hmsa_core.io.engine import HERE, Engine
 from hmsa_core.io.errors import ConfigError, InputError
 from hmsa_core.labels import LabelStore
 from hmsa_core.labels.finalise import Recipe, finalise
-from hmsa_core.labels.store.format import listed_files
 from hmsa_core.labels.thresholds.policy import from_threshold
 from hmsa_core.spec import runtime_of
 from tests.support import s3
 from tests.support.inference import CPU, infer_spec, noise_image, save_model
 from tests.support.jobs import REPO
 from tests.support.training import folder_bytes
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -132,10 +132,6 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def files_of(store: Path) -> dict[str, bytes]:
-    return {name: (store / name).read_bytes() for name in listed_files(sealed.read(store / "manifest.json"))}
-
-
 def test_two_of_four_workers_are_killed_and_the_store_has_the_bytes_of_one_process(
     own: Path, four: Engine, tmp_path: Path
 ) -> None:
@@ -154,7 +150,7 @@ def test_the_same_from_and_to_an_object_store(own: Path, four: Engine, served: s
         counts = label_on_ray(own, "s3://lab/images", "s3://lab/store")
     assert killer.killed == 2
     assert counts == LabelledCounts(IMAGES, 0, 0)
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")
     sent = [path for method, path in served.requests if method == "PUT" and "/store.work/receipts/" in path]
     assert len(sent) == len(set(sent)) == IMAGES // SHARD, "each shard is handed in once"
 
@@ -188,7 +184,7 @@ def test_thirty_kills_of_workers_and_of_the_server_lose_repeat_and_tear_nothing(
     assert (killer.killed, restarts) == (30, 8)
     assert counts == LabelledCounts(MANY, 0, 0)
     assert len(sent) - len(set(sent)) <= restarts, "again only where the answer was cut"
-    assert served.objects("lab", "all/") == files_of(tmp_path / "store")
+    assert served.objects("lab", "all/") == s3.files_of(tmp_path / "store")
     assert LabelStore.open("s3://lab/all").verify() == []
 
 
@@ -308,13 +304,6 @@ list(Engine("ray").map(work, sys.argv[1:], what="waits"))
     process.kill()
     process.wait()
     wait_for(lambda: not marked(tmp_path))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def marked(folder: Path) -> list[str]:

@@ -13,10 +13,9 @@ from PIL import Image
 from hmsa_core.inference import label
 from hmsa_core.inference.labelling import label_images
 from hmsa_core.inference.options import teacher_options
-from hmsa_core.io import remote, sealed
+from hmsa_core.io import remote
 from hmsa_core.io.errors import ConfigError, InputError, LockedError
 from hmsa_core.labels import LabelStore
-from hmsa_core.labels.store.format import listed_files
 from hmsa_core.labels.store.remote import RemoteStore
 from hmsa_core.labels.store.shards import ShardPlan, ShardWriter
 from pipeline.cli.main import main
@@ -47,10 +46,6 @@ def served(own: Path, bucket: s3.Server) -> s3.Server:
     return bucket
 
 
-def files_of(store: Path) -> dict[str, bytes]:
-    return {name: (store / name).read_bytes() for name in listed_files(sealed.read(store / "manifest.json"))}
-
-
 def fresh_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("AUTOLABEL_CACHE", str(tmp_path / name))
 
@@ -59,7 +54,7 @@ def test_a_store_on_an_object_store_has_the_bytes_of_a_local_one(
     own: Path, served: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = label(URL, own / "model", OUT, **SETTING)
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")
     assert store.verify() == []
     assert store.names() == LabelStore.open(own / "store").names()
     assert served.objects("lab", "store.work/parts/") == {}
@@ -89,7 +84,7 @@ def test_new_images_are_appended_by_another_machine(
             served.put("lab", f"few/images/{i}.png", (images / f"{i}.png").read_bytes())
         label(images, own / "model", tmp_path / "local", **SETTING)
         label("s3://lab/few/images", own / "model", OUT, **SETTING)
-        assert served.objects("lab", "store/") == files_of(tmp_path / "local")
+        assert served.objects("lab", "store/") == s3.files_of(tmp_path / "local")
 
 
 @pytest.mark.fault
@@ -118,11 +113,11 @@ def test_ten_kills_lose_nothing_repeat_nothing_and_show_nothing_half_done(
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        assert "manifest.json" not in there or there == files_of(own / "store")
+        assert "manifest.json" not in there or there == s3.files_of(own / "store")
     assert kills == 10
     assert process is not None
     assert process.exitcode == 0
-    assert there == files_of(own / "store")
+    assert there == s3.files_of(own / "store")
 
 
 @pytest.mark.fault
@@ -131,7 +126,7 @@ def test_two_writers_at_once_make_one_store(own: Path, served: s3.Server, tmp_pa
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")
 
 
 def test_the_second_writer_of_a_shard_with_other_bytes_loses_and_goes_on_with_the_first_ones(
@@ -170,7 +165,7 @@ def test_labelling_goes_through_errors_cuts_and_slow_answers(own: Path, served: 
     served.fault = every_fourth
     label(URL, own / "model", OUT, **SETTING)
     served.fault = lambda _method, _path: None
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")
 
 
 def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new_ones(
@@ -188,7 +183,7 @@ def test_credentials_that_expire_end_the_run_in_one_line_and_it_goes_on_with_new
     options = teacher_options(own / "model", None, (1.0,), False, CPU)
     counts = label_images(URL, OUT, options, images_per_shard=2)
     assert counts.resumed >= 2 * 2
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")
 
 
 def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, served: s3.Server) -> None:
@@ -198,7 +193,7 @@ def test_an_image_that_changes_under_the_run_is_left_out_and_named(own: Path, se
         from hmsa_core.inference import infer
         from tests.support.inference import job_context
 
-        (remote.local_tree(URL, anew=False) / "4.png").readlink().unlink()  # dropped from the cache
+        (remote.beside(URL) / "4.png").readlink().unlink()  # dropped from the cache
         served.put("lab", "images/4.png", (own / "images" / "2.png").read_bytes())
         infer.run(spec, job_context(spec.work, stop=stop))
 
@@ -243,4 +238,4 @@ def test_a_checkpoint_at_an_address_labels_alike(own: Path, served: s3.Server) -
     for path in (own / "model").iterdir():
         served.put("lab", f"models/one/{path.name}", path.read_bytes())
     label(URL, "s3://lab/models/one", OUT, **SETTING)
-    assert served.objects("lab", "store/") == files_of(own / "store")
+    assert served.objects("lab", "store/") == s3.files_of(own / "store")

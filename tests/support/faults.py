@@ -90,20 +90,24 @@ def every_fault(action: Callable[[], None], error: int, *, persistent: bool = Fa
     raise AssertionError("the action never got through")
 
 
+def exit_at(action: Callable[[], object], n: int) -> int:
+    """Exit status of a fork that does it and ends at the n-th operation: 99, or 0 where it got through."""
+    pid = os.fork()
+    if pid == 0:
+        code = 98
+        try:
+            with faulty(n, None):
+                action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def every_exit(action: Callable[[], None]) -> Iterator[int]:
-    """The same with the process ending (os._exit in a fork) at the n-th operation."""
+    """As `every_fault`, with the process ending (os._exit in a fork) at the n-th operation."""
     for n in range(1, 10_000):
-        pid = os.fork()
-        if pid == 0:
-            code = 98
-            try:
-                with faulty(n, None):
-                    action()
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        code = exit_at(action, n)
         if code == 0:
             return
         assert code == 99, f"the action itself failed with {code} at operation {n}"

@@ -3,10 +3,12 @@
     for kind, returned in hostile(fmt, out, folder, count, seed): ...   `returned` is what the import is given
 
 `out` is an export of ours, which people would have corrected. Every file differs from a good one in a single place.
+A kind that reads "what -> words" is refused with these words.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -14,6 +16,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,9 @@ Maker = Callable[[Path, random.Random], Path]
 
 
 def hostile(fmt: str, out: Path, folder: Path, count: int, seed: int) -> Iterator[tuple[str, Path]]:
-    """`count` files in turn; each makes a folder of its own in `folder`, which is taken away afterwards."""
-    makers = _MAKERS[fmt]
-    for number in range(count):
-        kind = list(makers)[number % len(makers)]
+    """`count` drawn files in turn, then each fixed one; each in a folder of its own, which is taken away afterwards."""
+    makers = _MAKERS[fmt] | _FIXED[fmt]
+    for number, kind in enumerate([*islice(cycle(_MAKERS[fmt]), count), *_FIXED[fmt]]):
         place = Path(shutil.copytree(out, folder / f"{fmt}-{number}"))
         yield kind, makers[kind](place, random.Random(f"{seed} {fmt} {number}"))
         shutil.rmtree(place)
@@ -167,19 +169,40 @@ _CVAT: dict[str, Maker] = {
     "truncated zip": _zip(lambda data, rng: data[: rng.randrange(len(data) // 2, len(data) - 1)]),
     "bit flip": lambda out, rng: _high_bit(out / "annotations.xml", rng),
     "bit flip in a zip": _zip(_flipped_member),
-    "huge counts": _in_mask("rle", lambda rng: f"0, {rng.randrange(10**12, 10**15)}"),
-    "a count of 5000 digits": _in_mask("rle", lambda _: "9" * 5000),
-    "a box far away": _in_mask("left", lambda rng: str(rng.randrange(10**3, 10**30))),
-    "path escape": _xml(lambda text, rng: text.replace(' name="', f' name="../../../etc/passwd{rng.randrange(99)}', 1)),
-    "wrong size": _xml(lambda text, rng: text.replace(' width="40"', f' width="{rng.randrange(41, 10**9)}"', 1)),
-    "nan": _xml(lambda text, rng: _in_image(text, '<polygon label="car" points="0,0;nan,3;5,inf"/>', rng)),
-    "no class": _in_mask("label", lambda rng: f"tram{rng.randrange(99)}"),
-    "deep nesting": _xml(lambda text, rng: _in_image(text, "<a>" * rng.randrange(10**4, 10**5), rng)),
+    "huge counts -> runs of a mask": _in_mask("rle", lambda rng: f"0, {rng.randrange(10**12, 10**15)}"),
+    "a count of 5000 digits -> no cvat file": _in_mask("rle", lambda _: "9" * 5000),
+    "a box far away -> lies outside": _in_mask("left", lambda rng: str(rng.randrange(10**3, 10**30))),
+    "path escape -> is not of the export": _xml(lambda text, rng: text.replace(' name="', f' name="../../../etc/passwd{rng.randrange(99)}', 1)),
+    "wrong size -> 40x24 there": _xml(lambda text, rng: text.replace(' width="40"', f' width="{rng.randrange(41, 10**9)}"', 1)),
+    "nan -> corners in the picture": _xml(lambda text, rng: _in_image(text, '<polygon label="car" points="0,0;nan,3;5,inf"/>', rng)),
+    "no class -> is none of": _in_mask("label", lambda rng: f"tram{rng.randrange(99)}"),
+    "deep nesting -> is not supported": _xml(lambda text, rng: _in_image(text, "<a>" * rng.randrange(10**4, 10**5), rng)),
     "zip bomb": _zip(inside=" " * (65 << 20)),
     "zip bomb of masks": _zip(inside='<mask label="car" rle="0, 960" left="0" top="0" width="40" height="24"/>' * 150_000),
     "an image repeated": _xml(lambda t, _: t.replace("</image>", '</image><image name="drive0 &amp; &lt;0>.png" width="40" height="24"/>')),
-    "entities": _xml(lambda t, _: t.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "aaaa">]><annotations>')),
+    "entities -> document type": _xml(lambda t, _: t.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "aaaa">]><annotations>')),
 }  # fmt: skip
+
+_AN_IMAGE = '<annotations><image id="0" name="drive0 &amp; &lt;0>.png" width="40" height="24">{}</image></annotations>'
+_A_MASK = '<mask label="car" rle="{}" left="{}" top="0" width="{}" height="2" z_order="0"/>'
+_TEXTS = {
+    "document type": '<!DOCTYPE x SYSTEM "file:///etc/passwd">' + _AN_IMAGE.format(""),
+    "runs of a mask": _AN_IMAGE.format(_A_MASK.format("16, -8", 0, 4)),
+    "lies outside": _AN_IMAGE.format(_A_MASK.format("4, 4", 38, 4)),
+    "<cuboid> is not supported": _AN_IMAGE.format('<cuboid label="car"/>'),
+    "more regions than": _AN_IMAGE.format(_A_MASK.format("0, 80", 0, 40) * 13000),
+    "<track> is not supported": "<annotations><track/></annotations>",
+    "<a> is not supported": "<a>" * 100_000,
+    "damaged": "",
+}
+
+
+def _in_a_zip(made: Maker) -> Maker:
+    return lambda out, rng: _zip()(made(out, rng).parent, rng)
+
+
+_TEXT_MAKERS = {f"a text -> {told}": _xml(lambda _text, _rng, new=text: new) for told, text in _TEXTS.items()}
+_ZIP_MAKERS = {kind.replace("text", "zip"): _in_a_zip(make) for kind, make in _TEXT_MAKERS.items()}
 
 # -- JSON of Label Studio and COCO -------------------------------------------------------------------
 
@@ -226,15 +249,29 @@ def _region(task: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 _STUDIO: dict[str, Maker] = {
     "truncated": _exported(_truncated),
     "bit flip": _exported(_high_bit),
-    "huge counts": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[255] * rng.randrange(5, 500))),
-    "a huge number": _studio(lambda t, rng: _region(t, rng)["value"]["rle"].append(rng.randrange(10**20, 10**40))),
-    "runs that end early": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0, 255, 255])),
-    "more runs than pixels": _studio(lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0] * 10**4)),
-    "path escape": _studio(lambda t, rng: t["data"].update(file=f"../../../etc/passwd{rng.randrange(99)}")),
-    "wrong size": _studio(lambda t, rng: _region(t, rng).update(original_width=rng.randrange(41, 10**9))),
+    "huge counts -> runs of a region": _studio(
+        lambda t, rng: _region(t, rng)["value"].update(rle=[255] * rng.randrange(5, 500))
+    ),
+    "a huge number -> no label-studio file": _studio(
+        lambda t, rng: _region(t, rng)["value"]["rle"].append(rng.randrange(10**20, 10**40))
+    ),
+    "runs that end early -> no label-studio file": _studio(
+        lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0, 255, 255])
+    ),
+    "more runs than pixels -> runs of a region": _studio(
+        lambda t, rng: _region(t, rng)["value"].update(rle=[0, 0, 15, 0] * 10**4)
+    ),
+    "path escape -> is not of the export": _studio(
+        lambda t, rng: t["data"].update(file=f"../../../etc/passwd{rng.randrange(99)}")
+    ),
+    "wrong size -> not of a picture": _studio(
+        lambda t, rng: _region(t, rng).update(original_width=rng.randrange(41, 10**9))
+    ),
     "nan": _studio(lambda t, rng: _region(t, rng)["value"]["rle"].insert(rng.randrange(9), float("nan"))),
     "nan as a size": _studio(lambda t, rng: _region(t, rng).update(original_height=float("nan"))),
-    "no class": _studio(lambda t, rng: _region(t, rng)["value"].update(brushlabels=[f"tram{rng.randrange(99)}"])),
+    "no class -> is none of": _studio(
+        lambda t, rng: _region(t, rng)["value"].update(brushlabels=[f"tram{rng.randrange(99)}"])
+    ),
     "deep nesting": _exported(_deep),
     "bomb": _exported(_sparse),
 }
@@ -249,9 +286,15 @@ _COCO: dict[str, Maker] = {
     "truncated picture": _picture(_truncated, "panoptic", "panoptic.json"),
     "bit flip": lambda out, rng: _high_bit(out / "panoptic.json", rng),
     "bit flip in a picture": _picture(_flipped_png, "panoptic", "panoptic.json"),
-    "huge counts": _annotation(lambda a, rng: a["segments_info"][0].update(id=rng.randrange(10**20, 10**40))),
-    "path escape": _annotation(lambda a, rng: a.update(file_name=f"../../../etc/passwd{rng.randrange(99)}")),
-    "another picture": _json("panoptic.json", lambda v, rng: rng.choice(v["images"]).update(file_name="../x.png")),
+    "huge counts -> is not in the JSON file": _annotation(
+        lambda a, rng: a["segments_info"][0].update(id=rng.randrange(10**20, 10**40))
+    ),
+    "path escape -> plain file name": _annotation(
+        lambda a, rng: a.update(file_name=f"../../../etc/passwd{rng.randrange(99)}")
+    ),
+    "another picture -> is not of the export": _json(
+        "panoptic.json", lambda v, rng: rng.choice(v["images"]).update(file_name="../x.png")
+    ),
     "wrong size": _picture(_other_size, "panoptic", "panoptic.json"),
     "nan": _annotation(lambda a, _: a["segments_info"][0].update(category_id=float("nan"))),
     "nan as a picture": _picture(_floats, "panoptic", "panoptic.json"),
@@ -267,9 +310,9 @@ _FIFTYONE: dict[str, Maker] = {
     "truncated": _picture(_truncated, "labels"),
     "bit flip": _picture(_flipped_png, "labels"),
     "huge counts": _picture(_giant_png, "labels"),
-    "path escape": _picture(_renamed, "labels"),
+    "path escape -> no image of the export": _picture(_renamed, "labels"),
     "a link out of the folder": _picture(_secret, "labels"),
-    "wrong size": _picture(_other_size, "labels"),
+    "wrong size -> pixels": _picture(_other_size, "labels"),
     "nan": _picture(_floats, "labels"),
     "bomb": _picture(_sparse, "labels"),
 }
@@ -347,10 +390,47 @@ _HUGGINGFACE: dict[str, Maker] = {
     "huge counts": _as_label(_png(_giant_png)),
     "path escape": _row(lambda row, rng: row.update(name=f"../../../etc/passwd{rng.randrange(99)}")),
     "wrong size": _as_label(_png(_other_size)),
-    "nan": lambda out, _: pq.write_table(pa.table({"name": ["a"], "label": [float("nan")]}), _table(out)) or out,
-    "no label": _row(lambda row, _: row["label"].update(bytes=None)),
+    "nan -> expected the columns": lambda out, _: (
+        pq.write_table(pa.table({"name": ["a"], "label": [float("nan")]}), _table(out)) or out
+    ),
+    "no label -> not a PNG": _row(lambda row, _: row["label"].update(bytes=None)),
     "deep nesting": _nested,
     "bomb": _repeated,
+}
+
+
+def _bytes(value: int, shape: tuple[int, int] = (24, 40)) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full(shape, value, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def _mask(data: bytes) -> Maker:
+    return _picture(lambda path, _rng: path.write_bytes(data) and path, "labels")
+
+
+_FIXED: dict[str, dict[str, Maker]] = {
+    "cvat": _TEXT_MAKERS | _ZIP_MAKERS,
+    "label-studio": {
+        "two classes -> has 2 classes": _studio(
+            lambda t, rng: _region(t, rng)["value"].update(brushlabels=["car", "road"])
+        ),
+        "a polygon -> polygonlabels are not supported": _studio(
+            lambda t, rng: _region(t, rng).update(type="polygonlabels")
+        ),
+        "no annotations -> no label-studio file": _studio(lambda t, _: t.pop("annotations")),
+    },
+    "coco-panoptic": {},
+    "huggingface": {
+        "an unknown class -> no classes": _as_label(lambda _data, _rng: _bytes(19)),
+        "as many pixels -> is (12, 80)": _as_label(lambda _data, _rng: _bytes(0, (12, 80))),
+        "nothing -> label of": _as_label(lambda _data, _rng: b""),
+    },
+    "fiftyone": {
+        "an unknown class -> no classes": _mask(_bytes(20)),
+        "the last value -> no class": _mask(_bytes(255)),
+        "no picture -> not a PNG": _mask(b"x"),
+    },
 }
 
 _MAKERS = {

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hmsa_core.io import atomic
 from pipeline.nightly.services import Services
 from tests.support.chain import environment
@@ -140,19 +142,14 @@ def artifacts_of(folder: Path, run: str) -> dict[str, Any]:
 def processes_of(folder: Path) -> dict[int, str]:
     """Living processes that work in, on or (a flow, whose folder is that of the code) for a folder: pid -> command line."""
     found = {}
-    root = f"AUTO_LABEL_ROOT={folder}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
+        told = process.info
+        line = " ".join(told["cmdline"] or [])
+        serves = (told["environ"] or {}).get("AUTO_LABEL_ROOT") == str(folder)
+        if told["pid"] == os.getpid() or told["status"] == psutil.STATUS_ZOMBIE:
             continue
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            where = (entry / "cwd").readlink()
-            serves = root in (entry / "environ").read_bytes().split(b"\0")
-            state_ = (entry / "stat").read_text().rsplit(") ", 1)[1][0]
-        except (OSError, UnicodeDecodeError):
-            continue
-        if state_ != "Z" and (serves or str(folder) in line or where.is_relative_to(folder)):
-            found[int(entry.name)] = line
+        if serves or str(folder) in line or Path(told["cwd"] or "/").is_relative_to(folder):
+            found[told["pid"]] = line
     return found
 
 

@@ -8,7 +8,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from hmsa_core.io import sealed
+from hmsa_core.labels.store.format import listed_files
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -101,6 +105,11 @@ class Server:
 
         keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=self.url, **keys)
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    """The files that belong to a local store: what an object store holds of it."""
+    return {name: (store / name).read_bytes() for name in listed_files(sealed.read(store / "manifest.json"))}
 
 
 def _half(body: bytes, environ: dict[str, Any]) -> Iterator[bytes]:

@@ -10,10 +10,19 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.chain import environment
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
+    """Fail when the condition does not come true within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def crowd() -> float:

@@ -10,6 +10,7 @@ Floats lie in [0, 1]; uint8 and uint16 are shares of their largest number. Any r
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -24,62 +25,52 @@ Float32 = NDArray[np.float32]
 _ARRAY = "probabilities"
 
 
-class ScoreFiles:
-    """A folder of probabilities.
+def check_files(source: Source, images: Sequence[str]) -> None:
+    """InputError: an image has no scores."""
+    missing = [name for name in images if not _file(source, name).exists()]
+    if missing:
+        raise InputError(
+            f"{source}: has no scores of {len(missing)} of {len(images)} images, the first: {missing[0]}",
+            hint=f"expected {missing[0]}.npz, {missing[0]}.npy or {missing[0]}/CLASS.png",
+        )
 
-    Args:
-        source: the folder.
-        names: of the channels.
+
+def read_scores(source: Source, name: str, channels: Sequence[str], size: tuple[int, int]) -> Float32:
+    """Probabilities of an image, T x H x W float32 at `size`; `channels` names the T classes.
+
+    Raises:
+        InputError: damaged, another shape, no probabilities.
     """
+    path = _file(source, name)
+    found = _as_float(path, _pictures(path, [one.lower() for one in channels]) if path.is_dir() else _array(path))
+    if found.ndim != 3 or 0 in found.shape:
+        raise InputError(f"{path}: has the shape {found.shape}, expected classes x height x width")
+    _check_values(path, found)
+    height, width = found.shape[1:]
+    if abs(width * size[0] - height * size[1]) > max(size[0], size[1], 0.01 * width * size[0]):
+        raise InputError(f"{path}: is {width}x{height}, its image {size[1]}x{size[0]}: they do not show the same")
+    return np.asarray(whole(found).resized(size)(0, size[0]), np.float32)
 
-    def __init__(self, source: Source, names: tuple[str, ...]) -> None:
-        self._source, self._names = source, names
 
-    def check(self, images: list[str]) -> None:
-        """InputError: an image has no scores."""
-        missing = [name for name in images if not self._file(name).exists()]
-        if missing:
-            raise InputError(
-                f"{self._source}: has no scores of {len(missing)} of {len(images)} images, the first: {missing[0]}",
-                hint=f"expected {missing[0]}.npz, {missing[0]}.npy or {missing[0]}/CLASS.png",
-            )
+def _file(source: Source, name: str) -> Path:
+    files = (source.path / f"{name}{suffix}" for suffix in (".npz", ".npy"))
+    return next((file for file in files if file.is_file()), source.path / name)
 
-    def read(self, name: str, size: tuple[int, int]) -> Float32:
-        """Probabilities of an image, T x H x W float32 at `size`.
 
-        Raises:
-            InputError: damaged, another shape, no probabilities.
-        """
-        path = self._file(name)
-        found = _as_float(path, self._pictures(path) if path.is_dir() else _array(path))
-        if found.ndim != 3 or 0 in found.shape:
-            raise InputError(f"{path}: has the shape {found.shape}, expected classes x height x width")
-        _check_values(path, found)
-        height, width = found.shape[1:]
-        if abs(width * size[0] - height * size[1]) > max(size[0], size[1], 0.01 * width * size[0]):
-            raise InputError(f"{path}: is {width}x{height}, its image {size[1]}x{size[0]}: they do not show the same")
-        return np.asarray(whole(found).resized(size)(0, size[0]), np.float32)
-
-    def _file(self, name: str) -> Path:
-        files = (self._source.path / f"{name}{suffix}" for suffix in (".npz", ".npy"))
-        return next((file for file in files if file.is_file()), self._source.path / name)
-
-    def _pictures(self, folder: Path) -> NDArray[np.generic]:
-        lower = [name.lower() for name in self._names]
-        found: dict[int, NDArray[np.generic]] = {}
-        for path in sorted(folder.glob("*.png")):
-            stem = path.stem.lower()
-            number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else len(lower)
-            if number >= len(lower):
-                known = f"the classes are: {', '.join(self._names[:8])}"
-                raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, lower, known)}")
-            found[number] = _picture(path)
-        if len({(one.shape, one.dtype) for one in found.values()}) != 1:
-            raise InputError(
-                f"{folder}: its pictures must have one size and one depth" if found else f"{folder}: is empty"
-            )
-        zero = np.zeros_like(next(iter(found.values())))
-        return np.stack([found.get(i, zero) for i in range(len(self._names))])
+def _pictures(folder: Path, names: list[str]) -> NDArray[np.generic]:
+    found: dict[int, NDArray[np.generic]] = {}
+    for path in sorted(folder.glob("*.png")):
+        stem = path.stem.lower()
+        number = names.index(stem) if stem in names else int(stem) if stem.isdecimal() else len(names)
+        if number >= len(names):
+            known = f"the classes are: {', '.join(names[:8])}"
+            raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, names, known)}")
+        found[number] = _picture(path)
+    if len({(one.shape, one.dtype) for one in found.values()}) != 1:
+        told = "its pictures must have one size and one depth" if found else "is empty"
+        raise InputError(f"{folder}: {told}")
+    zero = np.zeros_like(next(iter(found.values())))
+    return np.stack([found.get(i, zero) for i in range(len(names))])
 
 
 def _picture(path: Path) -> NDArray[np.generic]:
@@ -106,8 +97,7 @@ def _array(path: Path) -> NDArray[np.generic]:
 
 def _as_float(path: Path, found: NDArray[np.generic]) -> Float32:
     if found.dtype in (np.uint8, np.uint16):
-        largest = 255 if found.dtype == np.uint8 else 65535
-        return found.astype(np.float32) / np.float32(largest)
+        return found.astype(np.float32) / np.float32(255 if found.dtype == np.uint8 else 65535)
     if found.dtype.kind != "f":
         raise InputError(f"{path}: holds {found.dtype}, expected floats, uint8 or uint16")
     return found.astype(np.float32)

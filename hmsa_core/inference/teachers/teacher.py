@@ -11,22 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmsa_core.config import InferConfig
-from hmsa_core.inference.predictor import Engine, Predictor, Tiler, load_predictor
+from hmsa_core.inference.predictor import Engine, Float32, Labelled, Predictor, Tiler, UInt8, load_predictor
 from hmsa_core.inference.teachers.classes import ClassMap, class_map
-from hmsa_core.inference.teachers.hugging_face import HuggingFaceNetwork
-from hmsa_core.inference.teachers.network import Network
-from hmsa_core.inference.teachers.onnx_file import OnnxNetwork
-from hmsa_core.inference.teachers.scores import ScoreFiles
+from hmsa_core.inference.teachers.networks import HuggingFaceNetwork, Network, OnnxNetwork
+from hmsa_core.inference.teachers.scores import check_files, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
 from hmsa_core.taxonomy import ClassTable
-
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
 
 
 class Teacher(ABC):
@@ -37,12 +31,14 @@ class Teacher(ABC):
         kind: of a checkpoint its fusion; else the family, or "ensemble".
         precision: that it computes in.
         sources: what it was opened from.
+        mappings: from the classes of teachers of other tools to ours.
     """
 
     classes: ClassTable
     kind: str
     precision: str
     sources: tuple[Source, ...]
+    mappings: tuple[ClassMap, ...] = ()
 
     @abstractmethod
     def predict(self, name: str, image: UInt8) -> Float32:
@@ -53,15 +49,15 @@ class Teacher(ABC):
             image: uint8 HxWx3 RGB.
         """
 
-    def label(self, name: str, image: UInt8) -> tuple[UInt8, Float32]:
+    def label(self, name: str, image: UInt8) -> Labelled:
         """Most probable class, uint8 HxW (the lower one wins a tie), and its probability, float32 HxW."""
-        found = self.predict(name, image)
-        return found.argmax(0).astype(np.uint8), np.minimum(found.max(0), 1)
+        return self.begin(name, image)()
 
-    def begin(self, name: str, image: UInt8) -> Callable[[], tuple[UInt8, Float32]]:
+    def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
         """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
-        found = self.label(name, image)
-        return lambda: found
+        found = self.predict(name, image)
+        label = found.argmax(0).astype(np.uint8), np.minimum(found.max(0), 1)
+        return lambda: label
 
     def forced(self, _image: UInt8) -> int | None:
         """Side of the tiles that lack of memory forced on images of this size; None where it did not."""
@@ -72,51 +68,36 @@ class Teacher(ABC):
 
     def facts(self) -> list[dict[str, Any]]:
         """What the lineage of labels holds of teachers of other tools: files' digests and the class map."""
-        return []
+        return [_facts(mapping) for mapping in self.mappings]
 
 
 class NetworkTeacher(Teacher):
-    """A network at several scales: a checkpoint of this package, or a network of another tool."""
+    """A network at several scales: a checkpoint of this package, or a network of another tool.
 
-    def __init__(self, engine: Engine, mapping: ClassMap, config: InferConfig) -> None:
-        self._mapping, self._scales, self._flip = mapping, config.scales, config.flip
-        self.classes, self.precision = mapping.classes, engine.precision
-        self.kind = mapping.source.family if isinstance(engine, Network) else engine.kind
+    Args:
+        engine: the network.
+        config: scales and flip.
+        classes: a checkpoint's own classes, which it labels with when it is alone; else the map to ours.
+    """
+
+    def __init__(self, engine: Engine, config: InferConfig, classes: ClassTable | ClassMap) -> None:
+        self._scales, self._flip, self.precision = config.scales, config.flip, engine.precision
+        if isinstance(classes, ClassMap):
+            self.classes, self.mappings = classes.classes, (classes,)
+        else:
+            self.classes = classes
+        self.kind = self.mappings[0].source.family if isinstance(engine, Network) else engine.kind
         # A tile that is brought to the network's own size would show it another scale than the whole image does.
-        resizes = isinstance(engine, HuggingFaceNetwork) or (isinstance(engine, Network) and engine.size is not None)
-        self._tiler = Tiler(engine, whole_pixels=1 << 62) if resizes else Tiler(engine)
+        self._tiler = Tiler(engine, whole_pixels=1 << 62) if engine.resizes else Tiler(engine)
 
     def predict(self, _name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        return self._mapping.apply(self._tiler.probabilities(image, self._scales, self._flip))
+        found = self._tiler.probabilities(image, self._scales, self._flip)
+        return self.mappings[0].apply(found) if self.mappings else found
 
-    def forced(self, image: UInt8) -> int | None:
-        """Side of the tiles."""
-        return self._tiler.forced(image)
-
-    def facts(self) -> list[dict[str, Any]]:
-        """Files and classes."""
-        return [_facts(self._mapping)]
-
-
-class CheckpointTeacher(Teacher):
-    """One of our checkpoints alone: labels are decided a few rows at a time, probabilities never exist as a whole."""
-
-    def __init__(self, predictor: Predictor, classes: ClassTable, config: InferConfig) -> None:
-        self._tiler, self._config = Tiler(predictor), config
-        self.classes, self.kind, self.precision = classes, predictor.kind, predictor.precision
-
-    def predict(self, _name: str, image: UInt8) -> Float32:
-        """Probabilities of its classes."""
-        return self._tiler.probabilities(image, self._config.scales, self._config.flip)
-
-    def label(self, _name: str, image: UInt8) -> tuple[UInt8, Float32]:
-        """Class and probability."""
-        return self._tiler.label(image, self._config.scales, self._config.flip)
-
-    def begin(self, _name: str, image: UInt8) -> Callable[[], tuple[UInt8, Float32]]:
-        """Begin `label`."""
-        return self._tiler.begin(image, self._config.scales, self._config.flip)
+    def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
+        """Begin `label`: of a checkpoint alone a few rows at a time, probabilities never exist as a whole."""
+        return super().begin(name, image) if self.mappings else self._tiler.begin(image, self._scales, self._flip)
 
     def forced(self, image: UInt8) -> int | None:
         """Side of the tiles."""
@@ -126,30 +107,30 @@ class CheckpointTeacher(Teacher):
 class ScoresTeacher(Teacher):
     """Probabilities from files; scales and mirroring do not concern them."""
 
+    kind, precision = "scores", "fp32"
+
     def __init__(self, mapping: ClassMap) -> None:
-        self._mapping, self.classes = mapping, mapping.classes
-        self.kind, self.precision = "scores", "fp32"
-        self._files = ScoreFiles(mapping.source, mapping.source.names or mapping.classes.classes)
+        self.mappings, self.classes = (mapping,), mapping.classes
+        self._source, self._channels = mapping.source, mapping.source.names or mapping.classes.classes
 
     def predict(self, name: str, image: UInt8) -> Float32:
         """Probabilities of our classes."""
-        return self._mapping.apply(self._files.read(name, (image.shape[0], image.shape[1])))
+        size = (image.shape[0], image.shape[1])
+        return self.mappings[0].apply(read_scores(self._source, name, self._channels, size))
 
     def check(self, names: Sequence[str]) -> None:
         """InputError: an image has no scores."""
-        self._files.check(list(names))
-
-    def facts(self) -> list[dict[str, Any]]:
-        """Folder and classes."""
-        return [_facts(self._mapping)]
+        check_files(self._source, names)
 
 
 class Ensemble(Teacher):
     """The mean of several teachers' probabilities."""
 
+    kind = "ensemble"
+
     def __init__(self, members: Sequence[Teacher]) -> None:
-        self._members = members
-        self.classes, self.kind = members[0].classes, "ensemble"
+        self._members, self.classes = members, members[0].classes
+        self.mappings = tuple(mapping for member in members for mapping in member.mappings)
         self.precision = "+".join(dict.fromkeys(member.precision for member in members))
 
     def predict(self, name: str, image: UInt8) -> Float32:
@@ -168,25 +149,17 @@ class Ensemble(Teacher):
         for member in self._members:
             member.check(names)
 
-    def facts(self) -> list[dict[str, Any]]:
-        """Those of all members."""
-        return [row for member in self._members for row in member.facts()]
-
 
 def _facts(mapping: ClassMap) -> dict[str, Any]:
     source, ours = mapping.source, mapping.classes.classes
-    files = source.sha256s
+    names, files = source.names, source.sha256s
     return {
         "teacher": f"{source.family}:{source.path.name}",
         "sha256": source.digest,
         "files": files if source.family != "scores" else len(files),
-        "classes": {_name(source, channel): ours[target] for channel, target in sorted(mapping.targets.items())},
+        "classes": {names[i] if names else str(i): ours[target] for i, target in sorted(mapping.targets.items())},
         "never": list(mapping.never),
     }
-
-
-def _name(source: Source, channel: int) -> str:
-    return source.names[channel] if source.names else str(channel)
 
 
 def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTable, context: JobContext) -> Teacher:
@@ -205,7 +178,7 @@ def open_teacher(teacher: Sequence[str], config: InferConfig, classes: ClassTabl
     alone = only_checkpoint(teacher)
     if alone is not None:
         predictor = load_predictor(alone, context)
-        opened: Teacher = CheckpointTeacher(predictor, classes_of(predictor, classes, str(alone)), config)
+        opened: Teacher = NetworkTeacher(predictor, config, classes_of(predictor, classes, str(alone)))
     else:
         members = [_open(source, config, classes, context) for source in sources]
         opened = members[0] if len(members) == 1 else Ensemble(members)
@@ -230,12 +203,11 @@ def _open(source: Source, config: InferConfig, classes: ClassTable, context: Job
     mapping = class_map(source, classes)
     if source.family == "scores":
         return ScoresTeacher(mapping)
-    return NetworkTeacher(_engine(source, config, context), mapping, config)
-
-
-def _engine(source: Source, config: InferConfig, context: JobContext) -> Engine:
+    engine: Engine
     if source.family == "checkpoint":
-        return load_predictor(source.path, context)
-    if source.family == "hf":
-        return HuggingFaceNetwork(source, context.device, context.runtime.precision)
-    return OnnxNetwork(source, context.runtime.thread_count, is_single=tuple(config.scales) == (1.0,))
+        engine = load_predictor(source.path, context)
+    elif source.family == "hf":
+        engine = HuggingFaceNetwork(source, context.device, context.runtime.precision)
+    else:
+        engine = OnnxNetwork(source, context.runtime.thread_count, is_single=tuple(config.scales) == (1.0,))
+    return NetworkTeacher(engine, config, mapping)

@@ -44,12 +44,9 @@ def bring_back(
     """Read corrections and append them to the store's review file, all of them together.
 
     Args:
-        path: what came back from the tool.
-        exported: the export that it was made of.
-        store: the store that was exported.
+        path, exported, store: what came back from the tool, of which export, of which store.
         by, when: person and date where the tool states none.
         overrule: also take corrections that conflict with other people or with newer labels.
-        advance: called with the number of images read.
 
     Raises:
         InputError: a file is damaged or hostile, or nobody says who made the corrections; nothing was taken.
@@ -60,10 +57,7 @@ def bring_back(
     for mark in _marks(exported.read(path), exported, by, when, summary):
         marks.append(mark)
         advance(1)
-    rows = {row["name"]: row for row in store.rows()}
-    review = ReviewFile(
-        marked_store(store.path.resolve(), store.kind), {name: row["image_sha256"] for name, row in rows.items()}
-    )
+    review = ReviewFile(marked_store(store.path.resolve(), store.kind), store.pictures())
     with review.lock():
         _take(marks, exported, store, review, overrule, summary)
     return summary
@@ -82,9 +76,8 @@ def _marks(returned: Iterable[Returned], exported: Exported, by: str, when: str,
         differs = each.label != exported.label(each.name)
         if differs.any():
             patch = Patch.of(np.where(differs, each.label, np.uint8(UNTOUCHED)), exported.classes)
-            seen_picture = str(exported.images[each.name]["image_sha256"])
-            told = each.when or when
-            yield Mark("", each.name, "correct", None, "", who, seen_picture, exported.labels, told, patch)
+            looked_at = str(exported.images[each.name]["image_sha256"]), exported.labels
+            yield Mark("", each.name, "correct", None, "", who, *looked_at, each.when or when, patch)
 
 
 def _take(
@@ -95,9 +88,10 @@ def _take(
         new = list(group)
         size = exported.size(name)
         said = {mark.reviewer: _map([mark], size, store) for mark in new}
-        stale = _stale(name, exported, store)
-        problem = stale if stale and (not overrule or "picture" in stale) else ""
-        if not problem and not overrule:
+        problem = _stale(name, exported, store)
+        if overrule and "picture" not in problem:
+            problem = ""
+        elif not problem:
             problem = _disagreement(said, [m for m in there.get(name, []) if m.pixels], size, store)
         if problem:
             summary.conflicts.append(f"{name}: {problem}")

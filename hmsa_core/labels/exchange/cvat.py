@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO
 from xml.parsers import expat
@@ -70,10 +71,8 @@ def read(path: Path, exported: Exported) -> Iterator[Returned]:
     reader = _Reader(path, exported)
     try:
         with _opened(path) as file:
-            while block := file.read(_BLOCK):
-                reader.feed(block)
-                yield from reader.take()
-            reader.end()
+            for block in chain(iter(lambda: file.read(_BLOCK), b""), [b""]):
+                yield from reader.feed(block)
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged ({error})", hint="export it from CVAT again") from error
 
@@ -109,18 +108,14 @@ class _Reader:
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._text
 
-    def feed(self, block: bytes) -> None:
+    def feed(self, block: bytes) -> list[Returned]:
+        """The images that end in a block of bytes; b"" is the end of the file."""
         self._since += len(block)
         if self._since > _IMAGE:
             raise InputError(f"{self._path}: one image has more than {_IMAGE} bytes")
-        self._parser.Parse(block)
-
-    def end(self) -> None:
-        self._parser.Parse(b"", True)
-
-    def take(self) -> list[Returned]:
-        done, self._done = self._done, []
-        return done
+        self._done = []
+        self._parser.Parse(block, not block)
+        return self._done
 
     def _refuse(self, *_: object) -> None:
         raise InputError(f"{self._path}: has a document type, as no export of CVAT does", hint="export it again")
@@ -166,10 +161,9 @@ class _Reader:
         canvas = Canvas(self._exported.label(name), where)
         for *_, given, tag in sorted(self._shapes, key=lambda shape: shape[:2]):
             class_id = self._exported.class_id(given["label"], where)
-            if tag == "mask":
-                canvas.paint(class_id, *_mask(given, canvas.label.shape, where))
-            else:
-                canvas.paint(class_id, _polygon(given["points"], canvas.label.shape, where))
+            shape = canvas.label.shape
+            drawn = _mask(given, shape, where) if tag == "mask" else (_polygon(given["points"], shape, where), 0, 0)
+            canvas.paint(class_id, *drawn)
         return canvas.label
 
 
@@ -188,15 +182,8 @@ def _polygon(points: str, shape: tuple[int, ...], where: str) -> Mask:
     with needs_extra("exchange"):
         from pycocotools import mask as coco
     height, width = shape
-    corners = [[float(v) for v in point.split(",")] for point in points.split(";")]
-    flat = np.array(corners, float)
-    if (
-        flat.ndim != 2
-        or flat.shape[1] != 2
-        or len(flat) < 3
-        or not (flat > -2).all()
-        or not (flat < max(shape) + 2).all()
-    ):
+    flat = np.array([[float(v) for v in point.split(",")] for point in points.split(";")])
+    if flat.shape[1:] != (2,) or len(flat) < 3 or not ((flat > -2) & (flat < max(shape) + 2)).all():
         raise InputError(f"{where}: a polygon needs 3 or more corners in the picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2

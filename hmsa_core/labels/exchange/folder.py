@@ -29,13 +29,7 @@ from hmsa_core.labels.store.reader import LabelStore
 from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
-MODULES = {
-    "cvat": "cvat",
-    "label-studio": "label_studio",
-    "coco-panoptic": "coco",
-    "huggingface": "huggingface",
-    "fiftyone": "fiftyone",
-}
+TOOLS = ("cvat", "label-studio", "coco-panoptic", "huggingface", "fiftyone")  # each a module, with _ for -
 EXPORTED = ".exported"
 _VERSION = 1
 _JSON_BYTES = 256 << 20
@@ -94,10 +88,8 @@ def export_to_tool(
 
     Args:
         store, policy, names: as in `export_store`.
-        out: a folder that does not exist, or is empty.
-        fmt: a key of MODULES.
+        out, fmt: a folder that does not exist, or is empty; one of TOOLS.
         picture: path of an image's photograph.
-        advance: called after each image.
 
     Raises:
         ConfigError: the folder is not empty. IntegrityError: a photograph is another one than was labelled.
@@ -136,7 +128,7 @@ def export_to_tool(
 
 
 def _module(fmt: str) -> Any:
-    return importlib.import_module(f"hmsa_core.labels.exchange.{MODULES[fmt]}")
+    return importlib.import_module(f"hmsa_core.labels.exchange.{fmt.replace('-', '_')}")
 
 
 class Exported:
@@ -152,13 +144,13 @@ class Exported:
         if not where.is_file():
             raise InputError(
                 f"{path}: no export for another tool ({EXPORTED}/index.json is missing)",
-                hint=f"give the folder that `autolabel export --format {'|'.join(MODULES)}` wrote",
+                hint=f"give the folder that `autolabel export --format {'|'.join(TOOLS)}` wrote",
             )
         index = read_json(where)
         try:
             self.format, self.labels, self.images = index["format"], str(index["labels"]), dict(index["images"])
             self.classes = ClassTable.from_json(index["classes"])
-            if self.format not in MODULES or index["version"] != _VERSION:
+            if self.format not in TOOLS or index["version"] != _VERSION:
                 raise ValueError(f"format {self.format!r}, version {index['version']!r}")
             self._name_of = {str(entry["file"]): name for name, entry in self.images.items()}
         except (KeyError, TypeError, ValueError) as error:

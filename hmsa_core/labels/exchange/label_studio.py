@@ -29,10 +29,8 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
     with needs_extra("exchange"):
         from label_studio_sdk.converter.brush import mask2rle
     names = about.classes.classes
-    rows = "".join(
-        f"    <Label value={quoteattr(name)} background={quoteattr(about.colour(i))}/>\n"
-        for i, name in enumerate(names)
-    )
+    row = "    <Label value={} background={}/>\n"
+    rows = "".join(row.format(quoteattr(name), quoteattr(about.colour(i))) for i, name in enumerate(names))
     write_text(
         folder / "label_config.xml",
         f'<View>\n  <Image name="{_TO}" value="$image" zoom="true"/>\n'
@@ -55,9 +53,8 @@ def write(folder: Path, about: About, items: Iterator[Item]) -> None:
                     "image_rotation": 0,
                     "value": {
                         "format": "rle",
-                        "rle": mask2rle(  # type: ignore[no-untyped-call]  # its package has no types for it
-                            np.where(item.label == class_id, np.uint8(255), np.uint8(0))
-                        ),
+                        # Its package has no types for it.
+                        "rle": mask2rle((item.label == class_id) * np.uint8(255)),  # type: ignore[no-untyped-call]
                         "brushlabels": [names[class_id]],
                     },
                 }

@@ -9,7 +9,6 @@ the pixels of a trained network lie. They were made once, by halving the widest 
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,9 @@ def _all_edges() -> tuple[str, ...]:
 
 
 EDGES: tuple[str, ...] = _all_edges()
+_CODES = {Decimal(edge): code for code, edge in enumerate(EDGES)}
+_VALUES = np.array([float(edge) for edge in EDGES], np.float32)
+_VALUES.setflags(write=False)
 
 _SHIFT = 17  # bits of 1-p that are dropped: the coarsest table in which no cell holds two edges
 _CHUNK = 1 << 15  # values at a time: the temporaries stay in the second-level cache
@@ -46,8 +48,7 @@ class ConfidenceCode:
 
     def __init__(self) -> None:
         self.edges: tuple[str, ...] = EDGES
-        self.values: NDArray[np.float32] = _float32_edges()
-        self._base, self._edge = _cells()
+        self.values: NDArray[np.float32] = _VALUES
 
     def encode(self, p: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Codes (uint8, shape of `p`) of confidences in [0, 1]; NaN, negative or > 1.001 is an InputError."""
@@ -63,13 +64,12 @@ class ConfidenceCode:
             # The bits of 1-p order p and grow finer towards 1, where the edges are; in the cell of an
             # edge the edge itself decides, so that the comparison stays exact.
             cell = (np.maximum(np.float32(1) - part, np.float32(0)).view(np.uint32) >> _SHIFT).astype(np.intp)
-            out[i : i + _CHUNK] = self._base[cell] + (part >= self._edge[cell])
+            out[i : i + _CHUNK] = _BASE[cell] + (part >= _EDGE[cell])
         return out.reshape(p.shape)
 
     def code_for(self, threshold: str | float | Decimal) -> int:
         """Smallest code that a threshold keeps; one off the grid is a ConfigError naming its neighbours."""
-        value = _decimal(threshold)
-        code = _exact().get(value)
+        code = _CODES.get(_decimal(threshold))
         if code is None:
             below, above = self.neighbours(threshold)
             near = " and ".join(e for e in (below, above) if e is not None)
@@ -82,25 +82,13 @@ class ConfidenceCode:
     def neighbours(self, threshold: str | float | Decimal) -> tuple[str | None, str | None]:
         """Largest edge <= and smallest edge >= a threshold; None where there is none."""
         value = _decimal(threshold)
-        below = [e for e in EDGES if Decimal(e) <= value]
-        above = [e for e in EDGES if Decimal(e) >= value]
-        return (below[-1] if below else None, above[0] if above else None)
+        below = [code for edge, code in _CODES.items() if edge <= value]
+        above = [code for edge, code in _CODES.items() if edge >= value]
+        return EDGES[below[-1]] if below else None, EDGES[above[0]] if above else None
 
     def threshold(self, code: int) -> str:
         """Edge of a code as its decimal string; 256 (keep nothing) reads "withheld"."""
         return "withheld" if code >= NUM_CODES else EDGES[code]
-
-
-@cache
-def _exact() -> dict[Decimal, int]:
-    return {Decimal(edge): code for code, edge in enumerate(EDGES)}
-
-
-@cache
-def _float32_edges() -> NDArray[np.float32]:
-    values = np.array([float(edge) for edge in EDGES], np.float32)
-    values.setflags(write=False)
-    return values
 
 
 def _decimal(threshold: str | float | Decimal) -> Decimal:
@@ -115,16 +103,17 @@ def _decimal(threshold: str | float | Decimal) -> Decimal:
     return value
 
 
-@cache
 def _cells() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """For each cell of the bits of 1-p: the code below its edge, and the edge (2 = no edge in it)."""
-    edges = _float32_edges()
-    cells = ((np.float32(1) - edges).view(np.uint32) >> _SHIFT).astype(np.int64)
+    cells = ((np.float32(1) - _VALUES).view(np.uint32) >> _SHIFT).astype(np.int64)
     if len(np.unique(cells)) != NUM_CODES:
         raise AssertionError("two edges share a cell")
     n = int(cells[0]) + 1
     edge = np.full(n, 2, np.float32)
-    edge[cells] = edges
+    edge[cells] = _VALUES
     base = np.searchsorted(-cells, -np.arange(n), side="left") - 1
     edge[base < 0] = 2  # the cell of p = 0: code 0 whatever is in it
     return np.maximum(base, 0).astype(np.uint8), edge
+
+
+_BASE, _EDGE = _cells()

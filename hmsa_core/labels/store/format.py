@@ -26,7 +26,7 @@ from hmsa_core.io.atomic import AtomicFile, read_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, NoSpaceError, StoreError, translate_os_error
 
 FORMAT, VERSION = "hmsa-label-store", 1
-MANIFEST_VERSION = 2  # 1 listed every image, which the table `images` does
+MANIFEST_VERSION = 2
 MANIFEST, RECEIPTS, SIDECAR, LOCKS = "manifest.json", "receipts", "sidecar", ".locks"
 STATISTICS = ("kept", "totals", "images")  # consolidated from the sidecars; named by the digest of their sources
 SOURCES = {"none": 0, "teacher": 1, "human": 2, "both": 3}  # column `source` of a thresholded store
@@ -306,10 +306,7 @@ def read_manifest(store: str | os.PathLike[str]) -> dict[str, Any]:
     value = sealed.read(path)
     if value.get("format") != FORMAT:
         raise StoreError(f"{path}: format is {value.get('format')!r}, expected {FORMAT!r}")
-    if value.get("version") == 1:
-        for shard in value["shards"]:
-            shard["rows"] = len(shard.pop("images"))
-    elif value.get("version") != MANIFEST_VERSION:
+    if value.get("version") != MANIFEST_VERSION:
         raise StoreError(
             f"{path}: version {value.get('version')} of the format, this program reads {MANIFEST_VERSION}",
             hint="use the release that wrote it, or make the store again",
@@ -319,24 +316,18 @@ def read_manifest(store: str | os.PathLike[str]) -> dict[str, Any]:
 
 def listed_files(manifest: Mapping[str, Any]) -> list[str]:
     """All files of a store, the manifest last, relative to its folder."""
-    files = []
-    for shard in manifest["shards"]:
-        files += [shard["file"], shard["sidecar"]["file"], shard["receipt"]["file"]]
-    others = [*manifest["statistics"].values(), *manifest["extras"]]
-    return [*files, *(r["file"] for r in others), MANIFEST]
+    records = [record for shard in manifest["shards"] for record in (shard, shard["sidecar"], shard["receipt"])]
+    records += [*manifest["statistics"].values(), *manifest["extras"]]
+    return [*(record["file"] for record in records), MANIFEST]
 
 
 def refuse_in_store(out: Path) -> None:
     """Refuse a folder in (or at) a label store: a file that the manifest does not list would make the store damaged."""
     place = out.resolve()
-    if any(_is_store(folder) for folder in (place, *place.parents)):
-        raise ConfigError(
-            f"{out}: lies in a label store, which holds nothing but its own files", hint="give a folder elsewhere"
-        )
-
-
-def _is_store(folder: Path) -> bool:
-    try:
-        return read_json(folder / MANIFEST).get("format") == FORMAT
-    except (OSError, IntegrityError):  # there is no manifest, or it cannot be read
-        return False
+    for folder in (place, *place.parents):
+        with suppress(OSError, IntegrityError):  # there is no manifest, or it cannot be read
+            if read_json(folder / MANIFEST).get("format") == FORMAT:
+                raise ConfigError(
+                    f"{out}: lies in a label store, which holds nothing but its own files",
+                    hint="give a folder elsewhere",
+                )

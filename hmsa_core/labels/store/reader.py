@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,30 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hmsa_core.io import sealed
+from hmsa_core.io.atomic import sha256_file
 from hmsa_core.io.engine import HERE, Engine
-from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.io.remote import local_folder
-from hmsa_core.labels.store.format import (
-    MANIFEST,
-    SIDECAR,
-    FileRecord,
-    Kind,
-    check_footer,
-    decode,
-    open_parquet,
-    parquet_errors,
-    payload_columns,
-    read_manifest,
-    shard_schema,
-)
+from hmsa_core.labels.store import format as files
+from hmsa_core.labels.store.format import MANIFEST, SIDECAR, FileRecord, Kind, read_manifest
 from hmsa_core.labels.store.sidecar import image_table
-from hmsa_core.labels.store.verify import Problem, verify_store
 from hmsa_core.taxonomy import ClassTable
 
 _FOOTERS = 10_000  # files whose footers are checked at opening: a second
 _OPEN_FILES = 64  # shards held open by one reader
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a store."""
+
+    file: str
+    kind: str  # missing | torn | changed | swapped | renamed | unlisted
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class LabelStore:
@@ -54,9 +58,8 @@ class LabelStore:
 
     @cached_property
     def _where(self) -> dict[str, tuple[int, int]]:
-        name, shard, row = (
-            c.to_pylist() for c in image_table(self.path, self.manifest, ("name", "shard", "row")).columns
-        )
+        table = image_table(self.path, self.manifest, ("name", "shard", "row"))
+        name, shard, row = (column.to_pylist() for column in table.columns)
         return dict(zip(name, zip(shard, row, strict=True), strict=True))
 
     @classmethod
@@ -94,7 +97,7 @@ class LabelStore:
             if len(records) > _FOOTERS and sizes.get(record.file) == record.size_bytes:
                 continue  # the footers of so many files are checked when they are read
             try:
-                check_footer(self.path / record.file, record)
+                files.check_footer(self.path / record.file, record)
             except StoreError as error:
                 kind = "changed" if (self.path / record.file).exists() else "missing"
                 self.problems.append(Problem(record.file, kind, error.message))
@@ -107,7 +110,13 @@ class LabelStore:
         except StoreError as error:
             kind = "changed" if (self.path / MANIFEST).exists() else "missing"
             return [Problem(MANIFEST, kind, error.message)]
-        return verify_store(self.path, manifest, subset, engine)
+        match = re.fullmatch(r"(\d+)/(\d+)", subset)
+        if not match or not 1 <= (n := int(match[1])) <= (of := int(match[2])):
+            raise ConfigError(f"subset {subset!r} is not n/t with 1 <= n <= t", hint="for example 1/7, 2/7, ... 7/7")
+        check = _Check.of(self.path, manifest, with_unlisted=n == 1)
+        mine = sorted([*check.digests, *check.receipts])[n - 1 :: of]
+        problems = [problem for problem in engine.map(check, mine, what="checks files", batch=16) if problem]
+        return problems + check.unlisted_problems()
 
     def names(self) -> list[str]:
         """Names of all images in order, those of damaged shards too."""
@@ -156,14 +165,14 @@ class LabelStore:
         for column, digest in zip(columns, digests, strict=True):
             if hashlib.sha256(row[column]).hexdigest() != row[digest]:
                 raise StoreError(f"{where}: {column} is damaged (digest differs)")
-            maps[column] = decode(row[column], self.manifest["codec"])
+            maps[column] = files.decode(row[column], self.manifest["codec"])
             if maps[column].shape != (row["height"], row["width"]):
                 raise StoreError(f"{where}: {column} is {maps[column].shape}, recorded {row['height'], row['width']}")
         return maps
 
     def row(self, name: str) -> dict[str, Any]:
         """What the store knows of an image, without its maps: city, paths, size, digests."""
-        columns = [n for n in shard_schema(self.kind).names if n not in payload_columns(self.kind)]
+        columns = [n for n in files.shard_schema(self.kind).names if n not in files.payload_columns(self.kind)]
         return self._row(name, columns)
 
     def _row(self, name: str, columns: list[str]) -> dict[str, Any]:
@@ -171,7 +180,7 @@ class LabelStore:
         path = self.path / entry["file"]
         if entry["file"] in self._bad:
             raise StoreError(self._bad[entry["file"]], hint="its other shards can still be read")
-        with parquet_errors(path):
+        with files.parquet_errors(path):
             table = self._file(shard, entry).read_row_group(position, columns=columns, use_threads=False)
             if table.num_rows != 1:
                 raise StoreError(f"{path}: row group {position} holds {table.num_rows} rows, expected 1")
@@ -184,7 +193,7 @@ class LabelStore:
         if self._pid != os.getpid():  # after a fork the parent's readers are not ours
             self._files, self._pid = OrderedDict(), os.getpid()
         if shard not in self._files:
-            self._files[shard] = open_parquet(self.path / entry["file"], _record(entry))
+            self._files[shard] = files.open_parquet(self.path / entry["file"], _record(entry))
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(shard)
@@ -218,3 +227,66 @@ class LabelStore:
 
 def _record(entry: dict[str, Any]) -> FileRecord:
     return FileRecord(entry["file"], entry["size_bytes"], entry["sha256"], entry["footer_sha256"])
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Reads all bytes of one file of a store; what is wrong with it, or None."""
+
+    root: Path
+    digests: dict[str, str]  # recorded SHA-256 by file
+    receipts: dict[str, str]  # recorded digest by receipt
+    unlisted: dict[str, str]  # SHA-256 of each visible file that the manifest does not list
+
+    @classmethod
+    def of(cls, root: Path, manifest: Mapping[str, Any], *, with_unlisted: bool) -> _Check:
+        records = [r for s in manifest["shards"] for r in (s, s["sidecar"])]
+        records += [*manifest["statistics"].values(), *manifest["extras"]]
+        unlisted, listed = {}, set(files.listed_files(manifest))
+        for path in sorted(root.rglob("*")) if with_unlisted else []:
+            relative = path.relative_to(root)
+            hidden = any(part.startswith(".") for part in relative.parts)  # locks, leftovers of killed writers
+            if path.is_file() and not hidden and relative.as_posix() not in listed:
+                unlisted[relative.as_posix()] = sha256_file(path)
+        receipts = {s["receipt"]["file"]: s["receipt"]["digest"] for s in manifest["shards"]}
+        return cls(root, {r["file"]: r["sha256"] for r in records}, receipts, unlisted)
+
+    def __call__(self, file: str) -> Problem | None:
+        return self._receipt(file) if file in self.receipts else self._file(file)
+
+    def _holder(self, sha256: str) -> str | None:
+        return next((file for file, recorded in self.digests.items() if recorded == sha256), None)
+
+    def _file(self, file: str) -> Problem | None:
+        path, expected = self.root / file, self.digests[file]
+        if not path.is_file():
+            moved = next((other for other, sha256 in self.unlisted.items() if sha256 == expected), None)
+            if moved:
+                return Problem(file, "renamed", f"{path}: missing; its content lies in {moved} (renamed)")
+            return Problem(file, "missing", f"{path}: missing")
+        actual = sha256_file(path)
+        if actual == expected:
+            return None
+        if other := self._holder(actual):
+            return Problem(file, "swapped", f"{path}: holds the content of {other} (swapped or copied)")
+        return Problem(file, "changed", f"{path}: changed or torn (sha256 is {actual}, recorded {expected})")
+
+    def _receipt(self, file: str) -> Problem | None:
+        path, expected = self.root / file, self.receipts[file]
+        try:
+            digest = sealed.read(path)["digest"]
+        except StoreError as error:
+            return Problem(file, "changed" if path.exists() else "missing", error.message)
+        if digest != expected:
+            return Problem(file, "swapped", f"{path}: is another receipt (digest {digest}, {expected})")
+        return None
+
+    def unlisted_problems(self) -> list[Problem]:
+        problems = []
+        for file, sha256 in self.unlisted.items():
+            holder = self._holder(sha256)
+            why = f"; it has the content of {holder}" if holder else ""
+            if not holder and file.startswith(f"{SIDECAR}/"):
+                why = "; it may be left over from a killed writer"
+            problems.append(Problem(file, "unlisted", f"{self.root / file}: not in the manifest{why}"))
+        return problems

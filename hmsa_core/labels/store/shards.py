@@ -21,21 +21,10 @@ from hmsa_core.io import atomic, sealed
 from hmsa_core.io.atomic import canonical_json, digest, sha256_file, sweep_temps
 from hmsa_core.io.errors import ConfigError, InputError, LockedError, StoreError, is_plain_name
 from hmsa_core.io.locks import FileLock
+from hmsa_core.labels.store import format as files
 from hmsa_core.labels.store.codes import ConfidenceCode
-from hmsa_core.labels.store.format import (
-    FORMAT,
-    LOCKS,
-    RECEIPTS,
-    SIDECAR,
-    VERSION,
-    Codec,
-    FileRecord,
-    Kind,
-    ParquetSink,
-    encode,
-    shard_schema,
-)
-from hmsa_core.labels.store.sidecar import SidecarRows, count, present_values
+from hmsa_core.labels.store.format import SIDECAR, Codec, FileRecord, Kind
+from hmsa_core.labels.store.sidecar import Histogram, count, present_values, write_sidecar
 from hmsa_core.taxonomy import IGNORE, ClassTable, cityscapes
 
 RECEIPT_FORMAT = "hmsa-label-shard"
@@ -116,13 +105,13 @@ def plan_shards(
 
 def receipt_path(store: Path, plan: ShardPlan) -> Path:
     """Where the receipt of a planned shard lies."""
-    return store / RECEIPTS / f"{plan.stem}.json"
+    return store / files.RECEIPTS / f"{plan.stem}.json"
 
 
 def read_receipt(store: Path, plan: ShardPlan) -> dict[str, Any]:
     """Receipt of a planned shard; missing, damaged or of another plan is a StoreError."""
     receipt = sealed.read(receipt_path(store, plan))
-    if receipt.get("plan_sha256") != plan.digest or receipt.get("version") != VERSION:
+    if receipt.get("plan_sha256") != plan.digest or receipt.get("version") != files.VERSION:
         raise StoreError(f"{receipt_path(store, plan)}: belongs to another plan")
     return receipt
 
@@ -146,9 +135,8 @@ class ShardWriter:
 
     Args:
         store, plan: folder of the store, and what belongs into this shard.
-        classes: class table; default: Cityscapes.
+        classes, codec: class table, default: Cityscapes; "png" or "webp".
         kind: "raw", or "thresholded" for final labels. Those have a `source` map too.
-        codec: "png" or "webp".
         streaming: the plan starts empty and grows with each image (LabelStoreWriter).
 
     Raises:
@@ -168,25 +156,26 @@ class ShardWriter:
         self.root, self.plan, self.kind = Path(store), plan, kind
         self._codec, self._classes = codec, classes or cityscapes()
         self._streaming = streaming
-        self._facts = {"version": VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
-        self._lock = FileLock(self.root / LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}").acquire()
+        self._facts = {"version": files.VERSION, "kind": kind, "codec": codec, "classes_sha256": self._classes.digest()}
+        self._lock = FileLock(
+            self.root / files.LOCKS / f"{plan.stem}.lock", what=f"{plan.stem} of {self.root}"
+        ).acquire()
         try:
-            _sweep_once(self.root)
-            self._sink = self._open()
+            # Once a process: walking the folder for each of thousands of shards would be quadratic.
+            if self.root.resolve() not in _swept:
+                sweep(self.root)
+            about = {"format": files.FORMAT, **self._facts, "key": plan.key}
+            self._schema = files.shard_schema(kind, {b"hmsa": canonical_json(about)})
+            # Images are compressed already; statistics only where a reader searches.
+            path = self.root / f"{plan.stem}.parquet"
+            self._sink = files.ParquetSink(path, self._schema, compression="none", statistics=["name"])
         except BaseException:
             self._lock.release()
             raise
-        self._sidecar = SidecarRows()
+        self._histograms: list[tuple[str, Histogram]] = []
         self._rows: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
         self.notes: dict[str, Any] = {}  # any JSON object; goes into the receipt
-
-    def _open(self) -> ParquetSink:
-        about = {"format": FORMAT, **self._facts, "key": self.plan.key}
-        self._schema = shard_schema(self.kind, {b"hmsa": canonical_json(about)})
-        path = self.root / f"{self.plan.stem}.parquet"
-        # Images are compressed already; statistics only where a reader searches.
-        return ParquetSink(path, self._schema, compression="none", statistics=["name"])
 
     def add(
         self,
@@ -200,11 +189,9 @@ class ShardWriter:
         """Append the plan's next image; a wrong name, digest, type, shape or id is an InputError.
 
         Args:
-            name: of the image.
             label: uint8 HxW trainIds or 255.
             confidence: float32 HxW, top probability of the label, in [0, 1].
             coarse: uint8 HxW trainIds of the human label, only counted (conflicts), not stored.
-            facts: what else is known of the image.
         """
         _check_shapes(name, label, confidence)
         self.add_coded(name, label, _CODE.encode(confidence), coarse=coarse, **facts)
@@ -229,11 +216,11 @@ class ShardWriter:
             "width": label.shape[1],
             "image_sha256": self._check_plan(name, facts.get("image_sha256", "")),
         }
-        encoded = {column: encode(value, column, self._codec) for column, value in maps.items()}
+        encoded = {column: files.encode(value, column, self._codec) for column, value in maps.items()}
         digests = {f"{c}_sha256": hashlib.sha256(data).hexdigest() for c, data in encoded.items()}
         values = {**row, **encoded, **digests}
         self._sink.append(pa.table({n: [values[n]] for n in self._schema.names}, schema=self._schema))
-        self._sidecar.add(name, count(label, code, coarse))
+        self._histograms.append((name, count(label, code, coarse)))
         self._rows.append(row)
 
     def skip(self, name: str, reason: str) -> None:
@@ -281,7 +268,7 @@ class ShardWriter:
             raise StoreError(f"{self.plan.stem}: {missing} of its images were not written", hint="run again")
         try:
             shard = self._sink.commit(self.root)
-            sidecar = self._sidecar.write(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root)
+            sidecar = write_sidecar(self.root / SIDECAR / f"{self.plan.stem}.parquet", self.root, self._histograms)
             receipt = {
                 "format": RECEIPT_FORMAT,
                 **self._facts,
@@ -328,12 +315,6 @@ def sweep(root: Path) -> None:
 def leave(root: Path) -> None:
     """Somebody else has swept this store: writers of this process do not."""
     _swept.add(root.resolve())
-
-
-def _sweep_once(root: Path) -> None:
-    # Once a process: walking the folder for each of thousands of shards would be quadratic.
-    if root.resolve() not in _swept:
-        sweep(root)
 
 
 def _check_shapes(name: str, label: UInt8, other: NDArray[Any]) -> None:

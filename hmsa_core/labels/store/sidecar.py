@@ -1,12 +1,8 @@
 """The sidecar tables: histograms of each image, their consolidated forms, and statistics at any threshold from them.
 
-`sidecar/shard-NNNNN.parquet` is the source: one sparse table per shard, sorted by class. `consolidate`
-makes three tables from all of them. Their file names hold the digest of their sources, so an old manifest never
-reads new statistics:
-  kept-<digest>    rows (image, class) sorted by class in each block of images, one column per code: a threshold
-                   reads a few of the 258 columns
-  totals-<digest>  sums by city: totals, conflicts with human labels, confidence histograms for the shift check
-  images-<digest>  where each image lies and what is known of it
+`sidecar/shard-NNNNN.parquet` is the source: one sparse table per shard, sorted by class. `consolidate` makes the
+tables kept, totals and images (format.py) of all of them. Their file names hold the digest of their sources, so that
+an old manifest never reads new statistics. `kept` has a column for each code: a threshold reads a few of them.
 """
 
 from __future__ import annotations
@@ -21,26 +17,15 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hmsa_core.io.atomic import digest, sha256_file
 from hmsa_core.io.errors import InputError, StoreError
+from hmsa_core.labels.store import format as files
 from hmsa_core.labels.store.codes import NUM_CODES
-from hmsa_core.labels.store.format import (
-    IMAGES_SCHEMA,
-    KEPT_SCHEMA,
-    SIDECAR,
-    SIDECAR_SCHEMA,
-    STATISTICS,
-    TOTALS_SCHEMA,
-    FileRecord,
-    ParquetSink,
-    open_parquet,
-    parquet_errors,
-    read_manifest,
-    read_table,
-)
+from hmsa_core.labels.store.format import SIDECAR, FileRecord, ParquetSink, read_manifest, read_table
 from hmsa_core.taxonomy import IGNORE, ClassTable
 
 _SMALL = 512  # images
@@ -49,6 +34,9 @@ _GROUP_ROWS = 2048  # rows of (image, class) that close a row group of `kept`
 _HASHED_BYTES = 16 << 20
 _IMAGE_ROWS = 1 << 16  # rows of a row group of `images`
 _MEND = "run `autolabel verify` on the store; make it again"
+
+
+Kept = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint32]]  # numbers of images, class, pixels by code
 
 
 class Histogram(NamedTuple):
@@ -101,89 +89,73 @@ def cumulative(counts: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.cumsum(counts[..., ::-1], axis=-1, dtype=np.int64)[..., ::-1]
 
 
-class SidecarRows:
-    """Collects the histograms of one shard's images and writes them as one table."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._parts: list[Histogram] = []
-
-    def add(self, name: str, histogram: Histogram) -> None:
-        """Append the histogram of the shard's next image."""
-        self._names.append(name)
-        self._parts.append(histogram)
-
-    def write(self, path: Path, root: Path) -> FileRecord:
-        """Write the table sorted by class, then image, human class, code."""
-        rows = np.repeat(np.arange(len(self._parts), dtype=np.uint32), [len(p.code) for p in self._parts])
-        columns = [np.concatenate([np.empty(0, np.uint32), *(p[i] for p in self._parts)]) for i in range(4)]
-        order = np.argsort(columns[0], kind="stable")
-        names = pa.array(self._names, pa.string()).take(pa.array(rows[order]))
-        arrays = [names, pa.array(rows[order])]
-        types = (pa.uint8(), pa.uint8(), pa.uint8(), pa.uint32())
-        arrays += [pa.array(c[order].astype(t.to_pandas_dtype())) for c, t in zip(columns, types, strict=True)]
-        with ParquetSink(path, SIDECAR_SCHEMA, statistics=["class"], dictionary=["name", "class", "human"]) as out:
-            out.append(pa.Table.from_arrays(arrays, schema=SIDECAR_SCHEMA))
-            return out.commit(root)
+def write_sidecar(path: Path, root: Path, images: Sequence[tuple[str, Histogram]]) -> FileRecord:
+    """Write the histograms of a shard's images (name, counts) as one table: by class, image, human class, code."""
+    parts = [part for _, part in images]
+    rows = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(p.code) for p in parts])
+    columns = [np.concatenate([np.empty(0, np.uint32), *(p[i] for p in parts)]) for i in range(4)]
+    order = np.argsort(columns[0], kind="stable")
+    row = pa.array(rows[order])
+    arrays = [pa.array([name for name, _ in images], pa.string()).take(row), row]
+    types = (np.uint8, np.uint8, np.uint8, np.uint32)
+    arrays += [pa.array(c[order].astype(t)) for c, t in zip(columns, types, strict=True)]
+    with ParquetSink(path, files.SIDECAR_SCHEMA, statistics=["class"], dictionary=["name", "class", "human"]) as out:
+        out.append(pa.Table.from_arrays(arrays, schema=files.SIDECAR_SCHEMA))
+        return out.commit(root)
 
 
 def consolidate(root: Path, receipts: Sequence[dict[str, Any]], num_classes: int) -> dict[str, FileRecord]:
     """Write the three tables of a whole store; return their records by name."""
     sources = digest([r["sidecar"]["sha256"] for r in receipts])[:16]
-    where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in STATISTICS}
-    totals = TOTALS_SCHEMA.empty_table()
+    where = {name: root / SIDECAR / f"{name}-{sources}.parquet" for name in files.STATISTICS}
+    totals = files.TOTALS_SCHEMA.empty_table()
     # A compressor is set up for each of 258 column chunks a row group: that only pays where chunks are large.
     compression = "zstd" if sum(len(r["rows"]) for r in receipts) > _SMALL else "none"
     with ParquetSink(
-        where["kept"], KEPT_SCHEMA, compression=compression, statistics=["class"], dictionary=["class"]
+        where["kept"], files.KEPT_SCHEMA, compression=compression, statistics=["class"], dictionary=["class"]
     ) as kept:
         for first, members in _blocks(receipts):
-            tables = [_load(root, receipts[i]) for i in members]
-            named = [_with_cities(t, receipts[i]["rows"]) for t, i in zip(tables, members, strict=True)]
+            records = [FileRecord(**receipt["sidecar"]) for receipt in members]
+            tables = [read_table(root / r.file, r, ["row", "class", "human", "code", "pixels"]) for r in records]
+            named = [_with_cities(table, receipt["rows"]) for table, receipt in zip(tables, members, strict=True)]
             totals = _sum_by_city([totals, *named])
-            _write_kept(kept, tables, [len(receipts[i]["rows"]) for i in members], first, num_classes)
-        records = {"kept": kept.commit(root)}
-    records["totals"] = _write_totals(where["totals"], root, totals)
-    records["images"] = _write_images(where["images"], root, receipts)
-    return records
+            _write_kept(kept, tables, [len(receipt["rows"]) for receipt in members], first, num_classes)
+        written = {"kept": kept.commit(root)}
+    order = [(name, "ascending") for name in files.TOTALS_SCHEMA.names[:-1]]
+    with ParquetSink(where["totals"], files.TOTALS_SCHEMA, dictionary=["city"]) as out:
+        out.append(totals.sort_by(order).combine_chunks())
+        written["totals"] = out.commit(root)
+    return written | {"images": _write_images(where["images"], root, receipts)}
 
 
-def _blocks(receipts: Sequence[dict[str, Any]]) -> Iterator[tuple[int, list[int]]]:
-    """(number of the first image, receipt positions) of runs of shards with about _BLOCK images."""
-    first = count = 0
-    members: list[int] = []
+def _blocks(receipts: Sequence[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(number of the first image, receipts) of runs of shards with about _BLOCK images."""
+    first = images = 0
+    members: list[dict[str, Any]] = []
     for i, receipt in enumerate(receipts):
-        members.append(i)
-        count += len(receipt["rows"])
-        if count - first >= _BLOCK or i == len(receipts) - 1:
+        members.append(receipt)
+        images += len(receipt["rows"])
+        if images - first >= _BLOCK or i == len(receipts) - 1:
             yield first, members
-            first, members = count, []
-
-
-def _load(root: Path, receipt: dict[str, Any]) -> pa.Table:
-    record = FileRecord(**receipt["sidecar"])
-    return read_table(root / record.file, record, ["row", "class", "human", "code", "pixels"])
+            first, members = images, []
 
 
 def _write_kept(out: ParquetSink, tables: list[pa.Table], sizes: list[int], first: int, num_classes: int) -> None:
-    waiting: list[tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint32]]] = []
+    waiting: list[Kept] = []
     starts = first + np.concatenate([[0], np.cumsum(sizes)])
     for class_id in range(num_classes):
-        images, codes, pixels = [], [], []
+        parts, images = [], []
         for table, start in zip(tables, starts, strict=False):
-            ids = table["class"].to_numpy()
-            lo, hi = np.searchsorted(ids, [class_id, class_id + 1])
-            part = table.slice(lo, hi - lo)
-            images.append(part["row"].to_numpy().astype(np.int64) + start)
-            codes.append(part["code"].to_numpy())
-            pixels.append(part["pixels"].to_numpy())
-        image = np.concatenate(images)
-        present, position = np.unique(image, return_inverse=True)
+            lo, hi = np.searchsorted(table["class"].to_numpy(), [class_id, class_id + 1])
+            parts.append(table.slice(lo, hi - lo))
+            images.append(parts[-1]["row"].to_numpy().astype(np.int64) + start)
+        codes, pixels = (np.concatenate([part[name].to_numpy() for part in parts]) for name in ("code", "pixels"))
+        present, position = np.unique(np.concatenate(images), return_inverse=True)
         if not len(present):
             continue
         counts = np.zeros((len(present), 256), np.uint32)
         # One image lists a code once for each human class, so the counts have to be added up.
-        np.add.at(counts, (position, np.concatenate(codes)), np.concatenate(pixels))
+        np.add.at(counts, (position, codes), pixels)
         waiting.append((present, np.full(len(present), class_id, np.uint8), cumulative(counts).astype(np.uint32)))
         if sum(len(part[0]) for part in waiting) >= _GROUP_ROWS:
             _append_kept(out, waiting)
@@ -192,41 +164,34 @@ def _write_kept(out: ParquetSink, tables: list[pa.Table], sizes: list[int], firs
         _append_kept(out, waiting)
 
 
-def _append_kept(out: ParquetSink, parts: list[tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint32]]]) -> None:
+def _append_kept(out: ParquetSink, parts: list[Kept]) -> None:
     image, class_id = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     columns = np.concatenate([part[2] for part in parts]).T
     arrays = [pa.array(image.astype(np.uint32)), pa.array(class_id)]
     arrays += [pa.array(np.ascontiguousarray(column)) for column in columns]
-    out.append(pa.Table.from_arrays(arrays, schema=KEPT_SCHEMA))
+    out.append(pa.Table.from_arrays(arrays, schema=files.KEPT_SCHEMA))
 
 
 def _sum_by_city(tables: Sequence[pa.Table]) -> pa.Table:
     """Sparse sums over (city, class, human class, code): many cities or classes cost no memory."""
-    cells = TOTALS_SCHEMA.names[:-1]
+    cells = files.TOTALS_SCHEMA.names[:-1]
     sums = pa.concat_tables(tables).group_by(cells).aggregate([("pixels", "sum")])
-    return sums.select([*cells, "pixels_sum"]).rename_columns(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
+    return sums.select([*cells, "pixels_sum"]).rename_columns(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
 
 
 def _with_cities(table: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
     cities = pa.array([row["city"] for row in rows], pa.string()).take(table["row"])
-    return table.append_column("city", cities).select(TOTALS_SCHEMA.names).cast(TOTALS_SCHEMA)
-
-
-def _write_totals(path: Path, root: Path, totals: pa.Table) -> FileRecord:
-    order = [(name, "ascending") for name in TOTALS_SCHEMA.names[:-1]]
-    with ParquetSink(path, TOTALS_SCHEMA, dictionary=["city"]) as out:
-        out.append(totals.sort_by(order).combine_chunks())
-        return out.commit(root)
+    return table.append_column("city", cities).select(files.TOTALS_SCHEMA.names).cast(files.TOTALS_SCHEMA)
 
 
 def _write_images(path: Path, root: Path, receipts: Iterable[dict[str, Any]]) -> FileRecord:
-    names = [n for n in IMAGES_SCHEMA.names if n not in ("shard", "row")]
+    names = [n for n in files.IMAGES_SCHEMA.names if n not in ("shard", "row")]
     every = ((shard, at, row) for shard, receipt in enumerate(receipts) for at, row in enumerate(receipt["rows"]))
-    with ParquetSink(path, IMAGES_SCHEMA) as out:
+    with ParquetSink(path, files.IMAGES_SCHEMA) as out:
         while part := list(islice(every, _IMAGE_ROWS)):
             columns: dict[str, Any] = {n: [row[n] for _, _, row in part] for n in names}
             columns |= {"shard": [shard for shard, _, _ in part], "row": [at for _, at, _ in part]}
-            out.append(pa.table(columns, schema=IMAGES_SCHEMA))
+            out.append(pa.table(columns, schema=files.IMAGES_SCHEMA))
         return out.commit(root)
 
 
@@ -270,7 +235,7 @@ class StoreStatistics:
     def _kept_file(self) -> tuple[pq.ParquetFile, list[tuple[int, int]]]:
         """The open table, and the lowest and highest class of each of its row groups."""
         path, record = _checked(self.path, self.manifest, "kept")
-        file = open_parquet(path, record)
+        file = files.open_parquet(path, record)
         groups = [file.metadata.row_group(i).column(1).statistics for i in range(file.metadata.num_row_groups)]
         if any(s is None or not s.has_min_max for s in groups):
             raise StoreError(f"{path}: row groups without statistics of their classes", hint=_MEND)
@@ -281,7 +246,7 @@ class StoreStatistics:
         wanted = self._codes(codes)
         file, classes_of_group = self._kept_file
         counts = np.zeros((len(self), self.classes.num_classes), np.int64)
-        with parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
+        with files.parquet_errors(self.path / self.manifest["statistics"]["kept"]["file"]):
             for group, (low, high) in enumerate(classes_of_group):
                 columns = {c: f"k{wanted[c]:03d}" for c in range(low, high + 1) if wanted[c] < NUM_CODES}
                 if not columns:
@@ -306,7 +271,7 @@ class StoreStatistics:
 
     def _codes(self, codes: NDArray[np.integer] | list[int] | int) -> NDArray[np.int64]:
         n = self.classes.num_classes
-        wanted = np.broadcast_to(np.asarray(codes, np.int64), (n,) if np.ndim(codes) == 0 else np.shape(codes))
+        wanted = np.broadcast_to(np.asarray(codes, np.int64), np.shape(codes) or (n,))
         if wanted.shape != (n,) or wanted.min() < 0 or wanted.max() > NUM_CODES:
             raise InputError(f"codes must be {n} values in 0..{NUM_CODES}, got {np.asarray(codes).tolist()}")
         return wanted
@@ -324,29 +289,23 @@ class StoreStatistics:
     @cached_property
     def pixels(self) -> NDArray[np.int64]:
         """Number of pixels of each image, ignored ones included, (N,)."""
-        table = image_table(self.path, self.manifest, ("height", "width"))
-        height, width = (column.to_numpy() for column in table.columns)
-        return np.asarray(height.astype(np.int64) * width, np.int64)
+        height, width = image_table(self.path, self.manifest, ("height", "width")).columns
+        return np.asarray(height.to_numpy().astype(np.int64) * width.to_numpy(), np.int64)
 
     @cached_property
-    def _totals(self) -> dict[str, NDArray[Any]]:
-        """Columns of the table of sums; `city` as a position in `cities`."""
-        table = read_table(*_checked(self.path, self.manifest, "totals"))
-        city = table["city"].combine_chunks().dictionary_encode()
-        columns = {name: table[name].to_numpy() for name in ("class", "human", "code", "pixels")}
-        cities = np.array(city.dictionary.to_pylist(), object)
-        return {**columns, "city": city.indices.to_numpy(), "cities": cities}
+    def _totals(self) -> pa.Table:
+        return read_table(*_checked(self.path, self.manifest, "totals"))
 
     def pairs(self, city: str | None = None) -> NDArray[np.int64]:
         """Counts over (human class, class, code) as int64 (C+1, C, 256); last human row = unlabelled."""
         c, table = self.classes.num_classes, self._totals
-        mine = table["class"] != IGNORE
+        wanted = pc.not_equal(table["class"], IGNORE)
         if city is not None:
-            known = {name: i for i, name in enumerate(table["cities"])}
-            mine = mine & (table["city"] == known.get(city, -1))
-        human = np.minimum(table["human"][mine], c)
+            wanted = pc.and_(wanted, pc.equal(table["city"], city))
+        table = table.filter(wanted)
+        human, ids, code, pixels = (table[name].to_numpy() for name in ("human", "class", "code", "pixels"))
         counts = np.zeros((c + 1, c, NUM_CODES), np.int64)
-        np.add.at(counts, (human, table["class"][mine], table["code"][mine]), table["pixels"][mine])
+        np.add.at(counts, (np.minimum(human, c), ids, code), pixels)
         return counts
 
     @cached_property
@@ -359,7 +318,7 @@ class StoreStatistics:
 
     def city_names(self) -> list[str]:
         """All cities of the store, sorted."""
-        return sorted(self._totals["cities"])
+        return sorted(pc.unique(self._totals["city"]).to_pylist())
 
     def close(self) -> None:
         """Close the open table."""

@@ -15,20 +15,9 @@ from hmsa_core.io.atomic import digest, sha256_file, sweep_temps
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.trees import publish_tree
+from hmsa_core.labels.store import format as files
 from hmsa_core.labels.store.codes import EDGES
-from hmsa_core.labels.store.format import (
-    FORMAT,
-    LOCKS,
-    MANIFEST,
-    MANIFEST_VERSION,
-    RECEIPTS,
-    SIDECAR,
-    STATISTICS,
-    Codec,
-    full_lineage,
-    listed_files,
-    read_manifest,
-)
+from hmsa_core.labels.store.format import MANIFEST, SIDECAR, Codec, full_lineage, read_manifest
 from hmsa_core.labels.store.shards import ImageFacts, ShardPlan, ShardWriter, read_receipt, receipt_path
 from hmsa_core.labels.store.sidecar import consolidate
 from hmsa_core.taxonomy import ClassTable, cityscapes
@@ -64,8 +53,8 @@ def write_manifest(
     kind, codec, _ = next(iter(kinds))
     statistics = consolidate(root, receipts, table.num_classes)
     value = {
-        "format": FORMAT,
-        "version": MANIFEST_VERSION,
+        "format": files.FORMAT,
+        "version": files.MANIFEST_VERSION,
         "kind": kind,
         "codec": codec,
         "edges": list(EDGES),
@@ -75,10 +64,16 @@ def write_manifest(
         "images": sum(len(r["rows"]) for r in receipts),
         "shards": [_shard_entry(root, r) for r in receipts],
         "statistics": {name: asdict(record) for name, record in statistics.items()},
-        "extras": [_extra_entry(root, file) for file in extras],
+        "extras": [
+            {"file": file, "size_bytes": (root / file).stat().st_size, "sha256": sha256_file(root / file)}
+            for file in extras
+        ],
     }
     sealed_digest = sealed.write(root / MANIFEST, value)
-    _remove_old_statistics(root, {record.file for record in statistics.values()})
+    current = {root / record.file for record in statistics.values()}
+    for path in (path for name in statistics for path in (root / SIDECAR).glob(f"{name}-*.parquet")):
+        if path not in current:
+            atomic.ops.unlink(path)
     return sealed_digest
 
 
@@ -95,22 +90,10 @@ def _shard_entry(root: Path, receipt: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _extra_entry(root: Path, file: str) -> dict[str, Any]:
-    path = root / file
-    return {"file": file, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _remove_old_statistics(root: Path, current: set[str]) -> None:
-    for name in STATISTICS:
-        for path in (root / SIDECAR).glob(f"{name}-*.parquet"):
-            if path.relative_to(root).as_posix() not in current:
-                atomic.ops.unlink(path)
-
-
 def publish_store(source: str | Path, target: str | Path) -> None:
     """Hard-link a finished store's files into another folder, in one step; other files there go."""
     source, target = Path(source), Path(target)
-    publish_tree(source, target, last=(MANIFEST,), only=listed_files(read_manifest(source)))
+    publish_tree(source, target, last=(MANIFEST,), only=files.listed_files(read_manifest(source)))
 
 
 class LabelStoreWriter:
@@ -144,7 +127,7 @@ class LabelStoreWriter:
         self._classes = classes or (ClassTable.from_json(table) if isinstance(table, dict) else cityscapes())
         self._codec: Codec = codec
         self._key = digest({"lineage": self._lineage, "classes": self._classes.digest(), "codec": codec})
-        self._lock = FileLock(self.path / LOCKS / "writer.lock", what=f"label store {self.path}").acquire()
+        self._lock = FileLock(self.path / files.LOCKS / "writer.lock", what=f"label store {self.path}").acquire()
         self._shard: ShardWriter | None = None
         self._closed = False
         try:
@@ -212,7 +195,7 @@ class LabelStoreWriter:
     def _remove_leftovers(self) -> None:
         """Files of shards that a killed writer finished and that this store does not have."""
         own = {plan.stem for plan in self._plans}
-        for pattern in ("shard-*.parquet", f"{SIDECAR}/shard-*.parquet", f"{RECEIPTS}/shard-*.json"):
+        for pattern in ("shard-*.parquet", f"{SIDECAR}/shard-*.parquet", f"{files.RECEIPTS}/shard-*.json"):
             for path in self.path.glob(pattern):
                 if path.stem not in own:
                     atomic.ops.unlink(path)

@@ -113,11 +113,14 @@ def calibration_table(curves: Curves) -> NDArray[np.float64]:
     """P(label is right | class, code) as float64 (C, 256), non-decreasing in the code."""
     total = curves.counts["total"].sum(axis=0).astype(np.float64)
     correct = curves.counts["correct"].sum(axis=0).astype(np.float64)
-    everyone = _fit(correct.sum(axis=0) + 0.5, total.sum(axis=0) + 1.0)
-    return np.stack([_fit(correct[c] + _PRIOR_PIXELS * everyone, total[c] + _PRIOR_PIXELS) for c in range(len(total))])
+    everyone = isotonic(correct.sum(axis=0) + 0.5, total.sum(axis=0) + 1.0)
+    return np.stack(
+        [isotonic(correct[c] + _PRIOR_PIXELS * everyone, total[c] + _PRIOR_PIXELS) for c in range(len(total))]
+    )
 
 
-def _fit(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+def isotonic(correct: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The non-decreasing curve of probabilities that is closest to correct / total, weighted by `total`."""
     from scipy.optimize import isotonic_regression  # a second to import, and only this function needs it
 
     fit: NDArray[np.float64] = isotonic_regression(correct / total, weights=total).x

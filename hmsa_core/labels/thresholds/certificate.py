@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -21,7 +22,7 @@ from hmsa_core.io import sealed
 from hmsa_core.io.atomic import digest
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, StoreError
 from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
-from hmsa_core.labels.thresholds.sequential import SequentialTest, Turn, choose_start
+from hmsa_core.labels.thresholds.sequential import Floats, SequentialTest, Turn, choose_start
 from hmsa_core.taxonomy import ClassTable
 
 Answer = Literal["right", "wrong", "unsure"]
@@ -38,6 +39,7 @@ Counts = NDArray[np.int64]
 _PLANNED = {"class": int, "name": str, "start": int, "bands": list}
 _BAND = {"low": int, "high": int, "pixels": int, "guess": float}
 _DRAWN = {"class": int, "band": int, "image": str, "x": int, "y": int, "code": int}
+_FORECASTS = {"more_draws", "more_pixels", "aim"}  # no results: their last digits may differ on other machines
 
 
 class Labels(Protocol):
@@ -51,20 +53,16 @@ class Labels(Protocol):
     @property
     def names(self) -> list[str]:
         """Names of all images in order."""
-        ...
 
     @property
     def totals(self) -> Counts:
         """Pixels of each class and code, (C, 256)."""
-        ...
 
     def kept(self, codes: NDArray[np.integer] | int) -> Counts:
         """Pixels of each image and class with at least these codes, (N, C)."""
-        ...
 
     def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Label and confidence code of an image."""
-        ...
 
 
 def certificate_path(store: str | os.PathLike[str]) -> Path:
@@ -80,7 +78,7 @@ class Certificate:
         self.value = value
         self.classes: list[dict[str, Any]] = value["classes"]
         self.draws: list[dict[str, Any]] = value["draws"]
-        self._counted: dict[int, tuple[tuple[Any, ...], tuple[NDArray[np.float64], ...]]] = {}
+        self._counted: dict[int, tuple[tuple[Any, ...], tuple[Floats, ...]]] = {}
         self._told: tuple[tuple[Any, ...], dict[str, dict[str, Any]]] | None = None
         self._where: dict[tuple[int, int], Counts] = {}
 
@@ -101,7 +99,7 @@ class Certificate:
         budget: int = 300,
         seed: int = 0,
         classes: Sequence[str] = (),
-        table: NDArray[np.float64] | None = None,
+        table: Floats | None = None,
         policy: str | None = None,
         who: str = "",
     ) -> Certificate:
@@ -119,82 +117,55 @@ class Certificate:
         Raises:
             ConfigError: a number out of range, an unknown class, or no pixel of any class.
         """
+        settings = {"target": target, "delta": delta, "budget": budget, "seed": seed}
         _check_settings(target, delta, budget, seed)
         named = {labels.classes.index(name) for name in classes}
-        wanted = sorted(named or range(labels.classes.num_classes))
-        planned: list[dict[str, Any]] = []
+        wanted = [c for c in sorted(named or range(labels.classes.num_classes)) if labels.totals[c].any()]
+        if not wanted:
+            raise ConfigError("no class has a pixel: there is nothing to certify")
+        planned = []
         for c in wanted:
-            counts = labels.totals[c]
-            if not counts.any():
-                continue
-            right = np.broadcast_to(_EDGES, NUM_CODES) if table is None else table[c]
-            errors = np.clip(1 - right, 1e-3, 0.6)
+            errors = np.clip(1 - (_EDGES if table is None else table[c]), 1e-3, 0.6)
             if labels.kind != "raw":
                 errors[0] = _PEOPLE
-            planned.append({"class": c, "name": labels.classes.classes[c], "bands": _bands(counts, errors, target)})
-        if not planned:
-            raise ConfigError("no class has a pixel: there is nothing to certify")
-        for row in planned:
-            kept, guess = (np.array([b[k] for b in row["bands"]], np.float64) for k in ("pixels", "guess"))
-            row["start"] = choose_start(kept, guess, target, delta / len(planned))
-        return cls(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "store": labels.digest,
-                "teacher": labels.lineage.get("teacher"),
-                "policy": policy,
-                "target": target,
-                "delta": delta,
-                "budget": budget,
-                "seed": seed,
-                "who": who,
-                "classes": planned,
-                "draws": [],
-            }
-        )
+            bands = _bands(labels.totals[c], errors, target)
+            kept, guess = (np.array([band[key] for band in bands], np.float64) for key in ("pixels", "guess"))
+            start = choose_start(kept, guess, target, delta / len(wanted))
+            planned.append({"class": c, "name": labels.classes.classes[c], "bands": bands, "start": start})
+        about = {"store": labels.digest, "teacher": labels.lineage.get("teacher"), "policy": policy, "who": who}
+        return cls({"format": FORMAT, "version": VERSION, **about, **settings, "classes": planned, "draws": []})
 
     @cached_property
     def test(self) -> SequentialTest:
         """The test of all its classes, classes first."""
-        kept, guess = (self._of_bands(key, fill) for key, fill in (("pixels", 0.0), ("guess", 0.5)))
+        shape = len(self.classes), max(len(row["bands"]) for row in self.classes)
+        kept, guess = np.zeros(shape), np.full(shape, 0.5)
+        for c, row in enumerate(self.classes):
+            for b, band in enumerate(row["bands"]):
+                kept[c, b], guess[c, b] = band["pixels"], band["guess"]
         start = np.array([row["start"] for row in self.classes])
         return SequentialTest(kept, guess, start, self.value["target"], self.value["delta"])
 
-    def _of_bands(self, key: str, fill: float) -> NDArray[np.float64]:
-        widest = max(len(row["bands"]) for row in self.classes)
-        padded = [[b[key] for b in row["bands"]] + [fill] * (widest - len(row["bands"])) for row in self.classes]
-        return np.array(padded, np.float64)
-
     def plan_draws(self, labels: Labels, count: int = BATCH) -> list[dict[str, Any]]:
         """Add up to `count` draws of the class that is worth them most; [] when the rest of the budget is of no use."""
-        n, wrong, best = self._state()
+        counted, wrong, best = self._state()
         left = self.value["budget"] - len(self.draws)
-        n, wrong = self._with_open(n, wrong)
+        n = np.zeros(counted.shape)
+        for draw in self.draws:
+            n[draw["class"], draw["band"]] += 1
+        wrong = wrong + (n - counted) * self.test.predict(counted, wrong)[1]  # of draws that wait: as is expected
         turn = self.test.turn(n, wrong, best)
         c = int(self.test.pick(turn, n, best, left))
         added: list[dict[str, Any]] = []
         while c >= 0 and len(added) < min(count, left, max(1, int(np.ceil(min(turn.needed[c], count))))):
             band = int(turn.band[c])
-            added.append(self._drawn(labels, c, band))
+            pixel = self._pixel(labels, c, band, int(n[c, band]))
+            added.append({"class": c, "band": band, **pixel, "answer": None})
             self.draws.append(added[-1])
             n[c, band] += 1
             wrong[c, band] += self.test.predict(n, wrong)[1][c, band]
             turn = self.test.turn(n, wrong, best)
         return added
-
-    def _with_open(self, n: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """The counts with draws that wait for their turn, as they are expected to be answered."""
-        rates = self.test.predict(n, wrong)[1]
-        counts, expected = np.zeros(n.shape), np.zeros(n.shape)
-        for draw in self.draws:
-            counts[draw["class"], draw["band"]] += 1
-        expected = wrong + (counts - n) * rates
-        return counts, expected
-
-    def _drawn(self, labels: Labels, c: int, band: int) -> dict[str, Any]:
-        number = sum(d["class"] == c and d["band"] == band for d in self.draws)
-        return {"class": c, "band": band, **self._pixel(labels, c, band, number), "answer": None}
 
     def _ends(self, labels: Labels, c: int, band: int) -> Counts:
         """Running sum over images of a band's pixels, (N,)."""
@@ -233,7 +204,7 @@ class Certificate:
 
     # -- results -----------------------------------------------------------------------------------------
 
-    def _state(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _state(self) -> tuple[Floats, Floats, Floats]:
         """Answers and wrong ones of each class and band, and the largest log evidence so far of each cut."""
         of_class: list[list[tuple[int, bool]]] = [[] for _ in self.classes]
         waits = [False] * len(self.classes)
@@ -250,38 +221,27 @@ class Certificate:
         n, wrong, best = (np.stack(part) for part in zip(*parts, strict=True))
         return n, wrong, best
 
-    def _count(self, c: int, answers: Sequence[tuple[int, bool]]) -> tuple[NDArray[np.float64], ...]:
+    def _count(self, c: int, answers: Sequence[tuple[int, bool]]) -> tuple[Floats, ...]:
         bands = self.test.kept.shape[-1]
         n, wrong = np.zeros((2, len(answers) + 1, 1, bands))
         for t, (band, is_wrong) in enumerate(answers):
             n[t + 1 :, 0, band] += 1
             wrong[t + 1 :, 0, band] += is_wrong
-        one = SequentialTest(
-            np.broadcast_to(self.test.kept[c], n.shape),
-            np.broadcast_to(self.test.guess[c], n.shape),
-            np.broadcast_to(self.test.start[c], n.shape[:-1]),
-            self.test.target,
-            self.test.delta,
-        )
+        kept, guess = (np.broadcast_to(of[c], n.shape) for of in (self.test.kept, self.test.guess))
+        one = replace(self.test, kept=kept, guess=guess, start=np.broadcast_to(self.test.start[c], n.shape[:-1]))
         return n[-1, 0], wrong[-1, 0], one.evidence(n, wrong).max(axis=0)[0]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Per class name: the cut that is certified or aimed at, with answers, estimate, bound and what it keeps."""
         key = tuple(draw["answer"] for draw in self.draws)
         if self._told is None or self._told[0] != key:
-            self._told = (key, self._results())
+            n, wrong, best = self._state()
+            certified, turn = self.test.levels(best)[1], self.test.turn(n, wrong, best)
+            figures = np.stack([n, wrong, self.test.lower(n, wrong)], axis=1)
+            cuts = [int(np.flatnonzero(passed)[-1]) if passed.any() else None for passed in certified]
+            found = (self._result(c, cut, figures[c], turn) for c, cut in enumerate(cuts))
+            self._told = key, {row["name"]: one for row, one in zip(self.classes, found, strict=True)}
         return self._told[1]
-
-    def _results(self) -> dict[str, dict[str, Any]]:
-        n, wrong, best = self._state()
-        _, certified = self.test.levels(best)
-        lower, turn = self.test.lower(n, wrong), self.test.turn(n, wrong, best)
-        found = {}
-        for c, row in enumerate(self.classes):
-            passed = np.flatnonzero(certified[c])
-            cut = int(passed[-1]) if len(passed) else None
-            found[row["name"]] = self._result(c, cut, n[c], wrong[c], lower[c], turn)
-        return found
 
     def certified(self) -> dict[tuple[int, int], tuple[float, float]]:
         """(class, code) of each certified cut -> estimated precision and its lower bound."""
@@ -292,21 +252,14 @@ class Certificate:
             if row["certified"]
         }
 
-    def _result(
-        self,
-        c: int,
-        cut: int | None,
-        n: NDArray[np.float64],
-        wrong: NDArray[np.float64],
-        lower: NDArray[np.float64],
-        turn: Turn,
-    ) -> dict[str, Any]:
+    def _result(self, c: int, cut: int | None, figures: Floats, turn: Turn) -> dict[str, Any]:
+        n, wrong, lower = figures  # of each band or cut
         row = self.classes[c]
         answers = [d["answer"] for d in self.draws if d["class"] == c and d["answer"]]
         at = int(turn.cut[c]) if cut is None else cut
         inside = row["bands"][: at + 1]
-        code, pixels = inside[-1]["low"], sum(b["pixels"] for b in row["bands"])
-        kept = sum(b["pixels"] for b in inside)
+        code = inside[-1]["low"]
+        kept, pixels = (sum(b["pixels"] for b in bands) for bands in (inside, row["bands"]))
         estimate = None
         if (n[: at + 1] > 0).all():
             shares = np.array([b["pixels"] for b in inside]) / kept
@@ -363,7 +316,7 @@ class Certificate:
             )
         return sorted(rows, key=lambda row: -row["confirm"] - row["bring"])
 
-    def refined(self, labels: Labels, right: NDArray[np.float64]) -> NDArray[np.float64]:
+    def refined(self, labels: Labels, right: Floats) -> Floats:
         """P(right) of each class and code (C, 256), with the error rates of bands that were judged as answers tell."""
         n, wrong, _ = self._state()
         rates, found = self.test.predict(n, wrong)[1], np.array(right, np.float64)
@@ -378,8 +331,7 @@ class Certificate:
     def expected_wrong(self, labels: Labels, limit: int = 10) -> list[dict[str, Any]]:
         """Images and classes by the wrong kept pixels that the answers let expect, most first."""
         n, wrong, best = self._state()
-        rates = self.test.predict(n, wrong)[1]
-        certified = self.test.levels(best)[1]
+        rates, certified = self.test.predict(n, wrong)[1], self.test.levels(best)[1]
         total = np.zeros((len(labels.names), len(self.classes)))
         for c in range(len(self.classes)):
             for band in range(int(np.flatnonzero(certified[c])[-1]) + 1 if certified[c].any() else 0):
@@ -465,7 +417,7 @@ def _check_settings(target: float, delta: float, budget: int, seed: int) -> None
             raise ConfigError(f"{name} {count}: expected {low:g} to {high}")
 
 
-def _bands(counts: Counts, errors: NDArray[np.float64], target: float) -> list[dict[str, Any]]:
+def _bands(counts: Counts, errors: Floats, target: float) -> list[dict[str, Any]]:
     """Bands of codes, the surest first: at shares of the class, those alike in their guess as one."""
     coverage = np.cumsum(counts[::-1])[::-1] / counts.sum()
     cuts = sorted({int(np.flatnonzero(coverage >= share)[-1]) for share in _COVERAGES}, reverse=True)
@@ -548,11 +500,8 @@ def _differ(told: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> 
         said = told[name]
         if not isinstance(said, dict) or said.keys() != row.keys():
             return True
-        for key, value in row.items():
-            near = key in ("lower", "precision") and isinstance(said[key], float) and isinstance(value, float)
-            # How many more draws are wanted is a forecast, not a result: its last digit may differ on other machines.
-            if key in ("more_draws", "more_pixels", "aim"):
-                continue
-            if not (abs(said[key] - value) < 1e-4 if near else said[key] == value):
+        for key in row.keys() - _FORECASTS:
+            near = key in ("lower", "precision") and isinstance(said[key], float) and isinstance(row[key], float)
+            if not (abs(said[key] - row[key]) < 1e-4 if near else said[key] == row[key]):
                 return True
     return False

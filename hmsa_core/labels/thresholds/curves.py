@@ -10,6 +10,7 @@ looking at a pixel again. Regions of an image (truth known in all but the last):
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,16 +189,13 @@ class _Counter:
         self._of_block: dict[str, dict[str, Counts]] = {}
         self._truth: dict[str, Counts] = {}
         self._joint = np.zeros((num_classes, num_classes, NUM_CODES), np.int64)
-        self._conflicts: dict[str, tuple[Counts, Counts]] = {}
+        self._conflicts: dict[str, Counter[int]] = defaultdict(Counter)  # pixels of each key of `_add_conflicts`
 
     def add(self, image: CalibrationImage) -> None:
         label, code, truth = image.label, image.code, image.truth
-        if not label.shape == code.shape == truth.shape:
-            raise InputError(f"{image.name}: label {label.shape}, code {code.shape} and truth {truth.shape} differ")
-        self._check_values(image)
-        counts = self._of_block.setdefault(
-            image.block, {name: np.zeros((self.c, NUM_CODES), np.int64) for name in COUNTS}
-        )
+        self._check(image)
+        empty = {name: np.zeros((self.c, NUM_CODES), np.int64) for name in COUNTS}
+        counts = self._of_block.setdefault(image.block, empty)
         counted = np.ones(label.shape, np.bool_) if image.region is None else image.region
         known = (truth < self.c) & counted
         right = label == truth
@@ -217,11 +215,16 @@ class _Counter:
             self._add_conflicts(image, image.human)
         self.images.append((image.name, image.block))
 
-    def _check_values(self, image: CalibrationImage) -> None:
+    def _check(self, image: CalibrationImage) -> None:
         maps = {"label": image.label, "code": image.code, "truth": image.truth, "human label": image.human}
         for what, values in maps.items():
             if values is None:
                 continue
+            if values.shape != image.label.shape:
+                raise InputError(
+                    f"{image.name}: the {what} is {values.shape}, the teacher's label {image.label.shape}",
+                    hint="give maps of the image's size",
+                )
             if values.dtype != np.uint8:
                 raise InputError(f"{image.name}: the {what} is {values.dtype}, expected uint8")
             if what != "code" and (foreign := np.unique(values[(values >= self.c) & (values != IGNORE)])).size:
@@ -242,36 +245,23 @@ class _Counter:
         self._joint += np.bincount(key, minlength=self._joint.size).reshape(self._joint.shape)
 
     def _add_conflicts(self, image: CalibrationImage, human: NDArray[np.uint8]) -> None:
-        if human.shape != image.label.shape:
-            raise InputError(
-                f"{image.name}: the human label is {human.shape}, the teacher's label {image.label.shape}",
-                hint="give a human label of the image's size",
-            )
         mask = (human < self.c) & (image.label < self.c) & (image.truth < self.c)
         h, t, truth = (a[mask].astype(np.int64) for a in (human, image.label, image.truth))
         outcome = np.where(truth == h, 0, np.where(truth == t, 1, 2))
         key = ((h * self.c + t) * 3 + outcome) * NUM_CODES + image.code[mask]
         keys, pixels = np.unique(key, return_counts=True)
-        old_keys, old_pixels = self._conflicts.get(image.block, (np.zeros(0, np.int64),) * 2)
-        merged, position = np.unique(np.concatenate([old_keys, keys]), return_inverse=True)
-        sums = np.zeros(len(merged), np.int64)
-        np.add.at(sums, position, np.concatenate([old_pixels, pixels]))
-        self._conflicts[image.block] = merged, sums
+        self._conflicts[image.block].update(dict(zip(keys.tolist(), pixels.tolist(), strict=True)))
 
     def result(self, classes: ClassTable, lineage: Mapping[str, Any] | None) -> Curves:
         blocks = sorted(self._of_block)
         counts = {name: np.stack([self._of_block[b][name] for b in blocks]) for name in COUNTS}
         truth = np.stack([self._truth[b] for b in blocks])
-        conflicts = self._sparse_conflicts(blocks)
+        found = [(i, *cell) for i, block in enumerate(blocks) for cell in sorted(self._conflicts[block].items())]
+        block, keys, pixels = np.array(found, np.int64).reshape(-1, 3).T
+        cells = np.unravel_index(keys, (self.c, self.c, 3, NUM_CODES))
+        human, teacher, outcome, code = (cell.astype(np.int64) for cell in cells)
+        conflicts = Conflicts(block, human, teacher, outcome, code, pixels)
         return Curves(classes, tuple(blocks), counts, truth, self._joint, conflicts, self.images, dict(lineage or {}))
-
-    def _sparse_conflicts(self, blocks: list[str]) -> Conflicts:
-        parts = []
-        for i, block in enumerate(blocks):
-            keys, pixels = self._conflicts.get(block, (np.zeros(0, np.int64),) * 2)
-            cells = np.unravel_index(keys, (self.c, self.c, 3, NUM_CODES))
-            parts.append(np.stack([np.full(len(keys), i), *cells, pixels]).astype(np.int64))
-        return Conflicts(*np.concatenate(parts, axis=1))
 
 
 def _components(label: NDArray[np.uint8], code: NDArray[np.uint8], num_classes: int, smallest: int) -> Counts:

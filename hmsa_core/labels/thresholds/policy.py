@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -61,33 +61,24 @@ def keep(label: NDArray[np.uint8], code: NDArray[np.uint8], codes: NDArray[np.in
     return np.asarray(cv2.max(cv2.LUT(ids, name), low), np.uint8).reshape(label.shape)
 
 
+@dataclass(eq=False)
 class ThresholdPolicy:
-    """Thresholds per class and the calibration table.
+    """Thresholds per class and the calibration table; a ConfigError where entries are not those of the classes."""
 
-    Attributes:
-        classes: the class table that it was made for.
-        entries: one per class, in trainId order.
-        table: float64 (C, 256), P(label is right | class, code), non-decreasing in the code; None for plain numbers.
-        binding: teacher hash, scales, flip, precision that it was measured with; None = applies to any store.
-        settings: target, floor, ... as they were in force.
-        evidence: what belongs to the whole policy (blocks, ceiling, where the curves are).
-    """
+    classes: ClassTable
+    entries: tuple[ClassPolicy, ...]  # in trainId order
+    _: KW_ONLY
+    # float64 (C, 256), P(label is right | class, code), non-decreasing in the code; None for plain numbers
+    table: NDArray[np.float64] | None = None
+    # teacher hash, scales, flip, precision that it was measured with; None = applies to any store
+    binding: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # target, floor, ... as they were in force
+    evidence: dict[str, Any] = field(default_factory=dict)  # of the whole policy: blocks, ceiling, ...
 
-    def __init__(
-        self,
-        classes: ClassTable,
-        entries: tuple[ClassPolicy, ...],
-        *,
-        table: NDArray[np.float64] | None = None,
-        binding: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        evidence: Mapping[str, Any] | None = None,
-    ) -> None:
-        if [e.name for e in entries] != list(classes.classes):
+    def __post_init__(self) -> None:
+        if [e.name for e in self.entries] != list(self.classes.classes):
             raise ConfigError("a policy needs one entry for each class, in the order of the class table")
-        self.classes, self.entries, self.table = classes, entries, table
-        self.binding = dict(binding) if binding is not None else None
-        self.settings, self.evidence = dict(settings or {}), dict(evidence or {})
+        self.settings, self.evidence = dict(self.settings), dict(self.evidence)  # they may be another policy's
 
     def codes(self) -> NDArray[np.uint16]:
         """Smallest code that keeps a pixel, for each class; 256 = withheld."""
@@ -121,10 +112,9 @@ class ThresholdPolicy:
 
     def on(self, store: str) -> ThresholdPolicy:
         """The policy for the store of this digest: what was certified on other labels is an estimate here."""
+        void = {"reason": "certified on other labels: void for these"}
         entries = tuple(
-            replace(
-                e, status="estimate", evidence={**e.evidence, "reason": "certified on other labels: void for these"}
-            )
+            replace(e, status="estimate", evidence={**e.evidence, **void})
             if e.status == "certified" and e.evidence.get("store") != store
             else e
             for e in self.entries
@@ -132,9 +122,7 @@ class ThresholdPolicy:
         if entries == self.entries:
             return self
         evidence = {key: value for key, value in self.evidence.items() if key != "certificate"}
-        return ThresholdPolicy(
-            self.classes, entries, table=self.table, binding=self.binding, settings=self.settings, evidence=evidence
-        )
+        return replace(self, entries=entries, evidence=evidence)
 
     def _to_json(self) -> dict[str, Any]:
         return {
@@ -144,10 +132,7 @@ class ThresholdPolicy:
             "binding": self.binding,
             "settings": self.settings,
             "evidence": self.evidence,
-            "classes": [
-                {"name": e.name, "code": e.code, "threshold": e.threshold, "status": e.status, "evidence": e.evidence}
-                for e in self.entries
-            ],
+            "classes": [{**vars(e), "threshold": e.threshold} for e in self.entries],
             "table": None if self.table is None else [[round(float(p), 6) for p in row] for row in self.table],
         }
 

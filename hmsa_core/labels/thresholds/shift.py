@@ -9,7 +9,6 @@ observation, and every precision is re-weighted with it. Neither needs a pixel: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,6 @@ _ROUNDS = 300  # of expectation maximisation; it stops earlier when nothing move
 _FEW = 200  # pixels: a histogram of fewer says nothing
 
 
-@dataclass(frozen=True)
-class ClassShift:
-    """One class on one set of unlabelled images."""
-
-    name: str
-    pixels: int
-    precision: float | None  # of kept pixels on calibration images
-    adjusted: float | None  # the same re-weighted to these images
-    distance: float | None  # Kolmogorov-Smirnov, of the confidences
-    usual: float | None  # 95th percentile of a calibration block's distance to the others
-    prior: float  # estimated share of the class
-    calibration_prior: float
-    status: str  # covered | not covered by evidence | below target | nothing kept
-
-
 def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
     """Prior of the true classes of unlabelled images (C,), and P(truth | label, code) re-weighted to it (C, C, 256).
 
@@ -49,28 +33,37 @@ def reweight(joint: Counts, histogram: Counts) -> tuple[Floats, Floats]:
     likelihood = joint + 1e-3 * joint.sum(axis=2, keepdims=True) / NUM_CODES + 1e-9
     base = likelihood.sum(axis=(1, 2))
     base = base / base.sum()
-    posterior = likelihood / likelihood.sum(axis=0, keepdims=True)
-    seen = histogram.sum()
-    if not seen:
-        return base, posterior
-    prior = base.copy()
+    calibrated = likelihood / likelihood.sum(axis=0, keepdims=True)
+    if not histogram.any():
+        return base, calibrated
+
+    def under(prior: Floats) -> Floats:
+        weighted = calibrated * (prior / base)[:, None, None]
+        return np.asarray(weighted / weighted.sum(axis=0, keepdims=True))
+
+    prior = base
     for _ in range(_ROUNDS):
-        weighted = posterior * (prior / base)[:, None, None]
-        weighted /= weighted.sum(axis=0, keepdims=True)
-        new = np.einsum("tlk,lk->t", weighted, histogram) / seen
-        done = np.abs(new - prior).max() < 1e-7
-        prior = new
-        if done:
+        before, prior = prior, np.einsum("tlk,lk->t", under(prior), histogram) / histogram.sum()
+        if np.abs(prior - before).max() < 1e-7:
             break
-    weighted = posterior * (prior / base)[:, None, None]
-    return prior, weighted / weighted.sum(axis=0, keepdims=True)
+    return prior, under(prior)
 
 
-def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: float) -> list[ClassShift]:
+def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: float) -> list[dict[str, Any]]:
     """Compare one set of unlabelled images with the calibration images, class by class.
 
-    `histogram` is int64 (C, 256), StoreStatistics.totals() of the set. `limit` is the largest distance that still
-    counts as covered; it is higher for a class whose calibration blocks differ more among themselves.
+    Args:
+        curves: of the calibration images.
+        histogram: int64 (C, 256), StoreStatistics.totals() of the set.
+        policy: whose kept pixels are looked at.
+        limit: the largest distance that still counts as covered; it is higher for a class whose calibration blocks
+            differ more among themselves.
+
+    Returns:
+        Rows with "name", "pixels" (kept), "precision" (of kept pixels on calibration images), "adjusted" (the same
+        re-weighted to these images), "distance" (Kolmogorov-Smirnov, of the confidences), "usual" (95th percentile of
+        a calibration block's distance to the others), "prior" (estimated share of the class), "calibration_prior",
+        and "status": covered, not covered by evidence, below target, or nothing kept. None = not known.
     """
     prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())
@@ -78,34 +71,31 @@ def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: f
     every_code = curves.counts["total"] + curves.counts["void"]  # unlabelled images have their void pixels too
     result = []
     for i, code in enumerate(policy.codes().tolist()):
-        kept = histogram[i, min(code, NUM_CODES) :]
-        total = int(curves.counts["total"][:, i, code:].sum())
-        right = int(curves.counts["correct"][:, i, code:].sum())
+        kept = histogram[i, code:]
+        total, right = (int(curves.counts[name][:, i, code:].sum()) for name in ("total", "correct"))
         adjusted = float((kept * posterior[i, i, code:]).sum() / kept.sum()) if kept.sum() else None
         distance = _distance(every_code[:, i].sum(axis=0), histogram[i])
         usual = _usual(every_code[:, i])
+        if adjusted is None:
+            status = "nothing kept"
+        elif distance is None or distance > max(limit, usual or 0.0):
+            status = "not covered by evidence"
+        else:
+            status = "below target" if adjusted < target else "covered"
         result.append(
-            ClassShift(
-                curves.classes.classes[i],
-                int(kept.sum()),
-                right / total if total else None,
-                adjusted,
-                distance,
-                usual,
-                float(prior[i]),
-                float(base[i]),
-                _status(adjusted, distance, usual, target, limit),
-            )
+            {
+                "name": curves.classes.classes[i],
+                "pixels": int(kept.sum()),
+                "precision": right / total if total else None,
+                "adjusted": adjusted,
+                "distance": distance,
+                "usual": usual,
+                "prior": float(prior[i]),
+                "calibration_prior": float(base[i]),
+                "status": status,
+            }
         )
     return result
-
-
-def _status(adjusted: float | None, distance: float | None, usual: float | None, target: float, limit: float) -> str:
-    if adjusted is None:
-        return "nothing kept"
-    if distance is None or distance > max(limit, usual or 0.0):
-        return "not covered by evidence"
-    return "below target" if adjusted < target else "covered"
 
 
 def _distance(one: Counts, other: Counts) -> float | None:
@@ -127,6 +117,4 @@ def shift_report(
     """`compare` for each city (camera, drive) and for all of them together under the key "all"."""
     everything = sum(histograms.values(), np.zeros((curves.classes.num_classes, NUM_CODES), np.int64))
     sets = {"all": everything, **dict(sorted(histograms.items()))}
-    return {
-        name: [asdict(shift) for shift in compare(curves, histogram, policy, limit)] for name, histogram in sets.items()
-    }
+    return {name: compare(curves, histogram, policy, limit) for name, histogram in sets.items()}

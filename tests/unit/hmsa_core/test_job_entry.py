@@ -60,19 +60,20 @@ def test_a_training_spec_runs_with_its_own_threads_and_leaves_a_checkpoint(
     assert not (work / "error.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.json", "b.json"], ["--help"]])
-def test_a_wrong_command_line_is_explained(
-    arguments: list[str], quiet_process: None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "usage: python -m hmsa_core.job SPEC.json"),
+        (["a.json", "b.json"], "usage: python -m hmsa_core.job SPEC.json"),
+        (["--help"], "usage: python -m hmsa_core.job SPEC.json"),
+        (["none.json"], "error: none.json: cannot read the job spec (No such file or directory)"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_in_one_line(
+    arguments: list[str], told: str, quiet_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job.main(arguments) == 2
-    assert "usage: python -m hmsa_core.job SPEC.json" in capsys.readouterr().err
-
-
-def test_a_missing_spec_is_one_line(tmp_path: Path, quiet_process: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job.main([str(tmp_path / "none.json")]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: {tmp_path / 'none.json'}: cannot read the job spec (No such file or directory)"
-    ]
+    assert capsys.readouterr().err.splitlines() == [told]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_an_error_is_told_and_recorded_with_its_status_and_a_surprise_keeps_its_
         assert told.splitlines() == [f"error: {message}", f"hint: {hint}"]
 
 
-def test_the_first_rank_that_fails_wins_and_alone_tells(
+def test_the_first_rank_that_fails_wins_and_alone_tells_and_a_job_that_holds_no_folder_records_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = train_spec(tmp_path, tmp_path / "work")
@@ -119,6 +120,12 @@ def test_the_first_rank_that_fails_wins_and_alone_tells(
     assert (record["message"], record["rank"]) == ("the cause", 1)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["error.json"]
     assert capsys.readouterr().err == "error: the cause\n"
+    (tmp_path / "work" / "error.json").unlink()
+    monkeypatch.setenv(job.REPORTS, "record")
+    assert job._fail(LockedError("in use by process 7"), spec) == 75, "another job holds the folder"
+    assert capsys.readouterr().err == "error: in use by process 7\n"
+    job._fail(TrainingError("the holder's own error"), spec)
+    assert read_json(tmp_path / "work" / "error.json")["message"] == "the holder's own error"
 
 
 def test_a_caller_who_reads_the_record_says_the_error_alone(
@@ -234,13 +241,9 @@ def test_a_wrong_spec_names_the_key_and_what_was_expected(
         parse_spec(json.dumps(value), where="spec.json")
     assert message in caught.value.message
     assert caught.value.message.startswith("spec.json: ")
-
-
-def test_settings_of_an_evaluation_have_different_names(tmp_path: Path) -> None:
     value = {"job": "evaluate", "work": "w", "roots": {}, "checkpoint": "c", "selection": {"index": "i"}}
-    value["settings"] = [{"name": "a"}, {"name": "a"}]
     with pytest.raises(ConfigError, match="different names"):
-        parse_spec(json.dumps(value))
+        parse_spec(json.dumps({**value, "settings": [{"name": "a"}, {"name": "a"}]}))
 
 
 @pytest.mark.parametrize(
@@ -281,18 +284,6 @@ def test_torchrun_and_batch_scripts_are_left_alone(env: dict[str, str]) -> None:
     found = dict(env)
     assert not apply_slurm(found)
     assert found == env
-
-
-def test_a_folder_that_another_job_holds_gets_no_record_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = train_spec(tmp_path, tmp_path / "work")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv(job.REPORTS, "record")
-    assert job._fail(LockedError("in use by process 7"), spec) == 75
-    assert capsys.readouterr().err == "error: in use by process 7\n"
-    job._fail(TrainingError("the holder's own error"), spec)
-    assert read_json(tmp_path / "work" / "error.json")["message"] == "the holder's own error"
 
 
 LEAVES = """

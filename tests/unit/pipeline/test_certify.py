@@ -94,81 +94,48 @@ def test_the_same_seed_gives_the_same_certificate(own: Scenes, made: tuple[Scene
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
-def test_a_certificate_is_recomputed_from_its_draws(
-    made: tuple[Scenes, Path], certified: Path, capsys: pytest.CaptureFixture[str]
+def test_a_certificate_is_recomputed_from_its_draws_and_a_changed_byte_refused(
+    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(made[0].store), "--certificate", str(certified)]) == 0
     assert "draws recomputed" in capsys.readouterr().out
-
-
-def _swap_answer(value: dict[str, Any]) -> None:
-    next(d for d in value["draws"] if d["answer"] == "wrong")["answer"] = "right"
-
-
-def _move_pixel(value: dict[str, Any]) -> None:
-    value["draws"][0]["x"] += 1
-
-
-def _drop_wrong_draw(value: dict[str, Any]) -> None:
-    value["draws"].remove(next(d for d in value["draws"] if d["answer"] == "wrong"))
-
-
-def _certify_all(value: dict[str, Any]) -> None:
-    for row in value["results"].values():
-        row["certified"] = True
-
-
-def _other_numbers(value: dict[str, Any]) -> None:
-    value["target"] = 10**400
-
-
-def _negative_class(value: dict[str, Any]) -> None:
-    value["classes"][0]["class"] = -1
-
-
-def _other_share(value: dict[str, Any]) -> None:
-    value["classes"][0]["bands"][0]["pixels"] += 1
-
-
-def _nested(value: dict[str, Any]) -> None:
-    value["draws"][0]["band"] = [[]]
-
-
-def _huge(value: dict[str, Any]) -> None:
-    value["draws"] = value["draws"] * 100
-
-
-def _without_results(value: dict[str, Any]) -> None:
-    del value["results"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _swap_answer, _move_pixel, _drop_wrong_draw, _certify_all, _other_numbers, _negative_class, _other_share,
-        _nested, _huge, _without_results,
-    ],
-)  # fmt: skip
-def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
-    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], None]
-) -> None:
-    assert by_labels(own, made) == 0
-    file = certificate_path(own.store)
-    value = sealed.read(file)
-    change(value)
-    sealed.write(file, value)
-    capsys.readouterr()
-    assert main(["verify", str(own.store), "--certificate", str(file)]) == 4
-    said = capsys.readouterr().err
-    assert "refused" in said
-    assert said.count("error:") == 1
-
-
-def test_a_changed_byte_is_refused(certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "raw.certificate.json"
     file.write_text(certified.read_text().replace('"right"', '"wrong"', 1))
     assert main(["verify", "--certificate", str(file)]) == 4
     assert "damaged or edited" in capsys.readouterr().err
+
+
+def _wrong(value: dict[str, Any]) -> dict[str, Any]:
+    return next(draw for draw in value["draws"] if draw["answer"] == "wrong")
+
+
+ALTERED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "an answer": lambda value: _wrong(value).update(answer="right"),
+    "a pixel": lambda value: value["draws"][0].update(x=value["draws"][0]["x"] + 1),
+    "a wrong draw less": lambda value: value["draws"].remove(_wrong(value)),
+    "all certified": lambda value: [row.update(certified=True) for row in value["results"].values()],
+    "a number too large": lambda value: value.update(target=10**400),
+    "a negative class": lambda value: value["classes"][0].update({"class": -1}),
+    "a pixel more in a band": lambda value: value["classes"][0]["bands"][0].update(
+        pixels=value["classes"][0]["bands"][0]["pixels"] + 1
+    ),
+    "a list for a band": lambda value: value["draws"][0].update(band=[[]]),
+    "very many draws": lambda value: value.update(draws=value["draws"] * 100),
+    "no results": lambda value: value.pop("results"),
+}
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_a_certificate_that_was_altered_and_sealed_again_is_refused(
+    made: tuple[Scenes, Path], certified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    file, value = tmp_path / "raw.certificate.json", sealed.read(certified)
+    ALTERED[change](value)
+    sealed.write(file, value)
+    assert main(["verify", str(made[0].store), "--certificate", str(file)]) == 4
+    said = capsys.readouterr().err
+    assert "refused" in said
+    assert said.count("error:") == 1
 
 
 def test_a_certificate_is_void_once_the_store_is_made_anew(
@@ -184,32 +151,22 @@ def test_a_certificate_is_void_once_the_store_is_made_anew(
     }
 
 
-def test_certified_cuts_become_a_policy_and_the_best_evidence(
-    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path
-) -> None:
-    policy = tmp_path / "certified.json"
-    assert by_labels(own, made, "--save-policy", policy) == 0
-    saved = ThresholdPolicy.load(policy)
-    passed = [entry for entry in saved.entries if entry.status == "certified"]
-    assert passed
-    assert {entry.status for entry in saved.entries} <= {"certified", "withheld"}
-    session = Session(own.store, policy=policy)
-    known = session.sources().of_classes(session.cuts().codes)
-    for entry in passed:
-        found = known[saved.classes.index(entry.name)]
-        assert found is not None
-        assert found.source == "certificate"
-        assert found.low is not None
-        assert found.low >= 0.9
-
-
-def test_training_labels_name_the_certificate_and_other_labels_void_it(
+def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate(
     own: Scenes, made: tuple[Scenes, Path], tmp_path: Path
 ) -> None:
     policy = tmp_path / "certified.json"
     assert by_labels(own, made, "--save-policy", policy) == 0
     saved, raw = ThresholdPolicy.load(policy), LabelStore.open(own.store)
     passed = [entry.name for entry in saved.entries if entry.status == "certified"]
+    assert passed
+    assert {entry.status for entry in saved.entries} <= {"certified", "withheld"}
+    session = Session(own.store, policy=policy)
+    known = session.sources().of_classes(session.cuts().codes)
+    for name in passed:
+        found = known[saved.classes.index(name)]
+        assert found is not None
+        assert found.source == "certificate"
+        assert (found.low or 0) >= 0.9
     assert saved.on(raw.digest) is saved
     finalise(raw, Recipe(saved), tmp_path / "final")
     proof = read_manifest(tmp_path / "final")["policy"]["certificate"]
@@ -217,7 +174,7 @@ def test_training_labels_name_the_certificate_and_other_labels_void_it(
     assert proof["classes"] == passed
     elsewhere = saved.on("0" * 64)
     assert [entry.code for entry in elsewhere.entries] == [entry.code for entry in saved.entries]
-    assert {entry.status for entry in elsewhere.entries} == {"estimate", "withheld"}
+    assert {entry.status for entry in elsewhere.entries} == {"estimate", "withheld"}, "other labels void it"
     finalise(raw, Recipe(elsewhere), tmp_path / "other")
     assert "certificate" not in read_manifest(tmp_path / "other")["policy"]
 

@@ -124,9 +124,11 @@ def test_images_whose_size_was_not_read_are_taken_to_be_like_the_others(
     assert disk_need(ws).parts["auto-infer"] >= exact.parts["auto-infer"]
 
 
-def test_what_cannot_be_known_is_said_and_the_rest_is_counted(ws: Workspace) -> None:
-    whole = disk_need(ws)
-    shutil.rmtree(ws.roots["target"])
+def test_what_cannot_be_known_is_said_and_the_rest_is_counted_by_the_last_index_where_there_is_one(
+    ws: Workspace,
+) -> None:
+    whole, root = disk_need(ws), ws.roots["target"]
+    root.rename(root.with_name("away"))
     need = disk_need(ws)
     assert need.unknown.startswith("without calibrate, auto-infer, evaluate, pseudo-label: ")
     assert "data set folder not found" in need.unknown
@@ -134,12 +136,10 @@ def test_what_cannot_be_known_is_said_and_the_rest_is_counted(ws: Workspace) -> 
     (found,) = [f for f in doctor.examine(ws.root, deep=False) if f.name == "disk"]
     assert (found.state, need.unknown in found.text) == ("warning", True)
     assert need.unknown in machine.check_machine(ws)[0]
-
-
-def test_without_the_folder_the_last_index_is_gone_by(ws: Workspace) -> None:
+    root.with_name("away").rename(root)
     prepare.run(ws)
     whole = disk_need(ws)
-    shutil.rmtree(ws.roots["target"])
+    shutil.rmtree(root)
     need = disk_need(ws)
     assert need.unknown.startswith("without images that are new: ")
     assert need.parts == whole.parts

@@ -25,11 +25,14 @@ RECORD = (
     "import json,sys,pathlib; w = pathlib.Path({work!r}); (w/'error.json').write_text({record!r}); sys.exit({status})"
 )
 LOSE_SOME = """
-import os, pathlib, signal
-count = pathlib.Path({work!r}) / "starts"
-n = int(count.read_text()) + 1 if count.exists() else 1
-count.write_text(str(n))
-if n <= {losses}: os.kill(os.getpid(), signal.SIGKILL)
+import json, os, pathlib, signal, sys
+work = pathlib.Path({work!r})
+n = int((work / "starts").read_text()) + 1 if (work / "starts").exists() else 1
+(work / "starts").write_text(str(n))
+if n <= {losses}:
+    if {is_killed}: os.kill(os.getpid(), signal.SIGKILL)
+    (work / "error.json").write_text(json.dumps({{"exit_code": 7, "message": "CUDA error: ECC", "hint": "dmesg"}}))
+    sys.exit(7)
 """
 
 
@@ -77,37 +80,20 @@ def test_a_full_disk_is_told_even_if_another_rank_wrote_the_record(tmp_path: Pat
         run_script(RECORD.format(work=str(tmp_path), record=record, status=28))
 
 
-def test_a_lost_rank_is_started_again_until_it_succeeds(tmp_path: Path, run_script) -> None:
-    run_script(LOSE_SOME.format(work=str(tmp_path), losses=2))
-    assert (tmp_path / "starts").read_text() == "3"
-
-
-def test_a_rank_that_is_always_lost_is_given_up_after_a_bounded_number_of_starts(tmp_path: Path, run_script) -> None:
-    with pytest.raises(errors.HmsaError, match="died 3 times"):
-        run_script(LOSE_SOME.format(work=str(tmp_path), losses=99))
-    assert (tmp_path / "starts").read_text() == "3"
-
-
-FAIL_SOME = """
-import json, pathlib, sys
-work = pathlib.Path({work!r})
-n = int((work / "starts").read_text()) + 1 if (work / "starts").exists() else 1
-(work / "starts").write_text(str(n))
-if n <= {losses}:
-    (work / "error.json").write_text(json.dumps({{"exit_code": 7, "message": "CUDA error: ECC", "hint": "dmesg"}}))
-    sys.exit(7)
-"""
-
-
-def test_a_training_goes_on_after_the_fault_of_a_gpu_and_tells_one_that_stays(
-    tmp_path: Path, run_script, caplog
+@pytest.mark.parametrize(
+    ("is_killed", "error", "told"),
+    [(True, errors.HmsaError, "died 3 times"), (False, errors.DeviceError, "CUDA error: ECC")],
+)
+def test_a_lost_rank_and_the_fault_of_a_gpu_are_started_again_a_bounded_number_of_times(
+    tmp_path: Path, run_script, caplog, is_killed: bool, error: type[errors.HmsaError], told: str
 ) -> None:
-    run_script(FAIL_SOME.format(work=str(tmp_path), losses=2))
+    run_script(LOSE_SOME.format(work=str(tmp_path), losses=2, is_killed=is_killed))
     assert (tmp_path / "starts").read_text() == "3"
-    assert "CUDA error: ECC" in caplog.text
+    assert "start 3 of 3 from the last checkpoint" in caplog.text
+    assert is_killed or told in caplog.text
     (tmp_path / "starts").unlink()
-    with pytest.raises(errors.DeviceError, match="CUDA error: ECC"):
-        run_script(FAIL_SOME.format(work=str(tmp_path), losses=99))
+    with pytest.raises(error, match=told):
+        run_script(LOSE_SOME.format(work=str(tmp_path), losses=99, is_killed=is_killed))
     assert (tmp_path / "starts").read_text() == "3"
 
 
@@ -143,23 +129,13 @@ def test_a_stop_request_reaches_the_job_and_is_reported_as_interrupted(tmp_path:
     assert (tmp_path / "saved").read_text() == "yes"
 
 
-def test_a_job_has_a_process_group_of_its_own_so_that_ctrl_c_reaches_it_through_us_alone(
-    tmp_path: Path, run_script
+def test_a_job_has_a_process_group_of_its_own_which_ctrl_c_reaches_through_us_alone_and_pinned_threads(
+    tmp_path: Path, run_script, monkeypatch
 ) -> None:
-    run_script(
-        f"import os, pathlib; pathlib.Path({str(tmp_path / 'group')!r}).write_text(str(os.getpgrp() - os.getpid()))"
-    )
-    assert (tmp_path / "group").read_text() == "0"
-
-
-def test_threads_are_pinned_in_the_jobs_environment(tmp_path: Path, run_script, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    run_script(
-        f"import os,pathlib; pathlib.Path({str(tmp_path / 'env')!r}).write_text("
-        "os.environ['OMP_NUM_THREADS'] + os.environ['MKL_NUM_THREADS'])",
-        threads=3,
-    )
-    assert (tmp_path / "env").read_text() == "33"
+    told = "f\"{os.getpgrp() - os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ['MKL_NUM_THREADS']}\""
+    run_script(f"import os, pathlib; pathlib.Path({str(tmp_path / 'said')!r}).write_text({told})", threads=3)
+    assert (tmp_path / "said").read_text() == "0 3 3"
 
 
 def _training(work: Path, **runtime: Any) -> TrainSpec:
@@ -258,35 +234,28 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def test_a_second_job_takes_the_other_gpu_and_a_third_is_told_who_holds_them(two_gpus) -> None:
-    with devices.claim_devices("auto", 1, env={}) as first, devices.claim_devices("cuda", 1, env={}) as second:
+    with devices.claim_devices("auto", 1) as first, devices.claim_devices("cuda", 1) as second:
         assert {first.devices, second.devices} == {("GPU-aaaa",), ("GPU-bbbb",)}
         assert first.environment == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
-        with (
-            pytest.raises(errors.LockedError, match=f"process {os.getpid()}"),
-            devices.claim_devices("cuda", 1, env={}),
-        ):
+        with pytest.raises(errors.LockedError, match=f"process {os.getpid()}"), devices.claim_devices("cuda", 1):
             pass
     assert FileLock(device_lock_path("GPU-aaaa")).is_free()
 
 
-def test_visible_devices_follow_cuda_visible_devices(two_gpus) -> None:
-    assert devices.visible_devices({}) == ["GPU-aaaa", "GPU-bbbb"]
-    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": "1"}) == ["GPU-bbbb"]
-    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": "GPU-cccc"}) == ["GPU-cccc"]
-    assert devices.visible_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
-
-
-def test_more_ranks_than_gpus_and_cuda_without_a_gpu_are_configuration_errors(two_gpus) -> None:
-    with (
-        pytest.raises(errors.ConfigError, match=r"runtime\.ranks is 3, but 2"),
-        devices.claim_devices("auto", 3, env={}),
-    ):
+def test_the_gpus_are_those_of_cuda_visible_devices_and_asking_for_more_is_a_configuration_error(
+    two_gpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert devices.visible_devices() == ["GPU-aaaa", "GPU-bbbb"]
+    with pytest.raises(errors.ConfigError, match=r"runtime\.ranks is 3, but 2"), devices.claim_devices("auto", 3):
         pass
-    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
-    with pytest.raises(errors.ConfigError, match="no GPU is visible"), devices.claim_devices("cuda", 1, env=no_gpu):
+    for chosen, expected in (("1", ["GPU-bbbb"]), ("GPU-cccc", ["GPU-cccc"]), ("", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert devices.visible_devices() == expected
+    with pytest.raises(errors.ConfigError, match="no GPU is visible"), devices.claim_devices("cuda", 1):
         pass
-    with devices.claim_devices("auto", 2, env=no_gpu) as claim:
+    with devices.claim_devices("auto", 2) as claim:
         assert claim.environment == {}

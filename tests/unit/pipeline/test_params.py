@@ -54,7 +54,7 @@ scales: [1.0] => scales: [2.0] => evaluate\.settings\.1\.scales: scales must con
   crop: [64, 96] =>   crop: [64, wide] => crop\.1: expected an integer, found 'wide'
 profile: tiny => profile: tinny => profile: expected .*'tiny'.*found 'tinny'
 ⏎report: => ⏎reprot: => params\.yaml:\d+: reprot: unknown key; did you mean report\? \(and 1 more\)
-  calibrate: 1 =>   calibrate: 7 => params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 1
+  calibrate: 2 =>   calibrate: 7 => params\.yaml:\d+: versions\.calibrate is 7, this program's calibrate has code version 2
   max_leaked: 0.05 =>   max_leaked: 5 => evaluate\.max_leaked: expected less than or equal to 1, found 5
     root: data/demo/cityscapes =>     root: ~/city => data: expected target\.root as a path written out, found ~/city
   rule: promise =>   rule: promis => calibrate\.rule: expected one of promise, teach, found 'promis'$

@@ -32,25 +32,14 @@ _CODE = ConfidenceCode()
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Pixels of one class with at least each code: of each block (B, 256), of all blocks (256,)."""
+    """Pixels, and connected pieces, of one class with at least each code in each block, (B, 256)."""
 
     total: Counts
     correct: Counts
-    components: Counts  # (B, 256)
-
-    @property
-    def precision(self) -> Floats:
-        total, correct = self.total.sum(axis=0), self.correct.sum(axis=0)
-        shares: Floats = np.divide(correct, total, out=np.full(NUM_CODES, np.nan), where=total > 0)
-        return shares
+    components: Counts
 
     def blocks(self, code: int) -> int:
         return int(np.count_nonzero(self.total[:, code])) if code < NUM_CODES else 0
-
-    @property
-    def pieces(self) -> int:
-        """Connected pieces of the class, kept or not: how often the teacher met it at all."""
-        return int(self.components[:, 0].sum())
 
 
 def choose(curves: Curves, config: CalibrateConfig) -> Choice:
@@ -92,7 +81,8 @@ def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: fl
     code = _lowest_code(pooled, config) if members else WITHHELD
     if code == WITHHELD or _lacking(pooled, code, config, min_blocks):
         return WITHHELD, "withheld", f"little evidence ({lack}), and its group does not make up for it"
-    if not own.precision[code] >= config.target:  # also without any pixel there: a group never speaks against its class
+    pixels, right = own.total[:, code].sum(), own.correct[:, code].sum()
+    if not pixels or right / pixels < config.target:  # a group never speaks against its class
         return WITHHELD, "withheld", f"little evidence ({lack}), and what there is does not reach the target"
     names = ", ".join(curves.classes.classes[i] for i in members)
     return code, "pooled", f"little evidence ({lack}); shrunk to its group with {names}"
@@ -100,10 +90,11 @@ def _pick(curves: Curves, class_id: int, config: CalibrateConfig, min_blocks: fl
 
 def _lacking(evidence: _Evidence, code: int, config: CalibrateConfig, min_blocks: float) -> str:
     lack = []
-    if evidence.blocks(code) < min_blocks:
-        lack.append(f"{evidence.blocks(code)} blocks of {min_blocks:g}")
-    if evidence.pieces < config.min_components:
-        lack.append(f"{evidence.pieces} components of {config.min_components}")
+    if (blocks := evidence.blocks(code)) < min_blocks:
+        lack.append(f"{blocks} blocks of {min_blocks:g}")
+    # Connected pieces of the class, kept or not: how often the teacher met it at all.
+    if (pieces := int(evidence.components[:, 0].sum())) < config.min_components:
+        lack.append(f"{pieces} components of {config.min_components}")
     return " and ".join(lack)
 
 
@@ -120,19 +111,15 @@ def _best_bound(own: _Evidence, config: CalibrateConfig, min_blocks: float) -> s
 def _pooled(curves: Curves, class_id: int, own: _Evidence) -> tuple[_Evidence, list[int]]:
     """The class's counts plus those of its group, which together never weigh more than the class itself."""
     group = curves.classes.groups[class_id]
-    members = [
-        i
-        for i, g in enumerate(curves.classes.groups)
-        if g == group and g != "other" and i != class_id and curves.counts["total"][:, i].any()
-    ]
+    alike = [i for i, g in enumerate(curves.classes.groups) if g == group != "other" and i != class_id]
+    members = [i for i in alike if curves.counts["total"][:, i].any()]
+    others = [_own(curves, i) for i in members]
+    weight = min(1.0, own.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
     total, correct = own.total.astype(np.float64), own.correct.astype(np.float64)
-    components = own.components.copy()
-    if members:
-        others = [_own(curves, i) for i in members]
-        weight = min(1.0, own.total[:, 0].sum() / max(1, sum(int(o.total[:, 0].sum()) for o in others)))
-        for other in others:
-            total, correct = total + weight * other.total, correct + weight * other.correct
-            components = components + other.components
+    components = own.components
+    for other in others:
+        total, correct = total + weight * other.total, correct + weight * other.correct
+        components = components + other.components
     return _Evidence(total, correct, components), members  # type: ignore[arg-type]  # weighted counts are floats
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hmsa_core.labels.spec import CalibrateConfig
 from hmsa_core.labels.store.codes import NUM_CODES
+from hmsa_core.labels.thresholds.calibration import isotonic
 from hmsa_core.labels.thresholds.curves import Curves
 from hmsa_core.labels.thresholds.cuts import Choice, Cut, number
 from hmsa_core.labels.thresholds.intervals import effective_blocks
@@ -45,7 +46,7 @@ def shrunken_table(curves: Curves) -> Floats:
     total = curves.counts["total"].astype(np.float64)  # (B, C, 256)
     correct = curves.counts["correct"].astype(np.float64)
     groups = np.array(curves.classes.groups)
-    everyone = _fit(correct.sum(axis=(0, 1)), total.sum(axis=(0, 1)), np.full(NUM_CODES, 0.5), 1.0)
+    everyone = isotonic(correct.sum(axis=(0, 1)) + 0.5, total.sum(axis=(0, 1)) + 1.0)
     rows = []
     for class_id, group in enumerate(groups):
         members = np.flatnonzero(groups == group) if group != "other" else np.array([class_id])
@@ -59,12 +60,5 @@ def _shrunken(total: Floats, correct: Floats, prior: Floats) -> Floats:
     pixels = total.sum(axis=0)
     blocks = float(effective_blocks(total.sum(axis=1)))
     per_block = pixels.sum() / blocks if blocks else 1.0
-    return _fit(correct.sum(axis=0), pixels, prior, max(1.0, _PRIOR_BLOCKS * per_block / NUM_CODES))
-
-
-def _fit(correct: Floats, total: Floats, prior: Floats, weight: float) -> Floats:
-    from scipy.optimize import isotonic_regression  # a second to import, and only a fit needs it
-
-    weights = total + weight
-    fit: Floats = isotonic_regression((correct + weight * prior) / weights, weights=weights).x
-    return np.clip(fit, 0.0, 1.0)
+    weight = max(1.0, _PRIOR_BLOCKS * per_block / NUM_CODES)
+    return isotonic(correct.sum(axis=0) + weight * prior, pixels + weight)

@@ -127,22 +127,6 @@ def test_details_hold_boundaries_reliability_and_weights_that_add_up(data, tmp_p
         assert "weights" not in found
 
 
-def test_a_long_edge_scores_at_the_original_size_or_as_released(data, tmp_path):
-    original = EvaluationSetting(name="original", scales=(1.0,), flip=False, long_edge=28)
-    released = EvaluationSetting(name="released", scales=(1.0,), flip=False, long_edge=28, score_at="resized")
-    run(data, tmp_path, original, released)
-    with np.load(tmp_path / "original.npz") as found:
-        assert found["confusions"][0].sum() == (truth(data, "toy_000") != 255).sum()
-    with np.load(tmp_path / "released.npz") as found:
-        assert 0 < found["confusions"][0].sum() <= 20 * 28
-
-
-def test_a_label_of_another_size_than_its_image_is_scored_at_its_own(data):
-    scorer = Scorer(Tiler(Predictor(small_model())), [SINGLE], 4)
-    scorer.add(Labelled("a", noise_image(2, 30, 40), np.zeros((61, 83), np.uint8)))
-    assert scorer.scores["single"].confusions[0].sum() == 61 * 83
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

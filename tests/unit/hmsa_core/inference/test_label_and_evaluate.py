@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 from hmsa_core.inference import Predictor, evaluate, label, label_image
 from hmsa_core.io.errors import ConfigError, InputError
-from hmsa_core.labels import ConfidenceCode
 from tests.support.inference import CPU, noise_image, save_model, small_model
 from tests.support.training import CLASSES, class_file
 
@@ -32,16 +30,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.imwrite(str(path), pixels)
     class_file(root, CLASSES)
     return root
-
-
-def test_a_folder_becomes_a_store_of_what_the_model_says(own: Path, tmp_path: Path) -> None:
-    store = label(own / "images", own / "model", tmp_path / "store", **SETTING)
-    assert sorted(store.names()) == ["one", "three", "two"]
-    image = cv2.imread(str(own / "images/a/two.png"))[..., ::-1]
-    expected, confidence = label_image(Predictor(small_model()), np.ascontiguousarray(image), (0.5, 1.0), False)
-    found, code = store.read("two")
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(code, ConfidenceCode().encode(confidence))
 
 
 def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Path, tmp_path: Path) -> None:

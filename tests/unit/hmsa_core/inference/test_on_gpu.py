@@ -36,19 +36,13 @@ def counted() -> Counted:
     return counter
 
 
-def test_a_labelled_image_takes_at_most_half_of_the_kernels_that_it_took_before_fusing(counted):
+def test_a_labelled_image_takes_half_of_the_kernels_without_fusing_one_copy_each_way_and_no_wait(counted):
     assert counted.kernels <= 3400 // 2
     # 104 residual blocks of two convolutions, 4 of three, at three scales: a kernel a convolution.
     assert counted.operators["aten::cudnn_convolution_add_relu"] >= 3 * (104 + 4)
-
-
-def test_the_bytes_of_an_image_are_uploaded_once_and_its_maps_downloaded_once(counted):
-    assert counted.uploaded == 3 * SIZE[0] * SIZE[1] < 7e6
-    assert counted.downloaded == (1 + 4) * SIZE[0] * SIZE[1]
-
-
-def test_the_host_waits_for_nothing_while_an_image_is_begun(counted):
-    assert counted.waits == 0
+    assert counted.uploaded == 3 * SIZE[0] * SIZE[1] < 7e6, "the image's bytes, once"
+    assert counted.downloaded == (1 + 4) * SIZE[0] * SIZE[1], "its maps, once"
+    assert counted.waits == 0, "the host waits for nothing while an image is begun"
 
 
 def test_the_count_sees_a_wait_and_an_upload_that_is_one_too_many(monkeypatch):

@@ -20,7 +20,7 @@ from hmsa_core.data.decode import read_image, read_label
 from hmsa_core.data.index import Index
 from hmsa_core.inference import infer
 from hmsa_core.inference.labelling import label
-from hmsa_core.inference.teachers.sources import digest_of, lineage_of, parse
+from hmsa_core.inference.teachers.sources import digest_of, lineage_of
 from hmsa_core.inference.teachers.teacher import Teacher, open_teacher
 from hmsa_core.io.errors import CheckpointError, ConfigError, HmsaError, InputError, InterruptedRunError
 from hmsa_core.labels import ConfidenceCode, LabelStore
@@ -82,6 +82,9 @@ def test_a_foreign_network_labels_the_truth_through_its_class_table(data: Path, 
         found, _ = store.read(sample.name)
         right, seen = right + int((found == truth)[truth != 255].sum()), seen + int((truth != 255).sum())
     assert right / seen > 0.9  # its grid is half as fine as the image
+    shares = opened(f"onnx:{data / 'colours.onnx'}").predict("toy_002", read_image(data / "toy" / "toy_002.png"))
+    np.testing.assert_array_equal(store.read("toy_002")[0], shares.argmax(0))
+    np.testing.assert_array_equal(store.read("toy_002")[1], ConfidenceCode().encode(shares.max(0)))
     (facts,) = store.lineage["parameters"]["teachers"]
     assert facts["classes"] == TO_OURS
     assert len(facts["files"][""]) == 64
@@ -349,20 +352,3 @@ def _pickled(folder: Path) -> None:
 
 def _edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_codes_of_a_foreign_teacher_are_those_of_its_probabilities(data: Path, tmp_path: Path) -> None:
-    store = job(data, tmp_path, f"onnx:{data / 'colours.onnx'}", selection={"names": ("toy_002",)})
-    image = read_image(data / "toy" / "toy_002.png")
-    found = opened(f"onnx:{data / 'colours.onnx'}").predict("toy_002", image)
-    kept, code = store.read("toy_002")
-    np.testing.assert_array_equal(kept, found.argmax(0))
-    np.testing.assert_array_equal(code, ConfidenceCode().encode(found.max(0)))
-
-
-def test_several_teachers_are_read_as_people_write_them() -> None:
-    assert [str(one) for one in parse(["onnx:a.onnx", "models/teacher", "scores:b"])] == [
-        "onnx:a.onnx",
-        "models/teacher",
-        "scores:b",
-    ]

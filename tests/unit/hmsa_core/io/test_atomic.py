@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa_core.io import atomic
+from hmsa_core.io import atomic, records
 from hmsa_core.io.errors import IntegrityError, NoSpaceError, translate_os_error
 from tests.support.faults import every_exit, every_fault
 
@@ -76,11 +76,6 @@ def test_a_killed_writers_temporary_file_is_swept_whenever_its_parent_takes_note
         assert not os.listdir(tmp_path)
 
 
-def test_the_digest_returned_is_the_digest_on_disk(tmp_path: Path) -> None:
-    sha = atomic.write_text(tmp_path / "t", "Grüße\n")
-    assert sha == atomic.sha256_file(tmp_path / "t") == atomic.sha256_bytes("Grüße\n".encode())
-
-
 def test_an_atomic_file_is_an_output_that_cannot_be_moved_in(tmp_path: Path) -> None:
     file = atomic.AtomicFile(tmp_path / "new" / "a")
     assert (file.writable(), file.readable(), file.seekable(), file.closed) == (True, False, False, False)
@@ -93,6 +88,7 @@ def test_an_atomic_file_is_an_output_that_cannot_be_moved_in(tmp_path: Path) -> 
     assert file.closed
     file.flush()
     assert file.path.read_bytes() == b"abcde"
+    assert atomic.sha256_file(file.path) == atomic.sha256_bytes(b"abcde") == file.sha256
 
 
 def test_an_aborted_file_leaves_nothing_and_can_be_aborted_twice(tmp_path: Path) -> None:
@@ -131,18 +127,12 @@ def test_json_has_sorted_keys_and_letters_as_they_are_so_that_files_and_digests_
 
 def test_append_keeps_all_earlier_lines_when_it_fails(tmp_path: Path) -> None:
     log = tmp_path / "review.jsonl"
-    atomic.append_line(log, '{"id": 1}')
+    records.append(log, {"id": 1})
     before = log.read_bytes()
-    for _ in every_fault(lambda: atomic.append_line(log, '{"id": 2}'), errno.ENOSPC):
+    for _ in every_fault(lambda: records.append(log, {"id": 2}), errno.ENOSPC):
         assert log.read_bytes() in (before, before + b'{"id": 2}\n')
         atomic.write_bytes(log, before)
     assert log.read_bytes() == before + b'{"id": 2}\n'
-
-
-def test_a_line_is_ended_once_and_otherwise_kept_as_it_is(tmp_path: Path) -> None:
-    for line in ("\n first, with space \u00e9 ", "second\n", "third\n\n"):
-        atomic.append_line(tmp_path / "log", line)
-    assert (tmp_path / "log").read_text("utf-8") == "\n first, with space \u00e9 \nsecond\nthird\n"
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))

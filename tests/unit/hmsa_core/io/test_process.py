@@ -19,7 +19,7 @@ PARENT = """
 import os, sys
 from hmsa_core.io.process import StopRequest, run_child
 command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
-code = run_child(command, stop=StopRequest().install(), grace_s=float(sys.argv[3]), own_group=len(sys.argv) > 4)
+code = run_child(command, stop=StopRequest().install(), grace_s=float(sys.argv[3]))
 sys.exit(code if code >= 0 else 100)
 """
 SLEEPER = """
@@ -74,8 +74,8 @@ subprocess.run([sys.executable, "-c", "from hmsa_core.io.process import die_with
 """
 
 
-def _start(script: str, mark: Path, grace_s: float = 30.0, *more: str) -> tuple[subprocess.Popen[bytes], int]:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(mark), str(grace_s), *more])
+def _start(script: str, mark: Path, grace_s: float = 30.0) -> tuple[subprocess.Popen[bytes], int]:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(mark), str(grace_s)])
     deadline = time.monotonic() + 20
     while not (mark.exists() and mark.read_text()):
         assert time.monotonic() < deadline, "the child did not start"
@@ -104,13 +104,13 @@ def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "grace_s", "own_group", "ends_within_s", "status", "saves", "gone_within_s"),
+    ("script", "grace_s", "ends_within_s", "status", "saves", "gone_within_s"),
     [
-        (POLITE, 30.0, False, 10, 143, True, 5.0),
-        (SLOW_TO_SAVE, 30.0, False, 20, 143, True, 5.0),
-        (STUBBORN, 0.5, False, 10, 100, False, 5.0),
-        (DIES_FIRST, 30.0, True, 20, 100, True, 0.5),
-        (DIES_FIRST.replace("1.5", "60"), 0.5, True, 20, 100, False, 5.0),
+        (POLITE, 30.0, 10, 143, True, 5.0),
+        (SLOW_TO_SAVE, 30.0, 20, 143, True, 5.0),
+        (STUBBORN, 0.5, 10, 100, False, 5.0),
+        (DIES_FIRST, 30.0, 20, 100, True, 0.5),
+        (DIES_FIRST.replace("1.5", "60"), 0.5, 20, 100, False, 5.0),
     ],
     ids=[
         "the child may save its progress",
@@ -121,16 +121,9 @@ def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     ],
 )
 def test_a_stop_is_forwarded_and_waited_for_as_long_as_the_grace_time(
-    tmp_path: Path,
-    script: str,
-    grace_s: float,
-    own_group: bool,
-    ends_within_s: float,
-    status: int,
-    saves: bool,
-    gone_within_s: float,
+    tmp_path: Path, script: str, grace_s: float, ends_within_s: float, status: int, saves: bool, gone_within_s: float
 ) -> None:
-    parent, child = _start(script, tmp_path / "pid", grace_s, *(["in a group of its own"] if own_group else []))
+    parent, child = _start(script, tmp_path / "pid", grace_s)
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(timeout=ends_within_s) == status
     assert (tmp_path / "pid.saved").exists() == saves

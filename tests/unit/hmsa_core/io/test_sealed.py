@@ -39,17 +39,13 @@ def test_what_is_no_number_is_refused_and_a_damaged_and_a_missing_file_are_named
         sealed.read(tmp_path / "gone.json")
 
 
-def test_every_single_changed_bit_is_found() -> None:
+def test_every_single_changed_bit_and_every_truncation_is_found() -> None:
     data = sealed.dump(VALUE)
     for position in range(len(data) * 8):
         changed = bytearray(data)
         changed[position // 8] ^= 1 << position % 8
         with pytest.raises(StoreError):
             sealed.parse(bytes(changed), "f.json")
-
-
-def test_every_truncation_is_found() -> None:
-    data = sealed.dump(VALUE)
     for length in range(len(data)):
         with pytest.raises(StoreError):
             sealed.parse(data[:length], "f.json")

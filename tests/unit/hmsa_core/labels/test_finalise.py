@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from hmsa_core.data.sampling import Centroids, find_centroids
 from hmsa_core.io.engine import Engine
-from hmsa_core.io.errors import ConfigError, StoreError
+from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.labels import ConfidenceCode, LabelStore, ThresholdPolicy
-from hmsa_core.labels.finalise import CENTROIDS, STATISTICS, CentroidSettings, Recipe, finalise
+from hmsa_core.labels.finalise import (
+    CENTROIDS,
+    STATISTICS,
+    CentroidSettings,
+    Recipe,
+    apply_mask,
+    finalise,
+    measured_masks,
+    read_mask,
+)
 from hmsa_core.labels.merge import MergeRules, merge_labels
 from hmsa_core.labels.review import UNTOUCHED
 from hmsa_core.labels.thresholds.policy import ClassPolicy, from_threshold
@@ -64,9 +74,15 @@ def _expected(raw: LabelStore, name: str) -> np.ndarray:
     return merge_labels(passed, Human()(raw.row(name)), RULES)[0]
 
 
-def test_the_final_store_holds_thresholded_merged_labels_and_their_sources(raw: LabelStore, tmp_path: Path) -> None:
-    finalise(raw, _recipe(), tmp_path)
+def test_the_final_store_holds_thresholded_merged_labels_their_sources_and_what_made_them(
+    raw: LabelStore, tmp_path: Path
+) -> None:
+    finalise(raw, _recipe(), tmp_path, lineage={"stage": "pseudo-label"})
     final = opened(tmp_path)
+    policy = final.manifest["policy"]
+    assert (policy["digest"], policy["raw_store"], policy["thresholds"]["road"]) == (POLICY.digest, raw.digest, "0.70")
+    assert (final.lineage["teacher"], final.lineage["stage"]) == (raw.lineage["teacher"], "pseudo-label")
+    assert {e["file"] for e in final.manifest["extras"]} == {CENTROIDS, STATISTICS}
     assert final.kind == "thresholded"
     assert final.names() == raw.names()
     for name in final.names():
@@ -97,17 +113,6 @@ def test_statistics_and_centroids_are_those_of_the_final_labels(raw: LabelStore,
     expected = Centroids.collect((n, find_centroids(label, 19, 16)) for n, label in labels.items())
     found = Centroids.load(tmp_path / CENTROIDS)
     assert np.array_equal(found.values, expected.values)
-
-
-def test_the_manifest_names_policy_raw_store_and_rules(raw: LabelStore, tmp_path: Path) -> None:
-    finalise(raw, _recipe(), tmp_path, lineage={"stage": "pseudo-label"})
-    manifest = opened(tmp_path).manifest
-    assert manifest["policy"]["digest"] == POLICY.digest
-    assert manifest["policy"]["raw_store"] == raw.digest
-    assert manifest["policy"]["thresholds"]["road"] == "0.70"
-    assert manifest["lineage"]["teacher"] == raw.lineage["teacher"]
-    assert manifest["lineage"]["stage"] == "pseudo-label"
-    assert {e["file"] for e in manifest["extras"]} == {CENTROIDS, STATISTICS}
 
 
 def test_stopping_and_going_on_gives_the_same_bytes_without_doing_shards_again(
@@ -177,25 +182,21 @@ def test_reviews_and_camera_masks_win_over_everything(raw: LabelStore, tmp_path:
         assert (final.read_source(name)[mask] == 0).all()
 
 
-def test_a_policy_of_another_teacher_or_class_table_is_refused_before_anything_is_written(
+def test_what_does_not_belong_to_the_raw_store_is_refused_before_anything_is_written(
     raw: LabelStore, tmp_path: Path
 ) -> None:
     entries = tuple(ClassPolicy(n, 9, "measured") for n in cityscapes().classes)
     bound = {"teacher": "x", "scales": [1.0], "flip": False, "precision": "fp32"}
-    other = ThresholdPolicy(cityscapes(), entries, binding=bound)
-    with pytest.raises(ConfigError, match="another teacher"):
-        finalise(raw, _recipe(policy=other), tmp_path)
-    with pytest.raises(ConfigError, match="classes"):
-        finalise(raw, _recipe(policy=from_threshold(0.5, toy_classes())), tmp_path)
-    with pytest.raises(ConfigError, match="merge rules"):
-        finalise(raw, _recipe(rules=MergeRules.default(toy_classes())), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_final_store_cannot_be_thresholded_again(raw: LabelStore, tmp_path: Path) -> None:
     finalise(raw, _recipe(), tmp_path / "final")
-    with pytest.raises(ConfigError, match="thresholded already"):
-        finalise(LabelStore.open(tmp_path / "final"), _recipe(), tmp_path / "again")
+    for store, change, message in (
+        (raw, {"policy": ThresholdPolicy(cityscapes(), entries, binding=bound)}, "another teacher"),
+        (raw, {"policy": from_threshold(0.5, toy_classes())}, "classes"),
+        (raw, {"rules": MergeRules.default(toy_classes())}, "merge rules"),
+        (LabelStore.open(tmp_path / "final"), {}, "thresholded already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finalise(store, _recipe(**change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_raw_shard_stops_the_work_and_is_named(tmp_path: Path) -> None:
@@ -229,3 +230,37 @@ def test_a_review_of_one_image_remakes_its_shard_only(raw: LabelStore, tmp_path:
     changed = [p.name for p in sorted(tmp_path.glob("shard-*.parquet")) if before[p.name] != p.stat().st_ino]
     assert changed == ["shard-00000.parquet"]
     assert (opened(tmp_path).read_label("city1_000001_000019")[:, :5] == 255).all()
+
+
+def _truth(void_rows: int, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
+    truth = np.zeros(shape, np.uint8)
+    truth[shape[0] - void_rows :] = 255
+    return truth
+
+
+def test_what_is_void_in_nearly_all_images_of_a_camera_is_its_mask() -> None:
+    labels = [_truth(2)] * 19 + [_truth(5)]
+    masks = measured_masks(labels, 0.9, 20)
+    assert np.array_equal(masks[10, 12], _truth(2) == 255)
+    labels = [_truth(2)] * 9 + [_truth(0)]
+    assert measured_masks(labels, 0.9, 1) == {}, "exactly the share is not more than the share"
+    assert measured_masks(labels, 0.89, 1) != {}
+
+
+def test_cameras_of_other_sizes_or_with_few_images_get_no_mask_of_others() -> None:
+    labels = [_truth(2)] * 20 + [_truth(1, (8, 8))] * 3
+    assert set(measured_masks(labels, 0.9, 20)) == {(10, 12)}
+    assert set(measured_masks(labels, 0.9, 3)) == {(10, 12), (8, 8)}
+
+
+def test_a_mask_file_reads_back_and_ignores_its_pixels_and_is_never_resized_and_must_be_grey(tmp_path: Path) -> None:
+    mask = _truth(3) == 255
+    cv2.imwrite(str(tmp_path / "mask.png"), np.where(mask, 0, 255).astype(np.uint8))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+    assert np.array_equal(apply_mask(np.full((10, 12), 7, np.uint8), mask), np.where(mask, 255, 7))
+    with pytest.raises(InputError, match="mask is"):
+        apply_mask(np.zeros((5, 5), np.uint8), np.zeros((5, 6), bool))
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.zeros((4, 4, 3), np.uint8))
+    for file, message in (("rgb.png", "8-bit grey"), ("none.png", "not found")):
+        with pytest.raises(InputError, match=message):
+            read_mask(tmp_path / file)

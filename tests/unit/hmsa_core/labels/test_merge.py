@@ -118,25 +118,17 @@ def test_measured_rules_follow_whoever_is_right_and_need_blocks() -> None:
     assert measure_rules(curves, codes, by_hand, 0.95).actions[0, 1] == HUMAN
 
 
-def test_coarse_precision_is_corrected_by_what_coarse_labels_hide() -> None:
-    curves = Curves.measure(_images(8), CLASSES)
-    pairs = np.zeros((6, 5, 256), np.int64)
-    pairs[2, 2, 240], pairs[0, 2, 240], pairs[5, 2, 240] = 90, 10, 500  # 500 pixels without a human label
-    there = np.zeros((6, 5, 256), np.int64)
-    there[2, 2, 240] = 100
-    row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
+def test_coarse_precision_is_corrected_by_what_coarse_labels_hide_up_to_one_where_all_figures_are_known() -> None:
+    curves, codes = Curves.measure(_images(8), CLASSES), np.full(5, 100)
+    nothing, sure, mixed = np.zeros((3, 6, 5, 256), np.int64)
+    sure[2, 2, 240] = 100
+    mixed[2, 2, 240], mixed[4, 2, 240], mixed[5, 2, 240] = 90, 10, 500  # 500 pixels without a human label
+    row = corrected_precision(mixed, sure, curves, codes)[2]
     assert row == {"coarse": 0.9, "calibration_coarse": 1.0, "calibration": 1.0, "corrected": pytest.approx(0.9)}
-    assert corrected_precision(pairs, there, curves, np.full(5, 256))[2]["corrected"] is None
-
-
-def test_the_correction_never_exceeds_one_and_needs_all_three_figures() -> None:
-    curves = Curves.measure(_images(8), CLASSES)
-    pairs, there = np.zeros((6, 5, 256), np.int64), np.zeros((6, 5, 256), np.int64)
-    pairs[2, 2, 240] = 100
-    there[2, 2, 240], there[4, 2, 240] = 90, 10  # the last class is one that a human may have said, too
-    row = corrected_precision(pairs, there, curves, np.full(5, 100))[2]
+    assert corrected_precision(mixed, sure, curves, np.full(5, 256))[2]["corrected"] is None
+    row = corrected_precision(sure, mixed, curves, codes)[2]
     assert (row["calibration_coarse"], row["corrected"]) == (0.9, 1.0)
-    missing = corrected_precision(pairs, np.zeros_like(there), curves, np.full(5, 100))[2]
+    missing = corrected_precision(sure, nothing, curves, codes)[2]
     assert (missing["coarse"], missing["calibration_coarse"], missing["corrected"]) == (1.0, None, None)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +61,10 @@ def _refused(path: Path) -> None:
         LabelStore.open(path, strict=True)
 
 
-def test_a_whole_store_has_no_problem(whole: Path) -> None:
-    assert LabelStore.open(whole).verify() == []
-    assert LabelStore.open(whole).problems == []
+def test_a_whole_store_has_no_problem_and_leftovers_of_a_killed_writer_do_not_disturb(whole: Path, store: Path) -> None:
+    assert LabelStore.open(whole).verify() == LabelStore.open(whole).problems == []
+    (store / ".shard-00009.parquet.999999-0123abcd.tmp").write_bytes(b"half")
+    assert LabelStore.open(store, strict=True).verify() == []
 
 
 def _flip(path: Path, position: int, bit: int) -> None:
@@ -168,85 +170,62 @@ def test_every_truncation_is_named_without_reading_the_rest(whole: Path, store: 
     _refused(store)
 
 
-def _zero_fill(root: Path) -> set[str]:
-    data = bytearray((root / SHARD).read_bytes())
+def _zero_fill(root: Path) -> None:
+    data = (root / SHARD).read_bytes()
     assert len(data) > 200 + 4096
-    data[200 : 200 + 4096] = bytes(4096)
-    (root / SHARD).write_bytes(bytes(data))
-    return {SHARD}
+    (root / SHARD).write_bytes(data[:200] + bytes(4096) + data[200 + 4096 :])
 
 
-def _delete(root: Path) -> set[str]:
-    (root / SHARD).unlink()
-    return {SHARD}
+def _swap(root: Path) -> None:
+    for source, target in ((SHARD, "x"), (OTHER, SHARD), ("x", OTHER)):
+        (root / source).rename(root / target)
 
 
-def _swap(root: Path) -> set[str]:
-    (root / SHARD).rename(root / "x")
-    (root / OTHER).rename(root / SHARD)
-    (root / "x").rename(root / OTHER)
-    return {SHARD, OTHER}
-
-
-def _rename(root: Path) -> set[str]:
-    (root / SHARD).rename(root / "renamed.parquet")
-    return {SHARD, "renamed.parquet"}
-
-
-def _duplicate(root: Path) -> set[str]:
-    shutil.copy(root / SHARD, root / "copy.parquet")
-    return {"copy.parquet"}
-
-
-def _overwrite(root: Path) -> set[str]:
-    shutil.copy(root / OTHER, root / SHARD)
-    return {SHARD}
-
-
-def _old_shard(root: Path) -> set[str]:
+def _of_another_teacher(root: Path) -> None:
     write_store(root.parent / "old", 6, per_shard=2, lineage={"teacher": "older"})
     shutil.copy(root.parent / "old" / SHARD, root / SHARD)
-    return {SHARD}
 
 
-def _lose_statistics(root: Path) -> set[str]:
-    path = next((root / "sidecar").glob("totals-*"))
-    path.unlink()
-    return {path.relative_to(root).as_posix()}
+def _copy(source: str, target: str) -> Callable[[Path], object]:
+    return lambda root: shutil.copy(root / source, root / target)
 
 
-DAMAGE = [_zero_fill, _delete, _swap, _rename, _duplicate, _overwrite, _old_shard, _lose_statistics]
+RECEIPTS = ("receipts/shard-00000.json", "receipts/shard-00001.json")
+DAMAGE: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {  # what happens, and what is named
+    "zero-filled": (_zero_fill, {SHARD: "changed"}),
+    "deleted": (lambda root: (root / SHARD).unlink(), {SHARD: "missing"}),
+    "swapped": (_swap, {SHARD: "swapped", OTHER: "swapped"}),
+    "renamed": (
+        lambda root: (root / SHARD).rename(root / "renamed.parquet"),
+        {SHARD: "renamed", "renamed.parquet": "unlisted"},
+    ),
+    "duplicated": (_copy(SHARD, "copy.parquet"), {"copy.parquet": "unlisted"}),
+    "overwritten": (_copy(OTHER, SHARD), {SHARD: "swapped"}),
+    "of another teacher": (_of_another_teacher, {SHARD: "changed"}),
+    "statistics deleted": (
+        lambda root: next((root / "sidecar").glob("totals-*")).unlink(),
+        {"sidecar/totals.parquet": "missing"},
+    ),
+    "receipt overwritten": (_copy(*RECEIPTS), {RECEIPTS[1]: "swapped"}),
+}
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_moved_and_foreign_files_are_named_and_refused_in_training(
-    whole: Path, store: Path, damage: Callable[[Path], set[str]]
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_moved_and_foreign_files_are_named_with_what_happened_and_refused_in_training(
+    whole: Path, store: Path, kind: str
 ) -> None:
-    expected = damage(store)
-    assert _named(store) == expected
+    damage, expected = DAMAGE[kind]
+    damage(store)
+    opened = LabelStore.open(store)
+    found = opened.verify()
+    assert {re.sub(r"-[0-9a-f]{16}", "", problem.file): problem.kind for problem in found} == expected
+    assert [str(problem) for problem in found] == [problem.message for problem in found]
     _refused(store)
     if len(expected) == 1:
-        _served(store, whole, next(iter(expected)))
-
-
-def test_messages_say_what_happened(store: Path) -> None:
-    _swap(store)
-    assert {p.kind for p in LabelStore.open(store).verify()} == {"swapped"}
-    _swap(store)
-    _rename(store)
-    kinds = {p.file: p.kind for p in LabelStore.open(store).verify()}
-    assert kinds == {SHARD: "renamed", "renamed.parquet": "unlisted"}
-    (store / "renamed.parquet").rename(store / SHARD)
-    assert _named(store) == set()
-
-
-def test_a_missing_shard_is_known_at_open_and_the_others_are_served(whole: Path, store: Path) -> None:
-    _delete(store)
-    opened = LabelStore.open(store)
-    assert [p.file for p in opened.problems] == [SHARD]
-    assert len(opened.names()) == 6
-    assert sum(opened.is_served(n) for n in opened.names()) == 4
-    _served(store, whole, SHARD)
+        _served(store, whole, found[0].file)
+    if kind == "deleted":
+        assert [problem.file for problem in opened.problems] == [SHARD], "known as soon as it is opened"
+        assert [opened.is_served(name) for name in opened.names()] == [True] * 2 + [False] * 2 + [True] * 2
 
 
 @pytest.mark.parametrize("of", [1, 3, 7, 50])
@@ -265,21 +244,8 @@ def test_a_slice_that_is_none_is_refused(whole: Path, bad: str) -> None:
         LabelStore.open(whole).verify(bad)
 
 
-def test_leftovers_of_a_killed_writer_do_not_disturb(store: Path) -> None:
-    (store / ".shard-00009.parquet.999999-0123abcd.tmp").write_bytes(b"half")
-    assert LabelStore.open(store).verify() == []
-    LabelStore.open(store, strict=True)
-
-
 def test_a_footer_that_is_none_is_a_torn_file(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", b"x" * 100, b"y" * 20 + (10**6).to_bytes(4, "little") + b"PAR1"):
         (tmp_path / "f").write_bytes(data)
         with pytest.raises(StoreError, match="torn"):
             footer_sha256(tmp_path / "f")
-
-
-def test_a_receipt_in_the_place_of_another_is_named(store: Path) -> None:
-    shutil.copy(store / "receipts" / "shard-00000.json", store / "receipts" / "shard-00001.json")
-    problems = LabelStore.open(store).verify()
-    assert [(p.file, p.kind) for p in problems] == [("receipts/shard-00001.json", "swapped")]
-    assert str(problems[0]) == problems[0].message

@@ -91,16 +91,6 @@ def test_scores_that_are_not_finite_give_a_loss_that_is_not(value: float) -> Non
     assert not torch.isfinite(released_bce(logits, labels))
 
 
-def test_all_ignored_gives_the_constant_and_no_gradient() -> None:
-    logits, labels = scene(6, (1, 19, 32, 32), ignored=1.0)
-    released = rmi_parts(logits, labels)
-    assert released.cross_entropy.item() == 0.0
-    assert released.mutual_information.item() == pytest.approx(19 * 0.5 * math.log(5e-4), rel=1e-6)
-    (gradient,) = torch.autograd.grad(released.total, logits)
-    assert gradient.abs().max() == 0.0
-    assert rmi_loss(logits, labels, rmi_ignore="masked").item() == 0.0
-
-
 def test_masked_leaves_absent_classes_and_touched_regions_out() -> None:
     logits, labels = scene(7, (1, 3, 40, 40), ignored=0.0)
     labels[:] = labels % 2  # class 2 does not occur
@@ -116,6 +106,8 @@ def test_masked_leaves_absent_classes_and_touched_regions_out() -> None:
     (only_bce,) = torch.autograd.grad(alone, logits)
     torch.testing.assert_close(with_hole[..., :2, :2], only_bce[..., :2, :2])
     assert (with_hole - only_bce)[..., 20:, 20:].abs().max() > 0
+    labels[:] = 255
+    assert rmi_loss(logits, labels, rmi_ignore="masked").item() == 0.0
 
 
 def test_masked_is_not_moved_by_scores_under_ignored_pixels() -> None:
@@ -129,12 +121,6 @@ def test_masked_is_not_moved_by_scores_under_ignored_pixels() -> None:
         )
     released, masked = (rmi_loss(logits, labels, rmi_ignore=kind).item() for kind in ("released", "masked"))
     assert released != pytest.approx(masked, rel=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
-def test_labels_may_have_any_integer_dtype(dtype: torch.dtype) -> None:
-    logits, labels = scene(9, (1, 5, 24, 30))
-    assert rmi_loss(logits, labels.to(dtype)).item() == rmi_loss(logits, labels).item()
 
 
 def test_more_than_255_classes_and_labels_outside_the_range_are_ignored() -> None:
@@ -163,27 +149,21 @@ def test_the_cross_entropy_is_that_of_torch_for_sure_scores_and_very_many_classe
             assert ours == pytest.approx(expected.item(), rel=tolerance)
 
 
-def test_channels_last_and_half_precision_give_the_same_gradient() -> None:
+def test_channels_last_half_precision_and_a_factor_give_the_same_gradient() -> None:
     logits, labels = scene(11, (2, 4, 24, 32))
     single = logits.detach().float()
     (expected,) = torch.autograd.grad(rmi_loss(single.requires_grad_(), labels), single)
     strided = single.detach().to(memory_format=torch.channels_last).requires_grad_()
     (same,) = torch.autograd.grad(rmi_loss(strided, labels), strided)
     torch.testing.assert_close(same, expected, rtol=0, atol=0)
+    (scaled,) = torch.autograd.grad(-2.0 * rmi_loss(strided, labels), strided)
+    torch.testing.assert_close(scaled, -2.0 * expected, rtol=0, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = rmi_loss(single, labels)
     assert inside.item() == rmi_loss(single, labels).item()
     half = single.detach().bfloat16().requires_grad_()
     (rough,) = torch.autograd.grad(rmi_loss(half, labels), half)
     assert (rough.float() - expected).norm() / expected.norm() < 0.02
-
-
-def test_the_gradient_scales_with_what_comes_from_above_and_can_be_asked_for_twice() -> None:
-    logits, labels = scene(12, (1, 4, 24, 24))
-    loss = rmi_loss(logits, labels)
-    (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
-    (scaled,) = torch.autograd.grad(-3.0 * loss, logits)
-    torch.testing.assert_close(scaled, -3.0 * once)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -73,15 +73,10 @@ def test_every_option_and_another_ignored_label_change_the_loss(
     assert torch.isfinite(changed)
     assert abs(changed - default) > 1e-4
     assert abs(training_loss(output, labels, LossConfig(), ignore_index=3).total - default) > 1e-4
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [({"main": "rmj"}, "did you mean rmi"), ({"aux": "none"}, "choose one of cross_entropy, released_bce, rmi")],
-)
-def test_an_unknown_loss_names_the_known_ones(option: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        LossConfig(**option)
+    with pytest.raises(ValidationError, match="did you mean rmi"):
+        LossConfig(main="rmj")
+    with pytest.raises(ValidationError, match="choose one of cross_entropy, released_bce, rmi"):
+        LossConfig(aux="none")
 
 
 @pytest.mark.parametrize("main", ["rmi", "cross_entropy", "released_bce"])

@@ -350,7 +350,7 @@ def test_images_without_a_label_are_left_out_where_that_was_said(own, evaluate):
 def test_an_image_that_cannot_be_read_is_found_before_any_is_scored(own, refused, monkeypatch):
     pixels = cv2.imread(str(own / "images/frame2.png"))
     cv2.imwrite(str(own / "images/frame2.png"), np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))
-    monkeypatch.setattr("hmsa_core.inference.scoring._open", lambda *_: pytest.fail("the network was loaded"))
+    monkeypatch.setattr("hmsa_core.inference.scoring.open_tiler", lambda *_: pytest.fail("the network was loaded"))
     assert "frame2.png: has transparent pixels" in refused(own)
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hmsa_core.io import atomic
 from pipeline.doctor import checks as doctor
@@ -17,8 +18,16 @@ from tests.conftest import REPO
 def workspace(tmp_path: Path) -> Workspace:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPO / name, tmp_path / name)
-    (tmp_path / "data/demo/cityscapes").mkdir(parents=True)
-    (tmp_path / "data/demo/mapillary").mkdir(parents=True)
+    target, pretrain = tmp_path / "data/demo/cityscapes", tmp_path / "data/demo/mapillary"
+    for file in (
+        target / "leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png",
+        target / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png",
+        pretrain / "training/images/a.png",
+        pretrain / "training/labels/a.png",
+    ):
+        file.parent.mkdir(parents=True)
+        Image.new("L", (48, 32)).save(file)
+    shutil.copy(REPO / "hmsa_core/taxonomy/mapillary_v1.2.json", pretrain / "config.json")
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
     (tmp_path / "policies").mkdir()
     atomic.write_text(tmp_path / "labels/raw.review.jsonl", '{"id": "0", "name": "", "withdraws": ""}\n')

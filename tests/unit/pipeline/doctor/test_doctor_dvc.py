@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
-from pipeline.doctor import checks as doctor
 from pipeline.doctor import dvc as doctor_dvc
 from pipeline.doctor.dvc import Finding
 from pipeline.workspace import Workspace
@@ -30,23 +29,17 @@ def test_a_torn_dvc_lock_is_found_explained_and_removed_on_request(workspace: Wo
     assert not rwlock.exists()
 
 
-def test_a_torn_dvc_lock_is_left_alone_while_a_stage_is_at_work(workspace: Workspace) -> None:
+def test_a_torn_dvc_lock_is_left_alone_while_a_stage_or_dvc_is_at_work(workspace: Workspace) -> None:
     rwlock = workspace.path(".dvc/tmp/rwlock")
     rwlock.write_bytes(b"")
     with workspace.lock("auto-infer"):
         assert doctor_dvc.repair_lock(workspace) is None
-    assert rwlock.exists()
-
-
-def test_a_torn_dvc_lock_is_left_alone_while_dvc_is_at_work(workspace: Workspace) -> None:
-    rwlock = workspace.path(".dvc/tmp/rwlock")
-    rwlock.write_bytes(b"")
     with workspace.path(".dvc/tmp/lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         told = found(workspace.root, "dvc lock")
         assert (told.state, told.mend) == ("warning", "wait for it")
         assert doctor_dvc.repair_lock(workspace) is None
-        assert rwlock.exists()
+    assert rwlock.exists()
     assert doctor_dvc.repair_lock(workspace) is not None, "free again: nobody is at work"
 
 
@@ -88,24 +81,22 @@ def test_dvc_is_known_by_its_program_not_by_a_word_of_another_command_line(
     assert told.state == state
 
 
-@pytest.mark.parametrize("content", ["stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "", "stages: 3\n"])
-def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(workspace: Workspace, content: str) -> None:
-    workspace.path("dvc.yaml").write_text(content)
-    broken = [f for f in doctor.examine(workspace.root) if f.state == "broken"]
-    assert any("dvc.yaml: no stages can be read" in f.text and "autolabel init" in f.mend for f in broken)
-    assert {"packages", "dvc lock", "disk"} <= states(workspace.root).keys()
-
-
-def test_a_stage_file_that_is_no_utf8_is_told_beside_the_rest(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"stages:\n<<<<<<< HEAD\n  a: {cmd: x}\n=======\n>>>>>>> b\n", "no stages can be read"),
+        (b"", "no stages can be read"),
+        (b"stages: 3\n", "no stages can be read"),
+        ("stages: {}\n# größer\n".encode("latin-1"), "no UTF-8 text"),
+    ],
+)
+def test_a_stage_file_that_cannot_be_read_is_told_beside_the_rest(
+    workspace: Workspace, content: bytes, told: str, said
 ) -> None:
-    path = workspace.path("dvc.yaml")
-    path.write_bytes(path.read_bytes() + "# größer\n".encode("latin-1"))
-    assert main(["doctor", "--json", "--workspace", str(workspace.root)]) == 1
-    found = {f["name"]: f for f in json.loads(capsys.readouterr().out)}
-    assert found["dvc.yaml"]["state"] == "broken"
-    assert "dvc.yaml: no UTF-8 text" in found["dvc.yaml"]["text"]
-    assert {"packages", "dvc lock", "disk"} <= found.keys()
+    workspace.path("dvc.yaml").write_bytes(content)
+    findings = json.loads(said("doctor", "--json", "--workspace", workspace.root, status=1).out)
+    assert any(f["state"] == "broken" and f["mend"] and f"dvc.yaml: {told}" in f["text"] for f in findings)
+    assert {"packages", "dvc lock", "disk"} <= {f["name"] for f in findings}
 
 
 CONFLICT = """schema: '2.0'
@@ -137,7 +128,7 @@ def test_a_lock_file_of_two_branches_or_half_a_one_is_named_with_what_mends_it(
 
 def _site_cache(ws: Workspace, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Finding:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder))
-    return {f.name: f for f in doctor.examine(ws.root)}["dvc site cache"]
+    return found(ws.root, "dvc site cache")
 
 
 def test_a_folder_of_pickles_that_others_can_write_is_told_until_it_is_private(
@@ -150,8 +141,8 @@ def test_a_folder_of_pickles_that_others_can_write_is_told_until_it_is_private(
         assert _site_cache(workspace, monkeypatch, folder).state == "warning", "dvc would make it 0777"
         (folder / "repo").mkdir(parents=True)
         (folder / "repo").chmod(0o777)
-        found = _site_cache(workspace, monkeypatch, folder)
-        assert (found.state, str(folder) in found.text) == ("warning", True)
+        told = _site_cache(workspace, monkeypatch, folder)
+        assert (told.state, str(folder) in told.text) == ("warning", True)
         (folder / "repo").chmod(0o1777)
         assert _site_cache(workspace, monkeypatch, folder).state == "warning", "they may still be first"
         folder.chmod(0o700)
@@ -164,10 +155,10 @@ def test_the_command_that_mends_the_folder_of_pickles_mends_it(
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
-        found = _site_cache(workspace, monkeypatch, home / "cache")
+        told = _site_cache(workspace, monkeypatch, home / "cache")
         monkeypatch.delenv("DVC_SITE_CACHE_DIR")
         monkeypatch.setenv("HOME", name)
         monkeypatch.setenv("XDG_CONFIG_HOME", f"{name}/.config")
-        subprocess.run(found.mend, shell=True, check=True, cwd=tmp_path)
-        after = {f.name: f for f in doctor.examine(workspace.root)}["dvc site cache"]
+        subprocess.run(told.mend, shell=True, check=True, cwd=tmp_path)
+        after = found(workspace.root, "dvc site cache")
         assert (after.state, f"{name}/.cache/dvc-site" in after.text) == ("ok", True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hmsa_core.io import atomic, sealed
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import InputError
 from hmsa_core.labels.review import ReviewFile
 from pipeline.cli.main import main
@@ -17,6 +17,7 @@ from pipeline.doctor import checks as doctor
 from pipeline.nightly.registry import Registry, Version
 from pipeline.workspace import Workspace
 from tests.support.chain import set_params
+from tests.support.checkpoints import checkpoint
 from tests.support.findings import broken, found, states
 
 
@@ -40,24 +41,8 @@ def test_a_network_that_shall_label_and_is_not_there_is_named(workspace: Workspa
     assert told.text.endswith("net.onnx: no such file")
 
 
-def _checkpoint(folder: Path, weights: bytes = b"weights") -> Path:
-    sha = atomic.write_bytes(folder / "model.safetensors", weights)
-    sealed.write(folder / "model.json", {"weights_sha256": sha})
-    return folder
-
-
-def test_changed_weights_are_named(workspace: Workspace) -> None:
-    _checkpoint(workspace.path("models/teacher"))
-    assert states(workspace.root)["models/teacher"] == "ok"
-    workspace.path("models/teacher/model.safetensors").write_bytes(b"weightz")
-    told = found(workspace.root, "models/teacher")
-    assert told.state == "broken"
-    assert "dvc checkout models/teacher" in told.mend
-
-
 def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace: Workspace) -> None:
-    atomic.write_bytes(workspace.path("models/imported/model.safetensors"), b"weights")
-    sealed.write(workspace.path("models/imported/model.json"), {"weights_sha256": "0" * 64})
+    checkpoint(workspace.path("models/imported"), weights_sha256="0" * 64)
     told = found(workspace.root, "models/imported")
     assert told.state == "broken"
     assert told.mend.startswith("rm -f models/imported/model.safetensors models/imported/model.json  # then import it")
@@ -65,25 +50,10 @@ def test_a_damaged_model_of_which_dvc_has_no_copy_is_not_promised_back(workspace
     assert "models/imported" not in states(workspace.root)
 
 
-def test_a_description_with_nan_is_named_beside_the_other_models(workspace: Workspace) -> None:
-    for name in ("student", "teacher"):
-        _checkpoint(workspace.path(f"models/{name}"))
-    workspace.path("models/student/model.json").write_text('{"weights_sha256": "0", "extra": NaN}')
-    found = {f.name: f for f in doctor.examine(workspace.root)}
-    assert (found["models/student"].state, found["models/teacher"].state) == ("broken", "ok")
-    assert f"{workspace.path('models/student/model.json')}: not one of our files" in found["models/student"].text
-
-
-def test_files_of_others_below_models_are_no_checkpoints(workspace: Workspace) -> None:
-    atomic.write_bytes(workspace.path("models/model.pth"), b"released")
-    atomic.write_bytes(workspace.path("models/registry/model.txt"), b"notes")
-    assert "broken" not in states(workspace.root).values()
-
-
 def _two_promoted(workspace: Workspace) -> tuple[Registry, dict[str, Version]]:
     registry, versions = Registry(workspace.root), {}
     for name in "ab":
-        versions[name] = registry.register(_checkpoint(workspace.path("models/student"), name.encode()))
+        versions[name] = registry.register(checkpoint(workspace.path("models/student"), name.encode()))
         registry.promote(versions[name])
     return registry, versions
 
@@ -106,6 +76,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "model.json": lambda folder: (folder / "model.json").write_text("{"),
     "NaN": lambda folder: (folder / "model.json").write_text('{"weights_sha256": NaN}'),
     "no model.json": lambda folder: (folder / "model.json").unlink(),
+    "weights, and no champion.json": lambda folder: (
+        (folder / "model.safetensors").write_bytes(b"?"),
+        folder.with_name("champion.json").unlink(missing_ok=True),
+    ),
 }
 
 
@@ -121,7 +95,7 @@ def test_damaged_registered_models_are_dropped_and_a_whole_one_teaches(
     assert _mend_all(workspace, monkeypatch) >= {f"models/registry/{versions[name].name}" for name in damaged}
     left = {"a": f"models/registry/{versions['b'].name}", "b": f"models/registry/{versions['a'].name}"}
     assert registry.current() == left.get(damaged, "stage:teacher-train")
-    assert registry.champion() == (versions["a"] if damaged == "b" else None)
+    assert registry.champion() == (versions["a"] if damaged == "b" and "champion" not in kind else None)
 
 
 @pytest.mark.parametrize("damaged", ["a", "b", "ab"])
@@ -162,17 +136,29 @@ def test_a_champion_that_nobody_can_find_is_named(
     assert registry.champion() is None
 
 
-@pytest.mark.parametrize("gone", ["model.safetensors", "model.json"])
-def test_half_a_checkpoint_and_a_torn_record_are_named(workspace: Workspace, gone: str) -> None:
-    folder = _checkpoint(workspace.path("models/teacher"))
-    (folder / gone).unlink()
-    told = found(workspace.root, "models/teacher")
-    assert f"{gone} is missing" in told.text
-    (folder / "model.json").write_text('{"weights_sha')
-    (folder / "model.safetensors").write_bytes(b"weights")
-    told = found(workspace.root, "models/teacher")
-    assert (told.state, told.mend) == ("broken", "rm -r models/teacher && dvc checkout models/teacher")
-    assert "model.json: not one of our files" in told.text
+def test_damage_of_a_checkpoint_is_named_beside_the_other_models_and_taken_from_dvcs_cache(
+    workspace: Workspace,
+) -> None:
+    checkpoint(workspace.path("models/student"))
+    atomic.write_bytes(workspace.path("models/model.pth"), b"released")  # files of others are no checkpoints
+    atomic.write_bytes(workspace.path("models/registry/model.txt"), b"notes")
+    folder = workspace.path("models/teacher")
+    damages: dict[str, Callable[[], object]] = {
+        "model.safetensors: bytes differ": lambda: (folder / "model.safetensors").write_bytes(b"weightz"),
+        "model.safetensors is missing": (folder / "model.safetensors").unlink,
+        "model.json is missing": (folder / "model.json").unlink,
+        "model.json: not one of our files": lambda: (folder / "model.json").write_text('{"weights_sha'),
+        f"{folder / 'model.json'}: not one of our files": lambda: (folder / "model.json").write_text('{"extra": NaN}'),
+    }
+    for text, damage in damages.items():
+        checkpoint(folder)
+        damage()
+        told = broken(workspace.root)
+        assert set(told) == {"models/teacher"}
+        assert text in told["models/teacher"].text
+        assert told["models/teacher"].mend == "rm -r models/teacher && dvc checkout models/teacher"
+    checkpoint(folder)
+    assert states(workspace.root)["models/teacher"] == "ok"
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -180,16 +166,6 @@ def test_a_torn_manifest_is_named_with_its_store(workspace: Workspace, deep: boo
     atomic.write_text(workspace.path("labels/raw/manifest.json"), '{"digest"')
     told = found(workspace.root, "labels/raw", deep=deep)
     assert (told.state, told.mend) == ("broken", "rm -r labels/raw && dvc checkout labels/raw")
-
-
-def test_without_a_champion_file_the_models_are_looked_at_all_the_same(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, versions = _two_promoted(workspace)
-    workspace.path("models/registry/champion.json").unlink()
-    shutil.rmtree(workspace.path("models/student"))
-    DAMAGES["weights"](versions["a"].path)
-    assert _mend_all(workspace, monkeypatch) == {f"models/registry/{versions['a'].name}"}
 
 
 # -- files that no stage makes again ---------------------------------------------------------------------

@@ -11,17 +11,19 @@ import pytest
 
 from hmsa_core import taxonomy
 from hmsa_core.data.index import Index
-from hmsa_core.io import atomic, sealed
+from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError, IntegrityError
-from hmsa_core.lineage import LearnedImage, Lineage
+from hmsa_core.lineage import Lineage
 from pipeline.cli.main import main
 from pipeline.nightly import gatekeeper
 from pipeline.nightly.gatekeeper import apply_verdict, count_look, recipe_digest
 from pipeline.nightly.registry import Registry
 from pipeline.stages.student_train import check_rounds
+from pipeline.stages.support import weights_of
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 from tests.support.chain import set_params
+from tests.support.checkpoints import checkpoint, taught
 
 CLASSES = 19
 
@@ -46,16 +48,20 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def _night(ws: Workspace, accuracy: float, weights: bytes, *unknown: str) -> None:
-    sha = atomic.write_bytes(ws.path("models/student/model.safetensors"), weights)
-    sealed.write(ws.path("models/student/model.json"), {"weights_sha256": sha, "lineage": {}})
+def _night(
+    ws: Workspace, accuracy: float, weights: bytes, *unknown: str, lineage: Lineage | None = None, aa: bool = True
+) -> None:
+    """A student of this accuracy beside a teacher of 0.8, as `evaluate` leaves them."""
+    if aa:
+        atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    student = checkpoint(ws.path("models/student"), weights, lineage)
     names = np.array([f"i{i}" for i in range(120)])
     blocks = np.array([f"b{i // 3}" for i in range(120)])
     for model, level, seed in (("teacher", 0.8, 1), ("student", accuracy, 2)):
         path = ws.path(f"evaluation/confusions-{model}.npz")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, names=names, blocks=blocks, confusions=_confusions(level, seed))
-    verdict = {"candidate_weights_sha256": sha, "gain": {}, "unknown_lineage": list(unknown)}
+    verdict = {"candidate_weights_sha256": weights_of(student), "gain": {}, "unknown_lineage": list(unknown)}
     atomic.write_json(ws.path("evaluation/verdict.json"), verdict)
 
 
@@ -64,7 +70,6 @@ def _change(ws: Workspace, key: str, value: object) -> None:
 
 
 def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
-    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     _night(workspace, 0.9, b"good")
     first = apply_verdict(workspace)
     assert first["promoted"], first["decision"]
@@ -75,7 +80,6 @@ def test_a_better_student_is_promoted_once(workspace: Workspace) -> None:
 
 
 def test_a_student_of_a_teacher_whose_images_are_unknown_is_kept_out(workspace: Workspace) -> None:
-    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     gap = "onnx 0123: what it learned from is not listed"
     _night(workspace, 0.9, b"good", gap)
     told = apply_verdict(workspace)
@@ -85,7 +89,6 @@ def test_a_student_of_a_teacher_whose_images_are_unknown_is_kept_out(workspace: 
 
 
 def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_back(workspace: Workspace) -> None:
-    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     _night(workspace, 0.9, b"good")
     version = apply_verdict(workspace)["promoted"]
     registry = Registry(workspace.root)
@@ -100,16 +103,11 @@ def test_a_persons_rollback_stands_on_the_next_night_until_a_person_takes_it_bac
 
 
 def test_the_last_round_of_auto_labels_does_not_teach_unless_the_limit_is_lifted(workspace: Workspace) -> None:
-    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
-    image = LearnedImage("0" * 64, "a", "target", "0" * 16, "", -1, "pseudo")
-    _night(workspace, 0.9, b"first")
-    Lineage({"0" * 64: image}).save(workspace.path("models/student/lineage.json"))
+    _night(workspace, 0.9, b"first", lineage=taught("pseudo"))
     first = apply_verdict(workspace)["promoted"]
     assert first
     check_rounds(workspace, workspace.teacher())
-    _night(workspace, 0.95, b"second")
-    parent = atomic.sha256_bytes(b"first")
-    Lineage({"0" * 64: image}, (parent,)).save(workspace.path("models/student/lineage.json"))
+    _night(workspace, 0.95, b"second", lineage=taught("pseudo", atomic.sha256_bytes(b"first")))
     second = apply_verdict(workspace)
     assert (second["promote"], second["promoted"]) == (True, None)
     assert "round 2 of auto-labels, and student_train.max_rounds is 2" in second["decision"]
@@ -124,41 +122,33 @@ def test_the_last_round_of_auto_labels_does_not_teach_unless_the_limit_is_lifted
 
 def _pinned_teacher(ws: Workspace) -> Registry:
     """The first teacher is registered and pinned; another model teaches now and is worse than it."""
-    sha = atomic.write_bytes(ws.path("models/teacher/model.safetensors"), b"first")
-    sealed.write(ws.path("models/teacher/model.json"), {"weights_sha256": sha, "lineage": {}})
-    registry = Registry(ws.root)
-    registry.pin_champion(registry.register(ws.path("models/teacher")))
-    atomic.write_json(ws.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
+    teacher, registry = checkpoint(ws.path("models/teacher"), b"first"), Registry(ws.root)
+    registry.pin_champion(registry.register(teacher))
     _night(ws, 0.85, b"good")
     with np.load(ws.path("evaluation/confusions-teacher.npz")) as file:
         rest = {name: file[name] for name in ("names", "blocks")}
     np.savez(ws.path("evaluation/confusions-incumbent.npz"), confusions=_confusions(0.8, 1), **rest)
     np.savez(ws.path("evaluation/confusions-teacher.npz"), confusions=_confusions(0.9, 3), **rest)
-    atomic.write_json(ws.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": sha}}})
+    atomic.write_json(
+        ws.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": weights_of(teacher)}}}
+    )
     return registry
 
 
-def test_a_pinned_reference_counts_also_where_it_is_scored_as_the_teacher(workspace: Workspace) -> None:
-    _pinned_teacher(workspace)
+def test_a_pinned_reference_counts_as_the_teacher_too_and_one_without_a_score_holds_a_promotion_up(
+    workspace: Workspace,
+) -> None:
+    champion = _pinned_teacher(workspace).champion()
+    assert champion is not None
     verdict = apply_verdict(workspace)
     assert verdict["promote"] is False
     assert any("points below the reference champion v0001-" in reason for reason in verdict["reasons"])
-
-
-def test_a_pinned_reference_that_was_never_scored_holds_a_promotion_up(workspace: Workspace) -> None:
-    _pinned_teacher(workspace)
     atomic.write_json(workspace.path("evaluation/metrics.json"), {"models": {"teacher": {"weights_sha256": "0" * 64}}})
     verdict = apply_verdict(workspace)
     assert (verdict["promote"], verdict["promoted"]) == (False, None)
     assert "dvc repro --force --single-item evaluate" in verdict["reasons"][-1]
-
-
-def test_a_pinned_reference_of_other_classes_is_named_with_the_way_out(workspace: Workspace) -> None:
-    registry = _pinned_teacher(workspace)
-    champion = registry.champion()
-    assert champion is not None
     classes = replace(taxonomy.cityscapes(), classes=("street", *taxonomy.cityscapes().classes[1:])).to_json()
-    sealed.write(champion.path / "model.json", {"weights_sha256": "1" * 64, "class_table": classes})
+    checkpoint(champion.path, b"others", class_table=classes)
     verdict = apply_verdict(workspace)
     assert (verdict["promote"], verdict["promoted"]) == (False, None)
     assert "has other classes" in verdict["reasons"][-1]
@@ -184,7 +174,6 @@ def test_that_nobody_is_protected_by_a_veto_is_in_the_verdict_of_the_night(works
 
 
 def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: Workspace) -> None:
-    atomic.write_json(workspace.path("models/registry/aa.json"), {"mean_iou": [0.6, 0.601, 0.602]})
     _night(workspace, 0.7, b"bad")
     assert "kept stage:teacher-train" in apply_verdict(workspace)["decision"]
     _night(workspace, 0.9, b"good")
@@ -193,14 +182,14 @@ def test_a_worse_student_and_a_switched_off_promotion_change_nothing(workspace: 
 
 
 def test_without_aa_trainings_nothing_is_promoted_and_the_reason_is_told(workspace: Workspace) -> None:
-    _night(workspace, 0.9, b"good")
+    _night(workspace, 0.9, b"good", aa=False)
     decision = apply_verdict(workspace)["decision"]
     assert "0 of 3 A/A trainings" in decision
     assert "autolabel models aa" in decision, "the message names what mends it"
 
 
 def test_a_spread_that_was_measured_on_another_recipe_is_told(workspace: Workspace) -> None:
-    _night(workspace, 0.9, b"good")
+    _night(workspace, 0.9, b"good", aa=False)
     record = {"mean_iou": [0.6, 0.601, 0.602], "recipe": recipe_digest(workspace)}
     atomic.write_json(workspace.path("models/registry/aa.json"), record)
     assert apply_verdict(workspace, promote=False)["notes"] == []
@@ -214,6 +203,8 @@ def test_a_student_with_another_start_is_another_recipe_and_its_aa_trainings_sta
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = recipe_digest(workspace)
+    _change(workspace, "student_train.seed", 7)
+    assert recipe_digest(Workspace(workspace.root)) == digest, "the seed is no part of it"
     _change(workspace, "student_train.init", "pretrained")
     ws, starts = Workspace(workspace.root), []
     assert recipe_digest(ws) != digest
@@ -228,12 +219,6 @@ def test_a_student_with_another_start_is_another_recipe_and_its_aa_trainings_sta
     assert starts == [None], "from the trunk's weights, as the student"
 
 
-def test_the_seed_is_no_part_of_the_recipe(workspace: Workspace) -> None:
-    digest = recipe_digest(workspace)
-    _change(workspace, "student_train.seed", 7)
-    assert recipe_digest(Workspace(workspace.root)) == digest
-
-
 def test_aa_trainings_need_labels_and_at_least_two_runs(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,21 +230,14 @@ def test_aa_trainings_need_labels_and_at_least_two_runs(
 
 def test_a_verdict_on_other_weights_is_refused(workspace: Workspace) -> None:
     _night(workspace, 0.9, b"good")
-    sha = atomic.write_bytes(workspace.path("models/student/model.safetensors"), b"other")
-    sealed.write(workspace.path("models/student/model.json"), {"weights_sha256": sha})
+    checkpoint(workspace.path("models/student"), b"other")
     with pytest.raises(IntegrityError, match="judged other weights"):
         apply_verdict(workspace)
 
 
-def test_looks_are_counted_by_candidate_and_report_set(workspace: Workspace) -> None:
+def test_looks_are_counted_by_candidate_and_a_report_set_that_grows_spends_the_same_alpha(workspace: Workspace) -> None:
     assert count_look(workspace, "a", ("x", "y")) == 1
     assert count_look(workspace, "a", ("x", "y")) == 1, "the same candidate again is no new look"
-    assert count_look(workspace, "b", ("x", "y")) == 2
-    assert count_look(workspace, "c", ("z",)) == 1, "another report set starts anew"
-
-
-def test_a_report_set_that_grows_goes_on_spending_the_same_alpha(workspace: Workspace) -> None:
-    assert count_look(workspace, "a", ("x", "y")) == 1
     assert count_look(workspace, "b", ("x", "y", "z")) == 2, "two of the images have been looked at before"
     assert count_look(workspace, "b", ("x", "y", "z")) == 2
     assert count_look(workspace, "c", ("y", "w")) == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.nightly.tracking import track_night
+from pipeline.nightly.history import track_night
 from pipeline.workspace import Workspace
 from tests.conftest import REPO
 

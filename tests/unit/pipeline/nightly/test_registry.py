@@ -6,34 +6,17 @@ import errno
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hmsa_core.io import atomic, sealed
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError, IntegrityError
-from hmsa_core.lineage import LearnedImage, Lineage
-from pipeline.checkpoint_folders import damage
-from pipeline.nightly.registry import Registry, Version
+from hmsa_core.lineage import Lineage
+from pipeline.nightly.registry import Registry, Version, damage
 from pipeline.workspace import Workspace
+from tests.support.checkpoints import checkpoint, taught
 from tests.support.faults import every_exit, every_fault
-
-
-def _checkpoint(folder: Path, content: bytes) -> Path:
-    sha = atomic.write_bytes(folder / "model.safetensors", content)
-    sealed.write(folder / "model.json", {"weights_sha256": sha, "lineage": {"parents": ["p"]}})
-    return folder
-
-
-def _taught(folder: Path, source: str = "fine", parents: Sequence[Path] = ()) -> Path:
-    """A checkpoint that learned from one image, from these parents."""
-    sha = atomic.write_bytes(folder / "model.safetensors", folder.name.encode())
-    image = LearnedImage("0" * 64, "a", "target", "0" * 16, "", -1, source)
-    weights = tuple(str(atomic.read_json(p / "model.json")["weights_sha256"]) for p in parents)
-    listed = Lineage({image.sha256: image}, weights).save(folder / "lineage.json")
-    sealed.write(folder / "model.json", {"weights_sha256": sha, "lineage": {"lineage_sha256": listed}})
-    return folder
 
 
 @pytest.fixture
@@ -51,7 +34,7 @@ def models(registry: Registry, said):
 
 
 def _registered(registry: Registry, names: str) -> list[Version]:
-    return [registry.register(_checkpoint(registry.root / name, name.encode())) for name in names]
+    return [registry.register(checkpoint(registry.root / name, name.encode())) for name in names]
 
 
 def _promoted(registry: Registry, names: str) -> list[Version]:
@@ -69,36 +52,20 @@ def _described(registry: Registry, name: str, **changes: object) -> Path:
     return other
 
 
-def test_promote_and_roll_back(registry: Registry, tmp_path: Path) -> None:
-    first = registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
-    registry.promote(first, by="ann", reason="better")
-    second = registry.register(_checkpoint(tmp_path / "b", b"b"))
-    registry.promote(second)
-    assert registry.current() == f"models/registry/{second.name}"
-    assert registry.champion() is not None
-    assert registry.champion().name == first.name  # type: ignore[union-attr]
-    assert registry.rollback() == f"models/registry/{first.name}"
-    assert registry.rollback() == "stage:teacher-train"
-    with pytest.raises(InputError, match="nothing to roll back"):
-        registry.rollback()
-    assert [h["action"] for h in registry.history()] == ["promote", "promote", "rollback", "rollback"]
-    assert registry.history()[0]["by"] == "ann"
+def test_rounds_of_auto_labels_are_counted_by_lineage(registry: Registry) -> None:
+    def model(name: str, source: str, *parents: str) -> Path:
+        shas = (atomic.sha256_bytes(parent.encode()) for parent in parents)
+        return checkpoint(registry.root / name, name.encode(), taught(source, *shas))
 
-
-def test_rounds_of_auto_labels_are_counted_by_lineage(registry: Registry, tmp_path: Path) -> None:
-    teacher = _taught(registry.root / "teacher")
-    assert registry.rounds(teacher) == 0
-    first = registry.register(_taught(registry.root / "first", "pseudo", parents=[teacher]))
-    assert registry.rounds(first.path) == 1
-    again = _taught(registry.root / "again", "pseudo", parents=[teacher])
-    assert registry.rounds(again) == 1, "another student of the first teacher"
-    second = registry.register(_taught(registry.root / "second", "pseudo", parents=[first.path, teacher]))
-    third = _taught(registry.root / "third", "pseudo", parents=[second.path, first.path, teacher])
+    assert registry.rounds(model("teacher", "fine")) == 0
+    assert registry.rounds(registry.register(model("first", "pseudo", "teacher")).path) == 1
+    assert registry.rounds(model("again", "pseudo", "teacher")) == 1, "another student of the first teacher"
+    second = registry.register(model("second", "pseudo", "first", "teacher"))
+    third = model("third", "pseudo", "second", "first", "teacher")
     assert (registry.rounds(second.path), registry.rounds(third)) == (2, 3)
-    _described(registry, "first", note="other")
-    registry.register(registry.root / "first2")
+    registry.register(_described(registry, "first", note="other"))
     assert registry.rounds(third) == 3, "two versions of the same weights are one round"
-    assert registry.rounds(_checkpoint(tmp_path / "imported", b"i")) == 0
+    assert registry.rounds(checkpoint(registry.root / "imported")) == 0
 
 
 BAD_TEACHERS = ('{"teacher": "foo"}', '{"teacher": "models/registry/v9-ab"}', "{", '"x"')
@@ -114,6 +81,8 @@ def test_rollback_mends_a_teacher_that_is_not_there(registry: Registry, promoted
         shutil.rmtree(registry.root / before.pop())
     elif damage is None:
         registry.current_file.unlink()
+        with pytest.raises(ConfigError, match=r"current\.json: missing"):
+            registry.current()
     else:
         registry.current_file.write_text(damage)
         with pytest.raises(HmsaError) as told:
@@ -123,18 +92,18 @@ def test_rollback_mends_a_teacher_that_is_not_there(registry: Registry, promoted
     assert registry.current() == before[-1]
 
 
-@pytest.mark.parametrize("folder", ["models", "nowhere"])
-def test_a_folder_without_a_checkpoint_is_not_registered(registry: Registry, folder: str) -> None:
-    with pytest.raises(InputError, match=rf"{folder}: no checkpoint \(model\.json is missing\)"):
-        registry.register(registry.root / folder)
-    assert registry.versions() == []
-
-
-def test_a_changed_weight_file_is_refused(registry: Registry, tmp_path: Path) -> None:
-    checkpoint = _checkpoint(tmp_path / "a", b"a")
-    (checkpoint / "model.safetensors").write_bytes(b"b")
+def test_a_folder_that_is_no_whole_checkpoint_is_not_registered(registry: Registry) -> None:
+    for folder in ("models", "nowhere"):
+        with pytest.raises(InputError, match=rf"{folder}: no checkpoint \(model\.json is missing\)"):
+            registry.register(registry.root / folder)
+    whole = checkpoint(registry.root / "a", lineage=Lineage())
+    atomic.write_json(whole / "lineage.json", {"images": ["other"]})
+    with pytest.raises(IntegrityError, match="not the one in model.json"):
+        registry.register(whole)
+    (whole / "model.safetensors").write_bytes(b"b")
     with pytest.raises(IntegrityError, match="differ"):
-        registry.register(checkpoint)
+        registry.register(whole)
+    assert registry.versions() == []
 
 
 def _damaged(version: Version) -> Version:
@@ -200,15 +169,17 @@ def test_a_torn_record_beside_a_version_of_the_same_weights_is_mended_by_its_com
     twin = registry.register(registry.root / "a")
     assert twin.name != first.name
     assert registry.register(first.path).name == first.name
-    assert registry.torn() == {}
+    assert registry.read()[1] == {}
     assert registry.register(twin.path).record == twin.record
 
 
-def test_the_same_weights_mend_a_damaged_version_and_another_description_does_not(registry: Registry) -> None:
+def test_a_version_is_weights_and_their_description_and_the_same_ones_mend_it(registry: Registry) -> None:
     (first,) = _promoted(registry, "a")
+    history = {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}  # how they came to be, not what they are
+    assert registry.register(_described(registry, "a", **history)).name == first.name
     _damaged(first)
-    second = registry.register(_described(registry, "a", class_table="of other classes"))
-    assert second.name != first.name
+    second = registry.register(_described(registry, "a", class_table="of other classes", **history))
+    assert second.name == first.name.replace("v0001", "v0002")
     assert "class_table" not in atomic.read_json(first.path / "model.json")
     again = registry.register(registry.root / "a")
     assert (again.name, damage(again.path)) == (first.name, "")
@@ -218,20 +189,15 @@ def test_the_same_weights_mend_a_damaged_version_and_another_description_does_no
 
 
 def test_nobody_rolls_back_to_a_damaged_model_or_promotes_one(registry: Registry) -> None:
-    first, second = _promoted(registry, "ab")
-    _damaged(first)
+    first, second, third = _promoted(registry, "abc")
+    _damaged(second)
     with pytest.raises(InputError, match=r"cannot roll back: .*model\.safetensors: bytes differ"):
         registry.rollback()
     with pytest.raises(IntegrityError, match="bytes differ"):
-        registry.promote(first)
-    assert registry.current().endswith(second.name)
-
-
-def test_a_damaged_teacher_is_rolled_back_to_the_last_whole_one(registry: Registry) -> None:
-    first, second, third = _promoted(registry, "abc")
-    _damaged(second)
+        registry.promote(second)
+    assert registry.current().endswith(third.name)
     _damaged(third)
-    assert registry.rollback().endswith(first.name)
+    assert registry.rollback().endswith(first.name), "the last whole one, where the teacher is damaged, too"
 
 
 def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Registry) -> None:
@@ -239,15 +205,15 @@ def test_a_kill_while_a_version_is_mended_or_made_loses_no_record(registry: Regi
     _damaged(first)
     saved = registry.root / "saved"
     shutil.copytree(registry.root / "models", saved)
-    new = _checkpoint(registry.root / "c", b"c")
-    for checkpoint, expected in ((registry.root / "a", [first, second]), (new, [first, second, None])):
-        for _ in every_exit(lambda folder=checkpoint: registry.register(folder)):
+    new = checkpoint(registry.root / "c", b"c")
+    for source, expected in ((registry.root / "a", 2), (new, 3)):
+        for _ in every_exit(lambda folder=source: registry.register(folder)):
             found = registry.versions()
             assert [v.record for v in found[:2]] == [first.record, second.record]
             assert all(not damage(v.path) for v in found[2:]), "what is listed is whole"
-            again = registry.register(checkpoint)
+            again = registry.register(source)
             assert damage(again.path) == ""
-            assert len(registry.versions()) == len(expected)
+            assert len(registry.versions()) == expected
             shutil.rmtree(registry.root / "models")
             shutil.copytree(saved, registry.root / "models")
 
@@ -288,30 +254,28 @@ def test_a_repair_is_nobodys_word_against_a_model_and_a_rollback_stands(registry
     assert (registry.withdrawn(second.name) or {})["by"] == "ann"
 
 
-@pytest.mark.parametrize("option", [[], ["--json"]])
-def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(
-    registry: Registry, models, option: list[str]
-) -> None:
+def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(registry: Registry, models) -> None:
     first, second = _promoted(registry, "ab")
     shutil.rmtree(first.path)
     with pytest.raises(InputError, match=r"champion\.json: no single version") as error:
         registry.champion()
     assert "autolabel models pin" in error.value.hint
-    told = models("list", *option)
-    assert second.name in told.out, "models are listed all the same"
-    assert f"no single version '{first.name}'" in told.err
-    assert "autolabel models pin VERSION" in told.err
+    for option in ([], ["--json"]):
+        told = models("list", *option)
+        assert second.name in told.out, "models are listed all the same"
+        assert f"no single version '{first.name}'" in told.err
+        assert "autolabel models pin VERSION" in told.err
     models("pin", second.name)
     assert registry.champion() == second
 
 
-@pytest.mark.parametrize(("action", "given"), [("rollback", "v0001"), ("list", "v0001"), ("aa", "3")])
-def test_a_version_is_refused_where_it_would_be_ignored(registry: Registry, models, action: str, given: str) -> None:
+def test_a_version_is_refused_where_it_would_be_ignored(registry: Registry, models) -> None:
     _promoted(registry, "abc")
     before = registry.current()
-    told = models(action, given, status=2).err
-    assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
-    assert "`autolabel models promote VERSION` makes a version the teacher" in told
+    for action, given in (("rollback", "v0001"), ("list", "v0001"), ("aa", "3")):
+        told = models(action, given, status=2).err
+        assert told.startswith(f"error: autolabel models {action} {given}: takes no version")
+        assert "`autolabel models promote VERSION` makes a version the teacher" in told
     assert registry.current() == before
 
 
@@ -351,7 +315,7 @@ def test_a_version_whose_description_holds_nan_is_a_damaged_one(registry: Regist
 
 
 def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Registry, tmp_path: Path) -> None:
-    version = registry.register(_checkpoint(tmp_path / "a", b"a"))
+    version = registry.register(checkpoint(tmp_path / "a", b"a"))
     saved = tmp_path / "saved"
     shutil.copytree(tmp_path / "models", saved)
     for _ in every_fault(lambda: registry.promote(version), errno.ENOSPC):
@@ -365,7 +329,7 @@ def test_a_fault_while_promoting_leaves_the_old_or_the_new_teacher(registry: Reg
 
 
 def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path: Path, models, said) -> None:
-    version = registry.register(_checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
+    version = registry.register(checkpoint(tmp_path / "a", b"a"), metrics={"mean_iou": 0.5})
     registry.promote(version)
     assert "50.00" in models("list").out
     assert json.loads(models("list", "--json").out)["versions"][0]["current"] is True
@@ -374,42 +338,31 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     refused = models("promote", "models/student", status=3).err
     assert refused.startswith("error: no single version 'models/student'")
     assert "autolabel models register DIR" in refused
-    other = registry.register(_checkpoint(tmp_path / "teacher", b"b"))
+    other = registry.register(checkpoint(tmp_path / "teacher", b"b"))
     assert f"{other.name}  mIoU      ?  teacher\n" in models("list").out, "the folder that it was copied from"
     assert "which checkpoint?" in models("register", status=2).err
     said("models", "rollback", "--workspace", tmp_path / "nowhere" / "..")
     assert "not a workspace" in said("models", "list", "--workspace", tmp_path.parent, status=2).err
 
 
-def test_a_workspace_without_a_teacher_file_says_how_to_mend_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"current\.json: missing"):
-        Registry(tmp_path).current()
-
-
-def test_rolling_back_never_goes_in_a_circle(registry: Registry) -> None:
-    first, second = _promoted(registry, "ab")
+def test_promotions_are_rolled_back_one_by_one_and_never_in_a_circle(registry: Registry) -> None:
+    first, second = _registered(registry, "ab")
+    registry.promote(first, by="ann", reason="better")
+    registry.promote(second)
+    assert (registry.current(), registry.champion()) == (f"models/registry/{second.name}", first)
     registry.promote(first)
     back = [registry.rollback() for _ in range(3)]
     assert back == [f"models/registry/{second.name}", f"models/registry/{first.name}", "stage:teacher-train"]
     with pytest.raises(InputError, match="nothing to roll back"):
         registry.rollback()
+    lines = registry.history()
+    assert [line["action"] for line in lines] == ["promote"] * 3 + ["rollback"] * 3
+    assert (lines[0]["by"], lines[0]["reason"]) == ("ann", "better")
     registry.promote(second)
     registry.promote(first)
     shutil.rmtree(first.path)
     assert registry.rollback() == f"models/registry/{second.name}"  # a repair
     assert registry.rollback() == "stage:teacher-train"
-
-
-def test_the_same_weights_are_registered_once_and_with_another_description_again(registry: Registry) -> None:
-    (first,) = _registered(registry, "a")
-    assert registry.register(registry.root / "a").name == first.name
-    changed = {"lineage": {"parents": ["q"]}, "extra": {"steps": 2}}
-    assert registry.register(_described(registry, "a", **changed)).name == first.name
-    assert len(registry.versions()) == 1
-    corrected = registry.register(_described(registry, "a", class_table={"classes": ["kerb"]}, **changed))
-    assert corrected.name == first.name.replace("v0001", "v0002")
-    assert atomic.read_json(corrected.path / "model.json")["class_table"] == {"classes": ["kerb"]}
-    assert "class_table" not in atomic.read_json(first.path / "model.json")
 
 
 FIGURES = [{"metrics": m} for m in (None, [], {"mean_iou": "0.5"}, {"mean_iou": 1.5}, {"mean_iou": []})]
@@ -437,18 +390,11 @@ def test_a_record_that_cannot_be_told_hides_one_version_and_is_written_anew(
     assert (first.path / "model.safetensors").read_bytes() == weights
 
 
-def test_a_model_without_the_list_of_what_it_learned_from_is_damaged(registry: Registry, tmp_path: Path) -> None:
-    checkpoint = _checkpoint(tmp_path / "a", b"a")
-    digest = atomic.write_json(checkpoint / "lineage.json", {"images": []})
-    meta = atomic.read_json(checkpoint / "model.json")
-    sealed.write(checkpoint / "model.json", meta | {"lineage": {"lineage_sha256": digest}})
-    version = registry.register(checkpoint)
+def test_a_model_without_the_list_of_what_it_learned_from_is_damaged(registry: Registry) -> None:
+    whole = checkpoint(registry.root / "a", lineage=Lineage())
+    version = registry.register(whole)
     (version.path / "lineage.json").unlink()
     assert "lineage.json: missing, though model.json refers to it" in damage(version.path)
     with pytest.raises(IntegrityError, match="lineage"):
         registry.promote(version)
-    registry.register(checkpoint)
-    registry.promote(version)
-    atomic.write_json(checkpoint / "lineage.json", {"images": ["other"]})
-    with pytest.raises(IntegrityError, match="not the one in model.json"):
-        registry.register(checkpoint)
+    registry.promote(registry.register(whole))

@@ -1,0 +1,275 @@
+"""Networks of other tools: one image at several scales and mirrored, fused as the averaging baseline fuses ours.
+
+    onnx:FILE   a network that onnxruntime runs, on the CPU unless the table names another provider
+    hf:FOLDER   a network for semantic segmentation as transformers saves it; safetensors alone, no code, no download
+
+A network gives scores on any grid; they are enlarged bilinearly to the image. Probabilities are taken by their
+logarithm, so that scales are averaged as logits are: at one scale the softmax gives the same probabilities back.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hmsa_core.data.transforms import MEAN, STD
+from hmsa_core.inference.predictor import DTYPES, Engine, ImagePass, normalised, normalising_table
+from hmsa_core.inference.prepared import effective_precision
+from hmsa_core.inference.teachers.sources import Source, onnx_metadata
+from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
+from hmsa_core.models.layers import resize
+from hmsa_core.runtime.memory import is_out_of_memory
+
+_LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
+_ROUNDING = 1e-3  # of probabilities that half precision has been through
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # 0 to 255 stay what they are
+_MOVES = ("do_center_crop", "do_pad")  # pixels of scores would not be those of the image
+
+
+class Network(Engine):
+    """A network of another tool, ready for inference.
+
+    Args:
+        source: where it comes from, and the table beside it.
+        size: height, width that images are brought to first; None = their own.
+        mean, std: of RGB values in [0, 1]; None = ImageNet's.
+        output: logits or probabilities.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        output: str | None = None,
+    ) -> None:
+        self.kind, self.device, self.precision = "average", torch.device("cpu"), "fp32"
+        self.source, self.size = source, size
+        values = [np.array(given or usual, float) for given, usual in ((mean, MEAN), (std, STD))]
+        if any(value.shape != (3,) for value in values) or not (values[1] > 0).all():
+            raise ConfigError(f"{source}: mean and std must be three numbers each, std above 0")
+        self._table = normalising_table(*values)
+        self._gives_probabilities = (source.table.output or output) == "probabilities"
+        self._is_checked = False
+        self.resizes = size is not None  # whatever the image's size is
+
+    def open(self, image: NDArray[np.uint8]) -> ImagePass:
+        """Begin with one image, uint8 HxWx3 RGB."""
+        size = (image.shape[0], image.shape[1])
+        if self.size is not None and self.size != size:
+            smaller = self.size[0] * self.size[1] < image.shape[0] * image.shape[1]
+            how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+            image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=how), np.uint8)
+        return ImagePass(self, normalised(image, self._table).to(self.device), size)
+
+    def run(self, images: Tensor, _attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Scores of 1 x 3 x H x W normalised images, float32 on the network's own grid."""
+        sides = self._rounded(images.shape[2]), self._rounded(images.shape[3])
+        try:
+            with torch.inference_mode():
+                found = self.scores(resize(images, sides))
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"{self.source}: fails on an image of {sides[0]}x{sides[1]} pixels: {one_line(error)[:200]}",
+                hint=f"say `size: [HEIGHT, WIDTH]` or `multiple: 32` in {self.source.table_path}, or use scale 1 alone",
+            ) from error
+        if found.ndim != 4 or found.shape[0] != 1:
+            raise CheckpointError(
+                f"{self.source}: its output has the shape {tuple(found.shape)}, expected 1 x classes x H x W of scores"
+            )
+        return self._logits(found.float()), None
+
+    @abstractmethod
+    def scores(self, images: Tensor) -> Tensor:
+        """Run the network as it is; any of its own errors may be raised."""
+
+    def _rounded(self, side: int) -> int:
+        unit = self.source.table.multiple
+        return max(unit, round(side / unit) * unit)
+
+    def _logits(self, found: Tensor) -> Tensor:
+        is_given = self._gives_probabilities
+        if is_given or not self._is_checked:
+            self._is_checked = True
+            in_range = bool(found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING)
+            if is_given and not in_range:
+                raise ConfigError(
+                    f"{self.source}: gives {float(found.min()):.3g} to {float(found.max()):.3g}, no probabilities",
+                    hint=f"say `output: logits` in {self.source.table_path}",
+                )
+            if not is_given and in_range and bool(((found.sum(1) - 1).abs() < 10 * _ROUNDING).all()):
+                raise ConfigError(
+                    f"{self.source}: its scores sum to 1 at each pixel, so they are probabilities and no logits",
+                    hint=f"say `output: probabilities` in {self.source.table_path}",
+                )
+        return found.clamp(min=_LEAST).log() if is_given else found
+
+
+class OnnxNetwork(Network):
+    """An ONNX file in onnxruntime.
+
+    One input, an RGB image, 1 x 3 x H x W: floats, normalised by `mean` and `std` of the table, else of the metadata,
+    else ImageNet's; or bytes, which the graph normalises. The first output holds the scores, 1 x classes x h x w.
+
+    Args:
+        source: the file.
+        threads: of each operator; the number can change last bits.
+        is_single: whether scale 1 alone is asked for, all that a network of one input size can do.
+    """
+
+    def __init__(self, source: Source, threads: int, *, is_single: bool) -> None:
+        known = onnx_metadata(source.path)
+        self._session = _session(source, threads)
+        self._input = _input(source, self._session)
+        self._dtype = _TYPES[self._input.type]
+        self._output = self._session.get_outputs()[0].name
+        fixed = _fixed_size(source, self._input)
+        if fixed and not is_single:
+            raise ConfigError(
+                f"{source}: takes images of {fixed[0]}x{fixed[1]} pixels only, so it can be run at scale 1 alone",
+                hint="use scales 1 (--scales 1, auto_infer.scales: [1.0]), or export it with dynamic height and width",
+            )
+        table = source.table
+        values: dict[str, Any] = {"mean": table.mean or known.get("mean"), "std": table.std or known.get("std")}
+        if self._dtype == np.uint8:
+            values = _BYTES
+        # `autolabel export-model` says it in a sentence.
+        output = str(known.get("output", "")).partition(":")[0]
+        super().__init__(source, size=fixed or table.size, output=output, **values)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Run the graph."""
+        pixels = images.cpu().numpy()
+        given = np.ascontiguousarray((np.rint(pixels) if self._dtype == np.uint8 else pixels).astype(self._dtype))
+        try:
+            found = self._session.run([self._output], {self._input.name: given})[0]
+        except _failures() as error:
+            raise ValueError(_reason(error)) from error
+        return torch.from_numpy(np.array(found, np.float32))
+
+
+def _session(source: Source, threads: int) -> Any:
+    with needs_extra("onnx"):
+        import onnxruntime
+    provider = source.table.provider
+    if provider not in (there := onnxruntime.get_available_providers()):
+        raise ConfigError(f"{source.table_path}: this onnxruntime has no {provider}, only {', '.join(there)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return onnxruntime.InferenceSession(str(source.path), options, providers=[provider])
+    except _failures() as error:
+        raise CheckpointError(
+            f"{source}: onnxruntime {onnxruntime.__version__} cannot run it: {_reason(error)}",
+            hint="export it again with an opset and operators that this onnxruntime knows",
+        ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its kinds have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as kinds
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return (*(getattr(kinds, name) for name in names), kinds.RuntimeException, RuntimeError)
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error).removeprefix("[ONNXRuntimeError] : ")[:300]
+
+
+def _input(source: Source, session: Any) -> Any:
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise CheckpointError(f"{source}: has {len(inputs)} inputs, expected one, an image")
+    one = inputs[0]
+    if one.type not in _TYPES:
+        raise CheckpointError(f"{source}: its input is {one.type}, expected {' or '.join(_TYPES)}")
+    shape = one.shape
+    if (
+        len(shape) != 4
+        or (isinstance(shape[1], int) and shape[1] != 3)
+        or (isinstance(shape[0], int) and shape[0] != 1)
+    ):
+        told = " x ".join(str(side) for side in shape)
+        raise CheckpointError(f"{source}: its input is {told}, expected 1 x 3 x height x width (three channels, RGB)")
+    return one
+
+
+def _fixed_size(source: Source, given: Any) -> tuple[int, int] | None:
+    sides = given.shape[2:]
+    fixed = [side for side in sides if isinstance(side, int)]
+    if len(fixed) == 1:
+        raise CheckpointError(f"{source}: one side of its input is fixed, the other is not ({sides[0]} x {sides[1]})")
+    return (fixed[0], fixed[1]) if fixed else None
+
+
+class HuggingFaceNetwork(Network):
+    """A folder of transformers on one device. Its own image processor prepares each image (size, mean, std).
+
+    So scale 1 without mirroring is what the library does. Scales enlarge or reduce what the processor gives.
+    """
+
+    def __init__(self, source: Source, device: torch.device, precision: str) -> None:
+        super().__init__(source)
+        self.resizes, table = True, source.table
+        if table.size or table.mean or table.std:
+            raise ConfigError(f"{source.table_path}: size, mean and std of an hf folder are its preprocessor_config's")
+        self.device, self.precision = device, effective_precision(precision, device)
+        self._dtype = DTYPES[self.precision]
+        self._processor, model = _load(source)
+        moving = [name for name in _MOVES if getattr(self._processor, name, None)]
+        if moving:
+            raise ConfigError(
+                f"{source}: its processor has {moving[0]}: scores would not lie on the image's pixels",
+                hint=f"set {moving[0]} to false in preprocessor_config.json",
+            )
+        self._model = model.eval().to(device=device, dtype=self._dtype)
+
+    def open(self, image: NDArray[np.uint8]) -> ImagePass:
+        """Prepare one image, uint8 HxWx3 RGB, as the library does."""
+        pixels = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        return ImagePass(self, pixels.float().to(self.device), (image.shape[0], image.shape[1]))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Run the network."""
+        found: Tensor = self._model(pixel_values=images.to(self._dtype)).logits
+        return found
+
+
+def _load(source: Source) -> tuple[Any, Any]:
+    with needs_extra("huggingface"):
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+        from transformers.utils import logging
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # missing weights are reported below, in one line
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # untyped library
+            str(source.path), **options
+        )
+        model, told = AutoModelForSemanticSegmentation.from_pretrained(
+            str(source.path), use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: transformers cannot load it: {one_line(error)[:300]}") from error
+    absent = sorted([*told["missing_keys"], *(str(row[0]) for row in told["mismatched_keys"])])
+    if absent:
+        raise CheckpointError(
+            f"{source}: {len(absent)} weights of the network are not in its files (first {absent[0]})",
+            hint="give a folder of a network that was trained for semantic segmentation",
+        )
+    return processor, model
