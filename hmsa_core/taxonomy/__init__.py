@@ -279,7 +279,9 @@ def from_file(path: str | Path) -> ClassTable:
         colours = tuple(tuple(int(v) for v in (r.get("colour") or r["color"])) for r in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: each class needs id, name and colour ({error!r})", hint=_EXAMPLE) from error
-    if ids != list(range(len(ids))) or len(ids) >= IGNORE:
+    if len(ids) >= IGNORE:
+        raise InputError(f"{where}: {len(ids)} classes, but a label is one byte: at most {IGNORE - 1}")
+    if ids != list(range(len(ids))):
         raise InputError(f"{where}: class ids must be 0..{len(ids) - 1} without gaps, found {ids[:5]}...")
     twice = next((n for i, n in enumerate(names) if n.lower() in [m.lower() for m in names[:i]]), None)
     if twice is not None:

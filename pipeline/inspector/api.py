@@ -137,7 +137,7 @@ class Api:
             for row in found:
                 row["picture"] = session.view.pictures.has_picture(row["name"])
                 row["damaged"] = not session.view.is_served(row["name"])
-            return {"total": total, "offset": offset, "images": found}
+            return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
 
         return JSONResponse(await self._run(rows))
 
@@ -335,7 +335,7 @@ class Page:
             f'<link rel="modulepreload" href="static/{name}">' for name in sources if name.endswith(".js")
         )
         page = sources.pop("index.html").replace("{{token}}", html.escape(token, quote=True))
-        self._page = page.replace("</head>", f"{preload}\n</head>")
+        self._page = page.replace("{{labels}}", session.version).replace("</head>", f"{preload}\n</head>")
         self._files = {name: text.encode("utf-8") for name, text in sources.items()}
         self._session = session
 

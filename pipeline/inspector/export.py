@@ -185,7 +185,7 @@ def _write_export(session: Session, target: Path, limit: int, order: Sort, cuts:
 
 def _write_page(target: Path) -> None:
     sources = static_sources()
-    page = sources.pop("index.html").replace("{{token}}", "")
+    page = sources.pop("index.html").replace("{{token}}", "").replace("{{labels}}", "")
     policy = CONTENT_POLICY.replace("; frame-ancestors 'none'", "")  # only a server can send that one
     header = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace("<meta charset", f"{header}\n<meta charset", 1)

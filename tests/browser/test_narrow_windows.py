@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from pipeline.render import swatch
 from tests.support.browser_page import Page
@@ -36,7 +37,20 @@ def test_the_page_fits_and_no_image_of_the_list_hides_another(page: Page, resize
     page.until(lambda: len(page.all(".tile")) >= 6)
     assert page.js(OVERLAPS) == 0
     assert page.js("return document.documentElement.scrollWidth") <= width
-    for css in ("#threshold", "#save-policy", "#accept", "#filter"):
+    in_reach(page, width, "#threshold", "#save-policy", "#accept", "#filter")
+    page.keys("?")
+    page.until(lambda: page.find("#help").is_displayed())
+    assert page.js("return document.getElementById('help').scrollTop") == 0
+    page.keys(Keys.ESCAPE, "u")
+    page.until(lambda: page.find("#audit-form").is_displayed())
+    page.find("#audit-per-class").send_keys(Keys.ENTER)
+    page.until(lambda: page.find("#audit-close").get_attribute("data-item") == "0")
+    in_reach(page, width, "#audit-wrong", "#audit-right", "#audit-back")
+    page.keys(Keys.ESCAPE)
+
+
+def in_reach(page: Page, width: int, *selectors: str) -> None:
+    for css in selectors:
         box = page.js(
             "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right];", css
         )

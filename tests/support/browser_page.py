@@ -125,8 +125,9 @@ class Page:
         )
 
     def image(self) -> str:
-        """Name of the image on the screen."""
-        return self.text("#image-name")
+        """Name of the image on the screen; "" while the next one is on its way."""
+        name = "document.getElementById('image-name').textContent"
+        return str(self.js(f"return document.querySelector('#stage[aria-busy]') ? '' : {name}"))
 
     def console(self) -> list[str]:
         """Errors on the browser's console since the last call."""

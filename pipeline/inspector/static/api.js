@@ -8,7 +8,7 @@ export class ApiError extends Error {
   }
 }
 
-const token = () => document.querySelector('meta[name="autolabel-token"]')?.content ?? "";
+const meta = (name, page = document) => page.querySelector(`meta[name="autolabel-${name}"]`);
 
 async function failure(response) {
   let body = {};
@@ -26,7 +26,7 @@ async function send(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("the server does not answer", { code: "offline", hint: "what is loaded still works; start `autolabel serve` again for more" });
+    throw new ApiError(`${options.method ? "not saved: " : ""}the server does not answer`, { code: "offline" });
   }
   if (!response.ok) throw await failure(response);
   return response;
@@ -34,10 +34,7 @@ async function send(path, options) {
 
 // The browser keeps these; labels that were made anew have other addresses.
 const LABELS = new Set(["plane", "mini", "thumb", "picture"]);
-let version = "";
-
-/** Say which labels the page shows (`store.version`). */
-export const useVersion = (text) => { version = text; };
+const version = meta("labels").content;
 
 // A list as value becomes a repeated parameter.
 const address = (path, given) => {
@@ -46,15 +43,34 @@ const address = (path, given) => {
   return pairs.length ? `api/${path}?${new URLSearchParams(pairs)}` : `api/${path}`;
 };
 
+async function write(path, body) {
+  const headers = { "Content-Type": "application/json", "X-Autolabel-Token": meta("token").content };
+  return (await send(address(path, {}), { method: "POST", body: JSON.stringify(body), headers })).json();
+}
+
+/** Take the token of a server that was started again; what it serves must be what this page shows. */
+async function renewToken() {
+  const page = new DOMParser().parseFromString(await (await send("./", {})).text(), "text/html");
+  if (meta("labels", page)?.content !== version) {
+    throw new ApiError("the labels were made anew since this page was loaded", { hint: "load the page again" });
+  }
+  meta("token").content = meta("token", page).content;
+}
+
 class Server {
   isExport = false;
   url = (path, params = {}) => address(path, params);
   json = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).json();
   bytes = async (path, params = {}, signal = undefined) => (await send(address(path, params), { signal })).arrayBuffer();
-  post = async (path, body) =>
-    (await send(address(path, {}), {
-      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Autolabel-Token": token() },
-    })).json();
+  post = async (path, body) => {
+    try {
+      return await write(path, body);
+    } catch (error) {
+      if (error.status !== 403) throw error;
+      await renewToken();
+      return write(path, body);
+    }
+  };
 }
 
 /** The source in use: {isExport, url, json, bytes, post}. */

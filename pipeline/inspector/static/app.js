@@ -1,12 +1,12 @@
 // Starts the page: store, address, parts, keyboard.
 
 import "./export.js";
-import { api, useVersion } from "./api.js";
+import { api } from "./api.js";
 import { startAudit, openAudit } from "./audit.js";
 import { startClasses, useStats } from "./classes.js";
 import { parseThreshold } from "./cuts.js";
 import { byId, plain, setText } from "./dom.js";
-import { count, openGrid, positionOf, refresh, rowAt, reveal, startGrid } from "./grid.js";
+import { neighbour, openGrid, refresh, rowAt, reveal, startGrid } from "./grid.js";
 import { placeIcons } from "./icons.js";
 import { keyGroup, startKeys } from "./keys.js";
 import { noImage, startNumbers, useImage } from "./numbers.js";
@@ -38,25 +38,21 @@ function parse(text) {
 
 /** Go so many images on. `first` can refuse; the list is read before it, for a mark may take the image out of a filter. */
 async function go(step, first = () => true) {
-  const here = Math.max(0, positionOf(state.image));
   try {
-    const row = await rowAt(here + step);
-    if (await first() && row) update({ image: row.name, zoom: state.zoom });
+    const row = await neighbour(step);
+    if (!await first()) return;
+    if (row) update({ image: row.name });
+    else toast(step > 0 ? "The list ends here" : "The list begins here");
   } catch (error) {
     report(error);
   }
 }
 
-async function undoMark() {
-  const name = await undo();
-  if (name) update({ image: name });
-}
+const markAndGo = (verdict) => go(1, () => mark(verdict));
 
 async function lookAhead() {
-  const here = positionOf(state.image);
-  if (here < 0) return;
-  const rows = await Promise.all([rowAt(here + 1), rowAt(here - 1)].map((row) => row.catch(() => null)));
-  ahead(rows.map((row) => row?.name));
+  const rows = await Promise.all([1, -1].map((step) => neighbour(step).catch(() => null)));
+  ahead(rows.filter(Boolean));
 }
 
 function showImageState() {
@@ -69,8 +65,6 @@ function showImageState() {
     setText(byId("problem-text"), failed.message);
     setText(byId("problem-hint"), failed.hint ?? "");
   }
-  const position = positionOf(state.image);
-  setText(byId("image-position"), position >= 0 ? `${plain(position + 1)} / ${plain(count())}` : "");
   byId("no-picture").hidden = Boolean(failed) || !scene.details || scene.details.picture;
 }
 
@@ -104,6 +98,19 @@ async function askStats() {
   }
 }
 
+/** Go on where the server is there again; it may be another process. */
+async function lookForServer() {
+  if (byId("offline").hidden) return;
+  try {
+    await fetch("static/icon.svg", { cache: "no-store" });
+  } catch {
+    return;
+  }
+  online();
+  if (scene.error) show(state.image);
+  refresh({ keepTiles: true });
+}
+
 /** One step back at a time: out of a field, then out of a region, then out of compare and the chosen class. */
 function escape() {
   const field = document.activeElement;
@@ -118,6 +125,17 @@ function registerKeys() {
     { keys: ["ArrowDown"], show: "↓", text: "a row down", run: () => go(2) },
     { keys: ["ArrowUp"], show: "↑", text: "a row up", run: () => go(-2) },
     { keys: ["/"], show: "/", text: "filter by name", run: () => byId("filter").focus() },
+  ]);
+  keyGroup("Review", [
+    { keys: ["A"], once: true, show: "A", text: "accept, then the next image", run: () => markAndGo("accept") },
+    { keys: ["F"], once: true, show: "F", text: "flag, then the next image", run: () => markAndGo("flag") },
+    { keys: ["a"], once: true, show: "a", text: "accept and stay", run: () => mark("accept") },
+    { keys: ["f"], once: true, show: "f", text: "flag and stay", run: () => mark("flag") },
+    { keys: ["z"], ctrl: true, once: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undo },
+    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
+    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
+    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
+    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
   ]);
   keyGroup("Threshold", [
     { keys: ["["], show: "[", text: "one edge lower", run: () => nudge(-1) },
@@ -134,17 +152,6 @@ function registerKeys() {
     { keys: ["-"], show: "-", text: "zoom out", run: () => zoomBy(1 / 1.4) },
     { keys: ["0", "z"], show: "0", text: "whole picture", run: fit },
     { keys: ["x"], show: "x", text: "one pixel to one pixel", run: actualSize },
-  ]);
-  keyGroup("Review", [
-    { keys: ["a"], show: "a", text: "accept image or region", run: () => mark("accept") },
-    { keys: ["f"], show: "f", text: "flag image or region", run: () => mark("flag") },
-    { keys: ["A"], show: "A", text: "accept, then the next image", run: () => go(1, () => mark("accept")) },
-    { keys: ["F"], show: "F", text: "flag, then the next image", run: () => go(1, () => mark("flag")) },
-    { keys: ["z"], ctrl: true, show: "Ctrl+Z", text: "withdraw the last mark", run: undoMark },
-    { keys: ["r"], show: "r", text: "draw a region", run: startRegion },
-    { keys: ["n"], show: "n", text: "write a note", run: () => byId("note").focus() },
-    { keys: ["Enter"], show: "Enter", text: "close the region", run: closeRegion },
-    { keys: ["u"], show: "u", text: "click audit", run: () => byId("open-audit").click() },
   ]);
   keyGroup("Page", [
     { keys: ["?"], show: "?", text: "this help", run: () => byId("help").showModal() },
@@ -167,6 +174,7 @@ function describeStore() {
 function wire() {
   byId("previous").addEventListener("click", () => go(-1));
   byId("next").addEventListener("click", () => go(1));
+  for (const verdict of ["accept", "flag"]) byId(verdict).addEventListener("click", () => markAndGo(verdict));
   byId("open-audit").addEventListener("click", openAudit);
   byId("open-audit").disabled = api.isExport || store.kind !== "raw";
   byId("open-help").addEventListener("click", () => byId("help").showModal());
@@ -177,6 +185,7 @@ function wire() {
   });
   document.querySelectorAll("dialog [data-close]").forEach((button) => button.addEventListener("click", () => button.closest("dialog").close()));
   document.addEventListener("wantstats", askStats);
+  setInterval(lookForServer, 2000);
 }
 
 async function firstImage() {
@@ -195,7 +204,6 @@ function fatal(error) {
 async function start() {
   placeIcons();
   store = await api.json("store");
-  useVersion(store.version);
   store.edgeValues = store.edges.map(Number);
   startNumbers(store);
   const patch = { base: store.start, ...fromQuery(addressQuery(), store, parse) };

@@ -92,7 +92,7 @@ function locate(number) {
 
 async function lookAhead(from) {
   const next = await Promise.all([from, from + 1].map((number) => locate(number).catch(() => null)));
-  prefetch([...new Set(next.filter(Boolean).map((item) => item.name))]);
+  prefetch(next.filter(Boolean).map(({ name }) => ({ name, picture: store.hasPictures })));
 }
 
 let turn = 0;

@@ -148,7 +148,7 @@ export function makeCurve(node, store, { onCode }) {
       context.fillRect(PAD.left, y(value, bottom), width - PAD.left - PAD.right, 1);
       context.fillStyle = ink("text");
       context.textAlign = "right";
-      if (right) context.fillText((100 * value).toFixed(floor >= 0.99 ? 1 : 0), PAD.left - 5, y(value, bottom) + 3);
+      if (right && !(i === 2 && floor >= 0.99)) context.fillText(String(Math.round(1000 * value) / 10), PAD.left - 5, y(value, bottom) + 3);
       context.textAlign = i === 4 ? "right" : "center";
       context.fillText(`${i * 25} %`, PAD.left + (i / 4) * (width - PAD.left - PAD.right) + (i === 4 ? 6 : 0), height - 5);
     }

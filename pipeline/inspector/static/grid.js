@@ -19,9 +19,11 @@ const list = byId("grid");
 const spacer = byId("grid-space");
 let store = null;
 let total = 0;
+let reviewed = 0; // images of the whole store
 let pages = new Map(); // page number -> rows, or a promise of them
 let generation = 0;
 let order = new Map(); // name -> position, as far as known
+let last = 0; // position of the image on the screen when it was last in the list
 const tiles = new Map(); // position -> tile in the document
 const minis = new Map(); // name -> {width, height, index}
 const table = new Uint32Array(65536);
@@ -38,27 +40,40 @@ export function selection() {
   return params;
 }
 
-async function page(number) {
-  const mine = generation;
-  const answer = await api.json("images", { ...selection(), offset: number * PAGE, limit: PAGE });
-  if (mine !== generation) return null;
-  total = answer.total;
+const ask = (number) => api.json("images", { ...selection(), offset: number * PAGE, limit: PAGE });
+
+function take(number, answer) {
+  ({ total, reviewed } = answer);
   answer.images.forEach((row, i) => order.set(row.name, number * PAGE + i));
   pages.set(number, answer.images);
   return answer.images;
+}
+
+async function page(number) {
+  const mine = generation;
+  const answer = await ask(number);
+  return mine === generation ? take(number, answer) : null;
 }
 
 /** Row at a position of the list, loading its page if need be (null past the end). */
 export async function rowAt(position) {
   if (position < 0 || (pages.size && position >= total)) return null;
   const number = Math.floor(position / PAGE);
-  if (!pages.has(number)) pages.set(number, page(number).catch((error) => { pages.delete(number); throw error; }));
-  const rows = await pages.get(number);
-  return rows?.[position % PAGE] ?? null;
+  const known = pages;
+  if (!known.has(number)) known.set(number, page(number).catch((error) => { known.delete(number); throw error; }));
+  const rows = await known.get(number);
+  if (rows) return rows[position % PAGE] ?? null;
+  known.delete(number);
+  return rowAt(position); // the list was asked for anew meanwhile
 }
 
-export const positionOf = (name) => order.get(name) ?? -1;
-export const count = () => total;
+/** Row so many steps away; from an image that its mark took out of the list, from where it was. */
+export function neighbour(step) {
+  const here = positionOf(state.image);
+  return rowAt(here >= 0 ? here + step : last + step - Number(step > 0));
+}
+
+const positionOf = (name) => order.get(name) ?? -1;
 
 const BADGES = { accept: ["check", "accepted"], flag: ["flag", "flagged"] };
 
@@ -108,7 +123,8 @@ function fillTile(tile, row) {
   tile.row = row;
   setText(tile.caption, row.name);
   tile.title = row.city ? `${row.name} · ${row.city}` : row.name;
-  setText(tile.share, metric(row));
+  setText(tile.share, metric(row).split(/ (?=[a-z])/)[0]); // the words would leave no room for the name
+  tile.share.title = metric(row);
   tile.bar.firstChild.style.width = row.pixels ? `${(100 * row.kept) / row.pixels}%` : "0";
   fill(tile.badge, BADGES[row.review] && icon(BADGES[row.review][0]));
   tile.badge.className = `badge ${row.review || ""}`;
@@ -181,7 +197,10 @@ function layout() {
 function mark() {
   for (const tile of tiles.values()) tile.setAttribute("aria-selected", String(tile.row?.name === state.image));
   const position = positionOf(state.image);
-  if (position >= 0) list.setAttribute("aria-activedescendant", `tile-${position}`);
+  setText(byId("image-position"), position >= 0 ? `${plain(position + 1)} / ${plain(total)}` : "");
+  if (position < 0) return;
+  last = position;
+  list.setAttribute("aria-activedescendant", `tile-${position}`);
 }
 
 /** Scroll the current image into view. */
@@ -195,26 +214,27 @@ export function reveal() {
 
 function announce(error = null) {
   const words = state.focus >= 0 ? ` with ${store.classes[state.focus].name}` : "";
-  setText(byId("grid-count"), error ? error.message : `${plain(total)} image${total === 1 ? "" : "s"}${words}`);
+  const looked = reviewed ? ` · ${plain(reviewed)} reviewed` : "";
+  setText(byId("grid-count"), error ? error.message : `${plain(total)} image${total === 1 ? "" : "s"}${words}${looked}`);
   byId("grid-empty").hidden = total > 0 || Boolean(error);
 }
 
-/** Ask the server for the list anew (sort, filter or thresholds changed). */
-export async function refresh({ keepTiles = false } = {}) {
-  generation += 1;
-  const [oldPages, oldOrder] = [pages, order];
-  pages = new Map();
-  order = new Map();
+/** Ask the server for the list anew (sort, filter or thresholds changed); `first`: show its first image. */
+export async function refresh({ keepTiles = false, first = false } = {}) {
+  const mine = ++generation;
+  const number = keepTiles ? Math.floor(last / PAGE) : 0;
+  let answer;
   try {
-    const number = keepTiles ? Math.floor(list.scrollTop / ROW / (PAGE / COLUMNS)) : 0;
-    if (!(await page(number))) return; // overtaken by a later question
+    answer = await ask(number); // until it is there, and without the server, the old list stays usable
   } catch (error) {
-    if (error.name === "AbortError") return;
-    [pages, order] = [oldPages, oldOrder]; // without the server the old list stays usable
     announce(error);
     return;
   }
-  if (!keepTiles) list.scrollTop = 0;
+  if (mine !== generation) return; // overtaken by a later question
+  [pages, order] = [new Map(), new Map()];
+  take(number, answer);
+  if (!keepTiles) list.scrollTop = last = 0;
+  if (first && total) update({ image: pages.get(0)[0].name });
   announce();
   layout();
   tiles.forEach((tile, position) => place(position, tile));
@@ -236,7 +256,8 @@ export function startGrid(data) {
   const reorder = debounce(() => refresh({ keepTiles: true }), 350);
   watch(["base", "pins"], () => { soon(); reorder(); });
   watch(["alphas", "palette", "focus"], soon);
-  watch(["focus", "sort", "dropFrom", "dropTo", "query", "city", "review"], debounce(() => refresh(), 120));
+  watch(["focus", "sort", "dropFrom", "dropTo", "query", "city", "review"], debounce((_, changed) => refresh({ first: !(state.image && changed.has("focus")) }), 120));
   watch(["image"], () => { mark(); reveal(); });
+  byId("grid-all").addEventListener("click", () => update({ query: "", city: "", review: "", focus: -1 }));
   recolour();
 }

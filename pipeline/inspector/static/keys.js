@@ -17,6 +17,7 @@ function find(event) {
 }
 
 function typing(event) {
+  if (event.key === "Enter" && event.target.matches?.("#filter, #note")) event.target.blur();
   const field = event.target.closest?.("input, select, textarea");
   return field && !(field.type === "checkbox" || (field.type === "range" && !event.key.startsWith("Arrow") && event.key !== "Home" && event.key !== "End"));
 }
@@ -27,11 +28,20 @@ function handle(event) {
   if (!entry || (typing(event) && !entry.ctrl && event.key !== "Escape")) return;
   if (event.target.closest?.("button, [role=slider]") && (event.key === "Enter" || event.key === " ")) return;
   event.preventDefault();
-  entry.run(event);
+  if (!(event.repeat && entry.once)) entry.run(event); // a key that is held down marks one image
+}
+
+// Arrow keys and letters that follow a choice by mouse are meant for the images, not for the list of choices.
+function leaveChoice() {
+  let byMouse = false;
+  document.addEventListener("pointerdown", () => { byMouse = true; });
+  document.addEventListener("keydown", () => { byMouse = false; });
+  document.addEventListener("change", ({ target }) => { if (byMouse && target.matches("select")) target.blur(); });
 }
 
 export function startKeys() {
   document.addEventListener("keydown", handle);
+  leaveChoice();
   const list = ({ title, entries }) => h("section", {}, h("h3", {}, title),
     h("dl", {}, entries.map((entry) => [h("dt", {}, entry.show.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, entry.text)]).flat()));
   fill(byId("help-keys"), groups.map(list));

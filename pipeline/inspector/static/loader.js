@@ -41,10 +41,13 @@ export async function loadHuman(name) {
   return decodeGrey(await api.bytes("plane", { name, side: "a", plane: "human" }));
 }
 
-/** Load quietly when nothing else is going on. */
-export function prefetch(names) {
+/** Load rows of the list quietly when nothing else is going on. */
+export function prefetch(rows) {
   const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
   idle(() => {
-    for (const name of names) loadPlanes(name).catch(() => {}); // shown when the user gets there
+    for (const { name, picture } of rows) {
+      loadPlanes(name).catch(() => {}); // shown when the user gets there
+      if (picture) new Image().src = api.url("picture", { name });
+    }
   });
 }

@@ -11,6 +11,8 @@ const stage = byId("stage");
 const handle = byId("swipe");
 let pointer = null;
 
+const HINT = "A accept · F flag · 2 labels on or off · Ctrl+Z undo · ? all keys · point at a pixel to read it";
+
 const className = (label) => (label < store.classes.length ? store.classes[label].name : "ignored");
 
 function verdict(label, code, cut) {
@@ -35,7 +37,7 @@ export function readOut() {
   const planes = scene.planes;
   const inside = pointer && planes && pointer.x >= 0 && pointer.y >= 0 && pointer.x < planes.width && pointer.y < planes.height;
   byId("pixel").hidden = !inside || scaleNow() < 6;
-  if (!inside) return fill(out, h("span.muted", {}, scene.planes ? "Point at the picture to read a pixel" : ""));
+  if (!inside) return fill(out, h("span.muted", {}, scene.planes ? HINT : ""));
   const [x, y] = [Math.floor(pointer.x), Math.floor(pointer.y)];
   byId("pixel").style.transform = `translate(${x}px, ${y}px)`;
   const onB = state.compare && scene.other && pointer.x > state.swipe * planes.width;

@@ -5,6 +5,7 @@ import { api } from "./api.js";
 import { byId, fill, h, setText, svg } from "./dom.js";
 import { icon } from "./icons.js";
 import { onScene, scene } from "./scene.js";
+import { state, update } from "./state.js";
 import { report, toast } from "./toast.js";
 import { toImage } from "./viewport.js";
 
@@ -16,9 +17,21 @@ let region = null; // finished region that the next mark belongs to
 let owner = null; // image that region and note belong to
 const drafts = new Map(); // what was drawn and typed on other images and not saved: name -> {region, note}
 const saving = new Set(); // images whose mark is on its way
-const done = []; // marks of this window that stand, the newest last: {name, id}
+const done = recall(); // marks of this window that stand, the newest last: {name, id}
 const SAID = { accept: "Accepted", flag: "Flagged", correct: "Corrected" };
 let changed = () => {};
+
+// The window's own marks outlive a reload, where the browser allows it to keep anything.
+function recall() {
+  try { return JSON.parse(sessionStorage.getItem("marks")) ?? []; } catch { return []; }
+}
+
+function remember(marks) {
+  done.splice(0, done.length, ...marks);
+  try { sessionStorage.setItem("marks", JSON.stringify(done)); } catch { /* undo ends with the page */ }
+}
+
+const forget = (id) => remember(done.filter((mark) => mark.id !== id));
 
 const points = (list) => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
 
@@ -35,30 +48,27 @@ function showMarks() {
   setText(byId("region-label"), corners ? "Click corners, Enter to close" : region ? "Region drawn (Esc discards)" : "Region");
 }
 
-async function send(name, body, message) {
-  try {
-    const answer = await api.post("review", { name, ...body });
-    if (answer.id) done.push({ name, id: answer.id });
-    else forget(body.withdraws);
-    toast(message, { kind: "good" });
-    changed(name, answer.status);
-    if (scene.name === name && scene.details) {
-      scene.details.reviews = answer.entries;
-      showMarks();
-    }
-    return true;
-  } catch (error) {
-    report(error, name);
-    return false;
-  }
+async function post(name, body, message) {
+  const answer = await api.post("review", { name, ...body });
+  if (answer.id) remember([...done, { name, id: answer.id }]);
+  else forget(body.withdraws);
+  toast(message, { kind: "good", action: answer.id && h("button.link", { type: "button", onclick: undo }, "Undo") });
+  changed();
+  if (scene.name !== name || !scene.details) return;
+  scene.details.reviews = answer.entries;
+  showMarks();
 }
 
-const forget = (id) => done.splice(0, done.length, ...done.filter((mark) => mark.id !== id));
+const send = (...mark) => post(...mark).then(() => true, (error) => { report(error, mark[0]); return false; });
 
-/** Mark the image, or the region that was drawn; true when the mark was saved. */
+/** Mark the image, or the region that was drawn; true when the image was marked and the next one may follow. */
 export async function mark(verdict) {
   const { name } = scene;
-  if (!scene.planes || api.isExport) return false;
+  if (!scene.planes || api.isExport || name !== state.image) return false; // only what is on the screen can be judged
+  if (corners) {
+    toast("A region is being drawn: Enter closes it, Esc leaves it");
+    return false;
+  }
   if (saving.has(name)) {
     toast("The last mark of this image is still being saved");
     return false;
@@ -73,20 +83,27 @@ export async function mark(verdict) {
     // The draft was put away with the image; only what was not saved, or was changed since, comes back with it.
     const draft = drafts.get(name);
     if (saved && draft?.region === where && draft.note === typed) drafts.delete(name);
-    return saved;
+    return false;
   }
   if (!saved) return false; // what was drawn and typed stays, to be tried again
   if (byId("note").value === typed) byId("note").value = "";
   if (region === where) region = null;
   showMarks();
-  return true;
+  return !where;
 }
 
-/** Withdraw the last mark of this window; the name of its image, or null. */
+/** Withdraw the last mark of this window that still stands, and show its image. */
 export async function undo() {
-  const last = done.at(-1);
-  if (!last) toast("This window has made no mark that could be withdrawn");
-  return last && await send(last.name, { withdraws: last.id }, `Withdrawn: the last mark of ${last.name}`) ? last.name : null;
+  for (let last = done.at(-1); last; last = done.at(-1)) {
+    try {
+      await post(last.name, { withdraws: last.id }, `Withdrawn: the last mark of ${last.name}`);
+      return update({ image: last.name });
+    } catch (error) {
+      if (error.status !== 404) return report(error, last.name);
+      forget(last.id); // somebody else withdrew it first
+    }
+  }
+  return toast("This window has made no mark that could be withdrawn");
 }
 
 /** Put what was drawn and typed away with its image, and take out what belongs to the one that is shown now. */
@@ -165,13 +182,11 @@ function press(down) {
   stage.addEventListener("pointerup", up, { once: true });
 }
 
-/** `onChange(name, status)` is told after a mark was written. */
+/** `onChange()` is told after a mark was written. */
 export function startReview(onChange) {
   changed = onChange;
   stage.addEventListener("pointerdown", press);
   stage.addEventListener("dblclick", () => { if (corners) { corners.pop(); closeRegion(); } });
-  byId("accept").addEventListener("click", () => mark("accept"));
-  byId("flag").addEventListener("click", () => mark("flag"));
   byId("region").addEventListener("click", () => (corners || region ? cancelRegion() : startRegion()));
   byId("review-bar").hidden = api.isExport;
   onScene((_, what) => {

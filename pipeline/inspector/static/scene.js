@@ -150,6 +150,7 @@ export async function show(name) {
     for (const key of ["labels", "heat"]) layers[key].resize(planes.width, planes.height);
     if (details.picture) picture.src = api.url("picture", { name });
     else picture.removeAttribute("src");
+    picture.style.visibility = picture.complete ? "" : "hidden"; // not the last image's photograph under these labels
     picture.alt = details.picture ? `photograph ${name}` : "";
     byId("stack").hidden = false;
     setSize(planes.width, planes.height);
@@ -166,7 +167,7 @@ export async function show(name) {
 }
 
 /** Load neighbours ahead of the user. */
-export const ahead = (names) => prefetch(names.filter((name) => name && name !== scene.name));
+export const ahead = (rows) => prefetch(rows.filter((row) => row.name !== scene.name));
 
 export function startScene(data) {
   store = data;
@@ -190,6 +191,7 @@ export function startScene(data) {
   });
   watch(["opacity"], applyVisibility);
   watch(["image"], () => state.image && show(state.image));
+  picture.addEventListener("load", () => { picture.style.visibility = ""; });
   picture.addEventListener("error", () => {
     if (picture.getAttribute("src")) tell("picture-error");
   });

@@ -3,9 +3,12 @@
 import { byId, h } from "./dom.js";
 import { icon } from "./icons.js";
 
-/** Show a message; `kind` is "", "good" or "bad". Errors stay longer and carry their hint. */
-export function toast(message, { kind = "", hint = "" } = {}) {
+/** Show a message; `kind` is "", "good" or "bad". Errors stay longer and carry their hint; `action` is a button. */
+export function toast(message, { kind = "", hint = "", action = null } = {}) {
+  // One word about saving at a time, and nothing twice.
+  [...byId("toasts").children].filter((old) => (kind === "good" && old.matches(".good")) || old.firstChild.textContent === message).forEach((old) => old.remove());
   const note = h(`div.toast${kind ? `.${kind}` : ""}`, { role: kind === "bad" ? "alert" : "status" }, h("span", {}, message), hint && h("small", {}, hint));
+  if (action) note.append(action);
   note.append(h("button.ghost", { type: "button", "aria-label": "dismiss", onclick: () => note.remove() }, icon("close")));
   byId("toasts").append(note);
   while (byId("toasts").childElementCount > 3) byId("toasts").firstChild.remove();

@@ -1,8 +1,9 @@
 // Buttons around the picture: layers, opacity, zoom, compare, palette, theme, filters of the list.
 
 import { api } from "./api.js";
-import { edgeText, parseThreshold } from "./cuts.js";
+import { at, edgeText, parseThreshold } from "./cuts.js";
 import { byId, debounce, fill, h, setText } from "./dom.js";
+import { storeSums } from "./numbers.js";
 import { rampCss } from "./paint.js";
 import { onScene, scene } from "./scene.js";
 import { state, update, watch } from "./state.js";
@@ -94,7 +95,8 @@ function showFilters() {
 function startFilters() {
   store.cities.forEach((city) => byId("city").append(h("option", { value: city }, city)));
   byId("city-label").hidden = store.cities.length < 2;
-  store.classes.forEach((row, c) => byId("class-filter").append(h("option", { value: c }, row.name)));
+  const { count } = storeSums();
+  store.classes.forEach((row, c) => byId("class-filter").append(h("option", { value: c }, at(count, c, 0) ? row.name : `${row.name} (nowhere)`)));
   const conflict = byId("sort").querySelector('[value="conflict"]');
   conflict.disabled = !store.hasConflicts;
   if (!store.hasConflicts) conflict.textContent += " (no human labels)";
@@ -134,7 +136,7 @@ export function startToolbar(data) {
   byId("theme").addEventListener("click", () => update({ theme: { auto: "dark", dark: "light", light: "auto" }[state.theme] }));
   byId("palette").addEventListener("click", () => update({ palette: state.palette === "safe" ? "own" : "safe" }));
   byId("heat-ramp").style.setProperty("--ramp", `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(rampCss).join(", ")})`);
-  byId("stage").addEventListener("viewchange", () => setText(byId("zoom-level"), `${Math.round(scaleNow() * 100 * (window.devicePixelRatio || 1))} %`));
+  byId("stage").addEventListener("viewchange", () => setText(byId("zoom-level"), !scene.planes ? "" : `${Math.round(scaleNow() * 100 * (window.devicePixelRatio || 1))} %`));
   startCompare();
   startFilters();
   watch(["layers", "opacity"], showLayers);

@@ -53,6 +53,12 @@ def class_file(folder: Path, **more: object) -> Path:
     return folder / "classes.json"
 
 
+def test_a_class_file_of_more_classes_than_a_byte_has_values_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": i, "name": f"class {i}", "colour": [1, 2, 3]} for i in range(1000)]
+    with pytest.raises(InputError, match="1000 classes.*at most 254"):
+        taxonomy.from_file(class_file(tmp_path, classes=rows))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
