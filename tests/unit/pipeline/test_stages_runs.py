@@ -23,6 +23,7 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
+from hmsa_core.taxonomy import plain
 from pipeline.init import InitRequest, init_workspace
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
@@ -115,6 +116,9 @@ def test_prepare_refuses_settings_for_classes_that_are_not_there(ws: Workspace) 
     ws = _edit(ws, ("class_allowances: {}", "class_allowances: {buliding: 0.1}"))
     with pytest.raises(ConfigError, match=r"params\.yaml: evaluate\.gate\.class_allowances: no class is called 'buli"):
         prepare.run(ws)
+    params = _edit(ws, ("overrides: {}", "overrides: {raod: 0.9}")).params
+    with pytest.raises(ConfigError, match=r"calibrate\.overrides: no class is called 'raod'; did you mean Road\?"):
+        prepare._check_class_names(params, plain(["Road", "Sky"]))
 
 
 def test_prepare_names_the_key_of_what_no_image_has(ws: Workspace) -> None:
