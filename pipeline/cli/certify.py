@@ -26,26 +26,25 @@ _JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precisio
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store, raw or finished")
-    parser.add_argument("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
-    parser.add_argument(
-        "--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)"
-    )
-    parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
-    parser.add_argument("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
-    parser.add_argument("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
-    parser.add_argument(
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="folder of a label store, raw or finished")
+    add("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
+    add("--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
+    add("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
+    add("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
+    add(
         "--ids",
         choices=("auto", "file", "train", "colours"),
         default="auto",
         help="what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels",
     )
-    parser.add_argument("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
-    parser.add_argument("--who", default="", metavar="NAME", help="who answers")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
-    parser.add_argument("--save-policy", type=Path, metavar="F", help="write the certified thresholds as a policy")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--who", default="", metavar="NAME", help="who answers")
+    add("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
+    add("--save-policy", type=Path, metavar="F", help="write the certified thresholds as a policy")
+    add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,10 +17,11 @@ from pipeline.workspace import Workspace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended without losing anything")
-    parser.add_argument("--quick", action="store_true", help="do not read every byte of the label stores")
-    parser.add_argument("--json", action="store_true", help="findings as JSON")
+    add = parser.add_argument
+    add("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
+    add("--fix", action="store_true", help="mend what can be mended without losing anything")
+    add("--quick", action="store_true", help="do not read every byte of the label stores")
+    add("--json", action="store_true", help="findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,50 +28,45 @@ ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel evaluate`."""
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    add("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
+    add(
         "--classes",
         required=True,
         metavar="FILE",
         help="class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0",
     )
-    parser.add_argument(
+    add(
         "--ids",
         choices=("auto", "file", "train", "colours"),
         default="auto",
         help="what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: "
         "ids, asks if they could be trainIds",
     )
-    parser.add_argument(
-        "--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted"
-    )
-    parser.add_argument(
+    add("--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted")
+    add(
         "--mode",
         choices=("model", "single", "average", "max"),
         default="model",
         help="how scales are fused (default: as the model was trained)",
     )
-    parser.add_argument("--long-edge", type=_count, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
-    parser.add_argument(
+    add("--long-edge", type=_count, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
+    add(
         "--score-at",
         choices=("original", "resized"),
         default="original",
         help="original: scores are enlarged to the label's size; resized: labels too, as the released code scores",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
-    parser.add_argument(
+    add("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
+    add(
         "--details",
         action="store_true",
         help="also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)",
     )
-    parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU"
-    )
-    parser.add_argument(
-        "--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval"
-    )
-    parser.add_argument(
+    add("--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU")
+    add("--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval")
+    add(
         "--block-length",
         type=_count,
         default=3,

@@ -40,21 +40,22 @@ class _Picture:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel export-model`."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
-    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
-    parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
-    parser.add_argument("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
-    parser.add_argument("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
-    parser.add_argument("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
-    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
+    add("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
+    add("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
+    add("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
+    add("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
+    add("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
+    add("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
+    add(
         "--images",
         type=Path,
         metavar="DIR",
         help="images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)",
     )
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,30 +28,29 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
-    parser.add_argument(
-        "store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported"
-    )
-    parser.add_argument(
+    add("store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported")
+    add(
         "--classes",
         default="cityscapes",
         metavar="FILE",
         help="class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes",
     )
-    parser.add_argument(
+    add(
         "--ids",
         choices=["auto", "file", "train"],
         default="auto",
         help="what the files hold; auto: trainIds in plain masks, else the data set's ids",
     )
-    parser.add_argument("--teacher", default="unknown", help="weight hash or name of what made the labels")
-    parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
-    parser.add_argument("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
-    parser.add_argument("--by", default="", metavar="NAME", help="who corrected, where the tool does not say")
-    parser.add_argument("--when", default="", metavar="DATE", help="when, where the tool does not say")
-    parser.add_argument("--overrule", action="store_true", help="take corrections that are in conflict, too")
+    add("--teacher", default="unknown", help="weight hash or name of what made the labels")
+    add("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
+    add("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
+    add("--by", default="", metavar="NAME", help="who corrected, where the tool does not say")
+    add("--when", default="", metavar="DATE", help="when, where the tool does not say")
+    add("--overrule", action="store_true", help="take corrections that are in conflict, too")
 
 
 def run(args: argparse.Namespace) -> int:

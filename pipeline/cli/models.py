@@ -30,13 +30,14 @@ _OF_NO_VERSION = {  # one that is given there would be ignored in silence
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
-    parser.add_argument("version", nargs="?", help="for promote and pin; for register a checkpoint folder")
-    parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
-    parser.add_argument("--reason", default="", help="kept in the history")
-    parser.add_argument("--by", default="", help="who decided; default: the user's name")
-    parser.add_argument("--runs", type=int, default=3, help="aa: trainings in all, the student's own included (3)")
-    parser.add_argument("--json", action="store_true", help="list as JSON")
+    add = parser.add_argument
+    add("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
+    add("version", nargs="?", help="for promote and pin; for register a checkpoint folder")
+    add("--workspace", type=Path, default=Path(), help="default: the current folder")
+    add("--reason", default="", help="kept in the history")
+    add("--by", default="", help="who decided; default: the user's name")
+    add("--runs", type=int, default=3, help="aa: trainings in all, the student's own included (3)")
+    add("--json", action="store_true", help="list as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

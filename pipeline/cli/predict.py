@@ -12,15 +12,16 @@ from pipeline.cli.inference_options import add_options, pin_threads, read_option
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel predict`."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
+    add(
         "--out",
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
         help="folder for the pictures (default: predictions)",
     )
-    parser.add_argument(
+    add(
         "--mode",
         choices=("model", "single", "average", "max"),
         default="model",

@@ -72,7 +72,7 @@ class ScoreFiles:
             number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else len(lower)
             if number >= len(lower):
                 known = f"the classes are: {', '.join(self._names[:8])}"
-                raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(path.stem, self._names, known)}")
+                raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, self._names, known)}")
             found[number] = _picture(path)
         if len({(one.shape, one.dtype) for one in found.values()}) != 1:
             raise InputError(
