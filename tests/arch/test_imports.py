@@ -30,6 +30,7 @@ LAYERS = (
     {"hmsa_core.training"},
     {"hmsa_core.job"},
 )
+SERVER = ("pipeline.inspector.server", "pipeline.inspector.export")
 FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline", "research", "examples"}
 
 
@@ -141,7 +142,7 @@ def test_a_stage_takes_its_lock_before_anything_heavy_is_imported() -> None:
 
 def test_no_stage_and_no_params_module_loads_torch() -> None:
     names = [_module(p) for p in sorted((REPO / "pipeline" / "stages").glob("*.py"))]
-    loaded = _loaded("import " + ", ".join([*names, "pipeline.params", "pipeline.init", "pipeline.launcher"]))
+    loaded = _loaded("import " + ", ".join([*names, "pipeline.params", "pipeline.init", "pipeline.launcher", *SERVER]))
     assert not loaded & {"torch", "torchvision"}
 
 
