@@ -138,6 +138,7 @@ def test_the_command_line_starts_without_torch_numpy_or_pydantic() -> None:
 def test_a_stage_takes_its_lock_before_anything_heavy_is_imported() -> None:
     loaded = _loaded("import pipeline.cli.stage")
     assert not loaded & {"torch", "numpy", "pydantic", "pyarrow", "cv2", "yaml"}
+    assert not _loaded("from pipeline import params; params.Params.of_profile('tiny')") & {"torch", "cv2", "pyarrow"}
 
 
 def test_no_stage_and_no_params_module_loads_torch() -> None:
