@@ -53,7 +53,8 @@ def init_workspace(request: InitRequest) -> bool:
     if request.profile not in PROFILES:
         raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     folder = request.folder.resolve()
-    is_finished, roots = _is_finished(folder, request.profile), {}
+    roots: dict[str, str] = {}
+    is_finished = _is_finished(folder, request.profile)
     if is_finished or (folder / "params.yaml").exists():
         _check_same_roots(request, folder)
     else:

@@ -41,12 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", action="append", metavar="NAME", help="only this image; may be repeated")
     add("--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed")
     add("--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)")
-    add(
-        "--images",
-        type=Path,
-        metavar="ROOT",
-        help="folder of the photographs, as in `serve` (default: the workspace's)",
-    )
+    told = "folder of the photographs, as in `serve` (default: the workspace's)"
+    add("--images", type=Path, metavar="ROOT", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

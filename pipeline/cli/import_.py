@@ -33,18 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
     add("store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported")
-    add(
-        "--classes",
-        default="cityscapes",
-        metavar="FILE",
-        help="class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes",
-    )
-    add(
-        "--ids",
-        choices=["auto", "file", "train"],
-        default="auto",
-        help="what the files hold; auto: trainIds in plain masks, else the data set's ids",
-    )
+    told = "class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes"
+    add("--classes", default="cityscapes", metavar="FILE", help=told)
+    told = "what the files hold; auto: trainIds in plain masks, else the data set's ids"
+    add("--ids", choices=["auto", "file", "train"], default="auto", help=told)
     add("--teacher", default="unknown", help="weight hash or name of what made the labels")
     add("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
     add("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")

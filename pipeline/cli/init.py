@@ -17,19 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dir", metavar="DIR", type=Path, help="new or empty folder")
     add("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
-    add(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)",
-    )
+    told = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
+    add("--data", type=Path, metavar="PATH", help=told)
     add("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
     add("--no-data", action="store_true", help="do not generate the demo data now")
-    add(
-        "--deterministic",
-        action="store_true",
-        help="two processes of one thread, fp32: the same result on every processor, slower where there are more cores",
-    )
+    told = "two processes of one thread, fp32: the same result on every processor, slower where there are more cores"
+    add("--deterministic", action="store_true", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,13 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
     add = parser.add_argument
     add("store", metavar="STORE", help="folder or address of a label store")
-    add(
-        "--threshold",
-        action="append",
-        default=[],
-        metavar="T",
-        help="a threshold on the grid of the confidence code; twice = side by side",
-    )
+    told = "a threshold on the grid of the confidence code; twice = side by side"
+    add("--threshold", action="append", default=[], metavar="T", help=told)
     add("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
     add("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
     add("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")

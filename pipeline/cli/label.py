@@ -33,21 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
     add("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
     add("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
-    add(
-        "--ranks",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
-    )
+    told = "processes: one a GPU, or CPU processes of --threads each (default: 1)"
+    add("--ranks", type=int, default=1, metavar="N", help=told)
     add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     add_options(parser, teachers=True)
-    add(
-        "--classes",
-        metavar="FILE",
-        help="of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
-        "teacher's own names)",
+    told = (
+        "of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
+        "teacher's own names)"
     )
+    add("--classes", metavar="FILE", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

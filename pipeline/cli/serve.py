@@ -23,25 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("store", type=Path, metavar="STORE", help="folder of a label store")
     add("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
-    add(
-        "--images",
-        type=Path,
-        metavar="ROOT",
-        help="folder of the photographs: the one that was given "
-        "to `label`, or the root that the store's image paths are relative to "
-        "(default: the data root of the workspace that holds the store)",
+    told = (
+        "folder of the photographs: the one that was given to `label`, or the root that the store's image paths are "
+        "relative to (default: the data root of the workspace that holds the store)"
     )
+    add("--images", type=Path, metavar="ROOT", help=told)
     add("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
     add("--compare", type=Path, metavar="STORE", help="second store to swipe against")
     add("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    add(
-        "--save-policy",
-        type=Path,
-        metavar="F",
-        help="where it saves, never over --policy "
-        "(default: policies/NAME.json in a workspace, else STORE.policy.json; "
-        "where that is --policy, with -2 behind the name)",
+    told = (
+        "where it saves, never over --policy (default: policies/NAME.json in a workspace, else STORE.policy.json; "
+        "where that is --policy, with -2 behind the name)"
     )
+    add("--save-policy", type=Path, metavar="F", help=told)
     add("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
