@@ -150,8 +150,10 @@ def test_no_stage_and_no_params_module_loads_torch() -> None:
 def test_every_subcommand_module_exists_and_starts_without_torch() -> None:
     from pipeline.cli.main import COMMANDS
 
-    modules = ", ".join(module for module, _ in COMMANDS.values())
-    assert "torch" not in _loaded(f"import {modules}")
+    modules = [module for module, _ in COMMANDS.values()]
+    assert "torch" not in _loaded(f"import {', '.join(modules)}")
+    light = [f"pipeline.cli.{name}" for name in ("label", "predict", "evaluate")]
+    assert not _loaded(f"import {', '.join(light)}") & {"torch", "numpy", "cv2", "pyarrow"}
 
 
 def test_every_row_of_the_table_of_stages_has_a_module_a_section_and_a_version() -> None:
