@@ -101,7 +101,12 @@ def test_a_network_of_another_tool_labels_with_the_classes_that_are_asked_for(fo
 def test_a_class_table_may_lie_anywhere_and_counts_as_the_one_beside_the_teacher(folder, tmp_path, capsys):
     net, text = colour_network(tmp_path / "net.onnx"), "classes: {himmel: sky, fahrbahn: road}\n"
     (tmp_path / "map.yaml").write_text(text)
-    given = ["label", "--images", str(folder / "frames"), *["--device", "cpu", "--threads", "1", "--classes", "cityscapes"]]
+    given = [
+        "label",
+        "--images",
+        str(folder / "frames"),
+        *["--device", "cpu", "--threads", "1", "--classes", "cityscapes"],
+    ]
     given += ["--out", str(tmp_path / "store"), "--teacher", f"onnx:{net}"]
     assert main([*given, "--map", str(tmp_path / "map.yaml")]) == 0
     assert "4 images labelled" in capsys.readouterr().out
