@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: exit status 1 when something is broken."""
     root = _root(args.workspace)
-    if args.fix and (root / "dvc.yaml").exists():
-        _fix(root)
+    if args.fix and (root / "dvc.yaml").exists() and (done := doctor_dvc.repair_lock(Workspace(root))):
+        sys.stderr.write(f"{done}\n")
     findings = examine(root, deep=not args.quick)
     if args.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
@@ -53,10 +53,3 @@ def _root(given: Path | None) -> Path:
         if given is not None:
             raise
         return start
-
-
-def _fix(root: Path) -> None:
-    ws = Workspace(root)
-    done = doctor_dvc.repair_lock(ws)
-    if done:
-        sys.stderr.write(f"{done}\n")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hmsa_core.inference.labelling import is_free
 from hmsa_core.io.errors import ConfigError, InputError
@@ -63,15 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.store}: exists and is no label store", hint="import into a new folder")
     fmt, files = find_files(args.folder)
     with Progress(len(files), what=f"import {fmt}") as progress:
-        import_folder(
-            args.folder,
-            args.store,
-            classes,
-            lineage={"teacher": args.teacher},
-            ids=args.ids,
-            images_per_shard=args.images_per_shard,
-            advance=progress.update,
-        )
+        given: dict[str, Any] = {"ids": args.ids, "images_per_shard": args.images_per_shard, "advance": progress.update}
+        import_folder(args.folder, args.store, classes, lineage={"teacher": args.teacher}, **given)
     sys.stderr.write(f"{args.store}: {len(files)} images ({fmt}), classes of {classes.name} ({classes.num_classes})\n")
     return 0
 

@@ -49,13 +49,8 @@ def run(args: argparse.Namespace) -> int:
     store = LabelStore.open(args.store)
     problems = store.verify(args.subset, Engine(args.engine, args.workers))
     if args.json:
-        answer = {
-            "store": str(args.store),
-            "subset": args.subset,
-            "images": len(store),
-            "whole": not problems,
-            "problems": [asdict(p) for p in problems],
-        }
+        answer = {"store": str(args.store), "subset": args.subset, "images": len(store), "whole": not problems}
+        answer["problems"] = [asdict(p) for p in problems]
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     elif problems:
         sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))
