@@ -17,13 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hmsa_core.inference.labelling import is_free
 from hmsa_core.io.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from hmsa_core.taxonomy import ClassTable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     """Import."""
     if args.corrections_of is not None:
         return _corrections(args)
+    from hmsa_core.data.layouts import load_classes
     from hmsa_core.labels.importing import find_files, import_folder
     from hmsa_core.labels.store.format import MANIFEST
     from hmsa_core.runtime.progress import Progress
 
-    classes = _classes(args.classes)
+    classes = load_classes(Path(), args.classes)
     if (args.store / MANIFEST).exists():
         raise ConfigError(
             f"{args.store}: there is a label store already",
@@ -91,13 +89,3 @@ def _corrections(args: argparse.Namespace) -> int:
             hint="look at them; --overrule makes what came back the last word, but not on other pictures",
         )
     return 0
-
-
-def _classes(given: str) -> ClassTable:
-    from hmsa_core import taxonomy
-
-    if given == "cityscapes":
-        return taxonomy.cityscapes()
-    if given.startswith("mapillary_"):
-        return taxonomy.mapillary(given.removeprefix("mapillary_"))
-    return taxonomy.from_file(given)
