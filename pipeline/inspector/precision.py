@@ -231,17 +231,21 @@ def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None
     return Evidence(found, (store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
 
 
+def workspace_around(store: AnyPath) -> Workspace | None:
+    """The workspace that a store lies in, if it lies in one."""
+    try:
+        return Workspace.find(Path(store))
+    except HmsaError:
+        return None
+
+
 def calibration_policy(store: AnyPath) -> tuple[Path | None, str]:
     """The measured policy of the workspace around a raw store, or None and why it says nothing about this store.
 
     The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
     """
-    manifest = read_manifest(Path(store))
-    try:
-        path = Workspace.find(Path(store)).path("calibration/policy.json")
-    except HmsaError:  # not in a workspace
-        return None, ""
-    if manifest["kind"] != "raw" or not path.is_file():
+    manifest, ws = read_manifest(Path(store)), workspace_around(store)
+    if ws is None or manifest["kind"] != "raw" or not (path := ws.path("calibration/policy.json")).is_file():
         return None, ""
     try:
         policy = ThresholdPolicy.load(path)

@@ -20,10 +20,16 @@ from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.certify import CertificateFile, begin
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.pictures import safe_colours
-from pipeline.inspector.precision import NO_EVIDENCE, AnyPath, PrecisionSources, find_curves, load_policy
+from pipeline.inspector.precision import (
+    NO_EVIDENCE,
+    AnyPath,
+    PrecisionSources,
+    find_curves,
+    load_policy,
+    workspace_around,
+)
 from pipeline.inspector.stats import Cuts, parse_cuts, to_policy
 from pipeline.inspector.view import StoreView
-from pipeline.workspace import Workspace
 
 DEFAULT_THRESHOLD = "0.9"  # the paper's
 
@@ -280,20 +286,18 @@ def _text(value: object) -> str:
 
 def image_root(store: AnyPath) -> Path | None:
     """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
+    ws = workspace_around(store)
     try:
-        root = Workspace.find(Path(store)).roots.get("target")
-    except HmsaError:  # not in a workspace, or its parameters are broken: then pictures need --images
+        root = ws and ws.roots.get("target")
+    except HmsaError:  # its parameters are broken: then pictures need --images
         return None
     return root if root is not None and root.is_dir() else None
 
 
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
     """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
-    try:
-        folder = Workspace.find(Path(store)).path("policies")
-    except HmsaError:  # not in a workspace
-        return None
-    return _not_over(folder / f"{Path(store).resolve().name}.json", start)
+    ws = workspace_around(store)
+    return ws and _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:
@@ -308,9 +312,6 @@ def _not_over(target: Path, start: AnyPath | None) -> Path:
 
 def policy_setting(store: AnyPath, policy: Path) -> str:
     """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
-    path = policy.resolve()
-    try:
-        root = Workspace.find(Path(store)).root.resolve()
-    except HmsaError:  # not in a workspace
-        return str(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    path, ws = policy.resolve(), workspace_around(store)
+    inside = ws is not None and path.is_relative_to(ws.root.resolve())
+    return path.relative_to(ws.root.resolve()).as_posix() if ws and inside else str(path)
