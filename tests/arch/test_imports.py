@@ -17,14 +17,7 @@ LAYERS = (
     {"hmsa_core", "hmsa_core.io"},
     {"hmsa_core.taxonomy"},
     # The names of trunks that settings know are those of the files in models/trunks; nothing of torch is loaded.
-    {
-        "hmsa_core.config",
-        "hmsa_core.models",
-        "hmsa_core.losses",
-        "hmsa_core.labels",
-        "hmsa_core.data",
-        "hmsa_core.metrics",
-    },
+    {f"hmsa_core.{part}" for part in ("config", "models", "losses", "labels", "data", "metrics")},
     {"hmsa_core.leaks", "hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
     {"hmsa_core.inference"},
     {"hmsa_core.training"},
@@ -120,14 +113,8 @@ def test_the_pipeline_holds_no_tensor_code(path: Path) -> None:
 
 
 def _loaded(code: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        check=True,
-    )
-    return set(done.stdout.split())
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"]
+    return set(subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True).stdout.split())
 
 
 def test_the_command_line_starts_without_torch_numpy_or_pydantic() -> None:
