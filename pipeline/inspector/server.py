@@ -241,11 +241,11 @@ def make_app(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:  # no such name; none that could be one
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:  # no such name; none that could be one; no such network here
         hint = "give a name or an address of this machine, for example --host 0.0.0.0"
-        raise ConfigError(f"--host {host}: cannot be looked up ({error})", hint=hint) from None
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
+        raise ConfigError(f"--host {host}: cannot be used ({error})", hint=hint) from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
