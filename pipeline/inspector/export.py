@@ -97,10 +97,11 @@ def _picture(session: Session, name: str) -> bytes:
     if media == "image/jpeg":
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    done, jpeg = (False, None) if image is None else cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    if not done:
-        raise StoreError(f"image {name!r}: its photograph could not be turned into a JPEG")
-    return bytes(jpeg.tobytes())
+    if image is not None:
+        done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        if done:
+            return bytes(jpeg.tobytes())
+    raise StoreError(f"image {name!r}: its photograph could not be turned into a JPEG")
 
 
 def _histogram(session: Session, name: str) -> list[list[int]]:

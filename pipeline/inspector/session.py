@@ -188,7 +188,9 @@ class Session:
 
     def _policy_json(self, key: str) -> dict[str, Any] | None:
         policy = self.policies.get(key)
-        return policy and {
+        if policy is None:
+            return None
+        return {
             "name": self.policy_names[key],
             "codes": policy.codes().tolist(),
             "statuses": [entry.status for entry in policy.entries],
@@ -288,7 +290,7 @@ def image_root(store: AnyPath) -> Path | None:
     """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
     ws = workspace_around(store)
     try:
-        root = ws and ws.roots.get("target")
+        root = None if ws is None else ws.roots.get("target")
     except HmsaError:  # its parameters are broken: then pictures need --images
         return None
     return root if root is not None and root.is_dir() else None
@@ -297,7 +299,7 @@ def image_root(store: AnyPath) -> Path | None:
 def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
     """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
     ws = workspace_around(store)
-    return ws and _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
+    return None if ws is None else _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
 
 
 def _not_over(target: Path, start: AnyPath | None) -> Path:
