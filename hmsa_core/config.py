@@ -59,6 +59,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def knob(default: Any, description: str, **limits: Any) -> Any:
+    """A setting with its default and its description (what it is, unit, source); `limits` as of pydantic's Field."""
+    return Field(default, description=description, **limits)
+
+
 class NotInKey:
     """Mark of a field that changes no result, `Annotated[int, NotInKey]`: keys of finished work leave it out."""
 
@@ -81,41 +86,36 @@ def key_material(section: Section) -> dict[str, Any]:
 class ModelConfig(Section):
     """The network (paper sections 3 and 4)."""
 
-    kind: Literal["hierarchical", "explicit", "average", "max", "single"] = Field(
-        "hierarchical", description="hierarchical (paper), explicit, average, max or single"
+    kind: Literal["hierarchical", "explicit", "average", "max", "single"] = knob(
+        "hierarchical", "hierarchical (paper), explicit, average, max or single"
     )
-    trunk: Annotated[str, AfterValidator(_known_trunk)] = Field(
-        "hrnet_w48",
-        description="hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME",
+    trunk: Annotated[str, AfterValidator(_known_trunk)] = knob(
+        "hrnet_w48", "hrnet_w48 (paper), any hrnet_w<N>, hrnet_tiny, hrnet_micro, deeplabv3_resnet50, timm:NAME"
     )
-    trunk_weights: str = Field(
+    trunk_weights: str = knob(
         "none",
-        description="none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used"
+        "none, package:efficientnet-lite0 (1, 2), a .safetensors or .pth file, or hub:COMMIT; not used"
         " where training starts from a checkpoint",
     )
-    context: Literal["ocr", "aspp", "psp", "none"] | None = Field(
-        None, description="ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"
+    context: Literal["ocr", "aspp", "psp", "none"] | None = knob(
+        None, "ocr (paper), aspp (DeepLab), psp (PSPNet) or none; null = the trunk's"
     )
-    head: Literal["paper", "released"] = Field(
-        "paper", description="paper (three layers, Fig. 3) or released (one 1x1 convolution)"
+    head: Literal["paper", "released"] = knob("paper", "paper (three layers, Fig. 3) or released (one 1x1 convolution)")
+    ocr_mid: PositiveInt | None = knob(
+        None, "channels of OCR; null = the trunk's (published widths: 512, Yuan et al. 2020)"
     )
-    ocr_mid: PositiveInt | None = Field(
-        None, description="channels of OCR; null = the trunk's (published widths: 512, Yuan et al. 2020)"
+    ocr_key: PositiveInt | None = knob(None, "channels of OCR's keys; null = the trunk's (published widths: 256)")
+    attention_channels: PositiveInt | None = knob(
+        None, "channels of the attention head; null = the trunk's (published widths: 256)"
     )
-    ocr_key: PositiveInt | None = Field(
-        None, description="channels of OCR's keys; null = the trunk's (published widths: 256)"
+    dropout: Share = knob(0.05, "probability behind the context block (Yuan et al. 2020: 0.05)")
+    drop_path: Share = knob(0.0, "stochastic depth, trunks of timm only (Huang et al. 2016)")
+    top_attention: Literal["skip", "released"] = knob(
+        "skip", "skip (never used, not computed) or released (computed, for its batch-norm statistics)"
     )
-    attention_channels: PositiveInt | None = Field(
-        None, description="channels of the attention head; null = the trunk's (published widths: 256)"
-    )
-    dropout: Share = Field(0.05, description="probability behind the context block (Yuan et al. 2020: 0.05)")
-    drop_path: Share = Field(0.0, description="stochastic depth, trunks of timm only (Huang et al. 2016)")
-    top_attention: Literal["skip", "released"] = Field(
-        "skip", description="skip (never used, not computed) or released (computed, for its batch-norm statistics)"
-    )
-    low_scale: float = Field(0.5, gt=0.0, lt=1.0, description="second training scale (paper: 0.5)")
-    train_scales: Scales | None = Field(
-        None, description="all training scales, 1.0 among them; null = low_scale and 1 (paper), and 2 if explicit"
+    low_scale: float = knob(0.5, "second training scale (paper: 0.5)", gt=0.0, lt=1.0)
+    train_scales: Scales | None = knob(
+        None, "all training scales, 1.0 among them; null = low_scale and 1 (paper), and 2 if explicit"
     )
 
     @model_validator(mode="after")
@@ -134,14 +134,14 @@ class ModelConfig(Section):
 class AugmentConfig(Section):
     """Joint augmentation of image and label; ignored pixels stay ignored."""
 
-    scale_min: Positive = Field(0.5, description="random scale, lower end (paper: 0.5)")
-    scale_max: Positive = Field(2.0, description="random scale, upper end (paper: 2.0)")
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
-    colour: float = Field(
-        0.25, ge=0.0, le=1.0, description="strength of brightness, contrast, saturation and hue jitter (released: 0.25)"
+    scale_min: Positive = knob(0.5, "random scale, lower end (paper: 0.5)")
+    scale_max: Positive = knob(2.0, "random scale, upper end (paper: 2.0)")
+    flip: Share = knob(0.5, "probability of a horizontal flip")
+    colour: float = knob(
+        0.25, "strength of brightness, contrast, saturation and hue jitter (released: 0.25)", ge=0.0, le=1.0
     )
-    blur: Share = Field(0.5, description="probability of a Gaussian blur")
-    blur_sigma: Positive = Field(1.5, description="pixels, upper end")
+    blur: Share = knob(0.5, "probability of a Gaussian blur")
+    blur_sigma: Positive = knob(1.5, "pixels, upper end")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -164,86 +164,70 @@ LossName = Annotated[str, AfterValidator(_known_loss)]
 class LossConfig(Section):
     """Training loss (paper section 4; where the released code differs: docs/training.md)."""
 
-    main: LossName = Field("rmi", description="rmi (paper; Zhao et al. 2019), cross_entropy or released_bce")
-    rmi_ignore: Literal["released", "masked"] = Field(
-        "released", description="released (ignored pixels count as zeros) or masked (only fully valid regions)"
+    main: LossName = knob("rmi", "rmi (paper; Zhao et al. 2019), cross_entropy or released_bce")
+    rmi_ignore: Literal["released", "masked"] = knob(
+        "released", "released (ignored pixels count as zeros) or masked (only fully valid regions)"
     )
-    aux: LossName = Field(
-        "cross_entropy", description="loss of the auxiliary head: cross_entropy (paper), released_bce or rmi"
-    )
-    aux_weight: float = Field(0.4, ge=0.0, description="paper: 0.4")
-    per_scale_weight: float = Field(
-        0.0, ge=0.0, description="loss on each single scale's output; released recipe 0.05, paper 0"
-    )
+    aux: LossName = knob("cross_entropy", "loss of the auxiliary head: cross_entropy (paper), released_bce or rmi")
+    aux_weight: float = knob(0.4, "paper: 0.4", ge=0.0)
+    per_scale_weight: float = knob(0.0, "loss on each single scale's output; released recipe 0.05, paper 0", ge=0.0)
 
 
 class OptimiserConfig(Section):
     """SGD (paper section 4) or AdamW with polynomial decay; what a pretrained trunk learns."""
 
-    algorithm: Literal["sgd", "adamw"] = Field("sgd", description="sgd (paper) or adamw (Loshchilov and Hutter 2019)")
-    lr: Positive = Field(0.02, description="learning rate for lr_reference_batch crops a step")
-    lr_reference_batch: PositiveInt = Field(32, description="crops a step that lr is meant for (paper: 32 GPUs x 1)")
-    lr_scaling: Literal["linear", "sqrt", "none"] = Field(
-        "linear", description="linear, sqrt or none: with global_batch / lr_reference_batch"
+    algorithm: Literal["sgd", "adamw"] = knob("sgd", "sgd (paper) or adamw (Loshchilov and Hutter 2019)")
+    lr: Positive = knob(0.02, "learning rate for lr_reference_batch crops a step")
+    lr_reference_batch: PositiveInt = knob(32, "crops a step that lr is meant for (paper: 32 GPUs x 1)")
+    lr_scaling: Literal["linear", "sqrt", "none"] = knob(
+        "linear", "linear, sqrt or none: with global_batch / lr_reference_batch"
     )
-    momentum: Share = Field(0.9, description="SGD's (paper: 0.9); AdamW's first beta, its second is 0.999")
-    nesterov: bool = Field(False, description="paper: no")
-    weight_decay: float = Field(
-        5e-4, ge=0.0, description="paper: 5e-4 (the released code: 1e-4); AdamW leaves out biases and norms"
-    )
-    poly_power: Positive = Field(2.0, description="exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
-    poly_unit: Literal["step", "epoch"] = Field(
-        "epoch", description="step or epoch (released: the rate changes once an epoch)"
-    )
-    warmup_steps: Count = Field(0, description="steps of linear warm-up from 0 (paper: none)")
-    clip_norm: float = Field(0.0, ge=0.0, description="gradient norm; 0 = off (paper)")
-    trunk_factor: Share = Field(1.0, description="the trunk's rate over the rate of the rest (paper: 1)")
-    layer_decay: float = Field(
-        1.0, gt=0.0, le=1.0, description="factor from each layer of the trunk to the one before it; 1 = off"
-    )
-    frozen_layers: Count = Field(
-        0, description="first layers of the trunk that do not learn; more than there are = the whole trunk"
-    )
-    frozen_norms: bool = Field(False, description="batch norms of the trunk keep their statistics")
+    momentum: Share = knob(0.9, "SGD's (paper: 0.9); AdamW's first beta, its second is 0.999")
+    nesterov: bool = knob(False, "paper: no")
+    weight_decay: float = knob(5e-4, "paper: 5e-4 (the released code: 1e-4); AdamW leaves out biases and norms", ge=0.0)
+    poly_power: Positive = knob(2.0, "exponent of the decay (paper: 2.0 Cityscapes, 1.0 Mapillary)")
+    poly_unit: Literal["step", "epoch"] = knob("epoch", "step or epoch (released: the rate changes once an epoch)")
+    warmup_steps: Count = knob(0, "steps of linear warm-up from 0 (paper: none)")
+    clip_norm: float = knob(0.0, "gradient norm; 0 = off (paper)", ge=0.0)
+    trunk_factor: Share = knob(1.0, "the trunk's rate over the rate of the rest (paper: 1)")
+    layer_decay: float = knob(1.0, "factor from each layer of the trunk to the one before it; 1 = off", gt=0.0, le=1.0)
+    frozen_layers: Count = knob(0, "first layers of the trunk that do not learn; more than there are = the whole trunk")
+    frozen_norms: bool = knob(False, "batch norms of the trunk keep their statistics")
 
 
 class SamplingConfig(Section):
     """Class-uniform sampling (paper section 4, Zhu et al. 2019)."""
 
-    class_uniform: Share = Field(0.5, description="share of an epoch that picks a class first (paper: 0.5)")
-    tile: PositiveInt = Field(
-        1024, description="pixels; grid in which a class's centroids are looked for (paper: 1024)"
-    )
-    max_repeats: PositiveInt = Field(4, description="an image at most so often an epoch for one class")
-    min_pixels: Count = Field(0, description="pixels; a class with fewer in a tile gives no centroid there")
-    empty_classes: Literal["redistribute", "released"] = Field(
-        "redistribute", description="redistribute their share, or released: a shorter epoch"
+    class_uniform: Share = knob(0.5, "share of an epoch that picks a class first (paper: 0.5)")
+    tile: PositiveInt = knob(1024, "pixels; grid in which a class's centroids are looked for (paper: 1024)")
+    max_repeats: PositiveInt = knob(4, "an image at most so often an epoch for one class")
+    min_pixels: Count = knob(0, "pixels; a class with fewer in a tile gives no centroid there")
+    empty_classes: Literal["redistribute", "released"] = knob(
+        "redistribute", "redistribute their share, or released: a shorter epoch"
     )
 
 
 class PseudoConfig(Section):
     """The auto-labelled half of a student's epoch."""
 
-    share: Share = Field(
-        0.5, description="share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only"
-    )
-    fine_only_epochs: Count = Field(0, description="epochs at the end with fine crops only")
-    colour: float = Field(
+    share: Share = knob(0.5, "share of auto-labelled crops in an epoch (paper: 0.5); used by student_train only")
+    fine_only_epochs: Count = knob(0, "epochs at the end with fine crops only")
+    colour: float = knob(
         0.25,
+        "colour jitter on auto-labelled crops; those with more human pixels than pixels of the teacher have"
+        " that of fine ones",
         ge=0.0,
         le=1.0,
-        description="colour jitter on auto-labelled crops; those with more human pixels than pixels of the teacher have"
-        " that of fine ones",
     )
-    mix: Literal["none", "cutmix", "classmix", "rare"] = Field(
+    mix: Literal["none", "cutmix", "classmix", "rare"] = knob(
         "none",
-        description="what of fine crops is pasted into auto-labelled ones, never over human pixels: none, cutmix,"
+        "what of fine crops is pasted into auto-labelled ones, never over human pixels: none, cutmix,"
         " classmix (Olsson et al. 2021), or rare: the scarcest classes, at least one, up to 5 % of the fine pixels",
     )
-    loss_weight: float = Field(1.0, ge=0.0, description="weight of the teacher's pixels in the loss")
-    draw: Literal["all", "probability"] = Field(
+    loss_weight: float = knob(1.0, "weight of the teacher's pixels in the loss", ge=0.0)
+    draw: Literal["all", "probability"] = knob(
         "all",
-        description="which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
+        "which of the teacher's pixels a crop learns from: all kept ones, or each with the probability that"
         " it is right, drawn anew for every crop",
     )
 
@@ -258,40 +242,38 @@ Trackers = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Strict(False)
 class RuntimeConfig(Section):
     """How a job uses the machine; none of it changes what is asked for, all of it goes into lineage."""
 
-    ranks: Annotated[PositiveInt, NotInKey] = Field(
-        1, description="processes on this node: one a GPU, or CPU processes"
-    )
-    nodes: Annotated[PositiveInt, NotInKey] = Field(1, description="machines (docs/scaling.md: several nodes)")
-    launcher: Annotated[str, NotInKey] = Field(
+    ranks: Annotated[PositiveInt, NotInKey] = knob(1, "processes on this node: one a GPU, or CPU processes")
+    nodes: Annotated[PositiveInt, NotInKey] = knob(1, "machines (docs/scaling.md: several nodes)")
+    launcher: Annotated[str, NotInKey] = knob(
         "local",
-        description="what starts the other machines: local (they run `autolabel join`), srun, or a command that starts"
+        "what starts the other machines: local (they run `autolabel join`), srun, or a command that starts"
         " what follows it once on each, such as mpirun --map-by ppr:1:node",
     )
-    threads: PositiveInt | Literal["auto"] = Field(
-        1, description="torch threads a rank, auto = all cores; changes the last bits, so it is part of the key"
+    threads: PositiveInt | Literal["auto"] = knob(
+        1, "torch threads a rank, auto = all cores; changes the last bits, so it is part of the key"
     )
-    workers: Annotated[Count, NotInKey] = Field(0, description="loader processes a rank")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "bf16", description="fp32, bf16, fp16, or auto: what is fastest here, measured before a training"
+    workers: Annotated[Count, NotInKey] = knob(0, "loader processes a rank")
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto, cpu or cuda")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
+        "bf16", "fp32, bf16, fp16, or auto: what is fastest here, measured before a training"
     )
-    channels_last: bool | Literal["auto"] = Field(
-        True, description="memory format of the convolutions; auto: what is fastest here, measured before a training"
+    channels_last: bool | Literal["auto"] = knob(
+        True, "memory format of the convolutions; auto: what is fastest here, measured before a training"
     )
-    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = Field(
+    sync_norm: Annotated[Literal["world", "node", "off"], NotInKey] = knob(
         "world",
-        description="ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
+        "ranks whose crops batch norm sees together, on GPUs: world (all, as released), node, or off;"
         " their number is part of the key",
     )
-    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = Field(
+    lost_minutes: Annotated[float, Field(gt=0.0), NotInKey] = knob(
         15.0,
-        description="a training without progress for so long has lost a rank or a GPU, and is started again; machines"
+        "a training without progress for so long has lost a rank or a GPU, and is started again; machines"
         " wait so long for each other at the start, and at most a minute for one that falls silent",
     )
-    compile: bool = Field(False, description="torch.compile")
-    activation_checkpointing: bool = Field(False, description="less memory, a third more time")
-    tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = Field(
-        "none", description="where a training's figures go besides its log: none, tensorboard, mlflow, or a list"
+    compile: bool = knob(False, "torch.compile")
+    activation_checkpointing: bool = knob(False, "less memory, a third more time")
+    tracking: Annotated[Literal["none", "tensorboard", "mlflow"] | Trackers, NotInKey] = knob(
+        "none", "where a training's figures go besides its log: none, tensorboard, mlflow, or a list"
     )
 
     @property
@@ -318,43 +300,31 @@ class RuntimeConfig(Section):
 class TrainConfig(Section):
     """One training run: pretraining, teacher, student and control differ only in these values."""
 
-    model: ModelConfig = Field(ModelConfig(), description="the network (paper sections 3 and 4)")
-    loss: LossConfig = Field(
-        LossConfig(), description="training loss (paper section 4; where the released code differs: docs/training.md)"
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    augment: AugmentConfig = AugmentConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    pseudo: PseudoConfig = PseudoConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    crop: Size = knob((1024, 2048), "pixels, height x width (paper: 1024x2048 Cityscapes, 1024x1856 Mapillary)")
+    long_edge: PositiveInt | None = knob(
+        None, "pixels; resize the long edge to this first (paper, Mapillary: 2177); null = as stored"
     )
-    optimiser: OptimiserConfig = Field(
-        OptimiserConfig(), description="SGD (paper section 4) or AdamW; what a pretrained trunk learns"
+    epochs: PositiveInt = knob(
+        200, "fixed length; the last (or averaged) weights are taken, nothing is selected (paper: 200)"
     )
-    augment: AugmentConfig = Field(
-        AugmentConfig(), description="joint augmentation of image and label; ignored pixels stay ignored"
+    epoch_samples: PositiveInt | None = knob(None, "crops an epoch; null = number of learning images")
+    global_batch: PositiveInt = knob(32, "crops a step over all ranks and accumulation (paper: 32)")
+    batch_per_rank: PositiveInt = knob(1, "crops in one forward pass of a rank (paper: 1); the rest is accumulation")
+    ema_decay: float = knob(
+        0.0, "moving average of the weights, saved instead of them; 0 = off (paper)", ge=0.0, lt=1.0
     )
-    sampling: SamplingConfig = Field(
-        SamplingConfig(), description="class-uniform sampling (paper section 4; Zhu et al. 2019)"
+    checkpoint_every: Annotated[PositiveInt, NotInKey] = knob(
+        500, "steps between saved states (work/, never published)"
     )
-    pseudo: PseudoConfig = Field(PseudoConfig(), description="the auto-labelled part of an epoch")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")
-    crop: Size = Field(
-        (1024, 2048), description="pixels, height x width (paper: 1024x2048 Cityscapes, 1024x1856 Mapillary)"
-    )
-    long_edge: PositiveInt | None = Field(
-        None, description="pixels; resize the long edge to this first (paper, Mapillary: 2177); null = as stored"
-    )
-    epochs: PositiveInt = Field(
-        200, description="fixed length; the last (or averaged) weights are taken, nothing is selected (paper: 200)"
-    )
-    epoch_samples: PositiveInt | None = Field(None, description="crops an epoch; null = number of learning images")
-    global_batch: PositiveInt = Field(32, description="crops a step over all ranks and accumulation (paper: 32)")
-    batch_per_rank: PositiveInt = Field(
-        1, description="crops in one forward pass of a rank (paper: 1); the rest is accumulation"
-    )
-    ema_decay: float = Field(
-        0.0, ge=0.0, lt=1.0, description="moving average of the weights, saved instead of them; 0 = off (paper)"
-    )
-    checkpoint_every: Annotated[PositiveInt, NotInKey] = Field(
-        500, description="steps between saved states (work/, never published)"
-    )
-    keep_checkpoints: Annotated[int, NotInKey] = Field(2, ge=2, description="saved states that are kept, at least 2")
-    seed: Count = Field(0, description="of weights, sample order and augmentation")
+    keep_checkpoints: Annotated[int, NotInKey] = knob(2, "saved states that are kept, at least 2", ge=2)
+    seed: Count = knob(0, "of weights, sample order and augmentation")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -371,8 +341,8 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    scales: Scales = Field((0.5, 1.0, 2.0), description="any list that contains 1.0 (paper: 0.5, 1, 2)")
-    flip: bool = Field(True, description="average with the mirrored image (paper: yes)")
-    images_per_shard: PositiveInt = Field(256, description="images in a Parquet shard")
-    codec: Literal["png", "webp"] = Field("png", description="png or webp (smaller, slower)")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")
+    scales: Scales = knob((0.5, 1.0, 2.0), "any list that contains 1.0 (paper: 0.5, 1, 2)")
+    flip: bool = knob(True, "average with the mirrored image (paper: yes)")
+    images_per_shard: PositiveInt = knob(256, "images in a Parquet shard")
+    codec: Literal["png", "webp"] = knob("png", "png or webp (smaller, slower)")
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -19,7 +19,7 @@ from pipeline.nightly.registry import TEACHER_STAGE
 from pipeline.params import PROFILES, Params
 from pipeline.settings import profile_text
 from pipeline.stages import PRETRAIN_ROOT, TABLE
-from pipeline.strict_yaml import Document, read_yaml
+from pipeline.strict_yaml import read_yaml
 
 GENERATED = ("tiny", "demo")  # profiles whose data `autolabel demo-data` makes
 CAMVID_ENV = "AUTOLABEL_CAMVID"
@@ -53,20 +53,21 @@ def init_workspace(request: InitRequest) -> bool:
     if request.profile not in PROFILES:
         raise ConfigError(f"unknown profile {request.profile!r}: expected one of {', '.join(PROFILES)}")
     folder = request.folder.resolve()
-    if _is_finished(folder, request.profile):
+    roots: dict[str, str] = {}
+    is_finished = _is_finished(folder, request.profile)
+    if is_finished or (folder / "params.yaml").exists():
         _check_same_roots(request, folder)
-        return False
-    if (folder / "params.yaml").exists():  # of an unfinished one
-        _check_same_roots(request, folder)
-        roots = {}
     else:
         roots = _data_roots(request, folder)
+    if is_finished:
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _UNFINISHED).exists():
         atomic.write_text(folder / _UNFINISHED, request.profile + "\n")
     _write_files(folder, request, roots)
     _set_up_version_control(folder)
-    if request.profile in GENERATED and request.make_data and _is_own_data(folder, request.profile):
+    own = Params.of_profile(request.profile).data.target.root  # params.yaml may name other data by now
+    if request.profile in GENERATED and request.make_data and _root_in(folder, "target") == own:
         generate_data(folder / "data" / "demo", request.profile)
     (folder / _UNFINISHED).unlink()
     return True
@@ -147,9 +148,8 @@ def _check_same_roots(request: InitRequest, folder: Path) -> None:
     """A path that is given again must be the one in use: it would be ignored in silence."""
     if request.data is None and request.pretrain_data is None:
         return
-    document = read_yaml(folder / "params.yaml")
     for name, root in _data_roots(request, folder).items():
-        used = _root_in(document, name)
+        used = _root_in(folder, name)
         if used is None or (folder / str(used)).resolve() != (folder / root).resolve():
             raise InputError(
                 f"{folder}: is a workspace already, its data.{name}.root is {used}, not {root}",
@@ -157,9 +157,9 @@ def _check_same_roots(request: InitRequest, folder: Path) -> None:
             )
 
 
-def _root_in(document: Document, name: str) -> object:
-    """data.NAME.root as it is written there; None where it is not."""
-    here: object = document.values
+def _root_in(folder: Path, name: str) -> object:
+    """data.NAME.root as params.yaml has it; None where it has none."""
+    here: object = read_yaml(folder / "params.yaml").values
     for key in ("data", name, "root"):
         here = here.get(key) if isinstance(here, dict) else None
     return here
@@ -170,13 +170,12 @@ def _data_roots(request: InitRequest, folder: Path) -> dict[str, str]:
     roots: dict[str, str] = {}
     if request.profile in GENERATED and request.data is not None:
         base = _existing(request.data)
-        for part in ("cityscapes", "mapillary"):
-            if not (base / part).is_dir():
-                raise InputError(
-                    f"{base}: no folder {part}; profile {request.profile} takes what `autolabel demo-data` made",
-                    hint="for your own images: --no-data, then set data.target in params.yaml (docs/own-data.md)",
-                )
         roots = {"target": str(base / "cityscapes"), "pretrain": str(base / "mapillary")}
+        if lacking := next((Path(root).name for root in roots.values() if not Path(root).is_dir()), None):
+            raise InputError(
+                f"{base}: no folder {lacking}; profile {request.profile} takes what `autolabel demo-data` made",
+                hint="for your own images: --no-data, then set data.target in params.yaml (docs/own-data.md)",
+            )
     elif request.profile == "camvid":
         roots["target"] = _camvid_root(request, folder)
     elif request.data is not None:
@@ -225,11 +224,6 @@ def _write_files(folder: Path, request: InitRequest, roots: dict[str, str]) -> N
             atomic.write_text(folder / name, text)
 
 
-def _is_own_data(folder: Path, profile: str) -> bool:
-    """Whether params.yaml names the target data that are generated, as its profile does."""
-    return _root_in(read_yaml(folder / "params.yaml"), "target") == Params.of_profile(profile).data.target.root
-
-
 def _set_up_version_control(folder: Path) -> None:
     if shutil.which("git") is None:
         _LOG.warning("git is not installed: the workspace works, but `dvc metrics diff` and `dvc exp` need it")
@@ -237,7 +231,7 @@ def _set_up_version_control(folder: Path) -> None:
     if own_git and not (folder / ".git").exists():
         _run(["git", "init", "-q", "-b", "main"], folder)
     _set_up_dvc(folder)
-    if own_git and not _has_commit(folder):
+    if own_git and not _git(folder, "rev-parse", "-q", "--verify", "HEAD"):
         _run(["git", "add", "-A"], folder)
         _run(["git", *_IDENTITY, "commit", "-q", "--no-verify", "-m", "Workspace"], folder)
 
@@ -246,18 +240,13 @@ def _set_up_dvc(folder: Path) -> None:
     if importlib.util.find_spec("dvc") is None:
         _LOG.warning("DVC is not installed: run the stages one by one with `autolabel stage NAME`")
         return
-    if (folder / ".dvc" / "config").exists() or (not (folder / ".git").exists() and _dvc_above(folder)):
+    own_git, config = (folder / ".git").exists(), folder / ".dvc" / "config"
+    if config.exists() or (not own_git and any((parent / ".dvc").is_dir() for parent in folder.parents)):
         return
-    options = [] if (folder / ".git").exists() else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
+    options = [] if own_git else ["--subdir"] if _git(folder, "rev-parse") else ["--no-scm"]
     shutil.rmtree(folder / ".dvc", ignore_errors=True)
     _run([sys.executable, "-m", "dvc", "init", "-q", *options], folder)
-    atomic.write_text(
-        folder / ".dvc" / "config", _DVC_CONFIG + ("" if "--no-scm" not in options else "    no_scm = true\n")
-    )
-
-
-def _dvc_above(folder: Path) -> bool:
-    return any((parent / ".dvc").is_dir() for parent in folder.parents)
+    atomic.write_text(config, _DVC_CONFIG + ("    no_scm = true\n" if "--no-scm" in options else ""))
 
 
 def _in_git_tree(folder: Path) -> bool:
@@ -267,25 +256,18 @@ def _in_git_tree(folder: Path) -> bool:
     return _git(folder, "rev-parse", "--is-inside-work-tree") and not _git(folder, "check-ignore", "-q", str(folder))
 
 
-def _has_commit(folder: Path) -> bool:
-    return _git(folder, "rev-parse", "-q", "--verify", "HEAD")
-
-
 def _git(folder: Path, *arguments: str) -> bool:
-    if shutil.which("git") is None:
-        return False
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=folder, env=_clean_env(), capture_output=True, check=False).returncode == 0
+    return shutil.which("git") is not None and _ended(["git", *arguments], folder).returncode == 0
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, env=_clean_env(), capture_output=True, text=True, check=False)
+    done = _ended(command, folder)
     if done.returncode != 0:
         said = one_line(done.stderr or done.stdout)[-300:]
         raise InputError(f"{folder}: `{' '.join(command[:3])}` failed: {said}")
 
 
-def _clean_env() -> dict[str, str]:
+def _ended(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     # A caller's hook sets GIT_DIR and friends: they would point our commands at its repository.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    return env | {"DVC_NO_ANALYTICS": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

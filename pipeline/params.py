@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, Strict, ValidationError, create_model, field_validator, model_validator
 
-from hmsa_core.config import InferConfig, NotInKey, RuntimeConfig, Section, Teacher, TrainConfig
+from hmsa_core.config import (
+    Count,
+    InferConfig,
+    NotInKey,
+    PositiveInt,
+    RuntimeConfig,
+    Section,
+    Share,
+    Teacher,
+    TrainConfig,
+    knob,
+)
 from hmsa_core.data.spec import RolesSpec, SourceSpec
 from hmsa_core.io.engine import Kind
 from hmsa_core.io.errors import ConfigError, did_you_mean, one_line
@@ -25,31 +36,10 @@ from hmsa_core.spec import EvaluationSetting
 from pipeline.stages import TABLE, Stage
 from pipeline.strict_yaml import Document, read_yaml
 
-__all__ = [
-    "MEASURED_POLICIES",
-    "PROFILES",
-    "AutoInferConfig",
-    "DataConfig",
-    "EngineConfig",
-    "EvaluateConfig",
-    "GateConfig",
-    "Params",
-    "PrepareConfig",
-    "PretrainConfig",
-    "PseudoLabelConfig",
-    "ReportConfig",
-    "StudentConfig",
-    "TeacherConfig",
-    "profile_file",
-]
-
 Profile = Literal["tiny", "demo", "camvid", "cityscapes", "paper-final"]
 PROFILES: tuple[str, ...] = typing.get_args(Profile)
 Workers = Annotated[int, Field(ge=1), NotInKey]
 Start = Annotated[str | None, NotInKey]  # a key holds the digest of the start weights instead
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 Allowance = Annotated[float, Field(gt=0.0, le=1.0)]  # no image can show that nothing at all was lost
 Names = Annotated[tuple[str, ...], Strict(False)]
 # What pseudo_label.threshold may name -> the file that calibrate makes.
@@ -61,10 +51,10 @@ class DataConfig(Section):
     """Where the data lie and which image does what."""
 
     target: SourceSpec = Field(description="the data set whose classes are learned and labelled")
-    pretrain: SourceSpec | None = Field(
-        None, description="the data set for pretraining; null = none, teacher-train starts from scratch"
+    pretrain: SourceSpec | None = knob(
+        None, "the data set for pretraining; null = none, teacher-train starts from scratch"
     )
-    roles: RolesSpec = Field(RolesSpec(), description="who may use which image (camvid brings its own roles)")
+    roles: RolesSpec = knob(RolesSpec(), "who may use which image (camvid brings its own roles)")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,8 +74,6 @@ class DataConfig(Section):
         for name, source in (("target", self.target), ("pretrain", self.pretrain)):
             if source is not None and source.root.startswith("~"):
                 raise ValueError(f"expected {name}.root as a path written out, found {source.root}: DVC expands no ~")
-        for name in ("target", "pretrain"):
-            source = getattr(self, name)
             if source is not None and source.name != name:
                 raise ValueError(f"{name}.name must be {name} (leave the key out)")
         return self
@@ -94,9 +82,9 @@ class DataConfig(Section):
 class EngineConfig(Section):
     """Who runs the work units of prepare, auto-infer and pseudo-label. No result depends on it."""
 
-    engine: Annotated[Kind, NotInKey] = Field(
+    engine: Annotated[Kind, NotInKey] = knob(
         "local",
-        description="local (processes of this machine) or ray (docs/scaling.md), for prepare, calibrate, auto-infer and"
+        "local (processes of this machine) or ray (docs/scaling.md), for prepare, calibrate, auto-infer and"
         " pseudo-label",
     )
 
@@ -104,25 +92,25 @@ class EngineConfig(Section):
 class PrepareConfig(Section):
     """Indexing and checking; `data` describes the checks of each data set."""
 
-    workers: Workers = Field(2, description="processes")
+    workers: Workers = knob(2, "processes")
 
 
 class PretrainConfig(TrainConfig):
     """Training on the pretraining set: a single scale, no attention."""
 
-    init_from: Start = Field(
-        None, description="checkpoint folder (`autolabel import-checkpoint`) to start from; null = from scratch"
+    init_from: Start = knob(
+        None, "checkpoint folder (`autolabel import-checkpoint`) to start from; null = from scratch"
     )
 
 
 class TeacherConfig(TrainConfig):
     """Training on the target set's fine labels, from the pretraining checkpoint where there is one."""
 
-    validate_every: Annotated[Count, NotInKey] = Field(
-        0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    validate_every: Annotated[Count, NotInKey] = knob(
+        0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
-    init_from: Start = Field(
-        None, description="another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
+    init_from: Start = knob(
+        None, "another checkpoint folder to start from; null = models/pretrain, or from scratch without one"
     )
 
 
@@ -130,32 +118,27 @@ class OtherStore(Section):
     """Auto-labels of another workspace."""
 
     store: str = Field(description="its thresholded store (labels/final), relative to this workspace")
-    weight: float = Field(
-        1.0, gt=0.0, allow_inf_nan=False, description="how often its images are taken: 1 = as own ones"
-    )
+    weight: float = knob(1.0, "how often its images are taken: 1 = as own ones", gt=0.0, allow_inf_nan=False)
 
 
 class StudentConfig(TrainConfig):
     """Training on fine and auto-labelled images."""
 
-    init: Annotated[str, NotInKey] = Field(
-        "teacher",
-        description="teacher (paper), pretrained (from model.trunk_weights, any trunk), or a checkpoint folder",
+    init: Annotated[str, NotInKey] = knob(
+        "teacher", "teacher (paper), pretrained (from model.trunk_weights, any trunk), or a checkpoint folder"
     )
-    validate_every: Annotated[Count, NotInKey] = Field(
-        0, description="epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
+    validate_every: Annotated[Count, NotInKey] = knob(
+        0, "epochs; scores on role calibrate for log and plot, nothing is chosen by them; 0 = never"
     )
-    max_rounds: Annotated[PositiveInt | None, NotInKey] = Field(
-        2,
-        description="students in a row that learn from each other's auto-labels: the last one does not teach;"
-        " null = no limit",
+    max_rounds: Annotated[PositiveInt | None, NotInKey] = knob(
+        2, "students in a row that learn from each other's auto-labels: the last one does not teach; null = no limit"
     )
-    control: Annotated[bool, NotInKey] = Field(
-        True, description="also train models/control/: same start, same steps, fine labels only"
+    control: Annotated[bool, NotInKey] = knob(
+        True, "also train models/control/: same start, same steps, fine labels only"
     )
-    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = Field(
+    stores: Annotated[tuple[OtherStore, ...], Strict(False), NotInKey] = knob(
         (),
-        description="auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
+        "auto-labels of other workspaces to learn from beside the own ones: a list of {store: folder of"
         " their labels/final, weight: how often its images are taken, the own ones have 1}",
     )
 
@@ -163,9 +146,9 @@ class StudentConfig(TrainConfig):
 class AutoInferConfig(InferConfig):
     """Multi-scale inference (paper: {0.5, 1, 2} + flip)."""
 
-    teacher: Annotated[Teacher | None, NotInKey] = Field(
+    teacher: Annotated[Teacher | None, NotInKey] = knob(
         None,
-        description="who labels, also for calibrate and evaluate: checkpoint folder, onnx:FILE, hf:FOLDER,"
+        "who labels, also for calibrate and evaluate: checkpoint folder, onnx:FILE, hf:FOLDER,"
         " scores:FOLDER or a list of these; null = the workspace's teacher",
     )
 
@@ -173,16 +156,14 @@ class AutoInferConfig(InferConfig):
 class PseudoLabelConfig(Section):
     """From raw labels to training labels."""
 
-    threshold: float | str = Field(
+    threshold: float | str = knob(
         "policy",
-        description="policy (what calibrate promises), teach (what a student gains from), a number on the code grid,"
+        "policy (what calibrate promises), teach (what a student gains from), a number on the code grid,"
         " or a policy file",
     )
-    merge: MergeConfig = Field(MergeConfig(), description="human coarse labels and the teacher's into one label")
-    min_component: Count = Field(
-        0, description="pixels; a smaller connected piece of a class gives no centroid to sample at"
-    )
-    workers: Workers = Field(2, description="processes")
+    merge: MergeConfig = MergeConfig()
+    min_component: Count = knob(0, "pixels; a smaller connected piece of a class gives no centroid to sample at")
+    workers: Workers = knob(2, "processes")
 
     @property
     def own_policy(self) -> str | None:
@@ -213,59 +194,46 @@ class PseudoLabelConfig(Section):
 class GateConfig(Section):
     """When a student is promoted. IoU and recall are shares (0.01 = one point)."""
 
-    enabled: bool = Field(True, description="false = report only, never promote")
-    alpha: float = Field(
-        0.05,
-        gt=0.0,
-        lt=0.5,
-        description="one-sided error probability: of the gain over all looks, of each guard for a candidate",
+    enabled: bool = knob(True, "false = report only, never promote")
+    alpha: float = knob(
+        0.05, "one-sided error probability: of the gain over all looks, of each guard for a candidate", gt=0.0, lt=0.5
     )
-    min_gain: float = Field(0.0, ge=-1.0, le=1.0, description="mean IoU; the gain's lower bound must exceed it")
-    seed_sd: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="mean IoU; spread between trainings of one recipe; null = from A/A trainings"
+    min_gain: float = knob(0.0, "mean IoU; the gain's lower bound must exceed it", ge=-1.0, le=1.0)
+    seed_sd: Annotated[float, Field(ge=0.0)] | None = knob(
+        None, "mean IoU; spread between trainings of one recipe; null = from A/A trainings"
     )
-    min_aa_runs: int = Field(3, ge=2, description="A/A trainings before that spread counts as known")
-    class_allowance: Allowance = Field(0.02, description="IoU that a class may lose")
+    min_aa_runs: int = knob(3, "A/A trainings before that spread counts as known", ge=2)
+    class_allowance: Allowance = knob(0.02, "IoU that a class may lose")
     class_allowances: dict[str, Allowance] = Field(
         default_factory=dict, description="the same for single classes, by name"
     )
-    min_blocks: int = Field(
-        10, ge=2, description="blocks of the report set; and blocks that show a class, or it is not judged"
-    )
-    veto_recall: Names = Field(
-        ("person", "rider", "pedestrian", "bicyclist"), description="classes whose recall may not fall"
-    )
-    recall_allowance: Share = Field(0.01, description="recall that such a class may lose")
-    champion_allowance: Share = Field(0.01, description="mean IoU below the pinned reference champion")
-    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
-    power: float = Field(0.8, gt=0.5, lt=1.0, description="for the smallest gain that could have been seen")
+    min_blocks: int = knob(10, "blocks of the report set; and blocks that show a class, or it is not judged", ge=2)
+    veto_recall: Names = knob(("person", "rider", "pedestrian", "bicyclist"), "classes whose recall may not fall")
+    recall_allowance: Share = knob(0.01, "recall that such a class may lose")
+    champion_allowance: Share = knob(0.01, "mean IoU below the pinned reference champion")
+    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
+    power: float = knob(0.8, "for the smallest gain that could have been seen", gt=0.5, lt=1.0)
 
 
 class EvaluateConfig(Section):
     """Who is judged, on what, and when a student is good enough."""
 
-    max_leaked: Share = Field(
-        0.05, description="share of judged images that may be in a model's lineage before the stage fails"
-    )
-    max_gap: Count = Field(
-        0, description="frames; a judged image this close to a learned one in its sequence counts as learned"
-    )
-    max_distance: int = Field(
-        2, ge=0, le=16, description="bits of 64; perceptual hashes this close count as the same image"
-    )
-    settings: Settings = Field(
+    max_leaked: Share = knob(0.05, "share of judged images that may be in a model's lineage before the stage fails")
+    max_gap: Count = knob(0, "frames; a judged image this close to a learned one in its sequence counts as learned")
+    max_distance: int = knob(2, "bits of 64; perceptual hashes this close count as the same image", ge=0, le=16)
+    settings: Settings = knob(
         (
             EvaluationSetting(name="multi", scales=(0.5, 1.0, 2.0), flip=True),
             EvaluationSetting(name="single", scales=(1.0,), flip=False),
         ),
-        description="how each model is run; the first one is the main one",
+        "how each model is run; the first one is the main one",
     )
-    details: bool = Field(True, description="also boundary IoU, reliability and the weight of each scale per class")
-    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the intervals")
-    draws: int = Field(2000, ge=200, description="bootstrap draws of blocks")
-    seed: Count = Field(0, description="of the bootstrap")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the job uses the machine")
-    gate: GateConfig = Field(GateConfig(), description="when a student is promoted")
+    details: bool = knob(True, "also boundary IoU, reliability and the weight of each scale per class")
+    confidence: float = knob(0.95, "of the intervals", gt=0.5, lt=1.0)
+    draws: int = knob(2000, "bootstrap draws of blocks", ge=200)
+    seed: Count = knob(0, "of the bootstrap")
+    runtime: RuntimeConfig = RuntimeConfig()
+    gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
     def _one_main_setting(self) -> EvaluateConfig:
@@ -278,8 +246,8 @@ class EvaluateConfig(Section):
 class ReportConfig(Section):
     """The report page."""
 
-    title: str = Field("Auto-labelling report", description="of the page")
-    pictures: Count = Field(6, description="images shown with label, confidence and scale weights")
+    title: str = knob("Auto-labelling report", "of the page")
+    pictures: Count = knob(6, "images shown with label, confidence and scale weights")
 
 
 if TYPE_CHECKING:
@@ -300,7 +268,7 @@ class _Params(Section):
     versions: VersionsConfig = Field(
         description="code version of each stage; raising one re-runs that stage and the next ones"
     )
-    runtime: EngineConfig = Field(EngineConfig(), description="who does the work; no result depends on it")
+    runtime: EngineConfig = knob(EngineConfig(), "who does the work; no result depends on it")
     data: DataConfig = Field(description="where the data lie, and who may use which image")
     prepare: PrepareConfig
     teacher_pretrain: PretrainConfig
@@ -391,21 +359,20 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
         # A misspelt key is missing under its right name too: what is there says more than what is not.
         first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), first)
     key, owner = _resolve(model, first["loc"], document.values)
-    dotted = ".".join(str(part) for part in key) or "(file)"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    place = document.where(key)
+    place, told = f"{document.where(key)}: {document.dotted(key) or '(file)'}", _expected(first)
+    named = re.match(r"[a-z_]+(\.[a-z_]+)+", told)
     if first["type"] == "extra_forbidden":
-        return one_line(f"{place}: {dotted}: unknown key{_nearest(str(key[-1]), owner)}{more}")
-    if first["type"] == "missing":
-        lacks = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
-        return one_line(f"{place}: {dotted}: {lacks}{more}")
-    told = re.match(r"[a-z_]+(\.[a-z_]+)+", _expected(first))
-    if not key and told:  # a check over several sections names its key itself
-        return one_line(f"{document.where(tuple(told[0].split('.')))}: {_expected(first)}{more}")
-    expected = _expected(first)
-    is_told = isinstance(first["input"], Mapping | BaseModel) or ", found " in expected
-    found = "" if is_told else f", found {_show(first['input'])}"
-    return one_line(f"{place}: {dotted}: {expected}{found}{more}")
+        known = f"the keys here are: {', '.join(sorted(owner.model_fields))}"
+        told = f"unknown key; {did_you_mean(str(key[-1]), owner.model_fields, known)}"
+    elif first["type"] == "missing":
+        told = "a value is missing in the list" if isinstance(first["loc"][-1], int) else "missing"
+    elif not key and named:  # a check over several sections names its key itself
+        place = document.where(tuple(named[0].split(".")))
+    elif not isinstance(first["input"], Mapping | BaseModel) and ", found " not in told:
+        text = repr(first["input"])
+        told += f", found {text if len(text) <= 60 else text[:57] + '...'}"
+    return one_line(f"{place}: {told}{more}")
 
 
 def _resolve(
@@ -444,10 +411,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _nearest(name: str, owner: type[BaseModel]) -> str:
-    return "; " + did_you_mean(name, owner.model_fields, f"the keys here are: {', '.join(sorted(owner.model_fields))}")
-
-
 def _expected(fault: Mapping[str, Any]) -> str:
     text = str(fault["msg"])
     for old, new in (
@@ -460,8 +423,3 @@ def _expected(fault: Mapping[str, Any]) -> str:
     ):
         text = text.replace(old, new)
     return text.replace("a integer", "an integer")
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

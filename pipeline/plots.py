@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,10 @@ def lines(
     """
     figure = _figure(7.0, 5.4 if below else 3.6)
     axes = figure.add_subplot(2, 1, 1) if below else figure.add_subplot()
-    colours = dict(zip(series, _cycle(len(series)), strict=True))
+    colours = dict(zip(series, cycle(COLOURS), strict=False))
     for name, (xs, ys) in series.items():
-        axes.plot(
-            list(xs), list(ys), color=colours[name], linewidth=1.2, label=name, marker="o" if len(xs) < 3 else None
-        )
+        marker = "o" if len(xs) < 3 else None
+        axes.plot(list(xs), list(ys), color=colours[name], linewidth=1.2, label=name, marker=marker)
     _dress(axes, title, "" if below else x, y)
     if below:
         lower = figure.add_subplot(2, 1, 2, sharex=axes)
@@ -127,7 +127,3 @@ def _dress(axes: Axes, title: str, x: str, y: str) -> None:
     axes.grid(visible=True, linewidth=0.3, alpha=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]

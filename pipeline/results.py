@@ -23,9 +23,6 @@ def json_of(ws: Workspace, relative: str) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-# -- evaluation/metrics.json -------------------------------------------------------------------------
-
-
 def _figure(found: Mapping[str, Any], sign: str = "") -> list[object]:
     """Cells "points", "95 % interval" and "blocks" of a bootstrapped figure."""
     ends = Share(found["value"], found["low"], found["high"], 2, sign)
@@ -46,8 +43,7 @@ def differences(metrics: Mapping[str, Any]) -> Table:
     """Differences of mean IoU between models, paired on the same blocks."""
     rows = []
     for name, found in metrics["differences"].items():
-        has_ends = found["low"] is not None and found["high"] is not None
-        sure = has_ends and (found["low"] > 0 or found["high"] < 0)
+        sure = None not in (found["low"], found["high"]) and (found["low"] > 0 or found["high"] < 0)
         rows.append([name, *_figure(found, "+"), "yes" if sure else "no"])
     head = f"difference ({metrics['main_setting']} where none is named)"
     return Table([head, "points", "95 % interval", "blocks", "excludes zero"], rows)
@@ -89,9 +85,6 @@ def how_run(setting: Mapping[str, Any]) -> str:
     if setting.get("long_edge"):
         told += f", long edge {setting['long_edge']}"
     return told if setting.get("score_at", "original") == "original" else f"{told}, scored at that size"
-
-
-# -- thresholds and labels, class by class -----------------------------------------------------------
 
 
 def class_rows(
@@ -200,8 +193,6 @@ def region(kept: Mapping[str, Any]) -> str:
     return "" if kept.get("region", "all") == "all" else ", outside of human polygons"
 
 
-# -- the terminal ------------------------------------------------------------------------------------
-
 _TERMINAL = {
     "class": "class",
     "status": "status",
@@ -257,9 +248,6 @@ def _beside_text(kept: Mapping[str, Any], where: str) -> str:
     if table is None:
         return ""
     return f"one threshold for all instead, on {', '.join(kept['beside']['classes'])}{where}\n{table.text()}"
-
-
-# -- many workspaces ---------------------------------------------------------------------------------
 
 
 def over(workspaces: Mapping[str, Workspace]) -> list[Table]:

@@ -23,8 +23,6 @@ _EVERY_KEY = """\
 # the default of the code, the paper's value where there is one. `autolabel config diff` prints what was changed.
 """
 Key = tuple[str, ...]
-
-
 # What `auto` of the runtime becomes where results have to be the same on every processor.
 _PINNED = {"threads": "1", "precision": "fp32", "channels_last": "true"}
 
@@ -46,12 +44,7 @@ def profile_text(profile: str, data: Mapping[str, Any] | None = None, *, determi
 
 
 def annotated(params: Params, told: Mapping[Key, str] | None = None) -> str:
-    """All settings as a params.yaml, each with its description at its end of line.
-
-    Args:
-        params: the settings.
-        told: words in front of the description, by key (`origins`).
-    """
+    """All settings as a params.yaml, each with its description at its end of line, and `told` (`origins`) before it."""
     about = {row.section: f"{row.name}: {row.description}" for row in TABLE}
     lines: list[str] = []
     for name, info in type(params).model_fields.items():
@@ -107,50 +100,31 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str):
-        return value if is_plain_text(value) else _quoted(value)
-    return json.dumps(value)
+    if isinstance(value, str) and is_plain_text(value):
+        return value
+    # JSON's own escapes above U+FFFF are two, of which YAML makes two characters.
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
 
 
-def _quoted(text: str) -> str:
-    """A YAML text in double quotes. JSON's own escapes above U+FFFF are two, of which YAML makes two characters."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
-
-
-def _flat(section: BaseModel, at: Key = ()) -> dict[Key, Any]:
-    """{key: value} of all settings that are shown."""
+def _flat(section: BaseModel, at: Key = (), *, defaults: bool = False) -> dict[Key, Any]:
+    """{key: value} of all settings that are shown; with `defaults` those of the code, where there are some."""
     found: dict[Key, Any] = {}
     for name, value in _shown(section):
-        found |= _flat(value, (*at, name)) if isinstance(value, Section) else {(*at, name): value}
-    return found
-
-
-def _defaults(params: Params) -> dict[Key, Any]:
-    """{key: default of the code} for the settings of `params`; without those that have none."""
-    found: dict[Key, Any] = {}
-
-    def collect(section: BaseModel, at: Key) -> None:
-        for name, value in _shown(section):
-            info = type(section).model_fields[name]
-            if isinstance(value, Section):
-                collect(value, (*at, name))
-            elif not info.is_required():
-                found[*at, name] = info.get_default(call_default_factory=True)
-
-    collect(params, ())
+        info = type(section).model_fields[name]
+        if isinstance(value, Section):
+            found |= _flat(value, (*at, name), defaults=defaults)
+        elif not defaults:
+            found[*at, name] = value
+        elif not info.is_required():
+            found[*at, name] = info.get_default(call_default_factory=True)
     return found
 
 
 def origins(params: Params) -> dict[Key, str]:
     """Where each value in effect comes from: `(default)` of the code, `(profile)`, or `(here)`, this workspace."""
-    profile, defaults = _flat(Params.of_profile(params.profile)), _defaults(params)
+    known = {"(default)": _flat(params, defaults=True), "(profile)": _flat(Params.of_profile(params.profile))}
     return {
-        key: "(default)"
-        if key in defaults and value == defaults[key]
-        else "(profile)"
-        if key in profile and value == profile[key]
-        else "(here)"
+        key: next((origin for origin, of in known.items() if key in of and of[key] == value), "(here)")
         for key, value in _flat(params).items()
     }
 
@@ -162,7 +136,7 @@ def other_settings(name: str, params: Params) -> dict[Key, Any]:
         ConfigError: none of these, or a params.yaml with a mistake.
     """
     if name == "defaults":
-        return _defaults(params)
+        return _flat(params, defaults=True)
     if name in PROFILES:
         return _flat(Params.of_profile(name))
     path = Path(name) / "params.yaml" if Path(name).is_dir() else Path(name)

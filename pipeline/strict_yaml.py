@@ -16,6 +16,7 @@ import yaml
 
 from hmsa_core.io.errors import ConfigError, one_line
 
+Key = tuple[str | int, ...]
 _MAX_BYTES = 1 << 20  # a params file is a few kilobytes; anything larger is not one
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -46,9 +47,14 @@ class Document:
 
     path: Path
     values: dict[str, Any]
-    lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
+    lines: dict[Key, int] = field(default_factory=dict)
 
-    def where(self, key: tuple[str | int, ...]) -> str:
+    @staticmethod
+    def dotted(key: Key) -> str:
+        """A key as people write it: a.b.c."""
+        return ".".join(str(part) for part in key)
+
+    def where(self, key: Key) -> str:
         """`file:line` of a key, or of the nearest parent that is in the file."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.lines:
@@ -123,66 +129,54 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: dict[tuple[str | int, ...], int] = {}
+        self.lines: dict[Key, int] = {}
 
-    def value(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
+    def value(self, node: yaml.Node, key: Key) -> Any:
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, key)
+            return {str(name.value): self._at(name, value, key) for name, value in node.value}
         if isinstance(node, yaml.SequenceNode):
-            return [self._item(child, (*key, i)) for i, child in enumerate(node.value)]
-        return self._scalar(node, key)
-
-    def _item(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
-        self.lines[key] = node.start_mark.line + 1
-        return self.value(node, key)
-
-    def _mapping(self, node: yaml.MappingNode, key: tuple[str | int, ...]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name_node, value_node in node.value:
-            line = name_node.start_mark.line + 1
-            if not isinstance(name_node, yaml.ScalarNode):
-                raise ConfigError(f"{self.path}:{line}: a key must be a plain word")
-            name = name_node.value
-            if name in values:
-                first = self.lines[(*key, name)]
-                dotted = ".".join(str(part) for part in (*key, name))
-                raise ConfigError(f"{self.path}:{line}: {dotted} is given twice (first on line {first})")
-            self.lines[(*key, name)] = line
-            values[name] = self.value(value_node, (*key, name))
-        return values
-
-    def _scalar(self, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
-        text = str(node.value)
+            for i, child in enumerate(node.value):
+                self.lines[*key, i] = child.start_mark.line + 1
+            return [self.value(child, (*key, i)) for i, child in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode) or node.style is not None:
-            return text  # quoted: always text
-        if node.tag not in ("tag:yaml.org,2002:str", "!"):
-            raise ConfigError(f"{self._at(node)}: {_dotted(key)}: tags such as {node.tag} are not used here")
-        return self._plain(text, node, key)
+            return str(node.value)  # quoted: always text
+        try:
+            if node.tag not in ("tag:yaml.org,2002:str", "!"):
+                raise ValueError(f"tags such as {node.tag} are not used here")
+            return _plain(str(node.value))
+        except ValueError as error:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{self.path}:{line}: {Document.dotted(key)}: {error}") from None
 
-    def _plain(self, text: str, node: yaml.Node, key: tuple[str | int, ...]) -> Any:
-        if _NULL.match(text):
-            return None
-        if _BOOL.match(text):
-            return text.lower() == "true"
-        if _INT.match(text):
-            if len(text) > 30:
-                raise ConfigError(f"{self._at(node)}: {_dotted(key)}: {text[:12]}... is too long for a number")
-            return int(text)
-        if _NOT_FINITE.match(text):
-            raise ConfigError(f"{self._at(node)}: {_dotted(key)}: expected a finite number, found {text}")
-        if _FLOAT.match(text):
-            number = float(text)
-            if not math.isfinite(number):
-                raise ConfigError(f"{self._at(node)}: {_dotted(key)}: {text} is too large for a number")
-            return number
+    def _at(self, name: yaml.Node, value: yaml.Node, key: Key) -> Any:
+        """The value of a key of a mapping."""
+        line, inner = name.start_mark.line + 1, (*key, name.value)
+        if not isinstance(name, yaml.ScalarNode):
+            raise ConfigError(f"{self.path}:{line}: a key must be a plain word")
+        if inner in self.lines:
+            first = self.lines[inner]
+            raise ConfigError(f"{self.path}:{line}: {Document.dotted(inner)} is given twice (first on line {first})")
+        self.lines[inner] = line
+        return self.value(value, inner)
+
+
+def _plain(text: str) -> Any:
+    """The value of a scalar without quotes; ValueError for what is no usable number."""
+    if _NULL.match(text):
+        return None
+    if _BOOL.match(text):
+        return text.lower() == "true"
+    if _NOT_FINITE.match(text):
+        raise ValueError(f"expected a finite number, found {text}")
+    if _INT.match(text):
+        if len(text) > 30:
+            raise ValueError(f"{text[:12]}... is too long for a number")
+        return int(text)
+    if not _FLOAT.match(text):
         return text
-
-    def _at(self, node: yaml.Node) -> str:
-        return f"{self.path}:{node.start_mark.line + 1}"
-
-
-def _dotted(key: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in key)
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is too large for a number")
+    return float(text)
 
 
 def _describe(value: object) -> str:

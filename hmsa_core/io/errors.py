@@ -23,11 +23,15 @@ def is_plain_name(name: str) -> bool:
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str, *, cutoff: float = 0.5) -> str:
-    """The nearest of the known names as a question; `otherwise` where none is near (difflib's ratio)."""
+    """The nearest of the known names, as it is spelt there, as a question; `otherwise` where none is near.
+
+    Small and capital letters count as the same; `cutoff` is of difflib's ratio.
+    """
     import difflib  # only for a mistake: this module is part of every start-up
 
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
-    return f"did you mean {close[0]}?" if close else otherwise
+    spelt = {one.lower(): one for one in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=cutoff)
+    return f"did you mean {spelt[close[0]]}?" if close else otherwise
 
 
 class HmsaError(Exception):

@@ -26,32 +26,28 @@ _JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precisio
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store, raw or finished")
-    parser.add_argument("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
-    parser.add_argument(
-        "--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)"
-    )
-    parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
-    parser.add_argument("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
-    parser.add_argument("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
-    parser.add_argument(
-        "--ids",
-        choices=("auto", "file", "train", "colours"),
-        default="auto",
-        help="what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels",
-    )
-    parser.add_argument("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
-    parser.add_argument("--who", default="", metavar="NAME", help="who answers")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
-    parser.add_argument("--save-policy", type=Path, metavar="F", help="write the certified thresholds as a policy")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="folder of a label store, raw or finished")
+    add("--target", type=float, default=0.95, metavar="P", help="precision (default: %(default)s)")
+    add("--delta", type=float, default=0.05, metavar="D", help="chance of any false certificate (default: %(default)s)")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="these classes only")
+    add("--budget", type=int, default=300, metavar="N", help="pixels in all (default: %(default)s)")
+    add("--answers", type=Path, metavar="DIR", help='true label maps NAME.png; void is "can\'t tell"')
+    told = "what they hold, as in `evaluate`; auto: ids or trainIds, whichever agrees with the labels"
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=told)
+    add("--policy", type=Path, metavar="F", help="its calibration table is the guess that saves draws")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--who", default="", metavar="NAME", help="who answers")
+    add("--out", type=Path, metavar="FILE", help="certificate (default: STORE.certificate.json)")
+    add("--save-policy", type=Path, metavar="F", help="write the certified thresholds as a policy")
+    add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, answer where there are true labels, report."""
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.thresholds.certificate import certificate_path
+    from pipeline.certify import CertificateFile
     from pipeline.inspector.view import StoreView
 
     view = StoreView(args.store)
@@ -59,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.out, args.save_policy):
         if path is not None:
             refuse_in_store(path)
-    found = _by_labels(view, args, out) if args.answers is not None else _by_people(view, args, out)
+    if args.answers is not None:
+        found = _by_labels(view, args, out)
+    else:  # the page goes on with it; it is begun here where there is none of this plan
+        found = CertificateFile(view, out).start(_begin(view, args))
     if args.save_policy is not None:
         _save_policy(found, view, args)
     results = found.results()
@@ -78,16 +77,8 @@ def run(args: argparse.Namespace) -> int:
 def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
     from pipeline.certify import begin
 
-    return begin(
-        view,
-        target=args.target,
-        delta=args.delta,
-        budget=args.budget,
-        seed=args.seed,
-        classes=args.classes,
-        policy=args.policy,
-        who=args.who or (str(args.answers) if args.answers is not None else ""),
-    )
+    asked = {key: getattr(args, key) for key in ("target", "delta", "budget", "seed", "classes", "policy")}
+    return begin(view, who=args.who or (str(args.answers) if args.answers is not None else ""), **asked)
 
 
 def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
@@ -100,24 +91,10 @@ def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certific
         sys.stderr.write(f"note: {labels.note}\n")
     if lacking := len(view.names) - len(labels.files):
         sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
-    done = 0
     with Progress(args.budget, what="certify", unit="draws") as progress:
-
-        def tell(draws: int) -> None:
-            nonlocal done
-            progress.update(draws - done)
-            done = draws
-
-        answer_all(certificate, view, labels, tell)
+        answer_all(certificate, view, labels, lambda draws: progress.update(draws - progress.done))
     certificate.save(out)
     return certificate
-
-
-def _by_people(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
-    """The certificate that the page goes on with; begun here where there is none of this plan."""
-    from pipeline.certify import CertificateFile
-
-    return CertificateFile(view, out).start(_begin(view, args))
 
 
 def _save_policy(found: Certificate, view: StoreView, args: argparse.Namespace) -> None:

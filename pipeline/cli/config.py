@@ -17,12 +17,11 @@ from pipeline.workspace import Workspace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel config`."""
-    parser.add_argument("action", choices=("show", "diff"))
-    parser.add_argument(
-        "other", nargs="?", metavar="OTHER", help="diff: defaults, a profile, a params.yaml or its folder"
-    )
-    parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
-    parser.add_argument("--profile", metavar="P", help="the settings of a profile instead of a workspace's")
+    add = parser.add_argument
+    add("action", choices=("show", "diff"))
+    add("other", nargs="?", metavar="OTHER", help="diff: defaults, a profile, a params.yaml or its folder")
+    add("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
+    add("--profile", metavar="P", help="the settings of a profile instead of a workspace's")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,12 +14,11 @@ from hmsa_core.io.errors import ConfigError, InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel demo-data`."""
-    parser.add_argument(
-        "workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder"
-    )
-    parser.add_argument("--profile", help="tiny or demo (default: the workspace's)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    add = parser.add_argument
+    add("workspace", nargs="?", type=Path, default=Path(), metavar="WORKSPACE", help="default: the current folder")
+    add("--profile", help="tiny or demo (default: the workspace's)")
+    add("--out", type=Path, help="folder to write (default: WORKSPACE/data/demo)")
+    add("--workers", type=int, default=2, help="processes (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:

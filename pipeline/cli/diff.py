@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("a", type=Path, metavar="A", help="folder of the first (older) store")
-    parser.add_argument("b", type=Path, metavar="B", help="folder of the second (newer) store")
-    parser.add_argument("--threshold", metavar="T", help="one threshold for both stores")
-    parser.add_argument("--policy-a", type=Path, metavar="F", help="policy file for A")
-    parser.add_argument("--policy-b", type=Path, metavar="F", help="policy file for B")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write A | B | change of the most changed images")
-    parser.add_argument("--limit", type=int, default=10, metavar="N", help="images listed and pictured (default 10)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add = parser.add_argument
+    add("a", type=Path, metavar="A", help="folder of the first (older) store")
+    add("b", type=Path, metavar="B", help="folder of the second (newer) store")
+    add("--threshold", metavar="T", help="one threshold for both stores")
+    add("--policy-a", type=Path, metavar="F", help="policy file for A")
+    add("--policy-b", type=Path, metavar="F", help="policy file for B")
+    add("--pictures", type=Path, metavar="DIR", help="write A | B | change of the most changed images")
+    add("--limit", type=int, default=10, metavar="N", help="images listed and pictured (default 10)")
+    add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:

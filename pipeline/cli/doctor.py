@@ -17,17 +17,18 @@ from pipeline.workspace import Workspace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended without losing anything")
-    parser.add_argument("--quick", action="store_true", help="do not read every byte of the label stores")
-    parser.add_argument("--json", action="store_true", help="findings as JSON")
+    add = parser.add_argument
+    add("--workspace", type=Path, help="default: the one that the current folder lies in, if any")
+    add("--fix", action="store_true", help="mend what can be mended without losing anything")
+    add("--quick", action="store_true", help="do not read every byte of the label stores")
+    add("--json", action="store_true", help="findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: exit status 1 when something is broken."""
     root = _root(args.workspace)
-    if args.fix and (root / "dvc.yaml").exists():
-        _fix(root)
+    if args.fix and (root / "dvc.yaml").exists() and (done := doctor_dvc.repair_lock(Workspace(root))):
+        sys.stderr.write(f"{done}\n")
     findings = examine(root, deep=not args.quick)
     if args.json:
         sys.stdout.write(json.dumps([asdict(f) for f in findings], indent=1) + "\n")
@@ -52,10 +53,3 @@ def _root(given: Path | None) -> Path:
         if given is not None:
             raise
         return start
-
-
-def _fix(root: Path) -> None:
-    ws = Workspace(root)
-    done = doctor_dvc.repair_lock(ws)
-    if done:
-        sys.stderr.write(f"{done}\n")

@@ -16,81 +16,43 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.cli.inference_options import add_options, pin_threads, read_options, tell
-
-if TYPE_CHECKING:
-    from hmsa_core.inference.options import RunOptions
+from pipeline.cli.inference_options import add_options, pin_threads, positive, read_options, tell
 
 ANSWER = "hmsa-evaluation"  # format of `autolabel evaluate --json`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel evaluate`."""
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
-    parser.add_argument(
-        "--classes",
-        required=True,
-        metavar="FILE",
-        help="class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0",
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    add("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps, same stems")
+    told = "class file such as CamVid's classes.json; or cityscapes, mapillary_v1.2, mapillary_v2.0"
+    add("--classes", required=True, metavar="FILE", help=told)
+    told = (
+        "what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: ids, "
+        "asks if they could be trainIds"
     )
-    parser.add_argument(
-        "--ids",
-        choices=("auto", "file", "train", "colours"),
-        default="auto",
-        help="what labels hold: the class file's ids, trainIds (255 = ignored) or colours (black = ignored); auto: "
-        "ids, asks if they could be trainIds",
-    )
-    parser.add_argument(
-        "--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted"
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("model", "single", "average", "max"),
-        default="model",
-        help="how scales are fused (default: as the model was trained)",
-    )
-    parser.add_argument("--long-edge", type=_count, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
-    parser.add_argument(
-        "--score-at",
-        choices=("original", "resized"),
-        default="original",
-        help="original: scores are enlarged to the label's size; resized: labels too, as the released code scores",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
-    parser.add_argument(
-        "--details",
-        action="store_true",
-        help="also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)",
-    )
-    parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU"
-    )
-    parser.add_argument(
-        "--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval"
-    )
-    parser.add_argument(
-        "--block-length",
-        type=_count,
-        default=3,
-        metavar="N",
-        help="neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)",
-    )
-    add_options(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    add("--ids", choices=("auto", "file", "train", "colours"), default="auto", help=told)
+    add("--skip-unlabelled", action="store_true", help="leave out images without a label; they are counted")
+    add("--long-edge", type=positive, metavar="PIXELS", help="bring images to it (Mapillary: 2177)")
+    told = "original: scores are enlarged to the label's size; resized: labels too, as the released code scores"
+    add("--score-at", choices=("original", "resized"), default="original", help=told)
+    add("--json", action="store_true", help="print JSON: mean_iou, iou by class name, images, ...")
+    told = "also boundary IoU, IoU near boundaries, reliability, weights of the scales, cities, confusions (JSON)"
+    add("--details", action="store_true", help=told)
+    add("--plots", type=Path, metavar="DIR", help="--details, and as pictures there: confusions, reliability, IoU")
+    add("--baseline", type=Path, metavar="F", help="a second checkpoint: the difference is printed with its interval")
+    told = "neighbours by number that intervals draw together, for pictures of one drive are alike (default: 3)"
+    add("--block-length", type=positive, default=3, metavar="N", help=told)
+    add_options(parser, modes=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Score all pairs and print the result."""
-    options = read_options(args, threads=pin_threads(args))
-    runs = [options, *_baseline(args, options)]
+    threads = pin_threads(args)
+    runs = [read_options(args, path, threads) for path in (args.checkpoint, args.baseline) if path is not None]
     from hmsa_core.inference.scoring import Asked, evaluate_runs
     from pipeline.provenance import describe_run
 
@@ -122,13 +84,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _baseline(args: argparse.Namespace, options: RunOptions) -> list[RunOptions]:
-    if args.baseline is None:
-        return []
-    other = argparse.Namespace(**{**vars(args), "checkpoint": args.baseline})
-    return [read_options(other, threads=options.runtime.thread_count)]
-
-
 def _write_plots(folder: Path, scored: Mapping[str, dict[str, Any]]) -> None:
     """confusion-NAME.png of each, reliability.png, iou.png; of figures with details."""
     import numpy as np
@@ -156,25 +111,20 @@ def _text(result: dict[str, Any]) -> str:
     base, gain = result.get("baseline"), result.get("difference")
     lines = [_run_as(result, base), f"{'':<{width}}  model  baseline  difference"] if base else []
     for name, value in result["iou"].items():
-        line = f"{name:<{width}}  {_points(value)}"
-        if base and gain:
-            line += f"     {_points(base['iou'][name])}  {_signed(*gain['classes'][name])}"
-        lines.append(line)
-    line = f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}"
+        beside = f"     {_points(base['iou'][name])}  {_signed(*gain['classes'][name])}" if base and gain else ""
+        lines.append(f"{name:<{width}}  {_points(value)}{beside}")
+    beside, ends = "", result["interval"]
     if base and gain:
-        line += f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
-    elif result["interval"]["low"] is not None:
-        line += f" [{_points(result['interval']['low']).strip()}, {_points(result['interval']['high']).strip()}]"
-    lines.append(f"{line}   ({result['images']} images)")
+        beside = f"     {_points(base['mean_iou'])}  {_signed(gain['value'], gain['low'], gain['high'])}"
+    elif ends["low"] is not None:
+        beside = f" [{_points(ends['low']).strip()}, {_points(ends['high']).strip()}]"
+    lines.append(f"{'mean IoU':<{width}}  {_points(result['mean_iou'])}{beside}   ({result['images']} images)")
     if "boundary" in result:
         lines.append(f"{'boundary':<{width}}  {_points(result['boundary']['mean_iou'])}   (mean boundary IoU)")
         lines.append(f"{'ECE':<{width}}  {_points(result['ece'])}   (calibration error)")
     if base and gain and gain["low"] is None:
-        lines.append(
-            "no interval: all images are one block"
-            if gain["blocks"] < 2
-            else "no interval: too few labelled pixels to compare"
-        )
+        lacks = "all images are one block" if gain["blocks"] < 2 else "too few labelled pixels to compare"
+        lines.append(f"no interval: {lacks}")
     elif base and gain:
         lines.append(
             f"{100 * gain['level']:g} % intervals over {gain['blocks']} blocks of images, the same draws for both; "

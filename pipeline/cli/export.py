@@ -31,25 +31,18 @@ TOOLS = ("cvat", "label-studio", "coco-panoptic", "huggingface", "fiftyone")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write (a .zip file for a submission)")
-    parser.add_argument("--format", choices=FILES + TOOLS, default="masks", help="default: %(default)s")
-    parser.add_argument("--threshold", metavar="T", help="of a raw store: keep what reaches this")
-    parser.add_argument("--policy", type=Path, metavar="F", help="of a raw store: keep what this policy keeps")
-    parser.add_argument("--suffix", default="gtCoarse", help="middle of Cityscapes file names (default: %(default)s)")
-    parser.add_argument("--name", action="append", metavar="NAME", help="only this image; may be repeated")
-    parser.add_argument(
-        "--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed"
-    )
-    parser.add_argument(
-        "--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="ROOT",
-        help="folder of the photographs, as in `serve` (default: the workspace's)",
-    )
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="folder of a label store")
+    add("out", type=Path, metavar="OUT", help="folder to write (a .zip file for a submission)")
+    add("--format", choices=FILES + TOOLS, default="masks", help="default: %(default)s")
+    add("--threshold", metavar="T", help="of a raw store: keep what reaches this")
+    add("--policy", type=Path, metavar="F", help="of a raw store: keep what this policy keeps")
+    add("--suffix", default="gtCoarse", help="middle of Cityscapes file names (default: %(default)s)")
+    add("--name", action="append", metavar="NAME", help="only this image; may be repeated")
+    add("--queue", type=int, metavar="N", help="only the N images most worth a look that nobody reviewed")
+    add("--sort", default="uncertain", metavar="ORDER", help="of --queue, as in `inspect` (%(default)s)")
+    told = "folder of the photographs, as in `serve` (default: the workspace's)"
+    add("--images", type=Path, metavar="ROOT", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

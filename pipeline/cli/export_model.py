@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hmsa_core.io.errors import ConfigError, HmsaError, InputError
 from pipeline.cli.inference_options import pin_threads, positive, scale_list, tell
@@ -32,29 +31,25 @@ _MOST = 40  # images that are looked at, evenly spaced
 _SUFFIXES = (".onnx", ".pt2")
 
 
-@dataclass
-class _Picture:
+class _Picture(NamedTuple):
     image: NDArray[np.uint8]  # H x W x 3
     label: NDArray[np.uint8] | None = None  # H x W trainIds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel export-model`."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
-    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
-    parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
-    parser.add_argument("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
-    parser.add_argument("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
-    parser.add_argument("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
-    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)",
-    )
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder or a file in it")
+    add("out", type=Path, metavar="OUT", help="file to write: .onnx or .pt2")
+    add("--scales", type=scale_list, metavar="S,S,...", help="e.g. 1 (default: the checkpoint's)")
+    add("--argmax", action="store_true", help="labels (uint8 trainIds) instead of probabilities")
+    add("--half", action="store_true", help="the network computes in fp16, fusion and softmax in fp32")
+    add("--int8", type=Path, metavar="DIR", help="int8 convolutions, calibrated on these images")
+    add("--opset", type=positive, metavar="N", help="of ONNX (default: 18)")
+    told = "images to compare on (default: --int8's, the workspace's calibration images, or drawn ones)"
+    add("--images", type=Path, metavar="DIR", help=told)
+    add("--labels", type=Path, metavar="DIR", help="their labels, in the checkpoint's ids: prints mIoU")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,14 +108,14 @@ def _pictures(args: argparse.Namespace, meta: dict[str, Any]) -> tuple[list[_Pic
     if args.labels:
         found = _labelled(args.images, args.labels, meta)
         return found, f"{len(found)} images of {args.images}"
-    folder = args.images or args.int8
-    if folder:
+    if folder := args.images or args.int8:
         images = _images_of(folder)
-        return [_Picture(image) for image in images], f"{len(images)} images of {folder}"
-    images = _workspace_images()
-    if images:
-        return [_Picture(image) for image in images], f"{len(images)} calibration images of the workspace"
-    return [_Picture(image) for image in _drawn()], "8 drawn pictures (name real ones: --images DIR)"
+        told = f"{len(images)} images of {folder}"
+    elif images := _workspace_images():
+        told = f"{len(images)} calibration images of the workspace"
+    else:
+        images, told = _drawn(), "8 drawn pictures (name real ones: --images DIR)"
+    return [_Picture(image) for image in images], told
 
 
 def _images_of(folder: Path) -> list[NDArray[np.uint8]]:
@@ -140,12 +135,12 @@ def _labelled(images: Path, labels: Path, meta: dict[str, Any]) -> list[_Picture
 
     if not meta.get("class_table"):
         raise InputError("--labels: the checkpoint has no class table, ids of labels are not known")
-    pairs, _ = pairs_of(images, labels)
-    read = label_reader(ClassTable.from_json(meta["class_table"]))
-    found = [_Picture(read_image(pair.image), read(pair.label)) for pair in _spread(pairs)]
-    for pair, one in zip(_spread(pairs), found, strict=True):
-        if one.label is not None and one.label.shape != one.image.shape[:2]:
-            raise InputError(f"{pair.label}: its size {one.label.shape} is not that of its image")
+    read, found = label_reader(ClassTable.from_json(meta["class_table"])), []
+    for pair in _spread(pairs_of(images, labels)[0]):
+        image, label = read_image(pair.image), read(pair.label)
+        if label.shape != image.shape[:2]:
+            raise InputError(f"{pair.label}: its size {label.shape} is not that of its image")
+        found.append(_Picture(image, label))
     return found
 
 
@@ -157,8 +152,7 @@ def _workspace_images() -> list[NDArray[np.uint8]]:
         ws = Workspace.find()
     except ConfigError:
         return []
-    index = ws.path("data/index/target.parquet")
-    if not index.exists():
+    if not (index := ws.path("data/index/target.parquet")).exists():
         return []
     from hmsa_core.data.decode import read_image
     from hmsa_core.data.index import Index

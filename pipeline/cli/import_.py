@@ -17,52 +17,41 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hmsa_core.inference.labelling import is_free
 from hmsa_core.io.errors import ConfigError, InputError
 
-if TYPE_CHECKING:
-    from hmsa_core.taxonomy import ClassTable
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "folder", type=Path, metavar="DIR", help="folder with PNG files, flat or one folder per city; or what came back"
     )
-    parser.add_argument(
-        "store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported"
-    )
-    parser.add_argument(
-        "--classes",
-        default="cityscapes",
-        metavar="FILE",
-        help="class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes",
-    )
-    parser.add_argument(
-        "--ids",
-        choices=["auto", "file", "train"],
-        default="auto",
-        help="what the files hold; auto: trainIds in plain masks, else the data set's ids",
-    )
-    parser.add_argument("--teacher", default="unknown", help="weight hash or name of what made the labels")
-    parser.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
-    parser.add_argument("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
-    parser.add_argument("--by", default="", metavar="NAME", help="who corrected, where the tool does not say")
-    parser.add_argument("--when", default="", metavar="DATE", help="when, where the tool does not say")
-    parser.add_argument("--overrule", action="store_true", help="take corrections that are in conflict, too")
+    add("store", type=Path, metavar="STORE", help="folder of the new store; or the store that was exported")
+    told = "class file, or cityscapes, mapillary_v1.2, mapillary_v2.0; default cityscapes"
+    add("--classes", default="cityscapes", metavar="FILE", help=told)
+    told = "what the files hold; auto: trainIds in plain masks, else the data set's ids"
+    add("--ids", choices=["auto", "file", "train"], default="auto", help=told)
+    add("--teacher", default="unknown", help="weight hash or name of what made the labels")
+    add("--images-per-shard", type=int, default=256, metavar="N", help="default: %(default)s")
+    add("--corrections-of", type=Path, metavar="OUT", help="the export that people corrected")
+    add("--by", default="", metavar="NAME", help="who corrected, where the tool does not say")
+    add("--when", default="", metavar="DATE", help="when, where the tool does not say")
+    add("--overrule", action="store_true", help="take corrections that are in conflict, too")
 
 
 def run(args: argparse.Namespace) -> int:
     """Import."""
     if args.corrections_of is not None:
         return _corrections(args)
+    from hmsa_core.data.layouts import load_classes
     from hmsa_core.labels.importing import find_files, import_folder
     from hmsa_core.labels.store.format import MANIFEST
     from hmsa_core.runtime.progress import Progress
 
-    classes = _classes(args.classes)
+    classes = load_classes(Path(), args.classes)
     if (args.store / MANIFEST).exists():
         raise ConfigError(
             f"{args.store}: there is a label store already",
@@ -72,15 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.store}: exists and is no label store", hint="import into a new folder")
     fmt, files = find_files(args.folder)
     with Progress(len(files), what=f"import {fmt}") as progress:
-        import_folder(
-            args.folder,
-            args.store,
-            classes,
-            lineage={"teacher": args.teacher},
-            ids=args.ids,
-            images_per_shard=args.images_per_shard,
-            advance=progress.update,
-        )
+        given: dict[str, Any] = {"ids": args.ids, "images_per_shard": args.images_per_shard, "advance": progress.update}
+        import_folder(args.folder, args.store, classes, lineage={"teacher": args.teacher}, **given)
     sys.stderr.write(f"{args.store}: {len(files)} images ({fmt}), classes of {classes.name} ({classes.num_classes})\n")
     return 0
 
@@ -107,13 +89,3 @@ def _corrections(args: argparse.Namespace) -> int:
             hint="look at them; --overrule makes what came back the last word, but not on other pictures",
         )
     return 0
-
-
-def _classes(given: str) -> ClassTable:
-    from hmsa_core import taxonomy
-
-    if given == "cityscapes":
-        return taxonomy.cityscapes()
-    if given.startswith("mapillary_"):
-        return taxonomy.mapillary(given.removeprefix("mapillary_"))
-    return taxonomy.from_file(given)

@@ -16,9 +16,10 @@ from hmsa_core.io.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel import-checkpoint`."""
-    parser.add_argument("source", metavar="IN", type=Path, help="weight file")
-    parser.add_argument("target", metavar="OUT", type=Path, help="new checkpoint folder")
-    parser.add_argument("--verbose", action="store_true", help="name every key that does not fit")
+    add = parser.add_argument
+    add("source", metavar="IN", type=Path, help="weight file")
+    add("target", metavar="OUT", type=Path, help="new checkpoint folder")
+    add("--verbose", action="store_true", help="name every key that does not fit")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,42 +16,25 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ENGINE = "who runs the processes: this machine, or Ray (docs/scaling.md; default: local)"
 
 
-def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False) -> None:
-    """Checkpoint (or, with `teachers`, any teacher), scales, flip, and how the machine is used."""
+def add_options(parser: argparse.ArgumentParser, *, teachers: bool = False, modes: bool = False) -> None:
+    """Checkpoint (or, with `teachers`, any teacher), scales, flip, fusion (`modes`), and how the machine is used."""
     who: argparse._ActionsContainer = parser.add_mutually_exclusive_group(required=True) if teachers else parser
-    who.add_argument(
-        "--checkpoint",
-        required=not teachers,
-        metavar="F",
-        help="checkpoint folder, a file in it, or a folder's address",
-    )
+    told = "checkpoint folder, a file in it, or a folder's address"
+    who.add_argument("--checkpoint", required=not teachers, metavar="F", help=told)
     if teachers:
-        who.add_argument(
-            "--teacher",
-            nargs="+",
-            metavar="SPEC",
-            help="instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)",
-        )
-        parser.add_argument(
-            "--map",
-            type=Path,
-            metavar="FILE",
-            help="table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)",
-        )
+        told = "instead: onnx:FILE, hf:FOLDER, scores:FOLDER, a checkpoint folder, or several (their mean)"
+        who.add_argument("--teacher", nargs="+", metavar="SPEC", help=told)
+        told = "table of the --teacher's classes (default: FILE.teacher.yaml or FOLDER/teacher.yaml beside it)"
+        parser.add_argument("--map", type=Path, metavar="FILE", help=told)
     parser.add_argument("--scales", type=scale_list, metavar="S,S,...", help="e.g. 0.5,1,2 (default: the checkpoint's)")
-    parser.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="average with the mirror image (default: the checkpoint's)",
-    )
+    told = "average with the mirror image (default: the checkpoint's)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help=told)
+    if modes:
+        told = "how scales are fused (default: as the model was trained)"
+        parser.add_argument("--mode", choices=("model", "single", "average", "max"), default="model", help=told)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        default="fp32",
-        help="default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it",
-    )
+    told = "default: fp32; bf16 falls back to fp32 on a CPU that gains nothing by it"
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help=told)
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
@@ -78,7 +61,7 @@ def pin_threads(args: argparse.Namespace) -> int:
     return threads
 
 
-def read_options(args: argparse.Namespace, *, threads: int) -> RunOptions:
+def read_options(args: argparse.Namespace, checkpoint: str | Path, threads: int) -> RunOptions:
     """Fill in what the checkpoint says about itself.
 
     Raises:
@@ -86,7 +69,7 @@ def read_options(args: argparse.Namespace, *, threads: int) -> RunOptions:
     """
     from hmsa_core.inference.options import run_options
 
-    return run_options(args.checkpoint, args.scales, args.flip, runtime_of(args, threads=threads))
+    return run_options(checkpoint, args.scales, args.flip, runtime_of(args, threads=threads))
 
 
 def runtime_of(args: argparse.Namespace, *, threads: int, ranks: int = 1) -> RuntimeConfig:

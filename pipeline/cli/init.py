@@ -14,21 +14,15 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel init`."""
-    parser.add_argument("dir", metavar="DIR", type=Path, help="new or empty folder")
-    parser.add_argument("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)",
-    )
-    parser.add_argument("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
-    parser.add_argument("--no-data", action="store_true", help="do not generate the demo data now")
-    parser.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="two processes of one thread, fp32: the same result on every processor, slower where there are more cores",
-    )
+    add = parser.add_argument
+    add("dir", metavar="DIR", type=Path, help="new or empty folder")
+    add("--profile", required=True, help="tiny, demo, camvid, cityscapes or paper-final")
+    told = "root of the target data set (tiny, demo: a folder that `autolabel demo-data` made)"
+    add("--data", type=Path, metavar="PATH", help=told)
+    add("--pretrain-data", type=Path, metavar="PATH", help="root of Mapillary Vistas")
+    add("--no-data", action="store_true", help="do not generate the demo data now")
+    told = "two processes of one thread, fp32: the same result on every processor, slower where there are more cores"
+    add("--deterministic", action="store_true", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

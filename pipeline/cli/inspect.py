@@ -27,23 +27,17 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", metavar="STORE", help="folder or address of a label store")
-    parser.add_argument(
-        "--threshold",
-        action="append",
-        default=[],
-        metavar="T",
-        help="a threshold on the grid of the confidence code; twice = side by side",
-    )
-    parser.add_argument("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
-    parser.add_argument("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
-    parser.add_argument("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
-    parser.add_argument("--class", dest="class_name", metavar="NAME", help="look at one class only")
-    parser.add_argument(
-        "--sort", metavar="ORDER", help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95"
-    )
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="images in the list (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add = parser.add_argument
+    add("store", metavar="STORE", help="folder or address of a label store")
+    told = "a threshold on the grid of the confidence code; twice = side by side"
+    add("--threshold", action="append", default=[], metavar="T", help=told)
+    add("--policy", type=Path, metavar="F", help="thresholds per class; also the source of precision")
+    add("--curves", type=Path, metavar="F", help="calibration counts (default: those beside F)")
+    add("--cut", action="append", default=[], metavar="CLASS:T", help="threshold of one class")
+    add("--class", dest="class_name", metavar="NAME", help="look at one class only")
+    add("--sort", metavar="ORDER", help="list images by name, coverage, conflict, uncertain or drop:0.8:0.95")
+    add("--limit", type=int, default=20, metavar="N", help="images in the list (default: %(default)s)")
+    add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:

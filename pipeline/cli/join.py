@@ -24,11 +24,10 @@ _LOOK_S = 2.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel join`."""
-    parser.add_argument("workspace", type=Path, metavar="WORKSPACE", help="a folder on a disk that all nodes share")
-    parser.add_argument(
-        "--idle", type=float, metavar="MINUTES", help="end after so long without a job (default: never)"
-    )
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # WORKSPACE is the record of one job
+    add = parser.add_argument
+    add("workspace", type=Path, metavar="WORKSPACE", help="a folder on a disk that all nodes share")
+    add("--idle", type=float, metavar="MINUTES", help="end after so long without a job (default: never)")
+    add("--once", action="store_true", help=argparse.SUPPRESS)  # WORKSPACE is the record of one job
 
 
 def run(args: argparse.Namespace) -> int:

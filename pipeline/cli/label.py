@@ -27,28 +27,21 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel label`."""
-    parser.add_argument(
-        "--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address"
-    )
-    parser.add_argument("--out", required=True, metavar="STORE", help="folder or address of the label store")
-    parser.add_argument("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
-    parser.add_argument("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
-    parser.add_argument("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
-    parser.add_argument(
-        "--ranks",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes: one a GPU, or CPU processes of --threads each (default: 1)",
-    )
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=ENGINE)
+    add = parser.add_argument
+    add("--images", required=True, metavar="DIR", help="folder of images, or its s3://, gs://, az:// address")
+    add("--out", required=True, metavar="STORE", help="folder or address of the label store")
+    add("--names", choices=("stem", "path"), default="stem", help="of images in the store (stem)")
+    add("--images-per-shard", type=int, metavar="N", help="default: as the store was begun, 256")
+    add("--codec", choices=("png", "webp"), default="png", help="default: png; webp is smaller, slower")
+    told = "processes: one a GPU, or CPU processes of --threads each (default: 1)"
+    add("--ranks", type=int, default=1, metavar="N", help=told)
+    add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
     add_options(parser, teachers=True)
-    parser.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
-        "teacher's own names)",
+    told = (
+        "of the labels, with --teacher: a class file, cityscapes, mapillary_v1.2 or mapillary_v2.0 (default: the "
+        "teacher's own names)"
     )
+    add("--classes", metavar="FILE", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

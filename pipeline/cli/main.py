@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import shlex
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from hmsa_core import __version__
-from hmsa_core.io.errors import ConfigError, HmsaError, translate_os_error
+from hmsa_core.io.errors import ConfigError, HmsaError, did_you_mean, translate_os_error
 
 # Subcommand -> (module, help). Modules offer add_arguments(parser) and run(args) -> int. Only the
 # chosen one is imported, so that `autolabel --help` is instant and torch-free.
@@ -53,8 +52,8 @@ class _Parser(argparse.ArgumentParser):
 def _command(name: str) -> str:
     if name in COMMANDS:
         return name
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    raise argparse.ArgumentTypeError(f"unknown command {name!r}{f', did you mean {near[0]}?' if near else ''}")
+    near = did_you_mean(name, COMMANDS, "", cutoff=0.6)
+    raise argparse.ArgumentTypeError(f"unknown command {name!r}{near and f', {near}'}")
 
 
 def _parser() -> argparse.ArgumentParser:

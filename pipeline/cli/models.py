@@ -18,7 +18,7 @@ from pathlib import Path
 from hmsa_core.io.errors import ConfigError, InputError
 from pipeline.cli.stage import prepare_process
 from pipeline.nightly.reaper import nightly_lock
-from pipeline.nightly.registry import Registry, Version
+from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 
 _OF_NO_VERSION = {  # one that is given there would be ignored in silence
@@ -30,13 +30,14 @@ _OF_NO_VERSION = {  # one that is given there would be ignored in silence
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
-    parser.add_argument("version", nargs="?", help="for promote and pin; for register a checkpoint folder")
-    parser.add_argument("--workspace", type=Path, default=Path(), help="default: the current folder")
-    parser.add_argument("--reason", default="", help="kept in the history")
-    parser.add_argument("--by", default="", help="who decided; default: the user's name")
-    parser.add_argument("--runs", type=int, default=3, help="aa: trainings in all, the student's own included (3)")
-    parser.add_argument("--json", action="store_true", help="list as JSON")
+    add = parser.add_argument
+    add("action", choices=["list", "promote", "rollback", "pin", "register", "aa"])
+    add("version", nargs="?", help="for promote and pin; for register a checkpoint folder")
+    add("--workspace", type=Path, default=Path(), help="default: the current folder")
+    add("--reason", default="", help="kept in the history")
+    add("--by", default="", help="who decided; default: the user's name")
+    add("--runs", type=int, default=3, help="aa: trainings in all, the student's own included (3)")
+    add("--json", action="store_true", help="list as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
         _list(registry, current, as_json=args.json)
         return 0
     if not args.version:
+        wanted = "which version? see `autolabel models list`"
         if args.action == "register":
-            raise ConfigError("autolabel models register: which checkpoint? give its folder, such as models/student")
-        raise ConfigError(f"autolabel models {args.action}: which version? see `autolabel models list`")
+            wanted = "which checkpoint? give its folder, such as models/student"
+        raise ConfigError(f"autolabel models {args.action}: {wanted}")
     if args.action == "register":
         version = registry.register(Path(args.version))
         sys.stdout.write(f"registered: {version.name}\n")
@@ -97,22 +99,18 @@ def _list(registry: Registry, current: str, *, as_json: bool) -> None:
     except InputError as error:  # the list is what one looks into for another
         champion = None
         sys.stderr.write(f"warning: {error.message}\nhint: {error.hint}\n")
+    teaching = current.rpartition("/")[2]
     if as_json:
-        rows = [{"version": v.name, "current": _is(v, current), **v.record} for v in versions]
+        rows = [{"version": v.name, "current": v.name == teaching, **v.record} for v in versions]
         sys.stdout.write(json.dumps({"teacher": current, "versions": rows}, indent=1, sort_keys=True) + "\n")
         return
     sys.stdout.write(f"teacher now: {current}\n")
     for version in versions:
         miou = version.record.get("metrics", {}).get("mean_iou")
         told = f"mIoU {100 * miou:6.2f}" if miou is not None else "mIoU      ?"
-        marks = " <- teaches" if _is(version, current) else ""
+        marks = " <- teaches" if version.name == teaching else ""
         marks += " (champion)" if champion and champion.name == version.name else ""
         sys.stdout.write(f"{version.name}  {told}  {version.record.get('role', '')}{marks}\n")
     if not versions:
-        sys.stdout.write(
-            "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one\n"
-        )
-
-
-def _is(version: Version, current: str) -> bool:
-    return current.endswith(f"/{version.name}")
+        told = "no version is registered yet: a promoted student becomes the first; `models register DIR` adds one"
+        sys.stdout.write(f"{told}\n")

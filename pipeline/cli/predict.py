@@ -12,21 +12,11 @@ from pipeline.cli.inference_options import add_options, pin_threads, read_option
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel predict`."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="folder for the pictures (default: predictions)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("model", "single", "average", "max"),
-        default="model",
-        help="how scales are fused (default: as the model was trained)",
-    )
-    add_options(parser)
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP or TIFF")
+    told = "folder for the pictures (default: predictions)"
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=told)
+    add_options(parser, modes=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     _check_stems(args.images)
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out}: is a file", hint="give a folder for the pictures")
-    options = read_options(args, threads=pin_threads(args))
+    options = read_options(args, args.checkpoint, pin_threads(args))
     from hmsa_core.data.decode import read_image
     from hmsa_core.inference.predict import open_tiler, picture, write_pictures
     from hmsa_core.taxonomy import ClassTable, plain

@@ -20,37 +20,32 @@ from hmsa_core.io.errors import needs_extra
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a label store")
-    parser.add_argument("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="ROOT",
-        help="folder of the photographs: the one that was given "
-        "to `label`, or the root that the store's image paths are relative to "
-        "(default: the data root of the workspace that holds the store)",
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="folder of a label store")
+    add("--policy", type=Path, metavar="F", help="thresholds and calibration to start with")
+    told = (
+        "folder of the photographs: the one that was given to `label`, or the root that the store's image paths are "
+        "relative to (default: the data root of the workspace that holds the store)"
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
-    parser.add_argument("--compare", type=Path, metavar="STORE", help="second store to swipe against")
-    parser.add_argument("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
-    parser.add_argument(
-        "--save-policy",
-        type=Path,
-        metavar="F",
-        help="where it saves, never over --policy "
-        "(default: policies/NAME.json in a workspace, else STORE.policy.json; "
-        "where that is --policy, with -2 behind the name)",
+    add("--images", type=Path, metavar="ROOT", help=told)
+    add("--checkpoint", type=Path, metavar="F", help="model for scale weights on demand")
+    add("--compare", type=Path, metavar="STORE", help="second store to swipe against")
+    add("--compare-policy", type=Path, metavar="F", help="second policy to swipe against")
+    told = (
+        "where it saves, never over --policy (default: policies/NAME.json in a workspace, else STORE.policy.json; "
+        "where that is --policy, with -2 behind the name)"
     )
-    parser.add_argument("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
-    parser.add_argument("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
-    parser.add_argument("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write the page as static files and end")
-    parser.add_argument("--limit", type=int, default=24, metavar="N", help="images in an export (default: %(default)s)")
-    parser.add_argument("--sort", default="coverage", help="which images an export holds (as in `inspect`)")
-    parser.add_argument("--threshold", metavar="T", help="threshold of an export (default: the policy, else 0.9)")
+    add("--save-policy", type=Path, metavar="F", help=told)
+    add("--reviewer", default=None, metavar="NAME", help="name on review marks (default: the user's)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=_port, default=8733, metavar="N", help="default: %(default)s; 0 = any free one")
+    add("--token", metavar="T", help="secret that reading needs too; demanded beyond loopback")
+    add("--host-name", action="append", default=[], metavar="NAME", help="further name of this server")
+    add("--open", action="store_true", help="open the page in the browser")
+    add("--export", type=Path, metavar="DIR", help="write the page as static files and end")
+    add("--limit", type=int, default=24, metavar="N", help="images in an export (default: %(default)s)")
+    add("--sort", default="coverage", help="which images an export holds (as in `inspect`)")
+    add("--threshold", metavar="T", help="threshold of an export (default: the policy, else 0.9)")
 
 
 def _port(text: str) -> int:

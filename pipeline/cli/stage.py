@@ -23,10 +23,11 @@ from pipeline.workspace import Workspace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `autolabel stage`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
-    parser.add_argument("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
-    parser.add_argument("--engine", choices=("local", "ray"), help="in place of runtime.engine in params.yaml")
-    parser.add_argument("--summary", action="store_true", help="print the workspace's results instead of running")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help=", ".join(STAGES))
+    add("--workspace", type=Path, metavar="DIR", help="default: the current folder or one above it")
+    add("--engine", choices=("local", "ray"), help="in place of runtime.engine in params.yaml")
+    add("--summary", action="store_true", help="print the workspace's results instead of running")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,16 +21,13 @@ _MEND = "in a workspace `autolabel doctor` prints what brings it back; elsewhere
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's arguments."""
-    parser.add_argument(
-        "store", nargs="?", metavar="STORE", help="folder or address of a label store, or one sealed JSON file"
-    )
-    parser.add_argument(
-        "--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)"
-    )
-    parser.add_argument("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=ENGINE)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add = parser.add_argument
+    add("store", nargs="?", metavar="STORE", help="folder or address of a label store, or one sealed JSON file")
+    add("--certificate", type=Path, metavar="FILE", help="recompute a certificate (STORE: the one that it lies beside)")
+    add("--subset", default="1/1", metavar="N/T", help="check the N-th of T slices")
+    add("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    add("--engine", choices=("local", "ray"), default="local", help=ENGINE)
+    add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,13 +49,8 @@ def run(args: argparse.Namespace) -> int:
     store = LabelStore.open(args.store)
     problems = store.verify(args.subset, Engine(args.engine, args.workers))
     if args.json:
-        answer = {
-            "store": str(args.store),
-            "subset": args.subset,
-            "images": len(store),
-            "whole": not problems,
-            "problems": [asdict(p) for p in problems],
-        }
+        answer = {"store": str(args.store), "subset": args.subset, "images": len(store), "whole": not problems}
+        answer["problems"] = [asdict(p) for p in problems]
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     elif problems:
         sys.stdout.write("".join(f"{p.kind:9} {p.message}\n" for p in problems))

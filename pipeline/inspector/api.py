@@ -9,12 +9,14 @@ import asyncio
 import html
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -34,7 +36,7 @@ from hmsa_core.labels.review import MarkError
 from pipeline.inspector.export import MEDIA_TYPES, static_sources
 from pipeline.inspector.session import Session, policy_setting
 from pipeline.inspector.stats import Cuts, ImageQuery, OffGridError, image_rows, parse_sort, store_stats
-from pipeline.inspector.view import StaleError, StoreView
+from pipeline.inspector.view import StaleError
 from pipeline.inspector.weights import WeightJobs
 
 _LOG = logging.getLogger(__name__)
@@ -42,22 +44,26 @@ _LOG = logging.getLogger(__name__)
 MAX_ROWS = 1000
 _KEEP = {"cache-control": "private, max-age=600"}  # their addresses hold the version of the labels
 
+Answer = dict[str, Any]
+Picture = tuple[bytes, str]  # bytes and media type
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-def _whole_number(request: Request, key: str, usual: int, highest: int) -> int:
-    text = request.query_params.get(key, str(usual))
+
+def _whole_number(query: QueryParams, key: str, usual: int, highest: int) -> int:
+    text = query.get(key, str(usual))
     if not text.isascii() or not text.isdigit() or int(text) > highest:
         raise ConfigError(f"{key}={text}: expected a whole number from 0 to {highest}")
     return int(text)
 
 
-def _name(request: Request) -> str:
-    name = request.query_params.get("name")
+def _name(query: QueryParams) -> str:
+    name = query.get("name")
     if not name:
         raise ConfigError("which image? give name=NAME")
     return name
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> Answer:
     try:
         value = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -67,22 +73,30 @@ async def _body(request: Request) -> dict[str, Any]:
     return value
 
 
-def _field(body: dict[str, Any], key: str, kind: type, usual: Any) -> Any:
+def _field(body: Answer, key: str, kind: type, usual: Any) -> Any:
     value = body.get(key, usual)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{key}: expected {kind.__name__}")
     return value
 
 
-def _texts(body: dict[str, Any], key: str) -> list[str]:
+def _texts(body: Answer, key: str) -> list[str]:
     values: list[str] = _field(body, key, list, [])
     if not all(isinstance(value, str) for value in values):
         raise ConfigError(f"{key}: expected a list of texts")
     return values
 
 
+def _verdict(body: Answer) -> tuple[str, int, str]:
+    """An answer about a drawn pixel: what it was drawn for, its number, and what was said."""
+    return _field(body, "audit", str, ""), _field(body, "item", int, -1), _field(body, "verdict", str, "")
+
+
 class Api:
-    """Handlers over one session; blocking work runs in two small pools, so that thumbnails never delay a click."""
+    """Handlers over one session: plain functions of the query or the body.
+
+    They run in two small pools, so that thumbnails never delay a click.
+    """
 
     def __init__(
         self, session: Session, weights: WeightJobs | None, foreground: Executor, background: Executor
@@ -90,239 +104,200 @@ class Api:
         self._session, self._weights = session, weights
         self._foreground, self._background = foreground, background
 
-    async def _run(self, work: Callable[[], Any], *, background: bool = False) -> Any:
-        pool = self._background if background else self._foreground
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
-
-    def _cuts(self, request: Request) -> Cuts:
-        query = request.query_params
+    def _cuts(self, query: QueryParams) -> Cuts:
         return self._session.cuts(query.get("threshold"), query.getlist("cut"))
 
-    def _kept(self, request: Request) -> dict[str, str]:
+    def _cuts_of(self, body: Answer) -> Cuts:
+        return self._session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
+
+    def _class(self, query: QueryParams) -> int | None:
+        name = query.get("class")
+        return self._session.view.classes.index(name) if name else None
+
+    def _kept(self, asked: str | None) -> dict[str, str]:
         """Headers of what a browser may keep; a page of other labels than those that are served gets nothing."""
-        asked = request.query_params.get("v")
         if asked not in (None, self._session.version):
             raise StaleError("the labels were made anew since this page was loaded", hint="load the page again")
         return {} if asked is None else _KEEP
 
-    async def store(self, _: Request) -> Response:
+    def store(self, _: QueryParams) -> Answer:
         """All that the page computes with."""
-        described = await self._run(self._session.describe)
-        return JSONResponse({**described, "canWeigh": self._weights is not None})
+        return {**self._session.describe(), "canWeigh": self._weights is not None}
 
-    async def stats(self, request: Request) -> Response:
+    def stats(self, query: QueryParams) -> Answer:
         """Figures per class: the same object as `autolabel inspect --json`."""
-        cuts, name = self._cuts(request), request.query_params.get("class")
-        view = self._session.view
-        class_id = None if not name else view.classes.index(name)
-        sources = self._session.sources(cuts.policy)
-        return JSONResponse(await self._run(lambda: store_stats(view, cuts, sources, class_id)))
+        cuts, class_id = self._cuts(query), self._class(query)
+        return store_stats(self._session.view, cuts, self._session.sources(cuts.policy), class_id)
 
-    async def images(self, request: Request) -> Response:
+    def images(self, query: QueryParams) -> Answer:
         """One page of the sorted, filtered list of images."""
-        session, query = self._session, request.query_params
-        cuts, name = self._cuts(request), query.get("class")
-        wanted = ImageQuery(
-            parse_sort(query.get("sort", "name")),
-            session.view.classes.index(name) if name else None,
-            query.get("q", ""),
-            query.get("city", ""),
-            query.get("review", ""),
-        )
-        offset, limit = _whole_number(request, "offset", 0, 10**9), _whole_number(request, "limit", 100, MAX_ROWS)
+        session, cuts = self._session, self._cuts(query)
+        chosen = (query.get(key, "") for key in ("q", "city", "review"))
+        wanted = ImageQuery(parse_sort(query.get("sort", "name")), self._class(query), *chosen)
+        offset, limit = _whole_number(query, "offset", 0, 10**9), _whole_number(query, "limit", 100, MAX_ROWS)
+        statuses = session.review.statuses()
+        total, found = image_rows(session.view, cuts, wanted, offset=offset, limit=limit, statuses=statuses)
+        for row in found:
+            row["picture"] = session.view.pictures.has_picture(row["name"])
+            row["damaged"] = not session.view.is_served(row["name"])
+        return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
 
-        def rows() -> dict[str, Any]:
-            statuses = session.review.statuses()
-            total, found = image_rows(session.view, cuts, wanted, offset=offset, limit=limit, statuses=statuses)
-            for row in found:
-                row["picture"] = session.view.pictures.has_picture(row["name"])
-                row["damaged"] = not session.view.is_served(row["name"])
-            return {"total": total, "offset": offset, "reviewed": len(statuses), "images": found}
-
-        return JSONResponse(await self._run(rows))
-
-    async def image(self, request: Request) -> Response:
+    def image(self, query: QueryParams) -> Answer:
         """What is known of one image."""
-        name = _name(request)
-        return JSONResponse(await self._run(lambda: self._session.image_details(name)))
+        return self._session.image_details(_name(query))
 
-    async def _file(
-        self,
-        request: Request,
-        make: Callable[[StoreView, str], bytes],
-        media: str,
-        *,
-        side: str = "a",
-        background: bool = False,
-    ) -> Response:
-        kept, name = self._kept(request), _name(request)
-        view = self._session.image(name, side)
-        data = await self._run(lambda: make(view, name), background=background)
-        return Response(data, media_type=media, headers=kept)
-
-    async def plane(self, request: Request) -> Response:
+    def plane(self, query: QueryParams) -> Picture:
         """Label, confidence or human map as 8-bit grey PNG."""
-        query = request.query_params
-        plane, side = query.get("plane", "label"), query.get("side", "a")
-        return await self._file(request, lambda view, name: view.plane_png(name, plane), "image/png", side=side)
+        name = _name(query)
+        view = self._session.image(name, query.get("side", "a"))
+        return view.plane_png(name, query.get("plane", "label")), "image/png"
 
-    async def mini(self, request: Request) -> Response:
+    def mini(self, query: QueryParams) -> Picture:
         """Small label map above small code map."""
-        return await self._file(request, StoreView.mini_png, "image/png", background=True)
+        name = _name(query)
+        return self._session.image(name).mini_png(name), "image/png"
 
-    async def thumb(self, request: Request) -> Response:
+    def thumb(self, query: QueryParams) -> Picture:
         """Small photograph."""
-        return await self._file(request, lambda v, name: v.pictures.thumb(name), "image/jpeg", background=True)
+        name = _name(query)
+        return self._session.image(name).pictures.thumb(name), "image/jpeg"
 
-    async def picture(self, request: Request) -> Response:
+    def picture(self, query: QueryParams) -> Picture:
         """The photograph."""
-        kept = self._kept(request)
-        name = _name(request)
-        view = self._session.image(name)
-        data, media = await self._run(lambda: view.pictures.picture(name))
-        return Response(data, media_type=media, headers=kept)
+        name = _name(query)
+        return self._session.image(name).pictures.picture(name)
 
-    async def reviews(self, request: Request) -> Response:
+    def reviews(self, query: QueryParams) -> Answer:
         """Marks of one image, or of all."""
-        name = request.query_params.get("name")
-        review = self._session.review
-        marks = await self._run(lambda: review.of(name) if name else review.marks())
-        return JSONResponse({"entries": [review.shown(mark) for mark in marks]})
+        name, review = query.get("name"), self._session.review
+        return {"entries": [review.shown(mark) for mark in (review.of(name) if name else review.marks())]}
 
-    async def add_review(self, request: Request) -> Response:
+    def add_review(self, body: Answer) -> Answer:
         """Append a mark, or take one back."""
-        body, session = await _body(request), self._session
-        name = _field(body, "name", str, "")
-        row = session.image(name).info(name)
+        session, name = self._session, _field(body, "name", str, "")
+        row, made = session.image(name).info(name), {}
+        if "withdraws" in body:
+            session.review.withdraw(name, _field(body, "withdraws", str, ""))
+        else:
+            mark = session.review.add(
+                name,
+                _field(body, "verdict", str, ""),
+                size=(row["height"], row["width"]),
+                region=body.get("region"),
+                note=_field(body, "note", str, ""),
+                reviewer=session.reviewer,
+            )
+            made = {"id": mark.id}
+        entries = [session.review.shown(mark) for mark in session.review.of(name)]
+        return {"entries": entries, "status": session.review.statuses().get(name, ""), **made}
 
-        def write() -> dict[str, Any]:
-            made = {}
-            if "withdraws" in body:
-                session.review.withdraw(name, _field(body, "withdraws", str, ""))
-            else:
-                mark = session.review.add(
-                    name,
-                    _field(body, "verdict", str, ""),
-                    size=(row["height"], row["width"]),
-                    region=body.get("region"),
-                    note=_field(body, "note", str, ""),
-                    reviewer=session.reviewer,
-                )
-                made = {"id": mark.id}
-            marks = session.review.of(name)
-            found = session.review.statuses().get(name, "")
-            return {"entries": [session.review.shown(mark) for mark in marks], "status": found, **made}
-
-        return JSONResponse(await self._run(write))
-
-    async def save_policy(self, request: Request) -> Response:
+    def save_policy(self, body: Answer) -> Answer:
         """Write the thresholds as a policy file."""
-        body, session = await _body(request), self._session
-        cuts = session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
-        path, digest = await self._run(lambda: session.save_policy(cuts))
-        setting = policy_setting(session.view.path, path)
+        path, digest = self._session.save_policy(self._cuts_of(body))
+        setting = policy_setting(self._session.view.path, path)
         hint = f"train with it: pseudo_label.threshold: {setting} in params.yaml"
-        return JSONResponse({"file": str(path), "digest": digest, "hint": hint})
+        return {"file": str(path), "digest": digest, "hint": hint}
 
-    async def audit(self, _: Request) -> Response:
+    def audit(self, _: QueryParams) -> Answer:
         """The audit of this store, if there is one."""
         audit = self._session.audits.current
-        found = None if audit is None else {**audit.to_json(), "file": str(self._session.audits.path)}
-        return JSONResponse({"current": found})
+        return {"current": None if audit is None else {**audit.to_json(), "file": str(self._session.audits.path)}}
 
-    async def audit_item(self, request: Request) -> Response:
+    def audit_item(self, query: QueryParams) -> Answer:
         """One item with the position of its pixel."""
         audit = self._session.audits.current
-        if audit is None or audit.id != request.query_params.get("audit"):
+        if audit is None or audit.id != query.get("audit"):
             raise InputError("no such audit is under way")
-        item = _whole_number(request, "item", 0, 10**6)
-        return JSONResponse(await self._run(lambda: audit.located(self._session.view, item)))
+        return audit.located(self._session.view, _whole_number(query, "item", 0, 10**6))
 
-    async def draw_audit(self, request: Request) -> Response:
+    def draw_audit(self, body: Answer) -> Answer:
         """Draw a new audit."""
-        body, session = await _body(request), self._session
-        cuts = session.cuts(_field(body, "threshold", str, "") or None, _texts(body, "cut"))
+        session, cuts = self._session, self._cuts_of(body)
         per_class, seed = _field(body, "per_class", int, 16), _field(body, "seed", int, 0)
         if not 0 <= seed < 10**6:
             raise ConfigError("seed: expected 0 to 999999")
-        names = _texts(body, "classes")
-        audit = await self._run(lambda: session.draw_audit(cuts, per_class=per_class, seed=seed, classes=names))
-        return JSONResponse({**audit.to_json(), "file": str(session.audits.path)})
+        audit = session.draw_audit(cuts, per_class=per_class, seed=seed, classes=_texts(body, "classes"))
+        return {**audit.to_json(), "file": str(session.audits.path)}
 
-    async def answer_audit(self, request: Request) -> Response:
+    def answer_audit(self, body: Answer) -> Answer:
         """Record one answer."""
-        body, audits = await _body(request), self._session.audits
-        which, item = _field(body, "audit", str, ""), _field(body, "item", int, -1)
-        verdict = _field(body, "verdict", str, "")
-        audit = await self._run(lambda: audits.answer(which, item, verdict))
-        return JSONResponse({"results": audit.results(), "overall": audit.overall()})
+        audit = self._session.audits.answer(*_verdict(body))
+        return {"results": audit.results(), "overall": audit.overall()}
 
-    async def certificate(self, _: Request) -> Response:
+    def certificate(self, _: QueryParams) -> Answer:
         """The certificate of this store, or why the one beside it is void."""
-        return JSONResponse(await self._run(self._session.certificate))
+        return self._session.certificate()
 
-    async def begin_certificate(self, request: Request) -> Response:
+    def begin_certificate(self, body: Answer) -> Answer:
         """Begin a certificate, or go on with the one of the same plan."""
-        body, session = await _body(request), self._session
         target, names = body.get("target"), _texts(body, "classes")
         if not isinstance(target, int | float) or isinstance(target, bool):
             raise ConfigError("target: expected a number")
         budget, seed = _field(body, "budget", int, 300), _field(body, "seed", int, 0)
-        begun = await self._run(
-            lambda: session.begin_certificate(target=float(target), budget=budget, seed=seed, classes=names)
-        )
-        return JSONResponse(begun)
+        return self._session.begin_certificate(target=float(target), budget=budget, seed=seed, classes=names)
 
-    async def answer_certificate(self, request: Request) -> Response:
+    def answer_certificate(self, body: Answer) -> Answer:
         """Record one answer and draw on."""
-        body, session = await _body(request), self._session
-        which, item = _field(body, "audit", str, ""), _field(body, "item", int, -1)
-        verdict = _field(body, "verdict", str, "")
-        return JSONResponse(await self._run(lambda: session.answer_certificate(which, item, verdict)))
+        return self._session.answer_certificate(*_verdict(body))
 
     def _weigher(self) -> WeightJobs:
         if self._weights is None:
             raise InputError("scale weights need a checkpoint", hint="start with --checkpoint F")
         return self._weights
 
-    async def start_weights(self, request: Request) -> Response:
+    def start_weights(self, body: Answer) -> Answer:
         """Compute the scale weights of one image in a process of its own."""
-        name = _field(await _body(request), "name", str, "")
+        name = _field(body, "name", str, "")
         self._session.image(name)
-        return JSONResponse(self._weigher().start(name))
+        return self._weigher().start(name)
 
-    async def weights_state(self, request: Request) -> Response:
+    def weights_state(self, query: QueryParams) -> Answer:
         """Whether the weights of an image are there yet."""
-        return JSONResponse(self._weigher().state(_name(request)))
+        return self._weigher().state(_name(query))
 
-    async def weight(self, request: Request) -> Response:
+    def weight(self, query: QueryParams) -> Picture:
         """Weight of one scale as grey PNG, 255 = 1.0."""
-        data = self._weigher().plane(_name(request), request.query_params.get("scale", ""))
-        return Response(data, media_type="image/png")
+        return self._weigher().plane(_name(query), query.get("scale", "")), "image/png"
+
+    def _getting(self, answer: Callable[[QueryParams], Answer]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return JSONResponse(await _in(self._foreground, partial(answer, request.query_params)))
+
+        return endpoint
+
+    def _posting(self, answer: Callable[[Answer], Answer]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return JSONResponse(await _in(self._foreground, partial(answer, await _body(request))))
+
+        return endpoint
+
+    def _drawing(self, draw: Callable[[QueryParams], Picture], pool: Executor) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            headers = self._kept(request.query_params.get("v"))
+            data, media = await _in(pool, partial(draw, request.query_params))
+            return Response(data, media_type=media, headers=headers)
+
+        return endpoint
 
     def routes(self) -> list[Route]:
         """All routes below /api."""
         gets = {"store": self.store, "stats": self.stats, "images": self.images, "image": self.image}
-        gets |= {"plane": self.plane, "mini": self.mini, "thumb": self.thumb, "picture": self.picture}
-        gets |= {
-            "review": self.reviews,
-            "audit": self.audit,
-            "audit/item": self.audit_item,
-            "certificate": self.certificate,
-        }
-        gets |= {"weights": self.weights_state, "weight": self.weight}
+        gets |= {"review": self.reviews, "audit": self.audit, "audit/item": self.audit_item}
+        gets |= {"certificate": self.certificate, "weights": self.weights_state}
+        near = {"plane": self.plane, "picture": self.picture, "weight": self.weight}
+        small = {"mini": self.mini, "thumb": self.thumb}
         posts = {"review": self.add_review, "policy": self.save_policy, "weights": self.start_weights}
         posts |= {"audit": self.draw_audit, "audit/answer": self.answer_audit}
         posts |= {"certificate": self.begin_certificate, "certificate/answer": self.answer_certificate}
-        both = (("GET", gets), ("POST", posts))
-        return [
-            Route(f"/api/{path}", handler, methods=[method])
-            for method, handlers in both
-            for path, handler in handlers.items()
-        ]
+        made = [("GET", path, self._getting(answer)) for path, answer in gets.items()]
+        made += [("GET", path, self._drawing(draw, self._foreground)) for path, draw in near.items()]
+        made += [("GET", path, self._drawing(draw, self._background)) for path, draw in small.items()]
+        made += [("POST", path, self._posting(answer)) for path, answer in posts.items()]
+        return [Route(f"/api/{path}", endpoint, methods=[method]) for method, path, endpoint in made]
 
 
-# -- the page -----------------------------------------------------------------------------------------
+async def _in(pool: Executor, work: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 class Page:
@@ -353,11 +328,10 @@ class Page:
     async def static(self, request: Request) -> Response:
         """One static file; anything that is not exactly one of their names is 404."""
         name = request.path_params["file"]
-        data = self._files.get(name)
-        if data is None:
+        if name not in self._files:
             raise HTTPException(404)
         media = MEDIA_TYPES[Path(name).suffix]
-        return Response(data, media_type=media, headers={"cache-control": "no-cache"})
+        return Response(self._files[name], media_type=media, headers={"cache-control": "no-cache"})
 
 
 def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Response:
@@ -384,38 +358,25 @@ def _mended(key: str, value: str, bad: str, near: str) -> str:
     return f"{name}:{near}" if key == "cut" and colon and text == bad else value
 
 
-# -- requests that fail -------------------------------------------------------------------------------
-
-
-def _status(error: HmsaError) -> int:
-    if isinstance(error, ConfigError | MarkError):
-        return 400
-    if isinstance(error, IntegrityError | LockedError | StaleError):
-        return 409
-    if isinstance(error, SaveError | NoSpaceError):
-        return 507  # the server cannot store what it was given
-    return 404 if isinstance(error, InputError) else 500
-
-
-def _answer(error: HmsaError, status: int) -> Response:
-    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
-    if status >= 500:
-        _LOG.warning("error: %s%s", error.message, f" (hint: {error.hint})" if error.hint else "")
-    body: dict[str, Any] = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    if isinstance(error, OffGridError):
-        body["neighbours"] = list(error.neighbours)
-    return JSONResponse(body, status_code=status)
+# What a request that fails is answered with; the first kind that fits counts. 507: the server cannot store it.
+_STATUS: dict[type[HmsaError], int] = {ConfigError: 400, MarkError: 400}
+_STATUS |= {IntegrityError: 409, LockedError: 409, StaleError: 409, SaveError: 507, NoSpaceError: 507, InputError: 404}
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HmsaError)  # registered for it alone  # noqa: S101
-    return _answer(error, _status(error))
-
-
-async def _on_os_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, OSError)  # registered for it alone  # noqa: S101
-    # Writers say what they wrote (`saving`): this one came from reading, and no question can mend it.
-    return _answer(translate_os_error(error, "reading"), 500)
+    """One error as JSON: its kind, one line, a hint, and the neighbours of an off-grid threshold."""
+    if isinstance(error, HmsaError):
+        found, status = error, next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    else:
+        assert isinstance(error, OSError)  # registered for both alone  # noqa: S101
+        # Writers say what they wrote (`saving`): this one came from reading, and no question can mend it.
+        found, status = translate_os_error(error, "reading"), 500
+    if status >= 500:
+        _LOG.warning("error: %s%s", found.message, f" (hint: {found.hint})" if found.hint else "")
+    body: Answer = {"error": type(found).__name__, "message": found.message, "hint": found.hint}
+    if isinstance(found, OffGridError):
+        body["neighbours"] = list(found.neighbours)
+    return JSONResponse(body, status_code=status)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
@@ -425,6 +386,6 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
     HmsaError: _on_error,
-    OSError: _on_os_error,
+    OSError: _on_error,
     HTTPException: _on_http_error,
 }

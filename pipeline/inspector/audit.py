@@ -1,8 +1,7 @@
 """Click audit: kept pixels drawn at random per class, judged by a person, turned into intervals.
 
-Each class is a stratum. Within it pixels are drawn independently and uniformly from all kept pixels of the
-store: an image with probability proportional to its kept pixels, then a rank among them. So the answers are
-independent, and the binomial interval of a class is exact however the errors cluster.
+Each class is a stratum. Within it pixels are drawn independently and uniformly from all kept pixels of the store. So
+the answers are independent, and the binomial interval of a class is exact however the errors cluster.
 The file `<store>.audit.json` holds draw, answers and results; it is rewritten after each answer.
 """
 
@@ -14,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,13 @@ from hmsa_core.io.atomic import digest, read_json, write_json
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError
 from hmsa_core.io.locks import FileLock
 from hmsa_core.io.records import saving, stamp_of
-from hmsa_core.labels.store.codes import NUM_CODES, ConfidenceCode
+from hmsa_core.labels.store.codes import NUM_CODES
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from pipeline.inspector.precision import AuditAnswer, Stratum, stratified
 from pipeline.inspector.stats import Cuts
 from pipeline.inspector.view import StoreView
 
-Verdict = Literal["right", "wrong", "unsure"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
+VERDICTS = ("right", "wrong", "unsure")
 FORMAT, VERSION = "hmsa-click-audit", 1
 LIMIT = 500  # pixels a class
 _NEEDED = {"id": str, "store": str, "codes": list, "strata": list, "items": list}
@@ -39,11 +37,7 @@ _OF_ITEM = {"name": str, "class": int, "rank": int, "verdict": str | None}
 
 
 def audit_path(store: str | os.PathLike[str]) -> Path:
-    """Where an audit is kept: beside the store.
-
-    Not beside the policy: DVC empties the folder of a measured one when it runs `calibrate` again, and watches
-    that of the saved ones.
-    """
+    """Where an audit is kept: beside the store, for DVC empties the folders of measured policies and watches others."""
     base = Path(store)
     return base.with_name(f"{base.name}.audit.json")
 
@@ -68,29 +62,16 @@ class Audit:
         kept = view.kept(cuts.codes)
         items: list[dict[str, Any]] = []
         strata = []
-        for c in wanted:
-            total = int(kept[:, c].sum())
-            if not total:
-                continue
-            rng = np.random.default_rng([seed, c])
-            drawn = _ranks(kept[:, c], np.sort(rng.integers(0, total, per_class)))
+        for c, total in ((c, int(kept[:, c].sum())) for c in wanted if kept[:, c].any()):
+            drawn = _ranks(kept[:, c], np.sort(np.random.default_rng([seed, c]).integers(0, total, per_class)))
             stratum = {"class": c, "name": view.classes.classes[c], "kept": total, "drawn": per_class}
             strata.append({**stratum, "code": int(cuts.codes[c]), "threshold": cuts.edge(c)})
             items += [{"name": view.names[image], "class": c, "rank": rank, "verdict": None} for image, rank in drawn]
         if not items:
             raise ConfigError("nothing is kept at these thresholds: there is no pixel to judge")
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
-            "store": view.digest,
-            "teacher": view.lineage.get("teacher"),
-            "seed": seed,
-            "per_class": per_class,
-            "codes": [int(code) for code in cuts.codes],
-            "thresholds": [ConfidenceCode().threshold(int(code)) for code in cuts.codes],
-            "strata": strata,
-            "items": items,
-        }
+        body = {"format": FORMAT, "version": VERSION, "store": view.digest, "teacher": view.lineage.get("teacher")}
+        body |= {"seed": seed, "per_class": per_class, "codes": cuts.codes.tolist()}
+        body |= {"thresholds": [cuts.edge(c) for c in range(len(cuts.codes))], "strata": strata, "items": items}
         return cls({"id": digest(body)[:16], **body})
 
     def located(self, view: StoreView, item: int) -> dict[str, Any]:
@@ -127,27 +108,17 @@ class Audit:
             right, wrong, unsure = (verdicts.count(v) for v in VERDICTS)
             n = right + wrong
             low, high = clopper_pearson(right, n)
-            rows.append(
-                {
-                    **{k: stratum[k] for k in ("class", "name", "kept", "drawn", "threshold")},
-                    "right": right,
-                    "wrong": wrong,
-                    "unsure": unsure,
-                    "precision": right / n if n else None,
-                    "low": low,
-                    "high": high,
-                    "precision_if_unsure_is_wrong": right / (n + unsure) if n + unsure else None,
-                }
-            )
+            row = {k: stratum[k] for k in ("class", "name", "kept", "drawn", "threshold")}
+            row |= {"right": right, "wrong": wrong, "unsure": unsure, "precision": right / n if n else None}
+            careful = right / (n + unsure) if n + unsure else None
+            rows.append(row | {"low": low, "high": high, "precision_if_unsure_is_wrong": careful})
         return rows
 
     def overall(self) -> dict[str, Any] | None:
         """Precision over all judged classes, weighted with what each keeps; None without an answer."""
         strata = [Stratum(r["right"], r["right"] + r["wrong"], float(r["kept"])) for r in self.results()]
         share = stratified(strata)
-        if share is None:
-            return None
-        return {
+        return share and {
             **dict(zip(("precision", "low", "high"), share, strict=True)),
             "answers": sum(s.n for s in strata if s.weight > 0),
             "all_classes_answered": all(s.n for s in strata),
@@ -161,11 +132,8 @@ class Audit:
 
     def answers(self) -> list[AuditAnswer]:
         """Decided answers."""
-        return [
-            AuditAnswer(i["class"], i["code"], i["verdict"] == "right")
-            for i in self.value["items"]
-            if i["verdict"] in ("right", "wrong")
-        ]
+        decided = (item for item in self.value["items"] if item["verdict"] in ("right", "wrong"))
+        return [AuditAnswer(item["class"], item["code"], item["verdict"] == "right") for item in decided]
 
     def audited(self, num_classes: int) -> list[int]:
         """Per class the code from which on pixels were drawn; 256 for classes that were not."""
@@ -208,8 +176,7 @@ class AuditFile:
     """The audit beside a policy or store: loads it, draws a new one, records answers."""
 
     def __init__(self, path: Path, view: StoreView) -> None:
-        self.path, self._view = path, view
-        self._lock = threading.Lock()
+        self.path, self._view, self._lock = path, view, threading.Lock()
         self._seen: tuple[tuple[int, int], Audit | None] | None = None
 
     def every(self) -> list[Audit]:

@@ -23,16 +23,11 @@ CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-MEDIA_TYPES = {
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".html": "text/html; charset=utf-8",
-}
+MEDIA_TYPES = {f".{end}": f"text/{kind}; charset=utf-8" for end, kind in (("js", "javascript"), ("css", "css"))}
+MEDIA_TYPES |= {".html": "text/html; charset=utf-8", ".svg": "image/svg+xml"}
 
 _IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
-_JPEG_QUALITY = 92
 _MARK = "export.json"
 _OURS = {"data", "pictures", "thumbs", "static", "index.html", _MARK}
 
@@ -102,12 +97,11 @@ def _picture(session: Session, name: str) -> bytes:
     if media == "image/jpeg":
         return data
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise StoreError(f"image {name!r}: its photograph could not be decoded")
-    done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    if not done:
-        raise StoreError(f"image {name!r}: its photograph could not be encoded")
-    return bytes(jpeg.tobytes())
+    if image is not None:
+        done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        if done:
+            return bytes(jpeg.tobytes())
+    raise StoreError(f"image {name!r}: its photograph could not be turned into a JPEG")
 
 
 def _histogram(session: Session, name: str) -> list[list[int]]:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hmsa_core.data.decode import read_header, read_image, read_label
 from hmsa_core.io.errors import ConfigError, InputError, StoreError
 from hmsa_core.taxonomy import ClassTable
 
@@ -26,8 +27,7 @@ class Pictures:
         note: what the user should know of it: no photograph is found, or the paths begin above the root; else "".
 
     Args:
-        root: folder that `image_path` and `coarse_path` of the store are relative to, or the folder that was labelled
-            (then the paths begin with its name), or None.
+        root: as `root`: `image_path` and `coarse_path` of the store are relative to it or begin with its name.
         info: what the store knows of an image by name (an unknown name is an InputError).
         classes: class table that human labels are read with.
         paths: `image_path` of all images; only asked for with a root.
@@ -72,17 +72,10 @@ class Pictures:
             raise StoreError(f"image {name!r}: its {column} {error.message}") from None
         return path if path.is_file() else None
 
-    def has_picture(self, name: str) -> bool:
-        """Whether the photograph is there."""
+    def has_picture(self, name: str, column: str = "image_path") -> bool:
+        """Whether the photograph is there (of "coarse_path": the human label)."""
         try:
-            return self._file(name, "image_path") is not None
-        except StoreError:
-            return False
-
-    def has_human_label(self, name: str) -> bool:
-        """Whether a human label file is there."""
-        try:
-            return self._file(name, "coarse_path") is not None
+            return self._file(name, column) is not None
         except StoreError:
             return False
 
@@ -104,23 +97,15 @@ class Pictures:
         for magic, media in _MEDIA.items():
             if data.startswith(magic) and (media != "image/webp" or data[8:12] == b"WEBP"):
                 return data, media
-        return _encode(self._decode(path), ".png"), "image/png"
-
-    @staticmethod
-    def _decode(path: Path) -> UInt8:
-        from hmsa_core.data.decode import read_image
-
-        return read_image(path)
+        return _encode(read_image(path), ".png"), "image/png"
 
     def thumb(self, name: str, width: int = 288) -> bytes:
         """A small JPEG of the photograph, at most four times as high as `width`."""
-        from hmsa_core.data.decode import read_header
-
         path = self.picture_path(name)
         read_header(path)  # refuses bombs and what is no picture before a decoder sees it
         image = _reduced(path)
         if image is None:
-            image = cv2.cvtColor(self._decode(path), cv2.COLOR_RGB2BGR)
+            image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
         height = max(1, round(image.shape[0] * width / image.shape[1]))
         if height > 4 * width:  # a JPEG has at most 65500 rows
             width, height = max(1, round(image.shape[1] * 4 * width / image.shape[0])), 4 * width
@@ -128,8 +113,6 @@ class Pictures:
 
     def human(self, name: str) -> UInt8:
         """The human label as trainIds (uint8 HxW)."""
-        from hmsa_core.data.decode import read_label
-
         path = self._file(name, "coarse_path")
         if path is None:
             raise InputError(f"image {name!r}: no human label")
@@ -216,14 +199,6 @@ def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.flo
     return np.asarray(np.linalg.norm(a[:, :, None] - b[:, None, :], axis=-1).min(axis=0))
 
 
-def smallest_distance(colours: list[Colour]) -> float:
-    """Distance in OKLab of the two colours that are easiest to mix up, with any of four kinds of vision."""
-    views = _views(np.array(colours, np.float64))
-    distances = _distances(views, views)
-    np.fill_diagonal(distances, np.inf)
-    return float(distances.min())
-
-
 @cache
 def safe_colours(count: int) -> tuple[Colour, ...]:
     """`count` RGB colours that four kinds of colour vision tell apart; beyond 108 colours this is not sought.
@@ -233,7 +208,7 @@ def safe_colours(count: int) -> tuple[Colour, ...]:
     steps = np.array([0, 51, 102, 153, 204, 255], np.float64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     if count > len(grid) // 2:
-        return tuple((int(17 * i) % 256, int(53 * i) % 256, int(97 * i) % 256) for i in range(count))
+        return tuple((17 * i % 256, 53 * i % 256, 97 * i % 256) for i in range(count))
     views = _views(grid)
     nearest = _distances(views, _views(np.array(_AVOID, np.float64))).min(axis=1)
     chosen: list[int] = []

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ from pipeline.counts import read_pairs
 from pipeline.inspector.view import StoreView
 from pipeline.workspace import JUDGED_CURVES, Workspace
 
+AnyPath = str | os.PathLike[str]
 CONFIDENCE = 0.95  # of intervals and bounds
 FEW = 5  # fewer answers than this say nothing; the calibration speaks instead
 
@@ -66,8 +66,7 @@ def stratified(strata: Sequence[Stratum], confidence: float = 0.95) -> tuple[flo
     return value, *clopper_pearson(value * effective, effective, confidence)
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """A precision in [0, 1] with its 95 % interval (None where the source has none) and its source."""
 
     value: float
@@ -77,8 +76,7 @@ class Precision:
     marginal: float | None = None
 
 
-@dataclass(frozen=True)
-class AuditAnswer:
+class AuditAnswer(NamedTuple):
     """One judged pixel: its class, its code, and whether the class is right."""
 
     class_id: int
@@ -86,19 +84,12 @@ class AuditAnswer:
     right: bool
 
 
-@dataclass(frozen=True)
-class Coarse:
-    """Counts over (human class, class, code) of this store and of the calibration images."""
-
-    here: NDArray[np.int64]
-    calibration: NDArray[np.int64]
-
-
 class Evidence(NamedTuple):
     """What calibration images say of a store's labels."""
 
     curves: Curves | None = None
-    coarse: Coarse | None = None
+    # Counts over (human class, class, code) of this store and of the calibration images.
+    coarse: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     outside: bool = False  # `curves` leave out the pixels that people labelled
 
 
@@ -151,8 +142,7 @@ class PrecisionSources:
         corrected: list[float | None] = [None] * len(codes)
         curves, coarse = self._evidence.curves, self._evidence.coarse
         if curves is not None and coarse is not None:
-            rows = corrected_precision(coarse.here, coarse.calibration, curves, codes)
-            corrected = [row["corrected"] for row in rows]
+            corrected = [row["corrected"] for row in corrected_precision(*coarse, curves, codes)]
         return [self._of_class(c, int(code), corrected[c]) for c, code in enumerate(codes)]
 
     def _of_class(self, c: int, code: int, corrected: float | None) -> Precision | None:
@@ -176,12 +166,11 @@ class PrecisionSources:
             bound = float(lower_bound(total, correct, CONFIDENCE))
             source = "outside-coarse" if self._evidence.outside else "calibration"
             return Precision(float(correct.sum() / total.sum()), bound, None, source, marginal)
-        entry = None if self.policy is None else self.policy.entries[c]
-        if entry is not None and entry.code == code and entry.evidence.get("precision") is not None:
-            known = entry.evidence
-            region = None if self.policy is None else self.policy.settings.get("region")
-            source = "outside-coarse" if region == "outside_coarse" else "calibration"
-            return Precision(float(known["precision"]), known.get("lower"), None, source, marginal)
+        if self.policy is not None and self.policy.entries[c].code == code:
+            known, region = self.policy.entries[c].evidence, self.policy.settings.get("region")
+            if known.get("precision") is not None:
+                source = "outside-coarse" if region == "outside_coarse" else "calibration"
+                return Precision(float(known["precision"]), known.get("lower"), None, source, marginal)
         only = np.full(len(self.totals), NUM_CODES)
         only[c] = code
         value = self.expected(only)
@@ -199,23 +188,18 @@ class PrecisionSources:
         kept = [int(self.totals[c, min(int(code), NUM_CODES) :].sum()) for c, code in enumerate(codes)]
         judged = [self._judged(c, int(code)) for c, code in enumerate(codes)]
         strata = [Stratum(sum(right), len(right), float(n)) for right, n in zip(judged, kept, strict=True)]
-        if any(kept) and all(s.n >= FEW for s in strata if s.weight):
-            share = stratified(strata)
-            if share is not None:
-                return Precision(*share, "audit")
+        if all(s.n >= FEW for s in strata if s.weight) and (share := stratified(strata)):
+            return Precision(*share, "audit")
         rows = [(p, pixels) for p, pixels in zip(known, kept, strict=True) if pixels]
-        found = [p for p, _ in rows if p is not None]
+        found = [(p.value * pixels, p.source) for p, pixels in rows if p is not None]
         if not found or len(found) < len(rows):
             return None
-        sources = {p.source for p in found}
-        value = sum(p.value * pixels for p, (_, pixels) in zip(found, rows, strict=True)) / sum(n for _, n in rows)
+        sources = {source for _, source in found}
+        value = sum(right for right, _ in found) / sum(kept)
         return Precision(value, None, None, sources.pop() if len(sources) == 1 else "by class")
 
 
-# -- where a store's calibration lies -----------------------------------------------------------------
-
-
-def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> ThresholdPolicy:
+def load_policy(path: AnyPath, store: StoreView | LabelStore) -> ThresholdPolicy:
     """Read a policy and refuse one that was measured for other classes or another teacher."""
     if not Path(path).is_file():
         raise InputError(f"{path}: policy file not found")
@@ -224,46 +208,44 @@ def load_policy(path: str | os.PathLike[str], store: StoreView | LabelStore) -> 
     return policy.on(store.digest)
 
 
-def find_curves(
-    store: StoreView, policy: str | os.PathLike[str] | None, curves: str | os.PathLike[str] | None
-) -> Evidence:
+def find_curves(store: StoreView, policy: AnyPath | None, curves: AnyPath | None) -> Evidence:
     """The calibration counts that belong to a store: the named file, or those beside the policy that it comes from.
 
     With `pairs.npz` beside it (what coarse labels say on the calibration images) also the counts for
     coarse-corrected precision, where the store knows coarse labels. Of a policy that was measured outside of coarse
     labels (`curves-judged.json`) only those pixels count: on the others people's own labels are used.
     """
-    path = _curves_beside(Path(policy)) if curves is None and policy is not None else curves
-    if path is None or (curves is None and not Path(path).is_file()):
-        return Evidence()
-    path = Path(path)
-    if not path.is_file():
+    if curves is None:
+        beside = [] if policy is None else [Path(policy).with_name(name) for name in (JUDGED_CURVES, "curves.json")]
+        path = next((path for path in beside if path.is_file()), None)
+        if path is None:
+            return NO_EVIDENCE
+    elif not (path := Path(curves)).is_file():
         raise InputError(f"{path}: curves file not found")
     found = Curves.load(path)
     if found.classes != store.classes or binding(found.lineage) != binding(store.lineage):
         raise ConfigError(f"{path}: counted for other classes or another teacher than {store.path}")
     pairs = path.with_name("pairs.npz")
     if path.name == JUDGED_CURVES or not pairs.is_file() or not store.has_human:
-        return Evidence(found, None, path.name == JUDGED_CURVES)
-    return Evidence(found, Coarse(store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
+        return Evidence(found, outside=path.name == JUDGED_CURVES)
+    return Evidence(found, (store.statistics.pairs(), read_pairs(pairs, store.classes.num_classes)))
 
 
-def _curves_beside(policy: Path) -> Path:
-    judged = policy.with_name(JUDGED_CURVES)
-    return judged if judged.is_file() else policy.with_name("curves.json")
+def workspace_around(store: AnyPath) -> Workspace | None:
+    """The workspace that a store lies in, if it lies in one."""
+    try:
+        return Workspace.find(Path(store))
+    except HmsaError:
+        return None
 
 
-def calibration_policy(store: str | os.PathLike[str]) -> tuple[Path | None, str]:
+def calibration_policy(store: AnyPath) -> tuple[Path | None, str]:
     """The measured policy of the workspace around a raw store, or None and why it says nothing about this store.
 
     The reason is empty where there is no workspace or no calibration yet: nothing was expected then.
     """
-    manifest = read_manifest(Path(store))
-    try:
-        path = Workspace.find(Path(store)).path("calibration/policy.json")
-    except HmsaError:  # not in a workspace
-        return None, ""
-    if manifest["kind"] != "raw" or not path.is_file():
+    manifest, ws = read_manifest(Path(store)), workspace_around(store)
+    if ws is None or manifest["kind"] != "raw" or not (path := ws.path("calibration/policy.json")).is_file():
         return None, ""
     try:
         policy = ThresholdPolicy.load(path)

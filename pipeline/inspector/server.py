@@ -22,7 +22,7 @@ import sys
 import threading
 import webbrowser
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlencode
@@ -40,7 +40,6 @@ from pipeline.inspector.export import CONTENT_POLICY
 from pipeline.inspector.session import Session
 from pipeline.inspector.weights import WeightJobs
 
-DEFAULT_PORT = 8733
 TOKEN_HEADER = "x-autolabel-token"  # noqa: S105 - a header's name
 BODY_LIMIT = 1 << 20  # bytes
 HEADERS = {
@@ -81,19 +80,12 @@ def _name_of(host: str) -> str | None:
 
 @dataclass(frozen=True)
 class Guard:
-    """Who may talk to this server.
+    """Who may talk to this server."""
 
-    Attributes:
-        host: address that the server listens on.
-        token: secret of this process; needed for every write.
-        demands_token: reading needs it as well.
-        names: further host names that people reach this server by.
-    """
-
-    host: str = "127.0.0.1"
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    demands_token: bool = False
-    names: tuple[str, ...] = ()
+    host: str = "127.0.0.1"  # address that the server listens on
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))  # of this process, for every write
+    demands_token: bool = False  # reading needs it as well
+    names: tuple[str, ...] = ()  # further host names that people reach this server by
 
     def allows_host(self, header: str) -> bool:
         """Whether a Host header names this server."""
@@ -134,12 +126,10 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if (kind.lower() == "bearer" and self.is_token(given)) or self.is_token(headers.get(TOKEN_HEADER, "")):
             return True
-        return any(hmac.compare_digest(given.encode(), self.cookie.encode()) for given in self._cookies(headers))
-
-    def _cookies(self, headers: Headers) -> list[str]:
-        """Values of our cookie; those of other programs of this host may be written as no parser expects."""
+        # Cookies of other programs of this host may be written as no parser expects.
         pairs = [pair.partition("=") for header in headers.getlist("cookie") for pair in header.split(";")]
-        return [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name]
+        ours = [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name]
+        return any(hmac.compare_digest(value.encode(), self.cookie.encode()) for value in ours)
 
 
 def _refuse(status: int, message: str) -> Response:
@@ -212,28 +202,16 @@ class SafetyMiddleware:
         return _refuse(401, f"this server asks for its token: {how}")
 
 
-# -- the server ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ServeOptions:
-    """How the page is served.
+    """How the page is served."""
 
-    Attributes:
-        host: address to listen on.
-        port: port; 0 = any free one.
-        token: secret that reading needs as well; None on loopback = a random one for writes alone.
-        names: further host names that the server goes by.
-        checkpoint: for scale weights on demand.
-        open_browser: open the page once the server listens.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    token: str | None = None
-    names: tuple[str, ...] = field(default=())
-    checkpoint: Path | None = None
-    open_browser: bool = False
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 0  # 0 = any free one
+    token: str | None = None  # reading needs it as well; None on loopback = a random one for writes alone
+    names: tuple[str, ...] = ()  # further host names that the server goes by
+    checkpoint: Path | None = None  # for scale weights on demand
+    open_browser: bool = False  # once the server listens
 
 
 def make_guard(options: ServeOptions) -> Guard:
@@ -260,34 +238,19 @@ def make_app(
     return SafetyMiddleware(app, guard)
 
 
-def open_app(session: Session, options: ServeOptions, stack: ExitStack) -> tuple[SafetyMiddleware, Guard]:
-    """Build the application; `stack` closes its pools and temporary files."""
-    guard = make_guard(options)
-    weights = None
-    if options.checkpoint is not None:
-        weights = WeightJobs(session.view, options.checkpoint)
-        stack.callback(weights.close)
-    workers = min(4, os.cpu_count() or 1)
-    foreground = stack.enter_context(ThreadPoolExecutor(workers, "inspector"))
-    background = stack.enter_context(ThreadPoolExecutor(max(1, workers // 2), "thumbnails"))
-    return make_app(session, guard, weights=weights, foreground=foreground, background=background), guard
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    listener: socket.socket | None = None
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:  # no such name; none that could be one
-        hint = "give a name or an address of this machine, for example --host 0.0.0.0"
-        raise ConfigError(f"--host {host}: cannot be looked up ({error})", hint=hint) from None
-    family, kind, protocol, _, address = found[0]
-    try:
+        family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except (OSError, UnicodeError) as error:  # no such name; none that could be one; no such network here
+        hint = "give a name or an address of this machine, for example --host 0.0.0.0"
+        raise ConfigError(f"--host {host}: cannot be used ({error})", hint=hint) from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
         listener.bind(address)
     except (OSError, OverflowError) as error:
-        if listener is not None:
-            listener.close()
+        listener.close()
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         why = "is taken by another program" if taken else f"cannot be used ({error})"
         hint = "choose another with --port N, or --port 0 for any"
@@ -321,8 +284,13 @@ class _Server(uvicorn.Server):
 
 def serve(session: Session, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
+    guard, weights, workers = make_guard(options), None, min(4, os.cpu_count() or 1)
     with ExitStack() as stack:
-        app, guard = open_app(session, options, stack)
+        if options.checkpoint is not None:
+            weights = stack.enter_context(closing(WeightJobs(session.view, options.checkpoint)))
+        foreground = stack.enter_context(ThreadPoolExecutor(workers, "inspector"))
+        background = stack.enter_context(ThreadPoolExecutor(max(1, workers // 2), "thumbnails"))
+        app = make_app(session, guard, weights=weights, foreground=foreground, background=background)
         listener = stack.enter_context(_listen(options.host, options.port))
         query = f"?{urlencode({'token': guard.token})}" if guard.demands_token else ""
         config = uvicorn.Config(

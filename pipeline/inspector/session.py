@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,16 @@ from hmsa_core.labels.thresholds.policy import ThresholdPolicy
 from pipeline.certify import CertificateFile, begin
 from pipeline.inspector.audit import Audit, AuditFile, audit_path
 from pipeline.inspector.pictures import safe_colours
-from pipeline.inspector.precision import PrecisionSources, find_curves, load_policy
+from pipeline.inspector.precision import (
+    NO_EVIDENCE,
+    AnyPath,
+    PrecisionSources,
+    find_curves,
+    load_policy,
+    workspace_around,
+)
 from pipeline.inspector.stats import Cuts, parse_cuts, to_policy
 from pipeline.inspector.view import StoreView
-from pipeline.workspace import Workspace
 
 DEFAULT_THRESHOLD = "0.9"  # the paper's
 
@@ -35,12 +39,11 @@ class Session:
 
     Args:
         store: folder of the label store.
-        policy: policy file that the page starts with, or None.
-        images: root of the photographs (and human labels), or None.
+        policy: policy file that the page starts with.
+        images: root of the photographs (and human labels).
         other: second store for compare; must have the same classes.
         other_policy: second policy for compare.
-        save_to: where "Save policy" writes, never over `policy`; default `STORE.policy.json`, beside the store
-            (`STORE.policy-2.json` where `policy` is that one).
+        save_to: where "Save policy" writes, never over `policy`; default: `STORE.policy.json`, or -2 behind the name.
         reviewer: name that marks carry.
         curves: calibration counts behind the policy; default: those beside the policy, if they are there.
         evidence: measured policy that tells how right kept pixels are where `policy` is None; its cuts are not used.
@@ -48,16 +51,16 @@ class Session:
 
     def __init__(
         self,
-        store: str | os.PathLike[str],
+        store: AnyPath,
         *,
-        policy: str | os.PathLike[str] | None = None,
-        images: str | os.PathLike[str] | None = None,
-        other: str | os.PathLike[str] | None = None,
-        other_policy: str | os.PathLike[str] | None = None,
-        save_to: str | os.PathLike[str] | None = None,
+        policy: AnyPath | None = None,
+        images: AnyPath | None = None,
+        other: AnyPath | None = None,
+        other_policy: AnyPath | None = None,
+        save_to: AnyPath | None = None,
         reviewer: str = "",
-        curves: str | os.PathLike[str] | None = None,
-        evidence: str | os.PathLike[str] | None = None,
+        curves: AnyPath | None = None,
+        evidence: AnyPath | None = None,
     ) -> None:
         self.view = StoreView(store, images=images)
         self.other = None if other is None else StoreView(other, images=images)
@@ -67,11 +70,9 @@ class Session:
         self._other_pictures = frozenset(of_both)
         self.policies: dict[str, ThresholdPolicy] = {}
         self.policy_names: dict[str, str] = {}
-        for key, path in (("policy", policy), ("policy-b", other_policy)):
+        for key, path, view in (("policy", policy, self.view), ("policy-b", other_policy, self.other or self.view)):
             if path is not None:
-                bound_to = self.view if key == "policy" or self.other is None else self.other
-                self.policies[key] = load_policy(path, bound_to)
-                self.policy_names[key] = Path(path).name
+                self.policies[key], self.policy_names[key] = load_policy(path, view), Path(path).name
         self.evidence = None if policy is not None or evidence is None else load_policy(evidence, self.view)
         self.calibrated = find_curves(self.view, policy if policy is not None else evidence, curves)
         folder = self.view.path.resolve()
@@ -137,23 +138,16 @@ class Session:
         start = "policy" if "policy" in self.policies else DEFAULT_THRESHOLD
         return parse_cuts(self.view.classes, start if threshold is None else threshold, pins or [], self.policies)
 
-    @cached_property
-    def _totals_b(self) -> dict[str, Any] | None:
-        return None if self.other is None else _totals_json(self.other)
-
     def sources(self, policy: ThresholdPolicy | None = None) -> PrecisionSources:
         """What is known about precision now."""
-        audit = self.audits.current
+        audit, (certificate, _) = self.audits.current, self.certificates.usable()
         answers = audit.answers() if audit else ()
         audited = audit.audited(self.view.classes.num_classes) if audit else ()
+        certified = {} if certificate is None else certificate.certified()
+        known, calibrated = policy or self.policies.get("policy") or self.evidence, self.calibrated
         if self.view.kind != "raw":  # what people drew has code 0, and calibration is of what the teacher said
-            return PrecisionSources(self.view.totals, answers=answers, audited=audited, certified=self._certified())
-        known = policy or self.policies.get("policy") or self.evidence
-        return PrecisionSources(self.view.totals, known, self.calibrated, answers, audited, self._certified())
-
-    def _certified(self) -> dict[tuple[int, int], tuple[float, float]]:
-        certificate, _ = self.certificates.usable()
-        return {} if certificate is None else certificate.certified()
+            known, calibrated = None, NO_EVIDENCE
+        return PrecisionSources(self.view.totals, known, calibrated, answers, audited, certified)
 
     def describe(self) -> dict[str, Any]:
         """All that the page needs to compute without asking again: classes, edges, histogram, policies."""
@@ -188,7 +182,7 @@ class Session:
             "precision": None if table is None else {"table": table.round(6).tolist()},
             "policy": self._policy_json("policy"),
             "policyB": self._policy_json("policy-b"),
-            "other": self._totals_b,
+            "other": None if self.other is None else _totals_json(self.other),
             **_totals_json(view),
         }
 
@@ -209,11 +203,9 @@ class Session:
         row = view.info(name)
         return {
             "name": name,
-            "city": row["city"],
-            "width": row["width"],
-            "height": row["height"],
+            **{key: row[key] for key in ("city", "width", "height")},
             "picture": view.pictures.has_picture(name),
-            "human": view.pictures.has_human_label(name),
+            "human": view.pictures.has_picture(name, "coarse_path"),
             "reviews": [self.review.shown(mark) for mark in self.review.of(name)],
         }
 
@@ -243,17 +235,10 @@ class Session:
     def begin_certificate(self, *, target: float, budget: int, seed: int, classes: list[str]) -> dict[str, Any]:
         """Begin a certificate, or go on with the one of the same plan."""
         policy = None if self._start_policy is None else Path(self._start_policy)
-        plan = begin(
-            self.view,
-            target=target,
-            delta=0.05,
-            budget=budget,
-            seed=seed,
-            classes=classes,
-            policy=policy,
-            who=self.reviewer,
+        asked: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "classes": classes}
+        return self._shown(
+            self.certificates.start(begin(self.view, delta=0.05, policy=policy, who=self.reviewer, **asked))
         )
-        return self._shown(self.certificates.start(plan))
 
     def answer_certificate(self, plan: str, number: int, answer: str) -> dict[str, Any]:
         """Record an answer; the certificate with the answers of everybody."""
@@ -301,28 +286,23 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) and value != "unknown" else ""
 
 
-# -- the workspace around a store ----------------------------------------------------------------------
-
-
-def image_root(store: str | os.PathLike[str]) -> Path | None:
+def image_root(store: AnyPath) -> Path | None:
     """Root of the target data set of the workspace around `store`; None outside of one or without the folder."""
+    ws = workspace_around(store)
     try:
-        root = Workspace.find(Path(store)).roots.get("target")
-    except HmsaError:  # not in a workspace, or its parameters are broken: then pictures need --images
+        root = None if ws is None else ws.roots.get("target")
+    except HmsaError:  # its parameters are broken: then pictures need --images
         return None
     return root if root is not None and root.is_dir() else None
 
 
-def policy_target(store: str | os.PathLike[str], start: str | os.PathLike[str] | None = None) -> Path | None:
+def policy_target(store: AnyPath, start: AnyPath | None = None) -> Path | None:
     """Where the policy of a raw store of a workspace is saved: in the folder that DVC watches; None outside of one."""
-    try:
-        folder = Workspace.find(Path(store)).path("policies")
-    except HmsaError:  # not in a workspace
-        return None
-    return _not_over(folder / f"{Path(store).resolve().name}.json", start)
+    ws = workspace_around(store)
+    return None if ws is None else _not_over(ws.path(f"policies/{Path(store).resolve().name}.json"), start)
 
 
-def _not_over(target: Path, start: str | os.PathLike[str] | None) -> Path:
+def _not_over(target: Path, start: AnyPath | None) -> Path:
     """`target`, or the first free of NAME-2.json, NAME-3.json, ... where it is the policy that is started from.
 
     The page goes on from a saved policy as from a measured one: it is still there to go back to.
@@ -332,11 +312,8 @@ def _not_over(target: Path, start: str | os.PathLike[str] | None) -> Path:
     return next(p for n in itertools.count(2) if not (p := target.with_name(f"{target.stem}-{n}.json")).exists())
 
 
-def policy_setting(store: str | os.PathLike[str], policy: Path) -> str:
+def policy_setting(store: AnyPath, policy: Path) -> str:
     """What `pseudo_label.threshold` is set to for a saved policy: its path from the workspace, if it lies in one."""
-    path = policy.resolve()
-    try:
-        root = Workspace.find(Path(store)).root.resolve()
-    except HmsaError:  # not in a workspace
-        return str(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    path, ws = policy.resolve(), workspace_around(store)
+    inside = ws is not None and path.is_relative_to(ws.root.resolve())
+    return path.relative_to(ws.root.resolve()).as_posix() if ws and inside else str(path)

@@ -35,19 +35,12 @@ class OffGridError(ConfigError):
 
 @dataclass(frozen=True)
 class Cuts:
-    """One code per class, and where it comes from.
+    """One code per class, and where it comes from."""
 
-    Attributes:
-        codes: smallest code that is kept, int64 (C,); 256 = withheld.
-        statuses: per class "one for all", a policy's status, "yours" or "withheld".
-        base: the threshold as an edge of the grid, or the name of a policy.
-        policy: the policy, when the base is one.
-    """
-
-    codes: NDArray[np.int64]
-    statuses: tuple[str, ...]
-    base: str
-    policy: ThresholdPolicy | None = None
+    codes: NDArray[np.int64]  # smallest code that is kept, (C,); 256 = withheld
+    statuses: tuple[str, ...]  # per class "one for all", a policy's status, "yours" or "withheld"
+    base: str  # the threshold as an edge of the grid, or the name of a policy
+    policy: ThresholdPolicy | None = None  # the policy, when the base is one
 
     @property
     def threshold(self) -> str | None:
@@ -111,27 +104,23 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
     A class whose code is the measured policy's keeps its entry with all evidence; another one becomes
     "given" (or "withheld"), and says what it was before.
     """
-    entries = []
-    for i, name in enumerate(classes.classes):
-        before = measured.entries[i] if measured is not None else None
-        code = int(cuts.codes[i])
-        if before is not None and before.code == code:
-            entries.append(before)
-            continue
-        note: dict[str, object] = {"set_by": "user"}
-        if before is not None:
-            note["was"] = {"code": before.code, "threshold": before.threshold, "status": before.status}
-        entries.append(ClassPolicy(name, code, "withheld" if code >= NUM_CODES else "given", note))
-    settings = (dict(measured.settings) if measured is not None else {}) | {"chosen_by": "user"}
-    if cuts.threshold is not None:
-        settings["threshold"] = cuts.threshold
+    settings: dict[str, Any] = {"chosen_by": "user"} | ({"threshold": cuts.threshold} if cuts.threshold else {})
+    before = measured.entries if measured is not None else [None] * len(classes.classes)
+    entries = tuple(map(_chosen, classes.classes, cuts.codes.tolist(), before))
     if measured is None:
-        return ThresholdPolicy(classes, tuple(entries), settings=settings)
-    known: dict[str, Any] = {"binding": measured.binding, "evidence": measured.evidence}
-    return ThresholdPolicy(classes, tuple(entries), table=measured.table, settings=settings, **known)
+        return ThresholdPolicy(classes, entries, settings=settings)
+    settings, known = measured.settings | settings, {"binding": measured.binding, "evidence": measured.evidence}
+    return ThresholdPolicy(classes, entries, table=measured.table, settings=settings, **known)
 
 
-# -- figures ------------------------------------------------------------------------------------------
+def _chosen(name: str, code: int, before: ClassPolicy | None) -> ClassPolicy:
+    note: dict[str, object] = {"set_by": "user"}
+    if before is not None:
+        if before.code == code:
+            return before
+        note["was"] = {"code": before.code, "threshold": before.threshold, "status": before.status}
+    return ClassPolicy(name, code, "withheld" if code >= NUM_CODES else "given", note)
+
 
 SORTS = ("name", "coverage", "conflict", "uncertain", "drop")
 
@@ -173,10 +162,6 @@ def _share(part: float, whole: float) -> float | None:
     return round(100.0 * part / whole, 4) if whole else None
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
 def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
     """Cuts that withhold every other class."""
     only = np.full_like(codes, NUM_CODES)
@@ -184,10 +169,10 @@ def _only(codes: NDArray[np.int64], class_id: int) -> NDArray[np.int64]:
     return only
 
 
-def _precision_json(found: Precision | None) -> dict[str, Any]:
-    values = (None,) * 4 if found is None else (found.value, found.low, found.high, found.marginal)
-    keys = ("precision", "precision_low", "precision_high", "marginal_precision")
-    rounded = {key: _rounded(value) for key, value in zip(keys, values, strict=True)}
+def _precision_json(found: Precision | None, expected: float | None) -> dict[str, Any]:
+    values = (*((None,) * 4 if found is None else (found.value, found.low, found.high, found.marginal)), expected)
+    keys = ("precision", "precision_low", "precision_high", "marginal_precision", "expected_precision")
+    rounded = {key: value and round(value, 6) for key, value in zip(keys, values, strict=True)}
     return {**rounded, "precision_source": None if found is None else found.source}
 
 
@@ -215,8 +200,7 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
                 "predicted": predicted,
                 "kept": int(kept[c]),
                 "coverage": _share(int(kept[c]), predicted),
-                **_precision_json(known[c]),
-                "expected_precision": _rounded(sources.expected(_only(cuts.codes, c))),
+                **_precision_json(known[c], sources.expected(_only(cuts.codes, c))),
             }
         )
     whole = int(view.pixels.sum())
@@ -232,8 +216,7 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
         "pixels": whole,
         "kept": all_kept,
         "kept_share": _share(all_kept, whole),
-        **_precision_json(found),
-        "expected_precision": _rounded(sources.expected(shown)),
+        **_precision_json(found, sources.expected(shown)),
         "classes": rows,
     }
 
@@ -241,17 +224,14 @@ def store_stats(view: StoreView, cuts: Cuts, sources: PrecisionSources, class_id
 def _matching(
     view: StoreView, query: ImageQuery, pixels: NDArray[Any], statuses: Mapping[str, str]
 ) -> NDArray[np.bool_]:
-    chosen = np.ones(len(view.names), bool)
-    if query.class_id is not None:
-        chosen &= pixels > 0
+    chosen = np.ones(len(view.names), bool) if query.class_id is None else pixels > 0
     if query.text:
-        wanted = query.text.lower()
-        chosen &= np.fromiter((wanted in name.lower() for name in view.names), bool, len(view.names))
+        chosen &= np.array([query.text.lower() in name.lower() for name in view.names], bool)
     if query.city:
         chosen &= np.array(view.statistics.cities, object) == query.city
     if query.review:
         want = "" if query.review == "none" else query.review
-        chosen &= np.fromiter((statuses.get(name, "") == want for name in view.names), bool, len(view.names))
+        chosen &= np.array([statuses.get(name, "") == want for name in view.names], bool)
     return chosen
 
 
@@ -296,9 +276,7 @@ def image_rows(
             "kept_share": _share(int(kept[i]), int(pixels[i])),
             "review": reviewed.get(view.names[i], ""),
         }
-        if sort.kind in ("conflict", "drop"):
-            row[sort.kind] = int(found[i])
-        elif sort.kind == "uncertain":
-            row[sort.kind] = round(float(found[i]), 6)
+        if sort.kind in ("conflict", "drop", "uncertain"):
+            row[sort.kind] = round(float(found[i]), 6) if sort.kind == "uncertain" else int(found[i])
         rows.append(row)
     return len(order), rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,15 +12,8 @@ from rich.text import Text
 
 from hmsa_core.taxonomy import ClassTable
 
-_TONES = {
-    "certified": "green",
-    "measured": "green",
-    "estimate": "yellow",
-    "pooled": "yellow",
-    "withheld": "red",
-    "given": "cyan",
-    "yours": "cyan",
-}
+_TONES = dict.fromkeys(("certified", "measured"), "green") | dict.fromkeys(("estimate", "pooled"), "yellow")
+_TONES |= dict.fromkeys(("given", "yours"), "cyan") | {"withheld": "red"}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -31,12 +24,15 @@ def _share(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def _swatch(colour: tuple[int, int, int]) -> Text:
-    return Text("■ ", style=Style(color=f"rgb({colour[0]},{colour[1]},{colour[2]})"))
-
-
 def _class_name(classes: ClassTable, row: dict[str, Any]) -> Text:
-    return _swatch(classes.colours[row["id"]]) + Text(row["name"])
+    red, green, blue = classes.colours[row["id"]]
+    return Text("■ ", style=Style(color=f"rgb({red},{green},{blue})")) + Text(row["name"])
+
+
+def _columns(table: Table, footers: Mapping[str, str], *, left: Collection[str]) -> None:
+    """Add columns by their headings, each with its footer; those of figures are aligned to the right."""
+    for heading, footer in footers.items():
+        table.add_column(heading, justify="left" if heading in left else "right", footer=footer)
 
 
 def _bar(share: float | None, width: int = 10) -> Text:
@@ -59,22 +55,12 @@ def _title(stats: dict[str, Any]) -> str:
 
 def print_stats(console: Console, stats: dict[str, Any], classes: ClassTable, unfit: str = "") -> None:
     """One row a class: threshold, kept, coverage, precision and how it is known (`unfit`: why it is not)."""
-    table = Table(
-        title=f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}",
-        title_justify="left",
-        show_footer=True,
-        expand=False,
-    )
-    table.add_column("class", footer="all")
-    table.add_column("threshold", justify="right")
-    table.add_column("status")
-    table.add_column("kept pixels", justify="right", footer=f"{stats['kept']:,}")
-    table.add_column("coverage", justify="right", footer=_percent(stats["kept_share"]))
-    table.add_column("")
-    table.add_column("precision", justify="right", footer=_share(stats["precision"]))
-    table.add_column("95 %", justify="right", footer=_range(stats))
-    table.add_column("source", footer=stats["precision_source"] or "")
-    table.add_column("at the cut", justify="right")
+    title = f"{stats['store']}  ·  {stats['images']:,} images  ·  {_title(stats)}"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    footers = {"class": "all", "threshold": "", "status": "", "kept pixels": f"{stats['kept']:,}"}
+    footers |= {"coverage": _percent(stats["kept_share"]), "": "", "precision": _share(stats["precision"])}
+    footers |= {"95 %": _range(stats), "source": stats["precision_source"] or "", "at the cut": ""}
+    _columns(table, footers, left=("class", "status", "", "source"))
     for row in stats["classes"]:
         table.add_row(
             _class_name(classes, row),
@@ -119,7 +105,7 @@ def print_step(console: Console, first: dict[str, Any], second: dict[str, Any], 
     console.print(table)
 
 
-_METRIC = {"coverage": "kept", "conflict": "conflict", "uncertain": "in doubt", "drop": "lost pixels", "name": "kept"}
+_METRIC = {"conflict": "conflict", "uncertain": "in doubt", "drop": "lost pixels"}
 
 
 def print_images(
@@ -131,12 +117,8 @@ def print_images(
     # A title of the table would be folded at the width of its columns.
     console.print(f"{len(rows)} of {total:,} images{what}, by {sort}", markup=False, soft_wrap=True)
     table = Table()
-    table.add_column("image")
-    table.add_column("city")
-    table.add_column("kept", justify="right")
-    if kind not in ("coverage", "name"):
-        table.add_column(_METRIC[kind], justify="right")
-    table.add_column("review")
+    shown = ["image", "city", "kept", *([_METRIC[kind]] if kind in _METRIC else []), "review"]
+    _columns(table, dict.fromkeys(shown, ""), left=("image", "city", "review"))
     for row in rows:
         cells: list[Text | str] = [Text(row["name"]), Text(row["city"]), _percent(row["kept_share"])]
         if kind == "drop":

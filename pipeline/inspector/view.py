@@ -149,10 +149,9 @@ class StoreView:
         grid = [0.0, *(float(edge) for edge in DOUBT_EDGES), 1.0]
         with self._lock:
             above = [self.predicted, *(self.statistics.kept(ConfidenceCode().code_for(e)) for e in DOUBT_EDGES)]
-        above.append(np.zeros_like(self.predicted))
         sure = np.zeros(self.predicted.shape, np.float64)
-        for i in range(len(grid) - 1):
-            sure += (grid[i + 1] - grid[i]) * (above[i] + above[i + 1]) / 2
+        for i, width in enumerate(np.diff(grid)):
+            sure += width * (above[i] + (above[i + 1] if i + 1 < len(above) else 0)) / 2
         return np.asarray(self.predicted - sure, np.float32)
 
     @cached_property
@@ -220,10 +219,10 @@ class StoreView:
         """A map of an image as 8-bit grey PNG: "label", "confidence" or "human"."""
         if plane == "human":
             return encode(self.pictures.human(name), "label", "png")
-        if plane not in ("label", "confidence"):
+        planes = ("label", "confidence")
+        if plane not in planes:
             raise InputError(f"plane {plane!r}: expected label, confidence or human")
-        label, code = self.read(name)
-        return encode(label if plane == "label" else code, "label" if plane == "label" else "confidence", "png")
+        return encode(dict(zip(planes, self.read(name), strict=True))[plane], plane, "png")
 
     def mini_png(self, name: str) -> bytes:
         """Label above code, every k-th pixel, as one grey PNG: the thumbnail that follows the slider."""

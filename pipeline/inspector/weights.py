@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -21,21 +22,17 @@ _WEIGHT = re.compile(r"_weight_([0-9.]+)x\.png$")
 
 
 class WeightJobs:
-    """Starts `autolabel predict` for an image and serves the weights that it wrote.
-
-    Args:
-        view: the store whose images are asked for.
-        checkpoint: checkpoint folder.
-    """
+    """Starts `autolabel predict` for an image of a store and serves the weights that it wrote."""
 
     def __init__(self, view: StoreView, checkpoint: Path) -> None:
         if not checkpoint.exists():
             raise InputError(f"{checkpoint}: checkpoint not found")
         self._view, self._checkpoint = view, checkpoint.resolve()
         self._folder = tempfile.TemporaryDirectory(prefix="autolabel-weights-")
+        self._asking = threading.Lock()  # nobody asks twice for one image
         self._lock = threading.Lock()  # held while a process runs: one at a time
         self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._numbers = 0
+        self._numbers = itertools.count(1)
         self._closed = False
         self._process: subprocess.Popen[str] | None = None
 
@@ -48,14 +45,14 @@ class WeightJobs:
 
     def start(self, name: str) -> dict[str, Any]:
         """Start to compute an image's weights of each scale, unless they exist or are being computed."""
-        state = self._states.get(name)
-        if state is None or "error" in state:
-            path = self._view.pictures.picture_path(name)
-            self._numbers += 1
-            state = {"out": Path(self._folder.name) / str(self._numbers), "since": time.monotonic()}
-            self._states[name] = state
-            threading.Thread(target=self._work, args=(path, state), daemon=True).start()
-            self._forget()
+        with self._asking:
+            state = self._states.get(name)
+            if state is None or "error" in state:
+                path = self._view.pictures.picture_path(name)
+                out = Path(self._folder.name) / str(next(self._numbers))
+                state = self._states[name] = {"out": out, "since": time.monotonic()}
+                threading.Thread(target=self._work, args=(path, state), daemon=True).start()
+                self._forget()
         return self.state(name)
 
     def _forget(self) -> None:

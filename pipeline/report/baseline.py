@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hmsa_core.metrics import ConfusionMatrix, iou_of
+from hmsa_core.taxonomy import IGNORE
 
 Image = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.float32]
 _LEVELS = ((16, 16, 8), (8, 8, 8), (4, 4, 4), (1, 16, 1))  # steps per colour channel, rows, columns; finest first
+# Power of (class share) that counts are divided by: 0 maximises pixel accuracy, 1 treats all classes alike. 0.5 is best
+# for the demo's scenes.
+_BALANCE = 0.5
 _STRENGTH = 12.0  # a coarser cell counts like this many pixels of the finer one
 
 
@@ -37,35 +41,24 @@ def colour_position_baseline(
     train_labels: Sequence[Image],
     test_images: Iterable[Image],
     test_labels: Iterable[Image],
-    num_classes: int = 19,
-    ignore: int = 255,
-    balance: float = 0.5,
+    num_classes: int,
 ) -> float:
     """Mean IoU over the classes that the test labels hold; NaN when they hold none.
 
     Class counts per cell are fitted, and each pixel gets the likeliest class of its cell. Cells of four sizes are
-    blended, so that a fine cell without pixels falls back on coarser ones. `balance` divides counts by (class share)
-    to this power: 0 maximises pixel accuracy, 1 treats all classes alike; 0.5 is best for the demo's scenes.
-
-    Args:
-        train_images: uint8 (H, W, 3).
-        train_labels: uint8 (H, W), class indices and `ignore`.
-        test_images: as `train_images`.
-        test_labels: as `train_labels`.
-        num_classes: C.
-        ignore: label of pixels that count neither in fitting nor in scoring.
-        balance: see above.
+    blended, so that a fine cell without pixels falls back on coarser ones. Images are uint8 (H, W, 3), labels uint8
+    (H, W) trainIds; ignored pixels (255) count neither in fitting nor in scoring.
     """
     tables = [np.zeros((c**3 * rows * columns, num_classes), np.float32) for c, rows, columns in _LEVELS]
     for image, label in zip(train_images, train_labels, strict=True):
         flat = label.reshape(-1)
-        keep = flat != ignore
+        keep = flat != IGNORE
         for table, level in zip(tables, _LEVELS, strict=True):
             index = _cells(image, level)[keep] * num_classes + flat[keep]
             table += np.bincount(index, minlength=table.size).reshape(table.shape)
     share = tables[-1].sum(axis=0) / max(float(tables[-1].sum()), 1.0)
-    weight = np.where(share > 0, 1.0 / np.maximum(share, 1e-9) ** balance, 0.0).astype(np.float32)
-    found = ConfusionMatrix(num_classes, ignore)
+    weight = np.where(share > 0, 1.0 / np.maximum(share, 1e-9) ** _BALANCE, 0.0).astype(np.float32)
+    found = ConfusionMatrix(num_classes)
     for image, label in zip(test_images, test_labels, strict=True):
         found.update(_predict(image, tables, weight).reshape(label.shape), label)
     present = found.counts.sum(axis=1) > 0

@@ -87,18 +87,15 @@ def curve_grid(curves: Curves, policy: ThresholdPolicy, target: float) -> Raw:
 
 def _curve(total: NDArray[np.int64], correct: NDArray[np.int64], code: int, target: float) -> Raw:
     used = np.flatnonzero(total)
-    line = zip((total[used] / total[0]).tolist(), (correct[used] / total[used]).tolist(), strict=True)
-    dot = ""
-    if code < NUM_CODES and total[code]:
-        dot = _CURVE.dot((float(total[code] / total[0]), float(correct[code] / total[code])), 4.5)
-    return _CURVE.svg("precision over coverage", goal=((0, target), (1, target)), line=line, dots=dot)
+    line = dict(zip(used, zip(total[used] / total[0], correct[used] / total[used], strict=True), strict=True))
+    dot = _CURVE.dot(line[code], 4.5) if code in line else ""
+    return _CURVE.svg("precision over coverage", goal=((0, target), (1, target)), line=line.values(), dots=dot)
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> Raw:
     """Accuracy over confidence of bins (confidence, accuracy, pixels); the area of a dot is its share of the pixels."""
-    total = sum(pixels for _, _, pixels in bins)
+    total, line = sum(pixels for _, _, pixels in bins), [(c, a) for c, a, _ in bins]
     dots = "".join(_SQUARE.dot((c, a), 1.5 + 10 * (n / total) ** 0.5) for c, a, n in bins)
-    line = [(c, a) for c, a, _ in bins]
     return _SQUARE.svg("accuracy over confidence", goal=((0, 0), (1, 1)), line=line, dots=dots)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,20 +102,12 @@ def _weights(ws: Workspace, checkpoint: Path, images: list[Path]) -> Path:
     if done.exists():
         return folder
     for image in images:
-        out = folder / image.stem
-        out.mkdir(parents=True, exist_ok=True)
+        (folder / image.stem).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline.cli.main", "predict", *map(str, images)]
     command += ["--checkpoint", str(checkpoint), "--out", str(folder / "all")]
     command += ["--scales", ",".join(f"{s:g}" for s in config.scales)]
-    me = os.getpid()
-    ended = subprocess.run(
-        command,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent=me),
-    )
+    leave = partial(die_with_parent, signal.SIGKILL, parent=os.getpid())
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave)
     if ended.returncode == NoSpaceError.exit_code:
         raise NoSpaceError("no space left on device while drawing the scale weights", hint="free space, run again")
     if ended.returncode:

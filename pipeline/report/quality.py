@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,6 @@ class Quality:
     bins: tuple[tuple[float, float, int], ...]  # (confidence, accuracy, pixels) of each bin that holds pixels
     confusion: NDArray[np.int64]  # C x C, rows = truth
 
-    @property
-    def ece(self) -> float | None:
-        """Expected calibration error."""
-        return self.told.get("ece")
-
 
 def read_quality(folder: Path, classes: ClassTable, main: str) -> dict[str, Quality]:
     """Of each model in evaluation/, in the order teacher, student, control, incumbent, champion."""
@@ -64,13 +59,10 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     if not found:
         return Raw("<p>Nobody was judged.</p>")
     first = next(iter(found.values()))
-    figures: dict[str, Callable[[Quality], float | None]] = {
-        "mean IoU": lambda q: q.told["mean_iou"],
-        "boundary IoU": lambda q: q.told.get("boundary", {}).get("mean_iou"),
-        "IoU in the band at boundaries": lambda q: q.told.get("band", {}).get("mean_iou"),
-        "calibration error (ECE)": lambda q: q.ece,
-    }
-    overall = [[name, *(Share(of(q)) for q in found.values())] for name, of in figures.items()]
+    overall = [["mean IoU", *(Share(q.told["mean_iou"]) for q in found.values())]]
+    for name, key in (("boundary IoU", "boundary"), ("IoU in the band at boundaries", "band")):
+        overall.append([name, *(Share(q.told.get(key, {}).get("mean_iou")) for q in found.values())])
+    overall.append(["calibration error (ECE)", *(Share(q.told.get("ece")) for q in found.values())])
     overall += [[f"category {name}", *(Share(q.categories[name]) for q in found.values())] for name in first.categories]
     parts = [
         "<p class='soft'>Main setting, percent points. A category forgives confusions inside it. Boundary IoU: "
@@ -83,7 +75,9 @@ def section(found: Mapping[str, Quality], names: Sequence[str]) -> Raw:
     ]
     if cities:
         parts += ["<h3>Mean IoU by city</h3>", Table(["city", "images", *found], cities).html()]
-    drawn = [card(reliability(q.bins), f"{name} · ECE {number(q.ece, 3)}") for name, q in found.items() if q.bins]
+    drawn = [
+        card(reliability(q.bins), f"{name} · ECE {number(q.told.get('ece'), 3)}") for name, q in found.items() if q.bins
+    ]
     if drawn:
         parts.append(
             "<h3>Reliability: accuracy (up) over confidence (right); dashed: confidence means what it says; the "
@@ -109,9 +103,5 @@ def _largest(counts: NDArray[np.int64], names: Sequence[str]) -> list[list[objec
     wrong = counts.astype(np.float64) * (1 - np.eye(len(names)))
     shares, whole = row_shares(counts), max(float(counts.sum()), 1.0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LARGEST]
-    at = [divmod(int(k), len(names)) for k in order]
-    return [
-        [names[i], names[j], Share(float(shares[i, j])), Share(float(wrong[i, j] / whole), digits=2)]
-        for i, j in at
-        if wrong[i, j]
-    ]
+    at = [(i, j) for i, j in (divmod(int(k), len(names)) for k in order) if wrong[i, j]]
+    return [[names[i], names[j], Share(shares[i, j]), Share(wrong[i, j] / whole, digits=2)] for i, j in at]

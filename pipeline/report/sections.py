@@ -112,21 +112,9 @@ def evaluation(facts: Facts) -> Raw:
     )
 
 
-_MEASURED = {
-    "class": "class",
-    "status": "status",
-    "threshold": "threshold",
-    "blocks": "blocks",
-    "pieces": "pieces",
-    "precision": "precision",
-    "lower bound": "lower bound",
-    "marginal": "marginal",
-    "coverage": "coverage",
-    "report precision": "precision, report",
-    "report 95 %": "its 95 %",
-    "report coverage": "coverage, report",
-    "report void": "on void, report",
-}
+_MEASURED = {key: key for key in ("class", "status", "threshold", "blocks", "pieces", "precision", "lower bound")}
+_MEASURED |= {"marginal": "marginal", "coverage": "coverage", "report precision": "precision, report"}
+_MEASURED |= {"report 95 %": "its 95 %", "report coverage": "coverage, report", "report void": "on void, report"}
 
 
 def thresholds(facts: Facts) -> Raw:
@@ -224,10 +212,8 @@ def _lines(counts: Mapping[str, int]) -> Raw:
     return Raw("<br>".join(esc(f"{n} {name}") for name, n in counts.items()))  # one wide line leaves the page
 
 
-_LABELS = {"class": "class", "threshold": "threshold", "teacher gave": "teacher gave", "passed": "passed"} | {
-    "labels coverage": "coverage %",
-    **{key: key for key in ("from teacher", "from human", "both", "final")},
-}
+_LABELS = {key: key for key in ("class", "threshold", "teacher gave", "passed")} | {"labels coverage": "coverage %"}
+_LABELS |= {key: key for key in ("from teacher", "from human", "both", "final")}
 
 
 def data(facts: Facts) -> Raw:
@@ -286,26 +272,18 @@ def times(facts: Facts) -> Raw:
     rows = [[t["stage"], number(t["seconds"], 1), number(t["peak_memory_bytes"] / 2**20, 0)] for t in facts.times]
     rows.append(["all", number(sum(t["seconds"] for t in facts.times), 1), ""])
     shown = Table(["stage", "seconds", "peak MiB of one process"], rows, last_is_sum=True).html()
-    waits = ("data_wait", "data_wait_most")
+    runs = [(f"{stage}: {name}", run) for stage, of in facts.trainings.items() for name, run in of.items() if run]
     speeds = [
         [
-            f"{stage}: {name}",
-            number(run["images_per_s"], 1),
-            *(Share(run[k]) for k in waits),
-            number(run["memory_mb"], 0),
+            name,
+            number(r["images_per_s"], 1),
+            Share(r["data_wait"]),
+            Share(r["data_wait_most"]),
+            number(r["memory_mb"], 0),
         ]
-        for stage, runs in facts.trainings.items()
-        for name, run in runs.items()
-        if run
+        for name, r in runs
     ]
-    head = [
-        "stage",
-        "training",
-        "crops a second",
-        "waiting for the loader, % of the time",
-        "... at most",
-        "peak MB of a rank",
-    ]
+    head = ["training", "crops a second", "waiting for the loader, % of the time", "... at most", "peak MB of a rank"]
     return Raw(shown + (Table(head, speeds).html() if speeds else ""))
 
 

@@ -95,7 +95,8 @@ def _check_class_names(params: Params, classes: ClassTable) -> None:
     ):
         for name in names:
             if name.lower() not in known:
-                hint = did_you_mean(name.lower(), known, f"the classes are: {', '.join(classes.classes)}", cutoff=0.6)
+                listed = f"the classes are: {', '.join(classes.classes)}"
+                hint = did_you_mean(name, classes.classes, listed, cutoff=0.6)
                 raise ConfigError(f"params.yaml: {key}: no class is called {name!r}; {hint}")
 
 

@@ -17,19 +17,13 @@ LAYERS = (
     {"hmsa_core", "hmsa_core.io"},
     {"hmsa_core.taxonomy"},
     # The names of trunks that settings know are those of the files in models/trunks; nothing of torch is loaded.
-    {
-        "hmsa_core.config",
-        "hmsa_core.models",
-        "hmsa_core.losses",
-        "hmsa_core.labels",
-        "hmsa_core.data",
-        "hmsa_core.metrics",
-    },
+    {f"hmsa_core.{part}" for part in ("config", "models", "losses", "labels", "data", "metrics")},
     {"hmsa_core.leaks", "hmsa_core.lineage", "hmsa_core.runtime", "hmsa_core.spec"},
     {"hmsa_core.inference"},
     {"hmsa_core.training"},
     {"hmsa_core.job"},
 )
+SERVER = ("pipeline.inspector.server", "pipeline.inspector.export")
 FOREIGN_TO_CORE = {"dvc", "prefect", "fastapi", "uvicorn", "starlette", "pipeline", "research", "examples"}
 
 
@@ -119,14 +113,8 @@ def test_the_pipeline_holds_no_tensor_code(path: Path) -> None:
 
 
 def _loaded(code: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        check=True,
-    )
-    return set(done.stdout.split())
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"]
+    return set(subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True).stdout.split())
 
 
 def test_the_command_line_starts_without_torch_numpy_or_pydantic() -> None:
@@ -137,19 +125,22 @@ def test_the_command_line_starts_without_torch_numpy_or_pydantic() -> None:
 def test_a_stage_takes_its_lock_before_anything_heavy_is_imported() -> None:
     loaded = _loaded("import pipeline.cli.stage")
     assert not loaded & {"torch", "numpy", "pydantic", "pyarrow", "cv2", "yaml"}
+    assert not _loaded("from pipeline import params; params.Params.of_profile('tiny')") & {"torch", "cv2", "pyarrow"}
 
 
 def test_no_stage_and_no_params_module_loads_torch() -> None:
     names = [_module(p) for p in sorted((REPO / "pipeline" / "stages").glob("*.py"))]
-    loaded = _loaded("import " + ", ".join([*names, "pipeline.params", "pipeline.init", "pipeline.launcher"]))
+    loaded = _loaded("import " + ", ".join([*names, "pipeline.params", "pipeline.init", "pipeline.launcher", *SERVER]))
     assert not loaded & {"torch", "torchvision"}
 
 
 def test_every_subcommand_module_exists_and_starts_without_torch() -> None:
     from pipeline.cli.main import COMMANDS
 
-    modules = ", ".join(module for module, _ in COMMANDS.values())
-    assert "torch" not in _loaded(f"import {modules}")
+    modules = [module for module, _ in COMMANDS.values()]
+    assert "torch" not in _loaded(f"import {', '.join(modules)}")
+    light = [f"pipeline.cli.{name}" for name in ("label", "predict", "evaluate")]
+    assert not _loaded(f"import {', '.join(light)}") & {"torch", "numpy", "cv2", "pyarrow"}
 
 
 def test_every_row_of_the_table_of_stages_has_a_module_a_section_and_a_version() -> None:

@@ -16,39 +16,25 @@ SECTION = (REPO / "docs" / "reliability.md").read_text("utf-8").partition("## Pr
 ROWS = re.findall(r"^\| (?!promise \||---)(.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 
 
-def test_there_are_promises() -> None:
+def test_each_promise_names_tests_that_exist() -> None:
     assert len(ROWS) >= 10
+    for promise, row in ROWS:
+        paths = [REPO / name for name in re.findall(r"`(tests/[^`]+)`", row)]
+        assert paths, promise
+        for path in paths:
+            files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+            assert any(re.search(r"^(async )?def test_", file.read_text(), re.MULTILINE) for file in files), path
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:50])
-def test_each_promise_names_tests_that_exist(row: tuple[str, str]) -> None:
-    paths = [REPO / name for name in re.findall(r"`(tests/[^`]+)`", row[1])]
-    assert paths
-    for path in paths:
-        files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
-        assert any(re.search(r"^(async )?def test_", file.read_text(), re.MULTILINE) for file in files), path
-
-
-def _id(path: Path) -> str:
-    return path.relative_to(REPO).as_posix()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_what_a_page_names_of_the_tests_is_there(page: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(REPO).as_posix())
+def test_what_a_page_names_of_the_tests_is_there_and_it_has_no_placeholder(page: Path) -> None:
     text = page.read_text("utf-8")
+    assert [found[0] for found in PLACEHOLDER.finditer(text)] == []
+    for text_ in ("| a | TODO |", "takes ??? s", "| x | ... |", "to be measured", "<!-- later: x -->"):
+        assert PLACEHOLDER.search(text_), "such a placeholder would be found"
     for name, test in re.findall(r"\b((?:\w+/)*tests/[\w./-]*\w)(?:::(\w+))?", text):
         assert (REPO / name).exists(), name
         assert not test or re.search(rf"^(async )?def {test}\b", (REPO / name).read_text("utf-8"), re.MULTILINE), test
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_a_page_has_no_placeholder(page: Path) -> None:
-    assert [found[0] for found in PLACEHOLDER.finditer(page.read_text("utf-8"))] == []
-
-
-@pytest.mark.parametrize("text", ["| a | TODO |", "takes ??? s", "| x | ... |", "to be measured", "<!-- later: x -->"])
-def test_a_placeholder_would_be_found(text: str) -> None:
-    assert PLACEHOLDER.search(text)
 
 
 def test_the_page_on_reliability_names_modules_and_commands_that_are_there() -> None:

@@ -21,14 +21,8 @@ MAY_WRITE = {
     "pipeline/doctor/dvc.py": "asks for DVC's kernel lock and changes nothing",
     "pipeline/nightly/services.py": "what the server and the worker say",
 }
-IN_MEMORY = {
-    "buffer",
-    "data",
-    "stream",
-    "self._stream",
-    "file",
-    "out",
-}  # names of buffers, and of files of `open_atomic`
+# Names of buffers, and of files of `open_atomic`.
+IN_MEMORY = {"buffer", "data", "stream", "self._stream", "file", "out"}
 WHOLE = {"imwrite", "save_file", "to_csv", "to_parquet", "tofile", "copyfile", "copy", "copy2", "copytree", "move"}
 INTO = {"save": 0, "savez": 0, "savez_compressed": 0, "savefig": 0, "dump": 1, "write_table": 1, "ParquetWriter": 0}
 
@@ -88,50 +82,21 @@ def test_the_exceptions_are_still_needed() -> None:
     assert all(list(_writes((REPO / name).read_text("utf-8"))) for name in MAY_WRITE)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "open(p, 'w')",
-        "p.open('ab')",
-        "p.open(mode='r+b')",
-        "os.open(p, os.O_RDWR)",
-        "p.write_text('x')",
-        "p.rename(q)",
-        "p.write_bytes(b'')",
-        "os.replace(p, q)",
-        "os.link(p, q)",
-        "np.savez(p, a=a)",
-        "np.save(p, a)",
-        "torch.save(m, p)",
-        "cv2.imwrite(str(p), a)",
-        "image.save(p, 'PNG')",
-        "figure.savefig(p)",
-        "json.dump(v, p.open())",
-        "save_file(t, p)",
-        "pq.write_table(t, p)",
-        "shutil.copy(p, q)",
-        "shutil.move(p, q)",
-    ],
-)
-def test_such_a_line_would_be_found(line: str) -> None:
-    assert list(_writes(line))
+FOUND = ["open(p, 'w')", "p.open('ab')", "p.open(mode='r+b')", "os.open(p, os.O_RDWR)", "json.dump(v, p.open())"]
+FOUND += ["p.write_text('x')", "p.write_bytes(b'')", "p.rename(q)", "os.replace(p, q)", "os.link(p, q)"]
+FOUND += ["np.savez(p, a=a)", "np.save(p, a)", "torch.save(m, p)", "save_file(t, p)", "pq.write_table(t, p)"]
+FOUND += [
+    "cv2.imwrite(str(p), a)",
+    "image.save(p, 'PNG')",
+    "figure.savefig(p)",
+    "shutil.copy(p, q)",
+    "shutil.move(p, q)",
+]
+FINE = ["open(p)", "p.open('rb')", "LabelStore.open(p, strict=True)", "os.open(p, os.O_RDONLY)", "policy.save(p)"]
+FINE += ["atomic.write_text(p, 'x')", "write_bytes(p, b'')", "atomic.ops.rename(p, q)", "text.replace('w', 'a')"]
+FINE += ["np.savez(buffer, a=a)", "image.save(stream, 'PNG')"]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "p.open('rb')",
-        "open(p)",
-        "LabelStore.open(p, strict=True)",
-        "atomic.write_text(p, 'x')",
-        "write_bytes(p, b'')",
-        "text.replace('w', 'a')",
-        "np.savez(buffer, a=a)",
-        "policy.save(p)",
-        "image.save(stream, 'PNG')",
-        "atomic.ops.rename(p, q)",
-        "os.open(p, os.O_RDONLY)",
-    ],
-)
-def test_such_a_line_is_fine(line: str) -> None:
-    assert not list(_writes(line))
+def test_such_a_line_would_be_found_and_others_are_fine() -> None:
+    assert [line for line in FOUND if not list(_writes(line))] == []
+    assert [line for line in FINE if list(_writes(line))] == []

@@ -51,11 +51,10 @@ def test_the_page_fits_and_no_image_of_the_list_hides_another(page: Page, resize
 
 def in_reach(page: Page, width: int, *selectors: str) -> None:
     for css in selectors:
-        box = page.js(
+        left, right = page.js(
             "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right];", css
         )
-        assert box[0] >= 0, css
-        assert box[1] <= width, css
+        assert 0 <= left <= right <= width, css
 
 
 def test_colours_in_captions_of_the_reports_curves_are_small_squares(browser: Any, tmp_path: Path) -> None:

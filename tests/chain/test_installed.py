@@ -31,15 +31,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(bin_folder: Path, folder: Path, *command: str) -> str:
-    done = subprocess.run(
-        [bin_folder / command[0], *command[1:]],
-        cwd=folder,
-        env=_environment(bin_folder),
-        capture_output=True,
-        text=True,
-    )
+    done = _ended(bin_folder, folder, *command)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _ended(bin_folder: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    given = {"cwd": folder, "env": _environment(bin_folder), "capture_output": True, "text": True}
+    return subprocess.run([bin_folder / command[0], *command[1:]], **given)
 
 
 def _environment(bin_folder: Path) -> dict[str, str]:
@@ -90,13 +89,7 @@ def test_a_workspace_starts_far_from_the_checkout(installed: Path, tmp_path: Pat
     _run(installed, tmp_path, "autolabel", "init", "work", "--profile", "cityscapes")
     assert "teacher_train" in _run(installed, tmp_path / "work", "autolabel", "config", "show")
     assert "prepare" in (tmp_path / "work/dvc.yaml").read_text()
-    done = subprocess.run(
-        [installed / "autolabel", "init", "streets", "--profile", "tiny"],
-        cwd=tmp_path,
-        env=_environment(installed),
-        capture_output=True,
-        text=True,
-    )
+    done = _ended(installed, tmp_path, "autolabel", "init", "streets", "--profile", "tiny")
     assert done.returncode != 0
     assert "the street generator is not part of the installed package" in done.stderr
 

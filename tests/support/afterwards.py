@@ -17,17 +17,8 @@ _REPO = Path(__file__).resolve().parents[2]
 _HOME = ("", ".config", ".cache", ".local", ".local/bin", ".local/lib", ".local/share", ".local/state")
 _SHARED = (Path("/var/tmp"), Path("/dev/shm"))  # others write there, too
 # Caches that tools keep in the checkout, ignored by git; DVC's own folder holds the time of its first command.
-_TOOLS = {
-    "__pycache__",
-    ".pytest_cache",
-    ".hypothesis",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".venv",
-    ".dvc",
-    "build",
-    "htmlcov",
-}
+_TOOLS = {"__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"}
+_TOOLS |= {".venv", ".dvc", "build", "htmlcov"}
 # Python's semaphores: its resource tracker removes them, unless it is killed with everybody else, as kill tests do.
 _SEMAPHORE = "sem.mp-"
 

@@ -12,17 +12,8 @@ import pytest
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 # Reduced motion: a colour read half-way through a transition belongs to neither theme.
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--force-prefers-reduced-motion",
-)
+FLAGS = ("headless=new", "no-sandbox", "no-first-run", "hide-scrollbars", "force-prefers-reduced-motion")
+FLAGS += tuple(f"disable-{what}" for what in ("dev-shm-usage", "background-networking", "component-update", "sync"))
 
 
 @contextmanager
@@ -39,7 +30,7 @@ def chromium(width: int, height: int) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for flag in FLAGS:
-        options.add_argument(flag)
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -24,17 +24,8 @@ from hmsa_core.labels.thresholds.policy import WITHHELD, ClassPolicy
 from hmsa_core.taxonomy import ClassTable, cityscapes
 
 LINEAGE = {"teacher": "9f3c" * 16, "scales": [0.5, 1.0, 2.0], "flip": True, "precision": "fp32"}
-_MIXED = {
-    "rider": "person",
-    "wall": "building",
-    "fence": "vegetation",
-    "truck": "bus",
-    "motorcycle": "bicycle",
-    "terrain": "vegetation",
-    "traffic sign": "building",
-    "pole": "building",
-    "sidewalk": "road",
-}
+_MIXED = {"rider": "person", "wall": "building", "fence": "vegetation", "truck": "bus", "motorcycle": "bicycle"}
+_MIXED |= {"terrain": "vegetation", "traffic sign": "building", "pole": "building", "sidewalk": "road"}
 
 UInt8 = NDArray[np.uint8]
 
@@ -106,13 +97,8 @@ def _policy(table: ClassTable, right: NDArray[np.int64], all_: NDArray[np.int64]
             continue
         status = "measured" if kept[0] > 60_000 else "estimate" if kept[0] > 9_000 else "pooled"
         entries.append(ClassPolicy(name, int(enough[0]), status, {"blocks": 24}))
-    ThresholdPolicy(
-        table,
-        tuple(entries),
-        table=probabilities,
-        binding=binding(full_lineage(LINEAGE)),
-        settings={"target": 0.97, "floor": 0.8},
-    ).save(path)
+    made = {"table": probabilities, "binding": binding(full_lineage(LINEAGE))}
+    ThresholdPolicy(table, tuple(entries), **made, settings={"target": 0.97, "floor": 0.8}).save(path)
 
 
 def make_scenes(
@@ -146,10 +132,8 @@ def make_scenes(
             if coarse:
                 polygons = coarse_polygons(ids, instances, Rng(seed, "coarse", city, frame))
                 coarse_ids, _ = draw_cityscapes(picture.size, polygons)
-                human, coarse_path = (
-                    np.asarray(table.id_to_train[coarse_ids], np.uint8),
-                    f"gtCoarse/{name}_labelIds.png",
-                )
+                human = np.asarray(table.id_to_train[coarse_ids], np.uint8)
+                coarse_path = f"gtCoarse/{name}_labelIds.png"
                 (images / coarse_path).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(images / coarse_path), coarse_ids)
             writer.add(name, label, confidence, city=city, image_path=image_path, coarse_path=coarse_path, coarse=human)

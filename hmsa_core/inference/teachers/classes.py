@@ -86,7 +86,7 @@ def _by_names(source: Source, classes: ClassTable) -> dict[int, int]:
     ours = {name.lower(): i for i, name in enumerate(classes.classes)}
     strangers = [name for name in source.names if name.lower() not in ours]
     if strangers:
-        near = did_you_mean(strangers[0].lower(), ours, f"the classes are: {', '.join(classes.classes[:8])}, ...")
+        near = did_you_mean(strangers[0], classes.classes, f"the classes are: {', '.join(classes.classes[:8])}, ...")
         raise ConfigError(
             f"{source}: {len(strangers)} of its {len(source.names)} classes are none of {classes.name}, "
             f"the first: {strangers[0]!r} ({near})",
@@ -119,7 +119,7 @@ def _channels(source: Source, theirs: int | str) -> list[int]:
         return [number]
     known = f"it has {len(names)} classes: {', '.join(source.names[:8])}" if names else "it has numbers only"
     raise ConfigError(
-        f"{source.table_path}: the teacher has no class {theirs!r}: {did_you_mean(str(theirs).lower(), names, known)}"
+        f"{source.table_path}: the teacher has no class {theirs!r}: {did_you_mean(str(theirs), source.names, known)}"
     )
 
 
@@ -130,7 +130,7 @@ def _target(source: Source, ours: int | str, classes: ClassTable) -> int:
         return ours
     names = [name.lower() for name in classes.classes]
     if ours.lower() not in names:
-        near = did_you_mean(ours.lower(), names, f"the classes are: {', '.join(classes.classes)}")
+        near = did_you_mean(ours, classes.classes, f"the classes are: {', '.join(classes.classes)}")
         raise ConfigError(f"{source.table_path}: {classes.name} has no class {ours!r}: {near}")
     return names.index(ours.lower())
 

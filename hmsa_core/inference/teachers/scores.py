@@ -42,7 +42,7 @@ def read_scores(source: Source, name: str, channels: Sequence[str], size: tuple[
         InputError: damaged, another shape, no probabilities.
     """
     path = _file(source, name)
-    found = _as_float(path, _pictures(path, [one.lower() for one in channels]) if path.is_dir() else _array(path))
+    found = _as_float(path, _pictures(path, channels) if path.is_dir() else _array(path))
     if found.ndim != 3 or 0 in found.shape:
         raise InputError(f"{path}: has the shape {found.shape}, expected classes x height x width")
     _check_values(path, found)
@@ -57,11 +57,12 @@ def _file(source: Source, name: str) -> Path:
     return next((file for file in files if file.is_file()), source.path / name)
 
 
-def _pictures(folder: Path, names: list[str]) -> NDArray[np.generic]:
+def _pictures(folder: Path, names: Sequence[str]) -> NDArray[np.generic]:
+    lower = [name.lower() for name in names]
     found: dict[int, NDArray[np.generic]] = {}
     for path in sorted(folder.glob("*.png")):
         stem = path.stem.lower()
-        number = names.index(stem) if stem in names else int(stem) if stem.isdecimal() else len(names)
+        number = lower.index(stem) if stem in lower else int(stem) if stem.isdecimal() else len(names)
         if number >= len(names):
             known = f"the classes are: {', '.join(names[:8])}"
             raise InputError(f"{path}: no class is called {path.stem!r}: {did_you_mean(stem, names, known)}")

@@ -12,11 +12,10 @@ from pydantic import BaseModel
 
 from hmsa_core.config import Section
 from hmsa_core.data.spec import OnlyFor
-from hmsa_core.io.errors import ConfigError
 from pipeline import params as params_module
 from pipeline.params import PROFILES, Params, profile_file
 from pipeline.settings import annotated, differences, origins, other_settings, profile_text
-from pipeline.stages import TABLE, Stage
+from pipeline.stages import Stage
 from pipeline.strict_yaml import Document, read_yaml
 from tests.conftest import REPO
 
@@ -47,28 +46,22 @@ def test_the_written_params_of_a_profile_have_its_values(profile: str, tmp_path:
     assert len(profile_file(profile).read_text().splitlines()) <= 60
 
 
-def test_the_repositorys_own_params_are_those_that_init_writes_for_demo() -> None:
-    assert (REPO / "params.yaml").read_text() == profile_text("demo")
-
-
 def _fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     for name, info in section.model_fields.items():
         inner = params_module._models_in(info.annotation)
-        is_stage = section is Params and name in {row.section for row in TABLE}  # its row describes it
-        if not is_stage:
+        if not inner:  # a section is described by its class, those of stages by their row
             yield f"{section.__name__}.{name}", info
         for one in inner:
             yield from _fields(one)
 
 
-def test_every_field_of_every_section_describes_itself() -> None:
-    assert [name for name, info in _fields(Params) if not info.description] == []
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_written_params_hold_every_knob_with_its_explanation(profile: str, tmp_path: Path) -> None:
+    assert [name for name, info in _fields(Params) if not info.description] == []
     text = profile_text(profile)
-    written = {key for key in read_yaml(_write(tmp_path, text)).lines if not any(isinstance(k, int) for k in key)}
+    (tmp_path / "written.yaml").write_text(text, "utf-8")
+    lines = read_yaml(tmp_path / "written.yaml").lines
+    written = {key for key in lines if not any(isinstance(k, int) for k in key)}
 
     def wanted(section: BaseModel, at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for name, info in type(section).model_fields.items():
@@ -82,12 +75,6 @@ def test_the_written_params_hold_every_knob_with_its_explanation(profile: str, t
     for line in text.split("\ndata:")[1].splitlines():
         is_knob = re.match(r"^ +[a-z_]+: \S", line)
         assert not is_knob or re.search(r"\S  +# \S", line), line
-
-
-def _write(folder: Path, text: str) -> Path:
-    path = folder / "written.yaml"
-    path.write_text(text, "utf-8")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -164,8 +151,3 @@ def test_a_stage_that_brings_its_settings_in_its_row_gets_a_section() -> None:
     with pytest.raises(ValueError, match="leats") as wrong:
         section.model_validate(document.values)
     assert "unknown key; did you mean least?" in params_module.explain(wrong.value, document, section)
-
-
-def test_an_unknown_profile_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"huge\.yaml: cannot be read"):
-        Params.of_profile("huge")

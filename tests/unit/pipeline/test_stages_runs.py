@@ -24,6 +24,7 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from hmsa_core.labels.review import ReviewFile
 from hmsa_core.lineage import Lineage
 from hmsa_core.spec import InferSpec
+from hmsa_core.taxonomy import plain
 from pipeline.named_files import check_named_files
 from pipeline.results import summary_text
 from pipeline.stages import auto_infer, calibrate, evaluate, prepare, pseudo_label, runner, support, teacher_pretrain
@@ -106,6 +107,12 @@ def test_prepare_names_what_is_not_there(ws, key, value, words):
     if value == "/gone":
         assert told.value.hint == "correct data.target.root in params.yaml"
     assert "role learn" not in words or "data.roles.learn_splits" in told.value.hint
+
+
+def test_a_misspelt_class_is_answered_with_the_class_as_it_is_spelt(ws):
+    params = edited(ws, {"calibrate.overrides": {"raod": 0.9}}).params
+    with pytest.raises(ConfigError, match=r"calibrate\.overrides: no class is called 'raod'; did you mean Road\?"):
+        prepare._check_class_names(params, plain(["Road", "Sky"]))
 
 
 NOBODY_CALIBRATES = {"data.roles.calibrate": [], "teacher_train.validate_every": 0, "student_train.validate_every": 0}

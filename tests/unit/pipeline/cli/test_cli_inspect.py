@@ -41,11 +41,13 @@ def test_json_counts_kept_pixels(store: Path, inspect) -> None:
     assert (rider["predicted"], rider["kept"], rider["coverage"], rider["precision"]) == (50, 10, 20.0, None)
 
 
-def test_one_class_alone(store: Path, inspect) -> None:
+def test_one_class_alone(store: Path, inspect, said) -> None:
     found = inspect(store, "--threshold", "0.9", "--class", "RIDER", "--sort", "coverage")
     assert [row["name"] for row in found["classes"]] == ["rider"]
     assert found["kept"] == 10
     assert [row["name"] for row in found["most_affected"]] == ["unsure"]
+    told = said("inspect", store, "--threshold", "0.9", "--sort", "coverage", "--class", "rider", "--limit", "1").out
+    assert any(line.endswith("with rider, by coverage") for line in told.splitlines()), "on one line"
 
 
 def test_two_thresholds_side_by_side_show_what_the_step_costs(store: Path, inspect) -> None:

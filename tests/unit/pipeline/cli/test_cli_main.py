@@ -18,6 +18,7 @@ from pipeline.cli.main import COMMANDS, main
         (["export", "A", "B", "--format", "gif"], "'gif'"),
         (["models", "forget"], "'forget'"),
         (["predict", "a.png", "--out", "b", "--checkpoint", "c", "--threads", "0"], "'0' is not a whole number"),
+        (["predict", "a.png", "--out", "b", "--checkpoint", "c", "--scales", "a,b"], "'a,b' is not a list of numbers"),
         (["serve", "STORE", "--port", "99999"], "'99999' is not a port from 0 to 65535"),
     ],
 )

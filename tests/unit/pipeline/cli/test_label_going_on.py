@@ -123,6 +123,8 @@ def test_what_took_the_place_of_a_deleted_store_is_never_touched(folder, tmp_pat
     (out / file).write_bytes(b"dear")
     assert label(folder, out) == 2
     assert "exists and is no label store" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "store.work")
+    assert label(folder, out) == 2
     assert folder_bytes(out) == {file: b"dear"}
 
 

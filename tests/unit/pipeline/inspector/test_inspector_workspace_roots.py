@@ -52,25 +52,16 @@ def test_without_workspace_or_calibration_nothing_is_said(own_scenes: Scenes, ra
     assert calibration_policy(raw) == (None, "")
 
 
-def test_the_image_list_has_its_title_on_one_line(raw: Path, said) -> None:
-    told = said("inspect", raw, "--threshold", "0.9", "--sort", "coverage", "--class", "car", "--limit", "1")
-    assert any(line.endswith("with car, by coverage") for line in told.out.splitlines())
-
-
 def test_a_policy_of_a_workspace_is_saved_where_dvc_watches_and_named_as_params_want_it(raw: Path) -> None:
     root = raw.parents[1]
     target = policy_target(raw)
     assert target == root / "policies/raw.json"
     session = Session(raw, policy=root / "calibration/policy.json", save_to=target)
+    session.draw_audit(session.cuts(), per_class=1, seed=0, classes=[])
+    assert list(root.rglob("*.audit.json")) == [raw.with_name("raw.audit.json")], "neither an output nor watched"
     path, _ = session.save_policy(session.cuts("0.9"))
     assert policy_setting(raw, path) == "policies/raw.json"
     assert policy_target(raw, path) == root / "policies/raw-2.json", "never over the one it starts from"
     assert policy_setting(raw, root.parent / "elsewhere.json") == str(root.parent / "elsewhere.json")
     (root / "dvc.yaml").unlink()
     assert policy_target(raw) is None
-
-
-def test_an_audit_lies_neither_among_outputs_nor_among_watched_policies(raw: Path) -> None:
-    session = Session(raw, policy=raw.parents[1] / "calibration/policy.json")
-    session.draw_audit(session.cuts(), per_class=1, seed=0, classes=[])
-    assert list(raw.parents[1].rglob("*.audit.json")) == [raw.with_name("raw.audit.json")]
