@@ -294,7 +294,7 @@ def test_another_file_of_trunk_weights_is_another_training(ws, monkeypatch):
 @pytest.mark.parametrize(("key", "refused"), [("data.target.max_bad", True), ("evaluate.draws", False)])
 def test_parameters_that_changed_while_a_stage_ran_are_never_recorded_as_its_own(ws, monkeypatch, key, refused):
     whole_run = prepare.run
-    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or edited(of, {key: 0.4 if refused else 99}))
+    monkeypatch.setattr(prepare, "run", lambda of: whole_run(of) or edited(of, {key: 0.4 if refused else 999}))
     told = pytest.raises(ConfigError, match=r"params\.yaml: data\S* was changed while prepare ran")
     with told if refused else nullcontext():
         runner.run_stage(ws, "prepare")  # dvc records nothing of a stage that failed
