@@ -104,8 +104,8 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
     A class whose code is the measured policy's keeps its entry with all evidence; another one becomes
     "given" (or "withheld"), and says what it was before.
     """
-    settings: dict[str, Any] = {"chosen_by": "user"} | ({"threshold": cuts.threshold} if cuts.threshold else {})
-    before = measured.entries if measured is not None else [None] * len(classes.classes)
+    settings: dict[str, Any] = {"chosen_by": "user"} | ({} if cuts.threshold is None else {"threshold": cuts.threshold})
+    before: Sequence[ClassPolicy | None] = measured.entries if measured else [None] * len(classes.classes)
     entries = tuple(map(_chosen, classes.classes, cuts.codes.tolist(), before))
     if measured is None:
         return ThresholdPolicy(classes, entries, settings=settings)
