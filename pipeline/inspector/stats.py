@@ -105,7 +105,7 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
     "given" (or "withheld"), and says what it was before.
     """
     settings: dict[str, Any] = {"chosen_by": "user"} | ({} if cuts.threshold is None else {"threshold": cuts.threshold})
-    before: Sequence[ClassPolicy | None] = measured.entries if measured else [None] * len(classes.classes)
+    before: Sequence[ClassPolicy | None] = measured.entries if measured else (None,) * len(classes.classes)
     entries = tuple(map(_chosen, classes.classes, cuts.codes.tolist(), before))
     if measured is None:
         return ThresholdPolicy(classes, entries, settings=settings)
