@@ -109,8 +109,8 @@ def to_policy(cuts: Cuts, classes: ClassTable, measured: ThresholdPolicy | None)
     entries = tuple(map(_chosen, classes.classes, cuts.codes.tolist(), before))
     if measured is None:
         return ThresholdPolicy(classes, entries, settings=settings)
-    settings, known = measured.settings | settings, {"binding": measured.binding, "evidence": measured.evidence}
-    return ThresholdPolicy(classes, entries, table=measured.table, settings=settings, **known)
+    known: dict[str, Any] = {"binding": measured.binding, "evidence": measured.evidence}
+    return ThresholdPolicy(classes, entries, table=measured.table, settings=measured.settings | settings, **known)
 
 
 def _chosen(name: str, code: int, before: ClassPolicy | None) -> ClassPolicy:
