@@ -310,12 +310,13 @@ def _pays(params: Params) -> Ablation:
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
     trainings |= {name: from_teacher((change,), kinds["t0"]) for name, change in _LEVERS.items()}
-    # From the trunk's own weights, so that nothing is inherited from the teacher's errors.
-    trainings |= {f"fresh-{name}": replace(trainings[name], start="pretrain") for name in ("control", "truth", "t0")}  # type: ignore[type-var]
+    # The teacher's own training with auto-labels in it: nothing is inherited from its errors.
+    fresh = {"control": None, "truth": kinds["truth"], "t0": kinds["t0"], "teach": kinds["teach"]}
+    trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
         *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
-        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
+        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "teach")),
         *((name, "t0") for name in _LEVERS),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
         ("rare", "teach"),

@@ -39,6 +39,7 @@ _SCALES = ((0.1, 0.2), (0.2, 0.25), (0.4, 0.3), (0.6, 0.25))  # of the allowed e
 # How the guess may be meant: its power, the draws that it is worth, and the weight of that reading.
 _READINGS = ((1.0, 300.0, 0.35), (0.5, 30.0, 0.3), (0.5, 4.0, 0.15))
 _PSEUDO = 20.0  # draws that plan the very first ones
+_UNLIKELY = 3.0  # nats of likelihood below the best explanation: answers speak against it
 
 
 def closest(n: Floats, wrong: Floats, shares: Floats, allowed: Floats | float) -> Floats:
@@ -78,6 +79,7 @@ class Turn(NamedTuple):
     cut: NDArray[np.int64]  # the cut that they are for
     band: NDArray[np.int64]  # the band to draw from
     needed: Floats  # draws until it is certified, as far as known; inf = hopeless or finished
+    may_be_good: Bools  # the answers do not speak against a third of the allowed error
     gain: Floats  # share of the class's pixels that its certificate would add
 
 
@@ -197,14 +199,18 @@ class SequentialTest:
         band = np.argmax(np.take_along_axis(speed, at[..., None], axis=-2)[..., 0, :], axis=-1)
         had = np.take_along_axis(self.coverage, np.maximum(lowest, 0)[..., None], -1)[..., 0]
         gain = np.take_along_axis(self.coverage, at, -1)[..., 0] - np.where(lowest >= 0, had, 0.0)
-        return Turn(cut, band, np.take_along_axis(needed, at, -1)[..., 0], gain)
+        inside = np.take_along_axis(self._shares, at[..., None], axis=-2)[..., 0, :] > 0
+        seen, good = (n * inside).sum(-1), np.asarray((1 - self.target) / 3)
+        error = np.maximum((wrong * inside).sum(-1) / np.maximum(seen, 1), good)
+        may_be_good = seen * divergence(error, good) < _UNLIKELY
+        return Turn(cut, band, np.take_along_axis(needed, at, -1)[..., 0], may_be_good, gain)
 
     def pick(self, turn: Turn, n: Floats, best: Floats, left: Floats | float) -> NDArray[np.int64]:
         """The class that the next draws are for, (...), -1 where none is worth the `left` draws.
 
         Classes without a certificate come first, the nearest first; then the looks at those that seem hopeless; then
-        classes that need more than is left, as far as known, for few answers tell that badly; then lower cuts, by
-        the pixels that a draw brings.
+        classes that need more than is left, as far as known, for few answers tell that badly; then those that seem
+        hopeless by bad luck alone; then lower cuts, by the pixels that a draw brings.
         """
         has = self.levels(best)[1].any(-1)
         most = np.asarray(left)[..., None]
@@ -214,6 +220,8 @@ class SequentialTest:
         cost = np.where(unseen & ~np.isfinite(cost), 1e6, cost)
         far = ~has & ~unseen & (turn.needed > most) & (turn.needed <= _STRETCH * most)
         cost = np.where(far, 1.5e6 + turn.needed, cost)
+        unlucky = ~has & ~np.isfinite(cost) & self._real.any(-1) & turn.may_be_good
+        cost = np.where(unlucky, 1.9e6, cost)
         chosen = np.argmin(cost, axis=-1)
         is_any = np.isfinite(np.take_along_axis(cost, chosen[..., None], -1)[..., 0]) & (np.asarray(left) >= 1)
         return np.asarray(np.where(is_any, chosen, -1))

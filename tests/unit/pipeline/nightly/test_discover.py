@@ -16,7 +16,7 @@ from tests.support.photographs import photographs, work_over
 def test_new_images_copies_near_copies_and_missing_ones_are_told_apart(tmp_path: Path) -> None:
     root = photographs(tmp_path / "photographs", "abcde", "gh", "extra", 0, (96, 64))
     bare_workspace(tmp_path / "ws", "tiny")
-    ws = work_over(tmp_path / "ws", root, "extra", calibrate="c, d", report="e")
+    ws = work_over(tmp_path / "ws", root, "extra", calibrate="cd", report="e")
     assert discover(ws)["sentence"] == "first run: 7 images in the target folder"
     prepare.run(ws)
     folder = root / "images/extra"
