@@ -425,7 +425,7 @@ def _bands(counts: Counts, errors: Floats, target: float) -> list[dict[str, Any]
     for high, low in zip([NUM_CODES, *cuts], cuts, strict=False):
         pixels = int(counts[low:high].sum())
         guess = float(np.dot(counts[low:high], errors[low:high]) / pixels)
-        # The surest half stays a cut of its own, and the surest pixels where the target seems far: a guess may be wrong.
+        # The guess may be wrong: the surest half stays a cut of its own, the surest pixels where the target seems far.
         may_grow = len(bands) > 1 or (len(bands) == 1 and coverage[low] <= 0.5 and guess <= 1 - target)
         if may_grow and _alike(bands[-1]["guess"], guess, (1 - target) / 20):
             last, both = bands[-1], bands[-1]["pixels"] + pixels
