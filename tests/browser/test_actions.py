@@ -99,7 +99,7 @@ def test_a_review_by_keyboard_takes_one_key_an_image_and_the_last_mark_can_be_ta
         page.control("z")
         page.until(lambda: page.image() == order[3])
         page.keys("F")
-        page.until(lambda: page.image() == order[4])
+        page.until(lambda: page.image() == order[4] and order[4] in page.browser.current_url)
         page.browser.refresh()  # the window's own marks outlive it
         page.until(lambda: page.image() == order[4])
         other = ReviewFile(store)
