@@ -142,7 +142,7 @@ class _Reader:
             return str(node.value)  # quoted: always text
         try:
             if node.tag not in ("tag:yaml.org,2002:str", "!"):
-                raise ValueError(f"tags such as {node.tag} are not used here")
+                raise ValueError(f"the YAML tag {node.tag} is not supported: write the plain value")
             return _plain(str(node.value))
         except ValueError as error:
             line = node.start_mark.line + 1

@@ -222,7 +222,8 @@ def _opened(path: Path, max_pixels: int, sha256: str) -> IO[bytes]:
             raise IntegrityError(f"{path}: has {size} bytes now, its recorded SHA-256 was {sha256}", hint=_CHANGED)
         if not size:
             raise DecodeError(f"{path}: the file is empty", reason="truncated")
-        raise DecodeError(f"{path}: {size} bytes, more than the {most} that are read", reason="too-large")
+        told = f"{path}: the file has {size} bytes, at most {most} are allowed"
+        raise DecodeError(told, reason="too-large", hint="save it in fewer bytes")
     except BaseException:
         file.close()
         raise

@@ -137,7 +137,8 @@ def label_reader(classes: ClassTable, *, colours: bool = False) -> LabelReader:
     known: dict[tuple[int, int, int], int] = {(0, 0, 0): IGNORE}
     for number, colour in enumerate(classes.colours):
         if known.setdefault(colour, number) not in (number, IGNORE):
-            raise ConfigError(f"{classes.name}: two classes have the colour {colour}: labels cannot be told by colour")
+            told = f"{classes.name}: two classes have the colour {colour}, so a label's colour names no single class"
+            raise ConfigError(told, hint="give each class its own colour, or give labels of ids")
         known[colour] = number
     keys = np.array([(r << 16) | (g << 8) | b for r, g, b in known], np.int32)
     values = np.array(list(known.values()), np.uint8)

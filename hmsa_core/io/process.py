@@ -149,8 +149,8 @@ def run_child(
     """Run a child that dies with us, forward a stop request to it, and return its exit status.
 
     The child leads a process group of its own: a signal to ours (Ctrl-C in a terminal) reaches it once, through us. A
-    second signal would end it before its progress is saved. After a stop the others of its group are waited for as
-    well: dvc dies at once, the stage below it saves.
+    second signal would end it before its progress is saved. After a stop, the other processes of its group are
+    waited for as well: dvc exits at once, but its stage still saves.
 
     After a stop the child has `grace_s` seconds to save its progress; then it is killed, with its group. It is killed
     too when a second signal ends us at once.

@@ -316,7 +316,7 @@ def _fetch(url: str, cached: Path) -> None:
             if _object(url, request(url, lambda fs: fs.info(url))) != cached:
                 raise IntegrityError(f"{url}: has changed since it was listed", hint=_CHANGED)
     except FileNotFoundError as error:
-        raise IntegrityError(f"{url}: is gone since it was listed", hint=_CHANGED) from error
+        raise IntegrityError(f"{url}: was removed after it was listed", hint=_CHANGED) from error
     except OSError as error:
         raise translate_os_error(error, "filling the cache at") from error
     finally:

@@ -219,7 +219,8 @@ def _check_submission(name: str, label: Labels) -> None:
     if label.shape != _SUBMISSION_SIZE:
         raise InputError(f"{name}: a submission's labels are {_SUBMISSION_SIZE}, this one is {label.shape}")
     if (label == IGNORE).any():
-        raise InputError(f"{name}: has ignored pixels, a submission needs a class at every pixel")
+        told = f"{name}: has ignored pixels, a submission needs a class at every pixel"
+        raise InputError(told, hint="give a store that `autolabel label` wrote")
 
 
 class _ExportFolder:

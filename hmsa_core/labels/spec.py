@@ -87,7 +87,7 @@ class PairRule(Section):
     @model_validator(mode="after")
     def _two_classes(self) -> PairRule:
         if self.human.lower() == self.teacher.lower():
-            raise ValueError(f"a rule is about two classes, found {self.human!r} for both human and teacher")
+            raise ValueError(f"human and teacher of a rule must be different classes, both are {self.human!r}")
         return self
 
 

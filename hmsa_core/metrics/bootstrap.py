@@ -102,7 +102,7 @@ def bootstrap_difference(
 
 
 def difference_of(one: Floats, other: Floats) -> Floats:
-    """(..., C + 1): by class, and the mean over the classes that both have."""
+    """IoU of `one` minus `other`, (..., C + 1): per class, then the mean over the classes scored in both."""
     return _with_mean((one - other)[..., :-1])
 
 

@@ -364,5 +364,6 @@ def own_labels(model: MultiScaleModel, images: UInt8, scales: Sequence[float]) -
     pixels = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32))
     logits = model.predict(pixels, scales).logits
     if not logits.isfinite().all():
-        raise CheckpointError("the model's scores are not finite", hint="check the checkpoint")
+        hint = "train this checkpoint again, or give another one"
+        raise CheckpointError("the checkpoint's scores are NaN or infinite", hint=hint)
     return logits.argmax(1).to(torch.uint8).numpy()

@@ -186,7 +186,7 @@ def _batches(pictures: Sequence[_Picture]) -> list[NDArray[np.uint8]]:
 def _compare(
     graph: Any, pictures: Sequence[_Picture], ours: Sequence[NDArray[np.uint8]], options: RunOptions, told: str
 ) -> float:
-    """Print agreement, and mIoU where labels are known; return the share of pixels with our own label."""
+    """Print agreement, and mIoU where labels are known; return the share of pixels whose label equals `ours`."""
     import numpy as np
 
     from hmsa_core.metrics import confusion_counts, iou_of, mean_iou_of

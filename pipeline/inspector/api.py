@@ -335,7 +335,7 @@ class Page:
 
 
 def _error_page(error: ConfigError, query: Sequence[tuple[str, str]]) -> Response:
-    """400 for an address that asks for something that does not exist, with links to its neighbours."""
+    """Error page (status 400) for an invalid address, with links to the nearest thresholds on the grid."""
     links = ""
     if isinstance(error, OffGridError):
         for near in error.neighbours:

@@ -104,7 +104,8 @@ class Registry:
                 raise IntegrityError(wrong, hint=f"`autolabel models register {self.folder / other}` writes it anew")
         if len(hits) != 1:
             known = ", ".join(v.name for v in versions) or "none"
-            raise InputError(f"no single version {name!r} in {self.folder} (registered: {known})", hint=_REGISTER)
+            wrong = f"expected one version named {name!r} in {self.folder}, found {len(hits)}"
+            raise InputError(f"{wrong} (registered: {known})", hint=_REGISTER)
         return hits[0]
 
     def history(self) -> list[dict[str, Any]]:
@@ -363,7 +364,7 @@ def version_damage(folder: Path) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A version's record.json; one that is torn, or whose figures cannot be told, is an IntegrityError."""
+    """Read a version's record.json; an IntegrityError if the file is damaged or one of its numbers is invalid."""
     record = atomic.read_json(path)
     if not isinstance(record.get("number"), int):
         raise IntegrityError(f"{path}: number is {record.get('number')!r}, expected a whole number")

@@ -238,9 +238,9 @@ class SequentialTest:
 
 
 def choose_start(kept: Floats, guess: Floats, target: float, delta: float) -> int:
-    """Cut at which a class with bands `kept` and guesses `guess`, (B,) each, starts.
+    """Index of the cut at which a class starts; per band, (B,): `kept` pixels and `guess` of the error rate.
 
-    The lowest one that is expected to need at most half as many draws again as the cheapest.
+    The lowest cut whose expected number of draws is at most 1.5 times the least of any cut; 0 where none can pass.
     """
     error = np.maximum(np.cumsum(kept * guess) / np.cumsum(kept), (1 - target) / 10)
     allowed = 1 - target

@@ -27,7 +27,7 @@ def test_rules_come_from_plain_lists_as_in_yaml() -> None:
     assert config.rules == (PairRule(human="wall", teacher="fence", action="teacher"),)
     with pytest.raises(ValidationError):
         MergeConfig.model_validate({"rules": [{"human": "wall", "teacher": "fence", "action": "guess"}]})
-    with pytest.raises(ValidationError, match="a rule is about two classes"):
+    with pytest.raises(ValidationError, match="must be different classes"):
         MergeConfig.model_validate({"rules": [{"human": "Wall", "teacher": "wall", "action": "human"}]})
     with pytest.raises(ValidationError):
         MergeConfig.model_validate({"win_rate": 0.4})

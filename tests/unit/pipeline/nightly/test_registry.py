@@ -257,13 +257,13 @@ def test_a_repair_is_nobodys_word_against_a_model_and_a_rollback_stands(registry
 def test_a_reference_champion_that_is_gone_is_named_with_the_command_for_another(registry: Registry, models) -> None:
     first, second = _promoted(registry, "ab")
     shutil.rmtree(first.path)
-    with pytest.raises(InputError, match=r"champion\.json: no single version") as error:
+    with pytest.raises(InputError, match=r"champion\.json: expected one version") as error:
         registry.champion()
     assert "autolabel models pin" in error.value.hint
     for option in ([], ["--json"]):
         told = models("list", *option)
         assert second.name in told.out, "models are listed all the same"
-        assert f"no single version '{first.name}'" in told.err
+        assert f"expected one version named '{first.name}'" in told.err
         assert "autolabel models pin VERSION" in told.err
     models("pin", second.name)
     assert registry.champion() == second
@@ -336,7 +336,7 @@ def test_the_command_lists_and_refuses_in_one_line(registry: Registry, tmp_path:
     atomic.write_json(version.path / "record.json", version.record | {"metrics": {"mean_iou": None}})
     assert f"{version.name}  mIoU      ?" in models("list").out
     refused = models("promote", "models/student", status=3).err
-    assert refused.startswith("error: no single version 'models/student'")
+    assert refused.startswith("error: expected one version named 'models/student'")
     assert "autolabel models register DIR" in refused
     other = registry.register(checkpoint(tmp_path / "teacher", b"b"))
     assert f"{other.name}  mIoU      ?  teacher\n" in models("list").out, "the folder that it was copied from"
