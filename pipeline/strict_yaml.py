@@ -119,7 +119,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stub
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(
-                None, None, "anchors and aliases (&, *) are not used here: write the value out", event.start_mark
+                None, None, "anchors and aliases (&, *) are not supported: write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
 

@@ -297,7 +297,9 @@ def softmax(scores: Any) -> Float32:
 
 def _check_finite(probabilities: Float32) -> None:
     if not np.isfinite(probabilities).all():
-        raise HmsaError("the model's scores are not finite", hint="check the checkpoint, or use precision fp32")
+        raise HmsaError(
+            "the model's scores are NaN or infinite", hint="use precision fp32, or train the checkpoint again"
+        )
 
 
 class Window(NamedTuple):
