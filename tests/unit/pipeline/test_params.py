@@ -134,7 +134,7 @@ def _mutate(text: str, rng: random.Random) -> str:
 # After file and line: a key with what was expected and what is there, or what is wrong with the YAML itself.
 _OF_A_KEY = re.compile(
     r":\d+: .+?: (expected .+, found .+|unknown key; (did you mean|the keys here are:) .+|missing( \(.+)?"
-    r"|unknown (loss|trunk).+|\w+ must not .+|global_batch .+|tags such as .+|.+ is too large for a number)"
+    r"|unknown (loss|trunk).+|\w+ must not .+|global_batch .+|the YAML tag .+|.+ is too large for a number)"
 )
 _OF_THE_TEXT = re.compile(
     r"(:\d+: (expected .+, (but )?(found|got) .+|found .+|anchors .+|\S+ is given twice .+)"
