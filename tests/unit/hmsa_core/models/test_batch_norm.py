@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as TorchFunction
 
 from hmsa_core.models import MultiScaleModel, build
 from hmsa_core.models.batch_norm import Norm, normalise, synchronise
@@ -44,12 +45,57 @@ def batch_norm_backward_elemt(by_y: Tensor, x: Tensor, mean: Tensor, invstd: Ten
     return (by_y - column(total / counts.sum()) - along) * column(invstd * weight)
 
 
+def batch_norm_gather_stats_with_counts(
+    x: Tensor,
+    mean_RC: Tensor,
+    invstd_RC: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+    counts_R: Tensor,
+) -> tuple[Tensor, Tensor]:
+    share, total = (counts_R / counts_R.sum()).view(-1, 1), float(counts_R.sum())
+    found = (share * mean_RC).sum(0)
+    spread = (share * (invstd_RC.pow(-2) - eps + (mean_RC - found).square())).sum(0)
+    mean.mul_(1 - momentum).add_(found, alpha=momentum)
+    variance.mul_(1 - momentum).add_(spread, alpha=momentum * total / (total - 1))
+    return found, (spread + eps).rsqrt()
+
+
+KERNELS = (
+    batch_norm_stats,
+    batch_norm_elemt,
+    batch_norm_backward_reduce,
+    batch_norm_backward_elemt,
+    batch_norm_gather_stats_with_counts,
+)
+
+
+class TorchSynced(nn.BatchNorm2d):
+    """torch.nn.SyncBatchNorm without its refusal of CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        given = (self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum)
+        out: Tensor = TorchFunction.apply(x, *given, dist.group.WORLD, dist.get_world_size())
+        return out
+
+
+def as_torch_does(model: MultiScaleModel) -> MultiScaleModel:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = TorchSynced
+    return model
+
+
 def on_two_ranks(job: Callable[[Ranks], None]) -> None:
     """Run the job on two ranks on the CPU, with the kernels that only GPUs have written out."""
 
     def with_kernels(ranks: Ranks) -> None:
         library = torch.library.Library("aten", "IMPL", "CPU")
-        for kernel in (batch_norm_stats, batch_norm_elemt, batch_norm_backward_reduce, batch_norm_backward_elemt):
+        for kernel in KERNELS:
             library.impl(kernel.__name__, kernel)
         job(ranks)
         del library
@@ -90,18 +136,20 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_network_on_two_ranks_computes_what_one_process_does_with_the_crops_of_both(checkpointing: bool) -> None:
+def test_a_network_on_two_ranks_computes_what_torchs_own_and_one_process_with_all_crops_do(checkpointing: bool) -> None:
     def job(ranks: Ranks) -> None:
-        own, plain = network(activation_checkpointing=checkpointing), network()
+        own, plain, torchs = network(activation_checkpointing=checkpointing), network(), as_torch_does(network())
         found = passes_of(DdpReplicas(synchronise(own), ranks), own, images_of(ranks.rank))
+        by_torch = passes_of(DdpReplicas(torchs, ranks), torchs, images_of(ranks.rank))
         together = [torch.cat(both) for both in zip(images_of(0), images_of(1), strict=True)]
         expected = passes_of(Replicas(plain), plain, together)
         for index in range(2):
             expected[f"output {index}"] = expected[f"output {index}"][2 * ranks.rank :][:2]
-        assert found.keys() == expected.keys()
         assert len(found) > 100
-        bad = {name: apart(found[name], expected[name]) for name in found if apart(found[name], expected[name]) > 1e-10}
-        assert not bad, bad
+        for other in (by_torch, expected):
+            assert found.keys() == other.keys()
+            bad = {name: apart(found[name], other[name]) for name in found if apart(found[name], other[name]) > 1e-10}
+            assert not bad, bad
 
     on_two_ranks(job)
 
