@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="CamVid's folder")
     parser.add_argument("out", type=Path, help="folder of the new workspace; the pictures lie beside it, in OUT-scene")
     parser.add_argument("--variant", default="default", choices=("default", "drive_shift"))
+    parser.add_argument("--arrives", metavar="DRIVE", help="drive without fine labels; only its report pictures judge")
     parser.add_argument("--fine", type=int, required=True, help="fine labels that stay")
     parser.add_argument("--height", type=int, default=_HEIGHT, help="pixels; 360 = as it is")
 
@@ -44,9 +45,13 @@ def run(args: argparse.Namespace) -> int:
     splits = atomic.read_json(args.source / "splits.json")
     lists = splits[args.variant]
     whole = sorted(lists["fine"])
-    if not 1 <= args.fine <= len(whole):
-        raise ConfigError(f"--fine {args.fine}: {args.variant} has {len(whole)} fine labels")
-    kept = {whole[i] for i in np.linspace(0, len(whole) - 1, args.fine).round().astype(int)}
+    usable = [name for name in whole if not (args.arrives and name.startswith(args.arrives))]
+    if not 1 <= args.fine <= len(usable):
+        raise ConfigError(f"--fine {args.fine}: {len(usable)} fine labels can stay")
+    kept = {usable[i] for i in np.linspace(0, len(usable) - 1, args.fine).round().astype(int)}
+    if args.arrives:
+        judged = [name for name in lists["selection"] if name.startswith(args.arrives)]
+        lists["guard"], lists["selection"] = sorted({*lists["guard"], *lists["selection"]} - {*judged}), judged
     freed = sorted(set(whole) - kept)
     lists["fine"], lists["unlabelled"] = sorted(kept), sorted({*lists["unlabelled"], *freed})
     lists["coarse"] = lists["unlabelled"]

@@ -32,10 +32,9 @@ from hmsa_core.models.model import MultiScaleModel
 from hmsa_core.models.passes import ScalePass, resolve_kind
 from hmsa_core.models.rows import Size, block_rows
 from hmsa_core.runtime.memory import is_out_of_memory, release_memory
-from hmsa_core.runtime.ranks import JobContext
+from hmsa_core.runtime.ranks import DTYPES, JobContext
 
 _LOG = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_PIXELS = 1 << 22  # larger images are tiled; Cityscapes has 2.1, Mapillary at long edge 2177 about 3.6 million
 TILE = 2048  # pixels; side of the tiles of such images
 _SMALLEST = 256

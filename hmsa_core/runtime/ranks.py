@@ -23,6 +23,7 @@ from hmsa_core.io.process import StopRequest
 from hmsa_core.runtime.progress import JsonLog, Progress
 
 T = TypeVar("T")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of control messages: the last shard of one rank may take most of a day, and dead ranks are the agent's business.
 _PATIENCE = datetime.timedelta(days=7)
 

@@ -24,7 +24,7 @@ from hmsa_core.models.heads import PixelHeads
 from hmsa_core.models.model import start_for_softmax
 from hmsa_core.models.options import ModelOptions
 from hmsa_core.models.pretrained import load_trunk_weights
-from hmsa_core.runtime.ranks import JobContext, Ranks
+from hmsa_core.runtime.ranks import DTYPES, JobContext, Ranks
 from hmsa_core.spec import TrainSpec
 
 CHOICE = "runtime.json"
@@ -32,7 +32,6 @@ _CROP = (128, 192)  # pixels; larger crops are timed at this size
 _BATCH = 2
 _SECONDS = 2.0  # of timing, for all candidates together
 _MARGIN = 0.95  # of the time of the usual choice: another one has to be clearly faster
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COARSEST = 32  # pixels a position of HRNet's coarsest grid stands for
 
 

@@ -21,11 +21,11 @@ from hmsa_core.losses import LossParts, training_loss
 from hmsa_core.models import MultiScaleModel
 from hmsa_core.models.batch_norm import SyncedBatchNorm
 from hmsa_core.runtime.memory import is_out_of_memory, largest_fitting_crop, out_of_memory_error, release_memory
-from hmsa_core.runtime.ranks import Ranks
+from hmsa_core.runtime.ranks import DTYPES, Ranks
 from hmsa_core.training.data import PassBatch, Timeline, passes_a_step
 from hmsa_core.training.figures import Meters, Verdict
 from hmsa_core.training.parallel import replicate
-from hmsa_core.training.recipe import DTYPES, RunningAverage, learning_rate, make_optimiser, seed_torch, set_training
+from hmsa_core.training.recipe import RunningAverage, learning_rate, make_optimiser, seed_torch, set_training
 from hmsa_core.training.state import Snapshot, optimiser_tensors
 
 

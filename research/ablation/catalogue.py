@@ -13,7 +13,7 @@ from research.ablation.plan import Ablation, Labels, Row, Training
 
 __all__ = ["NAMES", "camvid_variant", "make_ablation", "named_variant", "setting"]
 
-NAMES = ("scales", "labels", "reasons", "threshold", "merging", "losses", "pays", "camvid-table")
+NAMES = ("scales", "attention", "labels", "reasons", "threshold", "merging", "losses", "pays", "camvid-table")
 SETS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 PAIRS = ((0.25, 1.0), (1.0, 2.0))  # with {0.5, 1}: what one more scale brings into an average
 Changes = tuple[tuple[str, Any], ...]
@@ -39,6 +39,7 @@ def make_ablation(name: str, params: Params) -> Ablation:
     """
     makers = {
         "scales": _scales,
+        "attention": _attention,
         "labels": _labels,
         "reasons": _reasons,
         "threshold": _threshold,
@@ -104,6 +105,40 @@ def _scales(params: Params) -> Ablation:  # noqa: ARG001 - the same for every pr
         *((f"average-{pair}", "single-1") for pair in ("0.25-1", "0.5-1", "1-2")),
     )
     return Ablation("scales", "Fusing scales", "teacher-pretrain", rows, differences)
+
+
+def _attention(params: Params) -> Ablation:
+    """Attention against averaging with a pretrained trunk, and what could explain the difference.
+
+    `averaged`: the scales of the hierarchical training, averaged. So the way of fusing is told apart from what the
+    training makes of each scale. The others change one thing of the hierarchical training.
+    """
+    rate, factor = params.teacher_train.optimiser.lr, params.teacher_train.optimiser.trunk_factor
+    changes: dict[str, Changes] = {
+        "joint": (("loss.per_scale_weight", 0.0),),
+        "three": (("model.train_scales", SETS[1]),),
+        "head": (("optimiser.lr", 2 * rate), ("optimiser.trunk_factor", factor / 2)),
+    }
+    rows = [
+        *scale_rows("single", "single", ((1.0,),), mode="single"),
+        *scale_rows("average", "single", SETS[1:], mode="average"),
+        *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS)),
+        *scale_rows("averaged", "hierarchical", SETS[1:2], mode="average"),
+        *scale_rows("explicit", "explicit", SETS[1:2]),
+    ]
+    for name, change in changes.items():
+        rows += scale_rows(name, "hierarchical", ((1.0,), SETS[1]), changes=change)
+        rows += scale_rows(f"{name}-averaged", "hierarchical", SETS[1:2], mode="average", changes=change)
+    three = "0.5-1-2"
+    differences = (
+        *((f"{name}-{three}", f"average-{three}") for name in ("hierarchical", "averaged", "explicit", *changes)),
+        *((f"{name}-{three}", f"hierarchical-{three}") for name in changes),
+        (f"hierarchical-{three}", f"averaged-{three}"),
+        ("hierarchical-1", "single-1"),
+        (f"hierarchical-0.25-{three}", f"hierarchical-{three}"),
+        *((f"{name}-{three}", f"{name}-averaged-{three}") for name in changes),
+    )
+    return Ablation("attention", "Attention with a pretrained trunk", "teacher-pretrain", tuple(rows), differences)
 
 
 def _labels(params: Params) -> Ablation:

@@ -44,9 +44,9 @@ from tests.support.nightly import (
     store_bytes,
     task_runs,
     up,
-    wait_for,
     worker_log,
 )
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(2400)]
 

@@ -32,10 +32,9 @@ from tests.support.nightly import (
     store_bytes,
     task_runs,
     up,
-    wait_for,
     worker_log,
 )
-from tests.support.waiting import crowd
+from tests.support.waiting import crowd, wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3600)]
 

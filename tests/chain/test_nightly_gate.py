@@ -17,7 +17,8 @@ from pipeline.nightly.gatekeeper import apply_verdict, recipe_digest
 from pipeline.nightly.registry import Registry
 from pipeline.workspace import Workspace
 from tests.support.chain import environment, run
-from tests.support.nightly import artifacts_of, finish, start, wait_for
+from tests.support.nightly import artifacts_of, finish, start
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -18,8 +18,9 @@ import pytest
 from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import TrainSpec, save_spec
 from tests.support.jobs import last_logged_step, processes_of
-from tests.support.netns import Nodes, needs_namespaces, network, wait_for
+from tests.support.netns import Nodes, needs_namespaces, network
 from tests.support.training import train_spec, write_data
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.chain, needs_namespaces]
 

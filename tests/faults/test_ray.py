@@ -299,11 +299,11 @@ list(Engine("ray").map(work, sys.argv[1:], what="waits"))
 """
     env = os.environ | {"PYTHONPATH": str(REPO), "RAY_MARK": str(tmp_path)}  # every process inherits it
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "begun")], env=env)
-    wait_for(lambda: (tmp_path / "begun").exists())
+    wait_for("the command has begun", lambda: (tmp_path / "begun").exists())
     assert len(marked(tmp_path)) > 3
     process.kill()
     process.wait()
-    wait_for(lambda: not marked(tmp_path))
+    wait_for("its processes end", lambda: not marked(tmp_path))
 
 
 def marked(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,12 +108,3 @@ def network(count: int) -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.remove()
-
-
-def wait_for(what: str, is_so, timeout_s: float = 120.0) -> float:
-    """Wait until a condition holds; the seconds that it took."""
-    begin = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - begin < timeout_s, what
-        time.sleep(0.1)
-    return time.monotonic() - begin

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import psutil
 from hmsa_core.io import atomic
 from pipeline.nightly.services import Services
 from tests.support.chain import environment
+from tests.support.waiting import wait_for
 
 # One image a shard and sixteen times the work of an image: there is something to kill on any machine.
 SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
@@ -36,14 +36,6 @@ def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> 
     if check:
         assert done.returncode == 0, f"{' '.join(args)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 60.0, *, every_s: float = 0.1) -> None:
-    """Wait until a condition holds; fail with its name."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(every_s)
 
 
 # -- the services ---------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from pathlib import Path
 from tests.support.chain import environment
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    """Fail when the condition does not come true within `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 120.0, *, every_s: float = 0.05) -> float:
+    """Wait until a condition holds and give the seconds that it took; fail with its name."""
+    begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        assert time.monotonic() - begin < timeout_s, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(every_s)
+    return time.monotonic() - begin
 
 
 def crowd() -> float:

@@ -21,12 +21,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hmsa_core.data.transforms import MEAN, STD
-from hmsa_core.inference.predictor import DTYPES, Engine, ImagePass, normalised, normalising_table
+from hmsa_core.inference.predictor import Engine, ImagePass, normalised, normalising_table
 from hmsa_core.inference.prepared import effective_precision
 from hmsa_core.inference.teachers.sources import Source, onnx_metadata
 from hmsa_core.io.errors import CheckpointError, ConfigError, needs_extra, one_line
 from hmsa_core.models.layers import resize
 from hmsa_core.runtime.memory import is_out_of_memory
+from hmsa_core.runtime.ranks import DTYPES
 
 _LEAST = 1e-30  # a probability below is taken for it: no logarithm of zero
 _ROUNDING = 1e-3  # of probabilities that half precision has been through

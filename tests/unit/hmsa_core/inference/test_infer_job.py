@@ -136,7 +136,9 @@ def before_each_image(then) -> None:
 def test_a_rank_that_is_slow_labels_fewer_shards(more_data, more_finished, tmp_path):
     def job(ranks: Ranks) -> None:
         if not ranks.is_main:  # waits at its first image until nothing is left to claim
-            before_each_image(lambda n: n or wait_for(lambda: len(list(tmp_path.glob("store/shard-*.parquet"))) >= 5))
+            before_each_image(
+                lambda n: n or wait_for("five shards", lambda: len(list(tmp_path.glob("store/shard-*.parquet"))) >= 5)
+            )
         run(more_data, tmp_path, ranks=ranks)
 
     on_ranks(2, job)
@@ -154,7 +156,7 @@ def test_the_shards_of_a_rank_that_is_killed_are_labelled_by_the_other(more_data
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        before_each_image(die if rank else lambda n: n or wait_for(flag.exists))
+        before_each_image(die if rank else lambda n: n or wait_for("the flag", flag.exists))
         run(more_data, tmp_path / "work", ranks=start_ranks(RuntimeConfig(device="cpu", precision="fp32", threads=1)))
 
     # The other labels all that is left; then it misses the lost one, as torchrun's agent would.

@@ -19,7 +19,7 @@ import pytest
 from hmsa_core.io.process import group_lives
 from pipeline.nightly import runner
 from pipeline.nightly.runner import ServerGoneError, ServerWatch, StageFailedError, run_stage, stop_group
-from tests.support.nightly import wait_for
+from tests.support.waiting import wait_for
 
 PLAIN = (sys.executable, "-m", "dvc")
 pytestmark = pytest.mark.fault  # real processes and signals, and the time that they take
