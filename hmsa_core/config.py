@@ -164,11 +164,11 @@ LossName = Annotated[str, AfterValidator(_known_loss)]
 class LossConfig(Section):
     """Training loss (paper section 4; where the released code differs: docs/training.md)."""
 
-    main: LossName = knob("rmi", "rmi (paper; Zhao et al. 2019), cross_entropy or released_bce")
+    main: LossName = knob("rmi", "rmi (paper; Zhao et al. 2019), cross_entropy, jaccard or released_bce")
     rmi_ignore: Literal["released", "masked"] = knob(
         "released", "released (ignored pixels count as zeros) or masked (only fully valid regions)"
     )
-    aux: LossName = knob("cross_entropy", "loss of the auxiliary head: cross_entropy (paper), released_bce or rmi")
+    aux: LossName = knob("cross_entropy", "loss of the auxiliary head: cross_entropy (paper), or another one")
     aux_weight: float = knob(0.4, "paper: 0.4", ge=0.0)
     per_scale_weight: float = knob(0.0, "loss on each single scale's output; released recipe 0.05, paper 0", ge=0.0)
 

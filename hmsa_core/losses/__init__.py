@@ -1,4 +1,4 @@
-"""Losses: region mutual information, cross-entropies, and the weighted training loss.
+"""Losses: region mutual information, cross-entropies, soft Jaccard, and the weighted training loss.
 
 Another loss is one file here. `hmsa_core/losses/NAME.py` holds a function
 
@@ -11,7 +11,17 @@ a file whose name begins with an underscore is no loss. Settings of a loss are f
 from hmsa_core.losses._pixels import LossParts
 from hmsa_core.losses._training import training_loss
 from hmsa_core.losses.cross_entropy import cross_entropy
+from hmsa_core.losses.jaccard import jaccard
 from hmsa_core.losses.released_bce import released_bce
 from hmsa_core.losses.rmi import RmiParts, rmi_loss, rmi_parts
 
-__all__ = ["LossParts", "RmiParts", "cross_entropy", "released_bce", "rmi_loss", "rmi_parts", "training_loss"]
+__all__ = [
+    "LossParts",
+    "RmiParts",
+    "cross_entropy",
+    "jaccard",
+    "released_bce",
+    "rmi_loss",
+    "rmi_parts",
+    "training_loss",
+]

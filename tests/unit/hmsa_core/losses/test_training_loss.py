@@ -75,11 +75,11 @@ def test_every_option_and_another_ignored_label_change_the_loss(
     assert abs(training_loss(output, labels, LossConfig(), ignore_index=3).total - default) > 1e-4
     with pytest.raises(ValidationError, match="did you mean rmi"):
         LossConfig(main="rmj")
-    with pytest.raises(ValidationError, match="choose one of cross_entropy, released_bce, rmi"):
+    with pytest.raises(ValidationError, match="choose one of cross_entropy, jaccard, released_bce, rmi"):
         LossConfig(aux="none")
 
 
-@pytest.mark.parametrize("main", ["rmi", "cross_entropy", "released_bce"])
+@pytest.mark.parametrize("main", ["rmi", "cross_entropy", "jaccard", "released_bce"])
 def test_a_pixels_weight_multiplies_its_gradient_under_every_loss(
     output: ModelOutput, labels: torch.Tensor, main: str
 ) -> None:
