@@ -116,6 +116,7 @@ def _attention(params: Params) -> Ablation:
     rate, factor = params.teacher_train.optimiser.lr, params.teacher_train.optimiser.trunk_factor
     changes: dict[str, Changes] = {
         "joint": (("loss.per_scale_weight", 0.0),),
+        "apart": (("loss.per_scale_weight", 1.0),),
         "three": (("model.train_scales", SETS[1]),),
         "head": (("optimiser.lr", 2 * rate), ("optimiser.trunk_factor", factor / 2)),
     }

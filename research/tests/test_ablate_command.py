@@ -55,7 +55,7 @@ def test_a_dry_run_says_how_long_the_missing_rows_take_by_earlier_ones(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scale"], "unknown ablation 'scale': choose one of scales, labels"),
+        (["scale"], "unknown ablation 'scale': choose one of scales, attention, labels"),
         (["labels", "--rows", "bothh"], "has no row 'bothh': choose from baseline"),
         (["labels", "--seeds", "one"], "expected whole numbers with commas"),
         (["labels", "--seeds=-1"], "a seed is 0 or more"),
