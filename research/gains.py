@@ -50,6 +50,7 @@ _SOURCES = (
     # Students of `pays` learn from those unlabelled images whose true labels are known.
     _Source("pays", *_DEMO, _PAYS),
     _Source("pays-camvid", "CamVid, ImageNet weights", 60, 113, _PAYS),
+    _Source("pays-camvid-arrives", "CamVid, a drive arrives, ImageNet weights", 19, 154, _PAYS),
     _Source("pays-camvid-drive_shift", "CamVid, other drives, ImageNet weights", 41, 61, _PAYS),
 )
 
