@@ -111,7 +111,8 @@ def _attention(params: Params) -> Ablation:
     """Attention against averaging with a pretrained trunk, and what could explain the difference.
 
     `averaged`: the scales of the hierarchical training, averaged. So the way of fusing is told apart from what the
-    training makes of each scale. The others change one thing of the hierarchical training.
+    training makes of each scale. `longer`: a training for one scale that costs as much as the hierarchical one.
+    The others change one thing of the hierarchical training.
     """
     rate, factor = params.teacher_train.optimiser.lr, params.teacher_train.optimiser.trunk_factor
     changes: dict[str, Changes] = {
@@ -120,9 +121,11 @@ def _attention(params: Params) -> Ablation:
         "three": (("model.train_scales", SETS[1]),),
         "head": (("optimiser.lr", 2 * rate), ("optimiser.trunk_factor", factor / 2)),
     }
+    as_dear: Changes = (("epochs", round(1.25 * params.teacher_train.epochs)),)  # its crops are run at 0.5x, too
     rows = [
         *scale_rows("single", "single", ((1.0,),), mode="single"),
         *scale_rows("average", "single", SETS[1:], mode="average"),
+        *scale_rows("longer", "single", SETS[1:2], mode="average", changes=as_dear),
         *scale_rows("hierarchical", "hierarchical", ((1.0,), *SETS)),
         *scale_rows("averaged", "hierarchical", SETS[1:2], mode="average"),
         *scale_rows("explicit", "explicit", SETS[1:2]),
@@ -132,11 +135,16 @@ def _attention(params: Params) -> Ablation:
         rows += scale_rows(f"{name}-averaged", "hierarchical", SETS[1:2], mode="average", changes=change)
     three = "0.5-1-2"
     differences = (
-        *((f"{name}-{three}", f"average-{three}") for name in ("hierarchical", "averaged", "explicit", *changes)),
+        *(
+            (f"{name}-{three}", f"average-{three}")
+            for name in ("hierarchical", "averaged", "longer", "explicit", *changes)
+        ),
         *((f"{name}-{three}", f"hierarchical-{three}") for name in changes),
-        (f"hierarchical-{three}", f"averaged-{three}"),
-        ("hierarchical-1", "single-1"),
-        (f"hierarchical-0.25-{three}", f"hierarchical-{three}"),
+        *((f"hierarchical-{three}", f"{other}-{three}") for other in ("averaged", "longer")),
+        ("single-1", "hierarchical-1"),
+        *((f"{name}-0.25-{three}", f"{name}-{three}") for name in ("hierarchical", "average")),
+        (f"hierarchical-0.25-{three}", f"average-0.25-{three}"),
+        (f"hierarchical-{three}", "hierarchical-1"),
         *((f"{name}-{three}", f"{name}-averaged-{three}") for name in changes),
     )
     return Ablation("attention", "Attention with a pretrained trunk", "teacher-pretrain", tuple(rows), differences)
