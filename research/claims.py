@@ -44,12 +44,29 @@ def _scales(group: str, table: str) -> tuple[Claim, ...]:
     )
 
 
+def _attention() -> tuple[Claim, ...]:
+    group, table, mean = "attention", "attention-camvid", "average-0.5-1-2"
+    four, mean_of_four = "hierarchical-0.25-0.5-1-2", "average-0.25-0.5-1-2"
+    return (
+        Claim(group, table, _ALL, mean, "hierarchical > average", ">"),
+        Claim(group, table, _ALL, "longer-0.5-1-2", "hierarchical > average of the same cost", ">"),
+        Claim(group, table, _ALL, "averaged-0.5-1-2", "attention > averaging, the same network"),
+        Claim(group, table, "single-1", "hierarchical-1", "trained for one scale > for two, run at {1}"),
+        Claim(group, table, four, _ALL, "0.25x helps hierarchical", "+0.6"),
+        Claim(group, table, mean_of_four, mean, "0.25x hurts average", "-0.7", hurts=True),
+        Claim(group, table, four, mean_of_four, "hierarchical > average, four scales", ">"),
+        Claim(group, table, "apart-0.5-1-2", _ALL, "loss of 1.0 instead of 0.4 at each scale helps"),
+        Claim(group, table, "head-0.5-1-2", _ALL, "twice the rate of everything but the trunk helps"),
+    )
+
+
 CLAIMS = (
     *_scales("scales", "scales"),
     Claim("scales", "scales", _ALL, "explicit-0.5-1-2", "hierarchical > explicit", ">"),
     Claim("scales", "scales", _ALL, "max-0.5-1-2", "hierarchical > max", ">"),
     Claim("scales", "scales", _ALL, "single-1", "hierarchical > single scale", ">"),
     *_scales("scales-camvid", "scales-camvid"),
+    *_attention(),
     Claim(
         "reasons", "reasons", "hierarchical-0.5-1", "two-explicit-0.5-1", "> explicit, both trained on {0.5, 1}", ">"
     ),

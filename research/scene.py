@@ -98,5 +98,10 @@ def _copy(source: Path, target: Path, height: int) -> None:
         picture.resize(size, how).save(target, **({"quality": 95} if picture.mode == "RGB" else {}))
 
 
+def main(arguments: list[str]) -> int:
+    """Run the command; give its exit status."""
+    return run_command("python -m research.scene", sys.modules[__name__], arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("python -m research.scene", sys.modules[__name__], sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from hmsa_core.config import RuntimeConfig, TrainConfig
 from hmsa_core.data.transforms import normalise_batch
 from hmsa_core.io.process import StopRequest
-from hmsa_core.losses import cross_entropy, rmi_loss
+from hmsa_core.losses import cross_entropy, jaccard, rmi_loss
 from hmsa_core.models import build
 from hmsa_core.models.layers import resize
 from hmsa_core.runtime.memory import is_out_of_memory
@@ -66,11 +67,14 @@ def test_rmi_is_the_cpus(classes: int, rmi_ignore: str, dtype: torch.dtype, most
     assert_close(on_both(rmi_loss, logits, labels, rmi_ignore=rmi_ignore), most)
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, jaccard])
 @pytest.mark.parametrize("classes", [19, 65])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_cross_entropy_is_the_cpus(classes: int, dtype: torch.dtype, most: float) -> None:
+def test_a_loss_of_pixels_is_the_cpus(
+    loss: Callable[..., Tensor], classes: int, dtype: torch.dtype, most: float
+) -> None:
     logits, labels = scene(classes, dtype)
-    assert_close(on_both(cross_entropy, logits, labels), most)
+    assert_close(on_both(loss, logits, labels), most)
 
 
 @pytest.mark.parametrize("size", [(48, 80), (13, 21)])
