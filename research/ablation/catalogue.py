@@ -1,4 +1,4 @@
-"""The ablations. All rows of a table see the same number of images; what differs is in the row's own line."""
+"""The ablations. All rows of a table see the same number of images (`longer` costs the same); the rest is in a row's line."""
 
 from __future__ import annotations
 

@@ -86,6 +86,7 @@ def test_decoding_a_new_image_takes_at_most_150_ms(browser: Any, big: tuple[str,
     assert min(decoded) <= 150, decoded
 
 
+@pytest.mark.slow
 def test_the_servers_memory_stays_flat_over_500_images(big: tuple[str, int]) -> None:
     address, pid = big
 

@@ -33,7 +33,7 @@ POINTS = {
     "evaluate": (("evaluation",), (r"\.npz", 3), (r"/\.evaluation\.", 9)),
     "report": (("report",), (r"/report/", 3), (r"/metrics/report\.json", 1)),
 }
-SLOW = ("teacher-train", "calibrate", "student-train")  # the same jobs as in other stages
+SLOW = ("teacher-train", "calibrate", "student-train", "report")  # the same jobs as in other stages
 
 
 def _bytes(root: Path, stage: str) -> dict[str, bytes]:

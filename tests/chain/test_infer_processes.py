@@ -163,7 +163,7 @@ def labelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return folder_bytes(out)
 
 
-@pytest.mark.parametrize("ranks", ["2", "4"])
+@pytest.mark.parametrize("ranks", ["2", pytest.param("4", marks=pytest.mark.slow)])
 def test_any_number_of_processes_makes_the_same_store(photos, labelled, tmp_path, ranks):
     done = label(photos / "straße", tmp_path / "store", "--ranks", ranks)
     assert done.returncode == 0, done.stderr

@@ -111,7 +111,7 @@ def test_killed_runs_resume_to_the_same_bytes_fifty_times(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_sigterm_to_the_group_saves_the_state_and_exits_143_in_time(
     data: Path, one_rank: Path, tmp_path: Path, workers: int
 ) -> None:

@@ -75,7 +75,7 @@ def _saved(workspace: Path, stage: str) -> int:
     return max(int(path.parent.name.removeprefix("step-")) for path in states)
 
 
-ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGKILL to the group", "SIGTERM to everyone")  # to others here
+ALIKE = ("SIGKILL to dvc", "SIGTERM to the group", "SIGINT to the group", "SIGKILL to the group", "SIGTERM to everyone")
 
 
 @pytest.mark.parametrize("hit", [pytest.param(hit, marks=pytest.mark.slow) if hit in ALIKE else hit for hit in HITS])

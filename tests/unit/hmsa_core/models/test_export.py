@@ -128,6 +128,7 @@ def test_a_trunk_with_paddings_of_tensorflow_is_traced_at_two_scales() -> None:
     assert found.shape == (1, CLASSES, 101, 131)
 
 
+@pytest.mark.slow
 def test_a_torch_program_gives_labels_as_bytes(
     checkpoint: Path, outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
