@@ -1,4 +1,4 @@
-"""The ablations. All rows of a table see the same number of images (`longer` costs the same); the rest is in a row's line."""
+"""The ablations. All rows of a table see the same number of images (`longer`: the same cost)."""
 
 from __future__ import annotations
 
