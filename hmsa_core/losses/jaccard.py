@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hmsa_core.config import LossConfig
-from hmsa_core.losses._pixels import LossParts, make_target, work_dtype
+from hmsa_core.losses._pixels import LossParts, at_label, make_target, work_dtype
 from hmsa_core.losses.cross_entropy import cross_entropy
 
 
@@ -25,9 +25,9 @@ def jaccard(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tenso
     classes = logits.shape[1]
     with torch.autocast(logits.device.type, enabled=False):
         probabilities = logits.to(work_dtype(logits)).softmax(dim=1)
-        at_label = probabilities.gather(1, target.clamp(max=classes - 1).long().unsqueeze(1)).squeeze(1)
+        likely = at_label(probabilities, target).squeeze(1)
         shows = [target == c for c in range(classes)]
-        both = torch.stack([(at_label * pixels).sum() for pixels in shows])
+        both = torch.stack([(likely * pixels).sum() for pixels in shows])
         true = torch.stack([pixels.sum() for pixels in shows])
         valid = (target != classes).to(probabilities.dtype)
         given = torch.einsum("nchw,nhw->c", probabilities, valid)

@@ -128,7 +128,10 @@ def test_a_workspace_is_told_what_it_is_what_to_expect_and_what_to_label(
     text = said("advise", "--workspace", ws.root).out
     assert "none of 9 measured comparisons is like this workspace" in text
     assert "Classes that people should label first: car (IoU 0.0, 0.0 % kept and right)" in text
-    assert "Measured on CamVid (60 fine-labelled images, 222 unlabelled ones); CamVid, a drive arrives" in text
+    assert (
+        "Measured on CamVid (60 fine-labelled images, 222 unlabelled ones); CamVid, a drive arrives, ImageNet" in text
+    )
+    assert "154 unlabelled ones); CamVid, other drives (41" in text
 
     alike = Case(**situation, scene="a like one", table="t", gain=0.02, low=0.01, high=0.03, seeds=3, ceiling=0.04)
     for seeds, low, high, told in (
