@@ -11,7 +11,8 @@ PY := $(BIN)/python
 LOCK_ID := $(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.ready-$(LOCK_ID)
 SLOW := slow or gpu
-PROCESS := chain or fault or browser
+LONG := chain or fault or browser or long
+WHOLE := -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))"
 
 # TORCH_INDEX=URL of an index with CPU builds: the gigabytes of CUDA libraries, which the default index's torch needs, stay out.
 TORCH_INDEX ?=
@@ -75,16 +76,15 @@ camvid-full: setup  ## the same trained to the end, and students of auto-labels 
 	autolabel stage --summary --workspace workspaces/camvid
 
 test-fast: setup  ## in-process tests, < 3 minutes
-	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(PROCESS))"
+	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(LONG))"
 
 test test-slow: export AUTOLABEL_CLEAN_TREE := 1
 test: setup  ## all that CI runs, <= 25 minutes
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not ($(SLOW))" --durations=25 \
-	  --cov=hmsa_core --cov-branch --cov-report= --cov-fail-under=90
+	$(PY) -m pytest $(WHOLE) --durations=25
 
 test-slow: setup  ## the big counts
 	$(PY) -m pytest -m "slow and not gpu" --durations=20
-	$(MAKE) mutants
+	$(MAKE) coverage mutants
 
 test-gpu: setup  ## what needs CUDA (two GPUs for some): numbers, memory, waits, ranks, faults; skipped where there is none
 	$(PY) -m pytest -m gpu
@@ -94,8 +94,8 @@ mutants: setup  ## does a test notice? mutation run over files, locks, checkpoin
 	  --target build/mutmut -r tools/mutants.lock
 	PYTHONPATH=$(CURDIR):$(CURDIR)/build/mutmut $(PY) -m tools.mutants
 
-coverage: setup  ## branch coverage of the fast tests, line by line
-	$(PY) -m pytest -n 2 -q -m "not ($(SLOW) or $(PROCESS))" --cov --cov-branch --cov-report=term-missing:skip-covered
+coverage: setup  ## branch coverage of the core by the tests of `make test`, line by line; at least 90 %
+	$(PY) -m pytest $(WHOLE) -q --cov=hmsa_core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: setup  ## speed side by side with plain ways (python -m research.bench.run --write keeps the figures)
 	$(PY) -m research.bench.run

@@ -61,6 +61,8 @@ def write_city_picture(spec: DemoSpec, root: Path, job: CityJob) -> None:
     labels, instances = draw_cityscapes(picture.size, fine)
     if job.split != "train_extra":
         _write_annotation(root, "gtFine", job, fine, labels, instances)
+    else:  # for `research.ablate pays` alone: no stage reads this folder
+        put(root / "ceiling" / f"{job.stem}.png", to_png(labels))
     if job.split in spec.coarse_splits:
         rng = Rng(spec.seed, "coarse", job.split, job.city, job.sequence, job.frame)
         coarse = coarse_polygons(labels, instances, rng)

@@ -336,11 +336,13 @@ def _camvid(params: Params) -> Ablation:
 
 
 _TAUGHT = {"teach": "teach", "policy": "policy", "t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
-_LEVERS: dict[str, tuple[str, Any]] = {  # changes of a student that learns from all of the teacher's pixels
-    "drawn": ("pseudo.draw", "probability"),
-    "half": ("pseudo.loss_weight", 0.5),
-    "classmix": ("pseudo.mix", "classmix"),
-    "share": ("pseudo.share", 0.5),
+_MIXED, _EVEN = ("pseudo.mix", "classmix"), ("pseudo.share", 0.5)
+_LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of the teacher's pixels
+    "drawn": (("pseudo.draw", "probability"),),
+    "half": (("pseudo.loss_weight", 0.5),),
+    "classmix": (_MIXED,),
+    "share": (_EVEN,),
+    "share+classmix": (_EVEN, _MIXED),
 }
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 
@@ -353,7 +355,9 @@ def _pays(params: Params) -> Ablation:
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
-    trainings |= {name: from_teacher((change,), kinds["t0"]) for name, change in _LEVERS.items()}
+    trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
+    twice = (("epochs", 2 * params.student_train.epochs),)
+    trainings |= {"twice-control": from_teacher(twice), "twice-t0": from_teacher(twice, kinds["t0"])}
     # The teacher's own training with auto-labels in it: nothing is inherited from its errors.
     fresh = {"control": None, "truth": kinds["truth"], "t0": kinds["t0"], "teach": kinds["teach"]}
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
@@ -362,6 +366,7 @@ def _pays(params: Params) -> Ablation:
         *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "teach")),
         *((name, "t0") for name in _LEVERS),
+        ("twice-t0", "twice-control"),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
         ("rare", "teach"),
         ("coarse+teach", "coarse"),

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tests.conftest import REPO
 from tests.support import afterwards
+
+pytestmark = pytest.mark.long
 
 COLLECT = "import sys, pytest, torch; torch.cuda.is_available = lambda: True; sys.exit(pytest.main(sys.argv[1:]))"
 OPTIONS = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]

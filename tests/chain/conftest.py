@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -40,15 +41,30 @@ def workspace(whole: Whole, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def orchestrated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def orchestrated(workspace: Path) -> Iterator[Path]:
     """A copy of the finished workspace with its own server, worker and deployment."""
-    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    try:
-        up(workspace, free_port())
+    with _services(workspace):
         yield workspace
-    finally:
-        down(workspace)
+
+
+@pytest.fixture(scope="module")
+def served(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same for all tests of a file: each leaves its images and stages as they were, and a worker."""
+    folder = shutil.copytree(whole.root, tmp_path_factory.mktemp("served") / "ws", symlinks=True)
+    with _services(folder):
+        yield folder
+
+
+@contextmanager
+def _services(folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
+        patch.delenv("PREFECT_API_URL", raising=False)
+        try:
+            up(folder, free_port())
+            yield
+        finally:
+            down(folder)
 
 
 @pytest.fixture(scope="session")

@@ -155,19 +155,19 @@ def _notify(folder: Path, address: str) -> None:
     command(sys.executable, "-m", "prefect", "automation", "create", "--from-file", "notify.yaml", cwd=folder)
 
 
-def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(orchestrated: Path) -> None:
-    params = (orchestrated / "params.yaml").read_bytes()
+def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(served: Path) -> None:
+    params = (served / "params.yaml").read_bytes()
     with _listening() as (address, received):
-        _notify(orchestrated, address)
-        run = start(orchestrated, threshold=1.5)
-        assert finish(orchestrated, run) == "Failed"
-        message = api(orchestrated, f"flow_runs/{run}")["state"]["message"]
+        _notify(served, address)
+        run = start(served, threshold=1.5)
+        assert finish(served, run) == "Failed"
+        message = api(served, f"flow_runs/{run}")["state"]["message"]
         assert "pseudo_label.threshold" in message
-        assert set(task_runs(orchestrated, run)) == {"publish"}, "nothing had started"
-        assert "pseudo_label.threshold" in (orchestrated / "work/nightly/morning.html").read_text()
-        assert finish(orchestrated, start(orchestrated, stages=["auto-infr"])) == "Failed"
-        assert "unknown stage 'auto-infr'" in worker_log(orchestrated)
-        assert (orchestrated / "params.yaml").read_bytes() == params
+        assert set(task_runs(served, run)) == {"publish"}, "nothing had started"
+        assert "pseudo_label.threshold" in (served / "work/nightly/morning.html").read_text()
+        assert finish(served, start(served, stages=["auto-infr"])) == "Failed"
+        assert "unknown stage 'auto-infr'" in worker_log(served)
+        assert (served / "params.yaml").read_bytes() == params
         wait_for("both notifications", lambda: len(received) > 1, 120)
     assert any("pseudo_label.threshold" in text for text in received)
     assert all("Failed" in text for text in received)
@@ -218,54 +218,55 @@ def test_orchestrate_twice_and_with_a_taken_port(workspace: Path, monkeypatch: p
 
 
 def test_a_second_workspace_uses_the_server_that_is_there_and_says_what_it_takes_over(
-    orchestrated: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = shutil.copytree(whole.root, tmp_path / "other", symlinks=True)
-    server = pid_of(orchestrated, "server")
-    monkeypatch.setenv("PREFECT_API_URL", Services(orchestrated).api_url)
+    server = pid_of(served, "server")
+    monkeypatch.setenv("PREFECT_API_URL", Services(served).api_url)
     said = up(other, free_port())
     assert "using the server at" in said
-    assert f"it was for {orchestrated} and is for {other} now" in said
+    assert f"it was for {served} and is for {other} now" in said
     down(other)
-    assert Services(orchestrated).healthy()
-    assert pid_of(orchestrated, "server") == server
+    assert Services(served).healthy()
+    assert pid_of(served, "server") == server
     monkeypatch.delenv("PREFECT_API_URL")
-    assert f"it was for {other} and is for {orchestrated} now" in up(orchestrated, Services(orchestrated).port)
+    assert f"it was for {other} and is for {served} now" in up(served, Services(served).port)
 
 
 REAP = "from pathlib import Path; from pipeline.nightly.reaper import reap; print(reap(Path.cwd(), pending=True))"
 
 
-def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(orchestrated: Path) -> None:
-    Services(orchestrated).stop("worker")
-    run = start(orchestrated, threshold=1.5)
-    api(orchestrated, f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
+def test_a_run_that_has_begun_but_has_no_lock_yet_is_not_taken_for_dead(served: Path) -> None:
+    Services(served).stop("worker")
+    run = start(served, threshold=1.5)
+    api(served, f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
     reaper = [sys.executable, "-c", REAP]
-    with subprocess.Popen(reaper, cwd=orchestrated, env=environment(), stdout=subprocess.PIPE, text=True) as looking:
+    with subprocess.Popen(reaper, cwd=served, env=environment(), stdout=subprocess.PIPE, text=True) as looking:
         time.sleep(BEGINS_S / 2)
         assert looking.poll() is None, "it looks again"
-        with nightly_lock(orchestrated):
+        with nightly_lock(served):
             assert looking.communicate(timeout=60)[0] == "[]\n"
     assert looking.returncode == 0
-    assert state(orchestrated, run) == "Running"
+    assert state(served, run) == "Running"
+    up(served, Services(served).port)
 
 
-def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(orchestrated: Path) -> None:
-    services = Services(orchestrated)
+def test_runs_that_a_full_kill_left_behind_are_settled_at_the_next_start(served: Path) -> None:
+    services = Services(served)
     services.stop("worker")
     left = {}
     for kind in ("PENDING", "RUNNING", "CANCELLING"):
-        run = start(orchestrated, threshold=1.5)  # when it is scheduled again it ends at once: the threshold is refused
-        api(orchestrated, f"flow_runs/{run}/set_state", state={"type": kind}, force=True)
+        run = start(served, threshold=1.5)  # when it is scheduled again it ends at once: the threshold is refused
+        api(served, f"flow_runs/{run}/set_state", state={"type": kind}, force=True)
         left[kind] = run
-    with nightly_lock(orchestrated):
-        said = command(sys.executable, "-c", REAP, cwd=orchestrated).stdout
+    with nightly_lock(served):
+        said = command(sys.executable, "-c", REAP, cwd=served).stdout
     assert said == "[]\n", "while a run may live nothing is touched"
-    assert state(orchestrated, left["RUNNING"]) == "Running"
-    said = up(orchestrated, services.port)
+    assert state(served, left["RUNNING"]) == "Running"
+    said = up(served, services.port)
     assert "was left behind as Running: marked Crashed" in said
     assert "was left behind as Pending: scheduled again" in said
-    assert state(orchestrated, left["RUNNING"]) == "Crashed"
-    assert state(orchestrated, left["CANCELLING"]) == "Cancelled"
-    assert finish(orchestrated, left["PENDING"]) == "Failed", "it had its turn"
-    assert "pseudo_label.threshold" in api(orchestrated, f"flow_runs/{left['PENDING']}")["state"]["message"]
+    assert state(served, left["RUNNING"]) == "Crashed"
+    assert state(served, left["CANCELLING"]) == "Cancelled"
+    assert finish(served, left["PENDING"]) == "Failed", "it had its turn"
+    assert "pseudo_label.threshold" in api(served, f"flow_runs/{left['PENDING']}")["state"]["message"]

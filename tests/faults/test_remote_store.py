@@ -23,6 +23,8 @@ from tests.support import s3
 from tests.support.inference import CPU, noise_image, save_model
 from tests.support.writers import start
 
+pytestmark = pytest.mark.long
+
 URL, OUT = "s3://lab/images", "s3://lab/store"
 SETTING = {"scales": (1.0,), "flip": False, "images_per_shard": 2, "runtime": CPU}
 

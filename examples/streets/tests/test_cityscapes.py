@@ -34,7 +34,7 @@ def pixels(path):
 
 
 def test_every_file_lies_where_the_release_has_it(small_set):
-    files = [path for path in (small_set / "cityscapes").rglob("*") if path.is_file()]
+    files = [path for path in (small_set / "cityscapes").rglob("*/*/*") if path.is_file()]
     for path in files:
         kind, split, city, name = path.relative_to(small_set / "cityscapes").parts
         match = STEM.match(name)
@@ -56,6 +56,19 @@ def test_each_split_has_the_annotation_it_should(small_set):
         assert len(images) == max(fine, coarse)
         assert stems("gtFine", split, "_gtFine_labelIds.png") == (images if fine else set())
         assert stems("gtCoarse", split, "_gtCoarse_labelIds.png") == (images if coarse else set())
+
+
+def test_the_unlabelled_pictures_have_true_labels_beside_the_release(small_set):
+    truth = sorted((small_set / "cityscapes/ceiling").iterdir())
+    images = sound((small_set / "cityscapes/leftImg8bit/train_extra").glob("*/*.png"))
+    assert [path.stem for path in truth] == [path.name.removesuffix("_leftImg8bit.png") for path in images]
+    for path, image in zip(truth, images, strict=True):
+        labels = pixels(path)
+        coarse = pixels(
+            small_set / f"cityscapes/gtCoarse/train_extra/{image.parent.name}/{path.stem}_gtCoarse_labelIds.png"
+        )
+        said = coarse != 0
+        assert (labels[said] == coarse[said]).mean() > 0.9
 
 
 def test_polygons_drawn_by_the_official_scripts_give_the_label_images(small_set):

@@ -142,6 +142,7 @@ _OF_THE_TEXT = re.compile(
 )
 
 
+@pytest.mark.long
 def test_two_hundred_mutated_files_are_valid_or_refused_in_one_line_with_a_place(tmp_path: Path) -> None:
     rng = random.Random(20201)
     text = profile_text("tiny")

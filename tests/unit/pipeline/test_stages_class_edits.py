@@ -27,6 +27,8 @@ from pipeline.workspace import Workspace
 from tests.support.inference import CPU, run_job_here, small_model
 from tests.support.photographs import edited, photograph, photographs, work_over
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -35,6 +35,8 @@ from pipeline.workspace import Workspace
 from tests.support.label_maps import maps, write_store
 from tests.support.photographs import edited, photograph, photographs, work_over
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).resolve().parents[3]
 CITIES = {"learn": "abcd", "calibrate": "ef", "report": "gh", "unlabelled": "ij"}
 

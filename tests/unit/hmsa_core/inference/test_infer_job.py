@@ -35,6 +35,8 @@ from tests.support.ranks import on_ranks, run_ranks
 from tests.support.training import folder_bytes, write_data
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 SIZE = (40, 56)
 IMAGES = 7
 

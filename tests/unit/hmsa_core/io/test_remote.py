@@ -14,6 +14,8 @@ from hmsa_core.io import remote
 from hmsa_core.io.errors import ConfigError, InputError, IntegrityError, NoSpaceError
 from tests.support import s3
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def data(bucket: s3.Server) -> s3.Server:

@@ -38,6 +38,8 @@ from pipeline.cli.main import main
 from pipeline.stages.pseudo_label import review_of
 from tests.support.label_maps import maps, opened
 
+pytestmark = pytest.mark.long
+
 IMAGES = 50
 SHAPE = (24, 40)
 POLICY = from_threshold("0.6", cityscapes())

@@ -21,6 +21,8 @@ from hmsa_core.models import export
 from pipeline.cli.main import main
 from tests.conftest import REPO
 
+pytestmark = pytest.mark.long
+
 SCALES = (0.5, 1.0)
 MEAN, STD = [0.4, 0.5, 0.45], [0.2, 0.3, 0.25]
 CLASSES = 5

@@ -14,6 +14,8 @@ from hmsa_core.models.layers import resize, scaled_size
 from hmsa_core.models.model import MultiScaleModel, Prediction, ScaleOutput, as_kind
 from tests.reference import golden
 
+pytestmark = pytest.mark.long
+
 RECORD = golden.record("model_forward")
 NAMES = [name for name in golden.array_names("model_forward") if name not in ("gts", "eval_argmax", "avgpool_argmax")]
 IMAGES = {False: (1234, (1, 3, 128, 256)), True: (1235, (1, 3, 101, 187))}

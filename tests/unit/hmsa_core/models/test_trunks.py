@@ -21,6 +21,8 @@ from hmsa_core.models.options import KINDS
 from hmsa_core.models.pretrained import load_trunk_weights, weights_file
 from hmsa_core.models.trunks import make_trunk
 
+pytestmark = pytest.mark.long
+
 LITE = "timm:tf_efficientnet_lite0"
 DEEPLAB = "deeplabv3_resnet50"
 FAMILIES = (

@@ -21,6 +21,8 @@ from hmsa_core.models.options import make_options
 from tests.reference import golden
 from tests.support.hostile import HOSTILE, Gadget
 
+pytestmark = pytest.mark.long
+
 WIDTH = 4  # published depth and keys at a width that is quick: 1903 tensors, 0.6 M parameters
 OPTIONS = {"ocr_mid": 16, "ocr_key": 8, "attention_channels": 8}
 CLASSIFICATION = {

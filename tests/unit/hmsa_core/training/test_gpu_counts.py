@@ -25,6 +25,8 @@ from hmsa_core.training.trainer import Trainer
 from tests.support.counting import Counting, ranks_that_are_not_there
 from tests.support.training import Plan
 
+pytestmark = pytest.mark.long
+
 CROP = (64, 128)
 GPU = Ranks(0, 1, 0, torch.device("meta"), norm_ranks=8)
 

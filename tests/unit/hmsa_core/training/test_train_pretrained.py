@@ -14,6 +14,8 @@ from hmsa_core.models import build, load
 from hmsa_core.training.recipe import make_optimiser, set_training, trunk_layers
 from tests.support.training import config, train_spec, write_data
 
+pytestmark = pytest.mark.long
+
 LITE = {"model__trunk": "timm:tf_efficientnet_lite0", "model__attention_channels": 8}
 ADAMW = {"optimiser__algorithm": "adamw", "optimiser__lr": 0.001, "loss__main": "cross_entropy"}
 

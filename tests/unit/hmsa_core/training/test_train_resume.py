@@ -28,6 +28,8 @@ from tests.support.training import (
     write_student_data,
 )
 
+pytestmark = pytest.mark.long
+
 # 3 epochs of 8 crops, batch 2: steps 0..11, epochs end after 4, 8, 12; fine only from step 8; saved every 3.
 LAST = 12
 

@@ -47,6 +47,8 @@ from tests.support.training import (
     write_store,
 )
 
+pytestmark = pytest.mark.long
+
 WORLD = ("road", "building", "car", "sky", "bench", "lamp", "dog")
 
 

@@ -24,6 +24,8 @@ from hmsa_core.metrics import ConfusionMatrix, iou_of, mean_iou_of
 from tests.support.inference import save_model, small_model
 from tests.support.training import CLASSES, class_table, picture
 
+pytestmark = pytest.mark.long
+
 SIZES = ((40, 56), (33, 47), (64, 40))
 
 

@@ -23,6 +23,8 @@ from tests.conftest import REPO
 from tests.support.chain import set_params
 from tests.support.findings import broken, found, states
 
+pytestmark = pytest.mark.long
+
 
 def test_a_healthy_workspace_has_nothing_broken(workspace: Workspace) -> None:
     told = {f.name: f for f in doctor.examine(workspace.root)}

@@ -20,6 +20,8 @@ from tests.support.chain import set_params
 from tests.support.checkpoints import checkpoint
 from tests.support.findings import broken, found, states
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("damage", ['{"teacher": "foo"}', '{"teacher": "models/registry/v0009-abcdef00"}', "{", '"x"'])
 def test_a_teacher_that_is_not_there_is_mended_by_the_command_that_is_named(
