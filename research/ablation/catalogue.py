@@ -344,6 +344,7 @@ _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of 
     "share": (_EVEN,),
     "share+classmix": (_EVEN, _MIXED),
 }
+_BESIDE = ("coarse", "coarse+teach", "coarse+t0")
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 
 
@@ -351,7 +352,8 @@ def _pays(params: Params) -> Ablation:
     """What auto-labels bring of what true labels of the same images would bring: control, ceiling, policies."""
     kinds: dict[str, Labels] = {"truth": Labels("truth", only=_TRUTH)}
     kinds |= {name: Labels(threshold, only=_TRUTH) for name, threshold in _TAUGHT.items()}  # type: ignore[arg-type]
-    kinds |= {"coarse": Labels("none", coarse=True, only=_TRUTH), "coarse+teach": Labels("teach", True, only=_TRUTH)}
+    kinds["coarse"] = Labels("none", coarse=True, only=_TRUTH)
+    kinds |= {f"coarse+{name}": replace(kinds[name], coarse=True) for name in ("teach", "t0")}
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
@@ -363,13 +365,13 @@ def _pays(params: Params) -> Ablation:
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, "coarse", "coarse+teach")),
+        *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, *_BESIDE)),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "teach")),
         *((name, "t0") for name in _LEVERS),
         ("twice-t0", "twice-control"),
         *(("teach", name) for name in _TAUGHT if name != "teach"),
         ("rare", "teach"),
-        ("coarse+teach", "coarse"),
+        *((name, "coarse") for name in _BESIDE[1:]),
         ("control", "teacher"),
     )
     return Ablation("pays", "What auto-labels pay", "pseudo-label", rows, differences, ceiling="truth")
