@@ -71,7 +71,7 @@ camvid: setup  ## the same stages on real photographs (CAMVID=folder; <= 60 minu
 
 camvid-full: setup  ## the same trained to the end, and students of auto-labels and of polygons alone (<= 4 hours on 2 cores)
 	$(PY) -m research.ablate pays --prepare --workspace workspaces/camvid --variant default --teacher-epochs 480 \
-	  --data $(abspath $(CAMVID)) --rows teach,coarse --seeds 0 --publish teach=student-auto,coarse=coarse
+	  --data $(abspath $(CAMVID)) --rows t0,coarse --seeds 0 --publish t0=student-auto,coarse=coarse
 	cd workspaces/camvid && dvc repro
 	autolabel stage --summary --workspace workspaces/camvid
 

@@ -291,6 +291,17 @@ class _Params(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _thresholds_are_for_the_pixels_they_cut(self) -> Self:
+        labels = self.pseudo_label
+        outside = self.calibrate.region == "outside_coarse" and not labels.merge.use_coarse
+        if outside and labels.threshold in ("policy", "teach"):
+            raise ValueError(
+                "calibrate.region is outside_coarse, but pseudo_label.merge.use_coarse is false: thresholds of the "
+                "pixels that people left out would cut all pixels: write calibrate.region: all"
+            )
+        return self
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read and check a params.yaml; ConfigError with one line for the first mistake."""

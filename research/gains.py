@@ -34,8 +34,12 @@ _LABELS = {"t0": "0", "t0.5": "0.5", "t0.9": "0.9", "t0.95": "0.95", "policy": "
 _ALONE = {f"{row} - control": labels for row, labels in _LABELS.items()}
 _BESIDE = {f"{row} - coarse": labels for row, labels in _LABELS.items()}
 _STUDENTS = {"auto - control": "policy", "merged - coarse": "policy"}
-_PAYS = {"teach - control": "teach", "rare - control": "teach, mix: rare", "drawn - control": "0, draw: probability"}
-_PAYS |= _ALONE | {"coarse+teach - coarse": "teach"}
+_PAYS = {
+    "share - control": "0, share: 0.5",
+    "rare - control": "0, mix: rare",
+    "drawn - control": "0, draw: probability",
+}
+_PAYS |= _ALONE | {"teach - control": "teach", "coarse+teach - coarse": "teach", "coarse+t0 - coarse": "0"}
 _DEMO, _CAMVID, _DRIVES = ("demo", 28, 200), ("CamVid", 60, 222), ("CamVid, other drives", 41, 163)
 _OF_DEMO, _OF_CAMVID = ("workspaces", "demo"), ("camvid-table-default", "camvid-table-default")
 _SOURCES = (

@@ -335,7 +335,8 @@ def _camvid(params: Params) -> Ablation:
     return Ablation(name, "CamVid", "pseudo-label", rows, differences)
 
 
-_TAUGHT = {"teach": "teach", "policy": "policy", "t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
+_PLAIN = {"t0": 0.0, "t0.5": 0.5, "t0.9": 0.9, "t0.95": 0.95}
+_MEASURED = {"teach": "teach", "policy": "policy"}
 _MIXED, _EVEN = ("pseudo.mix", "classmix"), ("pseudo.share", 0.5)
 _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of the teacher's pixels
     "drawn": (("pseudo.draw", "probability"),),
@@ -343,6 +344,7 @@ _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of 
     "classmix": (_MIXED,),
     "share": (_EVEN,),
     "share+classmix": (_EVEN, _MIXED),
+    "rare": (("pseudo.mix", "rare"),),
 }
 _BESIDE = ("coarse", "coarse+teach", "coarse+t0")
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
@@ -350,27 +352,28 @@ _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data
 
 def _pays(params: Params) -> Ablation:
     """What auto-labels bring of what true labels of the same images would bring: control, ceiling, policies."""
-    kinds: dict[str, Labels] = {"truth": Labels("truth", only=_TRUTH)}
-    kinds |= {name: Labels(threshold, only=_TRUTH) for name, threshold in _TAUGHT.items()}  # type: ignore[arg-type]
-    kinds["coarse"] = Labels("none", coarse=True, only=_TRUTH)
-    kinds |= {f"coarse+{name}": replace(kinds[name], coarse=True) for name in ("teach", "t0")}
+    # A policy of the pixels outside of polygons says nothing of all pixels.
+    measured = _MEASURED if params.calibrate.region == "all" else {}
+    taught = [*measured, *_PLAIN]
+    cuts: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
+    kinds = {name: Labels(cut, only=_TRUTH) for name, cut in cuts.items()}
+    kinds |= {f"coarse+{name}": Labels(cut, True, only=_TRUTH) for name, cut in (("teach", "teach"), ("t0", 0.0))}
+    kinds["coarse"] = Labels("none", True, only=_TRUTH)
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
-    trainings["rare"] = from_teacher((("pseudo.mix", "rare"),), kinds["teach"])
     trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
-    twice = (("epochs", 2 * params.student_train.epochs),)
-    trainings |= {"twice-control": from_teacher(twice), "twice-t0": from_teacher(twice, kinds["t0"])}
+    longer = (("epochs", 2 * params.student_train.epochs),)
+    trainings |= {"longer-control": from_teacher(longer), "longer-t0": from_teacher(longer, kinds["t0"])}
     # The teacher's own training with auto-labels in it: nothing is inherited from its errors.
-    fresh = {"control": None, "truth": kinds["truth"], "t0": kinds["t0"], "teach": kinds["teach"]}
+    fresh = {"control": None, "truth": kinds["truth"], "t0": kinds["t0"]}
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", "rare", *_LEVERS, *_TAUGHT, *_BESIDE)),
-        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0", "teach")),
+        *((name, "control") for name in ("truth", *_LEVERS, *taught, *_BESIDE)),
+        *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
         *((name, "t0") for name in _LEVERS),
-        ("twice-t0", "twice-control"),
-        *(("teach", name) for name in _TAUGHT if name != "teach"),
-        ("rare", "teach"),
+        ("longer-t0", "longer-control"),
+        *((name, plain) for name in measured for plain in _PLAIN),
         *((name, "coarse") for name in _BESIDE[1:]),
         ("control", "teacher"),
     )

@@ -100,6 +100,15 @@ def test_numbers_are_read_as_dvc_reads_them(load) -> None:
         load(_changed("  control: true", "  control: yes"))
 
 
+def test_thresholds_of_pixels_outside_of_polygons_do_not_cut_all_pixels(load) -> None:
+    outside = _changed("  region: all", "  region: outside_coarse")
+    alone = outside.replace("use_coarse: true", "use_coarse: false")
+    assert load(outside).pseudo_label.threshold == "policy"
+    with pytest.raises(ConfigError, match=r"params\.yaml:\d+: calibrate\.region is outside_coarse, .*write calibrate"):
+        load(alone)
+    assert load(alone.replace("  threshold: policy", "  threshold: 0.5")).calibrate.region == "outside_coarse"
+
+
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"params\.yaml: cannot be read"):
         Params.load(tmp_path / "params.yaml")
