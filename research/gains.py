@@ -19,7 +19,7 @@ class _Source:
     """A table, its scene with the numbers of images, and its comparisons: {"row - baseline": labels}.
 
     With baseline `coarse`, both students have human polygons. The kept share of their labels is that of an earlier
-    comparison without polygons.
+    comparison without polygons, or else that of the pixels outside of the polygons.
     """
 
     table: str
@@ -39,7 +39,8 @@ _PAYS = {
     "rare - control": "0, mix: rare",
     "drawn - control": "0, draw: probability",
 }
-_PAYS |= _ALONE | {"teach - control": "teach", "coarse+teach - coarse": "teach", "coarse+t0 - coarse": "0"}
+_PAYS |= _ALONE | {"teach - control": "teach", "coarse+t0 - coarse": "0"}
+_PAYS |= {f"coarse+{name} - coarse": name for name in ("teach", "policy")}
 _DEMO, _CAMVID, _DRIVES = ("demo", 28, 200), ("CamVid", 60, 222), ("CamVid, other drives", 41, 163)
 _OF_DEMO, _OF_CAMVID = ("workspaces", "demo"), ("camvid-table-default", "camvid-table-default")
 _SOURCES = (
@@ -54,6 +55,9 @@ _SOURCES = (
     # Students of `pays` learn from those unlabelled images whose true labels are known.
     _Source("pays", *_DEMO, _PAYS),
     _Source("pays-camvid", "CamVid, ImageNet weights", 60, 113, _PAYS),
+    _Source("pays-camvid-60", "CamVid of half size, ImageNet weights", 60, 113, _PAYS),
+    _Source("pays-camvid-30", "CamVid of half size, ImageNet weights", 30, 143, _PAYS),
+    _Source("pays-camvid-15", "CamVid of half size, ImageNet weights", 15, 158, _PAYS),
     _Source("pays-camvid-arrives", "CamVid, a drive arrives, ImageNet weights", 19, 154, _PAYS),
     _Source("pays-camvid-drive_shift", "CamVid, other drives, ImageNet weights", 41, 61, _PAYS),
 )
@@ -77,6 +81,9 @@ def _cases(tables: Path, source: _Source, shares: dict[tuple[float, str], float]
         if teacher is not None and share is not None and not beside:
             shares[teacher, labels] = share
         found = _interval(lines, comparison)
+        if teacher is not None and share is not None and beside and (teacher, labels) not in shares:
+            drawn = _figure(lines, baseline, "labelled_share") or 0.0  # a policy of the pixels outside of polygons
+            shares[teacher, labels] = round((share - drawn) / (1 - drawn), 4)
         if found and teacher is not None and (teacher, labels) in shares:
             of = {"scene": source.scene, "fine": source.fine, "unlabelled": source.unlabelled, "table": source.table}
             top = None if beside else _interval(lines, f"truth - {baseline}").get("gain")

@@ -346,7 +346,6 @@ _LEVERS: dict[str, Changes] = {  # changes of a student that learns from all of 
     "share+classmix": (_EVEN, _MIXED),
     "rare": (("pseudo.mix", "rare"),),
 }
-_BESIDE = ("coarse", "coarse+teach", "coarse+t0")
 _TRUTH = "ceiling"  # folder of true labels of unlabelled images, below the data set's root
 
 
@@ -357,8 +356,8 @@ def _pays(params: Params) -> Ablation:
     taught = [*measured, *_PLAIN]
     cuts: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
     kinds = {name: Labels(cut, only=_TRUTH) for name, cut in cuts.items()}
-    kinds |= {f"coarse+{name}": Labels(cut, True, only=_TRUTH) for name, cut in (("teach", "teach"), ("t0", 0.0))}
-    kinds["coarse"] = Labels("none", True, only=_TRUTH)
+    beside: dict[str, Any] = {"coarse": "none", "coarse+t0": 0.0} | {f"coarse+{name}": name for name in _MEASURED}
+    kinds |= {name: Labels(cut, True, only=_TRUTH) for name, cut in beside.items()}
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
@@ -369,12 +368,12 @@ def _pays(params: Params) -> Ablation:
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", *_LEVERS, *taught, *_BESIDE)),
+        *((name, "control") for name in ("truth", *_LEVERS, *taught, *beside)),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
         *((name, "t0") for name in _LEVERS),
         ("longer-t0", "longer-control"),
         *((name, plain) for name in measured for plain in _PLAIN),
-        *((name, "coarse") for name in _BESIDE[1:]),
+        *((name, "coarse") for name in [*beside][1:]),
         ("control", "teacher"),
     )
     return Ablation("pays", "What auto-labels pay", "pseudo-label", rows, differences, ceiling="truth")
