@@ -29,8 +29,8 @@ from tests.support.photographs import photographs, work_over
 
 BASE = Situation("policy", False, 0.5, 60, 200, 0.5)
 CASE = Case(**vars(BASE), scene="a scene", table="t", gain=0.02, low=0.01, high=0.03, seeds=3, ceiling=0.04)
-ALONE = sum(not case.beside for case in measured_cases())
-NONE_IS_LIKE_IT = f"none of {ALONE} measured comparisons is like this workspace"
+BESIDE = sum(case.beside for case in measured_cases())
+NONE_IS_LIKE_IT = f"none of {len(measured_cases()) - BESIDE} measured comparisons is like this workspace"
 
 situations = st.builds(
     Situation,
@@ -130,7 +130,7 @@ def test_a_workspace_is_told_what_it_is_what_to_expect_and_what_to_label(
     text = said("advise", "--workspace", ws.root).out
     assert NONE_IS_LIKE_IT in text
     assert "Classes that people should label first: car (IoU 0.0, 0.0 % kept and right)" in text
-    assert "Measured on CamVid (60 fine-labelled images, 222 unlabelled ones); CamVid, " in text
+    assert "Measured on CamVid (60 fine-labelled images, 222 unlabelled ones); " in text
     assert "a drive arrives, ImageNet weights (19 fine-labelled images, 154 unlabelled ones)" in text
 
     alike = Case(**situation, scene="a like one", table="t", gain=0.02, low=0.01, high=0.03, seeds=3, ceiling=0.04)
@@ -153,7 +153,8 @@ def test_most_images_with_polygons_are_compared_with_students_of_polygons(ws: Wo
     index = Index.load(path)
     Index.write(path, [replace(s, coarse="x.png") for s in index.samples], index.classes, index.root)
     told = said("advise", "--workspace", ws.root).out
-    assert "What auto-labels beside human polygons bring here is not known: none of 9" in told
+    assert "What auto-labels beside human polygons bring here is not known: none of " in told
+    assert f"none of {BESIDE} measured comparisons is like this workspace" in told
     set_params(ws.root, {"pseudo_label.merge.use_coarse": False})
     assert "What auto-labels alone bring here is not known" in said("advise", "--workspace", ws.root).out
 
