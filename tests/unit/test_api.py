@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hmsa_core
 
 REPO = Path(__file__).resolve().parents[2]
@@ -15,6 +17,7 @@ CODE = "\n".join(
 )
 
 
+@pytest.mark.long
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error::DeprecationWarning:hmsa_core", "-c", CODE]

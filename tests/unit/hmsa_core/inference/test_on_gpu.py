@@ -17,6 +17,8 @@ from hmsa_core.models import model as model_module
 from tests.support.counting import Counting, fake_gpu, fused_operators
 from tests.support.inference import noise_image, small_model
 
+pytestmark = pytest.mark.long
+
 SIZE = (1024, 2048)
 SCALES = (0.5, 1.0, 2.0)
 

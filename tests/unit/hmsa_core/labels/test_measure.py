@@ -16,6 +16,8 @@ from hmsa_core.labels.thresholds.rules.promise import ceiling
 from tests.support.label_maps import toy_classes
 from tests.support.label_worlds import world
 
+pytestmark = pytest.mark.long
+
 CLASSES = toy_classes()
 NONE = Conflicts(*(np.zeros(0, np.int64) for _ in range(6)))
 CODES = np.arange(256)

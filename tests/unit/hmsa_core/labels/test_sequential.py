@@ -16,6 +16,8 @@ from scipy.optimize import minimize
 from hmsa_core.labels.thresholds.intervals import clopper_pearson
 from hmsa_core.labels.thresholds.sequential import SequentialTest, choose_start, closest
 
+pytestmark = pytest.mark.long
+
 Floats = NDArray[np.float64]
 
 

@@ -16,7 +16,7 @@ from hmsa_core.spec import TrainSpec
 from tests.conftest import REPO
 from tests.support.training import events, run, train_spec, write_data
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from hmsa_core.labels import LabelStore, LabelStoreWriter
 from tests.conftest import REPO
 from tests.support.inference import noise_image, save_model
 
+pytestmark = pytest.mark.long
+
 WITHOUT = """
 import sys
 class Missing:
