@@ -38,9 +38,12 @@ _PAYS = {
     "share - control": "0, share: 0.5",
     "rare - control": "0, mix: rare",
     "drawn - control": "0, draw: probability",
+    **_ALONE,
+    "teach - control": "teach",
+    "coarse+t0 - coarse": "0",
+    "coarse+teach - coarse": "teach",
+    "coarse+policy - coarse": "policy",
 }
-_PAYS |= _ALONE | {"teach - control": "teach", "coarse+t0 - coarse": "0"}
-_PAYS |= {f"coarse+{name} - coarse": name for name in ("teach", "policy")}
 _DEMO, _CAMVID, _DRIVES = ("demo", 28, 200), ("CamVid", 60, 222), ("CamVid, other drives", 41, 163)
 _OF_DEMO, _OF_CAMVID = ("workspaces", "demo"), ("camvid-table-default", "camvid-table-default")
 _SOURCES = (

@@ -1,4 +1,4 @@
-"""The ablations. All rows of a table see the same number of images (`longer`: the same cost)."""
+"""The ablations. All rows of a table see the same number of images, but for those named `longer`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_every_row_gives_a_valid_recipe_of_the_same_number_of_crops(demo: Params
     for params, names in ((demo, NAMES[:-1]), (camvid, NAMES)):
         for name in names:
             table = make_ablation(name, params)
-            rows = [r for r in table.rows if r.training and not r.name.startswith("longer-")]  # alike in cost
+            rows = [r for r in table.rows if r.training and not r.name.startswith("longer-")]
             configs = [(r, train_config(params, r.training, 1, Scale())) for r in rows]
             for recipe in ("teacher_train", "student_train"):
                 seen = {(c.epochs, c.epoch_samples, c.global_batch) for r, c in configs if r.training.recipe == recipe}
