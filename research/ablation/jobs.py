@@ -23,7 +23,7 @@ from hmsa_core.runtime.progress import read_log
 from hmsa_core.spec import EvaluationSetting
 from pipeline import keys, launcher
 from pipeline.nodes import Meeting
-from pipeline.stages import precision
+from pipeline.stages import precision, student_train
 from pipeline.stages.support import evaluate_model, fine_data, labelling_teacher, role_index, train_model
 from pipeline.workspace import Workspace
 from research.ablation.labels import WORK, MadeLabels
@@ -51,13 +51,13 @@ class Evaluated:
 
 
 def start_of(ws: Workspace, training: Training) -> Path | None:
-    """Checkpoint that a training starts from; None = from scratch (the profile has no pretraining set).
+    """Checkpoint that a training starts from; None = the trunk's own weights, or from scratch.
 
     Raises:
         ConfigError: it is not there yet.
     """
     if training.start == "teacher":
-        return own_teacher(ws)
+        return student_train.start_of(ws, own_teacher(ws))
     pretrained = ws.path("models/pretrain")
     if (pretrained / "model.json").exists():
         return pretrained

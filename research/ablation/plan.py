@@ -47,7 +47,8 @@ class Training:
 
     Attributes:
         recipe: section of params.yaml that it follows.
-        start: "pretrain" (from scratch where a profile has no pretraining set) or "teacher".
+        start: "pretrain" (from scratch where a profile has no pretraining set), or "teacher": where the
+            workspace's student starts (student_train.init).
         changes: dotted keys of the recipe and their values.
         labels: the auto-labelled half; None = fine labels only, the same number of crops.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
+from pipeline.nightly.parameters import set_keys
+from pipeline.strict_yaml import read_yaml
 from pipeline.workspace import Workspace
 from research.ablation import run
 from research.ablation.catalogue import make_ablation
 from research.ablation.freeze import read_freeze, write_freeze
+from research.ablation.jobs import start_of
+from research.ablation.plan import Training
 from research.ablation.recipe import Scale
 from research.ablation.run import Request, pending, run_ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, figures
@@ -113,6 +118,16 @@ def test_the_teacher_as_it_is_stands_once_whatever_the_seeds(jobs: FakeJobs, tmp
     assert run_ablation(ws, request) == [("teacher", 0), ("control", 3), ("control", 4)]
     assert run_ablation(ws, request) == []
     assert of(figures(request.path), "control - teacher", "difference", seed=4) == [0.0]
+
+
+def test_a_students_row_starts_where_the_workspaces_student_starts(jobs: FakeJobs, tmp_path: Path) -> None:
+    student = Training("student_train", "teacher")
+    assert start_of(bare_workspace(tmp_path / "copy"), student) == jobs.folder / "teacher"
+    other = bare_workspace(tmp_path / "other")
+    params = read_yaml(other.path("params.yaml"))
+    set_keys(params.values, {"student_train.init": "pretrained"})
+    other.path("params.yaml").write_text(json.dumps(params.values))
+    assert start_of(Workspace(other.root), student) is None
 
 
 def test_intervals_of_more_seeds_than_a_workspace_has_counts_of_stay(

@@ -82,9 +82,9 @@ def test_each_profile_variant_and_teacher_has_a_table_of_its_own(demo: Params, c
 
 
 def test_the_recipe_that_a_freeze_holds_still_knows_settings_and_not_machines(demo: Params) -> None:
-    def digest(section: str, **changes: object) -> str:
+    def digest(section: str, table: str = "labels", **changes: object) -> str:
         params = demo.model_copy(update={section: getattr(demo, section).model_copy(update=changes)})
-        return recipe_digest(params, make_ablation("labels", params), Scale())
+        return recipe_digest(params, make_ablation(table, params), Scale())
 
     usual = digest("teacher_train")
     runtime = demo.teacher_train.runtime.model_copy(update={"ranks": 1, "workers": 9})
@@ -95,4 +95,5 @@ def test_the_recipe_that_a_freeze_holds_still_knows_settings_and_not_machines(de
         digest("auto_infer", flip=not demo.auto_infer.flip),
     ]
     assert usual not in others
+    assert digest("student_train", "merging", init="pretrained") != digest("student_train", "merging")
     assert recipe_digest(demo, make_ablation("labels", demo), Scale(0.5)) != usual
