@@ -24,6 +24,7 @@ from pipeline.counts import fine_pixels
 from pipeline.render import Share, Table, points
 from pipeline.results import json_of
 from pipeline.stages.precision import chosen_policy, kept_figures
+from pipeline.stages.support import weights_of
 from pipeline.workspace import Workspace
 
 _NEAREST = 3
@@ -123,6 +124,7 @@ def advise(ws: Workspace) -> Advice:
         "kept ones are right.",
         _sentence(situation, verdict, near, len(cases)),
     ]
+    sentences.extend(_of_learning(ws))
     if facts:
         first = (f"{one.name} (IoU {Share(one.iou)}, {Share(one.shown)} % kept and right)" for one in facts[:_NAMED])
         sentences.append(f"Classes that people should label first: {', '.join(first)}.")
@@ -134,6 +136,22 @@ def advise(ws: Workspace) -> Advice:
     if unseen := [name for name, value in zip(names, iou, strict=True) if np.isnan(value)]:
         limits.append(f"No calibration image shows {', '.join(unseen)}: nothing is known of how they are labelled.")
     return Advice(verdict, tuple(sentences), situation, near, tuple(limits), tuple(facts[:_CLASSES]))
+
+
+def _of_learning(ws: Workspace) -> list[str]:
+    """What to do first where the last control, which started from this teacher, is better than it."""
+    metrics = json_of(ws, "evaluation/metrics.json")
+    gain = metrics.get("differences", {}).get("control - teacher")
+    if gain is None or gain["low"] <= 0 or ws.params.student_train.init != "teacher":
+        return []
+    if metrics["models"]["teacher"]["weights_sha256"] != weights_of(ws.teacher()):
+        return []
+    shown = Share(gain["value"], gain["low"], gain["high"], sign="+")
+    return [
+        f"The last control learned from fine labels alone and is {shown} points [{shown.interval}] over the teacher: "
+        "the teacher is still learning, and its labels hold a student back. Train it longer first "
+        "(teacher_train.epochs)."
+    ]
 
 
 def _classes(

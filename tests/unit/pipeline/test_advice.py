@@ -23,8 +23,10 @@ from pipeline.advice import Case, Situation, distance, expected, measured_cases
 from pipeline.report.build import gather, render
 from pipeline.results import diet
 from pipeline.stages import prepare
+from pipeline.stages.support import weights_of
 from pipeline.workspace import Workspace
 from tests.support.chain import set_params
+from tests.support.checkpoints import checkpoint
 from tests.support.photographs import photographs, work_over
 
 BASE = Situation("policy", False, 0.5, 60, 200, 0.5)
@@ -157,6 +159,24 @@ def test_most_images_with_polygons_are_compared_with_students_of_polygons(ws: Wo
     assert f"none of {BESIDE} measured comparisons is like this workspace" in told
     set_params(ws.root, {"pseudo_label.merge.use_coarse": False})
     assert "What auto-labels alone bring here is not known" in said("advise", "--workspace", ws.root).out
+
+
+def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(ws: Workspace, said: Any) -> None:
+    _calibrate(ws)
+    atomic.write_json(ws.path("models/current.json"), {"teacher": "stage:teacher-train"})
+    sha = weights_of(checkpoint(ws.path("models/teacher")))
+
+    def told(low: float = 0.009, teacher: str = sha) -> bool:
+        gain = {"control - teacher": {"value": 0.019, "low": low, "high": 0.028}}
+        models = {"teacher": {"weights_sha256": teacher}}
+        atomic.write_json(ws.path("evaluation/metrics.json"), {"differences": gain, "models": models})
+        return "is +1.9 points [+0.9 … +2.8] over the teacher: " in said("advise", "--workspace", ws.root).out
+
+    assert told()
+    assert not told(low=-0.001), "no difference is shown"
+    assert not told(teacher="0" * 64), "another teacher was judged"
+    set_params(ws.root, {"student_train.init": "pretrained"})
+    assert not told(), "the control did not start from the teacher"
 
 
 def test_without_calibration_images_one_line_says_what_to_do(ws: Workspace, said: Any) -> None:
