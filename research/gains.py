@@ -62,6 +62,7 @@ _SOURCES = (
     _Source("pays-camvid-30", "CamVid of half size, ImageNet weights", 30, 143, _PAYS),
     _Source("pays-camvid-15", "CamVid of half size, ImageNet weights", 15, 158, _PAYS),
     _Source("pays-camvid-arrives", "CamVid, a drive arrives, ImageNet weights", 19, 154, _PAYS),
+    _Source("pays-camvid-arrives-480", "CamVid, a drive arrives, teacher of 3,600 steps", 19, 154, _PAYS),
     _Source("pays-camvid-drive_shift", "CamVid, other drives, ImageNet weights", 41, 61, _PAYS),
 )
 
