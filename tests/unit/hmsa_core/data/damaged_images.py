@@ -243,7 +243,7 @@ print(json.dumps([outcome, (status("VmHWM:") - before) * 1.024e-3]))
 
 
 def fuzz_in_a_process_of_its_own(tmp_path: Path, seed: int, count: int) -> tuple[dict[str, int], float]:
-    """(outcomes, MB that its memory grew by) with 1 GiB more than the libraries hold, and 10 s for each file: the kernel ends what takes more."""
+    """(outcomes, MB that its memory grew by); the kernel ends what takes more than 1 GiB above the libraries, or 10 s."""
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, str(tmp_path), str(seed), str(count)],
         cwd=Path(__file__).parents[4],
