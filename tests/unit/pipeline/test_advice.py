@@ -175,7 +175,9 @@ def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(
     assert told()
     assert not told(low=-0.001), "no difference is shown"
     assert not told(teacher="0" * 64), "another teacher was judged"
-    set_params(ws.root, {"student_train.init": "pretrained"})
+    set_params(ws.root, {"auto_infer.teacher": "models/other"})
+    assert not told(), "another teacher labels"
+    set_params(ws.root, {"auto_infer.teacher": None, "student_train.init": "pretrained"})
     assert not told(), "the control did not start from the teacher"
 
 
