@@ -356,9 +356,10 @@ def _pays(params: Params) -> Ablation:
     taught = [*measured, *_PLAIN]
     cuts: dict[str, Any] = {"truth": "truth", **measured, **_PLAIN}
     kinds = {name: Labels(cut, only=_TRUTH) for name, cut in cuts.items()}
-    beside: dict[str, Any] = {"coarse": "none", "coarse+t0": 0.0} | {f"coarse+{name}": name for name in _MEASURED}
-    kinds |= {name: Labels(cut, True, only=_TRUTH) for name, cut in beside.items()}
-    kinds["coarse+t0-human"] = replace(kinds["coarse+t0"], conflict="human")  # otherwise the profile's rule
+    drawn: dict[str, Any] = {"coarse": "none", "coarse+t0": 0.0} | {f"coarse+{name}": name for name in _MEASURED}
+    beside = {name: Labels(cut, True, only=_TRUTH) for name, cut in drawn.items()}
+    beside["coarse+t0-human"] = replace(beside["coarse+t0"], conflict="human")  # otherwise the profile's rule
+    kinds |= beside
     trainings: dict[str, Training | None] = {"teacher": None, "control": from_teacher()}
     trainings |= {name: from_teacher(labels=labels) for name, labels in kinds.items()}
     trainings |= {name: from_teacher(changes, kinds["t0"]) for name, changes in _LEVERS.items()}
@@ -369,7 +370,7 @@ def _pays(params: Params) -> Ablation:
     trainings |= {f"fresh-{name}": Training("teacher_train", "pretrain", (), labels) for name, labels in fresh.items()}
     rows = tuple(main_row(name, training, params) for name, training in trainings.items())
     differences: Differences = (
-        *((name, "control") for name in ("truth", *_LEVERS, *taught, *beside, "coarse+t0-human")),
+        *((name, "control") for name in ("truth", *_LEVERS, *taught, *beside)),
         *((f"fresh-{name}", "fresh-control") for name in ("truth", "t0")),
         *((name, "t0") for name in _LEVERS),
         ("longer-t0", "longer-control"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 
 from hmsa_core.io import atomic
 from hmsa_core.io.errors import ConfigError
-from pipeline.nightly.parameters import set_keys
-from pipeline.strict_yaml import read_yaml
 from pipeline.workspace import Workspace
 from research.ablation import run
 from research.ablation.catalogue import make_ablation
@@ -22,6 +19,7 @@ from research.ablation.recipe import Scale
 from research.ablation.run import Request, pending, run_ablation
 from research.figures import CONFIRMING, EXPLORING, Figure, figures
 from research.tests.ablations import FakeJobs, bare_workspace
+from tests.support.chain import set_params
 
 
 @pytest.fixture
@@ -124,9 +122,7 @@ def test_a_students_row_starts_where_the_workspaces_student_starts(jobs: FakeJob
     student = Training("student_train", "teacher")
     assert start_of(bare_workspace(tmp_path / "copy"), student) == jobs.folder / "teacher"
     other = bare_workspace(tmp_path / "other")
-    params = read_yaml(other.path("params.yaml"))
-    set_keys(params.values, {"student_train.init": "pretrained"})
-    other.path("params.yaml").write_text(json.dumps(params.values))
+    set_params(other.root, {"student_train.init": "pretrained"})
     assert start_of(Workspace(other.root), student) is None
 
 
