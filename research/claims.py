@@ -60,6 +60,15 @@ def _attention() -> tuple[Claim, ...]:
     )
 
 
+def _attention_three() -> tuple[Claim, ...]:
+    group, table, three = "attention-three", "attention-camvid-three", "three-0.5-1-2"
+    return (
+        Claim(group, table, three, "average-0.5-1-2", "hierarchical > average", ">"),
+        Claim(group, table, three, "three-averaged-0.5-1-2", "attention > averaging, the same network"),
+        Claim(group, table, three, _ALL, "2x in training helps hierarchical"),
+    )
+
+
 CLAIMS = (
     *_scales("scales", "scales"),
     Claim("scales", "scales", _ALL, "explicit-0.5-1-2", "hierarchical > explicit", ">"),
@@ -67,6 +76,7 @@ CLAIMS = (
     Claim("scales", "scales", _ALL, "single-1", "hierarchical > single scale", ">"),
     *_scales("scales-camvid", "scales-camvid"),
     *_attention(),
+    *_attention_three(),
     Claim(
         "reasons", "reasons", "hierarchical-0.5-1", "two-explicit-0.5-1", "> explicit, both trained on {0.5, 1}", ">"
     ),
