@@ -375,6 +375,7 @@ def _pays(params: Params) -> Ablation:
         *((name, "t0") for name in _LEVERS),
         ("longer-t0", "longer-control"),
         *((name, plain) for name in measured for plain in _PLAIN),
+        *((("teach", "policy"),) if measured else ()),
         *((name, "coarse") for name in [*beside][1:]),
         ("coarse+t0-human", "coarse+t0"),
         ("control", "teacher"),
