@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -86,7 +88,7 @@ def test_a_night_without_new_data_runs_no_stage_and_new_images_are_the_only_ones
 
         Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
     run = start(orchestrated, promote=False, stages=["prepare", "auto-infer"])
-    assert finish(orchestrated, run) == "Completed"
+    assert finish(orchestrated, run) == "Completed", worker_log(orchestrated)[-6000:]
     assert {row["stage"] for row in artifacts_of(orchestrated, run)["auto-label-cost"]} == {"prepare", "auto-infer"}
     after = set(LabelStore.open(orchestrated / "labels/raw").names())
     assert len(after - before) == 5
@@ -155,6 +157,17 @@ def _notify(folder: Path, address: str) -> None:
     command(sys.executable, "-m", "prefect", "automation", "create", "--from-file", "notify.yaml", cwd=folder)
 
 
+def test_the_next_nights_are_planned_for_two_in_the_morning(served: Path) -> None:
+    def planned() -> list[dict[str, Any]]:
+        found = api(served, "flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+        return [run for run in found if run["auto_scheduled"]]
+
+    wait_for("the server plans the next nights", planned, 60)
+    times = sorted(datetime.fromisoformat(run["expected_start_time"]) for run in planned())
+    assert {time.astimezone(ZoneInfo("Europe/London")).hour for time in times} == {2}
+    assert times[0] - datetime.now(UTC) <= timedelta(days=1, hours=1), "an hour more where the clocks change"
+
+
 def test_bad_parameters_are_refused_before_anything_starts_and_somebody_is_told(served: Path) -> None:
     params = (served / "params.yaml").read_bytes()
     with _listening() as (address, received):
@@ -195,7 +208,7 @@ def test_a_killed_worker_leaves_nothing_behind_and_the_next_night_makes_the_same
     said = up(orchestrated, Services(orchestrated).port)
     assert state(orchestrated, run) == "Crashed", said
     again = start(orchestrated, params=SLOWLY, stages=["auto-infer"], promote=False)
-    assert finish(orchestrated, again) == "Completed"
+    assert finish(orchestrated, again) == "Completed", worker_log(orchestrated)[-6000:]
     assert store_bytes(orchestrated) == store_bytes(undisturbed)
     assert (orchestrated / "params.yaml").read_bytes() == params, "a run never writes it"
 

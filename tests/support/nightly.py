@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from hmsa_core.io import atomic
 from pipeline.nightly.services import Services
@@ -25,16 +26,18 @@ from tests.support.waiting import wait_for
 
 # One image a shard and sixteen times the work of an image: there is something to kill on any machine.
 SLOWLY = {"auto_infer.scales": [0.5, 1.0, 2.0, 4.0, 8.0], "auto_infer.images_per_shard": 1}
+_WORKER_LOG = ".orchestrate/worker.log"
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
 def command(*args: str, cwd: Path, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user would; its output is in the failure message."""
+    """Run a program as a user would; its output, and the worker's where there is one, is in the failure message."""
     done = subprocess.run(
         list(args), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=timeout
     )
-    if check:
-        assert done.returncode == 0, f"{' '.join(args)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    if check and done.returncode:
+        worker = worker_log(cwd)[-6000:] if (cwd / _WORKER_LOG).exists() else ""
+        pytest.fail(f"{' '.join(args)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}\n{worker}")
     return done
 
 
@@ -73,7 +76,7 @@ def pid_of(folder: Path, service: str) -> int:
 
 def worker_log(folder: Path) -> str:
     """What the worker and its flow runs printed."""
-    return (folder / ".orchestrate" / "worker.log").read_text()
+    return (folder / _WORKER_LOG).read_text()
 
 
 # -- runs -----------------------------------------------------------------------------------------
