@@ -68,12 +68,19 @@ def auto_label(
     arguments = {name: value for name, value in told.items() if value is not None}
     try:
         with nightly_lock(ws.root):
-            for line in reap(ws.root, keep=_run_id()):
-                get_run_logger().warning(line)
+            _settle_dead_runs(ws)
             return _night(ws, stages, changes, arguments)
     except ServerGoneError as error:
         _leave(error)
         raise
+
+
+def _settle_dead_runs(ws: Workspace) -> None:
+    try:
+        for line in reap(ws.root, keep=_run_id()):
+            get_run_logger().warning(line)
+    except (httpx.HTTPError, PrefectException) as error:  # what became of other runs must not cost this one
+        get_run_logger().warning("runs that were left behind are not settled: %s", one_line(error))
 
 
 def _leave(error: ServerGoneError) -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from hmsa_core import __version__
@@ -77,6 +78,18 @@ def test_a_params_file_that_cannot_be_read_has_a_page_without_what_needs_it(
     assert night["kind"] == "failed"
     assert night["counts"] == YESTERDAY["counts"], "the next night is compared with the last that is known"
     assert night["night"] | YESTERDAY["night"] == night["night"]  # type: ignore[operator]
+
+
+def test_a_server_that_fails_over_other_runs_does_not_end_the_night(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> list[str]:
+        raise httpx.ReadError("the server is busy")
+
+    monkeypatch.setattr(nightly, "reap", fails)
+    _, (night,) = _fails(ws, ConfigError, stages=["auto-infr"])
+    assert night["kind"] == "failed", "the night went on to its own error"
+    assert "not settled: the server is busy" in caplog.text
 
 
 @pytest.mark.parametrize("name", [HISTORY, "models/registry/history.jsonl", "models/registry/looks.jsonl"])
