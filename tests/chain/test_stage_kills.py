@@ -20,7 +20,7 @@ from pipeline.stages import STAGES
 from tests.support.blows import GONE_WITHIN_S, assert_all_gone, hit_all, kill_all, receipts, running, stage_pid, steps
 from tests.support.chain import Whole, change_param, dvc, lock_file, set_params
 from tests.support.planted import Plan
-from tests.support.waiting import leave
+from tests.support.waiting import assert_left_at_once, leave
 
 pytestmark = [pytest.mark.chain, pytest.mark.fault, pytest.mark.timeout(1800)]  # seconds; a busy machine is slow
 
@@ -224,10 +224,8 @@ def test_a_second_run_of_a_stage_leaves_at_once_and_names_the_first(many_teacher
         plan.wait(process)
         first = stage_pid(workspace, TRAINING)
         tries = [leave(workspace, "autolabel", "stage", TRAINING) for _ in range(3)]
-        assert [done.status for done in tries] == [75] * 3, tries
+        assert_left_at_once(tries)
         assert all(f"process {first}" in done.text for done in tries)
-        # Together these are seconds of the clock on an idle machine.
-        assert min(done.cpu_seconds for done in tries) + min(done.waited_seconds for done in tries) < 1.0, tries
         other = dvc(workspace, "repro", "--single-item", "--force", TRAINING, status=None)
         assert other.status != 0
         assert str(process.pid) in other.text, "DVC names the first run, too"

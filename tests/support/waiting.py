@@ -6,7 +6,6 @@ Seconds of the clock tell this only on an idle machine, seconds of a processor n
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import tempfile
 import time
@@ -33,27 +32,37 @@ def crowd() -> float:
 
 @dataclass(frozen=True)
 class Left:
-    """A command that came to its end: what it said, and where its time went."""
+    """A command that came to its end: what it said, which modules it had loaded, how long it had waited."""
 
     status: int
     text: str
-    cpu_seconds: float
+    loaded: frozenset[str]
     waited_seconds: float  # 0 where the kernel does not count the time in line for a processor
 
 
 def leave(folder: Path, *command: str) -> Left:
-    """Run a command that is expected to leave soon; what it waited is its main thread's."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Run a Python command that is expected to leave soon; what it waited is its main thread's."""
     with tempfile.TemporaryFile() as said:
         begin = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=said, stderr=said)
+        asked = environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
+        process = subprocess.Popen(command, cwd=folder, env=asked, stdout=said, stderr=said)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and the kernel still knows its times
         seconds = time.monotonic() - begin
         schedule = Path(f"/proc/{process.pid}/schedstat")
         on_cpu, in_line = map(int, schedule.read_text().split()[:2]) if schedule.exists() else (int(seconds * 1e9), 0)
         status = process.wait()
         said.seek(0)
-        text = said.read().decode()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return Left(status, text, cpu, seconds - (on_cpu + in_line) / 1e9)
+        lines = said.read().decode().splitlines()
+    imports = [line for line in lines if line.startswith("import time:")]
+    loaded = frozenset(line.rsplit("|", 1)[1].strip() for line in imports)
+    assert "pipeline.cli.main" in loaded, "the modules are not told: that torch is not among them says nothing"
+    text = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return Left(status, text, loaded, seconds - (on_cpu + in_line) / 1e9)
+
+
+def assert_left_at_once(tries: list[Left]) -> None:
+    """Status 75, no second of waiting, and nothing loaded that takes longer than the refusal (torch: seconds)."""
+    assert [done.status for done in tries] == [75] * len(tries), tries
+    assert min(done.waited_seconds for done in tries) < 0.5, tries
+    for done in tries:
+        assert "torch" not in done.loaded

@@ -23,7 +23,7 @@ from pipeline import launcher
 from pipeline.cli.main import main
 from tests.support.inference import job_context, noise_image, save_model, small_model
 from tests.support.teachers import colour_network, table
-from tests.support.waiting import leave
+from tests.support.waiting import assert_left_at_once, leave
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +176,8 @@ def test_linked_folders_are_labelled_once_and_a_link_upwards_ends(folder, tmp_pa
 def test_a_second_run_into_the_same_store_leaves_at_once_and_names_the_first(folder, tmp_path):
     with FileLock(tmp_path / "store.work" / "label.lock"):
         tries = [leave(tmp_path, "autolabel", *command(folder, tmp_path / "store")) for _ in range(3)]
-    assert [done.status for done in tries] == [75] * 3, tries
+    assert_left_at_once(tries)
     assert all(f"labelling into {tmp_path}/store is in use by process {os.getpid()} " in done.text for done in tries)
-    # Together these are seconds of the clock on an idle machine.
-    assert min(done.cpu_seconds for done in tries) + min(done.waited_seconds for done in tries) < 1.0, tries
     assert [path.name for path in tmp_path.rglob("*")] == ["store.work", "label.lock"], (
         "the first one's work is left alone"
     )
