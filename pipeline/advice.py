@@ -142,7 +142,9 @@ def _of_learning(ws: Workspace) -> list[str]:
     """What to do first where the last control is better than the teacher that it started from and that labels."""
     metrics = json_of(ws, "evaluation/metrics.json")
     gain = metrics.get("differences", {}).get("control - teacher")
-    if gain is None or gain["low"] <= 0 or ws.params.student_train.init != "teacher" or ws.params.auto_infer.teacher:
+    if gain is None or gain["low"] is None or gain["low"] <= 0:  # one block of report images gives no interval
+        return []
+    if ws.params.student_train.init != "teacher" or ws.params.auto_infer.teacher:
         return []
     if metrics["models"]["teacher"]["weights_sha256"] != weights_of(ws.teacher()):
         return []

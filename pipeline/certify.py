@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class TrueLabels:
     """
 
     def __init__(self, folder: Path, view: StoreView, ids: Ids = "auto") -> None:
-        from hmsa_core.inference.scored_files import label_reader
+        from hmsa_core.inference.scored_files import alike, label_reader
 
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", hint="give the folder of label maps NAME.png")
@@ -72,6 +73,7 @@ class TrueLabels:
         if ids == "auto":
             ids, self.note = self._guessed()
         of = view.classes.of_train_ids() if ids == "train" else view.classes
+        self._alike = alike
         self._read = lru_cache(maxsize=64)(label_reader(of, colours=ids == "colours"))
 
     def _guessed(self) -> tuple[Ids, str]:
@@ -96,8 +98,14 @@ class TrueLabels:
         if file is None:
             return "unsure"
         truth, info = self._read(file), self._view.info(draw["image"])
-        y, x = draw["y"] * truth.shape[0] // int(info["height"]), draw["x"] * truth.shape[1] // int(info["width"])
-        there = int(truth[y, x])
+        (height, width), image_height, image_width = truth.shape, int(info["height"]), int(info["width"])
+        if not self._alike(width, height, image_width, image_height):
+            raise InputError(
+                f"{file} is {width}x{height}, the labels of {draw['image']} are {image_width}x{image_height}: "
+                "they do not show the same",
+                hint="give each label map its own image's proportions (upright, as the EXIF rotation says)",
+            )
+        there = int(truth[draw["y"] * height // image_height, draw["x"] * width // image_width])
         return "unsure" if there == IGNORE else "right" if there == class_id else "wrong"
 
 
@@ -139,10 +147,10 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
         found = results.get(name)
         if found is not None and found["certified"]:
             keys = ("precision", "lower", "coverage", "draws", "right", "unsure")
-            proof = {"store": certificate.value["store"], "delta": certificate.value["delta"]}
+            proof = {key: certificate.value[key] for key in ("store", "delta", "target")}
             entries.append(ClassPolicy(name, found["code"], "certified", {**{k: found[k] for k in keys}, **proof}))
         elif measured is not None:
-            entries.append(measured.entries[c])
+            entries.append(_taken_over(measured, c))
         else:
             entries.append(ClassPolicy(name, NUM_CODES, "withheld", {"reason": "not certified"}))
     named = {key: certificate.value[key] for key in ("store", "target", "delta", "who")}
@@ -151,12 +159,22 @@ def certified_policy(certificate: Certificate, view: StoreView, measured: Thresh
         tuple(entries),
         table=None if measured is None else measured.table,
         binding=binding(view.lineage),
-        settings={**(measured.settings if measured is not None else {}), "target": certificate.value["target"]},
+        settings={} if measured is None else measured.settings,
         evidence={
+            "target": certificate.value["target"],
             "certificate": {"digest": certificate.digest, **named},
             "promises": {entry.status: PROMISES[entry.status] for entry in entries},
         },
     )
+
+
+def _taken_over(policy: ThresholdPolicy, class_id: int) -> ClassPolicy:
+    """A class's entry of another policy with that policy's target; only this certificate's classes stay certified."""
+    entry = policy.entries[class_id]
+    evidence = {"target": policy.evidence.get("target"), **entry.evidence}
+    if entry.status != "certified":
+        return replace(entry, evidence=evidence)
+    return replace(entry, status="estimate", evidence={**evidence, "reason": "certified by another certificate"})
 
 
 # -- the file that several people answer ------------------------------------------------------------------
@@ -197,10 +215,23 @@ class CertificateFile:
             kept = Certificate.load(self.path) if self.path.is_file() else None
             if kept is not None and kept.plan_digest == certificate.plan_digest:
                 certificate = kept
-            elif kept is not None and any(draw["answer"] for draw in kept.draws):
-                kept.save(self.path.with_name(f"{self.path.stem}-{kept.plan_digest[:16]}.json"))
+            else:
+                self._put_aside(kept)
             self._keep(certificate)
             return certificate
+
+    def replace(self, certificate: Certificate) -> None:
+        """Keep a certificate that is answered already; another one is put aside."""
+        with self._alone():
+            kept = Certificate.load(self.path) if self.path.is_file() else None
+            if kept is None or kept.digest != certificate.digest:
+                self._put_aside(kept)
+                certificate.save(self.path)
+
+    def _put_aside(self, kept: Certificate | None) -> None:
+        """Save answers under their digest: an attempt that failed must stay visible."""
+        if kept is not None and any(draw["answer"] for draw in kept.draws):
+            kept.save(self.path.with_name(f"{self.path.stem}-{kept.digest[:16]}.json"))
 
     def answer(self, plan: str, number: int, answer: str) -> Certificate:
         """Record an answer, draw on where few draws are left, and rewrite the file.

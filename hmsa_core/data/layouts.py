@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class Scan:
     def refuse(self, name: str, path: str, part: str, split: str, reason: str, detail: str) -> None:
         """Add a file to the refused ones."""
         self.refused.append(Refused(name, path, part, split, reason, detail))
+
+    def keep(self, files: Container[str]) -> None:
+        """Leave the images of these paths."""
+        self.found = [found for found in self.found if found.image in files]
+        self.refused = [row for row in self.refused if row.path in files]
 
 
 def scan(source: SourceSpec) -> Scan:

@@ -7,7 +7,7 @@ or on the folder's place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
@@ -73,6 +73,7 @@ def build(
     tile: int = 1024,
     min_pixels: int = 0,
     previous: str | Path | None = None,
+    only: Container[str] = (),
     progress: Progress | None = None,
 ) -> Summary:
     """Index one data set into the folder `out`.
@@ -87,6 +88,7 @@ def build(
             needs the usual `if __name__ == "__main__":`.
         tile, min_pixels: side of the tiles for class centroids, and fewest pixels of a class in one.
         previous: an earlier `out` folder: files with the same digest are not decoded again.
+        only: image files below the root, the others are not looked at; empty: all.
         progress: called with (done, total).
 
     Raises:
@@ -95,6 +97,8 @@ def build(
             them is in the quarantine table. Or maps of trainIds lie where ids are read.
     """
     root = _Root(Path(out), source, scan(source), {"tile": tile, "min_pixels": min_pixels})
+    if only:
+        root.scanned.keep(only)
     found = _unique(root.scanned)  # first: roles and blocks go by name
     chosen = assign_roles(found, roles)
     earlier = _Earlier.load(Path(previous), root) if previous is not None else _Earlier()

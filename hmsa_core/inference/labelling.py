@@ -136,7 +136,7 @@ def label_images(
             if target is not None:
                 target.begin(read_json(work / _RECORD))
             refused = _index(folder, files, work, options, names, engine, tell, stop)
-            wanted, changed = _unchanged(work, folder, files, tell)
+            wanted, changed = _unchanged(work, tell, some=bool(files))
             config = InferConfig(
                 scales=options.scales, flip=options.flip, images_per_shard=shard, codec=codec, runtime=options.runtime
             )
@@ -225,9 +225,11 @@ def _index(
             raise InterruptedRunError("stopped while images were checked", hint="run the same command again")
 
     by = Engine("ray", options.runtime.ranks) if engine == "ray" else HERE
-    summary = prepare.build(source, RolesSpec(), work / "index", engine=by, previous=previous, progress=stop_here)
-    quarantined = read_quarantine(work / "index" / "quarantine.parquet")
-    rows = [row for row in quarantined if not files or folder.parent / row.path in files]
+    only = {path.relative_to(folder.parent).as_posix() for path in files}
+    summary = prepare.build(
+        source, RolesSpec(), work / "index", engine=by, previous=previous, only=only, progress=stop_here
+    )
+    rows = read_quarantine(work / "index" / "quarantine.parquet")
     for row in rows:
         tell(f"left out: {row.path}: {row.reason} ({row.detail})")
     if names == "stem" and (shared := sum(row.reason == "duplicate-name" for row in rows)):
@@ -284,8 +286,11 @@ def _class_file(work: Path, options: TeacherOptions) -> Path:
     return path
 
 
-def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> tuple[tuple[str, ...] | None, int]:
-    """Names of the images to label (None: all), and the number of changed images, which are left out and told."""
+def _unchanged(work: Path, tell: Tell, *, some: bool) -> tuple[tuple[str, ...] | None, int]:
+    """Names of the images to label (None: all), and the number of changed images, which are left out and told.
+
+    `some`: the index has only the images that are asked for, so that others are not gone.
+    """
     index = Index.load(work / "index" / f"{_ROOT}.parquet")
     changed, gone = _changes(work, {s.name: s.image_sha256 for s in index.samples})
     for name in changed:
@@ -293,14 +298,13 @@ def _unchanged(work: Path, folder: Path, files: frozenset[Path], tell: Tell) -> 
             f"left out: {name}: has changed since it was labelled; the store keeps the old label (give the new picture "
             "a new name, or label into a new store)"
         )
-    if gone:
+    if gone and not some:
         tell(
             f"of the store's images {len(gone)} are gone from the folder or cannot be used any more, {gone[0]} first: "
             "their labels stay (to be without them, label into a new store)"
         )
-    asked = [s.name for s in index.samples if not files or folder.parent / s.image in files]
-    wanted = tuple(name for name in asked if name not in set(changed))
-    return (wanted if changed or files else None), len(changed)
+    wanted = tuple(s.name for s in index.samples if s.name not in set(changed))
+    return (wanted if changed or some else None), len(changed)
 
 
 def check_target(out: Path, work: Path) -> None:

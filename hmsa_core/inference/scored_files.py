@@ -203,7 +203,7 @@ def _other_size(
     if (height, width) == (image.height, image.width):
         return ""
     told = f"{file.label} is {width}x{height}, {file.image} is {image.width}x{image.height}"
-    if not _alike(width, height, image.width, image.height):
+    if not alike(width, height, image.width, image.height):
         raise InputError(f"{told}: they do not show the same", hint="give each label its own image's proportions")
     return told
 
@@ -240,7 +240,7 @@ def _refuse_train_ids(files: Sequence[LabelledFile], classes: ClassTable) -> Non
     )
 
 
-def _alike(width: int, height: int, image_width: int, image_height: int) -> bool:
+def alike(width: int, height: int, image_width: int, image_height: int) -> bool:
     """Whether two sizes show the same, one of them resized and rounded."""
     expected = image_width * height / image_height
     return abs(width - expected) <= 1 + image_width / image_height + _SHAPE_ERROR * expected

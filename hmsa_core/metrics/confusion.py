@@ -137,11 +137,12 @@ def finite(value: float | np.floating[Any]) -> float | None:
 def by_category(counts: Counts, classes: ClassTable) -> dict[str, float | None]:
     """IoU of groups of classes from counts (C, C) or (C, C + 1), rows = truth; None = in neither.
 
-    A car taken for a bus is right for "vehicle". Groups are the benchmark's seven for Cityscapes, else the table's own.
+    A car taken for a bus is right for "vehicle". Groups are the benchmark's seven for Cityscapes, else the table's own;
+    "other" says that a class has none.
     """
     groups = cityscapes_categories() if classes.classes == cityscapes().classes else classes.groups
     result = {}
-    for name in dict.fromkeys(groups):
+    for name in dict.fromkeys(group for group in groups if group != "other"):
         inside = np.array([group == name for group in groups])
         columns = np.append(inside, np.zeros(counts.shape[1] - counts.shape[0], bool))
         hits = counts[np.ix_(inside, columns)].sum()

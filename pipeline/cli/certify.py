@@ -83,7 +83,7 @@ def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
 
 def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
     from hmsa_core.runtime.progress import Progress
-    from pipeline.certify import TrueLabels, answer_all
+    from pipeline.certify import CertificateFile, TrueLabels, answer_all
 
     labels = TrueLabels(args.answers, view, args.ids)
     certificate = _begin(view, args)
@@ -93,7 +93,7 @@ def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certific
         sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
     with Progress(args.budget, what="certify", unit="draws") as progress:
         answer_all(certificate, view, labels, lambda draws: progress.update(draws - progress.done))
-    certificate.save(out)
+    CertificateFile(view, out).replace(certificate)
     return certificate
 
 

@@ -20,7 +20,7 @@ from hmsa_core.inference.teachers.scores import check_files, read_scores
 from hmsa_core.inference.teachers.sources import Source, only_checkpoint, parse
 from hmsa_core.io.errors import ConfigError
 from hmsa_core.runtime.ranks import JobContext
-from hmsa_core.taxonomy import ClassTable
+from hmsa_core.taxonomy import IGNORE, ClassTable
 
 
 class Teacher(ABC):
@@ -50,13 +50,14 @@ class Teacher(ABC):
         """
 
     def label(self, name: str, image: UInt8) -> Labelled:
-        """Most probable class, uint8 HxW (the lower one wins a tie), and its probability, float32 HxW."""
+        """Most probable class, uint8 HxW (255: none; the lower wins a tie), and its probability, float32 HxW."""
         return self.begin(name, image)()
 
     def begin(self, name: str, image: UInt8) -> Callable[[], Labelled]:
         """Begin `label`; the function that is returned waits for a GPU, so that the next image can begin before."""
         found = self.predict(name, image)
-        label = found.argmax(0).astype(np.uint8), np.minimum(found.max(0), 1)
+        best = found.max(0)
+        label = np.where(best > 0, found.argmax(0), IGNORE).astype(np.uint8), np.minimum(best, 1)
         return lambda: label
 
     def forced(self, _image: UInt8) -> int | None:

@@ -67,10 +67,10 @@ def compare(curves: Curves, histogram: Counts, policy: ThresholdPolicy, limit: f
     """
     prior, posterior = reweight(curves.joint, histogram)
     base = curves.joint.sum(axis=(1, 2)) / max(1, curves.joint.sum())
-    target = float(policy.evidence.get("target", 0.0))
     every_code = curves.counts["total"] + curves.counts["void"]  # unlabelled images have their void pixels too
     result = []
-    for i, code in enumerate(policy.codes().tolist()):
+    for i, (code, entry) in enumerate(zip(policy.codes().tolist(), policy.entries, strict=True)):
+        target = float(entry.evidence.get("target", policy.evidence.get("target")) or 0.0)
         kept = histogram[i, code:]
         total, right = (int(curves.counts[name][:, i, code:].sum()) for name in ("total", "correct"))
         adjusted = float((kept * posterior[i, i, code:]).sum() / kept.sum()) if kept.sum() else None
