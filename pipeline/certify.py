@@ -66,9 +66,8 @@ class TrueLabels:
         self.folder, self._view = folder, view
         self.files = _files_of(folder, view.names)
         if not self.files:
-            raise InputError(
-                f"{folder}: no label map of any image of {view.path}", hint=f"the first would be {view.names[0]}.png"
-            )
+            hint = f"the first would be {view.names[0]}.png" if view.names else "the store has no image"
+            raise InputError(f"{folder}: no label map of any image of {view.path}", hint=hint)
         self.note = ""
         if ids == "auto":
             ids, self.note = self._guessed()
@@ -180,11 +179,16 @@ def _taken_over(policy: ThresholdPolicy, class_id: int) -> ClassPolicy:
 # -- the file that several people answer ------------------------------------------------------------------
 
 
+def _answers(certificate: Certificate) -> int:
+    return sum(draw["answer"] is not None for draw in certificate.draws)
+
+
 class CertificateFile:
     """The certificate beside a store, with the answers of all servers: begins it, records answers, draws on."""
 
     def __init__(self, view: StoreView, path: str | os.PathLike[str] | None = None) -> None:
         self.path = certificate_path(view.path.resolve()) if path is None else Path(path)
+        self.aside: Path | None = None  # where answers of another plan were put
         self._view = view
         self._lock = threading.Lock()
         self._seen: tuple[tuple[int, int], Certificate] | None = None
@@ -210,18 +214,19 @@ class CertificateFile:
         return None, "void: the store has changed since it was certified"
 
     def start(self, certificate: Certificate) -> Certificate:
-        """Keep a new certificate with its first draws; one with the same plan goes on, another one is put aside."""
+        """Keep a new certificate with its first draws; the answers of the same plan, also put aside ones, go on."""
         with self._alone():
             kept = Certificate.load(self.path) if self.path.is_file() else None
-            if kept is not None and kept.plan_digest == certificate.plan_digest:
-                certificate = kept
-            else:
+            if kept is None or kept.plan_digest != certificate.plan_digest:
                 self._put_aside(kept)
-            self._keep(certificate)
-            return certificate
+                earlier = [Certificate.load(file) for file in self.path.parent.glob(f"{self.path.stem}-*.json")]
+                same = [one for one in earlier if one.plan_digest == certificate.plan_digest]
+                kept = max(same, key=_answers, default=certificate)
+            self._keep(kept)
+            return kept
 
     def replace(self, certificate: Certificate) -> None:
-        """Keep a certificate that is answered already; another one is put aside."""
+        """Keep a certificate that label maps have answered; another one is put aside."""
         with self._alone():
             kept = Certificate.load(self.path) if self.path.is_file() else None
             if kept is None or kept.digest != certificate.digest:
@@ -230,8 +235,9 @@ class CertificateFile:
 
     def _put_aside(self, kept: Certificate | None) -> None:
         """Save answers under their digest: an attempt that failed must stay visible."""
-        if kept is not None and any(draw["answer"] for draw in kept.draws):
-            kept.save(self.path.with_name(f"{self.path.stem}-{kept.digest[:16]}.json"))
+        if kept is not None and _answers(kept):
+            self.aside = self.path.with_name(f"{self.path.stem}-{kept.digest[:16]}.json")
+            kept.save(self.aside)
 
     def answer(self, plan: str, number: int, answer: str) -> Certificate:
         """Record an answer, draw on where few draws are left, and rewrite the file.
@@ -251,7 +257,7 @@ class CertificateFile:
     def _keep(self, certificate: Certificate) -> None:
         """Draw on where few draws wait, and write; what could not be written does not count."""
         self._seen = None
-        waiting = sum(draw["answer"] is None for draw in certificate.draws)
+        waiting = len(certificate.draws) - _answers(certificate)
         while waiting < _WAITING // 2 and (added := certificate.plan_draws(self._view)):
             waiting += len(added)
         certificate.save(self.path)

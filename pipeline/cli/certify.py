@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hmsa_core.labels.thresholds.certificate import Certificate
+    from pipeline.certify import CertificateFile
     from pipeline.inspector.view import StoreView
 
 _JSON = ("certified", "threshold", "code", "draws", "right", "unsure", "precision", "lower", "coverage")
@@ -45,30 +46,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, answer where there are true labels, report."""
+    from hmsa_core.io.errors import ConfigError
     from hmsa_core.labels.store.format import refuse_in_store
     from hmsa_core.labels.thresholds.certificate import certificate_path
-    from pipeline.certify import CertificateFile
+    from pipeline.certify import CertificateFile, certified_policy
+    from pipeline.inspector.precision import calibration_policy, load_policy
     from pipeline.inspector.view import StoreView
 
     view = StoreView(args.store)
-    out = args.out if args.out is not None else certificate_path(view.path.resolve())
+    of_page = certificate_path(view.path.resolve())
+    file = CertificateFile(view, args.out if args.out is not None else of_page)
     for path in (args.out, args.save_policy):
         if path is not None:
             refuse_in_store(path)
-    if args.answers is not None:
-        found = _by_labels(view, args, out)
-    else:  # the page goes on with it; it is begun here where there is none of this plan
-        found = CertificateFile(view, out).start(_begin(view, args))
+    known = args.policy if args.policy is not None else calibration_policy(view.path)[0]
+    if known is not None and args.save_policy is not None and args.save_policy.resolve() == known.resolve():
+        raise ConfigError(
+            f"--save-policy {args.save_policy}: the certificate starts from this policy", hint="give another file"
+        )
+    # Without label maps the page goes on with it; it is begun here where there is none of this plan.
+    found = _by_labels(view, args, file) if args.answers is not None else file.start(_begin(view, args))
+    if file.aside is not None:
+        sys.stderr.write(f"note: the answers of another certificate are kept in {file.aside}\n")
     if args.save_policy is not None:
-        _save_policy(found, view, args)
+        measured = None if known is None else load_policy(known, view)
+        certified_policy(found, view, measured).save(args.save_policy)
     results = found.results()
     if args.json:
         rows = {name: {key: row[key] for key in _JSON} for name, row in results.items()}
         sys.stdout.write(json.dumps({"classes": rows}, indent=1) + "\n")
     else:
-        _print(found, results, out)
+        _print(found, results, file.path)
         if args.answers is None:
-            _print_wanted(results, args.store, is_raw=view.kind == "raw")
+            on_page = view.kind == "raw" and file.path == of_page  # the page's audit is for raw stores
+            _print_wanted(results, args.store, on_page=on_page)
         for row in found.expected_wrong(view, limit=3):
             sys.stdout.write(f"about {row['wrong_pixels']:,} wrong kept pixels: {row['class']} in {row['image']}\n")
     return 0
@@ -81,9 +92,9 @@ def _begin(view: StoreView, args: argparse.Namespace) -> Certificate:
     return begin(view, who=args.who or (str(args.answers) if args.answers is not None else ""), **asked)
 
 
-def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certificate:
+def _by_labels(view: StoreView, args: argparse.Namespace, file: CertificateFile) -> Certificate:
     from hmsa_core.runtime.progress import Progress
-    from pipeline.certify import CertificateFile, TrueLabels, answer_all
+    from pipeline.certify import TrueLabels, answer_all
 
     labels = TrueLabels(args.answers, view, args.ids)
     certificate = _begin(view, args)
@@ -93,16 +104,8 @@ def _by_labels(view: StoreView, args: argparse.Namespace, out: Path) -> Certific
         sys.stderr.write(f'note: {lacking} of {len(view.names)} images have no label map: "can\'t tell", as wrong\n')
     with Progress(args.budget, what="certify", unit="draws") as progress:
         answer_all(certificate, view, labels, lambda draws: progress.update(draws - progress.done))
-    CertificateFile(view, out).replace(certificate)
+    file.replace(certificate)
     return certificate
-
-
-def _save_policy(found: Certificate, view: StoreView, args: argparse.Namespace) -> None:
-    from pipeline.certify import certified_policy
-    from pipeline.inspector.precision import calibration_policy, load_policy
-
-    known = args.policy if args.policy is not None else calibration_policy(view.path)[0]
-    certified_policy(found, view, None if known is None else load_policy(known, view)).save(args.save_policy)
 
 
 def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) -> None:
@@ -123,11 +126,11 @@ def _print(found: Certificate, results: dict[str, dict[str, Any]], out: Path) ->
     write(f"\n{out}\n")
 
 
-def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, is_raw: bool) -> None:
+def _print_wanted(results: dict[str, dict[str, Any]], store: Path, *, on_page: bool) -> None:
     """How many more answers are wanted, where, and what they bring."""
     for name, row in results.items():
         if row["more_draws"] is not None:
             what = "for a lower threshold" if row["certified"] else "until it is certified"
             sys.stdout.write(f"{name}: about {row['more_draws']} more answers {what}, {row['more_pixels']:,} pixels\n")
-    if is_raw:  # the page's audit is for raw stores
+    if on_page:
         sys.stdout.write(f"answer them on the page: autolabel serve {store}, then key u\n")

@@ -166,7 +166,7 @@ def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(
     atomic.write_json(ws.path("models/current.json"), {"teacher": "stage:teacher-train"})
     sha = weights_of(checkpoint(ws.path("models/teacher")))
 
-    def told(low: float = 0.009, teacher: str = sha) -> bool:
+    def told(low: float | None = 0.009, teacher: str = sha) -> bool:
         gain = {"control - teacher": {"value": 0.019, "low": low, "high": 0.028}}
         models = {"teacher": {"weights_sha256": teacher}}
         atomic.write_json(ws.path("evaluation/metrics.json"), {"differences": gain, "models": models})
@@ -174,6 +174,7 @@ def test_a_teacher_that_its_control_leaves_behind_is_to_be_trained_longer_first(
 
     assert told()
     assert not told(low=-0.001), "no difference is shown"
+    assert not told(low=None), "one block of report images gives no interval"
     assert not told(teacher="0" * 64), "another teacher was judged"
     set_params(ws.root, {"auto_infer.teacher": "models/other"})
     assert not told(), "another teacher labels"

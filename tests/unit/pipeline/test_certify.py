@@ -179,6 +179,59 @@ def test_certified_cuts_become_a_policy_and_training_labels_name_the_certificate
     assert "certificate" not in read_manifest(tmp_path / "other")["policy"]
 
 
+def test_only_classes_of_this_certificate_are_certified_and_the_others_keep_their_own_target(
+    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, high = tmp_path / "low.json", tmp_path / "high.json"
+    assert by_labels(own, made, "--target", 0.6, "--save-policy", low) == 0
+    assert by_labels(own, made, "--target", 0.97, "--policy", low, "--save-policy", high) == 0
+    first, second = ThresholdPolicy.load(low), ThresholdPolicy.load(high)
+    passed = {entry.name for entry in second.entries if entry.status == "certified"}
+    others = [entry for entry, was in zip(second.entries, first.entries, strict=True) if was.status == "certified"]
+    others = [entry for entry in others if entry.name not in passed]
+    assert others, "else this says nothing"
+    assert {entry.status for entry in others} == {"estimate"}
+    assert {entry.evidence["target"] for entry in others} == {0.6}
+    assert {entry.evidence["target"] for entry in second.entries if entry.name in passed} <= {0.97}
+    assert second.evidence["target"] == 0.97, "what the page and the table of shift compare with"
+    capsys.readouterr()
+    assert by_labels(own, made, "--policy", low, "--save-policy", low) == 2
+    assert "the certificate starts from this policy" in capsys.readouterr().err
+    assert ThresholdPolicy.load(low).evidence == first.evidence
+
+
+def test_answers_of_people_are_put_aside_and_go_on_when_their_plan_comes_back(
+    own: Scenes, made: tuple[Scenes, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ("--target", 0.9, "--budget", 500, "--classes", *CLASSES)
+    file = certificate_path(own.store)
+    assert certify(own.store, *plan) == 0
+    kept = CertificateFile(StoreView(own.store))
+    for number in range(6):
+        kept.answer(Certificate.load(file).plan_digest, number, "right")
+    capsys.readouterr()
+    assert certify(own.store, "--target", 0.8) == 0
+    assert "note: the answers of another certificate are kept in " in capsys.readouterr().err
+    assert certify(own.store, *plan) == 0
+    assert [draw["answer"] for draw in Certificate.load(file).draws[:6]] == ["right"] * 6
+    assert by_labels(own, made) == 0, "the same plan, answered by label maps"
+    aside = Path(capsys.readouterr().err.split("are kept in ")[1].strip())
+    assert [draw["answer"] for draw in Certificate.load(aside).draws[:7]] == ["right"] * 6 + [None]
+
+
+def test_label_maps_of_other_proportions_answer_nothing(
+    own: Scenes, made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "turned").mkdir()
+    for name, truth in made[0].truth.items():
+        cv2.imwrite(str(tmp_path / "turned" / f"{name}.png"), np.rot90(truth))
+    assert certify(own.store, "--answers", tmp_path / "turned", "--ids", "train", "--target", 0.9) == 3
+    said = capsys.readouterr().err
+    assert "is 128x256, the labels of " in said
+    assert "are 256x128: they do not show the same" in said
+    assert not certificate_path(own.store).exists()
+
+
 def test_a_finished_store_is_certified_as_it_is(
     made: tuple[Scenes, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

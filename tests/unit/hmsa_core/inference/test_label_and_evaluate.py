@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,15 @@ def test_of_a_list_only_those_images_are_labelled_and_others_can_follow(own: Pat
     files = [own / "images/a/two.png", own / "images/b/three.png"]
     assert sorted(label(files, own / "model", tmp_path / "store", **SETTING).names()) == ["three", "two"]
     assert len(label([*files, own / "images/a/one.png"], own / "model", tmp_path / "store", **SETTING).names()) == 3
+
+
+def test_an_image_of_a_list_is_labelled_though_its_copy_beside_it_is_not_asked_for(own: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, source in (("a", "a/two"), ("b", "a/two"), ("c", "b/three")):
+        shutil.copy(own / f"images/{source}.png", images / f"{name}.png")
+    asked = [images / "b.png", images / "c.png"]
+    assert sorted(label(asked, own / "model", tmp_path / "store", **SETTING).names()) == ["b", "c"]
 
 
 @pytest.mark.parametrize(

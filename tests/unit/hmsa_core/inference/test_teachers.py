@@ -183,6 +183,16 @@ def test_scores_of_another_resolution_are_enlarged_to_the_image(tmp_path: Path) 
         np.testing.assert_allclose(teacher.predict(name, noise_image(0, 40, 60)), expected, atol=bound)
 
 
+def test_a_pixel_that_no_class_is_probable_for_is_ignored(tmp_path: Path) -> None:
+    scores = some_scores(0, 8, 12)
+    scores[:, :4] = 0
+    np.save(tmp_path / "a.npy", scores)
+    label, confidence = opened(f"scores:{tmp_path}").label("a", noise_image(0, 8, 12))
+    assert (label[:4] == 255).all()
+    assert not confidence[:4].any()
+    assert (label[4:] == scores[:, 4:].argmax(0)).all()
+
+
 def test_an_ensemble_is_the_mean_of_its_members_probabilities(data: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", some_scores(1, 40, 56))
     members = [str(data / "model"), f"hf:{data / 'segformer'}", f"scores:{tmp_path}"]

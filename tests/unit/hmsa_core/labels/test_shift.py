@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,17 @@ def test_images_like_the_calibration_images_are_covered(curves: Curves) -> None:
     assert {row["status"] for row in kept} <= {"covered"}
     for row in kept:
         assert row["adjusted"] == pytest.approx(row["precision"], abs=0.03)
+
+
+def test_a_class_is_held_to_the_target_that_its_cut_was_chosen_for(curves: Curves) -> None:
+    """A certificate has a target for its classes; the others keep the one of the policy that they are from."""
+    cut, unlabelled = from_threshold(0.5, CLASSES), _histogram(world(30, 2, seed=4))
+    row = compare(curves, unlabelled, cut, 0.25)[1]
+    assert row["status"] == "covered"
+    above = dataclasses.replace(cut, evidence={"target": row["adjusted"] + 0.01})
+    assert compare(curves, unlabelled, above, 0.25)[1]["status"] == "below target"
+    own = tuple(dataclasses.replace(e, evidence={"target": row["adjusted"] - 0.01}) for e in above.entries)
+    assert compare(curves, unlabelled, dataclasses.replace(above, entries=own), 0.25)[1]["status"] == "covered"
 
 
 def test_a_class_with_other_confidences_is_not_covered_by_evidence(curves: Curves) -> None:

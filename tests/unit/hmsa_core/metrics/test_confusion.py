@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from hmsa_core.io.errors import InputError
 from hmsa_core.metrics import ConfusionMatrix, by_category, confusion_counts, iou_of, mean_iou_of
-from hmsa_core.taxonomy import cityscapes, cityscapes_categories
+from hmsa_core.taxonomy import cityscapes, cityscapes_categories, from_file
 
 # Confusion and IoU that the released code gives for a 7-class case with ignored pixels, one class that is in
 # neither map (2) and one that is only predicted (4): the project's reference numbers, rebuilt from the counts.
@@ -176,6 +177,14 @@ def test_the_official_cityscapes_scripts_give_the_same_iou_on_50_pairs(tmp_path)
         absent += check_against_official([pair], tmp_path, table)
     assert absent > 20, "absent classes must occur"
     check_against_official(pairs, tmp_path, table)
+
+
+def test_classes_without_a_group_are_no_category_together(tmp_path):
+    rows = [{"id": i, "name": f"kind {i}", "colour": [i, 0, 0]} for i in range(3)]
+    (tmp_path / "classes.json").write_text(json.dumps({"dataset": "woods", "classes": rows, "ignore_id": 255}))
+    table = from_file(tmp_path / "classes.json")
+    assert set(table.groups) == {"other"}
+    assert by_category(np.roll(np.eye(3, dtype=np.int64), 1, axis=0), table) == {}, "not one pixel is right"
 
 
 def check_against_official(pairs, folder, table):
