@@ -17,6 +17,7 @@ import hmac
 import ipaddress
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -284,6 +285,8 @@ class _Server(uvicorn.Server):
 
 def serve(session: Session, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
+    # Uvicorn raises the signal again after its shutdown; without a handler the files and programs below would stay.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     guard, weights, workers = make_guard(options), None, min(4, os.cpu_count() or 1)
     with ExitStack() as stack:
         if options.checkpoint is not None:

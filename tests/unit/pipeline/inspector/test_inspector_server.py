@@ -16,10 +16,12 @@ from tests.support.label_scenes import Scenes
 
 
 @pytest.fixture(scope="module")
-def port(scenes: Scenes) -> Iterator[int]:
-    """Port of a running `autolabel serve`."""
+def port(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of a running `autolabel serve`; when SIGTERM ends it, no file of its weights stays."""
+    own = tmp_path_factory.mktemp("own")
     command = [sys.executable, "-m", "pipeline.cli.main", "serve", str(scenes.store), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command += ["--checkpoint", str(scenes.store)]  # opened when weights are asked for
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(own)}) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
@@ -27,7 +29,8 @@ def port(scenes: Scenes) -> Iterator[int]:
             yield int(line.rsplit(":", 1)[1].strip("/\n"))
         finally:
             server.send_signal(signal.SIGTERM)
-            assert server.wait(10) in (0, -signal.SIGTERM)
+            assert server.wait(10) == 128 + signal.SIGTERM
+            assert list(own.iterdir()) == []
 
 
 def raw(port: int, request: str) -> str:
