@@ -79,7 +79,7 @@ test-fast: setup  ## in-process tests, < 3 minutes
 	$(PY) -m pytest -n 2 -m "not ($(SLOW) or $(LONG))"
 
 test test-slow: export AUTOLABEL_CLEAN_TREE := 1
-test: setup  ## all that CI runs, <= 25 minutes
+test: setup  ## the tests that CI runs, <= 25 minutes
 	$(PY) -m pytest $(WHOLE) --durations=25
 
 test-slow: setup  ## the big counts
@@ -112,7 +112,7 @@ ablation-labels: setup  ## attention and auto-labels; coarse as drawn, auto, aut
 ablation-threshold: setup  ## 0, 0.5, ... 0.98 and the measured policy (one seed)
 	$(PY) -m research.ablate threshold --prepare --workspace $(WORKSPACE) $(ABLATE)
 
-camvid-table: setup  ## CamVid: control, coarse, auto, merged; both variants of the splits, and a teacher of twice the length (CAMVID=folder)
+camvid-table: setup  ## CamVid: control, coarse, auto, merged; both variants of the splits, and a teacher of 1280 epochs (CAMVID=folder)
 	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid --variant default --data $(abspath $(CAMVID)) $(ABLATE)
 	$(PY) -m research.ablate camvid-table --prepare --workspace workspaces/camvid-1280 --variant default --teacher-epochs 1280 \
 	  --data $(abspath $(CAMVID)) $(ABLATE)

@@ -6,7 +6,7 @@ python -m research.ablate losses --dry-run                (what is missing, and 
 python -m research.ablate scales --freeze 100,101,102 --variants 7 --note "how the recipe was chosen"
 python -m research.ablate camvid-table --prepare --workspace workspaces/camvid --variant default
 
-Tables: scales, labels, reasons, threshold, merging, losses, camvid-table, pays. A row and seed that are in
+Tables: scales, attention, labels, reasons, threshold, merging, losses, camvid-table, pays. A row and seed that are in
 research/tables/NAME.parquet are not run again without --again; what was killed goes on.
 """
 

@@ -46,7 +46,7 @@ class SourceSpec(Section):
         "target", pattern=r"^[a-z][a-z0-9_-]*$", description="of the root, in indexes"
     )
     splits: Annotated[Names | None, OnlyFor("cityscapes", "mapillary", "folder")] = Field(
-        None, description="null = all that are there"
+        None, description="null = all that are there (kind folder: the files lie in images/ itself)"
     )
     variant: Annotated[str | None, OnlyFor("mapillary", "camvid")] = Field(
         None, description="mapillary: v1.2 or v2.0 (null = v1.2 where both are there); camvid: default or drive_shift"
@@ -84,7 +84,7 @@ class SourceSpec(Section):
         0.05, description="share of refused images that stops the stage (ten never do; 0 = any does)"
     )
     max_bad_images: Annotated[Count, OnlyFor("folder")] = Field(
-        10, description="so few never do, unless `max_bad` is 0"
+        10, description="so few never do, unless `max_bad` is 0 or none is left"
     )
     near_duplicate_bits: int = Field(
         4, ge=0, le=16, description="bits of 64; perceptual hashes this close are reported as near duplicates"

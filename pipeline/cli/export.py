@@ -9,8 +9,9 @@ autolabel export labels/raw task/ --format cvat --policy F --queue 50  the image
 Formats cvat, label-studio, coco-panoptic, huggingface and fiftyone write the photographs, too; corrections come back
 with `autolabel import RETURNED STORE --corrections-of OUT`.
 
-What formats lose: `released` holds floor(255 p) of the code's lower edge, three values above 0.99. It has no 255
-label: ignored pixels get the ignored id and probability 0. The others hold no confidence.
+What formats lose: `released` and `released-flat` hold floor(255 p) of the code's lower edge, three values above 0.99.
+They have no 255 label: ignored pixels get the ignored id and probability 0. `fiftyone` holds the same bytes of
+confidence, `huggingface` the codes. The others hold no confidence.
 """
 
 from __future__ import annotations
